@@ -1,0 +1,148 @@
+"""What a network is made of: validated sizes and kinds, no tensors. Read from train.yaml by `checkpoint`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["relu", "swish", "gelu", "tanh", "hardtanh", "selu"]
+NormKind = Literal["layer_norm", "rms_norm", "batch_norm"]
+SubsamplingKind = Literal["conv2d", "conv2d6", "conv2d8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A normalisation over the last axis. `rms_norm` multiplies by 1 + weight, as WeNet's does."""
+
+    kind: NormKind = "layer_norm"
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Multi-head attention; fewer key/value heads than heads make it grouped (one: multi-query)."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    query_bias: bool = True
+    """Bias of the query and of the output projection."""
+    key_bias: bool = True
+    value_bias: bool = True
+    relative: bool = False
+    """WeNet's rel_selfattn: a learned position term added to the scores."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.head_dim < 1 or self.num_kv_heads < 1:
+            raise ValueError(f"attention sizes must be at least 1, got {self}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """A position-wise feed-forward layer, a gated one, or a mixture of experts."""
+
+    kind: Literal["dense", "gated", "moe"] = "dense"
+    hidden: int
+    activation: Activation
+    bias: bool = True
+    num_experts: int = 0
+    num_experts_per_token: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
+        if self.kind == "moe" and not 1 <= self.num_experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token must be between 1 and num_experts {self.num_experts}, "
+                f"got {self.num_experts_per_token}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """The convolution module of a conformer block."""
+
+    kernel: int
+    causal: bool
+    channels: int
+    """Channels of the depthwise convolution: conv_inner_factor * dim / 2."""
+    bias: bool
+    norm: Norm
+    activation: Activation
+
+    def __post_init__(self) -> None:
+        if self.kernel < 1:
+            raise ValueError(f"kernel must be at least 1, got {self.kernel}")
+        if not self.causal and self.kernel % 2 == 0:
+            raise ValueError(f"a convolution that is not causal needs an odd kernel, got {self.kernel}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A conformer or transformer encoder."""
+
+    kind: Literal["conformer", "transformer"]
+    input_size: int
+    """Mel bins of a feature frame."""
+    dim: int
+    num_blocks: int
+    subsampling: SubsamplingKind
+    absolute_positions: bool
+    """abs_pos: positions are added to the input; otherwise only `Attention.relative` sees them."""
+    attention: Attention
+    feed_forward: FeedForward
+    macaron: bool
+    convolution: Convolution | None
+    norm: Norm
+    pre_norm: bool
+    final_norm: bool
+    static_chunk_size: int
+    """Chunk size that the encoder was trained for, 0 if any or none."""
+    dynamic_chunk: bool
+    normalized_input: bool
+    """Whether mean and variance normalisation of the features is part of the network."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether this encoder was trained for chunks and sees no frame of the future beyond them."""
+        causal = self.convolution is None or self.convolution.causal
+        return causal and (self.dynamic_chunk or self.static_chunk_size > 0)
+
+    @property
+    def subsampling_rate(self) -> int:
+        """Feature frames per encoder frame."""
+        return {"conv2d": 4, "conv2d6": 6, "conv2d8": 8}[self.subsampling]
+
+    @property
+    def right_context(self) -> int:
+        """Feature frames that an encoder frame needs after its first one."""
+        return {"conv2d": 6, "conv2d6": 10, "conv2d8": 14}[self.subsampling]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """One direction of a transformer decoder."""
+
+    vocab_size: int
+    dim: int
+    num_blocks: int
+    self_attention: Attention
+    cross_attention: Attention
+    feed_forward: FeedForward
+    norm: Norm
+    pre_norm: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The whole network: encoder, CTC head, and the decoders that the checkpoint has."""
+
+    encoder: Encoder
+    left_decoder: Decoder | None
+    right_decoder: Decoder | None
+    vocab_size: int
+    sos: int
+    eos: int
+    blank: int

@@ -1,0 +1,124 @@
+"""Names, types and axes of every graph's tensors, written here and nowhere else.
+
+Exporters derive dynamic axes from a `Graph`; sessions refuse a file that differs from it. Names follow WeNet's own
+ONNX export where the meaning is the same. Axes given as a string are symbolic: those of `Geometry` are fixed by the
+checkpoint, all others are dynamic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMAT_VERSION = 1
+METADATA_PREFIX = "u2moe."
+MOE_DOMAIN = "u2moe"
+"""Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str
+    """numpy name of the element type: "float32" or "int64"."""
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """The tensors of one graph, in order."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def file(self) -> str:
+        """File name of the graph in a bundle."""
+        return f"{self.name}.onnx"
+
+
+def _float(name: str, *axes: str) -> Tensor:
+    return Tensor(name=name, dtype="float32", axes=axes)
+
+
+def _int(name: str, *axes: str) -> Tensor:
+    return Tensor(name=name, dtype="int64", axes=axes)
+
+
+def encoder(*, streaming: bool, convolution: bool) -> Graph:
+    """Encoder: features and caches to encoder output and new caches.
+
+    Inputs:
+        chunk: log-mel features, not normalised [batch, frames, mel].
+        chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
+        offset: encoder frames that each stream has already produced, its position [batch]. Cached frames whose
+            position would be negative do not exist: streams at different positions share a batch by padding their
+            caches at the front.
+        required_cache_size: cached frames to keep for the next call, negative: all. Scalar.
+        att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
+        cnn_cache: last frames of the input of the depthwise convolution, after the gated linear unit
+            [blocks, batch, conv_dim, kernel-1]. Frames before the start are filled in by the graph.
+
+    Outputs:
+        output: [batch, time, dim]; output_lens: valid encoder frames of each row [batch]; the new caches.
+
+    A graph that cannot stream has `chunk, chunk_lens -> output, output_lens` only, one without convolution no cnn_cache.
+    """
+    features = (_float("chunk", "batch", "frames", "feature_size"), _int("chunk_lens", "batch"))
+    result = (_float("output", "batch", "time", "output_size"), _int("output_lens", "batch"))
+    if not streaming:
+        return Graph(name="encoder", inputs=features, outputs=result)
+    att_axes = ("num_blocks", "batch", "num_kv_heads")
+    cnn_axes = ("num_blocks", "batch", "conv_dim", "conv_cache")
+    inputs = (
+        *features,
+        _int("offset", "batch"),
+        _int("required_cache_size"),
+        _float("att_cache", *att_axes, "cache_time", "kv_dim"),
+    )
+    outputs = (*result, _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"))
+    if convolution:
+        inputs = (*inputs, _float("cnn_cache", *cnn_axes))
+        outputs = (*outputs, _float("r_cnn_cache", *cnn_axes))
+    return Graph(name="encoder", inputs=inputs, outputs=outputs)
+
+
+def ctc() -> Graph:
+    """CTC head: `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab]."""
+    return Graph(
+        name="ctc",
+        inputs=(_float("encoder_out", "batch", "time", "output_size"),),
+        outputs=(_float("log_probs", "batch", "time", "vocab_size"),),
+    )
+
+
+def decoder(*, bidirectional: bool) -> Graph:
+    """Attention decoder: scores of given hypotheses, for several utterances and all their hypotheses in one call.
+
+    Inputs:
+        hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].
+        hyps_lens: valid tokens of each hypothesis [batch, nbest].
+        encoder_out: [batch, time, dim]; encoder_lens: valid frames of each utterance [batch].
+
+    Outputs (log-probabilities):
+        score: of each token by the left-to-right decoder; position `hyps_lens` holds that of eos, later ones zero
+            [batch, nbest, length+1]. The sum over the last axis is the score of the hypothesis.
+        r_score: the same by the right-to-left decoder, in reading order (its eos at position `hyps_lens` too).
+        next_log_probs: distribution over what follows each hypothesis, left-to-right [batch, nbest, vocab].
+    """
+    scores = ("batch", "nbest", "length_and_eos")
+    outputs = (_float("score", *scores), _float("next_log_probs", "batch", "nbest", "vocab_size"))
+    if bidirectional:
+        outputs = (_float("score", *scores), _float("r_score", *scores), *outputs[1:])
+    return Graph(
+        name="decoder",
+        inputs=(
+            _int("hyps", "batch", "nbest", "length"),
+            _int("hyps_lens", "batch", "nbest"),
+            _float("encoder_out", "batch", "time", "output_size"),
+            _int("encoder_lens", "batch"),
+        ),
+        outputs=outputs,
+    )

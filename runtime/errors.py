@@ -1,0 +1,62 @@
+"""The error tree: every error that u2moe raises on purpose, apart from ValueError and TypeError for bad arguments.
+
+U2moeError
+├── AudioError               audio that cannot be read or used
+├── BundleError              a bundle that is incomplete, damaged, or not one
+│   └── IntegrityError       a file differs from the digest in the manifest
+├── CheckpointError          a checkpoint directory that cannot be read
+│   └── UnsupportedError     a checkpoint that is whole, but of a kind that is not supported
+├── ParityError              a graph differs from the network it was exported from
+├── ProviderError            an execution provider that is not installed, or that failed
+└── StreamError              a stream used after its end, or asked for what its bundle cannot do
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AudioError",
+    "BundleError",
+    "CheckpointError",
+    "IntegrityError",
+    "ParityError",
+    "ProviderError",
+    "StreamError",
+    "U2moeError",
+    "UnsupportedError",
+]
+
+
+class U2moeError(Exception):
+    """Base of all errors of this project."""
+
+
+class AudioError(U2moeError):
+    """Audio that cannot be read or used; names the file or the property."""
+
+
+class BundleError(U2moeError):
+    """A bundle that is incomplete, damaged, of another version, or not a bundle; names the file and the field."""
+
+
+class IntegrityError(BundleError):
+    """A file of a bundle differs from the digest in its manifest."""
+
+
+class CheckpointError(U2moeError):
+    """A checkpoint that cannot be read; names the file, the key, what was found and what was expected."""
+
+
+class UnsupportedError(CheckpointError):
+    """A checkpoint of a kind that is not supported; names the key, its value and what is supported."""
+
+
+class ParityError(U2moeError):
+    """A graph differs from torch by more than the limit; names the tensor, the largest difference and the limit."""
+
+
+class ProviderError(U2moeError):
+    """An execution provider that is not installed or failed; names those that are installed."""
+
+
+class StreamError(U2moeError):
+    """A stream was used after its end, or asked for what its bundle cannot do."""

@@ -1,0 +1,151 @@
+"""What a bundle says about itself: sizes, features, text, files. Data and validation only; `bundle` reads and writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from u2moe.runtime import contract
+
+MANIFEST_FILE = "bundle.json"
+TOKENS_FILE = "tokens.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and kinds that the runtime needs to run the graphs; axis names of `contract` are fields of it."""
+
+    streaming: bool
+    """False: the encoder was not trained for chunks or looks ahead; it transcribes whole utterances only."""
+    convolution: bool
+    decoder: Literal["bitransformer", "transformer", "none"]
+    feature_size: int
+    output_size: int
+    num_blocks: int
+    num_kv_heads: int
+    kv_dim: int
+    """Last axis of the attention cache: keys and values of one head."""
+    conv_dim: int
+    conv_cache: int
+    vocab_size: int
+    subsampling_rate: int
+    right_context: int
+    static_chunk_size: int
+    """Chunk size that the encoder was trained for; 0: any."""
+    blank: int
+    sos: int
+    eos: int
+    max_position: int = 5000
+    """Encoder frames after which a stream with bounded left context moves its positions back."""
+
+    def __post_init__(self) -> None:
+        for name in ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate", "max_position"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("blank", "sos", "eos"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
+        if self.decoder not in ("bitransformer", "transformer", "none"):
+            raise ValueError(f"decoder must be 'bitransformer', 'transformer' or 'none', got {self.decoder!r}")
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether the decoder scores right-to-left too."""
+        return self.decoder == "bitransformer"
+
+    @property
+    def window(self) -> int:
+        """Feature frames behind one encoder frame."""
+        return self.right_context + 1
+
+    def graphs(self) -> tuple[contract.Graph, ...]:
+        """The graphs that a bundle of this model holds."""
+        encoder = contract.encoder(streaming=self.streaming, convolution=self.convolution)
+        if self.decoder == "none":
+            return (encoder, contract.ctc())
+        return (encoder, contract.ctc(), contract.decoder(bidirectional=self.bidirectional))
+
+    def axis(self, name: str) -> int | None:
+        """Size of a symbolic axis of the contract; None when it is dynamic."""
+        value = getattr(self, name, None)
+        return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """The front end that the checkpoint was trained with: Kaldi log-mel filter banks of samples times 32768."""
+
+    sample_rate: int = 16000
+    num_mel_bins: int = 80
+    frame_length_ms: float = 25.0
+    frame_shift_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 1000 <= self.sample_rate <= 384_000:
+            raise ValueError(f"sample_rate must be between 1000 and 384000 Hz, got {self.sample_rate}")
+        if self.num_mel_bins < 1:
+            raise ValueError(f"num_mel_bins must be at least 1, got {self.num_mel_bins}")
+        if not 0 < self.frame_shift_ms <= self.frame_length_ms:
+            raise ValueError(
+                f"frame_shift_ms must be between 0 and frame_length_ms {self.frame_length_ms}, "
+                f"got {self.frame_shift_ms}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How token ids become text."""
+
+    tokenizer: Literal["char", "bpe"] = "char"
+    """char: symbols are joined as they are; bpe: U+2581 starts a word."""
+    unk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer not in ("char", "bpe"):
+            raise ValueError(f"tokenizer must be 'char' or 'bpe', got {self.tokenizer!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """Defaults of the second pass, from the checkpoint's training weights."""
+
+    ctc_weight: float = 0.3
+    reverse_weight: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """Size and sha256 of one file of a bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of bundle.json."""
+
+    model: ModelConfig
+    features: FeatureConfig
+    text: TextConfig
+    decoding: DecodingConfig
+    producer: str
+    """Name and version of what wrote the bundle."""
+    files: dict[str, FileDigest]
+    """Every file of the bundle but the manifest, by plain name."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """The network in words, for readers: blocks, heads, experts; not used by the runtime."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """Recipe of a quantized bundle; empty in fp32."""
+    version: int = contract.FORMAT_VERSION
+
+    def metadata(self) -> dict[str, str]:
+        """Runtime-critical values as `metadata_props` of each graph, so that a graph stands alone."""
+        result = {f"{contract.METADATA_PREFIX}version": str(self.version)}
+        for section in ("model", "features", "text", "decoding"):
+            part = getattr(self, section)
+            for item in fields(part):
+                value = getattr(part, item.name)
+                if value is not None:
+                    result[f"{contract.METADATA_PREFIX}{item.name}"] = str(value).lower() if value in (True, False) and isinstance(value, bool) else str(value)
+        return result
