@@ -1,0 +1,87 @@
+"""Feed-forward layers in plain torch: dense, gated, and the mixture of experts with its router."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Activation, FeedForward
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "swish": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "hardtanh": nn.Hardtanh,
+    "selu": nn.SELU,
+}
+
+
+class DenseFeedForward(nn.Module):
+    """W2 act(W1 x + b1) + b2, on [..., dim]."""
+
+    def __init__(self, dim: int, config: FeedForward) -> None:
+        super().__init__()
+        self.w_1 = nn.Linear(dim, config.hidden, bias=config.bias)
+        self.w_2 = nn.Linear(config.hidden, dim, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to [..., dim]."""
+        return cast(Tensor, self.w_2(self.activation(self.w_1(x))))
+
+
+class GatedFeedForward(nn.Module):
+    """W2 (act(G x) * (W1 x + b1)) + b2, on [..., dim] (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, config: FeedForward) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, config.hidden, bias=False)
+        self.w_1 = nn.Linear(dim, config.hidden, bias=config.bias)
+        self.w_2 = nn.Linear(config.hidden, dim, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to [..., dim]."""
+        return cast(Tensor, self.w_2(self.activation(self.gate(x)) * self.w_1(x)))
+
+
+class MixtureOfExperts(nn.Module):
+    """The sum of the top-k experts of each token, weighted by a softmax over the k selected router logits.
+
+    No noise, no capacity limit: every token gets its k experts (arXiv 2404.16407). Assignments are sorted by expert,
+    so that each expert sees its tokens as one matrix and no token that was not routed to it.
+    """
+
+    def __init__(self, dim: int, config: FeedForward) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, config.num_experts, bias=False)
+        self.experts = nn.ModuleList(DenseFeedForward(dim, config) for _ in range(config.num_experts))
+        self.num_experts_per_token = config.num_experts_per_token
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts [tokens, k] and their weights [tokens, k] for tokens [tokens, dim]; in float32 under autocast too."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = nn.functional.linear(tokens.float(), self.gate.weight.float())
+        values, experts = torch.topk(logits, self.num_experts_per_token)
+        return experts, torch.softmax(values, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to [..., dim]."""
+        tokens = x.reshape(-1, x.shape[-1])
+        experts, weights = self.route(tokens)
+        order = torch.argsort(experts.flatten(), stable=True)
+        counts = torch.bincount(experts.flatten(), minlength=len(self.experts)).tolist()
+        sorted_tokens = tokens[order // self.num_experts_per_token].split(counts)
+        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, sorted_tokens, strict=True)])
+        unsorted = outputs.index_select(0, torch.argsort(order))
+        weighted = unsorted.view(*experts.shape, -1) * weights.unsqueeze(-1).to(outputs.dtype)
+        return weighted.sum(dim=1).view(x.shape)
+
+
+def feed_forward(dim: int, config: FeedForward) -> nn.Module:
+    """The layer of the configured kind."""
+    kinds = {"dense": DenseFeedForward, "gated": GatedFeedForward, "moe": MixtureOfExperts}
+    return kinds[config.kind](dim, config)
