@@ -1,0 +1,404 @@
+"""The three graphs of a bundle, built node by node from the network in `model`: encoder, CTC head and decoder.
+
+Built by hand and not traced: a traced mixture of experts freezes the token counts of its example, and names, sharing
+and dynamic axes are then whatever the tracer of the day decides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+import torch
+
+from u2moe.export.builder import GraphBuilder, Operand
+from u2moe.export.layers import (
+    AttentionNodes,
+    activation,
+    feed_forward,
+    linear,
+    mask_bias,
+    normalization,
+    pointwise_convolution,
+    sinusoids,
+    vector,
+)
+from u2moe.export.model import (
+    AttentionDecoder,
+    ConformerBlock,
+    ConvolutionModule,
+    DecoderBlock,
+    SpeechEncoder,
+    SpeechModel,
+    Subsampling,
+    TransformerBlock,
+)
+from u2moe.runtime import contract
+from u2moe.runtime.manifest import ModelConfig
+
+END = 2**63 - 1
+"""The end of a slice that goes to the end."""
+
+
+def encoder_graph(encoder: SpeechEncoder, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
+    """The encoder, with caches if it can stream."""
+    graph = contract.encoder(streaming=config.streaming, convolution=config.convolution)
+    g = GraphBuilder(graph.name)
+    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
+    outputs = EncoderNodes(g, encoder, inputs).build()
+    return g.model(graph, inputs, outputs, config.axis, metadata)
+
+
+def ctc_graph(model: SpeechModel, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
+    """The CTC head."""
+    graph = contract.ctc()
+    g = GraphBuilder(graph.name)
+    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
+    with g.scope("ctc"):
+        logits = linear(g, inputs["encoder_out"], model.ctc.ctc_lo, "ctc_lo")
+        outputs = {"log_probs": g.op("LogSoftmax", logits, axis=-1)}
+    return g.model(graph, inputs, outputs, config.axis, metadata)
+
+
+def decoder_graph(model: SpeechModel, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:
+    """The attention decoder, both directions if the checkpoint has them."""
+    graph = contract.decoder(bidirectional=config.bidirectional)
+    g = GraphBuilder(graph.name)
+    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
+    outputs = DecoderNodes(g, model, inputs).build()
+    return g.model(graph, inputs, outputs, config.axis, metadata)
+
+
+class EncoderNodes:
+    """Builds the encoder. What all blocks share is computed once, at the top."""
+
+    def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value]) -> None:
+        self.g = g
+        self.encoder = encoder
+        self.config = encoder.config
+        self.inputs = inputs
+        self.next_att: list[ir.Value] = []
+        self.next_cnn: list[ir.Value] = []
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the graph has caches."""
+        return "offset" in self.inputs
+
+    def build(self) -> dict[str, ir.Value]:
+        """All nodes; returns the outputs by name."""
+        g = self.g
+        with g.scope("encoder"):
+            x = self._embed()
+            output_lens = self._output_lens()
+            self._share(x, output_lens)
+            if self.config.absolute_positions:
+                x = g.op("Add", x, g.op("Slice", self.positions, self.cache_time, [END], [1]))
+            for index, block in enumerate(self.encoder.encoders):
+                with g.scope(f"encoders.{index}"):
+                    if isinstance(block, ConformerBlock):
+                        x = self._conformer_block(x, block, index)
+                    elif isinstance(block, TransformerBlock):
+                        x = self._transformer_block(x, block, index)
+            if self.config.pre_norm and self.config.final_norm:
+                x = normalization(g, x, self.encoder.after_norm, "after_norm")
+        outputs = {"output": x, "output_lens": output_lens}
+        if self.streaming:
+            outputs["r_att_cache"] = g.op("Concat", *self.next_att, axis=0)
+        if self.next_cnn:
+            outputs["r_cnn_cache"] = g.op("Concat", *self.next_cnn, axis=0)
+        return outputs
+
+    def _embed(self) -> ir.Value:
+        """Normalised and subsampled features [batch, time, dim]."""
+        g, embed = self.g, self.encoder.embed
+        x = self.inputs["chunk"]
+        cmvn = self.encoder.global_cmvn
+        if cmvn is not None:
+            with g.scope("global_cmvn"):
+                x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
+        with g.scope("embed"):
+            x = g.op("Unsqueeze", x, [1])
+            for index, (kernel, stride) in enumerate(embed.layers):
+                layer = embed.conv[2 * index]
+                with g.scope(f"conv.{2 * index}"):
+                    weight, bias = vector(g, "weight", layer.weight), vector(g, "bias", layer.bias)
+                    x = g.op("Conv", x, weight, bias, kernel_shape=[kernel, kernel], strides=[stride, stride])
+                    x = g.op("Relu", x)
+            x = g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), [0, 0, self._flat_size(embed)])
+            x = linear(g, x, embed.out[0], "out.0") if hasattr(embed, "out") else linear(g, x, embed.linear, "linear")
+            return g.op("Mul", x, embed.scale)
+
+    def _flat_size(self, embed: Subsampling) -> int:
+        return self.config.dim * embed.output_length(self.config.input_size)
+
+    def _output_lens(self) -> ir.Value:
+        """Encoder frames of each row's valid feature frames [batch]."""
+        g, lens = self.g, self.inputs["chunk_lens"]
+        with g.scope("output_lens"):
+            for kernel, stride in self.encoder.embed.layers:
+                # (n - kernel) // stride + 1, and 0 for too few; ONNX divides towards zero
+                lens = g.op("Div", g.op("Max", g.op("Sub", lens, kernel - stride), 0), stride)
+        return lens
+
+    def _share(self, x: ir.Value, output_lens: ir.Value) -> None:
+        """Sizes, positions and masks that every block uses."""
+        g = self.g
+        with g.scope("frames"):
+            time = g.op("Shape", x, start=1, end=2)
+            offset: Operand = [0]
+            self.cache_time: Operand = [0]
+            num_keys = time
+            if self.streaming:
+                offset = self.inputs["offset"]
+                self.cache_time = g.op("Shape", self.inputs["att_cache"], start=3, end=4)
+                num_keys = g.op("Add", self.cache_time, time)
+                self._share_cache_limits(num_keys)
+            keys = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
+            first = g.op("Unsqueeze", g.op("Sub", offset, self.cache_time), [1])
+            index = g.op("Add", first, keys)
+            end = g.op("Unsqueeze", g.op("Add", offset, output_lens), [1])
+            visible = g.op("Less", index, end)
+            if self.streaming:
+                # positions before the start are padding of a cache that is not full yet
+                visible = g.op("And", visible, g.op("GreaterOrEqual", index, 0))
+            self.bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
+            self.valid: ir.Value | None = None
+            if not self.streaming:
+                self.valid = g.op("Unsqueeze", g.op("Cast", visible, to=ir.DataType.FLOAT), [2])
+        self.positions = sinusoids(g, index, self.config.dim)
+
+    def _share_cache_limits(self, num_keys: ir.Value) -> None:
+        """Which frames the next call will need, and which cached frames of the convolution exist."""
+        g = self.g
+        required = self.inputs["required_cache_size"]
+        surplus = g.op("Max", g.op("Sub", num_keys, required), 0)
+        self.next_cache_start = g.op("Where", g.op("Less", required, 0), [0], surplus)
+        convolution = self.config.convolution
+        if convolution is not None and "cnn_cache" in self.inputs:
+            past = g.constant(torch.arange(1 - convolution.kernel, 0).numpy())
+            index = g.op("Add", g.op("Unsqueeze", self.inputs["offset"], [1]), past)
+            self.cnn_exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [1])
+
+    def _branch(self, x: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
+        return normalization(self.g, x, layer, name) if self.config.pre_norm else x
+
+    def _join(self, x: ir.Value, branch: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
+        x = self.g.op("Add", x, branch)
+        return x if self.config.pre_norm else normalization(self.g, x, layer, name)
+
+    def _conformer_block(self, x: ir.Value, block: ConformerBlock, index: int) -> ir.Value:
+        kind = self.config.feed_forward.activation
+        if block.feed_forward_macaron is not None:
+            branch = self._branch(x, block.norm_ff_macaron, "norm_ff_macaron")
+            branch = feed_forward(self.g, branch, block.feed_forward_macaron, kind, "feed_forward_macaron")
+            x = self._join(x, self._scaled(branch, block.scale), block.norm_ff_macaron, "norm_ff_macaron")
+        branch = self._self_attention(self._branch(x, block.norm_mha, "norm_mha"), block, index)
+        x = self._join(x, branch, block.norm_mha, "norm_mha")
+        if block.conv_module is not None:
+            branch = self._convolution(self._branch(x, block.norm_conv, "norm_conv"), block.conv_module, index)
+            x = self._join(x, branch, block.norm_conv, "norm_conv")
+        branch = feed_forward(
+            self.g, self._branch(x, block.norm_ff, "norm_ff"), block.feed_forward, kind, "feed_forward"
+        )
+        x = self._join(x, self._scaled(branch, block.scale), block.norm_ff, "norm_ff")
+        return x if block.conv_module is None else normalization(self.g, x, block.norm_final, "norm_final")
+
+    def _scaled(self, x: ir.Value, scale: float) -> ir.Value:
+        return x if scale == 1.0 else self.g.op("Mul", x, scale)
+
+    def _transformer_block(self, x: ir.Value, block: TransformerBlock, index: int) -> ir.Value:
+        branch = self._self_attention(self._branch(x, block.norm1, "norm1"), block, index)
+        x = self._join(x, branch, block.norm1, "norm1")
+        kind = self.config.feed_forward.activation
+        branch = feed_forward(self.g, self._branch(x, block.norm2, "norm2"), block.feed_forward, kind, "feed_forward")
+        return self._join(x, branch, block.norm2, "norm2")
+
+    def _self_attention(self, x: ir.Value, block: ConformerBlock | TransformerBlock, index: int) -> ir.Value:
+        g = self.g
+        with g.scope("self_attn"):
+            nodes = AttentionNodes(g, block.self_attn)
+            query, key_value = nodes.query_key_value(x)
+            if self.streaming:
+                with g.scope("cache"):
+                    past = g.op("Gather", self.inputs["att_cache"], index, axis=0)
+                    key_value = g.op("Concat", past, key_value, axis=2)
+                    kept = g.op("Slice", key_value, self.next_cache_start, [END], [2])
+                    self.next_att.append(g.op("Unsqueeze", kept, [0]))
+            return nodes.attend(query, key_value, self.bias, self.positions)
+
+    def _convolution(self, x: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
+        g, config = self.g, module.config
+        with g.scope("conv_module"):
+            if self.valid is not None:
+                x = g.op("Mul", x, self.valid)
+            projected = pointwise_convolution(g, x, module.pointwise_conv1, "pointwise_conv1")
+            linear_half, gate = g.ops("Split", projected, [config.channels] * 2, axis=-1, num_outputs=2)
+            gated = g.op("Mul", linear_half, g.op("Sigmoid", gate))
+            y = g.op("Transpose", gated, perm=[0, 2, 1])
+            if config.causal:
+                y = self._with_history(y, module, index)
+            y = self._depthwise(y, module)
+            y = activation(g, normalization(g, y, module.norm, "norm"), config.activation)
+            # padded frames may hold anything from here on: nothing valid looks at them
+            return pointwise_convolution(g, y, module.pointwise_conv2, "pointwise_conv2")
+
+    def _with_history(self, y: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
+        """Put the kernel-1 frames before the chunk in front of it [batch, channels, time]."""
+        g, config = self.g, module.config
+        past = config.kernel - 1
+        if past == 0:
+            return y
+        start = g.weight("initial_cache", (config.channels, 1), lambda: module.initial_cache(1)[0, :, :1])
+        if self.streaming:
+            history = g.op("Gather", self.inputs["cnn_cache"], index, axis=0)
+            history = g.op("Where", self.cnn_exists, history, start)
+        else:
+            batch = g.op("Shape", y, start=0, end=1)
+            history = g.op("Expand", start, g.op("Concat", batch, [config.channels, past], axis=0))
+        y = g.op("Concat", history, y, axis=2)
+        if self.streaming:
+            self.next_cnn.append(g.op("Unsqueeze", g.op("Slice", y, [-past], [END], [2]), [0]))
+        return y
+
+    def _depthwise(self, y: ir.Value, module: ConvolutionModule) -> ir.Value:
+        """[batch, channels, time] to [batch, time, channels]. As a 2-d convolution: onnxruntime has no fast 1-d one."""
+        g, config = self.g, module.config
+        padding = 0 if config.causal else (config.kernel - 1) // 2
+        layer = module.depthwise_conv
+        with g.scope("depthwise_conv"):
+            weight = g.weight("weight", (config.channels, 1, 1, config.kernel), lambda: layer.weight.unsqueeze(2))
+            bias = None if layer.bias is None else vector(g, "bias", layer.bias)
+            y = g.op(
+                "Conv",
+                g.op("Unsqueeze", y, [2]),
+                weight,
+                *([] if bias is None else [bias]),
+                group=config.channels,
+                kernel_shape=[1, config.kernel],
+                pads=[0, padding, 0, padding],
+            )
+            return g.op("Transpose", g.op("Squeeze", y, [2]), perm=[0, 2, 1])
+
+
+class DecoderNodes:
+    """Builds both directions of the decoder over the same hypotheses."""
+
+    def __init__(self, g: GraphBuilder, model: SpeechModel, inputs: dict[str, ir.Value]) -> None:
+        self.g = g
+        self.model = model
+        self.memory = inputs["encoder_out"]
+        self.hyps = inputs["hyps"]
+        with g.scope("hypotheses"):
+            self.lens = g.op("Reshape", inputs["hyps_lens"], [-1, 1])
+            num_tokens = g.op("Shape", self.hyps, start=2, end=3)
+            self.tokens = g.op("Reshape", self.hyps, g.op("Concat", g.op("Shape", self.lens, end=1), num_tokens, axis=0))
+            length = g.op("Add", num_tokens, 1)
+            self.length = length
+            self.steps = g.op("Range", 0, g.op("Squeeze", length, [0]), 1)
+            self.scored = g.op("LessOrEqual", self.steps, self.lens)
+            queries = g.op("Unsqueeze", self.steps, [1])
+            # later tokens are padding for earlier ones, so that the lengths need no mask of their own
+            self.bias = mask_bias(g, g.op("LessOrEqual", self.steps, queries))
+        with g.scope("memory"):
+            frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", self.memory, start=1, end=2), [0]), 1)
+            valid = g.op("Less", frames, g.op("Unsqueeze", inputs["encoder_lens"], [1]))
+            self.memory_bias = mask_bias(g, g.op("Unsqueeze", valid, [1, 2]))
+
+    def build(self) -> dict[str, ir.Value]:
+        """All nodes; returns the outputs by name."""
+        g = self.g
+        with g.scope("hypotheses"):
+            targets = self._targets()
+            inside = g.op("Less", self.steps, self.lens)
+            last = g.op("Sub", self.lens, 1)
+            mirror = g.op("Where", inside, g.op("Sub", last, self.steps), self.steps)
+            reverse = g.op("GatherElements", targets, mirror, axis=1)
+        bidirectional = self.model.right_decoder is not None
+        left_log_probs = self._log_probs(self.model.left_decoder, targets, "left_decoder" if bidirectional else "")
+        outputs = {
+            "score": self._scores(left_log_probs, targets, None),
+            "next_log_probs": self._following(left_log_probs),
+        }
+        if self.model.right_decoder is not None:
+            right_log_probs = self._log_probs(self.model.right_decoder, reverse, "right_decoder")
+            outputs["r_score"] = self._scores(right_log_probs, reverse, mirror)
+        return outputs
+
+    def _targets(self) -> ir.Value:
+        """Tokens and eos [rows, length+1], with eos from the end of each hypothesis on."""
+        g, eos = self.g, self.model.config.eos
+        column = g.op("Expand", eos, g.op("Shape", self.lens))
+        extended = g.op("Concat", self.tokens, column, axis=1)
+        return g.op("Where", g.op("Less", self.steps, self.lens), extended, eos)
+
+    def _log_probs(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> ir.Value:
+        """[rows, length+1, vocab]: what follows sos and the tokens of `targets` but its last."""
+        g = self.g
+        with g.scope("decoder", *([name] if name else [])):
+            start = g.op("Expand", self.model.config.sos, g.op("Shape", self.lens))
+            tokens = g.op("Concat", start, g.op("Slice", targets, [0], [-1], [1]), axis=1)
+            x = g.op("Gather", vector(g, "embed.0.weight", decoder.embed[0].weight), tokens, axis=0)
+            x = g.op("Mul", x, math.sqrt(decoder.config.dim))
+            x = g.op("Add", x, sinusoids(g, self.steps, decoder.config.dim))
+            for index, block in enumerate(decoder.decoders):
+                with g.scope(f"decoders.{index}"):
+                    x = self._block(x, block, decoder)
+            if decoder.config.pre_norm:
+                x = normalization(g, x, decoder.after_norm, "after_norm")
+            return g.op("LogSoftmax", linear(g, x, decoder.output_layer, "output_layer"), axis=-1)
+
+    def _block(self, x: ir.Value, block: DecoderBlock, decoder: AttentionDecoder) -> ir.Value:
+        g, pre_norm = self.g, decoder.config.pre_norm
+
+        def branch(layer: torch.nn.Module, name: str) -> ir.Value:
+            return normalization(g, x, layer, name) if pre_norm else x
+
+        def join(result: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
+            y = g.op("Add", x, result)
+            return y if pre_norm else normalization(g, y, layer, name)
+
+        inner = branch(block.norm1, "norm1")
+        with g.scope("self_attn"):
+            nodes = AttentionNodes(g, block.self_attn)
+            attended = nodes.attend(*nodes.query_key_value(inner), self.bias, None)
+        x = join(attended, block.norm1, "norm1")
+        inner = branch(block.norm2, "norm2")
+        with g.scope("src_attn"):
+            attended = self._cross_attention(inner, block, decoder.config.dim)
+        x = join(attended, block.norm2, "norm2")
+        inner = branch(block.norm3, "norm3")
+        kind = decoder.config.feed_forward.activation
+        return join(feed_forward(g, inner, block.feed_forward, kind, "feed_forward"), block.norm3, "norm3")
+
+    def _cross_attention(self, x: ir.Value, block: DecoderBlock, dim: int) -> ir.Value:
+        """Attention to the encoder output, all hypotheses of an utterance as one query: its keys are computed once."""
+        g = self.g
+        nodes = AttentionNodes(g, block.src_attn)
+        batch = g.op("Shape", self.memory, start=0, end=1)
+        folded = g.op("Reshape", x, g.op("Concat", batch, [-1], [dim], axis=0))
+        context = nodes.attend(nodes.query(folded), nodes.key_value(self.memory), self.memory_bias, None)
+        return g.op("Reshape", context, g.op("Shape", x))
+
+    def _scores(self, log_probs: ir.Value, targets: ir.Value, order: ir.Value | None) -> ir.Value:
+        """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, put into `order` if one is given."""
+        g = self.g
+        with g.scope("scores"):
+            picked = g.op("GatherElements", log_probs, g.op("Unsqueeze", targets, [2]), axis=2)
+            scores = g.op("Squeeze", picked, [2])
+            scores = scores if order is None else g.op("GatherElements", scores, order, axis=1)
+            return self._per_utterance(g.op("Where", self.scored, scores, 0.0))
+
+    def _following(self, log_probs: ir.Value) -> ir.Value:
+        """The distribution after the last token of each hypothesis [batch, nbest, vocab]."""
+        g = self.g
+        with g.scope("following"):
+            index = g.op("Unsqueeze", self.lens, [2])
+            index = g.op("Expand", index, [1, 1, self.model.config.vocab_size])
+            return self._per_utterance(g.op("Squeeze", g.op("GatherElements", log_probs, index, axis=1), [1]))
+
+    def _per_utterance(self, rows: ir.Value) -> ir.Value:
+        """[rows, n] to [batch, nbest, n]."""
+        g = self.g
+        shape = g.op("Concat", g.op("Shape", self.hyps, end=2), g.op("Shape", rows, start=1), axis=0)
+        return g.op("Reshape", rows, shape)

@@ -1,0 +1,272 @@
+"""The layers of the network as ONNX nodes: one function per layer of `model` and `moe`, reading its weights."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from u2moe.export.architecture import Activation
+from u2moe.export.builder import GraphBuilder
+from u2moe.export.model import MultiHeadAttention, RMSNorm, inverse_frequencies
+from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
+from u2moe.runtime import contract
+
+MASKED = float(np.finfo(np.float32).min)
+"""Added to scores that must not count: its exponential is exactly zero, and a row of nothing else has no nan."""
+
+
+def transposed(g: GraphBuilder, name: str, weight: torch.Tensor) -> ir.Value:
+    """A torch weight [out, in] as the right operand of MatMul [in, out]."""
+    return g.weight(name, (weight.shape[1], weight.shape[0]), lambda: weight.T)
+
+
+def vector(g: GraphBuilder, name: str, weight: torch.Tensor) -> ir.Value:
+    """A weight as it is."""
+    return g.weight(name, tuple(weight.shape), lambda: weight)
+
+
+def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear, name: str) -> ir.Value:
+    """x W^T + b on the last axis."""
+    with g.scope(name):
+        y = g.op("MatMul", x, transposed(g, "weight", layer.weight))
+        return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias))
+
+
+def pointwise_convolution(g: GraphBuilder, x: ir.Value, layer: nn.Conv1d, name: str) -> ir.Value:
+    """A convolution of kernel 1 over [batch, time, channels], which is a matrix multiplication."""
+    with g.scope(name):
+        y = g.op("MatMul", x, transposed(g, "weight", layer.weight.squeeze(2)))
+        return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias))
+
+
+def activation(g: GraphBuilder, x: ir.Value, kind: Activation) -> ir.Value:
+    """The element-wise non-linearity."""
+    if kind == "swish":
+        return g.op("Mul", x, g.op("Sigmoid", x))
+    if kind == "gelu":
+        erf = g.op("Erf", g.op("Div", x, math.sqrt(2.0)))
+        return g.op("Mul", g.op("Mul", x, 0.5), g.op("Add", erf, 1.0))
+    if kind == "hardtanh":
+        return g.op("Clip", x, -1.0, 1.0)
+    return g.op({"relu": "Relu", "tanh": "Tanh", "selu": "Selu"}[kind], x)
+
+
+def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> ir.Value:
+    """Layer or RMS normalisation over the last axis; batch normalisation is a scale and shift by its statistics."""
+    with g.scope(name):
+        if isinstance(layer, RMSNorm):
+            mean_square = g.op("ReduceMean", g.op("Mul", x, x), [-1], keepdims=1)
+            x = g.op("Div", x, g.op("Sqrt", g.op("Add", mean_square, layer.eps)))
+            return g.op("Mul", x, g.weight("weight", tuple(layer.weight.shape), lambda: 1 + layer.weight))
+        if isinstance(layer, nn.BatchNorm1d):
+            variance, mean = cast(torch.Tensor, layer.running_var), cast(torch.Tensor, layer.running_mean)
+
+            def scale() -> torch.Tensor:
+                return (layer.weight.double() / (variance.double() + layer.eps).sqrt()).float()
+
+            def shift() -> torch.Tensor:
+                return (layer.bias.double() - mean.double() * scale().double()).float()
+
+            x = g.op("Mul", x, g.weight("scale", tuple(layer.weight.shape), scale))
+            return g.op("Add", x, g.weight("shift", tuple(layer.weight.shape), shift))
+        layer_norm = cast(nn.LayerNorm, layer)
+        weight, bias = vector(g, "weight", layer_norm.weight), vector(g, "bias", layer_norm.bias)
+        return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=layer_norm.eps)
+
+
+def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str) -> ir.Value:
+    """A dense, gated or mixture-of-experts layer on [..., dim]."""
+    with g.scope(name):
+        if isinstance(layer, MixtureOfExperts):
+            return mixture_of_experts(g, x, layer, kind)
+        if isinstance(layer, GatedFeedForward):
+            gate = activation(g, linear(g, x, layer.gate, "gate"), kind)
+            return linear(g, g.op("Mul", gate, linear(g, x, layer.w_1, "w_1")), layer.w_2, "w_2")
+        dense = cast(DenseFeedForward, layer)
+        return linear(g, activation(g, linear(g, x, dense.w_1, "w_1"), kind), dense.w_2, "w_2")
+
+
+def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: Activation) -> ir.Value:
+    """One call of a model-local function, so that a layer stays one recognisable node with its weights as inputs."""
+    experts = [cast(DenseFeedForward, expert) for expert in layer.experts]
+    has_bias = experts[0].w_1.bias is not None
+    top_k = layer.num_experts_per_token
+    weights = [transposed(g, "gate.weight", layer.gate.weight)]
+    names = ["x", "gate"]
+    for index, expert in enumerate(experts):
+        for part in ("w_1", "w_2"):
+            projection = getattr(expert, part)
+            names.append(f"experts.{index}.{part}.weight")
+            weights.append(transposed(g, names[-1], projection.weight))
+            if has_bias:
+                names.append(f"experts.{index}.{part}.bias")
+                weights.append(vector(g, names[-1], projection.bias))
+
+    def body(f: GraphBuilder, parameters: list[ir.Value]) -> ir.Value:
+        return sparse_dispatch(f, parameters, len(experts), top_k, kind, has_bias=has_bias)
+
+    suffix = "" if has_bias else "_no_bias"
+    function = g.function(f"MixtureOfExperts_top{top_k}of{len(experts)}_{kind}{suffix}", names, body)
+    return g.op(function, x, *weights, domain=contract.MOE_DOMAIN)
+
+
+def sparse_dispatch(
+    g: GraphBuilder, parameters: list[ir.Value], num_experts: int, top_k: int, kind: Activation, *, has_bias: bool
+) -> ir.Value:
+    """The body of the function: route, sort the assignments by expert, run each expert on its slice, put back.
+
+    The one sort makes the tokens of an expert contiguous, so that they are gathered once and scattered once, and an
+    expert without tokens works on an empty matrix.
+    """
+    x, gate, *weights = parameters
+    with g.scope("router"):
+        tokens = g.op("Reshape", x, g.op("Concat", [-1], g.op("Shape", x, start=-1), axis=0))
+        values, experts = g.ops("TopK", g.op("MatMul", tokens, gate), [top_k], axis=-1, num_outputs=2)
+        probabilities = g.op("Softmax", values, axis=-1)
+    with g.scope("dispatch"):
+        assignments = g.op("Reshape", experts, [-1])
+        num_assignments = g.op("Shape", assignments)
+        order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
+        one_hot = g.op("Equal", g.op("Unsqueeze", assignments, [0]), np.arange(num_experts)[:, np.newaxis])
+        counts = g.op("ReduceSum", g.op("Cast", one_hot, to=ir.DataType.INT64), [1], keepdims=0)
+        sorted_tokens = g.op("Gather", tokens, g.op("Div", order, top_k), axis=0)
+        parts = g.ops("Split", sorted_tokens, counts, axis=0, num_outputs=num_experts)
+    outputs = []
+    for index, part in enumerate(parts):
+        with g.scope(f"expert{index}"):
+            stride = 4 if has_bias else 2
+            own = weights[index * stride : (index + 1) * stride]
+            y = g.op("MatMul", part, own[0])
+            y = activation(g, g.op("Add", y, own[1]) if has_bias else y, kind)
+            y = g.op("MatMul", y, own[-2] if has_bias else own[-1])
+            outputs.append(g.op("Add", y, own[-1]) if has_bias else y)
+    with g.scope("combine"):
+        position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
+        merged = outputs[0] if num_experts == 1 else g.op("Concat", *outputs, axis=0)
+        chosen = g.op("Gather", merged, g.op("Reshape", position, [-1, top_k]), axis=0)
+        weighted = g.op("Mul", chosen, g.op("Unsqueeze", probabilities, [-1]))
+        return g.op("Reshape", g.op("ReduceSum", weighted, [1], keepdims=0), g.op("Shape", x))
+
+
+def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
+    """Positional encodings [..., dim] of int64 positions [...], computed in the graph: there is no largest position."""
+    with g.scope("positional_encoding"):
+        frequencies = g.constant(inverse_frequencies(dim).numpy())
+        angles = g.op("Mul", g.op("Unsqueeze", g.op("Cast", positions, to=ir.DataType.FLOAT), [-1]), frequencies)
+        sine, cosine = g.op("Unsqueeze", g.op("Sin", angles), [-1]), g.op("Unsqueeze", g.op("Cos", angles), [-1])
+        shape = g.op("Concat", g.op("Shape", positions), [dim], axis=0)
+        return g.op("Reshape", g.op("Concat", sine, cosine, axis=-1), shape)
+
+
+def mask_bias(g: GraphBuilder, visible: ir.Value) -> ir.Value:
+    """0 where true, and where false what makes a score vanish."""
+    return g.op("Where", visible, 0.0, MASKED)
+
+
+class AttentionNodes:
+    """The parts of one attention layer, which encoder and decoder combine with caches and masks of their own."""
+
+    def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
+        self.g = g
+        self.layer = layer
+        self.config = layer.config
+
+    def _fused(self, name: str, *projections: nn.Linear | None) -> tuple[ir.Value, ir.Value | None]:
+        """Weight and bias of one matrix multiplication that does all `projections`; keys and values alternate by head."""
+        head_dim = self.config.head_dim
+        query, *key_value = projections
+
+        def joined(parts: list[torch.Tensor], own: torch.Tensor | None) -> torch.Tensor:
+            # [kv_heads, key | value, ...]: what attention caches is then one block per head
+            pairs = torch.cat([part.unflatten(0, (-1, head_dim)) for part in parts], dim=1).flatten(0, 1)
+            return pairs if own is None else torch.cat((own, pairs))
+
+        layers = [cast(nn.Linear, part) for part in key_value]
+        width = sum(part.out_features for part in (*layers, *([query] if query else [])))
+        weight = self.g.weight(
+            f"{name}.weight",
+            (layers[0].in_features, width),
+            lambda: joined([part.weight for part in layers], query.weight if query else None).T,
+        )
+        biases = [part.bias for part in (*layers, *([query] if query else []))]
+        if all(bias is None for bias in biases):
+            return weight, None
+
+        def bias_of(part: nn.Linear) -> torch.Tensor:
+            return torch.zeros(part.out_features) if part.bias is None else part.bias.float()
+
+        bias = self.g.weight(
+            f"{name}.bias", (width,), lambda: joined([bias_of(part) for part in layers], bias_of(query) if query else None)
+        )
+        return weight, bias
+
+    def query_key_value(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Queries [batch, time, heads, head_dim] and keys|values [batch, kv_heads, time, 2*head_dim] of one input."""
+        g, config = self.g, self.config
+        weight, bias = self._fused("linear_qkv", self.layer.linear_q, self.layer.linear_k, self.layer.linear_v)
+        with g.scope("linear_qkv"):
+            y = g.op("MatMul", x, weight)
+            y = y if bias is None else g.op("Add", y, bias)
+            sizes = [config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim]
+            query, key_value = g.ops("Split", y, sizes, axis=-1, num_outputs=2)
+        query = g.op("Reshape", query, [0, 0, config.num_heads, config.head_dim])
+        return query, self._to_heads(key_value)
+
+    def key_value(self, memory: ir.Value) -> ir.Value:
+        """Keys|values [batch, kv_heads, time, 2*head_dim] of the encoder output, for cross-attention."""
+        weight, bias = self._fused("linear_kv", None, self.layer.linear_k, self.layer.linear_v)
+        with self.g.scope("linear_kv"):
+            y = self.g.op("MatMul", memory, weight)
+            return self._to_heads(y if bias is None else self.g.op("Add", y, bias))
+
+    def _to_heads(self, key_value: ir.Value) -> ir.Value:
+        split = self.g.op("Reshape", key_value, [0, 0, self.config.num_kv_heads, 2 * self.config.head_dim])
+        return self.g.op("Transpose", split, perm=[0, 2, 1, 3])
+
+    def query(self, x: ir.Value) -> ir.Value:
+        """Queries [batch, time, heads, head_dim], for cross-attention."""
+        y = linear(self.g, x, self.layer.linear_q, "linear_q")
+        return self.g.op("Reshape", y, [0, 0, self.config.num_heads, self.config.head_dim])
+
+    def attend(self, query: ir.Value, key_value: ir.Value, bias: ir.Value, positions: ir.Value | None) -> ir.Value:
+        """Context [batch, time, dim] of queries, keys|values, the mask bias and the sinusoids of the keys."""
+        g, config = self.g, self.config
+        repeats = config.num_heads // config.num_kv_heads
+        if repeats > 1:
+            key_value = self._repeat(key_value, repeats)
+        keys, values = g.ops("Split", key_value, [config.head_dim] * 2, axis=-1, num_outputs=2)
+        transposed_keys = g.op("Transpose", keys, perm=[0, 1, 3, 2])
+        if config.relative and positions is not None:
+            content = g.op("Add", query, vector(g, "pos_bias_u", self.layer.pos_bias_u))
+            place = g.op("Add", query, vector(g, "pos_bias_v", self.layer.pos_bias_v))
+            projected = linear(g, positions, self.layer.linear_pos, "linear_pos")
+            position_keys = g.op("Reshape", projected, [0, 0, config.num_heads, config.head_dim])
+            scores = g.op(
+                "Add",
+                g.op("MatMul", g.op("Transpose", content, perm=[0, 2, 1, 3]), transposed_keys),
+                g.op(
+                    "MatMul",
+                    g.op("Transpose", place, perm=[0, 2, 1, 3]),
+                    g.op("Transpose", position_keys, perm=[0, 2, 3, 1]),
+                ),
+            )
+        else:
+            scores = g.op("MatMul", g.op("Transpose", query, perm=[0, 2, 1, 3]), transposed_keys)
+        scores = g.op("Add", g.op("Mul", scores, 1 / math.sqrt(config.head_dim)), bias)
+        context = g.op("Transpose", g.op("MatMul", g.op("Softmax", scores, axis=-1), values), perm=[0, 2, 1, 3])
+        context = g.op("Reshape", context, [0, 0, config.num_heads * config.head_dim])
+        return linear(g, context, self.layer.linear_out, "linear_out")
+
+    def _repeat(self, key_value: ir.Value, repeats: int) -> ir.Value:
+        """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
+        g = self.g
+        shape = g.op("Shape", key_value)
+        batch, rest = g.op("Slice", shape, [0], [1]), g.op("Slice", shape, [2], [4])
+        wide = g.op("Concat", batch, [self.config.num_kv_heads, repeats], rest, axis=0)
+        expanded = g.op("Expand", g.op("Unsqueeze", key_value, [2]), wide)
+        return g.op("Reshape", expanded, g.op("Concat", batch, [self.config.num_heads], rest, axis=0))
