@@ -1,0 +1,147 @@
+"""One onnxruntime session that is known to fit its contract, run by tensor name. Stateless; any thread may use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+
+from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
+from u2moe.runtime.errors import BundleError, ProviderError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from u2moe.runtime.manifest import Manifest, ModelConfig
+
+DEFAULT_PROVIDER = "CPUExecutionProvider"
+_ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """Where and how graphs run, checked at birth.
+
+    Attributes:
+        providers: execution providers in order of preference. All must be installed and start.
+        provider_options: options of each provider, in the order of `providers`; empty: none.
+        num_threads: threads within one operator. None: 1, or what `sess_options` says. One thread is the default
+            because it makes results repeatable to the last bit and leaves the host's other cores alone.
+        sess_options: used as they are instead of our own (no spinning after a run, no memory pattern: shapes change
+            from chunk to chunk, and a pattern would be kept for each).
+    """
+
+    providers: tuple[str, ...] = (DEFAULT_PROVIDER,)
+    provider_options: tuple[Mapping[str, Any], ...] = ()
+    num_threads: int | None = None
+    sess_options: onnxruntime.SessionOptions | None = None
+
+    def __post_init__(self) -> None:
+        if not self.providers:
+            raise ValueError("providers must name at least one provider")
+        if self.provider_options and len(self.provider_options) != len(self.providers):
+            raise ValueError(
+                f"provider_options must be one for each of {len(self.providers)} providers, "
+                f"got {len(self.provider_options)}"
+            )
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
+        if self.num_threads is not None and self.sess_options is not None:
+            raise ValueError("num_threads and sess_options exclude each other: set intra_op_num_threads yourself")
+        available = onnxruntime.get_available_providers()
+        for provider in self.providers:
+            if provider not in available:
+                raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}")
+
+    def session_options(self) -> onnxruntime.SessionOptions:
+        """Options for onnxruntime."""
+        if self.sess_options is not None:
+            return self.sess_options
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.num_threads or 1
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3  # errors: they reach the caller as exceptions anyway
+        return options
+
+
+class Session:
+    """A graph file as an onnxruntime session.
+
+    Raises:
+        ProviderError: a provider did not start.
+        BundleError: onnxruntime refuses the file, or it differs from `graph` or from the manifest.
+    """
+
+    def __init__(self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings) -> None:
+        self.graph = graph
+        self._output_names = [tensor.name for tensor in graph.outputs]
+        if not file.is_file():
+            raise BundleError(f"{file}: missing")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(file),
+                sess_options=settings.session_options(),
+                providers=list(settings.providers),
+                provider_options=[dict(options) for options in settings.provider_options] or None,
+            )
+        except (RuntimeError, ValueError, *_onnxruntime_errors()) as error:
+            message = str(error).strip().splitlines()[0][:300]
+            if settings.providers != (DEFAULT_PROVIDER,):
+                raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
+            raise BundleError(f"{file}: onnxruntime refuses it: {message}") from error
+        self._session.disable_fallback()
+        active = self._session.get_providers()
+        for provider in settings.providers:
+            if provider not in active:
+                raise ProviderError(f"{file}: {provider} did not start; running would use {', '.join(active)}")
+        _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
+        _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
+        _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers at work, as onnxruntime says."""
+        return tuple(self._session.get_providers())
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name for inputs by name; both are those of the contract."""
+        return dict(zip(self._output_names, self._session.run(self._output_names, dict(feeds)), strict=True))
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of onnxruntime's C++ side, which have no public base class."""
+    state = vars(onnxruntime.capi.onnxruntime_pybind11_state)
+    return tuple(kind for kind in state.values() if isinstance(kind, type) and issubclass(kind, Exception))
+
+
+def _check_tensors(
+    file: Path, role: str, expected: Sequence[Tensor], found: Sequence[onnxruntime.NodeArg], config: ModelConfig
+) -> None:
+    """Compare names, element types, ranks and the axes that the manifest fixes."""
+    names = [node.name for node in found]
+    if names != [tensor.name for tensor in expected]:
+        raise BundleError(f"{file}: {role}s are {names}, expected {[tensor.name for tensor in expected]}")
+    for tensor, node in zip(expected, found, strict=True):
+        where = f"{file}: {role} {tensor.name}"
+        if node.type != _ELEMENT_TYPES[tensor.dtype]:
+            raise BundleError(f"{where}: type is {node.type}, expected {_ELEMENT_TYPES[tensor.dtype]}")
+        if len(node.shape) != len(tensor.axes):
+            raise BundleError(f"{where}: shape is {node.shape}, expected {len(tensor.axes)} axes {tensor.axes}")
+        for axis, size in zip(tensor.axes, node.shape, strict=True):
+            if isinstance(size, int) and size != config.axis(axis):
+                wanted = config.axis(axis)
+                raise BundleError(f"{where}: axis {axis} is {size}, expected {'any' if wanted is None else wanted}")
+
+
+def _check_metadata(file: Path, metadata: Mapping[str, str], manifest: Manifest) -> None:
+    """Compare what the graph says about itself, as far as it does: a graph of another bundle is found here."""
+    expected = manifest.metadata()
+    for key, value in metadata.items():
+        if key.startswith(METADATA_PREFIX) and key in expected and value != expected[key]:
+            raise BundleError(f"{file}: metadata {key} is {value!r:.80}, expected {expected[key]!r}")

@@ -1,0 +1,106 @@
+"""Vocabulary and the way back from token ids to text. It does not tokenize: training did that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from u2moe.runtime.manifest import TextConfig
+
+WORD_BOUNDARY = "\u2581"
+"""LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, stands for a space in character vocabularies."""
+
+_CJK_RANGES = (
+    (0x1100, 0x11FF),  # Hangul Jamo
+    (0x2E80, 0x9FFF),  # radicals, kana, bopomofo, unified ideographs
+    (0xA960, 0xA97F),  # Hangul Jamo extended A
+    (0xAC00, 0xD7FF),  # Hangul syllables
+    (0xF900, 0xFAFF),  # compatibility ideographs
+    (0xFF66, 0xFF9F),  # half-width katakana
+    (0x1B000, 0x1B2FF),  # kana supplements
+    (0x20000, 0x3FFFF),  # ideographs of the supplementary planes
+)
+
+
+def parse_tokens(content: str, *, file: str = "tokens.txt") -> list[str]:
+    """Symbols in the order of their ids, from lines of "symbol id".
+
+    A symbol may be any text that holds no line feed, a space included: the id is what follows the last blank.
+
+    Raises:
+        BundleError: a line without an id, or ids that are not 0..n-1 once each.
+    """
+    symbols: dict[int, str] = {}
+    for number, raw_line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
+        line = raw_line.removesuffix("\r")
+        if not line:
+            continue
+        cut = max(line.rfind(" "), line.rfind("\t"))
+        symbol, digits = line[:cut], line[cut + 1 :]
+        if cut < 1 or not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+            raise BundleError(f"{file}: line {number} is {line[:80]!r}, expected 'symbol id'")
+        if int(digits) in symbols:
+            raise BundleError(f"{file}: line {number}: id {int(digits)} is already that of {symbols[int(digits)]!r}")
+        symbols[int(digits)] = symbol
+    missing = next((i for i in range(len(symbols)) if i not in symbols), None)
+    if missing is not None:
+        raise BundleError(f"{file}: no symbol has id {missing}, expected ids 0 to {len(symbols) - 1}")
+    return [symbols[i] for i in range(len(symbols))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without spaces around it."""
+
+    text: str
+    begin: int
+    end: int
+
+
+class Vocabulary:
+    """Symbols by id, and how they join into text and words.
+
+    Character vocabularies (WeNet's `char`) join symbols as they are, and U+2581, which WeNet leaves in its output,
+    becomes the space it stands for. BPE vocabularies begin a word with U+2581. In both, symbols of scripts without
+    spaces (Chinese, Japanese; Korean syllables too) are words of their own.
+    """
+
+    def __init__(self, symbols: Sequence[str], config: TextConfig) -> None:
+        self.symbols = tuple(symbols)
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, without spaces at its ends."""
+        joined = "".join(self.symbols[token] for token in tokens)
+        return " ".join(joined.replace(WORD_BOUNDARY, " ").split())
+
+    def words(self, tokens: Sequence[int]) -> list[Word]:
+        """Token ids cut into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
+        words: list[Word] = []
+        text, begin, alone = "", 0, False
+        for index, token in enumerate(tokens):
+            symbol = self.symbols[token].replace(WORD_BOUNDARY, " ")
+            symbol_alone = _stands_alone(symbol.strip())
+            if symbol.startswith(" ") or symbol_alone or alone:
+                if text:
+                    words.append(Word(text=text, begin=begin, end=index))
+                text = ""
+            if not text:
+                begin = index
+            text += symbol.strip()
+            alone = symbol_alone or symbol.endswith(" ")
+        if text:
+            words.append(Word(text=text, begin=begin, end=len(tokens)))
+        return words
+
+
+def _stands_alone(symbol: str) -> bool:
+    return bool(symbol) and all(any(low <= ord(char) <= high for low, high in _CJK_RANGES) for char in symbol)

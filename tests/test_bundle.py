@@ -1,0 +1,230 @@
+import contextlib
+import dataclasses
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.errors import BundleError, IntegrityError
+from u2moe.runtime.manifest import (
+    DecodingConfig,
+    FeatureConfig,
+    Manifest,
+    ModelConfig,
+    TextConfig,
+)
+
+MODEL = ModelConfig(
+    streaming=True,
+    convolution=True,
+    decoder="bitransformer",
+    feature_size=80,
+    output_size=64,
+    num_blocks=3,
+    num_kv_heads=4,
+    kv_dim=32,
+    conv_dim=64,
+    conv_cache=7,
+    vocab_size=4,
+    subsampling_rate=4,
+    right_context=6,
+    static_chunk_size=0,
+    blank=0,
+    sos=3,
+    eos=3,
+)
+MANIFEST = Manifest(
+    model=MODEL,
+    features=FeatureConfig(),
+    text=TextConfig(),
+    decoding=DecodingConfig(),
+    producer="test",
+    files={},
+)
+CONTENT = {
+    "tokens.txt": "<blank> 0\na 1\n\u2581 2\n<sos/eos> 3\n",
+    "encoder.onnx": b"encoder",
+    "ctc.onnx": b"ctc",
+    "decoder.onnx": b"decoder",
+}
+
+
+def write(target, *, overwrite=False, manifest=MANIFEST, content=CONTENT):
+    with BundleWriter(target, overwrite=overwrite) as staging:
+        for name, data in content.items():
+            staging.add(name, data)
+        return staging.finish(manifest)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "bundle").path
+
+
+def edit(folder, change):
+    file = folder / "bundle.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_what_is_written_is_read(folder):
+    bundle = Bundle.open(folder)
+    assert bundle.path == folder
+    assert bundle.tokens == ["<blank>", "a", "\u2581", "<sos/eos>"]
+    assert dataclasses.replace(bundle.manifest, files={}) == MANIFEST
+    assert sorted(bundle.manifest.files) == sorted(CONTENT)
+    assert sorted(file.name for file in folder.iterdir()) == sorted([*CONTENT, "bundle.json"])
+
+
+def test_same_content_gives_same_bytes(tmp_path):
+    first, second = write(tmp_path / "a").path, write(tmp_path / "b").path
+    assert (first / "bundle.json").read_bytes() == (second / "bundle.json").read_bytes()
+
+
+def test_failure_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), BundleWriter(tmp_path / "out") as staging:
+        staging.add("tokens.txt", "x 0\n")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with BundleWriter(tmp_path / "out") as staging:
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_incomplete_bundle_is_not_finished(tmp_path):
+    content = {name: data for name, data in CONTENT.items() if name != "ctc.onnx"}
+    with pytest.raises(BundleError, match="'ctc.onnx' is not listed"):
+        write(tmp_path / "out", content=content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_target(tmp_path, folder):
+    with pytest.raises(BundleError, match="not empty"):
+        write(folder)
+    changed = write(folder, overwrite=True, content={**CONTENT, "ctc.onnx": b"other"})
+    assert (changed.path / "ctc.onnx").read_bytes() == b"other"
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+
+
+def test_only_a_bundle_is_overwritten(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(BundleError, match="only a bundle is overwritten"):
+        write(tmp_path, overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_failed_overwrite_keeps_the_old_bundle(folder):
+    with pytest.raises(BundleError):
+        write(folder, overwrite=True, content={"tokens.txt": "broken"})
+    assert Bundle.open(folder).manifest.producer == "test"
+
+
+def test_staged_bundle_can_be_opened_before_it_is_finished(tmp_path):
+    with BundleWriter(tmp_path / "out") as staging:
+        for name, data in CONTENT.items():
+            staging.add(name, data)
+        assert staging.seal(MANIFEST).tokens[1] == "a"
+        assert not (tmp_path / "out").exists()
+        staging.finish(MANIFEST)
+    assert Bundle.open(tmp_path / "out")
+
+
+def test_damaged_file(folder):
+    (folder / "encoder.onnx").write_bytes(b"Encoder")
+    with pytest.raises(IntegrityError, match=r"encoder\.onnx: sha256 is .* expected"):
+        Bundle.open(folder)
+    assert Bundle.open(folder, verify=False)
+    (folder / "encoder.onnx").write_bytes(b"longer than before")
+    with pytest.raises(IntegrityError, match="size is 18 bytes, expected 7"):
+        Bundle.open(folder, verify=False)
+    (folder / "encoder.onnx").unlink()
+    with pytest.raises(BundleError, match=r"encoder\.onnx: missing"):
+        Bundle.open(folder)
+
+
+def test_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match="no such folder"):
+        Bundle.open(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"bundle\.json: missing"):
+        Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "", "a\\b", "C:x", "a\x00b"])
+def test_names_that_leave_the_folder(folder, name):
+    edit(folder, lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
+    with pytest.raises(BundleError, match="plain file name"):
+        Bundle.open(folder)
+    with pytest.raises(BundleError, match="plain file name"), BundleWriter(folder.parent / "new") as staging:
+        staging.add(name, b"")
+
+
+def test_links_that_leave_the_folder(tmp_path, folder):
+    (folder / "ctc.onnx").rename(tmp_path / "ctc.onnx")
+    (folder / "ctc.onnx").symlink_to(tmp_path / "ctc.onnx")
+    with pytest.raises(BundleError, match="is a link to"):
+        Bundle.open(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_special_files(folder):
+    (folder / "ctc.onnx").unlink()
+    os.mkfifo(folder / "ctc.onnx")
+    with pytest.raises(BundleError, match="not a regular file"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="other"), "format: found 'other', expected 'u2moe-bundle'"),
+        (lambda c: c.update(version=2), "version: found 2, expected 1"),
+        (lambda c: c.update(version=True), "version: found True"),
+        (lambda c: c.pop("version"), "version: found None"),
+        (lambda c: c.update(colour="red"), "unknown field 'colour'"),
+        (lambda c: c["model"].update(colour="red"), "model: unknown field 'colour'"),
+        (lambda c: c["model"].pop("blank"), "model: field 'blank' is missing"),
+        (lambda c: c["model"].update(blank="0"), "model: blank: found '0', expected int"),
+        (lambda c: c["model"].update(blank=True), "model: blank: found True, expected int"),
+        (lambda c: c["model"].update(blank=99), "blank must be a token id below 4, got 99"),
+        (lambda c: c["model"].update(decoder="lstm"), "model: decoder: found 'lstm'"),
+        (lambda c: c.update(model=None), "model: found None, expected an object"),
+        (lambda c: c.update(files=[]), "files: found"),
+        (lambda c: c["files"]["ctc.onnx"].pop("size"), "ctc.onnx: field 'size' is missing"),
+        (lambda c: c["files"].pop("tokens.txt"), "'tokens.txt' is not listed"),
+        (lambda c: c["model"].update(vocab_size=5), "found 4 symbols, expected 5"),
+    ],
+)
+def test_manifests_that_are_refused(folder, change, message):
+    edit(folder, change)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, "null", "[]", '{"format": NaN}', '{"a": 1, "a": 2}', "\udcff"]
+)
+def test_manifests_that_are_not_json(folder, text):
+    (folder / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        Bundle.open(folder)
+
+
+@given(data=st.data())
+def test_any_change_of_the_manifest_is_a_typed_error_or_harmless(tmp_path_factory, data):
+    folder = write(tmp_path_factory.mktemp("fuzz") / "bundle").path
+    file = folder / "bundle.json"
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(content) - 1))
+        content[position] = data.draw(st.integers(0, 255))
+    file.write_bytes(bytes(content[: data.draw(st.integers(len(content) - 3, len(content)))]))
+    with contextlib.suppress(BundleError):
+        Bundle.open(folder)
