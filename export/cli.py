@@ -1,0 +1,111 @@
+"""The sub-commands export, validate and inspect: parse, one call, print. Imports torch and onnx only when one runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from u2moe.export.parity import ParityReport
+
+Subparsers = Any  # argparse has no public name for it
+
+
+def add_export(subparsers: Subparsers) -> None:
+    """`u2moe export CHECKPOINT OUT`."""
+    parser = subparsers.add_parser(
+        "export",
+        help="turn a WeNet checkpoint into a bundle of ONNX graphs, proven equal to torch",
+        description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX. Ends with a comparison "
+        "of torch and onnxruntime; a bundle that differs by more than 1e-4 is not written.",
+    )
+    parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
+    parser.add_argument("out", help="folder to write the bundle to")
+    parser.add_argument("--weights", metavar="FILE", help="file of the weights in the directory (default: final.pt)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    parser.set_defaults(run=run_export)
+
+
+def add_validate(subparsers: Subparsers) -> None:
+    """`u2moe validate BUNDLE`."""
+    parser = subparsers.add_parser(
+        "validate",
+        help="check a bundle: digests, contract, and parity with its checkpoint",
+        description="Check every file of a bundle against its manifest and every graph against its contract; "
+        "with --checkpoint compare the graphs with torch too.",
+    )
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory the bundle was exported from")
+    parser.add_argument("--weights", metavar="FILE", help="file of the weights in the directory (default: final.pt)")
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    parser.set_defaults(run=run_validate)
+
+
+def add_inspect(subparsers: Subparsers) -> None:
+    """`u2moe inspect BUNDLE`."""
+    parser = subparsers.add_parser("inspect", help="show what is in a bundle: sizes, parameters, experts, tensors")
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="default: txt")
+    parser.set_defaults(run=run_inspect)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Export and print what was compared."""
+    from u2moe.export.exporter import export_bundle
+
+    bundle, report = export_bundle(
+        args.checkpoint, args.out, weights=args.weights, overwrite=args.overwrite, progress=_printer(args.quiet)
+    )
+    _print_report(report, quiet=args.quiet)
+    size = sum(file.size for file in bundle.manifest.files.values())
+    print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def run_validate(args: argparse.Namespace) -> int:
+    """Validate and print what was checked."""
+    from u2moe.runtime.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    bundle.load()
+    print(f"{bundle.path}: {len(bundle.manifest.files)} files match their sha256, all graphs match their contract")
+    if args.checkpoint is not None:
+        from u2moe.export.exporter import validate_bundle
+
+        report = validate_bundle(
+            args.bundle, args.checkpoint, weights=args.weights, progress=_printer(args.quiet)
+        )
+        _print_report(report, quiet=args.quiet)
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Inspect and print."""
+    from u2moe.export.inspection import describe, inspect_bundle
+
+    content = inspect_bundle(args.bundle)
+    print(describe(content, as_json=args.format == "json"))
+    return 0
+
+
+def _printer(quiet: bool) -> Any:
+    return (lambda _: None) if quiet else (lambda line: print(f"- {line}", file=sys.stderr))
+
+
+def _print_report(report: ParityReport, *, quiet: bool) -> None:
+    if not quiet:
+        width = max(len(item.case) for item in report.comparisons)
+        for item in report.comparisons:
+            print(f"{item.case:{width}}  {item.tensor:14} {item.difference:9.2e} of {item.limit:.1e}")
+    for layer, counts in () if quiet else report.tokens_per_expert.items():
+        print(f"{layer}: tokens per expert {counts}")
+    worst = report.worst
+    print(
+        f"torch and onnxruntime agree in {len(report.comparisons)} comparisons of "
+        f"{sum(item.num_values for item in report.comparisons):,} values; closest to its limit: "
+        f"{worst.tensor} in {worst.case}, {worst.difference:.2e} of {worst.limit:.1e}"
+    )
+    if report.num_redrawn:
+        print(f"{report.num_redrawn} inputs met a near tie in a router and were replaced by others")

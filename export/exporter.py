@@ -1,0 +1,122 @@
+"""From a checkpoint directory to a proven bundle: read, build the graphs, compare with torch, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from u2moe.export.architecture import Architecture
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
+from u2moe.export.model import SpeechModel
+from u2moe.export.parity import Parity, ParityReport
+from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.manifest import TOKENS_FILE, Manifest
+
+EXTERNAL_DATA_LIMIT = 1_500_000_000
+"""Bytes of weights from which they are saved beside the graph: protobuf cannot hold 2 GiB."""
+
+
+def export_bundle(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Bundle, ParityReport]:
+    """Export the WeNet checkpoint in directory `checkpoint` to a bundle in folder `out`.
+
+    Args:
+        checkpoint: directory with train.yaml, units.txt and the weights.
+        out: folder to write; nothing is left there when anything fails.
+        weights: file name of the weights in the directory, final.pt by default.
+        overwrite: replace a bundle that is already there.
+        progress: called with a line for each step.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or UnsupportedError: is of a kind that is not supported.
+        ParityError: a graph differs from torch.
+        BundleError: `out` cannot be written.
+    """
+    with BundleWriter(out, overwrite=overwrite) as staging:
+        progress(f"reading {checkpoint}")
+        opened = Checkpoint.open(checkpoint, weights)
+        network = opened.network()
+        manifest = bundle_manifest(opened)
+        for model in build_graphs(network, manifest):
+            progress(f"writing {model.graph.name}.onnx")
+            save_graph(model, staging.path)
+        staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(opened.tokens)))
+        staging.seal(manifest)
+        report = Parity(network, staging.path, manifest).run(progress)
+        return staging.finish(manifest), report
+
+
+def validate_bundle(
+    bundle: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Compare an existing fp32 bundle with the checkpoint it was exported from.
+
+    Raises:
+        BundleError: a damaged bundle, or one of another checkpoint or precision.
+        CheckpointError: a checkpoint that cannot be read.
+        ParityError: a graph differs from torch.
+    """
+    opened = Bundle.open(bundle)
+    source = Checkpoint.open(checkpoint, weights)
+    if opened.manifest.quantization:
+        raise BundleError(f"{opened.path}: is quantized; parity with torch is defined for fp32 bundles")
+    expected = bundle_manifest(source)
+    for section in ("model", "features", "text"):
+        found, wanted = getattr(opened.manifest, section), getattr(expected, section)
+        if found != wanted:
+            raise BundleError(f"{opened.path}: {section} is {found}, but the checkpoint gives {wanted}")
+    if opened.tokens != source.tokens:
+        raise BundleError(f"{opened.path / TOKENS_FILE}: differs from the vocabulary of {source.path}")
+    return Parity(source.network(), opened.path, opened.manifest).run(progress)
+
+
+def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
+    """What the bundle of this checkpoint says about itself, files aside."""
+    return Manifest(
+        model=checkpoint.model_config(),
+        features=checkpoint.features,
+        text=checkpoint.text,
+        decoding=checkpoint.decoding,
+        producer=f"u2moe {version('u2moe')}",
+        files={},
+        architecture=_plain(checkpoint.architecture),
+    )
+
+
+def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:
+    """The graphs of a bundle, one after the other; their weights are read when they are saved."""
+    metadata = manifest.metadata()
+    yield encoder_graph(network.encoder, manifest.model, metadata)
+    yield ctc_graph(network, manifest.model, metadata)
+    if manifest.model.decoder != "none":
+        yield decoder_graph(network, manifest.model, metadata)
+
+
+def save_graph(model: ir.Model, folder: Path) -> None:
+    """Write `<name>.onnx`, with its weights in `<name>.onnx.data` if they are too large for one file."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    file = folder / f"{model.graph.name}.onnx"
+    ir.save(model, file, external_data=f"{file.name}.data" if size > EXTERNAL_DATA_LIMIT else None)
+
+
+def _plain(architecture: Architecture) -> dict[str, Any]:
+    """The architecture as what JSON can hold."""
+    return dataclasses.asdict(architecture)

@@ -1,0 +1,112 @@
+"""What is in a bundle, for people and scripts: sizes, parameters by group, experts, tensors, metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import onnx_ir as ir
+
+from u2moe.runtime import contract
+from u2moe.runtime.bundle import Bundle
+
+GROUPS = (
+    (".experts.", "experts"),
+    (".gate.", "routers and gates"),
+    (".self_attn.", "self-attention"),
+    (".src_attn.", "cross-attention"),
+    (".conv_module.", "convolution modules"),
+    (".feed_forward", "dense feed-forward"),
+    ("encoder.embed.", "subsampling"),
+    (".embed.", "token embeddings"),
+    (".output_layer.", "output layers"),
+    ("ctc.", "output layers"),
+    ("norm", "normalization"),
+    ("encoder.global_cmvn.", "feature normalization"),
+)
+"""The group of a weight is that of the first part of a name it contains."""
+
+
+def parameter_group(name: str) -> str:
+    """The group that the weight `name` belongs to."""
+    return next((group for part, group in GROUPS if part in name), "other")
+
+
+def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a bundle as plain data.
+
+    Raises:
+        BundleError: not a bundle, or a damaged one.
+    """
+    bundle = Bundle.open(path)
+    graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
+    groups: Counter[str] = Counter()
+    for graph in graphs:
+        groups.update(graph["parameters"])
+    return {
+        "path": str(bundle.path),
+        "manifest": dataclasses.asdict(bundle.manifest),
+        "parameters": dict(groups.most_common()),
+        "num_parameters": groups.total(),
+        "graphs": graphs,
+    }
+
+
+def _graph(model: ir.Model) -> dict[str, Any]:
+    parameters: Counter[str] = Counter()
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and not name.startswith("const_"):
+            parameters[parameter_group(name)] += value.const_value.size
+    layers = [node for node in model.graph if node.domain == contract.MOE_DOMAIN]
+    return {
+        "name": model.graph.name,
+        "opset": model.opset_imports[""],
+        "ir_version": model.ir_version,
+        "num_nodes": len(list(model.graph)),
+        "inputs": [_tensor(value) for value in model.graph.inputs],
+        "outputs": [_tensor(value) for value in model.graph.outputs],
+        "parameters": dict(parameters),
+        "moe_layers": [{"node": node.name, "function": node.op_type} for node in layers],
+        "metadata": dict(model.metadata_props),
+    }
+
+
+def _tensor(value: ir.Value) -> dict[str, Any]:
+    axes = [axis if isinstance(axis, int) else str(axis.value) for axis in value.shape or ()]
+    return {"name": value.name, "dtype": str(value.dtype), "shape": axes}
+
+
+def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
+    """`inspect_bundle`'s result as text."""
+    if as_json:
+        return json.dumps(content, indent=1)
+    manifest = content["manifest"]
+    model = manifest["model"]
+    streaming = "streaming and full context" if model["streaming"] else "full context only"
+    lines = [
+        f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
+        f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}, "
+        f"one frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}; "
+        f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
+        f"parameters: {content['num_parameters']:,}",
+    ]
+    lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
+    lines.append("files:")
+    lines += [
+        f"  {name:22} {file['size']:14,} bytes  sha256 {file['sha256'][:16]}…" for name, file in manifest["files"].items()
+    ]
+    for graph in content["graphs"]:
+        moe = Counter(layer["function"] for layer in graph["moe_layers"])
+        experts = "; ".join(f"{count} x {function}" for function, count in moe.items()) or "none"
+        lines.append(
+            f"{graph['name']}: opset {graph['opset']}, IR {graph['ir_version']}, {graph['num_nodes']} nodes, "
+            f"mixture-of-experts layers: {experts}"
+        )
+        lines += [f"  in  {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["inputs"]]
+        lines += [f"  out {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["outputs"]]
+    lines.append("metadata:")
+    lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
+    return "\n".join(lines)

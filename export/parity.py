@@ -1,0 +1,361 @@
+"""Torch against onnxruntime for every graph of a bundle: chunk by chunk, batch by batch, expert by expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.model import BlockCache, SpeechModel
+from u2moe.export.moe import MixtureOfExperts
+from u2moe.runtime import contract
+from u2moe.runtime.encoder import Caches, Encoder
+from u2moe.runtime.errors import ParityError
+from u2moe.runtime.manifest import Manifest
+from u2moe.runtime.session import Session, SessionSettings
+
+Array = npt.NDArray[Any]
+Pairs = dict[str, list[tuple[Array, Array]]]
+"""Of each tensor, what torch and what onnxruntime computed."""
+
+LIMIT = 1e-4
+"""Largest difference of log-probabilities, and of other tensors relative to their largest value if that is above 1:
+two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24 blocks."""
+NEAR_TIE = 1e-4
+"""A router whose k-th and next logit are closer than this may choose differently in two correct programs, and then all
+that follows differs. An input that meets such a tie and exceeds the limit proves nothing; another one is drawn."""
+MAX_DRAWS = 8
+CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
+"""(chunk size, left chunks) that streams are compared with, upstream's usual ones and odd ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One tensor in one setting."""
+
+    case: str
+    tensor: str
+    difference: float
+    """Largest absolute difference."""
+    limit: float
+    num_values: int
+
+
+@dataclass(kw_only=True)
+class ParityReport:
+    """All that was compared."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    tokens_per_expert: dict[str, list[int]] = field(default_factory=dict)
+    """Tokens that each expert of each layer computed in the comparisons."""
+    num_redrawn: int = 0
+    """Inputs that were replaced because of a near tie in a router."""
+
+    @property
+    def worst(self) -> Comparison:
+        """The comparison closest to its limit."""
+        return max(self.comparisons, key=lambda item: item.difference / item.limit)
+
+
+class RouterWatch:
+    """Counts the tokens of each expert and keeps the smallest margin of any routing decision."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers = {name: part for name, part in network.named_modules() if isinstance(part, MixtureOfExperts)}
+        self.counts = {name: np.zeros(len(part.experts), np.int64) for name, part in self.layers.items()}
+        self.margin = np.inf
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Record what happens inside."""
+        with ExitStack() as stack:
+            for name, layer in self.layers.items():
+                handle = layer.register_forward_pre_hook(self._hook(name))
+                stack.callback(handle.remove)
+            yield
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not isinstance(layer, MixtureOfExperts):
+                raise TypeError(f"{name}: expected MixtureOfExperts, got {type(layer).__name__}")
+            tokens = inputs[0].reshape(-1, inputs[0].shape[-1])
+            logits = layer.gate(tokens).sort(dim=-1, descending=True)
+            k = layer.num_experts_per_token
+            chosen = logits.indices[:, :k].flatten()
+            self.counts[name] += torch.bincount(chosen, minlength=len(layer.experts)).numpy()
+            if k < len(layer.experts) and len(tokens):
+                self.margin = min(self.margin, float((logits.values[:, k - 1] - logits.values[:, k]).min()))
+
+        return record
+
+
+class Parity:
+    """Compares one network with the graphs in one folder."""
+
+    def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0) -> None:
+        self.network = network
+        self.config = manifest.model
+        self.folder = folder
+        settings = SessionSettings(num_threads=torch.get_num_threads())
+        self.sessions = {
+            graph.name: Session(folder / graph.file, graph, manifest, settings) for graph in manifest.model.graphs()
+        }
+        self.encoder = Encoder(self.sessions["encoder"], manifest.model)
+        self.saved = {graph.name: ir.load(folder / graph.file) for graph in manifest.model.graphs()}
+        self.random = np.random.default_rng(seed)
+        self.report = ParityReport()
+        self.watch = RouterWatch(network)
+
+    @torch.inference_mode()
+    def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
+        """Compare everything.
+
+        Raises:
+            ParityError: a difference beyond its limit; names case, tensor, difference and limit.
+        """
+        config = self.config
+        for frames in (config.window, config.window + 1, 150, 700):
+            self._case(f"full context, {frames} frames", lambda frames=frames: self._full_context(frames), progress)
+        self._case("padded batch, full context", self._padded_batch, progress)
+        if config.streaming:
+            for chunk_size, left in CHUNKS:
+                frames = 1600 if (chunk_size, left) == (16, 4) else 12 * chunk_size * config.subsampling_rate + 5
+                frames = min(max(frames, 120), 1600)
+                case = f"stream of {frames} frames, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
+                self._case(case, lambda c=chunk_size, n=left, f=frames: self._stream(c, n, f), progress)
+            self._case("batch of streams at different positions", self._stream_batch, progress)
+        if config.decoder != "none":
+            self._case("decoder, two utterances", self._decoder, progress)
+        for name, layer in self.watch.layers.items():
+            self._case(f"experts of {name}", lambda n=name, m=layer: self._experts(n, m), progress)
+        self.report.tokens_per_expert = {name: counts.tolist() for name, counts in self.watch.counts.items()}
+        return self.report
+
+    def _case(self, case: str, compare: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
+        """Run one case, with other inputs if a near tie decided it."""
+        progress(case)
+        for _ in range(MAX_DRAWS):
+            self.watch.margin = np.inf
+            with self.watch.watching():
+                pairs = compare()
+            comparisons = [_compare(case, tensor, parts) for tensor, parts in pairs.items()]
+            worst = max(comparisons, key=lambda item: item.difference / item.limit)
+            if worst.difference <= worst.limit:
+                self.report.comparisons += comparisons
+                return
+            if not self.watch.margin < NEAR_TIE:
+                break
+            self.report.num_redrawn += 1
+        raise ParityError(
+            f"{self.folder}: {worst.case}: {worst.tensor}: largest difference {worst.difference:.3g} "
+            f"between torch and onnxruntime, limit {worst.limit:.3g}"
+        )
+
+    def _features(self, *shape: int) -> Array:
+        """Seeded features [*shape, mel] with the statistics of the training data, smooth in time as speech is."""
+        noise = self.random.standard_normal((*shape, self.config.feature_size))
+        smooth = noise.copy()
+        smooth[..., 1:, :] = 0.6 * noise[..., 1:, :] + 0.8 * noise[..., :-1, :]
+        cmvn = self.network.encoder.global_cmvn
+        if cmvn is not None:
+            smooth = smooth / cmvn.istd.numpy() + cmvn.mean.numpy()
+        return smooth.astype(np.float32)
+
+    def _log_probs(self, encoder_out: Array) -> Array:
+        return self.sessions["ctc"].run({"encoder_out": encoder_out})["log_probs"]
+
+    def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
+        """Encoder outputs [1, time, dim] of torch and onnxruntime, and the log-probabilities that follow from them."""
+        log_probs = [(self.network.ctc(torch.from_numpy(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs]
+        return {"output": pairs, "log_probs": log_probs}
+
+    def _full_context(self, frames: int) -> Pairs:
+        features = self._features(1, frames)
+        return self._encoded([(self._torch_full(features), self._whole(features))])
+
+    def _torch_full(self, features: Array) -> Array:
+        lengths = torch.full((len(features),), features.shape[1])
+        return self.network.encoder(torch.from_numpy(features), lengths)[0].numpy()
+
+    def _whole(self, features: Array) -> Array:
+        """What the runtime does for a whole utterance: one call, or static chunks."""
+        static = self.config.static_chunk_size
+        if static and self.config.streaming:
+            return self.encoder.chunked(features[0], static, -1)[np.newaxis]
+        return self.encoder.whole(features[0])[np.newaxis]
+
+    def _padded_batch(self) -> Pairs:
+        lengths = [230, 131, self.config.window]
+        features = self._features(3, max(lengths))
+        if self.config.static_chunk_size and self.config.streaming:
+            return self._encoded([(self._torch_full(features[:1]), self._whole(features[:1]))])
+        feeds = {"chunk": features, "chunk_lens": np.array(lengths)}
+        if self.config.streaming:
+            start = self.encoder.start(3)
+            output, caches = self.encoder.step(
+                features, start, required_cache_size=0, chunk_lens=np.array(lengths)
+            )
+            times = caches.offset
+        else:
+            result = self.sessions["encoder"].run(feeds)
+            output, times = result["output"], result["output_lens"]
+        pairs = []
+        for row, (length, time) in enumerate(zip(lengths, times.tolist(), strict=True)):
+            expected = self._torch_full(features[row : row + 1, :length])
+            if expected.shape[1] != time:
+                raise ParityError(f"padded batch: output_lens is {time}, expected {expected.shape[1]}")
+            pairs.append((expected, output[row : row + 1, :time]))
+        return self._encoded(pairs)
+
+    def _windows(self, features: Array, chunk_size: int) -> list[Array]:
+        rate, window = self.config.subsampling_rate, self.config.window
+        length, stride = (chunk_size - 1) * rate + window, chunk_size * rate
+        return [features[:, start : start + length] for start in range(0, features.shape[1] - window + 1, stride)]
+
+    def _stream(self, chunk_size: int, left: int, frames: int) -> Pairs:
+        """Each side carries its own caches from chunk to chunk; outputs and caches are compared after each."""
+        required = chunk_size * left if left >= 0 else -1
+        caches, torch_caches = self.encoder.start(), None
+        outputs, att, cnn = [], [], []
+        for window in self._windows(self._features(1, frames), chunk_size):
+            offset = int(caches.offset[0])
+            expected, torch_caches = self.network.encoder.forward_chunk(
+                torch.from_numpy(window), offset, torch_caches, required
+            )
+            output, caches = self.encoder.step(window, caches, required_cache_size=required)
+            outputs.append((expected.numpy(), output))
+            att.append((_stacked(torch_caches, "att"), caches.att))
+            if caches.cnn is not None:
+                cnn.append((_stacked(torch_caches, "cnn"), caches.cnn))
+        result = {**self._encoded(outputs), "r_att_cache": att}
+        return {**result, "r_cnn_cache": cnn} if cnn else result
+
+    def _stream_batch(self) -> Pairs:
+        """Streams that have heard 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
+        chunk_size, left = 8, 3
+        required = chunk_size * left
+        past = (0, 1, 3, 7)
+        windows = [self._windows(self._features(1, 700), chunk_size)[: count + 1] for count in past]
+        windows[1][-1] = windows[1][-1][:, : self.config.window + self.config.subsampling_rate]
+        expected, states = [], []
+        for parts in windows:
+            state, torch_state, offset = self.encoder.start(), None, 0
+            for window in parts[:-1]:
+                output, torch_state = self.network.encoder.forward_chunk(
+                    torch.from_numpy(window), offset, torch_state, required
+                )
+                _, state = self.encoder.step(window, state, required_cache_size=required)
+                offset += output.shape[1]
+            output, _ = self.network.encoder.forward_chunk(torch.from_numpy(parts[-1]), offset, torch_state, required)
+            expected.append(output.numpy())
+            states.append(state)
+        lengths = np.array([parts[-1].shape[1] for parts in windows])
+        chunk = np.full((len(past), lengths.max(), self.config.feature_size), 7.0, np.float32)
+        for row, parts in enumerate(windows):
+            chunk[row, : lengths[row]] = parts[-1][0]
+        batch = Caches(
+            offset=np.concatenate([state.offset for state in states]),
+            att=np.concatenate([_padded_front(state.att, required) for state in states], axis=1),
+            cnn=None if states[0].cnn is None else np.concatenate([state.cnn for state in states], axis=1),  # type: ignore[misc]
+        )
+        output, _ = self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)
+        return self._encoded([(each, output[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
+
+    def _decoder(self) -> Pairs:
+        """Hypotheses of 0 to 24 tokens for two utterances of different length, compared with one utterance at a time."""
+        frames, num, longest = (40, 23), 6, 24
+        memory = self.random.standard_normal((2, max(frames), self.config.output_size)).astype(np.float32)
+        tokens = self.random.integers(0, self.config.vocab_size, (2, num, longest))
+        lengths = self.random.integers(1, longest, (2, num))
+        lengths[:, 0], lengths[:, 1] = 0, longest
+        result = self.sessions["decoder"].run(
+            {"hyps": tokens, "hyps_lens": lengths, "encoder_out": memory, "encoder_lens": np.array(frames)}
+        )
+        pairs: Pairs = {}
+        for row, time in enumerate(frames):
+            rows = torch.from_numpy(memory[row : row + 1, :time]).expand(num, -1, -1)
+            score, r_score, following = self.network.score(
+                torch.from_numpy(tokens[row]), torch.from_numpy(lengths[row]), rows, torch.full((num,), time)
+            )
+            named = {"score": score, "r_score": r_score, "next_log_probs": following}
+            for name, value in named.items():
+                if value is not None:
+                    pairs.setdefault(name, []).append((value.numpy(), result[name][row]))
+        return pairs
+
+    def _experts(self, name: str, layer: MixtureOfExperts) -> Pairs:
+        """The layer's own node, cut out of the saved graph, on 1, few and many tokens aimed at each expert."""
+        session = moe_session(self.saved[name.split(".", 1)[0]], name)
+        gate = layer.gate.weight.float()
+        toward = torch.linalg.pinv(gate) * (3 / gate.norm(dim=1).clamp(min=1e-3)).max()
+        spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))
+        inputs = [spread, spread[:1]]
+        for expert in range(len(gate)):
+            inputs.append(toward[:, expert] * 3 + 0.2 * spread[: 1 + expert])
+        pairs = []
+        for tokens in inputs:
+            expected = layer(tokens)
+            output = session.run(None, {"x": tokens.numpy()})[0]
+            pairs.append((expected.numpy(), output))
+        return {"moe": pairs}
+
+
+def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
+    """An onnxruntime session of one mixture-of-experts layer alone, cut out of a saved graph.
+
+    `layer` is its path in the state dict, such as encoder.encoders.0.feed_forward.
+
+    Raises:
+        ParityError: the graph has no such layer.
+    """
+    for node in model.graph:
+        if node.domain == contract.MOE_DOMAIN and (node.name or "").replace("/", ".").startswith(f"{layer}."):
+            break
+    else:
+        raise ParityError(f"graph {model.graph.name}: has no node for the layer {layer}")
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
+    y = ir.val("y", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
+    weights = [
+        ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
+        for value in node.inputs[1:]
+        if value is not None
+    ]
+    call = ir.Node(node.domain, node.op_type, [x, *weights], outputs=[y], name=node.name)
+    graph = ir.Graph([x], [y], nodes=[call], initializers=weights, opset_imports=model.graph.opset_imports, name=layer)
+    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(ir.to_proto(alone).SerializeToString(), options)
+
+
+def _compare(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
+    difference = largest = 0.0
+    for expected, found in pairs:
+        if expected.shape != found.shape:
+            raise ParityError(f"{case}: {tensor}: shape is {found.shape}, expected {expected.shape}")
+        if expected.size:
+            # nan compares as the largest of all, so that it never passes
+            difference = max(difference, float(np.nan_to_num(np.abs(expected - found), nan=np.inf).max()))
+            largest = max(largest, float(np.abs(expected).max()))
+    log_probability = tensor in ("log_probs", "score", "r_score", "next_log_probs")
+    limit = LIMIT if log_probability else LIMIT * max(1.0, largest)
+    num_values = sum(expected.size for expected, _ in pairs)
+    return Comparison(case=case, tensor=tensor, difference=difference, limit=limit, num_values=num_values)
+
+
+def _stacked(caches: list[BlockCache], name: str) -> Array:
+    return torch.stack([getattr(cache, name) for cache in caches]).numpy()
+
+
+def _padded_front(att: Array, size: int) -> Array:
+    missing = size - att.shape[3]
+    return np.pad(att, ((0, 0), (0, 0), (0, 0), (missing, 0), (0, 0)))
