@@ -16,7 +16,7 @@ from u2moe.runtime import contract
 
 OPSET = 18
 IR_VERSION = 8
-"""The first version with model-local functions; onnxruntime 1.19 is the oldest release that is tested with it."""
+"""The first version with model-local functions; onnxruntime 1.17 is the oldest release that is tested with it."""
 
 Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
 """An input of a node: a value, or a constant (integers become int64, floats float32)."""
@@ -98,14 +98,20 @@ class GraphBuilder:
             self._initializers[path] = self._tape.initializer(tensor)
         return self._initializers[path]
 
-    def function(self, name: str, inputs: Sequence[str], body: Callable[[GraphBuilder, list[ir.Value]], ir.Value]) -> str:
+    def function(
+        self, name: str, inputs: Sequence[str], body: Callable[[GraphBuilder, list[ir.Value]], ir.Value]
+    ) -> str:
         """Define a model-local function with one output, once; returns its name."""
         if name not in self.functions:
             inner = GraphBuilder(name, constants_as_nodes=True)
             parameters = [ir.Value(name=parameter) for parameter in inputs]
             output = body(inner, parameters)
             graph = ir.Graph(
-                parameters, [output], nodes=inner._tape.nodes, opset_imports={"": OPSET}, name=name  # noqa: SLF001
+                parameters,
+                [output],
+                nodes=inner._tape.nodes,
+                opset_imports={"": OPSET},
+                name=name,
             )
             self.functions[name] = ir.Function(contract.MOE_DOMAIN, name, graph=graph, attributes=[])
         return name

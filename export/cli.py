@@ -74,9 +74,7 @@ def run_validate(args: argparse.Namespace) -> int:
     if args.checkpoint is not None:
         from u2moe.export.exporter import validate_bundle
 
-        report = validate_bundle(
-            args.bundle, args.checkpoint, weights=args.weights, progress=_printer(args.quiet)
-        )
+        report = validate_bundle(args.bundle, args.checkpoint, weights=args.weights, progress=_printer(args.quiet))
         _print_report(report, quiet=args.quiet)
     return 0
 

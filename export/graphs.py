@@ -292,7 +292,9 @@ class DecoderNodes:
         with g.scope("hypotheses"):
             self.lens = g.op("Reshape", inputs["hyps_lens"], [-1, 1])
             num_tokens = g.op("Shape", self.hyps, start=2, end=3)
-            self.tokens = g.op("Reshape", self.hyps, g.op("Concat", g.op("Shape", self.lens, end=1), num_tokens, axis=0))
+            self.tokens = g.op(
+                "Reshape", self.hyps, g.op("Concat", g.op("Shape", self.lens, end=1), num_tokens, axis=0)
+            )
             length = g.op("Add", num_tokens, 1)
             self.length = length
             self.steps = g.op("Range", 0, g.op("Squeeze", length, [0]), 1)

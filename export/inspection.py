@@ -88,15 +88,16 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
     streaming = "streaming and full context" if model["streaming"] else "full context only"
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
-        f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}, "
-        f"one frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}; "
+        f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
+        f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
         f"parameters: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
     lines.append("files:")
     lines += [
-        f"  {name:22} {file['size']:14,} bytes  sha256 {file['sha256'][:16]}…" for name, file in manifest["files"].items()
+        f"  {name:22} {file['size']:14,} bytes  sha256 {file['sha256'][:16]}…"
+        for name, file in manifest["files"].items()
     ]
     for graph in content["graphs"]:
         moe = Counter(layer["function"] for layer in graph["moe_layers"])

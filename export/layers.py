@@ -31,7 +31,7 @@ def vector(g: GraphBuilder, name: str, weight: torch.Tensor) -> ir.Value:
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear, name: str) -> ir.Value:
-    """x W^T + b on the last axis."""
+    """X W^T + b on the last axis."""
     with g.scope(name):
         y = g.op("MatMul", x, transposed(g, "weight", layer.weight))
         return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias))
@@ -64,7 +64,7 @@ def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> 
             x = g.op("Div", x, g.op("Sqrt", g.op("Add", mean_square, layer.eps)))
             return g.op("Mul", x, g.weight("weight", tuple(layer.weight.shape), lambda: 1 + layer.weight))
         if isinstance(layer, nn.BatchNorm1d):
-            variance, mean = cast(torch.Tensor, layer.running_var), cast(torch.Tensor, layer.running_mean)
+            variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
 
             def scale() -> torch.Tensor:
                 return (layer.weight.double() / (variance.double() + layer.eps).sqrt()).float()
@@ -74,7 +74,7 @@ def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> 
 
             x = g.op("Mul", x, g.weight("scale", tuple(layer.weight.shape), scale))
             return g.op("Add", x, g.weight("shift", tuple(layer.weight.shape), shift))
-        layer_norm = cast(nn.LayerNorm, layer)
+        layer_norm = cast("nn.LayerNorm", layer)
         weight, bias = vector(g, "weight", layer_norm.weight), vector(g, "bias", layer_norm.bias)
         return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=layer_norm.eps)
 
@@ -87,13 +87,13 @@ def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activatio
         if isinstance(layer, GatedFeedForward):
             gate = activation(g, linear(g, x, layer.gate, "gate"), kind)
             return linear(g, g.op("Mul", gate, linear(g, x, layer.w_1, "w_1")), layer.w_2, "w_2")
-        dense = cast(DenseFeedForward, layer)
+        dense = cast("DenseFeedForward", layer)
         return linear(g, activation(g, linear(g, x, dense.w_1, "w_1"), kind), dense.w_2, "w_2")
 
 
 def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: Activation) -> ir.Value:
     """One call of a model-local function, so that a layer stays one recognisable node with its weights as inputs."""
-    experts = [cast(DenseFeedForward, expert) for expert in layer.experts]
+    experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
     has_bias = experts[0].w_1.bias is not None
     top_k = layer.num_experts_per_token
     weights = [transposed(g, "gate.weight", layer.gate.weight)]
@@ -177,7 +177,7 @@ class AttentionNodes:
         self.config = layer.config
 
     def _fused(self, name: str, *projections: nn.Linear | None) -> tuple[ir.Value, ir.Value | None]:
-        """Weight and bias of one matrix multiplication that does all `projections`; keys and values alternate by head."""
+        """Weight and bias of one matrix multiplication for all `projections`; keys and values alternate by head."""
         head_dim = self.config.head_dim
         query, *key_value = projections
 
@@ -186,7 +186,7 @@ class AttentionNodes:
             pairs = torch.cat([part.unflatten(0, (-1, head_dim)) for part in parts], dim=1).flatten(0, 1)
             return pairs if own is None else torch.cat((own, pairs))
 
-        layers = [cast(nn.Linear, part) for part in key_value]
+        layers = [cast("nn.Linear", part) for part in key_value]
         width = sum(part.out_features for part in (*layers, *([query] if query else [])))
         weight = self.g.weight(
             f"{name}.weight",
@@ -201,7 +201,9 @@ class AttentionNodes:
             return torch.zeros(part.out_features) if part.bias is None else part.bias.float()
 
         bias = self.g.weight(
-            f"{name}.bias", (width,), lambda: joined([bias_of(part) for part in layers], bias_of(query) if query else None)
+            f"{name}.bias",
+            (width,),
+            lambda: joined([bias_of(part) for part in layers], bias_of(query) if query else None),
         )
         return weight, bias
 

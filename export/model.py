@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class GlobalCMVN(nn.Module):
 class Subsampling(nn.Module):
     """Convolutions over time and mel that leave one frame of `subsampling_rate`, and a projection to `dim`."""
 
-    LAYERS = {"conv2d": ((3, 2), (3, 2)), "conv2d6": ((3, 2), (5, 3)), "conv2d8": ((3, 2), (3, 2), (3, 2))}
+    LAYERS: ClassVar = {"conv2d": ((3, 2), (3, 2)), "conv2d6": ((3, 2), (5, 3)), "conv2d8": ((3, 2), (3, 2), (3, 2))}
     """(kernel, stride) of each convolution."""
 
     def __init__(self, config: Encoder) -> None:
@@ -102,7 +102,7 @@ class Subsampling(nn.Module):
         """[batch, frames, mel] to [batch, time, dim], scaled by sqrt(dim)."""
         x = self.conv(x.unsqueeze(1)).transpose(1, 2).flatten(2)
         projection = self.out if hasattr(self, "out") else self.linear
-        return cast(Tensor, projection(x)) * self.scale
+        return cast("Tensor", projection(x)) * self.scale
 
 
 class MultiHeadAttention(nn.Module):
@@ -157,7 +157,7 @@ class MultiHeadAttention(nn.Module):
         # rows that see nothing (padding) become zero instead of nan
         weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)
         context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
-        return cast(Tensor, self.linear_out(context))
+        return cast("Tensor", self.linear_out(context))
 
 
 class ConvolutionModule(nn.Module):
@@ -198,10 +198,8 @@ class ConvolutionModule(nn.Module):
             gated = torch.cat((history.to(gated.dtype), gated), dim=2)
             cache = gated[:, :, gated.shape[2] - self.config.kernel + 1 :]
         y = self.depthwise_conv(gated)
-        if self.config.norm.kind == "batch_norm":
-            y = self.norm(y)
-        else:
-            y = self.norm(y.transpose(1, 2)).transpose(1, 2)
+        over_channels = self.config.norm.kind != "batch_norm"
+        y = self.norm(y.transpose(1, 2)).transpose(1, 2) if over_channels else self.norm(y)
         y = self.pointwise_conv2(self.activation(y)).transpose(1, 2)
         return y.masked_fill(~valid.unsqueeze(-1), 0.0), cache
 
@@ -304,7 +302,7 @@ class TransformerBlock(nn.Module):
 
 
 def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
-    """True where frame i may see frame j [time, time]: its own chunk and `num_left_chunks` before it (negative: all)."""
+    """True where frame i may see frame j [time, time]: its chunk and `num_left_chunks` before it (negative: all)."""
     chunks = torch.arange(time) // chunk_size
     distance = chunks.unsqueeze(1) - chunks.unsqueeze(0)
     visible = distance >= 0
@@ -324,15 +322,15 @@ class SpeechEncoder(nn.Module):
         self.after_norm = norm(config.dim, config.norm)
 
     def _embed(self, features: Tensor) -> Tensor:
-        return cast(Tensor, self.embed(features if self.global_cmvn is None else self.global_cmvn(features)))
+        return cast("Tensor", self.embed(features if self.global_cmvn is None else self.global_cmvn(features)))
 
     def _finish(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
+        return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
 
     def forward(
         self, features: Tensor, lengths: Tensor, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> tuple[Tensor, Tensor]:
-        """Whole utterances: [batch, frames, mel] and valid frames [batch] to [batch, time, dim] and valid times [batch].
+        """Whole utterances [batch, frames, mel], valid frames [batch], to [batch, time, dim] and valid times [batch].
 
         `chunk_size` None is full context, except that an encoder with a static chunk size always uses that.
         """
@@ -397,7 +395,7 @@ class DecoderBlock(nn.Module):
         x = x if self.pre_norm else self.norm2(x)
         branch = self.norm3(x) if self.pre_norm else x
         x = x + self.feed_forward(branch)
-        return x if self.pre_norm else cast(Tensor, self.norm3(x))
+        return x if self.pre_norm else cast("Tensor", self.norm3(x))
 
 
 class AttentionDecoder(nn.Module):
@@ -420,7 +418,7 @@ class AttentionDecoder(nn.Module):
         x = self.embed(inputs) * math.sqrt(self.config.dim) + positional_encoding(steps, self.config.dim)
         for block in self.decoders:
             x = block(x, mask.unsqueeze(1), memory, memory_mask)
-        return cast(Tensor, self.output_layer(self.after_norm(x) if self.config.pre_norm else x))
+        return cast("Tensor", self.output_layer(self.after_norm(x) if self.config.pre_norm else x))
 
 
 class BidirectionalDecoder(nn.Module):

@@ -30,7 +30,7 @@ class DenseFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to [..., dim]."""
-        return cast(Tensor, self.w_2(self.activation(self.w_1(x))))
+        return cast("Tensor", self.w_2(self.activation(self.w_1(x))))
 
 
 class GatedFeedForward(nn.Module):
@@ -45,7 +45,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to [..., dim]."""
-        return cast(Tensor, self.w_2(self.activation(self.gate(x)) * self.w_1(x)))
+        return cast("Tensor", self.w_2(self.activation(self.gate(x)) * self.w_1(x)))
 
 
 class MixtureOfExperts(nn.Module):

@@ -175,7 +175,9 @@ class Parity:
 
     def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
         """Encoder outputs [1, time, dim] of torch and onnxruntime, and the log-probabilities that follow from them."""
-        log_probs = [(self.network.ctc(torch.from_numpy(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs]
+        log_probs = [
+            (self.network.ctc(torch.from_numpy(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs
+        ]
         return {"output": pairs, "log_probs": log_probs}
 
     def _full_context(self, frames: int) -> Pairs:
@@ -201,9 +203,7 @@ class Parity:
         feeds = {"chunk": features, "chunk_lens": np.array(lengths)}
         if self.config.streaming:
             start = self.encoder.start(3)
-            output, caches = self.encoder.step(
-                features, start, required_cache_size=0, chunk_lens=np.array(lengths)
-            )
+            output, caches = self.encoder.step(features, start, required_cache_size=0, chunk_lens=np.array(lengths))
             times = caches.offset
         else:
             result = self.sessions["encoder"].run(feeds)
@@ -271,7 +271,7 @@ class Parity:
         return self._encoded([(each, output[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
-        """Hypotheses of 0 to 24 tokens for two utterances of different length, compared with one utterance at a time."""
+        """Hypotheses of 0 to 24 tokens for two utterances of different length, in torch one at a time."""
         frames, num, longest = (40, 23), 6, 24
         memory = self.random.standard_normal((2, max(frames), self.config.output_size)).astype(np.float32)
         tokens = self.random.integers(0, self.config.vocab_size, (2, num, longest))
@@ -299,8 +299,7 @@ class Parity:
         toward = torch.linalg.pinv(gate) * (3 / gate.norm(dim=1).clamp(min=1e-3)).max()
         spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))
         inputs = [spread, spread[:1]]
-        for expert in range(len(gate)):
-            inputs.append(toward[:, expert] * 3 + 0.2 * spread[: 1 + expert])
+        inputs += [toward[:, expert] * 3 + 0.2 * spread[: 1 + expert] for expert in range(len(gate))]
         pairs = []
         for tokens in inputs:
             expected = layer(tokens)

@@ -64,7 +64,8 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
     Outputs:
         output: [batch, time, dim]; output_lens: valid encoder frames of each row [batch]; the new caches.
 
-    A graph that cannot stream has `chunk, chunk_lens -> output, output_lens` only, one without convolution no cnn_cache.
+    A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`; one without causal convolution has
+    no cnn_cache.
     """
     features = (_float("chunk", "batch", "frames", "feature_size"), _int("chunk_lens", "batch"))
     result = (_float("output", "batch", "time", "output_size"), _int("output_lens", "batch"))

@@ -1,4 +1,4 @@
-"""What a bundle says about itself: sizes, features, text, files. Data and validation only; `bundle` reads and writes it."""
+"""What a bundle says about itself: sizes, features, text, files. Data and validation only, no reading or writing."""
 
 from __future__ import annotations
 
@@ -147,5 +147,6 @@ class Manifest:
             for item in fields(part):
                 value = getattr(part, item.name)
                 if value is not None:
-                    result[f"{contract.METADATA_PREFIX}{item.name}"] = str(value).lower() if value in (True, False) and isinstance(value, bool) else str(value)
+                    text = str(value).lower() if isinstance(value, bool) else str(value)
+                    result[f"{contract.METADATA_PREFIX}{item.name}"] = text
         return result

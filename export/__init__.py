@@ -1,0 +1,30 @@
+"""From a WeNet checkpoint to a bundle of ONNX graphs. The only package that imports torch, and only when it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from u2moe.export.checkpoint import Checkpoint
+    from u2moe.export.exporter import export_bundle, validate_bundle
+    from u2moe.export.inspection import inspect_bundle
+    from u2moe.export.parity import Comparison, ParityReport
+
+__all__ = ["Checkpoint", "Comparison", "ParityReport", "export_bundle", "inspect_bundle", "validate_bundle"]
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Comparison": "parity",
+    "ParityReport": "parity",
+    "export_bundle": "exporter",
+    "inspect_bundle": "inspection",
+    "validate_bundle": "exporter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # loaded on first use: the command line imports this package for its sub-commands' arguments, without torch
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

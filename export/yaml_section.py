@@ -1,0 +1,131 @@
+"""One mapping of a yaml file, read key by key with its type checked; what is not known is refused, nothing is skipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from u2moe.runtime.errors import CheckpointError, UnsupportedError
+
+Choice = TypeVar("Choice", bound=str)
+LONGEST_QUOTE = 80
+
+
+def quoted(value: object) -> str:
+    """The value as it may stand in a message: shortened."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
+class Section:
+    """A mapping named `name` of the file `file`; the empty name is the top level. An absent section reads as empty."""
+
+    def __init__(self, file: str, name: str, values: object) -> None:
+        self.file = file
+        self.name = name
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{self._place('')} must be a mapping, found {quoted(values)}")
+        self._values: dict[Any, Any] = values
+        self._known: set[str] = set()
+
+    def _place(self, key: str) -> str:
+        parts = [part for part in (self.name, key) if part]
+        return f"{self.file}: {'.'.join(parts)}" if parts else self.file
+
+    def _take(self, key: str, default: object) -> Any:
+        self._known.add(key)
+        return self._values.get(key, default)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def value(self, key: str) -> object:
+        """Whatever stands under `key`, None if nothing does."""
+        return self._take(key, None)
+
+    def wrong(self, key: str, found: object, expected: str) -> CheckpointError:
+        """The error for a value that no checkpoint can have."""
+        return CheckpointError(f"{self._place(key)} must be {expected}, found {quoted(found)}")
+
+    def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
+        """The error for a value that WeNet knows and this project does not."""
+        return UnsupportedError(f"{self._place(key)} is {quoted(found)}, which is not supported; "
+                                f"supported: {', '.join(supported)}")
+
+    def section(self, key: str) -> Section:
+        """The mapping under `key`."""
+        name = f"{self.name}.{key}" if self.name else key
+        return Section(self.file, name, self._take(key, None))
+
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
+        """A whole number of at least `minimum`; required when there is no default."""
+        value = self.optional_integer(key, default, minimum=minimum)
+        if value is None:
+            raise self.wrong(key, None, f"a whole number of at least {minimum}")
+        return value
+
+    def optional_integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int | None:
+        """A whole number of at least `minimum`, or null."""
+        value = self._take(key, default)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise self.wrong(key, value, f"a whole number of at least {minimum}")
+        return value
+
+    def number(self, key: str, default: float, *, minimum: float = -math.inf, maximum: float = math.inf) -> float:
+        """A finite number from `minimum` to `maximum`."""
+        value = self._take(key, default)
+        if isinstance(value, str):  # yaml 1.1 reads 1e-5, without a dot, as text
+            try:
+                value = float(value)
+            except ValueError:
+                raise self.wrong(key, value, "a number") from None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise self.wrong(key, value, "a number")
+        if not minimum <= value <= maximum:
+            raise self.wrong(key, value, f"a number from {minimum} to {maximum}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._take(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def text(self, key: str) -> str | None:
+        """A text, or null."""
+        value = self._take(key, None)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, value, "a text or null")
+        return value
+
+    def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
+        """One of the supported names."""
+        value = self._take(key, default)
+        for name in supported:
+            if value == name:
+                return name
+        raise self.unsupported(key, value, supported)
+
+    def fixed(self, key: str, default: object, *, when_absent: bool = True) -> None:
+        """Refuse any value but `default`; without `when_absent` the key must be there."""
+        value = self._take(key, default if when_absent else None)
+        if value != default or isinstance(value, bool) != isinstance(default, bool):
+            raise self.unsupported(key, value, (repr(default),))
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that are known to change nothing at inference."""
+        self._known.update(keys)
+
+    def finish(self) -> None:
+        """Refuse what was neither read nor knowingly ignored: it may change the network."""
+        unknown = sorted(str(key) for key in self._values if key not in self._known)
+        if unknown:
+            where = f"{self._place('')} has" if self.name else f"{self.file} has"
+            raise UnsupportedError(f"{where} unknown keys {', '.join(unknown)}, which may change the network; "
+                                   f"known: {', '.join(sorted(self._known))}")
