@@ -1,1 +1,50 @@
 """Recognise speech with a U2++ bundle: onnxruntime and numpy, neither torch nor onnx."""
+
+from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.decoding import DecodingOptions
+from u2moe.runtime.errors import (
+    AudioError,
+    BundleError,
+    CheckpointError,
+    IntegrityError,
+    ParityError,
+    ProviderError,
+    StreamError,
+    U2moeError,
+    UnsupportedError,
+)
+from u2moe.runtime.model import Model
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
+from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
+from u2moe.runtime.stream import Stream
+
+__all__ = [
+    "Alternative",
+    "AudioError",
+    "Bundle",
+    "BundleError",
+    "BundleWriter",
+    "CheckpointError",
+    "DecodingOptions",
+    "Hypothesis",
+    "IntegrityError",
+    "Model",
+    "ParityError",
+    "PrefixBeamSearch",
+    "ProviderError",
+    "Recognizer",
+    "Rescored",
+    "Result",
+    "Stream",
+    "StreamError",
+    "Transcript",
+    "U2moeError",
+    "UnsupportedError",
+    "WordResult",
+    "attention_beam_search",
+    "attention_rescoring",
+    "ctc_greedy_search",
+    "ctc_prefix_beam_search",
+]

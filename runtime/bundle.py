@@ -64,7 +64,7 @@ class Bundle:
         tokens = parse_tokens(_read_text(folder, TOKENS_FILE, _TOKENS_LIMIT), file=str(folder / TOKENS_FILE))
         if len(tokens) != manifest.model.vocab_size:
             raise BundleError(
-                f"{folder / TOKENS_FILE}: found {len(tokens)} symbols, expected {manifest.model.vocab_size} (vocab_size)"
+                f"{folder / TOKENS_FILE}: found {len(tokens)} symbols, expected vocab_size {manifest.model.vocab_size}"
             )
         return cls(folder, manifest, tokens)
 

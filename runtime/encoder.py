@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -139,11 +140,13 @@ class Windows:
 
     Windows start every `chunk_size * subsampling_rate` frames and are `(chunk_size-1) * subsampling_rate +
     right_context + 1` frames long; the last may be shorter, but less than `right_context + 1` yields nothing.
+    With `chunk_size` None there is one window: all features, once they are finished.
     """
 
-    def __init__(self, config: ModelConfig, chunk_size: int) -> None:
-        self._length = (chunk_size - 1) * config.subsampling_rate + config.window
-        self._stride = chunk_size * config.subsampling_rate
+    def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
+        num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
+        self._length = num_frames - config.subsampling_rate + config.window
+        self._stride = num_frames
         self._shortest = config.window
         self._parts: list[npt.NDArray[np.float32]] = []
         self._num_frames = 0
@@ -174,7 +177,7 @@ class Windows:
             return None
         frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
         rest = frames[self._stride :]
-        self._skip = max(self._stride - len(frames), 0)
+        self._skip = 0 if self._finished else max(self._stride - len(frames), 0)
         self._parts = [rest] if len(rest) else []
         self._num_frames = len(rest)
         return frames[: self._length]

@@ -1,0 +1,319 @@
+"""CTC searches: pure functions on log-probabilities, and the incremental prefix beam search behind one of them.
+
+The results are WeNet's (`wenet/transformer/search.py`), its quirks included: times are the peaks of the best single
+alignment (viterbi), not of the sum; the viterbi score of an alignment that ends in blank is overwritten each frame.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
+
+_NEVER = -math.inf
+
+_Times = tuple["_Times", int] | None
+"""Frames of a prefix' tokens as a chain from the last to the first: prefixes share what they have in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """What a search found.
+
+    Attributes:
+        tokens: token ids, without blank, sos and eos.
+        score: log-probability: of all alignments (prefix beam search), or of the best one (greedy search).
+        times: encoder frame of each token, where it peaks (prefix beam search) or begins (greedy search).
+    """
+
+    tokens: list[int]
+    score: float
+    times: list[int]
+
+
+def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hypothesis:
+    """Most probable token of each frame, repeats joined, blanks dropped.
+
+    Args:
+        log_probs: [time, vocab].
+        blank: id of the blank token.
+    """
+    search = GreedySearch(blank)
+    search.advance(log_probs)
+    return search.hypotheses()[0]
+
+
+def ctc_prefix_beam_search(log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0) -> list[Hypothesis]:
+    """Most probable token sequences over all their alignments, best first, at most `beam_size`.
+
+    Args:
+        log_probs: [time, vocab].
+        beam_size: prefixes kept from frame to frame, and tokens of each frame that may extend them.
+        blank: id of the blank token.
+    """
+    search = PrefixBeamSearch(beam_size, blank)
+    search.advance(log_probs)
+    return search.hypotheses()
+
+
+class GreedySearch:
+    """`ctc_greedy_search`, frame by frame: any split of the frames gives the same result."""
+
+    def __init__(self, blank: int = 0) -> None:
+        self.blank = blank
+        self.num_frames = 0
+        self._last = -1
+        self._score = 0.0
+        self._tokens: list[int] = []
+        self._times: list[int] = []
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        """Search on through log-probabilities [time, vocab]."""
+        _check(log_probs, self.blank)
+        if len(log_probs) == 0:
+            return
+        best = log_probs.argmax(axis=1)
+        starts = np.flatnonzero((best != self.blank) & (best != np.concatenate(([self._last], best[:-1]))))
+        self._tokens += best[starts].tolist()
+        self._times += (starts + self.num_frames).tolist()
+        self._last = int(best[-1])
+        for score in log_probs[np.arange(len(best)), best].tolist():  # in order: a split must not change the rounding
+            self._score += score
+        self.num_frames += len(best)
+
+    def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
+        """The one hypothesis so far."""
+        return [Hypothesis(tokens=list(self._tokens), score=self._score, times=list(self._times))][:limit]
+
+
+class _Prefix:
+    """A token sequence as a node of a tree. Equal sequences are the same node for as long as any beam needs it."""
+
+    __slots__ = ("__weakref__", "parent", "token")
+
+    def __init__(self, parent: _Prefix | None, token: int) -> None:
+        self.parent = parent
+        self.token = token
+
+    def tokens(self) -> list[int]:
+        result = []
+        node = self
+        while node.parent is not None:
+            result.append(node.token)
+            node = node.parent
+        return result[::-1]
+
+
+class _Beam:
+    """A prefix and the log-probabilities of the frames so far aligned to it.
+
+    `blank` sums the alignments that end in blank, `token` those that end in the prefix' last token; `total` is both.
+    `best_blank` and `best_token` are those of the single best alignment, `blank_times` and `token_times` its peaks.
+    """
+
+    __slots__ = ("best_blank", "best_token", "blank", "blank_times", "order", "prefix", "token", "token_times", "total")
+
+    def __init__(self, prefix: _Prefix) -> None:
+        self.prefix = prefix
+        self.blank = self.token = self.total = self.best_blank = self.best_token = _NEVER
+        self.blank_times: _Times = None
+        self.token_times: _Times = None
+        self.order = 0
+
+    @property
+    def best(self) -> float:
+        return max(self.best_token, self.best_blank)
+
+    @property
+    def times(self) -> _Times:
+        return self.blank_times if self.best_blank > self.best_token else self.token_times
+
+
+class PrefixBeamSearch:
+    """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
+
+    A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
+    prefix once they fall below the worst prefix that would be kept anyway; so a frame that blank dominates costs little
+    more than one update of each prefix. Nothing that could have been kept is left out.
+    """
+
+    def __init__(self, beam_size: int, blank: int = 0) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+        self.beam_size = beam_size
+        self.blank = blank
+        self.num_frames = 0
+        root = _Beam(_Prefix(None, -1))
+        root.blank = root.total = root.best_blank = root.best_token = 0.0
+        self._beams = [root]
+        # A prefix may leave the beam, and come back while longer prefixes live on: it must then be the same node.
+        self._prefixes: weakref.WeakValueDictionary[tuple[_Prefix, int], _Prefix] = weakref.WeakValueDictionary()
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        """Search on through log-probabilities [time, vocab]; what follows the frames before."""
+        _check(log_probs, self.blank)
+        if len(log_probs) == 0:
+            return
+        tokens, scores = _most_probable(log_probs, min(self.beam_size, log_probs.shape[1]))
+        if np.isnan(scores).any():
+            raise ValueError("log_probs hold NaN")
+        for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
+            self._advance_frame(frame_tokens, frame_scores)
+            self.num_frames += 1
+
+    def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
+        """The prefixes so far, best first; at most `limit`."""
+        return [
+            Hypothesis(tokens=beam.prefix.tokens(), score=beam.total, times=_frames(beam.times))
+            for beam in self._beams[:limit]
+        ]
+
+    def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
+        """One frame, given its most probable tokens and their log-probabilities, in descending order."""
+        beams = self._beams
+        rank_of = {token: rank for rank, token in enumerate(tokens)}
+        index_of = {beam.prefix: index for index, beam in enumerate(beams)}
+        kept: list[_Beam] = []
+        merged: set[tuple[int, int]] = set()
+        for index, beam in enumerate(beams):
+            parent = index_of.get(beam.prefix.parent) if beam.prefix.parent is not None else None
+            rank = rank_of.get(beam.prefix.token)
+            if parent is not None and rank is not None:
+                merged.add((parent, rank))
+            stayed = self._stay(index, parent, rank, rank_of.get(self.blank), scores)
+            if stayed.total > _NEVER:
+                kept.append(stayed)
+
+        # What scores below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
+        limit = min(beam.total for beam in kept) if len(kept) >= self.beam_size else _NEVER
+        candidates: list[tuple[float, int, int, int]] = []
+        width = 2 * len(beams)
+        for index, beam in enumerate(beams):
+            last = beam.prefix.token
+            for rank, token in enumerate(tokens):
+                if beam.total + scores[rank] < limit:
+                    break
+                if token == self.blank or (index, rank) in merged:
+                    continue
+                total = (beam.blank if token == last else beam.total) + scores[rank]
+                if total >= limit and total > _NEVER:
+                    candidates.append((-total, rank * width + 2 * index + 1, index, rank))
+        self._beams = self._prune(kept, candidates, tokens, scores)
+
+    def _stay(
+        self, index: int, parent: int | None, rank: int | None, blank_rank: int | None, scores: list[float]
+    ) -> _Beam:
+        """Prefix `index` after this frame.
+
+        Its alignments are those that add blank or repeat its last token, and those by which its `parent` grows into it,
+        if that is in the beam too.
+
+        `order` becomes the place at which WeNet would have met the prefix first, which decides among equal scores.
+        """
+        old = self._beams[index]
+        new = _Beam(old.prefix)
+        width = 2 * len(self._beams)
+        new.order = width * len(scores)
+        if blank_rank is not None:
+            new.blank = old.total + scores[blank_rank]
+            new.best_blank = old.best + scores[blank_rank]
+            new.blank_times = old.times
+            new.order = blank_rank * width + 2 * index
+        if rank is not None:
+            score = scores[rank]
+            repeats = old.best_token + score
+            if parent is not None and parent < index:
+                self._grow(new, self._beams[parent], score)
+                new.order = min(new.order, rank * width + 2 * parent + 1)
+            new.token = _log_add(new.token, old.token + score)
+            if new.best_token < repeats:
+                # The peak moves to this frame, unless the same token was reached from the parent in this frame before.
+                if new.best_token == _NEVER and old.token_times is not None:
+                    new.token_times = (old.token_times[0], self.num_frames)
+                new.best_token = repeats
+            if parent is not None and parent > index:
+                self._grow(new, self._beams[parent], score)
+            new.order = min(new.order, rank * width + 2 * index)
+        new.total = _log_add(new.blank, new.token)
+        return new
+
+    def _grow(self, new: _Beam, parent: _Beam, score: float) -> None:
+        """Add to `new` the alignments by which `parent` grows by one token of log-probability `score` in this frame."""
+        if parent.prefix.token == new.prefix.token:  # the same token again: only after a blank
+            total, best, times = parent.blank, parent.best_blank, parent.blank_times
+        else:
+            total, best, times = parent.total, parent.best, parent.times
+        new.token = _log_add(new.token, total + score)
+        if new.best_token < best + score:
+            new.best_token = best + score
+            new.token_times = (times, self.num_frames)
+
+    def _prune(
+        self, kept: list[_Beam], candidates: list[tuple[float, int, int, int]], tokens: list[int], scores: list[float]
+    ) -> list[_Beam]:
+        """The best `beam_size` of the prefixes that stay and the candidates (-score, order, beam, rank) to grow."""
+        ranked: list[tuple[float, int, int, int]] = [
+            (-beam.total, beam.order, place, -1) for place, beam in enumerate(kept)
+        ]
+        ranked += candidates
+        ranked.sort(key=itemgetter(0, 1))
+        result = []
+        for negative, _, index, rank in ranked[: self.beam_size]:
+            if rank < 0:
+                result.append(kept[index])
+                continue
+            parent = self._beams[index]
+            new = _Beam(self._prefix(parent.prefix, tokens[rank]))
+            self._grow(new, parent, scores[rank])
+            new.total = -negative
+            result.append(new)
+        return result
+
+    def _prefix(self, parent: _Prefix, token: int) -> _Prefix:
+        prefix = self._prefixes.get((parent, token))
+        if prefix is None:
+            prefix = self._prefixes[parent, token] = _Prefix(parent, token)
+        return prefix
+
+
+def _check(log_probs: npt.NDArray[np.float32], blank: int) -> None:
+    if log_probs.ndim != 2 or not 0 <= blank < log_probs.shape[1]:
+        raise ValueError(f"log_probs must be [time, vocab] with blank {blank} below vocab, got {log_probs.shape}")
+
+
+def _most_probable(
+    log_probs: npt.NDArray[np.float32], num: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The `num` most probable tokens of each frame, descending, smaller ids first among equals: both [time, num]."""
+    vocab = log_probs.shape[1]
+    if num == vocab:
+        tokens = np.argsort(-log_probs, axis=1, kind="stable")
+        return tokens, np.take_along_axis(log_probs, tokens, axis=1)
+    tokens = np.sort(np.argpartition(log_probs, vocab - num, axis=1)[:, vocab - num :], axis=1)
+    scores = np.take_along_axis(log_probs, tokens, axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    tokens = np.take_along_axis(tokens, order, axis=1)
+    scores = np.take_along_axis(scores, order, axis=1)
+    # Where the last one taken has equals outside, the partition took any of them.
+    for row in np.flatnonzero((log_probs >= scores[:, -1:]).sum(axis=1) > num):
+        tokens[row] = np.argsort(-log_probs[row], kind="stable")[:num]
+        scores[row] = log_probs[row, tokens[row]]
+    return tokens, scores
+
+
+def _log_add(a: float, b: float) -> float:
+    if a < b:
+        a, b = b, a
+    return a if b == _NEVER else a + math.log1p(math.exp(b - a))
+
+
+def _frames(times: _Times) -> list[int]:
+    result = []
+    while times is not None:
+        times, frame = times
+        result.append(frame)
+    return result[::-1]

@@ -1,0 +1,77 @@
+"""Log-mel filter banks as WeNet trains with (Kaldi's), frame by frame through kaldi-native-fbank. No normalisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import kaldi_native_fbank
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import StreamError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.manifest import FeatureConfig
+
+_INT16_SCALE = 32768.0
+_BLOCK = 160_000
+"""Samples that are handed over at once: bounds what kaldi-native-fbank holds."""
+
+
+class Fbank:
+    """Samples in any portions to frames: whatever the split, the same frames to the last bit.
+
+    A frame needs a whole window of samples (Kaldi's snip_edges): what is left at the end makes no frame. Memory is
+    flat: frames are handed out once and forgotten.
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        self.config = config
+        options = kaldi_native_fbank.FbankOptions()
+        options.frame_opts.samp_freq = config.sample_rate
+        options.frame_opts.frame_length_ms = config.frame_length_ms
+        options.frame_opts.frame_shift_ms = config.frame_shift_ms
+        options.frame_opts.dither = 0.0
+        options.frame_opts.preemph_coeff = 0.97
+        options.frame_opts.remove_dc_offset = True
+        options.frame_opts.window_type = "povey"
+        options.frame_opts.round_to_power_of_two = True
+        options.frame_opts.snip_edges = True
+        options.mel_opts.num_bins = config.num_mel_bins
+        options.mel_opts.low_freq = 20.0
+        options.mel_opts.high_freq = 0.0  # the Nyquist frequency
+        options.energy_floor = 0.0
+        options.use_energy = False
+        options.use_log_fbank = True
+        options.use_power = True
+        self._fbank = kaldi_native_fbank.OnlineFbank(options)
+        self._num_taken = 0
+        self._finished = False
+
+    def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Frames [frames, mel] that these samples, float32 [n] in [-1, 1], complete."""
+        if self._finished:
+            raise StreamError("features are finished: no samples can follow")
+        parts = [np.zeros((0, self.config.num_mel_bins), np.float32)]
+        for start in range(0, len(samples), _BLOCK):
+            scaled = samples[start : start + _BLOCK] * np.float32(_INT16_SCALE)
+            self._fbank.accept_waveform(self.config.sample_rate, scaled)
+            parts.append(self._take())
+        return np.concatenate(parts)
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        """Last frames [frames, mel]; nothing can follow."""
+        if self._finished:
+            raise StreamError("features are finished already")
+        self._finished = True
+        self._fbank.input_finished()
+        return self._take()
+
+    def _take(self) -> npt.NDArray[np.float32]:
+        num_ready = self._fbank.num_frames_ready
+        frames = np.empty((num_ready - self._num_taken, self.config.num_mel_bins), np.float32)
+        for row, index in enumerate(range(self._num_taken, num_ready)):
+            frames[row] = self._fbank.get_frame(index)
+        self._fbank.pop(num_ready - self._num_taken)
+        self._num_taken = num_ready
+        return frames

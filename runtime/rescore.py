@@ -1,0 +1,123 @@
+"""The second pass as arithmetic: attention rescoring of CTC hypotheses, and beam search with the decoder alone.
+
+WeNet's formula, with weights chosen at run time::
+
+    score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc
+
+where the attention scores are sums of log-probabilities, eos included. WeNet's own tools default to ctc_weight 0 and
+reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime); ours default to the weights that the checkpoint was
+trained with, which stand in its bundle (0.3 and 0.3 in the U2++ recipes).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.ctc import Hypothesis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from u2moe.runtime.model import TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """A hypothesis after the second pass.
+
+    Attributes:
+        hypothesis: what the first pass found, with its score.
+        score: of both passes together.
+        attention_score: of the second pass alone, both directions weighted.
+        confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
+        token_confidences: probability of each token; the mean of both directions where reverse_weight is not 0.
+    """
+
+    hypothesis: Hypothesis
+    score: float
+    attention_score: float
+    confidence: float
+    token_confidences: list[float]
+
+
+def attention_rescoring(
+    hypotheses: Sequence[Hypothesis], scores: TokenScores, ctc_weight: float, reverse_weight: float
+) -> list[Rescored]:
+    """Join the scores of both passes, best first; of equal scores the first pass' better one is first.
+
+    Args:
+        hypotheses: of the first pass, best first.
+        scores: of the decoders for their tokens.
+        ctc_weight: weight of the first pass' score.
+        reverse_weight: share of the right-to-left decoder, 0 to 1; without that decoder it is 0 whatever is asked.
+    """
+    use_right = scores.right is not None and reverse_weight > 0
+    rescored = []
+    for row, hypothesis in enumerate(hypotheses):
+        num = len(hypothesis.tokens)
+        left = scores.left[row, : num + 1].astype(np.float64)
+        attention, probabilities = float(left.sum()), np.exp(left[:num])
+        if scores.right is not None and use_right:
+            right = scores.right[row, : num + 1].astype(np.float64)
+            attention = (1 - reverse_weight) * attention + reverse_weight * float(right.sum())
+            probabilities = (probabilities + np.exp(right[:num])) / 2
+        rescored.append(
+            Rescored(
+                hypothesis=hypothesis,
+                score=attention + ctc_weight * hypothesis.score,
+                attention_score=attention,
+                confidence=math.exp(attention / (num + 1)),
+                token_confidences=probabilities.tolist(),
+            )
+        )
+    return sorted(rescored, key=lambda item: -item.score)
+
+
+def attention_beam_search(
+    next_log_probs: Callable[[list[list[int]]], npt.NDArray[np.float32]],
+    max_len: int,
+    *,
+    beam_size: int,
+    eos: int,
+    length_penalty: float = 0.0,
+    count_sos: bool = False,
+) -> list[Hypothesis]:
+    """Beam search with the left-to-right decoder alone, best first; the CTC head has no say, so there are no times.
+
+    Args:
+        next_log_probs: log-probabilities [n, vocab] of what follows each of n token sequences.
+        max_len: tokens after which the search stops; WeNet: the number of encoder frames.
+        beam_size: sequences kept from step to step.
+        eos: id of the token that ends a sequence.
+        length_penalty: scores are divided by length ** length_penalty; length counts what is not eos.
+        count_sos: whether sos counts as part of the length: in WeNet it does where sos and eos are different tokens.
+    """
+    beams: list[tuple[float, list[int], bool]] = [(0.0, [], False)]
+    for _ in range(max_len):
+        growing = [tokens for _, tokens, ended in beams if not ended]
+        if not growing:
+            break
+        rows = iter(next_log_probs(growing))
+        grown: list[tuple[float, list[int], bool]] = []
+        for score, tokens, ended in beams:
+            if ended:
+                grown.append((score, tokens, True))
+                continue
+            row = next(rows)
+            for token in np.argsort(-row, kind="stable")[:beam_size].tolist():
+                ends = token == eos
+                grown.append((score + float(row[token]), tokens if ends else [*tokens, token], ends))
+        grown.sort(key=lambda beam: -beam[0])
+        beams = grown[:beam_size]
+
+    def normalised(score: float, length: int) -> float:
+        length += count_sos
+        return score / length**length_penalty if length or length_penalty == 0 else -math.inf
+
+    found = [Hypothesis(tokens=t, score=normalised(score, len(t)), times=[]) for score, t, _ in beams]
+    return sorted(found, key=lambda hypothesis: -hypothesis.score)

@@ -1,0 +1,120 @@
+"""What a recogniser answers: words with times and confidences, alternatives. Data, and how token peaks become spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from u2moe.runtime.text import Vocabulary
+
+_LONGEST_TOKEN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordResult:
+    """A word, its times in seconds from the start of the audio, and its confidence (None without a second pass)."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One hypothesis of the n-best list.
+
+    Attributes:
+        text: what was said.
+        tokens: token ids.
+        score: what the list is sorted by: of both passes, or of the first where there is no second.
+        ctc_score: of the first pass; None where the decoder searched alone.
+        attention_score: of the second pass; None without one.
+    """
+
+    text: str
+    tokens: list[int]
+    score: float
+    ctc_score: float | None
+    attention_score: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was recognised in one utterance, or so far.
+
+    Attributes:
+        text: what was said.
+        is_final: False: a partial result of the first pass, more may follow and it may change.
+        start: first word's start in seconds; 0 without words.
+        end: last word's end in seconds; 0 without words.
+        tokens: token ids.
+        times: seconds at which each token peaks; empty where the decoder searched alone.
+        words: with times; empty where the decoder searched alone.
+        confidence: geometric mean of the probabilities of the tokens; None without a second pass.
+        score: of the best alternative.
+        nbest: all alternatives, best first; only the best in a partial result.
+    """
+
+    text: str
+    is_final: bool
+    start: float = 0.0
+    end: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    words: list[WordResult] = field(default_factory=list)
+    confidence: float | None = None
+    score: float = 0.0
+    nbest: list[Alternative] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What was recognised in one recording: the text, its length in seconds, and the utterances."""
+
+    text: str
+    duration: float
+    segments: list[Result]
+
+
+def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[tuple[float, float]]:
+    """Start and end of each token in seconds, from the encoder frames at which they peak.
+
+    As WeNet's `gen_timestamps_from_peak`: tokens meet halfway between their peaks, but reach no further than half a
+    second from their own, and stay within the audio.
+    """
+    spans = []
+    for index, time in enumerate(times):
+        peak = time * frame_s
+        start, end = peak - _LONGEST_TOKEN_S / 2, peak + _LONGEST_TOKEN_S / 2
+        start = max(start, (times[index - 1] + time) / 2 * frame_s if index > 0 else 0.0)
+        end = min(end, (time + times[index + 1]) / 2 * frame_s if index + 1 < len(times) else duration)
+        spans.append((start, end))
+    return spans
+
+
+def words_of(
+    vocabulary: Vocabulary,
+    tokens: Sequence[int],
+    spans: Sequence[tuple[float, float]],
+    confidences: Sequence[float] | None,
+) -> list[WordResult]:
+    """Words with times; a word is as sure as the geometric mean of its tokens."""
+    return [
+        WordResult(
+            word=word.text,
+            start=round(spans[word.begin][0], 3),
+            end=round(spans[word.end - 1][1], 3),
+            confidence=None if confidences is None else _geometric_mean(confidences[word.begin : word.end]),
+        )
+        for word in vocabulary.words(tokens)
+    ]
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return float(np.exp(np.log(np.maximum(values, 1e-30)).mean()))
