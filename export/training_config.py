@@ -37,8 +37,27 @@ FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
 SPECIAL_TOKENS = ("<blank>", "<unk>", "<sos>", "<eos>")
 
 TRAINING_KEYS = (
-    *("accum_grad", "grad_clip", "max_epoch", "log_interval", "save_interval", "save_states", "model_dir", "init_infos"),
-    *("optim", "optim_conf", "scheduler", "scheduler_conf", "train_engine", "use_amp", "dtype", "syncbn", "fp16_grad_sync"),
+    *(
+        "accum_grad",
+        "grad_clip",
+        "max_epoch",
+        "log_interval",
+        "save_interval",
+        "save_states",
+        "model_dir",
+        "init_infos",
+    ),
+    *(
+        "optim",
+        "optim_conf",
+        "scheduler",
+        "scheduler_conf",
+        "train_engine",
+        "use_amp",
+        "dtype",
+        "syncbn",
+        "fp16_grad_sync",
+    ),
     *("dataset", "raw_wav", "patience", "seed", "resume", "use_cmvn", "ds_config", "tag", "epoch", "step", "save_time"),
 )
 """Top-level keys that say how the network was trained, not what it computes."""
@@ -233,9 +252,7 @@ def _attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = Fa
     if relative and num_heads * head_dim != dim:
         raise conf.wrong("head_dim", head_dim, f"output_size {dim} / attention_heads {num_heads} for rel_selfattn")
     biases = {f"{name}_bias": conf.flag(f"{prefix}{name}_bias", default=True) for name in ("query", "key", "value")}
-    return Attention(
-        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, relative=relative, **biases
-    )
+    return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, relative=relative, **biases)
 
 
 def _feed_forward(conf: Section, activation: Activation) -> FeedForward:
@@ -260,9 +277,7 @@ def _convolution(conf: Section, dim: int, activation: Activation) -> Convolution
     used = conf.flag("use_cnn_module", default=True)
     kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
     factor = conf.integer("conv_inner_factor", 2)
-    norm = Norm(
-        kind=conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), eps=_eps(conf, "conv_norm_eps")
-    )
+    norm = Norm(kind=conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), eps=_eps(conf, "conv_norm_eps"))
     bias = conf.flag("conv_bias", default=True)
     if not used:
         return None
@@ -311,7 +326,7 @@ def _encoder(top: Section, normalized: bool) -> Encoder:
     conf.ignore("use_dynamic_left_chunk", "gradient_checkpointing", "use_sdpa")
     conf.finish()
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
-        # chunk masks with a convolution that looks beyond the chunk: WeNet itself computes something else chunk by chunk
+        # the convolution looks beyond the chunks of the mask: what WeNet computes, no streaming reproduces
         raise conf.unsupported("static_chunk_size", static_chunk, ("0 with causal: false", "any with causal: true"))
     return encoder
 
@@ -331,7 +346,11 @@ def _decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, 
     self_attention = _attention(conf, dim)
     # only the unidirectional decoder can be told about the biases of its cross-attention
     cross_attention = _attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
-    feed_forward, norm, pre_norm = _feed_forward(conf, activation), _norm(conf), conf.flag("normalize_before", default=True)
+    feed_forward, norm, pre_norm = (
+        _feed_forward(conf, activation),
+        _norm(conf),
+        conf.flag("normalize_before", default=True),
+    )
 
     def decoder(num_blocks: int) -> Decoder:
         return Decoder(
@@ -355,6 +374,4 @@ def _decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, 
 
 
 def _without_bias_settings(attention: Attention) -> Attention:
-    return Attention(
-        num_heads=attention.num_heads, num_kv_heads=attention.num_kv_heads, head_dim=attention.head_dim
-    )
+    return Attention(num_heads=attention.num_heads, num_kv_heads=attention.num_kv_heads, head_dim=attention.head_dim)

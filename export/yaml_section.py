@@ -1,4 +1,4 @@
-"""One mapping of a yaml file, read key by key with its type checked; what is not known is refused, nothing is skipped."""
+"""One mapping of a yaml file, read key by key with its type checked; unknown keys are refused, none is skipped."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ class Section:
 
     def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
         """The error for a value that WeNet knows and this project does not."""
-        return UnsupportedError(f"{self._place(key)} is {quoted(found)}, which is not supported; "
-                                f"supported: {', '.join(supported)}")
+        return UnsupportedError(
+            f"{self._place(key)} is {quoted(found)}, which is not supported; supported: {', '.join(supported)}"
+        )
 
     def section(self, key: str) -> Section:
         """The mapping under `key`."""
@@ -127,5 +128,7 @@ class Section:
         unknown = sorted(str(key) for key in self._values if key not in self._known)
         if unknown:
             where = f"{self._place('')} has" if self.name else f"{self.file} has"
-            raise UnsupportedError(f"{where} unknown keys {', '.join(unknown)}, which may change the network; "
-                                   f"known: {', '.join(sorted(self._known))}")
+            raise UnsupportedError(
+                f"{where} unknown keys {', '.join(unknown)}, which may change the network; "
+                f"known: {', '.join(sorted(self._known))}"
+            )

@@ -1,0 +1,191 @@
+"""A WeNet checkpoint directory (train.yaml, final.pt, units.txt, global_cmvn), read strictly into one value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from u2moe.export.architecture import Architecture
+from u2moe.export.cmvn import read_cmvn
+from u2moe.export.model import SpeechModel
+from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
+from u2moe.export.weights import CMVN_ISTD, CMVN_MEAN, load_state_dict, select_tensors
+from u2moe.runtime.errors import CheckpointError
+from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, ModelConfig, TextConfig
+
+WEIGHTS_FILE = "final.pt"
+CMVN_FILE = "global_cmvn"
+VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
+"""Names of the vocabulary, newest first; `words.txt` may also be that of a language model, and so comes last."""
+WORD_START = "\u2581"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything that a checkpoint says about its network, and its weights."""
+
+    path: Path
+    """The directory."""
+    weights: Path
+    """The file that the tensors are from."""
+    architecture: Architecture
+    features: FeatureConfig
+    text: TextConfig
+    tokens: list[str]
+    """Symbols by id."""
+    decoding: DecodingConfig
+    tensors: dict[str, Tensor]
+    """What the network uses, by WeNet's names, float32; mapped from the file unless it is of another precision."""
+    ignored: dict[str, str]
+    """Why every other tensor of the file changes nothing, by name."""
+
+    @classmethod
+    def open(cls, directory: str | PathLike[str], weights: str | PathLike[str] | None = None) -> Checkpoint:
+        """Read a directory in WeNet's layout; `weights` names another state dict in it, such as avg_30.pt.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or does not fit the others.
+            UnsupportedError: the checkpoint is of a kind that is not supported.
+        """
+        path = Path(directory)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: is not a directory; expected one with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        config = read_training_config(path / CONFIG_FILE)
+        tokens = read_vocabulary(_vocabulary_path(path, config), config)
+        weights_path = path / (weights or WEIGHTS_FILE)
+        state = load_state_dict(weights_path)
+        statistics = {} if _has_statistics(weights_path, state) else _statistics(path, config)
+        state.update(statistics)
+        normalized = CMVN_MEAN in state
+        architecture = replace(
+            config.architecture, encoder=replace(config.architecture.encoder, normalized_input=normalized)
+        )
+        tensors, ignored = select_tensors(weights_path, state, architecture, tied_embedding=config.tied_embedding)
+        return cls(
+            path=path,
+            weights=weights_path,
+            architecture=architecture,
+            features=config.features,
+            text=_text_config(path, config, tokens),
+            tokens=tokens,
+            decoding=config.decoding,
+            tensors=tensors,
+            ignored=ignored,
+        )
+
+    def network(self) -> SpeechModel:
+        """The network in evaluation mode; it shares the memory of `tensors`."""
+        with torch.device("meta"):
+            network = SpeechModel(self.architecture)
+        state = dict(self.tensors)
+        for name, buffer in network.named_buffers():
+            if name not in state:  # counters of batch normalisation
+                state[name] = torch.zeros_like(buffer, device="cpu")
+        network.load_state_dict(state, assign=True)
+        return network.requires_grad_(requires_grad=False).eval()
+
+    def model_config(self) -> ModelConfig:
+        """What the runtime needs to know of the network."""
+        encoder = self.architecture.encoder
+        convolution = encoder.convolution
+        decoder: Literal["bitransformer", "transformer", "none"] = "none"
+        if self.architecture.left_decoder is not None:
+            decoder = "transformer" if self.architecture.right_decoder is None else "bitransformer"
+        return ModelConfig(
+            streaming=encoder.streaming,
+            convolution=convolution is not None,
+            decoder=decoder,
+            feature_size=encoder.input_size,
+            output_size=encoder.dim,
+            num_blocks=encoder.num_blocks,
+            num_kv_heads=encoder.attention.num_kv_heads,
+            kv_dim=2 * encoder.attention.head_dim,
+            conv_dim=convolution.channels if convolution else 0,
+            conv_cache=convolution.kernel - 1 if convolution and convolution.causal else 0,
+            vocab_size=self.architecture.vocab_size,
+            subsampling_rate=encoder.subsampling_rate,
+            right_context=encoder.right_context,
+            static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size,
+            blank=self.architecture.blank,
+            sos=self.architecture.sos,
+            eos=self.architecture.eos,
+        )
+
+
+def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
+    """The file that train.yaml names, by its plain name, or else one of the usual ones."""
+    named = [_plain_name(config.symbol_table)] if config.symbol_table else []
+    candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
+    for name in candidates:
+        if (directory / name).is_file():
+            return directory / name
+    raise CheckpointError(f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}")
+
+
+def _plain_name(path: str) -> str:
+    """The last part of a path on the machine of the training."""
+    return re.split(r"[\\/]", path)[-1]
+
+
+def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
+    """Symbols by id, of a file with one "symbol id" per line in order of the ids."""
+    vocab_size = config.architecture.vocab_size
+    try:
+        # not splitlines(): U+2028 and its like may be symbols
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not UTF-8 text: {error}") from error
+    tokens: list[str] = []
+    for number, line in enumerate(lines):
+        words = line.split()
+        if len(words) != 2 or words[1] != str(number):
+            raise CheckpointError(f"{path}: line {number + 1} is {line[:40]!r}, expected 'symbol {number}'")
+        tokens.append(words[0])
+    if len(tokens) != vocab_size:
+        raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
+    repeated = sorted({token for token in tokens if tokens.count(token) > 1}) if len(set(tokens)) < len(tokens) else []
+    if repeated:
+        raise CheckpointError(f"{path}: has the symbol {repeated[0]!r} more than once")
+    _check_special_tokens(path, tokens, config)
+    return tokens
+
+
+def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig) -> None:
+    wanted = {"<blank>": config.architecture.blank, **config.special_tokens}
+    for symbol, token in wanted.items():
+        if symbol in tokens and tokens.index(symbol) != token:
+            raise CheckpointError(f"{path}: {symbol} is {tokens.index(symbol)}, expected {token} as in {CONFIG_FILE}")
+
+
+def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
+    """Old files do not name their tokenizer: a sentencepiece model or pieces that start words mean bpe."""
+    pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
+    kind = config.tokenizer or ("bpe" if pieces or any(directory.glob("*.model")) else "char")
+    unk = tokens.index("<unk>") if "<unk>" in tokens else config.special_tokens.get("<unk>")
+    return TextConfig(tokenizer=kind, unk=unk)
+
+
+def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:
+    found = [name for name in (CMVN_MEAN, CMVN_ISTD) if name in state]
+    if len(found) == 1:
+        raise CheckpointError(f"{path}: has {found[0]} alone, expected both {CMVN_MEAN} and {CMVN_ISTD}, or neither")
+    return bool(found)
+
+
+def _statistics(directory: Path, config: TrainingConfig) -> dict[str, Tensor]:
+    """Statistics from the file, for a state dict without; nothing if the network was trained without."""
+    encoder = config.architecture.encoder
+    if not encoder.normalized_input:
+        return {}
+    name = _plain_name(config.cmvn_file) if config.cmvn_file else CMVN_FILE
+    mean, istd = read_cmvn(directory / name, encoder.input_size)
+    return {CMVN_MEAN: mean, CMVN_ISTD: istd}

@@ -1,0 +1,53 @@
+"""Feature statistics from WeNet's global_cmvn file, JSON or Kaldi text. Only needed when the state dict has none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from u2moe.runtime.errors import CheckpointError
+
+SMALLEST_VARIANCE = 1e-20
+
+
+def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation [size] each, of `size` mel bins."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; the network was trained with feature statistics, and neither "
+            "the state dict (encoder.global_cmvn.mean) nor this file has them"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is binary, expected JSON or Kaldi text statistics") from error
+    try:
+        sums, squares, count = _parse_json(text) if text.lstrip().startswith("{") else _parse_kaldi(text)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: is not JSON or Kaldi text statistics: {error}") from error
+    if sums.shape != (size,) or squares.shape != (size,):
+        raise CheckpointError(f"{path}: has {sums.size} means and {squares.size} variances, expected {size} of each")
+    if not (np.isfinite(count) and count > 0 and np.isfinite(sums).all() and np.isfinite(squares).all()):
+        raise CheckpointError(f"{path}: has sums that are not finite, or no frames (frame count {count})")
+    mean = sums / count
+    variance = np.maximum(squares / count - mean * mean, SMALLEST_VARIANCE)
+    return torch.from_numpy(mean).float(), torch.from_numpy(1.0 / np.sqrt(variance)).float()
+
+
+def _parse_json(text: str) -> tuple[np.ndarray, np.ndarray, float]:
+    stats = json.loads(text)
+    sums = np.array(stats["mean_stat"], dtype=np.float64)
+    return sums, np.array(stats["var_stat"], dtype=np.float64), float(stats["frame_num"])
+
+
+def _parse_kaldi(text: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """A matrix of two rows: sums and the count, sums of squares and 0."""
+    words = text.split()
+    if len(words) < 6 or words[0] != "[" or words[-1] != "]" or len(words) % 2:
+        raise ValueError("expected '[ sums count sums-of-squares 0 ]'")
+    matrix = np.array(words[1:-1], dtype=np.float64).reshape(2, -1)
+    return matrix[0, :-1], matrix[1, :-1], float(matrix[0, -1])

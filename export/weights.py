@@ -1,0 +1,147 @@
+"""A WeNet state dict on disk to exactly the tensors that an architecture needs, checked one by one. Knows no yaml."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from u2moe.export.architecture import Architecture
+from u2moe.export.model import SpeechModel, positional_encoding
+from u2moe.runtime.errors import CheckpointError, UnsupportedError
+
+CMVN_MEAN = "encoder.global_cmvn.mean"
+CMVN_ISTD = "encoder.global_cmvn.istd"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
+BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
+TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
+MOST_NAMES = 5
+POSITION_ERROR = 1e-2
+"""Half-precision tables differ by 5e-4 from the sinusoids; another kind of table by about 1."""
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it."""
+    start = _first_bytes(path)
+    if not start:
+        raise CheckpointError(f"{path}: is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
+    try:
+        # only the zip format of torch 1.6 and later can be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0] if str(error) else "it cannot be unpickled"
+        raise CheckpointError(f"{path}: is not a plain state dict of tensors: {reason}") from error
+    except Exception as error:  # damaged files raise anything
+        raise CheckpointError(f"{path}: is damaged, truncated or not written by torch.save: {error}") from error
+    return _checked_state_dict(path, state)
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        others = sorted(item.name for item in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        hint = f"; the directory has {', '.join(others)}" if others else ""
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{hint}") from error
+
+
+def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, expected a state dict")
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: has a key {name!r}, expected names of tensors")
+        if isinstance(tensor, Mapping):
+            raise CheckpointError(
+                f"{path}: wraps its tensors in {', '.join(map(repr, state))}, expected the state dict itself; "
+                f"save checkpoint[{name!r}] instead"
+            )
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} is {type(tensor).__name__}, expected a tensor")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise CheckpointError(f"{path}: {name} is a sparse or quantized tensor, expected a dense one")
+    if not state:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of this architecture must have, by its name in WeNet's state dict."""
+    with torch.device("meta"):
+        network = SpeechModel(architecture)
+    return {
+        name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if not BATCH_COUNTER.fullmatch(name)
+    }
+
+
+def select_tensors(
+    path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the network in float32, and why each other one of the file is ignored.
+
+    Raises:
+        CheckpointError: a tensor is missing, of the wrong shape or type, not finite, or one that nothing uses.
+    """
+    expected = expected_shapes(architecture)
+    sources = {name: name for name in expected}
+    if tied_embedding:
+        tied = {name: TIED_OUTPUT.sub(r"\1embed.0.weight", name) for name in expected if TIED_OUTPUT.fullmatch(name)}
+        sources.update(tied)
+    ignored = {name: _reason(path, name, state[name], sources) for name in state if sources.get(name) != name}
+    unused = [name for name, reason in ignored.items() if not reason]
+    missing = sorted({source for source in sources.values() if source not in state})
+    if unused or missing:
+        raise CheckpointError(
+            f"{path}: does not fit its train.yaml: {_listed('missing', missing)}; "
+            f"{_listed('not used by the network', unused)}"
+        )
+    loaded = {source: _loaded(path, source, state[source], expected[source]) for source in set(sources.values())}
+    return {name: loaded[source] for name, source in sources.items()}, ignored
+
+
+def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -> str:
+    """Why a tensor changes nothing; empty if that is not known."""
+    if name in sources:
+        return f"tied: replaced by {sources[name]}"
+    if BATCH_COUNTER.fullmatch(name):
+        return "counts training batches"
+    if POSITION_TABLE.fullmatch(name):
+        _check_position_table(path, name, tensor)
+        return "sinusoids, computed from positions"
+    return ""
+
+
+def _check_position_table(path: Path, name: str, table: Tensor) -> None:
+    """WeNet would use this table, and so it must be the one that the network computes."""
+    length, dim = table.shape[-2:] if table.ndim > 1 else (0, 0)
+    if table.dtype in FLOATS and tuple(table.shape) == (1, length, dim) and length > 0:
+        difference = (table.float() - positional_encoding(torch.arange(length), dim)).abs().max().item()
+        if difference <= POSITION_ERROR:
+            return
+    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids that is supported")
+
+
+def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {shape} by train.yaml")
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating point")
+    tensor = tensor.float()  # the mapped tensor itself if it is float32
+    # a sum in float64 cannot overflow, and unlike isfinite() needs no memory
+    if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+        raise CheckpointError(f"{path}: {name} has values that are not finite")
+    return tensor
+
+
+def _listed(what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    return f"{len(names)} tensors {what}" + (f" ({shown})" if names else "")
