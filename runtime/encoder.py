@@ -80,7 +80,8 @@ class Encoder:
             "chunk_lens": np.full(num_rows, num_frames, np.int64) if chunk_lens is None else chunk_lens,
         }
         if not config.streaming:
-            return self.session.run(feeds)["output"], caches
+            whole: npt.NDArray[np.float32] = self.session.run(feeds)["output"]
+            return whole, caches
         offset = caches.offset
         if required_cache_size >= 0:
             time = (num_frames - config.window) // config.subsampling_rate + 1
@@ -101,7 +102,8 @@ class Encoder:
         if len(features) < self.config.window:
             return np.zeros((0, self.config.output_size), np.float32)
         output, _ = self.step(features[np.newaxis], self.start(), required_cache_size=0)
-        return output[0]
+        first: npt.NDArray[np.float32] = output[0]
+        return first
 
     def chunked(
         self, features: npt.NDArray[np.float32], chunk_size: int, num_left_chunks: int

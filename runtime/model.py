@@ -141,7 +141,8 @@ class Model:
         output = self._matrix("encoder_out", encoder_out, self.config.output_size)
         if len(output) == 0:
             raise ValueError("encoder_out has no frames: there is nothing to attend to")
-        num, length = len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0)
+        # One column at least: a Reshape cannot tell an axis of size 0 from "as in the input".
+        num, length = len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1
         if num == 0:
             empty = np.zeros((0, 1), np.float32)
             right = empty if self.config.bidirectional else None
@@ -149,7 +150,7 @@ class Model:
         hyps = np.full((1, num, length), self.config.eos, np.int64)
         for row, tokens in zip(hyps[0], hypotheses, strict=True):
             row[: len(tokens)] = tokens
-        if hyps.size and not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
+        if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
             raise ValueError(f"hypotheses hold token ids outside 0..{self.config.vocab_size - 1}")
         result = self._decoder.run(
             {

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import Manifest, ModelConfig
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
+_ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    # The exceptions of onnxruntime's C++ side have no public base class.
+    *(
+        kind
+        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -66,7 +76,7 @@ class SessionSettings:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3  # errors: they reach the caller as exceptions anyway
+        options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
         return options
 
 
@@ -90,7 +100,7 @@ class Session:
                 providers=list(settings.providers),
                 provider_options=[dict(options) for options in settings.provider_options] or None,
             )
-        except (RuntimeError, ValueError, *_onnxruntime_errors()) as error:
+        except _ONNXRUNTIME_ERRORS as error:
             message = str(error).strip().splitlines()[0][:300]
             if settings.providers != (DEFAULT_PROVIDER,):
                 raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
@@ -110,14 +120,17 @@ class Session:
         return tuple(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name for inputs by name; both are those of the contract."""
-        return dict(zip(self._output_names, self._session.run(self._output_names, dict(feeds)), strict=True))
+        """Outputs by name for inputs by name; both are those of the contract.
 
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of onnxruntime's C++ side, which have no public base class."""
-    state = vars(onnxruntime.capi.onnxruntime_pybind11_state)
-    return tuple(kind for kind in state.values() if isinstance(kind, type) and issubclass(kind, Exception))
+        Raises:
+            ProviderError: the provider failed.
+        """
+        try:
+            outputs = self._session.run(self._output_names, dict(feeds))
+        except _ONNXRUNTIME_ERRORS as error:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
+        return dict(zip(self._output_names, outputs, strict=True))
 
 
 def _check_tensors(

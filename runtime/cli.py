@@ -1,0 +1,166 @@
+"""The command `u2moe`: parse, one call, print. Sub-commands of other packages are imported when asked for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.audio import find_audio, read_blocks
+from u2moe.runtime.decoding import SEARCHES, DecodingOptions
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
+from u2moe.runtime.result import Transcript
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Subparsers = Any  # argparse has no public name for it
+
+OTHER_COMMANDS = {
+    "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
+    "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
+    "inspect": ("u2moe.export.cli", "add_inspect", "show what is in a bundle"),
+    "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
+    "bench": ("u2moe.benchmarks.cli", "add_bench", "measure speed, memory and accuracy"),
+}
+"""Module, function and help of each sub-command that lives in another package."""
+
+_STREAM_BLOCK_S = 0.1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 good, 1 something failed, 2 wrong usage."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _parser(arguments[0] if arguments else None).parse_args(arguments)
+        code: int = args.run(args)
+    except (U2moeError, ValueError) as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone: so do we, without python's own complaint at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="u2moe", description="U2++ Mixture-of-Experts speech recognition with onnxruntime."
+    )
+    parser.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_transcribe(subparsers)
+    for name, (module, function, summary) in OTHER_COMMANDS.items():
+        if name == command:
+            try:
+                getattr(importlib.import_module(module), function)(subparsers)
+            except ModuleNotFoundError as error:
+                raise U2moeError(f"'u2moe {name}' needs the Python package {error.name}, not installed here") from error
+        else:
+            subparsers.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def add_transcribe(subparsers: Subparsers) -> None:
+    """`u2moe transcribe [FILES...]`."""
+    parser = subparsers.add_parser(
+        "transcribe",
+        help="recognise audio files",
+        description="Recognise audio files (WAV, FLAC, MP3, Ogg and more, any rate and channel count). Without files "
+        "the clips that come with the package, without --model the model that comes with it.",
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="audio files, and folders of them")
+    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: full context)")
+    parser.add_argument("--left-chunks", type=int, default=-1, metavar="N", help="chunks of left context (-1: all)")
+    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring where there is a decoder")
+    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument("--ctc-weight", type=float, metavar="X", help="of the first pass (default: from the bundle)")
+    parser.add_argument("--reverse-weight", type=float, metavar="X", help="of the right-to-left decoder, 0 to 1")
+    parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
+    parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one object per line")
+    parser.set_defaults(run=run_transcribe)
+
+
+def run_transcribe(args: argparse.Namespace) -> int:
+    """Recognise every file; one that fails is reported, and the rest done."""
+    recognizer = Recognizer.from_pretrained(
+        args.model,
+        providers=args.providers.split(",") if args.providers else None,
+        num_threads=args.num_threads,
+        options=DecodingOptions(
+            search=args.search,
+            beam_size=args.beam_size,
+            ctc_weight=args.ctc_weight,
+            reverse_weight=args.reverse_weight,
+            chunk_size=args.chunk_size,
+            num_left_chunks=args.left_chunks,
+        ),
+    )
+    files = find_audio(args.files or [DEMO_FOLDER / "clips"])
+    failed = 0
+    for number, file in enumerate(files, start=1):
+        _progress(f"[{number}/{len(files)}] {file}" if len(files) > 1 else "")
+        try:
+            transcript = _stream(recognizer, file) if args.stream else recognizer.transcribe(file)
+        except U2moeError as error:
+            _progress("")
+            _complain(str(error))
+            failed += 1
+            continue
+        _progress("")
+        if args.format == "json":
+            print(json.dumps({"file": str(file), **dataclasses.asdict(transcript)}, ensure_ascii=False), flush=True)
+        else:
+            print(f"{file}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
+    if failed:
+        _complain(f"{failed} of {len(files)} files failed")
+    return 1 if failed else 0
+
+
+def _stream(recognizer: Recognizer, file: Path) -> Transcript:
+    """Recognise a file as if it were heard, showing on stderr how the text grows."""
+    stream = recognizer.create_stream()
+    sample_rate = recognizer.bundle.manifest.features.sample_rate
+    shown = ""
+    for block in read_blocks(file, sample_rate, _STREAM_BLOCK_S):
+        stream.accept_waveform(sample_rate, block)
+        recognizer.decode_streams([stream])
+        text = stream.get_result().text
+        if text != shown:
+            shown = text
+            _progress(text, keep=True)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    result = stream.get_result()
+    return Transcript(text=result.text, duration=stream.duration, segments=[result] if result.text else [])
+
+
+def _progress(text: str, *, keep: bool = False) -> None:
+    """Show a line on stderr: in place on a terminal; elsewhere only those to `keep`."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{text[-width:]}", end="", file=sys.stderr, flush=True)
+    elif keep:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _complain(message: str) -> None:
+    print(f"u2moe: error: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
