@@ -13,27 +13,6 @@ import onnx_ir as ir
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
 
-GROUPS = (
-    (".experts.", "experts"),
-    (".gate.", "routers and gates"),
-    (".self_attn.", "self-attention"),
-    (".src_attn.", "cross-attention"),
-    (".conv_module.", "convolution modules"),
-    (".feed_forward", "dense feed-forward"),
-    ("encoder.embed.", "subsampling"),
-    (".embed.", "token embeddings"),
-    (".output_layer.", "output layers"),
-    ("ctc.", "output layers"),
-    ("norm", "normalization"),
-    ("encoder.global_cmvn.", "feature normalization"),
-)
-"""The group of a weight is that of the first part of a name it contains."""
-
-
-def parameter_group(name: str) -> str:
-    """The group that the weight `name` belongs to."""
-    return next((group for part, group in GROUPS if part in name), "other")
-
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a bundle as plain data.
@@ -59,7 +38,7 @@ def _graph(model: ir.Model) -> dict[str, Any]:
     parameters: Counter[str] = Counter()
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and not name.startswith("const_"):
-            parameters[parameter_group(name)] += value.const_value.size
+            parameters[contract.weight_group(name)] += value.const_value.size
     layers = [node for node in model.graph if node.domain == contract.MOE_DOMAIN]
     return {
         "name": model.graph.name,

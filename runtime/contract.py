@@ -14,6 +14,31 @@ METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
 
+WEIGHT_GROUPS = {
+    "experts": (".experts.",),
+    "routers": (".feed_forward.gate.", ".feed_forward_macaron.gate."),
+    "feed_forward": (".feed_forward.", ".feed_forward_macaron."),
+    "attention": (".self_attn.", ".src_attn."),
+    "depthwise_convolutions": (".depthwise_conv.",),
+    "pointwise_convolutions": (".pointwise_conv1.", ".pointwise_conv2."),
+    "convolution_state": (".initial_cache",),
+    "subsampling": ("encoder.embed.",),
+    "embeddings": (".embed.0.",),
+    "output_layers": (".output_layer.", "ctc.ctc_lo."),
+    "normalization": ("norm", "global_cmvn."),
+}
+"""Groups of weights, by what a name contains; the first that fits counts. What quantization and reports speak of."""
+
+
+def weight_group(name: str) -> str:
+    """The group of the weight with this name in a graph, "other" for constants.
+
+    The `gate` of a layer without experts is no router: `quantize` tells them apart by the node that reads it.
+    """
+    if name.startswith("const_"):
+        return "other"
+    return next((group for group, parts in WEIGHT_GROUPS.items() if any(part in name for part in parts)), "other")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
@@ -73,13 +98,13 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
         return Graph(name="encoder", inputs=features, outputs=result)
     att_axes = ("num_blocks", "batch", "num_kv_heads")
     cnn_axes = ("num_blocks", "batch", "conv_dim", "conv_cache")
-    inputs = (
+    inputs: tuple[Tensor, ...] = (
         *features,
         _int("offset", "batch"),
         _int("required_cache_size"),
         _float("att_cache", *att_axes, "cache_time", "kv_dim"),
     )
-    outputs = (*result, _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"))
+    outputs: tuple[Tensor, ...] = (*result, _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"))
     if convolution:
         inputs = (*inputs, _float("cnn_cache", *cnn_axes))
         outputs = (*outputs, _float("r_cnn_cache", *cnn_axes))
@@ -110,7 +135,7 @@ def decoder(*, bidirectional: bool) -> Graph:
         next_log_probs: distribution over what follows each hypothesis, left-to-right [batch, nbest, vocab].
     """
     scores = ("batch", "nbest", "length_and_eos")
-    outputs = (_float("score", *scores), _float("next_log_probs", "batch", "nbest", "vocab_size"))
+    outputs: tuple[Tensor, ...] = (_float("score", *scores), _float("next_log_probs", "batch", "nbest", "vocab_size"))
     if bidirectional:
         outputs = (_float("score", *scores), _float("r_score", *scores), *outputs[1:])
     return Graph(

@@ -1,0 +1,1 @@
+"""Quantization that knows a mixture of experts: a bundle in, another bundle out."""

@@ -1,0 +1,81 @@
+"""Numbers to integers and back, on numpy arrays. Knows no graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float32]
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Fractions of the largest weight of a block that are tried as the end of its 4-bit range."""
+
+
+def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
+    """Symmetric int8 with one scale per column (output channel): [in, out] to integers [in, out] and scales [out].
+
+    A column of zeros gets scale 1, so that it stays zeros.
+    """
+    largest = np.abs(weight).max(axis=0)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+
+
+def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
+    """The same with one scale per row, for embeddings: [rows, dim] to integers and scales [rows, 1]."""
+    integers, scale = int8_columns(weight.T)
+    return np.ascontiguousarray(integers.T), scale[:, np.newaxis]
+
+
+def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], Float]:
+    """Symmetric 4-bit with one scale per block of rows of each column, packed as MatMulNBits reads it.
+
+    Of several ranges the one with the smallest squared error is kept for each block: clipping the largest weight a
+    little often pays.
+
+    Args:
+        weight: [in, out].
+        block_size: rows that share a scale; the last block is padded with zeros.
+
+    Returns:
+        Pairs of values in one byte, low half first, biased by 8: [out, blocks, block_size / 2]; scales [out, blocks].
+    """
+    rows, columns = weight.shape
+    num_blocks = -(-rows // block_size)
+    padded = np.zeros((columns, num_blocks * block_size), np.float32)
+    padded[:, :rows] = weight.T
+    blocks = padded.reshape(columns, num_blocks, block_size)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    largest[largest == 0] = 1
+    best_integers = best_scale = best_error = None
+    for shrink in SHRINKS:
+        scale = largest * np.float32(shrink / 7)
+        integers = np.clip(np.rint(blocks / scale), -8, 7)
+        error = np.square(integers * scale - blocks).sum(axis=2, keepdims=True)
+        if best_integers is None or best_scale is None or best_error is None:
+            best_integers, best_scale, best_error = integers, scale, error
+        else:
+            better = error < best_error
+            best_integers = np.where(better, integers, best_integers)
+            best_scale = np.where(better, scale, best_scale)
+            best_error = np.where(better, error, best_error)
+    if best_integers is None or best_scale is None:
+        raise ValueError("no range to try")
+    biased = (best_integers + 8).astype(np.uint8)
+    packed = biased[..., 0::2] | (biased[..., 1::2] << 4)
+    return packed, best_scale[..., 0].astype(np.float32)
+
+
+def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> Float:
+    """The weights [rows, out] that `int4_blocks` stands for."""
+    biased = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
+    blocks = (biased.astype(np.float32) - 8) * scale[..., np.newaxis]
+    return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
+
+
+def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """Norm of the difference over the norm of the reference; 0 when both are zeros."""
+    size = float(np.linalg.norm(reference))
+    difference = float(np.linalg.norm(reference - found))
+    return difference / size if size > 0 else (0.0 if difference == 0 else np.inf)

@@ -1,0 +1,261 @@
+"""Model-local ONNX functions that compute on quantized weights, written in ONNX's own text form.
+
+Activations are quantized where they are used, with one scale per row (token): the result of a token then depends
+neither on its chunk nor on its batch, and loud tokens do not drown quiet ones. Rows are divided by their largest
+magnitude, which makes the scale of the integers the constant 1/127, and multiplied by it again after the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+
+from u2moe.runtime import contract
+
+OPSET = 18
+CONTRIB = "com.microsoft"
+"""Operators of this domain are part of every onnxruntime build: no library of custom operators is needed."""
+
+ACTIVATIONS = {
+    "relu": "{y} = Relu({x})",
+    "tanh": "{y} = Tanh({x})",
+    "selu": "{y} = Selu({x})",
+    "hardtanh": "{y}_low = Constant<value = float {{-1.0}}>() {y}_high = Constant<value = float {{1.0}}>() "
+    "{y} = Clip({x}, {y}_low, {y}_high)",
+    "swish": "{y}_gate = Sigmoid({x}) {y} = Mul({x}, {y}_gate)",
+    "gelu": "{y}_root = Constant<value = float {{1.4142135623730951}}>() {y}_ratio = Div({x}, {y}_root) "
+    "{y}_erf = Erf({y}_ratio) {y}_one = Constant<value = float {{1.0}}>() {y}_sum = Add({y}_erf, {y}_one) "
+    "{y}_half = Constant<value = float {{0.5}}>() {y}_left = Mul({x}, {y}_half) {y} = Mul({y}_left, {y}_sum)",
+}
+"""Statements for y = activation(x)."""
+
+CONSTANTS = """
+    step = Constant<value = float {0.007874015748031496}>()
+    middle = Constant<value = uint8 {128}>()
+    smallest = Constant<value = float {1e-20}>()
+    last = Constant<value = int64[1] {-1}>()
+"""
+"""The scale of integers made from values in [-1, 1], their zero, and the peak of a row of zeros."""
+
+
+def _quantized(x: str, axes: str = "last") -> str:
+    """Statements for {x}_q (uint8) and {x}_peak with x = {x}_peak * ({x}_q - 128) / 127."""
+    return f"""
+    {x}_size = Abs({x})
+    {x}_largest = ReduceMax<keepdims = 1>({x}_size, {axes})
+    {x}_peak = Max({x}_largest, smallest)
+    {x}_ratio = Div({x}, {x}_peak)
+    {x}_q = QuantizeLinear({x}_ratio, step, middle)
+"""
+
+
+def _product(y: str, x: str, weight: str, scale: str) -> str:
+    """Statements for y = x @ weight of a quantized x and int8 weights with one scale per column."""
+    return f"""
+    {y}_unit = com.microsoft.MatMulIntegerToFloat({x}_q, {weight}, step, {scale}, middle)
+    {y} = Mul({y}_unit, {x}_peak)
+"""
+
+
+def _function(name: str, parameters: Sequence[str], body: str) -> ir.Function:
+    text = f"""<domain: "{contract.MOE_DOMAIN}", opset_import: ["": {OPSET}, "{CONTRIB}": 1]>
+    {name} ({", ".join(parameters)}) => (y) {{ {body} }}"""
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def int8_matmul() -> ir.Function:
+    """Y = x @ weight, weight int8 [in, out] with a scale per column."""
+    body = CONSTANTS + _quantized("x") + _product("y", "x", "weight", "scale")
+    return _function("Int8MatMul", ("x", "weight", "scale"), body)
+
+
+def int8_embedding() -> ir.Function:
+    """Rows of an int8 table [vocab, dim] with a scale per row [vocab, 1]."""
+    body = """
+    integers = Gather<axis = 0>(weight, tokens)
+    row = Cast<to = 1>(integers)
+    row_scale = Gather<axis = 0>(scale, tokens)
+    y = Mul(row, row_scale)
+    """
+    return _function("Int8Embedding", ("weight", "scale", "tokens"), body)
+
+
+def int8_convolution(kernel: int, stride: int) -> ir.Function:
+    """Y = relu(conv(x)) over [batch, time, frequency, channels] of x >= 0, without padding, as one matrix product.
+
+    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). An output frame has one activation
+    scale, the largest of all it looks at: frames are quantized after they are cut out in time, so that the scale of a
+    frame does not depend on its chunk, and cut in frequency as bytes.
+    """
+    body = """
+    step = Constant<value = float {0.00392156862745098}>()
+    zero = Constant<value = uint8 {0}>()
+    smallest = Constant<value = float {1e-20}>()
+    time = Constant<value = int64[1] {1}>()
+    frequency = Constant<value = int64[1] {2}>()
+    inner = Constant<value = int64[2] {2, 3}>()
+    """
+    body += f"stride = Constant<value = int64[1] {{{stride}}}>()\n"
+    for index in range(kernel):
+        end = index - kernel + 1 if index < kernel - 1 else 2**63 - 1
+        body += f"""
+        start{index} = Constant<value = int64[1] {{{index}}}>()
+        end{index} = Constant<value = int64[1] {{{end}}}>()
+        frames{index} = Slice(x, start{index}, end{index}, time, stride)
+        largest{index} = ReduceMax<keepdims = 1>(frames{index}, inner)
+        """
+    body += f"peak = Max(smallest, {', '.join(f'largest{index}' for index in range(kernel))})\n"
+    for index in range(kernel):
+        body += f"""
+        ratio{index} = Div(frames{index}, peak)
+        q{index} = QuantizeLinear(ratio{index}, step, zero)
+        """
+        for other in range(kernel):
+            body += f"patch{index}_{other} = Slice(q{index}, start{other}, end{other}, frequency, stride)\n"
+    patches = ", ".join(f"patch{index}_{other}" for index in range(kernel) for other in range(kernel))
+    body += f"""
+    patches = Concat<axis = -1>({patches})
+    unit = com.microsoft.MatMulIntegerToFloat(patches, weight, step, scale, zero)
+    product = Mul(unit, peak)
+    sum = Add(product, bias)
+    y = Relu(sum)
+    """
+    return _function(f"Int8Convolution_{kernel}x{kernel}_stride{stride}", ("x", "weight", "scale", "bias"), body)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int4Sizes:
+    """What MatMulNBits must be told: layer sizes and how many rows share a scale."""
+
+    dim: int
+    hidden: int
+    block_size: int
+
+
+def moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
+    """Names of the inputs of a quantized mixture of experts."""
+    names = ["x", "gate"]
+    for expert in range(num_experts):
+        for part in ("w1", "w2"):
+            names += [f"e{expert}_{part}", f"e{expert}_{part}_scale"]
+            names += [f"e{expert}_{part}_bias"] if has_bias else []
+    return names
+
+
+def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias: bool) -> ir.Function:
+    """The mixture of experts with int8 experts and a float32 router. Tokens are quantized once, before they are sorted.
+
+    Otherwise the statements are those of the float32 function that the exporter writes.
+    """
+    parts = ", ".join(f"p{expert}_q" for expert in range(num_experts))
+    peaks = ", ".join(f"p{expert}_peak" for expert in range(num_experts))
+    outputs = ", ".join(f"o{expert}" for expert in range(num_experts))
+    body = CONSTANTS + _router(top_k) + _dispatch(num_experts) + _quantized("tokens")
+    body += f"""
+    sorted_q = Gather<axis = 0>(tokens_q, token)
+    sorted_peak = Gather<axis = 0>(tokens_peak, token)
+    {parts} = Split<axis = 0>(sorted_q, counts)
+    {peaks} = Split<axis = 0>(sorted_peak, counts)
+    """
+    for expert in range(num_experts):
+        body += _int8_expert(expert, kind, has_bias=has_bias)
+    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
+    name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    return _function(name, moe_parameters(num_experts, has_bias=has_bias), body)
+
+
+def _int8_expert(expert: int, kind: str, *, has_bias: bool) -> str:
+    hidden = f"h{expert}"
+    body = _product(f"{hidden}_sum", f"p{expert}", f"e{expert}_w1", f"e{expert}_w1_scale")
+    source = f"{hidden}_sum"
+    if has_bias:
+        body += f"{hidden}_in = Add({source}, e{expert}_w1_bias)\n"
+        source = f"{hidden}_in"
+    body += ACTIVATIONS[kind].format(x=source, y=hidden) + _quantized(hidden)
+    target = f"o{expert}_sum" if has_bias else f"o{expert}"
+    body += _product(target, hidden, f"e{expert}_w2", f"e{expert}_w2_scale")
+    return body + (f"o{expert} = Add({target}, e{expert}_w2_bias)\n" if has_bias else "")
+
+
+def int4_mixture_of_experts(
+    num_experts: int, top_k: int, kind: str, sizes: Int4Sizes, *, has_bias: bool
+) -> ir.Function:
+    """The mixture of experts with 4-bit experts; MatMulNBits quantizes the activations of each row itself, to int8."""
+    parts = ", ".join(f"p{expert}" for expert in range(num_experts))
+    outputs = ", ".join(f"o{expert}" for expert in range(num_experts))
+    body = "last = Constant<value = int64[1] {-1}>()" + _router(top_k) + _dispatch(num_experts)
+    body += f"""
+    sorted = Gather<axis = 0>(tokens, token)
+    {parts} = Split<axis = 0>(sorted, counts)
+    """
+    for expert in range(num_experts):
+        hidden = f"h{expert}"
+        body += _int4_product(f"{hidden}_sum", f"p{expert}", f"e{expert}_w1", sizes.dim, sizes.hidden, sizes)
+        source = f"{hidden}_sum"
+        if has_bias:
+            body += f"{hidden}_in = Add({source}, e{expert}_w1_bias)\n"
+            source = f"{hidden}_in"
+        body += ACTIVATIONS[kind].format(x=source, y=hidden) + "\n"
+        target = f"o{expert}_sum" if has_bias else f"o{expert}"
+        body += _int4_product(target, hidden, f"e{expert}_w2", sizes.hidden, sizes.dim, sizes)
+        body += f"o{expert} = Add({target}, e{expert}_w2_bias)\n" if has_bias else ""
+    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
+    name = f"Int4MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    name += f"_{sizes.dim}x{sizes.hidden}_block{sizes.block_size}"
+    return _function(name, moe_parameters(num_experts, has_bias=has_bias), body)
+
+
+def _int4_product(y: str, x: str, weight: str, rows: int, columns: int, sizes: Int4Sizes) -> str:
+    return f"""
+    {y} = com.microsoft.MatMulNBits<K = {rows}, N = {columns}, bits = 4, block_size = {sizes.block_size},
+        accuracy_level = 4>({x}, {weight}, {weight}_scale)
+    """
+
+
+def _router(top_k: int) -> str:
+    """Statements for the experts and weights of each token; the router's product stays in float32."""
+    return f"""
+    width = Shape<start = -1>(x)
+    token_shape = Concat<axis = 0>(last, width)
+    tokens = Reshape(x, token_shape)
+    logits = MatMul(tokens, gate)
+    k = Constant<value = int64[1] {{{top_k}}}>()
+    values, experts = TopK<axis = -1>(logits, k)
+    probabilities = Softmax<axis = -1>(values)
+"""
+
+
+def _dispatch(num_experts: int) -> str:
+    """Statements for the order of the assignments by expert, the token of each, and the number of each expert."""
+    ids = ", ".join(str(expert) for expert in range(num_experts))
+    return f"""
+    assignments = Reshape(experts, last)
+    num_assignments = Shape(assignments)
+    sorted_experts, order = TopK<axis = 0, largest = 0>(assignments, num_assignments)
+    token = Div(order, k)
+    first = Constant<value = int64[1] {{0}}>()
+    second = Constant<value = int64[1] {{1}}>()
+    ids = Constant<value = int64[{num_experts}, 1] {{{ids}}}>()
+    row = Unsqueeze(assignments, first)
+    one_hot = Equal(row, ids)
+    ones = Cast<to = 7>(one_hot)
+    counts = ReduceSum<keepdims = 0>(ones, second)
+"""
+
+
+def _combine(top_k: int) -> str:
+    """Statements for the weighted sum of what the experts of each token say, in the order of the tokens."""
+    return f"""
+    sorted_order, position = TopK<axis = 0, largest = 0>(order, num_assignments)
+    choices = Constant<value = int64[2] {{-1, {top_k}}}>()
+    places = Reshape(position, choices)
+    chosen = Gather<axis = 0>(merged, places)
+    factors = Unsqueeze(probabilities, last)
+    weighted = Mul(chosen, factors)
+    summed = ReduceSum<keepdims = 0>(weighted, second)
+    x_shape = Shape(x)
+    y = Reshape(summed, x_shape)
+"""

@@ -1,0 +1,287 @@
+"""Rewrites of a float32 graph of ours into one that computes on quantized weights, counting what they change.
+
+Weights are found by their name in the contract and the node that reads them, never by operator type alone; anything
+that a recipe asks for and the graph has in another form is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from u2moe.quantize import functions
+from u2moe.quantize.arithmetic import int4_blocks, int8_columns, int8_rows
+from u2moe.quantize.config import Recipe
+from u2moe.runtime import contract
+from u2moe.runtime.errors import BundleError
+
+Array = npt.NDArray[Any]
+MOE_FUNCTION = re.compile(r"MixtureOfExperts_top(\d+)of(\d+)_([a-z]+?)(_no_bias)?$")
+WEIGHT_AXES = 2
+
+
+def rewrite(model: ir.Model, recipe: Recipe) -> Counter[str]:
+    """Quantize a graph in place; weights are read and converted only when the graph is saved.
+
+    Returns:
+        The number of weights that were quantized in each group.
+
+    Raises:
+        BundleError: the graph holds a node that is not as the exporter writes it.
+    """
+    rewriter = Rewriter(model, recipe.quantized, recipe.block_size)
+    rewriter.run()
+    return rewriter.changed
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """Integer weights and their scales, as initializers."""
+
+    weight: ir.Value
+    scale: ir.Value
+
+
+class Rewriter:
+    """One graph and the formats that its weights shall get."""
+
+    def __init__(self, model: ir.Model, formats: Mapping[str, str], block_size: int) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.formats = formats
+        self.block_size = block_size
+        self.changed: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """All rewrites, then the removal of what no node reads any more."""
+        if "subsampling" in self.formats:
+            self._convolutions()
+        for node in list(self.graph):
+            if node.domain == contract.MOE_DOMAIN:
+                self._mixture_of_experts(node)
+            elif node.op_type == "MatMul":
+                self._matmul(node)
+            elif node.op_type == "Gather":
+                self._embedding(node)
+        self.graph.opset_imports.update({contract.MOE_DOMAIN: 1, functions.CONTRIB: 1})
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+
+    def _format(self, weight: ir.Value | None, *, router: bool = True) -> str | None:
+        """The format that this weight shall get; None if it stays as it is."""
+        if weight is None or weight.const_value is None or weight.name is None:
+            return None
+        group = contract.weight_group(weight.name)
+        if group == "routers" and not router:
+            group = "feed_forward"
+        return self.formats.get(group)
+
+    def _initializer(
+        self, name: str, dtype: ir.DataType, shape: tuple[int, ...], read: Callable[[], Array]
+    ) -> ir.Value:
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+
+        def load() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(read()), name=name)
+
+        tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def _int8(self, weight: ir.Value, group: str, read: Callable[[], Array] | None = None) -> _Quantized:
+        """Columns of a weight [in, out] as int8; `read` gives it if the initializer has another form."""
+        source = read or (lambda: _array(weight))
+        columns = source().shape if read else _shape(weight)
+        if len(columns) != WEIGHT_AXES:
+            raise BundleError(f"weight {weight.name}: has shape {columns}, expected [in, out]")
+        self.changed[group] += 1
+        return _Quantized(
+            self._initializer(f"{weight.name}.int8", ir.DataType.INT8, columns, lambda: int8_columns(source())[0]),
+            self._initializer(
+                f"{weight.name}.scale", ir.DataType.FLOAT, columns[1:], lambda: int8_columns(source())[1]
+            ),
+        )
+
+    def _call(self, function: ir.Function, node: ir.Node, inputs: list[ir.Value]) -> None:
+        """Put a call of `function` in the place of `node`, which has one output."""
+        self.model.functions.setdefault(function.identifier(), function)
+        name = (node.name or "").rsplit("/", 1)[0] + f"/{function.name}"
+        call = ir.Node(function.domain, function.name, inputs, num_outputs=1, name=name)
+        _replace(self.graph, node, call)
+
+    def _matmul(self, node: ir.Node) -> None:
+        x, weight = node.inputs
+        if x is None or weight is None or self._format(weight, router=False) != "int8":
+            return
+        group = contract.weight_group(weight.name or "").replace("routers", "feed_forward")
+        quantized = self._int8(weight, group)
+        self._call(functions.int8_matmul(), node, [x, quantized.weight, quantized.scale])
+
+    def _embedding(self, node: ir.Node) -> None:
+        table, tokens = node.inputs
+        if table is None or tokens is None or self._format(table) != "int8":
+            return
+        rows, dim = _shape(table)
+        self.changed["embeddings"] += 1
+        weight = self._initializer(
+            f"{table.name}.int8", ir.DataType.INT8, (rows, dim), lambda: int8_rows(_array(table))[0]
+        )
+        scale = self._initializer(
+            f"{table.name}.scale", ir.DataType.FLOAT, (rows, 1), lambda: int8_rows(_array(table))[1]
+        )
+        self._call(functions.int8_embedding(), node, [weight, scale, tokens])
+
+    def _mixture_of_experts(self, node: ir.Node) -> None:
+        match = MOE_FUNCTION.match(node.op_type)
+        if match is None:
+            if node.op_type.startswith(("Int8", "Int4")):
+                return
+            raise BundleError(f"node {node.name}: {node.op_type} is no mixture of experts of this version")
+        kind = self.formats.get("experts")
+        if kind is None:
+            return
+        top_k, num_experts, activation, has_bias = int(match[1]), int(match[2]), match[3], match[4] is None
+        x, gate, *weights = node.inputs
+        inputs = [_present(node, x), _present(node, gate)]
+        stride = 2 if has_bias else 1
+        for index in range(0, len(weights), stride):
+            weight = _present(node, weights[index])
+            quantized = self._int8(weight, "experts") if kind == "int8" else self._int4(weight)
+            inputs += [quantized.weight, quantized.scale]
+            inputs += [_present(node, weights[index + 1])] if has_bias else []
+        if kind == "int8":
+            function = functions.int8_mixture_of_experts(num_experts, top_k, activation, has_bias=has_bias)
+        else:
+            dim, hidden = _shape(_present(node, weights[0]))
+            sizes = functions.Int4Sizes(dim=dim, hidden=hidden, block_size=self.block_size)
+            function = functions.int4_mixture_of_experts(num_experts, top_k, activation, sizes, has_bias=has_bias)
+        self._call(function, node, inputs)
+
+    def _int4(self, weight: ir.Value) -> _Quantized:
+        rows, columns = _shape(weight)
+        blocks, size = -(-rows // self.block_size), self.block_size
+        self.changed["experts"] += 1
+        return _Quantized(
+            self._initializer(
+                f"{weight.name}.int4",
+                ir.DataType.UINT8,
+                (columns, blocks, size // 2),
+                lambda: int4_blocks(_array(weight), size)[0],
+            ),
+            self._initializer(
+                f"{weight.name}.scale",
+                ir.DataType.FLOAT,
+                (columns * blocks,),
+                lambda: int4_blocks(_array(weight), size)[1].ravel(),
+            ),
+        )
+
+    def _convolutions(self) -> None:
+        """Turn all convolutions of the front end but the first into integer matrix products over [b, t, f, channels].
+
+        The projection behind them then reads its input frequency by frequency instead of channel by channel.
+        """
+        convolutions = [node for node in self.graph if (node.name or "").startswith("encoder/embed/conv.")]
+        convolutions = [node for node in convolutions if node.op_type == "Conv"]
+        if len(convolutions) < 2:
+            return
+        first_relu = _only_user(convolutions[0])
+        channels_last = ir.Node(
+            "",
+            "Transpose",
+            [first_relu.outputs[0]],
+            [ir.AttrInt64s("perm", [0, 2, 3, 1])],
+            name="encoder/embed/channels_last",
+        )
+        self.graph.insert_after(first_relu, channels_last)
+        x = channels_last.outputs[0]
+        last_relu = first_relu
+        for node in convolutions[1:]:
+            last_relu = _only_user(node)
+            x = self._convolution(node, x, last_relu)
+        transpose = _only_user(last_relu)
+        flatten = _only_user(transpose)
+        channels = _shape(_present(convolutions[-1], convolutions[-1].inputs[1]))[0]
+        flatten.replace_input_with(0, x)
+        self._permute_projection(_only_user(flatten), channels)
+        self.graph.remove(
+            [transpose, *[node for conv in reversed(convolutions[1:]) for node in (_only_user(conv), conv)]], safe=True
+        )
+
+    def _convolution(self, node: ir.Node, x: ir.Value, before: ir.Node) -> ir.Value:
+        weight, bias = _present(node, node.inputs[1]), _present(node, node.inputs[2])
+        out, inner, kernel, _ = _shape(weight)
+        stride = int(node.attributes["strides"].as_ints()[0])
+
+        def columns() -> Array:
+            return _array(weight).transpose(2, 3, 1, 0).reshape(kernel * kernel * inner, out)
+
+        quantized = self._int8(weight, "subsampling", columns)
+        function = functions.int8_convolution(kernel, stride)
+        self.model.functions.setdefault(function.identifier(), function)
+        call = ir.Node(
+            function.domain,
+            function.name,
+            [x, quantized.weight, quantized.scale, bias],
+            num_outputs=1,
+            name=(node.name or "").rsplit("/", 1)[0] + f"/{function.name}",
+        )
+        call.outputs[0].name = call.name
+        self.graph.insert_after(before, call)
+        return call.outputs[0]
+
+    def _permute_projection(self, node: ir.Node, channels: int) -> None:
+        """Quantize the projection of the front end, its rows in the order [frequency, channel]."""
+        weight = _present(node, node.inputs[1])
+        if node.op_type != "MatMul" or contract.weight_group(weight.name or "") != "subsampling":
+            raise BundleError(f"node {node.name}: found {node.op_type}, expected the projection of the front end")
+
+        def rows() -> Array:
+            array = _array(weight)
+            return array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
+
+        quantized = self._int8(weight, "subsampling", rows)
+        self._call(functions.int8_matmul(), node, [_present(node, node.inputs[0]), quantized.weight, quantized.scale])
+
+
+def _array(value: ir.Value) -> Array:
+    if value.const_value is None:
+        raise BundleError(f"weight {value.name}: has no value")
+    return np.asarray(value.const_value.numpy(), np.float32)
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    if value.const_value is None:
+        raise BundleError(f"weight {value.name}: has no value")
+    return tuple(int(size) for size in value.const_value.shape)
+
+
+def _present(node: ir.Node, value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise BundleError(f"node {node.name}: an input is missing")
+    return value
+
+
+def _only_user(node: ir.Node) -> ir.Node:
+    users = list(node.outputs[0].uses())
+    if len(users) != 1:
+        raise BundleError(f"node {node.name}: its output has {len(users)} readers, expected 1")
+    return users[0].node
+
+
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    new.outputs[0].name = old.outputs[0].name
+    new.outputs[0].type, new.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
+    graph.insert_before(old, new)
+    old.outputs[0].replace_all_uses_with(new.outputs[0])
+    graph.remove(old, safe=True)
