@@ -1,0 +1,81 @@
+"""Augmentation of log-mel batches: loudness, colour, vocal tract length, noise, band limits and SpecAugment.
+
+All of it works on mel energies, where it costs next to nothing, so that every epoch hears new conditions.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+DECIBEL = math.log(10) / 10
+LOW_MEL, HIGH_MEL = (1127 * math.log1p(hertz / 700) for hertz in (20.0, 8000.0))
+
+
+def mel_centers(num_mels: int) -> Tensor:
+    """Centre frequencies of Kaldi's filters at 16 kHz, in Hz."""
+    step = (HIGH_MEL - LOW_MEL) / (num_mels + 1)
+    return 700 * torch.expm1((LOW_MEL + step * torch.arange(1, num_mels + 1)) / 1127)
+
+
+def warps(num_mels: int, factors: Tensor) -> Tensor:
+    """Matrices that read the mel axis at frequencies times a factor, by interpolation [factors, mels, mels]."""
+    step = (HIGH_MEL - LOW_MEL) / (num_mels + 1)
+    mel = 1127 * torch.log1p(mel_centers(num_mels) * factors.unsqueeze(1) / 700)
+    source = ((mel - LOW_MEL) / step - 1).clamp(0, num_mels - 1)
+    distance = source.unsqueeze(1) - torch.arange(num_mels).view(1, -1, 1)
+    return (1 - distance.abs()).clamp(min=0)
+
+
+class Augmenter:
+    """Draws a new condition for every utterance. `noise` [frames, mels] are the log-mels of ambiences and music."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+        self.num_mels = noise.shape[1]
+        self.centers = mel_centers(self.num_mels)
+        self.warps = torch.cat((torch.eye(self.num_mels).unsqueeze(0), warps(self.num_mels, torch.linspace(0.84, 1.18, 18))))
+
+    def __call__(self, mels: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mels [batch, frames, mels] under new conditions; `lengths` are the valid frames."""
+        batch, num_frames, _ = mels.shape
+        uniform = lambda low, high: torch.empty(batch, 1, 1).uniform_(low, high)  # noqa: E731
+        chance = lambda probability: torch.rand(batch, 1, 1) < probability  # noqa: E731
+        choice = torch.randint(len(self.warps), (batch,)) * chance(0.6).flatten()
+        mels = mels @ self.warps[choice]
+        level = (mels.exp().sum((1, 2)) / lengths / self.num_mels).log().view(-1, 1, 1)
+
+        # something else is heard: ambience or music, then the hiss of the room
+        start = torch.randint(len(self.noise) - num_frames, (batch, 1))
+        noise = self.noise[start + torch.arange(num_frames)]
+        noise = noise - noise.exp().mean((1, 2), keepdim=True).log() + level - DECIBEL * uniform(3, 30)
+        noise = torch.where(chance(0.5), noise, -20.0)
+        hiss = level - DECIBEL * uniform(15, 70) + 0.03 * uniform(-1, 1) * torch.arange(self.num_mels)
+        hiss = hiss + 0.35 * torch.randn_like(mels)
+        mels = torch.logaddexp(mels, torch.logaddexp(noise, hiss))
+
+        # the channel: loudness, colour, band, and the floor that a digital recording has
+        position = torch.linspace(-1, 1, self.num_mels)
+        colour = uniform(-1.5, 1.5) * position + uniform(-0.7, 0.7) * torch.cos(math.pi * position * uniform(0.5, 3))
+        mels = mels + colour + DECIBEL * uniform(-22, 6)
+        high = torch.where(chance(0.5), uniform(3300, 4100), uniform(4300, 6000))
+        high = torch.where(chance(0.55), high, 9000.0)
+        low = torch.where(chance(0.3), uniform(80, 350), 0.0)
+        steepness = uniform(8, 60)
+        over = (self.centers / high).log().clamp(min=0) + (low / self.centers).clamp(min=1).log() * 0.15
+        floor = uniform(-15, 5) + 0.35 * torch.randn_like(mels)
+        mels = torch.logaddexp(mels - (steepness * over).clamp(max=20), floor)
+        return self.masked(mels, lengths)
+
+    def masked(self, mels: Tensor, lengths: Tensor) -> Tensor:
+        """SpecAugment (arXiv 1904.08779): two bands of at most 12 mels, two spans of at most 40 frames or a fifth."""
+        bins, frames = torch.arange(self.num_mels), torch.arange(mels.shape[1])
+        hidden = torch.zeros(mels.shape, dtype=torch.bool)
+        for _ in range(2):
+            width = torch.randint(13, (len(mels), 1))
+            begin = torch.randint(self.num_mels - 12, (len(mels), 1))
+            hidden |= ((bins >= begin) & (bins < begin + width)).unsqueeze(1)
+            width = torch.rand(len(mels), 1) * (lengths.unsqueeze(1) / 5).clamp(max=40)
+            begin = torch.rand(len(mels), 1) * (lengths.unsqueeze(1) - width)
+            hidden |= ((frames >= begin) & (frames < begin + width)).unsqueeze(2)
+        return torch.where(hidden, mels.mean((1, 2), keepdim=True), mels)

@@ -1,0 +1,99 @@
+"""Packs: one flat file of rows (audio samples or mel frames) and a TSV that says where each utterance lies and its text."""
+
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+SAMPLE_RATE = 16000
+NUM_MELS = 80
+MEL_STEP, MEL_FLOOR = 0.16, -16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the rows of a pack are: file suffix, type of a number and numbers per row."""
+
+    suffix: str
+    dtype: str
+    width: int
+
+
+SPEECH = Kind(suffix=".pcm", dtype="<i2", width=1)
+MELS = Kind(suffix=".mel", dtype="u1", width=NUM_MELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """Where an utterance lies in its pack (in rows), who speaks, and the normalized text."""
+
+    offset: int
+    length: int
+    voice: str
+    text: str
+
+
+class Pack:
+    """An appendable pack. A half-written last utterance is cut off when it is opened for writing (`with`)."""
+
+    def __init__(self, path: Path, kind: Kind) -> None:
+        self.kind = kind
+        self.rows_path = path.with_suffix(kind.suffix)
+        self.table_path = path.with_suffix(".tsv")
+        self.utterances: list[Utterance] = []
+        if self.table_path.exists():
+            for line in self.table_path.read_text(encoding="utf-8").splitlines():
+                offset, length, voice, text = line.split("\t")
+                self.utterances.append(Utterance(offset=int(offset), length=int(length), voice=voice, text=text))
+
+    def __enter__(self) -> Self:
+        self.rows_path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows = self.rows_path.open("ab")
+        self._rows.truncate(self.num_rows * np.dtype(self.kind.dtype).itemsize * self.kind.width)
+        self._table = self.table_path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+        self._table.close()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all complete utterances."""
+        return self.utterances[-1].offset + self.utterances[-1].length if self.utterances else 0
+
+    def append(self, rows: NDArray[Any], voice: str, text: str) -> None:
+        """Adds one utterance, rows of the pack's own type."""
+        entry = Utterance(offset=self.num_rows, length=len(rows), voice=voice, text=text)
+        self._rows.write(rows.astype(self.kind.dtype).tobytes())
+        self._rows.flush()
+        self._table.write(f"{entry.offset}\t{entry.length}\t{voice}\t{text}\n")
+        self._table.flush()
+        self.utterances.append(entry)
+
+    def map(self) -> NDArray[Any]:
+        """All rows, memory-mapped: [rows] or [rows, width]."""
+        rows = np.memmap(self.rows_path, self.kind.dtype, "r")
+        return rows if self.kind.width == 1 else rows[: self.num_rows * self.kind.width].reshape(-1, self.kind.width)
+
+
+def to_pcm(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Samples in [-1, 1] as int16."""
+    return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
+
+
+def to_bytes(mels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Log-mel energies in steps of `MEL_STEP`."""
+    return np.clip(np.round((mels - MEL_FLOOR) / MEL_STEP), 0, 255).astype(np.uint8)
+
+
+def resample(samples: NDArray[np.float32], rate: int, target: int = SAMPLE_RATE) -> NDArray[np.float32]:
+    """Band-limited conversion from one integer rate to another."""
+    if rate == target:
+        return samples
+    step = gcd(rate, target)
+    return resample_poly(samples, target // step, rate // step).astype(np.float32)

@@ -1,0 +1,137 @@
+"""Test sets of real people, and of held-out synthetic voices: 16 kHz FLAC files and one TSV of `path<TAB>text` per set.
+
+Nothing here is ever trained on. Texts come from the packages themselves: file names, scripts and transcriptions.
+"""
+
+import argparse
+import gzip
+import io
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from corpus import SAMPLE_RATE, SPEECH, Pack, resample
+from numpy.typing import NDArray
+from texts import normalize, queen_lines
+
+Samples = NDArray[np.float32]
+Item = tuple[str, Samples, str]
+
+SAYTIME_WORDS = {"oclock": "o'clock", "am": "a m", "pm": "p m", "the_time_is": "the time is"}
+POCKETSPHINX_COMMANDS = {"goforward": "go forward ten meters", "something": "go somewhere and do something"}
+ASTERISK_WORDS = {"digits", "letters", "phonetic"}
+ASTERISK_SPELLING = {
+    "digits/h-40": "fortieth", "conf-adminmenu-menu8": None, "spy-h323": None, "spy-iax2": None, "spy-unistim": None,
+    "spy-zap": None, "queue-periodic-announce": None, "demo-instruct": None, "demo-moreinfo": None, "vm-INBOX": None,
+}  # fmt: skip
+"""Corrections of the package's list; None leaves out a clip whose words the list does not give as they are spoken."""
+
+
+def decoded(path: Path, *options: str) -> Samples:
+    """Any recording as 16 kHz mono."""
+    command = ["ffmpeg", "-v", "error", *options, "-i", str(path), "-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
+    return np.frombuffer(subprocess.check_output(command), "<i2").astype(np.float32) / 32768
+
+
+def queen(debian: Path, table: Path) -> Iterator[Item]:
+    """Game characters that speak in no training clip."""
+    archive = debian / "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
+    with archive.open("rb") as file:
+        for row in queen_lines(table, "test"):
+            if float(row["cer"]) < 0.5 and normalize(row["text"]):
+                file.seek(int(row["offset"]))
+                samples, rate = soundfile.read(io.BytesIO(file.read(int(row["size"]))), dtype="float32")
+                yield row["clip"].removesuffix(".SB"), resample(samples, rate), row["text"]
+
+
+def asterisk(debian: Path, *, words: bool) -> Iterator[Item]:
+    """The telephone voice: isolated words and letters, or sentences, after the package's own list."""
+    listing = gzip.decompress((debian / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz").read_bytes())
+    for line in listing.decode("utf-8", errors="replace").splitlines():
+        name, separator, text = line.partition(":")
+        path = debian / f"usr/share/asterisk/sounds/en_US_f_Allison/{name}.g722"
+        text = ASTERISK_SPELLING.get(name, re.sub(r"\[.\]", "", text))
+        if separator and path.exists() and text and not re.search(r"[<\[(#*@]", text):
+            isolated = name.split("/")[0] in ASTERISK_WORDS
+            if isolated is words:
+                yield name.replace("/", "-"), decoded(path), text
+
+
+def saytime(debian: Path) -> Iterator[Item]:
+    """Numbers and time words of the talking clock."""
+    for path in sorted((debian / "usr/share/saytime").glob("*.au")):
+        yield path.stem, decoded(path, *au_options(path)), SAYTIME_WORDS.get(path.stem, path.stem)
+
+
+def au_options(path: Path) -> list[str]:
+    """Headerless files are 8 kHz mu-law."""
+    return [] if path.read_bytes()[:4] == b".snd" else ["-f", "mulaw", "-ar", "8000"]
+
+
+def librivox(debian: Path) -> Iterator[Item]:
+    """Five sentences of an audio book."""
+    folder = debian / "usr/share/pocketsphinx/test/data/librivox"
+    for line in (folder / "transcription").read_text(encoding="utf-8").splitlines():
+        found = re.fullmatch(r"<s> (.*) </s> \((.*)\)", line.strip())
+        if found:
+            yield found[2], decoded(folder / f"{found[2]}.wav"), found[1]
+
+
+def commands(debian: Path) -> Iterator[Item]:
+    """Playing cards and commands to a robot."""
+    folder = debian / "usr/share/pocketsphinx/test/data"
+    for line in (folder / "cards/cards.transcription").read_text(encoding="utf-8").splitlines():
+        found = re.fullmatch(r"<s> (.*) </s> \((.*)\)", line.strip())
+        if found:
+            yield f"card-{found[2]}", decoded(folder / f"cards/{found[2]}.wav"), found[1]
+    for name, text in POCKETSPHINX_COMMANDS.items():
+        yield name, decoded(folder / f"{name}.raw", "-f", "s16le", "-ar", "16000"), text
+
+
+def synthetic(work_dir: Path) -> Iterator[Item]:
+    """Synthetic voices that speak in no training clip."""
+    pack = Pack(work_dir / "speech" / "heldout", SPEECH)
+    rows = pack.map()
+    for number, entry in enumerate(pack.utterances):
+        samples = rows[entry.offset : entry.offset + entry.length].astype(np.float32) / 32768
+        yield f"{entry.voice}-{number:03d}", samples, entry.text
+
+
+def write(folder: Path, name: str, items: Iterator[Item]) -> str:
+    """The files of one set and its manifest; returns a line for the terminal."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    lines, seconds = [], 0.0
+    for stem, samples, text in items:
+        path = folder / name / f"{stem}.flac"
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+        lines.append(f"{path.relative_to(folder)}\t{normalize(text)}\n")
+        seconds += len(samples) / SAMPLE_RATE
+    (folder / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
+    words = sum(len(line.partition("\t")[2].split()) for line in lines)
+    return f"{name}: {len(lines)} utterances, {words} words, {seconds / 60:.1f} min"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
+    parser.add_argument("--debian", type=Path, required=True, help="folder into which the Debian packages were unpacked")
+    args = parser.parse_args()
+    sets = {
+        "queen": queen(args.debian, args.queen_table),
+        "asterisk-words": asterisk(args.debian, words=True),
+        "asterisk-sentences": asterisk(args.debian, words=False),
+        "saytime": saytime(args.debian),
+        "librivox": librivox(args.debian),
+        "commands": commands(args.debian),
+        "synthetic": synthetic(args.work_dir),
+    }
+    for name, items in sets.items():
+        print(write(args.work_dir / "test", name, items), flush=True)
+
+
+if __name__ == "__main__":
+    main()

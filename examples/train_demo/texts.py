@@ -1,0 +1,236 @@
+"""Sentences to be spoken: game lines, WordNet example phrases, and grammars of numbers, dates, times, letters, commands.
+
+Also holds `normalize`, the one spelling that training, testing and scoring share: upper case, digits as words.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from csv import QUOTE_NONE, DictReader
+from pathlib import Path
+
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+ORDINALS = {
+    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
+    "twelve": "twelfth",
+}  # fmt: skip
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = "January February March April May June July August September October November December".split()
+SPELLING = (
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
+    "sierra tango uniform victor whiskey x-ray yankee zulu"
+).split()
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NAMES = (
+    "Alice Bob Carol David Emma Frank Grace Henry Irene Jack Kate Laura Michael Nora Oliver Peter Rachel Sam Tom "
+    "Victor Wendy Smith Johnson Miller Davis Wilson Brown Taylor Anderson Martin Clark Lewis Walker Young King Baker"
+).split()
+
+
+def cardinal(number: int) -> str:
+    """The number in words, without "and": 1234 -> "one thousand two hundred thirty four"."""
+    if number < 20:
+        return UNITS[number]
+    if number < 100:
+        return TENS[number // 10 - 2] + (f" {UNITS[number % 10]}" if number % 10 else "")
+    for size, name in ((1_000_000_000, "billion"), (1_000_000, "million"), (1000, "thousand"), (100, "hundred")):
+        if number >= size:
+            rest = f" {cardinal(number % size)}" if number % size else ""
+            return f"{cardinal(number // size)} {name}{rest}"
+    raise ValueError(f"number must not be negative, got {number}")
+
+
+def ordinal(number: int) -> str:
+    """The ordinal in words: 21 -> "twenty first"."""
+    *head, last = cardinal(number).split()
+    if last in ORDINALS:
+        last = ORDINALS[last]
+    else:
+        last = (last[:-1] + "ie" if last.endswith("y") else last) + "th"
+    return " ".join([*head, last])
+
+
+def normalize(text: str) -> str:
+    """Upper case letters and apostrophes only, integers spelled out, single spaces."""
+    text = text.replace("\u2019", "'").replace("&", " and ").replace("%", " percent ")
+    text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda found: f" {ordinal(int(found[1]))} ", text)
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    text = re.sub(r"\d+", lambda found: f" {cardinal(int(found[0]))} ", text)
+    text = re.sub(r"[^A-Z']+", " ", text.upper())
+    return " ".join(word for word in (word.strip("'") for word in text.split()) if word)
+
+
+def digits(rng: random.Random, count: int) -> str:
+    """A string of spoken digits, sometimes in groups, with "oh" for zero now and then."""
+    zero = rng.choice(["zero", "zero", "oh"])
+    words = [zero if digit == 0 else UNITS[digit] for digit in (rng.randrange(10) for _ in range(count))]
+    if count > 5 and rng.random() < 0.5:
+        words[count // 2 - 1] += ","
+    return " ".join(words)
+
+
+def quantity(rng: random.Random) -> str:
+    """A number of random magnitude; small ones are the most frequent."""
+    number = rng.randrange(rng.choice([20, 20, 100, 100, 100, 1000, 10_000, 1_000_000]))
+    words = cardinal(number)
+    if number > 100 and rng.random() < 0.3:
+        words = words.replace(" hundred ", " hundred and ")
+    return words
+
+
+def spoken_time(rng: random.Random) -> str:
+    """A time of day in one of its usual forms."""
+    hour, minute = rng.randrange(1, 13), rng.randrange(60)
+    half = rng.choice(["a.m.", "p.m.", "in the morning", "in the evening", "at night", ""])
+    exact = "o'clock" if minute == 0 else f"oh {UNITS[minute]}" if minute < 10 else cardinal(minute)
+    forms = [
+        f"{UNITS[hour]} {exact} {half}",
+        f"{UNITS[hour]} o'clock {half}",
+        f"half past {UNITS[hour]}",
+        f"a quarter {rng.choice(['to', 'past'])} {UNITS[hour]}",
+        f"{cardinal(max(minute, 2))} minutes {rng.choice(['to', 'past'])} {UNITS[hour]}",
+        f"{UNITS[hour]} hours {cardinal(max(minute, 2))} minutes and {cardinal(rng.randrange(2, 60))} seconds",
+        f"{UNITS[hour]} {rng.choice(['hour', 'minute', 'second'])}s",
+    ]
+    return rng.choice(forms).strip()
+
+
+def spoken_year(rng: random.Random) -> str:
+    """A year: "nineteen eighty four", "two thousand five", "twenty twenty six"."""
+    year = rng.choice([rng.randrange(1700, 2000), rng.randrange(2000, 2050)])
+    if 2000 <= year < 2010:
+        return cardinal(year)
+    tail = year % 100
+    return f"{cardinal(year // 100)} {'hundred' if tail == 0 else f'oh {UNITS[tail]}' if tail < 10 else cardinal(tail)}"
+
+
+def spoken_date(rng: random.Random) -> str:
+    """A day, a month, a date with or without the year."""
+    day, month = ordinal(rng.randrange(1, 32)), rng.choice(MONTHS)
+    forms = [
+        f"{month} {day}",
+        f"{month} {day}, {spoken_year(rng)}",
+        f"the {day} of {month}",
+        f"{rng.choice(DAYS)}, {month} {day}",
+        f"{rng.choice(DAYS)} the {day}",
+        f"{month} {spoken_year(rng)}",
+        rng.choice(DAYS),
+        month,
+        day,
+        f"{rng.choice(['next', 'last', 'on', 'every'])} {rng.choice(DAYS)}",
+        rng.choice(["today", "tomorrow", "yesterday", "this morning", "this afternoon", "tonight"]),
+    ]
+    return rng.choice(forms)
+
+
+def spelled(rng: random.Random) -> str:
+    """Letters one by one, plain or in the spelling alphabet."""
+    if rng.random() < 0.25:
+        return " ".join(rng.choices(SPELLING, k=rng.choice([1, 1, 2, 3, 4])))
+    return ", ".join(rng.choices(LETTERS, k=rng.choice([1, 2, 3, 3, 4, 5, 6])))
+
+
+def command(rng: random.Random) -> str:
+    """A command to a robot, a phone, a player or a light."""
+    amount = cardinal(rng.randrange(2, rng.choice([11, 100])))
+    room = rng.choice("kitchen bedroom bathroom garage hallway office garden".split()) + " "
+    thing = rng.choice(["light", "lights", "lamp", "heating", "radio", "television", "fan", "door", "alarm", "music"])
+    forms = [
+        f"{rng.choice(['go', 'move', 'drive', 'walk'])} {rng.choice(['forward', 'backward', 'left', 'right'])} {amount} "
+        f"{rng.choice(['meters', 'feet', 'steps', 'miles', 'inches', 'centimeters', 'degrees'])}",
+        f"turn {rng.choice(['left', 'right', 'around'])} {rng.choice(['', 'now', f'{amount} degrees'])}",
+        f"turn {rng.choice(['on', 'off', 'up', 'down'])} the {rng.choice(['', room])}{thing}",
+        f"{rng.choice(['open', 'close', 'lock', 'unlock'])} the {rng.choice(['', room])}{rng.choice(['door', 'window'])}",
+        f"{rng.choice(['call', 'text', 'find', 'play', 'email'])} {rng.choice(NAMES)}"
+        f"{rng.choice(['', '', ' ' + rng.choice(NAMES), ' at ' + spoken_time(rng)])}",
+        f"set {rng.choice(['an alarm', 'a timer', 'a reminder'])} for {rng.choice([spoken_time(rng), amount + ' minutes'])}",
+        f"set the {rng.choice(['volume', 'temperature', 'speed'])} to {amount} {rng.choice(['', 'percent', 'degrees'])}",
+        rng.choice(
+            "stop|start|pause|play|next|previous|repeat|cancel|continue|help|yes|no|okay|hello|goodbye|louder|quieter|"
+            "go back|go on|go home|wake up|shut down|undo|delete|save|send it|next page|read it again|louder please|"
+            "stop the music|what time is it|what day is it today|how are you|take a picture|good morning|thank you".split("|")
+        ),
+    ]
+    return rng.choice(forms)
+
+
+def prompt(rng: random.Random) -> str:
+    """A sentence of the kind that telephone menus and public announcements say."""
+    polite = rng.choice(["please ", "", "if you would like, "])
+    key = rng.choice([*UNITS[:10], "pound", "star"])
+    thing = rng.choice(
+        "your account number|your birthday|your order|your balance|a message|the number|your zip code|your name|"
+        "your password|the extension|your phone number|the code|your appointment|your reservation".split("|")
+    )
+    forms = [
+        f"{polite}press {key} {rng.choice(['now', 'to continue', 'to go back', f'for {thing}', f'to change {thing}'])}",
+        f"to {rng.choice(['hear', 'change', 'check', 'cancel', 'confirm', 'record'])} {thing}, press {key}",
+        f"{rng.choice(['please enter', 'please say', 'I need', 'you have changed', 'we have received'])} {thing}",
+        f"you have {quantity(rng)} {rng.choice(['new', 'old', 'saved', 'unread'])} "
+        f"{rng.choice(['messages', 'letters', 'calls', 'photos'])}",
+        f"the {rng.choice(['train', 'bus', 'flight', 'boat'])} to {rng.choice(NAMES)} leaves at {spoken_time(rng)}",
+        f"the {rng.choice(['meeting', 'party', 'lesson', 'show'])} is on {spoken_date(rng)} at {spoken_time(rng)}",
+        f"{rng.choice(['it costs', 'you owe', 'the price is', 'that makes'])} {quantity(rng)} "
+        f"{rng.choice(['dollars', 'pounds', 'euros', 'cents', 'dollars and fifty cents'])}",
+        f"my {rng.choice(['phone', 'room', 'account', 'ticket'])} number is {digits(rng, rng.randrange(2, 9))}",
+        f"{rng.choice(['the line is', 'all our agents are', 'this number is'])} "
+        f"{rng.choice(['busy', 'not available', 'not in service', 'disconnected'])} "
+        f"{rng.choice(['', 'at the moment', 'right now', 'please try again later', 'please hold'])}",
+        f"I was born {rng.choice(['in', 'on'])} {rng.choice([spoken_date(rng), spoken_year(rng)])}",
+        f"{rng.choice(['ace', *UNITS[2:11], 'jack', 'queen', 'king'])} of {rng.choice(['hearts', 'spades', 'clubs', 'diamonds'])}",
+        f"{rng.choice(['welcome', 'goodbye', 'thank you for calling', 'we are sorry', 'that is not correct'])}"
+        f"{rng.choice(['', ', ' + rng.choice(NAMES), ', please wait', ', please try again'])}",
+    ]
+    return rng.choice(forms)
+
+
+def grammar_line(rng: random.Random) -> str:
+    """One random line of all grammars."""
+    kind = rng.choices(
+        [quantity, spoken_time, spoken_date, spelled, command, prompt, spoken_year, None],
+        weights=[14, 14, 14, 9, 16, 18, 2, 13],
+    )[0]
+    if kind is None:
+        return digits(rng, rng.choice([1, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8, 10]))
+    line = kind(rng)
+    if rng.random() < 0.12:
+        line += ", " + rng.choice([quantity, spoken_date, command])(rng)
+    return " ".join(line.split())
+
+
+def queen_lines(table: Path, split: str) -> list[dict[str, str]]:
+    """Rows of the table of game lines that belong to one split."""
+    with table.open(encoding="utf-8") as file:
+        return [row for row in DictReader(file, delimiter="\t", quoting=QUOTE_NONE) if row["split"] == split]
+
+
+def wordnet_phrases(folder: Path) -> list[str]:
+    """The quoted example phrases of WordNet that have 2 to 18 words and no digits."""
+    phrases = set()
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="utf-8", errors="replace").splitlines():
+            for phrase in re.findall(r'"([^"]+)"', line.partition("|")[2]):
+                plain = re.fullmatch(r"[A-Za-z',;:.!?() -]+", phrase)
+                if plain and 2 <= len(phrase.split()) <= 18:
+                    phrases.add(re.sub(r"[()]", "", phrase).strip())
+    return sorted(phrases)
+
+
+def endless(lines: list[str], rng: random.Random) -> Iterator[str]:
+    """The lines in random order, again and again."""
+    while True:
+        yield from rng.sample(lines, len(lines))
+
+
+def mixture(queen_table: Path, wordnet: Path, seed: int) -> Iterator[str]:
+    """An endless stream of sentences: 30 % grammar, 22 % game lines, the rest WordNet."""
+    rng = random.Random(seed)
+    queen = endless([row["text"] for row in queen_lines(queen_table, "train") if float(row["cer"]) < 0.8], rng)
+    phrases = endless(wordnet_phrases(wordnet), rng)
+    while True:
+        draw = rng.random()
+        yield grammar_line(rng) if draw < 0.30 else next(queen) if draw < 0.52 else next(phrases)

@@ -1,0 +1,253 @@
+"""Trains the demo model for a given number of minutes; every few minutes it saves, and with `--resume` it goes on.
+
+The learning rate follows the time spent: a short warm-up, then a half cosine that ends at zero with the last minute.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from augment import Augmenter
+from batches import Batch, Corpus, Tokenizer
+from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
+from torch import Tensor, nn
+from wer import Score
+
+from u2moe.export.model import AttentionDecoder, SpeechModel
+from u2moe.export.training_config import parse_training_config
+
+WARMUP_STEPS = 250
+MAX_CHUNK = 25
+VALIDATION = ("queen-dev", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The parts of the training loss, each per token."""
+
+    ctc: Tensor
+    left: Tensor
+    right: Tensor
+
+    def total(self, conf: dict[str, float]) -> Tensor:
+        """U2++: CTC, and both directions of attention."""
+        reverse = conf["reverse_weight"]
+        attention = (1 - reverse) * self.left + reverse * self.right
+        return conf["ctc_weight"] * self.ctc + (1 - conf["ctc_weight"]) * attention
+
+
+def random_chunk(num_frames: int) -> int | None:
+    """WeNet's dynamic chunk: full context half of the time, else 1 to 25 encoder frames."""
+    chunk = random.randint(1, max(num_frames - 1, 1))
+    return None if chunk > num_frames // 2 else chunk % MAX_CHUNK + 1
+
+
+def losses(model: SpeechModel, batch: Batch, chunk_size: int | None, smoothing: float) -> Losses:
+    """The losses of a batch whose encoder sees `chunk_size` frames at once (None: everything)."""
+    config = model.config
+    encoder_out, times = model.encoder(batch.mels, batch.lengths, chunk_size)
+    log_probs = torch.log_softmax(model.ctc.ctc_lo(encoder_out).float(), dim=-1).transpose(0, 1)
+    num_tokens = batch.token_lengths.sum()
+    ctc = nn.functional.ctc_loss(
+        log_probs, batch.tokens.clamp(min=0), times, batch.token_lengths, config.blank, "sum", zero_infinity=True
+    )
+
+    steps = torch.arange(batch.tokens.shape[1])
+    inside = steps < batch.token_lengths.unsqueeze(1)
+    mirror = torch.where(inside, batch.token_lengths.unsqueeze(1) - 1 - steps, steps)
+
+    def attention(decoder: AttentionDecoder, tokens: Tensor) -> Tensor:
+        start = tokens.new_full((len(tokens), 1), config.sos)
+        inputs = torch.cat((start, tokens.masked_fill(~inside, config.eos)), 1)
+        targets = torch.cat((tokens, tokens.new_full((len(tokens), 1), -1)), 1)
+        targets.scatter_(1, batch.token_lengths.unsqueeze(1), config.eos)
+        logits = decoder(inputs, batch.token_lengths + 1, encoder_out, times).float()
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum", label_smoothing=smoothing
+        )
+        return loss / (num_tokens + len(tokens))
+
+    right_decoder = model.right_decoder
+    if right_decoder is None:
+        raise ValueError("this recipe trains both directions")
+    return Losses(
+        ctc=ctc / num_tokens,
+        left=attention(model.left_decoder, batch.tokens),
+        right=attention(right_decoder, batch.tokens.gather(1, mirror)),
+    )
+
+
+def greedy(log_probs: Tensor, blank: int) -> list[int]:
+    """Tokens of the best path [time, vocab]: repeats merged, blanks dropped."""
+    best = torch.unique_consecutive(log_probs.argmax(-1)).tolist()
+    return [token for token in best if token != blank]
+
+
+@torch.inference_mode()
+def validate(model: SpeechModel, corpus: Corpus, tokenizer: Tokenizer, chunk_size: int | None, num_frames: int) -> str:
+    """Losses and greedy word error rate, as a line for the log."""
+    model.eval()
+    score, sums, count = Score(), torch.zeros(3), 0
+    for batch in corpus.in_order(num_frames):
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = losses(model, batch, chunk_size, 0.0)
+            encoder_out, times = model.encoder(batch.mels, batch.lengths, chunk_size)
+            log_probs = model.ctc.ctc_lo(encoder_out)
+        sums += torch.stack((parts.ctc, parts.left, parts.right)) * len(batch.texts)
+        count += len(batch.texts)
+        for row, time_, text in zip(log_probs, times.tolist(), batch.texts, strict=True):
+            score.add(text, tokenizer.decode(greedy(row[:time_], model.config.blank)))
+    model.train()
+    ctc, left, right = (sums / count).tolist()
+    return f"chunk {chunk_size or 'all'}: ctc {ctc:.3f} left {left:.3f} right {right:.3f} WER {score.rate:.1%}"
+
+
+def feature_statistics(corpus: Corpus, augmenter: Augmenter, num_frames: int) -> dict[str, Any]:
+    """WeNet's global_cmvn, from 60 augmented batches."""
+    total, square, count = torch.zeros(NUM_MELS, dtype=torch.double), torch.zeros(NUM_MELS, dtype=torch.double), 0
+    for _, batch in zip(range(60), corpus.epoch(num_frames, random.Random(0)), strict=False):
+        mels = augmenter(batch.mels, batch.lengths)
+        frames = mels[torch.arange(mels.shape[1]) < batch.lengths.unsqueeze(1)].double()
+        total, square, count = total + frames.sum(0), square + (frames**2).sum(0), count + len(frames)
+    return {"mean_stat": total.tolist(), "var_stat": square.tolist(), "frame_num": count}
+
+
+def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
+    """Puts global_cmvn into the encoder."""
+    if model.encoder.global_cmvn is None:
+        raise ValueError("this recipe normalizes its features")
+    mean = torch.tensor(statistics["mean_stat"], dtype=torch.double) / statistics["frame_num"]
+    variance = torch.tensor(statistics["var_stat"], dtype=torch.double) / statistics["frame_num"] - mean**2
+    model.encoder.global_cmvn.mean.copy_(mean)
+    model.encoder.global_cmvn.istd.copy_(variance.clamp(min=1e-20).rsqrt())
+
+
+def endless(corpus: Corpus, num_frames: int, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    rng = random.Random(seed)
+    while True:
+        yield from corpus.epoch(num_frames, rng)
+
+
+class Log:
+    """Lines on the terminal and in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("train.yaml"))
+    parser.add_argument("--name", default="model", help="folder for checkpoints and log, inside the work directory")
+    parser.add_argument("--minutes", type=float, default=85)
+    parser.add_argument("--save-every", type=float, default=3, help="minutes between checkpoints")
+    parser.add_argument("--validate-every", type=float, default=6, help="minutes between validations")
+    parser.add_argument("--batch-frames", type=int, default=7500)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    folder = args.work_dir / args.name
+    folder.mkdir(parents=True, exist_ok=True)
+    log = Log(folder / "train.log")
+    torch.manual_seed(1)
+    random.seed(1)
+
+    tokenizer = Tokenizer(args.work_dir)
+    config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+    config |= {"input_dim": NUM_MELS, "output_dim": len(tokenizer.units), "vocab_size": len(tokenizer.units)}
+    features = args.work_dir / "features"
+    names = sorted(path.stem for path in features.glob("*.mel") if path.stem not in {*VALIDATION, "noise"})
+    corpus = Corpus([features / name for name in names], tokenizer)
+    validation = {name: Corpus([features / name], tokenizer) for name in VALIDATION if (features / f"{name}.mel").exists()}
+    noise = torch.from_numpy(Pack(features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
+    augmenter = Augmenter(noise)
+
+    model = SpeechModel(parse_training_config(config).architecture)
+    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    step, spent = 0, 0.0
+    checkpoints = sorted(folder.glob("step_*.pt"))
+    if args.resume and checkpoints:
+        state = torch.load(checkpoints[-1])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    else:
+        statistics = feature_statistics(corpus, augmenter, args.batch_frames)
+        set_statistics(model, statistics)
+        (folder / "global_cmvn").write_text(json.dumps(statistics), encoding="utf-8")
+        (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log(f"{corpus.hours:.1f} h of {', '.join(names)}; {parameters / 1e6:.2f} M parameters; from step {step}, {spent:.0f} s")
+
+    model.train()
+    start = time.time() - spent
+    saved = validated = reported = time.time()
+    heard, sums, steps = 0, torch.zeros(4), 0
+    for batch in endless(corpus, args.batch_frames, seed=step):
+        progress = (time.time() - start) / (60 * args.minutes)
+        if progress >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
+        mels = augmenter(batch.mels, batch.lengths)
+        batch = Batch(**{**vars(batch), "mels": mels})
+        chunk_size = random_chunk(mels.shape[1] // 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = losses(model, batch, chunk_size, config["model_conf"]["lsm_weight"])
+        total = parts.total(config["model_conf"])
+        optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        if norm.isfinite():
+            optimizer.step()
+        step += 1
+        heard, steps = heard + int(batch.lengths.sum()), steps + 1
+        sums += torch.stack((parts.ctc.detach(), parts.left.detach(), parts.right.detach(), norm))
+        now = time.time()
+        if steps == 50:
+            ctc, left, right, gradient = (sums / steps).tolist()
+            log(
+                f"{(now - start) / 60:6.1f} min step {step} ctc {ctc:.3f} left {left:.3f} right {right:.3f} "
+                f"grad {gradient:.2f} lr {optimizer.param_groups[0]['lr']:.2e} x{heard / 100 / (now - reported):.0f}"
+            )
+            heard, sums, steps, reported = 0, torch.zeros(4), 0, now
+        if now - validated > 60 * args.validate_every:
+            for name, part in validation.items():
+                for size in (None, 16):
+                    log(f"       {name} {validate(model, part, tokenizer, size, args.batch_frames)}")
+            validated = reported = time.time()
+            heard, sums, steps = 0, torch.zeros(4), 0
+        if now - saved > 60 * args.save_every:
+            save(folder, model, optimizer, step, now - start)
+            saved = now
+    save(folder, model, optimizer, step, time.time() - start)
+    for name, part in validation.items():
+        for size in (None, 16):
+            log(f"final  {name} {validate(model, part, tokenizer, size, args.batch_frames)}")
+
+
+def save(folder: Path, model: SpeechModel, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
+    """A checkpoint from which training goes on."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
+    torch.save(state, folder / f"step_{step:06d}.tmp")
+    (folder / f"step_{step:06d}.tmp").rename(folder / f"step_{step:06d}.pt")
+
+
+if __name__ == "__main__":
+    main()
