@@ -1,0 +1,241 @@
+"""Hotwords: words and phrases that a search shall prefer, as one Aho-Corasick automaton. It knows text, no acoustics.
+
+The automaton reads characters, and a token moves it by the characters of its symbol. So a phrase is found however the
+acoustic model spells it (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was segmented,
+and its bonus does not depend on the spelling: it is a function of the text alone. Moves are remembered by state and
+token, so that a search pays one look-up for each.
+
+Text is read as words, each with a boundary on either side ("▁NEW▁YORK▁"), and so are phrases: CAT is not found in
+CATS or in BOBCAT. Characters of scripts without spaces are words of their own, hence found anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.text import WORD_BOUNDARY, _stands_alone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from u2moe.runtime.text import Vocabulary
+
+DEFAULT_WEIGHT = 1.5
+"""Bonus per token, as a log-probability, of a hotword that names none."""
+
+_UNREADABLE = "\0"
+"""Stands for symbols that are not text, such as <unk>: in no phrase, and no word boundary."""
+_MAX_MOVES = 1 << 18
+
+
+class ContextGraph:
+    """What hotwords add to the score of a hypothesis.
+
+    A hypothesis that has ended earns the bonus of each phrase once for each time that the phrase occurs in its words,
+    and nothing for phrases that it only began. While it grows it also holds `partial`, a share of the bonus of the
+    phrase it may be about to complete, in proportion to the characters already there; that share is not earned, but
+    measured anew for each state, so that a match which breaks off has paid it back.
+
+    The bonus of a phrase is its weight times the number of tokens of its shortest spelling, so that weights mean about
+    what they mean in WeNet (context score) and in sherpa-onnx (hotwords score).
+
+    Attributes:
+        start: state of an empty hypothesis.
+
+    Raises:
+        ValueError: no hotwords, an empty one, a weight that is not a positive number, or a character that the
+            vocabulary does not have in either case. Of a phrase named twice the larger weight counts.
+    """
+
+    def __init__(self, hotwords: Iterable[str | tuple[str, float]], vocabulary: Vocabulary) -> None:
+        if isinstance(hotwords, str):
+            raise ValueError("hotwords must be a list of phrases, got one string")  # noqa: TRY004 - all else is one too
+        self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
+        self._next: list[dict[str, int]] = []
+        self._output: list[float] = []
+        self._partial: list[float] = []
+        self._add_state()
+        for words, bonus in _bonuses(hotwords, vocabulary).items():
+            self._add_phrase(words, bonus)
+        self._fail = self._link()
+        # Phrases begin with a boundary: after one the state is the node of at least that, and after no other character.
+        self.start = self._next[0][WORD_BOUNDARY]
+        self._after_boundary = [False] * len(self._next)
+        for arcs in self._next:
+            if WORD_BOUNDARY in arcs:
+                self._after_boundary[arcs[WORD_BOUNDARY]] = True
+        self._moves: dict[tuple[int, int], tuple[int, float]] = {}
+
+    def advance(self, state: int, token: int) -> tuple[int, float]:
+        """State after `token`, and the bonus of the phrases that it completes."""
+        move = self._moves.get((state, token))
+        if move is None:
+            move = self._read(state, self._spellings[token])
+            if len(self._moves) >= _MAX_MOVES:
+                self._moves.clear()
+            self._moves[state, token] = move
+        return move
+
+    def partial(self, state: int) -> float:
+        """What a growing hypothesis in `state` holds of a bonus, and loses if it ends or goes on otherwise."""
+        return self._partial[state]
+
+    def finish(self, state: int) -> float:
+        """The bonus of the phrases that are complete because the hypothesis ends in `state`."""
+        return self._read(state, WORD_BOUNDARY)[1]
+
+    def score(self, tokens: Sequence[int]) -> float:
+        """The bonus of a hypothesis that has ended."""
+        state, total = self.start, 0.0
+        for token in tokens:
+            state, bonus = self.advance(state, token)
+            total += bonus
+        return total + self.finish(state)
+
+    def _read(self, state: int, characters: str) -> tuple[int, float]:
+        bonus = 0.0
+        for character in characters:
+            if character == WORD_BOUNDARY and self._after_boundary[state]:
+                continue
+            state = self._arc(state, character)
+            bonus += self._output[state]
+        return state, bonus
+
+    def _arc(self, state: int, character: str) -> int:
+        while state and character not in self._next[state]:
+            state = self._fail[state]
+        return self._next[state].get(character, 0)
+
+    def _grow(self, state: int, character: str) -> int:
+        if character not in self._next[state]:
+            self._next[state][character] = self._add_state()
+        return self._next[state][character]
+
+    def _add_state(self) -> int:
+        self._next.append({})
+        self._output.append(0.0)
+        self._partial.append(0.0)
+        return len(self._next) - 1
+
+    def _add_phrase(self, words: tuple[str, ...], bonus: float) -> None:
+        num_characters = sum(len(word) for word in words)
+        state, matched = 0, 0
+        *characters, last = WORD_BOUNDARY + "".join(word + WORD_BOUNDARY for word in words)
+        for character in characters:
+            state = self._grow(state, character)
+            matched += character != WORD_BOUNDARY
+            self._partial[state] = max(self._partial[state], bonus * matched / num_characters)
+        self._output[self._grow(state, last)] = bonus
+
+    def _link(self) -> list[int]:
+        """Where to go on from each state when no arc fits: the longest proper suffix that begins a phrase.
+
+        On the way each state takes over what its suffixes complete, and what they hold if that is more.
+        """
+        fail = [0] * len(self._next)
+        queue = deque(self._next[0].values())
+        while queue:
+            state = queue.popleft()
+            self._output[state] += self._output[fail[state]]
+            self._partial[state] = max(self._partial[state], self._partial[fail[state]])
+            for character, following in self._next[state].items():
+                suffix = fail[state]
+                while suffix and character not in self._next[suffix]:
+                    suffix = fail[suffix]
+                fail[following] = self._next[suffix].get(character, 0)
+                queue.append(following)
+        return fail
+
+
+def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
+    """Hotwords from lines of "phrase" or "phrase :weight", as sherpa-onnx reads them; "# ..." and empty lines are none.
+
+    Raises:
+        ValueError: a weight that is not a number; names the line.
+    """
+    hotwords: list[str | tuple[str, float]] = []
+    for number, line in enumerate(content.removeprefix("\ufeff").splitlines(), start=1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        phrase, separator, weight = stripped.rpartition(" :")
+        if not separator:
+            hotwords.append(stripped)
+            continue
+        try:
+            hotwords.append((phrase.strip(), float(weight)))
+        except ValueError:
+            raise ValueError(f"hotwords line {number}: weight must be a number, got {weight!r}") from None
+    return hotwords
+
+
+def _bonuses(hotwords: Iterable[str | tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
+    """Bonus of each phrase, given as its words in the characters of the vocabulary."""
+    pieces = _Pieces(vocabulary)
+    bonuses: dict[tuple[str, ...], float] = {}
+    for hotword in hotwords:
+        phrase, weight = (hotword, DEFAULT_WEIGHT) if isinstance(hotword, str) else hotword
+        if not 0 < weight < math.inf:
+            raise ValueError(f"hotword {phrase!r}: weight must be a positive number, got {weight}")
+        words = pieces.words(phrase)
+        bonuses[words] = max(bonuses.get(words, 0.0), weight * sum(pieces.num_tokens(phrase, word) for word in words))
+    if not bonuses:
+        raise ValueError("hotwords are empty: pass None for none")
+    return bonuses
+
+
+class _Pieces:
+    """The symbols of a vocabulary as pieces of words."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        readable = [symbol for symbol in vocabulary.symbols if not _is_special(symbol)]
+        self._inner = {symbol for symbol in readable if not symbol.startswith((WORD_BOUNDARY, " "))}
+        self._first = self._inner | {symbol.strip(WORD_BOUNDARY + " ") for symbol in readable}
+        self._characters = set("".join(self._first))
+        self._longest = max(map(len, self._first), default=0)
+
+    def words(self, phrase: str) -> tuple[str, ...]:
+        """Words of a phrase, in the case that the vocabulary has."""
+        words = tuple(
+            "".join(self._character(phrase, character) for character in word)
+            for word in _read(phrase).replace(WORD_BOUNDARY, " ").split()
+        )
+        if not words:
+            raise ValueError(f"hotword {phrase!r} is empty")
+        return words
+
+    def num_tokens(self, phrase: str, word: str) -> int:
+        """Tokens of the shortest spelling of a word."""
+        fewest = [0.0] + [math.inf] * len(word)
+        for end in range(1, len(word) + 1):
+            for begin in range(max(end - self._longest, 0), end):
+                if word[begin:end] in (self._inner if begin else self._first):
+                    fewest[end] = min(fewest[end], fewest[begin] + 1)
+        if fewest[-1] == math.inf:
+            raise ValueError(f"hotword {phrase!r}: the vocabulary cannot write {word!r}")
+        return int(fewest[-1])
+
+    def _character(self, phrase: str, character: str) -> str:
+        for form in (character, character.upper(), character.lower()):
+            if form in self._characters:
+                return form
+        raise ValueError(f"hotword {phrase!r}: the vocabulary has no {character!r}")
+
+
+def _read(symbol: str) -> str:
+    """Characters of a symbol or a phrase; a boundary for spaces, and around characters that are words themselves."""
+    if _is_special(symbol):
+        return _UNREADABLE
+    spaced = "".join(f" {character} " if _stands_alone(character) else character for character in symbol)
+    result = ""
+    for character in spaced:
+        is_boundary = character.isspace() or character == WORD_BOUNDARY
+        if not (is_boundary and result.endswith(WORD_BOUNDARY)):
+            result += WORD_BOUNDARY if is_boundary else character
+    return result
+
+
+def _is_special(symbol: str) -> bool:
+    return len(symbol) > 2 and symbol.startswith("<") and symbol.endswith(">")

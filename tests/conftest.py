@@ -1,0 +1,81 @@
+"""What tests share: golden files of WeNet, bundles made from them, and sounds."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from u2moe.runtime import Bundle, BundleWriter, Recognizer
+
+GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINTS = ("moe_tiny", "dense_tiny")
+
+
+class Golden:
+    """What WeNet computed for one checkpoint; see golden/README.md."""
+
+    def __init__(self, name):
+        self.path = GOLDEN / name
+        self.results = json.loads((self.path / "reference.json").read_text(encoding="utf-8"))["utts"]
+        self.arrays = np.load(self.path / "reference.npz")
+
+    def cases(self):
+        """Utterance, mode ("full" or "stream16_L") and WeNet's results."""
+        for utterance, modes in self.results.items():
+            for mode, results in modes.items():
+                if mode != "T":
+                    yield utterance, mode, results
+
+
+@functools.cache
+def golden_of(name):
+    return Golden(name)
+
+
+@pytest.fixture(params=CHECKPOINTS, scope="session")
+def golden(request):
+    return golden_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A function from the name of a golden checkpoint to the folder of its bundle, made once per session."""
+    from u2moe.export.checkpoint import Checkpoint
+    from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph
+
+    @functools.cache
+    def export(name):
+        checkpoint = Checkpoint.open(GOLDEN / name)
+        manifest = bundle_manifest(checkpoint)
+        with BundleWriter(tmp_path_factory.mktemp(name) / "bundle") as staging:
+            # Parity with torch is tested on its own: here the graphs are compared with WeNet.
+            for graph in build_graphs(checkpoint.network(), manifest):
+                save_graph(graph, staging.path)
+            staging.add("tokens.txt", "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokens)))
+            return staging.finish(manifest).path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def bundle(exported):
+    return Bundle.open(exported("moe_tiny"))
+
+
+@pytest.fixture(scope="session")
+def model(bundle):
+    return bundle.load()
+
+
+@pytest.fixture(scope="session")
+def recognizer(bundle, model):
+    return Recognizer(bundle, model)
+
+
+@pytest.fixture(scope="session")
+def sound():
+    """Four seconds of modulated noise at 16 kHz: the tiny models hear some tokens in it."""
+    noise = np.random.default_rng(0).standard_normal(64_000)
+    return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)

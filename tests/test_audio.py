@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from u2moe.runtime.audio import Resampler, as_samples, find_audio, read_audio, read_blocks
+from u2moe.runtime.errors import AudioError
+
+RATE = 16_000
+
+
+def tone(rate, seconds=1.0, hertz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "limit"),
+    [
+        ("wav", "PCM_16", 1e-4),
+        ("wav", "PCM_24", 1e-6),
+        ("wav", "PCM_32", 1e-6),
+        ("wav", "PCM_U8", 1e-2),
+        ("wav", "FLOAT", 0),
+        ("wav", "ULAW", 2e-2),
+        ("flac", "PCM_16", 1e-4),
+        ("flac", "PCM_24", 1e-6),
+    ],
+)
+def test_lossless_files(tmp_path, suffix, subtype, limit):
+    file = tmp_path / f"tone.{suffix}"
+    soundfile.write(file, tone(RATE), RATE, subtype=subtype)
+    samples = read_audio(file, RATE)
+    assert samples.dtype == np.float32
+    assert samples.shape == (RATE,)
+    assert np.abs(samples - tone(RATE)).max() <= limit  # one step of the format
+
+
+def test_mp3_file(tmp_path):
+    soundfile.write(tmp_path / "tone.mp3", tone(44_100, 2.0), 44_100)
+    samples = read_audio(tmp_path / "tone.mp3", RATE)
+    assert abs(len(samples) - 2 * RATE) < RATE // 10  # MP3 pads to whole frames
+    spectrum = np.abs(np.fft.rfft(samples[: 2 * RATE]))
+    assert abs(spectrum.argmax() / 2 - 440) < 2
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("num_channels", [1, 2, 6])
+def test_any_rate_and_channel_count(tmp_path, rate, num_channels):
+    channels = tone(rate)[:, None] * np.linspace(0, 2, num_channels) if num_channels > 1 else tone(rate)
+    soundfile.write(tmp_path / "a.wav", channels, rate, subtype="FLOAT")
+    samples = read_audio(tmp_path / "a.wav", RATE)
+    assert len(samples) == RATE
+    # Away from the ends, where the filter has samples on both sides: the channels' mean at the new rate.
+    assert np.abs(samples - tone(RATE))[800:-800].max() < 1e-3
+
+
+def test_resampling_removes_what_the_new_rate_cannot_hold(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(48_000, hertz=11_000), 48_000, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "a.wav", RATE))[800:-800].max() < 1e-3
+
+
+@given(
+    rate=st.sampled_from([8000, 12_345, 22_050, 44_100, 48_000]),
+    splits=st.lists(st.integers(0, 2000), max_size=30),
+)
+def test_any_split_gives_the_same_samples(rate, splits):
+    source = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
+    whole, split = Resampler(rate, RATE), Resampler(rate, RATE)
+    expected = np.concatenate((whole.accept(source), whole.finish()))
+    parts, start = [], 0
+    for length in splits:
+        parts.append(split.accept(source[start : start + length]))
+        start += length
+    parts += [split.accept(source[start:]), split.finish()]
+    assert np.array_equal(np.concatenate(parts), expected)
+    assert len(expected) == round(9000 * RATE / rate)
+
+
+def test_blocks_do_not_change_the_samples(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(44_100, 3.0), 44_100)
+    blocks = list(read_blocks(tmp_path / "a.flac", RATE, block_s=0.1))
+    assert len(blocks) > 20
+    assert np.array_equal(np.concatenate(blocks), read_audio(tmp_path / "a.flac", RATE))
+
+
+def test_arrays():
+    assert as_samples([0.5, -0.5]).dtype == np.float32
+    assert as_samples([]).shape == (0,)
+    np.testing.assert_array_equal(as_samples(np.array([-32768, 16384], np.int16)), [-1.0, 0.5])
+    assert as_samples(np.array([0.25], np.float16)).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros((2, 3), np.float32), "one axis"),
+        (np.float32(1), "one axis"),
+        (np.array([np.nan], np.float32), "NaN"),
+        (np.array([-np.inf], np.float32), "NaN or infinity"),
+        (np.array([20_000.0], np.float32), "samples reach 20000"),
+        (np.zeros(3, np.int32), "got int32"),
+        (np.zeros(3, np.uint8), "got uint8"),
+        (np.zeros(3, bool), "got bool"),
+        (np.zeros(3, np.complex64), "got complex64"),
+        (["a"], "got <U1"),
+        ([[1.0], [1.0, 2.0]], "not an array"),
+        (None, "one axis"),
+    ],
+)
+def test_arrays_that_are_refused(samples, message):
+    with pytest.raises(AudioError, match=message):
+        as_samples(samples)
+
+
+@given(
+    hnp.arrays(
+        dtype=st.sampled_from([np.float32, np.float64, np.int16, np.int64, np.uint8, np.bool_]),
+        shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    )
+)
+def test_any_array_is_samples_or_a_typed_error(array):
+    try:
+        samples = as_samples(array)
+    except AudioError:
+        return
+    assert samples.dtype == np.float32
+    assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("rate", [0, -1, 999, 1e9, float("nan")])
+def test_rates_that_are_refused(rate):
+    with pytest.raises(AudioError, match="sample rate"):
+        Resampler(rate, RATE)
+
+
+def test_files_that_are_refused(tmp_path):
+    with pytest.raises(AudioError, match=r"nothing\.wav: no such file"):
+        read_audio(tmp_path / "nothing.wav", RATE)
+    for name in ("text.wav", "text.mp3", "text.raw", "text"):
+        (tmp_path / name).write_text("this is no audio")
+        with pytest.raises(AudioError, match=f"{name}: cannot be read as audio"):
+            read_audio(tmp_path / name, RATE)
+    with pytest.raises(AudioError, match="no such file"):
+        read_audio(tmp_path, RATE)
+    soundfile.write(tmp_path / "slow.wav", np.zeros(10), 100)
+    with pytest.raises(AudioError, match=r"slow\.wav: sample rate"):
+        read_audio(tmp_path / "slow.wav", RATE)
+    soundfile.write(tmp_path / "nan.wav", np.full(10, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"nan\.wav: samples hold NaN"):
+        read_audio(tmp_path / "nan.wav", RATE)
+
+
+def test_empty_and_truncated_files(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    assert len(read_audio(tmp_path / "empty.wav", RATE)) == 0
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:10_000])
+    assert 0 < len(read_audio(tmp_path / "cut.wav", RATE)) < RATE
+
+
+@given(data=st.data(), suffix=st.sampled_from(["wav", "flac", "mp3"]))
+def test_any_damage_is_audio_or_a_typed_error(tmp_path_factory, data, suffix):
+    folder = tmp_path_factory.mktemp("fuzz")
+    soundfile.write(folder / f"a.{suffix}", tone(RATE, 0.2), RATE)
+    content = bytearray((folder / f"a.{suffix}").read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 300)))] = data.draw(st.integers(0, 255))
+    (folder / f"b.{suffix}").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        samples = read_audio(folder / f"b.{suffix}", RATE)
+    except AudioError:
+        return
+    assert np.isfinite(samples).all()
+
+
+def test_folders_are_searched(tmp_path):
+    for name in ("b/2.flac", "a.WAV", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    missing = tmp_path / "missing.wav"
+    assert find_audio([missing, tmp_path]) == [missing, tmp_path / "a.WAV", tmp_path / "b/2.flac"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AudioError, match="no audio files"):
+        find_audio([tmp_path / "empty"])

@@ -1,0 +1,197 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.text import Vocabulary
+
+BPE = Vocabulary(
+    ["<blank>", "<unk>", "\u2581", "\u2581C", "\u2581CAT", "AT", "A", "T", "S", "C", "\u2581A", "B", "\u2581B", "<s>"],
+    TextConfig(tokenizer="bpe"),
+)
+CHAR = Vocabulary(["<blank>", "<unk>", "\u2581", "A", "B", "C", "\u4e00", "\u4e01", "\u4e02", "<s>"], TextConfig())
+
+
+def ids(vocabulary, *symbols):
+    return [vocabulary.symbols.index(symbol) for symbol in symbols]
+
+
+def growing_score(graph, tokens):
+    """What a search ranks by: earned bonus and open share, after each token."""
+    state, earned, scores = graph.start, 0.0, []
+    for token in tokens:
+        state, bonus = graph.advance(state, token)
+        earned += bonus
+        scores.append(earned + graph.partial(state))
+    return scores
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        ("\u2581CAT",),
+        ("\u2581C", "AT"),
+        ("\u2581C", "A", "T"),
+        ("\u2581", "C", "AT"),
+        ("\u2581", "\u2581CAT"),
+        ("CAT"),
+    ],
+)
+def test_every_spelling_of_a_word_earns_the_same(spelling):
+    graph = ContextGraph([("cat", 2.0)], BPE)
+    assert graph.score(ids(BPE, *spelling)) == 2.0  # one token in its shortest spelling
+
+
+@pytest.mark.parametrize(
+    ("spelling", "count"),
+    [
+        (("\u2581CAT", "S"), 0),
+        (("\u2581B", "C", "AT"), 0),
+        (("\u2581C", "A"), 0),
+        (("\u2581CAT", "\u2581A"), 1),
+        (("\u2581CAT", "\u2581CAT"), 2),
+        (("\u2581CAT", "S", "\u2581C", "AT"), 1),
+        (("\u2581CAT", "<unk>"), 0),
+        (("<unk>", "C", "AT"), 0),
+        (("<unk>", "\u2581CAT"), 1),
+        ((), 0),
+    ],
+)
+def test_a_word_counts_only_as_a_whole_word(spelling, count):
+    assert ContextGraph([("CAT", 3.0)], BPE).score(ids(BPE, *spelling)) == 3.0 * count
+
+
+def test_a_broken_match_is_paid_back_and_a_complete_one_kept():
+    graph = ContextGraph([("CAB", 2.0)], BPE)  # C A B: 6.0
+    bonus = 6.0
+    assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "\u2581A", "\u2581C", "\u2581")) == pytest.approx(
+        [bonus / 3, bonus * 2 / 3, bonus, bonus, bonus + bonus / 3, bonus]
+    )
+    assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "S")) == pytest.approx([2.0, 4.0, 6.0, 0.0])
+    assert graph.score(ids(BPE, "\u2581C", "A")) == 0.0
+
+
+def test_phrases_within_and_across_phrases_earn_once_each():
+    graph = ContextGraph([("A B", 1.0), ("B C", 1.0), ("A B C", 1.0), ("B", 1.0)], CHAR)
+    # A B = 2, B = 1, B C = 2, A B C = 3
+    assert graph.score(ids(CHAR, "A", "\u2581", "B", "\u2581", "C")) == 8.0
+    assert graph.score(ids(CHAR, "A", "\u2581", "B")) == 3.0
+    assert graph.score(ids(CHAR, "A", "\u2581", "B", "C")) == 0.0
+
+
+def test_a_suffix_of_a_broken_match_goes_on():
+    graph = ContextGraph([("A B A C", 1.0), ("B A A", 1.0)], CHAR)
+    text = ids(CHAR, "A", "\u2581", "B", "\u2581", "A", "\u2581", "A")
+    assert growing_score(graph, text)[-1] == 3.0
+    assert graph.score(text) == 3.0
+
+
+def test_scripts_without_spaces_are_found_anywhere():
+    graph = ContextGraph([("\u4e00\u4e01", 1.0)], CHAR)
+    assert graph.score(ids(CHAR, "\u4e02", "\u4e00", "\u4e01", "\u4e02")) == 2.0
+    assert graph.score(ids(CHAR, "\u4e00", "\u2581", "\u4e01")) == 2.0
+    assert graph.score(ids(CHAR, "A", "\u4e00", "\u4e01", "B")) == 2.0
+    assert graph.score(ids(CHAR, "\u4e00", "A", "\u4e01")) == 0.0
+    assert ContextGraph([("\u4e00 ab", 1.0)], CHAR).score(ids(CHAR, "\u4e00", "A", "B")) == 3.0
+
+
+def test_weights():
+    assert ContextGraph(["CAB"], BPE).score(ids(BPE, "\u2581C", "A", "B")) == 3 * DEFAULT_WEIGHT
+    twice = ContextGraph([("cat", 1.0), ("CAT", 4.0), ("Cat", 2.0)], BPE)
+    assert twice.score(ids(BPE, "\u2581CAT")) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("hotwords", "message"),
+    [
+        (["CAT", "CA\u00c9"], "hotword 'CA\u00c9': the vocabulary has no '\u00c9'"),
+        (["  "], "hotword '  ' is empty"),
+        (["<unk>"], "the vocabulary has no"),
+        ([("CAT", 0)], "hotword 'CAT': weight must be a positive number, got 0"),
+        ([("CAT", math.nan)], "weight must be a positive number, got nan"),
+        ([("CAT", math.inf)], "weight must be a positive number"),
+        ([], "hotwords are empty"),
+        ("CAT", "must be a list of phrases"),
+    ],
+)
+def test_hotwords_that_cannot_be(hotwords, message):
+    with pytest.raises(ValueError, match=message):
+        ContextGraph(hotwords, BPE)
+
+
+def test_a_word_that_pieces_cannot_tile():
+    vocabulary = Vocabulary(["<blank>", "\u2581AB", "BA"], TextConfig(tokenizer="bpe"))
+    with pytest.raises(ValueError, match="hotword 'BAB': the vocabulary cannot write 'BAB'"):
+        ContextGraph(["BAB"], vocabulary)
+
+
+def words_of(vocabulary, tokens):
+    """Words by string operations alone."""
+    text = "".join("\0" if vocabulary.symbols[token].startswith("<") else vocabulary.symbols[token] for token in tokens)
+    for character in "\u4e00\u4e01\u4e02":
+        text = text.replace(character, f" {character} ")
+    return text.replace("\u2581", " ").split(" ")
+
+
+def occurrences(words, phrase):
+    words = [word for word in words if word]
+    return sum(words[i : i + len(phrase)] == phrase for i in range(len(words) - len(phrase) + 1))
+
+
+@pytest.mark.parametrize("vocabulary", [BPE, CHAR])
+@given(data=st.data())
+def test_the_bonus_is_the_sum_over_all_occurrences(vocabulary, data):
+    letters = "ABC" if vocabulary is BPE else "AB\u4e00\u4e01"
+    phrases = data.draw(
+        st.lists(st.lists(st.text(letters, min_size=1, max_size=3), min_size=1, max_size=3), min_size=1, max_size=5)
+    )
+    tokens = data.draw(st.lists(st.integers(1, len(vocabulary) - 1), max_size=30))
+    weighted = {tuple(words_of_phrase(phrase)): 1.0 + i for i, phrase in enumerate(phrases)}
+    graph = ContextGraph([(" ".join(words), weight) for words, weight in weighted.items()], vocabulary)
+    words = words_of(vocabulary, tokens)
+    expected = 0.0
+    for phrase, weight in weighted.items():
+        shortest = ContextGraph([(" ".join(phrase), weight)], vocabulary)
+        bonus = shortest.score([token for word in phrase for token in spell(vocabulary, word)])
+        expected += bonus / occurrences(list(phrase), list(phrase)) * occurrences(words, list(phrase))
+    assert graph.score(tokens) == pytest.approx(expected)
+    growing = growing_score(graph, tokens)
+    assert all(score >= 0 for score in growing)
+
+
+def words_of_phrase(phrase):
+    for character in "\u4e00\u4e01":
+        phrase = [word.replace(character, f" {character} ") for word in phrase]
+    return " ".join(phrase).split()
+
+
+def spell(vocabulary, word):
+    return ids(vocabulary, "\u2581", *word)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_phrase_that_begins_another_leaves_it_open(order):
+    graph = ContextGraph([("A B", 1.0), ("A B C", 1.0)][::order], CHAR)  # worth 2 and 3
+    text = ids(CHAR, "A", "\u2581", "B", "\u2581", "C")
+    assert growing_score(graph, text) == pytest.approx([1.0, 1.0, 2.0, 4.0, 5.0])
+    assert growing_score(graph, [*text, *ids(CHAR, "\u2581")])[-1] == 5.0
+
+
+def test_parse_hotwords():
+    content = "\ufeff# names\nANNA\n\n  BORIS KARLOFF :3.5\n\u4e00\u4e01 :2\n"
+    assert parse_hotwords(content) == ["ANNA", ("BORIS KARLOFF", 3.5), ("\u4e00\u4e01", 2.0)]
+    with pytest.raises(ValueError, match="line 2: weight must be a number, got 'x'"):
+        parse_hotwords("A\nB :x\n")
+
+
+def test_moves_are_forgotten_not_hoarded(monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.context._MAX_MOVES", 3)
+    graph = ContextGraph(["CAT"], BPE)
+    tokens = list(range(1, len(BPE))) * 3
+    assert graph.score([*tokens, *ids(BPE, "\u2581CAT")]) == ContextGraph(["CAT"], BPE).score(
+        [*tokens, *ids(BPE, "\u2581CAT")]
+    )
+    assert len(graph._moves) <= 3

@@ -1,0 +1,196 @@
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return (x - np.log(np.exp(x).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+
+def random_log_probs(seed, time, vocab, scale=2.0):
+    return log_softmax(np.random.default_rng(seed).standard_normal((time, vocab)) * scale)
+
+
+def log_add(*values):
+    largest = max(values)
+    return largest if largest == -math.inf else largest + math.log(sum(math.exp(v - largest) for v in values))
+
+
+class Score:
+    """Scores of a prefix in the restatement below; names as in WeNet."""
+
+    def __init__(self):
+        self.s = self.ns = self.v_s = self.v_ns = self.cur_token_prob = -math.inf
+        self.times_s, self.times_ns = [], []
+
+    def score(self):
+        return log_add(self.s, self.ns)
+
+    def viterbi(self):
+        return max(self.v_s, self.v_ns)
+
+    def times(self):
+        return self.times_s if self.v_s > self.v_ns else self.times_ns
+
+    def grow(self, total, viterbi, times, time, logp):
+        self.ns = log_add(self.ns, total + logp)
+        if self.v_ns < viterbi + logp:
+            self.v_ns, self.cur_token_prob, self.times_ns = viterbi + logp, logp, [*times, time]
+
+
+def plain_prefix_beam_search(log_probs, beam_size, blank=0):
+    """WeNet's algorithm restated without any of our shortcuts: every token times every prefix, prefixes as tuples."""
+    start = Score()
+    start.s = start.v_s = start.v_ns = 0.0
+    current = [((), start)]
+    for time, row in enumerate(log_probs.tolist()):
+        following = defaultdict(Score)
+        for token in sorted(range(len(row)), key=lambda i: -row[i])[:beam_size]:
+            logp = row[token]
+            for prefix, old in current:
+                if token == blank:
+                    new = following[prefix]
+                    new.s = log_add(new.s, old.score() + logp)
+                    new.v_s, new.times_s = old.viterbi() + logp, list(old.times())
+                elif prefix and token == prefix[-1]:
+                    new = following[prefix]
+                    new.ns = log_add(new.ns, old.ns + logp)
+                    if new.v_ns < old.v_ns + logp:
+                        new.v_ns = old.v_ns + logp
+                        if new.cur_token_prob < logp:
+                            new.cur_token_prob, new.times_ns = logp, [*old.times_ns[:-1], time]
+                    following[(*prefix, token)].grow(old.s, old.v_s, old.times_s, time, logp)
+                else:
+                    following[(*prefix, token)].grow(old.score(), old.viterbi(), old.times(), time, logp)
+        current = sorted(following.items(), key=lambda item: -item[1].score())[:beam_size]
+    return [(list(prefix), s.score(), s.times()) for prefix, s in current if s.score() > -math.inf]
+
+
+def test_searches_equal_wenet(golden):
+    for utterance, mode, results in golden.cases():
+        log_probs = golden.arrays[f"{utterance}/{mode}/ctc_logprobs"]
+        greedy = ctc_greedy_search(log_probs)
+        assert greedy.tokens == results["ctc_greedy_search"]["tokens"]
+        assert greedy.times == results["ctc_peaks"]
+        expected = results["ctc_prefix_beam_search"]
+        hypotheses = ctc_prefix_beam_search(log_probs, 10)
+        assert [h.tokens for h in hypotheses] == expected["nbest"]
+        assert [h.times for h in hypotheses] == expected["nbest_times"]
+        # WeNet adds in double too: what differs is the order of rounding.
+        np.testing.assert_allclose([h.score for h in hypotheses], expected["nbest_scores"], atol=1e-9)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    time=st.integers(0, 30),
+    vocab=st.integers(2, 9),
+    beam_size=st.integers(1, 10),
+    scale=st.sampled_from([0.3, 1.0, 3.0, 10.0]),
+    data=st.data(),
+)
+def test_prefix_beam_search_equals_plain_algorithm(seed, time, vocab, beam_size, scale, data):
+    log_probs = random_log_probs(seed, time, vocab, scale)
+    blank = data.draw(st.integers(0, vocab - 1))
+    expected = plain_prefix_beam_search(log_probs, beam_size, blank)
+    hypotheses = ctc_prefix_beam_search(log_probs, beam_size, blank)
+    assert [h.tokens for h in hypotheses] == [tokens for tokens, _, _ in expected]
+    assert [h.times for h in hypotheses] == [times for _, _, times in expected]
+    np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score, _ in expected], atol=1e-9)
+
+
+def test_frames_that_blank_dominates_equal_plain_algorithm():
+    log_probs = np.random.default_rng(1).standard_normal((120, 30)) * 2
+    log_probs[:, 0] += 12
+    for time in range(3, 120, 7):
+        log_probs[time, time % 29 + 1] += 13
+    log_probs = log_softmax(log_probs)
+    expected = plain_prefix_beam_search(log_probs, 8)
+    assert [(h.tokens, h.times) for h in ctc_prefix_beam_search(log_probs, 8)] == [(t, x) for t, _, x in expected]
+
+
+def test_large_beam_sums_all_alignments():
+    """With room for every prefix, a score is the sum over all paths that collapse to it."""
+    log_probs = random_log_probs(3, 4, 3)
+    sums = defaultdict(lambda: -math.inf)
+    for path in np.ndindex(3, 3, 3, 3):
+        collapsed = tuple(t for i, t in enumerate(path) if t != 0 and (i == 0 or t != path[i - 1]))
+        sums[collapsed] = log_add(sums[collapsed], sum(float(log_probs[i, t]) for i, t in enumerate(path)))
+    for hypothesis in ctc_prefix_beam_search(log_probs, 200):
+        assert hypothesis.score == pytest.approx(sums.pop(tuple(hypothesis.tokens)), abs=1e-9)
+    assert not sums
+
+
+@given(seed=st.integers(0, 2**32 - 1), splits=st.lists(st.integers(0, 9), max_size=12), beam_size=st.integers(1, 6))
+def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size):
+    log_probs = random_log_probs(seed, 40, 12)
+    for search, whole in (
+        (PrefixBeamSearch(beam_size), ctc_prefix_beam_search(log_probs, beam_size)),
+        (GreedySearch(), [ctc_greedy_search(log_probs)]),
+    ):
+        start = 0
+        for length in splits:
+            search.advance(log_probs[start : start + length])
+            start = min(start + length, 40)
+        search.advance(log_probs[start:])
+        assert search.hypotheses() == whole
+
+
+def test_a_prefix_that_leaves_and_returns_is_still_merged():
+    """A prefix out of the beam whose extension stays in it must be found again, not made a second time."""
+    for seed in range(60):
+        log_probs = random_log_probs(seed, 50, 4, 1.0)
+        hypotheses = ctc_prefix_beam_search(log_probs, 3)
+        assert len({tuple(h.tokens) for h in hypotheses}) == len(hypotheses)
+        assert [h.tokens for h in hypotheses] == [tokens for tokens, _, _ in plain_prefix_beam_search(log_probs, 3)]
+
+
+def test_equal_scores_keep_the_order_of_the_tokens():
+    log_probs = np.full((1, 8), math.log(1 / 8), np.float32)
+    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 4)] == [[], [1], [2], [3]]
+
+
+def test_long_utterances_do_not_recurse():
+    log_probs = np.full((20_000, 3), -10.0, np.float32)
+    log_probs[::2, 1] = log_probs[1::2, 2] = -1e-4
+    search = PrefixBeamSearch(2)
+    search.advance(log_probs)
+    assert len(search.hypotheses(1)[0].tokens) == 20_000
+    del search
+
+
+def test_nothing_heard():
+    nothing = np.zeros((0, 5), np.float32)
+    assert ctc_greedy_search(nothing).tokens == []
+    assert [(h.tokens, h.score, h.times) for h in ctc_prefix_beam_search(nothing, 4)] == [([], 0.0, [])]
+
+
+def test_impossible_tokens_never_appear():
+    log_probs = np.full((6, 5), -np.inf, np.float32)
+    log_probs[:, 0] = 0.0
+    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 5)] == [[]]
+
+
+def test_beam_wider_than_vocabulary():
+    assert len(ctc_prefix_beam_search(random_log_probs(0, 10, 3), 50)) == 50
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (2, 0)])
+def test_shapes_that_are_refused(shape):
+    with pytest.raises(ValueError, match="log_probs must be"):
+        ctc_prefix_beam_search(np.zeros(shape, np.float32), 2)
+
+
+def test_arguments_that_are_refused():
+    with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
+        PrefixBeamSearch(0)
+    with pytest.raises(ValueError, match="blank 7"):
+        ctc_greedy_search(np.zeros((1, 5), np.float32), blank=7)
+    with pytest.raises(ValueError, match="NaN"):
+        ctc_prefix_beam_search(np.full((1, 5), np.nan, np.float32), 2)

@@ -1,0 +1,133 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.encoder import Encoder, Windows, check_chunks, required_cache_size
+from u2moe.runtime.errors import StreamError
+
+
+def features(num_frames, seed=0):
+    return np.random.default_rng(seed).standard_normal((num_frames, 80)).astype(np.float32) * 2 + 8
+
+
+def upstream_windows(num_frames, chunk_size, subsampling, right_context):
+    """Start and end of every window, as WeNet's forward_chunk_by_chunk has them."""
+    context = right_context + 1
+    window, stride = (chunk_size - 1) * subsampling + context, chunk_size * subsampling
+    return [(s, min(s + window, num_frames)) for s in range(0, num_frames - context + 1, stride)]
+
+
+@given(
+    num_frames=st.integers(0, 200),
+    chunk_size=st.integers(1, 20),
+    sizes=st.sampled_from([(4, 6), (6, 10), (8, 14), (1, 0), (4, 0)]),
+    splits=st.lists(st.integers(0, 80), max_size=20),
+)
+def test_windows_of_any_split_are_upstreams(bundle, num_frames, chunk_size, sizes, splits):
+    config = dataclasses.replace(bundle.manifest.model, subsampling_rate=sizes[0], right_context=sizes[1])
+    frames = np.arange(num_frames, dtype=np.float32)[:, None]
+    windows, found, start = Windows(config, chunk_size), [], 0
+    for length in [*splits, num_frames]:
+        windows.accept(frames[start : start + length])
+        start = min(start + length, num_frames)
+        while windows.ready:
+            found.append(windows.take()[:, 0])
+        assert windows.take() is None
+    windows.finish()
+    while (window := windows.take()) is not None:
+        found.append(window[:, 0])
+    expected = upstream_windows(num_frames, chunk_size, *sizes)
+    assert [(int(w[0]), int(w[-1]) + 1) for w in found] == expected
+    assert all(np.array_equal(w, np.arange(w[0], w[0] + len(w))) for w in found)
+
+
+def test_whole_utterance_is_one_window(bundle):
+    windows = Windows(bundle.manifest.model, None)
+    windows.accept(features(500))
+    assert windows.take() is None
+    windows.finish()
+    assert windows.take().shape == (500, 80)
+    assert windows.take() is None
+    windows = Windows(bundle.manifest.model, None)
+    windows.accept(features(6))
+    windows.finish()
+    assert windows.take() is None
+
+
+def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
+    """Cached frames at negative positions do not exist: that is how streams of different age share a batch."""
+    chunk = features(67)[None]
+    output, caches = model.encoder.step(chunk, model.encoder.start(), required_cache_size=32)
+    padding = np.full((*caches.att.shape[:3], 32 - 16, caches.att.shape[4]), 7.0, np.float32)
+    padded = dataclasses.replace(caches, att=np.concatenate((padding, caches.att), axis=3))
+    chunk = features(67, seed=1)[None]
+    grown, _ = model.encoder.step(chunk, caches, required_cache_size=32)
+    fixed, _ = model.encoder.step(chunk, padded, required_cache_size=32)
+    # The same sums over more terms, which are exactly zero: only the order of rounding may differ.
+    np.testing.assert_allclose(fixed, grown, atol=2e-6)
+
+
+def test_streams_of_different_age_share_a_batch(model):
+    young, old = features(67, 1), [features(67, seed) for seed in (2, 3, 4)]
+    single = model.encoder.start()
+    for chunk in old[:2]:
+        _, single = model.encoder.step(chunk[None], single, required_cache_size=32)
+    expected_old, _ = model.encoder.step(old[2][None], single, required_cache_size=32)
+    expected_young, _ = model.encoder.step(young[None], model.encoder.start(), required_cache_size=32)
+    both = dataclasses.replace(
+        single,
+        offset=np.array([0, single.offset[0]]),
+        att=np.concatenate((np.zeros_like(single.att), single.att), axis=1),
+        cnn=np.concatenate((np.zeros_like(single.cnn), single.cnn), axis=1),
+    )
+    output, caches = model.encoder.step(np.stack((young, old[2])), both, required_cache_size=32)
+    np.testing.assert_allclose(output, np.concatenate((expected_young, expected_old)), atol=2e-6)
+    assert caches.offset.tolist() == [16, 48]
+
+
+def test_position_is_moved_back_when_left_context_is_bounded(model):
+    config = dataclasses.replace(model.config, max_position=100)
+    encoder = Encoder(model.encoder.session, config)
+    caches, offsets = encoder.start(), []
+    for seed in range(40):
+        before = caches
+        output, caches = encoder.step(features(67, seed)[None], caches, required_cache_size=32)
+        offsets.append(int(caches.offset[0]))
+        assert np.isfinite(output).all()
+        assert caches.att.shape[3] == min(16 * (seed + 1), 32)
+        if offsets[-1] < int(before.offset[0]):
+            moved = dataclasses.replace(before, offset=np.array([32]))
+            expected, _ = model.encoder.step(features(67, seed)[None], moved, required_cache_size=32)
+            assert np.array_equal(output, expected)
+    assert max(offsets) <= 100
+    assert offsets[:8] == [16, 32, 48, 64, 80, 96, 48, 64]
+
+
+def test_position_is_never_moved_below_what_is_cached(model):
+    for left, based in ((0, model.config.conv_cache), (16, 16), (4096, None)):
+        encoder = Encoder(model.encoder.session, dataclasses.replace(model.config, max_position=1))
+        caches = encoder.start()
+        for seed in range(4):
+            _, caches = encoder.step(features(67, seed)[None], caches, required_cache_size=left)
+            expected = 16 * (seed + 1) if based is None else min(16 * seed, based) + 16
+            assert caches.offset.tolist() == [expected]
+
+
+def test_position_goes_on_when_left_context_is_not_bounded(model):
+    encoder = Encoder(model.encoder.session, dataclasses.replace(model.config, max_position=20))
+    output = encoder.chunked(features(400), 16, -1)
+    assert np.array_equal(output, model.encode(features(400), 16, -1))
+
+
+def test_chunks_that_are_refused(bundle):
+    config = bundle.manifest.model
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        check_chunks(config, 0, -1)
+    with pytest.raises(ValueError, match="num_left_chunks must be"):
+        check_chunks(config, 16, -2)
+    with pytest.raises(StreamError, match="cannot stream"):
+        check_chunks(dataclasses.replace(config, streaming=False), 16, -1)
+    assert [required_cache_size(16, n) for n in (-1, 0, 4)] == [-1, 0, 64]

@@ -1,0 +1,103 @@
+import dataclasses
+import resource
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.errors import StreamError
+from u2moe.runtime.features import Fbank
+from u2moe.runtime.manifest import FeatureConfig
+
+CONFIG = FeatureConfig()
+
+
+def mel(frequency):
+    return 1127.0 * np.log(1.0 + frequency / 700.0)
+
+
+def plain_fbank(samples, config):
+    """Kaldi's filter banks as torchaudio.compliance.kaldi.fbank defines them, in double precision."""
+    samples = samples.astype(np.float64) * 32768
+    window_len = int(config.sample_rate * config.frame_length_ms / 1000)
+    shift = int(config.sample_rate * config.frame_shift_ms / 1000)
+    num_frames = 1 + (len(samples) - window_len) // shift if len(samples) >= window_len else 0
+    padded_len = 1 << (window_len - 1).bit_length()
+    povey = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_len) / (window_len - 1))) ** 0.85
+    points = np.linspace(mel(20.0), mel(config.sample_rate / 2), config.num_mel_bins + 2)
+    bins = mel(np.arange(padded_len // 2) * config.sample_rate / padded_len)
+    rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
+    falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
+    banks = np.maximum(0, np.minimum(rising, falling))
+    frames = np.zeros((num_frames, config.num_mel_bins))
+    for i in range(num_frames):
+        frame = samples[i * shift : i * shift + window_len]
+        frame = frame - frame.mean()
+        frame = frame - 0.97 * np.concatenate((frame[:1], frame[:-1]))
+        power = np.abs(np.fft.rfft(frame * povey, padded_len)) ** 2
+        frames[i] = np.log(np.maximum(banks @ power[: padded_len // 2], np.finfo(np.float32).eps))
+    return frames
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        FeatureConfig(num_mel_bins=40),
+        FeatureConfig(sample_rate=8000, num_mel_bins=23),
+        FeatureConfig(frame_length_ms=32.0, frame_shift_ms=16.0),
+    ],
+)
+def test_features_equal_kaldis_definition(config, sound):
+    fbank = Fbank(config)
+    frames = np.concatenate((fbank.accept(sound), fbank.finish()))
+    expected = plain_fbank(sound, config)
+    assert frames.shape == expected.shape
+    # kaldi-native-fbank computes in single precision: 1e-4 of a log energy is 0.01 % of the energy.
+    np.testing.assert_allclose(frames, expected, atol=2e-3)
+    assert np.abs(frames - expected).mean() < 1e-4
+
+
+def test_silence_is_the_floor():
+    frames = Fbank(CONFIG).accept(np.zeros(1000, np.float32))
+    np.testing.assert_allclose(frames, np.log(np.finfo(np.float32).eps), rtol=1e-6)
+
+
+@given(splits=st.lists(st.integers(0, 3000), max_size=30))
+def test_any_split_gives_the_same_frames(sound, splits):
+    whole = Fbank(CONFIG).accept(sound)
+    fbank = Fbank(CONFIG)
+    parts, start = [], 0
+    for length in splits:
+        parts.append(fbank.accept(sound[start : start + length]))
+        start += length
+    parts += [fbank.accept(sound[start:]), fbank.finish()]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize(("num_samples", "num_frames"), [(0, 0), (1, 0), (399, 0), (400, 1), (559, 1), (560, 2)])
+def test_a_frame_needs_a_whole_window(num_samples, num_frames):
+    fbank = Fbank(CONFIG)
+    frames = np.concatenate((fbank.accept(np.ones(num_samples, np.float32)), fbank.finish()))
+    assert frames.shape == (num_frames, 80)
+
+
+def test_use_after_finish():
+    fbank = Fbank(dataclasses.replace(CONFIG))
+    fbank.finish()
+    with pytest.raises(StreamError):
+        fbank.accept(np.zeros(1, np.float32))
+    with pytest.raises(StreamError):
+        fbank.finish()
+
+
+def test_memory_is_flat():
+    fbank = Fbank(CONFIG)
+    minute = np.random.default_rng(0).standard_normal(960_000).astype(np.float32) * 0.1
+    fbank.accept(minute)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10):
+        fbank.accept(minute)
+    # Ten minutes of features would take 19 MB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8_000

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from u2moe.runtime import (
+    Bundle,
+    StreamError,
+    attention_beam_search,
+    attention_rescoring,
+    ctc_greedy_search,
+    ctc_prefix_beam_search,
+)
+from u2moe.runtime.model import Model
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden, exported):
+    return Bundle.open(exported(golden.path.name)).load()
+
+
+def encode(model, golden, utterance, mode):
+    features = golden.arrays[f"{utterance}/feats"]
+    if mode == "full":
+        return model.encode(features), golden.arrays[f"{utterance}/full/encoder_out"]
+    left = int(mode.removeprefix("stream16_"))
+    return model.encode(features, chunk_size=16, num_left_chunks=left), golden.arrays[f"{utterance}/{mode}/out"]
+
+
+def test_everything_equals_wenet(golden, golden_model):
+    """Every utterance and mode of the golden files, from features to the scores of each search."""
+    for utterance, mode, results in golden.cases():
+        encoder_out, expected_out = encode(golden_model, golden, utterance, mode)
+        # Single precision on outputs of size 1 through three blocks.
+        np.testing.assert_allclose(encoder_out, expected_out, atol=1e-5)
+        log_probs = golden_model.ctc(encoder_out)
+        np.testing.assert_allclose(log_probs, golden.arrays[f"{utterance}/{mode}/ctc_logprobs"], atol=5e-5)
+        assert ctc_greedy_search(log_probs).tokens == results["ctc_greedy_search"]["tokens"]
+        expected = results["ctc_prefix_beam_search"]
+        hypotheses = ctc_prefix_beam_search(log_probs, 10)
+        assert [h.tokens for h in hypotheses] == expected["nbest"]
+        assert [h.times for h in hypotheses] == expected["nbest_times"]
+        np.testing.assert_allclose([h.score for h in hypotheses], expected["nbest_scores"], atol=1e-3)
+        scores = golden_model.token_scores(encoder_out, [h.tokens for h in hypotheses])
+        for name, expected in results.items():
+            if name.startswith("attention_rescoring"):
+                ctc_weight, reverse_weight = (float(part.split("=")[1]) for part in name.split()[1:])
+                best = attention_rescoring(hypotheses, scores, ctc_weight, reverse_weight)[0]
+                assert best.hypothesis.tokens == expected["tokens"]
+                assert best.score == pytest.approx(expected["score"], abs=1e-3)
+                np.testing.assert_allclose(best.token_confidences, expected["tokens_confidence"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6])
+def test_attention_beam_search_equals_wenet(golden, golden_model, length_penalty):
+    for utterance, mode, results in golden.cases():
+        if utterance not in ("u131", "u15"):  # the decoder runs once per token: the shorter ones are enough
+            continue
+        encoder_out, _ = encode(golden_model, golden, utterance, mode)
+        best = attention_beam_search(
+            lambda tokens, out=encoder_out: golden_model.token_scores(out, tokens).next,
+            len(encoder_out),
+            beam_size=5,
+            eos=golden_model.config.eos,
+            length_penalty=length_penalty,
+        )[0]
+        assert best.tokens == results[f"attention beam=5 length_penalty={length_penalty}"]["tokens"]
+
+
+def test_rescore_sums_the_token_scores(golden, golden_model):
+    encoder_out, _ = encode(golden_model, golden, "u131", "full")
+    hypotheses = [[5, 6, 7], [], [9]]
+    left, right = golden_model.rescore(encoder_out, hypotheses)
+    scores = golden_model.token_scores(encoder_out, hypotheses)
+    np.testing.assert_allclose(left, scores.left.sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(right, scores.right.sum(axis=1), rtol=1e-6)
+    assert np.all(scores.left[1, 1:] == 0)
+    # One by one, or among others of other lengths: the same.
+    for row, tokens in enumerate(hypotheses):
+        alone, alone_right = golden_model.rescore(encoder_out, [tokens])
+        assert alone[0] == pytest.approx(left[row], abs=1e-4)
+        assert alone_right[0] == pytest.approx(right[row], abs=1e-4)
+    # The distribution after a prefix gives the score of its extension.
+    extended = golden_model.token_scores(encoder_out, [[5, 6], [5, 6, 7]])
+    assert extended.next[0, 7] == pytest.approx(extended.left[1, 2], abs=1e-5)
+    assert extended.left[0, 2] == pytest.approx(extended.next[0, golden_model.config.eos], abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 16])
+@pytest.mark.parametrize(("num_frames", "time"), [(0, 0), (1, 0), (6, 0), (7, 1), (10, 1), (11, 2), (70, 16)])
+def test_lengths(model, chunk_size, num_frames, time):
+    encoder_out = model.encode(np.zeros((num_frames, 80)), chunk_size=chunk_size)
+    assert encoder_out.shape == (time, 64)
+    assert encoder_out.dtype == np.float32
+    assert model.ctc(encoder_out).shape == (time, model.config.vocab_size)
+
+
+def test_one_chunk_over_everything_is_full_context(model):
+    features = np.random.default_rng(0).standard_normal((131, 80)).astype(np.float32)
+    np.testing.assert_allclose(model.encode(features, chunk_size=1000), model.encode(features), atol=1e-6)
+
+
+def test_arguments_that_are_refused(model):
+    with pytest.raises(ValueError, match=r"features must be \[time, 80\], got shape \(3, 40\)"):
+        model.encode(np.zeros((3, 40)))
+    with pytest.raises(ValueError, match="encoder_out must be"):
+        model.ctc(np.zeros(64))
+    with pytest.raises(ValueError, match="no frames"):
+        model.rescore(np.zeros((0, 64)), [[1]])
+    for token in (-1, 60):
+        with pytest.raises(ValueError, match=r"token ids outside 0\.\.59"):
+            model.rescore(np.zeros((3, 64)), [[1, token]])
+    assert [len(scores) for scores in model.rescore(np.zeros((3, 64)), [])] == [0, 0]
+
+
+def test_model_without_decoder(model):
+    ctc_only = Model(model.manifest, model.encoder.session, model._ctc, None)
+    assert not ctc_only.has_decoder
+    with pytest.raises(StreamError, match="no attention decoder"):
+        ctc_only.rescore(np.zeros((3, 64)), [[1]])

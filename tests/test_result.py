@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.result import token_spans, words_of
+from u2moe.runtime.text import Vocabulary
+
+
+def test_spans_equal_wenet(golden):
+    for utterance, mode, results in golden.cases():
+        num_frames = len(golden.arrays[f"{utterance}/{mode}/ctc_logprobs"])
+        spans = token_spans(results["ctc_peaks"], 0.04, num_frames * 0.04)
+        np.testing.assert_allclose(spans, results["peak_timestamps"], atol=1e-9)
+
+
+@given(st.lists(st.integers(0, 200), max_size=20, unique=True).map(sorted))
+def test_spans_are_in_order_and_within_the_audio(times):
+    spans = token_spans(times, 0.04, 201 * 0.04)
+    flat = [0.0, *(edge for span in spans for edge in span), 201 * 0.04]
+    assert all(a <= b + 1e-9 for a, b in zip(flat, flat[1:], strict=False))
+    assert all(start <= time * 0.04 <= end for time, (start, end) in zip(times, spans, strict=True))
+
+
+def test_words_take_times_and_confidence_from_their_tokens():
+    vocabulary = Vocabulary(["▁HE", "LLO", "▁YOU"], TextConfig(tokenizer="bpe"))
+    spans = [(0.0, 0.1), (0.1, 0.3), (0.5, 0.6)]
+    first, second = words_of(vocabulary, [0, 1, 2], spans, [0.5, 0.125, 1.0])
+    assert (first.word, first.start, first.end) == ("HELLO", 0.0, 0.3)
+    assert first.confidence == pytest.approx(0.25)
+    assert (second.word, second.start, second.end) == ("YOU", 0.5, 0.6)
+    assert [word.confidence for word in words_of(vocabulary, [0, 2], spans, None)] == [None, None]

@@ -1,0 +1,106 @@
+import dataclasses
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from u2moe.runtime import BundleError, ProviderError, contract
+from u2moe.runtime.session import Session, SessionSettings
+
+
+def session(bundle, graph=None, manifest=None, settings=None, file=None):
+    graph = graph or contract.ctc()
+    return Session(file or bundle.path / graph.file, graph, manifest or bundle.manifest, settings or SessionSettings())
+
+
+def test_outputs_by_name(bundle):
+    outputs = session(bundle).run({"encoder_out": np.zeros((2, 5, 64), np.float32)})
+    assert {name: array.shape for name, array in outputs.items()} == {"log_probs": (2, 5, 60)}
+
+
+def test_missing_provider_names_those_that_are_there(bundle):
+    with pytest.raises(ProviderError, match=r"RocketExecutionProvider is not installed; installed: .*CPUExecution"):
+        bundle.load(providers=["RocketExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_provider_that_does_not_start_is_an_error(bundle, monkeypatch):
+    available = onnxruntime.get_available_providers()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *available])
+    settings = SessionSettings(providers=("CUDAExecutionProvider",))
+    if "CUDAExecutionProvider" in available:
+        pytest.skip("this machine has the provider")
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider"), pytest.warns(UserWarning, match="CUDA"):
+        session(bundle, settings=settings)
+
+
+def test_providers_are_told(model):
+    assert model.providers == ("CPUExecutionProvider",)
+
+
+def test_session_options_of_the_caller_are_used(bundle):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    assert SessionSettings(sess_options=options).session_options() is options
+    bundle.load(sess_options=options)
+    assert SessionSettings(num_threads=2).session_options().intra_op_num_threads == 2
+    assert SessionSettings().session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"providers": ()}, "at least one provider"),
+        ({"provider_options": ({}, {})}, "one for each of 1 providers, got 2"),
+        ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
+        ({"num_threads": 1, "sess_options": onnxruntime.SessionOptions()}, "exclude each other"),
+    ],
+)
+def test_settings_that_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SessionSettings(**settings)
+
+
+def test_provider_options_reach_the_provider(bundle):
+    assert bundle.load(provider_options=[{}])
+
+
+def test_file_that_is_no_graph(bundle, tmp_path):
+    (tmp_path / "ctc.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"ctc\.onnx: onnxruntime refuses it"):
+        session(bundle, file=tmp_path / "ctc.onnx")
+    with pytest.raises(BundleError, match="missing"):
+        session(bundle, file=tmp_path / "nothing.onnx")
+
+
+def test_swapped_graphs(bundle):
+    with pytest.raises(BundleError, match=r"encoder\.onnx: inputs are \['chunk'"):
+        session(bundle, file=bundle.path / "encoder.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "logits"}, r"outputs are \['log_probs'\], expected \['logits'\]"),
+        ({"dtype": "int64"}, r"output log_probs: type is tensor\(float\), expected tensor\(int64\)"),
+        ({"axes": ("batch", "vocab_size")}, "expected 2 axes"),
+        ({"axes": ("batch", "time", "output_size")}, "axis output_size is 60, expected 64"),
+        ({"axes": ("batch", "time", "anything")}, "axis anything is 60, expected any"),
+    ],
+)
+def test_graph_that_differs_from_its_contract(bundle, change, message):
+    graph = contract.ctc()
+    changed = dataclasses.replace(graph, outputs=(dataclasses.replace(graph.outputs[0], **change),))
+    with pytest.raises(BundleError, match=message):
+        session(bundle, graph=changed)
+
+
+def test_graph_of_another_bundle(bundle):
+    features = dataclasses.replace(bundle.manifest.features, sample_rate=8000)
+    with pytest.raises(BundleError, match=r"metadata u2moe\.sample_rate is '16000', expected '8000'"):
+        session(bundle, manifest=dataclasses.replace(bundle.manifest, features=features))
+
+
+def test_failing_run_is_a_typed_error(bundle, capfd):
+    with pytest.raises(ProviderError, match=r"ctc failed on CPUExecutionProvider for \{'encoder_out': \(2, 3\)\}"):
+        session(bundle).run({"encoder_out": np.zeros((2, 3), np.float32)})
+    assert capfd.readouterr() == ("", "")

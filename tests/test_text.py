@@ -1,0 +1,73 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.text import Vocabulary, parse_tokens
+
+
+def spell(symbols, tokenizer="bpe"):
+    vocabulary = Vocabulary(symbols, TextConfig(tokenizer=tokenizer))
+    tokens = range(len(symbols))
+    words = vocabulary.words(tokens)
+    # Words cover their tokens in order, and together make the text.
+    assert all(a.end <= b.begin for a, b in zip(words, words[1:], strict=False))
+    assert "".join(word.text for word in words) == vocabulary.text(tokens).replace(" ", "")
+    return vocabulary.text(tokens), [(word.text, word.begin, word.end) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "text", "words"),
+    [
+        ([], "", []),
+        (["▁HE", "LLO", "▁WORLD"], "HELLO WORLD", [("HELLO", 0, 2), ("WORLD", 2, 3)]),
+        (["▁", "A", "B", "▁", "▁C"], "AB C", [("AB", 1, 3), ("C", 4, 5)]),
+        (["LLO", "▁"], "LLO", [("LLO", 0, 1)]),
+        (["h", "i", "▁", "y", "o"], "hi yo", [("hi", 0, 2), ("yo", 3, 5)]),
+        (["h", " ", "y"], "h y", [("h", 0, 1), ("y", 2, 3)]),
+        (["你", "好"], "你好", [("你", 0, 1), ("好", 1, 2)]),
+        (["你", "▁OK", "AY", "好", "b"], "你 OKAY好b", [("你", 0, 1), ("OKAY", 1, 3), ("好", 3, 4), ("b", 4, 5)]),
+        (["'", "S", "▁<unk>"], "'S <unk>", [("'S", 0, 2), ("<unk>", 2, 3)]),
+    ],
+)
+def test_text_and_words(symbols, text, words):
+    assert spell(symbols) == (text, words)
+    assert spell(symbols, "char") == (text, words)
+
+
+@given(st.lists(st.sampled_from(["▁", "▁a", "b", "c▁", " ", "你", "▁你", "가", "d e", "カ", "!", "▁▁x"]), max_size=12))
+def test_words_always_make_the_text(symbols):
+    spell([symbol for symbol in symbols if symbol != "d e"])
+
+
+def test_tokens_file():
+    assert parse_tokens("b 1\na 0\r\n\n▁ 2\n") == ["a", "b", "▁"]
+    assert parse_tokens("\ufeffa 0\n  1\n\u3000 2\nx y 3\n\t\t4\n") == ["a", " ", "\u3000", "x y", "\t"]
+    assert parse_tokens("") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\n", "line 1 is 'a'"),
+        ("a 0\nb x\n", "line 2 is 'b x'"),
+        ("a -1\n", "expected 'symbol id'"),
+        ("a ٣\n", "expected 'symbol id'"),
+        (" 0\n", "expected 'symbol id'"),
+        ("a 0\nb 0\n", "id 0 is already that of 'a'"),
+        ("a 0\nb 2\n", "no symbol has id 1"),
+        ("a 99999999999999999999\n", "expected 'symbol id'"),
+    ],
+)
+def test_tokens_files_that_are_refused(content, message):
+    with pytest.raises(BundleError, match=message):
+        parse_tokens(content)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_tokens_or_a_typed_error(content):
+    try:
+        parse_tokens(content)
+    except BundleError:
+        pass
