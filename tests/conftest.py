@@ -6,8 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
+
+# A deadline would measure what else the machine does. Examples are few: searches of hours belong to the benchmarks.
+settings.register_profile(
+    "u2moe", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("u2moe")
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("moe_tiny", "dense_tiny")

@@ -60,7 +60,7 @@ def test_whole_utterance_is_one_window(bundle):
 def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
     """Cached frames at negative positions do not exist: that is how streams of different age share a batch."""
     chunk = features(67)[None]
-    output, caches = model.encoder.step(chunk, model.encoder.start(), required_cache_size=32)
+    _output, caches = model.encoder.step(chunk, model.encoder.start(), required_cache_size=32)
     padding = np.full((*caches.att.shape[:3], 32 - 16, caches.att.shape[4]), 7.0, np.float32)
     padded = dataclasses.replace(caches, att=np.concatenate((padding, caches.att), axis=3))
     chunk = features(67, seed=1)[None]

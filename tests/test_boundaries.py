@@ -1,0 +1,87 @@
+"""What may import what, what is public, and what is packaged."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import u2moe.runtime
+
+ROOT = Path(__file__).parent.parent
+
+PUBLIC = [
+    "Alternative",
+    "AudioError",
+    "Bundle",
+    "BundleError",
+    "BundleWriter",
+    "CheckpointError",
+    "DecodingOptions",
+    "Hypothesis",
+    "IntegrityError",
+    "Model",
+    "ParityError",
+    "PrefixBeamSearch",
+    "ProviderError",
+    "Recognizer",
+    "Rescored",
+    "Result",
+    "Stream",
+    "StreamError",
+    "Transcript",
+    "U2moeError",
+    "UnsupportedError",
+    "WordResult",
+    "attention_beam_search",
+    "attention_rescoring",
+    "ctc_greedy_search",
+    "ctc_prefix_beam_search",
+]
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_runtime_loads_neither_torch_nor_onnx():
+    loaded = python("import u2moe.runtime, u2moe.runtime.cli, sys; print(*sys.modules)").split()
+    assert "onnxruntime" in loaded
+    assert not {"torch", "onnx", "onnx_ir", "soundfile", "u2moe.export"} & set(loaded)
+
+
+def test_the_runtime_imports_nothing_else_of_ours():
+    for file in (ROOT / "runtime").glob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) (u2moe\.\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(imported) <= {"u2moe.runtime"}, file
+
+
+def test_import_is_quick():
+    # Processor time, not the clock: the machine may be busy. The best of three: the first may compile the modules.
+    code = "import time; s = time.process_time(); import u2moe.runtime; print(time.process_time() - s)"
+    assert min(float(python(code)) for _ in range(3)) < 0.4
+
+
+def test_public_names():
+    assert sorted(u2moe.runtime.__all__) == u2moe.runtime.__all__ == PUBLIC
+    assert all(getattr(u2moe.runtime, name).__doc__ for name in PUBLIC)
+
+
+def test_errors_are_one_tree():
+    errors = [getattr(u2moe.runtime, name) for name in PUBLIC if name.endswith("Error")]
+    assert all(issubclass(error, u2moe.runtime.U2moeError) for error in errors)
+
+
+def test_every_folder_of_a_package_is_packaged():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert sorted(config["packages"]) == sorted(config["package-dir"])
+    on_disk = {
+        file.parent
+        for top in ("export", "runtime", "quantize", "benchmarks")
+        for file in (ROOT / top).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    tracked_folders = {(ROOT / name).parent for name in tracked.splitlines()}
+    packaged = {ROOT / folder for folder in config["package-dir"].values()}
+    assert {folder for folder in on_disk if folder in tracked_folders} == packaged

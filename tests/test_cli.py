@@ -1,0 +1,130 @@
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.runtime import cli
+from u2moe.runtime import recognizer as recognizer_module
+
+
+@pytest.fixture
+def clips(tmp_path, sound):
+    soundfile.write(tmp_path / "a.wav", sound, 16_000)
+    soundfile.write(tmp_path / "b.flac", np.stack((sound, sound), axis=1)[::-1], 44_100)
+    return tmp_path
+
+
+def transcribe(bundle, *arguments):
+    return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])
+
+
+def test_one_file(bundle, recognizer, clips, capsys):
+    assert transcribe(bundle, clips / "a.wav") == 0
+    assert capsys.readouterr() == (recognizer.transcribe(clips / "a.wav").text + "\n", "")
+
+
+def test_folder_as_json(bundle, recognizer, clips, capsys):
+    assert transcribe(bundle, "-f", "json", "--search", "ctc_prefix_beam", "--beam-size", 3, clips) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["file"] for line in lines] == [str(clips / "a.wav"), str(clips / "b.flac")]
+    assert set(lines[0]) == {"file", "text", "duration", "segments"}
+    assert set(lines[0]["segments"][0]["words"][0]) == {"word", "start", "end", "confidence"}
+    assert len(lines[1]["segments"][0]["nbest"]) == 3
+    assert err == ""
+
+
+def test_stream_shows_partial_results(bundle, clips, capsys):
+    assert transcribe(bundle, "--stream", "--chunk-size", 8, "--left-chunks", 4, clips / "a.wav") == 0
+    out, err = capsys.readouterr()
+    partials = err.splitlines()
+    assert len(partials) > 3
+    assert len(partials[0]) < len(partials[-1])
+    assert transcribe(bundle, "--chunk-size", 8, "--left-chunks", 4, clips / "a.wav") == 0
+    assert capsys.readouterr().out == out
+
+
+def test_progress_and_partial_results_in_place_on_a_terminal(bundle, clips, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert transcribe(bundle, "--stream", clips) == 0
+    err = capsys.readouterr().err
+    assert "\r\x1b[K[1/2] " in err
+    assert "\n" not in err
+
+
+def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
+    (clips / "aa.wav").write_text("no audio")
+    assert transcribe(bundle, clips, clips / "missing.wav") == 1
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.flac")]
+    assert "aa.wav: cannot be read as audio" in err
+    assert "missing.wav: no such file" in err
+    assert err.endswith("u2moe: error: 2 of 4 files failed\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--beam-size", "0"], "beam_size must be at least 1, got 0"),
+        (["--providers", "RocketExecutionProvider"], "RocketExecutionProvider is not installed"),
+        (["--num-threads", "0"], "num_threads must be at least 1"),
+    ],
+)
+def test_errors_are_one_line(bundle, clips, capsys, arguments, message):
+    assert transcribe(bundle, *arguments, clips / "a.wav") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("u2moe: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_no_bundle(tmp_path, capsys):
+    assert cli.main(["transcribe", "--model", str(tmp_path), "a.wav"]) == 1
+    assert "bundle.json: missing" in capsys.readouterr().err
+
+
+def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypatch):
+    (clips / "clips").mkdir()
+    (clips / "a.wav").rename(clips / "clips" / "a.wav")
+    monkeypatch.setattr(cli, "DEMO_FOLDER", clips)
+    monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
+    assert cli.main(["transcribe"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_version_and_help(capsys):
+    for arguments, expected in ((["--version"], f"u2moe {version('u2moe')}"), (["--help"], "transcribe")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    for arguments in ([], ["dance"], ["transcribe", "--search", "viterbi"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+    assert "usage: u2moe" in capsys.readouterr().err
+
+
+def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
+    monkeypatch.setitem(cli.OTHER_COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
+    assert cli.main(["bench"]) == 1
+    assert "'u2moe bench' needs the Python package u2moe.nothing, not installed here" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "transcribe", "--model", str(bundle.path), *[str(clips)] * 3]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 1

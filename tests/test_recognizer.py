@@ -1,0 +1,158 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.runtime import (
+    AudioError,
+    BundleError,
+    DecodingOptions,
+    Recognizer,
+    StreamError,
+    ctc_greedy_search,
+    ctc_prefix_beam_search,
+)
+from u2moe.runtime import recognizer as recognizer_module
+from u2moe.runtime.features import Fbank
+from u2moe.runtime.model import Model
+
+
+def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
+    model = recognizer.model
+    encoder_out = model.encode(Fbank(recognizer.bundle.manifest.features).accept(sound))
+    hypotheses = ctc_prefix_beam_search(model.ctc(encoder_out), 10)
+    left, right = model.rescore(encoder_out, [h.tokens for h in hypotheses])
+    scores = 0.7 * left + 0.3 * right + 0.3 * np.array([h.score for h in hypotheses])
+    result = recognizer.transcribe(sound).segments[0]
+    assert result.tokens == hypotheses[scores.argmax()].tokens
+    assert result.score == pytest.approx(scores.max(), abs=1e-3)
+    assert recognizer.bundle.manifest.decoding.ctc_weight == 0.3
+    assert recognizer.bundle.manifest.decoding.reverse_weight == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "choose"),
+    [
+        (DecodingOptions(search="ctc_greedy"), ctc_greedy_search),
+        (DecodingOptions(search="ctc_prefix_beam", beam_size=4), lambda p: ctc_prefix_beam_search(p, 4)[0]),
+    ],
+)
+def test_first_pass_searches(recognizer, sound, options, choose):
+    model = recognizer.model
+    log_probs = model.ctc(model.encode(Fbank(recognizer.bundle.manifest.features).accept(sound), 16, 1))
+    expected = choose(log_probs)
+    options = dataclasses.replace(options, chunk_size=16, num_left_chunks=1)
+    result = recognizer.transcribe(sound, options=options).segments[0]
+    assert result.tokens == expected.tokens
+    # The first pass sums from chunk to chunk in the same order as over the whole.
+    assert result.score == pytest.approx(expected.score, abs=1e-3)
+    assert result.times == [round(time * 0.04, 3) for time in expected.times]
+    assert result.confidence is None
+    assert result.nbest[0].attention_score is None
+
+
+def test_attention_search(recognizer, sound):
+    result = recognizer.transcribe(sound[:16_000], options=DecodingOptions(search="attention", beam_size=3)).segments[0]
+    assert len(result.nbest) == 3
+    assert result.nbest[0].ctc_score is None
+    assert (result.words, result.times) == ([], [])
+
+
+def test_weights_of_the_options_win(recognizer, sound):
+    only_ctc = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=1e6)).segments[0]
+    first_pass = recognizer.transcribe(sound, options=DecodingOptions(search="ctc_prefix_beam")).segments[0]
+    assert only_ctc.tokens == first_pass.tokens
+    left_only = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=0, reverse_weight=0)).segments[0]
+    assert left_only.score == left_only.nbest[0].attention_score
+
+
+def test_words_have_times_within_the_audio(recognizer, sound):
+    transcript = recognizer.transcribe(sound)
+    (segment,) = transcript.segments
+    assert transcript.text == segment.text == "".join(word.word for word in segment.words)
+    assert transcript.duration == 4.0
+    edges = [edge for word in segment.words for edge in (word.start, word.end)]
+    assert edges == sorted(edges)
+    assert (segment.start, segment.end) == (edges[0], edges[-1])
+    assert edges[0] >= 0
+    assert edges[-1] <= transcript.duration
+    assert all(0 <= word.confidence <= 1 for word in segment.words)
+
+
+def test_files_and_arrays_give_the_same(recognizer, sound, tmp_path):
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="FLOAT")
+    expected = recognizer.transcribe(sound)
+    assert recognizer.transcribe(tmp_path / "a.wav") == expected
+    assert recognizer.transcribe(str(tmp_path / "a.wav")) == expected
+    assert recognizer.transcribe(sound, 16_000) == expected
+    soundfile.write(tmp_path / "b.wav", sound, 44_100, subtype="FLOAT")
+    assert recognizer.transcribe(tmp_path / "b.wav") == recognizer.transcribe(sound, 44_100)
+
+
+@pytest.mark.parametrize("samples", [np.zeros(0), np.zeros(1), np.zeros(399), np.zeros(16_000)])
+def test_little_or_nothing(recognizer, samples):
+    transcript = recognizer.transcribe(samples)
+    assert transcript.duration == len(samples) / 16_000
+    assert (transcript.text == "") == (transcript.segments == [])
+
+
+def test_audio_that_is_refused(recognizer, tmp_path):
+    with pytest.raises(AudioError, match=r"none\.wav: no such file"):
+        recognizer.transcribe(tmp_path / "none.wav")
+    with pytest.raises(AudioError, match="NaN"):
+        recognizer.transcribe(np.array([np.nan]))
+    with pytest.raises(ValueError, match="a file knows its own"):
+        recognizer.transcribe("a.wav", 16_000)
+
+
+def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
+    """WeNet then applies a chunk mask always: full context does not exist."""
+    config = dataclasses.replace(model.config, static_chunk_size=8)
+    manifest = dataclasses.replace(bundle.manifest, model=config)
+    static = Recognizer(bundle, Model(manifest, model.encoder.session, model._ctc, model._decoder))
+    expected = Recognizer(bundle, model).transcribe(sound, options=DecodingOptions(chunk_size=8, num_left_chunks=-1))
+    assert static.transcribe(sound) == expected
+    assert static.create_stream().options.chunk_size == 8
+    features = Fbank(manifest.features).accept(sound)
+    assert np.array_equal(static.model.encode(features), model.encode(features, 8))
+
+
+def test_model_without_decoder(bundle, model, sound):
+    ctc_only = Model(bundle.manifest, model.encoder.session, model._ctc, None)
+    recognizer = Recognizer(bundle, ctc_only)
+    assert recognizer.transcribe(sound).segments[0].nbest[0].attention_score is None
+    for search in ("attention", "attention_rescoring"):
+        with pytest.raises(StreamError, match="needs a decoder"):
+            Recognizer(bundle, ctc_only, DecodingOptions(search=search))
+        with pytest.raises(StreamError, match="needs a decoder"):
+            recognizer.transcribe(sound, options=DecodingOptions(search=search))
+
+
+def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
+    options = DecodingOptions(search="ctc_greedy")
+    recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
+    assert recognizer.transcribe(sound) == Recognizer(bundle, bundle.load(), options).transcribe(sound)
+    monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", tmp_path)
+    with pytest.raises(BundleError, match="holds no demo model"):
+        Recognizer.from_pretrained()
+    monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
+    assert Recognizer.from_pretrained().bundle.path == bundle.path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"search": "viterbi"}, "search must be one of attention_rescoring, .*, got 'viterbi'"),
+        ({"beam_size": 0}, "beam_size must be at least 1, got 0"),
+        ({"ctc_weight": -0.1}, "ctc_weight must be at least 0, got -0.1"),
+        ({"ctc_weight": float("nan")}, "ctc_weight"),
+        ({"reverse_weight": 1.1}, "reverse_weight must be between 0 and 1, got 1.1"),
+        ({"length_penalty": float("inf")}, "length_penalty"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"num_left_chunks": -2}, "num_left_chunks must be at least 0"),
+    ],
+)
+def test_options_are_checked_at_birth(options, message):
+    with pytest.raises(ValueError, match=message):
+        DecodingOptions(**options)

@@ -1,0 +1,185 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from u2moe.runtime import AudioError, DecodingOptions, Recognizer, StreamError
+from u2moe.runtime.model import Model
+
+CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2)
+
+
+def hear(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, stream=None):
+    """The final result of samples that come in portions, decoded after each."""
+    stream = stream or recognizer.create_stream(options)
+    start = 0
+    for length in splits:
+        stream.accept_waveform(rate, samples[start : start + length])
+        start += length
+        recognizer.decode_streams([stream])
+    stream.accept_waveform(rate, samples[start:])
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return stream.get_result()
+
+
+@settings(max_examples=15)
+@given(
+    splits=st.lists(st.integers(0, 9000), max_size=15),
+    rate=st.sampled_from([16_000, 8000, 44_100]),
+    search=st.sampled_from(["attention_rescoring", "ctc_prefix_beam", "ctc_greedy"]),
+)
+def test_any_split_gives_the_same_result(recognizer, sound, splits, rate, search):
+    options = dataclasses.replace(CHUNKED, search=search)
+    whole = hear(recognizer, sound, options=options, rate=rate)
+    assert whole.text
+    assert hear(recognizer, sound, splits, options=options, rate=rate) == whole
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 399, 400, 1359, 1360, 5000, 11_119, 11_120, 11_121, 17_000])
+@pytest.mark.parametrize("chunk_size", [1, 16])
+def test_a_stream_hears_every_frame_that_the_file_has(recognizer, sound, num_samples, chunk_size):
+    options = DecodingOptions(chunk_size=chunk_size, search="ctc_prefix_beam")
+    stream = recognizer.create_stream(options)
+    result = hear(recognizer, sound[:num_samples], stream=stream)
+    num_frames = (num_samples - 400) // 160 + 1 if num_samples >= 400 else 0
+    assert stream.num_encoder_frames == max((num_frames - 7) // 4 + 1, 0)
+    assert result.is_final
+    assert recognizer.transcribe(sound[:num_samples], options=options).text == result.text
+
+
+def test_stream_without_any_samples(recognizer):
+    stream = recognizer.create_stream()
+    stream.input_finished()
+    assert stream.is_ready
+    recognizer.decode_streams([stream])
+    assert not stream.is_ready
+    assert (stream.get_result().text, stream.get_result().is_final) == ("", True)
+
+
+def test_silence(recognizer):
+    assert hear(recognizer, np.zeros(20_000, np.float32)).is_final
+
+
+def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
+    stream = recognizer.create_stream(CHUNKED)
+    assert not stream.get_result().is_final
+    lengths = []
+    for start in range(0, len(sound), 4000):
+        stream.accept_waveform(16_000, sound[start : start + 4000])
+        recognizer.decode_streams([stream])
+        result = stream.get_result()
+        assert not result.is_final
+        assert stream.get_result() is result
+        assert result.times == sorted(result.times)
+        lengths.append(len(result.tokens))
+    assert lengths[0] == 0
+    assert lengths[-1] > 3
+    first_pass = stream.first_pass()
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    final = stream.get_result()
+    assert final.is_final
+    assert final.confidence is not None
+    assert len(final.nbest) == 10
+    assert final.nbest[0].attention_score is not None
+    assert [a.score for a in final.nbest] == sorted((a.score for a in final.nbest), reverse=True)
+    assert len(first_pass) == 10
+
+
+def test_use_after_finish(recognizer, sound):
+    stream = recognizer.create_stream()
+    stream.input_finished()
+    with pytest.raises(StreamError, match="finished"):
+        stream.accept_waveform(16_000, sound)
+    with pytest.raises(StreamError, match="finished already"):
+        stream.input_finished()
+    recognizer.decode_streams([stream])
+    with pytest.raises(StreamError, match="finished"):
+        stream.accept_waveform(16_000, sound)
+
+
+def test_reset_begins_anew(recognizer, sound):
+    expected = hear(recognizer, sound[:30_000])
+    stream = recognizer.create_stream(CHUNKED)
+    hear(recognizer, sound[10_000:], stream=stream)
+    stream.reset()
+    assert stream.get_result().text == ""
+    assert hear(recognizer, sound[:30_000], stream=stream) == expected
+    stream.reset()
+    stream.accept_waveform(44_100, sound)  # another rate is fine in another utterance
+    stream.reset()
+    assert hear(recognizer, sound[:30_000], stream=stream) == expected
+
+
+def test_bad_samples_change_nothing(recognizer, sound):
+    expected = hear(recognizer, sound)
+    stream = recognizer.create_stream(CHUNKED)
+    stream.accept_waveform(16_000, sound[:20_000])
+    for bad in (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32)):
+        with pytest.raises(AudioError):
+            stream.accept_waveform(16_000, bad)
+    with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000"):
+        stream.accept_waveform(8000, sound)
+    assert hear(recognizer, sound[20_000:], stream=stream) == expected
+
+
+def test_int16_is_heard_as_float(recognizer, sound):
+    as_int16 = (sound * 32767).astype(np.int16)
+    as_float = as_int16.astype(np.float32) / 32768
+    assert hear(recognizer, as_int16) == hear(recognizer, as_float)
+
+
+def test_streams_do_not_hear_each_other(recognizer, sound):
+    sounds = [sound, sound[::-1], sound[:20_000], np.zeros(9000, np.float32)]
+    expected = [hear(recognizer, samples) for samples in sounds]
+    streams = [recognizer.create_stream(CHUNKED) for _ in sounds]
+    for start in range(0, len(sound), 3000):
+        for stream, samples in zip(streams, sounds, strict=True):
+            stream.accept_waveform(16_000, samples[start : start + 3000])
+        recognizer.decode_streams(streams)
+    for stream in streams:
+        stream.input_finished()
+    recognizer.decode_streams(streams)
+    assert [stream.get_result() for stream in streams] == expected
+
+
+def test_decoding_again_does_nothing(recognizer, sound):
+    stream = recognizer.create_stream(CHUNKED)
+    result = hear(recognizer, sound, stream=stream)
+    recognizer.decode_streams([stream, stream])
+    recognizer.decode_streams([])
+    assert stream.get_result() is result
+
+
+def test_bundle_that_cannot_stream(bundle, model):
+    config = dataclasses.replace(model.config, streaming=False)
+    offline = Model(
+        dataclasses.replace(bundle.manifest, model=config), model.encoder.session, model._ctc, model._decoder
+    )
+    recognizer = Recognizer(bundle, offline)
+    with pytest.raises(StreamError, match="cannot stream"):
+        recognizer.create_stream()
+    with pytest.raises(StreamError, match="cannot stream"):
+        recognizer.transcribe(np.zeros(9000, np.float32), options=CHUNKED)
+
+
+def test_a_long_stream_keeps_its_size(bundle, model, sound):
+    """Ten minutes, past several moves of the position: caches and state stay as large as after ten seconds."""
+    short = Model(bundle.manifest, model.encoder.session, model._ctc, None)
+    short.encoder.config = dataclasses.replace(model.config, max_position=500)
+    recognizer = Recognizer(bundle, short)
+    stream = recognizer.create_stream(DecodingOptions(chunk_size=64, num_left_chunks=1, search="ctc_greedy"))
+    offsets = []
+    for _ in range(150):
+        stream.accept_waveform(16_000, sound)
+        recognizer.decode_streams([stream])
+        offsets.append(int(stream.caches.offset[0]))
+        assert stream.caches.att.shape[3] <= 64
+        assert stream._windows._num_frames < 400
+        assert stream._outputs == []
+    assert max(offsets) <= 500
+    assert stream.num_encoder_frames > 14_000
+    assert stream.duration == 600.0
