@@ -122,12 +122,11 @@ class ContextGraph:
     def _add_phrase(self, words: tuple[str, ...], bonus: float) -> None:
         num_characters = sum(len(word) for word in words)
         state, matched = 0, 0
-        *characters, last = WORD_BOUNDARY + "".join(word + WORD_BOUNDARY for word in words)
-        for character in characters:
+        for character in WORD_BOUNDARY + WORD_BOUNDARY.join(words):
             state = self._grow(state, character)
             matched += character != WORD_BOUNDARY
             self._partial[state] = max(self._partial[state], bonus * matched / num_characters)
-        self._output[self._grow(state, last)] = bonus
+        self._output[self._grow(state, WORD_BOUNDARY)] = bonus
 
     def _link(self) -> list[int]:
         """Where to go on from each state when no arc fits: the longest proper suffix that begins a phrase.
