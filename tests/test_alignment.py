@@ -1,0 +1,87 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.alignment import align
+from u2moe.runtime.ctc import ctc_greedy_search
+
+
+def random_log_probs(seed, num_frames, vocab):
+    scores = np.random.default_rng(seed).normal(size=(num_frames, vocab)) * 3
+    return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def collapse(path):
+    return [token for token, _ in itertools.groupby(path) if token != 0]
+
+
+def path_of(aligned, num_frames):
+    path = [0] * num_frames
+    for token in aligned:
+        path[token.start : token.end] = [token.token] * (token.end - token.start)
+    return path
+
+
+@given(st.integers(0, 10_000), st.integers(0, 6), st.lists(st.integers(1, 2), max_size=4))
+def test_it_is_the_best_of_all_alignments(seed, num_frames, tokens):
+    log_probs = random_log_probs(seed, num_frames, 3)
+
+    def score(path):
+        return sum(float(log_probs[frame, token]) for frame, token in enumerate(path))
+
+    possible = [path for path in itertools.product(range(3), repeat=num_frames) if collapse(path) == tokens]
+    aligned = align(log_probs, tokens)
+    if not possible:
+        assert aligned is None
+        return
+    path = path_of(aligned, num_frames)
+    assert collapse(path) == tokens
+    assert score(path) == pytest.approx(max(map(score, possible)))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60))
+def test_the_greedy_result_aligns_where_it_was_found(seed, num_frames):
+    log_probs = random_log_probs(seed, num_frames, 5)
+    greedy = ctc_greedy_search(log_probs)
+    aligned = align(log_probs, greedy.tokens)
+    assert [token.start for token in aligned] == greedy.times
+    assert [token.token for token in aligned] == greedy.tokens
+    for token, following in itertools.pairwise(aligned):
+        assert token.start < token.end <= following.start
+    for token in aligned:
+        assert token.start <= token.peak < token.end <= num_frames
+        assert token.confidence == pytest.approx(np.exp(log_probs[token.start : token.end, token.token].max()))
+
+
+def test_blank_may_be_any_token():
+    log_probs = random_log_probs(7, 20, 5)
+    order = [1, 2, 3, 4, 0]  # column of each old id
+    moved = np.empty_like(log_probs)
+    moved[:, order] = log_probs
+    expected = align(log_probs, [1, 2, 2])
+    assert [(t.start, t.end) for t in align(moved, [2, 3, 3], blank=1)] == [(t.start, t.end) for t in expected]
+
+
+def test_impossible_tokens_have_no_alignment():
+    log_probs = random_log_probs(1, 4, 3)
+    assert align(log_probs, [1, 1, 1]) is None
+    log_probs[:, 2] = -np.inf
+    assert align(log_probs, [2]) is None
+    assert align(log_probs, []) == []
+    assert align(log_probs[:0], [1]) is None
+
+
+@pytest.mark.parametrize("tokens", [[0], [3], [-1]])
+def test_tokens_that_cannot_be(tokens):
+    with pytest.raises(ValueError, match="tokens must be ids below 3 and not blank 0"):
+        align(random_log_probs(1, 4, 3), tokens)
+
+
+def test_a_long_utterance_is_aligned_at_once():
+    log_probs = random_log_probs(3, 1500, 300)
+    tokens = ctc_greedy_search(log_probs).tokens[:400]
+    aligned = align(log_probs, tokens)
+    assert [token.token for token in aligned] == tokens
