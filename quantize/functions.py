@@ -208,6 +208,34 @@ def int4_mixture_of_experts(
     return _function(name, moe_parameters(num_experts, has_bias=has_bias), body)
 
 
+def half_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias: bool) -> ir.Function:
+    """The mixture of experts in half precision; the router's product and softmax are in float32."""
+    parts = ", ".join(f"p{expert}" for expert in range(num_experts))
+    outputs = ", ".join(f"o{expert}" for expert in range(num_experts))
+    body = "last = Constant<value = int64[1] {-1}>()" + _router(top_k, cast=True) + _dispatch(num_experts)
+    body += f"""
+    sorted = Gather<axis = 0>(tokens, token)
+    {parts} = Split<axis = 0>(sorted, counts)
+    """
+    names = ["x", "gate"]
+    for expert in range(num_experts):
+        hidden, first, second = f"h{expert}", f"e{expert}_w1", f"e{expert}_w2"
+        names += [first, f"{first}_bias", second, f"{second}_bias"] if has_bias else [first, second]
+        source, target = f"{hidden}_sum", f"o{expert}_sum" if has_bias else f"o{expert}"
+        body += f"{source} = MatMul(p{expert}, {first})\n"
+        if has_bias:
+            body += f"{hidden}_in = Add({source}, {first}_bias)\n"
+            source = f"{hidden}_in"
+        # constants of an activation are float32, and so is what it is computed in
+        body += f"{hidden}_single = Cast<to = 1>({source})\n"
+        body += ACTIVATIONS[kind].format(x=f"{hidden}_single", y=f"{hidden}_out") + "\n"
+        body += f"{hidden} = Cast<to = 10>({hidden}_out)\n{target} = MatMul({hidden}, {second})\n"
+        body += f"o{expert} = Add({target}, {second}_bias)\n" if has_bias else ""
+    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
+    name = f"HalfMixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    return _function(name, names, body)
+
+
 def _int4_product(y: str, x: str, weight: str, rows: int, columns: int, sizes: Int4Sizes) -> str:
     return f"""
     {y} = com.microsoft.MatMulNBits<K = {rows}, N = {columns}, bits = 4, block_size = {sizes.block_size},
@@ -215,16 +243,19 @@ def _int4_product(y: str, x: str, weight: str, rows: int, columns: int, sizes: I
     """
 
 
-def _router(top_k: int) -> str:
-    """Statements for the experts and weights of each token; the router's product stays in float32."""
+def _router(top_k: int, *, cast: bool = False) -> str:
+    """Statements for the experts and weights of each token; the router's product is in float32, whatever x is."""
+    product = "single = Cast<to = 1>(tokens) logits = MatMul(single, gate)" if cast else "logits = MatMul(tokens, gate)"
+    softmax = "Cast<to = 10>(shares)" if cast else "Identity(shares)"
     return f"""
     width = Shape<start = -1>(x)
     token_shape = Concat<axis = 0>(last, width)
     tokens = Reshape(x, token_shape)
-    logits = MatMul(tokens, gate)
+    {product}
     k = Constant<value = int64[1] {{{top_k}}}>()
     values, experts = TopK<axis = -1>(logits, k)
-    probabilities = Softmax<axis = -1>(values)
+    shares = Softmax<axis = -1>(values)
+    probabilities = {softmax}
 """
 
 

@@ -1,22 +1,28 @@
-"""From a float32 bundle to a quantized one, never in place: read, rewrite, save weight by weight, load."""
+"""From a float32 bundle to a quantized one, never in place: read, rewrite, save weight by weight, load, report."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from u2moe.quantize.config import Recipe
-from u2moe.quantize.rewrites import rewrite
+from u2moe.quantize.half import to_half
+from u2moe.quantize.report import build_report, features_of
+from u2moe.quantize.rewrites import Change, rewrite
+from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.bundle import Bundle, BundleWriter
-from u2moe.runtime.errors import BundleError
+from u2moe.runtime.errors import BundleError, QuantizationError
 
 EXTERNAL_DATA_LIMIT = 1_500_000_000
 """Bytes of weights from which they are saved beside the graph, as the exporter does."""
+REPORT_FILE = "report.json"
 
 
 def quantize_bundle(
@@ -24,51 +30,90 @@ def quantize_bundle(
     out: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    audio: Sequence[Path] = (),
+    recordings: Sequence[Recording] = (),
+    max_wer_increase: float | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Bundle, dict[str, int]]:
+) -> tuple[Bundle, dict[str, Any] | None]:
     """Quantize the bundle in folder `bundle` into a new one in folder `out`.
 
+    Args:
+        bundle: folder of a float32 bundle.
+        out: folder to write; nothing is left there when anything fails.
+        recipe: what to quantize, and how.
+        audio: files whose features the report is made on.
+        recordings: recordings with transcripts, whose word error rates are reported; their audio counts for `audio`.
+        max_wer_increase: fail if any search loses more than this (0.001: 0.1 words of 100); needs `recordings`.
+        overwrite: replace a bundle that is already there.
+        progress: called with a line for each step.
+
     Returns:
-        The new bundle, and the number of weights that were quantized in each group.
+        The new bundle and its report, which is in the bundle as report.json too; None without audio.
 
     Raises:
         BundleError: not a float32 bundle of ours, a group that none of its graphs has, or a target that cannot be
-            written; nothing is left at `out`.
+            written.
+        QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
     """
+    if max_wer_increase is not None and not recordings:
+        raise ValueError("max_wer_increase needs recordings with transcripts")
+    source = _open_float32(bundle, out)
+    with BundleWriter(out, overwrite=overwrite) as staging:
+        changes: dict[str, Change] = {}
+        for graph in source.manifest.model.graphs():
+            progress(f"quantizing {graph.file}")
+            model = ir.load(source.path / graph.file)
+            changes |= to_half(model) if recipe.whole == "fp16" else rewrite(model, recipe)
+            save_graph(model, staging.path / graph.file, progress)
+        counts = Counter(change.group for change in changes.values())
+        _check_found(source, recipe, counts)
+        for name in source.manifest.files:
+            if not name.endswith((".onnx", ".onnx.data")):
+                staging.add(name, source.path / name)
+        manifest = dataclasses.replace(source.manifest, quantization=_record(recipe, counts))
+        staged = staging.seal(manifest)
+        staged.load()
+        report = None
+        features = features_of(source, [*audio, *(recording.path for recording in recordings)])
+        if features:
+            report = build_report(source, staged, changes, features, recordings, progress=progress)
+            _check_words(report, max_wer_increase)
+            staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
+        return staging.finish(manifest), report
+
+
+def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:
     source = Bundle.open(bundle)
     if source.manifest.quantization:
         found = source.manifest.quantization.get("recipe")
         raise BundleError(f"{source.path}: is quantized already ({found}), expected a float32 bundle")
     if Path(out).resolve() == source.path.resolve():
         raise BundleError(f"{source.path}: a bundle is not quantized in place; name another folder")
-    changed: Counter[str] = Counter()
-    with BundleWriter(out, overwrite=overwrite) as staging:
-        for graph in source.manifest.model.graphs():
-            progress(f"quantizing {graph.file}")
-            model = ir.load(source.path / graph.file)
-            changed += rewrite(model, recipe)
-            _save(model, staging.path / graph.file, progress)
-        _check_found(source, recipe, changed)
-        graph_files = {name for name in source.manifest.files if name.endswith((".onnx", ".onnx.data"))}
-        for name in source.manifest.files.keys() - graph_files:
-            staging.add(name, source.path / name)
-        manifest = dataclasses.replace(source.manifest, quantization=_record(recipe, changed))
-        staging.seal(manifest).load()
-        return staging.finish(manifest), dict(changed)
+    return source
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """A group that a recipe names must exist, unless a network of that kind has none by nature."""
-    optional = {"experts", "feed_forward", "embeddings", "pointwise_convolutions"}
-    for group in recipe.quantized.keys() - changed.keys() - optional:
-        raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {group}, but no graph has such weights")
-    if not changed and not recipe.whole:
-        groups = ", ".join(recipe.quantized)
+    """What a recipe asks for must exist; a recipe for all groups may meet a network that lacks some by nature."""
+    missing = recipe.quantized.keys() - changed.keys()
+    by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"}
+    if not changed or missing - by_nature:
+        groups = ", ".join(sorted(missing))
         raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {groups}, but no graph has such weights")
 
 
-def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, object]:
+def _check_words(report: dict[str, Any], limit: float | None) -> None:
+    for name, item in report.get("text", {}).items():
+        increase = item["wer_after"] - item["wer_before"]
+        if limit is not None and increase > limit:
+            raise QuantizationError(
+                f"{name}: word error rate rose from {item['wer_before']:.2%} to {item['wer_after']:.2%}, "
+                f"by more than {limit:.2%}",
+                report,
+            )
+
+
+def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
     """What the manifest keeps of a recipe."""
     return {
         "recipe": recipe.name,
@@ -79,12 +124,13 @@ def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, object]:
     }
 
 
-def _save(model: ir.Model, file: Path, progress: Callable[[str], None]) -> None:
+def save_graph(model: ir.Model, file: Path, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Write a graph weight by weight, its weights beside it if they are too large for one file."""
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
-    external = f"{file.name}.data" if sum(sizes) > EXTERNAL_DATA_LIMIT else None
 
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
         if info.index % 100 == 0:
             progress(f"{file.name}: weight {info.index + 1} of {info.total}: {tensor.name}")
 
+    external = f"{file.name}.data" if sum(sizes) > EXTERNAL_DATA_LIMIT else None
     ir.save(model, file, external_data=external, callback=report)

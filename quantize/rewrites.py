@@ -7,7 +7,6 @@ that a recipe asks for and the graph has in another form is an error.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,18 +26,28 @@ MOE_FUNCTION = re.compile(r"MixtureOfExperts_top(\d+)of(\d+)_([a-z]+?)(_no_bias)
 WEIGHT_AXES = 2
 
 
-def rewrite(model: ir.Model, recipe: Recipe) -> Counter[str]:
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One weight that a rewrite replaced."""
+
+    group: str
+    format: str
+    original: Callable[[], Array]
+    """Reads the float32 weight [in, out] (an embedding: [vocab, dim]), rows in the order that the new one has."""
+
+
+def rewrite(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
     """Quantize a graph in place; weights are read and converted only when the graph is saved.
 
     Returns:
-        The number of weights that were quantized in each group.
+        What was replaced, by the name of the new integer weight.
 
     Raises:
         BundleError: the graph holds a node that is not as the exporter writes it.
     """
     rewriter = Rewriter(model, recipe.quantized, recipe.block_size)
     rewriter.run()
-    return rewriter.changed
+    return rewriter.changes
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Rewriter:
         self.graph = model.graph
         self.formats = formats
         self.block_size = block_size
-        self.changed: Counter[str] = Counter()
+        self.changes: dict[str, Change] = {}
 
     def run(self) -> None:
         """All rewrites, then the removal of what no node reads any more."""
@@ -104,7 +113,7 @@ class Rewriter:
         columns = source().shape if read else _shape(weight)
         if len(columns) != WEIGHT_AXES:
             raise BundleError(f"weight {weight.name}: has shape {columns}, expected [in, out]")
-        self.changed[group] += 1
+        self.changes[f"{weight.name}.int8"] = Change(group=group, format="int8", original=source)
         return _Quantized(
             self._initializer(f"{weight.name}.int8", ir.DataType.INT8, columns, lambda: int8_columns(source())[0]),
             self._initializer(
@@ -132,10 +141,9 @@ class Rewriter:
         if table is None or tokens is None or self._format(table) != "int8":
             return
         rows, dim = _shape(table)
-        self.changed["embeddings"] += 1
-        weight = self._initializer(
-            f"{table.name}.int8", ir.DataType.INT8, (rows, dim), lambda: int8_rows(_array(table))[0]
-        )
+        name = f"{table.name}.int8"
+        self.changes[name] = Change(group="embeddings", format="int8 rows", original=lambda: _array(table))
+        weight = self._initializer(name, ir.DataType.INT8, (rows, dim), lambda: int8_rows(_array(table))[0])
         scale = self._initializer(
             f"{table.name}.scale", ir.DataType.FLOAT, (rows, 1), lambda: int8_rows(_array(table))[1]
         )
@@ -170,7 +178,7 @@ class Rewriter:
     def _int4(self, weight: ir.Value) -> _Quantized:
         rows, columns = _shape(weight)
         blocks, size = -(-rows // self.block_size), self.block_size
-        self.changed["experts"] += 1
+        self.changes[f"{weight.name}.int4"] = Change(group="experts", format="int4", original=lambda: _array(weight))
         return _Quantized(
             self._initializer(
                 f"{weight.name}.int4",
@@ -182,7 +190,7 @@ class Rewriter:
                 f"{weight.name}.scale",
                 ir.DataType.FLOAT,
                 (columns * blocks,),
-                lambda: int4_blocks(_array(weight), size)[1].ravel(),
+                lambda: np.ravel(int4_blocks(_array(weight), size)[1]),
             ),
         )
 

@@ -7,11 +7,14 @@ U2moeError
 ├── CheckpointError          a checkpoint directory that cannot be read
 │   └── UnsupportedError     a checkpoint that is whole, but of a kind that is not supported
 ├── ParityError              a graph differs from the network it was exported from
+├── QuantizationError        a quantized bundle that loses more words than allowed; carries the report
 ├── ProviderError            an execution provider that is not installed, or that failed
 └── StreamError              a stream used after its end, or asked for what its bundle cannot do
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 __all__ = [
     "AudioError",
@@ -20,6 +23,7 @@ __all__ = [
     "IntegrityError",
     "ParityError",
     "ProviderError",
+    "QuantizationError",
     "StreamError",
     "U2moeError",
     "UnsupportedError",
@@ -56,6 +60,18 @@ class ParityError(U2moeError):
 
 class ProviderError(U2moeError):
     """An execution provider that is not installed or failed; names those that are installed."""
+
+
+class QuantizationError(U2moeError):
+    """A quantized bundle loses more words than allowed.
+
+    Attributes:
+        report: what was measured, as `report.json` would hold it.
+    """
+
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class StreamError(U2moeError):

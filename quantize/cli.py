@@ -1,0 +1,96 @@
+"""The sub-command quantize: parse, one call, print. Imports onnx only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from u2moe.quantize.config import FORMATS, RECIPES, recipe
+
+Subparsers = Any  # argparse has no public name for it
+
+
+def add_quantize(subparsers: Subparsers) -> None:
+    """`u2moe quantize BUNDLE OUT`."""
+    parser = subparsers.add_parser(
+        "quantize",
+        help="make a smaller, faster bundle",
+        description="Quantize a float32 bundle into another one, and report what that costs and saves.",
+    )
+    parser.add_argument("bundle", help="folder of a float32 bundle")
+    parser.add_argument("out", help="folder to write the quantized bundle to")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="int8", help="default: int8")
+    parser.add_argument(
+        "--group",
+        metavar="GROUP=FORMAT",
+        action="append",
+        default=[],
+        help="another format for one group of weights: "
+        + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
+    )
+    parser.add_argument("--audio", metavar="FILE", type=Path, nargs="+", default=[], help="audio to measure errors on")
+    parser.add_argument("--manifest", metavar="TSV", help="path<TAB>transcript per line, to measure word errors on")
+    parser.add_argument(
+        "--max-wer-increase",
+        metavar="POINTS",
+        type=float,
+        help="fail above this loss, in percent points (needs --manifest)",
+    )
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the report here too, even when it fails")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    parser.set_defaults(run=run_quantize)
+
+
+def run_quantize(args: argparse.Namespace) -> int:
+    """Quantize and print the report. Without audio of the user the bundled clips are measured, if they can be."""
+    from u2moe.quantize.quantizer import quantize_bundle
+    from u2moe.quantize.report import describe
+    from u2moe.runtime.accuracy import read_manifest
+    from u2moe.runtime.audio import find_audio
+    from u2moe.runtime.errors import QuantizationError
+    from u2moe.runtime.recognizer import DEMO_FOLDER
+
+    audio = args.audio
+    clips = DEMO_FOLDER / "clips"
+    if not audio and not args.manifest and clips.is_dir():
+        audio = find_audio([clips])
+    try:
+        bundle, report = quantize_bundle(
+            args.bundle,
+            args.out,
+            recipe(args.recipe, _groups(args.group)),
+            audio=audio,
+            recordings=read_manifest(args.manifest) if args.manifest else [],
+            max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,
+            overwrite=args.overwrite,
+            progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr)),
+        )
+    except QuantizationError as error:
+        print(describe(error.report))
+        _write(args.report, error.report)
+        raise
+    if report is not None:
+        print(describe(report))
+        _write(args.report, report)
+    size = sum(file.size for file in bundle.manifest.files.values())
+    print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def _groups(pairs: list[str]) -> dict[str, str]:
+    result = {}
+    for pair in pairs:
+        group, equals, kind = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--group must be GROUP=FORMAT, got {pair!r}")
+        result[group] = kind
+    return result
+
+
+def _write(file: Path | None, report: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

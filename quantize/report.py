@@ -1,0 +1,315 @@
+"""What a quantized bundle costs and saves against its float32 bundle: bytes, errors, routing, words, speed.
+
+Everything is measured on the files that were written; nothing is taken from the rewrites' own word.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
+from u2moe.quantize.rewrites import Change
+from u2moe.runtime import contract
+from u2moe.runtime.accuracy import Recording, WordErrors, edit_distance
+from u2moe.runtime.audio import read_blocks
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.decoding import DecodingOptions, Search
+from u2moe.runtime.features import Fbank
+from u2moe.runtime.model import Model
+from u2moe.runtime.recognizer import Recognizer
+
+Array = npt.NDArray[Any]
+NUM_TIMINGS = 9
+SHOWN_CHUNK = (16, 4)
+"""Chunk size and left chunks of the timing of streams."""
+
+
+def build_report(
+    reference: Bundle,
+    quantized: Bundle,
+    changes: Mapping[str, Change],
+    features: Sequence[Array],
+    recordings: Sequence[Recording] = (),
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compare `quantized` with `reference`.
+
+    Args:
+        reference: the float32 bundle.
+        quantized: the bundle made from it.
+        changes: what the rewrites replaced, by the name of the new weight.
+        features: real features, float32 [frames, mel] each, for errors, routing and timing.
+        recordings: recordings with transcripts, for words; none: that part is left out.
+        progress: called with a line for each part.
+
+    Returns:
+        Plain data, as `report.json` holds it.
+    """
+    progress("weights")
+    report: dict[str, Any] = {
+        "recipe": quantized.manifest.quantization,
+        "onnxruntime": onnxruntime.__version__,
+        "bytes": compare_bytes(reference, quantized),
+        "weight_error": weight_errors(quantized, changes),
+    }
+    models = reference.load(), quantized.load()
+    progress("outputs on real features")
+    report["outputs"] = output_errors(*models, features)
+    progress("routing")
+    report["routing_agreement"] = routing_agreement(reference, quantized, features)
+    if recordings:
+        report["text"] = compare_text(reference, quantized, models, recordings, progress)
+    progress("speed")
+    report["speed"] = compare_speed(*models, max(features, key=len))
+    return report
+
+
+def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
+    """Bytes of the weights by group, and of all files, before and after."""
+    groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for index, bundle in enumerate((reference, quantized)):
+        for graph in bundle.manifest.model.graphs():
+            for name, value in ir.load(bundle.path / graph.file).graph.initializers.items():
+                if value.const_value is not None:
+                    groups[contract.weight_group(name)][index] += value.const_value.nbytes
+    totals = [sum(file.size for file in bundle.manifest.files.values()) for bundle in (reference, quantized)]
+    result = {name: {"before": before, "after": after} for name, (before, after) in sorted(groups.items())}
+    return {"groups": result, "files": {"before": totals[0], "after": totals[1]}, "ratio": totals[1] / totals[0]}
+
+
+def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
+    """Relative error of the stored weights by group: norm of differences over norm of weights, and the worst."""
+    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    worst: dict[str, float] = defaultdict(float)
+    for graph in quantized.manifest.model.graphs():
+        initializers = ir.load(quantized.path / graph.file).graph.initializers
+        for name, value in initializers.items():
+            change = changes.get(name)
+            if change is None or change.group == "other" or value.const_value is None:
+                continue
+            original = change.original()
+            scale_name = name.rsplit(".", 1)[0] + ".scale"
+            scale = initializers[scale_name].const_value if scale_name in initializers else None
+            stored = _restored(change, value.const_value.numpy(), None if scale is None else scale.numpy(), original)
+            squares[change.group][0] += float(np.square(stored - original, dtype=np.float64).sum())
+            squares[change.group][1] += float(np.square(original, dtype=np.float64).sum())
+            worst[change.group] = max(worst[change.group], relative_error(original, stored))
+    return {
+        group: {"relative": (error / size) ** 0.5 if size else 0.0, "worst": worst[group]}
+        for group, (error, size) in sorted(squares.items())
+    }
+
+
+def _restored(change: Change, stored: Array, scale: Array | None, original: Array) -> Array:
+    """The float32 weights that stored ones stand for."""
+    if scale is None:
+        return stored.astype(np.float32)
+    if change.format == "int4":
+        return from_int4_blocks(stored, scale.reshape(stored.shape[:2]), len(original))
+    return stored.astype(np.float32) * scale
+
+
+def output_errors(reference: Model, quantized: Model, features: Sequence[Array]) -> dict[str, float]:
+    """Errors of encoder output and log-probabilities with full context, and frames whose best token is the same."""
+    outputs, log_probs = [], []
+    for frames in features:
+        pair = reference.encode(frames), quantized.encode(frames)
+        outputs.append(pair)
+        log_probs.append((reference.ctc(pair[0]), quantized.ctc(pair[1])))
+    expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
+    encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
+    likely = expected > np.log(0.01)
+    return {
+        "frames": len(expected),
+        "encoder_relative": relative_error(encoder[0], encoder[1]),
+        "log_probs_mean": float(np.abs(expected - found)[likely].mean()),
+        "log_probs_max": float(np.abs(expected - found)[likely].max()),
+        "same_best_token": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
+    }
+
+
+def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[Array]) -> dict[str, float]:
+    """Share of tokens whose set of experts is unchanged, for each mixture of experts of the encoder."""
+    with tempfile.TemporaryDirectory() as folder:
+        routers = [_Routers(bundle, Path(folder) / str(index)) for index, bundle in enumerate((reference, quantized))]
+        same: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
+        for frames in features:
+            expected, found = (router.experts(frames) for router in routers)
+            for layer, chosen in expected.items():
+                same[layer].append((chosen == found[layer]).all(axis=1))
+    return {layer: float(np.concatenate(parts).mean()) for layer, parts in same.items()}
+
+
+class _Routers:
+    """The encoder of a bundle with the inputs of its mixtures of experts as additional outputs."""
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        self.config = bundle.manifest.model
+        encoder = self.config.graphs()[0]
+        model = ir.load(bundle.path / encoder.file)
+        self.layers: dict[str, tuple[Array, int]] = {}
+        self.names: list[str] = []
+        for node in model.graph:
+            x, gate = (*node.inputs, None, None)[:2]
+            if (
+                node.domain != contract.MOE_DOMAIN
+                or "MixtureOfExperts" not in node.op_type
+                or x is None
+                or gate is None
+            ):
+                continue
+            top_k = int(node.op_type.split("_top")[1].split("of")[0])
+            if gate.const_value is None or x.name is None:
+                continue
+            layer = (node.name or "").rsplit("/", 1)[0].replace("/", ".")
+            self.layers[layer] = (gate.const_value.numpy().astype(np.float32), top_k)
+            self.names.append(x.name)
+            half = bundle.manifest.quantization.get("whole") == "fp16"
+            x.type = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
+            model.graph.outputs.append(x)
+        folder.mkdir()
+        ir.save(model, folder / encoder.file, external_data=f"{encoder.file}.data")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(folder / encoder.file), options)
+        self.inputs = encoder.inputs
+
+    def experts(self, frames: Array) -> dict[str, Array]:
+        """Sorted experts [tokens, k] of every layer for features [frames, mel], with full context."""
+        if not self.names:
+            return {}
+        fixed = {"chunk": frames[np.newaxis], "chunk_lens": np.array([len(frames)])}
+        feeds = {tensor.name: fixed.get(tensor.name, self._start(tensor)) for tensor in self.inputs}
+        result = {}
+        tokens = self.session.run(self.names, feeds)
+        for (layer, (gate, top_k)), x in zip(self.layers.items(), tokens, strict=True):
+            logits = x.astype(np.float32).reshape(-1, len(gate)) @ gate
+            result[layer] = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :top_k], axis=1)
+        return result
+
+    def _start(self, tensor: contract.Tensor) -> Array:
+        """Zeros for an input: positions at the start, caches of nothing."""
+        shape = [1 if axis == "batch" else self.config.axis(axis) or 0 for axis in tensor.axes]
+        return np.zeros(shape, tensor.dtype)
+
+
+def compare_text(
+    reference: Bundle,
+    quantized: Bundle,
+    models: tuple[Model, Model],
+    recordings: Sequence[Recording],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Word error rate of both, and how far their tokens agree, for each search with full context and in chunks."""
+    recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
+    searches: tuple[Search, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
+    if not models[0].has_decoder:
+        searches = searches[:2]
+    chunk_sizes = (None, 16) if models[0].config.streaming else (None,)
+    result: dict[str, Any] = {}
+    for chunk_size in chunk_sizes:
+        for search in searches:
+            name = f"{search}, {'full context' if chunk_size is None else f'chunk {chunk_size}'}"
+            progress(f"text: {name}")
+            options = DecodingOptions(search=search, chunk_size=chunk_size)
+            errors = WordErrors(), WordErrors()
+            different = num_tokens = 0
+            for recording in recordings:
+                transcripts = [recognizer.transcribe(recording.path, options=options) for recognizer in recognizers]
+                tokens = [[token for segment in item.segments for token in segment.tokens] for item in transcripts]
+                for count, transcript in zip(errors, transcripts, strict=True):
+                    count.add(recording.transcript, transcript.text)
+                different += edit_distance(tokens[0], tokens[1])
+                num_tokens += len(tokens[0])
+            result[name] = {
+                "num_words": errors[0].num_words,
+                "wer_before": errors[0].rate,
+                "wer_after": errors[1].rate,
+                "token_agreement": 1 - different / num_tokens if num_tokens else 1.0,
+            }
+    return result
+
+
+def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
+    """Median seconds of the encoder for the same features, one thread, the two models in turn."""
+    cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
+    if reference.config.streaming:
+        cases[f"chunk {SHOWN_CHUNK[0]}, left {SHOWN_CHUNK[1]}"] = SHOWN_CHUNK
+    result = {}
+    for name, (chunk_size, left) in cases.items():
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(NUM_TIMINGS + 1):
+            for series, model in zip(times, (reference, quantized), strict=True):
+                start = time.perf_counter()
+                model.encode(frames, chunk_size, left)
+                series.append(time.perf_counter() - start)
+        before, after = (statistics.median(series[1:]) for series in times)
+        result[name] = {"before_s": before, "after_s": after, "speedup": before / after}
+    return {"feature_frames": len(frames), "encoder": result}
+
+
+def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
+    """Features of audio files, float32 [frames, mel] each, until `limit` frames are together; too short ones left out.
+
+    Raises:
+        AudioError: a file that cannot be read.
+    """
+    config = bundle.manifest.features
+    result: list[Array] = []
+    for file in files:
+        fbank = Fbank(config)
+        parts = [fbank.accept(block) for block in read_blocks(file, config.sample_rate)]
+        frames = np.concatenate([*parts, fbank.finish()])
+        if len(frames) >= bundle.manifest.model.window:
+            result.append(frames)
+        if sum(map(len, result)) >= limit:
+            break
+    return result
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """The report as a table for people."""
+    sizes = report["bytes"]
+    lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7} {'error':>8} {'worst':>8}"]
+    for group, size in sizes["groups"].items():
+        error = report["weight_error"].get(group)
+        shown = f" {error['relative']:8.2%} {error['worst']:8.2%}" if error else ""
+        ratio = size["after"] / size["before"] if size["before"] else 1.0
+        lines.append(f"{group:24} {size['before']:14,} {size['after']:14,} {ratio:7.1%}{shown}")
+    files = sizes["files"]
+    lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
+    outputs = report["outputs"]
+    lines.append(
+        f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "
+        f"log-probabilities above 0.01 by {outputs['log_probs_mean']:.3f} (at most {outputs['log_probs_max']:.2f}), "
+        f"best token is the same in {outputs['same_best_token']:.2%}"
+    )
+    agreement = report["routing_agreement"]
+    if agreement:
+        worst = min(agreement, key=lambda layer: agreement[layer])
+        mean = statistics.fmean(agreement.values())
+        lines.append(f"tokens with unchanged experts: {mean:.2%}, least in {worst}: {agreement[worst]:.2%}")
+    for name, item in report.get("text", {}).items():
+        lines.append(
+            f"{name:38} WER {item['wer_before']:7.2%} -> {item['wer_after']:7.2%} of {item['num_words']} words, "
+            f"token agreement {item['token_agreement']:.2%}"
+        )
+    for name, item in report["speed"]["encoder"].items():
+        verdict = "faster" if item["speedup"] > 1 else "SLOWER"
+        lines.append(
+            f"encoder, {name:22} {item['before_s'] * 1e3:8.1f} ms -> {item['after_s'] * 1e3:8.1f} ms: "
+            f"{item['speedup']:.2f} x, {verdict} on this machine"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""Word errors of recognised text against transcripts, and the lists of recordings that carry them. No model here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2moe.runtime.errors import AudioError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """An audio file and what is said in it."""
+
+    path: Path
+    transcript: str
+
+
+def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
+    """Recordings of a text file with "path<TAB>transcript" per line; paths are relative to the file's folder.
+
+    Raises:
+        AudioError: a file that cannot be read, or a line that is not of that form; names file and line.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AudioError(f"{path}: cannot be read as a list of recordings: {error}") from error
+    recordings = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, tab, transcript = line.partition("\t")
+        if not tab or not name.strip():
+            raise AudioError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
+        recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
+    if not recordings:
+        raise AudioError(f"{path}: lists no recordings")
+    return recordings
+
+
+def words(text: str) -> list[str]:
+    """The words that are compared: upper case, without punctuation, apostrophes kept, CJK characters one by one."""
+    spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", text.upper().replace("\u2019", "'"))
+    return re.findall(r"[\w']+", spaced)
+
+
+def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
+    """Fewest substitutions, deletions and insertions that turn one sequence into the other."""
+    row = list(range(len(hypothesis) + 1))
+    for number, expected in enumerate(reference, 1):
+        diagonal, row[0] = row[0], number
+        for column, found in enumerate(hypothesis, 1):
+            diagonal, row[column] = (
+                row[column],
+                min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != found)),
+            )
+    return row[-1]
+
+
+@dataclass(kw_only=True)
+class WordErrors:
+    """Errors over any number of texts."""
+
+    num_errors: int = 0
+    num_words: int = 0
+
+    def add(self, transcript: str, text: str) -> None:
+        """Count one text against its transcript."""
+        reference = words(transcript)
+        self.num_errors += edit_distance(reference, words(text))
+        self.num_words += len(reference)
+
+    @property
+    def rate(self) -> float:
+        """Errors per word of the transcripts; 0 without words."""
+        return self.num_errors / self.num_words if self.num_words else 0.0
