@@ -1,0 +1,187 @@
+import itertools
+import json
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.result import Result, Transcript, WordResult
+from u2moe.runtime.subtitles import FORMATS, SubtitleOptions, format_transcript, make_cues
+
+
+def segment(*timed_words, space=" ", confidence=0.5):
+    words = [WordResult(word=word, start=start, end=end, confidence=confidence) for word, start, end in timed_words]
+    text = space.join(word for word, _, _ in timed_words)
+    return Result(text=text, is_final=True, start=words[0].start, end=words[-1].end, words=words)
+
+
+def evenly(text, start=0.0, word_s=0.4):
+    return segment(*((word, start + i * word_s, start + (i + 1) * word_s) for i, word in enumerate(text.split())))
+
+
+def transcript(*segments):
+    return Transcript(text=" ".join(s.text for s in segments), duration=60.0, segments=list(segments))
+
+
+TWO = transcript(
+    segment(("GOOD", 0.5, 0.8), ("MORNING", 0.8, 1.3)), segment(("A&B", 3661.0, 3661.25), ("<C>", 3661.25, 3662.0))
+)
+
+
+def test_txt_and_tsv():
+    assert format_transcript(TWO, "txt") == "GOOD MORNING\nA&B <C>\n"
+    assert format_transcript(TWO, "tsv") == "start\tend\ttext\n500\t1300\tGOOD MORNING\n3661000\t3662000\tA&B <C>\n"
+
+
+def test_srt():
+    assert format_transcript(TWO, "srt") == (
+        "1\n00:00:00,500 --> 00:00:01,500\nGOOD MORNING\n\n2\n01:01:01,000 --> 01:01:02,000\nA&B <C>\n"
+    )
+
+
+def test_vtt():
+    assert format_transcript(TWO, "vtt") == (
+        "WEBVTT\n\n00:00:00.500 --> 00:00:01.500\nGOOD MORNING\n\n01:01:01.000 --> 01:01:02.000\nA&amp;B &lt;C&gt;\n"
+    )
+
+
+def test_ctm():
+    assert format_transcript(TWO, "ctm", name="my clip.wav") == (
+        "my_clip.wav 1 0.500 0.300 GOOD 0.500\nmy_clip.wav 1 0.800 0.500 MORNING 0.500\n"
+        "my_clip.wav 1 3661.000 0.250 A&B 0.500\nmy_clip.wav 1 3661.250 0.750 <C> 0.500\n"
+    )
+    unsure = transcript(segment(("A", 0.0, 1.0), confidence=None))
+    assert format_transcript(unsure, "ctm") == "audio 1 0.000 1.000 A\n"
+
+
+def test_json_holds_everything():
+    content = format_transcript(TWO, "json", name="a.wav")
+    assert content.count("\n") == 1
+    decoded = json.loads(content)
+    assert decoded["file"] == "a.wav"
+    assert decoded["segments"][1]["words"][0] == {"word": "A&B", "start": 3661.0, "end": 3661.25, "confidence": 0.5}
+
+
+@pytest.mark.parametrize(("file_format", "empty"), [("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n"), ("srt", "")])
+def test_nothing_said(file_format, empty):
+    assert format_transcript(transcript(), file_format) == empty
+
+
+def test_unknown_format():
+    with pytest.raises(ValueError, match="format must be one of txt, json, srt"):
+        format_transcript(TWO, "doc")
+
+
+def test_lines_are_even_and_the_lower_is_longer():
+    cues = make_cues([evenly("THE BOY WAS THERE WHEN THE SUN ROSE OVER THE OLD HARBOUR")])
+    assert [cue.lines for cue in cues] == [("THE BOY WAS THERE WHEN THE", "SUN ROSE OVER THE OLD HARBOUR")]
+
+
+def test_cuts_are_where_speakers_pause():
+    first = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"
+    rest = "NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN"
+    words = [(word, i * 0.4, i * 0.4 + 0.4) for i, word in enumerate(first.split())]
+    words += [(word, 3.9 + i * 0.4, 4.3 + i * 0.4) for i, word in enumerate(rest.split())]
+    cues = make_cues([segment(*words)])
+    assert " ".join(cues[0].lines) == first
+
+
+def test_a_subtitle_does_not_stand_through_silence():
+    cues = make_cues([segment(("BEFORE", 0.0, 0.5), ("AFTER", 3.0, 3.5), ("ALL", 3.5, 4.0))])
+    assert [cue.lines for cue in cues] == [("BEFORE",), ("AFTER ALL",)]
+
+
+def test_short_ones_stay_as_long_as_the_next_allows():
+    cues = make_cues([segment(("YES", 1.0, 1.2)), segment(("NO", 1.6, 1.9)), segment(("PERHAPS", 9.0, 9.1))])
+    assert [(cue.start_ms, cue.end_ms) for cue in cues] == [(1000, 1517), (1600, 2600), (9000, 10000)]
+    fast = make_cues([segment(("A" * 40, 0.0, 0.5))])
+    assert fast[0].end_ms == 2353  # 40 characters at 17 per second
+
+
+def test_scripts_without_spaces():
+    text = "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u5341" * 3
+    cues = make_cues([segment(*((char, i * 0.1, i * 0.1 + 0.1) for i, char in enumerate(text)), space="")])
+    assert "".join("".join(cue.lines) for cue in cues) == text
+    assert all(len(line) <= 21 for cue in cues for line in cue.lines)
+
+
+def test_mixed_scripts_keep_their_spaces():
+    words = [("\u6253", 0.0, 0.1), ("\u5f00", 0.1, 0.2), ("WIFI", 0.2, 0.3), ("NOW", 0.3, 0.4)]
+    result = Result(
+        text="\u6253\u5f00WIFI NOW",
+        is_final=True,
+        words=[WordResult(word=w, start=s, end=e, confidence=None) for w, s, e in words],
+    )
+    assert make_cues([result])[0].lines == ("\u6253\u5f00WIFI NOW",)
+
+
+def test_without_word_times_the_segment_is_shared():
+    result = Result(text="A B", is_final=True, start=2.0, end=4.0)
+    assert format_transcript(transcript(result), "ctm") == "audio 1 2.000 1.000 A\naudio 1 3.000 1.000 B\n"
+    assert make_cues([result])[0].start_ms == 2000
+
+
+@st.composite
+def segments(draw):
+    """Segments with words in order; times may be equal or meet."""
+    result, time = [], 0.0
+    for _ in range(draw(st.integers(0, 4))):
+        words = []
+        for _ in range(draw(st.integers(1, 40))):
+            start = time + draw(st.sampled_from([0.0, 0.0, 0.1, 0.7, 3.0]))
+            time = start + draw(st.sampled_from([0.0, 0.04, 0.3, 0.9, 9.0]))
+            words.append(
+                (draw(st.text("AB\u4e00&", min_size=1, max_size=draw(st.sampled_from([3, 9, 60])))), start, time)
+            )
+        result.append(segment(*words))
+    return result
+
+
+@given(segments(), st.integers(2, 50), st.integers(1, 3))
+def test_subtitles_hold_every_word_once_and_keep_the_rules(found, width, num_lines):
+    options = SubtitleOptions(max_line_width=width, max_lines=num_lines)
+    cues = make_cues(found, options)
+    shown = "".join("".join(cue.lines) for cue in cues).replace(" ", "")
+    assert shown == "".join(s.text for s in found).replace(" ", "")
+    for cue in cues:
+        assert 1 <= len(cue.lines) <= num_lines
+        assert all(0 < sum(1 + (char == "\u4e00") for char in line) <= width for line in cue.lines)
+        assert cue.start_ms < cue.end_ms
+    for cue, following in itertools.pairwise(cues):
+        assert cue.end_ms <= following.start_ms
+
+
+CLOCK = re.compile(r"(\d{2,}):([0-5]\d):([0-5]\d)[,.](\d{3})")
+
+
+@given(st.integers(0, 400_000_000))
+def test_times_are_exact(ms):
+    said = transcript(segment(("A", ms / 1000, ms / 1000 + 2)))
+    for file_format in ("srt", "vtt"):
+        hours, minutes, seconds, rest = map(int, CLOCK.search(format_transcript(said, file_format)).groups())
+        assert ((hours * 60 + minutes) * 60 + seconds) * 1000 + rest == ms
+    assert format_transcript(said, "ctm").split()[2] == f"{ms // 1000}.{ms % 1000:03}"
+    assert format_transcript(said, "tsv").splitlines()[1].split("\t")[0] == str(ms)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_content_ends_in_a_line_feed(file_format):
+    content = format_transcript(TWO, file_format)
+    assert content.endswith("\n")
+    assert not content.endswith("\n\n")
+
+
+@pytest.mark.parametrize("arguments", [{"max_line_width": 1}, {"max_lines": 0}, {"gap": -1.0}, {"max_pause": 0.0}])
+def test_options_that_cannot_be(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        SubtitleOptions(**arguments)
+
+
+def test_an_hour_is_cut_in_seconds():
+    letters = [(chr(0x4E00 + i % 50), i * 0.25, i * 0.25 + 0.2) for i in range(14_400)]
+    begin = time.process_time()
+    cues = make_cues([segment(*letters, space="")])
+    assert time.process_time() - begin < 10  # it takes one or two
+    assert sum(len("".join(cue.lines)) for cue in cues) == len(letters)
