@@ -84,8 +84,8 @@ class Bundle:
         """Make the onnxruntime sessions of the graphs.
 
         Args:
-            providers: execution providers in order of preference; None: CPUExecutionProvider. None is ever replaced
-                silently by another.
+            providers: execution providers in order of preference, never silently replaced by another; None: only
+                CPUExecutionProvider.
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1, or what `sess_options` says.
             sess_options: used as they are, for all graphs.

@@ -8,7 +8,7 @@ import kaldi_native_fbank
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.errors import StreamError
+from u2moe.runtime.errors import BundleError, StreamError
 
 if TYPE_CHECKING:
     from u2moe.runtime.manifest import FeatureConfig
@@ -23,6 +23,9 @@ class Fbank:
 
     A frame needs a whole window of samples (Kaldi's snip_edges): what is left at the end makes no frame. Memory is
     flat: frames are handed out once and forgotten.
+
+    Raises:
+        BundleError: a front end that makes no sense, such as more bins than the spectrum has.
     """
 
     def __init__(self, config: FeatureConfig) -> None:
@@ -44,7 +47,10 @@ class Fbank:
         options.use_energy = False
         options.use_log_fbank = True
         options.use_power = True
-        self._fbank = kaldi_native_fbank.OnlineFbank(options)
+        try:
+            self._fbank = kaldi_native_fbank.OnlineFbank(options)
+        except ValueError as error:
+            raise BundleError(f"features of {config} cannot be computed: {error}") from error
         self._num_taken = 0
         self._finished = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -42,6 +43,9 @@ class ModelConfig:
         for name in ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate", "max_position"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_kv_heads", "kv_dim", "conv_dim", "conv_cache", "right_context", "static_chunk_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("blank", "sos", "eos"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
@@ -83,12 +87,12 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         if not 1000 <= self.sample_rate <= 384_000:
             raise ValueError(f"sample_rate must be between 1000 and 384000 Hz, got {self.sample_rate}")
-        if self.num_mel_bins < 1:
-            raise ValueError(f"num_mel_bins must be at least 1, got {self.num_mel_bins}")
-        if not 0 < self.frame_shift_ms <= self.frame_length_ms:
+        if not 3 <= self.num_mel_bins <= 1000:
+            raise ValueError(f"num_mel_bins must be between 3 and 1000, got {self.num_mel_bins}")
+        if not 1 <= self.frame_shift_ms <= self.frame_length_ms <= 1000:
             raise ValueError(
-                f"frame_shift_ms must be between 0 and frame_length_ms {self.frame_length_ms}, "
-                f"got {self.frame_shift_ms}"
+                f"frame_shift_ms and frame_length_ms must be between 1 and 1000, the shift no longer than the frame, "
+                f"got {self.frame_shift_ms} and {self.frame_length_ms}"
             )
 
 
@@ -111,6 +115,12 @@ class DecodingConfig:
 
     ctc_weight: float = 0.3
     reverse_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ctc_weight < math.inf:
+            raise ValueError(f"ctc_weight must be at least 0, got {self.ctc_weight}")
+        if not 0 <= self.reverse_weight <= 1:
+            raise ValueError(f"reverse_weight must be between 0 and 1, got {self.reverse_weight}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +148,13 @@ class Manifest:
     quantization: dict[str, Any] = field(default_factory=dict)
     """Recipe of a quantized bundle; empty in fp32."""
     version: int = contract.FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.model.feature_size != self.features.num_mel_bins:
+            raise ValueError(
+                f"feature_size of the model must be num_mel_bins {self.features.num_mel_bins}, "
+                f"got {self.model.feature_size}"
+            )
 
     def metadata(self) -> dict[str, str]:
         """Runtime-critical values as `metadata_props` of each graph, so that a graph stands alone."""

@@ -13,6 +13,7 @@ from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
 from u2moe.runtime.encoder import check_chunks, required_cache_size
 from u2moe.runtime.errors import BundleError, StreamError
+from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, token_spans, words_of
@@ -38,6 +39,7 @@ class Recognizer:
 
     Raises:
         StreamError: `options` ask for what the bundle cannot do.
+        BundleError: the bundle's features cannot be computed.
     """
 
     def __init__(self, bundle: Bundle, model: Model, options: DecodingOptions | None = None) -> None:
@@ -46,6 +48,7 @@ class Recognizer:
         self.vocabulary = bundle.vocabulary
         self.options = options or DecodingOptions()
         self._check(self.options)
+        Fbank(bundle.manifest.features)  # refuses what cannot be computed now, not with the first sample
 
     @classmethod
     def from_pretrained(

@@ -98,7 +98,8 @@ class Stream:
         if self._result_is_old:
             best = self._first_pass.hypotheses(1)
             text = self._vocabulary.text(best[0].tokens) if best else ""
-            times = [time * self.frame_s for time in best[0].times] if best else []
+            frame_s = self.frame_s
+            times = [round(time * frame_s, 3) for time in best[0].times] if best else []
             self._result = Result(
                 text=text,
                 is_final=False,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.errors import StreamError
+from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import FeatureConfig
 
@@ -81,6 +81,29 @@ def test_a_frame_needs_a_whole_window(num_samples, num_frames):
     fbank = Fbank(CONFIG)
     frames = np.concatenate((fbank.accept(np.ones(num_samples, np.float32)), fbank.finish()))
     assert frames.shape == (num_frames, 80)
+
+
+@pytest.mark.parametrize(
+    "config", [FeatureConfig(num_mel_bins=500), FeatureConfig(frame_length_ms=1, frame_shift_ms=1)]
+)
+def test_front_ends_that_make_no_sense(config):
+    with pytest.raises(BundleError, match="cannot be computed"):
+        Fbank(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sample_rate": 10}, "sample_rate must be between"),
+        ({"num_mel_bins": 2}, "num_mel_bins must be between 3 and 1000, got 2"),
+        ({"frame_shift_ms": 0.0}, "frame_shift_ms and frame_length_ms must be between"),
+        ({"frame_shift_ms": 26.0}, "no longer than the frame, got 26.0 and 25.0"),
+        ({"frame_length_ms": 1e9}, "frame_length_ms must be between"),
+    ],
+)
+def test_front_ends_that_are_refused_unseen(values, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureConfig(**values)
 
 
 def test_use_after_finish():

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -16,6 +17,17 @@ def session(bundle, graph=None, manifest=None, settings=None, file=None):
 def test_outputs_by_name(bundle):
     outputs = session(bundle).run({"encoder_out": np.zeros((2, 5, 64), np.float32)})
     assert {name: array.shape for name, array in outputs.items()} == {"log_probs": (2, 5, 60)}
+
+
+def test_external_data_lies_beside_the_graph(bundle, tmp_path, monkeypatch):
+    graph = onnx.load(bundle.path / "ctc.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    onnx.save(graph, tmp_path / "ctc.onnx", save_as_external_data=True, location="ctc.onnx.data", size_threshold=0)
+    assert (tmp_path / "ctc.onnx.data").stat().st_size > 10_000
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    feeds = {"encoder_out": np.ones((1, 3, 64), np.float32)}
+    expected = session(bundle).run(feeds)["log_probs"]
+    assert np.array_equal(session(bundle, file=tmp_path / "ctc.onnx").run(feeds)["log_probs"], expected)
 
 
 def test_missing_provider_names_those_that_are_there(bundle):

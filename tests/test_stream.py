@@ -167,19 +167,19 @@ def test_bundle_that_cannot_stream(bundle, model):
 
 
 def test_a_long_stream_keeps_its_size(bundle, model, sound):
-    """Ten minutes, past several moves of the position: caches and state stay as large as after ten seconds."""
+    """Three minutes, past many moves of the position: caches and state stay as large as after ten seconds."""
     short = Model(bundle.manifest, model.encoder.session, model._ctc, None)
-    short.encoder.config = dataclasses.replace(model.config, max_position=500)
+    short.encoder.config = dataclasses.replace(model.config, max_position=300)
     recognizer = Recognizer(bundle, short)
     stream = recognizer.create_stream(DecodingOptions(chunk_size=64, num_left_chunks=1, search="ctc_greedy"))
     offsets = []
-    for _ in range(150):
+    for _ in range(45):
         stream.accept_waveform(16_000, sound)
         recognizer.decode_streams([stream])
         offsets.append(int(stream.caches.offset[0]))
         assert stream.caches.att.shape[3] <= 64
         assert stream._windows._num_frames < 400
         assert stream._outputs == []
-    assert max(offsets) <= 500
-    assert stream.num_encoder_frames > 14_000
-    assert stream.duration == 600.0
+    assert max(offsets) <= 300
+    assert stream.num_encoder_frames > 4400
+    assert stream.duration == 180.0
