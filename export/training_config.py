@@ -283,8 +283,6 @@ def _convolution(conf: Section, dim: int, activation: Activation) -> Convolution
         return None
     if not causal and kernel % 2 == 0:
         raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
-    if factor * dim % 2:
-        raise conf.wrong("conv_inner_factor", factor, f"even for the odd output_size {dim}")
     return Convolution(
         kernel=kernel, causal=causal, channels=factor * dim // 2, bias=bias, norm=norm, activation=activation
     )
@@ -296,6 +294,8 @@ def _encoder(top: Section, normalized: bool) -> Encoder:
     conformer = kind == "conformer"
     conf = top.section("encoder_conf")
     dim = conf.integer("output_size", 256)
+    if dim % 2:
+        raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
     positions = conf.choice("pos_enc_layer_type", "rel_pos" if conformer else "abs_pos", ("rel_pos", "abs_pos"))
     attentions = ("rel_selfattn", "selfattn") if conformer else ("selfattn",)
     attention = conf.choice("selfattention_layer_type", attentions[0], attentions)

@@ -1,0 +1,258 @@
+"""Writes checkpoints of seeded random weights in WeNet's layout, of any size and kind: for tests and benchmarks.
+
+    python -m u2moe.export.random_checkpoint OUT --preset tiny|dense-225m|moe-1b|dense-1b [--seed N] [--float16]
+
+The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with, but
+their layer sizes are not public: those of the presets are OURS, solved so that dense-225m has 223 million and moe-1b,
+the same network with 8 experts in place of each feed-forward layer, 1.06 billion; dense-1b has as many without experts.
+
+The same seed gives the same bytes: values are uniform, 24 random bits each, because uniform numbers are exact on every
+processor while normal ones depend on its logarithm and cosine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Architecture
+from u2moe.export.cmvn import read_cmvn
+from u2moe.export.model import RMSNorm, SpeechModel, positional_encoding
+from u2moe.export.training_config import parse_training_config
+from u2moe.export.weights import CMVN_ISTD, CMVN_MEAN, expected_shapes
+
+POSITION_TABLE_LENGTH = 5000
+GAINS = {
+    # logits wide enough that two implementations choose the same experts, and that tokens differ in probability
+    "gate.weight": 3.0,
+    "output_layer.weight": 3.0,
+    "ctc_lo.weight": 3.0,
+    # the ends of the residual branches: rounding errors must not grow through two dozen blocks
+    "w_2.weight": 0.5,
+    "self_attn.linear_out.weight": 0.25,  # averages over time, which would make all frames alike
+    "src_attn.linear_out.weight": 0.5,
+    "pointwise_conv2.weight": 0.5,
+}
+"""Standard deviation of an output relative to that of the input, by the end of the weight's name; 1 for the others."""
+
+
+def _sizes(dim: int, hidden: int, heads: int, *, blocks: int, decoder_blocks: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "encoder_conf": {
+            "output_size": dim, "linear_units": hidden, "attention_heads": heads, "num_blocks": blocks,
+            "cnn_module_kernel": 15,
+        },
+        "decoder_conf": {
+            "linear_units": hidden, "attention_heads": heads, "num_blocks": decoder_blocks[0],
+            "r_num_blocks": decoder_blocks[1],
+        },
+    }  # fmt: skip
+
+
+def _with_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    experts = {"mlp_type": "moe", "n_expert": 8, "n_expert_activated": 2}
+    return {name: {**section, **experts} for name, section in config.items()}
+
+
+_DENSE = _sizes(576, 1920, 8, blocks=24, decoder_blocks=(3, 3))
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {**_with_experts(_sizes(64, 96, 4, blocks=3, decoder_blocks=(2, 1))), "vocab_size": 60},
+    "dense-225m": {**_DENSE, "vocab_size": 5000},
+    "moe-1b": {**_with_experts(_DENSE), "vocab_size": 5000},
+    "dense-1b": {**_sizes(1280, 4256, 16, blocks=24, decoder_blocks=(3, 3)), "vocab_size": 5000},
+}
+"""Arguments of `random_config`."""
+
+
+def random_config(
+    *,
+    encoder: str = "conformer",
+    decoder: str | None = "bitransformer",
+    encoder_conf: Mapping[str, Any] | None = None,
+    decoder_conf: Mapping[str, Any] | None = None,
+    vocab_size: int = 60,
+    num_mel_bins: int = 80,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of a train.yaml as WeNet's training writes it: a small causal U2++ model where nothing else is said.
+
+    `changes` are keys of the top level that replace the default ones.
+    """
+    encoder_defaults: dict[str, Any] = {
+        "output_size": 32, "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "input_layer": "conv2d",
+        "dropout_rate": 0.1, "positional_dropout_rate": 0.1, "attention_dropout_rate": 0.1,
+        "use_dynamic_chunk": True, "use_dynamic_left_chunk": False,
+    }  # fmt: skip
+    if encoder == "conformer":
+        encoder_defaults |= {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"}
+    decoder_defaults: dict[str, Any] = {
+        "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "dropout_rate": 0.1,
+        "positional_dropout_rate": 0.1, "self_attention_dropout_rate": 0.1, "src_attention_dropout_rate": 0.1,
+    }  # fmt: skip
+    if decoder == "bitransformer":
+        decoder_defaults["r_num_blocks"] = 1
+    return {
+        "model": "asr_model",
+        "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1, "length_normalized_loss": False, "reverse_weight": 0.3},
+        "encoder": encoder,
+        "encoder_conf": {**encoder_defaults, **(encoder_conf or {})},
+        "decoder": decoder,
+        "decoder_conf": {**decoder_defaults, **(decoder_conf or {})},
+        "ctc": "ctc",
+        "ctc_conf": {"ctc_blank_id": 0},
+        "cmvn": "global_cmvn",
+        "cmvn_conf": {"cmvn_file": "data/train/global_cmvn", "is_json_cmvn": True},
+        "tokenizer": "char",
+        "tokenizer_conf": {
+            "symbol_table_path": "data/dict/units.txt", "bpe_path": None, "non_lang_syms_path": None,
+            "split_with_space": False, "is_multilingual": False, "num_languages": 1,
+            "special_tokens": {"<blank>": 0, "<unk>": 1, "<sos>": 2, "<eos>": 2},
+        },
+        "dataset": "asr",
+        "dataset_conf": {
+            "fbank_conf": {"num_mel_bins": num_mel_bins, "frame_length": 25, "frame_shift": 10, "dither": 1.0},
+            "resample_conf": {"resample_rate": 16000},
+        },
+        "input_dim": num_mel_bins,
+        "output_dim": vocab_size,
+        "vocab_size": vocab_size,
+        "dtype": "fp32",
+        "model_dir": "exp/random",
+        **(changes or {}),
+    }  # fmt: skip
+
+
+def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same train.yaml as WeNet wrote it before the end of 2023; sos and eos are then the last token."""
+    newer = {"tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf", "model", "dataset"}
+    newer |= {"vocab_size", "dtype"}
+    kept = {key: value for key, value in config.items() if key not in newer}
+    return {**kept, "cmvn_file": "data/train/global_cmvn", "is_json_cmvn": True, "lfmmi_dir": "", "raw_wav": True}
+
+
+def num_parameters(config: Mapping[str, Any]) -> int:
+    """Weights of the network that a train.yaml describes."""
+    shapes = expected_shapes(parse_training_config(dict(config)).architecture)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def write_random_checkpoint(
+    directory: Path, config: Mapping[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write train.yaml, units.txt, global_cmvn and final.pt into `directory`, which is made if it is not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "train.yaml").write_text(yaml.dump(dict(config), allow_unicode=True), encoding="utf-8")
+    architecture = parse_training_config(dict(config)).architecture
+    symbols = _vocabulary(architecture, bpe=config.get("tokenizer") == "bpe")
+    lines = (f"{symbol} {token}\n" for token, symbol in enumerate(symbols))
+    (directory / "units.txt").write_text("".join(lines), encoding="utf-8")
+    state = random_state_dict(architecture, seed=seed, dtype=dtype)
+    if architecture.encoder.normalized_input:
+        size = architecture.encoder.input_size
+        (directory / "global_cmvn").write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
+        state[CMVN_MEAN], state[CMVN_ISTD] = read_cmvn(directory / "global_cmvn", size)
+    torch.save(state, directory / "final.pt")
+
+
+def _vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
+    symbols: list[str] = []
+    for token in range(architecture.vocab_size):
+        if token == architecture.blank:
+            symbols.append("<blank>")
+        elif token in (architecture.sos, architecture.eos):
+            names = {architecture.sos: "<sos>", architecture.eos: "<eos>"}
+            symbols.append("<sos/eos>" if architecture.sos == architecture.eos else names[token])
+        elif "<unk>" not in symbols:
+            symbols.append("<unk>")
+        else:
+            piece = "abcdefghijklmnopqrstuvwxyz"[token % 26] + str(token)
+            symbols.append(("\u2581" if token % 2 else "") + piece if bpe else chr(0x4E00 + token))
+    return symbols
+
+
+def random_state_dict(
+    architecture: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """A state dict as WeNet saves it, with its tables and counters; made tensor by tensor: memory holds it once."""
+    with torch.device("meta"):
+        network = SpeechModel(architecture)
+    unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}
+    state = {
+        name: _tensor(name, tuple(tensor.shape), seed, around_zero=name in unit_offset).to(dtype)
+        for name, tensor in network.state_dict().items()
+    }
+    state.update({name: torch.tensor(1000) for name in state if name.endswith("num_batches_tracked")})
+    table = positional_encoding(torch.arange(POSITION_TABLE_LENGTH), architecture.encoder.dim).unsqueeze(0).to(dtype)
+    state["encoder.embed.pos_enc.pe"] = table
+    state.update({f"decoder.{part}embed.1.pe": table for part in _decoder_parts(network)})
+    return state
+
+
+def _decoder_parts(network: nn.Module) -> list[str]:
+    names = ("left_decoder.", "right_decoder.", "")
+    return [part for part in names if f"decoder.{part}embed.0.weight" in network.state_dict()]
+
+
+def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Numbers from -1 to 1 that depend on the seed and the name alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    return torch.rand(shape, generator=generator).mul_(2).sub_(1)
+
+
+def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) -> Tensor:
+    """A tensor of the size that its place in the network asks for: activations stay about 1 from block to block."""
+    values = _uniform(name, shape, seed)
+    if name.endswith("running_var"):
+        return values.mul_(0.5).add_(1)
+    if len(shape) > 1 and "pos_bias" not in name:
+        gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
+        if name.startswith("encoder.embed.") and shape[1] > 1:
+            # opposite pairs cancel the mean of ReLU's outputs, which would drown what differs between frames
+            pairs = values.view(shape[0], shape[1] // 2, 2, -1)
+            pairs[:, :, 1] = -pairs[:, :, 0]
+        return values.mul_(gain * math.sqrt(3 / math.prod(shape[1:])))
+    if name.endswith(".weight"):  # of a normalisation
+        return values.mul_(0.3).add_(0 if around_zero else 1)
+    return values.mul_(0.5 if "pos_bias" in name else 0.1)
+
+
+def _statistics(size: int, seed: int) -> dict[str, Any]:
+    """Sums over 100 000 frames of log-mel energies: means of 8 to 14, deviations of 2 to 4."""
+    frames = 100_000
+    means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
+    deviations = (_uniform("deviation", (size,), seed) + 3).tolist()
+    squares = [deviation**2 + mean**2 for mean, deviation in zip(means, deviations, strict=True)]
+    return {
+        "mean_stat": [mean * frames for mean in means],
+        "var_stat": [square * frames for square in squares],
+        "frame_num": frames,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Write a checkpoint of seeded random weights.")
+    parser.add_argument("directory", type=Path, help="where to write it")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float16", action="store_true", help="half the size on disk")
+    options = parser.parse_args(arguments)
+    config = random_config(**PRESETS[options.preset])
+    dtype = torch.float16 if options.float16 else torch.float32
+    write_random_checkpoint(options.directory, config, seed=options.seed, dtype=dtype)
+    sys.stdout.write(f"{options.directory}: {num_parameters(config) / 1e6:.1f} million parameters\n")
+
+
+if __name__ == "__main__":
+    main()
