@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,23 +47,43 @@ def golden(request):
     return golden_of(request.param)
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """A function from the name of a golden checkpoint to the folder of its bundle, made once per session."""
+def write_bundle(directory, target):
+    """Export a checkpoint without the comparison with torch: here the graphs are compared with WeNet."""
     # Imported here: what tests the runtime without a bundle needs no torch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
     from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph  # noqa: PLC0415
 
-    @functools.cache
-    def export(name):
-        checkpoint = Checkpoint.open(GOLDEN / name)
-        manifest = bundle_manifest(checkpoint)
-        with BundleWriter(tmp_path_factory.mktemp(name) / "bundle") as staging:
-            # Parity with torch is tested on its own: here the graphs are compared with WeNet.
-            for graph in build_graphs(checkpoint.network(), manifest):
-                save_graph(graph, staging.path)
-            staging.add("tokens.txt", "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokens)))
-            return staging.finish(manifest).path
+    checkpoint = Checkpoint.open(directory)
+    manifest = bundle_manifest(checkpoint)
+    with BundleWriter(target) as staging:
+        for graph in build_graphs(checkpoint.network(), manifest):
+            save_graph(graph, staging.path)
+        staging.add("tokens.txt", "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokens)))
+        return staging.finish(manifest).path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A function from the name of a golden checkpoint to the folder of its bundle, made once per session."""
+    return functools.cache(lambda name: write_bundle(GOLDEN / name, tmp_path_factory.mktemp(name) / "bundle"))
+
+
+@pytest.fixture
+def exported_variant(tmp_path):
+    """A function from changes of moe_tiny's train.yaml, and the tensors to keep, to the folder of a bundle."""
+
+    def export(change, keep=lambda _: True):
+        import torch  # noqa: PLC0415
+        import yaml  # noqa: PLC0415
+
+        checkpoint = tmp_path / "checkpoint"
+        shutil.copytree(GOLDEN / "moe_tiny", checkpoint)
+        config = yaml.safe_load((checkpoint / "train.yaml").read_text(encoding="utf-8"))
+        change(config)
+        (checkpoint / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        tensors = torch.load(checkpoint / "final.pt", weights_only=True)
+        torch.save({name: tensor for name, tensor in tensors.items() if keep(name)}, checkpoint / "final.pt")
+        return write_bundle(checkpoint, tmp_path / "bundle")
 
     return export
 

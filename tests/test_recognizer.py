@@ -129,6 +129,34 @@ def test_model_without_decoder(bundle, model, sound):
             recognizer.transcribe(sound, options=DecodingOptions(search=search))
 
 
+def test_bundle_of_a_checkpoint_for_full_context_only(recognizer, exported_variant, sound):
+    offline = Recognizer.from_pretrained(
+        exported_variant(lambda config: config["encoder_conf"].update(use_dynamic_chunk=False))
+    )
+    # The weights are the same, and with full context so is what they mean.
+    assert offline.transcribe(sound).text == recognizer.transcribe(sound).text
+    with pytest.raises(StreamError, match="cannot stream"):
+        offline.create_stream()
+    with pytest.raises(StreamError, match="cannot stream"):
+        offline.transcribe(sound, options=DecodingOptions(chunk_size=16))
+
+
+def test_bundle_of_a_checkpoint_without_decoder(recognizer, exported_variant, sound):
+    def remove_decoder(config):
+        del config["decoder_conf"]
+        config["decoder"] = None
+
+    folder = exported_variant(remove_decoder, keep=lambda name: not name.startswith("decoder."))
+    assert not (folder / "decoder.onnx").exists()
+    ctc_only = Recognizer.from_pretrained(folder)
+    assert ctc_only.transcribe(sound) == recognizer.transcribe(sound, options=DecodingOptions(search="ctc_prefix_beam"))
+    stream = ctc_only.create_stream()
+    stream.accept_waveform(16_000, sound)
+    stream.input_finished()
+    ctc_only.decode_streams([stream])
+    assert stream.get_result().is_final
+
+
 def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
     options = DecodingOptions(search="ctc_greedy")
     recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
