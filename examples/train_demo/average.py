@@ -23,15 +23,18 @@ def main() -> None:
     folder = args.work_dir / args.name
     paths = sorted(folder.glob("step_*.pt"))[-args.num :]
     args.output.mkdir(parents=True, exist_ok=True)
-    for path in (folder / "train.yaml", folder / "global_cmvn", args.work_dir / "units.txt", args.work_dir / "bpe.model"):
-        shutil.copyfile(path, args.output / path.name)
+    for name in ("train.yaml", "global_cmvn"):
+        shutil.copyfile(folder / name, args.output / name)
+    for name in ("units.txt", "bpe.model"):
+        shutil.copyfile(args.work_dir / name, args.output / name)
     weights = average(paths)
     # the statistics of the features stay exact: they are few, and their inverse deviations scale everything
     exact = {"encoder.global_cmvn.mean", "encoder.global_cmvn.istd"}
     state = {name: (value.float() if name in exact else value.half()).contiguous() for name, value in weights.items()}
     torch.save(state, args.output / "final.pt")
     size = (args.output / "final.pt").stat().st_size
-    print(f"{len(paths)} checkpoints, {sum(value.numel() for value in state.values()) / 1e6:.2f} M, {size / 1e6:.1f} MB")
+    count = sum(value.numel() for value in state.values())
+    print(f"{len(paths)} checkpoints, {count / 1e6:.2f} M numbers, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ import torch
 from corpus import MEL_FLOOR, MEL_STEP, MELS, Pack
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 MAX_FRAMES = 1600
+FRAME_GRID = 96
+"""Batches are padded to multiples of this: 16 frames of the encoder."""
+TOKEN_GRID = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +41,11 @@ class Tokenizer:
         self.ids = {unit: index for index, unit in enumerate(self.units)}
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a normalized text."""
         return [self.ids.get(piece, self.ids["<unk>"]) for piece in self.model.encode(text, out_type=str)]
 
     def decode(self, tokens: list[int]) -> str:
+        """The text of token ids."""
         return "".join(self.units[token] for token in tokens).replace("\u2581", " ").strip()
 
 
@@ -52,6 +58,14 @@ class Clip:
     length: int
     tokens: tuple[int, ...]
     text: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """Clips that are heard one after the other, at one tempo."""
+
+    clips: list[Clip]
+    tempo: float
 
 
 class Corpus:
@@ -71,69 +85,82 @@ class Corpus:
 
     @property
     def hours(self) -> float:
+        """Duration of all clips."""
         return sum(clip.length for clips in self.clips for clip in clips) / 360_000
 
     def frames(self, clip: Clip, tempo: float) -> Tensor:
         """Log-mels of a clip, played `tempo` times as fast."""
         rows = torch.from_numpy(self.rows[clip.pack][clip.offset : clip.offset + clip.length].astype(np.float32))
         if tempo != 1:
-            position = torch.arange(0, clip.length - 1, tempo)
+            position = torch.arange(num_frames(clip, tempo)) * tempo
             left = position.long()
             rows = torch.lerp(rows[left], rows[left + 1], (position - left).unsqueeze(1))
         return rows * MEL_STEP + MEL_FLOOR
 
-    def batch(self, groups: list[list[Clip]], rng: random.Random | None) -> Batch:
-        """A batch of groups of clips; with `rng`, half of the groups change their tempo."""
-        mels, tokens = [], []
-        for group in groups:
-            tempo = rng.uniform(0.85, 1.2) if rng and rng.random() < 0.5 else 1.0
-            mels.append(torch.cat([self.frames(clip, tempo) for clip in group]))
-            tokens.append(torch.tensor([token for clip in group for token in clip.tokens]))
+    def batch(self, items: list[Item]) -> Batch:
+        """A batch of items, padded to a multiple of `FRAME_GRID` frames and `TOKEN_GRID` tokens."""
+        mels = [torch.cat([self.frames(clip, item.tempo) for clip in item.clips]) for item in items]
+        tokens = [torch.tensor([token for clip in item.clips for token in clip.tokens]) for item in items]
+        padded_mels = pad_sequence(mels, batch_first=True, padding_value=MEL_FLOOR)
+        padded_tokens = pad_sequence(tokens, batch_first=True, padding_value=-1)
         return Batch(
-            mels=pad_sequence(mels, batch_first=True, padding_value=MEL_FLOOR),
+            mels=pad(padded_mels, (0, 0, 0, -padded_mels.shape[1] % FRAME_GRID), value=MEL_FLOOR),
             lengths=torch.tensor([len(part) for part in mels]),
-            tokens=pad_sequence(tokens, batch_first=True, padding_value=-1),
+            tokens=pad(padded_tokens, (0, -padded_tokens.shape[1] % TOKEN_GRID), value=-1),
             token_lengths=torch.tensor([len(part) for part in tokens]),
-            texts=[" ".join(clip.text for clip in group) for group in groups],
+            texts=[" ".join(clip.text for clip in item.clips) for item in items],
         )
 
-    def groups(self, rng: random.Random) -> list[list[Clip]]:
-        """All clips once, in groups of the same voice: mostly alone, one time in eight joined with up to five others."""
-        groups: list[list[Clip]] = []
+    def items(self, rng: random.Random, longest: int) -> list[Item]:
+        """All clips up to a length, half of them at another tempo; one time in eight some of one voice are joined."""
+        items: list[Item] = []
         for clips in self.clips:
             room = 0
             for clip in rng.sample(clips, len(clips)):
-                if clip.length + 1 <= room:
-                    groups[-1].append(clip)
+                if clip.length > longest:
+                    continue
+                if clip.length < room:
+                    items[-1].clips.append(clip)
                 else:
-                    groups.append([clip])
-                    room = rng.randrange(300, MAX_FRAMES) if rng.random() < 0.125 else 0
+                    items.append(Item([clip], rng.uniform(0.85, 1.2) if rng.random() < 0.5 else 1.0))
+                    joins = longest == MAX_FRAMES and rng.random() < 0.125
+                    room = rng.randrange(300, MAX_FRAMES) if joins else 0
                 room -= clip.length
-        return groups
+        return items
 
-    def epoch(self, num_frames: int, rng: random.Random) -> Iterator[Batch]:
-        """Training batches of about `num_frames` padded frames, in random order, each clip once."""
-        batches = bucketed(self.groups(rng), num_frames, jitter=0.1, rng=rng)
+    def epoch(self, batch_frames: int, rng: random.Random, longest: int = MAX_FRAMES) -> Iterator[Batch]:
+        """Training batches of at most `batch_frames` padded frames, in random order, each clip once."""
+        batches = bucketed(self.items(rng, longest), batch_frames)
         rng.shuffle(batches)
-        for groups in batches:
-            yield self.batch(groups, rng)
+        for items in batches:
+            yield self.batch(items)
 
-    def in_order(self, num_frames: int) -> Iterator[Batch]:
+    def in_order(self, batch_frames: int) -> Iterator[Batch]:
         """Batches of unchanged clips, short ones first."""
-        groups = [[clip] for clips in self.clips for clip in clips]
-        for part in bucketed(groups, num_frames, jitter=0.0, rng=random.Random(0)):
-            yield self.batch(part, None)
+        for items in bucketed([Item([clip], 1.0) for clips in self.clips for clip in clips], batch_frames):
+            yield self.batch(items)
 
 
-def bucketed(groups: list[list[Clip]], num_frames: int, jitter: float, rng: random.Random) -> list[list[list[Clip]]]:
-    """Groups of similar length together, at most `num_frames` padded frames in each batch."""
-    size = {id(group): sum(clip.length for clip in group) for group in groups}
-    batches: list[list[list[Clip]]] = []
-    longest = 0
-    for group in sorted(groups, key=lambda group: size[id(group)] * rng.uniform(1 - jitter, 1 + jitter)):
-        longest = max(longest, size[id(group)])
-        if not batches or longest * (len(batches[-1]) + 1) > num_frames:
-            batches.append([])
-            longest = size[id(group)]
-        batches[-1].append(group)
-    return batches
+def num_frames(clip: Clip, tempo: float) -> int:
+    """Frames of a clip that is played `tempo` times as fast."""
+    return clip.length if tempo == 1 else int((clip.length - 2) / tempo)
+
+
+def bucketed(items: list[Item], batch_frames: int) -> list[list[Item]]:
+    """Batches of items whose padded lengths are alike; what does not fill a batch joins the next longer ones.
+
+    Few different shapes matter more than little padding: oneDNN compiles a kernel for each shape that it meets.
+    """
+    buckets: dict[int, list[Item]] = {}
+    for item in items:
+        length = sum(num_frames(clip, item.tempo) for clip in item.clips)
+        buckets.setdefault(length + -length % FRAME_GRID, []).append(item)
+    batches: list[list[Item]] = []
+    rest: list[Item] = []
+    for length, members in sorted(buckets.items()):
+        waiting = rest + members
+        size = max(batch_frames // length, 1)
+        full = len(waiting) // size * size
+        batches += [waiting[start : start + size] for start in range(0, full, size)]
+        rest = waiting[full:]
+    return [*batches, rest] if rest else batches

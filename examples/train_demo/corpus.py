@@ -1,4 +1,4 @@
-"""Packs: one flat file of rows (audio samples or mel frames) and a TSV that says where each utterance lies and its text."""
+"""Packs: a flat file of rows (audio samples or mel frames), and a TSV of where each utterance lies and what it says."""
 
 from dataclasses import dataclass
 from math import gcd

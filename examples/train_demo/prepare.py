@@ -100,8 +100,10 @@ def read_noises(blanket: Path, music: Path, folder: Path) -> None:
     tracks = [subprocess.run(command, input=track, capture_output=True, check=True).stdout for track in tracks]
     for path in sorted(music.glob("*.g722")):
         tracks.append(subprocess.check_output([*command[:4], str(path), *command[5:]])[: 2 * 120 * SAMPLE_RATE])
+    pieces: list[NDArray[np.int16]] = []
+    for track in tracks:
+        pieces += np.array_split(np.frombuffer(track, "<i2"), 1 + len(track) // (2 * 20 * SAMPLE_RATE))
     with Pack(folder / "noise", SPEECH) as pack:
-        pieces = [piece for track in tracks for piece in np.array_split(np.frombuffer(track, "<i2"), 1 + len(track) // 640_000)]
         for piece in pieces[len(pack.utterances) :]:
             peak = max(1, int(np.abs(piece.astype(np.int32)).max()))
             pack.append(piece.astype(np.float32) * (16000 / peak), "noise", "-")
@@ -124,16 +126,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
-    parser.add_argument("--debian", type=Path, required=True, help="folder into which the Debian packages were unpacked")
+    parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     speech, features = args.work_dir / "speech", args.work_dir / "features"
     archive = args.debian / "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
     for split in ("train", "dev"):
         read_queen(archive, args.queen_table, speech, split)
-    read_noises(
-        args.debian / "usr/share/blanket/blanket.gresource", args.debian / "usr/share/asterisk/moh", speech
-    )  # fmt: skip
+    read_noises(args.debian / "usr/share/blanket/blanket.gresource", args.debian / "usr/share/asterisk/moh", speech)
     packs = sorted(path.with_suffix("") for path in speech.glob("*.tsv"))
     plans = {"queen-train": (3, 0.12), "queen-dev": (1, 0.0), "heldout": (1, 0.0), "noise": (1, 0.0)}
     with ProcessPoolExecutor(args.processes) as pool:

@@ -32,8 +32,9 @@ ASTERISK_SPELLING = {
 
 def decoded(path: Path, *options: str) -> Samples:
     """Any recording as 16 kHz mono."""
-    command = ["ffmpeg", "-v", "error", *options, "-i", str(path), "-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
-    return np.frombuffer(subprocess.check_output(command), "<i2").astype(np.float32) / 32768
+    output = ["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
+    pcm = subprocess.check_output(["ffmpeg", "-v", "error", *options, "-i", str(path), *output])
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
 
 
 def queen(debian: Path, table: Path) -> Iterator[Item]:
@@ -118,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
-    parser.add_argument("--debian", type=Path, required=True, help="folder into which the Debian packages were unpacked")
+    parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
     args = parser.parse_args()
     sets = {
         "queen": queen(args.debian, args.queen_table),

@@ -1,11 +1,12 @@
-"""Sentences to be spoken: game lines, WordNet example phrases, and grammars of numbers, dates, times, letters, commands.
+"""Sentences to be spoken: game lines, WordNet phrases, grammars of numbers, dates, times, letters and commands.
 
 Also holds `normalize`, the one spelling that training, testing and scoring share: upper case, digits as words.
 """
+# ruff: noqa: SIM905 - lists of words read better as words
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from csv import QUOTE_NONE, DictReader
 from pathlib import Path
 
@@ -47,11 +48,8 @@ def cardinal(number: int) -> str:
 def ordinal(number: int) -> str:
     """The ordinal in words: 21 -> "twenty first"."""
     *head, last = cardinal(number).split()
-    if last in ORDINALS:
-        last = ORDINALS[last]
-    else:
-        last = (last[:-1] + "ie" if last.endswith("y") else last) + "th"
-    return " ".join([*head, last])
+    regular = (last[:-1] + "ie" if last.endswith("y") else last) + "th"
+    return " ".join([*head, ORDINALS.get(last, regular)])
 
 
 def normalize(text: str) -> str:
@@ -134,58 +132,65 @@ def spelled(rng: random.Random) -> str:
     return ", ".join(rng.choices(LETTERS, k=rng.choice([1, 2, 3, 3, 4, 5, 6])))
 
 
+COMMANDS = (
+    "[go|move|drive|walk] [forward|backward|left|right] <small> [meters|feet|steps|miles|inches|centimeters|degrees]",
+    "turn [left|right|around] [|now|<small> degrees]",
+    "turn [on|off|up|down] the [|<room>] [light|lights|lamp|heating|radio|television|fan|alarm|music]",
+    "[open|close|lock|unlock] the [|<room>] [door|window]",
+    "[call|text|find|play|email] <name> [|<name>|at <time>]",
+    "set [an alarm|a timer|a reminder] for [<time>|<small> minutes]",
+    "set the [volume|temperature|speed] to <small> [|percent|degrees]",
+    "[stop|start|pause|play|next|previous|repeat|cancel|continue|help|yes|no|okay|hello|goodbye|undo|delete|save]",
+    "[louder please|quieter please|go back|go on|go home|wake up|shut down|send it|next page|read it again]",
+    "[stop the music|what time is it|what day is it today|how are you|take a picture|good morning|thank you]",
+)
+PROMPTS = (
+    "[please|if you would like,|] press <key> [now|to continue|to go back|for <thing>|to change <thing>]",
+    "to [hear|change|check|cancel|confirm|record] <thing>, press <key>",
+    "[please enter|please say|I need|you have changed|we have received] <thing>",
+    "you have <number> [new|old|saved|unread] [messages|letters|calls|photos]",
+    "the [train|bus|flight|boat] to <name> leaves at <time>",
+    "the [meeting|party|lesson|show] is on <date> at <time>",
+    "[it costs|you owe|the price is|that makes] <number> [dollars|pounds|euros|cents|dollars and fifty cents]",
+    "my [phone|room|account|ticket] number is <digits>",
+    "[the line is|all our agents are|this number is] [busy|not available|not in service|disconnected] <later>",
+    "I was born [in|on] [<date>|<year>]",
+    "[ace|<small>|jack|queen|king] of [hearts|spades|clubs|diamonds]",
+    "[welcome|goodbye|thank you for calling|we are sorry|that is wrong] [|, <name>|, please wait|, please try again]",
+)
+SLOTS: dict[str, Callable[[random.Random], str]] = {
+    "small": lambda rng: cardinal(rng.randrange(2, rng.choice([11, 100]))),
+    "room": lambda rng: rng.choice(["kitchen", "bedroom", "bathroom", "garage", "hallway", "office", "garden"]),
+    "name": lambda rng: rng.choice(NAMES),
+    "key": lambda rng: rng.choice([*UNITS[:10], "pound", "star"]),
+    "thing": lambda rng: expand(
+        "[your account number|your birthday|your order|your balance|a message|the number|your zip code|your name|"
+        "your password|the extension|your phone number|the code|your appointment|your reservation]",
+        rng,
+    ),
+    "later": lambda rng: expand("[|at the moment|right now|please try again later|please hold]", rng),
+    "number": quantity,
+    "digits": lambda rng: digits(rng, rng.randrange(2, 9)),
+    "time": spoken_time,
+    "date": spoken_date,
+    "year": spoken_year,
+}
+
+
+def expand(template: str, rng: random.Random) -> str:
+    """One sentence of a template: `[a|b]` is a choice (not nested), `<slot>` something of that kind."""
+    chosen = re.sub(r"\[([^]]*)\]", lambda found: rng.choice(found[1].split("|")), template)
+    return re.sub(r"<(\w+)>", lambda found: SLOTS[found[1]](rng), chosen).replace(" ,", ",")
+
+
 def command(rng: random.Random) -> str:
     """A command to a robot, a phone, a player or a light."""
-    amount = cardinal(rng.randrange(2, rng.choice([11, 100])))
-    room = rng.choice("kitchen bedroom bathroom garage hallway office garden".split()) + " "
-    thing = rng.choice(["light", "lights", "lamp", "heating", "radio", "television", "fan", "door", "alarm", "music"])
-    forms = [
-        f"{rng.choice(['go', 'move', 'drive', 'walk'])} {rng.choice(['forward', 'backward', 'left', 'right'])} {amount} "
-        f"{rng.choice(['meters', 'feet', 'steps', 'miles', 'inches', 'centimeters', 'degrees'])}",
-        f"turn {rng.choice(['left', 'right', 'around'])} {rng.choice(['', 'now', f'{amount} degrees'])}",
-        f"turn {rng.choice(['on', 'off', 'up', 'down'])} the {rng.choice(['', room])}{thing}",
-        f"{rng.choice(['open', 'close', 'lock', 'unlock'])} the {rng.choice(['', room])}{rng.choice(['door', 'window'])}",
-        f"{rng.choice(['call', 'text', 'find', 'play', 'email'])} {rng.choice(NAMES)}"
-        f"{rng.choice(['', '', ' ' + rng.choice(NAMES), ' at ' + spoken_time(rng)])}",
-        f"set {rng.choice(['an alarm', 'a timer', 'a reminder'])} for {rng.choice([spoken_time(rng), amount + ' minutes'])}",
-        f"set the {rng.choice(['volume', 'temperature', 'speed'])} to {amount} {rng.choice(['', 'percent', 'degrees'])}",
-        rng.choice(
-            "stop|start|pause|play|next|previous|repeat|cancel|continue|help|yes|no|okay|hello|goodbye|louder|quieter|"
-            "go back|go on|go home|wake up|shut down|undo|delete|save|send it|next page|read it again|louder please|"
-            "stop the music|what time is it|what day is it today|how are you|take a picture|good morning|thank you".split("|")
-        ),
-    ]
-    return rng.choice(forms)
+    return expand(rng.choice(COMMANDS), rng)
 
 
 def prompt(rng: random.Random) -> str:
     """A sentence of the kind that telephone menus and public announcements say."""
-    polite = rng.choice(["please ", "", "if you would like, "])
-    key = rng.choice([*UNITS[:10], "pound", "star"])
-    thing = rng.choice(
-        "your account number|your birthday|your order|your balance|a message|the number|your zip code|your name|"
-        "your password|the extension|your phone number|the code|your appointment|your reservation".split("|")
-    )
-    forms = [
-        f"{polite}press {key} {rng.choice(['now', 'to continue', 'to go back', f'for {thing}', f'to change {thing}'])}",
-        f"to {rng.choice(['hear', 'change', 'check', 'cancel', 'confirm', 'record'])} {thing}, press {key}",
-        f"{rng.choice(['please enter', 'please say', 'I need', 'you have changed', 'we have received'])} {thing}",
-        f"you have {quantity(rng)} {rng.choice(['new', 'old', 'saved', 'unread'])} "
-        f"{rng.choice(['messages', 'letters', 'calls', 'photos'])}",
-        f"the {rng.choice(['train', 'bus', 'flight', 'boat'])} to {rng.choice(NAMES)} leaves at {spoken_time(rng)}",
-        f"the {rng.choice(['meeting', 'party', 'lesson', 'show'])} is on {spoken_date(rng)} at {spoken_time(rng)}",
-        f"{rng.choice(['it costs', 'you owe', 'the price is', 'that makes'])} {quantity(rng)} "
-        f"{rng.choice(['dollars', 'pounds', 'euros', 'cents', 'dollars and fifty cents'])}",
-        f"my {rng.choice(['phone', 'room', 'account', 'ticket'])} number is {digits(rng, rng.randrange(2, 9))}",
-        f"{rng.choice(['the line is', 'all our agents are', 'this number is'])} "
-        f"{rng.choice(['busy', 'not available', 'not in service', 'disconnected'])} "
-        f"{rng.choice(['', 'at the moment', 'right now', 'please try again later', 'please hold'])}",
-        f"I was born {rng.choice(['in', 'on'])} {rng.choice([spoken_date(rng), spoken_year(rng)])}",
-        f"{rng.choice(['ace', *UNITS[2:11], 'jack', 'queen', 'king'])} of {rng.choice(['hearts', 'spades', 'clubs', 'diamonds'])}",
-        f"{rng.choice(['welcome', 'goodbye', 'thank you for calling', 'we are sorry', 'that is not correct'])}"
-        f"{rng.choice(['', ', ' + rng.choice(NAMES), ', please wait', ', please try again'])}",
-    ]
-    return rng.choice(forms)
+    return expand(rng.choice(PROMPTS), rng)
 
 
 def grammar_line(rng: random.Random) -> str:

@@ -6,10 +6,11 @@ The learning rate follows the time spent: a short warm-up, then a half cosine th
 import argparse
 import json
 import math
+import os
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from augment import Augmenter
 from batches import Batch, Corpus, Tokenizer
 from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
 from torch import Tensor, nn
-from wer import Score
 
 from u2moe.export.model import AttentionDecoder, SpeechModel
+from u2moe.export.moe import DenseFeedForward
 from u2moe.export.training_config import parse_training_config
+from u2moe.runtime.accuracy import WordErrors
 
 WARMUP_STEPS = 250
 MAX_CHUNK = 25
+ROW_GRID = 64
+EASY_FRAMES, EASY_SHARE = 250, 0.1
 VALIDATION = ("queen-dev", "heldout")
 
 
@@ -95,7 +99,7 @@ def greedy(log_probs: Tensor, blank: int) -> list[int]:
 def validate(model: SpeechModel, corpus: Corpus, tokenizer: Tokenizer, chunk_size: int | None, num_frames: int) -> str:
     """Losses and greedy word error rate, as a line for the log."""
     model.eval()
-    score, sums, count = Score(), torch.zeros(3), 0
+    errors, sums, count = WordErrors(), torch.zeros(3), 0
     for batch in corpus.in_order(num_frames):
         with torch.autocast("cpu", torch.bfloat16):
             parts = losses(model, batch, chunk_size, 0.0)
@@ -104,10 +108,10 @@ def validate(model: SpeechModel, corpus: Corpus, tokenizer: Tokenizer, chunk_siz
         sums += torch.stack((parts.ctc, parts.left, parts.right)) * len(batch.texts)
         count += len(batch.texts)
         for row, time_, text in zip(log_probs, times.tolist(), batch.texts, strict=True):
-            score.add(text, tokenizer.decode(greedy(row[:time_], model.config.blank)))
+            errors.add(text, tokenizer.decode(greedy(row[:time_], model.config.blank)))
     model.train()
     ctc, left, right = (sums / count).tolist()
-    return f"chunk {chunk_size or 'all'}: ctc {ctc:.3f} left {left:.3f} right {right:.3f} WER {score.rate:.1%}"
+    return f"chunk {chunk_size or 'all'}: ctc {ctc:.3f} left {left:.3f} right {right:.3f} WER {errors.rate:.1%}"
 
 
 def feature_statistics(corpus: Corpus, augmenter: Augmenter, num_frames: int) -> dict[str, Any]:
@@ -130,11 +134,48 @@ def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
     model.encoder.global_cmvn.istd.copy_(variance.clamp(min=1e-20).rsqrt())
 
 
-def endless(corpus: Corpus, num_frames: int, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch."""
+def course(corpus: Corpus, num_frames: int, seed: int, easy: Callable[[], bool]) -> Iterator[tuple[Batch, float]]:
+    """Batches and the share of them to augment: epoch after epoch, but short and mostly clean ones while it is easy.
+
+    So CTC finds its alignment soonest; only then do the decoders have something to listen to.
+    """
     rng = random.Random(seed)
     while True:
-        yield from corpus.epoch(num_frames, rng)
+        started_easy = easy()
+        if started_easy:
+            batches = corpus.epoch(num_frames // 2, rng, longest=EASY_FRAMES)
+        else:
+            batches = corpus.epoch(num_frames, rng)
+        for batch in batches:
+            yield batch, EASY_SHARE if started_easy else 1.0
+            if started_easy and not easy():
+                break
+
+
+def round_shapes(model: SpeechModel) -> None:
+    """Lets every expert see a multiple of `ROW_GRID` tokens, padding with zeros.
+
+    How many tokens an expert gets changes with every batch, and oneDNN compiles a kernel for each shape that it meets:
+    without this two thirds of the time go there.
+    """
+
+    def attach(expert: DenseFeedForward) -> None:
+        rows = 0
+
+        def pad(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            nonlocal rows
+            rows = len(inputs[0])
+            return (nn.functional.pad(inputs[0], (0, 0, 0, -rows % ROW_GRID)),)
+
+        def cut(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output[:rows]
+
+        expert.register_forward_pre_hook(pad)
+        expert.register_forward_hook(cut)
+
+    for module in model.modules():
+        if isinstance(module, DenseFeedForward):
+            attach(module)
 
 
 class Log:
@@ -144,6 +185,7 @@ class Log:
         self.path = path
 
     def __call__(self, line: str) -> None:
+        """Writes one line."""
         print(line, flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -154,13 +196,15 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("train.yaml"))
     parser.add_argument("--name", default="model", help="folder for checkpoints and log, inside the work directory")
-    parser.add_argument("--minutes", type=float, default=85)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--save-every", type=float, default=3, help="minutes between checkpoints")
     parser.add_argument("--validate-every", type=float, default=6, help="minutes between validations")
     parser.add_argument("--batch-frames", type=int, default=7500)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--easy-until", type=float, default=2.5, help="CTC on short, clean speech down to this loss")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     folder = args.work_dir / args.name
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder / "train.log")
@@ -173,14 +217,15 @@ def main() -> None:
     features = args.work_dir / "features"
     names = sorted(path.stem for path in features.glob("*.mel") if path.stem not in {*VALIDATION, "noise"})
     corpus = Corpus([features / name for name in names], tokenizer)
-    validation = {name: Corpus([features / name], tokenizer) for name in VALIDATION if (features / f"{name}.mel").exists()}
+    validation = {name: Corpus([features / name], tokenizer) for name in VALIDATION}
     noise = torch.from_numpy(Pack(features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
     augmenter = Augmenter(noise)
 
     model = SpeechModel(parse_training_config(config).architecture)
+    round_shapes(model)
     model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    step, spent = 0, 0.0
+    step, spent, recent_ctc = 0, 0.0, math.inf
     checkpoints = sorted(folder.glob("step_*.pt"))
     if args.resume and checkpoints:
         state = torch.load(checkpoints[-1])
@@ -193,24 +238,24 @@ def main() -> None:
         (folder / "global_cmvn").write_text(json.dumps(statistics), encoding="utf-8")
         (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    log(f"{corpus.hours:.1f} h of {', '.join(names)}; {parameters / 1e6:.2f} M parameters; from step {step}, {spent:.0f} s")
+    log(f"{corpus.hours:.1f} h of {', '.join(names)}")
+    log(f"{parameters / 1e6:.2f} M parameters; from step {step}, {spent:.0f} s")
 
     model.train()
     start = time.time() - spent
     saved = validated = reported = time.time()
     heard, sums, steps = 0, torch.zeros(4), 0
-    for batch in endless(corpus, args.batch_frames, seed=step):
+    for batch, share in course(corpus, args.batch_frames, seed=step, easy=lambda: recent_ctc > args.easy_until):
         progress = (time.time() - start) / (60 * args.minutes)
         if progress >= 1:
             break
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
-        mels = augmenter(batch.mels, batch.lengths)
-        batch = Batch(**{**vars(batch), "mels": mels})
-        chunk_size = random_chunk(mels.shape[1] // 6)
+        noisy = replace(batch, mels=augmenter(batch.mels, batch.lengths, share))
+        chunk_size = random_chunk(noisy.mels.shape[1] // model.config.encoder.subsampling_rate)
         with torch.autocast("cpu", torch.bfloat16):
-            parts = losses(model, batch, chunk_size, config["model_conf"]["lsm_weight"])
-        total = parts.total(config["model_conf"])
+            parts = losses(model, noisy, chunk_size, config["model_conf"]["lsm_weight"])
+        total = parts.ctc if share < 1 else parts.total(config["model_conf"])
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -222,6 +267,7 @@ def main() -> None:
         now = time.time()
         if steps == 50:
             ctc, left, right, gradient = (sums / steps).tolist()
+            recent_ctc = min(recent_ctc, ctc)
             log(
                 f"{(now - start) / 60:6.1f} min step {step} ctc {ctc:.3f} left {left:.3f} right {right:.3f} "
                 f"grad {gradient:.2f} lr {optimizer.param_groups[0]['lr']:.2e} x{heard / 100 / (now - reported):.0f}"
