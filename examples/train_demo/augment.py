@@ -37,10 +37,9 @@ class Augmenter:
         factors = torch.cat((torch.ones(1), torch.linspace(0.84, 1.18, 18)))
         self.warps = warps(self.num_mels, factors)
 
-    def __call__(self, mels: Tensor, lengths: Tensor, share: float = 1.0) -> Tensor:
-        """Log-mels [batch, frames, mels], a share of them under new conditions; `lengths` are the valid frames."""
+    def __call__(self, mels: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mels [batch, frames, mels] under new conditions; `lengths` are the valid frames."""
         batch, num_frames, _ = mels.shape
-        clean = mels
         uniform = lambda low, high: torch.empty(batch, 1, 1).uniform_(low, high)  # noqa: E731
         chance = lambda probability: torch.rand(batch, 1, 1) < probability  # noqa: E731
         choice = torch.randint(len(self.warps), (batch,)) * chance(0.6).flatten()
@@ -67,7 +66,7 @@ class Augmenter:
         over = (self.centers / high).log().clamp(min=0) + (low / self.centers).clamp(min=1).log() * 0.15
         floor = uniform(-15, 5) + 0.35 * torch.randn_like(mels)
         mels = torch.logaddexp(mels - (steepness * over).clamp(max=20), floor)
-        return torch.where(chance(share), self.masked(mels, lengths), clean)
+        return self.masked(mels, lengths)
 
     def masked(self, mels: Tensor, lengths: Tensor) -> Tensor:
         """SpecAugment (arXiv 1904.08779): two bands of at most 12 mels, two spans of at most 40 frames or a fifth."""

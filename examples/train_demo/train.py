@@ -29,7 +29,7 @@ from u2moe.runtime.accuracy import WordErrors
 WARMUP_STEPS = 250
 MAX_CHUNK = 25
 ROW_GRID = 64
-EASY_FRAMES, EASY_SHARE = 250, 0.1
+EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
 VALIDATION = ("queen-dev", "heldout")
 
 
@@ -134,8 +134,10 @@ def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
     model.encoder.global_cmvn.istd.copy_(variance.clamp(min=1e-20).rsqrt())
 
 
-def course(corpus: Corpus, num_frames: int, seed: int, easy: Callable[[], bool]) -> Iterator[tuple[Batch, float]]:
-    """Batches and the share of them to augment: epoch after epoch, but short and mostly clean ones while it is easy.
+def course(
+    corpus: Corpus, easy_corpus: Corpus, num_frames: int, seed: int, easy: Callable[[], bool]
+) -> Iterator[tuple[Batch, bool]]:
+    """Batches, epoch after epoch, and whether they are easy: short ones of few voices, to be heard as they are.
 
     So CTC finds its alignment soonest; only then do the decoders have something to listen to.
     """
@@ -143,11 +145,11 @@ def course(corpus: Corpus, num_frames: int, seed: int, easy: Callable[[], bool])
     while True:
         started_easy = easy()
         if started_easy:
-            batches = corpus.epoch(num_frames // 2, rng, longest=EASY_FRAMES)
+            batches = easy_corpus.epoch(num_frames // 2, rng, longest=EASY_FRAMES)
         else:
             batches = corpus.epoch(num_frames, rng)
         for batch in batches:
-            yield batch, EASY_SHARE if started_easy else 1.0
+            yield batch, started_easy
             if started_easy and not easy():
                 break
 
@@ -217,6 +219,7 @@ def main() -> None:
     features = args.work_dir / "features"
     names = sorted(path.stem for path in features.glob("*.mel") if path.stem not in {*VALIDATION, "noise"})
     corpus = Corpus([features / name for name in names], tokenizer)
+    easy_corpus = Corpus([features / name for name in EASY_VOICES], tokenizer)
     validation = {name: Corpus([features / name], tokenizer) for name in VALIDATION}
     noise = torch.from_numpy(Pack(features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
     augmenter = Augmenter(noise)
@@ -231,7 +234,7 @@ def main() -> None:
         state = torch.load(checkpoints[-1])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+        step, spent, recent_ctc = state["step"], state["spent"], state.get("recent_ctc", math.inf)
     else:
         statistics = feature_statistics(corpus, augmenter, args.batch_frames)
         set_statistics(model, statistics)
@@ -245,17 +248,20 @@ def main() -> None:
     start = time.time() - spent
     saved = validated = reported = time.time()
     heard, sums, steps = 0, torch.zeros(4), 0
-    for batch, share in course(corpus, args.batch_frames, seed=step, easy=lambda: recent_ctc > args.easy_until):
+    recent = {"ctc": recent_ctc}
+    for batch, is_easy in course(
+        corpus, easy_corpus, args.batch_frames, seed=step, easy=lambda: recent["ctc"] > args.easy_until
+    ):
         progress = (time.time() - start) / (60 * args.minutes)
         if progress >= 1:
             break
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
-        noisy = replace(batch, mels=augmenter(batch.mels, batch.lengths, share))
-        chunk_size = random_chunk(noisy.mels.shape[1] // model.config.encoder.subsampling_rate)
+        noisy = batch if is_easy else replace(batch, mels=augmenter(batch.mels, batch.lengths))
+        chunk_size = None if is_easy else random_chunk(batch.mels.shape[1] // model.config.encoder.subsampling_rate)
         with torch.autocast("cpu", torch.bfloat16):
             parts = losses(model, noisy, chunk_size, config["model_conf"]["lsm_weight"])
-        total = parts.ctc if share < 1 else parts.total(config["model_conf"])
+        total = parts.ctc if is_easy else parts.total(config["model_conf"])
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -267,7 +273,7 @@ def main() -> None:
         now = time.time()
         if steps == 50:
             ctc, left, right, gradient = (sums / steps).tolist()
-            recent_ctc = min(recent_ctc, ctc)
+            recent["ctc"] = ctc if is_easy else min(ctc, recent["ctc"])
             log(
                 f"{(now - start) / 60:6.1f} min step {step} ctc {ctc:.3f} left {left:.3f} right {right:.3f} "
                 f"grad {gradient:.2f} lr {optimizer.param_groups[0]['lr']:.2e} x{heard / 100 / (now - reported):.0f}"
@@ -280,19 +286,19 @@ def main() -> None:
             validated = reported = time.time()
             heard, sums, steps = 0, torch.zeros(4), 0
         if now - saved > 60 * args.save_every:
-            save(folder, model, optimizer, step, now - start)
+            save(folder, model, optimizer, {"step": step, "spent": now - start, "recent_ctc": recent["ctc"]})
             saved = now
-    save(folder, model, optimizer, step, time.time() - start)
+    save(folder, model, optimizer, {"step": step, "spent": time.time() - start, "recent_ctc": recent["ctc"]})
     for name, part in validation.items():
         for size in (None, 16):
             log(f"final  {name} {validate(model, part, tokenizer, size, args.batch_frames)}")
 
 
-def save(folder: Path, model: SpeechModel, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
+def save(folder: Path, model: SpeechModel, optimizer: torch.optim.Optimizer, progress: dict[str, float]) -> None:
     """A checkpoint from which training goes on."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
-    torch.save(state, folder / f"step_{step:06d}.tmp")
-    (folder / f"step_{step:06d}.tmp").rename(folder / f"step_{step:06d}.pt")
+    path = folder / f"step_{int(progress['step']):06d}.pt"
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), **progress}, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)
 
 
 if __name__ == "__main__":
