@@ -150,7 +150,7 @@ def sparse_dispatch(
         merged = outputs[0] if num_experts == 1 else g.op("Concat", *outputs, axis=0)
         chosen = g.op("Gather", merged, g.op("Reshape", position, [-1, top_k]), axis=0)
         weighted = g.op("Mul", chosen, g.op("Unsqueeze", probabilities, [-1]))
-        return g.op("Reshape", g.op("ReduceSum", weighted, [1], keepdims=0), g.op("Shape", x))
+        return g.op("Reshape", g.op("ReduceSum", weighted, [1], keepdims=0), g.op("Shape", x), allowzero=1)
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:

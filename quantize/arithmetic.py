@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 Float = npt.NDArray[np.float32]
+NOTHING = 1e-30
+"""Weights up to this size are taken for zeros: their scale would not be a normal number."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Fractions of the largest weight of a block that are tried as the end of its 4-bit range."""
 
@@ -18,7 +20,7 @@ def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     A column of zeros gets scale 1, so that it stays zeros.
     """
     largest = np.abs(weight).max(axis=0)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    scale = np.where(largest > NOTHING, largest / 127, 1).astype(np.float32)
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
@@ -47,7 +49,7 @@ def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], 
     padded[:, :rows] = weight.T
     blocks = padded.reshape(columns, num_blocks, block_size)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
-    largest[largest == 0] = 1
+    largest[largest <= NOTHING] = 1
     best_integers = best_scale = best_error = None
     for shrink in SHRINKS:
         scale = largest * np.float32(shrink / 7)

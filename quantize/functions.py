@@ -26,9 +26,9 @@ ACTIVATIONS = {
     "hardtanh": "{y}_low = Constant<value = float {{-1.0}}>() {y}_high = Constant<value = float {{1.0}}>() "
     "{y} = Clip({x}, {y}_low, {y}_high)",
     "swish": "{y}_gate = Sigmoid({x}) {y} = Mul({x}, {y}_gate)",
-    "gelu": "{y}_root = Constant<value = float {{1.4142135623730951}}>() {y}_ratio = Div({x}, {y}_root) "
-    "{y}_erf = Erf({y}_ratio) {y}_one = Constant<value = float {{1.0}}>() {y}_sum = Add({y}_erf, {y}_one) "
-    "{y}_half = Constant<value = float {{0.5}}>() {y}_left = Mul({x}, {y}_half) {y} = Mul({y}_left, {y}_sum)",
+    "gelu": "{y}_root = Constant<value = float {{1.4142135623730951}}>() {y}_scaled = Div({x}, {y}_root) "
+    "{y}_erf = Erf({y}_scaled) {y}_one = Constant<value = float {{1.0}}>() {y}_shifted = Add({y}_erf, {y}_one) "
+    "{y}_half = Constant<value = float {{0.5}}>() {y}_left = Mul({x}, {y}_half) {y} = Mul({y}_left, {y}_shifted)",
 }
 """Statements for y = activation(x)."""
 
@@ -288,5 +288,5 @@ def _combine(top_k: int) -> str:
     weighted = Mul(chosen, factors)
     summed = ReduceSum<keepdims = 0>(weighted, second)
     x_shape = Shape(x)
-    y = Reshape(summed, x_shape)
+    y = Reshape<allowzero = 1>(summed, x_shape)
 """

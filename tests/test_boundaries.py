@@ -24,6 +24,7 @@ PUBLIC = [
     "ParityError",
     "PrefixBeamSearch",
     "ProviderError",
+    "QuantizationError",
     "Recognizer",
     "Rescored",
     "Result",

@@ -1,0 +1,263 @@
+"""Exported graphs against torch: every accepted configuration, every expert, far positions, and faults that must show."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+import yaml
+
+from u2moe.export import exporter
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, validate_bundle
+from u2moe.export.inspection import inspect_bundle
+from u2moe.export.parity import LIMIT, Parity, moe_session
+from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
+from u2moe.runtime import Bundle, BundleError, ParityError, StreamError, contract
+from u2moe.runtime.cli import main
+from u2moe.runtime.encoder import Caches
+
+GOLDEN = Path(__file__).parent / "golden"
+CONFIGURATIONS = yaml.safe_load((GOLDEN / "configurations" / "configurations.yaml").read_text(encoding="utf-8"))
+
+
+def write_configuration(name, folder):
+    """The random checkpoint of one configuration of golden/configurations."""
+    arguments = dict(CONFIGURATIONS[name])
+    seed, old = arguments.pop("seed", 1), arguments.pop("old_layout", False)
+    config = random_config(**arguments)
+    write_random_checkpoint(folder, old_layout(config) if old else config, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moe_checkpoint():
+    return Checkpoint.open(GOLDEN / "moe_tiny")
+
+
+@pytest.fixture(scope="module")
+def moe_bundle(tmp_path_factory):
+    bundle, report = export_bundle(GOLDEN / "moe_tiny", tmp_path_factory.mktemp("export") / "bundle")
+    return bundle, report
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_accepted_configuration_equals_torch(name, tmp_path):
+    checkpoint = write_configuration(name, tmp_path / "checkpoint")
+    bundle, report = export_bundle(checkpoint, tmp_path / "bundle")
+    cases = {item.case for item in report.comparisons}
+    assert any(case.startswith("full context") for case in cases)
+    assert any(case.startswith("stream of") for case in cases) == bundle.manifest.model.streaming
+    assert ("decoder, two utterances" in cases) == (bundle.manifest.model.decoder != "none")
+    for graph in bundle.manifest.model.graphs():
+        onnx.checker.check_model(bundle.path / graph.file, full_check=True)
+
+
+def test_all_experts_are_reached(moe_bundle):
+    _, report = moe_bundle
+    assert len(report.tokens_per_expert) == 9
+    for layer, counts in report.tokens_per_expert.items():
+        assert min(counts) > 0, layer
+
+
+def test_same_checkpoint_gives_same_bytes(moe_bundle, tmp_path):
+    again, _ = export_bundle(GOLDEN / "moe_tiny", tmp_path / "again")
+    assert again.manifest == moe_bundle[0].manifest
+
+
+def test_mixture_of_experts_is_one_node_and_one_function(moe_bundle):
+    model = ir.load(moe_bundle[0].path / "encoder.onnx")
+    calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN]
+    assert len(calls) == 6
+    assert {node.op_type for node in calls} == {"MixtureOfExperts_top2of8_swish"}
+    assert [function.name for function in model.functions.values()] == ["MixtureOfExperts_top2of8_swish"]
+    assert model.opset_imports[""] == 18
+    assert model.ir_version == 8
+    assert {node.domain for function in model.functions.values() for node in function} == {""}
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 65])
+def test_mixture_of_experts_of_any_number_of_tokens(moe_bundle, moe_checkpoint, num_tokens):
+    layer = "encoder.encoders.1.feed_forward"
+    session = moe_session(ir.load(moe_bundle[0].path / "encoder.onnx"), layer)
+    tokens = torch.randn(num_tokens, 64, generator=torch.Generator().manual_seed(num_tokens))
+    with torch.inference_mode():
+        expected = moe_checkpoint.network().get_submodule(layer)(tokens).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": tokens.numpy()})[0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [4990, 200_000, 3_000_000])
+def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
+    """WeNet's table ends at 5000 frames, 200 seconds; ours are computed. 3 million frames are 33 hours."""
+    encoder = moe_bundle[0].load().encoder
+    chunk = np.random.default_rng(0).normal(8, 2, (1, 67, 80)).astype(np.float32)
+    caches = dataclasses.replace(encoder.start(), offset=np.array([offset]), cnn=np.full((3, 1, 64, 7), 0.1, np.float32))
+    feeds = {
+        "chunk": chunk,
+        "chunk_lens": np.array([67]),
+        "offset": caches.offset,
+        "required_cache_size": np.array(-1),
+        "att_cache": caches.att,
+        "cnn_cache": caches.cnn,
+    }
+    output = encoder.session.run(feeds)["output"]
+    from u2moe.export.model import BlockCache  # noqa: PLC0415
+
+    torch_caches = [BlockCache(torch.zeros(1, 4, 0, 32), torch.full((1, 64, 7), 0.1)) for _ in range(3)]
+    with torch.inference_mode():
+        expected, _ = moe_checkpoint.network().encoder.forward_chunk(torch.from_numpy(chunk), offset, torch_caches, -1)
+    np.testing.assert_allclose(output, expected.numpy(), atol=LIMIT)
+
+
+def test_rows_of_a_batch_do_not_see_each_other(moe_bundle):
+    """The same stream alone, and in a batch beside others with padding in their caches: equal to float rounding."""
+    encoder = moe_bundle[0].load().encoder
+    features = np.random.default_rng(1).normal(8, 2, (3, 131, 80)).astype(np.float32)
+    alone, state = [], []
+    for row in features:
+        first, caches = encoder.step(row[np.newaxis, :67], encoder.start(), required_cache_size=32)
+        alone.append(encoder.step(row[np.newaxis, 64:131], caches, required_cache_size=32)[0])
+        state.append(caches)
+        assert first.shape == (1, 16, 64)
+    batch = Caches(
+        offset=np.concatenate([caches.offset for caches in state]),
+        att=np.pad(np.concatenate([caches.att for caches in state], axis=1), ((0, 0),) * 3 + ((16, 0), (0, 0))),
+        cnn=np.concatenate([caches.cnn for caches in state], axis=1),
+    )
+    together, caches = encoder.step(features[:, 64:131], batch, required_cache_size=32)
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+    assert caches.att.shape[3] == 32
+
+
+def test_a_checkpoint_that_cannot_stream_says_so(tmp_path):
+    bundle, _ = export_bundle(write_configuration("not_causal", tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not bundle.manifest.model.streaming
+    model = bundle.load()
+    features = np.zeros((100, 80), np.float32)
+    assert model.encode(features).shape == (24, 32)
+    with pytest.raises(StreamError, match="cannot stream"):
+        model.encode(features, chunk_size=16)
+
+
+def test_large_weights_are_saved_beside_the_graph(monkeypatch, tmp_path, moe_bundle):
+    monkeypatch.setattr(exporter, "EXTERNAL_DATA_LIMIT", 100_000)
+    bundle, _ = export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
+    assert set(bundle.manifest.files) == {
+        "tokens.txt", "encoder.onnx", "encoder.onnx.data", "ctc.onnx", "decoder.onnx", "decoder.onnx.data",
+    }  # fmt: skip
+    features = np.random.default_rng(2).normal(8, 2, (100, 80)).astype(np.float32)
+    np.testing.assert_array_equal(bundle.load().encode(features), moe_bundle[0].load().encode(features))
+
+
+WEIGHTS = [
+    ("encoder", "encoder.global_cmvn.mean"),
+    ("encoder", "encoder.embed.conv.2.weight"),
+    ("encoder", "encoder.embed.out.0.bias"),
+    ("encoder", "encoder.encoders.0.feed_forward_macaron.gate.weight"),
+    ("encoder", "encoder.encoders.2.feed_forward.experts.7.w_1.weight"),
+    ("encoder", "encoder.encoders.1.feed_forward.experts.3.w_1.bias"),
+    ("encoder", "encoder.encoders.1.feed_forward.experts.0.w_2.weight"),
+    ("encoder", "encoder.encoders.0.self_attn.linear_qkv.weight"),
+    ("encoder", "encoder.encoders.0.self_attn.pos_bias_v"),
+    ("encoder", "encoder.encoders.0.self_attn.linear_pos.weight"),
+    ("encoder", "encoder.encoders.2.conv_module.depthwise_conv.weight"),
+    ("encoder", "encoder.encoders.2.conv_module.initial_cache"),
+    ("encoder", "encoder.encoders.1.norm_final.bias"),
+    ("ctc", "ctc.ctc_lo.bias"),
+    ("decoder", "decoder.left_decoder.embed.0.weight"),
+    ("decoder", "decoder.left_decoder.decoders.1.feed_forward.experts.5.w_2.bias"),
+    ("decoder", "decoder.right_decoder.decoders.0.src_attn.linear_kv.weight"),
+    ("decoder", "decoder.right_decoder.output_layer.weight"),
+]
+
+
+@pytest.mark.parametrize(("graph", "weight"), WEIGHTS)
+def test_a_changed_weight_is_found(graph, weight, moe_bundle, moe_checkpoint, tmp_path):
+    """Parity must fail for each kind of weight: one value is moved by a third of the largest of its tensor."""
+    bundle, _ = moe_bundle
+    for file in bundle.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = ir.load(tmp_path / f"{graph}.onnx")
+    value = model.graph.initializers[weight]
+    array = value.const_value.numpy().copy()
+    array.flat[array.size // 2] += np.abs(array).max() / 3
+    value.const_value = ir.tensor(array, name=weight)
+    ir.save(model, tmp_path / f"{graph}.onnx")
+    with pytest.raises(ParityError, match="largest difference"):
+        Parity(moe_checkpoint.network(), tmp_path, bundle.manifest).run()
+
+
+def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):
+    def shifted(network, manifest):
+        for model in build_graphs(network, manifest):
+            if model.graph.name == "ctc":
+                bias = network.ctc.ctc_lo.bias.detach().numpy() + np.eye(1, 60, 5, dtype=np.float32)[0]
+                model.graph.initializers["ctc.ctc_lo.bias"].const_value = ir.tensor(bias, name="ctc.ctc_lo.bias")
+            yield model
+
+    monkeypatch.setattr(exporter, "build_graphs", shifted)
+    with pytest.raises(ParityError, match="log_probs"):
+        export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validate_compares_with_the_right_checkpoint(moe_bundle, tmp_path):
+    bundle, _ = moe_bundle
+    assert validate_bundle(bundle.path, GOLDEN / "moe_tiny").comparisons
+    with pytest.raises(ParityError):
+        other = write_like_moe_tiny(tmp_path / "other")
+        validate_bundle(bundle.path, other)
+    with pytest.raises(BundleError, match="streaming=False"):
+        validate_bundle(bundle.path, write_configuration("not_causal", tmp_path / "offline"))
+
+
+def write_like_moe_tiny(folder):
+    """moe_tiny with other weights."""
+    folder.mkdir()
+    for file in (GOLDEN / "moe_tiny").iterdir():
+        if file.name in ("train.yaml", "units.txt", "global_cmvn"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    state = torch.load(GOLDEN / "moe_tiny" / "final.pt", weights_only=True)
+    state["ctc.ctc_lo.bias"] = state["ctc.ctc_lo.bias"] + torch.linspace(0, 1, 60)
+    torch.save(state, folder / "final.pt")
+    return folder
+
+
+def test_inspection_counts_what_the_checkpoint_holds(moe_bundle, moe_checkpoint):
+    content = inspect_bundle(moe_bundle[0].path)
+    experts = sum(tensor.numel() for name, tensor in moe_checkpoint.tensors.items() if ".experts." in name)
+    routers = sum(tensor.numel() for name, tensor in moe_checkpoint.tensors.items() if ".gate." in name)
+    assert content["parameters"]["experts"] == experts
+    assert content["parameters"]["routers"] == routers
+    assert [len(graph["moe_layers"]) for graph in content["graphs"]] == [6, 0, 3]
+    metadata = content["graphs"][0]["metadata"]
+    assert metadata == bundle_manifest(moe_checkpoint).metadata()
+    assert metadata["u2moe.subsampling_rate"] == "4"
+
+
+def test_commands(tmp_path, capsys):
+    out = str(tmp_path / "bundle")
+    assert main(["export", str(GOLDEN / "dense_tiny"), out, "--quiet"]) == 0
+    assert "torch and onnxruntime agree in" in capsys.readouterr().out
+    assert main(["validate", out, "--checkpoint", str(GOLDEN / "dense_tiny"), "--quiet"]) == 0
+    assert "match their sha256" in capsys.readouterr().out
+    assert main(["inspect", out]) == 0
+    assert "feed_forward" in capsys.readouterr().out
+    assert main(["export", str(GOLDEN / "dense_tiny"), out]) == 1
+    assert "not empty" in capsys.readouterr().err
+    Path(out, "ctc.onnx").write_bytes(b"")
+    assert main(["validate", out]) == 1
+    assert "ctc.onnx" in capsys.readouterr().err
+
+
+def test_export_says_what_it_does(tmp_path):
+    lines = []
+    with contextlib.suppress(ParityError):
+        export_bundle(GOLDEN / "dense_tiny", tmp_path / "bundle", progress=lines.append)
+    assert lines[0].startswith("reading ")
+    assert "writing encoder.onnx" in lines
+    assert Bundle.open(tmp_path / "bundle").manifest.producer.startswith("u2moe ")
