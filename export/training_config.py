@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import yaml
 
-from u2moe.export.architecture import (
-    Activation,
-    Architecture,
-    Attention,
-    Convolution,
-    Decoder,
-    Encoder,
-    FeedForward,
-    Norm,
-    NormKind,
-    SubsamplingKind,
-)
+from u2moe.export.architecture import Architecture
+from u2moe.export.network_config import read_decoders, read_encoder
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.manifest import DecodingConfig, FeatureConfig
 
 CONFIG_FILE = "train.yaml"
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
-CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
-SUBSAMPLINGS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
-FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
-    "position_wise_feed_forward": "dense",
-    "gated": "gated",
-    "moe": "moe",
-}
 SPECIAL_TOKENS = ("<blank>", "<unk>", "<sos>", "<eos>")
 
 TRAINING_KEYS = (
@@ -105,8 +86,8 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
         raise top.wrong("input_dim", top.value("input_dim"), f"equal to num_mel_bins {features.num_mel_bins}")
     normalized, cmvn_file = _normalization(top)
     tokenizer, special_tokens, symbol_table = _tokenizer(top, vocab_size)
-    encoder = _encoder(top, normalized)
-    left, right, tied = _decoders(top, vocab_size, encoder.dim)
+    encoder = read_encoder(top, normalized=normalized)
+    left, right, tied = read_decoders(top, vocab_size, encoder.dim)
     blank_id = _blank(top, vocab_size)
     decoding = _decoding(top)
     top.ignore(*TRAINING_KEYS)
@@ -226,152 +207,3 @@ def _decoding(top: Section) -> DecodingConfig:
     conf.ignore("lsm_weight", "length_normalized_loss", "ignore_id")
     conf.finish()
     return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight)
-
-
-def _norm(conf: Section) -> Norm:
-    return Norm(kind=conf.choice("layer_norm_type", "layer_norm", LAYER_NORMS), eps=_eps(conf, "norm_eps"))
-
-
-def _eps(conf: Section, key: str) -> float:
-    return conf.number(key, 1e-5, minimum=0.0, maximum=1.0)
-
-
-def _attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = False) -> Attention:
-    """Heads as configured; `prefix` chooses the biases of cross-attention."""
-    num_heads = conf.integer("attention_heads", 4)
-    head_dim = conf.optional_integer("head_dim")
-    num_kv_heads = conf.optional_integer("n_kv_head")
-    if num_kv_heads is not None and head_dim is None:
-        raise conf.wrong("head_dim", None, "given together with n_kv_head")
-    if head_dim is None and dim % num_heads:
-        raise conf.wrong("attention_heads", num_heads, f"a divisor of the width {dim}, unless head_dim is given")
-    head_dim = head_dim or dim // num_heads
-    num_kv_heads = num_kv_heads or num_heads
-    if num_heads % num_kv_heads:
-        raise conf.wrong("n_kv_head", num_kv_heads, f"a divisor of attention_heads {num_heads}")
-    if relative and num_heads * head_dim != dim:
-        raise conf.wrong("head_dim", head_dim, f"output_size {dim} / attention_heads {num_heads} for rel_selfattn")
-    biases = {f"{name}_bias": conf.flag(f"{prefix}{name}_bias", default=True) for name in ("query", "key", "value")}
-    return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, relative=relative, **biases)
-
-
-def _feed_forward(conf: Section, activation: Activation) -> FeedForward:
-    kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
-    hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
-    num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)
-    if kind != "moe":
-        return FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias)
-    if chosen > num_experts:
-        raise conf.wrong("n_expert_activated", chosen, f"at most n_expert {num_experts}")
-    return FeedForward(
-        kind=kind,
-        hidden=hidden,
-        activation=activation,
-        bias=bias,
-        num_experts=num_experts,
-        num_experts_per_token=chosen,
-    )
-
-
-def _convolution(conf: Section, dim: int, activation: Activation) -> Convolution | None:
-    used = conf.flag("use_cnn_module", default=True)
-    kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
-    factor = conf.integer("conv_inner_factor", 2)
-    norm = Norm(kind=conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), eps=_eps(conf, "conv_norm_eps"))
-    bias = conf.flag("conv_bias", default=True)
-    if not used:
-        return None
-    if not causal and kernel % 2 == 0:
-        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
-    return Convolution(
-        kernel=kernel, causal=causal, channels=factor * dim // 2, bias=bias, norm=norm, activation=activation
-    )
-
-
-def _encoder(top: Section, normalized: bool) -> Encoder:
-    kinds: tuple[Literal["conformer", "transformer"], ...] = ("conformer", "transformer")
-    kind = top.choice("encoder", "conformer", kinds)
-    conformer = kind == "conformer"
-    conf = top.section("encoder_conf")
-    dim = conf.integer("output_size", 256)
-    if dim % 2:
-        raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
-    positions = conf.choice("pos_enc_layer_type", "rel_pos" if conformer else "abs_pos", ("rel_pos", "abs_pos"))
-    attentions = ("rel_selfattn", "selfattn") if conformer else ("selfattn",)
-    attention = conf.choice("selfattention_layer_type", attentions[0], attentions)
-    activation = conf.choice("activation_type", "swish" if conformer else "relu", ACTIVATIONS)
-    # negative sizes mean none, as in WeNet
-    static_chunk = max(conf.integer("static_chunk_size", 0, minimum=-(1 << 31)), 0)
-    encoder = Encoder(
-        kind=kind,
-        input_size=top.integer("input_dim"),
-        dim=dim,
-        num_blocks=conf.integer("num_blocks", 6),
-        subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLINGS),
-        absolute_positions=positions == "abs_pos",
-        attention=_attention(conf, dim, relative=attention == "rel_selfattn"),
-        feed_forward=_feed_forward(conf, activation),
-        macaron=conformer and conf.flag("macaron_style", default=True),
-        convolution=_convolution(conf, dim, activation) if conformer else None,
-        norm=_norm(conf),
-        pre_norm=conf.flag("normalize_before", default=True),
-        final_norm=not conformer or conf.flag("final_norm", default=True),
-        static_chunk_size=static_chunk,
-        dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
-        normalized_input=normalized,
-    )
-    if conformer:
-        conf.ignore("positionwise_conv_kernel_size")  # WeNet reads it and does not use it
-    conf.ignore("dropout_rate", "positional_dropout_rate", "attention_dropout_rate")
-    conf.ignore("use_dynamic_left_chunk", "gradient_checkpointing", "use_sdpa")
-    conf.finish()
-    if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
-        # the convolution looks beyond the chunks of the mask: what WeNet computes, no streaming reproduces
-        raise conf.unsupported("static_chunk_size", static_chunk, ("0 with causal: false", "any with causal: true"))
-    return encoder
-
-
-def _decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, Decoder | None, bool]:
-    """Left and right decoder, and whether their output weights are tied to their embeddings."""
-    conf = top.section("decoder_conf")
-    if "decoder" in top and top.value("decoder") is None:
-        return None, None, False
-    kind = top.choice("decoder", "bitransformer", ("bitransformer", "transformer", "null"))
-    uni = kind == "transformer"
-    activation = conf.choice("activation_type", "relu", ACTIVATIONS)
-    # "embed" and "abs_pos" are two names of the same class
-    conf.choice("input_layer", "embed", ("embed", "abs_pos"))
-    conf.fixed("use_output_layer", default=True)
-    conf.fixed("src_attention", default=True)
-    self_attention = _attention(conf, dim)
-    # only the unidirectional decoder can be told about the biases of its cross-attention
-    cross_attention = _attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
-    feed_forward, norm, pre_norm = (
-        _feed_forward(conf, activation),
-        _norm(conf),
-        conf.flag("normalize_before", default=True),
-    )
-
-    def decoder(num_blocks: int) -> Decoder:
-        return Decoder(
-            vocab_size=vocab_size,
-            dim=dim,
-            num_blocks=num_blocks,
-            self_attention=self_attention,
-            cross_attention=cross_attention,
-            feed_forward=feed_forward,
-            norm=norm,
-            pre_norm=pre_norm,
-        )
-
-    left = decoder(conf.integer("num_blocks", 6))
-    right = None if uni else decoder(conf.integer("r_num_blocks", 0, minimum=0))
-    tied = conf.flag("tie_word_embedding", default=False)
-    conf.ignore("dropout_rate", "positional_dropout_rate", "self_attention_dropout_rate", "src_attention_dropout_rate")
-    conf.ignore("gradient_checkpointing", "use_sdpa")
-    conf.finish()
-    return left, right, tied
-
-
-def _without_bias_settings(attention: Attention) -> Attention:
-    return Attention(num_heads=attention.num_heads, num_kv_heads=attention.num_kv_heads, head_dim=attention.head_dim)

@@ -20,6 +20,9 @@ CMVN_ISTD = "encoder.global_cmvn.istd"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
+CONCATENATION = re.compile(
+    r"(encoder\.encoders|decoder\.((left|right)_decoder\.)?decoders)\.\d+\.concat_linear[12]?\.(weight|bias)"
+)
 TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
 MOST_NAMES = 5
 POSITION_ERROR = 1e-2
@@ -114,6 +117,8 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -
         return f"tied: replaced by {sources[name]}"
     if BATCH_COUNTER.fullmatch(name):
         return "counts training batches"
+    if CONCATENATION.fullmatch(name):
+        return "for concat_after, which is off; WeNet saved it all the same until 2022"
     if POSITION_TABLE.fullmatch(name):
         _check_position_table(path, name, tensor)
         return "sinusoids, computed from positions"
