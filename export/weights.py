@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,10 +38,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
     try:
-        # only the zip format of torch 1.6 and later can be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
+        with warnings.catch_warnings(action="ignore"):  # torch warns of files that it then refuses
+            # only the zip format of torch 1.6 and later can be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "it cannot be unpickled"
+        # not torch's own text, which advises to run what the file contains
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it refers to {foreign[1]}" if foreign else "it cannot be unpickled without running code"
         raise CheckpointError(f"{path}: is not a plain state dict of tensors: {reason}") from error
     except Exception as error:  # damaged files raise anything
         raise CheckpointError(f"{path}: is damaged, truncated or not written by torch.save: {error}") from error

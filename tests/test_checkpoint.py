@@ -1,0 +1,452 @@
+"""WeNet's directories are read strictly: what is missing, damaged, foreign or unused is an error that names it."""
+
+import json
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
+from u2moe.runtime import CheckpointError, UnsupportedError
+
+BATCH_NORM = {"cnn_module_norm": "batch_norm"}
+
+
+class Directory:
+    """A small checkpoint that a test may change before it is opened."""
+
+    def __init__(self, path, config):
+        self.path = path
+        self.config = config
+        write_random_checkpoint(path, config)
+
+    def open(self, weights=None):
+        return Checkpoint.open(self.path, weights)
+
+    def state(self):
+        return torch.load(self.path / "final.pt", weights_only=True)
+
+    def save(self, state, **options):
+        torch.save(state, self.path / "final.pt", **options)
+
+    def drop(self, *names):
+        state = self.state()
+        for name in names:
+            del state[name]
+        self.save(state)
+
+    def replace(self, **tensors):
+        self.save({**self.state(), **tensors})
+
+    def configure(self, **changes):
+        text = yaml.dump({**self.config, **changes})
+        (self.path / "train.yaml").write_text(text, encoding="utf-8")
+
+    def write(self, name, text):
+        (self.path / name).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(*, old=False, **arguments):
+        config = random_config(**arguments)
+        return Directory(tmp_path / "checkpoint", old_layout(config) if old else config)
+
+    return make
+
+
+@pytest.fixture
+def directory(make):
+    return make()
+
+
+def encoded(checkpoint):
+    features = torch.linspace(-1, 1, 67 * 80).view(1, 67, 80) + 11
+    with torch.no_grad():
+        return checkpoint.network().encoder(features, torch.tensor([67]))[0]
+
+
+def test_everything_of_a_checkpoint(make):
+    directory = make(encoder_conf={"mlp_type": "moe"} | BATCH_NORM)
+    checkpoint = directory.open()
+    assert checkpoint.path == directory.path
+    assert checkpoint.weights == directory.path / "final.pt"
+    assert checkpoint.tokens[:3] == ["<blank>", "<unk>", "<sos/eos>"]
+    assert len(checkpoint.tokens) == checkpoint.architecture.vocab_size == 60
+    assert (checkpoint.text.tokenizer, checkpoint.text.unk) == ("char", 1)
+    assert checkpoint.features.num_mel_bins == 80
+    assert checkpoint.architecture.encoder.normalized_input
+    assert set(checkpoint.tensors) | set(checkpoint.ignored) == set(directory.state())
+    assert not set(checkpoint.tensors) & set(checkpoint.ignored)
+    assert set(checkpoint.ignored.values()) == {"counts training batches", "sinusoids, computed from positions"}
+    network = checkpoint.network()
+    assert not network.training
+    for name, tensor in network.state_dict().items():
+        if name in checkpoint.tensors:
+            assert tensor.data_ptr() == checkpoint.tensors[name].data_ptr()  # nothing is copied
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, {"streaming": True, "convolution": True, "decoder": "bitransformer", "conv_dim": 32, "conv_cache": 7}),
+        ({"encoder": "transformer"}, {"streaming": True, "convolution": False, "conv_dim": 0, "conv_cache": 0}),
+        ({"decoder": "transformer"}, {"decoder": "transformer"}),
+        ({"decoder": None}, {"decoder": "none"}),
+        ({"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"num_kv_heads": 2, "kv_dim": 16}),
+        ({"encoder_conf": {"conv_inner_factor": 4}}, {"conv_dim": 64}),
+        ({"encoder_conf": {"input_layer": "conv2d6"}}, {"subsampling_rate": 6, "right_context": 10}),
+        ({"encoder_conf": {"causal": False, "cnn_module_kernel": 7}}, {"streaming": False, "conv_cache": 0}),
+        ({"encoder_conf": {"static_chunk_size": 4}}, {"static_chunk_size": 0}),
+        ({"encoder_conf": {"static_chunk_size": 4, "use_dynamic_chunk": False}}, {"static_chunk_size": 4}),
+    ],
+)
+def test_what_the_runtime_is_told(make, arguments, expected):
+    config = make(**arguments).open().model_config()
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_converted(directory, dtype):
+    exact = encoded(directory.open())
+    directory.save({name: tensor.to(dtype) for name, tensor in directory.state().items()})
+    checkpoint = directory.open()
+    assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {torch.float32}
+    limit = {torch.float16: 0.02, torch.bfloat16: 0.2, torch.float64: 1e-6}[dtype]  # a few steps of that precision
+    assert (encoded(checkpoint) - exact).abs().max() < limit
+
+
+def test_averaged_weights_are_named_by_the_user(directory):
+    doubled = {name: tensor * 2 for name, tensor in directory.state().items() if not name.endswith(".pe")}
+    torch.save(doubled, directory.path / "avg_30.pt")
+    assert directory.open("avg_30.pt").weights.name == "avg_30.pt"
+    name = "ctc.ctc_lo.bias"
+    assert torch.equal(directory.open("avg_30.pt").tensors[name], 2 * directory.open().tensors[name])
+    with pytest.raises(CheckpointError, match=r"avg_5.pt: cannot be read: No such file.*has avg_30.pt, final.pt"):
+        directory.open("avg_5.pt")
+
+
+def test_files_before_torch_1_6(directory):
+    exact = encoded(directory.open())
+    directory.save(OrderedDict(directory.state()), _use_new_zipfile_serialization=False)
+    assert torch.equal(encoded(directory.open()), exact)
+
+
+def test_tensors_that_older_releases_saved_without_need(directory):
+    exact = encoded(directory.open())
+    unused = {
+        "encoder.encoders.0.concat_linear.weight": torch.ones(32, 64),
+        "decoder.left_decoder.decoders.1.concat_linear2.bias": torch.ones(32),
+    }
+    directory.replace(**unused)
+    directory.drop("encoder.embed.pos_enc.pe", "decoder.left_decoder.embed.1.pe", "decoder.right_decoder.embed.1.pe")
+    checkpoint = directory.open()
+    assert set(checkpoint.ignored) == set(unused)
+    assert torch.equal(encoded(checkpoint), exact)
+
+
+def test_tied_embeddings_replace_the_output_weights(make):
+    directory = make(decoder_conf={"tie_word_embedding": True})
+    checkpoint = directory.open()
+    for side in ("left", "right"):
+        embedding = checkpoint.tensors[f"decoder.{side}_decoder.embed.0.weight"]
+        assert checkpoint.tensors[f"decoder.{side}_decoder.output_layer.weight"] is embedding
+        assert checkpoint.ignored[f"decoder.{side}_decoder.output_layer.weight"].startswith("tied: replaced by")
+    directory.drop("decoder.left_decoder.output_layer.weight")
+    assert directory.open().tensors.keys() == checkpoint.tensors.keys()
+
+
+class TestFiles:
+    """The state dict as a file."""
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "is empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
+            (b"<!DOCTYPE html><html>404</html>", "is not a plain state dict|is damaged"),
+            (b"PK\x03\x04" + b"\0" * 100, "is damaged, truncated or not written by torch.save"),
+            (bytes(range(256)) * 8, "is not a plain state dict|is damaged"),
+            (pickle.dumps(print), "is not a plain state dict|is damaged"),
+            (pickle.dumps({"a": 1}, protocol=2), "is not a plain state dict|is damaged"),
+        ],
+    )
+    def test_foreign_files(self, directory, content, message):
+        (directory.path / "final.pt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"final.pt: ({message})"):
+            directory.open()
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_truncated_files(self, directory, share, zipped):
+        directory.save(directory.state(), _use_new_zipfile_serialization=zipped)
+        content = (directory.path / "final.pt").read_bytes()
+        (directory.path / "final.pt").write_bytes(content[: int(share * len(content))])
+        with pytest.raises(CheckpointError, match=r"final.pt: is (not a plain state dict|damaged)"):
+            directory.open()
+
+    def test_code_in_the_file_is_not_run(self, directory, tmp_path):
+        class Attack:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "owned"), "w"))
+
+        directory.save({"encoder": Attack()})
+        with pytest.raises(
+            CheckpointError,
+            match=r"final.pt: is not a plain state dict of tensors: it refers to (io|_io|builtins).open",
+        ):
+            directory.open()
+        assert not (tmp_path / "owned").exists()
+
+    @pytest.mark.parametrize(
+        ("state", "message"),
+        [
+            ({}, "holds no tensors"),
+            ([torch.ones(1)], "holds list, expected a state dict"),
+            (torch.ones(1), "holds Tensor, expected a state dict"),
+            ({"model": {"a": torch.ones(1)}}, r"wraps its tensors in 'model', .* save checkpoint\['model'\] instead"),
+            ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
+            ({3: torch.ones(1)}, "has a key 3, expected names of tensors"),
+            ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse or quantized tensor"),
+        ],
+    )
+    def test_what_is_not_a_state_dict(self, directory, state, message):
+        directory.save(state)
+        with pytest.raises(CheckpointError, match=f"final.pt: {message}"):
+            directory.open()
+
+    def test_missing_directory_and_files(self, directory, tmp_path):
+        with pytest.raises(CheckpointError, match=r"nowhere: is not a directory; expected one with train.yaml"):
+            Checkpoint.open(tmp_path / "nowhere")
+        (directory.path / "final.pt").unlink()
+        with pytest.raises(CheckpointError, match=r"final.pt: cannot be read: No such file"):
+            directory.open()
+
+
+class TestTensors:
+    """Each tensor of the state dict."""
+
+    def test_missing_ones(self, directory):
+        directory.drop("encoder.encoders.1.norm_ff.bias", "ctc.ctc_lo.weight")
+        message = r"2 tensors missing \(ctc.ctc_lo.weight, encoder.encoders.1.norm_ff.bias\); 0 tensors not used"
+        with pytest.raises(CheckpointError, match=f"final.pt: does not fit its train.yaml: {message}"):
+            directory.open()
+
+    @pytest.mark.parametrize(
+        "name", ["lfmmi.weight", "encoder.encoders.0.feed_forward.gate.weight", "encoder.encoders.7.norm_ff.weight"]
+    )
+    def test_unused_ones(self, directory, name):
+        directory.replace(**{name: torch.ones(2)})
+        message = rf"0 tensors missing; 1 tensors not used by the network \({name}\)"
+        with pytest.raises(CheckpointError, match=message):
+            directory.open()
+
+    def test_experts_that_the_yaml_does_not_name(self, make):
+        directory = make(encoder_conf={"mlp_type": "moe"})
+        directory.configure(encoder_conf={**directory.config["encoder_conf"], "mlp_type": "gated"})
+        with pytest.raises(CheckpointError, match=r"not used by the network \(encoder.encoders.0.feed_forward.experts"):
+            directory.open()
+
+    def test_a_missing_decoder_is_not_taken_for_none(self, make):
+        directory = make(decoder=None)
+        directory.configure(decoder="bitransformer")
+        with pytest.raises(CheckpointError, match=r"tensors missing \(decoder.left_decoder"):
+            directory.open()
+
+    def test_wrong_shapes(self, directory):
+        directory.replace(**{"ctc.ctc_lo.bias": torch.ones(61)})
+        message = r"ctc.ctc_lo.bias has shape \(61,\), expected \(60,\) by train.yaml"
+        with pytest.raises(CheckpointError, match=message):
+            directory.open()
+
+    def test_wrong_types(self, directory):
+        directory.replace(**{"ctc.ctc_lo.bias": torch.ones(60, dtype=torch.int32)})
+        with pytest.raises(CheckpointError, match=r"ctc.ctc_lo.bias is torch.int32, expected floating point"):
+            directory.open()
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_values_that_are_not_finite(self, directory, value):
+        tensor = directory.state()["encoder.embed.conv.2.weight"]
+        tensor.view(-1)[-1] = value
+        directory.replace(**{"encoder.embed.conv.2.weight": tensor})
+        with pytest.raises(CheckpointError, match=r"encoder.embed.conv.2.weight has values that are not finite"):
+            directory.open()
+
+    @pytest.mark.parametrize("table", [torch.zeros(1, 448, 32), torch.zeros(1, 5000, 31), torch.zeros(5000)])
+    def test_other_tables_of_positions(self, directory, table):
+        """WeNet would use the learned table."""
+        directory.replace(**{"decoder.left_decoder.embed.1.pe": table})
+        with pytest.raises(UnsupportedError, match=r"embed.1.pe .* is not the table of sinusoids"):
+            directory.open()
+
+    def test_counters_need_not_be_there(self, make):
+        directory = make(encoder_conf=BATCH_NORM)
+        exact = encoded(directory.open())
+        directory.drop(*[name for name in directory.state() if name.endswith("num_batches_tracked")])
+        assert torch.equal(encoded(directory.open()), exact)
+
+
+class TestStatistics:
+    """A network that was trained with normalised features is never read without."""
+
+    MEAN, ISTD = "encoder.global_cmvn.mean", "encoder.global_cmvn.istd"
+
+    def kaldi(self, stats):
+        rows = [*stats["mean_stat"], stats["frame_num"]], [*stats["var_stat"], 0]
+        return " [\n  " + "\n  ".join(" ".join(map(repr, row)) for row in rows) + " ]\n"
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_those_of_the_state_dict_are_used(self, make, old):
+        directory = make(old=old)
+        (directory.path / "global_cmvn").unlink()
+        assert torch.equal(directory.open().tensors[self.MEAN], directory.state()[self.MEAN])
+
+    def test_those_of_the_state_dict_count_more_than_the_yaml(self, directory):
+        directory.configure(cmvn=None, cmvn_conf=None)
+        assert directory.open().architecture.encoder.normalized_input
+
+    @pytest.mark.parametrize("old", [False, True])
+    @pytest.mark.parametrize("layout", ["json", "kaldi"])
+    def test_those_of_the_file_otherwise(self, make, old, layout):
+        directory = make(old=old)
+        exact = encoded(directory.open())
+        if layout == "kaldi":
+            directory.write("global_cmvn", self.kaldi(json.loads((directory.path / "global_cmvn").read_text())))
+        directory.drop(self.MEAN, self.ISTD)
+        checkpoint = directory.open()
+        assert checkpoint.architecture.encoder.normalized_input
+        assert torch.equal(encoded(checkpoint), exact)
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_neither(self, make, old):
+        directory = make(old=old)
+        directory.drop(self.MEAN, self.ISTD)
+        (directory.path / "global_cmvn").unlink()
+        with pytest.raises(CheckpointError, match=r"global_cmvn: cannot be read: .* trained with feature statistics"):
+            directory.open()
+
+    def test_the_file_lies_in_the_directory(self, directory):
+        """Paths of the machine of the training mean nothing here, and lead nowhere else."""
+        directory.drop(self.MEAN, self.ISTD)
+        directory.configure(cmvn_conf={"cmvn_file": "../../etc/stats", "is_json_cmvn": True})
+        with pytest.raises(CheckpointError, match=r"checkpoint/stats: cannot be read"):
+            directory.open()
+        (directory.path / "global_cmvn").rename(directory.path / "stats")
+        assert directory.open().architecture.encoder.normalized_input
+
+    def test_half_of_them(self, directory):
+        directory.drop(self.ISTD)
+        with pytest.raises(CheckpointError, match=r"has encoder.global_cmvn.mean alone, expected both"):
+            directory.open()
+
+    def test_training_without(self, directory):
+        directory.drop(self.MEAN, self.ISTD)
+        directory.configure(cmvn=None, cmvn_conf=None)
+        checkpoint = directory.open()
+        assert not checkpoint.architecture.encoder.normalized_input
+        assert self.MEAN not in checkpoint.tensors
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "is not JSON or Kaldi text statistics"),
+            ("{", "is not JSON or Kaldi text statistics"),
+            ('{"mean_stat": [1]}', "is not JSON or Kaldi text statistics: 'var_stat'"),
+            ('{"mean_stat": [1], "var_stat": [2], "frame_num": 3}', "has 1 means and 1 variances, expected 80"),
+            ("[ 1 2 3 x ]", "is not JSON or Kaldi text statistics"),
+            ("[ 1 2 3 0 ]", "has 1 means and 1 variances, expected 80"),
+            (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 0}), "no frames"),
+            (json.dumps({"mean_stat": [1e999] * 80, "var_stat": [2] * 80, "frame_num": 9}), "are not finite"),
+        ],
+    )
+    def test_damaged_files(self, directory, text, message):
+        directory.drop(self.MEAN, self.ISTD)
+        directory.write("global_cmvn", text)
+        with pytest.raises(CheckpointError, match=f"global_cmvn: {message}|{message}"):
+            directory.open()
+
+    def test_binary_files(self, directory):
+        directory.drop(self.MEAN, self.ISTD)
+        (directory.path / "global_cmvn").write_bytes(b"\0BFM \xff\xfe\x80")
+        with pytest.raises(CheckpointError, match="is binary, expected JSON or Kaldi text"):
+            directory.open()
+
+    def test_the_arithmetic(self, directory):
+        directory.drop(self.MEAN, self.ISTD)
+        stats = {"mean_stat": [20.0] * 80, "var_stat": [130.0] * 79 + [40.0], "frame_num": 10}
+        directory.write("global_cmvn", json.dumps(stats))
+        tensors = directory.open().tensors
+        np.testing.assert_array_equal(tensors[self.MEAN], np.full(80, 2.0, np.float32))
+        assert tensors[self.ISTD][0].item() == pytest.approx(1 / 3)
+        assert tensors[self.ISTD][79].item() == pytest.approx(1e10)  # the smallest variance is 1e-20
+
+
+class TestVocabulary:
+    """units.txt and its older names."""
+
+    def lines(self, directory):
+        return (directory.path / "units.txt").read_text(encoding="utf-8").splitlines()
+
+    @pytest.mark.parametrize("name", ["units.txt", "words.txt", "lang_char.txt", "my_dict.txt"])
+    def test_names(self, directory, name):
+        tokens = directory.open().tokens
+        (directory.path / "units.txt").rename(directory.path / name)
+        conf = {**directory.config["tokenizer_conf"], "symbol_table_path": "D:\\data\\my_dict.txt"}
+        directory.configure(tokenizer_conf=conf)
+        assert directory.open().tokens == tokens
+
+    def test_none(self, directory):
+        (directory.path / "units.txt").unlink()
+        with pytest.raises(CheckpointError, match=r"no vocabulary; expected one of units.txt, lang_char.txt, words.tx"):
+            directory.open()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda lines: lines[:-1], "has 59 symbols, expected output_dim 60 of train.yaml"),
+            (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
+            (lambda lines: lines[::-1], "line 1 is '.* 59', expected 'symbol 0'"),
+            (lambda lines: lines[:5] + lines[6:], "line 6 is '.* 6', expected 'symbol 5'"),
+            (lambda lines: [*lines[:5], lines[4], *lines[5:]], "line 6 is '.* 4', expected 'symbol 5'"),
+            (lambda lines: [*lines[:-1], "x y z"], "line 60 is 'x y z', expected 'symbol 59'"),
+            (lambda lines: [*lines[:-1], ""], "line 60 is '', expected 'symbol 59'"),
+            (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
+            (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> is 1, expected 0 as in train.yaml"),
+        ],
+    )
+    def test_damaged_ones(self, directory, change, message):
+        directory.write("units.txt", "\n".join(change(self.lines(directory))) + "\n")
+        with pytest.raises(CheckpointError, match=f"units.txt: {message}"):
+            directory.open()
+
+    def test_symbols_that_look_like_line_ends(self, directory):
+        lines = self.lines(directory)
+        directory.write("units.txt", "\n".join([*lines[:-1], "a\u200bb 59"]))
+        assert directory.open().tokens[59] == "a\u200bb"
+
+    def test_other_encodings(self, directory):
+        (directory.path / "units.txt").write_bytes("你 0\n".encode("gbk"))
+        with pytest.raises(CheckpointError, match=r"units.txt: is not UTF-8 text"):
+            directory.open()
+
+    def test_sos_and_eos(self, make):
+        assert make(old=True).open().architecture.eos == 59
+        specials = {"<blank>": 0, "<unk>": 1, "<sos>": 3, "<eos>": 5}
+        architecture = make(changes={"tokenizer_conf": {"special_tokens": specials}}).open().architecture
+        assert (architecture.sos, architecture.eos, architecture.blank) == (3, 5, 0)
+
+    def test_old_files_tell_bpe_by_their_pieces(self, make):
+        directory = make(old=True)
+        assert directory.open().text.tokenizer == "char"
+        lines = self.lines(directory)
+        directory.write("units.txt", "\n".join([*lines[:4], "\u2581the 4", *lines[5:]]))
+        assert directory.open().text.tokenizer == "bpe"
+
+    def test_old_files_tell_bpe_by_their_model(self, make):
+        directory = make(old=True)
+        directory.write("train_unigram5000.model", "")
+        assert directory.open().text.tokenizer == "bpe"

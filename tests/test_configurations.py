@@ -1,0 +1,87 @@
+"""Every accepted configuration against WeNet's own outputs; see golden/configurations/README.md."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
+
+GOLDEN = Path(__file__).parent / "golden" / "configurations"
+CONFIGURATIONS = yaml.safe_load((GOLDEN / "configurations.yaml").read_text(encoding="utf-8"))
+DIGESTS = json.loads((GOLDEN / "digests.json").read_text(encoding="utf-8"))
+HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
+# Single precision on outputs of size 1, through three blocks at most.
+LIMIT = 2e-5
+
+
+@functools.cache
+def features_by_size():
+    return dict(np.load(GOLDEN / "features.npz"))
+
+
+def write_checkpoint(directory, name):
+    arguments = dict(CONFIGURATIONS[name])
+    old = arguments.pop("old_layout", False)
+    config = random_config(**{"vocab_size": 31, **arguments})
+    write_random_checkpoint(directory, old_layout(config) if old else config, seed=1)
+
+
+def digest(directory):
+    state = torch.load(directory / "final.pt", weights_only=True)
+    result = hashlib.sha256()
+    for name in sorted(state):
+        if not name.endswith(".pe"):
+            result.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
+            result.update(state[name].numpy().tobytes())
+    return result.hexdigest()
+
+
+def stream(encoder, features, chunk_size, num_left_chunks):
+    """Chunk by chunk with caches, as WeNet's forward_chunk_by_chunk."""
+    rate, context = encoder.config.subsampling_rate, encoder.config.right_context
+    caches, outputs, offset = None, [], 0
+    for start in range(0, features.shape[1] - context, rate * chunk_size):
+        window = features[:, start : start + (chunk_size - 1) * rate + context + 1]
+        output, caches = encoder.forward_chunk(window, offset, caches, chunk_size * num_left_chunks)
+        offset += output.shape[1]
+        outputs.append(output)
+    return torch.cat(outputs, dim=1)
+
+
+def outputs_of(network, features):
+    """What the golden files hold, computed by our network."""
+    full, _ = network.encoder(features, torch.tensor([features.shape[1]]))
+    results = {"full": full[0], "ctc_log_probs": network.ctc(full)[0]}
+    if network.config.encoder.streaming:
+        results["stream_4_1"] = stream(network.encoder, features, 4, 1)[0]
+    if network.decoder is not None:
+        lengths = torch.tensor([len(tokens) for tokens in HYPOTHESES])
+        padded = torch.tensor([tokens + [0] * (5 - len(tokens)) for tokens in HYPOTHESES])
+        rows = len(HYPOTHESES)
+        memory_lengths = torch.full((rows,), full.shape[1])
+        score, r_score, following = network.score(padded, lengths, full.expand(rows, -1, -1), memory_lengths)
+        results |= {"score": score, "next_log_probs": following}
+        if r_score is not None:
+            results["r_score"] = r_score
+    return results
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_network_equals_wenet(tmp_path, name):
+    write_checkpoint(tmp_path, name)
+    assert digest(tmp_path) == DIGESTS[name]
+    checkpoint = Checkpoint.open(tmp_path)
+    features = features_by_size()[f"mel_{checkpoint.features.num_mel_bins}"].astype(np.float32)
+    with torch.no_grad():
+        results = outputs_of(checkpoint.network(), torch.from_numpy(features).unsqueeze(0))
+    expected = np.load(GOLDEN / f"{name}.npz")
+    assert set(results) == set(expected.files)
+    for key, value in results.items():
+        np.testing.assert_allclose(value, expected[key], rtol=0, atol=LIMIT, err_msg=key)

@@ -1,0 +1,314 @@
+"""Every key of a train.yaml is honoured, knowingly ignored, or refused by name."""
+
+import copy
+
+import pytest
+
+from u2moe.export.random_checkpoint import old_layout, random_config
+from u2moe.export.training_config import parse_training_config, read_training_config
+from u2moe.runtime import CheckpointError, UnsupportedError
+
+# The settings of WeNet's own recipes for U2++, as its training merges them.
+OLD_RECIPE = """
+accum_grad: 4
+cmvn_file: exp/conformer/global_cmvn
+dataset_conf:
+  batch_conf: {batch_size: 16, batch_type: static}
+  fbank_conf: {dither: 0.1, frame_length: 25, frame_shift: 10, num_mel_bins: 80}
+  filter_conf: {max_length: 40960, min_length: 0, token_max_length: 200, token_min_length: 1}
+  resample_conf: {resample_rate: 16000}
+  shuffle: true
+  shuffle_conf: {shuffle_size: 1500}
+  sort: true
+  sort_conf: {sort_size: 500}
+  spec_aug: true
+  spec_aug_conf: {max_f: 10, max_t: 50, num_f_mask: 2, num_t_mask: 2}
+  spec_sub: true
+  spec_sub_conf: {max_t: 30, num_t_sub: 3}
+  speed_perturb: true
+decoder: bitransformer
+decoder_conf: {attention_heads: 8, dropout_rate: 0.1, linear_units: 2048, num_blocks: 3, positional_dropout_rate: 0.1,
+  r_num_blocks: 3, self_attention_dropout_rate: 0.1, src_attention_dropout_rate: 0.1}
+encoder: conformer
+encoder_conf: {activation_type: swish, attention_dropout_rate: 0.1, attention_heads: 8, causal: true,
+  cnn_module_kernel: 15, cnn_module_norm: layer_norm, dropout_rate: 0.1, input_layer: conv2d, linear_units: 2048,
+  normalize_before: true, num_blocks: 12, output_size: 512, pos_enc_layer_type: rel_pos, positional_dropout_rate: 0.1,
+  selfattention_layer_type: rel_selfattn, use_cnn_module: true, use_dynamic_chunk: true, use_dynamic_left_chunk: false}
+grad_clip: 5
+input_dim: 80
+is_json_cmvn: true
+lfmmi_dir: ''
+log_interval: 100
+max_epoch: 50
+model_conf: {ctc_weight: 0.3, length_normalized_loss: false, lsm_weight: 0.1, reverse_weight: 0.3}
+optim: adam
+optim_conf: {lr: 0.001}
+output_dim: 5537
+scheduler: warmuplr
+scheduler_conf: {warmup_steps: 5000}
+"""
+OLDEST_FEATURES = {
+    "feature_extraction_conf": {"feature_type": "fbank", "mel_bins": 80, "frame_shift": 10, "frame_length": 25},
+    "feature_dither": 0.0,
+}
+
+
+def changed(path, value, **arguments):
+    """A small configuration with the value at a dotted path replaced."""
+    config = copy.deepcopy(random_config(**arguments))
+    *sections, key = path.split(".")
+    section = config
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[key] = value
+    return config
+
+
+def test_an_old_file_is_read(tmp_path):
+    (tmp_path / "train.yaml").write_text(OLD_RECIPE, encoding="utf-8")
+    config = read_training_config(tmp_path / "train.yaml")
+    encoder, decoder = config.architecture.encoder, config.architecture.right_decoder
+    assert (encoder.kind, encoder.dim, encoder.num_blocks, encoder.macaron) == ("conformer", 512, 12, True)
+    assert (encoder.convolution.kernel, encoder.convolution.causal, encoder.convolution.channels) == (15, True, 512)
+    assert encoder.attention.relative
+    assert encoder.streaming
+    assert encoder.normalized_input
+    assert (decoder.num_blocks, decoder.feed_forward.activation) == (3, "relu")
+    assert (config.architecture.sos, config.architecture.eos, config.architecture.blank) == (5536, 5536, 0)
+    assert (config.tokenizer, config.symbol_table, config.cmvn_file) == (None, None, "exp/conformer/global_cmvn")
+    assert (config.decoding.ctc_weight, config.decoding.reverse_weight) == (0.3, 0.3)
+
+
+def test_defaults_are_those_of_wenet():
+    values = {"input_dim": 23, "output_dim": 9, "encoder_conf": {}, "decoder_conf": {}}
+    config = parse_training_config(values)
+    encoder, left = config.architecture.encoder, config.architecture.left_decoder
+    assert (encoder.kind, encoder.dim, encoder.num_blocks, encoder.subsampling) == ("conformer", 256, 6, "conv2d")
+    assert (encoder.convolution.kernel, encoder.convolution.causal) == (15, False)
+    assert encoder.convolution.norm.kind == "batch_norm"
+    assert not encoder.streaming
+    assert not encoder.normalized_input
+    assert (left.num_blocks, left.feed_forward.hidden) == (6, 2048)
+    assert config.architecture.right_decoder.num_blocks == 0
+    assert (config.decoding.ctc_weight, config.decoding.reverse_weight) == (0.5, 0.0)
+    transformer = parse_training_config(values | {"encoder": "transformer"}).architecture.encoder
+    assert transformer.absolute_positions
+    assert not transformer.attention.relative
+    assert transformer.feed_forward.activation == "relu"
+
+
+def test_front_ends_before_2021_are_read():
+    config = random_config()
+    del config["dataset_conf"]
+    features = parse_training_config({**config, "collate_conf": OLDEST_FEATURES}).features
+    assert (features.num_mel_bins, features.frame_length_ms, features.sample_rate) == (80, 25.0, 16000)
+    pitched = copy.deepcopy(OLDEST_FEATURES)
+    pitched["feature_extraction_conf"]["using_pitch"] = True
+    with pytest.raises(UnsupportedError, match=r"feature_extraction_conf.using_pitch is True"):
+        parse_training_config({**config, "collate_conf": pitched})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model", "transducer"),
+        ("model", "paraformer"),
+        ("model", "whisper"),
+        ("model", "k2_model"),
+        ("predictor", "rnn"),
+        ("joint", "transducer_joint"),
+        ("lora_conf", {"lora_rank": 8}),
+        ("lfmmi_dir", "data/local/lfmmi"),
+        ("ctc", "lfmmi"),
+        ("cmvn", "utterance_cmvn"),
+        ("encoder", "squeezeformer"),
+        ("encoder", "branchformer"),
+        ("encoder", "e_branchformer"),
+        ("encoder", "efficientConformer"),
+        ("encoder", None),
+        ("decoder", "sanm_decoder"),
+        ("tokenizer", "sentencepiece"),
+        ("tokenizer", "whisper"),
+        ("tokenizer", "paraformer"),
+        ("tokenizer_conf.connect_symbol", " "),
+        ("model_conf.apply_non_blank_embedding", True),
+        ("dataset_conf.feats_type", "mfcc"),
+        ("dataset_conf.feats_type", "log_mel_spectrogram"),
+        ("dataset_conf.feats_type", "w2vbert_fbank"),
+        ("dataset_conf.fbank_conf.window_type", "hamming"),
+        ("encoder_conf.input_layer", "linear"),
+        ("encoder_conf.input_layer", "conv2d2"),
+        ("encoder_conf.input_layer", "conv1d2"),
+        ("encoder_conf.input_layer", "dwconv2d4"),
+        ("encoder_conf.input_layer", "stack_n_frames"),
+        ("encoder_conf.pos_enc_layer_type", "no_pos"),
+        ("encoder_conf.pos_enc_layer_type", "rope_pos"),
+        ("encoder_conf.pos_enc_layer_type", "abs_pos_whisper"),
+        ("encoder_conf.selfattention_layer_type", "shaw_rel_selfattn"),
+        ("encoder_conf.selfattention_layer_type", "rope_abs_selfattn"),
+        ("encoder_conf.selfattention_layer_type", "grouped_rel_selfattn"),
+        ("encoder_conf.mlp_type", "mixture"),
+        ("encoder_conf.activation_type", "mish"),
+        ("encoder_conf.cnn_module_norm", "group_norm"),
+        ("encoder_conf.layer_norm_type", "batch_norm"),
+        ("encoder_conf.concat_after", True),
+        ("encoder_conf.positionwise_layer_type", "conv1d"),
+        ("decoder_conf.input_layer", "embed_learnable_pe"),
+        ("decoder_conf.input_layer", "rel_pos"),
+        ("decoder_conf.input_layer", "no_pos"),
+        ("decoder_conf.use_output_layer", False),
+        ("decoder_conf.src_attention", False),
+        ("decoder_conf.concat_after", True),
+        ("decoder_conf.activation_type", "swiglu"),
+        ("decoder_conf.mlp_type", "gated_moe"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(path, value):
+    with pytest.raises(UnsupportedError) as error:
+        parse_training_config(changed(path, value))
+    assert f"train.yaml: {path} is {value!r}, which is not supported; supported: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "encoder_conf.num_experts",
+        "encoder_conf.efficient_conf",
+        "decoder_conf.src_key_bias",  # of the unidirectional decoder only
+        "decoder_conf.r_blocks",
+        "model_conf.ctl_weight",
+        "ctc_conf.blank_id",
+        "tokenizer_conf.upper_case",
+        "tokenizer_conf.special_tokens.<pad>",
+        "cmvn_conf.norm_var",
+        "dataset_conf.fbank_conf.high_freq",
+        "distillation",
+    ],
+)
+def test_unknown_keys_are_refused_by_name(path):
+    with pytest.raises(UnsupportedError, match="has unknown keys ") as error:
+        parse_training_config(changed(path, 1))
+    section, _, key = path.rpartition(".")
+    assert f"{section or 'train.yaml'} has unknown keys {key}, which may change the network" in str(error.value)
+
+
+def test_keys_of_the_conformer_are_unknown_to_the_transformer():
+    with pytest.raises(UnsupportedError, match="encoder_conf has unknown keys macaron_style"):
+        parse_training_config(changed("encoder_conf.macaron_style", value=True, encoder="transformer"))
+    with pytest.raises(UnsupportedError, match="'rel_selfattn', which is not supported; supported: selfattn"):
+        parse_training_config(changed("encoder_conf.selfattention_layer_type", "rel_selfattn", encoder="transformer"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("input_dim", 83, "input_dim must be equal to num_mel_bins 80, found 83"),
+        ("vocab_size", 61, "vocab_size must be equal to output_dim 60, found 61"),
+        ("output_dim", None, "output_dim must be a whole number of at least 1, found None"),
+        ("encoder_conf", [1], r"encoder_conf must be a mapping, found \[1\]"),
+        ("encoder_conf.output_size", "256", "output_size must be a whole number of at least 1, found '256'"),
+        ("encoder_conf.output_size", 33, "output_size must be even"),
+        ("encoder_conf.num_blocks", 0, "num_blocks must be a whole number of at least 1, found 0"),
+        ("encoder_conf.num_blocks", True, "num_blocks must be a whole number of at least 1, found True"),
+        ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
+        ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, found None"),
+        ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
+        ("encoder_conf.causal", "yes", "causal must be true or false, found 'yes'"),
+        ("encoder_conf.norm_eps", "small", "norm_eps must be a number, found 'small'"),
+        ("encoder_conf.norm_eps", -1.0, "norm_eps must be a number from 0.0 to 1.0, found -1.0"),
+        ("ctc_conf.ctc_blank_id", 60, "ctc_blank_id must be a token id below output_dim 60, found 60"),
+        ("tokenizer_conf.special_tokens.<sos>", 60, "<sos> must be a token id below output_dim 60, found 60"),
+        ("tokenizer_conf.special_tokens.<sos>", None, "<sos> must be a whole number of at least 0, found None"),
+        ("model_conf.reverse_weight", 1.5, "reverse_weight must be a number from 0.0 to 1.0, found 1.5"),
+        ("dataset_conf.fbank_conf.frame_shift", 30, "dataset_conf: frame_shift_ms"),
+        ("dataset_conf.resample_conf.resample_rate", 16e3, "resample_rate must be a whole number"),
+        ("cmvn_conf.cmvn_file", 3, "cmvn_file must be a text or null, found 3"),
+    ],
+)
+def test_what_no_checkpoint_can_have_is_an_error(path, value, message):
+    with pytest.raises(CheckpointError, match=f"train.yaml: .*{message}"):
+        parse_training_config(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, found 3"),
+        ({"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 5}, "n_expert_activated must be at most n_expert 4"),
+        ({"causal": False, "cnn_module_kernel": 8}, "cnn_module_kernel must be odd for a convolution that is not caus"),
+    ],
+)
+def test_values_that_do_not_fit_each_other(conf, message):
+    with pytest.raises(CheckpointError, match=message):
+        parse_training_config(random_config(encoder_conf=conf))
+
+
+def test_fixed_chunks_need_a_causal_convolution():
+    """WeNet masks chunks and then lets the convolution see beyond them: no streaming gives the same."""
+    conf = {"static_chunk_size": 16, "use_dynamic_chunk": False, "causal": False, "cnn_module_kernel": 7}
+    with pytest.raises(UnsupportedError, match="static_chunk_size is 16"):
+        parse_training_config(random_config(encoder_conf=conf))
+    assert parse_training_config(random_config(encoder_conf=conf | {"causal": True})).architecture.encoder.streaming
+    no_convolution = parse_training_config(random_config(encoder_conf=conf | {"use_cnn_module": False}))
+    assert no_convolution.architecture.encoder.streaming
+
+
+def test_chunks_that_were_trained_for_decide_about_streaming():
+    def streaming(**conf):
+        return parse_training_config(random_config(encoder_conf=conf)).architecture.encoder.streaming
+
+    assert streaming()
+    assert not streaming(use_dynamic_chunk=False)
+    assert not streaming(use_dynamic_chunk=False, static_chunk_size=-1)
+    assert not streaming(causal=False, cnn_module_kernel=7)
+
+
+def test_numbers_that_yaml_reads_as_text():
+    """yaml 1.1 has no 1e-5: it reads a text."""
+    config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
+    assert config.architecture.encoder.norm.eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "file"),
+    [
+        ({}, True, "data/train/global_cmvn"),
+        ({"cmvn": None, "cmvn_conf": {"cmvn_file": None, "is_json_cmvn": None}}, False, None),
+        ({"cmvn": None}, False, None),
+        ({"cmvn_conf": None}, True, None),
+    ],
+)
+def test_whether_statistics_were_used(changes, named, file):
+    config = parse_training_config(random_config(changes=changes))
+    assert (config.architecture.encoder.normalized_input, config.cmvn_file) == (named, file)
+
+
+def test_an_old_file_without_statistics():
+    values = old_layout(random_config())
+    assert parse_training_config(values).architecture.encoder.normalized_input
+    values["cmvn_file"] = None
+    assert not parse_training_config(values).architecture.encoder.normalized_input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a mapping of settings, found NoneType"),
+        ("- a\n- b", "must be a mapping of settings, found list"),
+        ("a: [1", "is not plain yaml"),
+        ("a: !!python/object/apply:os.system [true]", "is not plain yaml"),
+        ("? [a, b]\n: 1\n", "is not plain yaml"),
+    ],
+)
+def test_files_that_are_not_plain_yaml(tmp_path, text, message):
+    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        read_training_config(tmp_path / "train.yaml")
+
+
+def test_files_that_are_not_text(tmp_path):
+    with pytest.raises(CheckpointError, match=r"train.yaml: cannot be read: No such file"):
+        read_training_config(tmp_path / "train.yaml")
+    (tmp_path / "train.yaml").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(CheckpointError, match="is not a yaml file"):
+        read_training_config(tmp_path / "train.yaml")
