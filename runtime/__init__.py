@@ -1,8 +1,10 @@
 """Recognise speech with a U2++ bundle: onnxruntime and numpy, neither torch nor onnx."""
 
 from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.context import ContextGraph, parse_hotwords
 from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding import DecodingOptions
+from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
 from u2moe.runtime.errors import (
     AudioError,
     BundleError,
@@ -20,6 +22,7 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
+from u2moe.runtime.subtitles import SubtitleOptions, format_transcript
 
 __all__ = [
     "Alternative",
@@ -28,7 +31,10 @@ __all__ = [
     "BundleError",
     "BundleWriter",
     "CheckpointError",
+    "ContextGraph",
     "DecodingOptions",
+    "EndpointConfig",
+    "EndpointRule",
     "Hypothesis",
     "IntegrityError",
     "Model",
@@ -41,6 +47,7 @@ __all__ = [
     "Result",
     "Stream",
     "StreamError",
+    "SubtitleOptions",
     "Transcript",
     "U2moeError",
     "UnsupportedError",
@@ -49,4 +56,6 @@ __all__ = [
     "attention_rescoring",
     "ctc_greedy_search",
     "ctc_prefix_beam_search",
+    "format_transcript",
+    "parse_hotwords",
 ]

@@ -1,12 +1,17 @@
-"""Forced alignment: where in the CTC head's output given tokens were said. A pure function on arrays."""
+"""Forced alignment: where in the CTC head's output given tokens were said, and may be cut. Pure functions on arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from u2moe.runtime.text import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,33 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
         confidence = min(float(np.exp(log_probs[peak, token])), 1.0)
         aligned.append(AlignedToken(token=token, start=start, end=end, peak=peak, confidence=confidence))
     return aligned
+
+
+def find_cut(
+    vocabulary: Vocabulary, tokens: Sequence[int], log_probs: npt.NDArray[np.float32], blank: int = 0
+) -> int | None:
+    """Where an utterance that goes on may be cut: amid the longest pause between two words of its second half.
+
+    Args:
+        vocabulary: says which tokens make a word.
+        tokens: what was recognised.
+        log_probs: [time, vocab] of the utterance.
+        blank: id of the blank token.
+
+    Returns:
+        Frames before the cut: no word of the most probable alignment has frames on both sides. None when there are no
+        two words to cut between.
+    """
+    words = vocabulary.words(tokens)
+    aligned = align(log_probs, tokens, blank)
+    if aligned is None:
+        return None
+    pauses = [(aligned[word.end - 1].end, aligned[following.begin].start) for word, following in pairwise(words)]
+    late = [pause for pause in pauses if sum(pause) >= len(log_probs)] or pauses[-1:]
+    if not late:
+        return None
+    end, start = max(late, key=lambda pause: (pause[1] - pause[0], pause))
+    return (end + start + 1) // 2
 
 
 def _best_path(log_probs: npt.NDArray[np.float32], states: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:

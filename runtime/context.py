@@ -15,7 +15,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.text import WORD_BOUNDARY, _stands_alone
+from u2moe.runtime.text import WORD_BOUNDARY, stands_alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -227,7 +227,7 @@ def _read(symbol: str) -> str:
     """Characters of a symbol or a phrase; a boundary for spaces, and around characters that are words themselves."""
     if _is_special(symbol):
         return _UNREADABLE
-    spaced = "".join(f" {character} " if _stands_alone(character) else character for character in symbol)
+    spaced = "".join(f" {character} " if stands_alone(character) else character for character in symbol)
     result = ""
     for character in spaced:
         is_boundary = character.isspace() or character == WORD_BOUNDARY

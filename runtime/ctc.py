@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from u2moe.runtime.context import ContextGraph
+
 _NEVER = -math.inf
 
-_Times = tuple["_Times", int] | None
-"""Frames of a prefix' tokens as a chain from the last to the first: prefixes share what they have in common."""
+_Times = tuple["_Times", int, float] | None
+"""Peaks of a prefix' tokens as a chain from the last to the first: frame, and log-probability there. Prefixes share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +30,18 @@ class Hypothesis:
 
     Attributes:
         tokens: token ids, without blank, sos and eos.
-        score: log-probability: of all alignments (prefix beam search), or of the best one (greedy search).
+        score: log-probability: of all alignments (prefix beam search), or of the best one (greedy search); with
+            hotwords, what they add is part of it.
         times: encoder frame of each token, where it peaks (prefix beam search) or begins (greedy search).
+        context_score: the part of `score` that hotwords added.
+        probabilities: what the CTC head gives each token at that frame.
     """
 
     tokens: list[int]
     score: float
     times: list[int]
+    context_score: float = 0.0
+    probabilities: list[float] = field(default_factory=list)
 
 
 def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hypothesis:
@@ -47,16 +56,20 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hyp
     return search.hypotheses()[0]
 
 
-def ctc_prefix_beam_search(log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0) -> list[Hypothesis]:
+def ctc_prefix_beam_search(
+    log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0, context: ContextGraph | None = None
+) -> list[Hypothesis]:
     """Most probable token sequences over all their alignments, best first, at most `beam_size`.
 
     Args:
         log_probs: [time, vocab].
         beam_size: prefixes kept from frame to frame, and tokens of each frame that may extend them.
         blank: id of the blank token.
+        context: hotwords to prefer.
     """
-    search = PrefixBeamSearch(beam_size, blank)
+    search = PrefixBeamSearch(beam_size, blank, context)
     search.advance(log_probs)
+    search.finish()
     return search.hypotheses()
 
 
@@ -70,6 +83,7 @@ class GreedySearch:
         self._score = 0.0
         self._tokens: list[int] = []
         self._times: list[int] = []
+        self._probabilities: list[float] = []
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Search on through log-probabilities [time, vocab]."""
@@ -80,24 +94,40 @@ class GreedySearch:
         starts = np.flatnonzero((best != self.blank) & (best != np.concatenate(([self._last], best[:-1]))))
         self._tokens += best[starts].tolist()
         self._times += (starts + self.num_frames).tolist()
+        self._probabilities += np.exp(log_probs[starts, best[starts]]).clip(max=1).tolist()
         self._last = int(best[-1])
         for score in log_probs[np.arange(len(best)), best].tolist():  # in order: a split must not change the rounding
             self._score += score
         self.num_frames += len(best)
 
+    def finish(self) -> None:
+        """Say that no frames follow; changes nothing here."""
+
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The one hypothesis so far."""
-        return [Hypothesis(tokens=list(self._tokens), score=self._score, times=list(self._times))][:limit]
+        best = Hypothesis(
+            tokens=list(self._tokens),
+            score=self._score,
+            times=list(self._times),
+            probabilities=list(self._probabilities),
+        )
+        return [best][:limit]
 
 
 class _Prefix:
-    """A token sequence as a node of a tree. Equal sequences are the same node for as long as any beam needs it."""
+    """A token sequence as a node of a tree. Equal sequences are the same node for as long as any beam needs it.
 
-    __slots__ = ("__weakref__", "parent", "token")
+    `state` is where hotwords stand after it, `earned` the bonus of those that are complete, and `bonus` what the prefix
+    is ranked with: the share of an open one too.
+    """
 
-    def __init__(self, parent: _Prefix | None, token: int) -> None:
+    __slots__ = ("__weakref__", "bonus", "earned", "parent", "state", "token")
+
+    def __init__(self, parent: _Prefix | None, token: int, state: int = 0) -> None:
         self.parent = parent
         self.token = token
+        self.state = state
+        self.earned = self.bonus = 0.0
 
     def tokens(self) -> list[int]:
         result = []
@@ -139,15 +169,19 @@ class PrefixBeamSearch:
     A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
     prefix once they fall below the worst prefix that would be kept anyway; so a frame that blank dominates costs little
     more than one update of each prefix. Nothing that could have been kept is left out.
+
+    With hotwords, prefixes are kept and ranked by their score and bonus together (WeNet's second prune), and every
+    extension is tried, since a bonus may lift it. `finish` takes back what was only begun.
     """
 
-    def __init__(self, beam_size: int, blank: int = 0) -> None:
+    def __init__(self, beam_size: int, blank: int = 0, context: ContextGraph | None = None) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         self.beam_size = beam_size
         self.blank = blank
         self.num_frames = 0
-        root = _Beam(_Prefix(None, -1))
+        self.context = context
+        root = _Beam(_Prefix(None, -1, 0 if context is None else context.start))
         root.blank = root.total = root.best_blank = root.best_token = 0.0
         self._beams = [root]
         # A prefix may leave the beam, and come back while longer prefixes live on: it must then be the same node.
@@ -165,12 +199,28 @@ class PrefixBeamSearch:
             self._advance_frame(frame_tokens, frame_scores)
             self.num_frames += 1
 
+    def finish(self) -> None:
+        """Say that no frames follow: hotwords that were only begun are paid back, those complete at the end earned."""
+        if self.context is None:
+            return
+        for beam in self._beams:
+            beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
+        self._beams.sort(key=lambda beam: -(beam.total + beam.prefix.bonus))
+
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""
-        return [
-            Hypothesis(tokens=beam.prefix.tokens(), score=beam.total, times=_frames(beam.times))
-            for beam in self._beams[:limit]
-        ]
+        found = []
+        for beam in self._beams[:limit]:
+            times, probabilities = _peaks(beam.times)
+            hypothesis = Hypothesis(
+                tokens=beam.prefix.tokens(),
+                score=beam.total + beam.prefix.bonus,
+                times=times,
+                context_score=beam.prefix.bonus,
+                probabilities=probabilities,
+            )
+            found.append(hypothesis)
+        return found
 
     def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
         """One frame, given its most probable tokens and their log-probabilities, in descending order."""
@@ -188,6 +238,9 @@ class PrefixBeamSearch:
             if stayed.total > _NEVER:
                 kept.append(stayed)
 
+        if self.context is not None:
+            self._beams = self._prune_with_context(kept, merged, tokens, scores)
+            return
         # What scores below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
         limit = min(beam.total for beam in kept) if len(kept) >= self.beam_size else _NEVER
         candidates: list[tuple[float, int, int, int]] = []
@@ -233,7 +286,7 @@ class PrefixBeamSearch:
             if new.best_token < repeats:
                 # The peak moves to this frame, unless the same token was reached from the parent in this frame before.
                 if new.best_token == _NEVER and old.token_times is not None:
-                    new.token_times = (old.token_times[0], self.num_frames)
+                    new.token_times = (old.token_times[0], self.num_frames, score)
                 new.best_token = repeats
             if parent is not None and parent > index:
                 self._grow(new, self._beams[parent], score)
@@ -250,7 +303,7 @@ class PrefixBeamSearch:
         new.token = _log_add(new.token, total + score)
         if new.best_token < best + score:
             new.best_token = best + score
-            new.token_times = (times, self.num_frames)
+            new.token_times = (times, self.num_frames, score)
 
     def _prune(
         self, kept: list[_Beam], candidates: list[tuple[float, int, int, int]], tokens: list[int], scores: list[float]
@@ -273,10 +326,33 @@ class PrefixBeamSearch:
             result.append(new)
         return result
 
+    def _prune_with_context(
+        self, kept: list[_Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
+    ) -> list[_Beam]:
+        """The best `beam_size` of the prefixes that stay and all that can grow, by score and bonus."""
+        beams = list(kept)
+        width = 2 * len(self._beams)
+        for index, parent in enumerate(self._beams):
+            for rank, token in enumerate(tokens):
+                if token == self.blank or (index, rank) in merged:
+                    continue
+                new = _Beam(self._prefix(parent.prefix, token))
+                self._grow(new, parent, scores[rank])
+                new.total, new.order = new.token, rank * width + 2 * index + 1
+                if new.total > _NEVER:
+                    beams.append(new)
+        beams.sort(key=lambda beam: (-(beam.total + beam.prefix.bonus), beam.order))
+        return beams[: self.beam_size]
+
     def _prefix(self, parent: _Prefix, token: int) -> _Prefix:
         prefix = self._prefixes.get((parent, token))
         if prefix is None:
-            prefix = self._prefixes[parent, token] = _Prefix(parent, token)
+            prefix = _Prefix(parent, token)
+            if self.context is not None:
+                prefix.state, bonus = self.context.advance(parent.state, token)
+                prefix.earned = parent.earned + bonus
+                prefix.bonus = prefix.earned + self.context.partial(prefix.state)
+            self._prefixes[parent, token] = prefix
         return prefix
 
 
@@ -311,9 +387,10 @@ def _log_add(a: float, b: float) -> float:
     return a if b == _NEVER else a + math.log1p(math.exp(b - a))
 
 
-def _frames(times: _Times) -> list[int]:
-    result = []
+def _peaks(times: _Times) -> tuple[list[int], list[float]]:
+    frames, probabilities = [], []
     while times is not None:
-        times, frame = times
-        result.append(frame)
-    return result[::-1]
+        times, frame, score = times
+        frames.append(frame)
+        probabilities.append(min(math.exp(score), 1.0))
+    return frames[::-1], probabilities[::-1]

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from u2moe.runtime.endpoint import EndpointConfig
+
 Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
 
@@ -28,7 +30,9 @@ class DecodingOptions:
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream the chunk size that the
             encoder was trained for, or 16 where it was trained for any.
         num_left_chunks: chunks of left context; -1: all. A stream of unbounded left context grows slower and larger as
-            it goes on, so bound it where utterances may last for minutes.
+            it goes on, so bound it where utterances may last for minutes, or let them end by `endpoint`.
+        endpoint: rules by which utterances end, and the next segment begins. None: a stream is one utterance, and
+            `transcribe` takes the default rules.
     """
 
     search: Search | None = None
@@ -38,6 +42,7 @@ class DecodingOptions:
     length_penalty: float = 0.0
     chunk_size: int | None = None
     num_left_chunks: int = -1
+    endpoint: EndpointConfig | None = None
 
     def __post_init__(self) -> None:
         if self.search is not None and self.search not in SEARCHES:

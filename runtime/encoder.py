@@ -12,6 +12,8 @@ import numpy.typing as npt
 from u2moe.runtime.errors import StreamError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from u2moe.runtime.manifest import ModelConfig
     from u2moe.runtime.session import Session
 
@@ -29,6 +31,42 @@ class Caches:
     offset: npt.NDArray[np.int64]
     att: npt.NDArray[np.float32]
     cnn: npt.NDArray[np.float32] | None
+
+
+def join_caches(caches: Sequence[Caches]) -> Caches:
+    """Caches of several streams as those of a batch.
+
+    Shorter attention caches are padded in front. That is only right where they reach back to the start of their stream:
+    then the padding is at negative positions, which the graph leaves out. So a batch must share its left context.
+    """
+    longest = max(item.att.shape[3] for item in caches)
+    blocks, _, heads, _, width = caches[0].att.shape
+    att = np.zeros((blocks, len(caches), heads, longest, width), np.float32)
+    for row, item in enumerate(caches):
+        att[:, row, :, longest - item.att.shape[3] :] = item.att[:, 0]
+    cnn = [item.cnn for item in caches if item.cnn is not None]
+    return Caches(
+        offset=np.concatenate([item.offset for item in caches]),
+        att=att,
+        cnn=np.concatenate(cnn, axis=1) if cnn else None,
+    )
+
+
+def take_row(caches: Caches, row: int, num_cached: int) -> Caches:
+    """Caches of one stream of a batch, with its last `num_cached` frames."""
+    first = caches.att.shape[3] - num_cached
+    return Caches(
+        offset=caches.offset[row : row + 1],
+        att=caches.att[:, row : row + 1, :, first:].copy(),
+        cnn=None if caches.cnn is None else caches.cnn[:, row : row + 1].copy(),
+    )
+
+
+def begin_anew(caches: Caches, num_frames: int) -> Caches:
+    """Caches of one stream as if it had begun with its last `num_frames` frames: position zero is there."""
+    num_cached = min(num_frames, caches.att.shape[3])
+    row = take_row(caches, 0, num_cached)
+    return Caches(offset=np.full(1, num_frames, np.int64), att=row.att, cnn=row.cnn)
 
 
 class Encoder:
@@ -183,3 +221,8 @@ class Windows:
         self._parts = [rest] if len(rest) else []
         self._num_frames = len(rest)
         return frames[: self._length]
+
+    def put_back(self, features: npt.NDArray[np.float32]) -> None:
+        """Features [frames, mel] before those that are left: the next window begins with them."""
+        self._parts.insert(0, features)
+        self._num_frames += len(features)

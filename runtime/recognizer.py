@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from u2moe.runtime.alignment import align, find_cut
 from u2moe.runtime.audio import read_blocks
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
-from u2moe.runtime.encoder import check_chunks, required_cache_size
+from u2moe.runtime.encoder import check_chunks, join_caches, required_cache_size, take_row
+from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
-from u2moe.runtime.result import Alternative, Result, Transcript, token_spans, words_of
+from u2moe.runtime.result import Alternative, Result, Transcript, geometric_mean, token_spans, words_of
 from u2moe.runtime.stream import Stream
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import onnxruntime
 
     from u2moe.runtime.ctc import Hypothesis
     from u2moe.runtime.model import Model
     from u2moe.runtime.rescore import Rescored
+
+Hotwords = Iterable[str | tuple[str, float]]
+"""Phrases, each alone or with its weight."""
+
+_MAX_BATCH = 32
+"""Chunks that go through the encoder together: beyond, a larger batch saves no time but takes memory."""
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """The demo model that comes with the package, and `clips/` to try it on."""
@@ -42,12 +53,19 @@ class Recognizer:
         BundleError: the bundle's features cannot be computed.
     """
 
-    def __init__(self, bundle: Bundle, model: Model, options: DecodingOptions | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: Model,
+        options: DecodingOptions | None = None,
+        hotwords: Hotwords | ContextGraph | None = None,
+    ) -> None:
         self.bundle = bundle
         self.model = model
         self.vocabulary = bundle.vocabulary
         self.options = options or DecodingOptions()
         self._check(self.options)
+        self.context = self._context(hotwords)
         Fbank(bundle.manifest.features)  # refuses what cannot be computed now, not with the first sample
 
     @classmethod
@@ -60,6 +78,7 @@ class Recognizer:
         num_threads: int | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
         options: DecodingOptions | None = None,
+        hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
         """A recogniser of the bundle in `directory`; None: the demo model.
 
@@ -70,6 +89,7 @@ class Recognizer:
             num_threads: threads within one operator; None: 1.
             sess_options: of onnxruntime, used as they are.
             options: how to decode.
+            hotwords: phrases to prefer, each with an optional weight; see `ContextGraph`.
 
         Raises:
             BundleError: no bundle there, or a damaged one.
@@ -81,26 +101,48 @@ class Recognizer:
         model = bundle.load(
             providers=providers, provider_options=provider_options, num_threads=num_threads, sess_options=sess_options
         )
-        return cls(bundle, model, options)
+        return cls(bundle, model, options, hotwords)
 
-    def create_stream(self, options: DecodingOptions | None = None) -> Stream:
-        """A stream for one utterance at a time.
+    def create_stream(
+        self, options: DecodingOptions | None = None, *, hotwords: Hotwords | ContextGraph | None = None
+    ) -> Stream:
+        """A stream for one source at a time.
+
+        Args:
+            options: how to decode; None: the recogniser's.
+            hotwords: phrases to prefer; None: the recogniser's.
 
         Raises:
-            StreamError: the bundle cannot stream, or not decode as `options` (None: the recogniser's) ask.
+            StreamError: the bundle cannot stream, or not decode as `options` ask.
+            ValueError: hotwords that the vocabulary cannot write.
         """
         options = options or self.options
         chunk_size = options.chunk_size or self.model.config.static_chunk_size or STREAM_CHUNK_SIZE
         check_chunks(self.model.config, chunk_size, options.num_left_chunks)
-        return self._stream(options, chunk_size)
+        return self._stream(options, chunk_size, hotwords)
 
     def decode_streams(self, streams: Sequence[Stream]) -> None:
-        """Do all the work that is ready: every whole chunk, and the second pass of every stream that is finished."""
-        while any(self._decode_chunk(stream) for stream in streams):
-            pass
-        for stream in streams:
-            if stream.awaits_final:
-                stream.conclude(self._conclude(stream))
+        """Do all the work that is ready: every whole chunk, and the second pass of every utterance that has ended.
+
+        Chunks of streams of the same chunk size and left context go through the encoder together.
+
+        Raises:
+            ProviderError: running a graph failed; of the streams given, those that were decoded must be reset.
+            StreamError: another thread is decoding one of the streams.
+        """
+        streams = list(dict.fromkeys(streams))
+        with contextlib.ExitStack() as claims:
+            for stream in streams:
+                claims.enter_context(stream.decoding())
+            while True:
+                for stream in streams:
+                    self._settle(stream)
+                windows = ((stream, stream.take_window()) for stream in streams)
+                chunks = [(stream, window) for stream, window in windows if window is not None]
+                if not chunks:
+                    return
+                for batch in _batches(chunks):
+                    self._decode_batch(batch)
 
     def transcribe(
         self,
@@ -108,24 +150,30 @@ class Recognizer:
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
+        hotwords: Hotwords | ContextGraph | None = None,
     ) -> Transcript:
-        """Recognise a recording.
+        """Recognise a recording of any length.
+
+        It is cut into segments where speakers pause (`DecodingOptions.endpoint`, by default the rules of
+        `EndpointConfig`), so that memory is bounded. With full context, at most 30 seconds are encoded at once.
 
         Args:
             audio: path of an audio file, or samples of one channel (float32 in [-1, 1] or int16).
             sample_rate: of samples, in Hz; None: the model's. Files know theirs.
-            options: how to decode; None: the recogniser's. Without `chunk_size` with full context, which takes memory
-                by the square of the length: name a chunk size for recordings of many minutes.
+            options: how to decode; None: the recogniser's. Without `chunk_size` with full context.
+            hotwords: phrases to prefer; None: the recogniser's.
 
         Raises:
             AudioError: audio that cannot be read or used.
             StreamError: the bundle cannot do what `options` ask.
+            ValueError: hotwords that the vocabulary cannot write.
         """
         options = options or self.options
+        options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         chunk_size = options.chunk_size
         if chunk_size is None and self.model.config.streaming:
             chunk_size = self.model.config.static_chunk_size or None
-        stream = self._stream(options, chunk_size)
+        stream = self._stream(options, chunk_size, hotwords)
         model_rate = self.bundle.manifest.features.sample_rate
         if isinstance(audio, str | os.PathLike):
             if sample_rate is not None:
@@ -137,8 +185,7 @@ class Recognizer:
             stream.accept_waveform(model_rate if sample_rate is None else sample_rate, audio)
         stream.input_finished()
         self.decode_streams([stream])
-        result = stream.get_result()
-        return Transcript(text=result.text, duration=stream.duration, segments=[result] if result.text else [])
+        return Transcript.of(stream.take_segments(), stream.duration)
 
     def _check(self, options: DecodingOptions) -> None:
         if options.search in ("attention_rescoring", "attention") and not self.model.has_decoder:
@@ -146,28 +193,71 @@ class Recognizer:
         if options.chunk_size is not None:
             check_chunks(self.model.config, options.chunk_size, options.num_left_chunks)
 
-    def _stream(self, options: DecodingOptions, chunk_size: int | None) -> Stream:
+    def _context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
+        if hotwords is None or isinstance(hotwords, ContextGraph):
+            return hotwords
+        return ContextGraph(hotwords, self.vocabulary)
+
+    def _stream(
+        self, options: DecodingOptions, chunk_size: int | None, hotwords: Hotwords | ContextGraph | None
+    ) -> Stream:
         self._check(options)
         default: Search = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
         chosen = dataclasses.replace(options, search=options.search or default, chunk_size=chunk_size)
-        return Stream(self.model, self.vocabulary, chosen)
+        context = self._context(hotwords) or self.context
+        if context is not None and chosen.search in ("ctc_greedy", "attention"):
+            raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
+        return Stream(self.model, self.vocabulary, chosen, context)
 
-    def _decode_chunk(self, stream: Stream) -> bool:
-        """Take one chunk of a stream through encoder and CTC; False when none is ready."""
-        window = stream.take_window()
-        if window is None:
-            return False
-        options = stream.options
-        required = 0 if options.chunk_size is None else required_cache_size(options.chunk_size, options.num_left_chunks)
-        output, caches = self.model.encoder.step(window[None], stream.caches, required_cache_size=required)
-        stream.advance(output[0], self.model.ctc(output[0]), caches)
-        return True
+    def _decode_batch(self, chunks: list[tuple[Stream, npt.NDArray[np.float32]]]) -> None:
+        """Take one chunk of each stream through encoder and CTC."""
+        encoder, options = self.model.encoder, chunks[0][0].options
+        lengths = np.array([len(window) for _, window in chunks])
+        features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
+        for row, (_, window) in zip(features, chunks, strict=True):
+            row[: len(window)] = window
+        if options.chunk_size is None:
+            caches, required = encoder.start(len(chunks)), 0
+        else:
+            caches = join_caches([stream.caches for stream, _ in chunks])
+            required = required_cache_size(options.chunk_size, options.num_left_chunks)
+        output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
+        num_frames = (lengths - self.model.config.window) // self.model.config.subsampling_rate + 1
+        valid = [row[:num] for row, num in zip(output, num_frames.tolist(), strict=True)]
+        log_probs = np.split(self.model.ctc(np.concatenate(valid)), np.cumsum(num_frames)[:-1])
+        for row, (stream, _) in enumerate(chunks):
+            num_cached = stream.caches.att.shape[3] + len(valid[row])
+            if required >= 0:
+                num_cached = min(num_cached, required)
+            stream.advance(valid[row].copy(), log_probs[row], take_row(following, row, num_cached))
+
+    def _settle(self, stream: Stream) -> None:
+        """The second pass of the utterances of a stream that have ended."""
+        while stream.awaits_result:
+            if stream.is_cut:
+                self._cut(stream)
+            stream.conclude(self._conclude(stream))
+        if not stream.ends_with_window:
+            return
+        # Full context: what is not known to end is encoded again with what follows, unless that is most of the window.
+        if 2 * stream.num_segment_frames > stream.num_window_frames:
+            self._cut(stream)
+            stream.conclude(self._conclude(stream))
+        stream.give_back()
+
+    def _cut(self, stream: Stream) -> None:
+        """End the utterance at hand between two of its words, so that none is cut, if there are two."""
+        log_probs = self.model.ctc(stream.encoder_out())
+        best = stream.first_pass()[0]
+        num_frames = find_cut(self.vocabulary, best.tokens, log_probs, self.model.config.blank)
+        if num_frames is not None:
+            stream.shorten(num_frames, log_probs)
 
     def _conclude(self, stream: Stream) -> Result:
-        """The final result of a stream whose chunks are decoded."""
+        """The final result of the utterance at hand, whose chunks are decoded."""
         options = stream.options
         encoder_out = stream.encoder_out()
-        hypotheses = stream.first_pass()
+        hypotheses = stream.end_first_pass()
         if options.search == "attention" and len(encoder_out):
             return self._result(stream, self._attention_search(encoder_out, options))
         if options.search != "attention_rescoring" or not len(encoder_out):
@@ -182,8 +272,9 @@ class Recognizer:
         return self._result(stream, [item.hypothesis for item in rescored], rescored)
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
+        """Hypotheses of the decoder alone, the best of them with the times that the CTC head gives its tokens."""
         config = self.model.config
-        return attention_beam_search(
+        found = attention_beam_search(
             lambda tokens: self.model.token_scores(encoder_out, tokens).next,
             len(encoder_out),
             beam_size=options.beam_size,
@@ -191,23 +282,31 @@ class Recognizer:
             length_penalty=options.length_penalty,
             count_sos=config.sos != config.eos,
         )
+        aligned = None
+        if not {config.blank, config.sos, config.eos} & set(found[0].tokens):
+            aligned = align(self.model.ctc(encoder_out), found[0].tokens, config.blank)
+        if aligned:
+            times, probabilities = [token.peak for token in aligned], [token.confidence for token in aligned]
+            found[0] = dataclasses.replace(found[0], times=times, probabilities=probabilities)
+        return found
 
     def _result(self, stream: Stream, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None) -> Result:
         """Text, words and alternatives of hypotheses, best first, with what the second pass says of each."""
-        options = stream.options
         if not hypotheses:
-            return Result(text="", is_final=True)
-        best = hypotheses[0]
-        spans = token_spans(best.times, stream.frame_s, stream.num_encoder_frames * stream.frame_s)
+            return Result(text="", is_final=True, segment=stream.segment)
+        best, frame_s = hypotheses[0], stream.frame_s
+        begin = stream.segment_start * frame_s
+        spans = token_spans(best.times, frame_s, stream.num_segment_frames * frame_s)
+        spans = [(begin + start, begin + end) for start, end in spans]
         second = rescored[0] if rescored else None
-        confidences = second.token_confidences if second else None
+        confidences = second.token_confidences if second else best.probabilities
         words = words_of(self.vocabulary, best.tokens, spans, confidences) if spans else []
         alternatives = [
             Alternative(
                 text=self.vocabulary.text(hypothesis.tokens),
                 tokens=hypothesis.tokens,
                 score=rescored[i].score if rescored else hypothesis.score,
-                ctc_score=hypothesis.score if options.search != "attention" else None,
+                ctc_score=hypothesis.score if stream.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
             )
             for i, hypothesis in enumerate(hypotheses)
@@ -215,12 +314,27 @@ class Recognizer:
         return Result(
             text=alternatives[0].text,
             is_final=True,
+            segment=stream.segment,
             start=words[0].start if words else 0.0,
             end=words[-1].end if words else 0.0,
             tokens=best.tokens,
-            times=[round(time * stream.frame_s, 3) for time in best.times],
+            times=[round((stream.segment_start + time) * frame_s, 3) for time in best.times],
             words=words,
-            confidence=second.confidence if second else None,
+            confidence=second.confidence if second else (geometric_mean(confidences) if confidences else None),
             score=alternatives[0].score,
             nbest=alternatives,
         )
+
+
+def _batches(
+    chunks: list[tuple[Stream, npt.NDArray[np.float32]]],
+) -> Iterator[list[tuple[Stream, npt.NDArray[np.float32]]]]:
+    """Chunks that may share an encoder call: of the same chunk size and left context, and not too many."""
+    groups: dict[tuple[int | None, int], list[tuple[Stream, npt.NDArray[np.float32]]]] = {}
+    for stream, window in chunks:
+        key = (stream.options.chunk_size, stream.options.num_left_chunks)
+        groups.setdefault(key, []).append((stream, window))
+    for (chunk_size, _), group in groups.items():
+        size = 1 if chunk_size is None else _MAX_BATCH
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

@@ -7,6 +7,9 @@ WeNet's formula, with weights chosen at run time::
 where the attention scores are sums of log-probabilities, eos included. WeNet's own tools default to ctc_weight 0 and
 reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime); ours default to the weights that the checkpoint was
 trained with, which stand in its bundle (0.3 and 0.3 in the U2++ recipes).
+
+What hotwords add counts in full, whatever the ctc_weight: scaled down with the first pass (as in WeNet), a bonus that
+found a name would be too weak to keep it.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ def attention_rescoring(
     rescored = []
     for row, hypothesis in enumerate(hypotheses):
         num = len(hypothesis.tokens)
+        acoustic = hypothesis.score - hypothesis.context_score
         left = scores.left[row, : num + 1].astype(np.float64)
         attention, probabilities = float(left.sum()), np.exp(left[:num])
         if scores.right is not None and use_right:
@@ -69,7 +73,7 @@ def attention_rescoring(
         rescored.append(
             Rescored(
                 hypothesis=hypothesis,
-                score=attention + ctc_weight * hypothesis.score,
+                score=attention + ctc_weight * acoustic + hypothesis.context_score,
                 attention_score=attention,
                 confidence=math.exp(attention / (num + 1)),
                 token_confidences=probabilities.tolist(),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from u2moe.runtime.text import join_texts
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,11 @@ _LONGEST_TOKEN_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class WordResult:
-    """A word, its times in seconds from the start of the audio, and its confidence (None without a second pass)."""
+    """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
+
+    The confidence is the geometric mean of the probabilities of the word's tokens: by the decoders where there is a
+    second pass, else by the CTC head where each token peaks.
+    """
 
     word: str
     start: float
@@ -51,18 +57,21 @@ class Result:
     Attributes:
         text: what was said.
         is_final: False: a partial result of the first pass, more may follow and it may change.
-        start: first word's start in seconds; 0 without words.
+        segment: number of the utterance in its stream or recording, from 0. It never changes, and there is one final
+            result of each; those in which nothing was said have none, but the last.
+        start: first word's start in seconds from the start of the audio; 0 without words.
         end: last word's end in seconds; 0 without words.
         tokens: token ids.
-        times: seconds at which each token peaks; empty where the decoder searched alone.
-        words: with times; empty where the decoder searched alone.
-        confidence: geometric mean of the probabilities of the tokens; None without a second pass.
+        times: seconds at which each token peaks.
+        words: with times. (Tokens that the decoder alone has found may fit no alignment: they have no times.)
+        confidence: geometric mean of the probabilities of the tokens; None where nothing was said.
         score: of the best alternative.
         nbest: all alternatives, best first; only the best in a partial result.
     """
 
     text: str
     is_final: bool
+    segment: int = 0
     start: float = 0.0
     end: float = 0.0
     tokens: list[int] = field(default_factory=list)
@@ -75,11 +84,17 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """What was recognised in one recording: the text, its length in seconds, and the utterances."""
+    """What was recognised in one recording: its text, its length in seconds, and its utterances in order."""
 
     text: str
     duration: float
     segments: list[Result]
+
+    @classmethod
+    def of(cls, segments: Sequence[Result], duration: float) -> Transcript:
+        """Transcript of final results, in order."""
+        text = join_texts([segment.text for segment in segments])
+        return cls(text=text, duration=duration, segments=list(segments))
 
 
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[tuple[float, float]]:
@@ -110,11 +125,12 @@ def words_of(
             word=word.text,
             start=round(spans[word.begin][0], 3),
             end=round(spans[word.end - 1][1], 3),
-            confidence=None if confidences is None else _geometric_mean(confidences[word.begin : word.end]),
+            confidence=None if confidences is None else geometric_mean(confidences[word.begin : word.end]),
         )
         for word in vocabulary.words(tokens)
     ]
 
 
-def _geometric_mean(values: Sequence[float]) -> float:
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean of probabilities."""
     return float(np.exp(np.log(np.maximum(values, 1e-30)).mean()))

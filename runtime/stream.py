@@ -1,7 +1,9 @@
-"""State of one utterance, from samples to the first pass' hypotheses. It runs no graph: `recognizer` does, for many."""
+"""State of what is heard, from samples to the first pass' hypotheses. It runs no graph: `recognizer` does, for many."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,111 +11,151 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio import Resampler, as_samples
 from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch
-from u2moe.runtime.encoder import Windows
+from u2moe.runtime.encoder import Windows, begin_anew
+from u2moe.runtime.endpoint import Endpoint, Endpointer
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.result import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from u2moe.runtime.context import ContextGraph
     from u2moe.runtime.ctc import Hypothesis
     from u2moe.runtime.decoding import DecodingOptions
     from u2moe.runtime.encoder import Caches
     from u2moe.runtime.model import Model
     from u2moe.runtime.text import Vocabulary
 
+_LONGEST_WINDOW_S = 30.0
+"""Seconds that are encoded at once with full context, where utterances end by endpoints."""
+_SHORTEST_PAUSE_S = 0.4
+"""An utterance that ends with less silence than this may end within a word."""
+
 
 class Stream:
-    """One utterance as it is heard. Made by `Recognizer.create_stream`; use it from one thread at a time.
+    """What is heard of one source, one utterance after the other. Made by `Recognizer.create_stream`.
 
     Samples go in by `accept_waveform` in any portions: how they are split changes nothing. `Recognizer.decode_streams`
-    does the work; `get_result` tells what is known. After `input_finished` and a decode the result is final, and
-    `reset` makes the stream ready for the next utterance.
+    does the work; `get_result` tells what is known of the utterance at hand. After `input_finished` and a decode that
+    is final, and `reset` makes the stream ready for another source.
 
-    Memory is flat but for what the second pass needs: encoder output (dim * 4 bytes per encoder frame) until the
-    utterance ends, and caches as long as the left context.
+    With `DecodingOptions.endpoint` utterances end by its rules, to the frame. `take_segments` hands over each finished
+    one once, and the stream goes on, its times counted from its first sample. Without, there is one utterance.
+
+    One thread may feed while another decodes; a second that decodes gets a StreamError. Memory is flat but for what the
+    second pass needs, encoder output (dim * 4 bytes per encoder frame) until the utterance ends, and the caches, as
+    long as the left context.
     """
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, options: DecodingOptions) -> None:
+    def __init__(
+        self, model: Model, vocabulary: Vocabulary, options: DecodingOptions, context: ContextGraph | None = None
+    ) -> None:
         """Start with `options` whose `search` is chosen; their `chunk_size` None means full context here."""
         self.options = options
+        self.context = context
         self._model = model
         self._vocabulary = vocabulary
+        self._lock = threading.RLock()
+        self._decoding = threading.Lock()
+        self._keeps_output = options.search in ("attention_rescoring", "attention") or options.endpoint is not None
+        self._endpointer = Endpointer(options.endpoint, self.frame_s, model.config.blank) if options.endpoint else None
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next samples are those of a new utterance, at time zero."""
-        self.caches: Caches = self._model.encoder.start()
-        self._windows = Windows(self._model.config, self.options.chunk_size)
-        self._features = Fbank(self._model.manifest.features)
-        self._resampler: Resampler | None = None
-        self._input_finished = False
-        self._num_samples = 0
-        self._num_frames = 0
-        self._outputs: list[npt.NDArray[np.float32]] = []
-        self._first_pass: GreedySearch | PrefixBeamSearch
-        blank = self._model.config.blank
-        if self.options.search in ("ctc_greedy", "attention"):
-            self._first_pass = GreedySearch(blank)
-        else:
-            self._first_pass = PrefixBeamSearch(self.options.beam_size, blank)
-        self._result = Result(text="", is_final=False)
-        self._result_is_old = False
+        """Forget everything: the next samples are those of a new source, at time zero."""
+        with self._lock:
+            config = self._model.config
+            chunk_size = self.options.chunk_size
+            if chunk_size is None and self.options.endpoint is not None:
+                chunk_size = round(_LONGEST_WINDOW_S / self.frame_s)
+            self.caches: Caches = self._model.encoder.start()
+            self._windows = Windows(config, chunk_size)
+            self._window = np.zeros((0, config.feature_size), np.float32)
+            self._features = Fbank(self._model.manifest.features)
+            self._resampler: Resampler | None = None
+            self._input_finished = False
+            self._has_failed = False
+            self._num_samples = 0
+            self._num_frames = 0
+            self._num_segments = 0
+            self._finished: list[Result] = []
+            self._outputs: list[npt.NDArray[np.float32]] = []
+            self._result_is_old = False
+            self._rest = (np.zeros((0, config.output_size), np.float32), np.zeros((0, config.vocab_size), np.float32))
+            self._begin_segment()
 
     def accept_waveform(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of one channel.
 
         Args:
-            sample_rate: in Hz, the same throughout an utterance; any rate is converted to the model's.
+            sample_rate: in Hz, the same throughout; any rate is converted to the model's.
             samples: float32 in [-1, 1] or int16 [n], any length.
 
         Raises:
-            StreamError: the input was finished.
+            StreamError: the input was finished, or decoding has failed.
             AudioError: samples or rate that cannot be used; nothing was appended.
         """
-        if self._input_finished:
-            raise StreamError("the input of this stream is finished: reset it, or create another stream")
         accepted = as_samples(samples)
-        if self._resampler is None:
-            self._resampler = Resampler(sample_rate, self._model.manifest.features.sample_rate)
-        if sample_rate != self._resampler.source_rate:
-            raise AudioError(f"sample rate changed from {self._resampler.source_rate} to {sample_rate} Hz in a stream")
-        self._accept(self._resampler.accept(accepted))
+        with self._lock:
+            self._check()
+            if self._input_finished:
+                raise StreamError("the input of this stream is finished: reset it, or create another stream")
+            if self._resampler is None:
+                self._resampler = Resampler(sample_rate, self._model.manifest.features.sample_rate)
+            source_rate = self._resampler.source_rate
+            if sample_rate != source_rate:
+                raise AudioError(f"sample rate changed from {source_rate} to {sample_rate} Hz in a stream")
+            self._accept(self._resampler.accept(accepted))
 
     def input_finished(self) -> None:
-        """Say that the utterance has ended. The next decode flushes its last, shorter chunk.
+        """Say that no samples follow. The next decode flushes the last, shorter chunk.
 
         Raises:
-            StreamError: it was said before.
+            StreamError: it was said before, or decoding has failed.
         """
-        if self._input_finished:
-            raise StreamError("the input of this stream is finished already")
-        if self._resampler is not None:
-            self._accept(self._resampler.finish())
-        self._windows.accept(self._features.finish())
-        self._windows.finish()
-        self._input_finished = True
+        with self._lock:
+            self._check()
+            if self._input_finished:
+                raise StreamError("the input of this stream is finished already")
+            if self._resampler is not None:
+                self._accept(self._resampler.finish())
+            self._windows.accept(self._features.finish())
+            self._windows.finish()
+            self._input_finished = True
 
     def get_result(self) -> Result:
-        """What is recognised so far, or finally. Cheap; does no work on audio."""
-        if self._result_is_old:
-            best = self._first_pass.hypotheses(1)
-            text = self._vocabulary.text(best[0].tokens) if best else ""
-            frame_s = self.frame_s
-            times = [round(time * frame_s, 3) for time in best[0].times] if best else []
-            self._result = Result(
-                text=text,
-                is_final=False,
-                tokens=best[0].tokens if best else [],
-                times=times,
-                score=best[0].score if best else 0.0,
-            )
-            self._result_is_old = False
-        return self._result
+        """What is recognised of the utterance at hand so far, or finally. Cheap; does no work on audio."""
+        with self._lock:
+            if self._result_is_old:
+                best = self._first_pass.hypotheses(1)
+                frame_s, start = self.frame_s, self._segment_start
+                self._result = Result(
+                    text=self._vocabulary.text(best[0].tokens) if best else "",
+                    is_final=False,
+                    segment=self._num_segments,
+                    tokens=best[0].tokens if best else [],
+                    times=[round((start + time) * frame_s, 3) for time in best[0].times] if best else [],
+                    score=best[0].score if best else 0.0,
+                )
+                self._result_is_old = False
+            return self._result
+
+    def is_endpoint(self) -> bool:
+        """Whether an utterance has ended: `take_segments` returns something."""
+        return bool(self._finished)
+
+    def take_segments(self) -> list[Result]:
+        """Final results of the utterances that ended since the last call, each once; none of those without words."""
+        with self._lock:
+            finished, self._finished = self._finished, []
+            return finished
 
     @property
     def is_ready(self) -> bool:
         """Whether there is work for `decode_streams`."""
-        return self._windows.ready or (self._input_finished and not self._result.is_final)
+        with self._lock:
+            return self._windows.ready or self.awaits_result
 
     @property
     def duration(self) -> float:
@@ -127,44 +169,171 @@ class Stream:
 
     # What follows is for the recogniser.
 
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Claim the stream for a thread: chunks follow each other. If that fails, audio is lost: only `reset` helps."""
+        if not self._decoding.acquire(blocking=False):
+            raise StreamError("this stream is being decoded by another thread")
+        try:
+            self._check()
+            yield
+        except StreamError:
+            raise
+        except BaseException:
+            self._has_failed = True
+            raise
+        finally:
+            self._decoding.release()
+
     def take_window(self) -> npt.NDArray[np.float32] | None:
         """Features [frames, mel] of the next chunk, or None."""
-        return self._windows.take()
+        with self._lock:
+            window = self._windows.take()
+            if window is not None and self.options.chunk_size is None:
+                self._window = window
+            return window
 
     def advance(self, output: npt.NDArray[np.float32], log_probs: npt.NDArray[np.float32], caches: Caches) -> None:
-        """Take over what a chunk gave: encoder output [time, dim], log-probabilities [time, vocab], and caches."""
-        self.caches = caches
-        self._num_frames += len(output)
-        if self.options.search in ("attention_rescoring", "attention"):
-            self._outputs.append(output)
-        self._first_pass.advance(log_probs)
-        self._result_is_old = True
+        """Take over what a chunk gave: encoder output [time, dim], log-probabilities [time, vocab], and caches.
+
+        What comes after an endpoint waits until `conclude`.
+        """
+        with self._lock:
+            self.caches = caches
+            self._rest = (output, log_probs)
+            self._go_on()
 
     @property
-    def awaits_final(self) -> bool:
-        """Whether every chunk is decoded, so that only the final result is missing."""
-        return self._input_finished and not self._windows.ready and not self._result.is_final
+    def awaits_result(self) -> bool:
+        """Whether the utterance at hand has ended, by an endpoint or with the input: only its result is missing."""
+        return self._endpoint is not None or (
+            self._input_finished and not self._windows.ready and not self._result.is_final
+        )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the utterance at hand was ended while something was said, so that it may end within a word."""
+        endpoint = self._endpoint
+        return endpoint is not None and endpoint.trailing_silence * self.frame_s < _SHORTEST_PAUSE_S
 
     def first_pass(self) -> list[Hypothesis]:
-        """Hypotheses of the first pass, best first."""
+        """Hypotheses of the first pass for the utterance at hand, best first; times from its first frame."""
+        return self._first_pass.hypotheses()
+
+    def end_first_pass(self) -> list[Hypothesis]:
+        """The same, now that no frames follow."""
+        self._first_pass.finish()
         return self._first_pass.hypotheses()
 
     def encoder_out(self) -> npt.NDArray[np.float32]:
-        """Encoder output of the utterance [time, dim]."""
+        """Encoder output of the utterance at hand [time, dim]."""
         return np.concatenate([np.zeros((0, self._model.config.output_size), np.float32), *self._outputs])
 
     @property
     def num_encoder_frames(self) -> int:
-        """Encoder frames so far."""
+        """Encoder frames so far, of all utterances."""
         return self._num_frames
 
+    @property
+    def num_segment_frames(self) -> int:
+        """Encoder frames of the utterance at hand."""
+        return self._num_frames - self._segment_start
+
+    @property
+    def num_window_frames(self) -> int:
+        """Encoder frames of the last window; with full context only."""
+        return (len(self._window) - self._model.config.window) // self._model.config.subsampling_rate + 1
+
+    @property
+    def segment(self) -> int:
+        """Number of the utterance at hand."""
+        return self._num_segments
+
+    @property
+    def segment_start(self) -> int:
+        """Encoder frame with which the utterance at hand begins."""
+        return self._segment_start
+
+    def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
+        """End the utterance at hand after `num_frames` of its frames, given `log_probs` [time, vocab] of all."""
+        with self._lock:
+            output = self.encoder_out()
+            self._rest = (
+                np.concatenate([output[num_frames:], self._rest[0]]),
+                np.concatenate([log_probs[num_frames:], self._rest[1]]),
+            )
+            self._num_frames -= len(output) - num_frames
+            self._outputs = [output[:num_frames]]
+            self._first_pass = self._search()
+            self._first_pass.advance(log_probs[:num_frames])
+
     def conclude(self, result: Result) -> None:
-        """Make `result` the final one, and let go of what led to it."""
-        self._result = result
-        self._result_is_old = False
-        self._outputs = []
-        self.caches = self._model.encoder.start()
+        """Make `result` the final one of the utterance at hand, and go on with the next, if there is more."""
+        with self._lock:
+            if result.text:
+                self._finished.append(result)
+                self._num_segments += 1
+            num_left = len(self._rest[0])
+            if self._endpoint is None and self.awaits_result:
+                self._outputs = []
+                self._result = result
+                self._result_is_old = False
+                self.caches = self._model.encoder.start()
+                return
+            if self.options.chunk_size is not None:
+                self.caches = begin_anew(self.caches, num_left)
+            self._begin_segment()
+            self._go_on()
+
+    @property
+    def ends_with_window(self) -> bool:
+        """Whether full context was encoded as far as it goes, but the utterance at hand is not known to end there."""
+        is_over = self._result.is_final or self.awaits_result
+        return self.options.chunk_size is None and self.num_segment_frames > 0 and not is_over
+
+    def give_back(self) -> None:
+        """Forget the frames of the utterance at hand: the next window begins with them."""
+        with self._lock:
+            rate = self._model.config.subsampling_rate
+            end = self.num_window_frames
+            begin = end - self.num_segment_frames
+            self._windows.put_back(self._window[begin * rate : end * rate])
+            self._num_frames = self._segment_start
+            self._begin_segment()
+
+    def _check(self) -> None:
+        if self._has_failed:
+            raise StreamError("decoding of this stream has failed, and audio was lost: reset it, or create another")
 
     def _accept(self, samples: npt.NDArray[np.float32]) -> None:
         self._num_samples += len(samples)
         self._windows.accept(self._features.accept(samples))
+
+    def _search(self) -> GreedySearch | PrefixBeamSearch:
+        blank = self._model.config.blank
+        if self.options.search in ("ctc_greedy", "attention"):
+            return GreedySearch(blank)
+        return PrefixBeamSearch(self.options.beam_size, blank, self.context)
+
+    def _begin_segment(self) -> None:
+        self._segment_start = self._num_frames
+        self._outputs = []
+        self._first_pass = self._search()
+        self._endpoint: Endpoint | None = None
+        self._result = Result(text="", is_final=False, segment=self._num_segments)
+        self._result_is_old = False
+        if self._endpointer is not None:
+            self._endpointer.reset()
+
+    def _go_on(self) -> None:
+        """Let the utterance at hand take frames as far as it goes."""
+        output, log_probs = self._rest
+        if self._endpointer is not None:
+            self._endpoint = self._endpointer.advance(log_probs)
+        num_frames = len(output) if self._endpoint is None else self._endpoint.num_frames
+        self._rest = (output[num_frames:], log_probs[num_frames:])
+        self._num_frames += num_frames
+        if self._keeps_output:
+            self._outputs.append(output[:num_frames])
+        self._first_pass.advance(log_probs[:num_frames])
+        self._result_is_old = True

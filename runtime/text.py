@@ -88,7 +88,7 @@ class Vocabulary:
         text, begin, alone = "", 0, False
         for index, token in enumerate(tokens):
             symbol = self.symbols[token].replace(WORD_BOUNDARY, " ")
-            symbol_alone = _stands_alone(symbol.strip())
+            symbol_alone = stands_alone(symbol.strip())
             if symbol.startswith(" ") or symbol_alone or alone:
                 if text:
                     words.append(Word(text=text, begin=begin, end=index))
@@ -102,5 +102,15 @@ class Vocabulary:
         return words
 
 
-def _stands_alone(symbol: str) -> bool:
+def join_texts(texts: Sequence[str]) -> str:
+    """One text of several that are not empty: a space between them, except at characters of scripts without spaces."""
+    joined = ""
+    for text in texts:
+        apart = joined and not stands_alone(joined[-1]) and not stands_alone(text[0])
+        joined += f" {text}" if apart else text
+    return joined
+
+
+def stands_alone(symbol: str) -> bool:
+    """Whether a text is of a script without spaces, so that it is a word of its own."""
     return bool(symbol) and all(any(low <= ord(char) <= high for low, high in _CJK_RANGES) for char in symbol)

@@ -17,7 +17,10 @@ PUBLIC = [
     "BundleError",
     "BundleWriter",
     "CheckpointError",
+    "ContextGraph",
     "DecodingOptions",
+    "EndpointConfig",
+    "EndpointRule",
     "Hypothesis",
     "IntegrityError",
     "Model",
@@ -30,6 +33,7 @@ PUBLIC = [
     "Result",
     "Stream",
     "StreamError",
+    "SubtitleOptions",
     "Transcript",
     "U2moeError",
     "UnsupportedError",
@@ -38,6 +42,8 @@ PUBLIC = [
     "attention_rescoring",
     "ctc_greedy_search",
     "ctc_prefix_beam_search",
+    "format_transcript",
+    "parse_hotwords",
 ]
 
 

@@ -1,11 +1,16 @@
 import math
+from collections import defaultdict
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
+from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
 from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.model import TokenScores
+from u2moe.runtime.rescore import attention_rescoring
 from u2moe.runtime.text import Vocabulary
 
 BPE = Vocabulary(
@@ -195,3 +200,83 @@ def test_moves_are_forgotten_not_hoarded(monkeypatch):
         [*tokens, *ids(BPE, "\u2581CAT")]
     )
     assert len(graph._moves) <= 3
+
+
+def random_log_probs(seed, num_frames, vocabulary, scale=2.0):
+    scores = np.random.default_rng(seed).standard_normal((num_frames, len(vocabulary))) * scale
+    return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def plain_search(log_probs, beam_size, graph):
+    """The algorithm without shortcuts: prefixes as tuples, each ranked by its score and all that its text holds."""
+    beams = {(): (0.0, -math.inf)}
+    for row in log_probs.tolist():
+        following = defaultdict(lambda: [-math.inf, -math.inf])
+        for token in sorted(range(len(row)), key=lambda i: -row[i])[:beam_size]:
+            for prefix, (blank, last) in beams.items():
+                if token == 0:
+                    following[prefix][0] = np.logaddexp(following[prefix][0], np.logaddexp(blank, last) + row[0])
+                    continue
+                repeats = bool(prefix) and prefix[-1] == token
+                if repeats:
+                    following[prefix][1] = np.logaddexp(following[prefix][1], last + row[token])
+                grown = following[(*prefix, token)]
+                grown[1] = np.logaddexp(grown[1], (blank if repeats else np.logaddexp(blank, last)) + row[token])
+
+        def rank(item):
+            return -(np.logaddexp(*item[1]) + (growing_score(graph, item[0]) or [0.0])[-1])
+
+        beams = dict(sorted(following.items(), key=rank)[:beam_size])
+    found = [(np.logaddexp(*scores) + graph.score(prefix), list(prefix)) for prefix, scores in beams.items()]
+    return sorted(found, key=lambda item: -item[0])
+
+
+@given(st.integers(0, 10_000), st.integers(0, 20), st.sampled_from([1, 3, 8]), st.sampled_from([0.5, 2.0, 6.0]))
+def test_the_search_is_the_plain_one(seed, num_frames, beam_size, weight):
+    graph = ContextGraph([("CAT", weight), ("B CAB", weight), ("A", 0.3)], BPE)
+    log_probs = random_log_probs(seed, num_frames, BPE)
+    found = ctc_prefix_beam_search(log_probs, beam_size, context=graph)
+    expected = plain_search(log_probs, beam_size, graph)
+    assert [hypothesis.score for hypothesis in found] == pytest.approx([score for score, _ in expected])
+    for hypothesis in found:
+        assert (hypothesis.tokens, pytest.approx(hypothesis.score)) in [(t, s) for s, t in expected]
+        assert hypothesis.context_score == pytest.approx(graph.score(hypothesis.tokens))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_portions_do_not_matter(seed, size):
+    graph = ContextGraph(["CAT", "B CAB"], BPE)
+    log_probs = random_log_probs(seed, 40, BPE)
+    search = PrefixBeamSearch(5, context=graph)
+    for start in range(0, 40, size):
+        search.advance(log_probs[start : start + size])
+        search.hypotheses()
+    search.finish()
+    assert search.hypotheses() == ctc_prefix_beam_search(log_probs, 5, context=graph)
+
+
+def test_a_name_that_would_be_missed_is_found():
+    """B is a little more likely than C: "BAT" wins, unless CAT is a hotword."""
+    wanted = ids(BPE, "\u2581C", "AT")
+    log_probs = np.full((6, len(BPE)), -12.0, np.float32)
+    log_probs[[0, 2, 4, 5], 0] = 0.0
+    log_probs[1, wanted[0]], log_probs[1, ids(BPE, "\u2581B")[0]] = np.log(0.3), np.log(0.7)
+    log_probs[3, wanted[1]] = 0.0
+    assert BPE.text(ctc_prefix_beam_search(log_probs, 4)[0].tokens) == "BAT"
+    best = ctc_prefix_beam_search(log_probs, 4, context=ContextGraph(["CAT"], BPE))[0]
+    assert BPE.text(best.tokens) == "CAT"
+    assert best.context_score == DEFAULT_WEIGHT
+    assert best.score == pytest.approx(np.log(0.3) + DEFAULT_WEIGHT, abs=1e-3)
+    longer = ctc_prefix_beam_search(log_probs, 4, context=ContextGraph([("CATS", 5.0)], BPE))[0]
+    assert BPE.text(longer.tokens) == "BAT"  # what only begins like a hotword gains nothing
+
+
+def test_rescoring_counts_the_bonus_in_full():
+    graph = ContextGraph([("CAT", 4.0)], BPE)
+    plain = Hypothesis(tokens=ids(BPE, "\u2581B"), score=-1.0, times=[0])
+    named = Hypothesis(tokens=ids(BPE, "\u2581CAT"), score=-5.0 + 4.0, times=[0], context_score=4.0)
+    assert graph.score(named.tokens) == named.context_score
+    scores = TokenScores(left=np.full((2, 2), -1.0, np.float32), right=None, next=np.zeros((2, len(BPE)), np.float32))
+    best, other = attention_rescoring([plain, named], scores, ctc_weight=0.3, reverse_weight=0.0)
+    assert (best.hypothesis, best.score) == (named, pytest.approx(-2.0 + 0.3 * -5.0 + 4.0))
+    assert (other.hypothesis, other.score) == (plain, pytest.approx(-2.0 + 0.3 * -1.0))
