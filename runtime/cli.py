@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
-import json
 import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.audio import find_audio, read_blocks
+from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
+from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
 from u2moe.runtime.result import Transcript
+from u2moe.runtime.subtitles import FORMATS, format_transcript
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,12 +93,18 @@ def add_transcribe(subparsers: Subparsers) -> None:
     parser.add_argument("--reverse-weight", type=float, metavar="X", help="of the right-to-left decoder, 0 to 1")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
-    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one object per line")
+    parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+    parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR", help="write one file per recording, except those already there"
+    )
     parser.set_defaults(run=run_transcribe)
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
     """Recognise every file; one that fails is reported, and the rest done."""
+    files = find_audio(args.files or [DEMO_FOLDER / "clips"])
+    outputs = _outputs(files, args.format, args.output_dir)
     recognizer = Recognizer.from_pretrained(
         args.model,
         providers=args.providers.split(",") if args.providers else None,
@@ -108,11 +116,15 @@ def run_transcribe(args: argparse.Namespace) -> int:
             reverse_weight=args.reverse_weight,
             chunk_size=args.chunk_size,
             num_left_chunks=args.left_chunks,
+            endpoint=EndpointConfig(),
         ),
+        hotwords=_read_hotwords(args.hotwords) if args.hotwords else None,
     )
-    files = find_audio(args.files or [DEMO_FOLDER / "clips"])
     failed = 0
-    for number, file in enumerate(files, start=1):
+    for number, (file, output) in enumerate(zip(files, outputs, strict=True), start=1):
+        if output and output.exists():
+            _progress(f"{output} is already there", keep=True)
+            continue
         _progress(f"[{number}/{len(files)}] {file}" if len(files) > 1 else "")
         try:
             transcript = _stream(recognizer, file) if args.stream else recognizer.transcribe(file)
@@ -122,31 +134,61 @@ def run_transcribe(args: argparse.Namespace) -> int:
             failed += 1
             continue
         _progress("")
-        if args.format == "json":
-            print(json.dumps({"file": str(file), **dataclasses.asdict(transcript)}, ensure_ascii=False), flush=True)
-        else:
+        if output:
+            _write(output, format_transcript(transcript, args.format, name=str(file)))
+        elif args.format == "txt":
             print(f"{file}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
+        else:
+            print(format_transcript(transcript, args.format, name=str(file)), end="", flush=True)
     if failed:
         _complain(f"{failed} of {len(files)} files failed")
     return 1 if failed else 0
+
+
+def _outputs(files: list[Path], file_format: str, folder: Path | None) -> list[Path] | list[None]:
+    """Where the transcript of each file goes; None: to stdout."""
+    if folder is None:
+        if file_format in ("srt", "vtt", "tsv") and len(files) > 1:
+            raise ValueError(f"{file_format} of several files needs --output-dir: one output would be many files")
+        return [None] * len(files)
+    outputs = [folder / f"{file.stem}.{file_format}" for file in files]
+    for output, count in Counter(outputs).items():
+        if count > 1:
+            raise ValueError(f"{count} files would be written to {output}: rename them, or recognise them apart")
+    folder.mkdir(parents=True, exist_ok=True)
+    return outputs
+
+
+def _write(file: Path, content: str) -> None:
+    """All or nothing, so that whatever is there is whole when an interrupted run is begun again."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(content, encoding="utf-8", newline="\n")
+    part.replace(file)
+
+
+def _read_hotwords(file: Path) -> list[str | tuple[str, float]]:
+    try:
+        return parse_hotwords(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _stream(recognizer: Recognizer, file: Path) -> Transcript:
     """Recognise a file as if it were heard, showing on stderr how the text grows."""
     stream = recognizer.create_stream()
     sample_rate = recognizer.bundle.manifest.features.sample_rate
-    shown = ""
+    segments, shown = [], ""
     for block in read_blocks(file, sample_rate, _STREAM_BLOCK_S):
         stream.accept_waveform(sample_rate, block)
         recognizer.decode_streams([stream])
+        segments += stream.take_segments()
         text = stream.get_result().text
         if text != shown:
             shown = text
             _progress(text, keep=True)
     stream.input_finished()
     recognizer.decode_streams([stream])
-    result = stream.get_result()
-    return Transcript(text=result.text, duration=stream.duration, segments=[result] if result.text else [])
+    return Transcript.of([*segments, *stream.take_segments()], stream.duration)
 
 
 def _progress(text: str, *, keep: bool = False) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.runtime import cli
+from u2moe.runtime import cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
+from u2moe.runtime.subtitles import FORMATS
 
 
 @pytest.fixture
@@ -37,6 +38,50 @@ def test_folder_as_json(bundle, recognizer, clips, capsys):
     assert set(lines[0]["segments"][0]["words"][0]) == {"word", "start", "end", "confidence"}
     assert len(lines[1]["segments"][0]["nbest"]) == 3
     assert err == ""
+
+
+def test_output_folder_is_resumed(bundle, recognizer, clips, capsys):
+    out = clips / "out"
+    assert transcribe(bundle, "-f", "srt", "-o", out, clips / "a.wav") == 0
+    expected = format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")
+    assert (out / "a.srt").read_text(encoding="utf-8") == expected
+    (out / "a.srt").write_text("mine", encoding="utf-8")
+    (clips / "c.wav").write_text("no audio")
+    assert transcribe(bundle, "-f", "srt", "-o", out, clips / "a.wav", clips / "b.flac", clips / "c.wav") == 1
+    assert sorted(file.name for file in out.iterdir()) == ["a.srt", "b.srt"]
+    assert (out / "a.srt").read_text(encoding="utf-8") == "mine"
+    stdout, err = capsys.readouterr()
+    assert stdout == ""
+    assert "a.srt is already there" in err
+    assert err.endswith("u2moe: error: 1 of 3 files failed\n")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_every_format_on_stdout(bundle, recognizer, clips, capsys, file_format):
+    assert transcribe(bundle, "-f", file_format, clips / "a.wav") == 0
+    transcript = recognizer.transcribe(clips / "a.wav")
+    assert capsys.readouterr().out == format_transcript(transcript, file_format, name=str(clips / "a.wav"))
+
+
+def test_outputs_that_would_be_lost_are_refused(bundle, clips, capsys):
+    assert transcribe(bundle, "-f", "vtt", clips) == 1
+    assert "vtt of several files needs --output-dir" in capsys.readouterr().err
+    (clips / "b.wav").write_bytes((clips / "a.wav").read_bytes())
+    assert transcribe(bundle, "-f", "vtt", "-o", clips / "out", clips) == 1
+    assert "2 files would be written to" in capsys.readouterr().err
+    assert not (clips / "out").exists()
+
+
+def test_hotwords(bundle, recognizer, clips, capsys):
+    symbol = next(s for s in bundle.tokens[3:] if s not in recognizer.transcribe(clips / "a.wav").text)
+    (clips / "names").write_text(f"# one\n{symbol} :100\n", encoding="utf-8")
+    assert transcribe(bundle, "--hotwords", clips / "names", clips / "a.wav") == 0
+    assert symbol in capsys.readouterr().out
+    (clips / "names").write_text("\u2603", encoding="utf-8")
+    assert transcribe(bundle, "--hotwords", clips / "names", clips / "a.wav") == 1
+    assert "hotword '\u2603': the vocabulary has no" in capsys.readouterr().err
+    assert transcribe(bundle, "--hotwords", clips / "none", clips / "a.wav") == 1
+    assert "none: " in capsys.readouterr().err
 
 
 def test_stream_shows_partial_results(bundle, clips, capsys):
