@@ -100,7 +100,7 @@ class Checkpoint:
             decoder = "transformer" if self.architecture.right_decoder is None else "bitransformer"
         return ModelConfig(
             streaming=encoder.streaming,
-            convolution=convolution is not None,
+            convolution=convolution is not None and convolution.causal and convolution.kernel > 1,
             decoder=decoder,
             feature_size=encoder.input_size,
             output_size=encoder.dim,

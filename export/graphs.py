@@ -7,6 +7,7 @@ and dynamic axes are then whatever the tracer of the day decides.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import onnx_ir as ir
 import torch
@@ -120,13 +121,14 @@ class EncoderNodes:
         with g.scope("embed"):
             x = g.op("Unsqueeze", x, [1])
             for index, (kernel, stride) in enumerate(embed.layers):
-                layer = embed.conv[2 * index]
+                layer = cast("torch.nn.Conv2d", embed.conv[2 * index])
+                bias_tensor = cast("torch.Tensor", layer.bias)
                 with g.scope(f"conv.{2 * index}"):
-                    weight, bias = vector(g, "weight", layer.weight), vector(g, "bias", layer.bias)
+                    weight, bias = vector(g, "weight", layer.weight), vector(g, "bias", bias_tensor)
                     x = g.op("Conv", x, weight, bias, kernel_shape=[kernel, kernel], strides=[stride, stride])
                     x = g.op("Relu", x)
             x = g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), [0, 0, self._flat_size(embed)])
-            x = linear(g, x, embed.out[0], "out.0") if hasattr(embed, "out") else linear(g, x, embed.linear, "linear")
+            x = linear(g, x, *embed.projection)
             return g.op("Mul", x, embed.scale)
 
     def _flat_size(self, embed: Subsampling) -> int:
@@ -230,11 +232,12 @@ class EncoderNodes:
     def _convolution(self, x: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
         g, config = self.g, module.config
         with g.scope("conv_module"):
-            if self.valid is not None:
-                x = g.op("Mul", x, self.valid)
             projected = pointwise_convolution(g, x, module.pointwise_conv1, "pointwise_conv1")
             linear_half, gate = g.ops("Split", projected, [config.channels] * 2, axis=-1, num_outputs=2)
             gated = g.op("Mul", linear_half, g.op("Sigmoid", gate))
+            if self.valid is not None and not config.causal:
+                # padding must look like the end of the audio; WeNet zeroes it before the unit, which leaves its bias
+                gated = g.op("Mul", gated, self.valid)
             y = g.op("Transpose", gated, perm=[0, 2, 1])
             if config.causal:
                 y = self._with_history(y, module, index)
@@ -292,9 +295,8 @@ class DecoderNodes:
         with g.scope("hypotheses"):
             self.lens = g.op("Reshape", inputs["hyps_lens"], [-1, 1])
             num_tokens = g.op("Shape", self.hyps, start=2, end=3)
-            self.tokens = g.op(
-                "Reshape", self.hyps, g.op("Concat", g.op("Shape", self.lens, end=1), num_tokens, axis=0)
-            )
+            rows = g.op("Shape", self.lens, end=1)
+            self.tokens = g.op("Reshape", self.hyps, g.op("Concat", rows, num_tokens, axis=0), allowzero=1)
             length = g.op("Add", num_tokens, 1)
             self.length = length
             self.steps = g.op("Range", 0, g.op("Squeeze", length, [0]), 1)
@@ -340,12 +342,12 @@ class DecoderNodes:
         with g.scope("decoder", *([name] if name else [])):
             start = g.op("Expand", self.model.config.sos, g.op("Shape", self.lens))
             tokens = g.op("Concat", start, g.op("Slice", targets, [0], [-1], [1]), axis=1)
-            x = g.op("Gather", vector(g, "embed.0.weight", decoder.embed[0].weight), tokens, axis=0)
+            x = g.op("Gather", vector(g, "embed.0.weight", decoder.embedding.weight), tokens, axis=0)
             x = g.op("Mul", x, math.sqrt(decoder.config.dim))
             x = g.op("Add", x, sinusoids(g, self.steps, decoder.config.dim))
             for index, block in enumerate(decoder.decoders):
                 with g.scope(f"decoders.{index}"):
-                    x = self._block(x, block, decoder)
+                    x = self._block(x, cast("DecoderBlock", block), decoder)
             if decoder.config.pre_norm:
                 x = normalization(g, x, decoder.after_norm, "after_norm")
             return g.op("LogSoftmax", linear(g, x, decoder.output_layer, "output_layer"), axis=-1)

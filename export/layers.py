@@ -183,7 +183,7 @@ class AttentionNodes:
 
         def joined(parts: list[torch.Tensor], own: torch.Tensor | None) -> torch.Tensor:
             # [kv_heads, key | value, ...]: what attention caches is then one block per head
-            pairs = torch.cat([part.unflatten(0, (-1, head_dim)) for part in parts], dim=1).flatten(0, 1)
+            pairs = torch.cat([part.reshape(-1, head_dim, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
             return pairs if own is None else torch.cat((own, pairs))
 
         layers = [cast("nn.Linear", part) for part in key_value]

@@ -80,10 +80,9 @@ class Subsampling(nn.Module):
             modules += [nn.Conv2d(config.dim if modules else 1, config.dim, kernel, stride), nn.ReLU()]
         self.conv = nn.Sequential(*modules)
         projection = nn.Linear(config.dim * self.output_length(config.input_size), config.dim)
-        if config.subsampling == "conv2d":
-            self.out = nn.Sequential(projection)
-        else:
-            self.linear = projection
+        old_name = config.subsampling == "conv2d"
+        self.out = nn.Sequential(projection) if old_name else None
+        self.linear = None if old_name else projection
         self.scale = math.sqrt(config.dim)
 
     def output_length(self, length: int) -> int:
@@ -101,8 +100,15 @@ class Subsampling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, frames, mel] to [batch, time, dim], scaled by sqrt(dim)."""
         x = self.conv(x.unsqueeze(1)).transpose(1, 2).flatten(2)
-        projection = self.out if hasattr(self, "out") else self.linear
-        return cast("Tensor", projection(x)) * self.scale
+        layer, _ = self.projection
+        return cast("Tensor", layer(x)) * self.scale
+
+    @property
+    def projection(self) -> tuple[nn.Linear, str]:
+        """The projection to `dim`, and what WeNet calls it."""
+        if isinstance(self.out, nn.Sequential):
+            return cast("nn.Linear", self.out[0]), "out.0"
+        return cast("nn.Linear", self.linear), "linear"
 
 
 class MultiHeadAttention(nn.Module):
@@ -130,7 +136,7 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
-        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
 
     def keys_values(self, memory: Tensor) -> Tensor:
         """Keys and values [batch, kv_heads, time, 2 * head_dim] of [batch, time, dim]."""
@@ -408,6 +414,11 @@ class AttentionDecoder(nn.Module):
         self.decoders = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_blocks))
         self.after_norm = norm(config.dim, config.norm)
         self.output_layer = nn.Linear(config.dim, config.vocab_size)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The table of token embeddings."""
+        return cast("nn.Embedding", self.embed[0])
 
     def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
         """Logits [rows, length, vocab] of what follows each position of `inputs` [rows, length] (starting with sos)."""

@@ -74,7 +74,7 @@ class MixtureOfExperts(nn.Module):
         experts, weights = self.route(tokens)
         order = torch.argsort(experts.flatten(), stable=True)
         counts = torch.bincount(experts.flatten(), minlength=len(self.experts)).tolist()
-        sorted_tokens = tokens[order // self.num_experts_per_token].split(counts)
+        sorted_tokens = torch.split(tokens[order // self.num_experts_per_token], counts)
         outputs = torch.cat([expert(part) for expert, part in zip(self.experts, sorted_tokens, strict=True)])
         unsorted = outputs.index_select(0, torch.argsort(order))
         weighted = unsorted.view(*experts.shape, -1) * weights.unsqueeze(-1).to(outputs.dtype)

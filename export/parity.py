@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,19 @@ class Parity:
         """
         config = self.config
         for frames in (config.window, config.window + 1, 150, 700):
-            self._case(f"full context, {frames} frames", lambda frames=frames: self._full_context(frames), progress)
+            self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
         self._case("padded batch, full context", self._padded_batch, progress)
         if config.streaming:
             for chunk_size, left in CHUNKS:
                 frames = 1600 if (chunk_size, left) == (16, 4) else 12 * chunk_size * config.subsampling_rate + 5
                 frames = min(max(frames, 120), 1600)
                 case = f"stream of {frames} frames, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
-                self._case(case, lambda c=chunk_size, n=left, f=frames: self._stream(c, n, f), progress)
+                self._case(case, partial(self._stream, chunk_size, left, frames), progress)
             self._case("batch of streams at different positions", self._stream_batch, progress)
         if config.decoder != "none":
             self._case("decoder, two utterances", self._decoder, progress)
         for name, layer in self.watch.layers.items():
-            self._case(f"experts of {name}", lambda n=name, m=layer: self._experts(n, m), progress)
+            self._case(f"experts of {name}", partial(self._experts, name, layer), progress)
         self.report.tokens_per_expert = {name: counts.tolist() for name, counts in self.watch.counts.items()}
         return self.report
 
@@ -186,7 +187,8 @@ class Parity:
 
     def _torch_full(self, features: Array) -> Array:
         lengths = torch.full((len(features),), features.shape[1])
-        return self.network.encoder(torch.from_numpy(features), lengths)[0].numpy()
+        output: Tensor = self.network.encoder(torch.from_numpy(features), lengths)[0]
+        return output.numpy()
 
     def _whole(self, features: Array) -> Array:
         """What the runtime does for a whole utterance: one call, or static chunks."""
@@ -262,13 +264,14 @@ class Parity:
         chunk = np.full((len(past), lengths.max(), self.config.feature_size), 7.0, np.float32)
         for row, parts in enumerate(windows):
             chunk[row, : lengths[row]] = parts[-1][0]
+        cnn = [state.cnn for state in states if state.cnn is not None]
         batch = Caches(
             offset=np.concatenate([state.offset for state in states]),
             att=np.concatenate([_padded_front(state.att, required) for state in states], axis=1),
-            cnn=None if states[0].cnn is None else np.concatenate([state.cnn for state in states], axis=1),  # type: ignore[misc]
+            cnn=np.concatenate(cnn, axis=1) if cnn else None,
         )
-        output, _ = self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)
-        return self._encoded([(each, output[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
+        found, _ = self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)
+        return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
         """Hypotheses of 0 to 24 tokens for two utterances of different length, in torch one at a time."""

@@ -98,7 +98,7 @@ class _Converter:
 
         group = contract.weight_group(value.name or "")
         self.changes[name] = Change(group=group, format="fp16", original=lambda: tensor.numpy().astype(np.float32))
-        lazy = ir.LazyTensor(load, ir.DataType.FLOAT16, tensor.shape, name=name)
+        lazy = ir.LazyTensor(load, ir.DataType.FLOAT16, ir.Shape(tensor.numpy().shape), name=name)
         half = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=lazy.shape, const_value=lazy)
         self.graph.register_initializer(half)
         return half

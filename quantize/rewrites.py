@@ -271,7 +271,7 @@ def _array(value: ir.Value) -> Array:
 def _shape(value: ir.Value) -> tuple[int, ...]:
     if value.const_value is None:
         raise BundleError(f"weight {value.name}: has no value")
-    return tuple(int(size) for size in value.const_value.shape)
+    return tuple(axis for axis in value.const_value.shape if isinstance(axis, int))
 
 
 def _present(node: ir.Node, value: ir.Value | None) -> ir.Value:

@@ -19,6 +19,7 @@ class ModelConfig:
     streaming: bool
     """False: the encoder was not trained for chunks or looks ahead; it transcribes whole utterances only."""
     convolution: bool
+    """Whether streams remember frames for a causal convolution of more than one tap."""
     decoder: Literal["bitransformer", "transformer", "none"]
     feature_size: int
     output_size: int

@@ -1,0 +1,121 @@
+"""Writes the measured tables into the project's README and draws its picture, from the JSON in `results/`.
+
+With `--check` it only says whether the README shows what was measured.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+NAMES = {
+    "asterisk-sentences": "telephone prompts, one voice",
+    "asterisk-words": "digits, letters, single words, one voice",
+    "heldout": "held-out synthetic voices",
+    "pocketsphinx": "LibriVox, card names, commands",
+    "queen-test": "acted game dialogue, 11 kHz",
+    "saytime": "clock times, 8 kHz, one voice",
+}
+SHOWN = {
+    "full context": "full attention_rescoring",
+    "chunk 16": "16 attention_rescoring",
+    "chunk 8": "8 attention_rescoring",
+    "chunk 16, first pass alone": "16 ctc_prefix_beam",
+}
+
+
+def wer_table(results: dict[str, Any]) -> str:
+    """Word error rates of the second pass by context, and of the first pass."""
+    lines = ["| test set | words | " + " | ".join(SHOWN) + " |", "| --- |" + " ---: |" * (len(SHOWN) + 1)]
+    for name, conditions in results.items():
+        rates = " | ".join(f"{conditions[condition]['wer']:.1%}" for condition in SHOWN.values())
+        num_words = next(iter(conditions.values()))["num_words"]
+        lines.append(f"| {NAMES.get(name, name)} | {num_words} | {rates} |")
+    return (
+        "Word error rates (people, but for the synthetic voices; nobody heard here spoke in training):\n\n"
+        + "\n".join(lines)
+    )
+
+
+def quantization_table(report: dict[str, Any]) -> str:
+    """Bytes, errors and words of the int8 bundle against the float32 one."""
+    files, outputs = report["bytes"]["files"], report["outputs"]
+    agreement = report["routing_agreement"].values()
+    lines = [
+        "| demo model | float32 | int8 |",
+        "| --- | ---: | ---: |",
+        f"| megabytes | {files['before'] / 1e6:.1f} | {files['after'] / 1e6:.1f} |",
+    ]
+    for name, item in report["text"].items():
+        title = name.replace("_", " ")
+        lines.append(
+            f"| word errors of {item['num_words']}, {title} | {item['wer_before']:.2%} | {item['wer_after']:.2%} |"
+        )
+    for name, item in report["speed"]["encoder"].items():
+        frames = report["speed"]["feature_frames"]
+        title = f"encoder, {frames / 100:.1f} s of audio, one thread, {name}"
+        lines.append(f"| {title} | {item['before_s'] * 1e3:.0f} ms | {item['after_s'] * 1e3:.0f} ms |")
+    lines.append(
+        f"\nEncoder output differs by {outputs['encoder_relative']:.2%}; {sum(agreement) / len(agreement):.2%} of the "
+        f"tokens keep their experts, {min(agreement):.2%} in the worst layer."
+    )
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """Bars of word error rates: first pass, then second pass, streaming in chunks of 16."""
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - needed for drawing only
+
+    series = {
+        "first pass, chunk 16": "16 ctc_prefix_beam",
+        "second pass, chunk 16": "16 attention_rescoring",
+        "second pass, full context": "full attention_rescoring",
+    }
+    names = sorted(results, key=lambda name: results[name]["full attention_rescoring"]["wer"], reverse=True)
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for index, ((title, condition), color) in enumerate(
+        zip(series.items(), ("#b8c4d6", "#4c78a8", "#1b3a5c"), strict=True)
+    ):
+        places = [place - 0.27 * (index - 1) for place in range(len(names))]
+        rates = [100 * results[name][condition]["wer"] for name in names]
+        bars = axes.barh(places, rates, height=0.25, color=color, label=title)
+        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
+    axes.set_yticks(range(len(names)), [NAMES.get(name, name) for name in names])
+    axes.set_xlabel("word error rate, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=150, metadata={"Software": None})
+
+
+def filled(text: str, blocks: dict[str, str]) -> str:
+    """The README with each block between its marks replaced."""
+    for name, content in blocks.items():
+        marks = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if not marks.search(text):
+            sys.exit(f"README.md: no marks for {name}")
+        text = marks.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is not up to date")
+    args = parser.parse_args()
+    results = json.loads((HERE / "results" / "wer.json").read_text(encoding="utf-8"))
+    report = json.loads((HERE / "results" / "quantization.json").read_text(encoding="utf-8"))
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = filled(old, {"wer": wer_table(results), "quantization": quantization_table(report)})
+    if args.check:
+        sys.exit(0 if new == old else "README.md does not show what examples/train_demo/results holds: run publish.py")
+    readme.write_text(new, encoding="utf-8")
+    draw(results, ROOT / "docs" / "wer.png")
+
+
+if __name__ == "__main__":
+    main()
