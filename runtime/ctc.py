@@ -170,8 +170,9 @@ class PrefixBeamSearch:
     prefix once they fall below the worst prefix that would be kept anyway; so a frame that blank dominates costs little
     more than one update of each prefix. Nothing that could have been kept is left out.
 
-    With hotwords, prefixes are kept and ranked by their score and bonus together (WeNet's second prune), and every
-    extension is tried, since a bonus may lift it. `finish` takes back what was only begun.
+    With hotwords, prefixes are ranked by their score and bonus together (WeNet's second prune), and every extension is
+    tried, since a bonus may lift it. Beside the best of that ranking, the best by score alone are kept as well, so that
+    hotwords which are not said change nothing. `finish` takes back the bonus of what was only begun.
     """
 
     def __init__(self, beam_size: int, blank: int = 0, context: ContextGraph | None = None) -> None:
@@ -206,6 +207,7 @@ class PrefixBeamSearch:
         for beam in self._beams:
             beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
         self._beams.sort(key=lambda beam: -(beam.total + beam.prefix.bonus))
+        del self._beams[self.beam_size :]
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""
@@ -329,7 +331,10 @@ class PrefixBeamSearch:
     def _prune_with_context(
         self, kept: list[_Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[_Beam]:
-        """The best `beam_size` of the prefixes that stay and all that can grow, by score and bonus."""
+        """Of the prefixes that stay and all that can grow, the best by score and bonus, and the best by score alone.
+
+        `beam_size` of each: what hotwords lift must not crowd out what would win without them. Sorted by the first.
+        """
         beams = list(kept)
         width = 2 * len(self._beams)
         for index, parent in enumerate(self._beams):
@@ -341,8 +346,10 @@ class PrefixBeamSearch:
                 new.total, new.order = new.token, rank * width + 2 * index + 1
                 if new.total > _NEVER:
                     beams.append(new)
+        beams.sort(key=lambda beam: (-beam.total, beam.order))
+        sound = set(map(id, beams[: self.beam_size]))
         beams.sort(key=lambda beam: (-(beam.total + beam.prefix.bonus), beam.order))
-        return beams[: self.beam_size]
+        return [beam for place, beam in enumerate(beams) if place < self.beam_size or id(beam) in sound]
 
     def _prefix(self, parent: _Prefix, token: int) -> _Prefix:
         prefix = self._prefixes.get((parent, token))

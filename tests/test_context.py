@@ -208,7 +208,10 @@ def random_log_probs(seed, num_frames, vocabulary, scale=2.0):
 
 
 def plain_search(log_probs, beam_size, graph):
-    """The algorithm without shortcuts: prefixes as tuples, each ranked by its score and all that its text holds."""
+    """The algorithm without shortcuts: prefixes as tuples, each ranked by its score and all that its text holds.
+
+    Kept are the best of that ranking, and the best by score alone.
+    """
     beams = {(): (0.0, -math.inf)}
     for row in log_probs.tolist():
         following = defaultdict(lambda: [-math.inf, -math.inf])
@@ -226,9 +229,11 @@ def plain_search(log_probs, beam_size, graph):
         def rank(item):
             return -(np.logaddexp(*item[1]) + (growing_score(graph, item[0]) or [0.0])[-1])
 
-        beams = dict(sorted(following.items(), key=rank)[:beam_size])
+        kept = sorted(following.items(), key=rank)[:beam_size]
+        kept += sorted(following.items(), key=lambda item: -np.logaddexp(*item[1]))[:beam_size]
+        beams = dict(kept)
     found = [(np.logaddexp(*scores) + graph.score(prefix), list(prefix)) for prefix, scores in beams.items()]
-    return sorted(found, key=lambda item: -item[0])
+    return sorted(found, key=lambda item: -item[0])[:beam_size]
 
 
 @given(st.integers(0, 10_000), st.integers(0, 20), st.sampled_from([1, 3, 8]), st.sampled_from([0.5, 2.0, 6.0]))
@@ -269,6 +274,18 @@ def test_a_name_that_would_be_missed_is_found():
     assert best.score == pytest.approx(np.log(0.3) + DEFAULT_WEIGHT, abs=1e-3)
     longer = ctc_prefix_beam_search(log_probs, 4, context=ContextGraph([("CATS", 5.0)], BPE))[0]
     assert BPE.text(longer.tokens) == "BAT"  # what only begins like a hotword gains nothing
+
+
+@given(st.integers(0, 10_000))
+def test_hotwords_that_are_not_said_change_nothing(seed):
+    """Tokens of a hotword come up everywhere, but it never does as a whole."""
+    log_probs = random_log_probs(seed, 40, BPE)
+    log_probs[:, ids(BPE, "T", "AT", "\u2581CAT")] = -30.0
+    graph = ContextGraph([("CABAT", 3.0), ("BACAT", 3.0), ("A CAT", 3.0), ("CAT", 3.0)], BPE)
+    plain, biased = (ctc_prefix_beam_search(log_probs, 4, context=context)[0] for context in (None, graph))
+    assert biased.context_score == 0
+    # More prefixes are followed, so that one may turn out better, but never worse.
+    assert biased.tokens == plain.tokens or biased.score > plain.score
 
 
 def test_rescoring_counts_the_bonus_in_full():
