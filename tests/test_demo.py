@@ -1,0 +1,109 @@
+"""The model and clips that ship: recognised, and what the checkpoint of the recipe gives; and a README that is true."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.export import export_bundle
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime.accuracy import WordErrors, read_manifest
+from u2moe.runtime.cli import main
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "examples" / "train_demo"
+CLIPS = DEMO_FOLDER / "clips"
+LARGEST_RATE = 0.5
+"""Word errors allowed on the clips together: they were chosen among those that the model understands."""
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return read_manifest(CLIPS / "transcripts.txt")
+
+
+@pytest.mark.parametrize("chunk_size", [None, 16, 8])
+def test_people_are_recognised(chunk_size, recordings):
+    recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size))
+    errors = WordErrors()
+    for recording in recordings:
+        errors.add(recording.transcript, recognizer.transcribe(recording.path).text)
+    assert errors.num_words >= 10
+    assert errors.rate <= LARGEST_RATE
+
+
+def test_partial_results_grow_into_the_final_one(recordings):
+    recognizer = Recognizer.from_pretrained()
+    samples, rate = soundfile.read(recordings[0].path, dtype="float32")
+    stream = recognizer.create_stream()
+    partial = []
+    for start in range(0, len(samples), 1600):
+        stream.accept_waveform(rate, samples[start : start + 1600])
+        recognizer.decode_streams([stream])
+        partial.append(stream.get_result().text)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    assert stream.get_result().is_final
+    assert stream.get_result().text
+    assert len(set(partial)) > 1
+
+
+def test_the_command_needs_no_arguments(capsys):
+    assert main(["transcribe", "-f", "json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(list(CLIPS.glob("*.flac"))) >= 2
+    assert all(line["text"] for line in lines)
+
+
+def test_demo_is_small_and_quantized():
+    bundle = Bundle.open(DEMO_FOLDER)
+    assert bundle.manifest.quantization["recipe"] == "int8"
+    assert sum(file.size for file in bundle.manifest.files.values()) <= 12e6
+    network = bundle.manifest.architecture["encoder"]
+    assert network["feed_forward"]["num_experts"] == 8
+    assert network["feed_forward"]["num_experts_per_token"] == 2
+
+
+def test_demo_is_what_its_checkpoint_gives(tmp_path):
+    """The committed checkpoint, exported and quantized again, is the bundle that ships."""
+    exported, _ = export_bundle(RECIPE / "checkpoint", tmp_path / "fp32")
+    again, _ = quantize_bundle(exported.path, tmp_path / "int8", RECIPES["int8"])
+    demo = Bundle.open(DEMO_FOLDER)
+    assert again.manifest.model == demo.manifest.model
+    assert again.tokens == demo.tokens
+    features = np.random.default_rng(0).normal(10, 3, (300, 80)).astype(np.float32)
+    np.testing.assert_allclose(again.load().encode(features), demo.load().encode(features), atol=1e-4)
+
+
+def test_readme_shows_what_was_measured():
+    check = subprocess.run(
+        [sys.executable, str(RECIPE / "publish.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stderr
+
+
+def test_readme_code_runs(monkeypatch, tmp_path, recordings, capsys):
+    """Every Python block of the README, on a bundled clip; `microphone` gives it in pieces."""
+    samples, rate = soundfile.read(recordings[0].path, dtype="float32")
+    soundfile.write(tmp_path / "talk.wav", samples, rate)
+    (tmp_path / "bundle").symlink_to(DEMO_FOLDER)
+    monkeypatch.chdir(tmp_path)
+    from u2moe.quantize.report import features_of  # noqa: PLC0415
+
+    names = {
+        "microphone": lambda: np.array_split(samples, 7),
+        "features": features_of(Bundle.open(DEMO_FOLDER), [recordings[0].path])[0],
+    }
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert len(capsys.readouterr().out.splitlines()) == 9
+    assert names["left_to_right"].shape == names["right_to_left"].shape == (len(names["hypotheses"]),)
