@@ -28,17 +28,19 @@ def warps(num_mels: int, factors: Tensor) -> Tensor:
 
 
 class Augmenter:
-    """Draws a new condition for every utterance. `noise` [frames, mels] are the log-mels of ambiences and music."""
+    """Draws new conditions. `noise` [frames, mels] are the log-mels of ambiences and music."""
 
-    def __init__(self, noise: Tensor) -> None:
+    def __init__(self, noise: Tensor, share: float) -> None:
         self.noise = noise
+        self.share = share
         self.num_mels = noise.shape[1]
         self.centers = mel_centers(self.num_mels)
         factors = torch.cat((torch.ones(1), torch.linspace(0.84, 1.18, 18)))
         self.warps = warps(self.num_mels, factors)
 
     def __call__(self, mels: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mels [batch, frames, mels] under new conditions; `lengths` are the valid frames."""
+        """Log-mels [batch, frames, mels], a share of them under new conditions; `lengths` are the valid frames."""
+        clean = mels
         batch, num_frames, _ = mels.shape
         uniform = lambda low, high: torch.empty(batch, 1, 1).uniform_(low, high)  # noqa: E731
         chance = lambda probability: torch.rand(batch, 1, 1) < probability  # noqa: E731
@@ -66,7 +68,7 @@ class Augmenter:
         over = (self.centers / high).log().clamp(min=0) + (low / self.centers).clamp(min=1).log() * 0.15
         floor = uniform(-15, 5) + 0.35 * torch.randn_like(mels)
         mels = torch.logaddexp(mels - (steepness * over).clamp(max=20), floor)
-        return self.masked(mels, lengths)
+        return torch.where(chance(self.share), self.masked(mels, lengths), clean)
 
     def masked(self, mels: Tensor, lengths: Tensor) -> Tensor:
         """SpecAugment (arXiv 1904.08779): two bands of at most 12 mels, two spans of at most 40 frames or a fifth."""

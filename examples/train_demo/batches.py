@@ -1,6 +1,7 @@
 """Feature packs -> batches of similar length. Some utterances are joined, some change tempo, so that lengths vary."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,16 +70,17 @@ class Item:
 
 
 class Corpus:
-    """The utterances of some packs."""
+    """The utterances of some packs whose words all occur `min_word_count` times there."""
 
-    def __init__(self, paths: list[Path], tokenizer: Tokenizer) -> None:
+    def __init__(self, paths: list[Path], tokenizer: Tokenizer, min_word_count: int = 1) -> None:
         packs = [Pack(path, MELS) for path in paths]
+        counts = Counter(word for pack in packs for entry in pack.utterances for word in entry.text.split())
         self.rows: list[NDArray[np.uint8]] = [pack.map() for pack in packs]
         self.clips = [
             [
                 Clip(number, entry.offset, entry.length, tuple(tokenizer.encode(entry.text)), entry.text)
                 for entry in pack.utterances
-                if entry.length <= MAX_FRAMES
+                if entry.length <= MAX_FRAMES and all(counts[word] >= min_word_count for word in entry.text.split())
             ]
             for number, pack in enumerate(packs)
         ]

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,25 +64,40 @@ def markdown(results: dict[str, dict[str, Count]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def score(bundle_path: Path, manifest: Path) -> tuple[dict[str, Count], list[str]]:
+    """Counts of one test set by condition; and per recording what was said and what the second pass heard of it all."""
+    bundle = Bundle.open(bundle_path)
+    model = bundle.load()
+    counts: dict[str, Count] = {}
+    lines = []
+    for recording in read_manifest(manifest):
+        for chunk_size, search, text in texts(bundle, model, recording):
+            condition = f"{chunk_size or 'full'} {search}"
+            counts.setdefault(condition, Count()).add(recording.transcript, normalize(text))
+            if chunk_size is None and search == "attention_rescoring":
+                lines.append(f"{recording.path.name}\t{recording.transcript}\t{text}\n")
+    return counts, lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
-    parser.add_argument("--verbose", action="store_true", help="print what was said and what was heard")
+    parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    bundle = Bundle.open(args.bundle)
-    model = bundle.load()
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.work_dir / "heard").mkdir(exist_ok=True)
+    manifests = sorted((args.work_dir / "test").glob("*.tsv"))
     results: dict[str, dict[str, Count]] = {}
-    for manifest in sorted((args.work_dir / "test").glob("*.tsv")):
-        counts = results.setdefault(manifest.stem, {})
-        for recording in read_manifest(manifest):
-            for chunk_size, search, text in texts(bundle, model, recording):
-                condition = f"{chunk_size or 'full'} {search}"
-                counts.setdefault(condition, Count()).add(recording.transcript, normalize(text))
-                if args.verbose and condition == "full attention_rescoring":
-                    print(f"{recording.path.stem}\n  said  {recording.transcript}\n  heard {text}")
-        print(manifest.stem, {name: f"{count.words.rate:.1%}" for name, count in counts.items()}, flush=True)
+    with ProcessPoolExecutor(args.processes) as pool:
+        jobs = {manifest.stem: pool.submit(score, args.bundle, manifest) for manifest in manifests}
+        for name, job in jobs.items():
+            results[name], lines = job.result()
+            (args.work_dir / "heard" / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
+            print(
+                name, {condition: f"{count.words.rate:.1%}" for condition, count in results[name].items()}, flush=True
+            )
     plain = {
         name: {
             condition: {
@@ -92,7 +108,6 @@ def main() -> None:
         }
         for name, counts in results.items()
     }  # fmt: skip
-    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "wer.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     (args.output / "wer.md").write_text(markdown(results), encoding="utf-8")
 

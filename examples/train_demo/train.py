@@ -203,6 +203,10 @@ def main() -> None:
     parser.add_argument("--validate-every", type=float, default=6, help="minutes between validations")
     parser.add_argument("--batch-frames", type=int, default=7500)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--augment", type=float, default=0.6, help="share of the utterances under new conditions")
+    parser.add_argument(
+        "--min-word-count", type=int, default=10, help="leave out utterances with words rarer than this"
+    )
     parser.add_argument("--easy-until", type=float, default=2.5, help="CTC on short, clean speech down to this loss")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -218,11 +222,11 @@ def main() -> None:
     config |= {"input_dim": NUM_MELS, "output_dim": len(tokenizer.units), "vocab_size": len(tokenizer.units)}
     features = args.work_dir / "features"
     names = sorted(path.stem for path in features.glob("*.mel") if path.stem not in {*VALIDATION, "noise"})
-    corpus = Corpus([features / name for name in names], tokenizer)
+    corpus = Corpus([features / name for name in names], tokenizer, args.min_word_count)
     easy_corpus = Corpus([features / name for name in EASY_VOICES], tokenizer)
     validation = {name: Corpus([features / name], tokenizer) for name in VALIDATION}
     noise = torch.from_numpy(Pack(features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
-    augmenter = Augmenter(noise)
+    augmenter = Augmenter(noise, args.augment)
 
     model = SpeechModel(parse_training_config(config).architecture)
     round_shapes(model)
