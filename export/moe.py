@@ -77,7 +77,7 @@ class MixtureOfExperts(nn.Module):
         sorted_tokens = torch.split(tokens[order // self.num_experts_per_token], counts)
         outputs = torch.cat([expert(part) for expert, part in zip(self.experts, sorted_tokens, strict=True)])
         unsorted = outputs.index_select(0, torch.argsort(order))
-        weighted = unsorted.view(*experts.shape, -1) * weights.unsqueeze(-1).to(outputs.dtype)
+        weighted = unsorted.view(*experts.shape, x.shape[-1]) * weights.unsqueeze(-1).to(outputs.dtype)
         return weighted.sum(dim=1).view(x.shape)
 
 
