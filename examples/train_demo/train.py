@@ -208,6 +208,7 @@ def main() -> None:
         "--min-word-count", type=int, default=10, help="leave out utterances with words rarer than this"
     )
     parser.add_argument("--easy-until", type=float, default=2.5, help="CTC on short, clean speech down to this loss")
+    parser.add_argument("--weights", type=Path, help="a final.pt to start from, such as that of `checkpoint/`")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
@@ -240,8 +241,14 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, spent, recent_ctc = state["step"], state["spent"], state.get("recent_ctc", math.inf)
     else:
-        statistics = feature_statistics(corpus, augmenter, args.batch_frames)
+        if args.weights:
+            statistics = json.loads(args.weights.with_name("global_cmvn").read_text(encoding="utf-8"))
+        else:
+            statistics = feature_statistics(corpus, augmenter, args.batch_frames)
         set_statistics(model, statistics)
+        if args.weights:
+            model.load_state_dict({name: value.float() for name, value in torch.load(args.weights).items()})
+            recent_ctc = 0.0
         (folder / "global_cmvn").write_text(json.dumps(statistics), encoding="utf-8")
         (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.parameters())

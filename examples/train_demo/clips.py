@@ -1,0 +1,49 @@
+"""Makes the human recordings that come with the demo model, out of the test sets, and says whose they are."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from corpus import SAMPLE_RATE
+
+GAP_S = 0.1
+ASTERISK = "Allison Smith, Asterisk core sounds, CC-BY-SA-3.0; words joined from digits/"
+GAME = (
+    "MODIFIED (one line of speech, as 16 kHz FLAC) from Flight of the Amazon Queen, "
+    "(C) John Passfield and Steven Stamatiadis, freeware"
+)
+CLIPS = {
+    "phone_number": (
+        [f"asterisk-words/digits-{digit}" for digit in "735216"],
+        "SEVEN THREE FIVE TWO ONE SIX",
+        ASTERISK,
+    ),
+    "time": ([f"asterisk-words/digits-{word}" for word in ("7", "15", "p-m")], "SEVEN FIFTEEN P M", ASTERISK),
+    "question": (
+        ["queen-test/450007P2"],
+        "DO YOU MEAN LIKE ON A DATE",
+        GAME,
+    ),
+}
+"""Parts, transcript and origin of every clip."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    args = parser.parse_args()
+    folder = args.work_dir / "clips"
+    folder.mkdir(parents=True, exist_ok=True)
+    gap = np.zeros(int(GAP_S * SAMPLE_RATE), np.int16)
+    notes = []
+    for name, (parts, transcript, origin) in CLIPS.items():
+        pieces = [soundfile.read(args.work_dir / "test" / f"{part}.flac", dtype="int16")[0] for part in parts]
+        samples = np.concatenate([sound for piece in pieces for sound in (piece, gap)][:-1])
+        soundfile.write(folder / f"{name}.flac", samples, SAMPLE_RATE)
+        notes.append(f"{name}.flac\t{transcript}\t{origin}\n")
+    (folder / "clips.tsv").write_text("".join(notes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
