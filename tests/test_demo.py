@@ -20,7 +20,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples" / "train_demo"
 CLIPS = DEMO_FOLDER / "clips"
-LARGEST_RATE = 0.5
+LARGEST_RATE = 0.3
 """Word errors allowed on the clips together: they were chosen among those that the model understands."""
 
 

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NAMES = {
     "asterisk-sentences": "telephone prompts, one voice",
-    "asterisk-words": "digits, letters, single words, one voice",
+    "asterisk-words": "digits, letters, words, one voice",
     "heldout": "held-out synthetic voices",
     "pocketsphinx": "LibriVox, card names, commands",
     "queen-test": "acted game dialogue, 11 kHz",
