@@ -87,7 +87,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     axes.set_yticks(range(len(names)), [NAMES.get(name, name) for name in names])
     axes.set_xlabel("word error rate, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(series), fontsize=8)
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
