@@ -35,10 +35,8 @@ def wer_table(results: dict[str, Any]) -> str:
         rates = " | ".join(f"{conditions[condition]['wer']:.1%}" for condition in SHOWN.values())
         num_words = next(iter(conditions.values()))["num_words"]
         lines.append(f"| {NAMES.get(name, name)} | {num_words} | {rates} |")
-    return (
-        "Word error rates (people, but for the synthetic voices; nobody heard here spoke in training):\n\n"
-        + "\n".join(lines)
-    )
+    title = "Word error rates; nobody heard here spoke in training. The synthetic voices also served as validation."
+    return f"{title}\n\n" + "\n".join(lines)
 
 
 def quantization_table(report: dict[str, Any]) -> str:
