@@ -20,8 +20,9 @@ from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.manifest import TOKENS_FILE, Manifest
 
-EXTERNAL_DATA_LIMIT = 1_500_000_000
-"""Bytes of weights from which they are saved beside the graph: protobuf cannot hold 2 GiB."""
+EXTERNAL_DATA_LIMIT = 256_000_000
+"""Bytes of weights from which they are saved beside the graph, one after the other: protobuf cannot hold 2 GiB, and
+holds what it does hold twice while it is written."""
 
 
 def export_bundle(

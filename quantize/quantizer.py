@@ -20,8 +20,8 @@ from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError, QuantizationError
 
-EXTERNAL_DATA_LIMIT = 1_500_000_000
-"""Bytes of weights from which they are saved beside the graph, as the exporter does."""
+EXTERNAL_DATA_LIMIT = 256_000_000
+"""Bytes of weights from which they are saved beside the graph, one after the other, as the exporter does."""
 REPORT_FILE = "report.json"
 
 
@@ -133,4 +133,6 @@ def save_graph(model: ir.Model, file: Path, progress: Callable[[str], None] = la
             progress(f"{file.name}: weight {info.index + 1} of {info.total}: {tensor.name}")
 
     external = f"{file.name}.data" if sum(sizes) > EXTERNAL_DATA_LIMIT else None
+    if external is None:
+        ir.external_data.load_to_model(model)  # what stays as it is may lie beside the graph it came from
     ir.save(model, file, external_data=external, callback=report)

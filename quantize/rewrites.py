@@ -263,9 +263,15 @@ class Rewriter:
 
 
 def _array(value: ir.Value) -> Array:
-    if value.const_value is None:
+    tensor = value.const_value
+    if tensor is None:
         raise BundleError(f"weight {value.name}: has no value")
-    return np.asarray(value.const_value.numpy(), np.float32)
+    if isinstance(tensor, ir.ExternalTensor):
+        # a copy, so that the mapped file does not stay in memory weight after weight
+        array = np.array(tensor.numpy(), np.float32)
+        tensor.release()
+        return array
+    return np.asarray(tensor.numpy(), np.float32)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from u2moe.benchmarks.cuda_check import main as cuda_check
-from u2moe.quantize import RECIPES, Recipe, functions, quantize_bundle, recipe
+from u2moe.quantize import RECIPES, Recipe, functions, quantize_bundle, quantizer, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows, relative_error
-from u2moe.runtime import Bundle, BundleError, QuantizationError, contract
+from u2moe.runtime import Bundle, BundleError, BundleWriter, QuantizationError, contract
 from u2moe.runtime.cli import main
 
 MATRICES = arrays(
@@ -308,6 +308,24 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
     with pytest.raises(BundleError, match=r"bundle\.json"):
         quantize_bundle(tmp_path / "foreign", out, RECIPES["int8"])
     assert [file.name for file in tmp_path.iterdir()] == ["foreign"]
+
+
+@pytest.mark.parametrize("limit", [10_000, 10**9])
+@pytest.mark.parametrize("name", ["int8", "fp16"])
+def test_weights_beside_the_graph(name, limit, float32, quantized, monkeypatch, tmp_path):
+    """Large graphs keep their weights in a file of their own, before and after: the outputs are the same."""
+    source = tmp_path / "source"
+    with BundleWriter(source) as staging:
+        for graph in float32.manifest.model.graphs():
+            file = float32.path / graph.file
+            ir.save(ir.load(file), staging.path / graph.file, external_data=f"{graph.file}.data")
+        staging.add("tokens.txt", float32.path / "tokens.txt")
+        staging.finish(float32.manifest)
+    monkeypatch.setattr(quantizer, "EXTERNAL_DATA_LIMIT", limit)
+    bundle, _ = quantize_bundle(source, tmp_path / "out", recipe(name))
+    assert ("encoder.onnx.data" in bundle.manifest.files) == (limit == 10_000)
+    features = np.random.default_rng(4).normal(8, 2, (100, 80)).astype(np.float32)
+    np.testing.assert_array_equal(bundle.load().encode(features), quantized(name).load().encode(features))
 
 
 def test_dense_networks_are_quantized_too(exported, tmp_path):
