@@ -39,6 +39,9 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=float,
         help="fail above this loss, in percent points (needs --manifest)",
     )
+    parser.add_argument(
+        "--no-report", action="store_true", help="measure nothing: a report holds both models in memory"
+    )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report here too, even when it fails")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
@@ -56,7 +59,7 @@ def run_quantize(args: argparse.Namespace) -> int:
 
     audio = args.audio
     clips = DEMO_FOLDER / "clips"
-    if not audio and not args.manifest and clips.is_dir():
+    if not audio and not args.manifest and not args.no_report and clips.is_dir():
         audio = find_audio([clips])
     try:
         bundle, report = quantize_bundle(

@@ -32,12 +32,14 @@ class Recipe:
         block_size: rows of a weight that share one scale in int4.
         whole: "fp16" turns everything but the routers and positions into half precision (for CUDA) and excludes
             `groups`; None: only what `groups` says.
+        required: groups that were asked for by name: a network that lacks one is an error.
     """
 
     name: str
     groups: Mapping[str, str] = field(default_factory=dict)
     block_size: int = 32
     whole: str | None = None
+    required: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for group, kind in self.groups.items():
@@ -71,6 +73,7 @@ class Recipe:
             groups={**self.groups, **groups},
             block_size=self.block_size,
             whole=self.whole,
+            required=tuple(group for group, kind in groups.items() if kind != "fp32"),
         )
 
 

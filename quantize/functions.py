@@ -160,23 +160,40 @@ def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias
     {parts} = Split<axis = 0>(sorted_q, counts)
     {peaks} = Split<axis = 0>(sorted_peak, counts)
     """
+    # hidden activations are quantized together: some experts have no tokens, and onnxruntime before 1.32 gives the
+    # largest of each row of an empty matrix the wrong shape
+    hidden = ", ".join(f"h{expert}" for expert in range(num_experts))
+    hidden_parts = ", ".join(f"g{expert}_q" for expert in range(num_experts))
+    hidden_peaks = ", ".join(f"g{expert}_peak" for expert in range(num_experts))
     for expert in range(num_experts):
-        body += _int8_expert(expert, kind, has_bias=has_bias)
+        body += _int8_hidden(expert, kind, has_bias=has_bias)
+    body += f"hidden = Concat<axis = 0>({hidden})" + _quantized("hidden")
+    body += f"""
+    {hidden_parts} = Split<axis = 0>(hidden_q, counts)
+    {hidden_peaks} = Split<axis = 0>(hidden_peak, counts)
+    """
+    for expert in range(num_experts):
+        body += _int8_output(expert, has_bias=has_bias)
     body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
     name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
     return _function(name, moe_parameters(num_experts, has_bias=has_bias), body)
 
 
-def _int8_expert(expert: int, kind: str, *, has_bias: bool) -> str:
+def _int8_hidden(expert: int, kind: str, *, has_bias: bool) -> str:
+    """Statements for the hidden activations of one expert."""
     hidden = f"h{expert}"
-    body = _product(f"{hidden}_sum", f"p{expert}", f"e{expert}_w1", f"e{expert}_w1_scale")
     source = f"{hidden}_sum"
+    body = _product(source, f"p{expert}", f"e{expert}_w1", f"e{expert}_w1_scale")
     if has_bias:
         body += f"{hidden}_in = Add({source}, e{expert}_w1_bias)\n"
         source = f"{hidden}_in"
-    body += ACTIVATIONS[kind].format(x=source, y=hidden) + _quantized(hidden)
+    return body + ACTIVATIONS[kind].format(x=source, y=hidden) + "\n"
+
+
+def _int8_output(expert: int, *, has_bias: bool) -> str:
+    """Statements for what one expert says of its tokens."""
     target = f"o{expert}_sum" if has_bias else f"o{expert}"
-    body += _product(target, hidden, f"e{expert}_w2", f"e{expert}_w2_scale")
+    body = _product(target, f"g{expert}", f"e{expert}_w2", f"e{expert}_w2_scale")
     return body + (f"o{expert} = Add({target}, e{expert}_w2_bias)\n" if has_bias else "")
 
 

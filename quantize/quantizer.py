@@ -96,7 +96,7 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
     """What a recipe asks for must exist; a recipe for all groups may meet a network that lacks some by nature."""
     missing = recipe.quantized.keys() - changed.keys()
-    by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"}
+    by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if not changed or missing - by_nature:
         groups = ", ".join(sorted(missing))
         raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {groups}, but no graph has such weights")

@@ -39,28 +39,24 @@ def wer_table(results: dict[str, Any]) -> str:
     return f"{title}\n\n" + "\n".join(lines)
 
 
-def quantization_table(report: dict[str, Any]) -> str:
-    """Bytes, errors and words of the int8 bundle against the float32 one."""
-    files, outputs = report["bytes"]["files"], report["outputs"]
-    agreement = report["routing_agreement"].values()
-    lines = [
-        "| demo model | float32 | int8 |",
-        "| --- | ---: | ---: |",
-        f"| megabytes | {files['before'] / 1e6:.1f} | {files['after'] / 1e6:.1f} |",
-    ]
-    for name, item in report["text"].items():
-        title = name.replace("_", " ")
-        lines.append(
-            f"| word errors of {item['num_words']}, {title} | {item['wer_before']:.2%} | {item['wer_after']:.2%} |"
-        )
-    for name, item in report["speed"]["encoder"].items():
-        frames = report["speed"]["feature_frames"]
-        title = f"encoder, {frames / 100:.1f} s of audio, one thread, {name}"
-        lines.append(f"| {title} | {item['before_s'] * 1e3:.0f} ms | {item['after_s'] * 1e3:.0f} ms |")
-    lines.append(
-        f"\nEncoder output differs by {outputs['encoder_relative']:.2%}; {sum(agreement) / len(agreement):.2%} of the "
-        f"tokens keep their experts, {min(agreement):.2%} in the worst layer."
-    )
+def quantization_table(int8: dict[str, Any], int4: dict[str, Any]) -> str:
+    """Bytes, errors and words of the quantized bundles beside the float32 one."""
+    lines = ["| demo model | float32 | int8 | int4-experts |", "| --- | ---: | ---: | ---: |"]
+
+    def row(title: str, *cells: str) -> None:
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+
+    files = int8["bytes"]["files"]
+    row("megabytes", *(f"{size / 1e6:.1f}" for size in (*files.values(), int4["bytes"]["files"]["after"])))
+    for name, item in int8["text"].items():
+        rates = item["wer_before"], item["wer_after"], int4["text"][name]["wer_after"]
+        row(f"word errors of {item['num_words']}, {name.replace('_', ' ')}", *(f"{rate:.2%}" for rate in rates))
+    frames = int8["speed"]["feature_frames"]
+    for name, item in int8["speed"]["encoder"].items():
+        times = item["before_s"], item["after_s"], int4["speed"]["encoder"][name]["after_s"]
+        row(f"encoder, {frames / 100:.1f} s of audio, one thread, {name}", *(f"{time * 1e3:.1f} ms" for time in times))
+    agreement = [list(report["routing_agreement"].values()) for report in (int8, int4)]
+    row("tokens that keep their experts", "", *(f"{sum(part) / len(part):.2%}" for part in agreement))
     return "\n".join(lines)
 
 
@@ -105,10 +101,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is not up to date")
     args = parser.parse_args()
     results = json.loads((HERE / "results" / "wer.json").read_text(encoding="utf-8"))
-    report = json.loads((HERE / "results" / "quantization.json").read_text(encoding="utf-8"))
+    names = ("quantization", "quantization-int4")
+    reports = [json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
-    new = filled(old, {"wer": wer_table(results), "quantization": quantization_table(report)})
+    new = filled(old, {"wer": wer_table(results), "quantization": quantization_table(*reports)})
     if args.check:
         sys.exit(0 if new == old else "README.md does not show what examples/train_demo/results holds: run publish.py")
     readme.write_text(new, encoding="utf-8")
