@@ -133,6 +133,8 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if isinstance(error, OSError):  # a full disk, most of all
+            raise BundleError(f"{self.target}: cannot be written: {error.strerror or error}") from error
 
     def add(self, name: str, content: str | bytes | Path) -> None:
         """Stage one file from text (UTF-8), bytes, or a file that is copied."""

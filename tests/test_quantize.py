@@ -330,6 +330,16 @@ def test_weights_beside_the_graph(name, limit, float32, quantized, monkeypatch, 
     np.testing.assert_array_equal(bundle.load().encode(features), quantized(name).load().encode(features))
 
 
+def test_a_full_disk_is_an_error_that_names_the_bundle(float32, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(quantizer.ir, "save", full)
+    with pytest.raises(BundleError, match="out: cannot be written: No space left on device"):
+        quantize_bundle(float32.path, tmp_path / "out", RECIPES["int8"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dense_networks_are_quantized_too(exported, tmp_path):
     bundle, _ = quantize_bundle(exported("dense_tiny"), tmp_path / "out", RECIPES["int8"])
     assert bundle.manifest.quantization["num_weights"]["feed_forward"] == 18
