@@ -35,7 +35,7 @@ def wer_table(results: dict[str, Any]) -> str:
         rates = " | ".join(f"{conditions[condition]['wer']:.1%}" for condition in SHOWN.values())
         num_words = next(iter(conditions.values()))["num_words"]
         lines.append(f"| {NAMES.get(name, name)} | {num_words} | {rates} |")
-    title = "Word error rates (float32; int8 below). Nobody heard here spoke in training; the synthetic voices were validation."
+    title = "Word error rates (float32). Nobody here spoke in training; the synthetic voices were validation."
     return f"{title}\n\n" + "\n".join(lines)
 
 
