@@ -50,23 +50,18 @@ def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], 
     blocks = padded.reshape(columns, num_blocks, block_size)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
     largest[largest <= NOTHING] = 1
-    best_integers = best_scale = best_error = None
-    for shrink in SHRINKS:
-        scale = largest * np.float32(shrink / 7)
-        integers = np.clip(np.rint(blocks / scale), -8, 7)
-        error = np.square(integers * scale - blocks).sum(axis=2, keepdims=True)
-        if best_integers is None or best_scale is None or best_error is None:
-            best_integers, best_scale, best_error = integers, scale, error
-        else:
-            better = error < best_error
-            best_integers = np.where(better, integers, best_integers)
-            best_scale = np.where(better, scale, best_scale)
-            best_error = np.where(better, error, best_error)
-    if best_integers is None or best_scale is None:
-        raise ValueError("no range to try")
-    biased = (best_integers + 8).astype(np.uint8)
-    packed = biased[..., 0::2] | (biased[..., 1::2] << 4)
-    return packed, best_scale[..., 0].astype(np.float32)
+    scales = np.stack([largest * np.float32(shrink / 7) for shrink in SHRINKS])
+    errors = [np.square(_int4(blocks, scale) * scale - blocks).sum(axis=2, keepdims=True) for scale in scales]
+    scale = np.take_along_axis(scales, np.argmin(errors, axis=0)[np.newaxis], axis=0)[0]
+    biased = (_int4(blocks, scale) + 8).astype(np.uint8)
+    packed: npt.NDArray[np.uint8] = (biased[..., 0::2] | (biased[..., 1::2] << 4)).astype(np.uint8)
+    return packed, scale[..., 0].astype(np.float32)
+
+
+def _int4(blocks: Float, scale: Float) -> Float:
+    """The 4-bit integers that stand for `blocks`, as float32."""
+    integers: Float = np.clip(np.rint(blocks / scale), -8, 7)
+    return integers
 
 
 def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> Float:
