@@ -64,7 +64,7 @@ class MixtureOfExperts(nn.Module):
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Experts [tokens, k] and their weights [tokens, k] for tokens [tokens, dim]; in float32 under autocast too."""
         with torch.autocast(tokens.device.type, enabled=False):
-            logits = nn.functional.linear(tokens.float(), self.gate.weight.float())
+            logits = self.gate(tokens.float())
         values, experts = torch.topk(logits, self.num_experts_per_token)
         return experts, torch.softmax(values, dim=-1)
 

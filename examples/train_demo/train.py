@@ -19,16 +19,19 @@ import yaml
 from augment import Augmenter
 from batches import Batch, Corpus, Tokenizer
 from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
+from muon import Muon, muon_weights
 from torch import Tensor, nn
 
 from u2moe.export.model import AttentionDecoder, SpeechModel
-from u2moe.export.moe import DenseFeedForward
+from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 from u2moe.export.training_config import parse_training_config
 from u2moe.runtime.accuracy import WordErrors
 
 WARMUP_STEPS = 250
 MAX_CHUNK = 25
 ROW_GRID = 64
+ROUTER_NOISE, NOISE_ENDS = 1.0, 0.4
+"""Relative noise on the routers, which fades until this share of the time."""
 EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
 VALIDATION = ("queen-dev", "heldout")
 
@@ -180,6 +183,31 @@ def round_shapes(model: SpeechModel) -> None:
             attach(module)
 
 
+def make_optimizers(model: SpeechModel, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of hidden layers, AdamW for everything else."""
+    matrices = muon_weights(model)
+    taken = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in taken]
+    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    return [Muon(matrices, lr=lr, weight_decay=0.05), adam]
+
+
+class RouterNoise:
+    """Random numbers on the logits of every router, so that no expert is forgotten before it has learnt something.
+
+    `scale` is their standard deviation, relative to that of the logits; the trained model knows nothing of them.
+    """
+
+    def __init__(self, model: SpeechModel, scale: float) -> None:
+        self.scale = scale
+        for module in model.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.gate.register_forward_hook(self._disturbed)
+
+    def _disturbed(self, router: nn.Module, _: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        return logits + self.scale * logits.detach().std() * torch.randn_like(logits) if router.training else logits
+
+
 class Log:
     """Lines on the terminal and in a file."""
 
@@ -198,15 +226,13 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("train.yaml"))
     parser.add_argument("--name", default="model", help="folder for checkpoints and log, inside the work directory")
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--save-every", type=float, default=3, help="minutes between checkpoints")
     parser.add_argument("--validate-every", type=float, default=6, help="minutes between validations")
-    parser.add_argument("--batch-frames", type=int, default=7500)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--batch-frames", type=int, default=12000)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--augment", type=float, default=0.6, help="share of the utterances under new conditions")
-    parser.add_argument(
-        "--min-word-count", type=int, default=10, help="leave out utterances with words rarer than this"
-    )
+    parser.add_argument("--min-word-count", type=int, default=3, help="leave out utterances with words rarer than this")
     parser.add_argument("--easy-until", type=float, default=2.5, help="CTC on short, clean speech down to this loss")
     parser.add_argument("--weights", type=Path, help="a final.pt to start from, such as that of `checkpoint/`")
     parser.add_argument("--resume", action="store_true")
@@ -231,14 +257,16 @@ def main() -> None:
 
     model = SpeechModel(parse_training_config(config).architecture)
     round_shapes(model)
+    router_noise = RouterNoise(model, ROUTER_NOISE)
     model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizers = make_optimizers(model, args.lr)
     step, spent, recent_ctc = 0, 0.0, math.inf
     checkpoints = sorted(folder.glob("step_*.pt"))
     if args.resume and checkpoints:
         state = torch.load(checkpoints[-1])
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         step, spent, recent_ctc = state["step"], state["spent"], state.get("recent_ctc", math.inf)
     else:
         if args.weights:
@@ -266,17 +294,18 @@ def main() -> None:
         progress = (time.time() - start) / (60 * args.minutes)
         if progress >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
+        router_noise.scale = ROUTER_NOISE * max(1 - progress / NOISE_ENDS, 0)
+        lr = args.lr * min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
         noisy = batch if is_easy else replace(batch, mels=augmenter(batch.mels, batch.lengths))
         chunk_size = None if is_easy else random_chunk(batch.mels.shape[1] // model.config.encoder.subsampling_rate)
         with torch.autocast("cpu", torch.bfloat16):
             parts = losses(model, noisy, chunk_size, config["model_conf"]["lsm_weight"])
         total = parts.ctc if is_easy else parts.total(config["model_conf"])
-        optimizer.zero_grad()
+        model.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        if norm.isfinite():
+        for optimizer in optimizers if norm.isfinite() else ():
+            optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
         step += 1
         heard, steps = heard + int(batch.lengths.sum()), steps + 1
@@ -287,7 +316,7 @@ def main() -> None:
             recent["ctc"] = ctc if is_easy else min(ctc, recent["ctc"])
             log(
                 f"{(now - start) / 60:6.1f} min step {step} ctc {ctc:.3f} left {left:.3f} right {right:.3f} "
-                f"grad {gradient:.2f} lr {optimizer.param_groups[0]['lr']:.2e} x{heard / 100 / (now - reported):.0f}"
+                f"grad {gradient:.2f} lr {lr:.2e} x{heard / 100 / (now - reported):.0f}"
             )
             heard, sums, steps, reported = 0, torch.zeros(4), 0, now
         if now - validated > 60 * args.validate_every:
@@ -297,18 +326,19 @@ def main() -> None:
             validated = reported = time.time()
             heard, sums, steps = 0, torch.zeros(4), 0
         if now - saved > 60 * args.save_every:
-            save(folder, model, optimizer, {"step": step, "spent": now - start, "recent_ctc": recent["ctc"]})
+            save(folder, model, optimizers, {"step": step, "spent": now - start, "recent_ctc": recent["ctc"]})
             saved = now
-    save(folder, model, optimizer, {"step": step, "spent": time.time() - start, "recent_ctc": recent["ctc"]})
+    save(folder, model, optimizers, {"step": step, "spent": time.time() - start, "recent_ctc": recent["ctc"]})
     for name, part in validation.items():
         for size in (None, 16):
             log(f"final  {name} {validate(model, part, tokenizer, size, args.batch_frames)}")
 
 
-def save(folder: Path, model: SpeechModel, optimizer: torch.optim.Optimizer, progress: dict[str, float]) -> None:
+def save(folder: Path, model: SpeechModel, optimizers: list[torch.optim.Optimizer], progress: dict[str, float]) -> None:
     """A checkpoint from which training goes on."""
     path = folder / f"step_{int(progress['step']):06d}.pt"
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), **progress}, path.with_suffix(".tmp"))
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"model": model.state_dict(), "optimizers": states, **progress}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)
 
 
