@@ -1,6 +1,6 @@
 """Trains the demo model for a given number of minutes; every few minutes it saves, and with `--resume` it goes on.
 
-The learning rate follows the time spent: a short warm-up, then a half cosine that ends at zero with the last minute.
+The learning rate follows the time spent, and so does the noise on the routers.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from u2moe.export.training_config import parse_training_config
 from u2moe.runtime.accuracy import WordErrors
 
 WARMUP_STEPS = 250
+REPORT_STEPS = 50
 MAX_CHUNK = 25
 ROW_GRID = 64
 ROUTER_NOISE, NOISE_ENDS = 1.0, 0.4
@@ -221,7 +222,85 @@ class Log:
             file.write(line + "\n")
 
 
-def main() -> None:
+class Report:
+    """Mean losses since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.sums, self.steps, self.frames, self.since = torch.zeros(4), 0, 0, time.time()
+
+    def add(self, parts: Losses, norm: Tensor, batch: Batch) -> None:
+        """Counts one step and the norm of its gradient."""
+        self.sums += torch.stack((parts.ctc.detach(), parts.left.detach(), parts.right.detach(), norm))
+        self.steps += 1
+        self.frames += int(batch.lengths.sum())
+
+    def ctc(self) -> float:
+        """Mean CTC loss."""
+        return float(self.sums[0]) / self.steps
+
+    def __str__(self) -> str:
+        ctc, left, right, norm = (self.sums / self.steps).tolist()
+        speed = self.frames / 100 / (time.time() - self.since)
+        return f"ctc {ctc:.3f} left {left:.3f} right {right:.3f} grad {norm:.2f} x{speed:.0f}"
+
+
+class Trainer:
+    """A model, its optimizers and how far they have come: `step`, seconds `spent`, and the `ctc` loss reached."""
+
+    def __init__(self, model: SpeechModel, model_conf: dict[str, float], lr: float) -> None:
+        self.model, self.model_conf, self.lr = model, model_conf, lr
+        round_shapes(model)
+        model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+        self.router_noise = RouterNoise(model, ROUTER_NOISE)
+        self.optimizers = make_optimizers(model, lr)
+        self.step, self.spent, self.ctc = 0, 0.0, math.inf
+
+    def train(self, batch: Batch, progress: float, *, easy: bool) -> tuple[Losses, Tensor]:
+        """One step, after this share of the time: losses and norm of the gradient."""
+        self.router_noise.scale = ROUTER_NOISE * max(1 - progress / NOISE_ENDS, 0)
+        chunk_size = None if easy else random_chunk(batch.mels.shape[1] // self.model.config.encoder.subsampling_rate)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = losses(self.model, batch, chunk_size, self.model_conf["lsm_weight"])
+        total = parts.ctc if easy else parts.total(self.model_conf)
+        self.model.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        for optimizer in self.optimizers if norm.isfinite() else ():
+            optimizer.param_groups[0]["lr"] = self.learning_rate(progress)
+            optimizer.step()
+        self.step += 1
+        return parts, norm
+
+    def learning_rate(self, progress: float) -> float:
+        """Warm-up, then a half cosine that ends at zero with the last minute."""
+        return self.lr * min((self.step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint from which training goes on."""
+        path = folder / f"step_{self.step:06d}.pt"
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": (self.step, self.spent, self.ctc),
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def load(self, path: Path) -> None:
+        """Goes on from such a checkpoint."""
+        state = torch.load(path)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.spent, self.ctc = state["progress"]
+
+    def load_weights(self, path: Path) -> None:
+        """Starts from the weights of a WeNet checkpoint, past the easy phase."""
+        self.model.load_state_dict({name: value.float() for name, value in torch.load(path).items()})
+        self.ctc = 0.0
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("train.yaml"))
@@ -236,7 +315,11 @@ def main() -> None:
     parser.add_argument("--easy-until", type=float, default=2.5, help="CTC on short, clean speech down to this loss")
     parser.add_argument("--weights", type=Path, help="a final.pt to start from, such as that of `checkpoint/`")
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     folder = args.work_dir / args.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,91 +338,56 @@ def main() -> None:
     noise = torch.from_numpy(Pack(features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
     augmenter = Augmenter(noise, args.augment)
 
-    model = SpeechModel(parse_training_config(config).architecture)
-    round_shapes(model)
-    router_noise = RouterNoise(model, ROUTER_NOISE)
-    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
-    optimizers = make_optimizers(model, args.lr)
-    step, spent, recent_ctc = 0, 0.0, math.inf
+    trainer = Trainer(SpeechModel(parse_training_config(config).architecture), config["model_conf"], args.lr)
     checkpoints = sorted(folder.glob("step_*.pt"))
     if args.resume and checkpoints:
-        state = torch.load(checkpoints[-1])
-        model.load_state_dict(state["model"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        step, spent, recent_ctc = state["step"], state["spent"], state.get("recent_ctc", math.inf)
+        trainer.load(checkpoints[-1])
     else:
         if args.weights:
             statistics = json.loads(args.weights.with_name("global_cmvn").read_text(encoding="utf-8"))
         else:
             statistics = feature_statistics(corpus, augmenter, args.batch_frames)
-        set_statistics(model, statistics)
+        set_statistics(trainer.model, statistics)
         if args.weights:
-            model.load_state_dict({name: value.float() for name, value in torch.load(args.weights).items()})
-            recent_ctc = 0.0
+            trainer.load_weights(args.weights)
         (folder / "global_cmvn").write_text(json.dumps(statistics), encoding="utf-8")
         (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     log(f"{corpus.hours:.1f} h of {', '.join(names)}")
-    log(f"{parameters / 1e6:.2f} M parameters; from step {step}, {spent:.0f} s")
+    log(f"{parameters / 1e6:.2f} M parameters; from step {trainer.step}, {trainer.spent:.0f} s")
 
-    model.train()
-    start = time.time() - spent
-    saved = validated = reported = time.time()
-    heard, sums, steps = 0, torch.zeros(4), 0
-    recent = {"ctc": recent_ctc}
-    for batch, is_easy in course(
-        corpus, easy_corpus, args.batch_frames, seed=step, easy=lambda: recent["ctc"] > args.easy_until
-    ):
-        progress = (time.time() - start) / (60 * args.minutes)
+    def validate_all(title: str) -> None:
+        for name, part in validation.items():
+            for size in (None, 16):
+                log(f"{title:6} {name} {validate(trainer.model, part, tokenizer, size, args.batch_frames)}")
+
+    trainer.model.train()
+    start = time.time() - trainer.spent
+    saved = validated = time.time()
+    report = Report()
+    batches = course(
+        corpus, easy_corpus, args.batch_frames, seed=trainer.step, easy=lambda: trainer.ctc > args.easy_until
+    )
+    for batch, easy in batches:
+        progress = trainer.spent / (60 * args.minutes)
         if progress >= 1:
             break
-        router_noise.scale = ROUTER_NOISE * max(1 - progress / NOISE_ENDS, 0)
-        lr = args.lr * min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
-        noisy = batch if is_easy else replace(batch, mels=augmenter(batch.mels, batch.lengths))
-        chunk_size = None if is_easy else random_chunk(batch.mels.shape[1] // model.config.encoder.subsampling_rate)
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = losses(model, noisy, chunk_size, config["model_conf"]["lsm_weight"])
-        total = parts.ctc if is_easy else parts.total(config["model_conf"])
-        model.zero_grad()
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        for optimizer in optimizers if norm.isfinite() else ():
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-        step += 1
-        heard, steps = heard + int(batch.lengths.sum()), steps + 1
-        sums += torch.stack((parts.ctc.detach(), parts.left.detach(), parts.right.detach(), norm))
-        now = time.time()
-        if steps == 50:
-            ctc, left, right, gradient = (sums / steps).tolist()
-            recent["ctc"] = ctc if is_easy else min(ctc, recent["ctc"])
-            log(
-                f"{(now - start) / 60:6.1f} min step {step} ctc {ctc:.3f} left {left:.3f} right {right:.3f} "
-                f"grad {gradient:.2f} lr {lr:.2e} x{heard / 100 / (now - reported):.0f}"
-            )
-            heard, sums, steps, reported = 0, torch.zeros(4), 0, now
-        if now - validated > 60 * args.validate_every:
-            for name, part in validation.items():
-                for size in (None, 16):
-                    log(f"       {name} {validate(model, part, tokenizer, size, args.batch_frames)}")
-            validated = reported = time.time()
-            heard, sums, steps = 0, torch.zeros(4), 0
-        if now - saved > 60 * args.save_every:
-            save(folder, model, optimizers, {"step": step, "spent": now - start, "recent_ctc": recent["ctc"]})
-            saved = now
-    save(folder, model, optimizers, {"step": step, "spent": time.time() - start, "recent_ctc": recent["ctc"]})
-    for name, part in validation.items():
-        for size in (None, 16):
-            log(f"final  {name} {validate(model, part, tokenizer, size, args.batch_frames)}")
-
-
-def save(folder: Path, model: SpeechModel, optimizers: list[torch.optim.Optimizer], progress: dict[str, float]) -> None:
-    """A checkpoint from which training goes on."""
-    path = folder / f"step_{int(progress['step']):06d}.pt"
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"model": model.state_dict(), "optimizers": states, **progress}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
+        heard = batch if easy else replace(batch, mels=augmenter(batch.mels, batch.lengths))
+        report.add(*trainer.train(heard, progress, easy=easy), batch)
+        trainer.spent = time.time() - start
+        if report.steps == REPORT_STEPS:
+            trainer.ctc = report.ctc() if easy else min(report.ctc(), trainer.ctc)
+            log(f"{trainer.spent / 60:6.1f} min step {trainer.step} lr {trainer.learning_rate(progress):.2e} {report}")
+            report = Report()
+        if time.time() - saved > 60 * args.save_every:
+            trainer.save(folder)
+            saved = time.time()
+        if time.time() - validated > 60 * args.validate_every:
+            validate_all("")
+            validated = time.time()
+            report = Report()
+    trainer.save(folder)
+    validate_all("final")
 
 
 if __name__ == "__main__":
