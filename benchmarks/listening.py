@@ -1,0 +1,283 @@
+"""A bundle that hears recordings as a live source or whole, every stage timed. What is made of it stands elsewhere.
+
+Time is taken around the calls that an application makes, and around the stages inside them, through the seams that the
+runtime has for it; nothing is replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Hypothesis, Model, Recognizer, Result, Stream
+from u2moe.runtime.decoding import Search
+from u2moe.runtime.encoder import Caches
+from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
+from u2moe.runtime.text import Vocabulary
+
+Samples = npt.NDArray[np.float32]
+
+STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
+PORTION_S = 0.1
+"""Seconds of audio that a live source hands over at once, as in `u2moe transcribe --stream`."""
+WHOLE_PORTION_S = 10.0
+"""The same where there are no chunks, as in `u2moe transcribe`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """How a recording is heard.
+
+    Attributes:
+        chunk_size: encoder frames per chunk; None: full context.
+        num_left_chunks: chunks of left context; -1: all.
+        num_streams: how many hear at once, in one batch.
+    """
+
+    chunk_size: int | None = None
+    num_left_chunks: int = -1
+    num_streams: int = 1
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        left = "all" if self.num_left_chunks < 0 else self.num_left_chunks
+        name = "full context" if self.chunk_size is None else f"chunk {self.chunk_size}, left {left}"
+        return name if self.num_streams == 1 else f"{name}, {self.num_streams} streams"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A call that had work to do, a whole chunk most of all.
+
+    Attributes:
+        audio_s: seconds of audio that had been handed over.
+        compute_s: from the arrival of the last of them to the result. Paced, this counts from when they were due, so
+            that work that is late counts too.
+        tokens: what was shown then of the utterance at hand.
+        segment: number of that utterance.
+    """
+
+    audio_s: float
+    compute_s: float
+    tokens: tuple[int, ...]
+    segment: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What hearing one recording (or several at once, in a batch) took and gave.
+
+    Attributes:
+        audio_s: seconds of audio, of all streams together.
+        wall_s: seconds spent in calls of the runtime; pauses of a paced source are not counted.
+        cpu_s: processor seconds of all threads in these.
+        stages: seconds by stage, `STAGES`; their sum is `wall_s`.
+        events: chunks of the first stream, in order.
+        final_s: from the end of the input to the final result.
+        segments: final results of the first stream.
+        texts: what each stream heard.
+    """
+
+    audio_s: float
+    wall_s: float
+    cpu_s: float
+    stages: dict[str, float]
+    events: list[Event]
+    final_s: float
+    segments: list[Result]
+    texts: list[str]
+
+
+class Stopwatch:
+    """Seconds by stage, and of the calls that the stages are part of. Stages do not nest, and neither do calls."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to zero."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.wall_s = 0.0
+        self.cpu_s = 0.0
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Add the time that the block takes, and the processor time of all threads."""
+        start, start_cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall_s += time.perf_counter() - start
+        self.cpu_s += time.process_time() - start_cpu
+
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage; what the calls took besides is "other"."""
+        stages = {stage: self.seconds.get(stage, 0.0) for stage in STAGES[:-1]}
+        return {**stages, "other": self.wall_s - sum(stages.values())}
+
+
+class TimedSession(Session):
+    """A session whose runs count as one stage."""
+
+    def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
+        """Start with a stage, a watch, and what `Session` needs."""
+        super().__init__(*session)
+        self._stage = stage
+        self._watch = watch
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name for inputs by name."""
+        with self._watch(self._stage):
+            return super().run(feeds)
+
+
+class TimedStream(Stream):
+    """A stream whose search counts as one stage: CTC search, hotwords and endpoints."""
+
+    def __init__(self, watch: Stopwatch, model: Model, vocabulary: Vocabulary, options: DecodingOptions) -> None:
+        super().__init__(model, vocabulary, options)
+        self._watch = watch
+
+    def advance(self, output: Samples, log_probs: Samples, caches: Caches) -> None:
+        """Take over what a chunk gave."""
+        with self._watch("search"):
+            super().advance(output, log_probs, caches)
+
+    def end_first_pass(self) -> list[Hypothesis]:
+        """Hypotheses of the first pass."""
+        with self._watch("search"):
+            return super().end_first_pass()
+
+
+class Instrument:
+    """A loaded bundle and a watch. Not for several threads: there is one watch.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        ProviderError: a provider that is not installed or did not start.
+        StreamError: a search that the bundle cannot do.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        num_threads: int = 1,
+        providers: Sequence[str] | None = None,
+        search: Search | None = None,
+        endpoint: EndpointConfig | None = EndpointConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        """Load the graphs of a bundle.
+
+        Args:
+            bundle: what to measure.
+            num_threads: threads within one operator.
+            providers: execution providers; None: the CPU.
+            search: None: rescoring where there is a decoder, else prefix beam search.
+            endpoint: where utterances end, by default as in `u2moe transcribe`; None: only with the input.
+        """
+        self.bundle = bundle
+        self.watch = Stopwatch()
+        settings = SessionSettings(num_threads=num_threads, providers=tuple(providers or (DEFAULT_PROVIDER,)))
+        stages = {"encoder": "encoder", "ctc": "ctc", "decoder": "rescoring"}
+        sessions = {
+            graph.name: TimedSession(
+                stages[graph.name], self.watch, bundle.path / graph.file, graph, bundle.manifest, settings
+            )
+            for graph in bundle.manifest.model.graphs()
+        }
+        self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+        search = search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
+        self.options = DecodingOptions(search=search, endpoint=endpoint)
+        self.recognizer = Recognizer(bundle, self.model, self.options)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hertz of the samples to hear."""
+        return self.bundle.manifest.features.sample_rate
+
+    def chunk_s(self, mode: Mode) -> float | None:
+        """Seconds from one chunk to the next, the budget of its latency; None with full context."""
+        if mode.chunk_size is None:
+            return None
+        features = self.bundle.manifest.features
+        return mode.chunk_size * self.bundle.manifest.model.subsampling_rate * features.frame_shift_ms / 1000
+
+    def hear(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Heard:
+        """Hear one recording in portions.
+
+        Args:
+            samples: at the model's rate, float32 [n].
+            mode: chunks, and how many streams. Each further stream hears the recording from another place on, so that
+                streams do not say the same at the same time.
+            paced: hand portions over when a live source would, not before.
+        """
+        num = mode.num_streams
+        streams = [self._stream(mode) for _ in range(num)]
+        sounds = [np.roll(samples, -index * len(samples) // num) for index in range(num)]
+        segments: list[list[Result]] = [[] for _ in range(num)]
+        events: list[Event] = []
+        self.watch.reset()
+        begin = time.perf_counter()
+        for start, end in self._portions(len(samples), mode):
+            arrived = time.perf_counter()
+            if paced:
+                due = begin + end / self.sample_rate
+                time.sleep(max(due - arrived, 0.0))
+                arrived = due
+            with self.watch.call():
+                with self.watch("features"):
+                    for stream, sound in zip(streams, sounds, strict=True):
+                        stream.accept_waveform(self.sample_rate, sound[start:end])
+                was_ready = streams[0].is_ready
+                self.recognizer.decode_streams(streams)
+                result = streams[0].get_result()
+            if was_ready:
+                compute_s, audio_s = time.perf_counter() - arrived, end / self.sample_rate
+                shown = tuple(result.tokens)
+                events.append(Event(audio_s=audio_s, compute_s=compute_s, tokens=shown, segment=result.segment))
+            _collect(streams, segments)
+        before = self.watch.wall_s
+        with self.watch.call():
+            with self.watch("features"):
+                for stream in streams:
+                    stream.input_finished()
+            self.recognizer.decode_streams(streams)
+        _collect(streams, segments)
+        return Heard(
+            audio_s=len(samples) / self.sample_rate * num,
+            wall_s=self.watch.wall_s,
+            cpu_s=self.watch.cpu_s,
+            stages=self.watch.stages(),
+            events=events,
+            final_s=self.watch.wall_s - before,
+            segments=segments[0],
+            texts=[" ".join(segment.text for segment in own) for own in segments],
+        )
+
+    def _stream(self, mode: Mode) -> TimedStream:
+        options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
+        return TimedStream(self.watch, self.model, self.recognizer.vocabulary, options)
+
+    def _portions(self, num_samples: int, mode: Mode) -> Iterator[tuple[int, int]]:
+        """First and last sample (exclusive) of each portion."""
+        size = int((WHOLE_PORTION_S if mode.chunk_size is None else PORTION_S) * self.sample_rate)
+        return ((start, min(start + size, num_samples)) for start in range(0, num_samples, size))
+
+
+def _collect(streams: Sequence[Stream], segments: Sequence[list[Result]]) -> None:
+    for stream, own in zip(streams, segments, strict=True):
+        own.extend(stream.take_segments())

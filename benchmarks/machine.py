@@ -1,0 +1,104 @@
+"""What measures: processor, memory and software, as far as the system itself tells."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+INSTRUCTION_SETS = (
+    *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "fphp", "sve", "sve2", "sme"),
+)
+"""Flags of /proc/cpuinfo that decide how fast matrices are multiplied, on x86 and ARM."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, memory and software as plain data; what the system does not tell is None or empty."""
+    fields = cpu_fields(_read(_CPUINFO))
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "processor": processor(fields),
+        "architecture": platform.machine(),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+        "num_cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "caches": caches(_CACHES),
+        "memory_bytes": memory("MemTotal"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "providers": onnxruntime.get_available_providers(),
+        "u2moe": version("u2moe"),
+        "commit": commit(Path(__file__)),
+    }
+
+
+def cpu_fields(text: str) -> dict[str, str]:
+    """Fields of the first processor of /proc/cpuinfo, and those that stand behind all of them (ARM boards' model)."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def processor(fields: dict[str, str]) -> str:
+    """Name of the processor: x86 has one, ARM boards have numbers and the name of the board."""
+    if "model name" in fields:
+        return fields["model name"]
+    numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)
+    return ", ".join(part for part in (fields.get("Model", ""), numbers) if part) or platform.processor() or "unknown"
+
+
+def caches(folder: Path) -> dict[str, int]:
+    """Bytes of the data caches of the first core by level; L3 may be shared with others, virtual machines included."""
+    sizes = {}
+    for entry in sorted(folder.glob("index*")):
+        if _read(entry / "type").strip() != "Instruction" and (size := _read(entry / "size").strip()):
+            sizes[f"L{_read(entry / 'level').strip()}"] = int(size.removesuffix("K")) * 1024
+    return sizes
+
+
+def memory(name: str) -> int | None:
+    """Bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable"); None where there is none."""
+    for line in _read(_MEMINFO).splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def commit(file: Path) -> str | None:
+    """Commit of the repository that holds a source file, "+" behind it if it was changed since; None without one."""
+    try:
+        _git(
+            file.parent, "ls-files", "--error-unmatch", file.name
+        )  # a package installed inside a repository is not of it
+        return _git(file.parent, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
