@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import Manifest, ModelConfig
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
-_ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     # The exceptions of onnxruntime's C++ side have no public base class.
@@ -100,7 +100,7 @@ class Session:
                 providers=list(settings.providers),
                 provider_options=[dict(options) for options in settings.provider_options] or None,
             )
-        except _ONNXRUNTIME_ERRORS as error:
+        except ONNXRUNTIME_ERRORS as error:
             message = str(error).strip().splitlines()[0][:300]
             if settings.providers != (DEFAULT_PROVIDER,):
                 raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
@@ -127,7 +127,7 @@ class Session:
         """
         try:
             outputs = self._session.run(self._output_names, dict(feeds))
-        except _ONNXRUNTIME_ERRORS as error:
+        except ONNXRUNTIME_ERRORS as error:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
