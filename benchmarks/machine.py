@@ -21,6 +21,7 @@ INSTRUCTION_SETS = (
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -35,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
         "num_cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "caches": caches(_CACHES),
-        "memory_bytes": memory("MemTotal"),
+        "memory_bytes": memory_bytes("MemTotal"),
         "system": platform.platform(),
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -73,9 +74,21 @@ def caches(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def memory(name: str) -> int | None:
+def memory_bytes(name: str) -> int | None:
     """Bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable"); None where there is none."""
-    for line in _read(_MEMINFO).splitlines():
+    return _kilobytes(_MEMINFO, name)
+
+
+def status_bytes(name: str) -> int | None:
+    """Bytes of a line of this process's /proc/self/status; None where there is none.
+
+    "VmHWM" is its largest resident memory: getrusage tells that of the process that started it, where it was larger.
+    """
+    return _kilobytes(_STATUS, name)
+
+
+def _kilobytes(file: Path, name: str) -> int | None:
+    for line in _read(file).splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None

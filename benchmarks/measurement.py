@@ -55,6 +55,7 @@ def interleaved(
     repetitions: int,
     *,
     warm_up: int = 1,
+    title: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn, again and again: A B A B and not A A B B.
@@ -65,6 +66,7 @@ def interleaved(
         cases: what to call, by name.
         repetitions: how often each is measured.
         warm_up: rounds before those, whose results are dropped.
+        title: of the lines of progress.
         progress: called with a line for each round.
 
     Returns:
@@ -74,7 +76,7 @@ def interleaved(
         raise ValueError(f"repetitions must be at least 1, got {repetitions}")
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     for number in range(-warm_up, repetitions):
-        progress("warm-up" if number < 0 else f"round {number + 1} of {repetitions}")
+        progress(f"{title}: " + ("warm-up" if number < 0 else f"round {number + 1} of {repetitions}"))
         for key, call in cases.items():
             measured = call()
             if number >= 0:

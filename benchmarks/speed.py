@@ -48,15 +48,9 @@ def measure_speed(
         return lambda: [instrument.hear(samples, mode) for samples in recordings]
 
     entries = []
-    current = ""
-
-    def report(line: str) -> None:
-        progress(f"{current}: {line}")
-
     for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
         cases = {name: case(item, mode) for name, item in instruments.items() if mode in modes[name]}
-        current = mode.name
-        heard = interleaved(cases, repetitions, warm_up=warm_up, progress=report)
+        heard = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
         entries += [
             {"bundle": name, "mode": mode.name, **summary(rounds, instruments[name].chunk_s(mode))}
             for name, rounds in heard.items()

@@ -1,0 +1,147 @@
+"""What onnxruntime runs for a bundle: every kernel with its time, its part of the network, and its products counted.
+
+Counted from the graph as it runs, by the shapes in onnxruntime's own profile: an expert without tokens costs nothing,
+and a product that a rewrite saves is counted no more.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2moe.runtime import Bundle, Model
+from u2moe.runtime.session import SessionSettings
+
+PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
+"""Parts of a model. `feed_forward` are the experts with their routers, or the dense layers; `other` is what joins the
+blocks and hands over caches."""
+
+_SCOPES = (
+    ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
+    ("feed_forward", ("MixtureOfExperts", "feed_forward", "norm_ff")),
+    ("attention", ("self_attn", "norm_mha", "positional_encoding", "encoder/frames", "norm1")),
+    ("convolution", ("conv_module", "norm_conv")),
+)
+"""Parts of the encoder by what the names of their nodes contain; the first that fits counts."""
+
+_INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
+_FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
+_CONVOLUTIONS = {"Conv", "FusedConv"}
+_ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
+_INT4_BLOCK = 32
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One run of one node.
+
+    Attributes:
+        name: of the node; optimisers of onnxruntime, and its inlining of functions, leave some that tell nothing.
+        op_type: what ran.
+        part: one of `PARTS`.
+        seconds: by onnxruntime's profiler, which itself takes time: of use as a share.
+        multiply_adds: of matrix products and convolutions, else 0.
+        num_bytes: of the matrix on the right, weights as a rule, keys and values in attention; 0 when there was
+            nothing to multiply with it.
+        integer: whether the product is one of integers.
+        parameter_bytes: of the constants that it reads, as far as onnxruntime did not pack them before.
+    """
+
+    name: str
+    op_type: str
+    part: str
+    seconds: float
+    multiply_adds: int = 0
+    num_bytes: int = 0
+    integer: bool = False
+    parameter_bytes: int = 0
+
+
+def profile(bundle: Bundle, run: Callable[[Model], object], *, num_threads: int = 1) -> list[Kernel]:
+    """The kernels of `run`, which is given the model and called twice: the first call warms up and is not counted.
+
+    Args:
+        bundle: what to load.
+        run: does the same every time.
+        num_threads: threads within one operator.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = SessionSettings(num_threads=num_threads).session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        model = bundle.load(sess_options=options)
+        run(model)
+        run(model)
+        del model
+        gc.collect()  # a session writes its profile when it goes
+        kernels: list[Kernel] = []
+        for file in sorted(Path(folder).iterdir()):
+            events = [event for event in json.loads(file.read_text(encoding="utf-8")) if event.get("cat") == "Node"]
+            kernels += read_events(events[len(events) // 2 :])
+    return kernels
+
+
+def read_events(events: Sequence[Mapping[str, Any]]) -> Iterator[Kernel]:
+    """The kernels of one graph, from node events of onnxruntime's profile in the order in which they ran.
+
+    A node of the encoder whose name tells nothing belongs where the one before it belongs: its parts follow each other.
+    """
+    names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
+    graph = next((graph for graph in ("ctc", "decoder") if any(name.startswith(f"{graph}/") for name in names)), None)
+    part = graph or "other"
+    for name, event in zip(names, events, strict=True):
+        part = graph or part_of(name) or part
+        arguments = event["args"]
+        op_type, inputs = str(arguments["op_name"]), _shapes(arguments.get("input_type_shape", []))
+        product = _product(op_type, inputs, _shapes(arguments.get("output_type_shape", [])))
+        yield Kernel(
+            name=name,
+            op_type=op_type,
+            part=part,
+            seconds=event["dur"] / 1e6,
+            parameter_bytes=int(arguments.get("parameter_size", 0)),
+            **product,
+        )
+
+
+def part_of(name: str) -> str | None:
+    """The part of the encoder that a node of this name belongs to; None when it does not tell."""
+    for part, words in _SCOPES:
+        if any(word in name for word in words):
+            return part
+    return "other" if name.startswith(("encoder/", "outputs/")) else None
+
+
+def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, Shape]]:
+    return [(kind, tuple(shape)) for entry in entries for kind, shape in entry.items()]
+
+
+def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
+    """Counts of a kernel. The matrix on the right is missing among the inputs where onnxruntime packed it before."""
+    if op_type in _CONVOLUTIONS:
+        (kind, weight), out = inputs[1], outputs[0][1]
+        return _counts(math.prod(out) * math.prod(weight[1:]), math.prod(weight) * _ELEMENT_BYTES.get(kind, 4))
+    if op_type not in _INTEGER | _FLOAT:
+        return {}
+    (kind, left), out = inputs[0], outputs[0][1]
+    inner, columns = left[-1], out[-1]
+    size = inner * columns
+    right = next((shape for _, shape in inputs[1:] if len(shape) > 1 and shape[-2] * shape[-1] == size), ())
+    num_bytes: float = max(math.prod(right), size) * _ELEMENT_BYTES.get(kind, 4)
+    if op_type == "MatMulNBits":  # 4 bits, and a float for each block
+        num_bytes = size / 2 + 4 * size / _INT4_BLOCK
+    elif op_type in _INTEGER:
+        num_bytes = size
+    return _counts(math.prod(out) * inner, round(num_bytes), integer=op_type in _INTEGER)
+
+
+def _counts(multiply_adds: int, num_bytes: int, *, integer: bool = False) -> dict[str, Any]:
+    return {"multiply_adds": multiply_adds, "num_bytes": num_bytes if multiply_adds else 0, "integer": integer}
