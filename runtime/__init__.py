@@ -7,9 +7,11 @@ from u2moe.runtime.decoding import DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
 from u2moe.runtime.errors import (
     AudioError,
+    AudioOverflowError,
     BundleError,
     CheckpointError,
     IntegrityError,
+    MicrophoneError,
     ParityError,
     ProviderError,
     QuantizationError,
@@ -17,16 +19,19 @@ from u2moe.runtime.errors import (
     U2moeError,
     UnsupportedError,
 )
+from u2moe.runtime.microphone import Microphone
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.subtitles import SubtitleOptions, format_transcript
+from u2moe.runtime.transcriber import Transcriber
 
 __all__ = [
     "Alternative",
     "AudioError",
+    "AudioOverflowError",
     "Bundle",
     "BundleError",
     "BundleWriter",
@@ -37,6 +42,8 @@ __all__ = [
     "EndpointRule",
     "Hypothesis",
     "IntegrityError",
+    "Microphone",
+    "MicrophoneError",
     "Model",
     "ParityError",
     "PrefixBeamSearch",
@@ -48,6 +55,7 @@ __all__ = [
     "Stream",
     "StreamError",
     "SubtitleOptions",
+    "Transcriber",
     "Transcript",
     "U2moeError",
     "UnsupportedError",

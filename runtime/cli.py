@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import importlib
+import json
 import os
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +21,12 @@ from u2moe.runtime.audio import find_audio, read_blocks
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
-from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.errors import AudioOverflowError, U2moeError
+from u2moe.runtime.microphone import Microphone, input_devices
 from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
-from u2moe.runtime.result import Transcript
+from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.subtitles import FORMATS, format_transcript
+from u2moe.runtime.transcriber import Transcriber
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +38,7 @@ OTHER_COMMANDS = {
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
     "inspect": ("u2moe.export.cli", "add_inspect", "show what is in a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
+    "bench": ("u2moe.benchmarks.cli", "add_bench", "measure bundles on this machine"),
 }
 """Module, function and help of each sub-command that lives in another package."""
 
@@ -62,6 +69,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_transcribe(subparsers)
+    add_listen(subparsers)
     for name, (module, function, summary) in OTHER_COMMANDS.items():
         if name == command:
             try:
@@ -82,8 +90,32 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "the clips that come with the package, without --model the model that comes with it.",
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="audio files, and folders of them")
-    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
+    _add_decoding(parser)
+    parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR", help="write one file per recording, except those already there"
+    )
+    parser.set_defaults(run=run_transcribe)
+
+
+def add_listen(subparsers: Subparsers) -> None:
+    """`u2moe listen`."""
+    parser = subparsers.add_parser(
+        "listen",
+        help="recognise what a microphone hears",
+        description="Recognise what a microphone hears until Ctrl-C: partial results on stderr, final ones on stdout. "
+        "Needs sounddevice: pip install 'u2moe[microphone]'.",
+    )
+    parser.add_argument("--device", metavar="NAME", help="number or a part of the name (default: the system's choice)")
+    parser.add_argument("--list-devices", action="store_true", help="print the microphones and end")
+    _add_decoding(parser)
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
+    parser.set_defaults(run=run_listen)
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: full context)")
     parser.add_argument("--left-chunks", type=int, default=-1, metavar="N", help="chunks of left context (-1: all)")
     parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring where there is a decoder")
@@ -93,18 +125,10 @@ def add_transcribe(subparsers: Subparsers) -> None:
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
-    parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
-    parser.add_argument(
-        "-o", "--output-dir", type=Path, metavar="DIR", help="write one file per recording, except those already there"
-    )
-    parser.set_defaults(run=run_transcribe)
 
 
-def run_transcribe(args: argparse.Namespace) -> int:
-    """Recognise every file; one that fails is reported, and the rest done."""
-    files = find_audio(args.files or [DEMO_FOLDER / "clips"])
-    outputs = _outputs(files, args.format, args.output_dir)
-    recognizer = Recognizer.from_pretrained(
+def _recognizer(args: argparse.Namespace) -> Recognizer:
+    return Recognizer.from_pretrained(
         args.model,
         providers=args.providers.split(",") if args.providers else None,
         num_threads=args.num_threads,
@@ -119,6 +143,13 @@ def run_transcribe(args: argparse.Namespace) -> int:
         ),
         hotwords=_read_hotwords(args.hotwords) if args.hotwords else None,
     )
+
+
+def run_transcribe(args: argparse.Namespace) -> int:
+    """Recognise every file; one that fails is reported, and the rest done."""
+    files = find_audio(args.files or [DEMO_FOLDER / "clips"])
+    outputs = _outputs(files, args.format, args.output_dir)
+    recognizer = _recognizer(args)
     failed = 0
     for number, (file, output) in enumerate(zip(files, outputs, strict=True), start=1):
         if output and output.exists():
@@ -142,6 +173,40 @@ def run_transcribe(args: argparse.Namespace) -> int:
     if failed:
         _complain(f"{failed} of {len(files)} files failed")
     return 1 if failed else 0
+
+
+def run_listen(args: argparse.Namespace) -> int:
+    """Recognise a microphone until Ctrl-C, to the end of what was said."""
+    if args.list_devices:
+        for number, name in input_devices():
+            print(f"{number}\t{name}")
+        return 0
+    recognizer = _recognizer(args)
+    recognizer.warm_up()
+    device = int(args.device) if args.device and args.device.isdecimal() else args.device
+
+    def on_final(segment: Result) -> None:
+        _progress("")
+        line = segment.text if args.format == "txt" else json.dumps(dataclasses.asdict(segment), ensure_ascii=False)
+        print(line, flush=True)
+
+    def on_error(error: Exception) -> None:
+        if not isinstance(error, AudioOverflowError):
+            raise error
+        _progress("")
+        _complain(str(error))
+
+    transcriber = Transcriber(
+        recognizer, on_partial=lambda result: _progress(result.text, keep=True), on_final=on_final, on_error=on_error
+    )
+    with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
+        _progress("listening, Ctrl-C ends", keep=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            microphone.start()
+            while microphone.is_active:
+                time.sleep(0.1)
+    _progress("")
+    return 0
 
 
 def _outputs(files: list[Path], file_format: str, folder: Path | None) -> list[Path] | list[None]:

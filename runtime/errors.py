@@ -2,6 +2,8 @@
 
 U2moeError
 ├── AudioError               audio that cannot be read or used
+│   ├── AudioOverflowError   audio that comes faster than it is recognised, and was not taken
+│   └── MicrophoneError      a microphone that cannot be opened, or has stopped; or sounddevice is not installed
 ├── BundleError              a bundle that is incomplete, damaged, or not one
 │   └── IntegrityError       a file differs from the digest in the manifest
 ├── CheckpointError          a checkpoint directory that cannot be read
@@ -18,9 +20,11 @@ from typing import Any
 
 __all__ = [
     "AudioError",
+    "AudioOverflowError",
     "BundleError",
     "CheckpointError",
     "IntegrityError",
+    "MicrophoneError",
     "ParityError",
     "ProviderError",
     "QuantizationError",
@@ -36,6 +40,22 @@ class U2moeError(Exception):
 
 class AudioError(U2moeError):
     """Audio that cannot be read or used; names the file or the property."""
+
+
+class AudioOverflowError(AudioError):
+    """Audio that came faster than it is recognised, and was not taken; names its seconds.
+
+    Attributes:
+        duration: seconds that were not taken; 0 where only the audio system knows.
+    """
+
+    def __init__(self, message: str, duration: float) -> None:
+        super().__init__(message)
+        self.duration = duration
+
+
+class MicrophoneError(AudioError):
+    """A microphone that cannot be opened, or has stopped; or its Python package is not installed."""
 
 
 class BundleError(U2moeError):

@@ -103,6 +103,19 @@ class Recognizer:
         )
         return cls(bundle, model, options, hotwords)
 
+    def warm_up(self) -> None:
+        """Recognise two seconds of noise, so that the first sound takes no longer than what follows. Changes no result.
+
+        Raises:
+            ProviderError: running a graph failed.
+        """
+        rate = self.bundle.manifest.features.sample_rate
+        options = dataclasses.replace(self.options, endpoint=None)
+        stream = self.create_stream(options) if self.model.config.streaming else self._stream(options, None, None)
+        stream.accept_waveform(rate, np.random.default_rng(0).normal(0, 0.1, 2 * rate))
+        stream.input_finished()
+        self.decode_streams([stream])
+
     def create_stream(
         self, options: DecodingOptions | None = None, *, hotwords: Hotwords | ContextGraph | None = None
     ) -> Stream:

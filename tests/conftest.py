@@ -3,6 +3,8 @@
 import functools
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,12 @@ def exported(tmp_path_factory):
     return functools.cache(lambda name: write_bundle(GOLDEN / name, tmp_path_factory.mktemp(name) / "bundle"))
 
 
+@pytest.fixture(scope="session")
+def export_quickly():
+    """`write_bundle`, for tests that make checkpoints of their own."""
+    return write_bundle
+
+
 @pytest.fixture
 def exported_variant(tmp_path):
     """A function from changes of moe_tiny's train.yaml, and the tensors to keep, to the folder of a bundle."""
@@ -108,3 +116,74 @@ def sound():
     """Four seconds of modulated noise at 16 kHz: the tiny models hear some tokens in it."""
     noise = np.random.default_rng(0).standard_normal(64_000)
     return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)
+
+
+class FakeSounddevice(types.ModuleType):
+    """In the place of sounddevice: a loudspeaker, and a microphone that hears what a test lets it hear.
+
+    Like PortAudio it reuses its buffer, and ends the stream where the callback raises CallbackStop.
+    """
+
+    class PortAudioError(Exception):
+        pass
+
+    class CallbackStop(Exception):  # noqa: N818
+        pass
+
+    def __init__(self):
+        super().__init__("sounddevice")
+        self.rates = [16_000, 48_000]
+        self.devices = [
+            {"index": 0, "name": "Loudspeaker", "max_input_channels": 0, "default_samplerate": 44_100.0},
+            {"index": 1, "name": "Headset", "max_input_channels": 1, "default_samplerate": 48_000.0},
+        ]
+        self.stream = None
+        self.on_start = lambda: None
+
+    def query_devices(self, device=None, kind=None):
+        if kind is None:
+            return self.devices
+        found = [item for item in self.devices if item["max_input_channels"] and device in (None, item["index"])]
+        if not found:
+            raise ValueError(f"No input device matching {device!r}")
+        return found[0]
+
+    def check_input_settings(self, device, channels, dtype, samplerate):
+        self.query_devices(device, "input")
+        if samplerate not in self.rates:
+            raise self.PortAudioError("Invalid sample rate")
+
+    def InputStream(self, **settings):  # noqa: N802
+        self.check_input_settings(*(settings[name] for name in ("device", "channels", "dtype", "samplerate")))
+        self.settings = settings
+        self.stream = types.SimpleNamespace(active=False, start=self._start, stop=self.end, close=lambda: None)
+        return self.stream
+
+    def _start(self):
+        self.stream.active = True
+        self.on_start()
+
+    def hear(self, samples, *, input_overflow=False):
+        size = self.settings["blocksize"]
+        for start in range(0, len(samples), size):
+            if not self.stream.active:
+                return
+            block = samples[start : start + size].reshape(-1, 1).copy()
+            try:
+                status = types.SimpleNamespace(input_overflow=input_overflow)
+                self.settings["callback"](block, len(block), None, status)
+            except self.CallbackStop:
+                self.end()
+            block[:] = np.nan
+
+    def end(self):
+        if self.stream.active:
+            self.stream.active = False
+            self.settings["finished_callback"]()
+
+
+@pytest.fixture
+def sounddevice(monkeypatch):
+    module = FakeSounddevice()
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    return module

@@ -16,6 +16,7 @@ from u2moe.runtime import (
 from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.model import Model
+from u2moe.runtime.session import Session
 
 
 def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
@@ -188,3 +189,18 @@ def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
 def test_options_are_checked_at_birth(options, message):
     with pytest.raises(ValueError, match=message):
         DecodingOptions(**options)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_warm_up_runs_every_graph_and_changes_no_result(bundle, model, sound, monkeypatch, streaming):
+    ran, run = [], Session.run
+    monkeypatch.setattr(Session, "run", lambda self, feeds: ran.append(self.graph.name) or run(self, feeds))
+    recognizer = Recognizer(bundle, model)
+    expected = recognizer.transcribe(sound)
+    ran.clear()
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, streaming=streaming))
+    recognizer.warm_up()
+    assert set(ran) == {"encoder", "ctc", "decoder"}
+    assert (ran.count("encoder") > 1) == streaming
+    monkeypatch.undo()
+    assert recognizer.transcribe(sound) == expected

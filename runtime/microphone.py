@@ -1,0 +1,174 @@
+"""Sound of a microphone, as it comes, for a transcriber. It recognises nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, StreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from u2moe.runtime.transcriber import Transcriber
+
+
+class Microphone:
+    """Feeds a transcriber with what an input device hears, from `start` to `close`, or within a `with` block.
+
+    It opens at the model's sample rate where the device can do that, else at the device's own. Its audio callback never
+    waits: what the transcriber does not take is lost, counted, and told to the transcriber's `on_error` as an
+    AudioOverflowError, as is what the audio system loses; and that the device has gone, as a MicrophoneError. Times of
+    results count what was taken.
+
+    Attributes:
+        sample_rate: in Hz.
+        num_overflows: times that sound was lost, each however long.
+        lost_s: seconds lost, apart from what the audio system lost.
+
+    Args:
+        transcriber: what to feed. It is closed after the microphone, not by it.
+        device: number of an input device, or a part of its name; None: the system's default. See `input_devices`.
+        block_s: seconds of sound from one feed to the next.
+
+    Raises:
+        MicrophoneError: sounddevice or its PortAudio library is not installed, or there is no such device.
+    """
+
+    def __init__(self, transcriber: Transcriber, *, device: int | str | None = None, block_s: float = 0.05) -> None:
+        if not 0 < block_s <= 1:
+            raise ValueError(f"block_s must be above 0 and at most 1, got {block_s}")
+        self._transcriber = transcriber
+        self._sounddevice = _import_sounddevice()
+        self._is_closed = False
+        self._cause: AudioError | None = None
+        self._cause_s = 0.0
+        self.num_overflows = 0
+        self.lost_s = 0.0
+        settings: dict[str, Any] = {"device": device, "channels": 1, "dtype": "float32"}
+        with _device_errors(self._sounddevice):
+            self.sample_rate = self._choose_rate(settings)
+            self._stream = self._sounddevice.InputStream(
+                samplerate=self.sample_rate,
+                blocksize=round(self.sample_rate * block_s),
+                callback=self._hear,
+                finished_callback=self._finish,
+                **settings,
+            )
+
+    def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            MicrophoneError: the device does not start, or the microphone is closed.
+        """
+        if self._is_closed:
+            raise MicrophoneError("this microphone is closed: open another")
+        with _device_errors(self._sounddevice):
+            self._stream.start()
+
+    def close(self) -> None:
+        """Stop listening, and give the device back. Twice is once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._stream.stop()
+            self._stream.close()
+            self._tell_loss()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it listens: no more when the device has gone or the transcriber has ended."""
+        with _device_errors(self._sounddevice):
+            return not self._is_closed and bool(self._stream.active)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _choose_rate(self, settings: dict[str, Any]) -> float:
+        try:
+            self._sounddevice.check_input_settings(samplerate=self._transcriber.sample_rate, **settings)
+        except self._sounddevice.PortAudioError:  # it has a rate of its own, or does not exist
+            return float(self._sounddevice.query_devices(settings["device"], "input")["default_samplerate"])
+        return self._transcriber.sample_rate
+
+    # What follows runs in PortAudio's thread, which must not wait and in which nobody sees an exception.
+
+    def _hear(self, block: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
+        if status.input_overflow:
+            self._lose(0.0, AudioOverflowError("the audio system dropped it before it came here", 0.0))
+        try:
+            self._transcriber.feed(block[:, 0], self.sample_rate)
+        except StreamError:  # the transcriber is closed, or has ended and said why
+            raise self._sounddevice.CallbackStop from None
+        except AudioError as error:  # too much is waiting, or these are no numbers
+            self._lose(num_frames / self.sample_rate, error)
+        else:
+            if not status.input_overflow:
+                self._tell_loss()
+
+    def _lose(self, seconds: float, cause: AudioError) -> None:
+        if self._cause is None:
+            self._cause = cause
+            self.num_overflows += 1
+        self._cause_s += seconds
+        self.lost_s += seconds
+
+    def _tell_loss(self) -> None:
+        """Report what was lost in one go, now that it is over: so a queue holds no more reports than blocks."""
+        if self._cause is None:
+            return
+        amount = f"{self._cause_s:.2f} s of sound" if self._cause_s else "sound"
+        message = f"lost {amount} from the microphone: {self._cause}"
+        if isinstance(self._cause, AudioOverflowError):
+            self._report(AudioOverflowError(message, self._cause_s))
+        else:
+            self._report(MicrophoneError(message))
+        self._cause, self._cause_s = None, 0.0
+
+    def _finish(self) -> None:
+        if not self._is_closed:
+            self._report(MicrophoneError("the microphone has stopped: is it still there?"))
+
+    def _report(self, error: AudioError) -> None:
+        with contextlib.suppress(StreamError):  # the transcriber has ended: nobody listens
+            self._transcriber.report(error)
+
+
+def input_devices() -> list[tuple[int, str]]:
+    """Number and name of each device that can be a microphone.
+
+    Raises:
+        MicrophoneError: sounddevice or its PortAudio library is not installed.
+    """
+    sounddevice = _import_sounddevice()
+    with _device_errors(sounddevice):
+        return [(item["index"], item["name"]) for item in sounddevice.query_devices() if item["max_input_channels"]]
+
+
+def _import_sounddevice() -> Any:
+    try:
+        return importlib.import_module("sounddevice")
+    except ImportError as error:
+        raise MicrophoneError("a microphone needs sounddevice: pip install 'u2moe[microphone]'") from error
+    except OSError as error:  # its wheels for Linux come without the library that they load
+        raise MicrophoneError(f"sounddevice: {error}: install libportaudio2 (Debian) or portaudio") from error
+
+
+@contextlib.contextmanager
+def _device_errors(sounddevice: Any) -> Iterator[None]:
+    try:
+        yield
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise MicrophoneError(f"the microphone cannot be used: {error}") from error

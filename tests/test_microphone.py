@@ -1,0 +1,287 @@
+import _thread
+import importlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from u2moe.runtime import (
+    AudioError,
+    AudioOverflowError,
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    Microphone,
+    MicrophoneError,
+    ProviderError,
+    Recognizer,
+    Transcriber,
+    cli,
+)
+from u2moe.runtime.microphone import input_devices
+
+LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def segmenting(bundle, model):
+    endpoint = EndpointConfig(rule3=EndpointRule(min_utterance_length=1.2))
+    return Recognizer(bundle, model, DecodingOptions(chunk_size=8, endpoint=endpoint))
+
+
+class Gate:
+    """An `on_error` that keeps the transcriber's thread at the first error until it is opened."""
+
+    def __init__(self):
+        self.errors, self.reached, self.open = [], threading.Event(), threading.Event()
+
+    def __call__(self, error):
+        self.errors.append(error)
+        self.reached.set()
+        assert self.open.wait(LIMIT_S)
+
+
+def segments_of(recognizer, *sounds, rate=16_000):
+    stream = recognizer.create_stream()
+    for samples in sounds:
+        stream.accept_waveform(rate, samples)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return stream.take_segments()
+
+
+def test_what_is_heard_is_recognised(segmenting, sound, sounddevice):
+    finals = []
+    with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
+        assert microphone.is_active
+        sounddevice.hear(sound)
+    assert not microphone.is_active
+    assert len(finals) > 1
+    assert finals == segments_of(segmenting, sound)
+    assert sounddevice.settings["samplerate"] == microphone.sample_rate == 16_000
+    assert (sounddevice.settings["channels"], sounddevice.settings["dtype"]) == (1, "float32")
+    assert sounddevice.settings["blocksize"] == 800
+    assert (microphone.num_overflows, microphone.lost_s) == (0, 0.0)
+
+
+def test_a_device_that_cannot_do_the_rate_gives_its_own(segmenting, sound, sounddevice):
+    sounddevice.rates = [48_000]
+    finals = []
+    with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
+        sounddevice.hear(np.repeat(sound, 3))
+    assert microphone.sample_rate == 48_000
+    assert transcriber.duration == pytest.approx(4.0)
+    assert finals == segments_of(segmenting, np.repeat(sound, 3), rate=48_000)
+
+
+def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmenting, sound, sounddevice):
+    gate, finals = Gate(), []
+    with (
+        Transcriber(segmenting, on_final=finals.append, on_error=gate, max_queue_s=1.0) as transcriber,
+        Microphone(transcriber) as microphone,
+    ):
+        transcriber.report(AudioError("stop here"))
+        assert gate.reached.wait(LIMIT_S)
+        sounddevice.hear(sound[:24_000])  # returns although recognition stands still
+        assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.5))
+        gate.open.set()
+        while transcriber.queued_s:
+            time.sleep(0.01)
+        sounddevice.hear(sound[24_000:32_000])
+        assert microphone.num_overflows == 1
+    assert [type(error) for error in gate.errors] == [AudioError, AudioOverflowError]
+    assert str(gate.errors[1]).startswith("lost 0.50 s of sound from the microphone: 1.00 s of audio are waiting")
+    assert gate.errors[1].duration == pytest.approx(0.5)
+    assert finals == segments_of(segmenting, sound[:16_000], sound[24_000:32_000])
+
+
+def test_what_is_lost_at_the_end_is_told_when_it_is_closed(segmenting, sound, sounddevice):
+    gate = Gate()
+    with Transcriber(segmenting, on_error=gate, max_queue_s=1.0) as transcriber:
+        transcriber.report(AudioError("stop here"))
+        assert gate.reached.wait(LIMIT_S)
+        with Microphone(transcriber):
+            sounddevice.hear(sound)
+        gate.open.set()
+    assert [type(error) for error in gate.errors] == [AudioError, AudioOverflowError]
+    assert gate.errors[1].duration == pytest.approx(3.0)
+
+
+def test_what_the_audio_system_loses_is_told(segmenting, sound, sounddevice):
+    errors = []
+    with Transcriber(segmenting, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
+        sounddevice.hear(sound[:8000])
+        sounddevice.hear(sound[8000:9600], input_overflow=True)
+        sounddevice.hear(sound[9600:])
+    assert microphone.num_overflows == 1
+    assert [type(error) for error in errors] == [AudioOverflowError]
+    assert "the audio system dropped it" in str(errors[0])
+    assert transcriber.duration == pytest.approx(4.0)
+
+
+def test_numbers_that_are_none_are_told_and_left_out(segmenting, sound, sounddevice):
+    errors, finals = [], []
+    callbacks = {"on_error": errors.append, "on_final": finals.append}
+    with Transcriber(segmenting, **callbacks) as transcriber, Microphone(transcriber) as microphone:
+        sounddevice.hear(sound[:8000])
+        sounddevice.hear(np.full(1600, np.nan, np.float32))
+        sounddevice.hear(sound[8000:])
+    assert [type(error) for error in errors] == [MicrophoneError]
+    assert str(errors[0]) == "lost 0.10 s of sound from the microphone: samples hold NaN or infinity"
+    assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.1))
+    assert finals == segments_of(segmenting, sound)
+
+
+def test_a_microphone_that_goes_away_is_told(segmenting, sound, sounddevice):
+    errors, finals = [], []
+    callbacks = {"on_error": errors.append, "on_final": finals.append}
+    with Transcriber(segmenting, **callbacks) as transcriber, Microphone(transcriber) as microphone:
+        sounddevice.hear(sound)
+        sounddevice.end()
+        assert not microphone.is_active
+    assert [str(error) for error in errors] == ["the microphone has stopped: is it still there?"]
+    assert isinstance(errors[0], MicrophoneError)
+    assert finals == segments_of(segmenting, sound)
+
+
+def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevice):
+    recognizer, errors = Recognizer(bundle, model), []
+
+    def fail(_):
+        raise ProviderError("the device is gone")
+
+    recognizer.decode_streams = fail
+    with Transcriber(recognizer, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
+        sounddevice.hear(sound[:800])
+        transcriber._thread.join(LIMIT_S)
+        sounddevice.hear(sound)
+        assert not microphone.is_active
+    assert [str(error) for error in errors] == ["the device is gone"]
+
+
+def test_use_after_the_end(segmenting, sounddevice):
+    with Transcriber(segmenting) as transcriber:
+        microphone = Microphone(transcriber)
+        assert not microphone.is_active
+        microphone.close()
+        microphone.close()
+        with pytest.raises(MicrophoneError, match="closed"):
+            microphone.start()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("no module"), r"needs sounddevice: pip install 'u2moe\[microphone\]'"),
+        (OSError("PortAudio library not found"), "PortAudio library not found: install libportaudio2"),
+    ],
+)
+def test_what_is_not_installed_is_named(segmenting, monkeypatch, error, message):
+    def import_module(name):
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with Transcriber(segmenting) as transcriber, pytest.raises(MicrophoneError, match=message):
+        Microphone(transcriber)
+
+
+def test_a_device_that_is_not_there(segmenting, sounddevice):
+    with Transcriber(segmenting) as transcriber:
+        with pytest.raises(MicrophoneError, match="No input device matching 0"):
+            Microphone(transcriber, device=0)
+        sounddevice.devices = sounddevice.devices[:1]
+        with pytest.raises(MicrophoneError, match="cannot be used: No input device"):
+            Microphone(transcriber)
+
+
+def test_input_devices(sounddevice):
+    assert input_devices() == [(1, "Headset")]
+
+
+@pytest.mark.parametrize("block_s", [0, 1.5, float("nan")])
+def test_bad_block_length(segmenting, sounddevice, block_s):
+    with Transcriber(segmenting) as transcriber, pytest.raises(ValueError, match="block_s"):
+        Microphone(transcriber, block_s=block_s)
+
+
+def listen(bundle, *arguments):
+    return cli.main(["listen", "--model", str(bundle.path), "--chunk-size", "8", *arguments])
+
+
+@pytest.fixture
+def spoken(sounddevice, sound):
+    """Someone says something as soon as the microphone is open, and then presses Ctrl-C."""
+
+    def speak():
+        sounddevice.hear(sound)
+        _thread.interrupt_main()
+
+    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
+    return sound
+
+
+def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsys):
+    assert listen(bundle, "--device", "1") == 0
+    options = DecodingOptions(chunk_size=8, endpoint=EndpointConfig())
+    expected = segments_of(Recognizer.from_pretrained(bundle.path, options=options), spoken)
+    out, err = capsys.readouterr()
+    assert expected
+    assert out.splitlines() == [segment.text for segment in expected]
+    lines = err.splitlines()
+    assert lines[0] == "listening, Ctrl-C ends"
+    assert len(lines) > 2  # partial results
+    assert sounddevice.settings["device"] == 1
+
+
+def test_listen_as_json(bundle, spoken, capsys):
+    assert listen(bundle, "-f", "json") == 0
+    segment = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert set(segment) >= {"text", "segment", "start", "end", "words", "nbest"}
+
+
+def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsys):
+    def speak():
+        sounddevice.hear(sound, input_overflow=True)
+        _thread.interrupt_main()
+
+    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
+    assert listen(bundle) == 0
+    out, err = capsys.readouterr()
+    assert out
+    assert "u2moe: error: lost sound from the microphone: the audio system dropped it" in err
+
+
+def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice, sound, capsys):
+    def speak():
+        sounddevice.hear(sound)
+        sounddevice.end()
+
+    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
+    assert listen(bundle) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it still there?"
+
+
+def test_listen_without_sounddevice(bundle, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert listen(bundle) == 1
+    assert capsys.readouterr().err == "u2moe: error: a microphone needs sounddevice: pip install 'u2moe[microphone]'\n"
+
+
+def test_list_devices(bundle, sounddevice, capsys):
+    assert listen(bundle, "--list-devices") == 0
+    assert capsys.readouterr().out == "1\tHeadset\n"
+
+
+def test_the_extra_is_what_the_message_says():
+    assert "microphone" in importlib.metadata.metadata("u2moe").get_all("Provides-Extra")
+
+
+def test_sounddevice_is_imported_only_when_a_microphone_is_opened():
+    code = "import u2moe.runtime, u2moe.runtime.cli, sys; print('sounddevice' in sys.modules, 'asyncio' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]

@@ -1,0 +1,482 @@
+import asyncio
+import dataclasses
+import itertools
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from u2moe.runtime import (
+    AudioError,
+    AudioOverflowError,
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    ProviderError,
+    Recognizer,
+    StreamError,
+    Transcriber,
+)
+from u2moe.runtime import transcriber as transcriber_module
+
+OPTIONS = DecodingOptions(
+    chunk_size=8,
+    num_left_chunks=2,
+    endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.2)),
+)
+LIMIT_S = 60
+"""What must not hang ends by this, as a failure."""
+
+
+class Events:
+    """What was called back, in order."""
+
+    def __init__(self):
+        self.partial, self.final, self.errors, self.threads = [], [], [], set()
+
+    def callbacks(self):
+        return {"on_partial": self.on_partial, "on_final": self.on_final, "on_error": self.errors.append}
+
+    def on_partial(self, result):
+        self.partial.append(result)
+        self.threads.add(threading.current_thread())
+
+    def on_final(self, result):
+        self.final.append(result)
+        self.threads.add(threading.current_thread())
+
+
+class Gate:
+    """A callback that keeps the transcriber's thread until it is opened."""
+
+    def __init__(self):
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, _):
+        self.reached.set()
+        assert self.open.wait(LIMIT_S)
+
+
+@pytest.fixture
+def own(bundle, model):
+    """A recogniser that may be broken."""
+    return Recognizer(bundle, model, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def blocks(sound):
+    return np.array_split(sound, 40)
+
+
+def hear(recognizer, blocks):
+    """Texts of partial results that change, and segments, as a stream gives them."""
+    stream, shown, partial, segments = recognizer.create_stream(OPTIONS), "", [], []
+    for block in blocks:
+        stream.accept_waveform(16_000, block)
+        recognizer.decode_streams([stream])
+        new = stream.take_segments()
+        shown = "" if new else shown
+        segments += new
+        if stream.get_result().text != shown:
+            shown = stream.get_result().text
+            partial.append((stream.get_result().segment, shown))
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return partial, segments + stream.take_segments()
+
+
+def test_every_change_is_told_and_every_segment_once(own, blocks):
+    partial, segments = hear(own, blocks)
+    assert len(segments) >= 3
+    assert len(partial) > len(segments)
+    events = Events()
+    with Transcriber(own, **events.callbacks()) as transcriber:
+        for block in blocks:
+            transcriber.feed(block)
+        assert transcriber.duration == pytest.approx(4.0)
+    assert events.final == segments
+    assert [(result.segment, result.text) for result in events.partial] == partial
+    assert not any(result.is_final for result in events.partial)
+    assert events.errors == []
+    assert events.threads == {transcriber._thread}
+    assert not transcriber._thread.is_alive()
+
+
+def test_without_endpoint_options_segments_still_end(recognizer, sound):
+    assert recognizer.options.endpoint is None
+    with Transcriber(recognizer) as transcriber:
+        transcriber.feed(sound)
+    assert transcriber._stream.options.endpoint == EndpointConfig()
+
+
+def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
+    events = Events()
+    with Transcriber(own, **events.callbacks()) as transcriber:
+        stream = transcriber._stream
+        conclude = stream.conclude
+        stream.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
+        for block in blocks[:11]:
+            transcriber.feed(block)
+    assert events.final == []
+    assert events.partial
+    assert events.partial[-1].text == ""
+
+
+def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
+    gate, finals, refused = Gate(), [], []
+    with Transcriber(own, on_final=finals.append, on_error=gate, max_queue_s=1.0) as transcriber:
+        transcriber.report(AudioError("stop here"))
+        assert gate.reached.wait(LIMIT_S)
+        for block in blocks[:9]:
+            transcriber.feed(block)
+        assert transcriber.queued_s == pytest.approx(0.9)
+        transcriber.feed(blocks[9])
+        with pytest.raises(AudioOverflowError, match=r"1\.00 s of audio are waiting.*limit of 1 s") as refusal:
+            transcriber.feed(blocks[10])
+        assert refusal.value.duration == pytest.approx(0.1)
+        assert transcriber.duration == pytest.approx(1.0)
+        gate.open.set()
+        for block in blocks[10:]:
+            while True:
+                try:
+                    transcriber.feed(block)
+                    break
+                except AudioOverflowError as error:
+                    refused.append(error)
+                    threading.Event().wait(0.01)
+    assert finals == hear(own, blocks)[1]
+
+
+def test_a_portion_that_no_queue_could_hold_is_refused(own, sound):
+    with Transcriber(own, max_queue_s=3.9) as transcriber:
+        with pytest.raises(AudioOverflowError, match=r"4\.00 s more"):
+            transcriber.feed(sound)
+        transcriber.feed(sound[:-1600])
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+def test_a_queue_is_bounded(own, limit):
+    with pytest.raises(ValueError, match="max_queue_s must be a number of seconds above 0"):
+        Transcriber(own, max_queue_s=limit)
+
+
+def fail_at(recognizer, number, error):
+    """Let the recogniser fail after it has decoded for the `number`th time."""
+    calls, decode = [], recognizer.decode_streams
+
+    def decode_streams(streams):
+        calls.append(streams)
+        decode(streams)
+        if len(calls) == number:
+            raise error
+
+    recognizer.decode_streams = decode_streams
+
+
+def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
+    segments = hear(own, blocks[:20])[1]
+    fail_at(own, 20, ProviderError("the device is gone"))
+    events = Events()
+    transcriber = Transcriber(own, **events.callbacks())
+    for block in blocks[:20]:
+        transcriber.feed(block)
+    transcriber._thread.join(LIMIT_S)
+    with pytest.raises(StreamError, match="ended by an error: the device is gone") as refusal:
+        transcriber.feed(blocks[20])
+    assert isinstance(refusal.value.__cause__, ProviderError)
+    with pytest.raises(StreamError, match="the device is gone"):
+        transcriber.input_finished()
+    transcriber.close()
+    assert [str(error) for error in events.errors] == ["the device is gone"]
+    assert 0 < len(events.final) < len(segments) + 1
+    assert events.final == segments[: len(events.final)]
+
+
+def test_an_error_that_nobody_is_told_of_is_raised_by_close(own, blocks):
+    fail_at(own, 3, ProviderError("the device is gone"))
+    transcriber = Transcriber(own)
+    for block in blocks[:3]:
+        transcriber.feed(block)
+    with pytest.raises(ProviderError, match="the device is gone"):
+        transcriber.close()
+    transcriber.close()
+
+
+def test_an_error_in_a_callback_is_told_and_recognition_goes_on(own, blocks):
+    finals, errors = [], []
+
+    def on_final(result):
+        finals.append(result)
+        raise KeyError(result.segment)
+
+    with Transcriber(own, on_final=on_final, on_error=errors.append) as transcriber:
+        for block in blocks:
+            transcriber.feed(block)
+    assert finals == hear(own, blocks)[1]
+    assert [error.args for error in errors] == [(result.segment,) for result in finals]
+
+
+@pytest.mark.parametrize("has_on_error", [False, True])
+def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, blocks, has_on_error):
+    finals = []
+
+    def on_error(error):
+        raise error
+
+    def on_final(result):
+        finals.append(result)
+        raise KeyError("mine")
+
+    transcriber = Transcriber(own, on_final=on_final, on_error=on_error if has_on_error else None)
+    for block in blocks:
+        transcriber.feed(block)
+    with pytest.raises(KeyError, match="mine"):
+        transcriber.close()
+    assert len(finals) == 1
+    with pytest.raises(StreamError, match="mine"):
+        transcriber.feed(blocks[0])
+
+
+def test_an_error_of_the_block_is_not_hidden_by_that_of_the_transcriber(own, blocks):
+    fail_at(own, 1, ProviderError("the device is gone"))
+    transcriber = Transcriber(own)
+    transcriber.feed(blocks[0])
+    with pytest.raises(ZeroDivisionError), transcriber:
+        raise ZeroDivisionError
+
+
+def test_reports_come_after_what_was_fed_before(own, blocks):
+    told = []
+    with Transcriber(own, on_final=told.append, on_error=told.append) as transcriber:
+        for block in blocks[:20]:
+            transcriber.feed(block)
+        transcriber.report(AudioError("a gap"))
+        for block in blocks[20:]:
+            transcriber.feed(block)
+    place = [str(event) for event in told].index("a gap")
+    assert 0 < place < len(told) - 1
+
+
+def test_use_after_the_end(own, blocks):
+    transcriber = Transcriber(own)
+    transcriber.feed(blocks[0])
+    transcriber.input_finished()
+    for use in (lambda: transcriber.feed(blocks[1]), transcriber.input_finished):
+        with pytest.raises(StreamError, match="input of this transcriber is finished"):
+            use()
+    transcriber.close()
+    transcriber.close()
+    for use in (
+        lambda: transcriber.feed(blocks[1]),
+        lambda: transcriber.feed([]),
+        lambda: transcriber.report(AudioError("late")),
+        transcriber.input_finished,
+    ):
+        with pytest.raises(StreamError, match="input of this transcriber is finished"):
+            use()
+
+
+def test_bad_samples_are_refused_to_the_caller_and_change_nothing(own, blocks):
+    finals = []
+    with Transcriber(own, on_final=finals.append) as transcriber:
+        with pytest.raises(AudioError, match="sample rate must be between"):
+            transcriber.feed(blocks[0], 0)
+        for block in blocks:
+            transcriber.feed(block)
+            for bad in (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32)):
+                with pytest.raises(AudioError):
+                    transcriber.feed(bad)
+        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
+            transcriber.feed(blocks[0], 8000)
+    assert finals == hear(own, blocks)[1]
+
+
+def test_the_caller_may_reuse_its_buffer(own, blocks):
+    finals, buffer = [], np.empty_like(blocks[0])
+    with Transcriber(own, on_final=finals.append) as transcriber:
+        for block in blocks:
+            buffer[:] = block
+            transcriber.feed(buffer)
+        buffer[:] = 0
+    assert finals == hear(own, blocks)[1]
+
+
+def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
+    taken = []
+    transcriber = Transcriber(own)
+    monkeypatch.setattr(transcriber._stream, "accept_waveform", lambda rate, samples: taken.append(samples))
+
+    def feed(sign):
+        for number in range(1, 201):
+            transcriber.feed(np.full(50, sign * number / 1000, np.float32))
+
+    threads = [threading.Thread(target=feed, args=(sign,)) for sign in (1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    transcriber.close()
+    assert all(len(samples) == 50 and len(set(samples.tolist())) == 1 for samples in taken)
+    values = [round(1000 * samples[0].item()) for samples in taken]
+    assert [value for value in values if value > 0] == list(range(1, 201))
+    assert [-value for value in values if value < 0] == list(range(1, 201))
+
+
+def test_transcribers_share_a_recogniser(own, sound):
+    sounds = [np.array_split(sound[i * 4000 :], 20) for i in range(3)]
+    expected = [hear(own, blocks)[1] for blocks in sounds]
+    finals = [[], [], []]
+    transcribers = [Transcriber(own, on_final=found.append) for found in finals]
+    for portions in zip(*sounds, strict=True):
+        for transcriber, portion in zip(transcribers, portions, strict=True):
+            transcriber.feed(portion)
+    for transcriber in transcribers:
+        transcriber.close()
+    assert finals == expected
+
+
+def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
+    finals = []
+
+    def on_final(result):
+        finals.append(result)
+        transcriber.close()
+
+    transcriber = Transcriber(own, on_final=on_final)
+    transcriber.feed(np.concatenate(blocks))
+    transcriber._thread.join(LIMIT_S)
+    assert not transcriber._thread.is_alive()
+    assert finals == hear(own, blocks)[1]
+
+
+@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)"])
+def test_an_interpreter_that_forgets_to_close_ends(bundle, ending):
+    program = f"""
+import numpy as np
+from u2moe.runtime import Recognizer, Transcriber
+recognizer = Recognizer.from_pretrained({str(bundle.path)!r})
+transcribers = [Transcriber(recognizer, on_final=print) for _ in range(3)]
+for transcriber in transcribers:
+    for _ in range(9):
+        transcriber.feed(np.random.default_rng(0).normal(0, 0.1, 16000))
+{ending}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# With an event loop.
+
+
+async def feed_all(transcriber, blocks):
+    for block in blocks:
+        await transcriber.feed_async(block)
+    transcriber.input_finished()
+
+
+async def take_all(transcriber, events):
+    async for event in transcriber:
+        events.append(event)
+
+
+def test_async_iteration_gives_every_segment_once(own, sound, blocks):
+    async def run():
+        events = []
+        async with asyncio.timeout(LIMIT_S), Transcriber(own, max_queue_s=0.35) as transcriber:
+            feeding = asyncio.create_task(feed_all(transcriber, [sound[:50_000], sound[50_000:]]))
+            async for event in transcriber:
+                assert transcriber.queued_s <= 0.35
+                events.append(event)
+            await feeding
+        return events
+
+    events = asyncio.run(run())
+    assert [event for event in events if event.is_final] == hear(own, blocks)[1]
+    assert any(not event.is_final for event in events)
+    assert all(a.is_final or b.is_final or a.text != b.text for a, b in itertools.pairwise(events))
+
+
+def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
+    async def run():
+        async with Transcriber(own) as transcriber:
+            await feed_all(transcriber, blocks)
+            await asyncio.to_thread(transcriber._thread.join, LIMIT_S)
+            return [event async for event in transcriber]
+
+    assert asyncio.run(run()) == hear(own, blocks)[1]
+
+
+def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
+    async def run():
+        finals = []
+        async with Transcriber(own, on_final=finals.append) as transcriber:
+            await feed_all(transcriber, blocks)
+            partial = [event async for event in transcriber]
+        return finals, partial
+
+    finals, partial = asyncio.run(run())
+    assert finals == hear(own, blocks)[1]
+    assert partial
+    assert not any(event.is_final for event in partial)
+
+
+def test_errors_are_raised_by_the_iteration(own, blocks):
+    fail_at(own, 30, ProviderError("the device is gone"))
+
+    async def run():
+        events = []
+        async with Transcriber(own) as transcriber:
+            for block in blocks:
+                transcriber.feed(block)
+            with pytest.raises(ProviderError, match="the device is gone"):
+                await take_all(transcriber, events)
+            with pytest.raises(StreamError, match="the device is gone"):
+                await transcriber.feed_async(blocks[0])
+        return events
+
+    assert any(event.is_final for event in asyncio.run(run()))
+
+
+def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypatch):
+    monkeypatch.setattr(transcriber_module, "_MAX_KEPT", 2)
+
+    async def run():
+        events = []
+        async with Transcriber(own) as transcriber:
+            for block in blocks:
+                transcriber.feed(block)
+            await asyncio.to_thread(transcriber._thread.join, LIMIT_S)
+            with pytest.raises(StreamError, match="2 results wait, and nobody takes them"):
+                await take_all(transcriber, events)
+        return events
+
+    assert asyncio.run(run()) == hear(own, blocks)[1][:2]
+
+
+def test_what_needs_async_with_says_so(own, blocks):
+    async def run():
+        transcriber = Transcriber(own)
+        with pytest.raises(StreamError, match="async with"):
+            await transcriber.feed_async(blocks[0])
+        with pytest.raises(StreamError, match="async with"):
+            await anext(transcriber)
+        transcriber.feed(blocks[0])
+        with pytest.raises(StreamError, match="before feeding"):
+            await transcriber.__aenter__()
+        transcriber.close()
+
+    asyncio.run(run())
+
+
+def test_leaving_an_iteration_does_not_hang(own, blocks):
+    async def run():
+        async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
+            for block in blocks:
+                transcriber.feed(block)
+            async for _ in transcriber:
+                break
+        return transcriber._thread.is_alive()
+
+    assert not asyncio.run(run())
