@@ -62,6 +62,29 @@ def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> 
     return row[-1]
 
 
+def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
+    """Places in both sequences of what is equal in one of the alignments with the fewest edits, in order."""
+    rows = [list(range(len(hypothesis) + 1))]
+    for number, expected in enumerate(reference, 1):
+        above, row = rows[-1], [number]
+        for column, found in enumerate(hypothesis, 1):
+            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (expected != found)))
+        rows.append(row)
+    pairs = []
+    place, column = len(reference), len(hypothesis)
+    while place and column:
+        is_equal = reference[place - 1] == hypothesis[column - 1]
+        if rows[place][column] == rows[place - 1][column - 1] + (not is_equal):
+            place, column = place - 1, column - 1
+            if is_equal:
+                pairs.append((place, column))
+        elif rows[place][column] == rows[place - 1][column] + 1:
+            place -= 1
+        else:
+            column -= 1
+    return pairs[::-1]
+
+
 @dataclass(kw_only=True)
 class WordErrors:
     """Errors over any number of texts."""

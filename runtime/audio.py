@@ -89,6 +89,17 @@ class Resampler:
         return resampled
 
 
+def convert(samples: npt.ArrayLike, source_rate: float, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Samples of one channel at `sample_rate`, in blocks.
+
+    Raises:
+        AudioError: samples or rate that cannot be used.
+    """
+    resampler = Resampler(source_rate, sample_rate)
+    yield resampler.accept(as_samples(samples))
+    yield resampler.finish()
+
+
 def read_blocks(
     path: str | os.PathLike[str], sample_rate: int, block_s: float = 10.0
 ) -> Iterator[npt.NDArray[np.float32]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2moe.runtime.alignment import align, find_cut
-from u2moe.runtime.audio import read_blocks
+from u2moe.runtime.audio import convert, read_blocks
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
@@ -21,8 +21,9 @@ from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import MANIFEST_FILE
+from u2moe.runtime.pauses import end_at_pauses
 from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
-from u2moe.runtime.result import Alternative, Result, Transcript, geometric_mean, token_spans, words_of
+from u2moe.runtime.result import Alternative, Result, Transcript, WordResult, geometric_mean, token_spans, words_of
 from u2moe.runtime.stream import Stream
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.ctc import Hypothesis
     from u2moe.runtime.model import Model
     from u2moe.runtime.rescore import Rescored
+    from u2moe.runtime.vad import VoiceActivityDetector
 
 Hotwords = Iterable[str | tuple[str, float]]
 """Phrases, each alone or with its weight."""
@@ -164,6 +166,7 @@ class Recognizer:
         *,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
+        vad: VoiceActivityDetector | None = None,
     ) -> Transcript:
         """Recognise a recording of any length.
 
@@ -175,6 +178,7 @@ class Recognizer:
             sample_rate: of samples, in Hz; None: the model's. Files know theirs.
             options: how to decode; None: the recogniser's. Without `chunk_size` with full context.
             hotwords: phrases to prefer; None: the recogniser's.
+            vad: recognises only where it hears speech, each stretch by itself, cut further by the endpoints.
 
         Raises:
             AudioError: audio that cannot be read or used.
@@ -191,14 +195,45 @@ class Recognizer:
         if isinstance(audio, str | os.PathLike):
             if sample_rate is not None:
                 raise ValueError("sample_rate is for arrays: a file knows its own")
-            for block in read_blocks(audio, model_rate):
-                stream.accept_waveform(model_rate, block)
-                self.decode_streams([stream])
+            blocks = read_blocks(audio, model_rate)
         else:
-            stream.accept_waveform(model_rate if sample_rate is None else sample_rate, audio)
+            blocks = convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
+        if vad is not None:
+            return self._transcribe_speech(stream, blocks, vad)
+        for block in blocks:
+            stream.accept_waveform(model_rate, block)
+            self.decode_streams([stream])
         stream.input_finished()
         self.decode_streams([stream])
         return Transcript.of(stream.take_segments(), stream.duration)
+
+    def _transcribe_speech(
+        self, stream: Stream, blocks: Iterable[npt.NDArray[np.float32]], vad: VoiceActivityDetector
+    ) -> Transcript:
+        """Recognise each stretch of speech as a source of its own."""
+        rate = self.bundle.manifest.features.sample_rate
+        if rate != vad.sample_rate:
+            raise ValueError(f"the voice activity detector hears {vad.sample_rate} Hz, and the model {rate} Hz")
+        segments: list[Result] = []
+        num_samples = begin = 0
+
+        def counted() -> Iterator[npt.NDArray[np.float32]]:
+            nonlocal num_samples
+            for block in blocks:
+                num_samples += len(block)
+                yield block
+
+        for speech in vad.speech(counted()):
+            if speech.begins:
+                stream.reset()
+                begin = speech.start
+            stream.accept_waveform(rate, speech.samples)
+            if speech.ends:
+                stream.input_finished()
+            self.decode_streams([stream])
+            for segment in stream.take_segments():
+                segments.append(segment.moved(begin / rate, len(segments)))
+        return Transcript.of(segments, num_samples / rate)
 
     def _check(self, options: DecodingOptions) -> None:
         if options.search in ("attention_rescoring", "attention") and not self.model.has_decoder:
@@ -308,12 +343,9 @@ class Recognizer:
         if not hypotheses:
             return Result(text="", is_final=True, segment=stream.segment)
         best, frame_s = hypotheses[0], stream.frame_s
-        begin = stream.segment_start * frame_s
-        spans = token_spans(best.times, frame_s, stream.num_segment_frames * frame_s)
-        spans = [(begin + start, begin + end) for start, end in spans]
         second = rescored[0] if rescored else None
         confidences = second.token_confidences if second else best.probabilities
-        words = words_of(self.vocabulary, best.tokens, spans, confidences) if spans else []
+        words = self._words(stream, best, confidences) if best.times else []
         alternatives = [
             Alternative(
                 text=self.vocabulary.text(hypothesis.tokens),
@@ -337,6 +369,16 @@ class Recognizer:
             score=alternatives[0].score,
             nbest=alternatives,
         )
+
+    def _words(self, stream: Stream, best: Hypothesis, confidences: Sequence[float]) -> list[WordResult]:
+        """Words of a hypothesis with times, those where they meet sharpened by the pauses between them."""
+        frame_s, words = stream.frame_s, self.vocabulary.words(best.tokens)
+        begin = stream.segment_start * frame_s
+        spans = token_spans(best.times, frame_s, stream.num_segment_frames * frame_s)
+        meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
+        peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
+                 for word in words]  # fmt: skip
+        return words_of(words, end_at_pauses(meeting, peaks, stream.pauses()), confidences)
 
 
 def _batches(

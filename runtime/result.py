@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +12,17 @@ from u2moe.runtime.text import join_texts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from u2moe.runtime.text import Vocabulary
+    from u2moe.runtime.text import Word
 
-_LONGEST_TOKEN_S = 1.0
+LONGEST_TOKEN_S = 1.0
+"""No token reaches further from its peak than half of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordResult:
     """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
+
+    Words begin and end at pauses that can be heard; else they meet halfway between the peaks of their tokens.
 
     The confidence is the geometric mean of the probabilities of the word's tokens: by the decoders where there is a
     second pass, else by the CTC head where each token peaks.
@@ -81,6 +84,20 @@ class Result:
     score: float = 0.0
     nbest: list[Alternative] = field(default_factory=list)
 
+    def moved(self, seconds: float, segment: int) -> Result:
+        """The same as segment number `segment` of a longer recording in which it begins after `seconds`."""
+        words = [
+            replace(word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3)) for word in self.words
+        ]
+        return replace(
+            self,
+            segment=segment,
+            start=words[0].start if words else 0.0,
+            end=words[-1].end if words else 0.0,
+            times=[round(time + seconds, 3) for time in self.times],
+            words=words,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
@@ -106,7 +123,7 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[t
     spans = []
     for index, time in enumerate(times):
         peak = time * frame_s
-        start, end = peak - _LONGEST_TOKEN_S / 2, peak + _LONGEST_TOKEN_S / 2
+        start, end = peak - LONGEST_TOKEN_S / 2, peak + LONGEST_TOKEN_S / 2
         start = max(start, (times[index - 1] + time) / 2 * frame_s if index > 0 else 0.0)
         end = min(end, (time + times[index + 1]) / 2 * frame_s if index + 1 < len(times) else duration)
         spans.append((start, end))
@@ -114,20 +131,17 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[t
 
 
 def words_of(
-    vocabulary: Vocabulary,
-    tokens: Sequence[int],
-    spans: Sequence[tuple[float, float]],
-    confidences: Sequence[float] | None,
+    words: Sequence[Word], spans: Sequence[tuple[float, float]], confidences: Sequence[float] | None
 ) -> list[WordResult]:
-    """Words with times; a word is as sure as the geometric mean of its tokens."""
+    """Words with their spans in seconds; one is as sure as the geometric mean of its tokens, given for each of all."""
     return [
         WordResult(
             word=word.text,
-            start=round(spans[word.begin][0], 3),
-            end=round(spans[word.end - 1][1], 3),
+            start=round(start, 3),
+            end=round(end, 3),
             confidence=None if confidences is None else geometric_mean(confidences[word.begin : word.end]),
         )
-        for word in vocabulary.words(tokens)
+        for word, (start, end) in zip(words, spans, strict=True)
     ]
 
 

@@ -110,9 +110,12 @@ class Session:
         for provider in settings.providers:
             if provider not in active:
                 raise ProviderError(f"{file}: {provider} did not start; running would use {', '.join(active)}")
-        _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
-        _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
-        _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
+        try:
+            _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
+            _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
+            _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file}: a name in it is no text: {error}") from error
 
     @property
     def providers(self) -> tuple[str, ...]:

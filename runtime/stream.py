@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from u2moe.runtime.encoder import Windows, begin_anew
 from u2moe.runtime.endpoint import Endpoint, Endpointer
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.features import Fbank
+from u2moe.runtime.pauses import find_pauses, loudness
 from u2moe.runtime.result import Result
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class Stream:
             self._has_failed = False
             self._num_samples = 0
             self._num_frames = 0
+            self._levels = array("f")  # loudness of the feature frames from `_levels_start` on
+            self._levels_start = 0
             self._num_segments = 0
             self._finished: list[Result] = []
             self._outputs: list[npt.NDArray[np.float32]] = []
@@ -120,7 +124,7 @@ class Stream:
                 raise StreamError("the input of this stream is finished already")
             if self._resampler is not None:
                 self._accept(self._resampler.finish())
-            self._windows.accept(self._features.finish())
+            self._hear(self._features.finish())
             self._windows.finish()
             self._input_finished = True
 
@@ -254,6 +258,16 @@ class Stream:
         """Encoder frame with which the utterance at hand begins."""
         return self._segment_start
 
+    def pauses(self) -> list[tuple[float, float]]:
+        """Where the utterance at hand is quiet, in seconds from the stream's first sample."""
+        frame_s = self._model.manifest.features.frame_shift_ms / 1000
+        num_levels = self.num_segment_frames * self._model.config.subsampling_rate
+        begin = self._segment_start * self.frame_s
+        with self._lock:
+            levels = np.array(self._levels[:num_levels], np.float32)
+        pauses = find_pauses(levels, frame_s)
+        return [(begin + start, begin + end) for start, end in pauses]
+
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
         """End the utterance at hand after `num_frames` of its frames, given `log_probs` [time, vocab] of all."""
         with self._lock:
@@ -307,7 +321,11 @@ class Stream:
 
     def _accept(self, samples: npt.NDArray[np.float32]) -> None:
         self._num_samples += len(samples)
-        self._windows.accept(self._features.accept(samples))
+        self._hear(self._features.accept(samples))
+
+    def _hear(self, features: npt.NDArray[np.float32]) -> None:
+        self._levels.frombytes(loudness(features).tobytes())
+        self._windows.accept(features)
 
     def _search(self) -> GreedySearch | PrefixBeamSearch:
         blank = self._model.config.blank
@@ -317,6 +335,9 @@ class Stream:
 
     def _begin_segment(self) -> None:
         self._segment_start = self._num_frames
+        start = self._num_frames * self._model.config.subsampling_rate
+        del self._levels[: start - self._levels_start]
+        self._levels_start = start
         self._outputs = []
         self._first_pass = self._search()
         self._endpoint: Endpoint | None = None

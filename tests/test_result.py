@@ -27,9 +27,9 @@ def test_spans_are_in_order_and_within_the_audio(times):
 
 def test_words_take_times_and_confidence_from_their_tokens():
     vocabulary = Vocabulary(["▁HE", "LLO", "▁YOU"], TextConfig(tokenizer="bpe"))
-    spans = [(0.0, 0.1), (0.1, 0.3), (0.5, 0.6)]
-    first, second = words_of(vocabulary, [0, 1, 2], spans, [0.5, 0.125, 1.0])
+    spans = [(0.0, 0.3), (0.5, 0.6)]
+    first, second = words_of(vocabulary.words([0, 1, 2]), spans, [0.5, 0.125, 1.0])
     assert (first.word, first.start, first.end) == ("HELLO", 0.0, 0.3)
     assert first.confidence == pytest.approx(0.25)
     assert (second.word, second.start, second.end) == ("YOU", 0.5, 0.6)
-    assert [word.confidence for word in words_of(vocabulary, [0, 2], spans, None)] == [None, None]
+    assert [word.confidence for word in words_of(vocabulary.words([0, 2]), spans, None)] == [None, None]

@@ -116,3 +116,12 @@ def test_failing_run_is_a_typed_error(bundle, capfd):
     with pytest.raises(ProviderError, match=r"ctc failed on CPUExecutionProvider for \{'encoder_out': \(2, 3\)\}"):
         session(bundle).run({"encoder_out": np.zeros((2, 3), np.float32)})
     assert capfd.readouterr() == ("", "")
+
+
+def test_names_that_are_no_text(bundle, tmp_path):
+    """Found by the fuzzer: onnxruntime loads such a file, and fails where its metadata is asked for."""
+    content = (bundle.path / "ctc.onnx").read_bytes()
+    assert b"u2moe.version" in content
+    (tmp_path / "ctc.onnx").write_bytes(content.replace(b"u2moe.version", b"u2m\xf7e.version"))
+    with pytest.raises(BundleError, match=r"ctc\.onnx: a name in it is no text"):
+        session(bundle, file=tmp_path / "ctc.onnx")

@@ -1,0 +1,95 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.benchmarks.word_times import loud_part
+from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime.accuracy import matches, read_manifest
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.pauses import end_at_pauses, find_pauses
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+LOUD, SOFT = 18.0, 3.0
+
+
+def levels_of(*parts):
+    """Loudness of stretches of (level, frames), with a little change from frame to frame."""
+    flat = np.concatenate([np.full(frames, level) for level, frames in parts])
+    return (flat + 0.3 * np.random.default_rng(0).standard_normal(len(flat))).astype(np.float32)
+
+
+def test_pauses_are_found_and_closures_are_not():
+    levels = levels_of((SOFT, 30), (LOUD, 50), (SOFT, 5), (LOUD, 20), (SOFT, 9), (LOUD, 40), (SOFT, 25))
+    assert np.allclose(find_pauses(levels, 0.01), [(0.0, 0.3), (1.05, 1.14), (1.54, 1.79)])
+
+
+def test_noise_is_quiet_beside_speech_and_digital_silence_is_no_measure():
+    noisy = levels_of((12.0, 30), (LOUD, 50), (12.0, 30))
+    assert np.allclose(find_pauses(noisy, 0.01), [(0.0, 0.3), (0.8, 1.1)])
+    edited = levels_of((-15.9, 60), (4.0, 20), (LOUD, 50), (4.0, 20))
+    assert np.allclose(find_pauses(edited, 0.01), [(0.0, 0.8), (1.3, 1.5)])
+
+
+def test_nothing_has_no_pauses():
+    assert find_pauses(np.zeros(0, np.float32), 0.01) == []
+    assert find_pauses(np.full(50, LOUD, np.float32), 0.01) == []
+
+
+@pytest.mark.parametrize(
+    ("pauses", "expected"),
+    [
+        ([], [(0.0, 0.75), (0.75, 1.5)]),
+        ([(0.0, 0.2), (0.6, 1.0), (1.4, 1.6)], [(0.2, 0.6), (1.0, 1.4)]),
+        ([(0.55, 0.64), (0.7, 0.9)], [(0.0, 0.7), (0.9, 1.5)]),  # the longer one
+        ([(0.45, 0.7)], [(0.0, 0.45), (0.7, 1.5)]),  # the first word peaks after its end
+        ([(0.7, 1.1)], [(0.0, 0.7), (1.1, 1.5)]),  # the second one before its start
+        ([(0.1, 0.3)], [(0.3, 0.75), (0.75, 1.5)]),
+        ([(0.0, 1.5)], [(0.0, 0.75), (0.75, 1.5)]),  # nothing can be heard
+    ],
+)
+def test_words_end_at_pauses(pauses, expected):
+    assert np.allclose(end_at_pauses([(0.0, 0.75), (0.75, 1.5)], [(0.3, 0.5), (1.0, 1.2)], pauses), expected)
+
+
+def test_a_far_pause_does_not_stretch_a_word():
+    assert end_at_pauses([(1.5, 2.5)], [(2.0, 2.0)], [(0.0, 0.4), (3.5, 4.0)]) == [(1.5, 2.5)]
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8, unique=True).map(sorted), st.integers(0, 1000))
+def test_words_stay_in_order_and_apart(peaks, seed):
+    edges = [(a + b) / 2 for a, b in itertools.pairwise(peaks)]
+    words = list(zip([0.0, *edges], [*edges, 61.0], strict=True))
+    cuts = np.sort(np.random.default_rng(seed).choice(np.arange(62), 8, replace=False)).reshape(-1, 2).tolist()
+    found = end_at_pauses(words, [(peak, peak) for peak in peaks], [tuple(cut) for cut in cuts])
+    flat = [edge for word in found for edge in word]
+    assert flat == sorted(flat)
+    assert all(start < end for start, end in found)
+
+
+def joined_words(samples, rate=16_000):
+    """Where the words of a clip lie that were joined with exact silence in between."""
+    zero = np.concatenate(([False], samples == 0, [False]))
+    gaps = [(a, b) for a, b in np.flatnonzero(np.diff(zero)).reshape(-1, 2).tolist() if b - a >= 0.1 * rate]
+    begins, ends = [0, *(b for _, b in gaps)], [*(a for a, _ in gaps), len(samples)]
+    loud = [loud_part(samples[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+    return [(begin / rate + start, begin / rate + end) for begin, (start, end) in zip(begins, loud, strict=True)]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 16])
+def test_times_are_those_of_the_sound(chunk_size):
+    """Digits spoken by a person and joined: most words begin and end within 80 ms of where they were put."""
+    clip = DEMO_FOLDER / "clips" / "phone_number.flac"
+    text = next(item.transcript for item in read_manifest(clip.with_name("transcripts.txt")) if item.path == clip)
+    spoken = joined_words(read_audio(clip, 16_000))
+    assert len(spoken) == len(text.split()) >= 5
+    recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size))
+    found = [word for segment in recognizer.transcribe(clip).segments for word in segment.words]
+    pairs = matches(text.split(), [word.word for word in found])
+    assert len(pairs) >= len(spoken) / 2
+    errors = [abs(found[i].start - spoken[place][0]) for place, i in pairs]
+    errors += [abs(found[i].end - spoken[place][1]) for place, i in pairs]
+    assert np.median(errors) <= 0.04
+    assert np.percentile(errors, 90) <= 0.08

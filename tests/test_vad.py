@@ -1,0 +1,182 @@
+"""Speech in recordings, by a network with silero's inputs and outputs that hears by loudness."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from u2moe.runtime import BundleError
+from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
+
+RATE, WINDOW = 16_000, 512
+
+
+def write_vad(file, sequence=False):
+    """A window is speech where it is loud, if its first 64 samples are the last of the one before, as the state says.
+
+    `sequence`: as silero's file for many windows in one run, but only the first row is compared with the state.
+    """
+    states = {"h": [1, 1, 128], "c": [1, 1, 128]} if sequence else {"state": [2, None, 128]}
+    constants = {
+        "axis": np.array([1]), "limit": np.float32(1e-3), "threshold": np.float32(1e-4), "first": np.array([0]),
+        "one": np.array([1]), "two": np.array([2]), "shape": np.array([1, 1, 1]), "row": np.array([-1]),
+        "copies": np.array([1 if sequence else 2, 1, 128]), "wide": np.array([-1, 1]), "far": np.array([9999]),
+    }  # fmt: skip
+    parts = {"context": (0, 64), "body": (64, 576), "end": (512, 576)}
+    constants |= {f"{name}{i}": np.array([bound]) for name, bounds in parts.items() for i, bound in enumerate(bounds)}
+    first = next(iter(states))
+    nodes = [
+        *(helper.make_node("Slice", ["input", f"{part}0", f"{part}1", "axis"], [f"{part}_samples"]) for part in parts),
+        helper.make_node("ReduceSum", ["context_samples", "axis"], ["context_sum"], keepdims=1),
+        helper.make_node("ReduceSum", ["end_samples", "axis"], ["end_sum"], keepdims=1),
+        helper.make_node("Slice", ["context_sum", "first", "one", "first"], ["first_sum"]),
+        helper.make_node("Slice", ["end_sum", "row", "far", "first"], ["last_sum"]),
+        helper.make_node("Slice", [first, "first", "one", "two"], ["held"]),
+        helper.make_node("Reshape", ["held", "wide"], ["held_sum"]),
+        helper.make_node("Slice", ["held_sum", "first", "one", "first"], ["remembered"]),
+        helper.make_node("Sub", ["first_sum", "remembered"], ["difference"]),
+        helper.make_node("Abs", ["difference"], ["size"]),
+        helper.make_node("Less", ["size", "limit"], ["follows"]),
+        helper.make_node("Mul", ["body_samples", "body_samples"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "axis"], ["energy"], keepdims=1),
+        helper.make_node("Greater", ["energy", "threshold"], ["loud"]),
+        helper.make_node("And", ["loud", "follows"], ["speaks"]),
+        helper.make_node("Cast", ["speaks"], ["output"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["last_sum", "shape"], ["cell"]),
+        helper.make_node("Expand", ["cell", "copies"], ["next"]),
+    ]
+    results = {"output": [None, 1], "next": [None] * 3}
+    if sequence:
+        nodes.append(helper.make_node("Identity", ["c"], ["cn"]))
+        results["cn"] = [None] * 3
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [None, 576])]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in states.items()]
+    if not sequence:
+        inputs.append(helper.make_tensor_value_info("sr", TensorProto.INT64, []))
+    graph = helper.make_graph(
+        nodes,
+        "vad",
+        inputs,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in results.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+    return file
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["window", "sequence"])
+def vad(request, tmp_path_factory):
+    return VoiceActivityDetector(write_vad(tmp_path_factory.mktemp("vad") / "vad.onnx", request.param))
+
+
+def recording(*parts):
+    """Noise and silence in turn, of so many seconds."""
+    random = np.random.default_rng(0)
+    sounds = [
+        (0.1 if place % 2 else 1e-4) * random.standard_normal(round(seconds * RATE))
+        for place, seconds in enumerate(parts)
+    ]
+    return np.concatenate(sounds).astype(np.float32)
+
+
+def stretches_of(vad, samples, splits=()):
+    """Start and samples of each stretch."""
+    found = []
+    for speech in vad.speech(np.split(samples, np.sort(np.array(splits, int)))):
+        if speech.begins:
+            found.append((speech.start, []))
+        start, pieces = found[-1]
+        assert speech.start == start + sum(map(len, pieces))
+        pieces.append(speech.samples)
+    return [(start, np.concatenate(pieces)) for start, pieces in found]
+
+
+def test_speech_is_found_with_its_padding(vad):
+    samples = recording(1.0, 0.8, 1.5, 0.3, 0.4, 0.5, 0.7)
+    found = stretches_of(vad, samples)
+    spans = [(start / RATE, (start + len(part)) / RATE) for start, part in found]
+    assert np.allclose(spans, [(0.7, 2.1), (3.0, 4.8)], atol=0.04)  # a pause of 0.4 s ends nothing
+    for start, part in found:
+        assert np.array_equal(part, samples[start : start + len(part)])
+
+
+def test_speech_at_both_ends(vad):
+    samples = recording(0.0, 0.5, 2.0, 0.5)
+    (first, head), (second, tail) = stretches_of(vad, samples)
+    assert first == 0
+    assert np.array_equal(head, samples[: len(head)])
+    assert np.array_equal(tail[: len(samples) - second], samples[second:])
+    assert not tail[len(samples) - second :].any()
+    assert stretches_of(vad, np.zeros(0, np.float32)) == stretches_of(vad, recording(3.0)) == []
+
+
+@given(st.lists(st.integers(0, 60_000), max_size=6))
+def test_portions_change_nothing(vad, splits):
+    samples = recording(0.9, 0.4, 0.7, 0.5, 0.3, 0.2, 0.75)
+    expected, found = stretches_of(vad, samples), stretches_of(vad, samples, splits)
+    assert [start for start, _ in found] == [start for start, _ in expected]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
+
+
+def test_stretches_are_apart(vad):
+    found = stretches_of(vad, recording(0.1, 0.2, 0.65, 0.1, 0.65, 0.1, 0.65, 0.2))
+    assert len(found) == 4
+    for (start, part), (following, _) in itertools.pairwise(found):
+        assert start + len(part) <= following
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no onnx", "another", "shape"], ids=["missing", "empty", "text", "another", "shape"]
+)
+def test_what_is_no_vad(content, tmp_path, bundle):
+    file = tmp_path / "vad.onnx"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content == "another":
+        file = bundle.path / "ctc.onnx"
+    elif content == "shape":
+        model = onnx.load(write_vad(file))
+        model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.FLOAT, [None, 512]))
+        onnx.save(model, file)
+    with pytest.raises(BundleError, match=r"vad\.onnx|ctc\.onnx: is no silero VAD"):
+        VoiceActivityDetector(file)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threshold": 0.0}, {"threshold": 1.0}, {"end_threshold": 0.6}, {"min_silence": 0.0}, {"padding": 0.4}],
+)
+def test_options_that_cannot_be(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        VadOptions(**options)
+
+
+def test_words_are_those_of_each_stretch_at_its_time(vad, recognizer, sound):
+    """Each stretch is recognised as if it were alone, in order, at the time where it lies in the recording."""
+    quiet = 1e-5 * np.random.default_rng(1).standard_normal(2 * RATE)
+    samples = np.concatenate([quiet, sound, quiet, sound[::-1], quiet]).astype(np.float32)
+    transcript = recognizer.transcribe(samples, vad=vad)
+    assert transcript.duration == len(samples) / RATE
+    expected = []
+    for start, part in stretches_of(vad, samples):
+        for segment in recognizer.transcribe(part).segments:
+            expected += [(word.word, word.start + start / RATE, word.end + start / RATE) for word in segment.words]
+    found = [(word.word, word.start, word.end) for segment in transcript.segments for word in segment.words]
+    assert len(found) == len(expected) > 0
+    assert [word for word, *_ in found] == [word for word, *_ in expected]
+    assert np.allclose([times for _, *times in found], [times for _, *times in expected], atol=0.002)
+    assert [segment.segment for segment in transcript.segments] == list(range(len(transcript.segments)))
+    for segment in transcript.segments:
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+
+
+def test_another_rate_is_refused(vad, recognizer, monkeypatch):
+    monkeypatch.setattr(vad, "sample_rate", 8000)
+    with pytest.raises(ValueError, match="hears 8000 Hz, and the model 16000 Hz"):
+        recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
