@@ -1,0 +1,83 @@
+"""Writes the tables of README.md here from the JSON files in results/, each between its marks. Measures nothing.
+
+    python -m u2moe.benchmarks.tables [--check]
+
+A table is what `table(results)` of the module of the same name (or of NAME_table) makes of results/NAME.json. Text
+outside of the marks is left alone; a table without marks is put at the end. `--check` writes nothing and exits with 1
+when README.md is not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "full_size": "The paper's table at full size",
+    "kernel_peers": "The same weights by other means",
+    "moe_layer": "One mixture of experts, and its bound",
+    "sherpa_peer": "sherpa-onnx on the same graph",
+    "system_peers": "Whole systems",
+    "overhead": "What the runtime adds to its graphs",
+    "levers": "Faster at the price of words",
+}
+"""Names of results, in the order of the sections that are made for them."""
+FOLDER = Path(__file__).parent
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The table of every results file in `folder` that there is."""
+    files = {name: folder / f"{name}.json" for name in TITLES}
+    return {
+        name: _table_of(name)(json.loads(file.read_text(encoding="utf-8")))
+        for name, file in files.items()
+        if file.is_file()
+    }
+
+
+def _table_of(name: str) -> Callable[[Mapping[str, Any]], str]:
+    names = [f"u2moe.benchmarks.{name}_table", f"u2moe.benchmarks.{name}"]
+    module = next(candidate for candidate in names if importlib.util.find_spec(candidate))
+    table: Callable[[Mapping[str, Any]], str] = importlib.import_module(module).table
+    return table
+
+
+def updated(text: str, content: Mapping[str, str]) -> str:
+    """`text` with every table between its marks."""
+    for name, table in content.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        section = f"{begin}\n{table.strip()}\n{end}"
+        if begin not in text:
+            text = f"{text.rstrip()}\n\n## {TITLES[name]}\n\n{section}\n"
+            continue
+        before, _, rest = text.partition(begin)
+        if end not in rest:
+            raise ValueError(f"README.md: {begin} without {end}")
+        text = before + section + rest.partition(end)[2]
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if README.md would change")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="with README.md and results/ (default: here)")
+    args = parser.parse_args(arguments)
+    readme = args.folder / "README.md"
+    before = readme.read_text(encoding="utf-8") if readme.exists() else "# Benchmarks\n"
+    after = updated(before, tables(args.folder / "results"))
+    if args.check:
+        return int(after != before)
+    if after != before:
+        readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

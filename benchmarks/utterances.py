@@ -1,0 +1,101 @@
+"""An utterance, and one round of each way to use a model on it. Imports the runtime alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio import find_audio, read_audio
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.encoder import Encoder, Windows, join_caches, required_cache_size
+from u2moe.runtime.features import Fbank
+from u2moe.runtime.manifest import ModelConfig
+from u2moe.runtime.model import Model
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+Frames = npt.NDArray[np.float32]
+Run = Callable[[], Any]
+
+CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
+NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
+"""Chunks that fill the left context, before any is measured."""
+CHUNK_S = 0.64
+NUM_STREAMS = 8
+UTTERANCE_S = 10.0
+NUM_HYPOTHESES, NUM_TOKENS = 10, 40
+"""Of the second pass; 40 tokens are what ten seconds of quick speech have."""
+NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
+"""Chunks of one round, after the warm ones."""
+
+
+def clips() -> list[Path]:
+    """Recordings of people, which come with the package."""
+    return find_audio([DEMO_FOLDER / "clips"])
+
+
+def utterance(bundle: Bundle) -> Frames:
+    """Features [frames, mel] of ten seconds of people's speech, the bundled clips one after the other."""
+    config = bundle.manifest.features
+    samples = np.concatenate([read_audio(file, config.sample_rate) for file in clips()])
+    fbank = Fbank(config)
+    frames = np.concatenate([fbank.accept(samples), fbank.finish()])
+    return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
+
+
+def audio_seconds(mode: str) -> float:
+    """Audio that one round of a mode works on, of all streams together."""
+    if mode in NUM_CHUNKS:
+        return NUM_CHUNKS[mode] * CHUNK_S * (NUM_STREAMS if mode == "streaming-8" else 1)
+    return UTTERANCE_S
+
+
+def one_round(mode: str, model: Model, frames: Frames) -> Run:
+    """What one round of a mode does, ready to be called; search and features are left out.
+
+    Args:
+        mode: "streaming" or "streaming-8", chunks of one stream or of eight in steady state; "full", full context;
+            "second-pass", the decoders over ten hypotheses.
+        model: sessions of a bundle.
+        frames: features of an utterance [frames, mel].
+    """
+    if mode == "full":
+        return lambda: model.ctc(model.encode(frames))
+    if mode == "second-pass":
+        encoder_out = model.encode(frames)
+        draw = np.random.default_rng(0).integers(3, model.config.vocab_size, (NUM_HYPOTHESES, NUM_TOKENS))
+        hypotheses: list[list[int]] = draw.tolist()
+        return lambda: model.rescore(encoder_out, hypotheses)
+    rounds = streaming_round(model.encoder, frames, NUM_STREAMS if mode == "streaming-8" else 1, NUM_CHUNKS[mode])
+    return lambda: [model.ctc(row) for output in rounds() for row in output]
+
+
+def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
+    """A function that encodes `num_chunks` chunks of every stream, from a state with its whole left context on."""
+    chunks = list(windows(encoder.config, frames, num_streams))
+    caches = join_caches([encoder.start()] * num_streams)
+    required = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS)
+    for chunk in chunks[:NUM_WARM_CHUNKS]:
+        _, caches = encoder.step(chunk, caches, required_cache_size=required)
+    following = chunks[NUM_WARM_CHUNKS:][:num_chunks]
+
+    def run() -> list[Frames]:
+        state, outputs = caches, []
+        for chunk in following:
+            output, state = encoder.step(chunk, state, required_cache_size=required)
+            outputs.append(output)
+        return outputs
+
+    return run
+
+
+def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
+    """Features of chunks [streams, frames, mel]; every stream hears the same, each from another second on."""
+    cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
+    for stream, cutter in enumerate(cutters):
+        cutter.accept(np.roll(frames, -100 * stream, axis=0))
+    while all(cutter.ready for cutter in cutters):
+        yield np.stack([window for cutter in cutters if (window := cutter.take()) is not None])
