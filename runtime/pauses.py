@@ -26,7 +26,8 @@ def loudness(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
     As ears do (Stevens' law), it adds up powers of the energies of bands: hum, which fills few of them, counts less.
     """
-    return np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
+    levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
+    return levels
 
 
 def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:

@@ -1,7 +1,6 @@
 import dataclasses
 import resource
 
-import kaldi_native_fbank
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,20 +40,6 @@ def plain_fbank(samples, config):
     return frames
 
 
-def native_fbank(samples, config):
-    """The same by kaldi-native-fbank."""
-    options = kaldi_native_fbank.FbankOptions()
-    frames, mels = options.frame_opts, options.mel_opts
-    frames.samp_freq, frames.dither, frames.window_type, frames.snip_edges = config.sample_rate, 0.0, "povey", True
-    frames.frame_length_ms, frames.frame_shift_ms = config.frame_length_ms, config.frame_shift_ms
-    mels.num_bins, mels.low_freq, mels.high_freq = config.num_mel_bins, 20.0, 0.0
-    options.energy_floor, options.use_energy = 0.0, False
-    fbank = kaldi_native_fbank.OnlineFbank(options)
-    fbank.accept_waveform(config.sample_rate, samples * np.float32(32768))
-    fbank.input_finished()
-    return np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
-
-
 CONFIGS = [
     CONFIG,
     FeatureConfig(num_mel_bins=40),
@@ -65,28 +50,18 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_features_equal_kaldis(config, sound):
-    frames, expected = Fbank(config).accept(sound), native_fbank(sound, config)
-    assert frames.shape == expected.shape
-    # Both in single precision: 1e-4 of a log energy is 0.01 % of the energy.
-    np.testing.assert_allclose(frames, expected, atol=2e-3)
-    assert np.abs(frames - expected).mean() < 1e-4
-
-
-@pytest.mark.parametrize("config", CONFIGS)
 def test_features_equal_kaldis_definition(config, sound):
     fbank = Fbank(config)
     frames = np.concatenate((fbank.accept(sound), fbank.finish()))
     expected = plain_fbank(sound, config)
     assert frames.shape == expected.shape
-    # Single precision: 1e-4 of a log energy is 0.01 % of the energy.
+    # kaldi-native-fbank computes in single precision: 1e-4 of a log energy is 0.01 % of the energy.
     np.testing.assert_allclose(frames, expected, atol=2e-3)
     assert np.abs(frames - expected).mean() < 1e-4
 
 
-@pytest.mark.parametrize("level", [0.0, 0.125])
-def test_silence_is_the_floor(level):
-    frames = Fbank(CONFIG).accept(np.full(1000, level, np.float32))
+def test_silence_is_the_floor():
+    frames = Fbank(CONFIG).accept(np.zeros(1000, np.float32))
     np.testing.assert_allclose(frames, np.log(np.finfo(np.float32).eps), rtol=1e-6)
 
 
@@ -100,22 +75,6 @@ def test_any_split_gives_the_same_frames(sound, splits):
         start += length
     parts += [fbank.accept(sound[start:]), fbank.finish()]
     assert np.array_equal(np.concatenate(parts), whole)
-
-
-@given(splits=st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=30))
-def test_samples_that_are_kept_give_the_same_frames(sound, splits):
-    fbank, parts, start = Fbank(CONFIG), [], 0
-    for length, takes in splits:
-        fbank.push(sound[start : start + length])
-        start += length
-        if takes:
-            num_ready = fbank.num_ready
-            parts.append(fbank.take())
-            assert len(parts[-1]) == num_ready
-            assert fbank.num_ready == 0
-    fbank.push(sound[start:])
-    parts.append(fbank.finish())
-    assert np.array_equal(np.concatenate(parts), Fbank(CONFIG).accept(sound))
 
 
 @pytest.mark.parametrize(("num_samples", "num_frames"), [(0, 0), (1, 0), (399, 0), (400, 1), (559, 1), (560, 2)])
