@@ -10,14 +10,29 @@ if TYPE_CHECKING:
     from u2moe.export.exporter import export_bundle, validate_bundle
     from u2moe.export.inspection import inspect_bundle
     from u2moe.export.parity import Comparison, ParityReport
+    from u2moe.export.sherpa import SherpaExport, export_sherpa
+    from u2moe.export.sherpa_graphs import SherpaOptions
 
-__all__ = ["Checkpoint", "Comparison", "ParityReport", "export_bundle", "inspect_bundle", "validate_bundle"]
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "ParityReport",
+    "SherpaExport",
+    "SherpaOptions",
+    "export_bundle",
+    "export_sherpa",
+    "inspect_bundle",
+    "validate_bundle",
+]
 
 _HOMES = {
     "Checkpoint": "checkpoint",
     "Comparison": "parity",
     "ParityReport": "parity",
+    "SherpaExport": "sherpa",
+    "SherpaOptions": "sherpa_graphs",
     "export_bundle": "exporter",
+    "export_sherpa": "sherpa",
     "inspect_bundle": "inspection",
     "validate_bundle": "exporter",
 }

@@ -154,7 +154,7 @@ class GraphBuilder:
         )
 
 
-_TYPES = {"float32": "FLOAT", "int64": "INT64"}
+_TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
 
 
 def _shape(tensor: contract.Tensor, axes: Callable[[str], int | None]) -> ir.Shape:

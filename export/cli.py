@@ -18,10 +18,21 @@ def add_export(subparsers: Subparsers) -> None:
         "export",
         help="turn a WeNet checkpoint into a bundle of ONNX graphs, proven equal to torch",
         description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX. Ends with a comparison "
-        "of torch and onnxruntime; a bundle that differs by more than 1e-4 is not written.",
+        "of torch and onnxruntime; a bundle that differs by more than 1e-4 is not written. With --profile sherpa-onnx "
+        "write encoder and CTC head as the graphs that sherpa-onnx's WeNet clients load, from a checkpoint or from a "
+        "bundle, quantized or not.",
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
+    parser.add_argument(
+        "--profile",
+        choices=("bundle", "sherpa-onnx"),
+        default="bundle",
+        help="who will run the graphs: u2moe (a bundle, the default), or sherpa-onnx",
+    )
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="of sherpa-onnx's online graph (default: 16)")
+    parser.add_argument("--left-chunks", type=int, metavar="N", help="of sherpa-onnx's online graph (default: 4)")
+    parser.add_argument("--only", choices=("online", "offline"), help="one of sherpa-onnx's two graphs (default: both)")
     parser.add_argument("--weights", metavar="FILE", help="file of the weights in the directory (default: final.pt)")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
@@ -53,14 +64,40 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export and print what was compared."""
+    if args.profile == "sherpa-onnx":
+        return _run_sherpa(args)
     from u2moe.export.exporter import export_bundle
 
+    for name in ("chunk_size", "left_chunks", "only"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for --profile sherpa-onnx: a bundle can do all")
     bundle, report = export_bundle(
         args.checkpoint, args.out, weights=args.weights, overwrite=args.overwrite, progress=_printer(args.quiet)
     )
     _print_report(report, quiet=args.quiet)
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def _run_sherpa(args: argparse.Namespace) -> int:
+    """Write the graphs for sherpa-onnx, and print how to load them."""
+    from u2moe.export.sherpa import export_sherpa
+    from u2moe.export.sherpa_graphs import SherpaOptions
+
+    given = {"chunk_size": args.chunk_size, "num_left_chunks": args.left_chunks, "only": args.only}
+    options = SherpaOptions(**{name: value for name, value in given.items() if value is not None})
+    written = export_sherpa(
+        args.checkpoint,
+        args.out,
+        options,
+        weights=args.weights,
+        overwrite=args.overwrite,
+        progress=_printer(args.quiet),
+    )
+    _print_report(written.report, quiet=args.quiet)
+    print(f"wrote {written.path}; to load it:")
+    print(written.usage())
     return 0
 
 
@@ -101,7 +138,7 @@ def _print_report(report: ParityReport, *, quiet: bool) -> None:
         print(f"{layer}: tokens per expert {counts}")
     worst = report.worst
     print(
-        f"torch and onnxruntime agree in {len(report.comparisons)} comparisons of "
+        f"{report.sides} agree in {len(report.comparisons)} comparisons of "
         f"{sum(item.num_values for item in report.comparisons):,} values; closest to its limit: "
         f"{worst.tensor} in {worst.case}, {worst.difference:.2e} of {worst.limit:.1e}"
     )

@@ -115,7 +115,10 @@ def save_graph(model: ir.Model, folder: Path) -> None:
     """Write `<name>.onnx`, with its weights in `<name>.onnx.data` if they are too large for one file."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     file = folder / f"{model.graph.name}.onnx"
-    ir.save(model, file, external_data=f"{file.name}.data" if size > EXTERNAL_DATA_LIMIT else None)
+    external = f"{file.name}.data" if size > EXTERNAL_DATA_LIMIT else None
+    if external is None:
+        ir.external_data.load_to_model(model)  # weights of a graph that was read may lie beside that one
+    ir.save(model, file, external_data=external)
 
 
 def _plain(architecture: Architecture) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Comparison:
 class ParityReport:
     """All that was compared."""
 
+    sides: str = "torch and onnxruntime"
     comparisons: list[Comparison] = field(default_factory=list)
     tokens_per_expert: dict[str, list[int]] = field(default_factory=dict)
     """Tokens that each expert of each layer computed in the comparisons."""
@@ -148,7 +149,7 @@ class Parity:
             self.watch.margin = np.inf
             with self.watch.watching():
                 pairs = compare()
-            comparisons = [_compare(case, tensor, parts) for tensor, parts in pairs.items()]
+            comparisons = [compared(case, tensor, parts) for tensor, parts in pairs.items()]
             worst = max(comparisons, key=lambda item: item.difference / item.limit)
             if worst.difference <= worst.limit:
                 self.report.comparisons += comparisons
@@ -343,7 +344,8 @@ def _in_memory(value: ir.Value) -> ir.Value:
     return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
 
 
-def _compare(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
+def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
+    """The largest difference between what is expected and what was found, beside its limit."""
     difference = largest = 0.0
     for expected, found in pairs:
         if expected.shape != found.shape:

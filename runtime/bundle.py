@@ -115,12 +115,14 @@ class BundleWriter:
             bundle = staging.finish(manifest)
 
     Leaving the block without `finish`, or by an exception, removes the staged files and leaves the target as it was.
-    A target that exists and is not empty is refused, unless `overwrite` is true and it is a bundle itself.
+    A target that exists and is not empty is refused, unless `overwrite` is true and it is a bundle itself: holds the
+    file `marker`. Folders that are no bundles, for other runtimes, have another marker and end with `publish`.
     """
 
-    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = MANIFEST_FILE) -> None:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow the target if it is a link
         self.overwrite = overwrite
+        self.marker = marker
         self.path = self.target.parent / f".{self.target.name}.{secrets.token_hex(4)}.partial"
 
     def __enter__(self) -> Self:
@@ -170,6 +172,10 @@ class BundleWriter:
         on Windows: release them first).
         """
         bundle = self.seal(manifest)
+        return Bundle(self.publish(), bundle.manifest, bundle.tokens)
+
+    def publish(self) -> Path:
+        """Move the staged folder to the target as it is. Returns the target."""
         self._check_target()
         replaced = self.path.with_suffix(".replaced")
         if self.target.exists():
@@ -181,7 +187,7 @@ class BundleWriter:
                 replaced.rename(self.target)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
-        return Bundle(self.target, bundle.manifest, bundle.tokens)
+        return self.target
 
     def _check_target(self) -> None:
         if not self.target.exists():
@@ -191,8 +197,8 @@ class BundleWriter:
         occupied = any(self.target.iterdir())
         if occupied and not self.overwrite:
             raise BundleError(f"{self.target}: exists and is not empty; ask to overwrite it or name another folder")
-        if occupied and not (self.target / MANIFEST_FILE).is_file():
-            raise BundleError(f"{self.target}: holds no {MANIFEST_FILE}: only a bundle is overwritten")
+        if occupied and not (self.target / self.marker).is_file():
+            raise BundleError(f"{self.target}: holds no {self.marker}: only a folder of the same kind is overwritten")
 
 
 def _sha256(file: Path) -> str:

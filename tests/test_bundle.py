@@ -114,7 +114,7 @@ def test_existing_target(tmp_path, folder):
 
 def test_only_a_bundle_is_overwritten(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(BundleError, match="only a bundle is overwritten"):
+    with pytest.raises(BundleError, match="only a folder of the same kind is overwritten"):
         write(tmp_path, overwrite=True)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 

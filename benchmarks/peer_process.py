@@ -1,0 +1,102 @@
+"""The other side of `engines`: starts a recogniser in a process of its own and lets it hear. Times nothing itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+ENGINES = Path(__file__).with_name("engines.py")
+PORTION_S = 0.1
+"""Seconds of audio that a live source hands over at once."""
+LAST_LINES = 5
+
+
+class PeerError(Exception):
+    """A recogniser that did not start, failed at a recording, or ended by itself; the message is what it wrote last."""
+
+
+class PeerProcess:
+    """A running recogniser. Not for several threads.
+
+    Attributes:
+        started: what it said when it was ready: load_s, empty_mb (memory of the interpreter alone), versions.
+
+    Raises:
+        PeerError: it did not start.
+    """
+
+    def __init__(self, engine: str, options: dict[str, Any], *, python: str | Path = sys.executable) -> None:
+        command = [str(python), str(ENGINES), engine, json.dumps(options)]
+        self.engine = engine
+        # a pipe that nobody reads would stop a talkative one
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(  # noqa: S603 - what is run is ours
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8"
+        )
+        try:
+            self.started = self._reply()
+        except PeerError:
+            self.close()
+            raise
+
+    def hear(self, wav: Path, portion_s: float = PORTION_S) -> dict[str, Any]:
+        """What `engines.hear` tells of a WAV file, and the largest memory of the process so far as peak_mb.
+
+        Raises:
+            PeerError: it failed, or has ended.
+        """
+        stdin = self._process.stdin
+        if stdin is None:
+            raise PeerError(f"{self.engine}: has no input")
+        try:
+            stdin.write(json.dumps({"wav": str(wav), "portion_s": portion_s}) + "\n")
+            stdin.flush()
+        except OSError as error:
+            raise PeerError(f"{self.engine}: ended: {self._last_words()}") from error
+        reply = self._reply()
+        if "error" in reply:
+            raise PeerError(f"{self.engine}: {wav.name}: {reply['error']}")
+        return reply
+
+    def _reply(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise PeerError(f"{self.engine}: ended: {self._last_words()}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _last_words(self) -> str:
+        self._process.communicate()
+        self._errors.seek(0)
+        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        return f"exit code {self._process.returncode}: {' | '.join(lines[-LAST_LINES:])[-600:]}"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
+    """Samples float32 in [-1, 1] as the WAV file that all engines read; returns its path."""
+    soundfile.write(file, samples, sample_rate, subtype="PCM_16")
+    return file

@@ -1,0 +1,99 @@
+"""A folder for sherpa-onnx, out of a bundle or a checkpoint: read, refuse, build, compare, write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from u2moe.export import exporter
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.parity import ParityReport
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
+from u2moe.export.sherpa_parity import SherpaParity
+from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SherpaExport:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        options: which graphs it holds, for which chunks.
+        manifest: of the bundle that the graphs are from.
+        report: how close the graphs are to the bundle's own, as the runtime runs them.
+    """
+
+    path: Path
+    options: SherpaOptions
+    manifest: Manifest
+    report: ParityReport
+
+    def usage(self) -> str:
+        """How to load the graphs, and what the client does with them that its user should know."""
+        features, rate = self.manifest.features, self.manifest.model.subsampling_rate
+        tokens, shared = self.path / TOKENS_FILE, (features.sample_rate, features.num_mel_bins)
+        lines = []
+        if self.options.only != "offline":
+            lines.append(
+                f"sherpa_onnx.OnlineRecognizer.from_wenet_ctc(model={str(self.path / ONLINE.file)!r}, "
+                f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]}, "
+                f"chunk_size={self.options.chunk_size}, num_left_chunks={self.options.num_left_chunks})"
+            )
+            if rate != 4:
+                lines.append(f"# which takes a frame for 40 ms: multiply its timestamps by {rate / 4:g}")
+        if self.options.only != "online":
+            lines.append(
+                f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={str(self.path / OFFLINE.file)!r}, "
+                f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]})"
+            )
+        return "\n".join(lines)
+
+
+def export_sherpa(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: SherpaOptions | None = None,
+    *,
+    weights: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> SherpaExport:
+    """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into folder `out`.
+
+    Args:
+        source: a bundle, quantized or not; or a WeNet checkpoint, which is exported to a passing bundle first, with all
+            its comparisons with torch.
+        out: folder to write; nothing is left there when anything fails.
+        options: which graphs, and the chunks of the online one.
+        weights: of a checkpoint, the file name of its weights.
+        overwrite: replace such a folder that is already there.
+        progress: called with a line for each step.
+
+    Raises:
+        UnsupportedError: the network, its features or its vocabulary are of a kind that the client cannot run.
+        ParityError: a written graph differs from the bundle.
+        CheckpointError, BundleError: `source` cannot be read, or BundleError: `out` cannot be written.
+    """
+    options = options or SherpaOptions()
+    with ExitStack() as stack:
+        staging = stack.enter_context(BundleWriter(out, overwrite=overwrite, marker=TOKENS_FILE))
+        if (Path(source) / MANIFEST_FILE).is_file():
+            bundle = Bundle.open(source)
+            check_supported(bundle.path, bundle.manifest, bundle.tokens, options)
+        else:
+            checkpoint = Checkpoint.open(source, weights)
+            check_supported(checkpoint.path, exporter.bundle_manifest(checkpoint), checkpoint.tokens, options)
+            passing = Path(stack.enter_context(TemporaryDirectory(dir=staging.target.parent))) / "bundle"
+            bundle, _ = exporter.export_bundle(source, passing, weights=weights, progress=progress)
+        for model in sherpa_graphs(bundle, options):
+            progress(f"writing {model.graph.name}.onnx")
+            exporter.save_graph(model, staging.path)
+        staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
+        report = SherpaParity(bundle, staging.path, options).run(progress)
+        return SherpaExport(path=staging.publish(), options=options, manifest=bundle.manifest, report=report)

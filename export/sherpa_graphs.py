@@ -1,0 +1,329 @@
+"""A bundle's encoder and CTC head as the one graph that sherpa-onnx's WeNet clients call, online and offline.
+
+The bundle's own graphs are taken as they are, quantized or not, and get other inputs and outputs; what a client cannot
+do is refused by name, because a file that it dislikes ends the whole process that loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from u2moe.export.builder import GraphBuilder
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.contract import Graph, Tensor
+from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.manifest import Manifest, ModelConfig
+
+_CACHE = ("num_blocks", "num_kv_heads", "cache_time", "kv_dim")
+_HISTORY = ("num_blocks", "one", "conv_dim", "conv_cache")
+ONLINE = Graph(
+    name="model-streaming",
+    inputs=(
+        Tensor(name="x", dtype="float32", axes=("one", "frames", "feature_size")),
+        Tensor(name="offset", dtype="int64", axes=("one",)),
+        Tensor(name="required_cache_size", dtype="int64", axes=("one",)),
+        Tensor(name="attn_cache", dtype="float32", axes=_CACHE),
+        Tensor(name="conv_cache", dtype="float32", axes=_HISTORY),
+        Tensor(name="attn_mask", dtype="bool", axes=("one", "one", "keys")),
+    ),
+    outputs=(
+        Tensor(name="log_probs", dtype="float32", axes=("one", "time", "vocab_size")),
+        Tensor(name="next_att_cache", dtype="float32", axes=(*_CACHE[:2], "next_cache_time", "kv_dim")),
+        Tensor(name="next_conv_cache", dtype="float32", axes=_HISTORY),
+    ),
+)
+"""One chunk of one stream. The client goes by place, not by name; it begins with caches full of zeros, the offset at
+the size of the attention cache, and tells in `attn_mask` which keys are there."""
+OFFLINE = Graph(
+    name="model",
+    inputs=(
+        Tensor(name="x", dtype="float32", axes=("batch", "frames", "feature_size")),
+        Tensor(name="x_lens", dtype="int64", axes=("batch",)),
+    ),
+    outputs=(
+        Tensor(name="log_probs", dtype="float32", axes=("batch", "time", "vocab_size")),
+        Tensor(name="log_probs_lens", dtype="int64", axes=("batch",)),
+    ),
+)
+"""Whole utterances, padded at the end."""
+
+BLANKS = ("<blk>", "<eps>", "<blank>")
+"""Symbols that the client takes for the blank, the first that it finds."""
+WHITE_SPACE = frozenset(" \t\n\r\f\v")
+MODEL_TYPE = "wenet_ctc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SherpaOptions:
+    """What to write for sherpa-onnx.
+
+    Attributes:
+        chunk_size: encoder frames per chunk of the online graph. Recorded in the graph and compared: the client must be
+            given the same number, as it reads none from the graph.
+        num_left_chunks: chunks of left context of the online graph, likewise.
+        only: one of the two graphs; None: both.
+    """
+
+    chunk_size: int = 16
+    num_left_chunks: int = 4
+    only: Literal["online", "offline"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
+        if self.num_left_chunks < 1:
+            raise ValueError(
+                f"num_left_chunks must be at least 1 (the client's cache is fixed), got {self.num_left_chunks}"
+            )
+        if self.only not in (None, "online", "offline"):
+            raise ValueError(f"only must be 'online', 'offline' or None, got {self.only!r}")
+
+
+def check_supported(source: Path, manifest: Manifest, tokens: list[str], options: SherpaOptions) -> None:
+    """Refuse what the client cannot run.
+
+    Args:
+        source: of a bundle or a checkpoint, for messages.
+        manifest: what it says of its network and its features.
+        tokens: its vocabulary.
+        options: the graphs asked for.
+
+    Raises:
+        UnsupportedError: names the property, what it is, and what the client can do.
+    """
+    config, where = manifest.model, f"{source}: sherpa-onnx"
+    if options.only != "offline":
+        _check_online(config, options, where)
+    if options.only != "online" and config.streaming and config.static_chunk_size:
+        raise UnsupportedError(
+            f"{where}: static_chunk_size is {config.static_chunk_size}: the offline client knows no chunks, and the "
+            "encoder was trained with nothing else; ask for the online graph only"
+        )
+    features = manifest.features
+    if (features.frame_length_ms, features.frame_shift_ms) != (25.0, 10.0):
+        raise UnsupportedError(
+            f"{where}: frame_length and frame_shift are {features.frame_length_ms:g} and {features.frame_shift_ms:g} "
+            "ms, its client computes 25 and 10 only"
+        )
+    _check_symbols(tokens, config.blank, where)
+
+
+def _check_online(config: ModelConfig, options: SherpaOptions, where: str) -> None:
+    if not config.streaming:
+        raise UnsupportedError(
+            f"{where}: causal, use_dynamic_chunk: this encoder looks ahead or was not trained for chunks, as the "
+            "online client needs; ask for the offline graph only"
+        )
+    if config.static_chunk_size not in (0, options.chunk_size):
+        raise UnsupportedError(
+            f"{where}: static_chunk_size is {config.static_chunk_size}, but chunk_size {options.chunk_size} was asked "
+            "for"
+        )
+    if config.num_kv_heads * config.kv_dim != 2 * config.output_size:
+        raise UnsupportedError(
+            f"{where}: n_kv_head, head_dim: {config.num_kv_heads} key heads of {config.kv_dim // 2} are not the "
+            f"output_size {config.output_size} that the online client makes its attention cache of"
+        )
+    if config.convolution and config.conv_dim != config.output_size:
+        raise UnsupportedError(
+            f"{where}: conv_inner_factor: {config.conv_dim} channels of the convolution are not the output_size "
+            f"{config.output_size} that the online client makes its convolution cache of"
+        )
+    keys = (options.num_left_chunks + 1) * options.chunk_size
+    if keys > config.max_position:
+        raise UnsupportedError(f"{where}: chunks of {keys} frames in all, the most is {config.max_position}")
+
+
+def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
+    found = next((symbol for symbol in BLANKS if symbol in tokens), None)
+    if found is None or tokens.index(found) != blank:
+        told = "none of these is there" if found is None else f"{found} is {tokens.index(found)}"
+        raise UnsupportedError(
+            f"{where}: blank: its client takes the first of {', '.join(BLANKS)} in tokens.txt for the blank, which "
+            f"must be token {blank} ({tokens[blank]!r}): {told}"
+        )
+    broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
+    if broken is not None:
+        raise UnsupportedError(
+            f"{where}: tokens.txt: symbol {broken!r} holds white space, which its client cannot read"
+        )
+
+
+def sherpa_graphs(bundle: Bundle, options: SherpaOptions) -> Iterator[ir.Model]:
+    """The graphs asked for, one after the other; their weights are read when they are saved."""
+    if options.only != "offline":
+        yield online_graph(bundle, options)
+    if options.only != "online":
+        yield offline_graph(bundle)
+
+
+def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
+    """The streaming graph.
+
+    `attn_mask` is an input that no node reads: that frames before the start do not exist follows from `offset`.
+    """
+    config = bundle.manifest.model
+    g = GraphBuilder(ONLINE.name)
+    inputs = {tensor.name: g.input(tensor, _axis(config)) for tensor in ONLINE.inputs}
+    with g.scope("sherpa"):
+        required = inputs["required_cache_size"]
+        num_frames = g.op("Shape", inputs["x"], start=1, end=2)
+        feeds = {
+            "chunk": inputs["x"],
+            "chunk_lens": num_frames,
+            "offset": _position(g, inputs["offset"], required, num_frames, config),
+            "required_cache_size": g.op("Squeeze", required, [0]),
+            "att_cache": g.op("Unsqueeze", inputs["attn_cache"], [1]),
+            "cnn_cache": inputs["conv_cache"],
+        }
+        encoder, ctc = _joined(bundle, feeds)
+        results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
+        outputs = {
+            "log_probs": results["log_probs"],
+            "next_att_cache": g.op("Squeeze", results["r_att_cache"], [1]),
+            "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
+        }
+    metadata = online_metadata(config, options)
+    return _closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
+
+
+def _position(
+    g: GraphBuilder, offset: ir.Value, required: ir.Value, num_frames: ir.Value, config: ModelConfig
+) -> ir.Value:
+    """The position that the runtime would give a stream that has come as far.
+
+    The client counts from the size of its cache, WeNet's encoder from zero; and the client counts for ever, where the
+    runtime's `Encoder.step` moves a position back that would pass `max_position`, so that it goes round from then on.
+    """
+    with g.scope("position"):
+        come = g.op("Sub", offset, required)
+        rate, limit = config.subsampling_rate, config.max_position
+        time = g.op("Div", g.op("Sub", num_frames, config.window - rate), rate)
+        base = g.op("Max", required, [config.conv_cache])
+        first = g.op("Mul", g.op("Div", [limit], time), time)
+        length = g.op("Mul", g.op("Div", g.op("Sub", [limit], base), time), time)
+        round_again = g.op("Add", base, g.op("Mod", g.op("Sub", come, first), g.op("Max", length, [1])))
+        return g.op("Where", g.op("Less", come, first), come, round_again)
+
+
+def offline_graph(bundle: Bundle) -> ir.Model:
+    """The graph of whole utterances; a streaming encoder gets empty caches."""
+    config = bundle.manifest.model
+    g = GraphBuilder(OFFLINE.name)
+    inputs = {tensor.name: g.input(tensor, _axis(config)) for tensor in OFFLINE.inputs}
+    with g.scope("sherpa"):
+        batch = g.op("Shape", inputs["x"], start=0, end=1)
+
+        def zeros(kind: type[np.generic], *shape: Any) -> ir.Value:
+            size = g.op("Concat", *shape, axis=0) if len(shape) > 1 else shape[0]
+            return g.op("ConstantOfShape", size, value=ir.tensor(np.zeros(1, kind)))
+
+        feeds = {"chunk": inputs["x"], "chunk_lens": inputs["x_lens"]}
+        if config.streaming:
+            blocks, heads = [config.num_blocks], [config.num_kv_heads]
+            feeds["offset"] = zeros(np.int64, batch)
+            feeds["required_cache_size"] = g.op("Squeeze", g.constant([0]), [0])
+            feeds["att_cache"] = zeros(np.float32, blocks, batch, [*heads, 0, config.kv_dim])
+            feeds["cnn_cache"] = zeros(np.float32, blocks, batch, [config.conv_dim, config.conv_cache])
+        encoder, ctc = _joined(bundle, feeds)
+        results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
+        outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
+    metadata = offline_metadata(config)
+    return _closed(
+        g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc
+    )
+
+
+def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
+    """What the online client reads from the graph, and what a reader wants to know."""
+    values = {
+        "head": config.num_kv_heads,
+        "num_blocks": config.num_blocks,
+        "output_size": config.output_size,
+        "cnn_module_kernel": (config.conv_cache if config.convolution else 0) + 1,
+        "right_context": config.right_context,
+        "chunk_size": options.chunk_size,
+        "left_chunks": options.num_left_chunks,
+    }
+    return {name: str(value) for name, value in values.items()} | offline_metadata(config)
+
+
+def offline_metadata(config: ModelConfig) -> dict[str, str]:
+    """What both clients read from the graph."""
+    return {
+        "model_type": MODEL_TYPE,
+        "version": "1",
+        "vocab_size": str(config.vocab_size),
+        "subsampling_factor": str(config.subsampling_rate),
+    }
+
+
+def _axis(config: ModelConfig) -> Callable[[str], int | None]:
+    """Sizes of the axes; what no convolution remembers is as wide as the network, and no frame long."""
+    without = {} if config.convolution else {"conv_dim": config.output_size, "conv_cache": 0}
+    fixed = {"one": 1, **without}
+    return lambda name: fixed.get(name, config.axis(name))
+
+
+def _joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:
+    """The bundle's encoder reading `feeds` by name, and its CTC head reading the encoder."""
+    encoder = ir.load(bundle.path / "encoder.onnx")
+    ctc = ir.load(bundle.path / "ctc.onnx")
+    for value in encoder.graph.inputs:
+        ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
+    output = next(value for value in encoder.graph.outputs if value.name == "output")
+    ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
+    return encoder, ctc
+
+
+def _closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
+    """The model with the nodes, weights and functions of its parts, without what leads to no output."""
+    graph = model.graph
+    nodes = {node.name for node in graph}
+    values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    for part in parts:
+        _take_weights(graph, part.graph)
+        for node in list(part.graph):
+            part.graph.remove(node)
+            _rename(node, nodes, part.graph.name)
+            for value in node.outputs:
+                _rename(value, values, part.graph.name)
+            graph.append(node)
+        graph.opset_imports.update(part.graph.opset_imports)
+        model.functions.update(part.functions)
+        model.ir_version = max(model.ir_version or 0, part.ir_version or 0)
+    graph.sort()
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None) -> None:
+    if item.name in taken:
+        item.name = f"{prefix}/{item.name}"
+    taken.add(item.name)
+
+
+def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
+    """Move initializers; small constants are named by their values, so that those of one name are one."""
+    for name, value in list(part.initializers.items()):
+        del part.initializers[name]
+        if name not in graph.initializers:
+            graph.register_initializer(value)
+            continue
+        mine = graph.initializers[name]
+        if _bytes(mine) == _bytes(value):
+            ir.convenience.replace_all_uses_with(value, mine)
+        else:
+            value.name = f"{part.name}/{name}"
+            graph.register_initializer(value)
+
+
+def _bytes(value: ir.Value) -> bytes:
+    return b"" if value.const_value is None else value.const_value.tobytes()

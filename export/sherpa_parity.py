@@ -1,0 +1,158 @@
+"""Graphs for sherpa-onnx against the bundle that they are made of, called as sherpa-onnx's C++ does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from u2moe.export.parity import ParityReport, compared
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.contract import Graph
+from u2moe.runtime.encoder import Caches, required_cache_size
+from u2moe.runtime.errors import ParityError
+from u2moe.runtime.features import Fbank
+from u2moe.runtime.manifest import Manifest
+from u2moe.runtime.model import Model
+from u2moe.runtime.session import Session, SessionSettings
+
+Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""Log-probabilities of the bundle and of a written graph."""
+
+
+class OnlineClient:
+    """Calls an online graph as sherpa-onnx's C++ does for one stream: a cache of fixed size, full of zeros at first."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
+        self.session = session
+        self.options = options
+        read = session.get_modelmeta().custom_metadata_map
+        self.required = required_cache_size(options.chunk_size, options.num_left_chunks)
+        head, blocks, size = int(read["head"]), int(read["num_blocks"]), int(read["output_size"])
+        self._att_shape = (blocks, head, self.required, size // head * 2)
+        self._cnn_shape = (blocks, 1, size, int(read["cnn_module_kernel"]) - 1)
+        rate = int(read["subsampling_factor"])
+        self.length = (options.chunk_size - 1) * rate + int(read["right_context"]) + 1
+        self.stride = options.chunk_size * rate
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stream."""
+        self.offset = np.full(1, self.required, np.int64)
+        self.att = np.zeros(self._att_shape, np.float32)
+        self.cnn = np.zeros(self._cnn_shape, np.float32)
+
+    def step(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Log-probabilities [time, vocab] of one window [length, mel]."""
+        options = self.options
+        mask = np.ones((1, 1, self.required + options.chunk_size), np.bool_)
+        num_chunks = int(self.offset[0]) // options.chunk_size - options.num_left_chunks
+        mask[..., : max(self.required - num_chunks * options.chunk_size, 0)] = False
+        values = (window[np.newaxis], self.offset, np.array([self.required]), self.att, self.cnn, mask)
+        names = (node.name for node in self.session.get_inputs())
+        log_probs, self.att, self.cnn = self.session.run(None, dict(zip(names, values, strict=True)))
+        self.offset = self.offset + log_probs.shape[1]
+        first: npt.NDArray[np.float32] = log_probs[0]
+        return first
+
+    def run(self, features: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        """All whole windows of features [frames, mel], one after the other."""
+        starts = range(0, len(features) - self.length + 1, self.stride)
+        return [self.step(features[start : start + self.length]) for start in starts]
+
+
+class SherpaParity:
+    """Compares written graphs with those of the bundle, as the runtime runs them."""
+
+    def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions) -> None:
+        self.config = bundle.manifest.model
+        self.folder = folder
+        self.options = options
+        settings = SessionSettings()
+        encoder, ctc = (
+            Session(bundle.path / graph.file, graph, bundle.manifest, settings) for graph in self.config.graphs()[:2]
+        )
+        self.model = Model(bundle.manifest, encoder, ctc, None)
+        chunk_s = options.chunk_size * self.config.subsampling_rate * bundle.manifest.features.frame_shift_ms / 1000
+        self.features = parity_features(bundle.manifest, 1 + chunk_s * (2 * options.num_left_chunks + 3))
+        self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
+
+    def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
+        """Compare.
+
+        Raises:
+            ParityError: a difference beyond its limit; names case, tensor, difference and limit.
+        """
+        if self.options.only != "offline":
+            client = OnlineClient(self._session(ONLINE), self.options)
+            self._case("online, from the start", lambda: self._stream(client, self._start()), progress)
+            self._case("online, where positions go round", lambda: self._round(client), progress)
+        if self.options.only != "online":
+            self._case("offline, padded batch", self._offline, progress)
+        return self.report
+
+    def _case(self, case: str, pairs: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
+        progress(case)
+        found = compared(case, "log_probs", pairs())
+        if not found.difference <= found.limit:
+            raise ParityError(
+                f"{self.folder}: {case}: {found.tensor}: largest difference {found.difference:.3g} between the graph "
+                f"for sherpa-onnx and the bundle, limit {found.limit:.3g}"
+            )
+        self.report.comparisons.append(found)
+
+    def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(self.folder / graph.file, SessionSettings().session_options())
+
+    def _start(self) -> Caches:
+        """Caches of a stream that has heard nothing, as long as the client's: what lies at negative positions is none.
+
+        A quantized graph must be given the same sums to add: a value that rounds the other way is a step apart.
+        """
+        start = self.model.encoder.start()
+        required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
+        att = np.zeros((*start.att.shape[:3], required, start.att.shape[4]), np.float32)
+        return Caches(offset=start.offset, att=att, cnn=start.cnn)
+
+    def _stream(self, client: OnlineClient, caches: Caches) -> Pairs:
+        pairs: Pairs = []
+        for start in range(0, len(self.features) - client.length + 1, client.stride):
+            window = self.features[start : start + client.length]
+            output, caches = self.model.encoder.step(window[np.newaxis], caches, required_cache_size=client.required)
+            pairs.append((self.model.ctc(output[0]), client.step(window)))
+        return pairs
+
+    def _round(self, client: OnlineClient) -> Pairs:
+        """A stream that comes from afar, three chunks before its position is moved back."""
+        start, chunk = self._start(), self.options.chunk_size
+        offset = np.array([(self.config.max_position // chunk - 3) * chunk])
+        client.start()
+        client.offset = client.offset + offset
+        return self._stream(client, Caches(offset=offset, att=start.att, cnn=start.cnn))
+
+    def _offline(self) -> Pairs:
+        config = self.config
+        lens = np.array([len(self.features), len(self.features) // 2 + 1])
+        x = np.stack((self.features, self.features))
+        log_probs, log_probs_lens = self._session(OFFLINE).run(None, {"x": x, "x_lens": lens})
+        pairs: Pairs = []
+        for row, length in enumerate(lens.tolist()):
+            time = (length - config.window) // config.subsampling_rate + 1
+            expected = self.model.ctc(self.model.encode(self.features[:length]))
+            if log_probs_lens[row] != time:
+                raise ParityError(f"{self.folder}: log_probs_lens is {log_probs_lens[row]}, expected {time}")
+            pairs.append((expected, log_probs[row, :time]))
+        return pairs
+
+
+def parity_features(manifest: Manifest, seconds: float) -> npt.NDArray[np.float32]:
+    """Features [frames, mel] of seeded noise that swells and fades as speech does."""
+    num_samples = int(seconds * manifest.features.sample_rate)
+    noise = np.random.default_rng(0).standard_normal(num_samples)
+    swell = np.abs(np.sin(np.arange(num_samples) / 3000)) * 0.2
+    fbank = Fbank(manifest.features)
+    return np.concatenate((fbank.accept((noise * swell).astype(np.float32)), fbank.finish()))

@@ -1,0 +1,353 @@
+"""Graphs for sherpa-onnx: equal to torch and to our streaming, refused by name, and loaded by the real wheel.
+
+The wheel runs in a process of its own: what it dislikes in a file ends the process.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import kaldi_native_fbank
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+import torch
+
+from u2moe.benchmarks.peer_process import PeerError, PeerProcess, write_wav
+from u2moe.export import SherpaOptions, export_sherpa, exporter
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.parity import LIMIT
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, check_supported, offline_graph, online_graph
+from u2moe.export.sherpa_parity import OnlineClient, parity_features
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
+from u2moe.runtime.cli import main
+from u2moe.runtime.encoder import Encoder, Windows
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+GOLDEN = Path(__file__).parent / "golden"
+TAIL_S = 1.2
+"""Silence behind a recording: sherpa-onnx drops what fills no whole chunk."""
+
+
+@pytest.fixture(scope="module")
+def written(exported, tmp_path_factory):
+    """moe_tiny for sherpa-onnx."""
+    return export_sherpa(exported("moe_tiny"), tmp_path_factory.mktemp("sherpa") / "moe")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo model, which is quantized, for sherpa-onnx."""
+    return export_sherpa(DEMO_FOLDER, tmp_path_factory.mktemp("sherpa") / "demo")
+
+
+def session(folder, graph=ONLINE):
+    return onnxruntime.InferenceSession(folder / graph.file)
+
+
+def sherpa_features(samples):
+    """The features of sherpa-onnx's WeNet clients, but for the noise that the offline one adds."""
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins = 80
+    options.mel_opts.high_freq = -400.0
+    options.energy_floor = 0.0
+    fbank = kaldi_native_fbank.OnlineFbank(options)
+    fbank.accept_waveform(16000, samples * np.float32(32768))
+    fbank.input_finished()
+    return np.stack([fbank.get_frame(index) for index in range(fbank.num_frames_ready)])
+
+
+def clips():
+    """The clips of the demo over a noise that hides the one of sherpa-onnx's offline client, of a 16-bit step."""
+    random = np.random.default_rng(0)
+    for file in sorted((DEMO_FOLDER / "clips").glob("*.flac")):
+        samples, _ = soundfile.read(file, dtype="float32")
+        yield samples + random.normal(0, 0.003, len(samples)).astype(np.float32)
+
+
+def rounded(samples):
+    """As a WAV file of 16 bits holds it."""
+    return (np.clip(np.round(samples * 32768), -32768, 32767) / 32768).astype(np.float32)
+
+
+def tokens_of(bundle, found):
+    """Symbols and frames of a hypothesis as sherpa-onnx gives them."""
+    return [bundle.tokens[token].replace("\u2581", " ") for token in found.tokens], list(found.times)
+
+
+def online_frames(client, features):
+    """The frames that the C++ client takes: whole chunks, and it waits for one frame more than a chunk needs."""
+    num_chunks = len(range(0, len(features) - client.length, client.stride))
+    return features[: (num_chunks - 1) * client.stride + client.length]
+
+
+@pytest.mark.parametrize("source", ["written", "demo"])
+def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
+    found = request.getfixturevalue(source)
+    bundle = Bundle.open(DEMO_FOLDER if source == "demo" else exported("moe_tiny"))
+    model, tokens = bundle.load(), str(found.path / "tokens.txt")
+    sounds = [rounded(samples) for samples in ([sound] if source == "written" else clips())]
+    client = OnlineClient(session(found.path), found.options)
+    num_tokens = 0
+    online = {"model": str(found.path / ONLINE.file), "tokens": tokens, "num_threads": 1, "tail_s": TAIL_S}
+    offline = {"model": str(found.path / OFFLINE.file), "tokens": tokens}
+    with PeerProcess("sherpa-online", online) as online_peer, PeerProcess("sherpa-offline", offline) as offline_peer:
+        for number, samples in enumerate(sounds):
+            wav = write_wav(tmp_path / f"{number}.wav", samples, 16000)
+            padded = np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32)))
+            frames = online_frames(client, sherpa_features(padded))
+            ours = ctc_greedy_search(model.ctc(model.encode(frames, 16, 4)), model.config.blank)
+            heard = online_peer.hear(wav)
+            assert (heard["tokens"], [round(time / 0.04) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
+            assert heard["text"].split() == bundle.vocabulary.text(ours.tokens).split()
+            ours = ctc_greedy_search(model.ctc(model.encode(sherpa_features(samples))), model.config.blank)
+            heard = offline_peer.hear(wav)
+            frame_s = 0.01 * model.config.subsampling_rate
+            assert (heard["tokens"], [round(time / frame_s) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
+            num_tokens += len(ours.tokens)
+    assert num_tokens > 2
+
+
+def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positions(export_quickly, tmp_path, sound):
+    write_random_checkpoint(tmp_path / "checkpoint", random_config(encoder="transformer"), seed=1)
+    bundle = Bundle.open(export_quickly(tmp_path / "checkpoint", tmp_path / "bundle"))
+    found = export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(chunk_size=8, num_left_chunks=2, only="online"))
+    assert sorted(file.name for file in found.path.iterdir()) == [ONLINE.file, "tokens.txt"]
+    client = OnlineClient(session(found.path), found.options)
+    assert client.cnn.shape == (2, 1, 32, 0)
+    model, samples = bundle.load(), rounded(sound)
+    frames = online_frames(client, sherpa_features(samples))
+    ours = ctc_greedy_search(model.ctc(model.encode(frames, 8, 2)), model.config.blank)
+    options = {"model": str(found.path / ONLINE.file), "tokens": str(found.path / "tokens.txt"), "num_threads": 1}
+    with PeerProcess("sherpa-online", {**options, "chunk_size": 8, "num_left_chunks": 2}) as peer:
+        heard = peer.hear(write_wav(tmp_path / "sound.wav", samples, 16000))
+    assert (heard["tokens"], [round(time / 0.04) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
+    assert len(ours.tokens) > 3
+
+
+def test_what_the_wheel_dislikes_ends_its_process_and_is_told(written, tmp_path):
+    (tmp_path / "tokens.txt").write_text("<nothing> 0\n")
+    options = {"model": str(written.path / ONLINE.file), "tokens": str(tmp_path / "tokens.txt")}
+    with pytest.raises(PeerError, match="sherpa-online: ended"):
+        PeerProcess("sherpa-online", options)
+
+
+@pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny"])
+def test_graphs_equal_torch_chunk_by_chunk(name, exported, tmp_path):
+    bundle = Bundle.open(exported(name))
+    found = export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(chunk_size=8, num_left_chunks=3))
+    network = Checkpoint.open(GOLDEN / name).network()
+    features = parity_features(bundle.manifest, 8)
+    client = OnlineClient(session(found.path), found.options)
+    offset, caches, largest = 0, None, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(features) - client.length + 1, client.stride):
+            window = features[start : start + client.length]
+            output, caches = network.encoder.forward_chunk(torch.from_numpy(window[None]), offset, caches, 24)
+            offset += output.shape[1]
+            largest = max(largest, np.abs(network.ctc(output).numpy()[0] - client.step(window)).max())
+        assert offset > 90
+        output, _ = network.encoder(torch.from_numpy(features[None]), torch.tensor([len(features)]))
+        expected = network.ctc(output).numpy()
+    assert largest <= LIMIT
+    log_probs, lens = session(found.path, OFFLINE).run(None, {"x": features[None], "x_lens": np.array([len(features)])})
+    assert lens == expected.shape[1]
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=LIMIT)
+
+
+def test_a_long_stream_goes_on_as_ours_does(bundle, model, tmp_path):
+    """Positions go round several times, where published exports end."""
+    config = dataclasses.replace(bundle.manifest.model, max_position=60)
+    manifest = dataclasses.replace(bundle.manifest, model=config)
+    short = Bundle(bundle.path, manifest, bundle.tokens)
+    options = SherpaOptions(chunk_size=8, num_left_chunks=3)
+    exporter.save_graph(online_graph(short, options), tmp_path)
+    client = OnlineClient(session(tmp_path), options)
+    features = np.concatenate([parity_features(bundle.manifest, 14)] * 2)
+    encoder, windows = Encoder(model.encoder.session, config), Windows(config, 8)
+    windows.accept(features)
+    expected, offsets, caches = [], [], encoder.start()
+    while (window := windows.take()) is not None:
+        output, caches = encoder.step(window[None], caches, required_cache_size=24)
+        offsets.append(int(caches.offset[0]))
+        expected.append(model.ctc(output[0]))
+    assert sum(after < before for before, after in itertools.pairwise(offsets)) > 5
+    np.testing.assert_allclose(np.concatenate(client.run(features)), np.concatenate(expected), rtol=0, atol=LIMIT)
+
+
+def test_any_chunks_may_be_asked_of_the_graph(written, bundle, model):
+    """The client is told its chunks apart from the graph: a graph of fixed ones would end its process."""
+    features = parity_features(bundle.manifest, 8)
+    for chunk_size, left in ((4, 1), (16, 4), (25, 2)):
+        client = OnlineClient(session(written.path), SherpaOptions(chunk_size=chunk_size, num_left_chunks=left))
+        found = np.concatenate(client.run(features))
+        expected = model.ctc(model.encode(features, chunk_size, left))[: len(found)]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=LIMIT)
+
+
+def test_a_batch_equals_each_of_it_alone(written, model, bundle):
+    features = parity_features(bundle.manifest, 8)[:600]
+    lens = np.array([600, 411, 70])
+    log_probs, found_lens = session(written.path, OFFLINE).run(None, {"x": np.stack([features] * 3), "x_lens": lens})
+    for row, length in enumerate(lens.tolist()):
+        expected = model.ctc(model.encode(features[:length]))
+        assert found_lens[row] == len(expected)
+        np.testing.assert_allclose(log_probs[row, : len(expected)], expected, rtol=0, atol=LIMIT)
+
+
+def test_metadata_is_what_the_client_reads(written, demo):
+    read = session(demo.path).get_modelmeta().custom_metadata_map
+    wanted = {
+        "model_type": "wenet_ctc", "version": "1", "head": "4", "num_blocks": "6", "output_size": "128",
+        "cnn_module_kernel": "8", "right_context": "10", "subsampling_factor": "6", "vocab_size": "322",
+        "chunk_size": "16", "left_chunks": "4",
+    }  # fmt: skip
+    assert wanted.items() <= read.items()
+    assert read["u2moe.sample_rate"] == "16000"
+    read = session(written.path, OFFLINE).get_modelmeta().custom_metadata_map
+    wanted = {"model_type": "wenet_ctc", "vocab_size": "60", "subsampling_factor": "4"}
+    assert wanted.items() <= read.items()
+    assert "multiply its timestamps by 1.5" in demo.usage()
+    assert "multiply" not in written.usage()
+
+
+@pytest.mark.parametrize("graph", [ONLINE, OFFLINE], ids=["online", "offline"])
+def test_inputs_and_outputs_stand_where_the_client_looks_for_them(graph, written):
+    found = session(written.path, graph)
+    for nodes, tensors in ((found.get_inputs(), graph.inputs), (found.get_outputs(), graph.outputs)):
+        assert [node.name for node in nodes] == [tensor.name for tensor in tensors]
+        types = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+        assert [node.type for node in nodes] == [types[tensor.dtype] for tensor in tensors]
+        assert [len(node.shape) for node in nodes] == [len(tensor.axes) for tensor in tensors]
+
+
+def test_offline_graph_keeps_no_caches(bundle):
+    values = {value.name for node in offline_graph(bundle).graph for value in node.outputs}
+    assert "log_probs" in values
+    assert not {"r_att_cache", "r_cnn_cache"} & values
+
+
+def test_quantized_bundle_gives_its_own_texts(bundle, tmp_path):
+    quantized, _ = quantize_bundle(bundle.path, tmp_path / "int8", RECIPES["int8"])
+    found = export_sherpa(quantized.path, tmp_path / "out")
+    assert [item.difference for item in found.report.comparisons] == [0.0, 0.0, 0.0]
+    assert (found.path / ONLINE.file).stat().st_size < (bundle.path / "encoder.onnx").stat().st_size
+
+
+def test_a_changed_graph_is_not_written(bundle, tmp_path, monkeypatch):
+    def forgetful(part, options):
+        graph = online_graph(part, options)
+        squeeze = next(node for node in graph.graph if node.name == "sherpa/Squeeze")
+        squeeze.replace_input_with(0, graph.graph.initializers["const_int64[1]_0"])
+        return graph
+
+    monkeypatch.setattr("u2moe.export.sherpa_graphs.online_graph", forgetful)
+    with pytest.raises(ParityError, match="online, from the start: log_probs: largest difference"):
+        export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(only="online"))
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+    "causal, use_dynamic_chunk": {"encoder_conf": {"causal": False, "cnn_module_kernel": 7}},
+    "static_chunk_size is 4, but chunk_size 16": {"encoder_conf": {"static_chunk_size": 4, "use_dynamic_chunk": False}},
+    "n_kv_head, head_dim: 2 key heads of 8": {"encoder_conf": {"n_kv_head": 2, "head_dim": 8}},
+    "conv_inner_factor: 64 channels": {"encoder_conf": {"conv_inner_factor": 4}},
+    "frame_length and frame_shift are 20 and 10": {
+        "changes": {
+            "dataset_conf": {
+                "fbank_conf": {"num_mel_bins": 80, "frame_length": 20, "frame_shift": 10},
+                "resample_conf": {"resample_rate": 16000},
+            }
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_the_client_cannot_run_is_refused_by_name(reason, export_quickly, tmp_path):
+    write_random_checkpoint(tmp_path / "checkpoint", random_config(**REFUSED[reason]), seed=1)
+    with pytest.raises(UnsupportedError, match=reason):
+        export_sherpa(tmp_path / "checkpoint", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    bundle = Bundle.open(export_quickly(tmp_path / "checkpoint", tmp_path / "bundle"))
+    with pytest.raises(UnsupportedError, match=reason):
+        export_sherpa(bundle.path, tmp_path / "out")
+    if "frame_length" not in reason and "static" not in reason:
+        export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(only="offline"))
+
+
+def test_symbols_that_the_client_would_take_for_others(bundle):
+    def checked(change):
+        check_supported(bundle.path, bundle.manifest, change(list(bundle.tokens)), SherpaOptions())
+
+    checked(lambda tokens: tokens)
+    with pytest.raises(UnsupportedError, match=r"must be token 0 \('_'\): none of these is there"):
+        checked(lambda tokens: ["_", *tokens[1:]])
+    with pytest.raises(UnsupportedError, match="<eps> is 59"):
+        checked(lambda tokens: [*tokens[:-1], "<eps>"])
+    with pytest.raises(UnsupportedError, match="'a b' holds white space"):
+        checked(lambda tokens: [*tokens[:-1], "a b"])
+
+
+def test_static_chunks_have_an_online_graph_only(export_quickly, tmp_path):
+    config = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
+    write_random_checkpoint(tmp_path / "checkpoint", config, seed=1)
+    bundle = export_quickly(tmp_path / "checkpoint", tmp_path / "bundle")
+    with pytest.raises(UnsupportedError, match="the offline client knows no chunks"):
+        export_sherpa(bundle, tmp_path / "out", SherpaOptions(chunk_size=4))
+    export_sherpa(bundle, tmp_path / "out", SherpaOptions(chunk_size=4, only="online"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"chunk_size": 0}, {"num_left_chunks": 0}, {"num_left_chunks": -1}, {"only": "both"}]
+)
+def test_options_are_checked(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        SherpaOptions(**options)
+
+
+def test_chunks_beyond_the_positions_are_refused(bundle):
+    with pytest.raises(UnsupportedError, match="chunks of 5040 frames"):
+        check_supported(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
+
+
+def test_command_exports_a_checkpoint(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    arguments = ["export", str(GOLDEN / "moe_tiny"), out, "--profile", "sherpa-onnx", "--only", "offline"]
+    assert main([*arguments, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "the bundle and the graphs for sherpa-onnx agree in 1 comparisons" in printed
+    assert f"OfflineRecognizer.from_wenet_ctc(model='{out}/model.onnx'" in printed
+    assert "OnlineRecognizer" not in printed
+    assert sorted(file.name for file in Path(out).iterdir()) == ["model.onnx", "tokens.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert main(arguments) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--quiet"]) == 0
+
+
+def test_command_tells_what_a_bundle_needs_no_options_for(tmp_path, capsys):
+    assert main(["export", str(GOLDEN / "moe_tiny"), str(tmp_path / "out"), "--chunk-size", "8"]) == 1
+    assert "--chunk-size is for --profile sherpa-onnx" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_is_not_overwritten(bundle, tmp_path):
+    (tmp_path / "precious.json").write_text(json.dumps({}))
+    with pytest.raises(BundleError, match=r"holds no tokens\.txt"):
+        export_sherpa(bundle.path, tmp_path, overwrite=True)
+
+
+def test_weights_beside_the_graph(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "EXTERNAL_DATA_LIMIT", 1000)
+    found = export_sherpa(bundle.path, tmp_path / "out")
+    names = [ONLINE.file, f"{ONLINE.file}.data", OFFLINE.file, f"{OFFLINE.file}.data", "tokens.txt"]
+    assert sorted(file.name for file in found.path.iterdir()) == sorted(names)
+    monkeypatch.undo()
+    again = export_sherpa(bundle.path, tmp_path / "again")
+    assert sorted(file.name for file in again.path.iterdir()) == sorted([ONLINE.file, OFFLINE.file, "tokens.txt"])
