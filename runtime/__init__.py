@@ -27,6 +27,7 @@ from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.subtitles import SubtitleOptions, format_transcript
 from u2moe.runtime.transcriber import Transcriber
+from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
 
 __all__ = [
     "Alternative",
@@ -59,6 +60,8 @@ __all__ = [
     "Transcript",
     "U2moeError",
     "UnsupportedError",
+    "VadOptions",
+    "VoiceActivityDetector",
     "WordResult",
     "attention_beam_search",
     "attention_rescoring",

@@ -131,6 +131,17 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> npt.NDArray[np
     return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])
 
 
+def duration_of(path: str | os.PathLike[str]) -> float:
+    """Seconds of a file by its header; 0 where that cannot be read."""
+    import soundfile  # noqa: PLC0415
+
+    try:
+        info = soundfile.info(Path(path))
+    except (soundfile.SoundFileError, TypeError, RuntimeError, OSError):
+        return 0.0
+    return info.frames / info.samplerate if info.samplerate > 0 else 0.0
+
+
 def find_audio(paths: list[Path]) -> list[Path]:
     """Files as given, and the audio files below every folder, sorted by name.
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2moe.runtime.audio import find_audio, read_blocks
+from u2moe.runtime.audio import duration_of, find_audio, read_blocks
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
@@ -27,6 +27,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.subtitles import FORMATS, format_transcript
 from u2moe.runtime.transcriber import Transcriber
+from u2moe.runtime.vad import VoiceActivityDetector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,7 @@ OTHER_COMMANDS = {
 """Module, function and help of each sub-command that lives in another package."""
 
 _STREAM_BLOCK_S = 0.1
+_BAR_WIDTH = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,13 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(arguments[0] if arguments else None).parse_args(arguments)
         code: int = args.run(args)
-    except (U2moeError, ValueError) as error:
-        _complain(str(error))
-        return 1
     except KeyboardInterrupt:
+        _progress("")
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone: so do we, without python's own complaint at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
+        _progress("")
+        _complain(str(error))
         return 1
     return code
 
@@ -91,6 +95,12 @@ def add_transcribe(subparsers: Subparsers) -> None:
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="audio files, and folders of them")
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
+    parser.add_argument(
+        "--vad",
+        action="store_true",
+        help="recognise only where silero VAD hears speech (pip install --no-deps silero-vad)",
+    )
+    parser.add_argument("--vad-model", type=Path, metavar="FILE", help="the same with this ONNX file of silero VAD")
     _add_decoding(parser)
     parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
     parser.add_argument(
@@ -149,15 +159,23 @@ def run_transcribe(args: argparse.Namespace) -> int:
     """Recognise every file; one that fails is reported, and the rest done."""
     files = find_audio(args.files or [DEMO_FOLDER / "clips"])
     outputs = _outputs(files, args.format, args.output_dir)
+    has_vad = args.vad or args.vad_model is not None
+    if has_vad and args.stream:
+        raise ValueError("--vad is for recordings as a whole: leave out --stream")
+    todo = [(file, output) for file, output in zip(files, outputs, strict=True) if not (output and output.exists())]
+    if len(todo) < len(files):
+        _progress(f"{len(files) - len(todo)} of {len(files)} are already in {args.output_dir}", keep=True)
     recognizer = _recognizer(args)
+    vad = VoiceActivityDetector(args.vad_model) if has_vad else None
+    bar = _Bar([file for file, _ in todo])
     failed = 0
-    for number, (file, output) in enumerate(zip(files, outputs, strict=True), start=1):
-        if output and output.exists():
-            _progress(f"{output} is already there", keep=True)
-            continue
-        _progress(f"[{number}/{len(files)}] {file}" if len(files) > 1 else "")
+    for number, (file, output) in enumerate(todo):
+        bar.begin(number)
         try:
-            transcript = _stream(recognizer, file) if args.stream else recognizer.transcribe(file)
+            if args.stream:
+                transcript = _stream(recognizer, file)
+            else:
+                transcript = recognizer.transcribe(file, vad=vad, on_progress=bar.show)
         except U2moeError as error:
             _progress("")
             _complain(str(error))
@@ -253,6 +271,32 @@ def _stream(recognizer: Recognizer, file: Path) -> Transcript:
     stream.input_finished()
     recognizer.decode_streams([stream])
     return Transcript.of([*segments, *stream.take_segments()], stream.duration)
+
+
+class _Bar:
+    """How far several files are, on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+        self._durations = [duration_of(file) for file in files] if sys.stderr.isatty() else [0.0] * len(files)
+        self._number = 0
+        self._begin = time.monotonic()
+
+    def begin(self, number: int) -> None:
+        """Go to a file."""
+        self._number = number
+        self.show(0.0)
+
+    def show(self, seconds: float) -> None:
+        """Draw it with so many seconds of the file done."""
+        done = sum(self._durations[: self._number]) + min(seconds, self._durations[self._number])
+        share = done / max(sum(self._durations), 1e-9)
+        drawn = round(share * _BAR_WIDTH)
+        text = f"[{self._number + 1}/{len(self._files)}] {'#' * drawn}{'.' * (_BAR_WIDTH - drawn)} {share:4.0%}, "
+        if done:
+            left = round((time.monotonic() - self._begin) * (1 - share) / share)
+            text += f"{left // 60}:{left % 60:02} left, "
+        _progress(text + self._files[self._number].name)
 
 
 def _progress(text: str, *, keep: bool = False) -> None:

@@ -6,7 +6,8 @@ and its bonus does not depend on the spelling: it is a function of the text alon
 token, so that a search pays one look-up for each.
 
 Text is read as words, each with a boundary on either side ("▁NEW▁YORK▁"), and so are phrases: CAT is not found in
-CATS or in BOBCAT. Characters of scripts without spaces are words of their own, hence found anywhere.
+CATS or in BOBCAT. Characters of scripts without spaces and of Korean, whose words have endings, are words of their own
+here, hence found anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.text import WORD_BOUNDARY, stands_alone
+from u2moe.runtime.text import WORD_BOUNDARY, is_syllabic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -227,7 +228,7 @@ def _read(symbol: str) -> str:
     """Characters of a symbol or a phrase; a boundary for spaces, and around characters that are words themselves."""
     if _is_special(symbol):
         return _UNREADABLE
-    spaced = "".join(f" {character} " if stands_alone(character) else character for character in symbol)
+    spaced = "".join(f" {character} " if is_syllabic(character) else character for character in symbol)
     result = ""
     for character in spaced:
         is_boundary = character.isspace() or character == WORD_BOUNDARY

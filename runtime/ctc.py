@@ -59,7 +59,7 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hyp
 def ctc_prefix_beam_search(
     log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0, context: ContextGraph | None = None
 ) -> list[Hypothesis]:
-    """Most probable token sequences over all their alignments, best first, at most `beam_size`.
+    """Most probable token sequences over all their alignments, best first, at most `beam_size`; twice with hotwords.
 
     Args:
         log_probs: [time, vocab].
@@ -166,13 +166,10 @@ class _Beam:
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
 
-    A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
-    prefix once they fall below the worst prefix that would be kept anyway; so a frame that blank dominates costs little
-    more than one update of each prefix. Nothing that could have been kept is left out.
-
-    With hotwords, prefixes are ranked by their score and bonus together (WeNet's second prune), and every extension is
-    tried, since a bonus may lift it. Beside the best of that ranking, the best by score alone are kept as well, so that
-    hotwords which are not said change nothing. `finish` takes back the bonus of what was only begun.
+    With hotwords two searches run side by side. One knows nothing of them; the other ranks prefixes by their score and
+    bonus together (WeNet's second prune). Hypotheses are all of the first, and those of the second that hold a bonus.
+    So hotwords of which no hypothesis holds one change nothing, to the last bit. `finish` takes back the bonus of what
+    was only begun.
     """
 
     def __init__(self, beam_size: int, blank: int = 0, context: ContextGraph | None = None) -> None:
@@ -182,11 +179,9 @@ class PrefixBeamSearch:
         self.blank = blank
         self.num_frames = 0
         self.context = context
-        root = _Beam(_Prefix(None, -1, 0 if context is None else context.start))
-        root.blank = root.total = root.best_blank = root.best_token = 0.0
-        self._beams = [root]
-        # A prefix may leave the beam, and come back while longer prefixes live on: it must then be the same node.
-        self._prefixes: weakref.WeakValueDictionary[tuple[_Prefix, int], _Prefix] = weakref.WeakValueDictionary()
+        self._searches = [_Search(beam_size, blank, context)]
+        if context is not None:
+            self._searches.append(_Search(beam_size, blank, context, ranks_by_bonus=True))
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Search on through log-probabilities [time, vocab]; what follows the frames before."""
@@ -197,22 +192,25 @@ class PrefixBeamSearch:
         if np.isnan(scores).any():
             raise ValueError("log_probs hold NaN")
         for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
-            self._advance_frame(frame_tokens, frame_scores)
+            for search in self._searches:
+                search.advance(frame_tokens, frame_scores)
             self.num_frames += 1
 
     def finish(self) -> None:
         """Say that no frames follow: hotwords that were only begun are paid back, those complete at the end earned."""
-        if self.context is None:
-            return
-        for beam in self._beams:
-            beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
-        self._beams.sort(key=lambda beam: -(beam.total + beam.prefix.bonus))
-        del self._beams[self.beam_size :]
+        for search in self._searches:
+            search.finish()
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """The prefixes so far, best first; at most `limit`."""
+        beams = self._searches[0].beams
+        if self.context is not None:
+            named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]
+            known = {tuple(beam.prefix.tokens()) for beam in beams} if named else set()
+            beams = [*beams, *(beam for beam in named if tuple(beam.prefix.tokens()) not in known)]
+            beams.sort(key=lambda beam: -(beam.total + beam.prefix.bonus))
         found = []
-        for beam in self._beams[:limit]:
+        for beam in beams[:limit]:
             times, probabilities = _peaks(beam.times)
             hypothesis = Hypothesis(
                 tokens=beam.prefix.tokens(),
@@ -224,9 +222,46 @@ class PrefixBeamSearch:
             found.append(hypothesis)
         return found
 
-    def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
+
+class _Search:
+    """Prefixes from frame to frame.
+
+    A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
+    prefix once they fall below the worst prefix that would be kept anyway; so a frame that blank dominates costs little
+    more than one update of each prefix. Nothing that could have been kept is left out. Where the bonus of hotwords
+    ranks, every extension is tried, since a bonus may lift it.
+
+    Attributes:
+        beams: the best prefixes, best first.
+    """
+
+    def __init__(
+        self, beam_size: int, blank: int, context: ContextGraph | None, *, ranks_by_bonus: bool = False
+    ) -> None:
+        self.beam_size = beam_size
+        self.blank = blank
+        self.num_frames = 0
+        self.context = context
+        self.ranks_by_bonus = ranks_by_bonus
+        root = _Beam(_Prefix(None, -1, 0 if context is None else context.start))
+        root.blank = root.total = root.best_blank = root.best_token = 0.0
+        self.beams = [root]
+        # A prefix may leave the beam, and come back while longer prefixes live on: it must then be the same node.
+        self._prefixes: weakref.WeakValueDictionary[tuple[_Prefix, int], _Prefix] = weakref.WeakValueDictionary()
+
+    def advance(self, tokens: list[int], scores: list[float]) -> None:
         """One frame, given its most probable tokens and their log-probabilities, in descending order."""
-        beams = self._beams
+        self._advance_frame(tokens, scores)
+        self.num_frames += 1
+
+    def finish(self) -> None:
+        """Count of the bonus what is earned."""
+        if self.context is not None:
+            for beam in self.beams:
+                beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
+
+    def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
+        beams = self.beams
         rank_of = {token: rank for rank, token in enumerate(tokens)}
         index_of = {beam.prefix: index for index, beam in enumerate(beams)}
         kept: list[_Beam] = []
@@ -240,8 +275,8 @@ class PrefixBeamSearch:
             if stayed.total > _NEVER:
                 kept.append(stayed)
 
-        if self.context is not None:
-            self._beams = self._prune_with_context(kept, merged, tokens, scores)
+        if self.ranks_by_bonus:
+            self.beams = self._prune_by_bonus(kept, merged, tokens, scores)
             return
         # What scores below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
         limit = min(beam.total for beam in kept) if len(kept) >= self.beam_size else _NEVER
@@ -257,7 +292,7 @@ class PrefixBeamSearch:
                 total = (beam.blank if token == last else beam.total) + scores[rank]
                 if total >= limit and total > _NEVER:
                     candidates.append((-total, rank * width + 2 * index + 1, index, rank))
-        self._beams = self._prune(kept, candidates, tokens, scores)
+        self.beams = self._prune(kept, candidates, tokens, scores)
 
     def _stay(
         self, index: int, parent: int | None, rank: int | None, blank_rank: int | None, scores: list[float]
@@ -269,9 +304,9 @@ class PrefixBeamSearch:
 
         `order` becomes the place at which WeNet would have met the prefix first, which decides among equal scores.
         """
-        old = self._beams[index]
+        old = self.beams[index]
         new = _Beam(old.prefix)
-        width = 2 * len(self._beams)
+        width = 2 * len(self.beams)
         new.order = width * len(scores)
         if blank_rank is not None:
             new.blank = old.total + scores[blank_rank]
@@ -282,7 +317,7 @@ class PrefixBeamSearch:
             score = scores[rank]
             repeats = old.best_token + score
             if parent is not None and parent < index:
-                self._grow(new, self._beams[parent], score)
+                self._grow(new, self.beams[parent], score)
                 new.order = min(new.order, rank * width + 2 * parent + 1)
             new.token = _log_add(new.token, old.token + score)
             if new.best_token < repeats:
@@ -291,7 +326,7 @@ class PrefixBeamSearch:
                     new.token_times = (old.token_times[0], self.num_frames, score)
                 new.best_token = repeats
             if parent is not None and parent > index:
-                self._grow(new, self._beams[parent], score)
+                self._grow(new, self.beams[parent], score)
             new.order = min(new.order, rank * width + 2 * index)
         new.total = _log_add(new.blank, new.token)
         return new
@@ -321,23 +356,20 @@ class PrefixBeamSearch:
             if rank < 0:
                 result.append(kept[index])
                 continue
-            parent = self._beams[index]
+            parent = self.beams[index]
             new = _Beam(self._prefix(parent.prefix, tokens[rank]))
             self._grow(new, parent, scores[rank])
             new.total = -negative
             result.append(new)
         return result
 
-    def _prune_with_context(
+    def _prune_by_bonus(
         self, kept: list[_Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[_Beam]:
-        """Of the prefixes that stay and all that can grow, the best by score and bonus, and the best by score alone.
-
-        `beam_size` of each: what hotwords lift must not crowd out what would win without them. Sorted by the first.
-        """
+        """The best `beam_size`, by score and bonus, of the prefixes that stay and all that can grow."""
         beams = list(kept)
-        width = 2 * len(self._beams)
-        for index, parent in enumerate(self._beams):
+        width = 2 * len(self.beams)
+        for index, parent in enumerate(self.beams):
             for rank, token in enumerate(tokens):
                 if token == self.blank or (index, rank) in merged:
                     continue
@@ -346,10 +378,8 @@ class PrefixBeamSearch:
                 new.total, new.order = new.token, rank * width + 2 * index + 1
                 if new.total > _NEVER:
                     beams.append(new)
-        beams.sort(key=lambda beam: (-beam.total, beam.order))
-        sound = set(map(id, beams[: self.beam_size]))
         beams.sort(key=lambda beam: (-(beam.total + beam.prefix.bonus), beam.order))
-        return [beam for place, beam in enumerate(beams) if place < self.beam_size or id(beam) in sound]
+        return beams[: self.beam_size]
 
     def _prefix(self, parent: _Prefix, token: int) -> _Prefix:
         prefix = self._prefixes.get((parent, token))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from u2moe.runtime.audio import convert, read_blocks
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
-from u2moe.runtime.encoder import check_chunks, join_caches, required_cache_size, take_row
+from u2moe.runtime.encoder import check_chunks, join_rows, required_cache_size, split_rows
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
@@ -167,6 +167,7 @@ class Recognizer:
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
         vad: VoiceActivityDetector | None = None,
+        on_progress: Callable[[float], object] | None = None,
     ) -> Transcript:
         """Recognise a recording of any length.
 
@@ -179,6 +180,7 @@ class Recognizer:
             options: how to decode; None: the recogniser's. Without `chunk_size` with full context.
             hotwords: phrases to prefer; None: the recogniser's.
             vad: recognises only where it hears speech, each stretch by itself, cut further by the endpoints.
+            on_progress: called now and then with the seconds of the recording that are done.
 
         Raises:
             AudioError: audio that cannot be read or used.
@@ -198,6 +200,8 @@ class Recognizer:
             blocks = read_blocks(audio, model_rate)
         else:
             blocks = convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
+        if on_progress is not None:
+            blocks = _told(blocks, model_rate, on_progress)
         if vad is not None:
             return self._transcribe_speech(stream, blocks, vad)
         for block in blocks:
@@ -267,17 +271,16 @@ class Recognizer:
         if options.chunk_size is None:
             caches, required = encoder.start(len(chunks)), 0
         else:
-            caches = join_caches([stream.caches for stream, _ in chunks])
+            caches = join_rows([stream.caches for stream, _ in chunks])
             required = required_cache_size(options.chunk_size, options.num_left_chunks)
         output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
         num_frames = (lengths - self.model.config.window) // self.model.config.subsampling_rate + 1
         valid = [row[:num] for row, num in zip(output, num_frames.tolist(), strict=True)]
         log_probs = np.split(self.model.ctc(np.concatenate(valid)), np.cumsum(num_frames)[:-1])
-        for row, (stream, _) in enumerate(chunks):
-            num_cached = stream.caches.att.shape[3] + len(valid[row])
-            if required >= 0:
-                num_cached = min(num_cached, required)
-            stream.advance(valid[row].copy(), log_probs[row], take_row(following, row, num_cached))
+        num_cached = [stream.caches.num_cached + len(row) for (stream, _), row in zip(chunks, valid, strict=True)]
+        rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
+        for index, (stream, _) in enumerate(chunks):
+            stream.advance(valid[index].copy(), log_probs[index], rows[index])
 
     def _settle(self, stream: Stream) -> None:
         """The second pass of the utterances of a stream that have ended."""
@@ -354,7 +357,7 @@ class Recognizer:
                 ctc_score=hypothesis.score if stream.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
             )
-            for i, hypothesis in enumerate(hypotheses)
+            for i, hypothesis in enumerate(hypotheses[: stream.options.beam_size])  # hotwords may have brought more
         ]
         return Result(
             text=alternatives[0].text,
@@ -379,6 +382,17 @@ class Recognizer:
         peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
                  for word in words]  # fmt: skip
         return words_of(words, end_at_pauses(meeting, peaks, stream.pauses()), confidences)
+
+
+def _told(
+    blocks: Iterable[npt.NDArray[np.float32]], sample_rate: int, on_progress: Callable[[float], object]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks of samples; after each, when the next is asked for, the seconds so far are told."""
+    num_samples = 0
+    for block in blocks:
+        yield block
+        num_samples += len(block)
+        on_progress(num_samples / sample_rate)
 
 
 def _batches(

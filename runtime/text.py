@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 WORD_BOUNDARY = "\u2581"
 """LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, stands for a space in character vocabularies."""
 
-_CJK_RANGES = (
-    (0x1100, 0x11FF),  # Hangul Jamo
-    (0x2E80, 0x9FFF),  # radicals, kana, bopomofo, unified ideographs
-    (0xA960, 0xA97F),  # Hangul Jamo extended A
-    (0xAC00, 0xD7FF),  # Hangul syllables
+_SPACELESS = (
+    (0x2E80, 0x312F),  # radicals, kana, bopomofo
+    (0x3190, 0x9FFF),  # bopomofo, unified ideographs
     (0xF900, 0xFAFF),  # compatibility ideographs
     (0xFF66, 0xFF9F),  # half-width katakana
     (0x1B000, 0x1B2FF),  # kana supplements
     (0x20000, 0x3FFFF),  # ideographs of the supplementary planes
+)
+_HANGUL = (
+    (0x1100, 0x11FF),  # Jamo
+    (0x3130, 0x318F),  # compatibility Jamo
+    (0xA960, 0xA97F),  # Jamo extended A
+    (0xAC00, 0xD7FF),  # syllables
 )
 
 
@@ -67,7 +71,7 @@ class Vocabulary:
 
     Character vocabularies (WeNet's `char`) join symbols as they are, and U+2581, which WeNet leaves in its output,
     becomes the space it stands for. BPE vocabularies begin a word with U+2581. In both, symbols of scripts without
-    spaces (Chinese, Japanese; Korean syllables too) are words of their own.
+    spaces (Chinese, Japanese) are words of their own.
     """
 
     def __init__(self, symbols: Sequence[str], config: TextConfig) -> None:
@@ -113,4 +117,13 @@ def join_texts(texts: Sequence[str]) -> str:
 
 def stands_alone(symbol: str) -> bool:
     """Whether a text is of a script without spaces, so that it is a word of its own."""
-    return bool(symbol) and all(any(low <= ord(char) <= high for low, high in _CJK_RANGES) for char in symbol)
+    return _is_within(symbol, _SPACELESS)
+
+
+def is_syllabic(symbol: str) -> bool:
+    """Whether a text is of a script without spaces, or Korean, which has spaces, but endings at the words."""
+    return _is_within(symbol, _SPACELESS + _HANGUL)
+
+
+def _is_within(symbol: str, ranges: Sequence[tuple[int, int]]) -> bool:
+    return bool(symbol) and all(any(low <= ord(char) <= high for low, high in ranges) for char in symbol)

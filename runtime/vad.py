@@ -1,7 +1,8 @@
-"""Where somebody speaks, by a silero VAD that the user brings: recordings become stretches of speech."""
+"""Where somebody speaks, by silero VAD, which the user installs or brings: recordings become stretches of speech."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ _WINDOW, _CONTEXT = 512, 64
 _RATE = 16_000
 _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
+_PACKAGE = "silero_vad"
+_FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
+"""What the package has it in, the fastest first; older versions have only the last."""
 _LAYOUTS = (
     ({"input", "state", "sr"}, 2),
     ({"input", "state"}, 2),
@@ -79,15 +83,20 @@ class Speech:
 class VoiceActivityDetector:
     """Finds speech in recordings at 16 kHz. It holds no state of a recording: any thread may use it.
 
+    Args:
+        file: silero VAD 5 or 6 as ONNX; None: that of the installed package silero-vad, of which nothing else is used
+            (`pip install --no-deps silero-vad` leaves out the torch that it asks for).
+        options: when speech begins and ends.
+
     Raises:
-        BundleError: the file is not there, or not silero VAD 5 or 6 as ONNX; says what it is.
+        BundleError: the file or the package is not there, or it is no silero VAD 5 or 6; says what it is.
     """
 
     sample_rate = _RATE
 
-    def __init__(self, file: str | os.PathLike[str], options: VadOptions | None = None) -> None:
+    def __init__(self, file: str | os.PathLike[str] | None = None, options: VadOptions | None = None) -> None:
         self.options = options or VadOptions()
-        path = Path(file)
+        path = _installed_file() if file is None else Path(file)
         if not path.is_file():
             raise BundleError(f"{path}: no such file")
         try:
@@ -155,6 +164,16 @@ class VoiceActivityDetector:
         except ONNXRUNTIME_ERRORS as error:
             raise ProviderError(f"the voice activity detector failed: {error}") from error
         return probabilities.reshape(-1), dict(zip(states, following, strict=True))
+
+
+def _installed_file() -> Path:
+    """The network in the package silero-vad, found without importing it: that would import torch."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
+    for file in (folder / name for name in _FILES for folder in folders):
+        if file.is_file():
+            return file
+    raise BundleError("silero-vad is not installed: pip install --no-deps silero-vad, or name a file of its network")
 
 
 class _Stretches:

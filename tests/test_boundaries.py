@@ -41,6 +41,8 @@ PUBLIC = [
     "Transcript",
     "U2moeError",
     "UnsupportedError",
+    "VadOptions",
+    "VoiceActivityDetector",
     "WordResult",
     "attention_beam_search",
     "attention_rescoring",

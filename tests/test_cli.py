@@ -52,7 +52,7 @@ def test_output_folder_is_resumed(bundle, recognizer, clips, capsys):
     assert (out / "a.srt").read_text(encoding="utf-8") == "mine"
     stdout, err = capsys.readouterr()
     assert stdout == ""
-    assert "a.srt is already there" in err
+    assert err.startswith(f"1 of 3 are already in {out}\n")
     assert err.endswith("u2moe: error: 1 of 3 files failed\n")
 
 
@@ -100,6 +100,37 @@ def test_progress_and_partial_results_in_place_on_a_terminal(bundle, clips, caps
     err = capsys.readouterr().err
     assert "\r\x1b[K[1/2] " in err
     assert "\n" not in err
+
+
+def test_a_bar_shows_how_far_all_files_are(bundle, clips, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    (clips / "aa.wav").write_text("no audio")
+    soundfile.write(clips / "long.wav", np.zeros(26 * 16_000), 16_000)
+    assert transcribe(bundle, clips) == 1
+    assert "#" not in capsys.readouterr().err  # not where nobody watches
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert transcribe(bundle, clips) == 1
+    drawn = [line.split(", ") for line in capsys.readouterr().err.split("\r\x1b[K") if line.startswith("[")]
+    # 4, 0, 1.45 and 26 seconds; of the last ten at a time.
+    assert drawn[0] == ["[1/4] ....................   0%", "a.wav"]
+    begun = {line[-1]: line[0] for line in reversed(drawn)}
+    assert [begun[name].split()[-1] for name in ("aa.wav", "b.flac", "long.wav")] == ["13%", "13%", "17%"]
+    assert "[4/4] ##########..........  49%" in [line[0] for line in drawn]
+    assert drawn[-1] == ["[4/4] #################### 100%", "0:00 left", "long.wav"]
+
+
+def test_what_the_system_refuses_is_one_line(bundle, clips, capsys, monkeypatch):
+    (clips / "file").touch()
+    assert transcribe(bundle, "-o", clips / "file" / "out", clips / "a.wav") == 1
+    assert capsys.readouterr().err.startswith("u2moe: error: [Errno ")
+
+    def write_text(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", write_text)
+    assert transcribe(bundle, "-o", clips / "out", clips / "a.wav") == 1
+    assert capsys.readouterr().err == "u2moe: error: [Errno 28] No space left on device\n"
+    assert list((clips / "out").glob("*.txt")) == []
 
 
 def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.text import Vocabulary, parse_tokens
+from u2moe.runtime.text import Vocabulary, join_texts, parse_tokens
 
 
 def spell(symbols, tokenizer="bpe"):
@@ -31,6 +31,7 @@ def spell(symbols, tokenizer="bpe"):
         (["h", " ", "y"], "h y", [("h", 0, 1), ("y", 2, 3)]),
         (["你", "好"], "你好", [("你", 0, 1), ("好", 1, 2)]),
         (["你", "▁OK", "AY", "好", "b"], "你 OKAY好b", [("你", 0, 1), ("OKAY", 1, 3), ("好", 3, 4), ("b", 4, 5)]),
+        (["▁서", "울에", "▁", "가", "자"], "서울에 가자", [("서울에", 0, 2), ("가자", 3, 5)]),
         (["'", "S", "▁<unk>"], "'S <unk>", [("'S", 0, 2), ("<unk>", 2, 3)]),
     ],
 )
@@ -42,6 +43,20 @@ def test_text_and_words(symbols, text, words):
 @given(st.lists(st.sampled_from(["▁", "▁a", "b", "c▁", " ", "你", "▁你", "가", "d e", "カ", "!", "▁▁x"]), max_size=12))
 def test_words_always_make_the_text(symbols):
     spell([symbol for symbol in symbols if symbol != "d e"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        ([], ""),
+        (["GOOD", "DAY"], "GOOD DAY"),
+        (["你好", "再见"], "你好再见"),
+        (["你好", "OK", "はい"], "你好OKはい"),
+        (["서울에", "가자"], "서울에 가자"),
+    ],
+)
+def test_texts_of_segments_are_joined_as_their_script_is_written(texts, joined):
+    assert join_texts(texts) == joined
 
 
 def test_tokens_file():

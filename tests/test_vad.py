@@ -1,16 +1,17 @@
 """Speech in recordings, by a network with silero's inputs and outputs that hears by loudness."""
 
 import itertools
+import sys
 
 import numpy as np
 import onnx
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from u2moe.runtime import BundleError
-from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
+from u2moe.runtime import BundleError, VadOptions, VoiceActivityDetector, cli, format_transcript
 
 RATE, WINDOW = 16_000, 512
 
@@ -180,3 +181,44 @@ def test_another_rate_is_refused(vad, recognizer, monkeypatch):
     monkeypatch.setattr(vad, "sample_rate", 8000)
     with pytest.raises(ValueError, match="hears 8000 Hz, and the model 16000 Hz"):
         recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
+
+
+def transcribe(bundle, *arguments):
+    return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])
+
+
+@pytest.fixture
+def clip(tmp_path, sound):
+    quiet = np.zeros(3 * RATE, np.float32)
+    soundfile.write(tmp_path / "clip.wav", np.concatenate([quiet, sound, quiet]), RATE)
+    return tmp_path / "clip.wav"
+
+
+def test_on_the_command_line(bundle, recognizer, clip, tmp_path, capsys):
+    file = write_vad(tmp_path / "vad.onnx")
+    assert transcribe(bundle, "-f", "json", "--vad-model", file, clip) == 0
+    expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(file))
+    assert capsys.readouterr().out == format_transcript(expected, "json", name=str(clip))
+    assert expected != recognizer.transcribe(clip)
+    assert transcribe(bundle, "--vad-model", file, "--stream", clip) == 1
+    assert "leave out --stream" in capsys.readouterr().err
+
+
+def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "silero_vad", None)  # as if it were not installed
+    assert transcribe(bundle, "--vad", clip) == 1
+    assert "silero-vad is not installed: pip install --no-deps silero-vad" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "silero_vad")
+    package = tmp_path / "silero_vad"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BundleError, match="silero-vad is not installed"):
+        VoiceActivityDetector()
+    write_vad(package / "data" / "silero_vad.onnx")
+    assert transcribe(bundle, "--vad", clip) == 0
+    expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(package / "data" / "silero_vad.onnx"))
+    assert capsys.readouterr().out == expected.text + "\n"
+    (package / "data" / "silero_vad_16k_sequence.onnx").touch()  # preferred, and here no network
+    with pytest.raises(BundleError, match="sequence"):
+        VoiceActivityDetector()
