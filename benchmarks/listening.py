@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Hypothesis, Model, Recognizer, Result, Stream
 from u2moe.runtime.decoding import Search
-from u2moe.runtime.encoder import Caches
+from u2moe.runtime.encoder import CacheRow
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
 from u2moe.runtime.text import Vocabulary
 
@@ -151,7 +151,7 @@ class TimedStream(Stream):
         super().__init__(model, vocabulary, options)
         self._watch = watch
 
-    def advance(self, output: Samples, log_probs: Samples, caches: Caches) -> None:
+    def advance(self, output: Samples, log_probs: Samples, caches: CacheRow) -> None:
         """Take over what a chunk gave."""
         with self._watch("search"):
             super().advance(output, log_probs, caches)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.encoder import Encoder, Windows, join_caches, required_cache_size
+from u2moe.runtime.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import ModelConfig
 from u2moe.runtime.model import Model
@@ -28,6 +28,8 @@ NUM_STREAMS = 8
 UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
 """Of the second pass; 40 tokens are what ten seconds of quick speech have."""
+LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
+"""Of log-mel energies; what the random checkpoints normalise them with."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
 """Chunks of one round, after the warm ones."""
 
@@ -44,6 +46,13 @@ def utterance(bundle: Bundle) -> Frames:
     fbank = Fbank(config)
     frames = np.concatenate([fbank.accept(samples), fbank.finish()])
     return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
+
+
+def random_frames(bundle: Bundle) -> Frames:
+    """Features [frames, mel] of ten seconds that are nothing alike from frame to frame, as loud as speech."""
+    config = bundle.manifest.features
+    size = (round(UTTERANCE_S * 1000 / config.frame_shift_ms), bundle.manifest.model.feature_size)
+    return np.random.default_rng(0).normal(LOUDNESS, LOUDNESS_DEVIATION, size).astype(np.float32)
 
 
 def audio_seconds(mode: str) -> float:
@@ -76,7 +85,7 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
     """A function that encodes `num_chunks` chunks of every stream, from a state with its whole left context on."""
     chunks = list(windows(encoder.config, frames, num_streams))
-    caches = join_caches([encoder.start()] * num_streams)
+    caches = encoder.start(num_streams)
     required = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS)
     for chunk in chunks[:NUM_WARM_CHUNKS]:
         _, caches = encoder.step(chunk, caches, required_cache_size=required)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio import Resampler, as_samples
 from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch
-from u2moe.runtime.encoder import Windows, begin_anew
+from u2moe.runtime.encoder import Windows, split_rows
 from u2moe.runtime.endpoint import Endpoint, Endpointer
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.features import Fbank
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
     from u2moe.runtime.ctc import Hypothesis
     from u2moe.runtime.decoding import DecodingOptions
-    from u2moe.runtime.encoder import Caches
+    from u2moe.runtime.encoder import CacheRow
     from u2moe.runtime.model import Model
     from u2moe.runtime.text import Vocabulary
 
@@ -71,7 +71,7 @@ class Stream:
             chunk_size = self.options.chunk_size
             if chunk_size is None and self.options.endpoint is not None:
                 chunk_size = round(_LONGEST_WINDOW_S / self.frame_s)
-            self.caches: Caches = self._model.encoder.start()
+            self.caches = self._no_caches()
             self._windows = Windows(config, chunk_size)
             self._window = np.zeros((0, config.feature_size), np.float32)
             self._features = Fbank(self._model.manifest.features)
@@ -197,7 +197,7 @@ class Stream:
                 self._window = window
             return window
 
-    def advance(self, output: npt.NDArray[np.float32], log_probs: npt.NDArray[np.float32], caches: Caches) -> None:
+    def advance(self, output: npt.NDArray[np.float32], log_probs: npt.NDArray[np.float32], caches: CacheRow) -> None:
         """Take over what a chunk gave: encoder output [time, dim], log-probabilities [time, vocab], and caches.
 
         What comes after an endpoint waits until `conclude`.
@@ -292,10 +292,10 @@ class Stream:
                 self._outputs = []
                 self._result = result
                 self._result_is_old = False
-                self.caches = self._model.encoder.start()
+                self.caches = self._no_caches()
                 return
             if self.options.chunk_size is not None:
-                self.caches = begin_anew(self.caches, num_left)
+                self.caches.begin_anew(num_left)
             self._begin_segment()
             self._go_on()
 
@@ -326,6 +326,9 @@ class Stream:
     def _hear(self, features: npt.NDArray[np.float32]) -> None:
         self._levels.frombytes(loudness(features).tobytes())
         self._windows.accept(features)
+
+    def _no_caches(self) -> CacheRow:
+        return split_rows(self._model.encoder.start(), [0])[0]
 
     def _search(self) -> GreedySearch | PrefixBeamSearch:
         blank = self._model.config.blank

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.encoder import Encoder, Windows, check_chunks, required_cache_size
+from u2moe.runtime.encoder import (
+    Caches,
+    Encoder,
+    Windows,
+    check_chunks,
+    join_rows,
+    required_cache_size,
+    split_rows,
+)
 from u2moe.runtime.errors import StreamError
 
 
@@ -86,6 +94,60 @@ def test_streams_of_different_age_share_a_batch(model):
     output, caches = model.encoder.step(np.stack((young, old[2])), both, required_cache_size=32)
     np.testing.assert_allclose(output, np.concatenate((expected_young, expected_old)), atol=2e-6)
     assert caches.offset.tolist() == [16, 48]
+
+
+def caches_of(seed, batch, num_cached, offset=100):
+    rng = np.random.default_rng(seed)
+    return Caches(
+        offset=np.arange(batch) + offset,
+        att=rng.random((3, batch, 2, num_cached, 4), np.float32),
+        cnn=rng.random((3, batch, 5, 6), np.float32),
+    )
+
+
+def test_a_batch_that_stays_the_same_is_not_copied():
+    caches = caches_of(0, 3, 8)
+    joined = join_rows(split_rows(caches, [8, 5, 8]))
+    assert np.shares_memory(joined.att, caches.att)
+    assert joined.att.shape == caches.att.shape
+    assert joined.cnn is caches.cnn
+    assert joined.offset.tolist() == [100, 101, 102]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [2, 1, 0], [1, 2, 3, 0], [0, 1, 2, 4]])
+def test_another_batch_is_copied_with_the_rows_it_leaves_behind(order):
+    caches, other = caches_of(0, 4, 8), caches_of(1, 1, 6)
+    rows = [*split_rows(caches, [8, 5, 8, 8]), *split_rows(other, [6])]
+    joined = join_rows([rows[index] for index in order])
+    left = [rows[index] for index in range(4) if index not in order]
+    del rows
+    for place, index in enumerate(order):
+        num = [8, 5, 8, 8, 6][index]
+        source, row = (caches, index) if index < 4 else (other, 0)
+        assert np.array_equal(joined.att[:, place, :, joined.att.shape[3] - num :], source.att[:, row, :, -num:])
+        assert not joined.att[:, place, :, : joined.att.shape[3] - num].any()
+        assert np.array_equal(joined.cnn[:, place], source.cnn[:, row])
+        assert joined.offset[place] == source.offset[row]
+    for row in left:
+        index = row.offset - 100
+        att, cnn = row.views()
+        assert np.array_equal(att, caches.att[:, index : index + 1, :, 8 - row.num_cached :])
+        assert np.array_equal(cnn, caches.cnn[:, index : index + 1])
+        assert not np.shares_memory(att, caches.att)
+        assert not np.shares_memory(cnn, caches.cnn)
+
+
+def test_a_stream_that_begins_anew_forgets_what_was_before():
+    caches = caches_of(0, 2, 8)
+    rows = split_rows(caches, [8, 8])
+    rows[0].begin_anew(3)
+    assert join_rows(rows).offset.tolist() == [3, 101]
+    rows[1].begin_anew(5)
+    joined = join_rows(rows)
+    assert joined.offset.tolist() == [3, 5]
+    assert np.array_equal(joined.att, caches.att[:, :, :, 3:])  # five frames: nobody needs those before
+    rows[0].begin_anew(20)
+    assert (rows[0].offset, rows[0].num_cached) == (20, 3)
 
 
 def test_position_is_moved_back_when_left_context_is_bounded(model):
