@@ -1,6 +1,6 @@
 """What does it cost to begin? Import, load, and the first chunk and first final result with and without `warm_up`.
 
-    python -m u2moe.benchmarks.first_chunk [BUNDLE] [--audio FILE_OR_FOLDER] [--runs 7]
+    python -m u2moe.benchmarks.first_chunk [BUNDLE] [--audio FILE_OR_FOLDER] [--runs 7] [--guide docs/embedding.md]
 
 Each run is a process of its own that streams the recordings as one, twice; with `warm_up` and without. JSON out.
 """
@@ -13,18 +13,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.benchmarks.machine import describe_machine
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 OPTIONS = DecodingOptions(chunk_size=16, num_left_chunks=4)
+BEGIN, END = "<!-- begin first chunk -->\n", "\n<!-- end first chunk -->"
+"""Marks around the table in the guide."""
 _CHILD = """
 import sys, time
 begin = time.perf_counter()
@@ -136,14 +140,36 @@ def first_chunk(bundle: Path, audio: Path, num_runs: int) -> FirstChunkReport:
     )
 
 
+def table(report: FirstChunkReport, machine: Mapping[str, Any]) -> str:
+    """The table of the embedding guide."""
+    rows = [
+        ("import of `u2moe.runtime`", f"{report.import_s:.2f} s"),
+        ("load", f"{report.load_s:.2f} s"),
+        ("`warm_up()`", f"{report.warm_up_ms:.0f} ms"),
+        ("first chunk, without and with it", f"{report.first_chunk_cold_ms:.1f}, {report.first_chunk_warm_ms:.1f} ms"),
+        ("later chunks", f"{report.steady_chunk_ms:.1f} ms"),
+        ("first final result, without and with it",
+         f"{report.first_final_cold_ms:.1f}, {report.first_final_warm_ms:.1f} ms"),
+        ("later ones", f"{report.second_final_ms:.1f} ms"),
+    ]  # fmt: skip
+    place = f"{machine['processor']}, onnxruntime {machine['onnxruntime']}"
+    head = f"Medians of {2 * report.num_runs} processes with the bundled model, one thread, 640 ms per chunk ({place}):"
+    return "\n".join([head, "", "| step | takes |", "| --- | ---: |", *(f"| {name} | {time} |" for name, time in rows)])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.first_chunk", description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, nargs="?", default=DEMO_FOLDER, help="folder of a bundle (default: demo)")
     parser.add_argument("--audio", type=Path, default=DEMO_FOLDER / "clips", help="file or folder, over 3 seconds")
     parser.add_argument("--runs", type=int, default=7, help="processes of each kind (default: 7)")
+    parser.add_argument("--guide", type=Path, metavar="FILE", help="put the table there, between its marks")
     args = parser.parse_args(argv)
-    print(json.dumps(asdict(first_chunk(args.bundle, args.audio, args.runs))))
+    report, machine = first_chunk(args.bundle, args.audio, args.runs), describe_machine()
+    if args.guide:
+        before, _, rest = args.guide.read_text(encoding="utf-8").partition(BEGIN)
+        args.guide.write_text(f"{before}{BEGIN}{table(report, machine)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(json.dumps({"machine": machine, "first_chunk": asdict(report)}, indent=1))
 
 
 if __name__ == "__main__":
