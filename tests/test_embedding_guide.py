@@ -382,7 +382,7 @@ def test_after_reset_a_stream_whose_provider_failed_works(demo, bundle, clip, mo
 
 
 def test_events_of_a_transcriber_are_those_of_its_text(demo, clip):
-    """Segments come once and in order, partial results only where the text has changed; errors of callbacks are told."""
+    """Segments come once and in order, partial results where the text has changed; errors of callbacks are told."""
     samples, _ = clip
     partial, finals, errors = [], [], []
 
