@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _NEVER = -math.inf
 
+_NUM_BLOCKS = 8
+"""Blocks that a frame's tokens are cut into, for each token that is sought: few enough to save work."""
+
 _Times = tuple["_Times", int, float] | None
 """Peaks of a prefix' tokens as a chain from the last to the first: frame, and log-probability there. Prefixes share."""
 
@@ -154,6 +157,13 @@ class _Beam:
         self.token_times: _Times = None
         self.order = 0
 
+    def add_blank(self, score: float) -> None:
+        """Let all alignments go on with blank, of log-probability `score`, and none otherwise."""
+        self.blank_times, self.best_blank = self.times, self.best + score
+        self.blank = self.total = self.total + score
+        self.token = self.best_token = _NEVER
+        self.token_times = None
+
     @property
     def best(self) -> float:
         return max(self.best_token, self.best_blank)
@@ -188,9 +198,9 @@ class PrefixBeamSearch:
         _check(log_probs, self.blank)
         if len(log_probs) == 0:
             return
-        tokens, scores = _most_probable(log_probs, min(self.beam_size, log_probs.shape[1]))
-        if np.isnan(scores).any():
+        if np.isnan(log_probs.max()):
             raise ValueError("log_probs hold NaN")
+        tokens, scores = _most_probable(log_probs, min(self.beam_size, log_probs.shape[1]))
         for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
             for search in self._searches:
                 search.advance(frame_tokens, frame_scores)
@@ -227,9 +237,9 @@ class _Search:
     """Prefixes from frame to frame.
 
     A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
-    prefix once they fall below the worst prefix that would be kept anyway; so a frame that blank dominates costs little
-    more than one update of each prefix. Nothing that could have been kept is left out. Where the bonus of hotwords
-    ranks, every extension is tried, since a bonus may lift it.
+    prefix once they fall below the worst prefix that would be kept anyway. Where blank is so probable that all of them
+    would, as in most frames, none is tried (`_nothing_grows`). Nothing that could have been kept is left out. Where the
+    bonus of hotwords ranks, every extension is tried, since a bonus may lift it.
 
     Attributes:
         beams: the best prefixes, best first.
@@ -251,7 +261,10 @@ class _Search:
 
     def advance(self, tokens: list[int], scores: list[float]) -> None:
         """One frame, given its most probable tokens and their log-probabilities, in descending order."""
-        self._advance_frame(tokens, scores)
+        if self._nothing_grows(tokens, scores):
+            self._stay_all(tokens, scores)
+        else:
+            self._advance_frame(tokens, scores)
         self.num_frames += 1
 
     def finish(self) -> None:
@@ -259,6 +272,35 @@ class _Search:
         if self.context is not None:
             for beam in self.beams:
                 beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
+
+    def _nothing_grows(self, tokens: list[int], scores: list[float]) -> bool:
+        """Whether all prefixes stay, and no other can come in.
+
+        So it is if the best one, grown by the second most probable token, scores below the worst with blank, the most
+        probable one: no extension scores better than the former, and every prefix that stays at least as the latter.
+        """
+        beams = self.beams
+        if tokens[0] != self.blank or len(beams) < self.beam_size or self.ranks_by_bonus:
+            return False
+        grown = beams[0].total + scores[1] if len(scores) > 1 else _NEVER
+        return grown < beams[-1].total + scores[0]
+
+    def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
+        """`_advance_frame` where nothing grows: most prefixes only add blank, which keeps their order."""
+        beams = self.beams
+        rank_of = {token: rank for rank, token in enumerate(tokens)}
+        moved = []
+        for index, beam in enumerate(beams):
+            rank = rank_of.get(beam.prefix.token)
+            if rank is not None:
+                parent = next((i for i, other in enumerate(beams) if other.prefix is beam.prefix.parent), None)
+                moved.append((index, self._stay(index, parent, rank, 0, scores)))
+        for beam in beams:
+            beam.add_blank(scores[0])
+        for index, beam in moved:
+            beams[index] = beam
+        if moved:
+            beams.sort(key=lambda beam: -beam.total)
 
     def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
         beams = self.beams
@@ -402,20 +444,17 @@ def _most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The `num` most probable tokens of each frame, descending, smaller ids first among equals: both [time, num]."""
-    vocab = log_probs.shape[1]
-    if num == vocab:
-        tokens = np.argsort(-log_probs, axis=1, kind="stable")
-        return tokens, np.take_along_axis(log_probs, tokens, axis=1)
-    tokens = np.sort(np.argpartition(log_probs, vocab - num, axis=1)[:, vocab - num :], axis=1)
-    scores = np.take_along_axis(log_probs, tokens, axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    tokens = np.take_along_axis(tokens, order, axis=1)
-    scores = np.take_along_axis(scores, order, axis=1)
-    # Where the last one taken has equals outside, the partition took any of them.
-    for row in np.flatnonzero((log_probs >= scores[:, -1:]).sum(axis=1) > num):
-        tokens[row] = np.argsort(-log_probs[row], kind="stable")[:num]
-        scores[row] = log_probs[row, tokens[row]]
-    return tokens, scores
+    num_frames, vocab = log_probs.shape
+    width = max(vocab // (_NUM_BLOCKS * num), 1)
+    num_blocks = vocab // width
+    peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
+    # `num` tokens are at least as probable as the least of the `num` highest peaks; few others are.
+    least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
+    places = np.flatnonzero(log_probs >= least)
+    frames, scores = places // vocab, log_probs.reshape(-1)[places]
+    order = np.lexsort((-scores, frames))
+    firsts = order[np.searchsorted(frames, np.arange(num_frames))[:, np.newaxis] + np.arange(num)]
+    return places[firsts] % vocab, scores[firsts]
 
 
 def _log_add(a: float, b: float) -> float:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.ctc import (
+    GreedySearch,
+    PrefixBeamSearch,
+    _most_probable,
+    _Search,
+    ctc_greedy_search,
+    ctc_prefix_beam_search,
+)
 
 
 def log_softmax(x):
@@ -105,14 +112,74 @@ def test_prefix_beam_search_equals_plain_algorithm(seed, time, vocab, beam_size,
     np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score, _ in expected], atol=1e-9)
 
 
-def test_frames_that_blank_dominates_equal_plain_algorithm():
-    log_probs = np.random.default_rng(1).standard_normal((120, 30)) * 2
-    log_probs[:, 0] += 12
-    for time in range(3, 120, 7):
-        log_probs[time, time % 29 + 1] += 13
-    log_probs = log_softmax(log_probs)
-    expected = plain_prefix_beam_search(log_probs, 8)
-    assert [(h.tokens, h.times) for h in ctc_prefix_beam_search(log_probs, 8)] == [(t, x) for t, _, x in expected]
+def spoken_log_probs(seed, time, vocab, blank, height):
+    """What a trained model gives: blank nearly everywhere, and now and then one or two frames of a token."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((time, vocab)) * 2
+    values[:, blank] += height
+    for peak in np.flatnonzero(rng.random(time) < 0.2):
+        values[peak : peak + rng.integers(1, 3), rng.integers(vocab)] += height + rng.standard_normal() * 3
+    return log_softmax(values)
+
+
+SPOKEN = {
+    "seed": st.integers(0, 2**32 - 1),
+    "time": st.integers(0, 60),
+    "vocab": st.integers(2, 12),
+    "beam_size": st.integers(1, 10),
+    "height": st.sampled_from([3.0, 6.0, 12.0, 40.0]),
+    "data": st.data(),
+}
+
+
+@given(**SPOKEN)
+def test_frames_that_blank_dominates_equal_plain_algorithm(seed, time, vocab, beam_size, height, data):
+    blank = data.draw(st.integers(0, vocab - 1))
+    log_probs = spoken_log_probs(seed, time, vocab, blank, height)
+    expected = plain_prefix_beam_search(log_probs, beam_size, blank)
+    hypotheses = ctc_prefix_beam_search(log_probs, beam_size, blank)
+    assert [(h.tokens, h.times) for h in hypotheses] == [(tokens, times) for tokens, _, times in expected]
+    np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score, _ in expected], atol=1e-9)
+
+
+@given(**SPOKEN, step=st.sampled_from([0.0, 0.5, 2.0]))
+def test_frames_in_which_nothing_grows_need_no_attempt(seed, time, vocab, beam_size, height, data, step):
+    """The short way gives the same to the last bit, also among equal scores and with impossible tokens."""
+    blank = data.draw(st.integers(0, vocab - 1))
+    log_probs = spoken_log_probs(seed, time, vocab, blank, height)
+    if step:
+        log_probs = np.round(log_probs / step).astype(np.float32) * np.float32(step)
+        log_probs[log_probs < -10 * step] = -np.inf
+    short = ctc_prefix_beam_search(log_probs, beam_size, blank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Search, "_nothing_grows", lambda *_: False)
+        assert ctc_prefix_beam_search(log_probs, beam_size, blank) == short
+
+
+def test_most_frames_of_speech_go_the_short_way(monkeypatch):
+    frames = []
+    monkeypatch.setattr(_Search, "_advance_frame", lambda *_, way=_Search._advance_frame: frames.append(way(*_)))
+    ctc_prefix_beam_search(spoken_log_probs(0, 400, 300, 0, 16.0), 10)
+    assert 0 < len(frames) < 200
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    vocab=st.integers(1, 400),
+    num=st.integers(1, 12),
+    kind=st.sampled_from(["different", "equal", "impossible"]),
+)
+def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
+    rng = np.random.default_rng(seed)
+    num = min(num, vocab)
+    log_probs = -rng.random((7, vocab), np.float32)
+    if kind == "equal":
+        log_probs = np.round(log_probs * 4) / 4
+    elif kind == "impossible":
+        log_probs[log_probs < -0.1] = -np.inf
+    tokens, scores = _most_probable(log_probs, num)
+    assert np.array_equal(tokens, np.argsort(-log_probs, axis=1, kind="stable")[:, :num])
+    assert np.array_equal(scores, np.take_along_axis(log_probs, tokens, axis=1))
 
 
 def test_large_beam_sums_all_alignments():
