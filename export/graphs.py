@@ -7,6 +7,7 @@ and dynamic axes are then whatever the tracer of the day decides.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import onnx_ir as ir
@@ -21,6 +22,8 @@ from u2moe.export.layers import (
     mask_bias,
     normalization,
     pointwise_convolution,
+    position_biases,
+    scale_and_shift,
     sinusoids,
     vector,
 )
@@ -29,6 +32,7 @@ from u2moe.export.model import (
     ConformerBlock,
     ConvolutionModule,
     DecoderBlock,
+    MultiHeadAttention,
     SpeechEncoder,
     SpeechModel,
     Subsampling,
@@ -103,12 +107,8 @@ class EncoderNodes:
                         x = self._transformer_block(x, block, index)
             if self.config.pre_norm and self.config.final_norm:
                 x = normalization(g, x, self.encoder.after_norm, "after_norm")
-        outputs = {"output": x, "output_lens": output_lens}
-        if self.streaming:
-            outputs["r_att_cache"] = g.op("Concat", *self.next_att, axis=0)
-        if self.next_cnn:
-            outputs["r_cnn_cache"] = g.op("Concat", *self.next_cnn, axis=0)
-        return outputs
+            outputs = {"output": x, "output_lens": output_lens}
+            return outputs | (self._next_caches() if self.streaming else {})
 
     def _embed(self) -> ir.Value:
         """Normalised and subsampled features [batch, time, dim]."""
@@ -145,7 +145,15 @@ class EncoderNodes:
 
     def _share(self, x: ir.Value, output_lens: ir.Value) -> None:
         """Sizes, positions and masks that every block uses."""
-        g = self.g
+        g, convolution = self.g, self.config.convolution
+        if convolution is not None and convolution.causal and convolution.kernel > 1:
+            # the frame that each convolution sees before the first one
+            modules = [cast("ConvolutionModule", block.conv_module) for block in self.encoder.encoders]
+            self.initial_cache = g.weight(
+                "initial_cache",
+                (len(modules), 1, 1, convolution.channels),
+                lambda: torch.stack([module.initial_cache(1)[:, :, :1].mT for module in modules]),
+            )
         with g.scope("frames"):
             time = g.op("Shape", x, start=1, end=2)
             offset: Operand = [0]
@@ -155,7 +163,7 @@ class EncoderNodes:
                 offset = self.inputs["offset"]
                 self.cache_time = g.op("Shape", self.inputs["att_cache"], start=3, end=4)
                 num_keys = g.op("Add", self.cache_time, time)
-                self._share_cache_limits(num_keys)
+                self._share_caches(num_keys)
             keys = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
             first = g.op("Unsqueeze", g.op("Sub", offset, self.cache_time), [1])
             index = g.op("Add", first, keys)
@@ -164,23 +172,46 @@ class EncoderNodes:
             if self.streaming:
                 # positions before the start are padding of a cache that is not full yet
                 visible = g.op("And", visible, g.op("GreaterOrEqual", index, 0))
-            self.bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
+            bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
             self.valid: ir.Value | None = None
             if not self.streaming:
                 self.valid = g.op("Unsqueeze", g.op("Cast", visible, to=ir.DataType.FLOAT), [2])
         self.positions = sinusoids(g, index, self.config.dim)
+        self.biases = self._biases(bias)
 
-    def _share_cache_limits(self, num_keys: ir.Value) -> None:
-        """Which frames the next call will need, and which cached frames of the convolution exist."""
+    def _biases(self, bias: ir.Value) -> Sequence[ir.Value]:
+        """What each block adds to its scores: the bias of the mask, and that of the positions if they are relative."""
+        g, layers = self.g, [cast("MultiHeadAttention", block.self_attn) for block in self.encoder.encoders]
+        if not self.config.attention.relative:
+            return [bias] * len(layers)
+        biases = g.op("Add", position_biases(g, self.positions, layers), bias)
+        return g.ops("Split", biases, [self.config.attention.num_heads] * len(layers), axis=1, num_outputs=len(layers))
+
+    def _share_caches(self, num_keys: ir.Value) -> None:
+        """Which frames the next call will need, and what the convolutions of all blocks see before the chunk."""
         g = self.g
         required = self.inputs["required_cache_size"]
-        surplus = g.op("Max", g.op("Sub", num_keys, required), 0)
-        self.next_cache_start = g.op("Where", g.op("Less", required, 0), [0], surplus)
+        surplus = g.op("Where", g.op("Less", required, 0), [0], g.op("Max", g.op("Sub", num_keys, required), 0))
+        self.first_kept_past = surplus
+        self.first_kept_new = g.op("Max", g.op("Sub", surplus, self.cache_time), 0)
         convolution = self.config.convolution
         if convolution is not None and "cnn_cache" in self.inputs:
             past = g.constant(torch.arange(1 - convolution.kernel, 0).numpy())
             index = g.op("Add", g.op("Unsqueeze", self.inputs["offset"], [1]), past)
-            self.cnn_exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [1])
+            exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [2])
+            cached = g.op("Transpose", self.inputs["cnn_cache"], perm=[0, 1, 3, 2])
+            self.histories = g.op("Where", exists, cached, self.initial_cache)
+
+    def _next_caches(self) -> dict[str, ir.Value]:
+        """Caches for the next call: of keys and values what is kept of the past and of this call."""
+        g = self.g
+        with g.scope("caches"):
+            kept = g.op("Slice", self.inputs["att_cache"], self.first_kept_past, [END], [3])
+            caches = {"r_att_cache": g.op("Concat", kept, g.op("Concat", *self.next_att, axis=0), axis=3)}
+            if self.next_cnn:
+                last = g.op("Concat", *self.next_cnn, axis=0)
+                caches["r_cnn_cache"] = g.op("Transpose", last, perm=[0, 1, 3, 2])
+            return caches
 
     def _branch(self, x: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
         return normalization(self.g, x, layer, name) if self.config.pre_norm else x
@@ -220,68 +251,93 @@ class EncoderNodes:
         g = self.g
         with g.scope("self_attn"):
             nodes = AttentionNodes(g, block.self_attn)
-            query, key_value = nodes.query_key_value(x)
+            key_value = nodes.key_value(x)
             if self.streaming:
                 with g.scope("cache"):
+                    kept = g.op("Slice", key_value, self.first_kept_new, [END], [2])
+                    self.next_att.append(g.op("Unsqueeze", kept, [0]))
                     past = g.op("Gather", self.inputs["att_cache"], index, axis=0)
                     key_value = g.op("Concat", past, key_value, axis=2)
-                    kept = g.op("Slice", key_value, self.next_cache_start, [END], [2])
-                    self.next_att.append(g.op("Unsqueeze", kept, [0]))
-            return nodes.attend(query, key_value, self.bias, self.positions)
+            return nodes.attend(nodes.query(x), key_value, self.biases[index], self.positions)
 
     def _convolution(self, x: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
         g, config = self.g, module.config
         with g.scope("conv_module"):
-            projected = pointwise_convolution(g, x, module.pointwise_conv1, "pointwise_conv1")
-            linear_half, gate = g.ops("Split", projected, [config.channels] * 2, axis=-1, num_outputs=2)
-            gated = g.op("Mul", linear_half, g.op("Sigmoid", gate))
+            # both halves of the gated linear unit as products of their own: nothing has to be split
+            linear_half, gate = (self._half(x, module, half) for half in range(2))
+            y = g.op("Mul", linear_half, g.op("Sigmoid", gate))
             if self.valid is not None and not config.causal:
                 # padding must look like the end of the audio; WeNet zeroes it before the unit, which leaves its bias
-                gated = g.op("Mul", gated, self.valid)
-            y = g.op("Transpose", gated, perm=[0, 2, 1])
+                y = g.op("Mul", y, self.valid)
             if config.causal:
                 y = self._with_history(y, module, index)
-            y = self._depthwise(y, module)
-            y = activation(g, normalization(g, y, module.norm, "norm"), config.activation)
+            y = activation(g, self._depthwise(y, module), config.activation)
             # padded frames may hold anything from here on: nothing valid looks at them
             return pointwise_convolution(g, y, module.pointwise_conv2, "pointwise_conv2")
 
+    def _half(self, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
+        """One half of the gated linear unit's projection: 0 the linear one, 1 the gate."""
+        g, layer, size = self.g, module.pointwise_conv1, module.config.channels
+        rows = slice(half * size, (half + 1) * size)
+        with g.scope("pointwise_conv1", ("linear", "gate")[half]):
+            shape = (layer.in_channels, size)
+            y = g.op("MatMul", x, g.weight("weight", shape, lambda: layer.weight[rows, :, 0].T))
+            if layer.bias is None:
+                return y
+            bias = layer.bias
+            return g.op("Add", y, g.weight("bias", (size,), lambda: bias[rows]))
+
     def _with_history(self, y: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
-        """Put the kernel-1 frames before the chunk in front of it [batch, channels, time]."""
+        """Put the kernel-1 frames before the chunk in front of it [batch, time, channels]."""
         g, config = self.g, module.config
         past = config.kernel - 1
         if past == 0:
             return y
-        start = g.weight("initial_cache", (config.channels, 1), lambda: module.initial_cache(1)[0, :, :1])
         if self.streaming:
-            history = g.op("Gather", self.inputs["cnn_cache"], index, axis=0)
-            history = g.op("Where", self.cnn_exists, history, start)
+            history = g.op("Gather", self.histories, index, axis=0)
         else:
+            start = g.op("Gather", self.initial_cache, index, axis=0)
             batch = g.op("Shape", y, start=0, end=1)
-            history = g.op("Expand", start, g.op("Concat", batch, [config.channels, past], axis=0))
-        y = g.op("Concat", history, y, axis=2)
+            history = g.op("Expand", start, g.op("Concat", batch, [past, config.channels], axis=0))
+        y = g.op("Concat", history, y, axis=1)
         if self.streaming:
-            self.next_cnn.append(g.op("Unsqueeze", g.op("Slice", y, [-past], [END], [2]), [0]))
+            self.next_cnn.append(g.op("Unsqueeze", g.op("Slice", y, [-past], [END], [1]), [0]))
         return y
 
     def _depthwise(self, y: ir.Value, module: ConvolutionModule) -> ir.Value:
-        """[batch, channels, time] to [batch, time, channels]. As a 2-d convolution: onnxruntime has no fast 1-d one."""
+        """The depthwise convolution and its normalisation, [batch, time, channels] to the same.
+
+        As a 2-d convolution between transpositions of four axes: onnxruntime has no fast 1-d one, and makes the
+        transpositions part of its own change of layout.
+        """
         g, config = self.g, module.config
         padding = 0 if config.causal else (config.kernel - 1) // 2
-        layer = module.depthwise_conv
+        layer, norm = module.depthwise_conv, module.norm
+        folded = isinstance(norm, torch.nn.BatchNorm1d)
+
+        def weight() -> torch.Tensor:
+            scale = scale_and_shift(norm)[0] if isinstance(norm, torch.nn.BatchNorm1d) else 1.0
+            return (layer.weight.double().permute(1, 2, 0) * scale).permute(2, 0, 1).unsqueeze(2)
+
+        def bias() -> torch.Tensor:
+            own = torch.zeros(config.channels) if layer.bias is None else layer.bias
+            scale, shift = scale_and_shift(norm) if isinstance(norm, torch.nn.BatchNorm1d) else (1.0, 0.0)
+            return own.double() * scale + shift
+
         with g.scope("depthwise_conv"):
-            weight = g.weight("weight", (config.channels, 1, 1, config.kernel), lambda: layer.weight.unsqueeze(2))
-            bias = None if layer.bias is None else vector(g, "bias", layer.bias)
+            parameters = [g.weight("weight", (config.channels, 1, 1, config.kernel), weight)]
+            if folded or layer.bias is not None:
+                parameters.append(g.weight("bias", (config.channels,), bias))
             y = g.op(
                 "Conv",
-                g.op("Unsqueeze", y, [2]),
-                weight,
-                *([] if bias is None else [bias]),
+                g.op("Transpose", g.op("Unsqueeze", y, [1]), perm=[0, 3, 1, 2]),
+                *parameters,
                 group=config.channels,
                 kernel_shape=[1, config.kernel],
                 pads=[0, padding, 0, padding],
             )
-            return g.op("Transpose", g.op("Squeeze", y, [2]), perm=[0, 2, 1])
+            y = g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
+        return y if folded else normalization(g, y, norm, "norm")
 
 
 class DecoderNodes:
@@ -365,7 +421,7 @@ class DecoderNodes:
         inner = branch(block.norm1, "norm1")
         with g.scope("self_attn"):
             nodes = AttentionNodes(g, block.self_attn)
-            attended = nodes.attend(*nodes.query_key_value(inner), self.bias, None)
+            attended = nodes.attend(nodes.query(inner), nodes.key_value(inner), self.bias, None)
         x = join(attended, block.norm1, "norm1")
         inner = branch(block.norm2, "norm2")
         with g.scope("src_attn"):

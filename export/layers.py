@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -57,26 +58,22 @@ def activation(g: GraphBuilder, x: ir.Value, kind: Activation) -> ir.Value:
 
 
 def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> ir.Value:
-    """Layer or RMS normalisation over the last axis; batch normalisation is a scale and shift by its statistics."""
+    """Layer or RMS normalisation over the last axis."""
     with g.scope(name):
         if isinstance(layer, RMSNorm):
             mean_square = g.op("ReduceMean", g.op("Mul", x, x), [-1], keepdims=1)
             x = g.op("Div", x, g.op("Sqrt", g.op("Add", mean_square, layer.eps)))
             return g.op("Mul", x, g.weight("weight", tuple(layer.weight.shape), lambda: 1 + layer.weight))
-        if isinstance(layer, nn.BatchNorm1d):
-            variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
-
-            def scale() -> torch.Tensor:
-                return (layer.weight.double() / (variance.double() + layer.eps).sqrt()).float()
-
-            def shift() -> torch.Tensor:
-                return (layer.bias.double() - mean.double() * scale().double()).float()
-
-            x = g.op("Mul", x, g.weight("scale", tuple(layer.weight.shape), scale))
-            return g.op("Add", x, g.weight("shift", tuple(layer.weight.shape), shift))
         layer_norm = cast("nn.LayerNorm", layer)
         weight, bias = vector(g, "weight", layer_norm.weight), vector(g, "bias", layer_norm.bias)
         return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=layer_norm.eps)
+
+
+def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
+    """What batch normalisation by its statistics does to each channel."""
+    variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
+    scale = layer.weight.double() / (variance.double() + layer.eps).sqrt()
+    return scale, layer.bias.double() - mean.double() * scale
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str) -> ir.Value:
@@ -168,99 +165,110 @@ def mask_bias(g: GraphBuilder, visible: ir.Value) -> ir.Value:
     return g.op("Where", visible, 0.0, MASKED)
 
 
+def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
+    """What relative attention adds to the scores of each key whatever the query: [batch, layers * heads, 1, keys].
+
+    This is the last term of `AttentionNodes`, for all layers in one product with the sinusoids [batch, keys, dim].
+    """
+
+    def weight() -> torch.Tensor:
+        return torch.cat([_position_bias(layer) for layer in layers]).T
+
+    config = layers[0].config
+    width = len(layers) * config.num_heads
+    with g.scope("position_biases"):
+        biases = g.op("MatMul", positions, g.weight("weight", (layers[0].linear_pos.in_features, width), weight))
+        return g.op("Unsqueeze", g.op("Transpose", biases, perm=[0, 2, 1]), [2])
+
+
+def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
+    """(v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim]."""
+    difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
+    projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)
+    return torch.einsum("hd,hdi->hi", difference, projection).float()
+
+
+def _any_bias(*layers: nn.Linear) -> bool:
+    return any(layer.bias is not None for layer in layers)
+
+
 class AttentionNodes:
-    """The parts of one attention layer, which encoder and decoder combine with caches and masks of their own."""
+    """The parts of one attention layer, which encoder and decoder combine with caches and masks of their own.
+
+    The scores of WeNet's relative attention, ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j, are computed as
+    (q_i + u) / s (k_j + p_j) + (v - u) / s p_j: one product of queries and keys where the former has two, and a term
+    that depends on the position alone, see `position_biases`. The query projection includes u and the division.
+    """
 
     def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
         self.g = g
         self.layer = layer
         self.config = layer.config
 
-    def _fused(self, name: str, *projections: nn.Linear | None) -> tuple[ir.Value, ir.Value | None]:
-        """Weight and bias of one matrix multiplication for all `projections`; keys and values alternate by head."""
-        head_dim = self.config.head_dim
-        query, *key_value = projections
+    def query(self, x: ir.Value) -> ir.Value:
+        """Queries [batch, heads, time, head_dim] of [batch, time, dim]."""
+        g, layer, config = self.g, self.layer, self.config
+        size = config.num_heads * config.head_dim
+        scale = 1 / math.sqrt(config.head_dim)
 
-        def joined(parts: list[torch.Tensor], own: torch.Tensor | None) -> torch.Tensor:
-            # [kv_heads, key | value, ...]: what attention caches is then one block per head
-            pairs = torch.cat([part.reshape(-1, head_dim, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
-            return pairs if own is None else torch.cat((own, pairs))
+        def bias() -> torch.Tensor:
+            parts = [] if layer.linear_q.bias is None else [layer.linear_q.bias.float()]
+            parts += [layer.pos_bias_u.float().flatten()] if config.relative else []
+            return torch.stack(parts).sum(dim=0) * scale
 
-        layers = [cast("nn.Linear", part) for part in key_value]
-        width = sum(part.out_features for part in (*layers, *([query] if query else [])))
-        weight = self.g.weight(
-            f"{name}.weight",
-            (layers[0].in_features, width),
-            lambda: joined([part.weight for part in layers], query.weight if query else None).T,
-        )
-        biases = [part.bias for part in (*layers, *([query] if query else []))]
-        if all(bias is None for bias in biases):
-            return weight, None
-
-        def bias_of(part: nn.Linear) -> torch.Tensor:
-            return torch.zeros(part.out_features) if part.bias is None else part.bias.float()
-
-        bias = self.g.weight(
-            f"{name}.bias",
-            (width,),
-            lambda: joined([bias_of(part) for part in layers], bias_of(query) if query else None),
-        )
-        return weight, bias
-
-    def query_key_value(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Queries [batch, time, heads, head_dim] and keys|values [batch, kv_heads, time, 2*head_dim] of one input."""
-        g, config = self.g, self.config
-        weight, bias = self._fused("linear_qkv", self.layer.linear_q, self.layer.linear_k, self.layer.linear_v)
-        with g.scope("linear_qkv"):
+        with g.scope("linear_q"):
+            weight = g.weight(
+                "weight", (layer.linear_q.in_features, size), lambda: layer.linear_q.weight.float().T * scale
+            )
             y = g.op("MatMul", x, weight)
-            y = y if bias is None else g.op("Add", y, bias)
-            sizes = [config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim]
-            query, key_value = g.ops("Split", y, sizes, axis=-1, num_outputs=2)
-        query = g.op("Reshape", query, [0, 0, config.num_heads, config.head_dim])
-        return query, self._to_heads(key_value)
+            if config.relative or _any_bias(layer.linear_q):
+                y = g.op("Add", y, g.weight("bias", (size,), bias))
+            return self._to_heads(y, config.num_heads, config.head_dim)
 
-    def key_value(self, memory: ir.Value) -> ir.Value:
-        """Keys|values [batch, kv_heads, time, 2*head_dim] of the encoder output, for cross-attention."""
-        weight, bias = self._fused("linear_kv", None, self.layer.linear_k, self.layer.linear_v)
-        with self.g.scope("linear_kv"):
-            y = self.g.op("MatMul", memory, weight)
-            return self._to_heads(y if bias is None else self.g.op("Add", y, bias))
+    def key_value(self, x: ir.Value) -> ir.Value:
+        """Keys and values [batch, kv_heads, time, 2*head_dim] of [batch, time, dim]: what attention caches."""
+        g, layer, config = self.g, self.layer, self.config
+        width = 2 * config.num_kv_heads * config.head_dim
 
-    def _to_heads(self, key_value: ir.Value) -> ir.Value:
-        split = self.g.op("Reshape", key_value, [0, 0, self.config.num_kv_heads, 2 * self.config.head_dim])
+        def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            heads = (config.num_kv_heads, config.head_dim)
+            parts = [part.reshape(*heads, *part.shape[1:]) for part in (keys, values)]
+            return torch.cat(parts, dim=1).flatten(0, 1)
+
+        def bias() -> torch.Tensor:
+            none = torch.zeros(width // 2)
+            parts = [part.bias for part in (layer.linear_k, layer.linear_v)]
+            return joined(*(none if part is None else part.float() for part in parts))
+
+        with g.scope("linear_kv"):
+            weight = g.weight(
+                "weight",
+                (layer.linear_k.in_features, width),
+                lambda: joined(layer.linear_k.weight, layer.linear_v.weight).T,
+            )
+            y = g.op("MatMul", x, weight)
+            if _any_bias(layer.linear_k, layer.linear_v):
+                y = g.op("Add", y, g.weight("bias", (width,), bias))
+            return self._to_heads(y, config.num_kv_heads, 2 * config.head_dim)
+
+    def _to_heads(self, x: ir.Value, num_heads: int, size: int) -> ir.Value:
+        """[batch, time, heads * size] to [batch, heads, time, size]."""
+        split = self.g.op("Reshape", x, [0, 0, num_heads, size])
         return self.g.op("Transpose", split, perm=[0, 2, 1, 3])
 
-    def query(self, x: ir.Value) -> ir.Value:
-        """Queries [batch, time, heads, head_dim], for cross-attention."""
-        y = linear(self.g, x, self.layer.linear_q, "linear_q")
-        return self.g.op("Reshape", y, [0, 0, self.config.num_heads, self.config.head_dim])
-
     def attend(self, query: ir.Value, key_value: ir.Value, bias: ir.Value, positions: ir.Value | None) -> ir.Value:
-        """Context [batch, time, dim] of queries, keys|values, the mask bias and the sinusoids of the keys."""
+        """Context [batch, time, dim] of queries, keys|values, the bias of the scores and the sinusoids of the keys."""
         g, config = self.g, self.config
         repeats = config.num_heads // config.num_kv_heads
         if repeats > 1:
             key_value = self._repeat(key_value, repeats)
         keys, values = g.ops("Split", key_value, [config.head_dim] * 2, axis=-1, num_outputs=2)
-        transposed_keys = g.op("Transpose", keys, perm=[0, 1, 3, 2])
         if config.relative and positions is not None:
-            content = g.op("Add", query, vector(g, "pos_bias_u", self.layer.pos_bias_u))
-            place = g.op("Add", query, vector(g, "pos_bias_v", self.layer.pos_bias_v))
             projected = linear(g, positions, self.layer.linear_pos, "linear_pos")
-            position_keys = g.op("Reshape", projected, [0, 0, config.num_heads, config.head_dim])
-            scores = g.op(
-                "Add",
-                g.op("MatMul", g.op("Transpose", content, perm=[0, 2, 1, 3]), transposed_keys),
-                g.op(
-                    "MatMul",
-                    g.op("Transpose", place, perm=[0, 2, 1, 3]),
-                    g.op("Transpose", position_keys, perm=[0, 2, 3, 1]),
-                ),
-            )
-        else:
-            scores = g.op("MatMul", g.op("Transpose", query, perm=[0, 2, 1, 3]), transposed_keys)
-        scores = g.op("Add", g.op("Mul", scores, 1 / math.sqrt(config.head_dim)), bias)
-        context = g.op("Transpose", g.op("MatMul", g.op("Softmax", scores, axis=-1), values), perm=[0, 2, 1, 3])
+            keys = g.op("Add", keys, self._to_heads(projected, config.num_heads, config.head_dim))
+        scores = g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
+        context = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
         context = g.op("Reshape", context, [0, 0, config.num_heads * config.head_dim])
         return linear(g, context, self.layer.linear_out, "linear_out")
 
