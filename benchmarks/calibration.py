@@ -1,7 +1,6 @@
 """Does confidence mean something? Of the words that are said to be right with 70 %, about 70 % should be.
 
     python -m u2moe.benchmarks.calibration BUNDLE TEST.tsv ... --output calibration.json
-    python -m u2moe.benchmarks.calibration BUNDLE DEV.tsv ... --fit      # the two numbers for the bundle's manifest
 
 Every recording of the manifests is recognised; a word is right when it stands at its place in the transcript.
 """
@@ -9,20 +8,20 @@ Every recording of the manifests is recognised; a word is right when it stands a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.benchmarks.json_file import write_json
+from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
+ALL = "all"
 NUM_BINS = 10
 _SMALLEST = 1e-4
 
@@ -100,24 +99,15 @@ def information(found: Words) -> float | None:
     return round(float((before - after) / before), 4)
 
 
-def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
-    """Scale and bias of the log-odds that make the confidence most likely (Platt), by Newton's method."""
-    confidences, right = found
-    clipped = confidences.clip(_SMALLEST, 1 - _SMALLEST)
-    odds = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(right))])
-    weights = np.array([1.0, 0.0])
-    for _ in range(num_steps):
-        guess = 1 / (1 + np.exp(-weights @ odds))
-        curvature = (odds * guess * (1 - guess)) @ odds.T + 1e-6 * np.eye(2)
-        weights -= np.linalg.solve(curvature, odds @ (guess - right))
-    return round(float(weights[0]), 3), round(float(weights[1]), 3)
-
-
-def table(report: dict[str, dict[str, Any]]) -> str:
-    """The report as Markdown: a row for each set, and the bins of all together."""
-    lines = ["| set | words | right | mean confidence | expected error | area | information |",
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for name, found in report.items():
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown: a row for each set, and the bins of all together."""
+    lines = [
+        "Demo model, full context: confidence of words, and whether they are right. " + sentence(results),
+        "",
+        "| set | words heard | right | mean confidence | expected error | area | information |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in results["sets"].items():
         share, confidence = found["right"] or 0.0, found["confidence"] or 0.0
         lines.append(
             f"| {name} | {found['num_words']} | {share:.1%} | {confidence:.1%} | {found['expected_error']:.1%} "
@@ -127,9 +117,14 @@ def table(report: dict[str, dict[str, Any]]) -> str:
     lines += [
         f"| {item['from']:.0%} to {item['to']:.0%} | {item['num_words']} | {item['confidence']:.1%} "
         f"| {item['right']:.1%} |"
-        for item in report["all"]["bins"]
+        for item in results["sets"][ALL]["bins"]
     ]
-    return "\n".join(lines) + "\n"
+    legend = (
+        "Expected error: mean difference of confidence and share that is right, over the bins (ECE). Area: how often a "
+        "right word is surer than a wrong one (under the ROC curve). Information: share of the uncertainty about what "
+        "is right that the confidence removes (normalised cross entropy)."
+    )
+    return "\n".join([*lines, "", legend])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,23 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
-    parser.add_argument("--fit", action="store_true", help="print scale and bias that calibrate the bundle")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
     sets = {manifest.stem: hear(recognizer, read_manifest(manifest)) for manifest in args.manifests}
-    sets["all"] = (
+    sets[ALL] = (
         np.concatenate([confidences for confidences, _ in sets.values()]),
         np.concatenate([right for _, right in sets.values()]),
     )
-    if args.fit:
-        scale, bias = fit(sets["all"])
-        print(json.dumps({"confidence_scale": scale, "confidence_bias": bias}))
-        return 0
-    report = {name: reliability(found) for name, found in sets.items()}
+    found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
+    results = {**measured_here(), **of_bundle(args.bundle), "chunk_size": args.chunk_size, "sets": found}
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report), end="")
+        write_json(args.output, results)
+    print(table(results))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Do damaged audio files and bundles ever do more than raise one of our errors? Any number of them, each from its seed.
 
-    python -m u2moe.benchmarks.fuzz BUNDLE AUDIO... --inputs 10000
+    python -m u2moe.benchmarks.fuzz BUNDLE AUDIO... --inputs 10000 --output fuzz.json
 
 Inputs are read in a child process: if one ends it, that is counted, and another goes on behind it.
 """
@@ -17,19 +17,20 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import soundfile
 
+from u2moe.benchmarks.json_file import write_json
+from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.soak import resident_mb
 from u2moe.runtime import Bundle, Recognizer, U2moeError
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.manifest import MANIFEST_FILE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"),
            ("AIFF", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("CAF", "PCM_16"), ("W64", "PCM_16"))  # fmt: skip
@@ -52,6 +53,7 @@ class FuzzReport:
         num_refused: those that raised one of our errors; `num_accepted`: those that were read all the same.
         num_failed: those that raised anything else, or ended the process.
         failures: "kind seed: what happened" of the first of these.
+        start_mb: resident megabytes of the child process after a tenth of the inputs; `end_mb`: at its end.
     """
 
     num_inputs: dict[str, int]
@@ -59,11 +61,14 @@ class FuzzReport:
     num_accepted: int
     num_failed: int
     failures: list[str]
+    start_mb: float
+    end_mb: float
 
 
 def fuzz(bundle: Path, audio: Sequence[Path], num_inputs: int) -> FuzzReport:
     """Read inputs 0 to `num_inputs` in child processes."""
     outcomes: list[tuple[str, str]] = []
+    memory: list[float] = []
     while len(outcomes) < num_inputs:
         first = len(outcomes)
         command = [sys.executable, "-m", "u2moe.benchmarks.fuzz", str(bundle), *map(str, audio)]
@@ -71,8 +76,9 @@ def fuzz(bundle: Path, audio: Sequence[Path], num_inputs: int) -> FuzzReport:
         # Decoders write what they think of damaged files to stderr.
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:  # noqa: S603
             for line in child.stdout or ():
-                kind, _, outcome = line.rstrip("\n").partition("\t")
+                kind, outcome, mb = line.rstrip("\n").split("\t")
                 outcomes.append((kind, outcome))
+                memory.append(float(mb))
         if child.returncode:
             outcomes.append((kind_of(len(outcomes)), f"the process ended with {child.returncode}"))
     failures = [f"{kind} {seed}: {outcome}" for seed, (kind, outcome) in enumerate(outcomes) if outcome not in _GOOD]
@@ -83,6 +89,8 @@ def fuzz(bundle: Path, audio: Sequence[Path], num_inputs: int) -> FuzzReport:
         num_accepted=results["accepted"],
         num_failed=len(failures),
         failures=failures[:_NUM_REPORTED],
+        start_mb=memory[len(memory) // 10],
+        end_mb=memory[-1],
     )
 
 
@@ -226,16 +234,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("audio", type=Path, nargs="+", help="audio files, and folders of them")
     parser.add_argument("--inputs", type=int, default=1000, help="default: 1000")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child is not None:
         _limit_memory()
         for kind, outcome in read_inputs(args.bundle, args.audio, range(args.child, args.inputs)):
-            print(kind, outcome, sep="\t", flush=True)
+            print(kind, outcome, f"{resident_mb():.1f}", sep="\t", flush=True)
         return 0
     report = fuzz(args.bundle, args.audio, args.inputs)
-    print(json.dumps(asdict(report), indent=1))
+    results = {**measured_here(), **of_bundle(args.bundle), **asdict(report)}
+    if args.output:
+        write_json(args.output, results)
+    print(table(results))
     return int(report.num_failed > 0)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    kinds = {"audio": "audio files", "bundle": "bundles"}
+    tried = ", ".join(f"{num} {kinds[kind]}" for kind, num in results["num_inputs"].items())
+    counts = [results[name] for name in ("num_refused", "num_accepted", "num_failed")]
+    cells = [*map(str, counts), f"{results['start_mb']:.0f}, {results['end_mb']:.0f} MB"]
+    lines = [
+        f"Damaged inputs, each from its seed: {tried}. {sentence(results)}",
+        "",
+        "| refused with one of our errors | read all the same | anything else | memory after a tenth, at the end |",
+        "| ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(cells)} |",
+    ]
+    return "\n".join([*lines, *(f"\n`{failure}`" for failure in results["failures"])])
 
 
 def _limit_memory() -> None:

@@ -1,102 +1,156 @@
-"""Does the recogniser last? Hours of audio at full speed, many streams at once, and random portions; memory and texts.
+"""Does the recogniser last? Hours of audio at full speed, many streams at once, random portions; memory and texts.
 
-Run as `python -m u2moe.benchmarks.soak BUNDLE AUDIO... [--hours 1] [--streams 64]`; prints JSON, exits 1 on a failure.
+    python -m u2moe.benchmarks.soak BUNDLE TEST.tsv... [--hours 1] [--streams 64] [--output soak.json]
+
+One stream hears recordings one after the other for hours. Several hear a few each, together, alone, and in random
+portions. A file of as many hours is recognised as a whole, and what is heard of each recording in it compared with what
+is heard of that recording alone: what is lost or doubled at the cuts shows. Exits with 1 on a failure.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 
+from u2moe.benchmarks.json_file import write_json
+from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
-from u2moe.runtime.audio import find_audio, read_audio
+from u2moe.runtime.accuracy import Recording, WordErrors, read_manifest, words
+from u2moe.runtime.audio import read_audio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from u2moe.runtime import Result
 
+Samples = npt.NDArray[np.float32]
+
+STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 _STEP_S = 1.0
 """Seconds fed to each stream between two decodes, on average."""
+_PAUSES_S = (0.3, 2.0)
+"""Seconds between the recordings of the long file: some end an utterance, some do not."""
+_NOISE = 1e-4
+"""Deviation of the noise in them: digital silence is not what a microphone hears."""
+_MOST_GROWTH = 1.1
+"""Memory at the end, over what it was after a tenth of the time, from which on it counts as growing."""
+_MOST_LOST = 0.02
+"""Words, of all, that the long file may have more or fewer, or more wrong, than its recordings alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoakReport:
-    """What was tried and found.
+class Memory:
+    """Resident megabytes of the process after a tenth of a run, and at its end. They should be about equal."""
+
+    start_mb: float
+    end_mb: float
+
+    @property
+    def grew(self) -> bool:
+        """Whether there is more at the end."""
+        return self.end_mb > _MOST_GROWTH * self.start_mb
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongStream:
+    """A stream that heard recordings for hours.
 
     Attributes:
-        audio_s: seconds of audio of the long run; `wall_s`: how long it took.
-        num_segments: segments that the long run gave; `num_disordered`: how many of them came twice, late or early.
-        start_mb: resident memory after a tenth of the long run; `end_mb`: at its end. They should be about equal.
-        num_streams: streams decoded at once; `num_different`: how many gave other segments than alone.
-        together_s, alone_s: seconds that these took.
-        num_splits: clips fed again in other portions; `num_split_different`: how many then gave other segments.
+        audio_s: seconds of audio; `wall_s`: how long it took.
+        num_segments: segments that it gave; `num_disordered`: how many of them came twice, late or early.
+        memory: of the process.
     """
 
     audio_s: float
     wall_s: float
     num_segments: int
     num_disordered: int
-    start_mb: float
-    end_mb: float
+    memory: Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyStreams:
+    """Streams that were decoded at once.
+
+    Attributes:
+        num_streams: how many; `audio_s`: seconds of audio of all of them.
+        num_different: how many gave other segments than alone; `num_split_different`: than alone in random portions.
+        together_s, alone_s: seconds that these took.
+    """
+
     num_streams: int
+    audio_s: float
     num_different: int
+    num_split_different: int
     together_s: float
     alone_s: float
-    num_splits: int
-    num_split_different: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongFile:
+    """A file of recordings one after the other, recognised as a whole with full context.
+
+    Attributes:
+        audio_s: seconds of audio; `wall_s`: how long it took.
+        num_recordings: recordings in it; `num_words`: words of their transcripts.
+        num_heard, num_heard_alone: words recognised in the file, and in its recordings alone.
+        num_errors, num_errors_alone: word errors of these, recording by recording.
+        memory: of the process.
+    """
+
+    audio_s: float
+    wall_s: float
+    num_recordings: int
+    num_words: int
+    num_heard: int
+    num_heard_alone: int
+    num_errors: int
+    num_errors_alone: int
+    memory: Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakReport:
+    """What was tried and found."""
+
+    stream: LongStream
+    streams: ManyStreams
+    file: LongFile
 
     @property
-    def failed(self) -> bool:
-        """Whether texts differed, segments were out of order, or memory grew by more than a tenth."""
-        grew = self.end_mb > 1.1 * self.start_mb
-        return grew or self.num_disordered + self.num_different + self.num_split_different > 0
+    def failures(self) -> list[str]:
+        """What is wrong, in words."""
+        file, streams = self.file, self.streams
+        lost = abs(file.num_heard - file.num_heard_alone) / max(file.num_heard_alone, 1)
+        worse = (file.num_errors - file.num_errors_alone) / max(file.num_words, 1)
+        found = {
+            "memory of the long stream grew": self.stream.memory.grew,
+            "memory of the long file grew": file.memory.grew,
+            "segments out of order": self.stream.num_disordered > 0,
+            "streams together gave another text": streams.num_different > 0,
+            "random portions gave another text": streams.num_split_different > 0,
+            "words of the long file were lost or doubled": lost > _MOST_LOST or worse > _MOST_LOST,
+        }
+        return [name for name, is_so in found.items() if is_so]
 
 
-def soak(
-    recognizer: Recognizer, clips: Sequence[npt.NDArray[np.float32]], *, hours: float = 1.0, num_streams: int = 64
-) -> SoakReport:
-    """Run everything on `clips`, samples at the model's rate; one after the other, again and again, for `hours`."""
+def soak(bundle: Path, recordings: Sequence[Recording], *, hours: float = 1.0, num_streams: int = 64) -> SoakReport:
+    """Try everything on recordings, drawn at random again and again."""
+    streaming, whole = Recognizer.from_pretrained(bundle, options=STREAMED), Recognizer.from_pretrained(bundle)
     random = np.random.default_rng(0)
-    begin = time.perf_counter()
-    segments, start_mb, audio_s = _long_run(recognizer, clips, hours, random)
-    wall_s = time.perf_counter() - begin
-    end_mb = resident_mb()
-    sounds = [clips[i % len(clips)] for i in range(num_streams)]
-    sounds = [np.roll(sound, i * 1600) for i, sound in enumerate(sounds)]
-    begin = time.perf_counter()
-    alone = [_hear(recognizer, [sound], None)[0] for sound in sounds]
-    alone_s = time.perf_counter() - begin
-    begin = time.perf_counter()
-    together = _hear(recognizer, sounds, None)
-    together_s = time.perf_counter() - begin
-    split = [_hear(recognizer, [sound], random)[0] for sound in sounds]
-    ends = [segment.end for segment in segments]
     return SoakReport(
-        audio_s=audio_s,
-        wall_s=wall_s,
-        num_segments=len(segments),
-        num_disordered=sum(
-            segment.segment != number or segment.start < (ends[number - 1] if number else 0)
-            for number, segment in enumerate(segments)
-        ),
-        start_mb=start_mb,
-        end_mb=end_mb,
-        num_streams=num_streams,
-        num_different=sum(_said(a) != _said(b) for a, b in zip(alone, together, strict=True)),
-        together_s=together_s,
-        alone_s=alone_s,
-        num_splits=len(split),
-        num_split_different=sum(_said(a) != _said(b) for a, b in zip(alone, split, strict=True)),
+        stream=hear_long(streaming, recordings, hours, random),
+        streams=hear_many(streaming, recordings, num_streams, random),
+        file=read_long(whole, recordings, hours, random),
     )
 
 
@@ -107,14 +161,16 @@ def resident_mb() -> float:
     return int(status.read_text(encoding="ascii").split()[1]) * 4096 / 1e6 if status.exists() else 0.0
 
 
-def _long_run(
-    recognizer: Recognizer, clips: Sequence[npt.NDArray[np.float32]], hours: float, random: np.random.Generator
-) -> tuple[list[Result], float, float]:
-    """Segments of one stream, memory after a tenth of it, and its length."""
+def hear_long(
+    recognizer: Recognizer, recordings: Sequence[Recording], hours: float, random: np.random.Generator
+) -> LongStream:
+    """Feed one stream recordings in random portions."""
     rate = recognizer.bundle.manifest.features.sample_rate
-    stream, segments, start_mb = recognizer.create_stream(), [], 0.0
+    stream, start_mb = recognizer.create_stream(), 0.0
+    segments: list[Result] = []
+    begin = time.perf_counter()
     while stream.duration < 3600 * hours:
-        clip = clips[int(random.integers(len(clips)))]
+        clip = read_audio(recordings[int(random.integers(len(recordings)))].path, rate)
         for portion in _portions(clip, random, rate):
             stream.accept_waveform(rate, portion)
             recognizer.decode_streams([stream])
@@ -123,12 +179,97 @@ def _long_run(
             start_mb = resident_mb()
     stream.input_finished()
     recognizer.decode_streams([stream])
-    return [*segments, *stream.take_segments()], start_mb, stream.duration
+    segments += stream.take_segments()
+    ends = [0.0, *(segment.end for segment in segments)]
+    return LongStream(
+        audio_s=stream.duration,
+        wall_s=time.perf_counter() - begin,
+        num_segments=len(segments),
+        num_disordered=sum(
+            segment.segment != number or segment.start < ends[number] for number, segment in enumerate(segments)
+        ),
+        memory=Memory(start_mb=start_mb, end_mb=resident_mb()),
+    )
 
 
-def _hear(
-    recognizer: Recognizer, sounds: Sequence[npt.NDArray[np.float32]], random: np.random.Generator | None
-) -> list[list[Result]]:
+def hear_many(
+    recognizer: Recognizer, recordings: Sequence[Recording], num_streams: int, random: np.random.Generator
+) -> ManyStreams:
+    """Decode many streams together, then each alone, and each alone in random portions."""
+    rate = recognizer.bundle.manifest.features.sample_rate
+    drawn = random.integers(len(recordings), size=(num_streams, 3)).tolist()
+    sounds = [np.concatenate([read_audio(recordings[place].path, rate) for place in places]) for places in drawn]
+    begin = time.perf_counter()
+    together = _hear(recognizer, sounds, None)
+    middle = time.perf_counter()
+    alone = [_hear(recognizer, [sound], None)[0] for sound in sounds]
+    end = time.perf_counter()
+    split = [_hear(recognizer, [sound], random)[0] for sound in sounds]
+    return ManyStreams(
+        num_streams=num_streams,
+        audio_s=sum(map(len, sounds)) / rate,
+        num_different=sum(_said(a) != _said(b) for a, b in zip(alone, together, strict=True)),
+        num_split_different=sum(_said(a) != _said(b) for a, b in zip(alone, split, strict=True)),
+        together_s=middle - begin,
+        alone_s=end - middle,
+    )
+
+
+def read_long(
+    recognizer: Recognizer, recordings: Sequence[Recording], hours: float, random: np.random.Generator
+) -> LongFile:
+    """Recognise a long file, and its recordings alone."""
+    rate = recognizer.bundle.manifest.features.sample_rate
+    measured: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "long.flac"
+        placed = list(_write_long(file, recordings, hours, random, rate))
+        begin = time.perf_counter()
+        transcript = recognizer.transcribe(file, on_progress=lambda seconds: measured.append((seconds, resident_mb())))
+        wall_s = time.perf_counter() - begin
+    heard = [word for segment in transcript.segments for word in segment.words]
+    ends = np.array([end for _, end in placed])
+    at = np.searchsorted(ends, [(word.start + word.end) / 2 for word in heard]).clip(max=len(placed) - 1)
+    texts: list[list[str]] = [[] for _ in placed]
+    for word, place in zip(heard, at.tolist(), strict=True):
+        texts[place].append(word.word)
+    alone = {recording.path: recognizer.transcribe(recording.path).text for recording, _ in placed}
+    errors, errors_alone = WordErrors(), WordErrors()
+    for (recording, _), text in zip(placed, texts, strict=True):
+        errors.add(recording.transcript, " ".join(text))
+        errors_alone.add(recording.transcript, alone[recording.path])
+    return LongFile(
+        audio_s=transcript.duration,
+        wall_s=wall_s,
+        num_recordings=len(placed),
+        num_words=errors.num_words,
+        num_heard=sum(len(words(" ".join(text))) for text in texts),
+        num_heard_alone=sum(len(words(alone[recording.path])) for recording, _ in placed),
+        num_errors=errors.num_errors,
+        num_errors_alone=errors_alone.num_errors,
+        memory=Memory(
+            start_mb=next(mb for seconds, mb in measured if seconds >= transcript.duration / 10),
+            end_mb=measured[-1][1],
+        ),
+    )
+
+
+def _write_long(
+    file: Path, recordings: Sequence[Recording], hours: float, random: np.random.Generator, rate: int
+) -> Iterator[tuple[Recording, float]]:
+    """Write recordings with pauses after each; gives each, and the seconds in the middle of the pause after it."""
+    time_s = 0.0
+    with soundfile.SoundFile(file, "w", rate, 1, "PCM_16") as target:
+        while time_s < 3600 * hours:
+            recording = recordings[int(random.integers(len(recordings)))]
+            clip, pause_s = read_audio(recording.path, rate), random.uniform(*_PAUSES_S)
+            pause = _NOISE * random.standard_normal(int(pause_s * rate))
+            target.write(np.concatenate([clip, pause]))
+            time_s += (len(clip) + len(pause)) / rate
+            yield recording, time_s - len(pause) / rate / 2
+
+
+def _hear(recognizer: Recognizer, sounds: Sequence[Samples], random: np.random.Generator | None) -> list[list[Result]]:
     """Segments of each of several streams, fed in equal portions (None) or random ones."""
     rate = recognizer.bundle.manifest.features.sample_rate
     streams = [recognizer.create_stream() for _ in sounds]
@@ -144,9 +285,7 @@ def _hear(
     return [stream.take_segments() for stream in streams]
 
 
-def _portions(
-    samples: npt.NDArray[np.float32], random: np.random.Generator | None, rate: int
-) -> list[npt.NDArray[np.float32]]:
+def _portions(samples: Samples, random: np.random.Generator | None, rate: int) -> list[Samples]:
     step = int(_STEP_S * rate)
     if random is None:
         return np.split(samples, range(step, len(samples), step))
@@ -157,21 +296,60 @@ def _said(segments: list[Result]) -> list[tuple[str, list[float]]]:
     return [(segment.text, segment.times) for segment in segments]
 
 
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    stream, streams, file = (results[name] for name in ("stream", "streams", "file"))
+
+    def flat(memory: Mapping[str, float]) -> str:
+        return f"{memory['start_mb']:.0f} MB after a tenth, {memory['end_mb']:.0f} MB at the end"
+
+    def at(part: Mapping[str, float]) -> str:
+        return f"{part['audio_s'] / 3600:.2f} h of audio in {part['wall_s']:.0f} s"
+
+    num = streams["num_streams"]
+    found = {
+        "one stream, chunk 16, left 4": [
+            at(stream),
+            f"{stream['num_segments']} segments, {stream['num_disordered']} out of order",
+            flat(stream["memory"]),
+        ],
+        f"{num} streams at once": [
+            f"{streams['audio_s'] / 60:.0f} min in {streams['together_s']:.1f} s",
+            f"{streams['alone_s']:.1f} s one by one",
+            f"other texts or times than alone: {streams['num_different']} of {num}",
+            f"alone in random portions: {streams['num_split_different']} of {num}",
+        ],
+        "one file, full context": [
+            at(file),
+            f"{file['num_recordings']} recordings with {file['num_words']} words",
+            f"{file['num_heard']} words heard, {file['num_heard_alone']} in the recordings alone",
+            f"{file['num_errors']} errors, {file['num_errors_alone']} in the recordings alone",
+            flat(file["memory"]),
+        ],
+    }
+    rows = [f"| {run} | {'; '.join(findings)} |" for run, findings in found.items()]
+    head = "Demo model, one thread, at full speed. " + sentence(results)
+    return "\n".join([head, "", "| run | what was found |", "| --- | --- |", *rows])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description="Long audio, many streams, random portions: memory and texts.")
+    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
-    parser.add_argument("audio", type=Path, nargs="+", help="audio files, and folders of them")
-    parser.add_argument("--hours", type=float, default=1.0, help="of audio in the long run (default: 1)")
+    parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
+    parser.add_argument("--hours", type=float, default=1.0, help="of audio in the long runs (default: 1)")
     parser.add_argument("--streams", type=int, default=64, help="decoded at once (default: 64)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
-    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
-    recognizer = Recognizer.from_pretrained(args.bundle, options=options)
-    rate = recognizer.bundle.manifest.features.sample_rate
-    clips = [read_audio(file, rate) for file in find_audio(args.audio)]
-    report = soak(recognizer, clips, hours=args.hours, num_streams=args.streams)
-    print(json.dumps({**asdict(report), "failed": report.failed}))
-    return int(report.failed)
+    recordings = [recording for manifest in args.manifests for recording in read_manifest(manifest)]
+    report = soak(args.bundle, recordings, hours=args.hours, num_streams=args.streams)
+    results = {**measured_here(), **of_bundle(args.bundle), **asdict(report), "failures": report.failures}
+    if args.output:
+        write_json(args.output, results)
+    print(table(results))
+    for failure in report.failures:
+        print(f"FAILED: {failure}")
+    return int(bool(report.failures))
 
 
 if __name__ == "__main__":

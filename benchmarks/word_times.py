@@ -10,23 +10,22 @@ installed, which says where each word ends. Words that were recognised are compa
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.benchmarks.json_file import write_json
+from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
 from u2moe.runtime.audio import read_audio
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 RATE = 16_000
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)
@@ -165,13 +164,16 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
     return {name: round(float(value), 1) for name, value in figures.items()}
 
 
-def table(report: dict[str, dict[str, Any]]) -> str:
-    """The report as Markdown: a row for each set and condition."""
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown: a row for each set and condition."""
     lines = [
+        "Demo model: distance of the times of recognised words from where they are known to begin and end. "
+        + sentence(results),
+        "",
         "| speech | context | words recognised | start: median, 90 % | end: median, 90 % | bias of start, end |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, conditions in report.items():
+    for name, conditions in results["sets"].items():
         for condition, found in conditions.items():
             start, end = found["start"], found["end"]
             if start:
@@ -180,7 +182,7 @@ def table(report: dict[str, dict[str, Any]]) -> str:
                     f"| {start['median_ms']:.0f}, {start['p90_ms']:.0f} ms | {end['median_ms']:.0f}, "
                     f"{end['p90_ms']:.0f} ms | {start['bias_ms']:+.0f}, {end['bias_ms']:+.0f} ms |"
                 )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,13 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in args.sentences:
         texts = [recording.transcript for recording in read_manifest(path)]
         sets[f"festival, texts of {path.stem}"] = speak_sentences(texts[: args.utterances])
-    report = {
+    found = {
         name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
         for name, spoken in sets.items()
     }
+    results = {**measured_here(), **of_bundle(args.bundle), "sets": found}
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report), end="")
+        write_json(args.output, results)
+    print(table(results))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Do hotwords find names that would be missed, and leave all else alone? On recordings with transcripts.
 
-    python -m u2moe.benchmarks.hotword_gain BUNDLE TEST.tsv ... --output hotword_gain.json
+    python -m u2moe.benchmarks.hotwords BUNDLE TEST.tsv ... --output hotwords.json
 
 The rare words of the transcripts (long enough, in few of the recordings) play the names. Each recording is recognised
 three times: without hotwords; with its own rare words hidden among as many drawn from other recordings as fill the
@@ -10,21 +10,20 @@ list; and with a list of others alone, none of which is said.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from u2moe.benchmarks.json_file import write_json
+from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, WordErrors, matches, read_manifest, words
 from u2moe.runtime.context import DEFAULT_WEIGHT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SHORTEST = 5
 """Letters of a rare word, at least."""
@@ -79,7 +78,7 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
         texts = {"without": recognizer.transcribe(recording.path).text}
         for name, hotwords in (("with", named), ("unrelated", unrelated)):
             weighted = [(word, weight) for word in hotwords]
-            texts[name] = recognizer.transcribe(recording.path, hotwords=weighted).text
+            texts[name] = recognizer.transcribe(recording.path, hotwords=weighted or None).text
         for name, text in texts.items():
             counts[name].add(recording.transcript, text, own, named if name == "with" else unrelated)
         num_changed += texts["unrelated"] != texts["without"]
@@ -98,27 +97,32 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
     }
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [
-        "| set | rare words found without, with | word errors without, with | texts changed by others | their errors |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, found in report["sets"].items():
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    head = (
+        f"Demo model, full context. Rare words (of {SHORTEST} letters and more, said in at most {MOST_RECORDINGS} "
+        f"recordings of a set) play the names: each recording is recognised with a list of {results['list_len']} of "
+        f"them, its own among them, and with a list of others, of which none is said. Weight {results['weight']}. "
+    )
+    columns = [
+        "set", "rare words found without, with", "word errors without, with", "texts changed by others",
+        "word errors then", "others heard",
+    ]  # fmt: skip
+    lines = [head + sentence(results), "", f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    for name, found in results["sets"].items():
         without, named, unrelated = found["without"], found["with"], found["unrelated"]
         lines.append(
             f"| {name} | {without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']} "
             f"| {without['wer']:.1%}, {named['wer']:.1%} "
-            f"| {found['num_changed_by_unrelated']} of {found['num_recordings']} | {unrelated['wer']:.1%} |"
+            f"| {found['num_changed_by_unrelated']} of {found['num_recordings']} | {unrelated['wer']:.1%} "
+            f"| {unrelated['num_false']} in {unrelated['num_words']} words |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.hotword_gain", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.hotwords", description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
@@ -127,10 +131,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
     sets = {path.stem: measure(recognizer, read_manifest(path), args.weight) for path in args.manifests}
-    report = {"weight": args.weight, "list_len": LIST_LEN, "sets": sets}
+    results = {
+        **measured_here(),
+        **of_bundle(args.bundle),
+        "weight": args.weight,
+        "list_len": LIST_LEN,
+        "chunk_size": args.chunk_size,
+        "sets": sets,
+    }
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report), end="")
+        write_json(args.output, results)
+    print(table(results))
     return 0
 
 

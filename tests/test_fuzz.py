@@ -1,0 +1,88 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.benchmarks import fuzz
+from u2moe.runtime import AudioError
+
+
+@pytest.fixture
+def clips(tmp_path, sound):
+    soundfile.write(tmp_path / "clip.wav", sound, 16_000)
+    return tmp_path / "clip.wav"
+
+
+def test_damaged_inputs_are_refused_or_read(bundle, clips, tmp_path, capsys):
+    file = tmp_path / "fuzz.json"
+    assert fuzz.main([str(bundle.path), str(clips), "--inputs", "36", "--output", str(file)]) == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results["num_inputs"] == {"audio": 24, "bundle": 12}
+    assert results["num_refused"] + results["num_accepted"] == 36
+    assert results["num_refused"] > 0 < results["num_accepted"]
+    assert results["start_mb"] > 0 < results["end_mb"]
+    assert fuzz.table(results) in capsys.readouterr().out
+
+
+def test_an_input_is_made_from_its_seed(sound):
+    made = [fuzz.damaged_audio(sound[:8000], 16_000, np.random.default_rng(seed)) for seed in (1, 2, 1)]
+    assert made[0] == made[2] != made[1]
+
+
+def test_errors_that_are_not_ours_are_failures():
+    def fail(error):
+        raise error
+
+    assert fuzz.outcome_of(lambda: None) == "accepted"
+    assert fuzz.outcome_of(lambda: fail(AudioError("bad"))) == "refused"
+    assert fuzz.outcome_of(lambda: fail(KeyError("a\n b"))) == "KeyError: 'a\\n b'"
+
+
+def test_an_input_that_ends_the_process_is_counted_and_the_rest_done(bundle, clips, monkeypatch):
+    """Input 3 ends the child, as a fault in a decoder would; 5 raises an error of Python's."""
+    real_popen = fuzz.subprocess.Popen
+    program = """
+import os, sys
+from u2moe.benchmarks import fuzz
+
+def read_inputs(bundle, audio, seeds):
+    for seed in seeds:
+        if seed == 3:
+            os._exit(9)
+        yield fuzz.kind_of(seed), "KeyError: 'x'" if seed == 5 else "refused"
+
+fuzz.read_inputs = read_inputs
+sys.exit(fuzz.main(sys.argv[1:]))
+"""
+
+    def popen(command, **settings):
+        assert command[1:3] == ["-m", "u2moe.benchmarks.fuzz"]
+        return real_popen([command[0], "-c", program, *command[3:]], **settings)
+
+    monkeypatch.setattr(fuzz.subprocess, "Popen", popen)
+    report = fuzz.fuzz(bundle.path, [clips], 8)
+    assert report.num_inputs == {"audio": 6, "bundle": 2}
+    assert (report.num_refused, report.num_accepted, report.num_failed) == (6, 0, 2)
+    assert report.failures == ["audio 3: the process ended with 9", "bundle 5: KeyError: 'x'"]
+
+
+def test_bundles_are_damaged_in_a_copy(bundle, tmp_path):
+    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
+    changed = 0
+    for seed in range(20):
+        target = tmp_path / str(seed)
+        fuzz.damage_bundle(bundle.path, target, np.random.default_rng(seed))
+        after = {file.name: file.read_bytes() for file in target.iterdir()}
+        changed += after != before
+    assert changed >= 18  # a file may be exchanged for itself
+    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
+
+
+def test_memory_of_children_is_limited():
+    if os.name != "posix":
+        pytest.skip("of Unix only")
+    program = "from u2moe.benchmarks import fuzz; fuzz._limit_memory(); bytearray((fuzz.MEMORY_GB + 1) << 30)"
+    done = fuzz.subprocess.run([fuzz.sys.executable, "-c", program], capture_output=True, check=False)
+    assert b"MemoryError" in done.stderr

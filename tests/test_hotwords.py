@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import soundfile
+
+from u2moe.benchmarks import hotwords
+from u2moe.runtime import Transcript
+from u2moe.runtime.accuracy import Recording
+
+RECORDINGS = [
+    Recording(path="0", transcript="THE OLD HARBOUR LIES THERE"),
+    Recording(path="1", transcript="THE OLD KITCHEN LIES THERE"),
+    Recording(path="2", transcript="GARDEN HARBOUR KITCHEN"),
+    *(Recording(path=str(number), transcript="THERE") for number in range(3, 6)),
+]
+
+
+class Hearer:
+    """In the place of a recogniser: hears "OLD" only, and of hotwords those that `hears` says."""
+
+    def __init__(self, hears):
+        self.hears = hears
+
+    def transcribe(self, path, *, hotwords=None):
+        said = RECORDINGS[int(path)].transcript.split()
+        named = [word for word, weight in hotwords or () if self.hears(word, said) and weight == 1.25]
+        return Transcript(text=" ".join(["OLD", *named]), duration=1.0, segments=[])
+
+
+def test_rare_words_are_long_and_in_few_recordings():
+    assert hotwords.rare_words(RECORDINGS)[:3] == [{"HARBOUR"}, {"KITCHEN"}, {"GARDEN", "HARBOUR", "KITCHEN"}]
+
+
+def test_names_that_are_said_are_found():
+    found = hotwords.measure(Hearer(lambda word, said: word in said), RECORDINGS, 1.25)
+    assert (found["without"]["num_rare"], found["without"]["num_rare_found"]) == (5, 0)
+    assert found["with"]["num_rare_found"] == 5
+    assert found["with"]["num_false"] == found["unrelated"]["num_false"] == 0
+    assert found["num_changed_by_unrelated"] == 0
+    assert found["with"]["num_errors"] < found["without"]["num_errors"] == found["unrelated"]["num_errors"]
+
+
+def test_names_that_are_not_said_and_heard_are_counted():
+    found = hotwords.measure(Hearer(lambda word, said: word not in said), RECORDINGS, 1.25)
+    assert found["with"]["num_rare_found"] == 0
+    assert found["num_changed_by_unrelated"] == 5  # for the third there are no others
+    assert found["unrelated"]["num_false"] == 2 + 2 + 3 * 3
+    assert found["unrelated"]["num_errors"] > found["without"]["num_errors"]
+
+
+def test_others_are_never_said():
+    random = np.random.default_rng(0)
+    everywhere = [f"WORD{number}" for number in range(300)]
+    drawn = hotwords.others(everywhere, {"WORD1", "WORD2"}, 100, random)
+    assert len(drawn) == len(set(drawn)) == 100
+    assert not {"WORD1", "WORD2"} & set(drawn)
+
+
+def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", sound, 16_000)
+    symbol = "".join(bundle.tokens[3:9])
+    (tmp_path / "test.tsv").write_text(f"a.wav\t{symbol}\n", encoding="utf-8")
+    file = tmp_path / "hotwords.json"
+    arguments = [str(bundle.path), str(tmp_path / "test.tsv"), "--weight", "9", "--output", str(file)]
+    assert hotwords.main(arguments) == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results["weight"] == 9
+    assert results["sets"]["test"]["num_recordings"] == 1
+    assert hotwords.table(results) in capsys.readouterr().out

@@ -1,0 +1,79 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.benchmarks import word_times
+from u2moe.benchmarks.word_times import TimedWord, Utterance
+from u2moe.runtime import Result, Transcript, WordResult
+from u2moe.runtime.accuracy import read_manifest
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Tones of half a second, a quarter after the beginning of each recording."""
+    lines = []
+    for number, word in enumerate(("ONE", "TWO", "TWO WORDS")):
+        tone = 0.3 * np.sin(np.arange(8000) * (0.2 + 0.1 * number))
+        soundfile.write(tmp_path / f"{number}.wav", np.concatenate([np.zeros(4000), tone, np.zeros(4000)]), 16_000)
+        lines.append(f"{number}.wav\t{word}")
+    (tmp_path / "words.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "words.tsv"
+
+
+def test_words_are_joined_where_they_are_said_to_be(manifest):
+    utterances = word_times.join_words(read_manifest(manifest), 3)
+    assert len(utterances) == 3
+    for utterance in utterances:
+        assert {word.word for word in utterance.words} <= {"ONE", "TWO"}  # only recordings of one word
+        assert len(utterance.words) == word_times.WORDS_PER_UTTERANCE
+        loud = np.abs(utterance.samples) > 0.05
+        told = np.zeros(len(loud), bool)
+        for word in utterance.words:
+            assert word.end - word.start == pytest.approx(0.5, abs=0.011)
+            told[round(word.start * 16_000) : round(word.end * 16_000)] = True
+        assert not (loud & ~told).any()
+        assert told.mean() == pytest.approx(5 * 0.5 * 16_000 / len(told), abs=0.01)
+
+
+def test_words_begin_where_the_one_before_ends_or_the_pause_after_it():
+    ends = [(0.5, "a"), (0.9, "b"), (1.8, "c")]
+    segments = [(0.2, "pau"), (0.5, "x"), (0.9, "y"), (1.4, "pau"), (1.8, "z"), (2.0, "pau")]
+    assert [(word.word, word.start, word.end) for word in word_times._bounded(ends, segments)] == [
+        ("a", 0.2, 0.5), ("b", 0.5, 0.9), ("c", 1.4, 1.8),
+    ]  # fmt: skip
+
+
+def test_errors_are_those_of_the_words_that_were_heard():
+    class Hearer:
+        def transcribe(self, samples, options):
+            heard = [WordResult(word=w, start=s, end=e, confidence=None) for w, s, e in
+                     (("ONE", 0.11, 0.48), ("SIX", 0.6, 0.9), ("TWO", 1.03, 1.5))]  # fmt: skip
+            return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=heard)])
+
+    spoken = [TimedWord(word=w, start=s, end=e) for w, s, e in (("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))]
+    found = word_times.compare(Hearer(), [Utterance(samples=np.zeros(9, np.float32), words=spoken)], None)
+    assert (found["num_words"], found["num_recognised"]) == (3, 2)
+    assert found["start"] == {"bias_ms": 20.0, "mean_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0}
+    assert found["end"] == {"bias_ms": -10.0, "mean_ms": 10.0, "median_ms": 10.0, "p90_ms": 18.0}
+    assert word_times.statistics([]) is None
+
+
+@pytest.mark.skipif(shutil.which("festival") is None, reason="festival is not installed")
+def test_festival_says_where_its_words_are():
+    (utterance,) = word_times.speak_sentences(["THE OLD HARBOUR"])
+    assert [word.word for word in utterance.words] == ["the", "old", "harbour"]
+    assert all(a.end <= b.start for a, b in zip(utterance.words, utterance.words[1:], strict=False))
+    assert 0.3 < utterance.words[-1].end <= len(utterance.samples) / 16_000
+
+
+def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
+    file = tmp_path / "word_times.json"
+    arguments = [str(bundle.path), "--isolated", str(manifest), "--utterances", "2", "--output", str(file)]
+    assert word_times.main(arguments) == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert set(results["sets"]["words"]) == {"full", "chunk 16"}
+    assert results["sets"]["words"]["full"]["num_words"] == 10
+    assert word_times.table(results) in capsys.readouterr().out
