@@ -159,7 +159,9 @@ class _Beam:
 
     def add_blank(self, score: float) -> None:
         """Let all alignments go on with blank, of log-probability `score`, and none otherwise."""
-        self.blank_times, self.best_blank = self.times, self.best + score
+        if not self.best_blank > self.best_token:
+            self.best_blank, self.blank_times = self.best_token, self.token_times
+        self.best_blank += score
         self.blank = self.total = self.total + score
         self.token = self.best_token = _NEVER
         self.token_times = None
@@ -198,8 +200,6 @@ class PrefixBeamSearch:
         _check(log_probs, self.blank)
         if len(log_probs) == 0:
             return
-        if np.isnan(log_probs.max()):
-            raise ValueError("log_probs hold NaN")
         tokens, scores = _most_probable(log_probs, min(self.beam_size, log_probs.shape[1]))
         for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
             for search in self._searches:
@@ -448,6 +448,8 @@ def _most_probable(
     width = max(vocab // (_NUM_BLOCKS * num), 1)
     num_blocks = vocab // width
     peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
+    if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
+        raise ValueError("log_probs hold NaN")
     # `num` tokens are at least as probable as the least of the `num` highest peaks; few others are.
     least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
     places = np.flatnonzero(log_probs >= least)

@@ -275,12 +275,14 @@ class Recognizer:
             required = required_cache_size(options.chunk_size, options.num_left_chunks)
         output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
         num_frames = (lengths - self.model.config.window) // self.model.config.subsampling_rate + 1
-        valid = [row[:num] for row, num in zip(output, num_frames.tolist(), strict=True)]
-        log_probs = np.split(self.model.ctc(np.concatenate(valid)), np.cumsum(num_frames)[:-1])
-        num_cached = [stream.caches.num_cached + len(row) for (stream, _), row in zip(chunks, valid, strict=True)]
+        outputs = [row[:num] for row, num in zip(output, num_frames.tolist(), strict=True)]
+        log_probs = self.model.ctc(np.concatenate(outputs))
+        num_cached = [stream.caches.num_cached + len(own) for (stream, _), own in zip(chunks, outputs, strict=True)]
         rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
-        for index, (stream, _) in enumerate(chunks):
-            stream.advance(valid[index].copy(), log_probs[index], rows[index])
+        start = 0
+        for (stream, _), own, row in zip(chunks, outputs, rows, strict=True):
+            stream.advance(own.copy(), log_probs[start : start + len(own)], row)
+            start += len(own)
 
     def _settle(self, stream: Stream) -> None:
         """The second pass of the utterances of a stream that have ended."""

@@ -80,6 +80,7 @@ class Stream:
             self._has_failed = False
             self._num_samples = 0
             self._num_frames = 0
+            self._unmeasured: list[npt.NDArray[np.float32]] = []  # features whose loudness is not known yet
             self._levels = array("f")  # loudness of the feature frames from `_levels_start` on
             self._levels_start = 0
             self._num_segments = 0
@@ -193,7 +194,10 @@ class Stream:
         """Features [frames, mel] of the next chunk, or None."""
         with self._lock:
             window = self._windows.take()
-            if window is not None and self.options.chunk_size is None:
+            if window is None:
+                return None
+            self._measure()
+            if self.options.chunk_size is None:
                 self._window = window
             return window
 
@@ -324,8 +328,14 @@ class Stream:
         self._hear(self._features.accept(samples))
 
     def _hear(self, features: npt.NDArray[np.float32]) -> None:
-        self._levels.frombytes(loudness(features).tobytes())
+        self._unmeasured.append(features)
         self._windows.accept(features)
+
+    def _measure(self) -> None:
+        """Loudness of what was heard, of many frames together."""
+        if self._unmeasured:
+            self._levels.frombytes(loudness(np.concatenate(self._unmeasured)).tobytes())
+            self._unmeasured = []
 
     def _no_caches(self) -> CacheRow:
         return split_rows(self._model.encoder.start(), [0])[0]

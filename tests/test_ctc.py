@@ -259,5 +259,11 @@ def test_arguments_that_are_refused():
         PrefixBeamSearch(0)
     with pytest.raises(ValueError, match="blank 7"):
         ctc_greedy_search(np.zeros((1, 5), np.float32), blank=7)
+
+
+@pytest.mark.parametrize(("vocab", "token"), [(5, 3), (200, 7), (299, 298), (299, 0)])
+def test_nan_is_found_wherever_it_is(vocab, token):
+    log_probs = random_log_probs(0, 3, vocab)
+    log_probs[1, token] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        ctc_prefix_beam_search(np.full((1, 5), np.nan, np.float32), 2)
+        ctc_prefix_beam_search(log_probs, 2)
