@@ -159,9 +159,9 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [
         f"Milliseconds per chunk of {CHUNK_SIZE} encoder frames and stream, one thread, {NUM_LEFT_CHUNKS} left chunks,",
         f"medians of {results['repetitions']} rounds ({machine['processor']}, onnxruntime {machine['onnxruntime']},",
-        f"commit {machine['commit']}), and what our own code takes beside the encoder: at most {LIMIT:.0%} was asked of",
-        "one stream of 225 M parameters. Posteriors: *speech*, of the demo model for the bundled clips; *blank*, those",
-        f"of them with blank above {BLANK}; *own*, of the bundle itself, which are not like speech with random weights.",
+        f"commit {machine['commit']}), and what our own code takes beside the encoder: at most {LIMIT:.0%} was asked",
+        "of one stream of 225 M parameters. Posteriors: *speech*, of the demo model for the clips; *blank*, those of them",
+        f"with blank above {BLANK}; *own*, of the bundle itself, which are not like speech where weights are random.",
         "",
         "| bundle | posteriors | streams | encoder | CTC head | features | search | state | own / encoder |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
