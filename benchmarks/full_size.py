@@ -1,6 +1,7 @@
 """The paper's table at full size: a billion parameters in experts, beside dense networks of 225 million and a billion.
 
-    python -m u2moe.benchmarks.full_size FOLDER --results full_size.json [--at-most 1]
+    python -m u2moe.benchmarks.full_size FOLDER --prepare
+    python -m u2moe.benchmarks.full_size FOLDER --results full_size.json [--only int8/1/] [--at-most 1]
 
 FOLDER holds the bundles, random weights in WeNet's layout; those that are missing are made (`artefacts`). What is
 measured is written to the results cell by cell, and a second run goes on where the first was stopped. A cell is one
@@ -8,7 +9,8 @@ setting of all models in turn; `--at-most 1` ends after one, for machines that a
 comes from the results alone (`tables`).
 
 Time is that of encoder and CTC head, features and search left out: the search through random probabilities says
-nothing of that through a trained model's.
+nothing of that through a trained model's. Random routers are turned so that tokens spread evenly over all experts, the
+worst case, and once so that chunks touch as many as people's speech does in the demo model (`routing`).
 """
 
 from __future__ import annotations
@@ -16,36 +18,55 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from u2moe.benchmarks.artefacts import Artefact, make_artefact
+from u2moe.benchmarks.bound import measure_bound
 from u2moe.benchmarks.experts import measure_experts
 from u2moe.benchmarks.footprint import measure_footprint
-from u2moe.benchmarks.listening import Mode
-from u2moe.benchmarks.machine import describe_machine
+from u2moe.benchmarks.listening import Instrument, Mode
 from u2moe.benchmarks.measurement import interleaved
+from u2moe.benchmarks.provenance import measured_here
+from u2moe.benchmarks.rates import measure_rates
+from u2moe.benchmarks.routing import Gates, TurnedSettings, routing, turned_gates
 from u2moe.benchmarks.utterances import (
     CHUNK_SIZE,
     NUM_LEFT_CHUNKS,
+    UTTERANCE_S,
     clips,
     one_round,
+    random_frames,
     utterance,
 )
 from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
-MODES = ("start", "streaming", "streaming-8", "full", "second-pass")
-DEMO = "demo model"
-NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
+ROUTED = "routed"
+"""Behind the name of a model with experts, as a case: with routers turned so that it is routed as the demo model."""
+OWN, EVEN, AS_DEMO, DEMO = "own routers, speech", "even", "as the demo model", "demo model, speech"
+"""Routings that are told of."""
+
+TIMED = ("streaming", "streaming-8", "full", "second-pass")
+BOUNDS = {
+    "bound-streaming": Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS),
+    "bound-full": Mode(),
+}
+MODES = ("start", *TIMED, *BOUNDS)
+"""`start`: a fresh process loads a model. `bound-...`: encoder and bound, with the models' own routers and speech. The
+others are those of `utterances.one_round`, evenly routed."""
 REPETITIONS = {"int8": 7, "fp32": 3}
-NUM_STARTS = 2
+NUM_STARTS, NUM_BOUNDS = 2, 3
+RESULTS = Path(__file__).parent / "results" / "full_size.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,35 +90,133 @@ class Cell:
 
 
 def all_cells() -> list[Cell]:
-    """All settings, those of the targets first."""
+    """All settings, those of the targets first; float32 has no targets, and is told less of."""
+    modes = {("int8", 1): MODES, ("int8", 2): TIMED, ("fp32", 1): (*TIMED, "start"), ("fp32", 2): TIMED}
     return [
         Cell(precision=precision, num_threads=num_threads, mode=mode)
-        for precision in ("int8", "fp32")
-        for num_threads in (1, 2)
-        for mode in MODES
+        for (precision, num_threads), own in modes.items()
+        for mode in own
     ]
 
 
-def measure(cell: Cell, artefacts: Sequence[Artefact], repetitions: int | None = None) -> dict[str, Any]:
+class Bench:
+    """Models on disk with routers turned for them, and those in memory that the last cell needed."""
+
+    def __init__(
+        self, artefacts: Sequence[Artefact], demo: Mapping[str, float], progress: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Load nothing yet; `demo` is what `demo_routing` tells."""
+        self.artefacts = {item.name: item for item in artefacts}
+        self.demo = demo
+        self.progress = progress
+        self.free()
+
+    def free(self) -> None:
+        """Leave no model in memory."""
+        self._key: tuple[str, int] | None = None
+        self._models: dict[str, Model] = {}
+        self._settings: list[TurnedSettings] = []
+
+    def bundles(self, precision: str) -> dict[str, Bundle]:
+        """All models."""
+        return {name: Bundle.open(item.bundle(precision), verify=False) for name, item in self.artefacts.items()}
+
+    def models(self, precision: str, num_threads: int) -> dict[str, Model]:
+        """All models, evenly routed; in int8 on one thread also routed as the demo model."""
+        if self._key != (precision, num_threads):
+            self.free()
+            for name, bundle in self.bundles(precision).items():
+                self._load(name, bundle, num_threads, self.gates(name, EVEN))
+                if has_experts(name) and (precision, num_threads) == ("int8", 1):
+                    self._load(f"{name}/{ROUTED}", bundle, num_threads, self.gates(name, AS_DEMO))
+            self._key = (precision, num_threads)
+        return self._models
+
+    def _load(self, case: str, bundle: Bundle, num_threads: int, gates: Gates) -> None:
+        settings = TurnedSettings(gates)
+        self._models[case] = bundle.load(sess_options=settings.options(num_threads))
+        self._settings.append(settings)
+
+    def gates(self, name: str, title: str) -> Gates:
+        """Routers of a model, turned; made once, none without experts."""
+        if not has_experts(name):
+            return {}
+        num_used = self.demo["touched"] if title == AS_DEMO else None
+        file = self.artefacts[name].folder / f"routers-{f'{num_used:.2f}' if num_used else 'all'}.npz"
+        if not file.exists():
+            self.progress(f"{name}: routers, {title}")
+            bundle = self.bundles("int8")[name]
+            np.savez(file, **turned_gates(bundle, random_frames(bundle), num_used))  # type: ignore[arg-type]
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    def routings(self) -> dict[str, Mapping[str, float]]:
+        """Experts that chunks touch: in the demo model, and in another with its own routers and with turned ones."""
+        found = {DEMO: self.demo}
+        for name, bundle in self.bundles("int8").items():
+            if has_experts(name):
+                found[OWN] = _means(routing(bundle, utterance(bundle), {}))
+                for title in (EVEN, AS_DEMO):
+                    found[title] = _means(routing(bundle, random_frames(bundle), self.gates(name, title)))
+        return found
+
+
+def has_experts(name: str) -> bool:
+    """Whether a preset's encoder has any."""
+    return "n_expert" in PRESETS[name]["encoder_conf"]
+
+
+def demo_routing() -> dict[str, float]:
+    """Experts that chunks of people's speech touch in the demo model."""
+    bundle = Bundle.open(DEMO_FOLDER)
+    rate = bundle.manifest.features.sample_rate
+    modes = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)]
+    (found,) = measure_experts(bundle, [read_audio(file, rate) for file in clips()], modes).values()
+    return _means(found)
+
+
+def _means(summary: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "num_experts": summary["num_experts"],
+        "touched": summary["touched"]["mean"],
+        "load_entropy": summary["load_entropy"]["mean"],
+    }
+
+
+def measure(cell: Cell, bench: Bench, repetitions: int | None = None) -> dict[str, Any]:
     """What one cell holds, by model: of a start what `measure_footprint` reports, else the seconds of every round.
 
     Args:
         cell: the setting.
-        artefacts: the models; all of them are loaded at once, but for a start.
-        repetitions: rounds; None: what is usual for the precision.
+        bench: the models; all of them are loaded at once, but for a start.
+        repetitions: rounds; None: what is usual for the cell.
     """
-    bundles = {item.name: item.bundle(cell.precision) for item in artefacts}
     if cell.mode == "start":
-        opened = {name: Bundle.open(folder, verify=False) for name, folder in bundles.items()}
-        rounds = repetitions or NUM_STARTS
-        return measure_footprint(opened, clips()[0], num_threads=cell.num_threads, repetitions=rounds)
-    cases: dict[str, Callable[[], float]] = {}
-    for name, folder in bundles.items():
-        bundle = Bundle.open(folder, verify=False)
-        model = bundle.load(num_threads=cell.num_threads)
-        cases[name] = _timed(one_round(cell.mode, model, utterance(bundle)))
+        bench.free()
+        rounds, bundles = repetitions or NUM_STARTS, bench.bundles(cell.precision)
+        return measure_footprint(bundles, clips()[0], num_threads=cell.num_threads, repetitions=rounds)
+    if cell.mode in BOUNDS:
+        bench.free()
+        return _measure_bound(cell, bench, repetitions or NUM_BOUNDS)
+    bundles = bench.bundles(cell.precision)
+    cases = {
+        case: _timed(one_round(cell.mode, model, random_frames(bundles[case.partition("/")[0]])))
+        for case, model in bench.models(cell.precision, cell.num_threads).items()
+    }
     seconds = interleaved(cases, repetitions or REPETITIONS[cell.precision])
     return {name: {"seconds": values} for name, values in seconds.items()}
+
+
+def _measure_bound(cell: Cell, bench: Bench, repetitions: int) -> dict[str, Any]:
+    """Time and bound of each part of the encoder, as `bound.compare` tells, of all models but the large one."""
+    bundles = {name: bundle for name, bundle in bench.bundles(cell.precision).items() if name != LARGE}
+    instruments = {name: Instrument(bundle, num_threads=cell.num_threads) for name, bundle in bundles.items()}
+    footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]
+    rates = measure_rates(footprints, cell.num_threads, repetitions=repetitions, progress=bench.progress)
+    rate = next(iter(bundles.values())).manifest.features.sample_rate
+    samples = np.concatenate([read_audio(file, rate) for file in clips()])[: round(UTTERANCE_S * rate)]
+    entries = measure_bound(instruments, samples, BOUNDS[cell.mode], rates, repetitions=repetitions)
+    return {entry["bundle"]: entry for entry in entries}
 
 
 def _timed(run: Callable[[], object]) -> Callable[[], float]:
@@ -124,9 +243,9 @@ def run(
     """Measure what the results lack, and write them after every cell.
 
     Args:
-        root: folder of the bundles; models that are missing there are made.
+        root: folder of the bundles; models and routers that are missing there are made.
         results: JSON file, which may hold cells already.
-        models: presets of `random_checkpoint`.
+        models: presets of `random_checkpoint`, at most one of them with experts.
         cells: settings; None: all.
         at_most: stop after so many new cells.
         repetitions: rounds of a cell; None: what is usual.
@@ -137,53 +256,55 @@ def run(
     """
     content = _opened(results, models)
     missing = [cell for cell in cells or all_cells() if cell.key not in content["cells"]][:at_most]
-    artefacts = [make_artefact(name, root, progress=progress) for name in models] if missing else []
-    content["experts"] |= {
-        title: _experts(bundle, progress)
-        for title, bundle in _with_experts(artefacts).items()
-        if title not in content["experts"]
-    }
+    if missing:
+        bench, routings = prepare(root, models, progress=progress)
+        content["routings"] = routings
     for cell in missing:
         progress(cell.key)
-        content["cells"][cell.key] = measure(cell, artefacts, repetitions)
-        content["machine"] = describe_machine()
+        content["cells"][cell.key] = measure(cell, bench, repetitions)
+        content |= measured_here()
         written = results.with_suffix(".partial")
         written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         written.replace(results)
     return content
 
 
-def _with_experts(artefacts: Sequence[Artefact]) -> dict[str, Bundle]:
-    """The bundles whose routing is shown: those of the models that have experts, and the demo model."""
-    presets = [item for item in artefacts if "n_expert" in PRESETS[item.name]["encoder_conf"]]
-    folders = {NAMES.get(item.name, item.name): item.bundle("int8") for item in presets}
-    return {title: Bundle.open(folder, verify=False) for title, folder in {**folders, DEMO: DEMO_FOLDER}.items()}
+def prepare(
+    root: Path,
+    models: Sequence[str],
+    *,
+    again: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Bench, dict[str, Mapping[str, float]]]:
+    """What needs no quiet machine: the models, their routers, and what these do.
 
-
-def _experts(bundle: Bundle, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Experts that chunks of people's speech touch: mean over layers, and the entropy of their load."""
-    modes = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)]
-    rate = bundle.manifest.features.sample_rate
-    found = measure_experts(bundle, [read_audio(file, rate) for file in clips()], modes, progress=progress)
-    return {
-        mode: {
-            "num_experts": item["num_experts"],
-            "touched": item["touched"]["mean"],
-            "load_entropy": item["load_entropy"]["mean"],
-        }
-        for mode, item in found.items()
-    }
+    Args:
+        root: where it is kept for the next time.
+        models: presets of `random_checkpoint`.
+        again: look at the demo model again, which may be another one.
+        progress: called with a line for each step.
+    """
+    artefacts = [make_artefact(name, root, progress=progress) for name in models]
+    file = root / "routings.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if DEMO in known and not again:
+        return Bench(artefacts, known[DEMO], progress), known
+    bench = Bench(artefacts, demo_routing(), progress)
+    known = bench.routings()
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return bench, known
 
 
 def _opened(results: Path, models: Sequence[str]) -> dict[str, Any]:
     """The content of the results so far."""
     parameters = {name: num_parameters(random_config(**PRESETS[name])) for name in models}
+    here = measured_here()
     if not results.exists():
-        return {"parameters": parameters, "machine": describe_machine(), "experts": {}, "cells": {}}
+        return {"parameters": parameters, **here, "routings": {}, "cells": {}}
     content: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     if content["parameters"] != parameters:
         raise ValueError(f"{results}: holds {content['parameters']}, expected {parameters}; name another file")
-    processor = describe_machine()["processor"]
+    processor = here["machine"]["processor"]
     if content["machine"]["processor"] != processor:
         raise ValueError(f"{results}: measured on {content['machine']['processor']}, this is {processor}")
     return content
@@ -193,16 +314,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.full_size", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file, continued if it is there")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, continued if it is there")
+    parser.add_argument("--prepare", action="store_true", help="make what is missing in FOLDER, and measure nothing")
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as int8/1/")
     args = parser.parse_args(arguments)
+    if args.prepare:
+        prepare(args.folder, MODELS, again=True, progress=_print)
+        return
     cells = [cell for cell in all_cells() if args.only in cell.key]
-    content = run(
-        args.folder, args.results, cells=cells, at_most=args.at_most, progress=lambda line: print(f"- {line}")
-    )
-    missing = sum(cell.key not in content["cells"] for cell in all_cells())
-    print(f"{args.results}: {missing} cells are missing")
+    content = run(args.folder, args.results, cells=cells, at_most=args.at_most, progress=_print)
+    missing = [cell.key for cell in all_cells() if cell.key not in content["cells"]]
+    print(f"{args.results}: missing {', '.join(missing)}" if missing else f"{args.results}: complete")
 
 
 def _print(line: str) -> None:

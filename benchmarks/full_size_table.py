@@ -1,172 +1,285 @@
-"""The results of `full_size` as Markdown, with ratios and the targets that were set for them. Measures nothing."""
+"""The results of `full_size` as Markdown, and the targets that were set for them. Measures nothing."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from u2moe.benchmarks.artefacts import PRECISIONS
-from u2moe.benchmarks.full_size import LARGE, MIXTURE, MODELS, MODES, NAMES, SMALL, Cell, all_cells
+from u2moe.benchmarks.full_size import (
+    AS_DEMO,
+    BOUNDS,
+    DEMO,
+    EVEN,
+    LARGE,
+    MIXTURE,
+    OWN,
+    ROUTED,
+    SMALL,
+    Cell,
+    all_cells,
+)
 from u2moe.benchmarks.measurement import Spread
-from u2moe.benchmarks.utterances import CHUNK_S, NUM_CHUNKS, NUM_HYPOTHESES, NUM_STREAMS, NUM_TOKENS, audio_seconds
+from u2moe.benchmarks.provenance import sentence
+from u2moe.benchmarks.targets import Target
+from u2moe.benchmarks.utterances import (
+    CHUNK_S,
+    NUM_CHUNKS,
+    NUM_HYPOTHESES,
+    NUM_STREAMS,
+    NUM_TOKENS,
+    UTTERANCE_S,
+    audio_seconds,
+)
 
+Results = Mapping[str, Any]
+AS_ROUTED = f"{MIXTURE}/{ROUTED}"
+NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", AS_ROUTED: "MoE-1B, routed as the demo model", LARGE: "Dense-1B"}
+RATIOS = ((MIXTURE, SMALL), (AS_ROUTED, SMALL), (MIXTURE, LARGE))
 TITLES = {
     "streaming": "streaming",
     "streaming-8": f"streaming, batch of {NUM_STREAMS}",
     "full": "full context",
     "second-pass": "second pass",
+    "bound-streaming": "streaming",
+    "bound-full": "full context",
 }
+ENCODER_PARTS = ("subsampling", "feed_forward", "attention", "convolution", "other")
 MEMORY_FACTOR, MEMORY_MB = 1.15, 300
-TARGETS_HEADER = ["| target (int8, one thread) | found | limit | |", "|---|---|---|---|"]
 
 
-def spread(results: Mapping[str, Any], cell: Cell, model: str) -> Spread:
-    """Median and quartiles of the real-time factor of a cell; of the second pass, of its seconds."""
-    seconds = results["cells"][cell.key][model]["seconds"]
-    scale = 1.0 if cell.mode == "second-pass" else audio_seconds(cell.mode)
-    return Spread.of([value / scale for value in seconds])
-
-
-def ratio(results: Mapping[str, Any], cell: Cell, model: str, other: str) -> float:
-    """How many times as long `model` takes as `other`: the median of the ratios of the rounds, which were in turn."""
-    rounds = results["cells"][cell.key]
-    pairs = zip(rounds[model]["seconds"], rounds[other]["seconds"], strict=True)
-    return float(statistics.median(own / others for own, others in pairs))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A bound that was set beforehand, and what was found."""
-
-    name: str
-    found: float
-    limit: float
-    at_most: bool
-    unit: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether it was kept."""
-        return self.found <= self.limit if self.at_most else self.found >= self.limit
-
-
-def targets(results: Mapping[str, Any]) -> list[Target]:
-    """All targets whose cells have been measured: int8, one thread."""
-    measured = {mode: Cell(precision="int8", num_threads=1, mode=mode) for mode in MODES}
-    measured = {mode: cell for mode, cell in measured.items() if cell.key in results["cells"]}
-    found: list[Target] = []
-    for mode, limit in (("streaming", 2.1), ("full", 1.55)):
-        if mode in measured:
-            value = ratio(results, measured[mode], MIXTURE, SMALL)
-            name = f"RTF of MoE-1B / Dense-225M, {TITLES[mode]}"
-            found.append(Target(name=name, found=value, limit=limit, at_most=True))
-    if "full" in measured:
-        value = ratio(results, measured["full"], LARGE, MIXTURE)
-        found.append(Target(name="MoE-1B faster than Dense-1B, full context", found=value, limit=2.5, at_most=False))
-    if "second-pass" in measured:
-        value = 1e3 * spread(results, measured["second-pass"], MIXTURE).median
-        found.append(Target(name="second pass of MoE-1B", found=value, limit=200, at_most=True, unit=" ms"))
-    if {"streaming", "streaming-8"} <= measured.keys():
-        alone, together = (spread(results, measured[mode], MIXTURE).median for mode in ("streaming", "streaming-8"))
-        name = f"throughput of {NUM_STREAMS} streams of MoE-1B in a batch / one at a time"
-        found.append(Target(name=name, found=alone / together, limit=1.4, at_most=False))
-    if "start" in measured:
-        found += _start_targets(results["cells"][measured["start"].key])
+def cell_of(results: Results, mode: str, precision: str = "int8", num_threads: int = 1) -> Mapping[str, Any]:
+    """What was measured in one setting, by model; empty if it was not."""
+    key = Cell(precision=precision, num_threads=num_threads, mode=mode).key
+    found: Mapping[str, Any] = results["cells"].get(key, {})
     return found
 
 
-def _start_targets(cell: Mapping[str, Any]) -> list[Target]:
+def spread(cell: Mapping[str, Any], mode: str, model: str) -> Spread:
+    """Median and quartiles of the real-time factor of a cell; of the second pass, of its seconds."""
+    scale = 1.0 if mode == "second-pass" else audio_seconds(mode)
+    return Spread.of([value / scale for value in cell[model]["seconds"]])
+
+
+def ratio(cell: Mapping[str, Any], model: str, other: str) -> float:
+    """How many times as long `model` takes as `other`: the median of the ratios of the rounds, which were in turn."""
+    pairs = zip(cell[model]["seconds"], cell[other]["seconds"], strict=True)
+    return float(statistics.median(own / others for own, others in pairs))
+
+
+def targets(results: Results) -> list[Target]:
+    """All targets whose cells have been measured: int8, one thread."""
+    return [*_ratio_targets(results), *_bound_targets(results), *_other_targets(results), *_start_targets(results)]
+
+
+def _ratio_targets(results: Results) -> list[Target]:
     found = []
-    for name, item in cell.items():
-        seconds = item["verify_s"]["median"] + item["load_s"]["median"]
-        limit = MEMORY_FACTOR * item["disk"]["files"] / 1e6 + MEMORY_MB
-        peak = item["peak_bytes"]["median"] / 1e6
+    reads, arithmetic = _reads(results), _arithmetic(results)
+    for mode, limit, bound in (("streaming", 2.1, reads), ("streaming-8", 2.1, reads), ("full", 1.55, arithmetic)):
+        cell = cell_of(results, mode)
+        for model, how in ((MIXTURE, "even routing"), (AS_ROUTED, "routed as the demo model")):
+            if model in cell:
+                name = f"RTF of MoE-1B / Dense-225M, {TITLES[mode]}, {how}"
+                value = ratio(cell, model, SMALL)
+                found.append(Target(name=name, found=value, limit=limit, at_most=True, bound=bound))
+    if cell := cell_of(results, "full"):
+        name = "RTF of Dense-1B / MoE-1B, full context"
+        found.append(Target(name=name, found=ratio(cell, LARGE, MIXTURE), limit=2.5, at_most=False, bound=arithmetic))
+    return found
+
+
+def _reads(results: Results) -> str:
+    """What reading experts bounds, evenly routed."""
+    bound, streaming = cell_of(results, "bound-streaming"), cell_of(results, "streaming")
+    if not bound or not streaming:
+        return ""
+    touched = results["routings"][EVEN]["touched"] / results["routings"][OWN]["touched"]
+    part = bound[MIXTURE]["parts"]["feed_forward"]
+    read_s = part["read_s"] * touched * CHUNK_S / bound[MIXTURE]["audio_s"]
+    dense_s, mixture_s = (spread(streaming, "streaming", name).median * CHUNK_S for name in (SMALL, MIXTURE))
+    return (
+        f"reading the {results['routings'][EVEN]['touched']:.1f} experts that a chunk touches takes "
+        f"{1e3 * read_s:.0f} of its {1e3 * mixture_s:.0f} ms at {bound[MIXTURE]['rates']['read'] / 1e9:.0f} GB/s, "
+        f"{read_s / dense_s:.2f} times all of Dense-225M"
+    )
+
+
+def _arithmetic(results: Results) -> str:
+    """What multiply-adds bound in full context."""
+    bound = cell_of(results, "bound-full")
+    if not bound:
+        return ""
+    own, small = (sum(part["least_s"] for part in _encoder_parts(bound[name]).values()) for name in (MIXTURE, SMALL))
+    return (
+        f"the bounds of both encoders are {1e3 * own:.0f} and {1e3 * small:.0f} ms ({own / small:.2f}), at which "
+        f"MoE-1B is {encoder_ratio(bound[MIXTURE]):.2f} and Dense-225M {encoder_ratio(bound[SMALL]):.2f} times"
+    )
+
+
+def _encoder_parts(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: entry["parts"][name] for name in ENCODER_PARTS if name in entry["parts"]}
+
+
+def encoder_ratio(entry: Mapping[str, Any]) -> float:
+    """Seconds of the encoder over the sum of the bounds of its parts."""
+    parts = _encoder_parts(entry).values()
+    return float(sum(part["seconds"] for part in parts) / sum(part["least_s"] for part in parts))
+
+
+def _bound_targets(results: Results) -> list[Target]:
+    found = []
+    for mode in BOUNDS:
+        if cell := cell_of(results, mode):
+            entry = cell[MIXTURE]
+            least = sum(part["least_s"] for part in _encoder_parts(entry).values())
+            above = {name: part["seconds"] - part["least_s"] for name, part in _encoder_parts(entry).items()}
+            above = dict(sorted(above.items(), key=lambda item: -item[1]))
+            shares = ", ".join(f"{name.replace('_', ' ')} {value / least:.2f}" for name, value in above.items())
+            name = f"encoder of MoE-1B / its bound, {TITLES[mode]}"
+            bound = f"above the bound of the whole are {shares}"
+            found.append(Target(name=name, found=encoder_ratio(entry), limit=1.5, at_most=True, bound=bound))
+    return found
+
+
+def _other_targets(results: Results) -> list[Target]:
+    found = []
+    if cell := cell_of(results, "second-pass"):
+        value = 1e3 * spread(cell, "second-pass", MIXTURE).median
+        name = f"second pass of MoE-1B, {UTTERANCE_S:g} s, {NUM_HYPOTHESES} hypotheses"
+        found.append(Target(name=name, found=value, limit=200, at_most=True, unit=" ms"))
+    alone, together = cell_of(results, "streaming"), cell_of(results, "streaming-8")
+    if alone and together:
+        value = spread(alone, "streaming", MIXTURE).median / spread(together, "streaming-8", MIXTURE).median
+        name = f"throughput of {NUM_STREAMS} streams of MoE-1B in a batch / one"
+        found.append(Target(name=name, found=value, limit=1.4, at_most=False))
+    return found
+
+
+def _start_targets(results: Results) -> list[Target]:
+    found = []
+    for name, item in cell_of(results, "start").items():
+        verify, load = item["verify_s"]["median"], item["load_s"]["median"]
+        disk, loaded, peak = item["disk"]["files"], item["loaded_bytes"]["median"], item["peak_bytes"]["median"]
+        limit = MEMORY_FACTOR * disk / 1e6 + MEMORY_MB
+        spent = f"checking sha256 takes {verify:.1f} s ({disk / verify / 1e9:.1f} GB/s), the sessions {load:.1f} s"
+        held = f"{loaded / 1e6:.0f} MB when loaded, the rest is what one utterance needs"
+        title, seconds, peak_mb = NAMES[name], verify + load, peak / 1e6
         found += [
-            Target(name=f"{NAMES[name]}: to check and load", found=seconds, limit=3, at_most=True, unit=" s"),
-            Target(name=f"{NAMES[name]}: peak memory", found=peak, limit=limit, at_most=True, unit=" MB"),
+            Target(name=f"{title}: check and load", found=seconds, limit=3, at_most=True, unit=" s", bound=spent),
+            Target(name=f"{title}: peak memory", found=peak_mb, limit=limit, at_most=True, unit=" MB", bound=held),
         ]
     return found
 
 
-TEXT = f"""Measured on {{machine}}. Million parameters: {{parameters}}.
-The layer sizes are ours, since the paper does not tell its own, and the weights are random: their routing is nearly
-uniform, the worst case for a mixture of experts, which then reads nearly all experts for every chunk.
+TEXT = f"""Encoder and CTC head alone, features and search left out; medians, quartiles in brackets; the models took
+turns in every round, and ratios are medians of those of single rounds. Streaming: chunks of 16 frames ({CHUNK_S:g} s)
+with 4 chunks left, {NUM_CHUNKS["streaming"]} chunks in steady state; real-time factors, as in full context, of
+{UTTERANCE_S:g} s. Second pass: {NUM_HYPOTHESES} hypotheses of {NUM_TOKENS} tokens over {UTTERANCE_S:g} s.
 
-Median real-time factor of encoder and CTC head, quartiles in brackets; features and search are left out. Streaming:
-chunks of 16 frames ({CHUNK_S:g} s) with 4 chunks left, {NUM_CHUNKS["streaming"]} chunks in steady state. Full context:
-ten seconds of people's speech. Second pass: {NUM_HYPOTHESES} hypotheses of {NUM_TOKENS} tokens over these. Ratios are
-medians of the ratios of single rounds, in which the models took turns.
+The layer sizes are ours, since the paper does not tell its own, and the weights are random; million parameters:
+{{parameters}}.
 """
+ROUTING_TEXT = """Of {num_experts} experts of a layer, a chunk touches {even:.1f} evenly routed, the worst case: routers
+without what all tokens share, and frames that are nothing alike. With their own random routers and people's speech it
+is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the demo model" are the same weights with
+{routed:.1f} experts to choose from, frames as before. Entropy of the loads, of 1: {entropies}."""
+
+BOUND_TEXT = f"""Encoder in int8 on one thread, {UTTERANCE_S:g} s of speech with the models' own routers: milliseconds,
+and in brackets how many times the bound: arithmetic at {{integer:.0f}} (int8) and {{float:.0f}} (float32) G
+multiply-adds/s, or reading weights at {{read:.1f}} GB/s, all measured in the same run with onnxruntime's kernels."""
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown, with the targets."""
-    machine = results["machine"]
-    text = TEXT.format(
-        machine=f"{machine['processor']}, onnxruntime {machine['onnxruntime']}, commit {machine['commit']}",
-        parameters=", ".join(f"{NAMES[name]} {number / 1e6:.0f}" for name, number in results["parameters"].items()),
-    )
-    header = ("", "threads", *NAMES.values(), "MoE-1B / Dense-225M", "MoE-1B / Dense-1B")
-    lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    measured = [cell for cell in all_cells() if cell.key in results["cells"] and cell.mode != "start"]
-    lines += [_row(results, cell) for cell in measured]
-    lines += [
-        "",
-        *_experts_lines(results),
-        "",
-        *_start_table(results),
-        "",
-        "| target (int8, one thread) | found | limit | |",
-        "|---|---|---|---|",
+def table(results: Results) -> str:
+    """The results as Markdown."""
+    millions = {name: number / 1e6 for name, number in results["parameters"].items()}
+    header = ("", "threads", *NAMES.values(), *(f"{_short_name(own)} / {NAMES[other]}" for own, other in RATIOS))
+    rows = [
+        _row(cell, cell_of(results, cell.mode, cell.precision, cell.num_threads))
+        for cell in all_cells()
+        if cell.key in results["cells"] and cell.mode in TITLES and cell.mode not in BOUNDS
     ]
-    for item in targets(results):
-        sign = "≤" if item.at_most else "≥"
-        verdict = "met" if item.met else "**not met**"
-        lines.append(
-            f"| {item.name} | {_short(item.found)}{item.unit} | {sign} {_short(item.limit)}{item.unit} | {verdict} |"
-        )
-    return "\n".join(lines) + "\n"
+    parts = (
+        sentence(results),
+        TEXT.format(parameters=", ".join(f"{NAMES[name]} {number:.0f}" for name, number in millions.items())).strip(),
+        _routings(results["routings"]),
+        "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]),
+        "\n".join(_bound_table(results)),
+        "\n".join(_start_table(results)),
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def _short_name(case: str) -> str:
+    return "so routed" if case == AS_ROUTED else NAMES[case]
 
 
-def _row(results: Mapping[str, Any], cell: Cell) -> str:
-    spreads = [spread(results, cell, name) for name in MODELS]
-    if cell.mode == "second-pass":
-        shown = [f"{1e3 * item.median:.0f} ms ({1e3 * item.low:.0f}-{1e3 * item.high:.0f})" for item in spreads]
-    else:
-        shown = [f"{item.median:.4f} ({item.low:.4f}-{item.high:.4f})" for item in spreads]
-    ratios = [f"{ratio(results, cell, MIXTURE, other):.2f}" for other in (SMALL, LARGE)]
+def _row(cell: Cell, measured: Mapping[str, Any]) -> str:
+    shown = [_cell(spread(measured, cell.mode, name), cell.mode) if name in measured else "" for name in NAMES]
+    ratios = [f"{ratio(measured, own, other):.2f}" if {own, other} <= measured.keys() else "" for own, other in RATIOS]
     return f"| {cell.precision}, {TITLES[cell.mode]} | {cell.num_threads} | {' | '.join((*shown, *ratios))} |"
 
 
-def _experts_lines(results: Mapping[str, Any]) -> list[str]:
+def _cell(item: Spread, mode: str) -> str:
+    if mode == "second-pass":
+        return f"{1e3 * item.median:.0f} ms ({1e3 * item.low:.0f}-{1e3 * item.high:.0f})"
+    return f"{item.median:.4f} ({item.low:.4f}-{item.high:.4f})"
+
+
+def _routings(routings: Mapping[str, Mapping[str, float]]) -> str:
     """How many experts a chunk touches, with random weights and with trained ones."""
-    lines = []
-    for title, modes in results["experts"].items():
-        for mode, item in modes.items():
-            lines.append(
-                f"Of {item['num_experts']} experts of a layer, a chunk ({mode}) of people's speech touches "
-                f"{item['touched']:.1f} in {title} (entropy of the load {item['load_entropy']:.2f} of 1)."
-            )
-    return lines
+    if not routings:
+        return ""
+    touched = {name: item["touched"] for name, item in routings.items()}
+    return ROUTING_TEXT.format(
+        num_experts=routings[EVEN]["num_experts"],
+        even=touched[EVEN],
+        own=touched[OWN],
+        demo=touched[DEMO],
+        routed=touched[AS_DEMO],
+        entropies=", ".join(f"{item['load_entropy']:.2f} {name}" for name, item in routings.items()),
+    )
 
 
-def _start_table(results: Mapping[str, Any]) -> list[str]:
-    """Load times and memory."""
-    lines = [
-        "| fresh process, one thread | bundle | check of sha256 | sessions | memory then | at its peak |",
-        "|---|---|---|---|---|---|",
+def _bound_table(results: Results) -> list[str]:
+    """Times of the parts of the encoder over their bounds."""
+    columns = [
+        (f"{NAMES[name]}, {TITLES[mode]}", cell[name])
+        for mode in BOUNDS
+        for cell in [cell_of(results, mode)]
+        for name in cell
     ]
+    if not columns:
+        return []
+    rates = columns[0][1]["rates"]
+    lines = [
+        BOUND_TEXT.format(**{name: rate / 1e9 for name, rate in rates.items()}),
+        "",
+        f"| part | {' | '.join(title for title, _ in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for part in ENCODER_PARTS:
+        found = [entry["parts"].get(part) for _, entry in columns]
+        lines.append(f"| {part.replace('_', ' ')} | {' | '.join(_times(item) for item in found)} |")
+    sums = [1e3 * sum(item["seconds"] for item in _encoder_parts(entry).values()) for _, entry in columns]
+    whole = [f"{total:.0f} ({encoder_ratio(entry):.2f})" for total, (_, entry) in zip(sums, columns, strict=True)]
+    return [*lines, f"| whole | {' | '.join(whole)} |"]
+
+
+def _times(part: Mapping[str, Any] | None) -> str:
+    if part is None:
+        return ""
+    return f"{1e3 * part['seconds']:.0f}" + (f" ({part['ratio']:.2f})" if part["ratio"] else "")
+
+
+def _start_table(results: Results) -> list[str]:
+    """Load times and memory."""
+    rows = []
     for precision in reversed(PRECISIONS):
-        key = Cell(precision=precision, num_threads=1, mode="start").key
-        for name, item in results["cells"].get(key, {}).items():
+        for name, item in cell_of(results, "start", precision).items():
             seconds = [f"{item[part]['median']:.2f} s" for part in ("verify_s", "load_s")]
             sizes = [item["disk"]["files"], item["loaded_bytes"]["median"], item["peak_bytes"]["median"]]
             bundle, *memory = [f"{size / 1e6:.0f} MB" for size in sizes]
-            lines.append(f"| {NAMES[name]}, {precision} | {' | '.join((bundle, *seconds, *memory))} |")
-    return lines
+            rows.append(f"| {NAMES[name]}, {precision} | {' | '.join((bundle, *seconds, *memory))} |")
+    header = "| fresh process, one thread | bundle | check of sha256 | sessions | memory then | at its peak |"
+    return [header, "|---|---|---|---|---|---|", *rows] if rows else []

@@ -13,9 +13,11 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ import torch
 
 from u2moe.benchmarks import peer_graphs
 from u2moe.benchmarks.artefacts import Artefact, make_artefact
-from u2moe.benchmarks.machine import describe_machine
 from u2moe.benchmarks.measurement import Spread, interleaved
+from u2moe.benchmarks.provenance import measured_here, sentence
+from u2moe.benchmarks.targets import Target
 from u2moe.benchmarks.torch_peer import TorchEncoder, with_loops
 from u2moe.benchmarks.utterances import (
     CHUNK_S,
@@ -46,8 +49,9 @@ from u2moe.runtime.session import Session, SessionSettings
 
 Run = Callable[[], list[Frames]]
 REFERENCE = "ours, int8"
-MODES = ("streaming", "full")
+MODES = {"streaming": "streaming", "full": "full context"}
 REPETITIONS = 5
+RESULTS = Path(__file__).parent / "results" / "kernel_peers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,7 @@ GROUPS: Mapping[str, tuple[Peer, ...]] = {
     "stock": (OURS, QMOE8_STOCK, STOCK_ALL, STOCK_CALLS),
 }
 """What is in memory together."""
+ALL_PEERS = tuple(dict.fromkeys(peer for group in GROUPS.values() for peer in group))
 
 
 class Peers:
@@ -138,35 +143,47 @@ class Peers:
         make = partial(peer_graphs.contrib_qmoe, self.source, bits=8, our_rest=False)
         peer_graphs.stock_dynamic(self._made("qmoe8_alone", make), target, matmuls_only=True)
 
-    def encoder(self, peer: Peer) -> Encoder:
-        """A peer that onnxruntime runs, on one thread."""
+    def load(self, peer: Peer) -> Encoder | TorchEncoder:
+        """The encoder of a peer, on one thread."""
+        if peer == TORCH:
+            directory = self.folder / "checkpoint"
+            if not (directory / "final.pt").exists():
+                self.progress("making a checkpoint")
+                write_random_checkpoint(directory, random_config(**PRESETS[self.artefact.name]))
+            torch.set_num_threads(1)
+            return TorchEncoder(with_loops(Checkpoint.open(directory).network().encoder))
         manifest = self.bundle.manifest
         session = Session(self.file(peer), self.graph, manifest, SessionSettings(num_threads=1))
         return Encoder(session, manifest.model)
 
-    def torch_encoder(self) -> TorchEncoder:
-        """The peer that torch runs, on one thread."""
-        directory = self.folder / "checkpoint"
-        if not (directory / "final.pt").exists():
-            self.progress("making a checkpoint")
-            write_random_checkpoint(directory, random_config(**PRESETS[self.artefact.name]))
-        torch.set_num_threads(1)
-        return TorchEncoder(with_loops(Checkpoint.open(directory).network().encoder))
-
-    def one_round(self, peer: Peer, mode: str, frames: Frames) -> Run:
+    def one_round(self, encoder: Encoder | TorchEncoder, mode: str, frames: Frames) -> Run:
         """What one round of "streaming" or "full" does; returns the encoder output, chunk by chunk."""
-        if peer == TORCH:
-            encoder = self.torch_encoder()
-            if mode == "full":
-                return lambda: [encoder.whole(frames)[None]]
-            chunks = list(windows(self.bundle.manifest.model, frames))
-            _, caches, offset = encoder.stream(chunks[:NUM_WARM_CHUNKS])
-            following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
-            return lambda: encoder.stream(following, caches, offset)[0]
-        graph = self.encoder(peer)
         if mode == "full":
-            return lambda: [graph.whole(frames)[None]]
-        return streaming_round(graph, frames, 1, NUM_CHUNKS["streaming"])
+            return lambda: [encoder.whole(frames)[None]]
+        if isinstance(encoder, Encoder):
+            return streaming_round(encoder, frames, 1, NUM_CHUNKS["streaming"])
+        chunks = list(windows(self.bundle.manifest.model, frames))
+        _, caches, offset = encoder.stream(chunks[:NUM_WARM_CHUNKS])
+        following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
+        return lambda: encoder.stream(following, caches, offset)[0]
+
+    def expected(self, mode: str) -> Frames:
+        """Encoder output [time, dim] of our float32 graph, kept: it takes time to load that graph for this alone."""
+        file = self.folder / f"expected-{mode}.npy"
+        if not file.exists():
+            self.progress(f"what to expect, {mode}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, _joined(self.one_round(self.load(OURS_FLOAT), mode, utterance(self.bundle))))
+        found: Frames = np.load(file)
+        return found
+
+    def make(self, wanted: Iterable[Peer]) -> None:
+        """Make all that these need, so that measuring loads and runs and does nothing else."""
+        for peer in wanted:
+            if peer != TORCH:
+                self.file(peer)
+        for mode in MODES:
+            self.expected(mode)
 
 
 def run(
@@ -190,38 +207,39 @@ def run(
         repetitions: rounds of a cell.
         progress: called with a line for each step.
     """
-    content: dict[str, Any] = {"model": name, "machine": describe_machine(), "cells": {}}
+    content: dict[str, Any] = {"model": name, **measured_here(), "cells": {}}
     if results.exists():
         content = json.loads(results.read_text(encoding="utf-8"))
     wanted = [(group, mode) for group in groups for mode in MODES]
     missing = [(group, mode) for group, mode in wanted if f"{group}/{mode}" not in content["cells"]][:at_most]
     peers = Peers(make_artefact(name, root, progress=progress), progress)
     frames = utterance(peers.bundle)
-    for group, mode in missing:
-        progress(f"{group}, {mode}")
-        content["cells"][f"{group}/{mode}"] = _measure(peers, groups[group], mode, frames, repetitions)
-        content["machine"] = describe_machine()
-        written = results.with_suffix(".partial")
-        written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        written.replace(results)
+    encoders: dict[str, Encoder | TorchEncoder] = {}
+    for group, modes in groupby(missing, key=itemgetter(0)):
+        encoders.clear()  # frees the memory for the group to come
+        encoders |= {peer.name: peers.load(peer) for peer in groups[group]}
+        for _, mode in modes:
+            progress(f"{group}, {mode}")
+            runs = {peer: peers.one_round(encoder, mode, frames) for peer, encoder in encoders.items()}
+            content["cells"][f"{group}/{mode}"] = _measure(runs, peers.expected(mode), repetitions)
+            content |= measured_here()
+            written = results.with_suffix(".partial")
+            written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            written.replace(results)
     return content
 
 
-def _measure(
-    peers: Peers, group: Sequence[Peer], mode: str, frames: Frames, repetitions: int
-) -> dict[str, dict[str, Any]]:
-    """Seconds of every round and the error against our float32 graph, by the name of the peer."""
-    expected = _joined(peers.one_round(OURS_FLOAT, mode, frames))  # loaded for this, and dropped
-    runs = {peer.name: peers.one_round(peer, mode, frames) for peer in group}
-    errors = {name: relative_error(expected, _joined(call)) for name, call in runs.items()}
-    seconds = interleaved({name: _timed(call) for name, call in runs.items()}, repetitions)
+def _measure(runs: Mapping[str, Run], expected: Frames, repetitions: int) -> dict[str, dict[str, Any]]:
+    """Seconds of every round and the error against what is expected, by the name of the peer."""
+    errors = {name: relative_error(expected, _joined(call)) for name, call in runs.items()}  # warms up, too
+    cases = {name: _timed(call) for name, call in runs.items()}
+    seconds = interleaved(cases, repetitions, warm_up=0)
     return {name: {"seconds": values, "relative_error": errors[name]} for name, values in seconds.items()}
 
 
 def _joined(run: Run) -> Frames:
     """Encoder output [time, dim] of a round."""
-    outputs = [output[0] for output in run()]
-    return np.concatenate(outputs)
+    return np.concatenate([output[0] for output in run()])
 
 
 def _timed(run: Run) -> Callable[[], float]:
@@ -233,56 +251,67 @@ def _timed(run: Run) -> Callable[[], float]:
     return timed
 
 
-def speedup(content: Mapping[str, Any], peer: str, mode: str) -> float:
+def speedup(cell: Mapping[str, Any], peer: Peer) -> float:
     """How many times as long a peer takes as ours in int8: the median over rounds, in which the two took turns."""
-    cell = _cell(content, peer, mode)
-    pairs = zip(cell[peer]["seconds"], cell[REFERENCE]["seconds"], strict=True)
+    pairs = zip(cell[peer.name]["seconds"], cell[REFERENCE]["seconds"], strict=True)
     return float(statistics.median(peers / ours for peers, ours in pairs))
 
 
-def _cell(content: Mapping[str, Any], peer: str, mode: str) -> dict[str, Any]:
-    """The first cell with this peer."""
+def _cell(content: Mapping[str, Any], peer: Peer, mode: str) -> dict[str, Any] | None:
+    """The first cell of this mode with this peer."""
     cells = content["cells"].items()
-    found: dict[str, Any] = next(cell for key, cell in cells if key.endswith(f"/{mode}") and peer in cell)
+    return next((cell for key, cell in cells if key.endswith(f"/{mode}") and peer.name in cell), None)
+
+
+def targets(content: Mapping[str, Any]) -> list[Target]:
+    """How many times as fast ours in int8 is, against what was set for each peer."""
+    found = []
+    for peer in ALL_PEERS:
+        for mode, title in MODES.items():
+            cell = _cell(content, peer, mode)
+            if peer.needed is None or cell is None:
+                continue
+            name = f"ours in int8 faster than {peer.name} ({peer.kind}), {title}"
+            own, other = (1e3 * statistics.median(cell[key]["seconds"]) for key in (REFERENCE, peer.name))
+            bound = f"{own:.0f} against {other:.0f} ms"
+            value = speedup(cell, peer)
+            found.append(Target(name=name, found=value, limit=peer.needed, at_most=False, unit=" x", bound=bound))
     return found
 
 
-TEXT = f"""Measured on {{machine}}: encoder of {{model}} with the same weights and the same speech, one thread.
-Streaming: milliseconds per chunk of 16 frames ({1e3 * CHUNK_S:.0f} ms of audio) with 4 chunks left; full context:
-milliseconds for {UTTERANCE_S:g} s. Medians, quartiles in brackets. "x" is how many times as long it takes as our int8
-in the same rounds, and what the targets are for, streaming and full context. Error: norm of the difference from the
-encoder output of our float32 graph over its norm; random weights amplify it, since their routers are nearly undecided.
+TEXT = f"""Encoder of {{model}} with the same weights and the same speech, one thread. Streaming: milliseconds per chunk
+of 16 frames ({1e3 * CHUNK_S:.0f} ms of audio) with 4 chunks left; full context: milliseconds for {UTTERANCE_S:g} s.
+Medians, quartiles in brackets. "x" is how many times as long it takes as our int8 in the same rounds. Error: norm of
+the difference from the encoder output of our float32 graph over its norm; random weights amplify it, since their
+routers are nearly undecided.
 """
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """The results as Markdown, with the targets."""
-    machine = content["machine"]
-    text = TEXT.format(
-        machine=f"{machine['processor']}, onnxruntime {machine['onnxruntime']}, commit {machine['commit']}",
-        model=content["model"],
-    )
-    header = ("", "experts", "streaming", "x", "full context", "x", "error", "target")
-    lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    shown = dict.fromkeys(peer for group in GROUPS.values() for peer in group)
-    names = {name for cell in content["cells"].values() for name in cell}
-    lines += [_row(content, peer) for peer in shown if peer.name in names]
-    return "\n".join(lines) + "\n"
+    """The results as Markdown."""
+    header = ("", "experts", "streaming", "x", "full context", "x", "error")
+    lines = [
+        sentence(content),
+        TEXT.format(model=content["model"]),
+        f"| {' | '.join(header)} |",
+        "|---" * len(header) + "|",
+    ]
+    return "\n".join([*lines, *(_row(content, peer) for peer in ALL_PEERS)]) + "\n"
 
 
 def _row(content: Mapping[str, Any], peer: Peer) -> str:
-    parts, factors, errors = [], [], []
-    for mode, rounds in (("streaming", NUM_CHUNKS["streaming"]), ("full", 1)):
-        item = _cell(content, peer.name, mode)[peer.name]
-        spread = Spread.of([1e3 * value / rounds for value in item["seconds"]])
-        factors.append(speedup(content, peer.name, mode))
-        parts += [f"{spread.median:.0f} ({spread.low:.0f}-{spread.high:.0f})", f"{factors[-1]:.2f}"]
-        errors.append(item["relative_error"])
-    verdict = ""
-    if peer.needed is not None:
-        reached = ", ".join("met" if factor >= peer.needed else "**not met**" for factor in factors)
-        verdict = f"{peer.needed:g} x: {reached}"
-    return f"| {peer.name} | {peer.kind} | {' | '.join(parts)} | {max(errors):.1e} | {verdict} |"
+    parts, errors = [], []
+    for mode in MODES:
+        cell = _cell(content, peer, mode)
+        if cell is None:
+            parts += ["not measured", ""]
+            continue
+        num_chunks = NUM_CHUNKS.get(mode, 1)
+        spread = Spread.of([1e3 * value / num_chunks for value in cell[peer.name]["seconds"]])
+        parts += [f"{spread.median:.0f} ({spread.low:.0f}-{spread.high:.0f})", f"{speedup(cell, peer):.2f}"]
+        errors.append(cell[peer.name]["relative_error"])
+    error = f"{max(errors):.1e}" if errors else ""
+    return f"| {peer.name} | {peer.kind} | {' | '.join(parts)} | {error} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -291,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m u2moe.benchmarks.kernel_peers", description=__doc__.splitlines()[0]
     )
     parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file, continued if it is there")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, continued if it is there")
     parser.add_argument("--model", default="moe-1b", help="preset with experts (default: moe-1b)")
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
     parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
@@ -300,12 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = {name: GROUPS[name] for name in args.groups}
     if args.make:
         peers = Peers(make_artefact(args.model, args.folder, progress=_print), _print)
-        for peer in dict.fromkeys(peer for group in groups.values() for peer in group if peer != TORCH):
-            peers.file(peer)
+        peers.make(peer for peer in ALL_PEERS if any(peer in group for group in groups.values()))
         return
     content = run(args.folder, args.results, name=args.model, groups=groups, at_most=args.at_most, progress=_print)
     missing = [f"{group}/{mode}" for group in GROUPS for mode in MODES if f"{group}/{mode}" not in content["cells"]]
-    print(f"{args.results}: missing {', '.join(missing)}" if missing else table(content))
+    print(f"{args.results}: missing {', '.join(missing)}" if missing else f"{args.results}: complete")
 
 
 def _print(line: str) -> None:

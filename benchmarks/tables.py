@@ -2,9 +2,10 @@
 
     python -m u2moe.benchmarks.tables [--check]
 
-A table is what `table(results)` of the module of the same name (or of NAME_table) makes of results/NAME.json. Text
-outside of the marks is left alone; a table without marks is put at the end. `--check` writes nothing and exits with 1
-when README.md is not what the results say.
+A table is what `table(results)` of the module of the same name (or of NAME_table) makes of results/NAME.json. What
+their `targets(results)` tell, where they have that, is gathered in a table of its own. Text outside of the marks is
+left alone; a table without marks is put at the end. `--check` writes nothing and exits with 1 when README.md is not
+what the results say.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from u2moe.benchmarks.targets import Target, targets_table
+
+TARGETS = "targets"
 TITLES = {
+    TARGETS: "Targets, and what was found",
     "full_size": "The paper's table at full size",
     "kernel_peers": "The same weights by other means",
     "moe_layer": "One mixture of experts, and its bound",
@@ -26,26 +31,33 @@ TITLES = {
     "system_peers": "Whole systems",
     "overhead": "What the runtime adds to its graphs",
     "levers": "Faster at the price of words",
+    "calibration": "What confidence is worth",
+    "hotwords": "What hotwords find",
+    "word_times": "How exact the times of words are",
+    "soak": "Hours of audio, many streams",
+    "fuzz": "Damaged files",
 }
-"""Names of results, in the order of the sections that are made for them."""
+"""Names of results, and of what is gathered from all, in the order of the sections that are made for them."""
 FOLDER = Path(__file__).parent
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """The table of every results file in `folder` that there is."""
-    files = {name: folder / f"{name}.json" for name in TITLES}
-    return {
-        name: _table_of(name)(json.loads(file.read_text(encoding="utf-8")))
-        for name, file in files.items()
-        if file.is_file()
-    }
+    """The table of every results file in `folder` that there is, after that of the targets of all."""
+    targets: list[Target] = []
+    found = {}
+    for name in TITLES:
+        file = folder / f"{name}.json"
+        if file.is_file():
+            module, results = _module(name), json.loads(file.read_text(encoding="utf-8"))
+            found[name] = module.table(results)
+            targets += module.targets(results) if hasattr(module, "targets") else []
+    return {**({TARGETS: targets_table(targets)} if targets else {}), **found}
 
 
-def _table_of(name: str) -> Callable[[Mapping[str, Any]], str]:
+def _module(name: str) -> Any:
+    """The module that makes a table; its `table` and `targets` are known by name alone."""
     names = [f"u2moe.benchmarks.{name}_table", f"u2moe.benchmarks.{name}"]
-    module = next(candidate for candidate in names if importlib.util.find_spec(candidate))
-    table: Callable[[Mapping[str, Any]], str] = importlib.import_module(module).table
-    return table
+    return importlib.import_module(next(candidate for candidate in names if importlib.util.find_spec(candidate)))
 
 
 def updated(text: str, content: Mapping[str, str]) -> str:

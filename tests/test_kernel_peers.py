@@ -5,9 +5,8 @@ import onnx
 import pytest
 import torch
 
-from u2moe.benchmarks import kernel_peers
 from u2moe.benchmarks.artefacts import make_artefact
-from u2moe.benchmarks.kernel_peers import GROUPS, MODES, OURS, OURS_FLOAT, TORCH, Peers, run, speedup, table
+from u2moe.benchmarks.kernel_peers import GROUPS, MODES, OURS, OURS_FLOAT, TORCH, Peers, run, table, targets
 from u2moe.benchmarks.torch_peer import LoopedExperts
 from u2moe.benchmarks.utterances import utterance
 from u2moe.export.architecture import FeedForward
@@ -31,8 +30,8 @@ def frames(peers):
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_peer_computes_what_ours_does(peers, frames, peer, mode):
-    expected = np.concatenate([output[0] for output in peers.one_round(OURS_FLOAT, mode, frames)()])
-    found = np.concatenate([output[0] for output in peers.one_round(peer, mode, frames)()])
+    expected = np.concatenate([output[0] for output in peers.one_round(peers.load(OURS_FLOAT), mode, frames)()])
+    found = np.concatenate([output[0] for output in peers.one_round(peers.load(peer), mode, frames)()])
     assert len(expected) >= 16
     assert relative_error(expected, found) <= peer.limit
 
@@ -95,22 +94,34 @@ def test_a_second_run_measures_what_is_missing(peers, tmp_path):
     assert content["cells"]["torch/streaming"] == before["torch/streaming"]
     assert list(content["cells"]) == ["torch/streaming", "torch/full"]
     assert content["cells"]["torch/full"]["ours, float32"]["relative_error"] == 0
+    assert all(len(item["seconds"]) == 2 for measured in content["cells"].values() for item in measured.values())
     assert 0 < content["cells"]["torch/full"][OURS.name]["relative_error"] <= OURS.limit
     assert "| torch eager" in table(content)
 
 
-def test_speedups_and_verdicts():
-    def cell(peer_seconds):
-        ours = {"seconds": [1.0, 2.0, 4.0], "relative_error": 0.01}
-        return {OURS.name: ours, TORCH.name: {"seconds": peer_seconds, "relative_error": 1e-6}}
+def cell(peer, peer_seconds):
+    ours = {"seconds": [1.0, 2.0, 4.0], "relative_error": 0.01}
+    return {OURS.name: ours, peer.name: {"seconds": peer_seconds, "relative_error": 1e-6}}
 
-    machine = {"processor": "a processor", "onnxruntime": "1.2.3", "commit": "abc"}
-    cells = {"torch/streaming": cell([3.0, 8.0, 12.0]), "torch/full": cell([2.0, 4.0, 40.0])}
-    content = {"model": "moe-1b", "machine": machine, "cells": cells}
-    assert speedup(content, TORCH.name, "streaming") == 3
-    assert speedup(content, TORCH.name, "full") == 2
-    text = table(content)
+
+def made_up():
+    machine = {"processor": "a processor", "instruction_sets": ["avx2"], "usable_cores": 2, "onnxruntime": "1.2.3"}
+    cells = {"torch/streaming": cell(TORCH, [3.0, 8.0, 12.0]), "torch/full": cell(TORCH, [2.0, 4.0, 40.0])}
+    return {"model": "moe-1b", "machine": {**machine, "commit": "abc"}, "date": "2026-01-01", "cells": cells}
+
+
+def test_speedups_and_rows():
+    text = table(made_up())
     row = next(line for line in text.splitlines() if line.startswith("| torch eager"))
-    assert row.endswith("| 1000 (688-1250) | 3.00 | 4000 (3000-22000) | 2.00 | 1.0e-06 | 3 x: met, **not met** |")
-    assert "all experts under a mask" not in text
-    assert kernel_peers.REFERENCE in text
+    assert row.endswith("| fp32 | 1000 (688-1250) | 3.00 | 4000 (3000-22000) | 2.00 | 1.0e-06 |")
+    assert "| all experts under a mask | fp32 | not measured |  | not measured |  |  |" in text
+    assert "with avx2, 2 cores, onnxruntime 1.2.3, commit abc, 2026-01-01" in text
+
+
+def test_targets_are_of_what_was_measured():
+    found = {item.name: item for item in targets(made_up())}
+    assert [item.found for item in found.values()] == [3, 2]  # of medians it would be 4 and 2
+    streaming, full = found.values()
+    assert streaming.name == "ours in int8 faster than torch eager, WeNet's loop over experts (fp32), streaming"
+    assert streaming.met
+    assert full.row.endswith("| 2 x | ≥ 3 x | **not met**: 2000 against 4000 ms |")
