@@ -37,6 +37,7 @@ CONSTANTS = """
     middle = Constant<value = uint8 {128}>()
     smallest = Constant<value = float {1e-20}>()
     last = Constant<value = int64[1] {-1}>()
+    one = Constant<value = float {1.0}>()
 """
 """The scale of integers made from values in [-1, 1], their zero, and the peak of a row of zeros."""
 
@@ -136,7 +137,7 @@ class Int4Sizes:
 
 
 def moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
-    """Names of the inputs of a quantized mixture of experts."""
+    """Names of the inputs of a mixture of experts in 4 bits."""
     names = ["x", "gate"]
     for expert in range(num_experts):
         for part in ("w1", "w2"):
@@ -145,56 +146,81 @@ def moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
     return names
 
 
+def int8_moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
+    """Names of the inputs of a mixture of experts in int8; biases are those of all experts [experts, out]."""
+    names = ["x", "gate", *(("w1_bias", "w2_bias") if has_bias else ())]
+    for expert in range(num_experts):
+        for part in ("w1", "w2"):
+            names += [f"e{expert}_{part}", f"e{expert}_{part}_scale"]
+    return names
+
+
 def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias: bool) -> ir.Function:
     """The mixture of experts with int8 experts and a float32 router. Tokens are quantized once, before they are sorted.
 
-    Otherwise the statements are those of the float32 function that the exporter writes.
+    Only the products are computed expert by expert; what is done to each row is done to the rows of all experts
+    together: few nodes matter more than few bytes when an expert has a handful of tokens. (It also spares onnxruntime
+    before 1.32 the largest value of each row of an empty matrix, which it gives the wrong shape.) The scales of hidden
+    rows are part of the weights in the sum over a token's experts, and so are the biases of the second product.
     """
-    parts = ", ".join(f"p{expert}_q" for expert in range(num_experts))
-    peaks = ", ".join(f"p{expert}_peak" for expert in range(num_experts))
-    outputs = ", ".join(f"o{expert}" for expert in range(num_experts))
-    body = CONSTANTS + _router(top_k) + _dispatch(num_experts) + _quantized("tokens")
+    body = CONSTANTS + _router(top_k) + _dispatch(num_experts) + _quantized_rows("tokens")
     body += f"""
     sorted_q = Gather<axis = 0>(tokens_q, token)
-    sorted_peak = Gather<axis = 0>(tokens_peak, token)
-    {parts} = Split<axis = 0>(sorted_q, counts)
-    {peaks} = Split<axis = 0>(sorted_peak, counts)
+    sorted_scale = Gather<axis = 0>(tokens_scale, token)
+    sorted_column = Unsqueeze(sorted_scale, last)
+    {_int8_products("unit", "sorted_q", "w1", num_experts)}
     """
-    # hidden activations are quantized together: some experts have no tokens, and onnxruntime before 1.32 gives the
-    # largest of each row of an empty matrix the wrong shape
-    hidden = ", ".join(f"h{expert}" for expert in range(num_experts))
-    hidden_parts = ", ".join(f"g{expert}_q" for expert in range(num_experts))
-    hidden_peaks = ", ".join(f"g{expert}_peak" for expert in range(num_experts))
-    for expert in range(num_experts):
-        body += _int8_hidden(expert, kind, has_bias=has_bias)
-    body += f"hidden = Concat<axis = 0>({hidden})" + _quantized("hidden")
-    body += f"""
-    {hidden_parts} = Split<axis = 0>(hidden_q, counts)
-    {hidden_peaks} = Split<axis = 0>(hidden_peak, counts)
-    """
-    for expert in range(num_experts):
-        body += _int8_output(expert, has_bias=has_bias)
-    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
-    name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
-    return _function(name, moe_parameters(num_experts, has_bias=has_bias), body)
-
-
-def _int8_hidden(expert: int, kind: str, *, has_bias: bool) -> str:
-    """Statements for the hidden activations of one expert."""
-    hidden = f"h{expert}"
-    source = f"{hidden}_sum"
-    body = _product(source, f"p{expert}", f"e{expert}_w1", f"e{expert}_w1_scale")
+    source = "scaled"
+    body += "scaled = Mul(unit, sorted_column)\n"
     if has_bias:
-        body += f"{hidden}_in = Add({source}, e{expert}_w1_bias)\n"
-        source = f"{hidden}_in"
-    return body + ACTIVATIONS[kind].format(x=source, y=hidden) + "\n"
+        body += "bias = Gather<axis = 0>(w1_bias, sorted_experts)\nbiased = Add(scaled, bias)\n"
+        source = "biased"
+    body += ACTIVATIONS[kind].format(x=source, y="hidden") + _quantized_rows("hidden")
+    body += _int8_products("merged", "hidden_q", "w2", num_experts)
+    body += _places(top_k)
+    body += """
+    scales = Gather<axis = 0>(hidden_scale, places)
+    factors = Mul(probabilities, scales)
+    """
+    body += _weighted_sum("total" if has_bias else "summed")
+    if has_bias:
+        body += """
+    logits_shape = Shape(logits)
+    nothing = ConstantOfShape<value = float[1] {0.0}>(logits_shape)
+    all_probabilities = ScatterElements<axis = 1>(nothing, experts, probabilities)
+    mean_bias = MatMul(all_probabilities, w2_bias)
+    summed = Add(total, mean_bias)
+    """
+    body += _in_shape_of_x()
+    name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    return _function(name, int8_moe_parameters(num_experts, has_bias=has_bias), body)
 
 
-def _int8_output(expert: int, *, has_bias: bool) -> str:
-    """Statements for what one expert says of its tokens."""
-    target = f"o{expert}_sum" if has_bias else f"o{expert}"
-    body = _product(target, f"g{expert}", f"e{expert}_w2", f"e{expert}_w2_scale")
-    return body + (f"o{expert} = Add({target}, e{expert}_w2_bias)\n" if has_bias else "")
+def _quantized_rows(x: str) -> str:
+    """Statements for {x}_q (uint8) and {x}_scale [rows] with x = {x}_scale * ({x}_q - 128), of a matrix x."""
+    return f"""
+    {x}_highest = ReduceMax<keepdims = 0>({x}, last)
+    {x}_lowest = ReduceMin<keepdims = 0>({x}, last)
+    {x}_depth = Neg({x}_lowest)
+    {x}_peak = Max({x}_highest, {x}_depth, smallest)
+    {x}_scale = Mul({x}_peak, step)
+    {x}_rows = Shape({x}_scale)
+    {x}_middle = Expand(middle, {x}_rows)
+    {x}_q = QuantizeLinear<axis = 0>({x}, {x}_scale, {x}_middle)
+    """
+
+
+def _int8_products(y: str, x: str, part: str, num_experts: int) -> str:
+    """Statements for y: the rows of each expert, `counts` of the quantized x, times its int8 weights."""
+    parts = ", ".join(f"{x}{expert}" for expert in range(num_experts))
+    outputs = ", ".join(f"{y}{expert}" for expert in range(num_experts))
+    body = f"{parts} = Split<axis = 0>({x}, counts)\n"
+    for expert in range(num_experts):
+        weight = f"e{expert}_{part}"
+        body += (
+            f"{y}{expert} = com.microsoft.MatMulIntegerToFloat({x}{expert}, {weight}, one, {weight}_scale, middle)\n"
+        )
+    return body + f"{y} = Concat<axis = 0>({outputs})\n"
 
 
 def int4_mixture_of_experts(
@@ -296,14 +322,35 @@ def _dispatch(num_experts: int) -> str:
 
 def _combine(top_k: int) -> str:
     """Statements for the weighted sum of what the experts of each token say, in the order of the tokens."""
+    return _places(top_k) + "factors = Identity(probabilities)" + _weighted_sum("summed") + _in_shape_of_x()
+
+
+def _places(top_k: int) -> str:
+    """Statements for `places` [tokens, k]: where the rows of each token are in the order by expert."""
     return f"""
-    sorted_order, position = TopK<axis = 0, largest = 0>(order, num_assignments)
+    origin = Constant<value = int64 {{0}}>()
+    stride = Constant<value = int64 {{1}}>()
+    end = Squeeze(num_assignments)
+    sorted_places = Range(origin, end, stride)
+    position = ScatterElements<axis = 0>(order, order, sorted_places)
     choices = Constant<value = int64[2] {{-1, {top_k}}}>()
     places = Reshape(position, choices)
+    """
+
+
+def _weighted_sum(y: str) -> str:
+    """Statements for y [tokens, dim]: the rows of `merged` at the `places` of each token, times its `factors`."""
+    return f"""
     chosen = Gather<axis = 0>(merged, places)
-    factors = Unsqueeze(probabilities, last)
-    weighted = Mul(chosen, factors)
-    summed = ReduceSum<keepdims = 0>(weighted, second)
+    factor_columns = Unsqueeze(factors, last)
+    weighted = Mul(chosen, factor_columns)
+    {y} = ReduceSum<keepdims = 0>(weighted, second)
+    """
+
+
+def _in_shape_of_x() -> str:
+    """Statements for the function's output: `summed` in the shape of its input."""
+    return """
     x_shape = Shape(x)
     y = Reshape<allowzero = 1>(summed, x_shape)
-"""
+    """

@@ -23,6 +23,7 @@ from u2moe.runtime.errors import BundleError
 
 Array = npt.NDArray[Any]
 MOE_FUNCTION = re.compile(r"MixtureOfExperts_top(\d+)of(\d+)_([a-z]+?)(_no_bias)?$")
+EXPERT_NUMBER = re.compile(r"experts\.\d+\.")
 WEIGHT_AXES = 2
 
 
@@ -159,21 +160,29 @@ class Rewriter:
         if kind is None:
             return
         top_k, num_experts, activation, has_bias = int(match[1]), int(match[2]), match[3], match[4] is None
-        x, gate, *weights = node.inputs
-        inputs = [_present(node, x), _present(node, gate)]
-        stride = 2 if has_bias else 1
-        for index in range(0, len(weights), stride):
-            weight = _present(node, weights[index])
-            quantized = self._int8(weight, "experts") if kind == "int8" else self._int4(weight)
-            inputs += [quantized.weight, quantized.scale]
-            inputs += [_present(node, weights[index + 1])] if has_bias else []
+        x, gate, *weights = (_present(node, value) for value in node.inputs)
+        biases = weights[1::2] if has_bias else []
         if kind == "int8":
+            inputs = [x, gate, *(self._stacked(biases[part::2]) for part in range(2) if biases)]
+            for weight in weights[:: 2 if has_bias else 1]:
+                quantized = self._int8(weight, "experts")
+                inputs += [quantized.weight, quantized.scale]
             function = functions.int8_mixture_of_experts(num_experts, top_k, activation, has_bias=has_bias)
         else:
-            dim, hidden = _shape(_present(node, weights[0]))
+            inputs = [x, gate]
+            for index, weight in enumerate(weights[:: 2 if has_bias else 1]):
+                quantized = self._int4(weight)
+                inputs += [quantized.weight, quantized.scale, *biases[index : index + 1]]
+            dim, hidden = _shape(weights[0])
             sizes = functions.Int4Sizes(dim=dim, hidden=hidden, block_size=self.block_size)
             function = functions.int4_mixture_of_experts(num_experts, top_k, activation, sizes, has_bias=has_bias)
         self._call(function, node, inputs)
+
+    def _stacked(self, biases: list[ir.Value]) -> ir.Value:
+        """Biases of all experts [experts, out], as one initializer named without the expert's number."""
+        name = EXPERT_NUMBER.sub("experts.", biases[0].name or "", count=1)
+        shape = (len(biases), *_shape(biases[0]))
+        return self._initializer(name, ir.DataType.FLOAT, shape, lambda: np.stack([_array(bias) for bias in biases]))
 
     def _int4(self, weight: ir.Value) -> _Quantized:
         rows, columns = _shape(weight)
