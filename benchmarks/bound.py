@@ -8,6 +8,7 @@ such as normalisation, activations and copies, is in the time that a part takes 
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.kernels import PARTS, Kernel, profile
+from u2moe.benchmarks.kernels import PARTS, PRODUCTS, UNCOUNTED, Kernel, profile
 from u2moe.benchmarks.listening import Instrument, Mode, Samples
 from u2moe.benchmarks.measurement import Spread, interleaved
 from u2moe.benchmarks.rates import best_rate, read_rate
@@ -23,10 +24,11 @@ from u2moe.runtime import Model, ctc_prefix_beam_search
 from u2moe.runtime.encoder import Windows, required_cache_size
 from u2moe.runtime.features import Fbank
 
-_STAGES = {"ctc": "ctc", "decoder": "rescoring"}
-"""Stage of `listening` that the graph of a part is timed as; other parts are those of the encoder."""
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
+_LOOKUPS = {"Gather", "GatherElements", "GatherND"}
+_PROFILES = 3
+"""Runs with the profiler: each writes a line per kernel."""
 
 
 def measure_bound(
@@ -67,10 +69,11 @@ def measure_bound(
     entries = []
     for name, instrument in instruments.items():
         progress(f"bound, {mode.name}: profile of {name}")
-        kernels = profile(instrument.bundle, utterance(instrument, samples, mode), num_threads=int(rates["threads"]))
+        run, num_threads = utterance(instrument, samples, mode), int(rates["threads"])
+        rounds = profile(instrument.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
         stages = {stage: [seconds.get(stage, 0.0) for seconds in measured[name]] for stage in measured[name][0]}
         footprint = sum(file.size for file in instrument.bundle.manifest.files.values())
-        entry = compare(kernels, stages, best_rates(rates, footprint))
+        entry = compare(rounds, stages, best_rates(rates, footprint))
         audio_s = len(samples) / instrument.sample_rate
         entries.append({"bundle": name, "mode": mode.name, "threads": rates["threads"], "audio_s": audio_s, **entry})
     return entries
@@ -105,7 +108,7 @@ def best_rates(rates: Mapping[str, Any], footprint: int) -> dict[str, float]:
 
 
 def compare(
-    kernels: Sequence[Kernel], stages: Mapping[str, Sequence[float]], rates: Mapping[str, float]
+    rounds: Sequence[Sequence[Kernel]], stages: Mapping[str, Sequence[float]], rates: Mapping[str, float]
 ) -> dict[str, Any]:
     """Times and bounds by part.
 
@@ -113,7 +116,7 @@ def compare(
     without it, how long the graph takes.
 
     Args:
-        kernels: of one run.
+        rounds: kernels of several runs that do the same.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: "integer", "float" and "read"; see `best_rates`.
 
@@ -122,41 +125,50 @@ def compare(
         parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
             to bound; the counts behind it; and `share_of_products`, the part of its time that products took.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
-        operators: share of the time by operator, largest first.
-        not_counted: operators that read large constants, but whose work is not known here: their part has no bound.
+        operators: share of the profiled time by operator, largest first.
+        by_order: share of that time of kernels without a telling name, which count with the kernel before them.
+        unknown: share of that time, by name, of products of no known part: they count as "other".
+        not_counted: operators that multiply or read large constants, but whose work is not known here: the bound of
+            their part is too low. Share of the profiled time of each.
     """
-    profiled = defaultdict[str, float](float)
-    for kernel in kernels:
-        profiled[_STAGES.get(kernel.part, "encoder")] += kernel.seconds
-    medians = {stage: statistics.median(seconds) for stage, seconds in stages.items()}
+    kernels = rounds[0]
+    totals = {stage: statistics.median(_seconds(own, stage) for own in rounds) for stage in stages}
     parts = {}
     for part in PARTS:
-        own = [kernel for kernel in kernels if kernel.part == part]
-        stage = _STAGES.get(part, "encoder")
-        if own and profiled[stage] and stage in medians:
-            parts[part] = _part(own, medians[stage] / profiled[stage], rates)
-    totals = [sum(rounds) for rounds in zip(*stages.values(), strict=True)]
+        own = [[kernel for kernel in found if kernel.part == part] for found in rounds]
+        stage = _stage(part)
+        if own[0] and totals.get(stage):
+            parts[part] = _part(own, statistics.median(stages[stage]) / totals[stage], rates)
+    spread = Spread.of([sum(seconds) for seconds in zip(*stages.values(), strict=True)])
     least_s = sum(part["least_s"] for part in parts.values())
-    spread = Spread.of(totals)
     return {
         "rates": dict(rates),
         "parts": parts,
         "whole": {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None},
-        "operators": _operators(kernels),
-        "not_counted": sorted(
-            {item.op_type for item in kernels if item.parameter_bytes >= _LARGE and not item.multiply_adds}
-            - {"Gather", "MatMul", "Gemm"}
-        ),
+        "operators": _shares(kernels, lambda item: item.op_type),
+        "by_order": sum(_shares(kernels, lambda item: item.part if item.by_order else None).values()),
+        "unknown": _shares(kernels, _unknown),
+        "not_counted": _shares(kernels, lambda item: item.op_type if _is_not_counted(item) else None),
     }
 
 
-def _part(kernels: Sequence[Kernel], scale: float, rates: Mapping[str, float]) -> dict[str, Any]:
+def _stage(part: str) -> str:
+    """The stage of `listening` that the graph of a part is timed as."""
+    return {"ctc": "ctc", "decoder": "rescoring"}.get(part, "encoder")
+
+
+def _seconds(kernels: Sequence[Kernel], stage: str) -> float:
+    return sum(kernel.seconds for kernel in kernels if _stage(kernel.part) == stage)
+
+
+def _part(rounds: Sequence[Sequence[Kernel]], scale: float, rates: Mapping[str, float]) -> dict[str, Any]:
     """Time and bound of the kernels of one part; `scale` takes profiled seconds to those without the profiler."""
+    kernels = rounds[0]
     integer = sum(kernel.multiply_adds for kernel in kernels if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in kernels if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in kernels)
-    seconds = sum(kernel.seconds for kernel in kernels)
-    products = sum(kernel.seconds for kernel in kernels if kernel.multiply_adds)
+    seconds = statistics.median(sum(kernel.seconds for kernel in own) for own in rounds)
+    products = statistics.median(sum(kernel.seconds for kernel in own if kernel.multiply_adds) for own in rounds)
     arithmetic_s = integer / rates["integer"] + floating / rates["float"]
     read_s = num_bytes / rates["read"]
     least_s = max(arithmetic_s, read_s)
@@ -173,10 +185,21 @@ def _part(kernels: Sequence[Kernel], scale: float, rates: Mapping[str, float]) -
     }
 
 
-def _operators(kernels: Sequence[Kernel], limit: int = 12) -> dict[str, float]:
+def _is_not_counted(kernel: Kernel) -> bool:
+    is_large = kernel.parameter_bytes >= _LARGE and kernel.op_type not in _LOOKUPS | PRODUCTS
+    return is_large or kernel.op_type in UNCOUNTED
+
+
+def _unknown(kernel: Kernel) -> str | None:
+    """A name without the numbers of layers."""
+    return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
+
+
+def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
+    """Shares of the time of all kernels by key, largest first; those with the key None are left out."""
     seconds = defaultdict[str, float](float)
     for kernel in kernels:
-        seconds[kernel.op_type] += kernel.seconds
-    total = sum(seconds.values())
-    largest = sorted(seconds, key=lambda op_type: -seconds[op_type])[:limit]
-    return {op_type: seconds[op_type] / total for op_type in largest} if total else {}
+        if (name := key(kernel)) is not None:
+            seconds[name] += kernel.seconds
+    total = sum(kernel.seconds for kernel in kernels) or 1.0
+    return {name: seconds[name] / total for name in sorted(seconds, key=lambda name: -seconds[name])}

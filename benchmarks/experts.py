@@ -19,6 +19,7 @@ from u2moe.benchmarks.measurement import percentiles
 from u2moe.benchmarks.onnx_file import OnnxFile, with_outputs
 from u2moe.runtime import Bundle, contract
 from u2moe.runtime.encoder import Encoder, Windows, required_cache_size
+from u2moe.runtime.errors import BundleError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.session import Session, SessionSettings
 
@@ -45,20 +46,27 @@ class Layer:
 
 
 def layers_of(bundle: Bundle) -> list[Layer]:
-    """The mixtures of experts of a bundle's encoder, in order; none in a dense model."""
+    """The mixtures of experts of a bundle's encoder, in order; none in a dense model.
+
+    Raises:
+        BundleError: a mixture of experts without a router.
+    """
     graph = OnnxFile(bundle.path / bundle.manifest.model.graphs()[0].file)
     layers = []
     for node in graph.nodes:
         match = _TOP_K.search(node.op_type)
         if node.domain != contract.MOE_DOMAIN or match is None:
             continue
-        tokens, gate, *weights = node.inputs
-        num_bytes = sum(graph.weights[name].num_bytes for name in weights if name in graph.weights)
+        weights = [graph.weights[name] for name in node.inputs if name in graph.weights]
+        gate = next((weight for weight in weights if contract.weight_group(weight.name) == "routers"), None)
+        if gate is None:
+            raise BundleError(f"{bundle.path}: {node.name} has no router among its weights")
+        num_bytes = sum(weight.num_bytes for weight in weights if weight is not gate)
         layers.append(
             Layer(
                 name=node.name.rsplit("/", 1)[0].replace("/", "."),
-                tokens=tokens,
-                gate=graph.weights[gate].array().astype(np.float32),
+                tokens=node.inputs[0],
+                gate=gate.array().astype(np.float32),
                 top_k=int(match[1]),
                 expert_bytes=num_bytes // int(match[2]),
             )
@@ -106,7 +114,7 @@ def summary(layers: Sequence[Layer], counts: npt.NDArray[np.int64]) -> dict[str,
         num_chunks, num_experts, experts_per_token.
         touched: mean number of experts with tokens in a chunk, by layer, and over all of them.
         bytes_touched: percentiles over the chunks, of all layers together, and `bytes` of all experts.
-        load: share of the tokens that each expert gets, by layer.
+        load: share that each expert gets of the layer's choices, `experts_per_token` for each token.
         load_entropy: of that, by layer, from 0 (one expert does all) to 1 (all do the same); and over all.
     """
     touched = counts > 0
@@ -134,8 +142,14 @@ class Routers:
     Chunks run through it as in a stream; the router's product is done again here, in float32 as in the graph.
     """
 
-    def __init__(self, bundle: Bundle, layers: Sequence[Layer], folder: Path) -> None:
-        """Write the graph into `folder` and load it."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        layers: Sequence[Layer],
+        folder: Path,
+        options: onnxruntime.SessionOptions | None = None,
+    ) -> None:
+        """Write the graph into `folder` and load it, with `options` where there are any."""
         config = bundle.manifest.model
         graph = config.graphs()[0]
         content = (bundle.path / graph.file).read_bytes()
@@ -143,8 +157,9 @@ class Routers:
         for name in bundle.manifest.files:
             if name.startswith(f"{graph.file}."):  # weights beside the graph
                 _link(bundle.path / name, folder / name)
-        options = SessionSettings().session_options()
-        self._session = onnxruntime.InferenceSession(str(folder / graph.file), options)
+        options = options or SessionSettings().session_options()
+        providers = ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(str(folder / graph.file), options, providers=providers)
         self._names = [tensor.name for tensor in graph.outputs] + [layer.tokens for layer in layers]
         self._layers = layers
         self._bundle = bundle

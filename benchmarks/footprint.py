@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def measure_footprint(
     audio: Path,
     *,
     num_threads: int = 1,
+    providers: Sequence[str] | None = None,
     repetitions: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
@@ -43,6 +44,7 @@ def measure_footprint(
         bundles: by name.
         audio: a recording that each process recognises, whole and, where the bundle can, as a stream.
         num_threads: threads within one operator.
+        providers: execution providers; None: the CPU.
         repetitions: processes for each bundle; one more before them leaves the files in the system's cache.
         progress: called with a line for each round.
 
@@ -51,7 +53,8 @@ def measure_footprint(
     """
 
     def case(bundle: Bundle) -> Callable[[], dict[str, float]]:
-        command = [sys.executable, "-c", _CHILD, str(bundle.path), str(audio), str(num_threads)]
+        arguments = [str(bundle.path), str(audio), str(num_threads), ",".join(providers or ())]
+        command = [sys.executable, "-c", _CHILD, *arguments]
 
         def run() -> dict[str, float]:
             done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
@@ -71,7 +74,7 @@ def measure_footprint(
     }
 
 
-def report(import_s: float, path: str, audio: str, num_threads: str) -> None:
+def report(import_s: float, path: str, audio: str, num_threads: str, providers: str) -> None:
     """What a fresh process does; prints JSON.
 
     import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
@@ -85,7 +88,8 @@ def report(import_s: float, path: str, audio: str, num_threads: str) -> None:
     marks = [time.perf_counter()]
     bundle = Bundle.open(path)
     marks.append(time.perf_counter())
-    recognizer = Recognizer(bundle, bundle.load(num_threads=int(num_threads)))
+    model = bundle.load(num_threads=int(num_threads), providers=providers.split(",") if providers else None)
+    recognizer = Recognizer(bundle, model)
     marks.append(time.perf_counter())
     memory["loaded_bytes"] = status_bytes("VmHWM")
     samples = read_audio(audio, bundle.manifest.features.sample_rate)

@@ -2,8 +2,8 @@
 
 Each wait has two parts. The algorithmic part is audio that the recogniser must hear first: the rest of the chunk, the
 look-ahead of the convolutions, the portions in which audio arrives; no faster machine shortens it. The compute part is
-from the arrival of that audio to the result, queueing behind earlier chunks included. "When it was said" is what the
-model itself says: the start of the first word, and the end of each word, in the final result.
+from the arrival of that audio to the result, queueing behind earlier chunks included. When a word was said is what the
+model itself says: where it starts and ends in the final result.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from u2moe.benchmarks.listening import Event, Heard, Instrument, Mode, Samples
 from u2moe.benchmarks.measurement import interleaved, percentiles
+from u2moe.benchmarks.speed import latencies
 from u2moe.runtime import EndpointConfig, Result
 from u2moe.runtime.text import Vocabulary
 
@@ -72,22 +73,22 @@ def summary(heard: Sequence[Heard], vocabulary: Vocabulary, chunk_s: float) -> d
     """Latencies over all utterances of what was heard.
 
     Returns:
-        chunk_s: percentiles of the compute time of a chunk, and `late`, the share of chunks that took longer than
-            `chunk_budget_s`, the seconds from one chunk to the next.
+        chunk_latency_s: of the compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one
+            chunk to the next.
         first_partial_s: from the start of the first word to the first partial result with a word.
         word_s: from the end of each word to the partial (or final) result from which on it is shown and stays.
-        finalisation_s: from the end of the input to the final result: the last chunk and the second pass. It is all
-            compute; where an endpoint ends an utterance, the silence that its rule waits for is algorithmic besides.
+        finalisation_s: from the end of the last word of an utterance to its final result. What comes after that word
+            is algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and
+            the second pass are compute.
 
-        The middle two have "algorithmic", "compute" and "total", percentiles each; no key where nothing was said.
+        The last three have "algorithmic", "compute" and "total", percentiles each; no key where nothing was said.
     """
-    chunks = [event.compute_s for item in heard for event in item.events]
-    result: dict[str, Any] = {"finalisation_s": percentiles([item.final_s for item in heard])}
-    if chunks:
-        late = sum(seconds > chunk_s for seconds in chunks) / len(chunks)
-        result |= {"chunk_s": {**percentiles(chunks), "late": late}, "chunk_budget_s": chunk_s}
+    result: dict[str, Any] = {}
+    if chunks := [event.compute_s for item in heard for event in item.events]:
+        result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}
     first: list[Wait] = []
     words: list[Wait] = []
+    finals: list[Wait] = []
     for item in heard:
         end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
         for segment in item.segments:
@@ -96,7 +97,8 @@ def summary(heard: Sequence[Heard], vocabulary: Vocabulary, chunk_s: float) -> d
             final = later[0] if later else end
             first += first_partial(segment, events, final)
             words += emissions(segment, events, final, vocabulary)
-    for name, waits in (("first_partial_s", first), ("word_s", words)):
+            finals += [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
+    for name, waits in (("first_partial_s", first), ("word_s", words), ("finalisation_s", finals)):
         if waits:
             result[name] = _parts(waits)
     return result

@@ -19,6 +19,9 @@ INSTRUCTION_SETS = (
 )
 """Flags of /proc/cpuinfo that decide how fast matrices are multiplied, on x86 and ARM."""
 
+_VERSION_FIELDS = ("cpu family", "model", "stepping")
+"""What tells processors apart whose names virtual machines hide."""
+
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
@@ -31,10 +34,11 @@ def describe_machine() -> dict[str, Any]:
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
         "processor": processor(fields),
+        "processor_version": ", ".join(f"{name} {fields[name]}" for name in _VERSION_FIELDS if name in fields),
         "architecture": platform.machine(),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "num_cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "caches": caches(_CACHES),
         "memory_bytes": memory_bytes("MemTotal"),
         "system": platform.platform(),
@@ -45,6 +49,16 @@ def describe_machine() -> dict[str, Any]:
         "u2moe": version("u2moe"),
         "commit": commit(Path(__file__)),
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited for a core during the last minute; above 0 somebody else uses the machine."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def cpu_fields(text: str) -> dict[str, str]:

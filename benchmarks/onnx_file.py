@@ -1,4 +1,4 @@
-"""What is in an ONNX file: nodes, and weights with sizes; and small files of one operator. Reads and writes no more."""
+"""What is in an ONNX file: nodes, functions, weights with sizes; and small files of one operator. No more than that."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ class Weight:
 
 
 class OnnxFile:
-    """Nodes and weights of the main graph of a file.
+    """Nodes and weights of the main graph of a file, and its functions.
 
     Attributes:
         nodes: in the order of the file.
         weights: by name.
+        functions: nodes of each, by domain and name.
 
     Raises:
         BundleError: a file that is none of ONNX.
@@ -77,6 +78,7 @@ class OnnxFile:
     def __init__(self, file: Path) -> None:
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
+        self.functions: dict[tuple[str, str], list[Node]] = {}
         with file.open("rb") as stream:
             content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         try:
@@ -87,7 +89,10 @@ class OnnxFile:
                     elif number == 5 and isinstance(value, memoryview):
                         weight = _weight(value, file)
                         self.weights[weight.name] = weight
-        except ValueError as error:
+            for function in _messages(content, 25):
+                names = {number: text(value) for number, value in fields(function) if number in (1, 10)}
+                self.functions[names.get(10, ""), names[1]] = [_node(node) for node in _messages(function, 7)]
+        except (ValueError, KeyError) as error:
             raise BundleError(f"{file}: is no ONNX file: {error}") from error
 
 

@@ -55,7 +55,7 @@ def measure_rates(
     for size in sorted({readable(footprint) for footprint in footprints}):
         sessions, num_bytes = _stream(random, size, num_threads)
         cases["read", size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), num_bytes)
-    measured = interleaved(cases, repetitions, title=f"rates, {num_threads} threads", progress=progress)
+    measured = interleaved(cases, repetitions, title=f"rates, threads: {num_threads}", progress=progress)
     result: dict[str, Any] = {"threads": num_threads, "multiply_adds_per_s": {}, "read_bytes_per_s": {}}
     for kind, op_type in KERNELS.items():
         sizes = {" x ".join(map(str, size)): Spread.of(measured[kind, size]).data() for size in PRODUCTS}

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from u2moe.benchmarks.listening import STAGES, Heard, Instrument, Mode, Samples
 from u2moe.benchmarks.measurement import Spread, interleaved, percentiles
-
-CHUNK_SIZES = (16, 8, 4)
-LEFT_CHUNKS = (4, -1)
-
-
-def modes_of(instrument: Instrument, chunk_sizes: Sequence[int] = CHUNK_SIZES) -> list[Mode]:
-    """Full context, and every chunk size with bounded and with all left context, as far as the bundle can."""
-    config = instrument.model.config
-    modes = [Mode()]
-    if config.streaming:
-        modes += [Mode(chunk_size=size, num_left_chunks=left) for size in chunk_sizes for left in LEFT_CHUNKS]
-    return modes
+from u2moe.runtime.accuracy import WordErrors
 
 
 def measure_speed(
@@ -26,6 +16,7 @@ def measure_speed(
     recordings: Sequence[Samples],
     modes: Mapping[str, Sequence[Mode]],
     *,
+    transcripts: Sequence[str] | None = None,
     repetitions: int = 5,
     warm_up: int = 1,
     progress: Callable[[str], None] = lambda _: None,
@@ -36,12 +27,13 @@ def measure_speed(
         instruments: loaded bundles by name.
         recordings: samples at the rate of the models.
         modes: what each of them shall be measured in.
+        transcripts: what is said in the recordings, "" where it is not known; None: of none.
         repetitions: how often each is measured.
         warm_up: rounds before those, which do not count.
         progress: called with a line for each round.
 
     Returns:
-        One entry for each mode and bundle; see `summary`.
+        One entry for each mode and bundle; see `summary`, and where there are transcripts `words`, see `word_errors`.
     """
 
     def case(instrument: Instrument, mode: Mode) -> Callable[[], list[Heard]]:
@@ -52,7 +44,12 @@ def measure_speed(
         cases = {name: case(item, mode) for name, item in instruments.items() if mode in modes[name]}
         heard = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
         entries += [
-            {"bundle": name, "mode": mode.name, **summary(rounds, instruments[name].chunk_s(mode))}
+            {
+                "bundle": name,
+                "mode": mode.name,
+                **summary(rounds, instruments[name].chunk_s(mode)),
+                **({"words": word_errors(rounds[0], transcripts)} if transcripts and any(transcripts) else {}),
+            }
             for name, rounds in heard.items()
         ]
     return entries
@@ -64,26 +61,47 @@ def summary(rounds: Sequence[Sequence[Heard]], chunk_s: float | None) -> dict[st
     Returns:
         real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
         core_hours_per_hour: processor seconds, of all threads, per second of audio.
-        shares: of the time by stage, the median of the rounds each.
-        finalisation_s: from the end of the input to the final result, of every recording in every round.
-        chunk_latency_s, chunk_budget_s: percentiles at full speed over the chunks of all rounds, and the seconds from
+        stages: the real-time factor of each stage; shares: their medians as parts of the sum of these.
+        finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
+        chunk_latency_s, chunk_budget_s: the same of the chunks at full speed, `late` among them, and the seconds from
             one chunk to the next; without chunks they are missing.
     """
-    factors, core_hours, shares = [], [], []
-    for recordings in rounds:
-        audio_s = sum(heard.audio_s for heard in recordings)
-        wall_s = sum(heard.wall_s for heard in recordings)
-        factors.append(wall_s / audio_s)
-        core_hours.append(sum(heard.cpu_s for heard in recordings) / audio_s)
-        shares.append({stage: sum(heard.stages[stage] for heard in recordings) / wall_s for stage in STAGES})
+    audio_s = sum(heard.audio_s for heard in rounds[0])
+    costs = [
+        [{"wall": heard.wall_s, "cpu": heard.cpu_s, **heard.stages} for heard in recordings] for recordings in rounds
+    ]
+
+    def factor(name: str) -> Spread:
+        return Spread.of([sum(cost[name] for cost in recordings) / audio_s for recordings in costs])
+
+    stages = {stage: factor(stage) for stage in STAGES}
+    total = sum(stage.median for stage in stages.values())
     entry: dict[str, Any] = {
-        "real_time_factor": Spread.of(factors).data(),
-        "core_hours_per_hour": Spread.of(core_hours).data(),
-        "shares": {stage: Spread.of([share[stage] for share in shares]).median for stage in STAGES},
-        "finalisation_s": percentiles([heard.final_s for recordings in rounds for heard in recordings]),
+        "real_time_factor": factor("wall").data(),
+        "core_hours_per_hour": factor("cpu").data(),
+        "stages": {stage: found.data() for stage, found in stages.items()},
+        "shares": {stage: found.median / total for stage, found in stages.items()},
+        "finalisation_s": latencies([[heard.final_s for heard in recordings] for recordings in rounds]),
     }
-    latencies = [event.compute_s for recordings in rounds for heard in recordings for event in heard.events]
-    if chunk_s is not None and latencies:
-        entry["chunk_latency_s"] = percentiles(latencies)
+    chunks = [[event.compute_s for heard in recordings for event in heard.events] for recordings in rounds]
+    if chunk_s is not None and all(chunks):
+        entry["chunk_latency_s"] = latencies(chunks, chunk_s)
         entry["chunk_budget_s"] = chunk_s
     return entry
+
+
+def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
+    """Percentiles over all rounds, `rounds`: the spread of their medians, and `late`: the share above the budget."""
+    every = [seconds for found in rounds for seconds in found]
+    late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
+    medians = [statistics.median(found) for found in rounds]
+    return {**percentiles(every), **late, "rounds": Spread.of(medians).data()}
+
+
+def word_errors(heard: Sequence[Heard], transcripts: Sequence[str]) -> dict[str, float]:
+    """`num_words` of the transcripts that there are, and `rate`, the word error rate against them."""
+    errors = WordErrors()
+    for item, transcript in zip(heard, transcripts, strict=True):
+        if transcript:
+            errors.add(transcript, item.texts[0])
+    return {"num_words": errors.num_words, "rate": errors.rate}

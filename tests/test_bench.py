@@ -1,0 +1,263 @@
+"""`u2moe bench` as a whole: what a report holds, how it is shown, drawn, saved and compared."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import soundfile
+
+from u2moe.benchmarks import pictures, rates, suite
+from u2moe.benchmarks.comparison import compare_reports, read_report, values
+from u2moe.benchmarks.report import describe
+from u2moe.benchmarks.suite import PLANS, Plan, name_bundles, run_suite
+from u2moe.runtime import Bundle, ProviderError, cli
+from u2moe.runtime.accuracy import Recording, words
+
+PLAN = Plan(threads=(1, 2), chunk_sizes=(16,), left_chunks=(4,), repetitions=2, paced_s=0.3)
+MODES = ["full context", "chunk 16, left 4"]
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory, sound, recognizer):
+    folder = tmp_path_factory.mktemp("recordings")
+    for name, part in (("a", sound[:24_000]), ("b", sound[24_000:])):
+        soundfile.write(folder / f"{name}.wav", part, 16_000)
+    text = recognizer.transcribe(folder / "a.wav").text
+    return [Recording(path=folder / "a.wav", transcript=text), Recording(path=folder / "b.wav", transcript="")]
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(exported, recordings, lines):
+    bundles = {name: Bundle.open(exported(name)) for name in ("moe_tiny", "dense_tiny")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "_CALL_S", 0.005)  # their values are not looked at here
+        return run_suite(bundles, recordings, PLAN, progress=lines.append)
+
+
+@pytest.fixture
+def saved(report, tmp_path):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report), encoding="utf-8")
+    return file
+
+
+def test_every_number_of_threads_mode_and_bundle_is_there(report):
+    cases = [(entry["threads"], entry["mode"], entry["bundle"]) for entry in report["speed"]]
+    assert cases == [(n, mode, name) for n in (1, 2) for mode in MODES for name in ("moe_tiny", "dense_tiny")]
+    assert sorted(cases) == sorted((entry["threads"], entry["mode"], entry["bundle"]) for entry in report["bound"])
+    assert [entry["bundle"] for entry in report["latency"]] == ["moe_tiny", "dense_tiny"]
+    assert {entry["mode"] for entry in report["latency"]} == {MODES[1]}
+    assert [entry["threads"] for entry in report["rates"]] == [1, 2]
+
+
+def test_bundles_take_turns(lines):
+    assert lines[:3] == [f"1 thread, full context: {step}" for step in ("warm-up", "round 1 of 2", "round 2 of 2")]
+    assert "2 threads, chunk 16, left 4: round 2 of 2" in lines
+    assert not [line for line in lines if "warm-up" in line and "paced" in line]  # in real time a round is too dear
+
+
+def test_conditions_are_told(report):
+    machine = report["machine"]
+    assert {"processor", "instruction_sets", "onnxruntime", "commit", "caches", "usable_cores"} <= set(machine)
+    assert report["plan"]["warm_up"] == 1
+    assert report["plan"]["repetitions"] == 2
+    assert report["bundles"]["moe_tiny"]["recipe"] == "float32"
+    assert report["audio"] == {"files": ["a.wav", "b.wav"], "seconds": 4.0}
+
+
+def test_every_time_has_a_spread(report):
+    for entry in report["speed"]:
+        for value in (entry["real_time_factor"], entry["core_hours_per_hour"], *entry["stages"].values()):
+            assert value["count"] == 2
+            assert value["low"] <= value["median"] <= value["high"]
+        assert sum(entry["shares"].values()) == pytest.approx(1)
+        assert min(entry["shares"].values()) > 0
+        assert entry["finalisation_s"]["count"] == 4
+    assert all(entry["whole"]["seconds"]["count"] == 2 for entry in report["bound"])
+    assert all(entry["load_s"]["count"] == 2 for entry in report["footprint"].values())
+
+
+def test_words_are_counted_where_they_are_known(report, recordings):
+    exact = next(entry for entry in report["speed"] if (entry["mode"], entry["bundle"]) == (MODES[0], "moe_tiny"))
+    assert exact["words"] == {"num_words": len(words(recordings[0].transcript)), "rate": 0.0}
+    other = next(entry for entry in report["speed"] if entry["bundle"] == "dense_tiny")
+    assert other["words"]["rate"] > 0
+
+
+def test_experts_are_those_of_models_that_have_them(report):
+    assert list(report["experts"]) == ["moe_tiny"]
+    assert list(report["experts"]["moe_tiny"]) == MODES
+
+
+def test_tables_show_what_was_measured(report):
+    text = describe(report)
+    for phrase in ("instruction sets", "real-time factor", "core-hours", "rescoring", "word errors", "p99", "budget"):
+        assert phrase in text
+    for phrase in ("late", "first partial", "load", "peak", "experts", "load entropy", "feed_forward", "10^9"):
+        assert phrase in text
+    factor = report["speed"][0]["real_time_factor"]["median"]
+    line = next(line for line in text.splitlines() if line.startswith("full context") and "moe_tiny" in line)
+    assert f"{factor:.4f} (" in line
+    wait = report["latency"][0]["finalisation_s"]
+    assert f"{wait['algorithmic']['p50'] * 1e3:.0f} + {wait['compute']['p50'] * 1e3:.1f}" in text
+
+
+def test_what_the_bound_leaves_out_is_told(report):
+    changed = copy.deepcopy(report)
+    assert "not in the bound" not in describe(changed)
+    changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
+    text = describe(changed)
+    assert "what they do is not known here: QMoE (25% of the time)" in text
+    assert "products of no known part, which count as other: encoder/new/MatMul" in text
+
+
+def test_plots(report, tmp_path):
+    files = pictures.draw(report, tmp_path)
+    assert [file.stem for file in files] == ["speed", "stages", "chunks", "waits", "footprint", "experts", "bound"]
+    assert all(file.read_bytes().startswith(PNG) for file in files)
+
+
+def test_plots_of_what_there_is(report, tmp_path):
+    bare = {**report, "latency": [], "experts": {}, "bound": [], "rates": []}
+    bare["speed"] = [entry for entry in report["speed"] if entry["mode"] == MODES[0]]
+    assert [file.stem for file in pictures.draw(bare, tmp_path)] == ["speed", "stages", "footprint"]
+    assert "In real time" not in describe(bare)
+
+
+def test_a_report_equals_itself(report, saved):
+    lines = compare_reports(read_report(saved), report).splitlines()
+    assert len(lines) == 1 + len(values(report))
+    assert all(re.search(r"(1\.000|-) +within the spread$", line) for line in lines[1:])
+
+
+def test_a_difference_is_told_from_the_spread(report):
+    changed = copy.deepcopy(report)
+    changed["machine"]["onnxruntime"] = "0.1"
+    changed["audio"]["seconds"] += 1
+    entry = changed["speed"][0]
+    entry["real_time_factor"] = {name: 2 * value for name, value in entry["real_time_factor"].items()}
+    entry["words"]["rate"] = 0.5
+    changed["speed"].pop()
+    lines = compare_reports(report, changed).splitlines()
+    assert lines[0] == f"onnxruntime: {report['machine']['onnxruntime']} -> 0.1"
+    assert lines[1].startswith("the recordings are not the same")
+    assert re.fullmatch(r"real-time factor, moe_tiny, full context, 1 thread .* 2\.000 +more", lines[3])
+    assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[4])
+    assert lines[5].endswith("within the spread")
+    assert lines[-1] == "5 measurements are in one of the reports only"
+
+
+def test_the_only_bundles_are_compared_whatever_their_names(report):
+    def only(name, new_name):
+        text = json.dumps({key: _of(value, name) for key, value in report.items()})
+        return json.loads(text.replace(name, new_name))
+
+    lines = compare_reports(only("moe_tiny", "old"), only("moe_tiny", "new")).splitlines()
+    assert lines[0] == "old is compared with new, the only bundle of each report"
+    assert any(line.startswith("real-time factor, new, full context") for line in lines)
+
+
+def _of(section, name):
+    if isinstance(section, dict) and name in section:
+        return {name: section[name]}
+    return [item for item in section if item.get("bundle", name) == name] if isinstance(section, list) and all(
+        isinstance(item, dict) for item in section) else section  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "u2moe-bench", "version": 0}'])
+def test_what_is_no_report_is_refused_by_name(tmp_path, content):
+    (tmp_path / "old.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"old\.json: "):
+        read_report(tmp_path / "old.json")
+
+
+def test_command_shows_draws_and_compares_what_was_saved(report, saved, tmp_path, capsys):
+    saved.write_text(json.dumps({**report, "latency": [], "bound": [], "rates": [], "experts": {}}), encoding="utf-8")
+    plots, copied = tmp_path / "new" / "plots", tmp_path / "other" / "copy.json"
+    assert (
+        cli.main(["bench", *map(str, ("--report", saved, "--plots", plots, "--json", copied, "--compare", saved))]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "End to end" in out
+    assert f"Against {saved}" in out
+    assert f"wrote {plots / 'speed.png'}" in out
+    assert read_report(copied) == read_report(saved)
+
+
+def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, capsys, monkeypatch):
+    seen = {}
+
+    def record(bundles, recordings, plan, *, providers, progress):
+        seen.update(bundles=bundles, recordings=recordings, plan=plan, providers=providers)
+        progress("a line")
+        raise ProviderError("enough")
+
+    monkeypatch.setattr("u2moe.benchmarks.cli.run_suite", record)
+    arguments = ("--threads", "2,1,2", "--chunk-sizes", "8", "--paced", "0", "--repetitions", "7", "--providers", "X,Y")
+    audio = ("--audio", recordings[0].path)
+    assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, *audio))]) == 1
+    assert capsys.readouterr().err == "- a line\nu2moe: error: enough\n"
+    assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), paced_s=0, repetitions=7)
+    assert seen["providers"] == ["X", "Y"]
+    assert seen["recordings"] == [Recording(path=recordings[0].path, transcript="")]
+    assert [bundle.path for bundle in seen["bundles"].values()] == [exported("moe_tiny")]
+    assert cli.main(["bench", "--quick", "--quiet"]) == 1
+    assert seen["plan"] == PLANS["quick"]
+    assert [recording.transcript for recording in seen["recordings"]]
+    assert capsys.readouterr().err == "u2moe: error: enough\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "one"], "--threads must be numbers separated by commas, got 'one'"),
+        (["--threads", "0"], "threads must be numbers from 1 on, got [0]"),
+        (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
+        (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
+        (["--paced", "-1"], "seconds in real time must not be negative"),
+        (["--report", "x.json", "bundle"], "--report measures nothing"),
+        (["--report", "no.json"], "no.json: cannot be read as a report"),
+        (["--compare", "no.json"], "no.json: cannot be read as a report"),
+        (["--plots", "/dev/null/plots"], "/dev/null/plots: cannot be made"),
+        (["--audio", "no.wav"], "no.wav"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(suite, "measure_speed", None)
+    assert cli.main(["bench", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_matplotlib_is_asked_for_before_anything_is_measured(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "measure_speed", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(["bench", "--plots", str(tmp_path)]) == 1
+    assert "pip install 'u2moe[plots]'" in capsys.readouterr().err
+
+
+def test_a_provider_that_is_not_there_is_named(exported, recordings):
+    with pytest.raises(ProviderError, match="NoProvider is not installed"):
+        run_suite({"moe": Bundle.open(exported("moe_tiny"))}, recordings, PLAN, providers=["NoProvider"])
+
+
+def test_bundles_are_told_apart_by_the_ends_of_their_paths(tmp_path):
+    names = name_bundles([tmp_path / "a" / "int8", tmp_path / "b" / "int8"])
+    assert names == {"a/int8": tmp_path / "a" / "int8", "b/int8": tmp_path / "b" / "int8"}
+    assert list(name_bundles([tmp_path / "x", tmp_path / "y"])) == ["x", "y"]
+    with pytest.raises(ValueError, match="twice"):
+        name_bundles([tmp_path / "x", tmp_path / "y" / ".." / "x"])
+
+
+def test_a_device_needs_what_the_runtime_needs():
+    code = "import sys, u2moe.benchmarks.cli; print({'torch', 'onnx', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,333 @@
+"""The bound: products counted as they run, whose part they are, the machine's rates, and what is made of them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from u2moe.benchmarks import bound, rates
+from u2moe.benchmarks.experts import measure_experts
+from u2moe.benchmarks.kernels import PARTS, Kernel, call_sites, part_of, profile, read_events
+from u2moe.benchmarks.listening import Instrument, Mode
+from u2moe.benchmarks.onnx_file import Node, OnnxFile, Weight, product_model, with_outputs
+from u2moe.quantize import quantize_bundle, recipe
+from u2moe.runtime import Bundle, contract
+from u2moe.runtime.errors import BundleError
+
+STREAM = Mode(chunk_size=16, num_left_chunks=4)
+GROUPS = {
+    "experts": "feed_forward",
+    "routers": "feed_forward",
+    "feed_forward": "feed_forward",
+    "attention": "attention",
+    "depthwise_convolutions": "convolution",
+    "pointwise_convolutions": "convolution",
+    "subsampling": "subsampling",
+}
+"""Part of the network for each group of the encoder's weights."""
+
+
+@pytest.fixture(scope="module")
+def quantized(exported, tmp_path_factory):
+    path = tmp_path_factory.mktemp("quantized") / "int8"
+    return quantize_bundle(exported("moe_tiny"), path, recipe("int8"))[0]
+
+
+@pytest.fixture(scope="module")
+def bundles(exported, quantized):
+    return {name: Bundle.open(exported(name)) for name in ("moe_tiny", "dense_tiny")} | {"int8": quantized}
+
+
+@pytest.fixture(scope="module")
+def kernels(bundles, sound):
+    """A function from the name of a bundle and a mode to the kernels of one run."""
+    made = {}
+
+    def make(name, mode):
+        if (name, mode) not in made:
+            run = bound.utterance(Instrument(bundles[name]), sound, mode)
+            made[name, mode] = profile(bundles[name], run, repetitions=2)
+        return made[name, mode]
+
+    return make
+
+
+def multiply_adds(kernels, part):
+    return sum(kernel.multiply_adds for kernel in kernels if kernel.part == part)
+
+
+def num_frames(model, sound):
+    return Instrument(model).model.encode(_features(model, sound)).shape[0]
+
+
+def _features(bundle, sound):
+    from u2moe.runtime.features import Fbank  # noqa: PLC0415
+
+    fbank = Fbank(bundle.manifest.features)
+    return np.concatenate([fbank.accept(sound), fbank.finish()])
+
+
+@pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny", "int8"])
+@pytest.mark.parametrize("mode", [Mode(), STREAM])
+def test_runs_are_told_apart(kernels, name, mode):
+    first, second = kernels(name, mode)
+    # an order of the profile that another thread or a warm-up run broke would show here
+    assert [(kernel.name, kernel.multiply_adds) for kernel in first] == [
+        (kernel.name, kernel.multiply_adds) for kernel in second
+    ]
+    assert {kernel.part for kernel in first} == set(PARTS)
+
+
+@pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny", "int8"])
+def test_products_are_those_of_the_architecture(bundles, kernels, sound, name):
+    encoder, frames = bundles[name].manifest.architecture["encoder"], num_frames(bundles[name], sound)
+    feed_forward, dim = encoder["feed_forward"], encoder["dim"]
+    layer = 2 * dim * feed_forward["hidden"]
+    if feed_forward["kind"] == "moe":
+        layer = feed_forward["num_experts_per_token"] * layer + dim * feed_forward["num_experts"]
+    layers = encoder["num_blocks"] * (1 + encoder["macaron"])
+    convolution = 3 * dim * dim + dim * encoder["convolution"]["kernel"]
+    found = kernels(name, Mode())[0]
+    # quantized layers may add biases as a product, which is small
+    assert frames * layers * layer <= multiply_adds(found, "feed_forward") <= 1.03 * frames * layers * layer
+    assert multiply_adds(found, "convolution") == frames * encoder["num_blocks"] * convolution
+    assert multiply_adds(found, "ctc") == frames * dim * bundles[name].manifest.model.vocab_size
+    # four projections, their scores and their sums
+    attention = frames * encoder["num_blocks"] * (4 * dim * dim + 2 * frames * dim)
+    assert attention <= multiply_adds(found, "attention") <= 1.5 * attention
+
+
+@pytest.mark.parametrize(("name", "weight_bytes"), [("moe_tiny", 4), ("int8", 1)])
+def test_only_experts_with_tokens_are_read(bundles, kernels, sound, name, weight_bytes):
+    encoder = bundles[name].manifest.architecture["encoder"]
+    size, num_experts = encoder["dim"] * encoder["feed_forward"]["hidden"], encoder["feed_forward"]["num_experts"]
+    touched = measure_experts(bundles[name], [sound], [Mode()])["full context"]["touched"]["layers"].values()
+    read = [kernel.num_bytes for kernel in kernels(name, Mode())[0] if kernel.part == "feed_forward"]
+    assert sum(touched) < len(touched) * num_experts
+    assert read.count(size * weight_bytes) == 2 * sum(touched)
+    assert max(read) == size * weight_bytes
+
+
+@pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny"])
+def test_parts_are_those_of_the_weights(bundles, kernels, name, tmp_path):
+    """Kernels of experts are of an inlined function and others are fused, but weights keep their names."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "encoder.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(bundles[name].path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(tmp_path / "encoder.onnx").graph
+    weights = {weight.name for weight in optimized.initializer}
+    expected = {}
+    for node in optimized.node:
+        groups = {contract.weight_group(value) for value in node.input if value in weights} & set(GROUPS)
+        if len(groups) == 1:
+            expected[node.name] = GROUPS[groups.pop()]
+    found = {kernel.name: kernel.part for kernel in kernels(name, STREAM)[0] if kernel.multiply_adds}
+    checked = {node for node in found if node in expected}
+    assert {node: found[node] for node in checked} == {node: expected[node] for node in checked}
+    assert len(checked) > 20
+    assert {expected[node] for node in checked} >= {"feed_forward", "attention", "convolution"}
+
+
+def event(name, op_type="Add", inputs=(), outputs=(), **arguments):
+    shapes = {"input_type_shape": [{kind: shape} for kind, shape in inputs]}
+    shapes["output_type_shape"] = [{"float": shape} for shape in outputs]
+    return {"name": f"{name}_kernel_time", "dur": 1000, "args": {"op_name": op_type, **shapes, **arguments}}
+
+
+def test_kernels_of_functions_belong_where_these_are_called():
+    def node(name, op_type, domain=""):
+        return Node(name=name, op_type=op_type, domain=domain, inputs=())
+
+    graph = SimpleNamespace(
+        nodes=[node("encoder/self_attn/f", "F", "u2moe"), node("encoder/embed/Relu", "Relu"), node("c", "Constant"),
+               node("encoder/conv_module/g", "G", "u2moe")],
+        functions={("u2moe", "F"): [node("", "Constant"), node("", "G", "u2moe"), node("", "Mul")],
+                   ("u2moe", "G"): [node("", "Abs"), node("", "Neg")]},
+    )  # fmt: skip
+    sites = call_sites(graph)
+    assert [site.op_type for site in sites] == ["F", "Relu", "G", "G", "Mul", "Abs", "Neg", "Abs", "Neg"]
+    events = [event(f"n{index}", site.op_type, node_index=str(index)) for index, site in enumerate(sites)]
+    parts = [kernel.part for kernel in read_events(events, sites)]
+    assert parts == ["attention", "subsampling", "convolution", "attention", "attention"] + ["convolution"] * 2 + [
+        "attention"] * 2  # fmt: skip
+    # an index that onnxruntime gave to something else says nothing
+    odd = next(read_events([event("n5", "Sub", node_index="5")], sites))
+    assert (odd.part, odd.by_order) == ("other", True)
+
+
+def test_kernels_without_a_name_belong_where_the_one_before_belongs():
+    names = ["x", "encoder/embed/Conv", "y", "encoder/encoders.3/self_attn/MatMul", "encoder/caches/Concat", "z"]
+    found = list(read_events([event(name) for name in names]))
+    assert [kernel.part for kernel in found] == ["other", "subsampling", "subsampling", "attention", "other", "other"]
+    assert [kernel.by_order for kernel in found] == [True, False, True, False, False, True]
+    decoder = list(read_events([event("x"), event("decoder/left/MatMul")]))
+    assert {(kernel.part, kernel.by_order) for kernel in decoder} == {("decoder", False)}
+    assert part_of("encoder/something/new") == "other"
+    assert part_of("encoder/position_biases/MatMul") == "attention"
+    assert part_of("something") is None
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "output", "multiply_adds", "num_bytes"),
+    [
+        ("MatMul", [("float", [2, 3, 5]), ("float", [5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 5 * 7),
+        ("MatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # packed before
+        ("MatMul", [("float16", [3, 5]), ("float16", [5, 7])], [3, 7], 3 * 5 * 7, 2 * 5 * 7),
+        ("MatMul", [("float", [2, 3, 5]), ("float", [2, 5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 2 * 5 * 7),
+        ("FusedMatMul", [("float", [5, 3]), ("float", [5, 7])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # the left is transposed
+        ("FusedMatMul", [("float", [3, 5]), ("float", [7, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # the right is
+        ("MatMul", [("float", [0, 5]), ("float", [5, 7])], [0, 7], 0, 0),
+        ("MatMulIntegerToFloat", [("uint8", [3, 5]), ("int8", [5, 7])], [3, 7], 3 * 5 * 7, 5 * 7),
+        ("DynamicQuantizeMatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 5 * 7),
+        ("MatMulNBits", [("float", [3, 64])], [3, 7], 3 * 64 * 7, 64 * 7 // 2 + 4 * 2 * 7),
+        ("MatMulNBits", [("float", [3, 64]), ("uint8", [7, 2, 32])], [3, 7], 3 * 64 * 7, 64 * 7 + 4 * 2 * 7),
+        ("Conv", [("float", [1, 3, 9, 9]), ("float", [4, 3, 3, 3])], [1, 4, 4, 4], 64 * 27, 4 * 4 * 27),
+        ("Add", [("float", [3, 5]), ("float", [3, 5])], [3, 5], 0, 0),
+    ],
+)
+def test_products_are_counted_by_their_shapes(op_type, inputs, output, multiply_adds, num_bytes):
+    kernel = next(read_events([event("encoder/x", op_type, inputs, [output])]))
+    assert (kernel.multiply_adds, kernel.num_bytes) == (multiply_adds, num_bytes)
+    assert kernel.integer is (op_type in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"))
+
+
+def kernel(part, seconds, op_type="MatMul", **counts):
+    return Kernel(name="x", scope=f"encoder/new.7/{op_type}", op_type=op_type, part=part, seconds=seconds, **counts)
+
+
+RATES = {"integer": 1000.0, "float": 100.0, "read": 10.0}
+
+
+def test_the_bound_is_the_larger_of_arithmetic_and_reading():
+    first = [
+        kernel("attention", 1.0, multiply_adds=100, num_bytes=5),
+        kernel("feed_forward", 2.0, multiply_adds=100, num_bytes=40, integer=True),
+        kernel("feed_forward", 1.0, "Add"),
+        kernel("ctc", 0.5, multiply_adds=50, num_bytes=1),
+    ]
+    slower = [kernel("attention", 9.0), kernel("feed_forward", 9.0), kernel("ctc", 9.0)]
+    found = bound.compare([first, first, slower], {"encoder": [8.0, 8.0, 8.0], "ctc": [1.0, 1.0, 4.0]}, RATES)
+    parts = found["parts"]
+    assert (parts["attention"]["arithmetic_s"], parts["attention"]["read_s"]) == (1.0, 0.5)
+    assert (parts["feed_forward"]["arithmetic_s"], parts["feed_forward"]["read_s"]) == (0.1, 4.0)
+    # the profiler took 4 s for what takes 8: its times count as shares
+    assert {part: item["seconds"] for part, item in parts.items()} == {"feed_forward": 6, "attention": 2, "ctc": 1}
+    assert {part: item["ratio"] for part, item in parts.items()} == {"feed_forward": 1.5, "attention": 2.0, "ctc": 2.0}
+    assert parts["feed_forward"]["share_of_products"] == pytest.approx(2 / 3)
+    assert found["whole"]["least_s"] == 5.5
+    assert found["whole"]["seconds"] == {"median": 9.0, "low": 9.0, "high": 10.5, "count": 3}
+    assert found["whole"]["ratio"] == pytest.approx(9 / 5.5)
+    assert sum(found["operators"].values()) == pytest.approx(1)
+
+
+def test_nothing_is_left_out_silently():
+    kernels = [
+        kernel("feed_forward", 2.0, "QMoE", parameter_bytes=1 << 20),
+        kernel("feed_forward", 1.0, "Novelty", parameter_bytes=1 << 20),
+        kernel("attention", 1.0, "MultiHeadAttention"),
+        kernel("other", 4.0, multiply_adds=100, num_bytes=1),
+        kernel("other", 1.0, "Gather", parameter_bytes=1 << 20),
+        kernel("other", 1.0, "Add", by_order=True),
+    ]
+    found = bound.compare([kernels], {"encoder": [10.0]}, RATES)
+    assert found["not_counted"] == {"QMoE": 0.2, "Novelty": 0.1, "MultiHeadAttention": 0.1}
+    assert found["unknown"] == {"encoder/new.*/MatMul": 0.4}
+    assert found["by_order"] == 0.1
+    assert found["parts"]["feed_forward"]["ratio"] is None
+    assert found["parts"]["other"]["ratio"] == 6.0
+
+
+def test_no_product_of_our_graphs_is_left_out(kernels, bundles):
+    for name in bundles:
+        found = bound.compare(kernels(name, STREAM), {"encoder": [1.0], "ctc": [1.0], "rescoring": [1.0]}, RATES)
+        assert found["not_counted"] == {}
+        assert found["unknown"] == {}
+        assert set(found["parts"]) == set(PARTS)
+
+
+def test_rates_are_measured_for_what_is_read_and_multiplied(monkeypatch):
+    monkeypatch.setattr(rates, "BEYOND_CACHE", 9_000_000)
+    found = rates.measure_rates([5_000_000, 10**12], 1, repetitions=1, progress=lambda _: None)
+    sizes = [int(size) for size in found["read_bytes_per_s"]]
+    assert sizes == [4 * 1024 * 1024, 8 * 1024 * 1024]
+    for kind in ("integer", "float"):
+        every = [value["median"] for value in found["multiply_adds_per_s"][kind]["sizes"].values()]
+        assert rates.best_rate(found, kind) == max(every)
+        assert min(every) > 0
+    assert rates.read_rate(found, 6_000_000) == found["read_bytes_per_s"][str(sizes[0])]["median"]
+    assert rates.read_rate(found, 10**12) == found["read_bytes_per_s"][str(sizes[1])]["median"]
+
+
+@pytest.mark.parametrize("op_type", ["MatMul", "MatMulIntegerToFloat"])
+def test_models_for_rates_multiply(op_type):
+    random = np.random.default_rng(0)
+    if op_type == "MatMul":
+        x, weights = random.standard_normal((3, 8), np.float32), list(random.standard_normal((2, 8, 8), np.float32))
+        expected = x @ weights[0] + x @ weights[1]
+    else:
+        x = random.integers(0, 256, (3, 8), np.uint8)
+        weights = list(random.integers(-127, 128, (2, 8, 8), np.int8))
+        expected = (x.astype(np.float32) - 128) @ sum(weight.astype(np.float32) for weight in weights) / 127 * 1e-4
+    content = product_model(op_type, weights)
+    onnx.checker.check_model(onnx.load_from_string(content))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    # float32 sums of 16 products of size 1
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
+
+
+def as_tuple(node, inputs):
+    return node.name, node.op_type, node.domain, list(inputs)
+
+
+@pytest.mark.parametrize("name", ["moe_tiny", "int8"])
+def test_files_are_read_as_onnx_reads_them(bundles, name):
+    for graph in bundles[name].manifest.model.graphs():
+        found, model = OnnxFile(bundles[name].path / graph.file), onnx.load(bundles[name].path / graph.file)
+        expected = model.graph
+        assert [as_tuple(node, node.inputs) for node in found.nodes] == [
+            as_tuple(node, node.input) for node in expected.node
+        ]
+        assert {name: [as_tuple(node, node.inputs) for node in nodes] for name, nodes in found.functions.items()} == {
+            (function.domain, function.name): [as_tuple(node, node.input) for node in function.node]
+            for function in model.functions
+        }
+        assert list(found.weights) == [weight.name for weight in expected.initializer]
+        for weight in expected.initializer:
+            array, own = onnx.numpy_helper.to_array(weight), found.weights[weight.name]
+            assert (own.shape, own.num_bytes) == (array.shape, array.nbytes)
+            if own.kind == onnx.TensorProto.FLOAT:
+                np.testing.assert_array_equal(own.array(), array)
+
+
+def test_weights_beside_the_graph_are_read(tmp_path):
+    weight = np.arange(600, dtype=np.float32).reshape(20, 30)
+    model = onnx.load_from_string(product_model("MatMul", [weight[:, :20], weight[:, 10:]]))
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
+    found = OnnxFile(tmp_path / "a.onnx").weights
+    np.testing.assert_array_equal(found["w1"].array(), weight[:, 10:])
+    assert found["w0"].num_bytes == 4 * 400
+
+
+def test_values_can_be_made_outputs():
+    weights = list(np.ones((2, 4, 4), np.float32))
+    model = with_outputs(product_model("MatMul", weights), ["yw1"])
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["y", "yw1"]
+    y, product = session.run(None, {"x": np.ones((1, 4), np.float32)})
+    np.testing.assert_array_equal(y, 2 * product)
+
+
+@pytest.mark.parametrize("content", [b"no onnx file", b"\x3a\xff\xff\xff\x0f", bytes(range(200, 255))])
+def test_files_that_are_none_of_onnx_are_refused(tmp_path, content):
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"bad\.onnx: is no ONNX file"):
+        OnnxFile(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(1, 60), (3, 15), (10, 30), (22, 8), (7, 120)])
+def test_sizes_are_whole_bytes(tmp_path, kind, expected):
+    weight = Weight(name="w", shape=(3, 5), kind=kind, file=tmp_path, raw=None, external={})
+    assert weight.num_bytes == expected

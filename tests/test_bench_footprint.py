@@ -1,0 +1,170 @@
+"""What is told besides times: experts and their load, memory and disk, the machine."""
+
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.benchmarks import machine
+from u2moe.benchmarks.experts import Layer, layers_of, measure_experts, summary, tokens_per_expert
+from u2moe.benchmarks.footprint import disk_bytes, measure_footprint
+from u2moe.benchmarks.listening import Mode
+from u2moe.runtime import Bundle, BundleWriter
+from u2moe.runtime.errors import BundleError
+
+STREAM = Mode(chunk_size=4, num_left_chunks=4)
+
+
+def layer(name="one", gate=None, top_k=2, expert_bytes=10):
+    gate = np.eye(4, dtype=np.float32) if gate is None else gate
+    return Layer(name=name, tokens="x", gate=gate, top_k=top_k, expert_bytes=expert_bytes)
+
+
+def test_the_router_takes_the_largest():
+    tokens = np.array([[[9, 5, 1, 2], [0, 0, 7, 8], [3, 9, 0, 0]]], np.float32)
+    np.testing.assert_array_equal(tokens_per_expert(layer(), tokens), [2, 2, 1, 1])
+    np.testing.assert_array_equal(tokens_per_expert(layer(top_k=1), tokens), [1, 1, 0, 1])
+
+
+def test_load_of_experts():
+    counts = np.array([[[4, 0, 0, 0], [1, 1, 1, 1]], [[2, 2, 0, 0], [1, 1, 1, 1]]])
+    found = summary([layer("a"), layer("b", expert_bytes=100)], counts)
+    assert found["touched"] == {"mean": 2.75, "layers": {"a": 1.5, "b": 4.0}}
+    assert (found["bytes_touched"]["p50"], found["bytes_touched"]["max"]) == (415.0, 420.0)
+    assert found["bytes"] == 440
+    assert found["load"] == {"a": [0.75, 0.25, 0.0, 0.0], "b": [0.25] * 4}
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
+    assert found["load_entropy"]["layers"] == {"a": pytest.approx(entropy), "b": pytest.approx(1.0)}
+    assert (found["num_chunks"], found["num_experts"], found["experts_per_token"]) == (2, 4, 2)
+
+
+def test_layers_of_a_bundle(bundle):
+    encoder = bundle.manifest.architecture["encoder"]
+    found = layers_of(bundle)
+    assert len(found) == encoder["num_blocks"] * (1 + encoder["macaron"])
+    dim, hidden = encoder["dim"], encoder["feed_forward"]["hidden"]
+    assert {item.expert_bytes for item in found} == {4 * (2 * dim * hidden + dim + hidden)}
+    assert {item.gate.shape for item in found} == {(dim, encoder["feed_forward"]["num_experts"])}
+    assert found[0].name.startswith("encoder.encoders.0.")
+
+
+def test_chunks_and_the_whole_route_alike(bundle, sound):
+    found = measure_experts(bundle, [sound, sound[:20_000]], [Mode(), STREAM])
+    assert list(found) == ["full context", "chunk 4, left 4"]
+    whole, chunks = found.values()
+    assert whole["num_chunks"] == 2
+    assert chunks["num_chunks"] > 30
+    assert chunks["touched"]["mean"] < whole["touched"]["mean"]
+    # random weights look at what is near: a token goes to nearly the same experts whatever its context
+    for name, load in whole["load"].items():
+        assert sum(load) == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(chunks["load"][name], load, atol=0.15)
+
+
+def test_dense_models_have_none(exported, sound):
+    assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
+
+
+def test_experts_without_a_known_router_are_an_error(bundle, tmp_path):
+    with BundleWriter(tmp_path / "odd") as staging:
+        for graph in bundle.manifest.model.graphs():
+            content = (bundle.path / graph.file).read_bytes()
+            (staging.path / graph.file).write_bytes(content.replace(b".feed_forward.gate.", b".feed_forward.mate."))
+        (staging.path / "tokens.txt").write_bytes((bundle.path / "tokens.txt").read_bytes())
+        staging.finish(bundle.manifest)
+    with pytest.raises(BundleError, match="has no router among its weights"):
+        layers_of(Bundle.open(tmp_path / "odd"))
+
+
+def test_disk(bundle):
+    found = disk_bytes(bundle)
+    assert found["files"] == sum(bundle.path.joinpath(name).stat().st_size for name in bundle.manifest.files)
+    encoder = bundle.manifest.architecture["encoder"]
+    assert {"experts", "routers", "attention", "subsampling"} <= set(found["groups"])
+    assert 0 < found["files"] - sum(found["groups"].values()) < 300_000  # the graphs themselves, and the vocabulary
+    num_layers = len(layers_of(bundle)) + 2 + 1  # and those of both decoders, as in golden/moe_tiny
+    assert found["groups"]["routers"] == num_layers * 4 * encoder["dim"] * encoder["feed_forward"]["num_experts"]
+
+
+def test_a_fresh_process_tells_time_and_memory(exported, sound, tmp_path):
+    soundfile.write(tmp_path / "a.wav", sound[:16_000], 16_000)
+    found = measure_footprint({"moe": Bundle.open(exported("moe_tiny"))}, tmp_path / "a.wav", repetitions=1)["moe"]
+    assert set(found) >= {"import_s", "verify_s", "load_s", "first_s", "disk"}
+    assert min(found[name]["median"] for name in ("import_s", "verify_s", "load_s", "first_s")) > 0
+    sizes = [found[name]["median"] for name in ("imported_bytes", "loaded_bytes", "peak_bytes")]
+    assert 20e6 < sizes[0] < sizes[1] <= sizes[2] < 500e6
+
+
+X86 = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 26
+model\t\t: 2
+model name\t: AMD EPYC
+stepping\t: 1
+flags\t\t: fpu avx2 avx512_vnni
+
+processor\t: 1
+model name\t: other
+"""
+ARM = """processor\t: 0
+Features\t: fp asimd i8mm
+CPU implementer\t: 0x41
+CPU part\t: 0xd0b
+
+Model\t\t: Raspberry Pi 5 Model B
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "sets"),
+    [
+        (X86, "AMD EPYC", ["avx2", "avx512_vnni"]),
+        (ARM, "Raspberry Pi 5 Model B, CPU implementer 0x41 CPU part 0xd0b", ["asimd", "i8mm"]),
+    ],
+)
+def test_processors_are_told(monkeypatch, tmp_path, text, name, sets):
+    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    found = machine.describe_machine()
+    assert found["processor"] == name
+    assert found["instruction_sets"] == sets
+    assert found["processor_version"] == ("cpu family 26, model 2, stepping 1" if text == X86 else "")
+
+
+def test_what_the_system_does_not_tell_is_left_open(monkeypatch, tmp_path):
+    for name in ("_CPUINFO", "_MEMINFO", "_STATUS", "_CACHES"):
+        monkeypatch.setattr(machine, name, tmp_path / "none")
+    found = machine.describe_machine()
+    assert (found["memory_bytes"], found["caches"], found["instruction_sets"]) == (None, {}, [])
+    assert found["processor"]
+    assert machine.status_bytes("VmHWM") is None
+
+
+def test_caches_of_data(tmp_path):
+    for index, (level, kind, size) in enumerate(
+        [(1, "Data", "48K"), (1, "Instruction", "32K"), (3, "Unified", "4096K")]
+    ):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        for name, value in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(f"{value}\n", encoding="utf-8")
+    assert machine.caches(tmp_path) == {"L1": 48 * 1024, "L3": 4096 * 1024}
+
+
+def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    file = tmp_path / "a.py"
+    file.write_text("1", encoding="utf-8")
+    git("init")
+    assert machine.commit(file) is None  # in a repository that does not know it
+    git("add", "a.py")
+    git("commit", "-m", "one")
+    name = machine.commit(file)
+    assert len(name) == 12
+    file.write_text("2", encoding="utf-8")
+    assert machine.commit(file) == f"{name}+"

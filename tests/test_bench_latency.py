@@ -1,0 +1,179 @@
+"""How times are taken and summed up: spreads, stages, chunks, and what a listener waits for."""
+
+import time
+
+import numpy as np
+import pytest
+
+from u2moe.benchmarks import latency, speed
+from u2moe.benchmarks.listening import STAGES, Event, Heard, Instrument, Mode, Stopwatch
+from u2moe.benchmarks.measurement import Spread, differs, interleaved, percentiles
+from u2moe.runtime import Result, WordResult
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.text import Vocabulary
+
+CHUNKS = Mode(chunk_size=4, num_left_chunks=4)
+
+
+def heard(*, wall_s=1.0, events=(), segments=(), final_s=0.5, audio_s=10.0, text=""):
+    stages = dict.fromkeys(STAGES, 0.0) | {"encoder": 0.75 * wall_s, "search": 0.25 * wall_s}
+    return Heard(audio_s=audio_s, wall_s=wall_s, cpu_s=2 * wall_s, stages=stages, events=list(events), final_s=final_s,
+                 segments=list(segments), texts=[text])  # fmt: skip
+
+
+def event(audio_s, compute_s, tokens=(), segment=0):
+    return Event(audio_s=audio_s, compute_s=compute_s, tokens=tuple(tokens), segment=segment)
+
+
+def test_spread_and_percentiles():
+    assert Spread.of([4.0, 1.0, 3.0, 2.0, 100.0]).data() == {"median": 3.0, "low": 2.0, "high": 4.0, "count": 5}
+    assert percentiles(range(101)) == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0, "count": 101}
+    for function in (Spread.of, percentiles):
+        with pytest.raises(ValueError, match="at least one value"):
+            function([])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [((1, 2), (2, 3), False), ((1, 2), (3, 4), True), ((3, 4), (1, 2), True)]
+)
+def test_quartiles_that_do_not_overlap_differ(before, after, expected):
+    assert differs(*({"low": low, "high": high} for low, high in (before, after))) is expected
+
+
+def test_cases_take_turns_and_warm_up_does_not_count():
+    calls = []
+    cases = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
+    assert interleaved(cases, 2) == {"a": [3, 5], "b": [4, 6]}
+    assert calls == ["a", "b"] * 3
+    with pytest.raises(ValueError, match="repetitions must be at least 1"):
+        interleaved(cases, 0)
+
+
+def test_stages_and_the_rest_make_the_whole():
+    watch = Stopwatch()
+    with watch.call(), watch("encoder"):
+        time.sleep(0.02)
+    with watch.call():
+        time.sleep(0.01)
+    stages = watch.stages()
+    assert stages["encoder"] >= 0.02
+    assert stages["other"] >= 0.01
+    assert sum(stages.values()) == pytest.approx(watch.wall_s)
+
+
+def test_speed_is_the_median_of_the_rounds():
+    chunk = [event(1.0, seconds) for seconds in (0.1, 0.2, 0.6)]
+    rounds = [[heard(wall_s=wall_s, events=chunk), heard(wall_s=1.0, events=chunk)] for wall_s in (1.0, 3.0, 2.0)]
+    entry = speed.summary(rounds, chunk_s=0.5)
+    assert entry["real_time_factor"] == {"median": 0.15, "low": 0.125, "high": 0.175, "count": 3}
+    assert entry["core_hours_per_hour"]["median"] == 0.3
+    assert entry["shares"] == dict.fromkeys(STAGES, 0.0) | {"encoder": 0.75, "search": 0.25}
+    assert entry["stages"]["encoder"]["median"] == pytest.approx(0.75 * 0.15)
+    found = entry["chunk_latency_s"]
+    assert (found["p50"], found["late"], found["count"]) == (0.2, pytest.approx(1 / 3), 18)
+    assert found["rounds"] == {"median": 0.2, "low": 0.2, "high": 0.2, "count": 3}
+    assert "chunk_latency_s" not in speed.summary(rounds, chunk_s=None)
+
+
+def test_word_errors_of_known_transcripts():
+    results = [heard(text="a b c"), heard(text="d"), heard(text="e f")]
+    assert speed.word_errors(results, ["A X C", "", "E F"]) == {"num_words": 5, "rate": 0.2}
+
+
+@pytest.fixture
+def vocabulary():
+    return Vocabulary(["<blank>", "\u2581a", "b", "\u2581c", "\u2581d"], TextConfig(tokenizer="bpe"))
+
+
+def utterance(tokens, spans, segment=0):
+    words = [WordResult(word="w", start=start, end=end, confidence=None) for start, end in spans]
+    return Result(text="w", is_final=True, segment=segment, tokens=tokens, words=words)
+
+
+def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
+    events = [
+        event(1.0, 0.1, [1]),
+        event(2.0, 0.2, [1, 2, 3]),
+        event(3.0, 0.3, [1, 3]),
+        event(4.0, 0.4, [1, 2, 4]),
+    ]
+    final = event(5.0, 0.5)
+    segment = utterance([1, 2, 3], [(0.25, 0.5), (1.0, 1.5)])
+    assert latency.first_partial(segment, events, final) == [(0.75, 0.1)]
+    # "ab" went once more and is there for good from the fourth event on; "c" turned into "d" until the end
+    assert latency.emissions(segment, events, final, vocabulary) == [(3.5, 0.4), (3.5, 0.5)]
+    assert latency.first_partial(utterance([], []), events, final) == []
+    assert latency.first_partial(segment, [event(1.0, 0.1)], final) == [(4.75, 0.5)]
+
+
+def test_waits_end_with_their_utterance(vocabulary):
+    first, second = utterance([1], [(0.5, 1.0)]), utterance([4], [(6.0, 6.5)], segment=1)
+    events = [event(1.0, 0.1, [1]), event(2.0, 0.2, [], segment=1), event(7.0, 0.3, [4], segment=1)]
+    found = latency.summary([heard(events=events, segments=[first, second], audio_s=8.0)], vocabulary, chunk_s=0.25)
+    assert found["first_partial_s"]["algorithmic"]["max"] == 1.0
+    assert found["word_s"]["compute"]["max"] == 0.3
+    # an endpoint ended the first, 1 s after its word, and the source the second, 1.5 s after
+    assert found["finalisation_s"]["algorithmic"] == percentiles([1.0, 1.5])
+    assert found["finalisation_s"]["compute"] == percentiles([0.2, 0.5])
+    assert found["finalisation_s"]["total"] == percentiles([1.2, 2.0])
+    assert found["chunk_latency_s"]["late"] == pytest.approx(1 / 3)
+    assert found["chunk_budget_s"] == 0.25
+
+
+def test_nothing_said_gives_no_waits(vocabulary):
+    found = latency.summary([heard(events=[event(1.0, 0.1)], segments=[utterance([], [])])], vocabulary, chunk_s=1.0)
+    assert set(found) == {"chunk_latency_s", "chunk_budget_s"}
+
+
+@pytest.fixture(scope="module")
+def instrument(bundle):
+    return Instrument(bundle)
+
+
+def test_hearing_changes_no_result(instrument, recognizer, sound):
+    found = instrument.hear(sound, Mode())
+    assert found.texts == [recognizer.transcribe(sound).text]
+    assert found.audio_s == 4.0
+    assert sum(found.stages.values()) == pytest.approx(found.wall_s)
+    assert min(found.stages.values()) > 0
+
+
+def test_chunks_are_events(instrument, sound):
+    found = instrument.hear(sound, CHUNKS)
+    chunk_s = instrument.chunk_s(CHUNKS)
+    assert chunk_s == pytest.approx(0.16)
+    assert len(found.events) == int(4.0 / chunk_s) - 1  # the last is flushed with the end of the input
+    assert np.diff([item.audio_s for item in found.events]).max() <= chunk_s + 0.1
+    shown = [len(item.tokens) for item in found.events]
+    assert shown == sorted(shown)
+    assert 0 < shown[0] < shown[-1]
+
+
+def test_several_streams_are_heard_at_once(instrument, sound):
+    found = instrument.hear(sound, Mode(chunk_size=16, num_left_chunks=4, num_streams=3))
+    assert found.audio_s == 12.0
+    assert len(set(found.texts)) == len(found.texts) == 3
+
+
+def test_a_live_source_does_not_wait_for_work_that_is_late(instrument, sound, monkeypatch):
+    decode = instrument.recognizer.decode_streams
+
+    def slow(streams):
+        time.sleep(0.15)
+        decode(streams)
+
+    monkeypatch.setattr(instrument.recognizer, "decode_streams", slow)
+    begin = time.perf_counter()
+    found = instrument.hear(sound[:8000], CHUNKS, paced=True)
+    assert time.perf_counter() - begin >= 0.5
+    # portions of 0.1 s that take 0.15 s each: with the fourth comes a chunk, and work on the first three is in its way
+    assert found.events[-1].audio_s == 0.4
+    assert found.events[-1].compute_s > 0.1 + 4 * 0.15 - 0.4 - 1e-6
+    assert found.wall_s >= 6 * 0.15
+
+
+def test_latency_of_bundles_that_can_stream(instrument, sound):
+    found = latency.measure_latency({"one": instrument}, [sound[:32_000]], CHUNKS, paced=False)
+    assert [entry["bundle"] for entry in found] == ["one"]
+    assert found[0]["endpoint_silence_s"] > 0
+    assert set(found[0]["word_s"]) == {"algorithmic", "compute", "total"}
