@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _MAX_KEPT = 1000
 """Results that wait for `async for`: an hour of speech. That nobody takes them is a mistake in the program."""
+_MAX_REPORTS = 1000
+"""Reports that wait to be told."""
 _LONGEST_EXIT_S = 5.0
 """Seconds that an interpreter that exits without `close` waits for the chunk at hand."""
 
@@ -89,6 +91,7 @@ class Transcriber:
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
         self._sample_rate: float | None = None
         self._num_queued = 0
+        self._num_reports = 0
         self._num_fed = 0
         self._input_finished = False
         self._is_abandoned = False
@@ -136,13 +139,17 @@ class Transcriber:
     def report(self, error: Exception) -> None:
         """Have `on_error` told of trouble at the source, when what was fed before is recognised.
 
+        Where a thousand wait already it is forgotten: a queue must end somewhere, and these say enough.
+
         Raises:
             StreamError: the transcriber is closed or has ended.
         """
         with self._changed:
             self._check_open()
-            self._items.append(error)
-            self._changed.notify()
+            if self._num_reports < _MAX_REPORTS:
+                self._items.append(error)
+                self._num_reports += 1
+                self._changed.notify()
 
     def input_finished(self) -> None:
         """Say that no samples follow; waits for nothing. The last segment comes, and `async for` ends.
@@ -328,7 +335,9 @@ class Transcriber:
             if not self._items:
                 return None
             item = self._items.popleft()
-            if not isinstance(item, Exception):
+            if isinstance(item, Exception):
+                self._num_reports -= 1
+            else:
                 self._num_queued -= len(item)
         self._announce()
         return item

@@ -259,6 +259,26 @@ def test_reports_come_after_what_was_fed_before(own, blocks):
     assert 0 < place < len(told) - 1
 
 
+def test_reports_that_wait_are_bounded(own, monkeypatch):
+    monkeypatch.setattr(transcriber_module, "_MAX_REPORTS", 3)
+    gate, told = Gate(), []
+
+    def on_error(error):
+        told.append(str(error))
+        gate(error)
+
+    with Transcriber(own, on_error=on_error) as transcriber:
+        transcriber.report(AudioError("stop here"))
+        assert gate.reached.wait(LIMIT_S)
+        for number in range(9):
+            transcriber.report(AudioError(str(number)))
+        gate.open.set()
+        while transcriber._items:
+            threading.Event().wait(0.01)
+        transcriber.report(AudioError("later"))
+    assert told == ["stop here", "0", "1", "2", "later"]
+
+
 def test_use_after_the_end(own, blocks):
     transcriber = Transcriber(own)
     transcriber.feed(blocks[0])
