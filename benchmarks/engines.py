@@ -59,11 +59,11 @@ class U2moe:
     ) -> None:
         from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer  # noqa: PLC0415
 
-        endpoint = options.pop("endpoint", True)
-        options["endpoint"] = EndpointConfig() if endpoint else None
+        never = EndpointConfig(rule1=None, rule2=None, rule3=None)
+        endpoint = EndpointConfig() if options.pop("endpoint", True) else never
         self.chunk_size = chunk_size
-        self.options = DecodingOptions(chunk_size=chunk_size, **options)
-        self.recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, options=self.options)
+        decoding = DecodingOptions(chunk_size=chunk_size, endpoint=endpoint, **options)
+        self.recognizer = Recognizer.from_pretrained(model, num_threads=num_threads, options=decoding)
         self.segments: list[Any] = []
 
     def begin(self, sample_rate: int) -> None:

@@ -317,19 +317,21 @@ def test_chunks_beyond_the_positions_are_refused(bundle):
         check_supported(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
 
 
-def test_command_exports_a_checkpoint(tmp_path, capsys):
-    out = str(tmp_path / "out")
-    arguments = ["export", str(GOLDEN / "moe_tiny"), out, "--profile", "sherpa-onnx", "--only", "offline"]
-    assert main([*arguments, "--quiet"]) == 0
+def test_command_exports_a_checkpoint(exported, tmp_path, capsys, monkeypatch):
+    # the long comparison of the passing bundle with torch has tests of its own
+    monkeypatch.setattr("u2moe.export.exporter.Parity.run", lambda parity, _: parity.report)
+    out, options = str(tmp_path / "out"), ["--profile", "sherpa-onnx", "--only", "offline", "--quiet"]
+    assert main(["export", str(GOLDEN / "moe_tiny"), out, *options]) == 0
     printed = capsys.readouterr().out
     assert "the bundle and the graphs for sherpa-onnx agree in 1 comparisons" in printed
     assert f"OfflineRecognizer.from_wenet_ctc(model='{out}/model.onnx'" in printed
     assert "OnlineRecognizer" not in printed
     assert sorted(file.name for file in Path(out).iterdir()) == ["model.onnx", "tokens.txt"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert main(arguments) == 1
+    again = ["export", str(exported("moe_tiny")), out, *options]
+    assert main(again) == 1
     assert "exists and is not empty" in capsys.readouterr().err
-    assert main([*arguments, "--overwrite", "--quiet"]) == 0
+    assert main([*again, "--overwrite"]) == 0
 
 
 def test_command_tells_what_a_bundle_needs_no_options_for(tmp_path, capsys):

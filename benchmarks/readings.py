@@ -1,0 +1,78 @@
+"""What written text may be read out as: recognisers differ in what they write for the same numbers. No errors here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from u2moe.runtime.accuracy import words
+
+_UNITS = (
+    *("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN", "ELEVEN", "TWELVE"),
+    *("THIRTEEN", "FOURTEEN", "FIFTEEN", "SIXTEEN", "SEVENTEEN", "EIGHTEEN", "NINETEEN"),
+)
+_TENS = ("TWENTY", "THIRTY", "FORTY", "FIFTY", "SIXTY", "SEVENTY", "EIGHTY", "NINETY")
+_LARGE = ((10**9, "BILLION"), (10**6, "MILLION"), (1000, "THOUSAND"), (100, "HUNDRED"))
+_ORDINALS = {
+    "ONE": "FIRST", "TWO": "SECOND", "THREE": "THIRD", "FIVE": "FIFTH", "EIGHT": "EIGHTH", "NINE": "NINTH",
+    "TWELVE": "TWELFTH",
+}  # fmt: skip
+_SHORT = {"MR": "MISTER", "MRS": "MISSUS", "DR": "DOCTOR"}
+
+
+def readings(text: str) -> list[list[str]]:
+    """Lists of words that a text may stand for; the first reads numbers as numbers, others digit by digit or in pairs.
+
+    "735" is SEVEN HUNDRED THIRTY FIVE, SEVEN THREE FIVE, or SEVEN THIRTY FIVE. Who scores a text takes the reading with
+    the fewest errors, and so counts none for how something is written.
+    """
+    found: list[list[str]] = []
+    for read in (cardinal, _digits, _pairs):
+        reading = _read(text, read)
+        if reading not in found:
+            found.append(reading)
+    return found
+
+
+def _read(text: str, read: Callable[[int], str]) -> list[str]:
+    text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda found: f" {ordinal(int(found[1]))} ", text)
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    text = re.sub(r"(?<=\d)\s*([AaPp])\.?[Mm]\b", r" \1 M", text)
+    text = text.replace("%", " percent ").replace("&", " and ")
+    text = re.sub(r"\d+", lambda found: f" {_in_words(found[0], read)} ", text)
+    return [word for item in words(text) for word in _SHORT.get(item, item).split()]
+
+
+def _in_words(digits: str, read: Callable[[int], str]) -> str:
+    """A number; zeros in front are read one by one."""
+    number = digits.lstrip("0")
+    zeros = ["ZERO"] * (len(digits) - len(number))
+    return " ".join((*zeros, read(int(number)))) if number else " ".join(zeros)
+
+
+def cardinal(number: int) -> str:
+    """A number from 0 on in words, without "and": 1234 is ONE THOUSAND TWO HUNDRED THIRTY FOUR."""
+    if number < 20:
+        return _UNITS[number]
+    if number < 100:
+        return " ".join((_TENS[number // 10 - 2], *([_UNITS[number % 10]] if number % 10 else [])))
+    size, name = next((size, name) for size, name in _LARGE if number >= size)
+    return " ".join((cardinal(number // size), name, *([cardinal(number % size)] if number % size else [])))
+
+
+def ordinal(number: int) -> str:
+    """The same for its place: 21 is TWENTY FIRST."""
+    *head, last = cardinal(number).split()
+    regular = (last[:-1] + "IE" if last.endswith("Y") else last) + "TH"
+    return " ".join((*head, _ORDINALS.get(last, regular)))
+
+
+def _digits(number: int) -> str:
+    return " ".join(_UNITS[int(digit)] for digit in str(number))
+
+
+def _pairs(number: int) -> str:
+    """As times and years are read: 1984 is NINETEEN EIGHTY FOUR."""
+    text = str(number)
+    parts = [text[: len(text) % 2], *(text[start : start + 2] for start in range(len(text) % 2, len(text), 2))]
+    return " ".join(_in_words(part, cardinal) for part in parts if part)

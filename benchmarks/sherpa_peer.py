@@ -1,0 +1,281 @@
+"""sherpa-onnx's C++ runtime beside our Python one: the same weights and audio, in turn, each in a process of its own.
+
+    python -m u2moe.benchmarks.sherpa_peer FOLDER --results sherpa_peer.json [--only dense-225m/int8]
+
+FOLDER holds the bundles of random weights (`artefacts`); what is missing there is made, graphs for sherpa-onnx too.
+What is measured is written to the results cell by cell, and replaces what they held of it. The table comes from the
+results alone (`tables`). That both find the same tokens on the same features is what tests/test_sherpa.py is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.artefacts import make_artefact
+from u2moe.benchmarks.json_file import read_json, write_json
+from u2moe.benchmarks.machine import describe_machine
+from u2moe.benchmarks.measurement import Spread, interleaved
+from u2moe.benchmarks.peer_process import PeerProcess, write_wav
+from u2moe.benchmarks.targets import Target, targets_table
+from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips
+from u2moe.export.random_checkpoint import PRESETS
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
+from u2moe.runtime.accuracy import edit_distance
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+DEMO = "demo"
+OURS, THEIRS = "u2moe", "sherpa-onnx"
+MODES = {"streaming": "sherpa-online", "full": "sherpa-offline"}
+"""Engine of sherpa-onnx for each mode."""
+REPETITIONS = {"int8": 7, "fp32": 3}
+LIMIT = 1.05
+"""How many times as long ours may take, at full size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting, measured with both runtimes in turn.
+
+    Attributes:
+        model: preset of `random_checkpoint`, or `DEMO`.
+        precision: "fp32" or "int8"; the demo model is shipped as int8.
+        mode: one of `MODES`.
+    """
+
+    model: str
+    precision: str
+    mode: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{self.model}/{self.precision}/{self.mode}"
+
+
+def all_cells(model: str = "dense-225m") -> list[Cell]:
+    """All settings of a model of random weights and of the demo model."""
+    models = [(model, "int8"), (model, "fp32"), (DEMO, "int8")]
+    return [Cell(model=name, precision=precision, mode=mode) for name, precision in models for mode in MODES]
+
+
+def bundle_of(cell: Cell, root: Path, progress: Callable[[str], None] = lambda _: None) -> Bundle:
+    """The bundle of a cell, made if it is missing."""
+    if cell.model == DEMO:
+        return Bundle.open(DEMO_FOLDER)
+    return Bundle.open(make_artefact(cell.model, root, progress=progress).bundle(cell.precision), verify=False)
+
+
+def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
+    """Folder of the bundle's graphs for sherpa-onnx, made if they are missing or older than the bundle."""
+    folder = root / cell.model / f"sherpa-{cell.precision}"
+    made_of = bundle.path / MANIFEST_FILE
+    if not folder.is_dir() or folder.stat().st_mtime < made_of.stat().st_mtime:
+        progress(f"{cell.model}, {cell.precision}: graphs for sherpa-onnx")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        options = SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)
+        export_sherpa(bundle.path, folder, options, overwrite=True, progress=progress)
+    return folder
+
+
+def recording(manifest: Manifest, seconds: float = UTTERANCE_S) -> npt.NDArray[np.float32]:
+    """At most `seconds` of people's speech that fill whole chunks: of what does not, sherpa-onnx hears nothing."""
+    features, config = manifest.features, manifest.model
+    samples = np.concatenate([read_audio(file, features.sample_rate) for file in clips()])
+    shift, length = (
+        round(value * features.sample_rate / 1000) for value in (features.frame_shift_ms, features.frame_length_ms)
+    )
+    stride = CHUNK_SIZE * config.subsampling_rate
+    window = stride - config.subsampling_rate + config.window
+    num_frames = (min(len(samples), int(seconds * features.sample_rate)) - length) // shift + 1
+    num_frames = (num_frames - window) // stride * stride + window
+    return samples[: (num_frames - 1) * shift + length]
+
+
+def engines(cell: Cell, bundle: Bundle, graphs: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name and options of the engine of both: greedy search, one thread, no endpoints."""
+    streaming = cell.mode == "streaming"
+    chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if streaming else {}
+    ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, "num_threads": 1}
+    theirs = {
+        "model": str(graphs / (ONLINE if streaming else OFFLINE).file),
+        "tokens": str(graphs / TOKENS_FILE),
+        "sample_rate": bundle.manifest.features.sample_rate,
+        "feature_dim": bundle.manifest.features.num_mel_bins,
+        "num_threads": 1,
+    }
+    return {OURS: ("u2moe", ours | chunks), THEIRS: (MODES[cell.mode], theirs | chunks)}
+
+
+def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int | None = None) -> dict[str, Any]:
+    """What a cell holds: seconds of audio; of each runtime `hear`'s seconds in every round, memory, and time to load.
+
+    Args:
+        cell: the setting.
+        bundle: of the cell.
+        graphs: the same for sherpa-onnx.
+        repetitions: rounds after one that warms up; None: what is usual for the precision.
+
+    Raises:
+        PeerError: a runtime failed.
+    """
+    samples, rate = recording(bundle.manifest), bundle.manifest.features.sample_rate
+    found: dict[str, Any] = {"audio_s": len(samples) / rate}
+    with TemporaryDirectory() as folder:
+        wav = write_wav(Path(folder) / "speech.wav", samples, rate)
+        started = {
+            name: PeerProcess(engine, options) for name, (engine, options) in engines(cell, bundle, graphs).items()
+        }
+        try:
+            cases = {name: partial(peer.hear, wav) for name, peer in started.items()}
+            heard = interleaved(cases, repetitions or REPETITIONS[cell.precision])
+        finally:
+            for peer in started.values():
+                peer.close()
+    for name, rounds in heard.items():
+        found[name] = {
+            "seconds": [item["compute_s"] for item in rounds],
+            "cpu_s": [item["cpu_s"] for item in rounds],
+            "peak_mb": rounds[-1]["peak_mb"],
+            "load_s": started[name].started["load_s"],
+        }
+    texts = [letters(rounds[-1]["text"]) for rounds in heard.values()]
+    found["letters"], found["different_letters"] = len(texts[0]), edit_distance(*texts)
+    return found
+
+
+def letters(text: str) -> str:
+    """Without spaces: where a piece of a word begins with one is told in different ways."""
+    return "".join(text.split())
+
+
+def run(
+    root: Path,
+    results: Path,
+    *,
+    cells: Sequence[Cell],
+    repetitions: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure cells anew, and write the results after each.
+
+    Args:
+        root: folder of the bundles; those that are missing there are made.
+        results: JSON file, which may hold other cells already.
+        cells: settings.
+        repetitions: rounds of a cell; None: what is usual.
+        progress: called with a line for each step.
+    """
+    content = {"cells": {}, **read_json(results)}
+    for cell in cells:
+        bundle = bundle_of(cell, root, progress)
+        graphs = graphs_of(cell, bundle, root, progress)
+        progress(cell.key)
+        content["cells"][cell.key] = measure(cell, bundle, graphs, repetitions)
+        content["machine"] = describe_machine()
+        content["sherpa_onnx"] = sherpa_versions()
+        write_json(results, content)
+    return content
+
+
+def sherpa_versions() -> dict[str, str]:
+    """Version of the wheel's own onnxruntime, which is not the one that we run on; empty where it cannot be told."""
+    spec = find_spec("sherpa_onnx")
+    library = Path(spec.origin).parent / "lib" / "libonnxruntime.so" if spec and spec.origin else None
+    if library is None or not library.exists():
+        return {}
+    found = re.search(rb"VERS_(\d+\.\d+\.\d+)\0", library.read_bytes())
+    return {"onnxruntime": found[1].decode()} if found else {}
+
+
+def ratio(cell: Mapping[str, Any]) -> float:
+    """How many times as long ours takes: the median of the ratios of the rounds, which were in turn."""
+    pairs = zip(cell[OURS]["seconds"], cell[THEIRS]["seconds"], strict=True)
+    return float(statistics.median(ours / theirs for ours, theirs in pairs))
+
+
+TEXT = f"""Measured on {{machine}}; the wheel of sherpa-onnx brings onnxruntime {{theirs}} of its own. Whole recognition
+by both from samples to text: features, the same encoder and CTC head, greedy search, no endpoints, one thread, speech
+in portions of 0.1 s as a microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks
+left. Median real-time factors, quartiles in brackets; "ours / theirs" is the median over rounds, in which the two took
+turns. Memory: the largest of the process.
+
+What else differs: sherpa-onnx attends to a cache of full size, masked, from the first chunk on; drops speech that fills
+no whole chunk (the recording is cut to whole ones here) and computes features of other edges (last column: letters of
+the text that differ for that). Ours also finds the times and confidences of words.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown, with the target."""
+    machine, cells = results["machine"], results["cells"]
+    text = TEXT.format(
+        machine=f"{machine['processor']}, onnxruntime {machine['onnxruntime']}, commit {machine['commit']}",
+        theirs=results["sherpa_onnx"].get("onnxruntime", "(unknown)"),
+    )
+    header = ("", "u2moe", "sherpa-onnx", "ours / theirs", "memory, MB", "load, s", "letters")
+    lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines += [_row(key.split("/"), cell) for key, cell in cells.items()]
+    return "\n".join((*lines, "", targets_table(targets(cells))))
+
+
+def targets(cells: Mapping[str, Any]) -> list[Target]:
+    """Of the cells at full size in int8."""
+    measured = [(key.split("/"), cell) for key, cell in cells.items()]
+    return [
+        Target(name=f"u2moe / sherpa-onnx, {model}, {mode}", found=ratio(cell), limit=LIMIT, at_most=True, unit=" x")
+        for (model, precision, mode), cell in measured
+        if model != DEMO and precision == "int8"
+    ]
+
+
+def _row(names: Sequence[str], cell: Mapping[str, Any]) -> str:
+    model, precision, mode = names
+    both = (cell[OURS], cell[THEIRS])
+    spreads = [Spread.of([seconds / cell["audio_s"] for seconds in item["seconds"]]) for item in both]
+    shown = [f"{item.median:.4f} ({item.low:.4f}-{item.high:.4f})" for item in spreads]
+    memory, load = (
+        " / ".join(f"{item[key]:.{digits}f}" for item in both) for key, digits in (("peak_mb", 0), ("load_s", 2))
+    )
+    differ = f"{cell['different_letters']} of {cell['letters']}"
+    return f"| {model}, {precision}, {mode} | {' | '.join(shown)} | {ratio(cell):.3f} | {memory} | {load} | {differ} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.sherpa_peer", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
+    parser.add_argument("--results", type=Path, required=True, help="JSON file; cells that it holds are measured anew")
+    parser.add_argument("--model", default="dense-225m", choices=sorted(PRESETS), help="of random weights")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as demo/")
+    parser.add_argument("--make", action="store_true", help="make bundles and graphs, and measure nothing")
+    args = parser.parse_args(arguments)
+    cells = [cell for cell in all_cells(args.model) if args.only in cell.key]
+    if args.make:
+        for cell in cells:
+            graphs_of(cell, bundle_of(cell, args.folder, _print), args.folder, _print)
+        return
+    print(table(run(args.folder, args.results, cells=cells, progress=_print)))
+
+
+def _print(line: str) -> None:
+    print(f"- {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+
+from u2moe.benchmarks import sherpa_peer
+from u2moe.benchmarks.sherpa_peer import (
+    DEMO,
+    OURS,
+    THEIRS,
+    Cell,
+    all_cells,
+    bundle_of,
+    graphs_of,
+    main,
+    measure,
+    ratio,
+    recording,
+    run,
+    sherpa_versions,
+    table,
+    targets,
+)
+from u2moe.runtime.encoder import Windows
+from u2moe.runtime.features import Fbank
+
+TINY = Cell(model="tiny", precision="int8", mode="streaming")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("sherpa_peer")
+
+
+@pytest.fixture(scope="module")
+def tiny(root):
+    bundle = bundle_of(TINY, root)
+    return bundle, graphs_of(TINY, bundle, root)
+
+
+def made_up(ours, theirs, *, audio_s=2.0):
+    """A cell as it stands in the results."""
+    runtimes = {OURS: ours, THEIRS: theirs}
+    content = {"audio_s": audio_s, "letters": 50, "different_letters": 3}
+    return content | {
+        name: {"seconds": seconds, "cpu_s": seconds, "peak_mb": 100.4, "load_s": 0.123}
+        for name, seconds in runtimes.items()
+    }
+
+
+def test_cells_are_those_of_the_target_and_of_the_demo_model():
+    assert [cell.key for cell in all_cells()] == [
+        "dense-225m/int8/streaming", "dense-225m/int8/full", "dense-225m/fp32/streaming", "dense-225m/fp32/full",
+        "demo/int8/streaming", "demo/int8/full",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["tiny", DEMO])
+def test_the_recording_fills_whole_chunks_and_no_more(model, root):
+    manifest = bundle_of(Cell(model=model, precision="int8", mode="full"), root).manifest
+    samples = recording(manifest)
+    fbank, windows = Fbank(manifest.features), Windows(manifest.model, 16)
+    windows.accept(fbank.accept(samples))
+    windows.accept(fbank.finish())
+    num_chunks = 0
+    while windows.take() is not None:
+        num_chunks += 1
+    assert num_chunks == {"tiny": 15, DEMO: 10}[model]
+    # one frame less would be a chunk less
+    windows = Windows(manifest.model, 16)
+    windows.accept(Fbank(manifest.features).accept(samples[:-1]))
+    assert sum(windows.take() is not None for _ in range(num_chunks)) == num_chunks - 1
+    assert len(recording(manifest, 5)) < 5 * 16000
+
+
+@pytest.mark.parametrize("mode", ["streaming", "full"])
+def test_both_runtimes_hear_the_recording(mode, tiny):
+    bundle, graphs = tiny
+    found = measure(Cell(model="tiny", precision="int8", mode=mode), bundle, graphs, repetitions=2)
+    assert found["audio_s"] == pytest.approx(9.645)
+    assert found["letters"] > 20
+    # features differ at the edges, and random weights amplify it
+    assert found["different_letters"] < found["letters"]
+    for name in (OURS, THEIRS):
+        assert len(found[name]["seconds"]) == 2
+        assert min(found[name]["seconds"]) > 0
+        assert 30 < found[name]["peak_mb"] < 2000
+        assert found[name]["load_s"] > 0
+
+
+def test_graphs_are_made_again_after_their_bundle(tiny, root):
+    bundle, graphs = tiny
+
+    def age():
+        return (graphs / "model.onnx").stat().st_mtime_ns
+
+    before = age()
+    assert graphs_of(TINY, bundle, root) == graphs
+    assert age() == before
+    (bundle.path / "bundle.json").touch()
+    assert graphs_of(TINY, bundle, root) == graphs
+    assert age() > before
+
+
+def test_results_keep_cells_that_are_not_measured_again(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(sherpa_peer, "measure", lambda cell, *_: made_up([1.0], [2.0]))
+    monkeypatch.setattr(sherpa_peer, "graphs_of", lambda *_: None)
+    results = tmp_path / "sherpa_peer.json"
+    results.write_text(json.dumps({"cells": {TINY.key: made_up([9.0], [9.0]), "a/int8/full": made_up([3.0], [2.0])}}))
+    content = run(root, results, cells=[TINY])
+    assert content == json.loads(results.read_text())
+    assert ratio(content["cells"][TINY.key]) == 0.5
+    assert ratio(content["cells"]["a/int8/full"]) == 1.5
+    assert content["machine"]["processor"]
+
+
+def test_the_ratio_is_that_of_rounds_in_which_both_took_turns():
+    assert ratio(made_up([1.0, 20.0, 3.0], [1.0, 10.0, 2.0])) == 1.5
+
+
+def test_table_shows_both_and_judges_at_full_size_alone():
+    cells = {
+        "dense-225m/int8/streaming": made_up([1.0, 1.1, 1.2], [1.0, 1.0, 1.0]),
+        "dense-225m/int8/full": made_up([1.0], [1.0]),
+        "dense-225m/fp32/full": made_up([2.0], [1.0]),
+        "demo/int8/full": made_up([2.0], [1.0]),
+    }
+    machine = {"processor": "P", "onnxruntime": "1.32.0", "commit": "c"}
+    lines = table({"cells": cells, "machine": machine, "sherpa_onnx": {"onnxruntime": "1.28.2"}}).splitlines()
+    assert (
+        "| dense-225m, int8, streaming | 0.5500 (0.5250-0.5750) | 0.5000 (0.5000-0.5000) | 1.100 | 100 / 100 "
+        "| 0.12 / 0.12 | 3 of 50 |" in lines
+    )
+    assert "| demo, int8, full | 1.0000 (1.0000-1.0000) | 0.5000 (0.5000-0.5000) | 2.000 |" in "\n".join(lines)
+    assert [target.met for target in targets(cells)] == [False, True]
+
+
+def test_the_wheel_tells_its_onnxruntime():
+    assert sherpa_versions()["onnxruntime"].startswith("1.")
+
+
+def test_command_makes_and_measures_nothing_else(tmp_path, capsys):
+    results = tmp_path / "results.json"
+    main([str(tmp_path), "--results", str(results), "--only", "demo/int8/full", "--make"])
+    assert "demo, int8: graphs for sherpa-onnx" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "sherpa-int8" / "model.onnx").exists()
+    assert not results.exists()
