@@ -64,7 +64,9 @@ BOUNDS = {
 MODES = ("start", *TIMED, *BOUNDS)
 """`start`: a fresh process loads a model. `bound-...`: encoder and bound, with the models' own routers and speech. The
 others are those of `utterances.one_round`, evenly routed."""
-REPETITIONS = {"int8": 7, "fp32": 3}
+BOUND_S = {"bound-streaming": 5.0, "bound-full": UTTERANCE_S}
+"""Seconds of speech; a profile has a line for each kernel of each chunk."""
+REPETITIONS = {"int8": 5, "fp32": 2}
 NUM_STARTS, NUM_BOUNDS = 2, 3
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
 
@@ -214,7 +216,7 @@ def _measure_bound(cell: Cell, bench: Bench, repetitions: int) -> dict[str, Any]
     footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]
     rates = measure_rates(footprints, cell.num_threads, repetitions=repetitions, progress=bench.progress)
     rate = next(iter(bundles.values())).manifest.features.sample_rate
-    samples = np.concatenate([read_audio(file, rate) for file in clips()])[: round(UTTERANCE_S * rate)]
+    samples = np.concatenate([read_audio(file, rate) for file in clips()])[: round(BOUND_S[cell.mode] * rate)]
     entries = measure_bound(instruments, samples, BOUNDS[cell.mode], rates, repetitions=repetitions)
     return {entry["bundle"]: entry for entry in entries}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from u2moe.benchmarks.artefacts import PRECISIONS
 from u2moe.benchmarks.full_size import (
     AS_DEMO,
+    BOUND_S,
     BOUNDS,
     DEMO,
     EVEN,
@@ -22,7 +24,7 @@ from u2moe.benchmarks.full_size import (
 )
 from u2moe.benchmarks.measurement import Spread
 from u2moe.benchmarks.provenance import sentence
-from u2moe.benchmarks.targets import Target
+from u2moe.benchmarks.targets import Target, short
 from u2moe.benchmarks.utterances import (
     CHUNK_S,
     NUM_CHUNKS,
@@ -185,14 +187,16 @@ without what all tokens share, and frames that are nothing alike. With their own
 is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the demo model" are the same weights with
 {routed:.1f} experts to choose from, frames as before. Entropy of the loads, of 1: {entropies}."""
 
-BOUND_TEXT = f"""Encoder in int8 on one thread, {UTTERANCE_S:g} s of speech with the models' own routers: milliseconds,
-and in brackets how many times the bound: arithmetic at {{integer:.0f}} (int8) and {{float:.0f}} (float32) G
-multiply-adds/s, or reading weights at {{read:.1f}} GB/s, all measured in the same run with onnxruntime's kernels."""
+BOUND_TEXT = f"""Encoder in int8 on one thread, the models' own routers and people's speech,
+{BOUND_S["bound-streaming"]:g} s streaming and {UTTERANCE_S:g} s in full context: milliseconds for a chunk or for all, and in brackets how many times the
+bound. That is arithmetic at {{integer:.0f}} (int8) and {{float:.0f}} (float32) G multiply-adds/s, or reading weights at
+{{read:.1f}} GB/s, whichever takes longer, all measured in the same run with onnxruntime's kernels."""
 
 
 def table(results: Results) -> str:
     """The results as Markdown."""
     millions = {name: number / 1e6 for name, number in results["parameters"].items()}
+    parameters = ", ".join(f"{NAMES[name]} {number:.0f}" for name, number in millions.items())
     header = ("", "threads", *NAMES.values(), *(f"{_short_name(own)} / {NAMES[other]}" for own, other in RATIOS))
     rows = [
         _row(cell, cell_of(results, cell.mode, cell.precision, cell.num_threads))
@@ -200,8 +204,8 @@ def table(results: Results) -> str:
         if cell.key in results["cells"] and cell.mode in TITLES and cell.mode not in BOUNDS
     ]
     parts = (
-        sentence(results),
-        TEXT.format(parameters=", ".join(f"{NAMES[name]} {number:.0f}" for name, number in millions.items())).strip(),
+        _paragraph(sentence(results)),
+        *(_paragraph(text) for text in TEXT.format(parameters=parameters).split("\n\n")),
         _routings(results["routings"]),
         "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]),
         "\n".join(_bound_table(results)),
@@ -231,7 +235,7 @@ def _routings(routings: Mapping[str, Mapping[str, float]]) -> str:
     if not routings:
         return ""
     touched = {name: item["touched"] for name, item in routings.items()}
-    return ROUTING_TEXT.format(
+    text = ROUTING_TEXT.format(
         num_experts=routings[EVEN]["num_experts"],
         even=touched[EVEN],
         own=touched[OWN],
@@ -239,37 +243,48 @@ def _routings(routings: Mapping[str, Mapping[str, float]]) -> str:
         routed=touched[AS_DEMO],
         entropies=", ".join(f"{item['load_entropy']:.2f} {name}" for name, item in routings.items()),
     )
+    return _paragraph(text)
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120)
 
 
 def _bound_table(results: Results) -> list[str]:
     """Times of the parts of the encoder over their bounds."""
     columns = [
-        (f"{NAMES[name]}, {TITLES[mode]}", cell[name])
+        (
+            f"{NAMES[name]}, {TITLES[mode]}",
+            entry,
+            1e3 * (CHUNK_S / entry["audio_s"] if mode == "bound-streaming" else 1),
+        )
         for mode in BOUNDS
-        for cell in [cell_of(results, mode)]
-        for name in cell
+        for name, entry in cell_of(results, mode).items()
     ]
     if not columns:
         return []
     rates = columns[0][1]["rates"]
     lines = [
-        BOUND_TEXT.format(**{name: rate / 1e9 for name, rate in rates.items()}),
+        _paragraph(BOUND_TEXT.format(**{name: rate / 1e9 for name, rate in rates.items()})),
         "",
-        f"| part | {' | '.join(title for title, _ in columns)} |",
+        f"| part | {' | '.join(title for title, *_ in columns)} |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for part in ENCODER_PARTS:
-        found = [entry["parts"].get(part) for _, entry in columns]
-        lines.append(f"| {part.replace('_', ' ')} | {' | '.join(_times(item) for item in found)} |")
-    sums = [1e3 * sum(item["seconds"] for item in _encoder_parts(entry).values()) for _, entry in columns]
-    whole = [f"{total:.0f} ({encoder_ratio(entry):.2f})" for total, (_, entry) in zip(sums, columns, strict=True)]
-    return [*lines, f"| whole | {' | '.join(whole)} |"]
+        found = [_times(entry["parts"].get(part), scale) for _, entry, scale in columns]
+        lines.append(f"| {part.replace('_', ' ')} | {' | '.join(found)} |")
+    whole = [
+        {"seconds": sum(part["seconds"] for part in _encoder_parts(entry).values()), "ratio": encoder_ratio(entry)}
+        for _, entry, _ in columns
+    ]
+    shown = [_times(item, scale) for item, (*_, scale) in zip(whole, columns, strict=True)]
+    return [*lines, f"| whole | {' | '.join(shown)} |"]
 
 
-def _times(part: Mapping[str, Any] | None) -> str:
+def _times(part: Mapping[str, Any] | None, scale: float) -> str:
     if part is None:
         return ""
-    return f"{1e3 * part['seconds']:.0f}" + (f" ({part['ratio']:.2f})" if part["ratio"] else "")
+    return short(scale * part["seconds"]) + (f" ({part['ratio']:.2f})" if part["ratio"] else "")
 
 
 def _start_table(results: Results) -> list[str]:

@@ -221,8 +221,8 @@ def test_the_table_shows_every_cell():
     assert "| 2.50 | 1.50 | 0.83 |" in text
     assert "| MoE-1B, int8 | 1000 MB | 1.00 s | 1.50 s | 1400 MB | 1400 MB |" in text
     assert "a chunk touches 7.9 evenly routed, the worst case" in text
-    assert "| attention | 1200 (2.40) |" in text
-    assert "| whole | 2400 (1.60) |" in text
+    assert "| attention | 76.8 (2.40) | 76.8 (2.40) | 1200 (2.40) |" in text  # a chunk of 0.64 s, and all 10 s
+    assert "| whole | 154 (1.60) | 154 (1.60) | 2400 (1.60) |" in text
     assert "layer sizes are ours" in text
     assert "with avx2, 2 cores, onnxruntime 1.2.3, commit abc, 2026-01-01" in text
 
