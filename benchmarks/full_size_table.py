@@ -188,9 +188,10 @@ is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the d
 {routed:.1f} experts to choose from, frames as before. Entropy of the loads, of 1: {entropies}."""
 
 BOUND_TEXT = f"""Encoder in int8 on one thread, the models' own routers and people's speech,
-{BOUND_S["bound-streaming"]:g} s streaming and {UTTERANCE_S:g} s in full context: milliseconds for a chunk or for all, and in brackets how many times the
-bound. That is arithmetic at {{integer:.0f}} (int8) and {{float:.0f}} (float32) G multiply-adds/s, or reading weights at
-{{read:.1f}} GB/s, whichever takes longer, all measured in the same run with onnxruntime's kernels."""
+{BOUND_S["bound-streaming"]:g} s streaming and {UTTERANCE_S:g} s in full context: milliseconds for a chunk or for all,
+and in brackets how many times the bound. That is arithmetic at {{integer:.0f}} (int8) and {{float:.0f}} (float32) G
+multiply-adds/s, or reading weights at {{read:.1f}} GB/s, whichever takes longer, all measured in the same run with
+onnxruntime's kernels."""
 
 
 def table(results: Results) -> str:
