@@ -12,6 +12,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,11 @@ def compare(
 ) -> dict[str, Any]:
     """Times and bounds by part.
 
-    The profiler itself takes time: it says how a graph's time is shared among its parts, and `stages`, measured
-    without it, how long the graph takes.
+    The profiler itself takes time, about the same for each kernel: `stages`, measured without it, say how long a graph
+    takes, and the difference is taken off all of its kernels alike.
 
     Args:
-        rounds: kernels of several runs that do the same.
+        rounds: kernels of several runs that do the same; the median of each counts.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: "integer", "float" and "read"; see `best_rates`.
 
@@ -125,20 +126,23 @@ def compare(
         parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
             to bound; the counts behind it; and `share_of_products`, the part of its time that products took.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
-        operators: share of the profiled time by operator, largest first.
+        operators: share of the time by operator, largest first.
         by_order: share of that time of kernels without a telling name, which count with the kernel before them.
         unknown: share of that time, by name, of products of no known part: they count as "other".
         not_counted: operators that multiply or read large constants, but whose work is not known here: the bound of
-            their part is too low. Share of the profiled time of each.
+            their part is too low. Share of the time of each.
     """
-    kernels = rounds[0]
-    totals = {stage: statistics.median(_seconds(own, stage) for own in rounds) for stage in stages}
-    parts = {}
-    for part in PARTS:
-        own = [[kernel for kernel in found if kernel.part == part] for found in rounds]
-        stage = _stage(part)
-        if own[0] and totals.get(stage):
-            parts[part] = _part(own, statistics.median(stages[stage]) / totals[stage], rates)
+    kernels = [
+        replace(kernel, seconds=statistics.median(each.seconds for each in same))
+        for same in zip(*rounds, strict=True)
+        for kernel in same[:1]
+    ]
+    kernels = [
+        kernel
+        for stage, seconds in stages.items()
+        for kernel in without_profiler([item for item in kernels if _stage(item.part) == stage], seconds)
+    ]
+    parts = {part: _part(own, rates) for part in PARTS if (own := [item for item in kernels if item.part == part])}
     spread = Spread.of([sum(seconds) for seconds in zip(*stages.values(), strict=True)])
     least_s = sum(part["least_s"] for part in parts.values())
     return {
@@ -157,25 +161,35 @@ def _stage(part: str) -> str:
     return {"ctc": "ctc", "decoder": "rescoring"}.get(part, "encoder")
 
 
-def _seconds(kernels: Sequence[Kernel], stage: str) -> float:
-    return sum(kernel.seconds for kernel in kernels if _stage(kernel.part) == stage)
+def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
+    """Kernels of a graph, all with as much less time (or more) that their sum is the median of what was measured.
+
+    None gets less than nothing: the shortest end at 0.
+    """
+    if not kernels:
+        return []
+    seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
+    ordered = np.sort(seconds)
+    # what to add if the k shortest end at 0, for every k; the first that leaves no other below 0 is right
+    shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
+    shift = shifts[np.argmax(ordered + shifts >= 0)]
+    return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
 
 
-def _part(rounds: Sequence[Sequence[Kernel]], scale: float, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Time and bound of the kernels of one part; `scale` takes profiled seconds to those without the profiler."""
-    kernels = rounds[0]
+def _part(kernels: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
+    """Time and bound of the kernels of one part."""
     integer = sum(kernel.multiply_adds for kernel in kernels if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in kernels if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in kernels)
-    seconds = statistics.median(sum(kernel.seconds for kernel in own) for own in rounds)
-    products = statistics.median(sum(kernel.seconds for kernel in own if kernel.multiply_adds) for own in rounds)
+    seconds = sum(kernel.seconds for kernel in kernels)
+    products = sum(kernel.seconds for kernel in kernels if kernel.multiply_adds)
     arithmetic_s = integer / rates["integer"] + floating / rates["float"]
     read_s = num_bytes / rates["read"]
     least_s = max(arithmetic_s, read_s)
     return {
-        "seconds": seconds * scale,
+        "seconds": seconds,
         "least_s": least_s,
-        "ratio": seconds * scale / least_s if least_s else None,
+        "ratio": seconds / least_s if least_s else None,
         "arithmetic_s": arithmetic_s,
         "read_s": read_s,
         "integer_multiply_adds": integer,

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -261,3 +262,13 @@ def test_a_device_needs_what_the_runtime_needs():
     code = "import sys, u2moe.benchmarks.cli; print({'torch', 'onnx', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_every_number_is_explained(report):
+    guide = (Path(__file__).parent.parent / "docs" / "bench.md").read_text(encoding="utf-8")
+    keys = set(report) | {key for name in ("speed", "latency", "bound", "rates") for key in report[name][0]}
+    keys |= set(report["footprint"]["moe_tiny"]) | set(report["experts"]["moe_tiny"][MODES[0]])
+    keys |= set(report["bound"][0]["parts"]["attention"])
+    plain = {"format", "version", "time", "bundle", "mode", "threads", "paced", "audio_s"}  # say what they are
+    counts = {"bytes", "integer_multiply_adds", "float_multiply_adds"}
+    assert {key for key in keys - plain - counts if f"`{key}`" not in guide} == set()

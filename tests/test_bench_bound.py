@@ -208,19 +208,34 @@ def test_the_bound_is_the_larger_of_arithmetic_and_reading():
         kernel("feed_forward", 1.0, "Add"),
         kernel("ctc", 0.5, multiply_adds=50, num_bytes=1),
     ]
-    slower = [kernel("attention", 9.0), kernel("feed_forward", 9.0), kernel("ctc", 9.0)]
-    found = bound.compare([first, first, slower], {"encoder": [8.0, 8.0, 8.0], "ctc": [1.0, 1.0, 4.0]}, RATES)
+    slower = [kernel(item.part, 9.0) for item in first]
+    found = bound.compare([first, slower, first], {"encoder": [8.5, 8.5, 8.5], "ctc": [1.0, 1.0, 4.0]}, RATES)
     parts = found["parts"]
     assert (parts["attention"]["arithmetic_s"], parts["attention"]["read_s"]) == (1.0, 0.5)
     assert (parts["feed_forward"]["arithmetic_s"], parts["feed_forward"]["read_s"]) == (0.1, 4.0)
-    # the profiler took 4 s for what takes 8: its times count as shares
-    assert {part: item["seconds"] for part, item in parts.items()} == {"feed_forward": 6, "attention": 2, "ctc": 1}
-    assert {part: item["ratio"] for part, item in parts.items()} == {"feed_forward": 1.5, "attention": 2.0, "ctc": 2.0}
-    assert parts["feed_forward"]["share_of_products"] == pytest.approx(2 / 3)
+    # the profiler missed 4.5 s of the encoder: 1.5 s of each kernel
+    assert {part: item["seconds"] for part, item in parts.items()} == {"feed_forward": 6, "attention": 2.5, "ctc": 1}
+    assert {part: item["ratio"] for part, item in parts.items()} == {"feed_forward": 1.5, "attention": 2.5, "ctc": 2.0}
+    assert parts["feed_forward"]["share_of_products"] == pytest.approx(3.5 / 6)
     assert found["whole"]["least_s"] == 5.5
-    assert found["whole"]["seconds"] == {"median": 9.0, "low": 9.0, "high": 10.5, "count": 3}
-    assert found["whole"]["ratio"] == pytest.approx(9 / 5.5)
+    assert found["whole"]["seconds"] == {"median": 9.5, "low": 9.5, "high": 11.0, "count": 3}
+    assert found["whole"]["ratio"] == pytest.approx(9.5 / 5.5)
     assert sum(found["operators"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("profiled", "measured", "expected"),
+    [
+        ([1, 2, 3], 3, [0, 1, 2]),
+        ([3, 1, 2], 12, [5, 3, 4]),
+        ([1, 1, 10], 8, [0, 0, 8]),
+        ([1, 2, 10], 10, [0, 1, 9]),
+        ([5], 2, [2]),
+    ],
+)
+def test_the_profilers_own_time_is_taken_off_all_kernels_alike(profiled, measured, expected):
+    found = bound.without_profiler([kernel("ctc", seconds) for seconds in profiled], [measured, 0, measured])
+    assert [item.seconds for item in found] == pytest.approx(expected)
 
 
 def test_nothing_is_left_out_silently():
