@@ -1,5 +1,6 @@
 """Does confidence mean something? Of the words that are said to be right with 70 %, about 70 % should be.
 
+    python -m u2moe.benchmarks.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle what they are worth
     python -m u2moe.benchmarks.calibration BUNDLE TEST.tsv ... --output calibration.json
 
 Every recording of the manifests is recognised; a word is right when it stands at its place in the transcript.
@@ -8,6 +9,8 @@ Every recording of the manifests is recognised; a word is right when it stands a
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +21,9 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.json_file import write_json
 from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
-from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
+from u2moe.runtime.manifest import MANIFEST_FILE, Calibration
 
 ALL = "all"
 NUM_BINS = 10
@@ -99,10 +103,56 @@ def information(found: Words) -> float | None:
     return round(float((before - after) / before), 4)
 
 
+def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
+    """Scale and bias of the log-odds that make confidences most likely (Platt), by Newton's method.
+
+    As Platt did, right words count as a little less than certain and wrong ones as a little more than impossible, so
+    that there is a best answer even where all are told apart.
+    """
+    confidences, right = found
+    num_right, num_wrong = int(right.sum()), int((~right).sum())
+    aims = np.where(right, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
+    clipped = confidences.clip(_SMALLEST, 1 - _SMALLEST)
+    odds = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(right))])
+
+    def loss(weights: npt.NDArray[np.float64]) -> float:
+        guess = weights @ odds
+        return float((np.logaddexp(0, guess) - aims * guess).sum())
+
+    weights = np.array([1.0, 0.0])
+    for _ in range(num_steps):
+        guess = np.exp(-np.logaddexp(0, -weights @ odds))
+        curvature = (odds * guess * (1 - guess)) @ odds.T + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, odds @ (guess - aims))
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > _SMALLEST:
+            step /= 2
+        weights -= step
+    return float(weights[0]), float(weights[1])
+
+
+def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
+    """Have a bundle scale and shift the log-odds of its confidences, on top of what it does. Returns what it does now.
+
+    Only its manifest changes, and of that only the calibration.
+
+    Raises:
+        ValueError: a scale that is not above 0: confidences that say the contrary.
+    """
+    before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
+    found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
+    file = bundle / MANIFEST_FILE
+    content = {**json.loads(file.read_text(encoding="utf-8")), "calibration": dataclasses.asdict(found)}
+    part = file.with_name(f"{file.name}.partial")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    part.replace(file)
+    return found
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown: a row for each set, and the bins of all together."""
+    context = "full context" if results["chunk_size"] is None else f"chunks of {results['chunk_size']}"
     lines = [
-        "Demo model, full context: confidence of words, and whether they are right. " + sentence(results),
+        f"Demo model, {context}: confidence of words, and whether they are right. {sentence(results)}",
         "",
         "| set | words heard | right | mean confidence | expected error | area | information |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -133,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
+    parser.add_argument("--fit", action="store_true", help="write into the bundle what makes confidences true here")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
@@ -141,6 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         np.concatenate([confidences for confidences, _ in sets.values()]),
         np.concatenate([right for _, right in sets.values()]),
     )
+    if args.fit:
+        written = write_calibration(args.bundle, *fit(sets[ALL]))
+        print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
+        return 0
     found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
     results = {**measured_here(), **of_bundle(args.bundle), "chunk_size": args.chunk_size, "sets": found}
     if args.output:

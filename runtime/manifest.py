@@ -125,6 +125,22 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What confidences of words are worth, as `u2moe.benchmarks.calibration --fit` finds it: Platt's two numbers."""
+
+    scale: float = 1.0
+    """Of the log-odds of a confidence."""
+    bias: float = 0.0
+    """What is added to them then."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be above 0, got {self.scale}")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias must be a number, got {self.bias}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileDigest:
     """Size and sha256 of one file of a bundle."""
 
@@ -148,6 +164,8 @@ class Manifest:
     """The network in words, for readers: blocks, heads, experts; not used by the runtime."""
     quantization: dict[str, Any] = field(default_factory=dict)
     """Recipe of a quantized bundle; empty in fp32."""
+    calibration: Calibration | None = None
+    """What confidences are worth; None: they are given as they are. Not in the graphs' metadata: it is found later."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:

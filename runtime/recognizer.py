@@ -14,6 +14,7 @@ import numpy as np
 from u2moe.runtime.alignment import align, find_cut
 from u2moe.runtime.audio import convert, read_blocks
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.confidence import calibrated, word_confidence
 from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
 from u2moe.runtime.encoder import check_chunks, join_rows, required_cache_size, split_rows
@@ -23,7 +24,7 @@ from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.pauses import end_at_pauses
 from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
-from u2moe.runtime.result import Alternative, Result, Transcript, WordResult, geometric_mean, token_spans, words_of
+from u2moe.runtime.result import Alternative, Result, Transcript, WordResult, token_spans, words_of
 from u2moe.runtime.stream import Stream
 
 if TYPE_CHECKING:
@@ -348,9 +349,8 @@ class Recognizer:
         if not hypotheses:
             return Result(text="", is_final=True, segment=stream.segment)
         best, frame_s = hypotheses[0], stream.frame_s
-        second = rescored[0] if rescored else None
-        confidences = second.token_confidences if second else best.probabilities
-        words = self._words(stream, best, confidences) if best.times else []
+        probabilities = rescored[0].token_probabilities if rescored else best.probabilities
+        words = self._words(stream, best, probabilities) if best.times else []
         alternatives = [
             Alternative(
                 text=self.vocabulary.text(hypothesis.tokens),
@@ -370,12 +370,12 @@ class Recognizer:
             tokens=best.tokens,
             times=[round((stream.segment_start + time) * frame_s, 3) for time in best.times],
             words=words,
-            confidence=second.confidence if second else (geometric_mean(confidences) if confidences else None),
+            confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
             score=alternatives[0].score,
             nbest=alternatives,
         )
 
-    def _words(self, stream: Stream, best: Hypothesis, confidences: Sequence[float]) -> list[WordResult]:
+    def _words(self, stream: Stream, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
         """Words of a hypothesis with times, those where they meet sharpened by the pauses between them."""
         frame_s, words = stream.frame_s, self.vocabulary.words(best.tokens)
         begin = stream.segment_start * frame_s
@@ -383,6 +383,10 @@ class Recognizer:
         meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
         peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
                  for word in words]  # fmt: skip
+        confidences = [
+            calibrated(word_confidence(probabilities[word.begin : word.end]), self.bundle.manifest.calibration)
+            for word in words
+        ]
         return words_of(words, end_at_pauses(meeting, peaks, stream.pauses()), confidences)
 
 

@@ -38,7 +38,9 @@ class Rescored:
         score: of both passes together.
         attention_score: of the second pass alone, both directions weighted.
         confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
-        token_confidences: probability of each token; the mean of both directions where reverse_weight is not 0.
+        token_confidences: of the decoders, as WeNet gives them: probability of each token, the mean of both directions
+            where reverse_weight is not 0.
+        token_probabilities: mean of those and of what the CTC head gives the token, each of the heads with one voice.
     """
 
     hypothesis: Hypothesis
@@ -46,6 +48,7 @@ class Rescored:
     attention_score: float
     confidence: float
     token_confidences: list[float]
+    token_probabilities: list[float]
 
 
 def attention_rescoring(
@@ -70,6 +73,10 @@ def attention_rescoring(
             right = scores.right[row, : num + 1].astype(np.float64)
             attention = (1 - reverse_weight) * attention + reverse_weight * float(right.sum())
             probabilities = (probabilities + np.exp(right[:num])) / 2
+        voices = probabilities
+        if hypothesis.probabilities:
+            num_decoders = 2 if use_right else 1
+            voices = (num_decoders * probabilities + np.array(hypothesis.probabilities)) / (num_decoders + 1)
         rescored.append(
             Rescored(
                 hypothesis=hypothesis,
@@ -77,6 +84,7 @@ def attention_rescoring(
                 attention_score=attention,
                 confidence=math.exp(attention / (num + 1)),
                 token_confidences=probabilities.tolist(),
+                token_probabilities=voices.tolist(),
             )
         )
     return sorted(rescored, key=lambda item: -item.score)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
@@ -24,8 +22,9 @@ class WordResult:
 
     Words begin and end at pauses that can be heard; else they meet halfway between the peaks of their tokens.
 
-    The confidence is the geometric mean of the probabilities of the word's tokens: by the decoders where there is a
-    second pass, else by the CTC head where each token peaks.
+    The confidence is the probability of the word's least sure token: by the CTC head where it peaks, and where there is
+    a second pass the mean of that and of what each decoder gives it. A bundle may say what such numbers are worth (its
+    `Calibration`), so that of words with 0.7 seven in ten are right.
     """
 
     word: str
@@ -67,7 +66,7 @@ class Result:
         tokens: token ids.
         times: seconds at which each token peaks.
         words: with times. (Tokens that the decoder alone has found may fit no alignment: they have no times.)
-        confidence: geometric mean of the probabilities of the tokens; None where nothing was said.
+        confidence: mean of the words' confidences, hence about the share of them that is right; None without words.
         score: of the best alternative.
         nbest: all alternatives, best first; only the best in a partial result.
     """
@@ -131,20 +130,10 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[t
 
 
 def words_of(
-    words: Sequence[Word], spans: Sequence[tuple[float, float]], confidences: Sequence[float] | None
+    words: Sequence[Word], spans: Sequence[tuple[float, float]], confidences: Sequence[float]
 ) -> list[WordResult]:
-    """Words with their spans in seconds; one is as sure as the geometric mean of its tokens, given for each of all."""
+    """Words with their spans in seconds and their confidences."""
     return [
-        WordResult(
-            word=word.text,
-            start=round(start, 3),
-            end=round(end, 3),
-            confidence=None if confidences is None else geometric_mean(confidences[word.begin : word.end]),
-        )
-        for word, (start, end) in zip(words, spans, strict=True)
+        WordResult(word=word.text, start=round(start, 3), end=round(end, 3), confidence=confidence)
+        for word, (start, end), confidence in zip(words, spans, confidences, strict=True)
     ]
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of probabilities."""
-    return float(np.exp(np.log(np.maximum(values, 1e-30)).mean()))

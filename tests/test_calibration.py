@@ -1,11 +1,16 @@
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
 from u2moe.benchmarks import calibration
-from u2moe.benchmarks.calibration import area_under_roc, information, reliability
+from u2moe.benchmarks.calibration import area_under_roc, fit, information, reliability, write_calibration
+from u2moe.runtime import Bundle
+from u2moe.runtime.confidence import calibrated
+from u2moe.runtime.manifest import Calibration
 
 
 def drawn(shape=lambda confidence: confidence, num=20_000):
@@ -45,15 +50,51 @@ def test_words_that_are_equally_sure_say_nothing():
     assert reliability((np.zeros(0), np.zeros(0, bool)))["bins"] == []
 
 
+def test_the_fit_finds_what_was_done_to_honest_confidences():
+    confidences, right = drawn()
+    odds = np.log(confidences / (1 - confidences))
+    scale, bias = fit((1 / (1 + np.exp(-(odds + 1) / 2)), right))
+    assert (scale, bias) == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))
+
+
+def test_the_fit_ends_where_all_are_told_apart():
+    scale, bias = fit((np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])))
+    assert 0 < scale < 10
+    assert abs(bias) < 1
+
+
+def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_path):
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    assert write_calibration(folder, 2.0, 0.5) == Calibration(scale=2.0, bias=0.5)
+    assert Bundle.open(folder).manifest == dataclasses.replace(
+        bundle.manifest, calibration=Calibration(scale=2.0, bias=0.5)
+    )
+    both = write_calibration(folder, 3.0, 0.25)
+    assert both == Calibration(scale=6.0, bias=1.75) == Bundle.open(folder).manifest.calibration
+    expected = calibrated(calibrated(0.3, Calibration(scale=2.0, bias=0.5)), Calibration(scale=3.0, bias=0.25))
+    assert calibrated(0.3, both) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        write_calibration(folder, -1.0, 0.0)
+    assert Bundle.open(folder).manifest.calibration == both
+    assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in bundle.path.iterdir())
+
+
 def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
-    """Of two words heard, one is right."""
+    """All words are right but the one that is least sure."""
     soundfile.write(tmp_path / "a.wav", sound, 16_000)
-    heard = [word.word for segment in recognizer.transcribe(tmp_path / "a.wav").segments for word in segment.words]
-    (tmp_path / "test.tsv").write_text(f"a.wav\t{' '.join(heard[1:])}\n", encoding="utf-8")
+    heard = [word for segment in recognizer.transcribe(tmp_path / "a.wav").segments for word in segment.words]
+    wrong = min(heard, key=lambda word: word.confidence)
+    said = " ".join(word.word for word in heard if word is not wrong)
+    (tmp_path / "test.tsv").write_text(f"a.wav\t{said}\n", encoding="utf-8")
     file = tmp_path / "calibration.json"
     assert calibration.main([str(bundle.path), str(tmp_path / "test.tsv"), "--output", str(file)]) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["sets"]["test"] == results["sets"]["all"]
     assert results["sets"]["test"]["num_words"] == len(heard) > 1
     assert results["sets"]["test"]["right"] == pytest.approx(1 - 1 / len(heard), abs=1e-4)
+    assert results["sets"]["test"]["area"] == 1.0
     assert calibration.table(results) in capsys.readouterr().out
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    assert calibration.main([str(folder), str(tmp_path / "test.tsv"), "--fit"]) == 0
+    written = Bundle.open(folder).manifest.calibration
+    assert f"times {written.scale} plus {written.bias}" in capsys.readouterr().out

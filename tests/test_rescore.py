@@ -75,6 +75,26 @@ def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
     assert item.token_confidences == pytest.approx([0.375, 0.5], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("right", "reverse_weight", "probabilities", "expected"),
+    [
+        ([0.25, 0.75, 0.5], 0.5, [0.9, 0.3], [(0.5 + 0.25 + 0.9) / 3, (0.25 + 0.75 + 0.3) / 3]),
+        ([0.25, 0.75, 0.5], 0.0, [0.9, 0.3], [(0.5 + 0.9) / 2, (0.25 + 0.3) / 2]),
+        (None, 0.5, [0.9, 0.3], [(0.5 + 0.9) / 2, (0.25 + 0.3) / 2]),
+        (None, 0.5, [], [0.5, 0.25]),
+    ],
+)
+def test_every_head_that_counts_has_a_voice(right, reverse_weight, probabilities, expected):
+    scores = TokenScores(
+        left=np.log(np.array([[0.5, 0.25, 0.125]], np.float32)),
+        right=None if right is None else np.log(np.array([right], np.float32)),
+        next=np.zeros((1, 4), np.float32),
+    )
+    hypothesis = Hypothesis(tokens=[1, 2], score=-7.0, times=[0, 1], probabilities=probabilities)
+    (item,) = attention_rescoring([hypothesis], scores, 2.0, reverse_weight)
+    assert item.token_probabilities == pytest.approx(expected, rel=1e-6)
+
+
 def chain(tokens):
     """A decoder over {0, 1, eos=2} that likes 0 at first, but knows that only 1 ends well."""
     table = {(): [0.6, 0.3, 0.1], (0,): [0.3, 0.3, 0.4], (1,): [0.01, 0.01, 0.98]}

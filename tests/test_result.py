@@ -1,7 +1,6 @@
 import itertools
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,11 +24,8 @@ def test_spans_are_in_order_and_within_the_audio(times):
     assert all(start <= time * 0.04 <= end for time, (start, end) in zip(times, spans, strict=True))
 
 
-def test_words_take_times_and_confidence_from_their_tokens():
+def test_words_take_times_and_confidence():
     vocabulary = Vocabulary(["▁HE", "LLO", "▁YOU"], TextConfig(tokenizer="bpe"))
-    spans = [(0.0, 0.3), (0.5, 0.6)]
-    first, second = words_of(vocabulary.words([0, 1, 2]), spans, [0.5, 0.125, 1.0])
-    assert (first.word, first.start, first.end) == ("HELLO", 0.0, 0.3)
-    assert first.confidence == pytest.approx(0.25)
-    assert (second.word, second.start, second.end) == ("YOU", 0.5, 0.6)
-    assert [word.confidence for word in words_of(vocabulary.words([0, 2]), spans, None)] == [None, None]
+    first, second = words_of(vocabulary.words([0, 1, 2]), [(0.00049, 0.3), (0.5, 0.6)], [0.25, 1.0])
+    assert (first.word, first.start, first.end, first.confidence) == ("HELLO", 0.0, 0.3, 0.25)
+    assert (second.word, second.start, second.end, second.confidence) == ("YOU", 0.5, 0.6, 1.0)

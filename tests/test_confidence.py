@@ -1,0 +1,77 @@
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.benchmarks.calibration import write_calibration
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime.confidence import calibrated, word_confidence
+from u2moe.runtime.manifest import Calibration
+
+
+def test_a_word_is_as_sure_as_its_least_sure_token():
+    assert word_confidence([0.9, 0.2, 0.8]) == 0.2
+
+
+def test_log_odds_are_scaled_and_shifted():
+    assert calibrated(0.8, None) == 0.8
+    assert calibrated(0.8, Calibration()) == pytest.approx(0.8)
+    assert calibrated(0.5, Calibration(scale=2.0)) == 0.5
+    assert calibrated(0.8, Calibration(scale=2.0)) == pytest.approx(16 / 17)  # odds of 4 become 16
+    assert calibrated(0.5, Calibration(bias=math.log(3))) == pytest.approx(0.75)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2).map(sorted), st.floats(0.01, 100), st.floats(-1000, 1000))
+def test_calibration_keeps_the_order_and_is_a_probability(confidences, scale, bias):
+    found = [calibrated(confidence, Calibration(scale=scale, bias=bias)) for confidence in confidences]
+    assert all(0 <= confidence <= 1 for confidence in found)
+    assert all(a <= b for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("search", ["ctc_prefix_beam", "attention_rescoring"])
+def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, sound, search):
+    calibration = Calibration(scale=1.5, bias=-0.5)
+    other = Bundle(bundle.path, dataclasses.replace(bundle.manifest, calibration=calibration), bundle.tokens)
+    plain, scaled = (
+        Recognizer(which, model, DecodingOptions(search=search)).transcribe(sound).segments for which in (bundle, other)
+    )
+    expected = [calibrated(word.confidence, calibration) for segment in plain for word in segment.words]
+    assert [word.confidence for segment in scaled for word in segment.words] == pytest.approx(expected)
+    assert expected
+    for before, after in zip(plain, scaled, strict=True):
+        assert after.confidence == pytest.approx(sum(word.confidence for word in after.words) / len(after.words))
+        assert (after.text, after.nbest) == (before.text, before.nbest)  # what ranks stays as it is
+
+
+@pytest.mark.parametrize(
+    ("numbers", "name"), [({"scale": 0.0}, "scale"), ({"scale": math.inf}, "scale"), ({"bias": math.nan}, "bias")]
+)
+def test_numbers_that_cannot_be(numbers, name):
+    with pytest.raises(ValueError, match=name):
+        Calibration(**numbers)
+
+
+def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_path):
+    """It is found when the graphs are there already, and found again later: they must go on fitting the manifest."""
+    calibration = Calibration(scale=1.5, bias=-0.5)
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    write_calibration(folder, calibration.scale, calibration.bias)
+    Bundle.open(folder).load()
+    assert Bundle.open(folder).manifest.metadata() == bundle.manifest.metadata()
+    quantized, _ = quantize_bundle(folder, tmp_path / "int8", RECIPES["int8"])
+    assert quantized.manifest.calibration == calibration
+
+
+def test_a_bundle_without_calibration_is_read(bundle, tmp_path):
+    """Of those that were written before there was one."""
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    assert content.pop("calibration", "missing") is None  # as export writes it
+    (folder / "bundle.json").write_text(json.dumps(content), encoding="utf-8")
+    assert Bundle.open(folder).manifest == bundle.manifest
