@@ -2,21 +2,25 @@
 
     python -m u2moe.benchmarks.artefacts FOLDER --models dense-225m moe-1b dense-1b [--again] [--parity]
 
-Writes FOLDER/NAME/bundle (float32) and FOLDER/NAME/int8; the checkpoint between them is removed. A billion parameters
-take 9 GB of memory. The comparison with torch takes minutes and is left out unless asked for: the graphs are made by
-the same code that the tests compare at small sizes.
+Writes FOLDER/NAME/checkpoint, bundle (float32) and int8. The comparison with torch takes minutes and is left out unless
+asked for: the graphs are made by the same code that the tests compare at small sizes. With it, the bundle is what the
+command `u2moe export` makes in a process of its own, and FOLDER/NAME/export.json tells what that took.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from u2moe.benchmarks.json_file import read_json, write_json
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, save_graph
+from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
@@ -25,6 +29,14 @@ from u2moe.runtime.manifest import TOKENS_FILE
 
 PRECISIONS = {"fp32": "bundle", "int8": "int8"}
 """Folder of each precision."""
+_EXPORT = """
+import json, sys, time
+from u2moe.benchmarks.machine import status_bytes
+from u2moe.runtime.cli import main
+begin = time.perf_counter()
+code = main(["export", *sys.argv[1:]])
+print(json.dumps({"code": code, "seconds": time.perf_counter() - begin, "peak_bytes": status_bytes("VmHWM")}))
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,16 @@ class Artefact:
 
     name: str
     folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Directory of the weights in WeNet's layout."""
+        return self.folder / "checkpoint"
+
+    @property
+    def export(self) -> dict[str, Any]:
+        """What the export with parity took: `seconds`, `peak_bytes`, and `said`, its summary; empty without."""
+        return read_json(self.folder / "export.json")
 
     def bundle(self, precision: str) -> Path:
         """Folder of the bundle in that precision, "fp32" or "int8"."""
@@ -62,36 +84,46 @@ def make_artefact(
     Args:
         name: preset of `random_checkpoint`.
         root: folder of all models.
-        again: make them anew, with the exporter and quantizer of today; old bundles stay until new ones are complete.
-        parity: compare the graphs with torch.
+        again: make bundles anew, with the exporter and quantizer of today; old ones stay until new ones are complete.
+        parity: compare the graphs with torch, if they are made.
         progress: called with a line for each step.
 
     Raises:
-        ParityError: a graph differs from torch.
+        RuntimeError: the export with parity failed; says what it wrote last.
         BundleError: a folder cannot be written.
     """
     artefact = Artefact(name=name, folder=root / name)
-    float32, checkpoint = artefact.bundle("fp32"), artefact.folder / "checkpoint"
-    if again or not float32.is_dir():
+    float32, checkpoint = artefact.bundle("fp32"), artefact.checkpoint
+    if not checkpoint.is_dir():
         progress(f"{name}: random weights")
-        write_random_checkpoint(checkpoint, random_config(**PRESETS[name]))
+        unfinished = checkpoint.with_suffix(".partial")
+        write_random_checkpoint(unfinished, random_config(**PRESETS[name]))
+        unfinished.rename(checkpoint)
+    if again or not float32.is_dir():
         progress(f"{name}: export")
-        if parity:
-            export_bundle(checkpoint, float32, overwrite=again, progress=progress)
-        else:
-            _export(checkpoint, float32, overwrite=again)
-        shutil.rmtree(checkpoint)
+        (_export_and_compare if parity else _export)(artefact, overwrite=again)
     if again or not artefact.bundle("int8").is_dir():
         progress(f"{name}: int8")
         quantize_bundle(float32, artefact.bundle("int8"), recipe("int8"), overwrite=again)
     return artefact
 
 
-def _export(directory: Path, out: Path, *, overwrite: bool) -> None:
+def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
+    """The command that users have, and what it took."""
+    folders = [str(artefact.checkpoint), str(artefact.bundle("fp32"))]
+    command = [sys.executable, "-c", _EXPORT, *folders, "--quiet", *(["--overwrite"] if overwrite else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
+    *said, told = done.stdout.strip().splitlines() or [""]
+    if done.returncode or json.loads(told)["code"]:
+        raise RuntimeError(f"{artefact.name}: export failed: {done.stderr.strip()[-600:]}")
+    write_json(artefact.folder / "export.json", {**json.loads(told), "said": " ".join(said)})
+
+
+def _export(artefact: Artefact, *, overwrite: bool) -> None:
     """The export without its comparison with torch."""
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = Checkpoint.open(artefact.checkpoint)
     manifest = bundle_manifest(checkpoint)
-    with BundleWriter(out, overwrite=overwrite) as staging:
+    with BundleWriter(artefact.bundle("fp32"), overwrite=overwrite) as staging:
         for graph in build_graphs(checkpoint.network(), manifest):
             save_graph(graph, staging.path)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(checkpoint.tokens)))

@@ -125,6 +125,7 @@ def compare(
         rates: as given.
         parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
             to bound; the counts behind it; and `share_of_products`, the part of its time that products took.
+        stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
         operators: share of the time by operator, largest first.
         by_order: share of that time of kernels without a telling name, which count with the kernel before them.
@@ -148,6 +149,7 @@ def compare(
     return {
         "rates": dict(rates),
         "parts": parts,
+        "stages": {stage: Spread.of(seconds).data() for stage, seconds in stages.items()},
         "whole": {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None},
         "operators": _shares(kernels, lambda item: item.op_type),
         "by_order": sum(_shares(kernels, lambda item: item.part if item.by_order else None).values()),

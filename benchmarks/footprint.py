@@ -78,8 +78,9 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
     """What a fresh process does; prints JSON.
 
     import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
-    to make the sessions, with the files in the system's cache; first_s: to recognise the recording whole, for the first
-    time. imported_bytes, loaded_bytes, peak_bytes: largest resident memory until then; Linux alone tells it.
+    to make the sessions, with the files in the system's cache; start_s: both; first_s: to recognise the recording
+    whole, for the first time. imported_bytes, loaded_bytes, peak_bytes: largest resident memory until then; Linux alone
+    tells it.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio import read_audio  # noqa: PLC0415
@@ -101,8 +102,9 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
         recognizer.transcribe(samples, options=DecodingOptions(chunk_size=chunk_size, num_left_chunks=num_left_chunks))
     memory["peak_bytes"] = status_bytes("VmHWM")
     verify_s, load_s, _, first_s = (after - before for before, after in pairwise(marks))
-    times = {"import_s": import_s, "verify_s": verify_s, "load_s": load_s, "first_s": first_s}
-    print(json.dumps({**times, **{name: size for name, size in memory.items() if size is not None}}))
+    times = {"import_s": import_s, "verify_s": verify_s, "load_s": load_s, "start_s": verify_s + load_s}
+    sizes = {name: size for name, size in memory.items() if size is not None}
+    print(json.dumps({**times, "first_s": first_s, **sizes}))
 
 
 def disk_bytes(bundle: Bundle) -> dict[str, Any]:

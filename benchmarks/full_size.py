@@ -16,7 +16,6 @@ worst case, and once so that chunks touch as many as people's speech does in the
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +28,10 @@ from u2moe.benchmarks.artefacts import Artefact, make_artefact
 from u2moe.benchmarks.bound import measure_bound
 from u2moe.benchmarks.experts import measure_experts
 from u2moe.benchmarks.footprint import measure_footprint
+from u2moe.benchmarks.json_file import read_json, write_json
 from u2moe.benchmarks.listening import Instrument, Mode
 from u2moe.benchmarks.measurement import interleaved
-from u2moe.benchmarks.provenance import measured_here
+from u2moe.benchmarks.provenance import recorded, resumed
 from u2moe.benchmarks.rates import measure_rates
 from u2moe.benchmarks.routing import Gates, TurnedSettings, routing, turned_gates
 from u2moe.benchmarks.utterances import (
@@ -259,15 +259,12 @@ def run(
     content = _opened(results, models)
     missing = [cell for cell in cells or all_cells() if cell.key not in content["cells"]][:at_most]
     if missing:
-        bench, routings = prepare(root, models, progress=progress)
-        content["routings"] = routings
+        bench, content["routings"] = prepare(root, models, progress=progress)
+        content["exports"] = {name: item.export for name, item in bench.artefacts.items() if item.export}
     for cell in missing:
         progress(cell.key)
         content["cells"][cell.key] = measure(cell, bench, repetitions)
-        content |= measured_here()
-        written = results.with_suffix(".partial")
-        written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        written.replace(results)
+        write_json(results, recorded(content))
     return content
 
 
@@ -286,29 +283,23 @@ def prepare(
         again: look at the demo model again, which may be another one.
         progress: called with a line for each step.
     """
-    artefacts = [make_artefact(name, root, progress=progress) for name in models]
+    artefacts = [make_artefact(name, root, parity=name == MIXTURE, progress=progress) for name in models]
     file = root / "routings.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_json(file)
     if DEMO in known and not again:
         return Bench(artefacts, known[DEMO], progress), known
     bench = Bench(artefacts, demo_routing(), progress)
     known = bench.routings()
-    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_json(file, known)
     return bench, known
 
 
 def _opened(results: Path, models: Sequence[str]) -> dict[str, Any]:
     """The content of the results so far."""
     parameters = {name: num_parameters(random_config(**PRESETS[name])) for name in models}
-    here = measured_here()
-    if not results.exists():
-        return {"parameters": parameters, **here, "routings": {}, "cells": {}}
-    content: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    content = resumed(results, {"parameters": parameters, "routings": {}, "exports": {}, "cells": {}})
     if content["parameters"] != parameters:
         raise ValueError(f"{results}: holds {content['parameters']}, expected {parameters}; name another file")
-    processor = here["machine"]["processor"]
-    if content["machine"]["processor"] != processor:
-        raise ValueError(f"{results}: measured on {content['machine']['processor']}, this is {processor}")
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +23,7 @@ from u2moe.benchmarks.full_size import (
 )
 from u2moe.benchmarks.measurement import Spread
 from u2moe.benchmarks.provenance import sentence
-from u2moe.benchmarks.targets import Target, short
+from u2moe.benchmarks.targets import Target, quartiles, short
 from u2moe.benchmarks.utterances import (
     CHUNK_S,
     NUM_CHUNKS,
@@ -64,10 +63,10 @@ def spread(cell: Mapping[str, Any], mode: str, model: str) -> Spread:
     return Spread.of([value / scale for value in cell[model]["seconds"]])
 
 
-def ratio(cell: Mapping[str, Any], model: str, other: str) -> float:
-    """How many times as long `model` takes as `other`: the median of the ratios of the rounds, which were in turn."""
+def ratio(cell: Mapping[str, Any], model: str, other: str) -> Spread:
+    """How many times as long `model` takes as `other`: the spread of the ratios of rounds, which were in turn."""
     pairs = zip(cell[model]["seconds"], cell[other]["seconds"], strict=True)
-    return float(statistics.median(own / others for own, others in pairs))
+    return Spread.of([own / others for own, others in pairs])
 
 
 def targets(results: Results) -> list[Target]:
@@ -113,9 +112,10 @@ def _arithmetic(results: Results) -> str:
     if not bound:
         return ""
     own, small = (sum(part["least_s"] for part in _encoder_parts(bound[name]).values()) for name in (MIXTURE, SMALL))
+    above, small_above = (encoder_ratio(bound[name]).median for name in (MIXTURE, SMALL))
     return (
-        f"the bounds of both encoders are {1e3 * own:.0f} and {1e3 * small:.0f} ms ({own / small:.2f}), at which "
-        f"MoE-1B is {encoder_ratio(bound[MIXTURE]):.2f} and Dense-225M {encoder_ratio(bound[SMALL]):.2f} times"
+        f"the bounds of both encoders are {1e3 * own:.0f} and {1e3 * small:.0f} ms ({own / small:.2f}), of which "
+        f"MoE-1B takes {above:.2f} and Dense-225M {small_above:.2f} times"
     )
 
 
@@ -123,10 +123,16 @@ def _encoder_parts(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: entry["parts"][name] for name in ENCODER_PARTS if name in entry["parts"]}
 
 
-def encoder_ratio(entry: Mapping[str, Any]) -> float:
+def encoder_ratio(entry: Mapping[str, Any]) -> Spread:
     """Seconds of the encoder over the sum of the bounds of its parts."""
-    parts = _encoder_parts(entry).values()
-    return float(sum(part["seconds"] for part in parts) / sum(part["least_s"] for part in parts))
+    least_s = sum(part["least_s"] for part in _encoder_parts(entry).values())
+    return _scaled(entry["stages"]["encoder"], 1 / least_s)
+
+
+def _scaled(spread: Mapping[str, Any], factor: float) -> Spread:
+    """A spread as it stands in JSON, in another unit."""
+    values = {name: factor * spread[name] for name in ("median", "low", "high")}
+    return Spread(**values, count=spread["count"])
 
 
 def _bound_targets(results: Results) -> list[Target]:
@@ -147,7 +153,7 @@ def _bound_targets(results: Results) -> list[Target]:
 def _other_targets(results: Results) -> list[Target]:
     found = []
     if cell := cell_of(results, "second-pass"):
-        value = 1e3 * spread(cell, "second-pass", MIXTURE).median
+        value = Spread.of([1e3 * seconds for seconds in cell[MIXTURE]["seconds"]])
         name = f"second pass of MoE-1B, {UTTERANCE_S:g} s, {NUM_HYPOTHESES} hypotheses"
         found.append(Target(name=name, found=value, limit=200, at_most=True, unit=" ms"))
     alone, together = cell_of(results, "streaming"), cell_of(results, "streaming-8")
@@ -162,26 +168,28 @@ def _start_targets(results: Results) -> list[Target]:
     found = []
     for name, item in cell_of(results, "start").items():
         verify, load = item["verify_s"]["median"], item["load_s"]["median"]
-        disk, loaded, peak = item["disk"]["files"], item["loaded_bytes"]["median"], item["peak_bytes"]["median"]
+        disk, loaded = item["disk"]["files"], item["loaded_bytes"]["median"]
         limit = MEMORY_FACTOR * disk / 1e6 + MEMORY_MB
         spent = f"checking sha256 takes {verify:.1f} s ({disk / verify / 1e9:.1f} GB/s), the sessions {load:.1f} s"
         held = f"{loaded / 1e6:.0f} MB when loaded, the rest is what one utterance needs"
-        title, seconds, peak_mb = NAMES[name], verify + load, peak / 1e6
+        title, start, peak = NAMES[name], _scaled(item["start_s"], 1), _scaled(item["peak_bytes"], 1e-6)
         found += [
-            Target(name=f"{title}: check and load", found=seconds, limit=3, at_most=True, unit=" s", bound=spent),
-            Target(name=f"{title}: peak memory", found=peak_mb, limit=limit, at_most=True, unit=" MB", bound=held),
+            Target(name=f"{title}: check and load", found=start, limit=3, at_most=True, unit=" s", bound=spent),
+            Target(name=f"{title}: peak memory", found=peak, limit=limit, at_most=True, unit=" MB", bound=held),
         ]
     return found
 
 
 TEXT = f"""Encoder and CTC head alone, features and search left out; medians, quartiles in brackets; the models took
-turns in every round, and ratios are medians of those of single rounds. Streaming: chunks of 16 frames ({CHUNK_S:g} s)
+turns in every round, and ratios are those of rounds. Streaming: chunks of 16 frames ({CHUNK_S:g} s)
 with 4 chunks left, {NUM_CHUNKS["streaming"]} chunks in steady state; real-time factors, as in full context, of
 {UTTERANCE_S:g} s. Second pass: {NUM_HYPOTHESES} hypotheses of {NUM_TOKENS} tokens over {UTTERANCE_S:g} s.
 
 The layer sizes are ours, since the paper does not tell its own, and the weights are random; million parameters:
 {{parameters}}.
 """
+EXPORT_TEXT = """`u2moe export` made {name} from its checkpoint in {seconds:.0f} s, with {gigabytes:.1f} GB of memory at
+its peak: {said}"""
 ROUTING_TEXT = """Of {num_experts} experts of a layer, a chunk touches {even:.1f} evenly routed, the worst case: routers
 without what all tokens share, and frames that are nothing alike. With their own random routers and people's speech it
 is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the demo model" are the same weights with
@@ -189,9 +197,10 @@ is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the d
 
 BOUND_TEXT = f"""Encoder in int8 on one thread, the models' own routers and people's speech,
 {BOUND_S["bound-streaming"]:g} s streaming and {UTTERANCE_S:g} s in full context: milliseconds for a chunk or for all,
-and in brackets how many times the bound. That is arithmetic at {{integer:.0f}} (int8) and {{float:.0f}} (float32) G
-multiply-adds/s, or reading weights at {{read:.1f}} GB/s, whichever takes longer, all measured in the same run with
-onnxruntime's kernels."""
+quartiles of the whole in brackets, and how many times the bound. That is arithmetic or reading weights, whichever takes
+longer, at the rates in the last row, measured with onnxruntime's kernels in the same run: G multiply-adds/s in int8 /
+in float32 / GB/s."""
+RATES = ("integer", "float", "read")
 
 
 def table(results: Results) -> str:
@@ -207,6 +216,7 @@ def table(results: Results) -> str:
     parts = (
         _paragraph(sentence(results)),
         *(_paragraph(text) for text in TEXT.format(parameters=parameters).split("\n\n")),
+        *(_export(name, export) for name, export in results["exports"].items()),
         _routings(results["routings"]),
         "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]),
         "\n".join(_bound_table(results)),
@@ -221,14 +231,20 @@ def _short_name(case: str) -> str:
 
 def _row(cell: Cell, measured: Mapping[str, Any]) -> str:
     shown = [_cell(spread(measured, cell.mode, name), cell.mode) if name in measured else "" for name in NAMES]
-    ratios = [f"{ratio(measured, own, other):.2f}" if {own, other} <= measured.keys() else "" for own, other in RATIOS]
+    ratios = [quartiles(ratio(measured, *pair)) if measured.keys() >= set(pair) else "" for pair in RATIOS]
     return f"| {cell.precision}, {TITLES[cell.mode]} | {cell.num_threads} | {' | '.join((*shown, *ratios))} |"
 
 
 def _cell(item: Spread, mode: str) -> str:
     if mode == "second-pass":
-        return f"{1e3 * item.median:.0f} ms ({1e3 * item.low:.0f}-{1e3 * item.high:.0f})"
-    return f"{item.median:.4f} ({item.low:.4f}-{item.high:.4f})"
+        return f"{quartiles(item, 3)} s"
+    return quartiles(item, 4)
+
+
+def _export(name: str, export: Mapping[str, Any]) -> str:
+    """What one command took, the comparison with torch included."""
+    found = {"seconds": export["seconds"], "gigabytes": export["peak_bytes"] / 1e9, "said": export["said"]}
+    return _paragraph(EXPORT_TEXT.format(name=NAMES[name], **found))
 
 
 def _routings(routings: Mapping[str, Mapping[str, float]]) -> str:
@@ -264,9 +280,8 @@ def _bound_table(results: Results) -> list[str]:
     ]
     if not columns:
         return []
-    rates = columns[0][1]["rates"]
     lines = [
-        _paragraph(BOUND_TEXT.format(**{name: rate / 1e9 for name, rate in rates.items()})),
+        _paragraph(BOUND_TEXT),
         "",
         f"| part | {' | '.join(title for title, *_ in columns)} |",
         "|---" * (len(columns) + 1) + "|",
@@ -275,17 +290,17 @@ def _bound_table(results: Results) -> list[str]:
         found = [_times(entry["parts"].get(part), scale) for _, entry, scale in columns]
         lines.append(f"| {part.replace('_', ' ')} | {' | '.join(found)} |")
     whole = [
-        {"seconds": sum(part["seconds"] for part in _encoder_parts(entry).values()), "ratio": encoder_ratio(entry)}
-        for _, entry, _ in columns
+        f"{quartiles(_scaled(entry['stages']['encoder'], scale), 1)}, {encoder_ratio(entry).median:.2f}"
+        for _, entry, scale in columns
     ]
-    shown = [_times(item, scale) for item, (*_, scale) in zip(whole, columns, strict=True)]
-    return [*lines, f"| whole | {' | '.join(shown)} |"]
+    rates = [" / ".join(f"{entry['rates'][kind] / 1e9:.0f}" for kind in RATES) for _, entry, _ in columns]
+    return [*lines, f"| whole | {' | '.join(whole)} |", f"| rates | {' | '.join(rates)} |"]
 
 
 def _times(part: Mapping[str, Any] | None, scale: float) -> str:
     if part is None:
         return ""
-    return short(scale * part["seconds"]) + (f" ({part['ratio']:.2f})" if part["ratio"] else "")
+    return short(scale * part["seconds"]) + (f", {part['ratio']:.2f}" if part["ratio"] else "")
 
 
 def _start_table(results: Results) -> list[str]:
@@ -293,9 +308,9 @@ def _start_table(results: Results) -> list[str]:
     rows = []
     for precision in reversed(PRECISIONS):
         for name, item in cell_of(results, "start", precision).items():
-            seconds = [f"{item[part]['median']:.2f} s" for part in ("verify_s", "load_s")]
-            sizes = [item["disk"]["files"], item["loaded_bytes"]["median"], item["peak_bytes"]["median"]]
-            bundle, *memory = [f"{size / 1e6:.0f} MB" for size in sizes]
-            rows.append(f"| {NAMES[name]}, {precision} | {' | '.join((bundle, *seconds, *memory))} |")
-    header = "| fresh process, one thread | bundle | check of sha256 | sessions | memory then | at its peak |"
+            shown = [f"{item['disk']['files'] / 1e6:.0f}"]
+            shown += [quartiles(_scaled(item[part], 1)) for part in ("verify_s", "load_s")]
+            shown += [quartiles(_scaled(item[part], 1e-6), 0) for part in ("loaded_bytes", "peak_bytes")]
+            rows.append(f"| {NAMES[name]}, {precision} | {' | '.join(shown)} |")
+    header = "| fresh process, one thread | bundle, MB | sha256, s | sessions, s | memory then, MB | at its peak |"
     return [header, "|---|---|---|---|---|---|", *rows] if rows else []

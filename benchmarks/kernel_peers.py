@@ -10,7 +10,6 @@ turn, one thread. Results are written cell by cell; a second run goes on where t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,9 +25,10 @@ import torch
 
 from u2moe.benchmarks import peer_graphs
 from u2moe.benchmarks.artefacts import Artefact, make_artefact
+from u2moe.benchmarks.json_file import write_json
 from u2moe.benchmarks.measurement import Spread, interleaved
-from u2moe.benchmarks.provenance import measured_here, sentence
-from u2moe.benchmarks.targets import Target
+from u2moe.benchmarks.provenance import recorded, resumed, sentence
+from u2moe.benchmarks.targets import Target, quartiles
 from u2moe.benchmarks.torch_peer import TorchEncoder, with_loops
 from u2moe.benchmarks.utterances import (
     CHUNK_S,
@@ -41,16 +41,17 @@ from u2moe.benchmarks.utterances import (
     windows,
 )
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.encoder import Encoder
 from u2moe.runtime.session import Session, SessionSettings
 
 Run = Callable[[], list[Frames]]
+MIXTURE = "moe-1b"
 REFERENCE = "ours, int8"
 MODES = {"streaming": "streaming", "full": "full context"}
-REPETITIONS = 5
+REPETITIONS = {"torch": 3, "float32": 3, "int8": 5}
+"""Rounds of each group, after one that warms up."""
 RESULTS = Path(__file__).parent / "results" / "kernel_peers.json"
 
 
@@ -79,18 +80,16 @@ MASKED = Peer(name="all experts under a mask", kind="fp32", limit=FLOAT, needed=
 MOE = Peer(name="contrib MoE", kind="fp32", limit=FLOAT)
 QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5)
 QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5)
-QMOE8_STOCK = Peer(name="contrib QMoE 8 bit, the rest quantize_dynamic", kind="int8", limit=INTEGER, needed=1.5)
-STOCK = Peer(name="quantize_dynamic after inlining, MatMul", kind="int8", limit=INTEGER, needed=1.5)
+# inlined, since it does not look into functions and would leave experts float32
+STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5)
 # its convolutions have one scale for all frames that they see
-STOCK_ALL = Peer(name="quantize_dynamic after inlining, all it can", kind="int8", limit=0.1, needed=1.5)
-STOCK_CALLS = Peer(name="quantize_dynamic, experts stay float32", kind="fp32", limit=INTEGER, needed=1.5)
+STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5)
 OURS = Peer(name=REFERENCE, kind="int8", limit=INTEGER)
 OURS_FLOAT = Peer(name="ours, float32", kind="fp32", limit=0)
 GROUPS: Mapping[str, tuple[Peer, ...]] = {
     "torch": (OURS, OURS_FLOAT, TORCH),
     "float32": (OURS, MASKED, MOE),
-    "int8": (OURS, QMOE8, QMOE4, STOCK),
-    "stock": (OURS, QMOE8_STOCK, STOCK_ALL, STOCK_CALLS),
+    "int8": (OURS, QMOE8, QMOE4, STOCK, STOCK_ALL),
 }
 """What is in memory together."""
 ALL_PEERS = tuple(dict.fromkeys(peer for group in GROUPS.values() for peer in group))
@@ -117,12 +116,10 @@ class Peers:
         ways: dict[Peer, tuple[str, Callable[[Path], None]]] = {
             MASKED: ("masked", partial(peer_graphs.masked, source)),
             MOE: ("moe", partial(peer_graphs.contrib_moe, source)),
-            QMOE8: ("qmoe8", partial(peer_graphs.contrib_qmoe, source, bits=8, our_rest=True)),
-            QMOE4: ("qmoe4", partial(peer_graphs.contrib_qmoe, source, bits=4, our_rest=True)),
-            QMOE8_STOCK: ("qmoe8_stock", self._stock_around_qmoe),
-            STOCK: ("stock", partial(self._stock_inlined, matmuls_only=True)),
-            STOCK_ALL: ("stock_all", partial(self._stock_inlined, matmuls_only=False)),
-            STOCK_CALLS: ("stock_calls", partial(peer_graphs.stock_dynamic, source, matmuls_only=True)),
+            QMOE8: ("qmoe8", partial(peer_graphs.contrib_qmoe, source, bits=8)),
+            QMOE4: ("qmoe4", partial(peer_graphs.contrib_qmoe, source, bits=4)),
+            STOCK: ("stock", partial(self._stock, matmuls_only=True)),
+            STOCK_ALL: ("stock_all", partial(self._stock, matmuls_only=False)),
         }
         return self._made(*ways[peer])
 
@@ -135,23 +132,15 @@ class Peers:
             partial_folder.rename(self.folder / name)
         return file
 
-    def _stock_inlined(self, target: Path, *, matmuls_only: bool) -> None:
+    def _stock(self, target: Path, *, matmuls_only: bool) -> None:
         inlined = self._made("inlined", partial(peer_graphs.inlined, self.source))
         peer_graphs.stock_dynamic(inlined, target, matmuls_only=matmuls_only)
-
-    def _stock_around_qmoe(self, target: Path) -> None:
-        make = partial(peer_graphs.contrib_qmoe, self.source, bits=8, our_rest=False)
-        peer_graphs.stock_dynamic(self._made("qmoe8_alone", make), target, matmuls_only=True)
 
     def load(self, peer: Peer) -> Encoder | TorchEncoder:
         """The encoder of a peer, on one thread."""
         if peer == TORCH:
-            directory = self.folder / "checkpoint"
-            if not (directory / "final.pt").exists():
-                self.progress("making a checkpoint")
-                write_random_checkpoint(directory, random_config(**PRESETS[self.artefact.name]))
             torch.set_num_threads(1)
-            return TorchEncoder(with_loops(Checkpoint.open(directory).network().encoder))
+            return TorchEncoder(with_loops(Checkpoint.open(self.artefact.checkpoint).network().encoder))
         manifest = self.bundle.manifest
         session = Session(self.file(peer), self.graph, manifest, SessionSettings(num_threads=1))
         return Encoder(session, manifest.model)
@@ -190,10 +179,10 @@ def run(
     root: Path,
     results: Path,
     *,
-    name: str = "moe-1b",
+    name: str = MIXTURE,
     groups: Mapping[str, Sequence[Peer]] = GROUPS,
     at_most: int | None = None,
-    repetitions: int = REPETITIONS,
+    repetitions: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure what the results lack, and write them after every cell, which is a mode of a group.
@@ -204,12 +193,10 @@ def run(
         name: preset of `random_checkpoint`, one with experts.
         groups: peers that are measured in turn.
         at_most: stop after so many new cells.
-        repetitions: rounds of a cell.
+        repetitions: rounds of a cell; None: what is usual for its group.
         progress: called with a line for each step.
     """
-    content: dict[str, Any] = {"model": name, **measured_here(), "cells": {}}
-    if results.exists():
-        content = json.loads(results.read_text(encoding="utf-8"))
+    content = resumed(results, {"model": name, "cells": {}})
     wanted = [(group, mode) for group in groups for mode in MODES]
     missing = [(group, mode) for group, mode in wanted if f"{group}/{mode}" not in content["cells"]][:at_most]
     peers = Peers(make_artefact(name, root, progress=progress), progress)
@@ -221,11 +208,10 @@ def run(
         for _, mode in modes:
             progress(f"{group}, {mode}")
             runs = {peer: peers.one_round(encoder, mode, frames) for peer, encoder in encoders.items()}
-            content["cells"][f"{group}/{mode}"] = _measure(runs, peers.expected(mode), repetitions)
-            content |= measured_here()
-            written = results.with_suffix(".partial")
-            written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            written.replace(results)
+            content["cells"][f"{group}/{mode}"] = _measure(
+                runs, peers.expected(mode), repetitions or REPETITIONS[group]
+            )
+            write_json(results, recorded(content))
     return content
 
 
@@ -251,10 +237,10 @@ def _timed(run: Run) -> Callable[[], float]:
     return timed
 
 
-def speedup(cell: Mapping[str, Any], peer: Peer) -> float:
-    """How many times as long a peer takes as ours in int8: the median over rounds, in which the two took turns."""
+def speedup(cell: Mapping[str, Any], peer: Peer) -> Spread:
+    """How many times as long a peer takes as ours in int8: the spread over rounds, in which the two took turns."""
     pairs = zip(cell[peer.name]["seconds"], cell[REFERENCE]["seconds"], strict=True)
-    return float(statistics.median(peers / ours for peers, ours in pairs))
+    return Spread.of([peers / ours for peers, ours in pairs])
 
 
 def _cell(content: Mapping[str, Any], peer: Peer, mode: str) -> dict[str, Any] | None:
@@ -275,7 +261,7 @@ def targets(content: Mapping[str, Any]) -> list[Target]:
             own, other = (1e3 * statistics.median(cell[key]["seconds"]) for key in (REFERENCE, peer.name))
             bound = f"{own:.0f} against {other:.0f} ms"
             value = speedup(cell, peer)
-            found.append(Target(name=name, found=value, limit=peer.needed, at_most=False, unit=" x", bound=bound))
+            found.append(Target(name=name, found=value, limit=peer.needed, at_most=False, bound=bound))
     return found
 
 
@@ -308,7 +294,7 @@ def _row(content: Mapping[str, Any], peer: Peer) -> str:
             continue
         num_chunks = NUM_CHUNKS.get(mode, 1)
         spread = Spread.of([1e3 * value / num_chunks for value in cell[peer.name]["seconds"]])
-        parts += [f"{spread.median:.0f} ({spread.low:.0f}-{spread.high:.0f})", f"{speedup(cell, peer):.2f}"]
+        parts += [quartiles(spread, 0), quartiles(speedup(cell, peer))]
         errors.append(cell[peer.name]["relative_error"])
     error = f"{max(errors):.1e}" if errors else ""
     return f"| {peer.name} | {peer.kind} | {' | '.join(parts)} | {error} |"
@@ -321,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, continued if it is there")
-    parser.add_argument("--model", default="moe-1b", help="preset with experts (default: moe-1b)")
+    parser.add_argument("--model", default=MIXTURE, help=f"preset with experts (default: {MIXTURE})")
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
     parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
     parser.add_argument("--make", action="store_true", help="make the graphs of all peers, and measure nothing")

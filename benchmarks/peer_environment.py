@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import venv
@@ -33,23 +34,23 @@ def make_environment(
     folder: Path,
     requirements: Sequence[str],
     *,
-    again: bool = False,
+    made_of: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> PeerEnvironment:
-    """The environment in `folder`, made if it is not there or was made of other requirements.
+    """The environment in `folder`, made if it is not there or was made of something else.
 
     Args:
         folder: of the environment.
         requirements: as pip takes them.
-        again: make it anew, for requirements that mean something else by now.
+        made_of: what the requirements stand for, where that changes while they stay.
         progress: called with a line where something is made.
 
     Raises:
         RuntimeError: what is required cannot be installed; says what pip wrote last.
     """
     python = folder / "bin" / "python"
-    record = read_json(folder / _RECORD)
-    if again or record.get("requirements") != list(requirements):
+    record, wanted = read_json(folder / _RECORD), {"requirements": list(requirements), "made_of": made_of}
+    if not wanted.items() <= record.items():
         progress(f"installing {', '.join(requirements)}")
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
@@ -59,7 +60,7 @@ def make_environment(
         if done.returncode:
             shutil.rmtree(folder)
             raise RuntimeError(f"{', '.join(requirements)}: cannot be installed: {done.stderr.strip()[-600:]}")
-        record = {"requirements": list(requirements), "installed_bytes": _size(folder) - before}
+        record = {**wanted, "installed_bytes": _size(folder) - before}
         write_json(folder / _RECORD, record)
     return PeerEnvironment(python=python, installed_bytes=record["installed_bytes"])
 
@@ -74,3 +75,12 @@ def copy_source(repository: Path, target: Path) -> Path:
     """What is installed of a repository: building where it lies would leave files behind. Returns `target`."""
     shutil.rmtree(target, ignore_errors=True)
     return Path(shutil.copytree(repository, target, ignore=shutil.ignore_patterns(*_NOT_SOURCE)))
+
+
+def digest(folder: Path) -> str:
+    """The sha256 of names and content of all files below a folder."""
+    result = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        result.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return result.hexdigest()

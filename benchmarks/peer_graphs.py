@@ -137,18 +137,18 @@ def contrib_moe(source: Path, target: Path) -> None:
     _save(model, target)
 
 
-def contrib_qmoe(source: Path, target: Path, *, bits: int, our_rest: bool) -> None:
+def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
     """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE, in the largest blocks it can.
+
+    All but the experts is our int8, so that they alone differ.
 
     Args:
         source: a float32 encoder of ours.
         target: the graph to write.
         bits: 4 or 8, of the experts.
-        our_rest: the other weights in our int8; else they stay float32, for `stock_dynamic`.
     """
     model = ir.load(source)
-    if our_rest:
-        rewrite(model, OUR_REST)
+    rewrite(model, OUR_REST)
     layers = moe_layers(model)
     block_size = _block_size(layers[0])
     quantized = {4: _int4, 8: _int8}[bits]

@@ -18,6 +18,8 @@ ENGINES = Path(__file__).with_name("engines.py")
 PORTION_S = 0.1
 """Seconds of audio that a live source hands over at once."""
 LAST_LINES = 5
+NUM_STARTS = 3
+"""Processes that are started for the time to load, of which the last stays."""
 
 
 class PeerError(Exception):
@@ -29,6 +31,7 @@ class PeerProcess:
 
     Attributes:
         started: what it said when it was ready: load_s, empty_mb (memory of the interpreter alone), versions.
+        load_s: of those that were started before it too, see `timed`.
 
     Raises:
         PeerError: it did not start.
@@ -47,6 +50,18 @@ class PeerProcess:
         except PeerError:
             self.close()
             raise
+        self.load_s = [float(self.started["load_s"])]
+
+    @classmethod
+    def timed(cls, engine: str, options: dict[str, Any], *, python: str | Path = sys.executable) -> Self:
+        """A recogniser that was started, ended and started again, as often as a spread of `load_s` needs."""
+        load_s: list[float] = []
+        for _ in range(NUM_STARTS - 1):
+            with cls(engine, options, python=python) as process:
+                load_s += process.load_s
+        process = cls(engine, options, python=python)
+        process.load_s = [*load_s, *process.load_s]
+        return process
 
     def hear(self, wav: Path, portion_s: float = PORTION_S) -> dict[str, Any]:
         """What `engines.hear` tells of a WAV file, and the largest memory of the process so far as peak_mb.

@@ -1,6 +1,6 @@
 """sherpa-onnx's C++ runtime beside our Python one: the same weights and audio, in turn, each in a process of its own.
 
-    python -m u2moe.benchmarks.sherpa_peer FOLDER --results sherpa_peer.json [--only dense-225m/int8]
+    python -m u2moe.benchmarks.sherpa_peer FOLDER [--make] [--only dense-225m/int8]
 
 FOLDER holds the bundles of random weights (`artefacts`); what is missing there is made, graphs for sherpa-onnx too.
 What is measured is written to the results cell by cell, and replaces what they held of it. The table comes from the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.benchmarks.artefacts import make_artefact
-from u2moe.benchmarks.json_file import read_json, write_json
-from u2moe.benchmarks.machine import describe_machine
+from u2moe.benchmarks.json_file import write_json
 from u2moe.benchmarks.measurement import Spread, interleaved
-from u2moe.benchmarks.peer_process import PeerProcess, write_wav
-from u2moe.benchmarks.targets import Target, targets_table
+from u2moe.benchmarks.peer_process import NUM_STARTS, PeerProcess, write_wav
+from u2moe.benchmarks.provenance import recorded, resumed, sentence
+from u2moe.benchmarks.targets import Target, quartiles
 from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.export.sherpa import export_sherpa
@@ -46,6 +45,7 @@ MODES = {"streaming": "sherpa-online", "full": "sherpa-offline"}
 REPETITIONS = {"int8": 7, "fp32": 3}
 LIMIT = 1.05
 """How many times as long ours may take, at full size."""
+RESULTS = Path(__file__).parent / "results" / "sherpa_peer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +138,7 @@ def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int | None = 
     found: dict[str, Any] = {"audio_s": len(samples) / rate}
     with TemporaryDirectory() as folder:
         wav = write_wav(Path(folder) / "speech.wav", samples, rate)
-        started = {
-            name: PeerProcess(engine, options) for name, (engine, options) in engines(cell, bundle, graphs).items()
-        }
+        started = {name: PeerProcess.timed(*engine) for name, engine in engines(cell, bundle, graphs).items()}
         try:
             cases = {name: partial(peer.hear, wav) for name, peer in started.items()}
             heard = interleaved(cases, repetitions or REPETITIONS[cell.precision])
@@ -152,7 +150,7 @@ def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int | None = 
             "seconds": [item["compute_s"] for item in rounds],
             "cpu_s": [item["cpu_s"] for item in rounds],
             "peak_mb": rounds[-1]["peak_mb"],
-            "load_s": started[name].started["load_s"],
+            "load_s": started[name].load_s,
         }
     texts = [letters(rounds[-1]["text"]) for rounds in heard.values()]
     found["letters"], found["different_letters"] = len(texts[0]), edit_distance(*texts)
@@ -181,15 +179,14 @@ def run(
         repetitions: rounds of a cell; None: what is usual.
         progress: called with a line for each step.
     """
-    content = {"cells": {}, **read_json(results)}
+    content = resumed(results, {"cells": {}})
     for cell in cells:
         bundle = bundle_of(cell, root, progress)
         graphs = graphs_of(cell, bundle, root, progress)
         progress(cell.key)
         content["cells"][cell.key] = measure(cell, bundle, graphs, repetitions)
-        content["machine"] = describe_machine()
         content["sherpa_onnx"] = sherpa_versions()
-        write_json(results, content)
+        write_json(results, recorded(content))
     return content
 
 
@@ -203,17 +200,17 @@ def sherpa_versions() -> dict[str, str]:
     return {"onnxruntime": found[1].decode()} if found else {}
 
 
-def ratio(cell: Mapping[str, Any]) -> float:
-    """How many times as long ours takes: the median of the ratios of the rounds, which were in turn."""
+def ratio(cell: Mapping[str, Any]) -> Spread:
+    """How many times as long ours takes: the spread of the ratios of the rounds, which were in turn."""
     pairs = zip(cell[OURS]["seconds"], cell[THEIRS]["seconds"], strict=True)
-    return float(statistics.median(ours / theirs for ours, theirs in pairs))
+    return Spread.of([ours / theirs for ours, theirs in pairs])
 
 
-TEXT = f"""Measured on {{machine}}; the wheel of sherpa-onnx brings onnxruntime {{theirs}} of its own. Whole recognition
-by both from samples to text: features, the same encoder and CTC head, greedy search, no endpoints, one thread, speech
-in portions of 0.1 s as a microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks
-left. Median real-time factors, quartiles in brackets; "ours / theirs" is the median over rounds, in which the two took
-turns. Memory: the largest of the process.
+TEXT = f"""The wheel of sherpa-onnx brings onnxruntime {{theirs}} of its own. Whole recognition by both from samples to
+text: features, the same encoder and CTC head, greedy search, no endpoints, one thread, speech in portions of 0.1 s as a
+microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks left. Median real-time
+factors, quartiles in brackets; "ours / theirs" is of rounds, in which the two took turns. Memory: the largest of the
+process. Load: of {NUM_STARTS} processes.
 
 What else differs: sherpa-onnx attends to a cache of full size, masked, from the first chunk on; drops speech that fills
 no whole chunk (the recording is cut to whole ones here) and computes features of other edges (last column: letters of
@@ -222,45 +219,41 @@ the text that differ for that). Ours also finds the times and confidences of wor
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown, with the target."""
-    machine, cells = results["machine"], results["cells"]
-    text = TEXT.format(
-        machine=f"{machine['processor']}, onnxruntime {machine['onnxruntime']}, commit {machine['commit']}",
-        theirs=results["sherpa_onnx"].get("onnxruntime", "(unknown)"),
-    )
+    """The results as Markdown."""
+    text = f"{sentence(results)} {TEXT.format(theirs=results['sherpa_onnx'].get('onnxruntime', '(unknown)'))}"
     header = ("", "u2moe", "sherpa-onnx", "ours / theirs", "memory, MB", "load, s", "letters")
     lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    lines += [_row(key.split("/"), cell) for key, cell in cells.items()]
-    return "\n".join((*lines, "", targets_table(targets(cells))))
+    lines += [_row(key.split("/"), cell) for key, cell in results["cells"].items()]
+    return "\n".join(lines) + "\n"
 
 
-def targets(cells: Mapping[str, Any]) -> list[Target]:
+def targets(results: Mapping[str, Any]) -> list[Target]:
     """Of the cells at full size in int8."""
-    measured = [(key.split("/"), cell) for key, cell in cells.items()]
-    return [
-        Target(name=f"u2moe / sherpa-onnx, {model}, {mode}", found=ratio(cell), limit=LIMIT, at_most=True, unit=" x")
-        for (model, precision, mode), cell in measured
-        if model != DEMO and precision == "int8"
-    ]
+    found = []
+    for key, cell in results["cells"].items():
+        model, precision, mode = key.split("/")
+        if model != DEMO and precision == "int8":
+            name = f"u2moe / sherpa-onnx, {model}, {mode}"
+            found.append(Target(name=name, found=ratio(cell), limit=LIMIT, at_most=True))
+    return found
 
 
 def _row(names: Sequence[str], cell: Mapping[str, Any]) -> str:
     model, precision, mode = names
     both = (cell[OURS], cell[THEIRS])
     spreads = [Spread.of([seconds / cell["audio_s"] for seconds in item["seconds"]]) for item in both]
-    shown = [f"{item.median:.4f} ({item.low:.4f}-{item.high:.4f})" for item in spreads]
-    memory, load = (
-        " / ".join(f"{item[key]:.{digits}f}" for item in both) for key, digits in (("peak_mb", 0), ("load_s", 2))
-    )
-    differ = f"{cell['different_letters']} of {cell['letters']}"
-    return f"| {model}, {precision}, {mode} | {' | '.join(shown)} | {ratio(cell):.3f} | {memory} | {load} | {differ} |"
+    shown = [*(quartiles(item, 4) for item in spreads), quartiles(ratio(cell), 3)]
+    shown.append(" / ".join(f"{item['peak_mb']:.0f}" for item in both))
+    shown.append(" / ".join(quartiles(Spread.of(item["load_s"])) for item in both))
+    shown.append(f"{cell['different_letters']} of {cell['letters']}")
+    return f"| {model}, {precision}, {mode} | {' | '.join(shown)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.sherpa_peer", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file; cells that it holds are measured anew")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; cells are measured anew")
     parser.add_argument("--model", default="dense-225m", choices=sorted(PRESETS), help="of random weights")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as demo/")
     parser.add_argument("--make", action="store_true", help="make bundles and graphs, and measure nothing")

@@ -1,6 +1,6 @@
 """The demo model in our runtime beside other recognisers that install with a model: speed, delays, memory, words.
 
-    python -m u2moe.benchmarks.system_peers WORK --results system_peers.json [--manifest FILE…] [--untimed FILE…]
+    python -m u2moe.benchmarks.system_peers WORK [--make] [--manifest FILE…] [--untimed FILE…]
 
 These are different models, trained on different data: what is compared is what a user gets for `pip install`. Each
 recogniser is installed into an environment of its own below WORK, and runs as a process of its own on one processor
@@ -19,20 +19,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.json_file import read_json, write_json
-from u2moe.benchmarks.machine import describe_machine
+from u2moe.benchmarks.json_file import write_json
 from u2moe.benchmarks.measurement import Spread, interleaved, percentiles
-from u2moe.benchmarks.peer_environment import copy_source, make_environment
-from u2moe.benchmarks.peer_process import PORTION_S, PeerProcess, write_wav
+from u2moe.benchmarks.peer_environment import PeerEnvironment, copy_source, digest, make_environment
+from u2moe.benchmarks.peer_process import NUM_STARTS, PORTION_S, PeerProcess, write_wav
+from u2moe.benchmarks.provenance import recorded, resumed, sentence
 from u2moe.benchmarks.readings import readings
+from u2moe.benchmarks.targets import quartiles
 from u2moe.runtime.accuracy import Recording, edit_distance, read_manifest, words
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
+REPOSITORY = Path(__file__).parent.parent
 SAMPLE_RATE = 16000
 CLIPS = "bundled clips"
 REPETITIONS = 5
 """Rounds over the bundled clips; lists are heard once."""
+RESULTS = Path(__file__).parent / "results" / "system_peers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,23 +121,35 @@ def started(
         RuntimeError: something cannot be installed.
         PeerError: a recogniser did not start.
     """
-    sizes: dict[str, int] = {}
-    environments = {}
-    for requirements in dict.fromkeys(PEERS[name].requirements for name in names):
-        ours = requirements == OURS
-        source = copy_source(repository, work / "u2moe-source") if ours else repository
-        filled = [item.format(u2moe=source.resolve()) for item in requirements]
-        folder = work / "environments" / next(name for name in names if PEERS[name].requirements == requirements)
-        environments[requirements] = make_environment(folder, filled, again=ours, progress=progress)
+    made = environments(names, work, repository, progress)
     with ExitStack() as stack:
         processes = {}
         for name in names:
-            peer = PEERS[name]
-            environment = environments[peer.requirements]
-            sizes[name] = environment.installed_bytes
-            process = PeerProcess(peer.engine, dict(peer.options), python=environment.python)
+            process = PeerProcess.timed(PEERS[name].engine, dict(PEERS[name].options), python=made[name].python)
             processes[name] = stack.enter_context(process)
-        yield processes, sizes
+        yield processes, {name: environment.installed_bytes for name, environment in made.items()}
+
+
+def environments(
+    names: Sequence[str], work: Path, repository: Path, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, PeerEnvironment]:
+    """The environment of each recogniser, made where it is missing or older than ours is by now.
+
+    Raises:
+        RuntimeError: something cannot be installed.
+    """
+    made: dict[tuple[str, ...], PeerEnvironment] = {}
+    for name in names:
+        requirements = PEERS[name].requirements
+        if requirements in made:
+            continue
+        source, made_of = work / "u2moe-source", ""
+        if requirements == OURS:
+            made_of = digest(copy_source(repository, source))
+        filled = [item.format(u2moe=source.resolve()) for item in requirements]
+        folder = work / "environments" / name
+        made[requirements] = make_environment(folder, filled, made_of=made_of, progress=progress)
+    return {name: made[PEERS[name].requirements] for name in names}
 
 
 def measure(
@@ -199,7 +214,7 @@ def run(
     sets: Sequence[RecordingSet],
     *,
     names: Sequence[str] = tuple(PEERS),
-    repository: Path = Path(__file__).parent.parent,
+    repository: Path = REPOSITORY,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure, and write the results after each set; sets that they hold already and that are not given stay.
@@ -212,15 +227,15 @@ def run(
         repository: where ours is installed from.
         progress: called with a line for each step.
     """
-    content = {"peers": {}, "sets": {}, **read_json(results)}
+    content = resumed(results, {"peers": {}, "sets": {}})
     with single_core(), started(names, work, repository, progress) as (processes, sizes):
         for name, process in processes.items():
-            content["peers"][name] = {**process.started, "installed_bytes": sizes[name]}
+            told = {**process.started, "load_s": process.load_s}
+            content["peers"][name] = {**told, "installed_bytes": sizes[name]}
         for recordings in sets:
             found = measure(processes, recordings, work, progress)
             content["sets"].setdefault(recordings.name, {}).update(found)
-            content["machine"] = describe_machine()
-            write_json(results, content)
+            write_json(results, recorded(content))
     return content
 
 
@@ -241,11 +256,12 @@ def single_core() -> Iterator[None]:
             os.sched_setaffinity(0, cores)
 
 
-TEXT = f"""Measured on {{machine}}. **Different models, trained on different data**: what a user gets for one
-`pip install`, with the model in it, one processor core each. Every recogniser runs in a process of its own and is fed
-{1e3 * PORTION_S:.0f} ms of speech at a time; all take turns at each recording. Time is reckoned as a listener would see
-it: work on a portion begins when its last sample has been spoken, or when the work before it is done. First text: from
-the start of a recording; final text: from its end; medians. Where a recogniser does not stream, its first text is its
+TEXT = f"""**Different models, trained on different data**: what a user gets for one `pip install`, with the model in
+it, one processor core each. Every recogniser runs in a process of its own and is fed {1e3 * PORTION_S:.0f} ms of
+speech at a time; all take turns at each recording. Time is reckoned as a listener would see it: work on a portion
+begins when its last sample has been spoken, or when the work before it is done. RTF: of the rounds over all
+recordings; load: of {NUM_STARTS} processes; quartiles in brackets. First text: from the start of a recording; final
+text: from its end; p50 and p90 of all recordings and rounds. Where a recogniser does not stream, its first text is its
 final one. Word errors are those of the reading of the text that fits best: "7:15" may be SEVEN FIFTEEN. Vosk has no
 English model in the registries, and sherpa-onnx comes without any.
 """
@@ -253,9 +269,7 @@ English model in the registries, and sherpa-onnx comes without any.
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    machine = results["machine"]
-    text = TEXT.format(machine=f"{machine['processor']}, commit {machine['commit']}")
-    sections = [text, *_costs(results["peers"])]
+    sections = [f"{sentence(results)} {TEXT}", *_costs(results["peers"])]
     for name, found in results["sets"].items():
         sections += _set_table(name, found)
     return "\n".join(sections) + "\n"
@@ -267,23 +281,24 @@ def _costs(peers: Mapping[str, Any]) -> Iterator[str]:
     for name, item in peers.items():
         versions = ", ".join(f"{part} {version}" for part, version in item["versions"].items() if part != "python")
         streams = "yes" if PEERS[name].streams else "no"
-        installed = f"{item['installed_bytes'] / 1e6:.0f}"
-        yield f"| {PEERS[name].title} | {streams} | {installed} | {item['load_s']:.2f} | {versions} |"
+        installed, load = f"{item['installed_bytes'] / 1e6:.0f}", quartiles(Spread.of(item["load_s"]))
+        yield f"| {PEERS[name].title} | {streams} | {installed} | {load} | {versions} |"
 
 
 def _set_table(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     first = next(iter(found.values()))
     yield f"\n{name}: {len(first['texts'])} recordings, {first['audio_s']:.0f} s, {first['words']} words\n"
     timed = "compute_s" in first
-    header = ("", "word errors", *(("RTF", "first text, s", "final text, ms", "peak memory, MB") if timed else ()))
+    header = ("", "word errors", *(("RTF", "first text, s", "final text, s", "peak memory, MB") if timed else ()))
     yield f"| {' | '.join(header)} |"
     yield "|---" * len(header) + "|"
     for peer, item in found.items():
         row = [PEERS[peer].title, f"{item['errors'] / max(item['words'], 1):.1%}"]
         if timed:
-            factor = Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]])
-            row += [f"{factor.median:.3f}", f"{item['first_partial_s']['p50']:.2f}"]
-            row += [f"{1e3 * item['final_s']['p50']:.0f}", f"{item['peak_mb']:.0f}"]
+            row.append(quartiles(Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]]), 3))
+            for key, digits in (("first_partial_s", 2), ("final_s", 3)):
+                row.append(", ".join(f"{item[key][quantile]:.{digits}f}" for quantile in ("p50", "p90")))
+            row.append(f"{item['peak_mb']:.0f}")
         yield f"| {' | '.join(row)} |"
 
 
@@ -293,18 +308,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m u2moe.benchmarks.system_peers", description=__doc__.splitlines()[0]
     )
     parser.add_argument("work", type=Path, help="folder for environments and recordings")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file; other sets that it holds stay")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; other sets that it holds stay")
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
     parser.add_argument("--manifest", nargs="+", type=Path, default=[], metavar="FILE", help="lists of recordings")
     parser.add_argument("--untimed", nargs="+", type=Path, default=[], metavar="FILE", help="lists, words alone")
+    parser.add_argument("--make", action="store_true", help="make the environments, and measure nothing")
     parser.add_argument("--no-clips", action="store_true", help="leave the bundled clips out")
     args = parser.parse_args(arguments)
+    if args.make:
+        environments(args.peers, args.work, REPOSITORY, _print)
+        return
     sets = [RecordingSet(name=file.stem, recordings=read_manifest(file)) for file in args.manifest]
     sets += [RecordingSet(name=file.stem, recordings=read_manifest(file), timed=False) for file in args.untimed]
     if not args.no_clips:
         transcripts = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
         sets.insert(0, RecordingSet(name=CLIPS, recordings=transcripts, repetitions=REPETITIONS))
-    print(table(run(args.work, args.results, sets, names=args.peers, progress=lambda line: print(f"- {line}"))))
+    print(table(run(args.work, args.results, sets, names=args.peers, progress=_print)))
+
+
+def _print(line: str) -> None:
+    print(f"- {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from u2moe.benchmarks.targets import Target, targets_table
 TARGETS = "targets"
 TITLES = {
     TARGETS: "Targets, and what was found",
+    "bench": "The demo model: `u2moe bench`",
     "full_size": "The paper's table at full size",
     "kernel_peers": "The same weights by other means",
     "moe_layer": "One mixture of experts, and its bound",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from u2moe.benchmarks import pictures, rates, suite
+from u2moe.benchmarks import bench_table, pictures, rates, suite
 from u2moe.benchmarks.comparison import compare_reports, read_report, values
 from u2moe.benchmarks.report import describe
 from u2moe.benchmarks.suite import PLANS, Plan, name_bundles, run_suite
@@ -125,6 +125,14 @@ def test_plots(report, tmp_path):
     files = pictures.draw(report, tmp_path)
     assert [file.stem for file in files] == ["speed", "stages", "chunks", "waits", "footprint", "experts", "bound"]
     assert all(file.read_bytes().startswith(PNG) for file in files)
+
+
+def test_the_readme_shows_some_of_the_plots(report, tmp_path):
+    files = pictures.draw(report, tmp_path, names=bench_table.PICTURES, prefix=bench_table.PREFIX)
+    text = bench_table.table(report)
+    assert len(files) == 3
+    assert all(f"](../docs/{file.name})" in text for file in files)
+    assert describe(report) in text
 
 
 def test_plots_of_what_there_is(report, tmp_path):

@@ -7,6 +7,7 @@ from u2moe.benchmarks import full_size
 from u2moe.benchmarks.artefacts import make_artefact
 from u2moe.benchmarks.full_size import Cell, all_cells, run
 from u2moe.benchmarks.full_size_table import AS_ROUTED, cell_of, encoder_ratio, ratio, spread, table, targets
+from u2moe.benchmarks.measurement import Spread
 from u2moe.benchmarks.utterances import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
 from u2moe.runtime import Bundle
 
@@ -34,7 +35,9 @@ def test_artefacts_are_made_once_and_anew_when_asked(tiny):
 
     assert tiny.ready
     assert Bundle.open(tiny.bundle("int8")).manifest.quantization["recipe"] == "int8"
-    assert not (tiny.folder / "checkpoint").exists()
+    assert "agree in" in tiny.export["said"]
+    assert tiny.export["seconds"] > 0
+    assert 10e6 < tiny.export["peak_bytes"] < 4e9
     before = made()
     make_artefact("tiny", tiny.folder.parent)
     assert made() == before
@@ -119,7 +122,9 @@ def test_the_bound_is_measured_part_by_part(tiny, results):
     entry = content["cells"][cell.key]["tiny"]
     assert entry["audio_s"] == 10
     assert set(entry["parts"]) >= {"subsampling", "feed_forward", "attention", "convolution"}
-    assert encoder_ratio(entry) > 1
+    assert encoder_ratio(entry).low > 1
+    seconds = sum(part["seconds"] for name, part in entry["parts"].items() if name not in ("ctc", "decoder"))
+    assert entry["stages"]["encoder"]["median"] == pytest.approx(seconds)
 
 
 def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, monkeypatch):
@@ -150,15 +155,16 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     part = {"seconds": 0.6, "least_s": 0.5, "read_s": 0.25, "ratio": 1.2}
     parts = {"feed_forward": part, "attention": {**part, "seconds": 1.2, "ratio": 2.4}, "ctc": part, "other": part}
     rates = {"integer": 100e9, "float": 50e9, "read": 20e9}
+    encoder = Spread(median=2.4, low=2.1, high=3.0, count=3).data()
     cells = {}
     for cell in all_cells():
         if cell.mode == "start":
-            start = {name: {"median": value} for name, value in (("verify_s", 1), ("load_s", 1.5))}
-            start |= {f"{name}_bytes": {"median": 1.4e9} for name in ("loaded", "peak")}
+            values = {"verify_s": 1, "load_s": 1.5, "start_s": 2.5, "loaded_bytes": 1.4e9, "peak_bytes": 1.4e9}
+            start: dict = {name: Spread.of([value]).data() for name, value in values.items()}
             start |= {"disk": {"files": 1e9}}
             cells[cell.key] = dict.fromkeys(full_size.MODELS, start)
         elif cell.mode in full_size.BOUNDS:
-            entry = {"parts": parts, "rates": rates, "audio_s": 10.0}
+            entry = {"parts": parts, "rates": rates, "audio_s": 10.0, "stages": {"encoder": encoder}}
             cells[cell.key] = dict.fromkeys((full_size.SMALL, full_size.MIXTURE), entry)
         else:
             factors = streaming if cell.mode == "streaming" else (1.0, 1.5, 1.25, 4.5)
@@ -174,7 +180,8 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     }
     parameters = dict.fromkeys(full_size.MODELS, 1_500_000_000)
     where = {"machine": {**machine, "commit": "abc"}, "date": "2026-01-01"}
-    return {"parameters": parameters, **where, "routings": routings, "cells": cells}
+    exports = {full_size.MIXTURE: {"seconds": 100, "peak_bytes": 9.06e9, "said": "both agree."}}
+    return {"parameters": parameters, **where, "routings": routings, "exports": exports, "cells": cells}
 
 
 ROUTINGS = (full_size.DEMO, full_size.OWN, full_size.EVEN, full_size.AS_DEMO)
@@ -185,27 +192,30 @@ def test_ratios_are_of_rounds_and_factors_of_audio():
     assert spread(cell_of(results, "streaming-8"), "streaming-8", "dense-225m").median == pytest.approx(0.1)
     assert spread(cell_of(results, "second-pass"), "second-pass", "moe-1b").median == pytest.approx(0.15)
     cell = {"moe-1b": {"seconds": [2.0, 30.0, 4.0]}, "dense-1b": {"seconds": [1.0, 10.0, 1.0]}}
-    assert ratio(cell, "moe-1b", "dense-1b") == 3  # of medians it would be 4
+    assert ratio(cell, "moe-1b", "dense-1b").median == 3  # of medians it would be 4
 
 
 def test_targets_say_what_was_met():
     found = {item.name: item for item in targets(made_up())}
+    measured = {name: item.value for name, item in found.items()}
     even = found["RTF of MoE-1B / Dense-225M, streaming, even routing"]
     assert even.met
-    assert even.found == pytest.approx(2)
+    assert even.value == pytest.approx(2)
     # 0.25 s for 10 s of audio at 5 experts: 25.28 ms a chunk at 7.9
     assert even.bound.startswith("reading the 7.9 experts that a chunk touches takes 25 of its 128 ms at 20 GB/s, 0.40")
-    assert found["RTF of MoE-1B / Dense-225M, streaming, routed as the demo model"].found == pytest.approx(1.5)
-    assert found["RTF of MoE-1B / Dense-225M, full context, even routing"].found == pytest.approx(1.5)
-    assert found["RTF of Dense-1B / MoE-1B, full context"].found == pytest.approx(3)
+    assert measured["RTF of MoE-1B / Dense-225M, streaming, routed as the demo model"] == pytest.approx(1.5)
+    assert measured["RTF of MoE-1B / Dense-225M, full context, even routing"] == pytest.approx(1.5)
+    assert measured["RTF of Dense-1B / MoE-1B, full context"] == pytest.approx(3)
     encoder = found["encoder of MoE-1B / its bound, streaming"]
-    assert encoder.found == pytest.approx(2.4 / 1.5)
+    assert encoder.value == pytest.approx(2.4 / 1.5)
+    assert encoder.found.low == pytest.approx(2.1 / 1.5)
     assert encoder.bound == "above the bound of the whole are attention 0.47, feed forward 0.07, other 0.07"
-    assert found["second pass of MoE-1B, 10 s, 10 hypotheses"].found == pytest.approx(150)
+    assert measured["second pass of MoE-1B, 10 s, 10 hypotheses"] == pytest.approx(150)
     throughput = found["throughput of 8 streams of MoE-1B in a batch / one"]
-    assert throughput.found == pytest.approx(2 / 1.5)
+    assert throughput.value == pytest.approx(2 / 1.5)
     assert not throughput.met
-    assert found["MoE-1B: check and load"].found == 2.5
+    assert measured["MoE-1B: check and load"] == 2.5
+    assert "MoE-1B: peak memory" in measured
     assert found["MoE-1B: peak memory"].limit == 1450
     slow = {item.name: item for item in targets(made_up((1, 2.2, 1.5, 3)))}
     assert not slow["RTF of MoE-1B / Dense-225M, streaming, even routing"].met
@@ -218,11 +228,14 @@ def test_the_table_shows_every_cell():
         for precision in ("int8", "fp32"):
             assert text.count(f"| {precision}, {title} | 1 |") == text.count(f"| {precision}, {title} | 2 |") == 1
     assert "| int8, streaming | 1 | 0.1000 (0.0950-0.5000) | 0.2500 (0.2375-1.2500) | 0.1500" in text
-    assert "| 2.50 | 1.50 | 0.83 |" in text
-    assert "| MoE-1B, int8 | 1000 MB | 1.00 s | 1.50 s | 1400 MB | 1400 MB |" in text
+    assert "| 2.50 (2.50-2.50) | 1.50 (1.50-1.50) | 0.83 (0.83-0.83) |" in text
+    assert "| MoE-1B, int8 | 1000 | 1.00 (1.00-1.00) | 1.50 (1.50-1.50) | 1400 (1400-1400) | 1400 (1400-1400) |" in text
+    exported = "made MoE-1B from its checkpoint in 100 s, with 9.1 GB of memory at its peak: both agree."
+    assert exported in text.replace("\n", " ")
     assert "a chunk touches 7.9 evenly routed, the worst case" in text
-    assert "| attention | 76.8 (2.40) | 76.8 (2.40) | 1200 (2.40) |" in text  # a chunk of 0.64 s, and all 10 s
-    assert "| whole | 154 (1.60) | 154 (1.60) | 2400 (1.60) |" in text
+    assert "| attention | 76.8, 2.40 | 76.8, 2.40 | 1200, 2.40 |" in text  # a chunk of 0.64 s, and all 10 s
+    assert "| whole | 153.6 (134.4-192.0), 1.60 | 153.6 (134.4-192.0), 1.60 | 2400.0 (2100.0-3000.0), 1.60 |" in text
+    assert "| rates | 100 / 50 / 20 | 100 / 50 / 20 |" in text
     assert "layer sizes are ours" in text
     assert "with avx2, 2 cores, onnxruntime 1.2.3, commit abc, 2026-01-01" in text
 
@@ -234,6 +247,6 @@ def test_a_table_of_few_cells_leaves_out_what_was_not_measured():
     text = table({**results, "cells": kept, "routings": {}})
     row = next(line for line in text.splitlines() if line.startswith("| int8, streaming"))
     assert row.count("|") == text.splitlines()[text.splitlines().index(row) - 1].count("|")
-    assert "| 2.00 |  | 0.67 |" in row
+    assert "| 2.00 (2.00-2.00) |  | 0.67 (0.67-0.67) |" in row
     assert "fresh process" not in text
     assert "| part |" not in text

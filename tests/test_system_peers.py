@@ -9,7 +9,7 @@ import pytest
 
 from u2moe.benchmarks import system_peers
 from u2moe.benchmarks.engines import ENGINES
-from u2moe.benchmarks.peer_environment import PeerEnvironment, copy_source, make_environment
+from u2moe.benchmarks.peer_environment import PeerEnvironment, copy_source, digest, make_environment
 from u2moe.benchmarks.peer_process import PeerError, PeerProcess, write_wav
 from u2moe.benchmarks.readings import cardinal, ordinal, readings
 from u2moe.benchmarks.system_peers import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, table
@@ -17,7 +17,7 @@ from u2moe.runtime.accuracy import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 CLIP_RECORDINGS = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
-MACHINE = {"processor": "P", "commit": "c"}
+MACHINE = {"processor": "P", "instruction_sets": [], "usable_cores": 2, "onnxruntime": "1.2", "commit": "c"}
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def here(monkeypatch):
     """Everything is installed in the environment that runs the tests. Returns what would have been installed."""
     made = []
 
-    def make(folder, requirements, *, again, progress):
-        made.append((folder.name, list(requirements), again))
+    def make(folder, requirements, *, made_of, progress):
+        made.append((folder.name, list(requirements), made_of))
         return PeerEnvironment(python=Path(sys.executable), installed_bytes=123_000_000)
 
     monkeypatch.setattr(system_peers, "make_environment", make)
@@ -44,8 +44,8 @@ def test_ours_hears_the_clips_as_a_stream_and_whole(here, tmp_path):
     results, sets = tmp_path / "results.json", [RecordingSet(name=CLIPS, recordings=CLIP_RECORDINGS, repetitions=2)]
     content = run(tmp_path, results, sets, names=["u2moe", "u2moe-whole"])
     assert content == json.loads(results.read_text())
-    assert [(name, again) for name, _, again in here] == [("u2moe", True)]  # one environment for both
-    assert here[0][1] == [f"u2moe[cpu] @ file://{tmp_path}/u2moe-source"]
+    source = tmp_path / "u2moe-source"  # one environment for both
+    assert here == [("u2moe", [f"u2moe[cpu] @ file://{source}"], digest(source))]
     assert (tmp_path / "u2moe-source" / "pyproject.toml").exists()
     streaming, whole = (content["sets"][CLIPS][name] for name in ("u2moe", "u2moe-whole"))
     for item in (streaming, whole):
@@ -58,6 +58,7 @@ def test_ours_hears_the_clips_as_a_stream_and_whole(here, tmp_path):
     assert streaming["first_partial_s"]["max"] < max(lengths)
     assert whole["first_partial_s"]["p50"] > sorted(lengths)[1]
     assert content["peers"]["u2moe"]["installed_bytes"] == 123_000_000
+    assert len(content["peers"]["u2moe"]["load_s"]) == 3
     assert content["peers"]["u2moe"]["versions"]["u2moe"]
     lines = table(content)
     assert "| u2moe demo model, chunks of 16 | yes | 123 |" in lines
@@ -69,6 +70,7 @@ def test_a_list_for_words_alone_has_no_times(here, tmp_path):
     content = run(tmp_path, tmp_path / "results.json", sets, names=["u2moe-whole"])
     assert content["sets"]["list"]["u2moe-whole"].keys() == {"words", "errors", "texts", "audio_s"}
     assert "|  | word errors |\n|---|---|" in table(content)
+    assert f"commit {content['machine']['commit']}" in table(content)
 
 
 def test_results_keep_sets_and_peers_that_are_not_heard_again(here, tmp_path):
@@ -93,10 +95,11 @@ def test_summary_is_over_recordings_and_rounds():
     assert found["first_partial_s"]["max"] == 4.0
     assert found["final_s"]["max"] == 0.3
     assert found["peak_mb"] == 50.0
-    peers = {"u2moe": {"versions": {"python": "3", "u2moe": "0.1"}, "load_s": 0.5, "installed_bytes": 1e6}}
-    lines = table({"machine": MACHINE, "peers": peers, "sets": {"list": {"u2moe": found}}})
-    assert "| u2moe demo model, chunks of 16 | 50.0% | 4.125 | 0.50 | 100 | 50 |" in lines
-    assert "| u2moe demo model, chunks of 16 | yes | 1 | 0.50 | u2moe 0.1 |" in lines
+    peers = {"u2moe": {"versions": {"python": "3", "u2moe": "0.1"}, "load_s": [0.5, 0.6, 0.4], "installed_bytes": 1e6}}
+    where = {"machine": MACHINE, "date": "2026-01-01"}
+    lines = table({**where, "peers": peers, "sets": {"list": {"u2moe": found}}})
+    assert "| u2moe demo model, chunks of 16 | 50.0% | 4.125 (3.438-4.812) | 0.50, 2.95 | 0.100, 0.240 | 50 |" in lines
+    assert "| u2moe demo model, chunks of 16 | yes | 1 | 0.50 (0.45-0.55) | u2moe 0.1 |" in lines
 
 
 def test_every_peer_has_an_engine_and_a_fixed_version():
@@ -177,6 +180,8 @@ def test_an_environment_is_made_once_and_weighed(wheel, tmp_path):
     assert next(folder.rglob("little.py")).stat().st_size == 1000
     assert make_environment(folder, [str(wheel)], progress=made.append) == environment
     assert made == [f"installing {wheel}"]
+    make_environment(folder, [str(wheel)], made_of="another", progress=made.append)
+    assert len(made) == 2
 
 
 def test_what_cannot_be_installed_leaves_nothing(tmp_path, monkeypatch):
@@ -199,6 +204,10 @@ def test_a_copy_of_the_source_holds_what_is_packaged(tmp_path):
     copy = copy_source(tmp_path / "from", tmp_path / "to")
     files = sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file())
     assert files == ["pyproject.toml", "runtime/demo/tokens.txt"]
+    before = digest(copy)
+    assert digest(copy_source(tmp_path / "from", tmp_path / "to")) == before
+    (copy / "pyproject.toml").write_text("other")
+    assert digest(copy) != before
 
 
 def test_a_recording_that_fails_is_told_and_the_peer_goes_on(tmp_path, sound):

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from u2moe.benchmarks import tables
+from u2moe.benchmarks import provenance, tables
+from u2moe.benchmarks.measurement import Spread
 from u2moe.benchmarks.tables import main, updated
 from u2moe.benchmarks.targets import Target
 
@@ -70,20 +71,45 @@ def test_targets_of_all_tables_are_gathered_before_them(tmp_path, monkeypatch):
     found = tables.tables(tmp_path)
     assert list(found) == ["targets", "full_size", "overhead", "levers"]
     rows = found["targets"].splitlines()[2:]
-    assert rows == ["| full_size | 1 s | ≤ 2 s | met |", "| levers | 3 s | ≤ 2 s | **not met**: light |"]
+    assert rows == ["| full_size | 1 s | ≤ 2 s | met |", "| levers | 3 s | ≤ 2 s | **not met**, by 50%: light |"]
 
 
 def test_a_target_is_kept_on_its_own_side():
     below = {"name": "x", "found": 1.4, "limit": 1.5}
     assert Target(**below, at_most=True).met
     assert not Target(**below, at_most=False).met
-    assert Target(**below, at_most=False).row == "| x | 1.4 | ≥ 1.5 | **not met** |"
+    assert Target(**below, at_most=False).row == "| x | 1.4 | ≥ 1.5 | **not met**, by 7% |"
     assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == "| x | 1234 | ≥ 1234 | met |"
 
 
+def test_of_several_measurements_the_median_counts_and_quartiles_are_shown():
+    spread = Spread.of([1.0, 1.2, 1.4, 9.0])
+    target = Target(name="x", found=spread, limit=1.3, at_most=True, unit=" s", bound="heat")
+    assert target.met
+    assert target.row == "| x | 1.3 s (1.15-3.3) | ≤ 1.3 s | met |"
+    assert Target(name="x", found=spread, limit=1.25, at_most=True).verdict == "**not met**, by 4%"
+
+
+def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
+    machine = {"processor": "P", "instruction_sets": ["avx2"], "usable_cores": 2, "onnxruntime": "1.2"}
+    monkeypatch.setattr(provenance, "describe_machine", lambda: {**machine, "commit": "a"})
+    content = provenance.recorded({"cells": {"x": 1}})
+    for commit in ("b", "b"):
+        monkeypatch.setattr(provenance, "describe_machine", lambda commit=commit: {**machine, "commit": commit})
+        provenance.recorded(content)
+    assert provenance.sentence(content).startswith("Measured on P with avx2, 2 cores, onnxruntime 1.2, commits a, b, 2")
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert provenance.resumed(tmp_path / "results.json", {"cells": {}, "more": 2}) == {**content, "more": 2}
+    assert provenance.resumed(tmp_path / "none.json", {"cells": {}}) == {"cells": {}}
+    monkeypatch.setattr(provenance, "describe_machine", lambda: {"processor": "Q"})
+    with pytest.raises(ValueError, match="measured on P, this is Q"):
+        provenance.resumed(tmp_path / "results.json", {})
+
+
 def test_every_module_of_a_table_that_is_there_can_make_it():
-    present = [name for name in tables.TITLES if (FOLDER / f"{name}.py").exists() or name == "full_size"]
-    assert {"full_size", "kernel_peers"} <= set(present) - {"targets"}
-    for name in present:
-        if name != tables.TARGETS:
-            assert callable(tables._module(name).table)
+    present = [
+        name for name in tables.TITLES if list(FOLDER.glob(f"{name}.py")) or list(FOLDER.glob(f"{name}_table.py"))
+    ]
+    assert {"bench", "full_size", "kernel_peers", "sherpa_peer", "system_peers"} <= set(present)
+    for name in set(present) - {tables.TARGETS}:
+        assert callable(tables._module(name).table)
