@@ -9,14 +9,17 @@ the CPU, and times both encoders. Exits with 1 when a difference is beyond the l
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from u2moe.benchmarks.measurement import Spread, interleaved
+from u2moe.benchmarks.targets import quartiles
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.report import features_of
 from u2moe.runtime import Bundle, Model, ctc_prefix_beam_search
@@ -27,14 +30,18 @@ that is nearly undecided may choose another expert."""
 NUM_TIMINGS = 10
 
 
-def seconds(model: Model, frames: np.ndarray[tuple[int, int], np.dtype[np.float32]], chunk_size: int | None) -> float:
-    """Median time of the encoder; the first call is not counted."""
-    times = []
-    for _ in range(NUM_TIMINGS + 1):
+def milliseconds(
+    models: Mapping[str, Model], frames: npt.NDArray[np.float32], chunk_size: int | None
+) -> dict[str, Spread]:
+    """Times of the encoders, which take turns; the first calls are not counted."""
+
+    def timed(model: Model) -> float:
         start = time.perf_counter()
         model.encode(frames, chunk_size, 4)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        return 1e3 * (time.perf_counter() - start)
+
+    measured = interleaved({name: partial(timed, model) for name, model in models.items()}, NUM_TIMINGS)
+    return {name: Spread.of(values) for name, values in measured.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,11 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  second pass differs by at most {np.abs(scores[0][0] - scores[1][0]).max():.3f}")
     longest = max(features, key=len)
     for chunk_size in (None, 16) if reference.config.streaming else (None,):
-        before, after = seconds(reference, longest, chunk_size), seconds(model, longest, chunk_size)
+        models = {"float32 on the CPU": reference, f"fp16 on {args.provider}": model}
         name = "full context" if chunk_size is None else f"chunk {chunk_size}"
-        print(
-            f"encoder, {name}: float32 on the CPU {before * 1e3:.1f} ms, fp16 on {args.provider} {after * 1e3:.1f} ms"
-        )
+        times = milliseconds(models, longest, chunk_size).items()
+        print(f"encoder, {name}: {', '.join(f'{where} {quartiles(found, 1)} ms' for where, found in times)}")
     return 0 if worst <= LIMIT else 1
 
 

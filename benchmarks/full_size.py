@@ -31,7 +31,7 @@ from u2moe.benchmarks.footprint import measure_footprint
 from u2moe.benchmarks.json_file import read_json, write_json
 from u2moe.benchmarks.listening import Instrument, Mode
 from u2moe.benchmarks.measurement import interleaved
-from u2moe.benchmarks.provenance import recorded, resumed
+from u2moe.benchmarks.provenance import of_bundle, recorded, resumed
 from u2moe.benchmarks.rates import measure_rates
 from u2moe.benchmarks.routing import Gates, TurnedSettings, routing, turned_gates
 from u2moe.benchmarks.utterances import (
@@ -66,8 +66,8 @@ MODES = ("start", *TIMED, *BOUNDS)
 others are those of `utterances.one_round`, evenly routed."""
 BOUND_S = {"bound-streaming": 5.0, "bound-full": UTTERANCE_S}
 """Seconds of speech; a profile has a line for each kernel of each chunk."""
-REPETITIONS = {"int8": 5, "fp32": 2}
-NUM_STARTS, NUM_BOUNDS = 2, 3
+REPETITIONS = {"int8": 5, "fp32": 3}
+NUM_STARTS, NUM_BOUNDS = 3, 5
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
 
 
@@ -105,7 +105,7 @@ class Bench:
     """Models on disk with routers turned for them, and those in memory that the last cell needed."""
 
     def __init__(
-        self, artefacts: Sequence[Artefact], demo: Mapping[str, float], progress: Callable[[str], None] = lambda _: None
+        self, artefacts: Sequence[Artefact], demo: Mapping[str, Any], progress: Callable[[str], None] = lambda _: None
     ) -> None:
         """Load nothing yet; `demo` is what `demo_routing` tells."""
         self.artefacts = {item.name: item for item in artefacts}
@@ -152,7 +152,7 @@ class Bench:
         with np.load(file) as arrays:
             return dict(arrays)
 
-    def routings(self) -> dict[str, Mapping[str, float]]:
+    def routings(self) -> dict[str, Mapping[str, Any]]:
         """Experts that chunks touch: in the demo model, and in another with its own routers and with turned ones."""
         found = {DEMO: self.demo}
         for name, bundle in self.bundles("int8").items():
@@ -168,13 +168,13 @@ def has_experts(name: str) -> bool:
     return "n_expert" in PRESETS[name]["encoder_conf"]
 
 
-def demo_routing() -> dict[str, float]:
-    """Experts that chunks of people's speech touch in the demo model."""
+def demo_routing() -> dict[str, Any]:
+    """Experts that chunks of people's speech touch in the demo model, and which `bundle` that is."""
     bundle = Bundle.open(DEMO_FOLDER)
     rate = bundle.manifest.features.sample_rate
     modes = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)]
     (found,) = measure_experts(bundle, [read_audio(file, rate) for file in clips()], modes).values()
-    return _means(found)
+    return {**_means(found), **of_bundle(DEMO_FOLDER)}
 
 
 def _means(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -204,6 +204,7 @@ def measure(cell: Cell, bench: Bench, repetitions: int | None = None) -> dict[st
     cases = {
         case: _timed(one_round(cell.mode, model, random_frames(bundles[case.partition("/")[0]])))
         for case, model in bench.models(cell.precision, cell.num_threads).items()
+        if cell.mode != "second-pass" or not case.endswith(ROUTED)  # of routers in the encoder alone
     }
     seconds = interleaved(cases, repetitions or REPETITIONS[cell.precision])
     return {name: {"seconds": values} for name, values in seconds.items()}
@@ -257,6 +258,8 @@ def run(
         ValueError: the results are of other models or another machine: ratios between machines say nothing.
     """
     content = _opened(results, models)
+    if not of_bundle(DEMO_FOLDER).items() <= content["routings"].get(DEMO, {}).items():  # another case by that name
+        content["cells"] = {key: cell for key, cell in content["cells"].items() if not _is_routed(cell)}
     missing = [cell for cell in cells or all_cells() if cell.key not in content["cells"]][:at_most]
     if missing:
         bench, content["routings"] = prepare(root, models, progress=progress)
@@ -268,25 +271,24 @@ def run(
     return content
 
 
+def _is_routed(cell: Mapping[str, Any]) -> bool:
+    return any(case.endswith(f"/{ROUTED}") for case in cell)
+
+
 def prepare(
-    root: Path,
-    models: Sequence[str],
-    *,
-    again: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Bench, dict[str, Mapping[str, float]]]:
+    root: Path, models: Sequence[str], *, progress: Callable[[str], None] = lambda _: None
+) -> tuple[Bench, dict[str, Mapping[str, Any]]]:
     """What needs no quiet machine: the models, their routers, and what these do.
 
     Args:
-        root: where it is kept for the next time.
+        root: where it is kept for the next time, as long as the demo model stays the same.
         models: presets of `random_checkpoint`.
-        again: look at the demo model again, which may be another one.
         progress: called with a line for each step.
     """
     artefacts = [make_artefact(name, root, parity=name == MIXTURE, progress=progress) for name in models]
     file = root / "routings.json"
     known = read_json(file)
-    if DEMO in known and not again:
+    if of_bundle(DEMO_FOLDER).items() <= known.get(DEMO, {}).items():
         return Bench(artefacts, known[DEMO], progress), known
     bench = Bench(artefacts, demo_routing(), progress)
     known = bench.routings()
@@ -313,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as int8/1/")
     args = parser.parse_args(arguments)
     if args.prepare:
-        prepare(args.folder, MODELS, again=True, progress=_print)
+        prepare(args.folder, MODELS, progress=_print)
         return
     cells = [cell for cell in all_cells() if args.only in cell.key]
     content = run(args.folder, args.results, cells=cells, at_most=args.at_most, progress=_print)

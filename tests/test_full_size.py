@@ -133,20 +133,43 @@ def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, 
     cells = [Cell(precision="int8", num_threads=1, mode=mode) for mode in PARTS]
     content = run(tiny.folder.parent, results, models=["tiny"], cells=cells, repetitions=1)
     assert len(loads) == 2  # evenly routed, and as the demo model
-    assert {case for key in content["cells"] for case in content["cells"][key]} == {"tiny", "tiny/routed"}
+    assert all(content["cells"][cell.key].keys() == {"tiny", "tiny/routed"} for cell in cells[:-1])
+    assert content["cells"]["int8/1/second-pass"].keys() == {"tiny"}
 
 
-def test_the_demo_model_is_looked_at_again_when_asked(tiny, tmp_path, monkeypatch):
+def test_another_demo_model_is_looked_at(tiny, tmp_path, monkeypatch):
     (tmp_path / "tiny").symlink_to(tiny.folder)
     monkeypatch.setattr(full_size.Bench, "routings", lambda bench: {full_size.DEMO: bench.demo})
 
-    def known(touched, **options):
-        monkeypatch.setattr(full_size, "demo_routing", lambda: {"num_experts": 8, "touched": touched})
-        return full_size.prepare(tmp_path, ["tiny"], **options)[1][full_size.DEMO]["touched"]
+    def known(bundle, touched):
+        monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
+        monkeypatch.setattr(full_size, "demo_routing", lambda: {"touched": touched, "bundle": bundle})
+        return full_size.prepare(tmp_path, ["tiny"])[1][full_size.DEMO]["touched"]
 
-    assert known(3.0, again=True) == 3.0
-    assert known(5.0) == 3.0
-    assert known(5.0, again=True) == 5.0
+    assert known("a", 3.0) == 3.0
+    assert known("a", 5.0) == 3.0
+    assert known("b", 5.0) == 5.0
+
+
+def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, results, monkeypatch):
+    bench, cells = (
+        full_size.Bench([tiny], {}),
+        [Cell(precision=name, num_threads=1, mode="full") for name in ("fp32", "int8")],
+    )
+    cases = {"fp32": {"tiny": {}}, "int8": {"tiny": {}, f"tiny/{full_size.ROUTED}": {}}}
+    measured = []
+
+    def with_demo(bundle):
+        measured.clear()
+        monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
+        monkeypatch.setattr(full_size, "prepare", lambda *_, **__: (bench, {full_size.DEMO: {"bundle": bundle}}))
+        run(tiny.folder.parent, results, models=["tiny"], cells=cells)
+        return list(measured)
+
+    monkeypatch.setattr(full_size, "measure", lambda cell, *_: measured.append(cell.precision) or cases[cell.precision])
+    assert with_demo("a") == ["fp32", "int8"]
+    assert with_demo("a") == []
+    assert with_demo("b") == ["int8"]
 
 
 def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
