@@ -1,10 +1,11 @@
 """sherpa-onnx's C++ runtime beside our Python one: the same weights and audio, in turn, each in a process of its own.
 
-    python -m u2moe.benchmarks.sherpa_peer FOLDER [--make] [--only dense-225m/int8]
+    python -m u2moe.benchmarks.sherpa_peer FOLDER [--make] [--only demo/]
 
-FOLDER holds the bundles of random weights (`artefacts`); what is missing there is made, graphs for sherpa-onnx too.
-What is measured is written to the results cell by cell, and replaces what they held of it. The table comes from the
-results alone (`tables`). That both find the same tokens on the same features is what tests/test_sherpa.py is for.
+Both in int8. FOLDER holds the bundles of random weights (`artefacts`); what is missing there is made, graphs for
+sherpa-onnx too. What is measured is written to the results cell by cell, and replaces what they held of it. The table
+comes from the results alone (`tables`). That both find the same tokens on the same features is what
+tests/test_sherpa.py is for.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ DEMO = "demo"
 OURS, THEIRS = "u2moe", "sherpa-onnx"
 MODES = {"streaming": "sherpa-online", "full": "sherpa-offline"}
 """Engine of sherpa-onnx for each mode."""
-REPETITIONS = {"int8": 7, "fp32": 3}
+REPETITIONS = 7
 LIMIT = 1.05
 """How many times as long ours may take, at full size."""
 RESULTS = Path(__file__).parent / "results" / "sherpa_peer.json"
@@ -50,43 +51,40 @@ RESULTS = Path(__file__).parent / "results" / "sherpa_peer.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting, measured with both runtimes in turn.
+    """One setting, measured with both runtimes in turn, in int8.
 
     Attributes:
         model: preset of `random_checkpoint`, or `DEMO`.
-        precision: "fp32" or "int8"; the demo model is shipped as int8.
         mode: one of `MODES`.
     """
 
     model: str
-    precision: str
     mode: str
 
     @property
     def key(self) -> str:
         """Its name in the results."""
-        return f"{self.model}/{self.precision}/{self.mode}"
+        return f"{self.model}/{self.mode}"
 
 
 def all_cells(model: str = "dense-225m") -> list[Cell]:
     """All settings of a model of random weights and of the demo model."""
-    models = [(model, "int8"), (model, "fp32"), (DEMO, "int8")]
-    return [Cell(model=name, precision=precision, mode=mode) for name, precision in models for mode in MODES]
+    return [Cell(model=name, mode=mode) for name in (model, DEMO) for mode in MODES]
 
 
 def bundle_of(cell: Cell, root: Path, progress: Callable[[str], None] = lambda _: None) -> Bundle:
     """The bundle of a cell, made if it is missing."""
     if cell.model == DEMO:
         return Bundle.open(DEMO_FOLDER)
-    return Bundle.open(make_artefact(cell.model, root, progress=progress).bundle(cell.precision), verify=False)
+    return Bundle.open(make_artefact(cell.model, root, progress=progress).bundle("int8"), verify=False)
 
 
 def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
     """Folder of the bundle's graphs for sherpa-onnx, made if they are missing or older than the bundle."""
-    folder = root / cell.model / f"sherpa-{cell.precision}"
+    folder = root / cell.model / "sherpa"
     made_of = bundle.path / MANIFEST_FILE
     if not folder.is_dir() or folder.stat().st_mtime < made_of.stat().st_mtime:
-        progress(f"{cell.model}, {cell.precision}: graphs for sherpa-onnx")
+        progress(f"{cell.model}: graphs for sherpa-onnx")
         folder.parent.mkdir(parents=True, exist_ok=True)
         options = SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)
         export_sherpa(bundle.path, folder, options, overwrite=True, progress=progress)
@@ -122,14 +120,14 @@ def engines(cell: Cell, bundle: Bundle, graphs: Path) -> dict[str, tuple[str, di
     return {OURS: ("u2moe", ours | chunks), THEIRS: (MODES[cell.mode], theirs | chunks)}
 
 
-def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int | None = None) -> dict[str, Any]:
+def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int = REPETITIONS) -> dict[str, Any]:
     """What a cell holds: seconds of audio; of each runtime `hear`'s seconds in every round, memory, and time to load.
 
     Args:
         cell: the setting.
         bundle: of the cell.
         graphs: the same for sherpa-onnx.
-        repetitions: rounds after one that warms up; None: what is usual for the precision.
+        repetitions: rounds after one that warms up.
 
     Raises:
         PeerError: a runtime failed.
@@ -141,7 +139,7 @@ def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int | None = 
         started = {name: PeerProcess.timed(*engine) for name, engine in engines(cell, bundle, graphs).items()}
         try:
             cases = {name: partial(peer.hear, wav) for name, peer in started.items()}
-            heard = interleaved(cases, repetitions or REPETITIONS[cell.precision])
+            heard = interleaved(cases, repetitions)
         finally:
             for peer in started.values():
                 peer.close()
@@ -167,7 +165,7 @@ def run(
     results: Path,
     *,
     cells: Sequence[Cell],
-    repetitions: int | None = None,
+    repetitions: int = REPETITIONS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure cells anew, and write the results after each.
@@ -176,7 +174,7 @@ def run(
         root: folder of the bundles; those that are missing there are made.
         results: JSON file, which may hold other cells already.
         cells: settings.
-        repetitions: rounds of a cell; None: what is usual.
+        repetitions: rounds of a cell.
         progress: called with a line for each step.
     """
     content = resumed(results, {"cells": {}})
@@ -207,10 +205,10 @@ def ratio(cell: Mapping[str, Any]) -> Spread:
 
 
 TEXT = f"""The wheel of sherpa-onnx brings onnxruntime {{theirs}} of its own. Whole recognition by both from samples to
-text: features, the same encoder and CTC head, greedy search, no endpoints, one thread, speech in portions of 0.1 s as a
-microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks left. Median real-time
-factors, quartiles in brackets; "ours / theirs" is of rounds, in which the two took turns. Memory: the largest of the
-process. Load: of {NUM_STARTS} processes.
+text: features, the same encoder and CTC head in int8, greedy search, no endpoints, one thread, speech in portions of
+0.1 s as a microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks left. Median
+real-time factors, quartiles in brackets; "ours / theirs" is of rounds, in which the two took turns. Memory: the
+largest of the process. Load: of {NUM_STARTS} processes.
 
 What else differs: sherpa-onnx attends to a cache of full size, masked, from the first chunk on; drops speech that fills
 no whole chunk (the recording is cut to whole ones here) and computes features of other edges (last column: letters of
@@ -223,30 +221,27 @@ def table(results: Mapping[str, Any]) -> str:
     text = f"{sentence(results)} {TEXT.format(theirs=results['sherpa_onnx'].get('onnxruntime', '(unknown)'))}"
     header = ("", "u2moe", "sherpa-onnx", "ours / theirs", "memory, MB", "load, s", "letters")
     lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    lines += [_row(key.split("/"), cell) for key, cell in results["cells"].items()]
+    lines += [_row(key.replace("/", ", "), cell) for key, cell in results["cells"].items()]
     return "\n".join(lines) + "\n"
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Of the cells at full size in int8."""
-    found = []
-    for key, cell in results["cells"].items():
-        model, precision, mode = key.split("/")
-        if model != DEMO and precision == "int8":
-            name = f"u2moe / sherpa-onnx, {model}, {mode}"
-            found.append(Target(name=name, found=ratio(cell), limit=LIMIT, at_most=True))
-    return found
+    """Of the cells at full size."""
+    return [
+        Target(name=f"u2moe / sherpa-onnx, {key.replace('/', ', ')}", found=ratio(cell), limit=LIMIT, at_most=True)
+        for key, cell in results["cells"].items()
+        if not key.startswith(DEMO)
+    ]
 
 
-def _row(names: Sequence[str], cell: Mapping[str, Any]) -> str:
-    model, precision, mode = names
+def _row(title: str, cell: Mapping[str, Any]) -> str:
     both = (cell[OURS], cell[THEIRS])
     spreads = [Spread.of([seconds / cell["audio_s"] for seconds in item["seconds"]]) for item in both]
     shown = [*(quartiles(item, 4) for item in spreads), quartiles(ratio(cell), 3)]
     shown.append(" / ".join(f"{item['peak_mb']:.0f}" for item in both))
     shown.append(" / ".join(quartiles(Spread.of(item["load_s"])) for item in both))
     shown.append(f"{cell['different_letters']} of {cell['letters']}")
-    return f"| {model}, {precision}, {mode} | {' | '.join(shown)} |"
+    return f"| {title} | {' | '.join(shown)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

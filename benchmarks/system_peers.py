@@ -30,7 +30,7 @@ from u2moe.runtime.accuracy import Recording, edit_distance, read_manifest, word
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 16000
 CLIPS = "bundled clips"
 REPETITIONS = 5

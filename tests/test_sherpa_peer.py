@@ -23,7 +23,7 @@ from u2moe.benchmarks.sherpa_peer import (
 from u2moe.runtime.encoder import Windows
 from u2moe.runtime.features import Fbank
 
-TINY = Cell(model="tiny", precision="int8", mode="streaming")
+TINY = Cell(model="tiny", mode="streaming")
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,13 @@ def made_up(ours, theirs, *, audio_s=2.0):
 
 def test_cells_are_those_of_the_target_and_of_the_demo_model():
     assert [cell.key for cell in all_cells()] == [
-        "dense-225m/int8/streaming", "dense-225m/int8/full", "dense-225m/fp32/streaming", "dense-225m/fp32/full",
-        "demo/int8/streaming", "demo/int8/full",
+        "dense-225m/streaming", "dense-225m/full", "demo/streaming", "demo/full",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("model", ["tiny", DEMO])
 def test_the_recording_fills_whole_chunks_and_no_more(model, root):
-    manifest = bundle_of(Cell(model=model, precision="int8", mode="full"), root).manifest
+    manifest = bundle_of(Cell(model=model, mode="full"), root).manifest
     samples = recording(manifest)
     fbank, windows = Fbank(manifest.features), Windows(manifest.model, 16)
     windows.accept(fbank.accept(samples))
@@ -77,7 +76,7 @@ def test_the_recording_fills_whole_chunks_and_no_more(model, root):
 @pytest.mark.parametrize("mode", ["streaming", "full"])
 def test_both_runtimes_hear_the_recording(mode, tiny):
     bundle, graphs = tiny
-    found = measure(Cell(model="tiny", precision="int8", mode=mode), bundle, graphs, repetitions=2)
+    found = measure(Cell(model="tiny", mode=mode), bundle, graphs, repetitions=2)
     assert found["audio_s"] == pytest.approx(9.645)
     assert found["letters"] > 20
     # features differ at the edges, and random weights amplify it
@@ -108,11 +107,11 @@ def test_results_keep_cells_that_are_not_measured_again(root, tmp_path, monkeypa
     monkeypatch.setattr(sherpa_peer, "measure", lambda cell, *_: made_up([1.0], [2.0]))
     monkeypatch.setattr(sherpa_peer, "graphs_of", lambda *_: None)
     results = tmp_path / "sherpa_peer.json"
-    results.write_text(json.dumps({"cells": {TINY.key: made_up([9.0], [9.0]), "a/int8/full": made_up([3.0], [2.0])}}))
+    results.write_text(json.dumps({"cells": {TINY.key: made_up([9.0], [9.0]), "a/full": made_up([3.0], [2.0])}}))
     content = run(root, results, cells=[TINY])
     assert content == json.loads(results.read_text())
     assert ratio(content["cells"][TINY.key]).median == 0.5
-    assert ratio(content["cells"]["a/int8/full"]).median == 1.5
+    assert ratio(content["cells"]["a/full"]).median == 1.5
     assert content["machine"]["processor"]
     assert content["commits"] == [content["machine"]["commit"]]
 
@@ -123,20 +122,19 @@ def test_the_ratio_is_that_of_rounds_in_which_both_took_turns():
 
 def test_table_shows_both_and_judges_at_full_size_alone():
     cells = {
-        "dense-225m/int8/streaming": made_up([1.0, 1.1, 1.2], [1.0, 1.0, 1.0]),
-        "dense-225m/int8/full": made_up([1.0], [1.0]),
-        "dense-225m/fp32/full": made_up([2.0], [1.0]),
-        "demo/int8/full": made_up([2.0], [1.0]),
+        "dense-225m/streaming": made_up([1.0, 1.1, 1.2], [1.0, 1.0, 1.0]),
+        "dense-225m/full": made_up([1.0], [1.0]),
+        "demo/full": made_up([2.0], [1.0]),
     }
     machine = {"processor": "P", "instruction_sets": [], "usable_cores": 2, "onnxruntime": "1.32.0", "commit": "c"}
     where = {"machine": machine, "date": "2026-01-01", "sherpa_onnx": {"onnxruntime": "1.28.2"}}
     text = table({"cells": cells, **where})
     assert "onnxruntime 1.32.0, commit c, 2026-01-01." in text
     assert (
-        "| dense-225m, int8, streaming | 0.5500 (0.5250-0.5750) | 0.5000 (0.5000-0.5000) | 1.100 (1.050-1.150) "
+        "| dense-225m, streaming | 0.5500 (0.5250-0.5750) | 0.5000 (0.5000-0.5000) | 1.100 (1.050-1.150) "
         "| 100 / 100 | 0.12 (0.11-0.16) / 0.12 (0.11-0.16) | 3 of 50 |" in text.splitlines()
     )
-    assert "| demo, int8, full | 1.0000 (1.0000-1.0000) | 0.5000 (0.5000-0.5000) | 2.000 (2.000-2.000) |" in text
+    assert "| demo, full | 1.0000 (1.0000-1.0000) | 0.5000 (0.5000-0.5000) | 2.000 (2.000-2.000) |" in text
     assert [target.met for target in targets({"cells": cells, **where})] == [False, True]
 
 
@@ -146,7 +144,7 @@ def test_the_wheel_tells_its_onnxruntime():
 
 def test_command_makes_and_measures_nothing_else(tmp_path, capsys):
     results = tmp_path / "results.json"
-    main([str(tmp_path), "--results", str(results), "--only", "demo/int8/full", "--make"])
-    assert "demo, int8: graphs for sherpa-onnx" in capsys.readouterr().out
-    assert (tmp_path / "demo" / "sherpa-int8" / "model.onnx").exists()
+    main([str(tmp_path), "--results", str(results), "--only", "demo/full", "--make"])
+    assert "demo: graphs for sherpa-onnx" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "sherpa" / "model.onnx").exists()
     assert not results.exists()
