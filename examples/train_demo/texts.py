@@ -232,10 +232,10 @@ def endless(lines: list[str], rng: random.Random) -> Iterator[str]:
 
 
 def mixture(queen_table: Path, wordnet: Path, seed: int) -> Iterator[str]:
-    """An endless stream of sentences: 30 % grammar, 22 % game lines, the rest WordNet."""
+    """An endless stream of sentences: 45 % grammar, 25 % game lines, the rest WordNet."""
     rng = random.Random(seed)
     queen = endless([row["text"] for row in queen_lines(queen_table, "train") if float(row["cer"]) < 0.8], rng)
     phrases = endless(wordnet_phrases(wordnet), rng)
     while True:
         draw = rng.random()
-        yield grammar_line(rng) if draw < 0.30 else next(queen) if draw < 0.52 else next(phrases)
+        yield grammar_line(rng) if draw < 0.45 else next(queen) if draw < 0.70 else next(phrases)
