@@ -2,7 +2,8 @@
 
 Activations are quantized where they are used, with one scale per row (token): the result of a token then depends
 neither on its chunk nor on its batch, and loud tokens do not drown quiet ones. Rows are divided by their largest
-magnitude, which makes the scale of the integers the constant 1/127, and multiplied by it again after the product.
+magnitude, which makes the scale of the integers the constant 1/127, and multiplied by it again after the product. That
+magnitude is 0 for a row of zeros: its integers then mean nothing, but 0 times their product is what it should be.
 """
 
 from __future__ import annotations
@@ -35,42 +36,39 @@ ACTIVATIONS = {
 CONSTANTS = """
     step = Constant<value = float {0.007874015748031496}>()
     middle = Constant<value = uint8 {128}>()
-    smallest = Constant<value = float {1e-20}>()
     last = Constant<value = int64[1] {-1}>()
     one = Constant<value = float {1.0}>()
 """
-"""The scale of integers made from values in [-1, 1], their zero, and the peak of a row of zeros."""
+"""The scale of integers made from values in [-1, 1], and their zero."""
 
 
-def _quantized(x: str, axes: str = "last") -> str:
-    """Statements for {x}_q (uint8) and {x}_peak with x = {x}_peak * ({x}_q - 128) / 127."""
-    return f"""
-    {x}_size = Abs({x})
-    {x}_largest = ReduceMax<keepdims = 1>({x}_size, {axes})
-    {x}_peak = Max({x}_largest, smallest)
-    {x}_ratio = Div({x}, {x}_peak)
-    {x}_q = QuantizeLinear({x}_ratio, step, middle)
-"""
-
-
-def _product(y: str, x: str, weight: str, scale: str) -> str:
-    """Statements for y = x @ weight of a quantized x and int8 weights with one scale per column."""
-    return f"""
-    {y}_unit = com.microsoft.MatMulIntegerToFloat({x}_q, {weight}, step, {scale}, middle)
-    {y} = Mul({y}_unit, {x}_peak)
-"""
-
-
-def _function(name: str, parameters: Sequence[str], body: str) -> ir.Function:
+def _function(name: str, parameters: Sequence[str], body: str, outputs: Sequence[str] = ("y",)) -> ir.Function:
     text = f"""<domain: "{contract.MOE_DOMAIN}", opset_import: ["": {OPSET}, "{CONTRIB}": 1]>
-    {name} ({", ".join(parameters)}) => (y) {{ {body} }}"""
+    {name} ({", ".join(parameters)}) => ({", ".join(outputs)}) {{ {body} }}"""
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
+def int8_rows() -> ir.Function:
+    """Rows of x [..., in] as uint8 and the largest magnitude of each [..., 1]: x = peak * (q - 128) / 127.
+
+    Apart from `int8_matmul`, so that several products of one x quantize it once.
+    """
+    body = """
+    size = Abs(x)
+    peak = ReduceMax<keepdims = 1>(size, last)
+    ratio = Div(x, peak)
+    q = QuantizeLinear(ratio, step, middle)
+    """
+    return _function("Int8Rows", ("x",), CONSTANTS + body, ("q", "peak"))
+
+
 def int8_matmul() -> ir.Function:
-    """Y = x @ weight, weight int8 [in, out] with a scale per column."""
-    body = CONSTANTS + _quantized("x") + _product("y", "x", "weight", "scale")
-    return _function("Int8MatMul", ("x", "weight", "scale"), body)
+    """Y = x @ weight of quantized rows of x, see `int8_rows`, and weight int8 [in, out] with a scale per column."""
+    body = """
+    unit = com.microsoft.MatMulIntegerToFloat(q, weight, step, scale, middle)
+    y = Mul(unit, peak)
+    """
+    return _function("Int8MatMul", ("q", "peak", "weight", "scale"), CONSTANTS + body)
 
 
 def int8_embedding() -> ir.Function:
@@ -94,7 +92,6 @@ def int8_convolution(kernel: int, stride: int) -> ir.Function:
     body = """
     step = Constant<value = float {0.00392156862745098}>()
     zero = Constant<value = uint8 {0}>()
-    smallest = Constant<value = float {1e-20}>()
     time = Constant<value = int64[1] {1}>()
     frequency = Constant<value = int64[1] {2}>()
     inner = Constant<value = int64[2] {2, 3}>()
@@ -108,7 +105,7 @@ def int8_convolution(kernel: int, stride: int) -> ir.Function:
         frames{index} = Slice(x, start{index}, end{index}, time, stride)
         largest{index} = ReduceMax<keepdims = 1>(frames{index}, inner)
         """
-    body += f"peak = Max(smallest, {', '.join(f'largest{index}' for index in range(kernel))})\n"
+    body += f"peak = Max({', '.join(f'largest{index}' for index in range(kernel))})\n"
     for index in range(kernel):
         body += f"""
         ratio{index} = Div(frames{index}, peak)
@@ -160,38 +157,16 @@ def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias
 
     Only the products are computed expert by expert; what is done to each row is done to the rows of all experts
     together: few nodes matter more than few bytes when an expert has a handful of tokens. (It also spares onnxruntime
-    before 1.32 the largest value of each row of an empty matrix, which it gives the wrong shape.) The scales of hidden
-    rows are part of the weights in the sum over a token's experts, and so are the biases of the second product.
+    before 1.32 the largest value of each row of an empty matrix, which it gives the wrong shape.)
     """
     body = CONSTANTS + _router(top_k) + _dispatch(num_experts) + _quantized_rows("tokens")
-    body += f"""
+    body += """
     sorted_q = Gather<axis = 0>(tokens_q, token)
     sorted_scale = Gather<axis = 0>(tokens_scale, token)
-    sorted_column = Unsqueeze(sorted_scale, last)
-    {_int8_products("unit", "sorted_q", "w1", num_experts)}
     """
-    source = "scaled"
-    body += "scaled = Mul(unit, sorted_column)\n"
-    if has_bias:
-        body += "bias = Gather<axis = 0>(w1_bias, sorted_experts)\nbiased = Add(scaled, bias)\n"
-        source = "biased"
-    body += ACTIVATIONS[kind].format(x=source, y="hidden") + _quantized_rows("hidden")
-    body += _int8_products("merged", "hidden_q", "w2", num_experts)
-    body += _places(top_k)
-    body += """
-    scales = Gather<axis = 0>(hidden_scale, places)
-    factors = Mul(probabilities, scales)
-    """
-    body += _weighted_sum("total" if has_bias else "summed")
-    if has_bias:
-        body += """
-    logits_shape = Shape(logits)
-    nothing = ConstantOfShape<value = float[1] {0.0}>(logits_shape)
-    all_probabilities = ScatterElements<axis = 1>(nothing, experts, probabilities)
-    mean_bias = MatMul(all_probabilities, w2_bias)
-    summed = Add(total, mean_bias)
-    """
-    body += _in_shape_of_x()
+    body += _int8_products("inner", "sorted", "w1", num_experts, has_bias=has_bias)
+    body += ACTIVATIONS[kind].format(x="inner", y="hidden") + _quantized_rows("hidden")
+    body += _int8_products("merged", "hidden", "w2", num_experts, has_bias=has_bias) + _combine(top_k)
     name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
     return _function(name, int8_moe_parameters(num_experts, has_bias=has_bias), body)
 
@@ -202,7 +177,7 @@ def _quantized_rows(x: str) -> str:
     {x}_highest = ReduceMax<keepdims = 0>({x}, last)
     {x}_lowest = ReduceMin<keepdims = 0>({x}, last)
     {x}_depth = Neg({x}_lowest)
-    {x}_peak = Max({x}_highest, {x}_depth, smallest)
+    {x}_peak = Max({x}_highest, {x}_depth)
     {x}_scale = Mul({x}_peak, step)
     {x}_rows = Shape({x}_scale)
     {x}_middle = Expand(middle, {x}_rows)
@@ -210,17 +185,30 @@ def _quantized_rows(x: str) -> str:
     """
 
 
-def _int8_products(y: str, x: str, part: str, num_experts: int) -> str:
-    """Statements for y: the rows of each expert, `counts` of the quantized x, times its int8 weights."""
-    parts = ", ".join(f"{x}{expert}" for expert in range(num_experts))
-    outputs = ", ".join(f"{y}{expert}" for expert in range(num_experts))
-    body = f"{parts} = Split<axis = 0>({x}, counts)\n"
+def _int8_products(y: str, x: str, part: str, num_experts: int, *, has_bias: bool) -> str:
+    """Statements for y: the rows of each expert, `counts` of the quantized x, times its int8 weights, plus its bias."""
+    parts = ", ".join(f"{x}{expert}_q" for expert in range(num_experts))
+    units = ", ".join(f"{y}{expert}_unit" for expert in range(num_experts))
+    body = f"{parts} = Split<axis = 0>({x}_q, counts)\n"
     for expert in range(num_experts):
         weight = f"e{expert}_{part}"
-        body += (
-            f"{y}{expert} = com.microsoft.MatMulIntegerToFloat({x}{expert}, {weight}, one, {weight}_scale, middle)\n"
-        )
-    return body + f"{y} = Concat<axis = 0>({outputs})\n"
+        body += f"""
+        {y}{expert}_unit = com.microsoft.MatMulIntegerToFloat({x}{expert}_q, {weight}, one, {weight}_scale, middle)
+        """
+    body += f"""
+    {y}_unit = Concat<axis = 0>({units})
+    {y}_factor = Unsqueeze({x}_scale, last)
+    """
+    if not has_bias:
+        return body + f"{y} = Mul({y}_unit, {y}_factor)\n"
+    return (
+        body
+        + f"""
+    {y}_scaled = Mul({y}_unit, {y}_factor)
+    {y}_bias = Gather<axis = 0>({part}_bias, sorted_experts)
+    {y} = Add({y}_scaled, {y}_bias)
+    """
+    )
 
 
 def int4_mixture_of_experts(
@@ -291,9 +279,7 @@ def _router(top_k: int, *, cast: bool = False) -> str:
     product = "single = Cast<to = 1>(tokens) logits = MatMul(single, gate)" if cast else "logits = MatMul(tokens, gate)"
     softmax = "Cast<to = 10>(shares)" if cast else "Identity(shares)"
     return f"""
-    width = Shape<start = -1>(x)
-    token_shape = Concat<axis = 0>(last, width)
-    tokens = Reshape(x, token_shape)
+    tokens = Flatten<axis = -1>(x)
     {product}
     k = Constant<value = int64[1] {{{top_k}}}>()
     values, experts = TopK<axis = -1>(logits, k)
@@ -322,35 +308,18 @@ def _dispatch(num_experts: int) -> str:
 
 def _combine(top_k: int) -> str:
     """Statements for the weighted sum of what the experts of each token say, in the order of the tokens."""
-    return _places(top_k) + "factors = Identity(probabilities)" + _weighted_sum("summed") + _in_shape_of_x()
-
-
-def _places(top_k: int) -> str:
-    """Statements for `places` [tokens, k]: where the rows of each token are in the order by expert."""
     return f"""
     origin = Constant<value = int64 {{0}}>()
     stride = Constant<value = int64 {{1}}>()
     end = Squeeze(num_assignments)
-    sorted_places = Range(origin, end, stride)
-    position = ScatterElements<axis = 0>(order, order, sorted_places)
+    places = Range(origin, end, stride)
+    position = ScatterElements<axis = 0>(order, order, places)
     choices = Constant<value = int64[2] {{-1, {top_k}}}>()
-    places = Reshape(position, choices)
-    """
-
-
-def _weighted_sum(y: str) -> str:
-    """Statements for y [tokens, dim]: the rows of `merged` at the `places` of each token, times its `factors`."""
-    return f"""
-    chosen = Gather<axis = 0>(merged, places)
-    factor_columns = Unsqueeze(factors, last)
-    weighted = Mul(chosen, factor_columns)
-    {y} = ReduceSum<keepdims = 0>(weighted, second)
-    """
-
-
-def _in_shape_of_x() -> str:
-    """Statements for the function's output: `summed` in the shape of its input."""
-    return """
+    places_of_token = Reshape(position, choices)
+    chosen = Gather<axis = 0>(merged, places_of_token)
+    factors = Unsqueeze(probabilities, last)
+    weighted = Mul(chosen, factors)
+    summed = ReduceSum<keepdims = 0>(weighted, second)
     x_shape = Shape(x)
     y = Reshape<allowzero = 1>(summed, x_shape)
     """

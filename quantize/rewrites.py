@@ -7,7 +7,7 @@ that a recipe asks for and the graph has in another form is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ class Rewriter:
         self.formats = formats
         self.block_size = block_size
         self.changes: dict[str, Change] = {}
+        self.rows: dict[ir.Value, Sequence[ir.Value]] = {}
+        """Quantized rows of what products multiply, and their largest magnitudes."""
 
     def run(self) -> None:
         """All rewrites, then the removal of what no node reads any more."""
@@ -122,20 +124,32 @@ class Rewriter:
             ),
         )
 
-    def _call(self, function: ir.Function, node: ir.Node, inputs: list[ir.Value]) -> None:
+    def _call(self, function: ir.Function, node: ir.Node, inputs: Sequence[ir.Value]) -> None:
         """Put a call of `function` in the place of `node`, which has one output."""
+        _replace(self.graph, node, self._new_call(function, node, inputs))
+
+    def _new_call(self, function: ir.Function, near: ir.Node, inputs: Sequence[ir.Value]) -> ir.Node:
+        """A call of `function`, named after the scope of the node `near`; not in the graph yet."""
         self.model.functions.setdefault(function.identifier(), function)
-        name = (node.name or "").rsplit("/", 1)[0] + f"/{function.name}"
-        call = ir.Node(function.domain, function.name, inputs, num_outputs=1, name=name)
-        _replace(self.graph, node, call)
+        name = (near.name or "").rsplit("/", 1)[0] + f"/{function.name}"
+        return ir.Node(function.domain, function.name, inputs, num_outputs=len(function.outputs), name=name)
+
+    def _product(self, node: ir.Node, x: ir.Value, weight: _Quantized) -> None:
+        """Put an integer product in the place of the MatMul `node`; x is quantized once for all that multiply it."""
+        if x not in self.rows:
+            call = self._new_call(functions.int8_rows(), node, [x])
+            for output, part in zip(call.outputs, ("q", "peak"), strict=True):
+                output.name = f"{call.name}/{part}"
+            self.graph.insert_before(node, call)
+            self.rows[x] = call.outputs
+        self._call(functions.int8_matmul(), node, [*self.rows[x], weight.weight, weight.scale])
 
     def _matmul(self, node: ir.Node) -> None:
         x, weight = node.inputs
         if x is None or weight is None or self._format(weight, router=False) != "int8":
             return
         group = contract.weight_group(weight.name or "").replace("routers", "feed_forward")
-        quantized = self._int8(weight, group)
-        self._call(functions.int8_matmul(), node, [x, quantized.weight, quantized.scale])
+        self._product(node, x, self._int8(weight, group))
 
     def _embedding(self, node: ir.Node) -> None:
         table, tokens = node.inputs
@@ -245,14 +259,7 @@ class Rewriter:
 
         quantized = self._int8(weight, "subsampling", columns)
         function = functions.int8_convolution(kernel, stride)
-        self.model.functions.setdefault(function.identifier(), function)
-        call = ir.Node(
-            function.domain,
-            function.name,
-            [x, quantized.weight, quantized.scale, bias],
-            num_outputs=1,
-            name=(node.name or "").rsplit("/", 1)[0] + f"/{function.name}",
-        )
+        call = self._new_call(function, node, [x, quantized.weight, quantized.scale, bias])
         call.outputs[0].name = call.name
         self.graph.insert_after(before, call)
         return call.outputs[0]
@@ -267,8 +274,7 @@ class Rewriter:
             array = _array(weight)
             return array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
 
-        quantized = self._int8(weight, "subsampling", rows)
-        self._call(functions.int8_matmul(), node, [_present(node, node.inputs[0]), quantized.weight, quantized.scale])
+        self._product(node, _present(node, node.inputs[0]), self._int8(weight, "subsampling", rows))
 
 
 def _array(value: ir.Value) -> Array:

@@ -118,20 +118,24 @@ def test_recipes_are_checked_at_birth():
 # --- functions against numpy
 
 
-def session_of(function, inputs, initial):
-    """An onnxruntime session of one call of `function`: `inputs` are fed, `initial` constants, in this order."""
+def session_of(chain, inputs, initial):
+    """An onnxruntime session of calls in a row, each on what the one before gave, and the last on the constants too."""
     fed = [ir.val(name, dtype=ir.DataType.FLOAT, shape=(None,) * rank) for name, rank in inputs.items()]
     weights = []
     for name, array in initial.items():
         tensor = ir.tensor(array, name=name)
         weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
     y = ir.val("y", dtype=ir.DataType.FLOAT, shape=None)
-    call = ir.Node(function.domain, function.name, [*fed, *weights], outputs=[y])
+    calls, values = [], fed
+    for function in chain[:-1]:
+        values = [ir.val(output.name) for output in function.outputs]
+        calls.append(ir.Node(function.domain, function.name, calls[-1].outputs if calls else fed, outputs=values))
+    calls.append(ir.Node(chain[-1].domain, chain[-1].name, [*values, *weights], outputs=[y]))
     opsets = {"": functions.OPSET, contract.MOE_DOMAIN: 1, functions.CONTRIB: 1}
-    graph = ir.Graph(fed, [y], nodes=[call], initializers=weights, opset_imports=opsets, name="one")
+    graph = ir.Graph(fed, [y], nodes=calls, initializers=weights, opset_imports=opsets, name="one")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    model = ir.Model(graph, ir_version=8, functions=[function])
+    model = ir.Model(graph, ir_version=8, functions=chain)
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
 
 
@@ -146,7 +150,9 @@ def test_int8_matmul_is_what_it_says():
     x = (random.standard_normal((3, 5, 24)) * random.lognormal(0, 2, (3, 5, 1))).astype(np.float32)
     x[1, 2] = 0
     integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
-    session = session_of(functions.int8_matmul(), {"x": 3}, {"weight": integers, "scale": scale})
+    session = session_of(
+        [functions.int8_rows(), functions.int8_matmul()], {"x": 3}, {"weight": integers, "scale": scale}
+    )
     found = session.run(None, {"x": x})[0]
     np.testing.assert_allclose(found, rounded_rows(x) @ (integers * scale), rtol=2e-3, atol=1e-4)
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
@@ -173,8 +179,9 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
             initial[name], initial[f"{name}_scale"] = int8_columns(weight)
     initial = {"gate": gate, **{name: initial[name] for name in names}}
     function = functions.int8_mixture_of_experts(num_experts, top_k, kind, has_bias=has_bias)
-    session = session_of(function, {"x": 3}, initial)
+    session = session_of([function], {"x": 3}, initial)
     x = random.standard_normal((2, 9, 16)).astype(np.float32)
+    x[1, 4] = 0
     found = session.run(None, {"x": x})[0]
 
     act = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh,
@@ -202,11 +209,12 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
 def test_int8_convolution_is_a_convolution(kernel, stride, time):
     random = np.random.default_rng(2)
     x = np.abs(random.standard_normal((2, time, 19, 6))).astype(np.float32)
+    x[1, :kernel] = 0
     weight = random.standard_normal((8, 6, kernel, kernel)).astype(np.float32)
     bias = random.standard_normal(8).astype(np.float32)
     integers, scale = int8_columns(weight.transpose(2, 3, 1, 0).reshape(-1, 8))
     session = session_of(
-        functions.int8_convolution(kernel, stride), {"x": 4}, {"weight": integers, "scale": scale, "bias": bias}
+        [functions.int8_convolution(kernel, stride)], {"x": 4}, {"weight": integers, "scale": scale, "bias": bias}
     )
     found = session.run(None, {"x": x})[0]
     channels_first = torch.from_numpy(x).permute(0, 3, 1, 2)
@@ -285,6 +293,22 @@ def test_recipe_is_recorded_and_bundle_is_smaller(float32, quantized):
     assert bundle.manifest.quantization["num_weights"]["experts"] == 144
     size = {b: sum(file.size for file in b.manifest.files.values()) for b in (float32, bundle)}
     assert size[bundle] < 0.35 * size[float32]
+
+
+def test_what_several_products_read_is_quantized_once(quantized):
+    """Queries and keys of a block, both halves of its GLU, and the projections of positions in all blocks."""
+    graph = ir.load(quantized("int8").path / "encoder.onnx").graph
+    read = {node.name: node.inputs[0] for node in graph if node.op_type == "Int8MatMul"}
+
+    def rows_of(name):
+        return {rows for product, rows in read.items() if re.search(name, product)}
+
+    for name in (r"encoders\.1/self_attn/linear_(q|kv)/", r"encoders\.1/conv_module/pointwise_conv1/", "/linear_pos/"):
+        assert len([product for product in read if re.search(name, product)]) > 1
+        assert len(rows_of(name)) == 1
+    assert len(rows_of("/linear_q/")) == 3
+    quantized_values = [node.inputs[0] for node in graph if node.op_type == "Int8Rows"]
+    assert len(quantized_values) == len(set(quantized_values)) == len(set(read.values()))
 
 
 def test_overrides_leave_a_group_alone(float32, tmp_path):
