@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+
+from u2moe.benchmarks.moe_layer import BITS, FLOAT, INT8, LAYER_BYTES, Layer, Layers, main, table, targets
+from u2moe.quantize.arithmetic import relative_error
+
+SMALL = Layer(dim=32, hidden=48, num_experts=4, top_k=2)
+LIMITS = {"int8": 0.03, "int4-experts": 0.2}
+"""Relative errors of one layer: integers round weights and activations to 1/127, or weights to 1/7, of the largest."""
+
+
+def tokens(count, dim=SMALL.dim):
+    return np.random.default_rng(0).standard_normal((count, dim), np.float32)
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return {recipe: Layers(SMALL, recipe, 20_000) for recipe in BITS}
+
+
+@pytest.mark.parametrize("recipe", sorted(LIMITS))
+def test_all_recipes_compute_the_same_layers(layers, recipe):
+    x = tokens(40)
+    # there are as many layers as it takes bytes, the first of them alike
+    for expected, found in zip(layers[FLOAT].run(x), layers[recipe].run(x), strict=False):
+        assert relative_error(expected, found) < LIMITS[recipe]
+
+
+def test_layers_differ_and_together_have_the_bytes_that_were_asked_for(layers):
+    first, second = layers[INT8].run(tokens(3))[:2]
+    assert relative_error(first, second) > 0.5
+    for recipe, own in layers.items():
+        weights = SMALL.multiply_adds * BITS[recipe] / 8
+        assert weights < own.bytes_per_expert < 2 * weights
+        assert len(own.gates) * SMALL.num_experts * weights >= 20_000
+
+
+@pytest.mark.parametrize("recipe", sorted(BITS))
+def test_products_alone_are_those_of_all_experts(layers, recipe):
+    """They are as many as experts have weights, and those of the first expert are its first product."""
+    own = layers[recipe]
+    names = [output.name for output in own.products.get_outputs()]
+    assert len(names) == len(own.gates) * SMALL.num_experts * 2
+    floats = recipe != INT8
+    x = tokens(5) if floats else np.full((5, SMALL.dim), 129, np.uint8)
+    inner = tokens(5, SMALL.hidden) if floats else np.full((5, SMALL.hidden), 129, np.uint8)
+    found = own.products.run(names[:2], {"tokens": x, "inner": inner})
+    reference = layers[FLOAT].products.run(
+        names[:2] if recipe == FLOAT else [output.name for output in layers[FLOAT].products.get_outputs()][:2],
+        {"tokens": x.astype(np.float32) if floats else np.ones_like(x, np.float32),
+         "inner": inner.astype(np.float32) if floats else np.ones_like(inner, np.float32)},
+    )  # fmt: skip
+    assert [array.shape for array in found] == [(5, SMALL.hidden), (5, SMALL.dim)]
+    for expected, product in zip(reference, found, strict=True):
+        assert relative_error(expected, product) < 0.2
+
+
+def test_experts_without_tokens_are_not_counted(layers):
+    assert layers[INT8].touched(tokens(1)) == SMALL.top_k
+    assert layers[INT8].touched(tokens(500)) == SMALL.num_experts
+
+
+def test_the_command_writes_what_the_table_shows(tmp_path, capsys):
+    file = tmp_path / "moe_layer.json"
+    sizes = ["--dim", "32", "--hidden", "48", "--num-experts", "4"]
+    options = ["--tokens", "1", "16", "--repetitions", "2", "--bytes", "5000000"]
+    main(["--results", str(file), "--recipes", "int8", "fp32", *options, *sizes])
+    results = json.loads(file.read_text())
+    assert capsys.readouterr().out.strip() == table(results).strip()
+    assert [(item["recipe"], item["tokens"]) for item in results["layers"]] == [
+        ("int8", 1), ("fp32", 1), ("int8", 16), ("fp32", 16),
+    ]  # fmt: skip
+    for item in results["layers"]:
+        assert item["least_s"] == max(item["read_s"], item["arithmetic_s"])
+        assert item["ratio"] == pytest.approx(item["seconds"]["median"] / item["least_s"])
+        assert item["products_s"]["median"] > 0
+    assert [target.name for target in targets(results)] == ["MoE layer at 16 tokens / its memory-read bound"]
+
+
+def made_up(seconds, tokens_per_call, recipe="int8"):
+    spread = {"median": seconds, "low": seconds / 2, "high": 2 * seconds, "count": 3}
+    rate = {"median": 2e9, "low": 1e9, "high": 3e9, "count": 3}
+    products = {"operator": "x", "sizes": {"1 x 1 x 1": rate}, "best": "1 x 1 x 1"}
+    item = {"recipe": recipe, "tokens": tokens_per_call, "experts": 7.5, "seconds": spread, "products_s": spread,
+            "read_s": 0.001, "arithmetic_s": 0.002, "least_s": 0.002, "ratio": seconds / 0.002}  # fmt: skip
+    machine = {"processor": "a processor", "instruction_sets": ["avx2"], "usable_cores": 2, "onnxruntime": "1.2.3"}
+    return {
+        "machine": {**machine, "commit": "abc"}, "date": "2026-01-01", "sizes": SMALL.__dict__, "threads": 1,
+        "rates": {"multiply_adds_per_s": {"integer": products, "float": products},
+                  "read_bytes_per_s": {str(LAYER_BYTES): rate}},
+        "layers": [item],
+    }  # fmt: skip
+
+
+def test_targets_are_the_bounds_that_were_set():
+    (at_16,) = targets(made_up(0.0011, 16))
+    assert at_16.value == pytest.approx(1.1)
+    assert at_16.met
+    (at_250,) = targets(made_up(0.003, 250))
+    assert at_250.value == pytest.approx(1.5)
+    assert not at_250.met
+    assert "take 1.50 of it, 3.00 of 3.00 ms" in at_250.row
+    assert targets(made_up(0.003, 64)) == targets(made_up(0.003, 250, "fp32")) == []
+    assert targets({**made_up(0.003, 250), "threads": 2}) == []
+
+
+def test_a_row_has_milliseconds():
+    row = table(made_up(0.003, 250)).splitlines()[-1]
+    assert row == "| int8 | 250 | 7.5 | 3.00 (1.50-6.00) | 3.00 (1.50-6.00) | 1.00 | 2.00 | 1.50 |"
