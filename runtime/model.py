@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import Manifest
 
 
+Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
+"""Encoder output [time, dim] and the hypotheses about it."""
+
+_MOST_TOKENS = 512
+"""Of all hypotheses in one decoder call, padding included: with more, arithmetic bounds it, and nothing is gained."""
+_LEAST_ALIKE = 0.85
+"""Utterances share a decoder call if none is shorter than this part of the longest: else padding costs more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
     """What the decoders say about n hypotheses, padded to the longest.
@@ -136,32 +145,53 @@ class Model:
 
     def token_scores(self, encoder_out: npt.ArrayLike, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
         """The same token by token."""
+        return self.token_scores_of([(encoder_out, hypotheses)])[0]
+
+    def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
+        """The same for several utterances; those that are about as long as each other share a decoder call."""
         if self._decoder is None:
             raise StreamError("this bundle has no attention decoder (CTC only): use search 'ctc_prefix_beam'")
-        output = self._matrix("encoder_out", encoder_out, self.config.output_size)
-        if len(output) == 0:
+        outputs = [self._matrix("encoder_out", output, self.config.output_size) for output, _ in utterances]
+        if any(len(output) == 0 for output in outputs):
             raise ValueError("encoder_out has no frames: there is nothing to attend to")
-        # One column at least: a Reshape cannot tell an axis of size 0 from "as in the input".
-        num, length = len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1
-        if num == 0:
-            empty = np.zeros((0, 1), np.float32)
-            right = empty if self.config.bidirectional else None
-            return TokenScores(left=empty, right=right, next=np.zeros((0, self.config.vocab_size), np.float32))
-        hyps = np.full((1, num, length), self.config.eos, np.int64)
-        for row, tokens in zip(hyps[0], hypotheses, strict=True):
-            row[: len(tokens)] = tokens
+        empty = np.zeros((0, 1), np.float32)
+        right = empty if self.config.bidirectional else None
+        nothing = TokenScores(left=empty, right=right, next=np.zeros((0, self.config.vocab_size), np.float32))
+        results = [nothing] * len(utterances)
+        sizes = [_Size.of(output, hypotheses) for output, (_, hypotheses) in zip(outputs, utterances, strict=True)]
+        for group in _alike(sizes):
+            found = self._decode(self._decoder, [(outputs[i], utterances[i][1]) for i in group])
+            for row, index in enumerate(group):
+                length = sizes[index].length + 1
+                results[index] = TokenScores(
+                    left=found["score"][row, :, :length],
+                    right=found["r_score"][row, :, :length] if self.config.bidirectional else None,
+                    next=found["next_log_probs"][row],
+                )
+        return results
+
+    def _decode(
+        self, decoder: Session, utterances: Sequence[tuple[npt.NDArray[np.float32], Sequence[Sequence[int]]]]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of one decoder call for utterances with equally many hypotheses, shorter ones padded."""
+        sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
+        num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
+        hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
+        encoder_out = np.zeros((len(utterances), num_frames, self.config.output_size), np.float32)
+        for row, (output, hypotheses) in enumerate(utterances):
+            encoder_out[row, : len(output)] = output
+            for column, tokens in enumerate(hypotheses):
+                hyps[row, column, : len(tokens)] = tokens
         if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
             raise ValueError(f"hypotheses hold token ids outside 0..{self.config.vocab_size - 1}")
-        result = self._decoder.run(
+        return decoder.run(
             {
                 "hyps": hyps,
-                "hyps_lens": np.array([[len(tokens) for tokens in hypotheses]], np.int64),
-                "encoder_out": output[np.newaxis],
-                "encoder_lens": np.array([len(output)], np.int64),
+                "hyps_lens": np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64),
+                "encoder_out": encoder_out,
+                "encoder_lens": np.array([size.num_frames for size in sizes], np.int64),
             }
         )
-        right = result["r_score"][0] if self.config.bidirectional else None
-        return TokenScores(left=result["score"][0], right=right, next=result["next_log_probs"][0])
 
     @staticmethod
     def _matrix(name: str, value: npt.ArrayLike, width: int) -> npt.NDArray[np.float32]:
@@ -169,3 +199,40 @@ class Model:
         if array.ndim != 2 or array.shape[1] != width:
             raise ValueError(f"{name} must be [time, {width}], got shape {array.shape}")
         return array
+
+
+@dataclass(frozen=True, order=True)
+class _Size:
+    """What an utterance takes in the decoder: hypotheses, tokens of the longest of them, encoder frames."""
+
+    num_hypotheses: int
+    length: int
+    num_frames: int
+
+    @classmethod
+    def of(cls, output: npt.NDArray[np.float32], hypotheses: Sequence[Sequence[int]]) -> _Size:
+        """Of an utterance. One token at least: a Reshape cannot tell an axis of size 0 from "as in the input"."""
+        return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
+
+    def joins(self, others: Sequence[_Size]) -> bool:
+        """Whether it may share a call with others that are no longer."""
+        frames = [size.num_frames for size in (*others, self)]
+        return (
+            self.num_hypotheses == others[0].num_hypotheses
+            and (len(others) + 1) * self.num_hypotheses * (self.length + 1) <= _MOST_TOKENS
+            and others[0].length >= _LEAST_ALIKE * self.length
+            and min(frames) >= _LEAST_ALIKE * max(frames)
+        )
+
+
+def _alike(sizes: Sequence[_Size]) -> list[list[int]]:
+    """Indices of the utterances that have hypotheses, those together that share a call."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if sizes[index].num_hypotheses == 0:
+            continue
+        if groups and sizes[index].joins([sizes[other] for other in groups[-1]]):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

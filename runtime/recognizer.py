@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from u2moe.runtime.ctc import Hypothesis
-    from u2moe.runtime.model import Model
+    from u2moe.runtime.model import Model, TokenScores
     from u2moe.runtime.rescore import Rescored
     from u2moe.runtime.vad import VoiceActivityDetector
 
@@ -151,8 +151,7 @@ class Recognizer:
             for stream in streams:
                 claims.enter_context(stream.decoding())
             while True:
-                for stream in streams:
-                    self._settle(stream)
+                self._settle(streams)
                 windows = ((stream, stream.take_window()) for stream in streams)
                 chunks = [(stream, window) for stream, window in windows if window is not None]
                 if not chunks:
@@ -285,19 +284,21 @@ class Recognizer:
             stream.advance(own.copy(), log_probs[start : start + len(own)], row)
             start += len(own)
 
-    def _settle(self, stream: Stream) -> None:
-        """The second pass of the utterances of a stream that have ended."""
-        while stream.awaits_result:
-            if stream.is_cut:
+    def _settle(self, streams: Sequence[Stream]) -> None:
+        """The second pass of the utterances that have ended."""
+        while ended := [stream for stream in streams if stream.awaits_result]:
+            for stream in ended:
+                if stream.is_cut:
+                    self._cut(stream)
+            self._conclude(ended)
+        for stream in streams:
+            if not stream.ends_with_window:
+                continue
+            # Full context: what is not known to end is encoded again with what follows, unless that is most of it.
+            if 2 * stream.num_segment_frames > stream.num_window_frames:
                 self._cut(stream)
-            stream.conclude(self._conclude(stream))
-        if not stream.ends_with_window:
-            return
-        # Full context: what is not known to end is encoded again with what follows, unless that is most of the window.
-        if 2 * stream.num_segment_frames > stream.num_window_frames:
-            self._cut(stream)
-            stream.conclude(self._conclude(stream))
-        stream.give_back()
+                self._conclude([stream])
+            stream.give_back()
 
     def _cut(self, stream: Stream) -> None:
         """End the utterance at hand between two of its words, so that none is cut, if there are two."""
@@ -307,23 +308,41 @@ class Recognizer:
         if num_frames is not None:
             stream.shorten(num_frames, log_probs)
 
-    def _conclude(self, stream: Stream) -> Result:
-        """The final result of the utterance at hand, whose chunks are decoded."""
-        options = stream.options
-        encoder_out = stream.encoder_out()
-        hypotheses = stream.end_first_pass()
-        if options.search == "attention" and len(encoder_out):
-            return self._result(stream, self._attention_search(encoder_out, options))
-        if options.search != "attention_rescoring" or not len(encoder_out):
-            return self._result(stream, hypotheses)
+    def _conclude(self, streams: Sequence[Stream]) -> None:
+        """Give each stream the final result of its utterance at hand, whose chunks are decoded."""
+        outputs = [stream.encoder_out() for stream in streams]
+        first = [stream.end_first_pass() for stream in streams]
+        rescored = [
+            index
+            for index, stream in enumerate(streams)
+            if stream.options.search == "attention_rescoring" and len(outputs[index])
+        ]
+        utterances = [(outputs[index], [hypothesis.tokens for hypothesis in first[index]]) for index in rescored]
+        scores = self.model.token_scores_of(utterances) if utterances else []
+        second = {
+            index: self._rescored(streams[index].options, first[index], found)
+            for index, found in zip(rescored, scores, strict=True)
+        }
+        for index, stream in enumerate(streams):
+            if index in second:
+                result = self._result(stream, [item.hypothesis for item in second[index]], second[index])
+            elif stream.options.search == "attention" and len(outputs[index]):
+                result = self._result(stream, self._attention_search(outputs[index], stream.options))
+            else:
+                result = self._result(stream, first[index])
+            stream.conclude(result)
+
+    def _rescored(
+        self, options: DecodingOptions, hypotheses: Sequence[Hypothesis], scores: TokenScores
+    ) -> list[Rescored]:
+        """Hypotheses with both passes' scores, by the weights of the options, or of the bundle."""
         defaults = self.bundle.manifest.decoding
-        rescored = attention_rescoring(
+        return attention_rescoring(
             hypotheses,
-            self.model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in hypotheses]),
+            scores,
             defaults.ctc_weight if options.ctc_weight is None else options.ctc_weight,
             defaults.reverse_weight if options.reverse_weight is None else options.reverse_weight,
         )
-        return self._result(stream, [item.hypothesis for item in rescored], rescored)
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
         """Hypotheses of the decoder alone, the best of them with the times that the CTC head gives its tokens."""

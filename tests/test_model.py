@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from u2moe.runtime import (
     Bundle,
@@ -9,7 +11,7 @@ from u2moe.runtime import (
     ctc_greedy_search,
     ctc_prefix_beam_search,
 )
-from u2moe.runtime.model import Model
+from u2moe.runtime.model import Model, _alike, _Size
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +84,70 @@ def test_rescore_sums_the_token_scores(golden, golden_model):
     extended = golden_model.token_scores(encoder_out, [[5, 6], [5, 6, 7]])
     assert extended.next[0, 7] == pytest.approx(extended.left[1, 2], abs=1e-5)
     assert extended.left[0, 2] == pytest.approx(extended.next[0, golden_model.config.eos], abs=1e-5)
+
+
+class Counted:
+    """A session that counts its calls, and the utterances in each."""
+
+    def __init__(self, session):
+        self.session = session
+        self.batches = []
+
+    def run(self, feeds):
+        self.batches.append(len(feeds["hyps"]))
+        return self.session.run(feeds)
+
+
+def test_utterances_of_like_length_share_a_decoder_call(golden_model):
+    """Whatever they share it with, and in any order, they get the scores that they get alone."""
+    random = np.random.default_rng(0)
+    vocab, dim = golden_model.config.vocab_size, golden_model.config.output_size
+    sizes = [
+        (30, 8, 3),
+        (90, 25, 3),
+        (29, 7, 3),
+        (31, 8, 2),
+        (31, 8, 3),
+        (50, 8, 3),
+        (20, 0, 1),
+        (20, 0, 0),
+        (95, 25, 3),
+    ]
+    utterances = [
+        (
+            random.standard_normal((num_frames, dim), np.float32),
+            [random.integers(1, vocab - 1, max(length - i, 0)).tolist() for i in range(num)],
+        )
+        for num_frames, length, num in sizes
+    ]
+    decoder = Counted(golden_model._decoder)
+    counted = Model(golden_model.manifest, golden_model.encoder.session, golden_model._ctc, decoder)
+    found = counted.token_scores_of(utterances)
+    assert sorted(decoder.batches) == [1, 1, 1, 2, 3]
+    for scores, utterance in zip(found, utterances, strict=True):
+        alone = golden_model.token_scores(*utterance)
+        assert scores.left.shape == alone.left.shape
+        # Rows of a matrix product may be summed in another order when there are more of them.
+        np.testing.assert_allclose(scores.left, alone.left, atol=1e-4)
+        np.testing.assert_allclose(scores.next, alone.next, atol=1e-4)
+        assert (scores.right is None) == (alone.right is None)
+        if scores.right is not None:
+            np.testing.assert_allclose(scores.right, alone.right, atol=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60), st.integers(1, 500)), max_size=40), st.randoms())
+def test_calls_are_neither_padded_much_nor_large(sizes, random):
+    sizes = [_Size(*size) for size in sizes]
+    random.shuffle(sizes)
+    groups = _alike(sizes)
+    assert sorted(index for group in groups for index in group) == [i for i, s in enumerate(sizes) if s.num_hypotheses]
+    for group in groups:
+        own = [sizes[index] for index in group]
+        assert len({size.num_hypotheses for size in own}) == 1
+        for values in ([size.length for size in own], [size.num_frames for size in own]):
+            assert min(values) >= 0.85 * max(values)
+        num_tokens = len(own) * own[0].num_hypotheses * (max(size.length for size in own) + 1)
+        assert len(own) == 1 or num_tokens <= 512
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 16])

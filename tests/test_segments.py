@@ -401,3 +401,15 @@ def test_the_frame_of_an_endpoint_does_not_depend_on_chunks(toy):
         found = hear(toy, samples, options=dataclasses.replace(CHUNKED, chunk_size=chunk_size))
         ends.add(tuple((segment.text, segment.start, segment.end) for segment in found))
     assert len(ends) == 1
+
+
+def test_utterances_that_end_together_are_rescored_together(recognizer, sound, monkeypatch):
+    """One call for those of like length, and what each would be given alone."""
+    options = dataclasses.replace(TINY, endpoint=None)
+    sounds = [sound[:40_000], sound[::-1][:40_000], sound[:15_000], 0.5 * sound[:41_000]]
+    alone = [hear_together(recognizer, [samples], [options])[0] for samples in sounds]
+    calls = []
+    run = recognizer.model._decoder.run
+    monkeypatch.setattr(recognizer.model._decoder, "run", lambda feeds: calls.append(len(feeds["hyps"])) or run(feeds))
+    assert hear_together(recognizer, sounds, [options] * 4) == alone
+    assert len(calls) < sum(calls) == 4
