@@ -144,31 +144,80 @@ def moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
 
 
 def int8_moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
-    """Names of the inputs of a mixture of experts in int8; biases are those of all experts [experts, out]."""
-    names = ["x", "gate", *(("w1_bias", "w2_bias") if has_bias else ())]
+    """Names of the inputs of a mixture of experts in int8; `w2_bias` is that of all experts [experts, dim]."""
+    names = ["x", "gate", *(("w2_bias",) if has_bias else ())]
     for expert in range(num_experts):
-        for part in ("w1", "w2"):
-            names += [f"e{expert}_{part}", f"e{expert}_{part}_scale"]
+        names += [f"e{expert}_w1", f"e{expert}_w1_scale", *((f"e{expert}_w1_bias",) if has_bias else ())]
+        names += [f"e{expert}_w2", f"e{expert}_w2_scale"]
     return names
 
 
 def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias: bool) -> ir.Function:
     """The mixture of experts with int8 experts and a float32 router. Tokens are quantized once, before they are sorted.
 
-    Only the products are computed expert by expert; what is done to each row is done to the rows of all experts
-    together: few nodes matter more than few bytes when an expert has a handful of tokens. (It also spares onnxruntime
-    before 1.32 the largest value of each row of an empty matrix, which it gives the wrong shape.)
+    Hidden activations are computed expert by expert, in pieces that a cache holds, and quantized together. (That also
+    spares onnxruntime before 1.32 the largest value of each row of an empty matrix, which it gives the wrong shape.)
+    Their scales are part of the weights in the sum over a token's experts, and so are the biases of the second product.
     """
     body = CONSTANTS + _router(top_k) + _dispatch(num_experts) + _quantized_rows("tokens")
     body += """
     sorted_q = Gather<axis = 0>(tokens_q, token)
     sorted_scale = Gather<axis = 0>(tokens_scale, token)
+    scale_columns = Unsqueeze(sorted_scale, last)
     """
-    body += _int8_products("inner", "sorted", "w1", num_experts, has_bias=has_bias)
-    body += ACTIVATIONS[kind].format(x="inner", y="hidden") + _quantized_rows("hidden")
-    body += _int8_products("merged", "hidden", "w2", num_experts, has_bias=has_bias) + _combine(top_k)
+    body += _split("sorted_q", num_experts) + _split("scale_columns", num_experts)
+    for expert in range(num_experts):
+        body += _int8_hidden(expert, kind, has_bias=has_bias)
+    body += _concat("hidden", num_experts) + _quantized_rows("hidden") + _split("hidden_q", num_experts)
+    for expert in range(num_experts):
+        body += _int8_product(f"merged{expert}", f"hidden_q{expert}", f"e{expert}_w2")
+    body += (
+        _concat("merged", num_experts)
+        + _places(top_k)
+        + """
+    scales = Gather<axis = 0>(hidden_scale, places)
+    factors = Mul(probabilities, scales)
+    """
+    )
+    if not has_bias:
+        body += _weighted_sum("summed")
+    else:
+        body += _weighted_sum("unbiased")
+        body += """
+        logits_shape = Shape(logits)
+        nothing = ConstantOfShape<value = float[1] {0.0}>(logits_shape)
+        all_probabilities = ScatterElements<axis = 1>(nothing, experts, probabilities)
+        summed = Gemm(all_probabilities, w2_bias, unbiased)
+        """
+    body += _in_shape_of_x()
     name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
     return _function(name, int8_moe_parameters(num_experts, has_bias=has_bias), body)
+
+
+def _int8_hidden(expert: int, kind: str, *, has_bias: bool) -> str:
+    """Statements for the hidden activations of one expert, of its rows of the quantized tokens."""
+    body = _int8_product(f"unit{expert}", f"sorted_q{expert}", f"e{expert}_w1")
+    inner = f"scaled{expert}"
+    body += f"{inner} = Mul(unit{expert}, scale_columns{expert})\n"
+    if has_bias:
+        body += f"inner{expert} = Add({inner}, e{expert}_w1_bias)\n"
+        inner = f"inner{expert}"
+    return body + ACTIVATIONS[kind].format(x=inner, y=f"hidden{expert}") + "\n"
+
+
+def _int8_product(y: str, x: str, weight: str) -> str:
+    """Statement for y = (x - 128) @ weight times the scale of its columns: the scales of rows are left to others."""
+    return f"{y} = com.microsoft.MatMulIntegerToFloat({x}, {weight}, one, {weight}_scale, middle)\n"
+
+
+def _split(x: str, num_experts: int) -> str:
+    """Statement for {x}0, {x}1, ...: the rows of each expert."""
+    return f"{', '.join(f'{x}{expert}' for expert in range(num_experts))} = Split<axis = 0>({x}, counts)\n"
+
+
+def _concat(x: str, num_experts: int) -> str:
+    """Statement for x: the rows of all experts, {x}0, {x}1, ..."""
+    return f"{x} = Concat<axis = 0>({', '.join(f'{x}{expert}' for expert in range(num_experts))})\n"
 
 
 def _quantized_rows(x: str) -> str:
@@ -183,32 +232,6 @@ def _quantized_rows(x: str) -> str:
     {x}_middle = Expand(middle, {x}_rows)
     {x}_q = QuantizeLinear<axis = 0>({x}, {x}_scale, {x}_middle)
     """
-
-
-def _int8_products(y: str, x: str, part: str, num_experts: int, *, has_bias: bool) -> str:
-    """Statements for y: the rows of each expert, `counts` of the quantized x, times its int8 weights, plus its bias."""
-    parts = ", ".join(f"{x}{expert}_q" for expert in range(num_experts))
-    units = ", ".join(f"{y}{expert}_unit" for expert in range(num_experts))
-    body = f"{parts} = Split<axis = 0>({x}_q, counts)\n"
-    for expert in range(num_experts):
-        weight = f"e{expert}_{part}"
-        body += f"""
-        {y}{expert}_unit = com.microsoft.MatMulIntegerToFloat({x}{expert}_q, {weight}, one, {weight}_scale, middle)
-        """
-    body += f"""
-    {y}_unit = Concat<axis = 0>({units})
-    {y}_factor = Unsqueeze({x}_scale, last)
-    """
-    if not has_bias:
-        return body + f"{y} = Mul({y}_unit, {y}_factor)\n"
-    return (
-        body
-        + f"""
-    {y}_scaled = Mul({y}_unit, {y}_factor)
-    {y}_bias = Gather<axis = 0>({part}_bias, sorted_experts)
-    {y} = Add({y}_scaled, {y}_bias)
-    """
-    )
 
 
 def int4_mixture_of_experts(
@@ -308,18 +331,35 @@ def _dispatch(num_experts: int) -> str:
 
 def _combine(top_k: int) -> str:
     """Statements for the weighted sum of what the experts of each token say, in the order of the tokens."""
+    return _places(top_k) + "factors = Identity(probabilities)\n" + _weighted_sum("summed") + _in_shape_of_x()
+
+
+def _places(top_k: int) -> str:
+    """Statements for `places` [tokens, k]: where the rows of each token are in the order by expert."""
     return f"""
     origin = Constant<value = int64 {{0}}>()
     stride = Constant<value = int64 {{1}}>()
     end = Squeeze(num_assignments)
-    places = Range(origin, end, stride)
-    position = ScatterElements<axis = 0>(order, order, places)
+    sorted_places = Range(origin, end, stride)
+    position = ScatterElements<axis = 0>(order, order, sorted_places)
     choices = Constant<value = int64[2] {{-1, {top_k}}}>()
-    places_of_token = Reshape(position, choices)
-    chosen = Gather<axis = 0>(merged, places_of_token)
-    factors = Unsqueeze(probabilities, last)
-    weighted = Mul(chosen, factors)
-    summed = ReduceSum<keepdims = 0>(weighted, second)
+    places = Reshape(position, choices)
+    """
+
+
+def _weighted_sum(y: str) -> str:
+    """Statements for y [tokens, dim]: the rows of `merged` at the `places` of each token, times its `factors`."""
+    return f"""
+    chosen = Gather<axis = 0>(merged, places)
+    factor_columns = Unsqueeze(factors, last)
+    weighted = Mul(chosen, factor_columns)
+    {y} = ReduceSum<keepdims = 0>(weighted, second)
+    """
+
+
+def _in_shape_of_x() -> str:
+    """Statements for the function's output: `summed` in the shape of its input."""
+    return """
     x_shape = Shape(x)
     y = Reshape<allowzero = 1>(summed, x_shape)
     """

@@ -177,10 +177,10 @@ class Rewriter:
         x, gate, *weights = (_present(node, value) for value in node.inputs)
         biases = weights[1::2] if has_bias else []
         if kind == "int8":
-            inputs = [x, gate, *(self._stacked(biases[part::2]) for part in range(2) if biases)]
-            for weight in weights[:: 2 if has_bias else 1]:
+            inputs = [x, gate, *([self._stacked(biases[1::2])] if biases else [])]
+            for index, weight in enumerate(weights[:: 2 if has_bias else 1]):
                 quantized = self._int8(weight, "experts")
-                inputs += [quantized.weight, quantized.scale]
+                inputs += [quantized.weight, quantized.scale, *(biases[index : index + 1] if index % 2 == 0 else [])]
             function = functions.int8_mixture_of_experts(num_experts, top_k, activation, has_bias=has_bias)
         else:
             inputs = [x, gate]
