@@ -13,6 +13,9 @@ import onnx_ir as ir
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
 
+_MOE = "MixtureOfExperts"
+"""In the name of a function that is one; quantized graphs call others of the same domain."""
+
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a bundle as plain data.
@@ -39,7 +42,7 @@ def _graph(model: ir.Model) -> dict[str, Any]:
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and not name.startswith("const_"):
             parameters[contract.weight_group(name)] += value.const_value.size
-    layers = [node for node in model.graph if node.domain == contract.MOE_DOMAIN]
+    layers = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and _MOE in node.op_type]
     return {
         "name": model.graph.name,
         "opset": model.opset_imports[""],
@@ -70,6 +73,7 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
+        f"quantization: {manifest['quantization'].get('recipe', 'none')}",
         f"parameters: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]

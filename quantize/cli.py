@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from u2moe.quantize.config import FORMATS, RECIPES, recipe
+from u2moe.quantize.config import FLOAT32, FORMATS, RECIPES, recipe
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -22,7 +22,12 @@ def add_quantize(subparsers: Subparsers) -> None:
     )
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="int8", help="default: int8")
+    parser.add_argument(
+        "--recipe",
+        choices=(*RECIPES, FLOAT32),
+        default="int8",
+        help=f"default: int8; {FLOAT32}: only what other options change",
+    )
     parser.add_argument(
         "--group",
         metavar="GROUP=FORMAT",
@@ -30,6 +35,14 @@ def add_quantize(subparsers: Subparsers) -> None:
         default=[],
         help="another format for one group of weights: "
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
+    )
+    parser.add_argument(
+        "--skip-expert-below",
+        metavar="WEIGHT",
+        type=float,
+        default=0.0,
+        help="faster at the price of words: tokens skip those of their experts whose normalised weight is below this "
+        "(0 to 1), but never the likeliest; above 0.5 no token has a second (default: none is skipped)",
     )
     parser.add_argument("--audio", metavar="FILE", type=Path, nargs="+", default=[], help="audio to measure errors on")
     parser.add_argument("--manifest", metavar="TSV", help="path<TAB>transcript per line, to measure word errors on")
@@ -65,7 +78,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         bundle, report = quantize_bundle(
             args.bundle,
             args.out,
-            recipe(args.recipe, _groups(args.group)),
+            recipe(args.recipe, _groups(args.group), skip_expert_below=args.skip_expert_below),
             audio=audio,
             recordings=read_manifest(args.manifest) if args.manifest else [],
             max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,

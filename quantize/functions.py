@@ -152,14 +152,17 @@ def int8_moe_parameters(num_experts: int, *, has_bias: bool) -> list[str]:
     return names
 
 
-def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias: bool) -> ir.Function:
+def int8_mixture_of_experts(
+    num_experts: int, top_k: int, kind: str, *, has_bias: bool, skip_below: float = 0.0
+) -> ir.Function:
     """The mixture of experts with int8 experts and a float32 router. Tokens are quantized once, before they are sorted.
 
     Hidden activations are computed expert by expert, in pieces that a cache holds, and quantized together. (That also
     spares onnxruntime before 1.32 the largest value of each row of an empty matrix, which it gives the wrong shape.)
     Their scales are part of the weights in the sum over a token's experts, and so are the biases of the second product.
     """
-    body = CONSTANTS + _router(top_k) + _dispatch(num_experts) + _quantized_rows("tokens")
+    body = CONSTANTS + _router(top_k, num_experts, skip_below) + _dispatch(num_experts, skip_below)
+    body += _quantized_rows("tokens")
     body += """
     sorted_q = Gather<axis = 0>(tokens_q, token)
     sorted_scale = Gather<axis = 0>(tokens_scale, token)
@@ -171,14 +174,11 @@ def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias
     body += _concat("hidden", num_experts) + _quantized_rows("hidden") + _split("hidden_q", num_experts)
     for expert in range(num_experts):
         body += _int8_product(f"merged{expert}", f"hidden_q{expert}", f"e{expert}_w2")
-    body += (
-        _concat("merged", num_experts)
-        + _places(top_k)
-        + """
+    body += _concat("merged", num_experts) + _places(top_k, skip_below)
+    body += """
     scales = Gather<axis = 0>(hidden_scale, places)
     factors = Mul(probabilities, scales)
     """
-    )
     if not has_bias:
         body += _weighted_sum("summed")
     else:
@@ -190,7 +190,7 @@ def int8_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias
         summed = Gemm(all_probabilities, w2_bias, unbiased)
         """
     body += _in_shape_of_x()
-    name = f"Int8MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    name = "Int8" + _moe_name(num_experts, top_k, kind, has_bias=has_bias, skip_below=skip_below)
     return _function(name, int8_moe_parameters(num_experts, has_bias=has_bias), body)
 
 
@@ -235,12 +235,13 @@ def _quantized_rows(x: str) -> str:
 
 
 def int4_mixture_of_experts(
-    num_experts: int, top_k: int, kind: str, sizes: Int4Sizes, *, has_bias: bool
+    num_experts: int, top_k: int, kind: str, sizes: Int4Sizes, *, has_bias: bool, skip_below: float = 0.0
 ) -> ir.Function:
     """The mixture of experts with 4-bit experts; MatMulNBits quantizes the activations of each row itself, to int8."""
     parts = ", ".join(f"p{expert}" for expert in range(num_experts))
     outputs = ", ".join(f"o{expert}" for expert in range(num_experts))
-    body = "last = Constant<value = int64[1] {-1}>()" + _router(top_k) + _dispatch(num_experts)
+    body = "last = Constant<value = int64[1] {-1}>()" + _router(top_k, num_experts, skip_below)
+    body += _dispatch(num_experts, skip_below)
     body += f"""
     sorted = Gather<axis = 0>(tokens, token)
     {parts} = Split<axis = 0>(sorted, counts)
@@ -256,17 +257,20 @@ def int4_mixture_of_experts(
         target = f"o{expert}_sum" if has_bias else f"o{expert}"
         body += _int4_product(target, hidden, f"e{expert}_w2", sizes.hidden, sizes.dim, sizes)
         body += f"o{expert} = Add({target}, e{expert}_w2_bias)\n" if has_bias else ""
-    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
-    name = f"Int4MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k, skip_below)
+    name = "Int4" + _moe_name(num_experts, top_k, kind, has_bias=has_bias, skip_below=skip_below)
     name += f"_{sizes.dim}x{sizes.hidden}_block{sizes.block_size}"
     return _function(name, moe_parameters(num_experts, has_bias=has_bias), body)
 
 
-def half_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias: bool) -> ir.Function:
-    """The mixture of experts in half precision; the router's product and softmax are in float32."""
+def float_mixture_of_experts(
+    num_experts: int, top_k: int, kind: str, *, has_bias: bool, skip_below: float = 0.0, half: bool = False
+) -> ir.Function:
+    """The mixture of experts in float32, or in half precision with the router's product and softmax in float32."""
     parts = ", ".join(f"p{expert}" for expert in range(num_experts))
     outputs = ", ".join(f"o{expert}" for expert in range(num_experts))
-    body = "last = Constant<value = int64[1] {-1}>()" + _router(top_k, cast=True) + _dispatch(num_experts)
+    body = "last = Constant<value = int64[1] {-1}>()" + _router(top_k, num_experts, skip_below, cast=half)
+    body += _dispatch(num_experts, skip_below)
     body += f"""
     sorted = Gather<axis = 0>(tokens, token)
     {parts} = Split<axis = 0>(sorted, counts)
@@ -280,14 +284,28 @@ def half_mixture_of_experts(num_experts: int, top_k: int, kind: str, *, has_bias
         if has_bias:
             body += f"{hidden}_in = Add({source}, {first}_bias)\n"
             source = f"{hidden}_in"
-        # constants of an activation are float32, and so is what it is computed in
-        body += f"{hidden}_single = Cast<to = 1>({source})\n"
-        body += ACTIVATIONS[kind].format(x=f"{hidden}_single", y=f"{hidden}_out") + "\n"
-        body += f"{hidden} = Cast<to = 10>({hidden}_out)\n{target} = MatMul({hidden}, {second})\n"
+        if half:  # constants of an activation are float32, and so is what it is computed in
+            body += f"{hidden}_single = Cast<to = 1>({source})\n"
+            body += ACTIVATIONS[kind].format(x=f"{hidden}_single", y=f"{hidden}_out") + "\n"
+            body += f"{hidden} = Cast<to = 10>({hidden}_out)\n"
+        else:
+            body += ACTIVATIONS[kind].format(x=source, y=hidden) + "\n"
+        body += f"{target} = MatMul({hidden}, {second})\n"
         body += f"o{expert} = Add({target}, {second}_bias)\n" if has_bias else ""
-    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k)
-    name = f"HalfMixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    body += f"merged = Concat<axis = 0>({outputs})" + _combine(top_k, skip_below)
+    name = "Half" if half else "Float"
+    name += _moe_name(num_experts, top_k, kind, has_bias=has_bias, skip_below=skip_below)
     return _function(name, names, body)
+
+
+def skipping(skip_below: float) -> str:
+    """What the name of a function says of it, behind all else that those of the exporter say; "" if it skips none."""
+    return f"_skip{skip_below:g}".replace(".", "_") if skip_below else ""
+
+
+def _moe_name(num_experts: int, top_k: int, kind: str, *, has_bias: bool, skip_below: float) -> str:
+    name = f"MixtureOfExperts_top{top_k}of{num_experts}_{kind}" + ("" if has_bias else "_no_bias")
+    return name + skipping(skip_below)
 
 
 def _int4_product(y: str, x: str, weight: str, rows: int, columns: int, sizes: Int4Sizes) -> str:
@@ -297,54 +315,98 @@ def _int4_product(y: str, x: str, weight: str, rows: int, columns: int, sizes: I
     """
 
 
-def _router(top_k: int, *, cast: bool = False) -> str:
-    """Statements for the experts and weights of each token; the router's product is in float32, whatever x is."""
+def _router(top_k: int, num_experts: int, skip_below: float, *, cast: bool = False) -> str:
+    """Statements for the experts and weights of each token; the router's product is in float32, whatever x is.
+
+    An expert whose weight is below `skip_below` is left out, but never the likeliest of a token; the weights of the
+    others then sum to 1 again, which is the softmax over those that are left. `assigned` is no expert where one is
+    left out.
+    """
     product = "single = Cast<to = 1>(tokens) logits = MatMul(single, gate)" if cast else "logits = MatMul(tokens, gate)"
-    softmax = "Cast<to = 10>(shares)" if cast else "Identity(shares)"
-    return f"""
+    body = f"""
     tokens = Flatten<axis = -1>(x)
     {product}
     k = Constant<value = int64[1] {{{top_k}}}>()
+    first = Constant<value = int64[1] {{0}}>()
     values, experts = TopK<axis = -1>(logits, k)
-    shares = Softmax<axis = -1>(values)
-    probabilities = {softmax}
-"""
+    """
+    if skip_below:
+        body += f"""
+        all_shares = Softmax<axis = -1>(values)
+        limit = Constant<value = float {{{skip_below:.9g}}}>()
+        no_expert = Constant<value = int64 {{{num_experts}}}>()
+        largest_share = Gather<axis = 1>(all_shares, first)
+        least = Min(largest_share, limit)
+        is_kept = GreaterOrEqual(all_shares, least)
+        kept = Cast<to = 1>(is_kept)
+        kept_shares = Mul(all_shares, kept)
+        kept_sum = ReduceSum<keepdims = 1>(kept_shares, last)
+        shares = Div(kept_shares, kept_sum)
+        assigned = Where(is_kept, experts, no_expert)
+        """
+    else:
+        body += "shares = Softmax<axis = -1>(values) assigned = Identity(experts)\n"
+    return body + f"probabilities = {'Cast<to = 10>(shares)' if cast else 'Identity(shares)'}\n"
 
 
-def _dispatch(num_experts: int) -> str:
-    """Statements for the order of the assignments by expert, the token of each, and the number of each expert."""
+def _dispatch(num_experts: int, skip_below: float) -> str:
+    """Statements for the order of the assignments by expert, the token of each, and the number of each expert.
+
+    Assignments to no expert come last in `order`; `token` leaves them out.
+    """
     ids = ", ".join(str(expert) for expert in range(num_experts))
-    return f"""
-    assignments = Reshape(experts, last)
+    body = f"""
+    assignments = Reshape(assigned, last)
     num_assignments = Shape(assignments)
     sorted_experts, order = TopK<axis = 0, largest = 0>(assignments, num_assignments)
-    token = Div(order, k)
-    first = Constant<value = int64[1] {{0}}>()
     second = Constant<value = int64[1] {{1}}>()
     ids = Constant<value = int64[{num_experts}, 1] {{{ids}}}>()
     row = Unsqueeze(assignments, first)
     one_hot = Equal(row, ids)
     ones = Cast<to = 7>(one_hot)
     counts = ReduceSum<keepdims = 0>(ones, second)
-"""
+    """
+    if not skip_below:
+        return body + "token = Div(order, k)\n"
+    return (
+        body
+        + """
+    num_kept = ReduceSum<keepdims = 1>(counts, first)
+    kept_order = Slice(order, first, num_kept)
+    token = Div(kept_order, k)
+    """
+    )
 
 
-def _combine(top_k: int) -> str:
+def _combine(top_k: int, skip_below: float) -> str:
     """Statements for the weighted sum of what the experts of each token say, in the order of the tokens."""
-    return _places(top_k) + "factors = Identity(probabilities)\n" + _weighted_sum("summed") + _in_shape_of_x()
+    body = _places(top_k, skip_below) + "factors = Identity(probabilities)\n"
+    return body + _weighted_sum("summed") + _in_shape_of_x()
 
 
-def _places(top_k: int) -> str:
-    """Statements for `places` [tokens, k]: where the rows of each token are in the order by expert."""
-    return f"""
+def _places(top_k: int, skip_below: float) -> str:
+    """Statements for `places` [tokens, k]: where the rows of each token are in the order by expert.
+
+    Where an expert was left out it is any row: its weight is 0.
+    """
+    body = f"""
     origin = Constant<value = int64 {{0}}>()
     stride = Constant<value = int64 {{1}}>()
     end = Squeeze(num_assignments)
     sorted_places = Range(origin, end, stride)
     position = ScatterElements<axis = 0>(order, order, sorted_places)
     choices = Constant<value = int64[2] {{-1, {top_k}}}>()
-    places = Reshape(position, choices)
     """
+    if not skip_below:
+        return body + "places = Reshape(position, choices)\n"
+    return (
+        body
+        + """
+    all_places = Reshape(position, choices)
+    last_place = Sub(num_kept, stride)
+    places = Min(all_places, last_place)
+    """
+    )
 
 
 def _weighted_sum(y: str) -> str:

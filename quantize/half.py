@@ -17,8 +17,12 @@ POSITIONS = "positional_encoding/"
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def to_half(model: ir.Model) -> dict[str, Change]:
+def to_half(model: ir.Model, skip_below: float = 0.0) -> dict[str, Change]:
     """Turn a float32 graph of ours into half precision in place; inputs and outputs stay float32.
+
+    Args:
+        model: changed.
+        skip_below: tokens skip experts whose weight is below it, see `Recipe.skip_expert_below`.
 
     Returns:
         What was replaced, by the name of the new weight.
@@ -26,14 +30,15 @@ def to_half(model: ir.Model) -> dict[str, Change]:
     Raises:
         BundleError: a mixture of experts that is not as the exporter writes it.
     """
-    converter = _Converter(model)
+    converter = _Converter(model, skip_below)
     converter.run()
     return converter.changes
 
 
 class _Converter:
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, skip_below: float) -> None:
         self.model = model
+        self.skip_below = skip_below
         self.graph = model.graph
         self.changes: dict[str, Change] = {}
         self.halves: dict[ir.Value, ir.Value] = {}
@@ -123,7 +128,11 @@ class _Converter:
         match = re.match(MOE_FUNCTION, node.op_type)
         if match is None:
             raise BundleError(f"node {node.name}: {node.op_type} is no mixture of experts of this version")
-        function = functions.half_mixture_of_experts(int(match[2]), int(match[1]), match[3], has_bias=match[4] is None)
+        top_k, num_experts, has_bias = int(match[1]), int(match[2]), match[4] is None
+        skip_below = self.skip_below if top_k > 1 else 0.0
+        function = functions.float_mixture_of_experts(
+            num_experts, top_k, match[3], has_bias=has_bias, skip_below=skip_below, half=True
+        )
         self.model.functions.setdefault(function.identifier(), function)
         self.model.functions.pop((node.domain, node.op_type, ""), None)
         node.op_type = function.name

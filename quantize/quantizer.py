@@ -13,9 +13,11 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.config import Recipe
+from u2moe.quantize.functions import skipping
 from u2moe.quantize.half import to_half
 from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.rewrites import Change, rewrite
+from u2moe.runtime import contract
 from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError, QuantizationError
@@ -23,6 +25,8 @@ from u2moe.runtime.errors import BundleError, QuantizationError
 EXTERNAL_DATA_LIMIT = 256_000_000
 """Bytes of weights from which they are saved beside the graph, one after the other, as the exporter does."""
 REPORT_FILE = "report.json"
+SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"
+"""Of a graph whose tokens skip experts: `Recipe.skip_expert_below`."""
 
 
 def quantize_bundle(
@@ -61,13 +65,20 @@ def quantize_bundle(
     source = _open_float32(bundle, out)
     with BundleWriter(out, overwrite=overwrite) as staging:
         changes: dict[str, Change] = {}
+        num_skipping = 0
         for graph in source.manifest.model.graphs():
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
-            changes |= to_half(model) if recipe.whole == "fp16" else rewrite(model, recipe)
+            if recipe.whole == "fp16":
+                changes |= to_half(model, recipe.skip_expert_below)
+            else:
+                changes |= rewrite(model, recipe)
+            num_skipping += _record_skipping(model, recipe)
             save_graph(model, staging.path / graph.file, progress)
         counts = Counter(change.group for change in changes.values())
         _check_found(source, recipe, counts)
+        if recipe.skip_expert_below and not num_skipping:
+            raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")
         for name in source.manifest.files:
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
@@ -97,9 +108,19 @@ def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
     """What a recipe asks for must exist; a recipe for all groups may meet a network that lacks some by nature."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
-    if not changed or missing - by_nature:
+    if missing - by_nature or not (changed or recipe.skip_expert_below):
         groups = ", ".join(sorted(missing))
         raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {groups}, but no graph has such weights")
+
+
+def _record_skipping(model: ir.Model, recipe: Recipe) -> int:
+    """Write into the metadata of a graph whose tokens skip experts from when on; how many of its layers do that."""
+    suffix = skipping(recipe.skip_expert_below)
+    names = [node.op_type for node in model.graph if node.domain == contract.MOE_DOMAIN]
+    count = sum(suffix != "" and suffix in name for name in names)
+    if count:
+        model.metadata_props[SKIP_METADATA] = f"{recipe.skip_expert_below:g}"
+    return count
 
 
 def _check_words(report: dict[str, Any], limit: float | None) -> None:
@@ -121,6 +142,7 @@ def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         "whole": recipe.whole,
         "block_size": recipe.block_size,
         "num_weights": dict(sorted(changed.items())),
+        **({"skip_expert_below": recipe.skip_expert_below} if recipe.skip_expert_below else {}),
     }
 
 

@@ -7,7 +7,7 @@ that a recipe asks for and the graph has in another form is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def rewrite(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
     Raises:
         BundleError: the graph holds a node that is not as the exporter writes it.
     """
-    rewriter = Rewriter(model, recipe.quantized, recipe.block_size)
+    rewriter = Rewriter(model, recipe)
     rewriter.run()
     return rewriter.changes
 
@@ -62,11 +62,12 @@ class _Quantized:
 class Rewriter:
     """One graph and the formats that its weights shall get."""
 
-    def __init__(self, model: ir.Model, formats: Mapping[str, str], block_size: int) -> None:
+    def __init__(self, model: ir.Model, recipe: Recipe) -> None:
         self.model = model
         self.graph = model.graph
-        self.formats = formats
-        self.block_size = block_size
+        self.formats = recipe.quantized
+        self.block_size = recipe.block_size
+        self.skip_below = recipe.skip_expert_below
         self.changes: dict[str, Change] = {}
         self.rows: dict[ir.Value, Sequence[ir.Value]] = {}
         """Quantized rows of what products multiply, and their largest magnitudes."""
@@ -167,32 +168,52 @@ class Rewriter:
     def _mixture_of_experts(self, node: ir.Node) -> None:
         match = MOE_FUNCTION.match(node.op_type)
         if match is None:
-            if node.op_type.startswith(("Int8", "Int4")):
+            if node.op_type.startswith("Int8"):  # the front end, which comes first
                 return
             raise BundleError(f"node {node.name}: {node.op_type} is no mixture of experts of this version")
         kind = self.formats.get("experts")
-        if kind is None:
-            return
         top_k, num_experts, activation, has_bias = int(match[1]), int(match[2]), match[3], match[4] is None
+        skip_below = self.skip_below if top_k > 1 else 0.0
         x, gate, *weights = (_present(node, value) for value in node.inputs)
-        biases = weights[1::2] if has_bias else []
         if kind == "int8":
-            inputs = [x, gate, *([self._stacked(biases[1::2])] if biases else [])]
-            for index, weight in enumerate(weights[:: 2 if has_bias else 1]):
-                quantized = self._int8(weight, "experts")
-                inputs += [quantized.weight, quantized.scale, *(biases[index : index + 1] if index % 2 == 0 else [])]
-            function = functions.int8_mixture_of_experts(num_experts, top_k, activation, has_bias=has_bias)
-        else:
-            inputs = [x, gate]
-            for index, weight in enumerate(weights[:: 2 if has_bias else 1]):
-                quantized = self._int4(weight)
-                inputs += [quantized.weight, quantized.scale, *biases[index : index + 1]]
+            inputs = self._int8_experts(weights, has_bias=has_bias)
+            function = functions.int8_mixture_of_experts(
+                num_experts, top_k, activation, has_bias=has_bias, skip_below=skip_below
+            )
+        elif kind == "int4":
+            inputs = self._int4_experts(weights, has_bias=has_bias)
             dim, hidden = _shape(weights[0])
             sizes = functions.Int4Sizes(dim=dim, hidden=hidden, block_size=self.block_size)
-            function = functions.int4_mixture_of_experts(num_experts, top_k, activation, sizes, has_bias=has_bias)
-        self._call(function, node, inputs)
+            function = functions.int4_mixture_of_experts(
+                num_experts, top_k, activation, sizes, has_bias=has_bias, skip_below=skip_below
+            )
+        elif skip_below:
+            inputs = weights
+            function = functions.float_mixture_of_experts(
+                num_experts, top_k, activation, has_bias=has_bias, skip_below=skip_below
+            )
+        else:
+            return
+        self.model.functions.pop((node.domain, node.op_type, ""), None)
+        self._call(function, node, [x, gate, *inputs])
 
-    def _stacked(self, biases: list[ir.Value]) -> ir.Value:
+    def _int8_experts(self, weights: Sequence[ir.Value], *, has_bias: bool) -> list[ir.Value]:
+        """Inputs of the function behind x and the router, of the float32 weights and biases of all experts."""
+        biases = weights[1::2] if has_bias else []
+        inputs = [self._stacked(biases[1::2])] if biases else []
+        for index, weight in enumerate(weights[:: 2 if has_bias else 1]):
+            quantized = self._int8(weight, "experts")
+            inputs += [quantized.weight, quantized.scale, *(biases[index : index + 1] if index % 2 == 0 else [])]
+        return inputs
+
+    def _int4_experts(self, weights: Sequence[ir.Value], *, has_bias: bool) -> list[ir.Value]:
+        biases, inputs = weights[1::2] if has_bias else [], []
+        for index, weight in enumerate(weights[:: 2 if has_bias else 1]):
+            quantized = self._int4(weight)
+            inputs += [quantized.weight, quantized.scale, *biases[index : index + 1]]
+        return inputs
+
+    def _stacked(self, biases: Sequence[ir.Value]) -> ir.Value:
         """Biases of all experts [experts, out], as one initializer named without the expert's number."""
         name = EXPERT_NUMBER.sub("experts.", biases[0].name or "", count=1)
         shape = (len(biases), *_shape(biases[0]))

@@ -1,5 +1,6 @@
 """Quantized bundles: the arithmetic of each function, what must stay float32, errors, reports, and gates."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_recipes_are_checked_at_birth():
         Recipe(name="x", groups={"experts": "int4"}, whole="fp16")
     with pytest.raises(ValueError, match="recipe must be one of"):
         recipe("int7")
+    with pytest.raises(ValueError, match="skip_expert_below must be from 0 to 1, got 2"):
+        recipe("int8", skip_expert_below=2)
+    with pytest.raises(ValueError, match="'fp32' quantizes nothing"):
+        recipe("fp32")
+    assert recipe("int8", skip_expert_below=0.25).name == "int8[skip_expert_below=0.25]"
+    assert recipe("fp32", {"experts": "int4"}).quantized == {"experts": "int4"}
+    assert recipe("int8") is RECIPES["int8"]
     changed = recipe("int8", {"attention": "fp32"})
     assert changed.name == "int8[attention=fp32]"
     assert "attention" not in changed.quantized
@@ -118,14 +126,15 @@ def test_recipes_are_checked_at_birth():
 # --- functions against numpy
 
 
-def session_of(chain, inputs, initial):
+def session_of(chain, inputs, initial, dtype=np.float32):
     """An onnxruntime session of calls in a row, each on what the one before gave, and the last on the constants too."""
-    fed = [ir.val(name, dtype=ir.DataType.FLOAT, shape=(None,) * rank) for name, rank in inputs.items()]
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    fed = [ir.val(name, dtype=kind, shape=(None,) * rank) for name, rank in inputs.items()]
     weights = []
     for name, array in initial.items():
         tensor = ir.tensor(array, name=name)
         weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
-    y = ir.val("y", dtype=ir.DataType.FLOAT, shape=None)
+    y = ir.val("y", dtype=kind, shape=None)
     calls, values = [], fed
     for function in chain[:-1]:
         values = [ir.val(output.name) for output in function.outputs]
@@ -158,6 +167,102 @@ def test_int8_matmul_is_what_it_says():
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
 
 
+ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
+               "tanh": torch.tanh, "selu": torch.selu, "hardtanh": torch.nn.functional.hardtanh}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in plain numpy, token by token."""
+
+    gate: np.ndarray
+    top_k: int
+    act: object
+    weights: dict
+    biases: dict
+    """By "w1" and "w2", [experts, out]."""
+    skip_below: float = 0.0
+
+    def shares(self, token):
+        """The weight of each expert of a token, in their order, without those that are skipped."""
+        logits = token @ self.gate
+        chosen = np.argsort(-logits, kind="stable")[: self.top_k]
+        shares = np.exp(logits[chosen] - logits.max())
+        shares /= shares.sum()
+        kept = shares >= min(self.skip_below, shares[0])
+        return dict(zip(chosen[kept], shares[kept] / shares[kept].sum(), strict=True))
+
+    def said_of(self, tokens, *, rounded):
+        """[tokens, dim] for tokens of that shape; with activations as they are, or rounded to integers."""
+        rows = rounded_rows if rounded else lambda x: x
+        result = np.zeros_like(tokens)
+        for row, token in enumerate(tokens):
+            for expert, share in self.shares(token).items():
+                hidden = rows(token[np.newaxis])[0] @ self.weights[f"e{expert}_w1"] + self.biases["w1"][expert]
+                hidden = rows(self.act(torch.from_numpy(hidden.astype(np.float32))).numpy()[np.newaxis])[0]
+                result[row] += share * (hidden @ self.weights[f"e{expert}_w2"] + self.biases["w2"][expert])
+        return result
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("top_k", "skip_below"), [(2, 0.1), (2, 0.3), (2, 0.5), (3, 0.34), (3, 1.0)])
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "int8", "int4"])
+def test_experts_below_the_limit_are_skipped_and_the_others_weighted_anew(kind, top_k, skip_below, has_bias):
+    """Against plain numpy; experts say so much that one too many or a wrong weight would show."""
+    random, (dim, hidden, num_experts) = np.random.default_rng(2), (32, 64, 4)
+    gate = random.standard_normal((dim, num_experts)).astype(np.float32) * 0.2
+    shapes = {"w1": (dim, hidden), "w2": (hidden, dim)}
+    floats = {f"e{expert}_{part}": random.standard_normal(shape).astype(np.float32)
+              for expert in range(num_experts) for part, shape in shapes.items()}  # fmt: skip
+    biases = {part: has_bias * random.standard_normal((num_experts, shape[1])).astype(np.float32)
+              for part, shape in shapes.items()}  # fmt: skip
+    options = {"has_bias": has_bias, "skip_below": skip_below}
+    if kind == "int8":
+        function = functions.int8_mixture_of_experts(num_experts, top_k, "swish", **options)
+    elif kind == "int4":
+        sizes = functions.Int4Sizes(dim=dim, hidden=hidden, block_size=16)
+        function = functions.int4_mixture_of_experts(num_experts, top_k, "swish", sizes, **options)
+    else:
+        half = kind == "fp16"
+        function = functions.float_mixture_of_experts(num_experts, top_k, "swish", half=half, **options)
+    initial, restored = {"gate": gate}, {}
+    for name in [value.name for value in function.inputs][2:]:
+        expert, _, part = name.partition("_")
+        if name == "w2_bias":
+            initial[name] = biases["w2"]
+        elif part.endswith("bias"):
+            initial[name] = biases[part[:2]][int(expert[1:])].astype(np.float16 if kind == "fp16" else np.float32)
+        elif kind == "int8" and not part.endswith("scale"):
+            initial[name], initial[f"{name}_scale"] = int8_columns(floats[name])
+            restored[name] = initial[name] * initial[f"{name}_scale"]
+        elif kind == "int4" and not part.endswith("scale"):
+            initial[name], scale = int4_blocks(floats[name], 16)
+            initial[f"{name}_scale"] = scale.ravel()
+            restored[name] = from_int4_blocks(initial[name], scale, len(floats[name]))
+        elif not part.endswith("scale"):
+            initial[name] = floats[name].astype(np.float16) if kind == "fp16" else floats[name]
+            restored[name] = floats[name]
+    initial = {value.name: initial[value.name] for value in list(function.inputs)[1:]}
+    dtype = np.float16 if kind == "fp16" else np.float32
+    session = session_of([function], {"x": 3}, initial, dtype=dtype)
+    x = random.standard_normal((2, 40, dim)).astype(dtype)
+    x[0, 3] = 0  # weights of experts are all alike
+    found = session.run(None, {"x": x})[0]
+
+    layer = Experts(gate=gate, top_k=top_k, act=torch.nn.functional.silu, weights=restored, biases=biases)
+    skipped = dataclasses.replace(layer, skip_below=skip_below)
+    tokens = x.reshape(-1, dim).astype(np.float32)
+    num_kept = sum(len(skipped.shares(token)) for token in tokens)
+    assert len(tokens) <= num_kept < top_k * len(tokens)
+    limit = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-3, "int4": 1e-2}[kind]
+    rounded = kind in ("int8", "int4")  # MatMulNBits rounds blocks of a row, which is finer
+    expected = skipped.said_of(tokens, rounded=rounded)
+    assert relative_error(expected, found.reshape(-1, dim)) < limit
+    assert relative_error(layer.said_of(tokens, rounded=rounded), found.reshape(-1, dim)) > 2 * limit
+    np.testing.assert_allclose(session.run(None, {"x": x[:, :4]})[0], found[:, :4], rtol=1e-3, atol=1e-3)
+    assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, dim)
+
+
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 1), (3, 3), (1, 1)])
 @pytest.mark.parametrize("kind", sorted(functions.ACTIVATIONS))
@@ -187,20 +292,9 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
     x[1, 4] = 0
     found = session.run(None, {"x": x})[0]
 
-    act = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh,
-           "selu": torch.selu, "hardtanh": torch.nn.functional.hardtanh}[kind]  # fmt: skip
-    tokens = x.reshape(-1, 16)
-    logits = tokens @ gate
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
-    shares = np.exp(np.take_along_axis(logits, chosen, 1))
-    shares /= shares.sum(axis=1, keepdims=True)
-    expected = np.zeros_like(tokens)
-    for row, token in enumerate(rounded_rows(tokens)):
-        for share, expert in zip(shares[row], chosen[row], strict=True):
-            weight = {part: initial[f"e{expert}_{part}"] * initial[f"e{expert}_{part}_scale"] for part in ("w1", "w2")}
-            hidden = token @ weight["w1"] + biases["w1"][expert]
-            hidden = rounded_rows(act(torch.from_numpy(hidden.astype(np.float32))).numpy()[np.newaxis])[0]
-            expected[row] += share * (hidden @ weight["w2"] + biases["w2"][expert])
+    weights = {name: initial[name] * initial[f"{name}_scale"] for name in initial if name[-2:] in ("w1", "w2")}
+    layer = Experts(gate=gate, top_k=top_k, act=ACTIVATIONS[kind], weights=weights, biases=biases)
+    expected = layer.said_of(x.reshape(-1, 16), rounded=True)
     # one step of an activation that lies on the edge of rounding is 1/127 of its row's peak
     assert relative_error(expected, found.reshape(-1, 16)) < 3e-3
     np.testing.assert_array_equal(session.run(None, {"x": x[:, :4]})[0], found[:, :4])
@@ -322,6 +416,46 @@ def test_overrides_leave_a_group_alone(float32, tmp_path):
     assert "encoder.embed.conv.2.weight" in names
     assert "decoder.left_decoder.embed.0.weight" in names
     assert "encoder.encoders.0.self_attn.linear_q.weight.int8" in names
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8", "int4-experts", "fp16"])
+def test_skipped_experts_are_recorded_and_change_little_below_a_low_limit(name, float32, tmp_path, capsys):
+    features = np.load(Path(__file__).parent / "golden" / "moe_tiny" / "reference.npz")["u131/feats"]
+    outputs = {}
+    for limit in (0.001, 0.6):
+        out = tmp_path / str(limit)
+        arguments = ["--recipe", name, "--skip-expert-below", str(limit), "--no-report", "--quiet"]
+        assert main(["quantize", str(float32.path), str(out), *arguments]) == 0
+        bundle = Bundle.open(out)
+        assert bundle.manifest.quantization["skip_expert_below"] == limit
+        graph = ir.load(out / "encoder.onnx")
+        assert graph.metadata_props["u2moe.skip_expert_below"] == str(limit)
+        mixtures = {node.op_type for node in graph.graph if "MixtureOfExperts" in node.op_type}
+        assert [name for name in mixtures if f"_skip{limit}".replace(".", "_") not in name] == []
+        outputs[limit] = bundle.load().encode(features)
+        assert main(["inspect", str(out)]) == 0
+        printed = capsys.readouterr().out
+        assert f"quantization: {name}[skip_expert_below={limit}]" in printed
+        assert f"u2moe.skip_expert_below = {limit}" in printed
+        assert "mixture-of-experts layers: 6 x " in printed
+    reference = float32.load().encode(features)
+    low = relative_error(reference, outputs[0.001])
+    assert low < ENCODER_ERROR.get(name, 0.01)
+    assert relative_error(reference, outputs[0.6]) > max(2 * low, 0.1)
+
+
+def test_nothing_is_recorded_of_experts_where_none_is_skipped(quantized):
+    bundle = quantized("int8")
+    assert "skip_expert_below" not in bundle.manifest.quantization
+    graph = ir.load(bundle.path / "encoder.onnx")
+    assert "u2moe.skip_expert_below" not in graph.metadata_props
+    assert not any("skip" in function.name for function in graph.functions.values())
+
+
+def test_networks_without_a_second_expert_cannot_skip_it(exported, tmp_path):
+    with pytest.raises(BundleError, match="skips experts, but no token has more than one"):
+        quantize_bundle(exported("dense_tiny"), tmp_path / "out", recipe("int8", skip_expert_below=0.2))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantized, exported, tmp_path):
