@@ -188,8 +188,8 @@ with 4 chunks left, {NUM_CHUNKS["streaming"]} chunks in steady state; real-time 
 The layer sizes are ours, since the paper does not tell its own, and the weights are random; million parameters:
 {{parameters}}.
 """
-EXPORT_TEXT = """`u2moe export` made {name} from its checkpoint in {seconds:.0f} s, with {gigabytes:.1f} GB of memory at
-its peak: {said}"""
+EXPORT_TEXT = """`u2moe export` made {name} from its checkpoint in {cpu_s:.0f} seconds of the processor,
+with {gigabytes:.1f} GB of memory at its peak: {said}"""
 ROUTING_TEXT = """Of {num_experts} experts of a layer, a chunk touches {even:.1f} evenly routed, the worst case: routers
 without what all tokens share, and frames that are nothing alike. With their own random routers and people's speech it
 is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the demo model" are the same weights with
@@ -243,7 +243,7 @@ def _cell(item: Spread, mode: str) -> str:
 
 def _export(name: str, export: Mapping[str, Any]) -> str:
     """What one command took, the comparison with torch included."""
-    found = {"seconds": export["seconds"], "gigabytes": export["peak_bytes"] / 1e9, "said": export["said"]}
+    found = {"cpu_s": export["cpu_s"], "gigabytes": export["peak_bytes"] / 1e9, "said": export["said"]}
     return _paragraph(EXPORT_TEXT.format(name=NAMES[name], **found))
 
 
