@@ -89,14 +89,19 @@ class Resampler:
         return resampled
 
 
-def convert(samples: npt.ArrayLike, source_rate: float, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Samples of one channel at `sample_rate`, in blocks.
+def convert(
+    samples: npt.ArrayLike, source_rate: float, sample_rate: int, block_s: float = 10.0
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Samples of one channel at `sample_rate`, in blocks of about `block_s` seconds.
 
     Raises:
-        AudioError: samples or rate that cannot be used.
+        AudioError: samples or rate that cannot be used; before there is a block.
     """
     resampler = Resampler(source_rate, sample_rate)
-    yield resampler.accept(as_samples(samples))
+    accepted = as_samples(samples)
+    size = max(int(block_s * source_rate), 1)
+    for start in range(0, len(accepted), size):
+        yield resampler.accept(accepted[start : start + size])
     yield resampler.finish()
 
 

@@ -88,8 +88,11 @@ def test_times_are_those_of_the_sound(chunk_size):
     recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size))
     found = [word for segment in recognizer.transcribe(clip).segments for word in segment.words]
     pairs = matches(text.split(), [word.word for word in found])
-    assert len(pairs) >= len(spoken) / 2
-    errors = [abs(found[i].start - spoken[place][0]) for place, i in pairs]
-    errors += [abs(found[i].end - spoken[place][1]) for place, i in pairs]
+    # What was misheard takes time from the words beside it: those are judged whose neighbours are right too.
+    known = {(-1, -1), *pairs, (len(spoken), len(found))}
+    judged = [(place, i) for place, i in pairs if {(place - 1, i - 1), (place + 1, i + 1)} <= known]
+    assert len(judged) >= len(spoken) / 2
+    errors = [abs(found[i].start - spoken[place][0]) for place, i in judged]
+    errors += [abs(found[i].end - spoken[place][1]) for place, i in judged]
     assert np.median(errors) <= 0.04
     assert np.percentile(errors, 90) <= 0.08

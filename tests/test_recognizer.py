@@ -98,6 +98,17 @@ def test_files_and_arrays_give_the_same(recognizer, sound, tmp_path):
     assert recognizer.transcribe(tmp_path / "b.wav") == recognizer.transcribe(sound, 44_100)
 
 
+def test_arrays_are_heard_and_told_piece_by_piece_as_files_are(recognizer, sound, tmp_path):
+    """However long: their features are never in memory all at once."""
+    long = np.tile(sound, 8)
+    soundfile.write(tmp_path / "a.wav", long, 16_000, subtype="FLOAT")
+    told = {"array": [], "file": []}
+    transcript = recognizer.transcribe(long, on_progress=told["array"].append)
+    assert transcript == recognizer.transcribe(tmp_path / "a.wav", on_progress=told["file"].append)
+    assert told["array"] == told["file"]
+    assert told["array"][:4] == [10.0, 20.0, 30.0, 32.0]
+
+
 @pytest.mark.parametrize("samples", [np.zeros(0), np.zeros(1), np.zeros(399), np.zeros(16_000)])
 def test_little_or_nothing(recognizer, samples):
     transcript = recognizer.transcribe(samples)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, ProviderError, Recognizer, StreamError
 from u2moe.runtime.encoder import Encoder
 from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig, TextConfig
@@ -249,8 +250,18 @@ TINY = DecodingOptions(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def either(bundle, recognizer, tmp_path_factory):
+    """A function from the precision to the recogniser of the tiny bundle."""
+    quantized, _ = quantize_bundle(bundle.path, tmp_path_factory.mktemp("int8") / "bundle", RECIPES["int8"])
+    return {"float32": recognizer, "int8": Recognizer(quantized, quantized.load())}.__getitem__
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
-def test_a_batch_gives_what_one_by_one_gives(recognizer, sound, num_left_chunks):
+def test_a_batch_gives_what_one_by_one_gives(either, precision, sound, num_left_chunks):
+    """Loud and quiet streams: scales of activations that they shared would show."""
+    recognizer = either(precision)
     options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(7)]
     alone = [hear(recognizer, samples, options=options) for samples in sounds]
@@ -262,10 +273,12 @@ def test_a_batch_gives_what_one_by_one_gives(recognizer, sound, num_left_chunks)
         assert one.score == pytest.approx(other.score, abs=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @settings(max_examples=8)
 @given(st.data())
-def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
+def test_batches_may_change_from_chunk_to_chunk(either, precision, sound, data):
     """Streams come and go, pause and change places: caches must stay those of their own stream."""
+    recognizer = either(precision)
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(5)]
     alone = [hear(recognizer, samples, options=TINY) for samples in sounds]
     streams = [recognizer.create_stream(TINY) for _ in sounds]
