@@ -1,0 +1,93 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.benchmarks.experts import Layer
+from u2moe.benchmarks.levers import SecondShares, Setting, main, reference, second_share, settings, table
+from u2moe.benchmarks.listening import Mode
+from u2moe.runtime import Bundle, BundleError
+
+CHUNKS = Mode(chunk_size=16, num_left_chunks=4)
+
+
+def test_limits_are_tried_with_and_without_chunks_and_left_chunks_without_skipping():
+    found = settings((0.0, 0.5), (4, -1), streaming=True)
+    assert found == [
+        Setting(skip_below=0.0, mode=Mode()),
+        Setting(skip_below=0.5, mode=Mode()),
+        Setting(skip_below=0.0, mode=CHUNKS),
+        Setting(skip_below=0.5, mode=CHUNKS),
+        Setting(skip_below=0.0, mode=Mode(chunk_size=16, num_left_chunks=-1)),
+    ]
+    assert [reference(setting, found) for setting in found] == [found[0]] * 2 + [found[2]] * 3
+    assert settings((0.0,), (4, 2), streaming=False) == [Setting(skip_below=0.0, mode=Mode())]
+
+
+def test_the_second_share_is_that_of_the_softmax_over_the_chosen():
+    layer = Layer(name="", tokens="", gate=np.eye(3, dtype=np.float32), top_k=2, expert_bytes=0)
+    tokens = np.log(np.array([[[1, 6, 3], [4, 4, 0.1]]], np.float32))
+    np.testing.assert_allclose(second_share(layer, tokens), [3 / 9, 0.5], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def results(exported, sound, tmp_path_factory):
+    """What the command wrote about moe_tiny, and what it printed is made of it."""
+    folder = tmp_path_factory.mktemp("levers")
+    for name, text in (("one", "A B C"), ("two", "D")):
+        soundfile.write(folder / f"{name}.wav", sound, 16000)
+        (folder / f"{name}.tsv").write_text(f"{name}.wav\t{text}\n" * 2, encoding="utf-8")
+    manifests = [str(folder / "one.tsv"), str(folder / "two.tsv")]
+    options = ["--skip-below", "0.3", "0.6", "--left-chunks", "1", "--repetitions", "2", "--at-most", "1"]
+    output = folder / "levers.json"
+    assert main([exported("moe_tiny").as_posix(), "--manifest", *manifests, *options, "--output", str(output)]) == 0
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+def test_every_setting_has_words_and_times(results):
+    found = [(item["mode"], item["skip_below"]) for item in results["settings"]]
+    modes = ("full context", "chunk 16, left 4")
+    assert found == [(mode, limit) for mode in modes for limit in (0, 0.3, 0.6)] + [("chunk 16, left 1", 0)]
+    for item in results["settings"]:
+        assert [item["words"][name]["num_words"] for name in ("one", "two", "all")] == [3, 1, 4]
+        parts = [item["words"][name]["num_errors"] for name in ("one", "two")]
+        assert sum(parts) == item["words"]["all"]["num_errors"] > 0
+        assert item["encoder_s"]["count"] == 2
+        assert item["encoder_s"]["low"] > 0
+    assert [results["settings"][index]["faster"]["median"] for index in (0, 3)] == [1, 1]
+    assert results["timed_frames"] == 2 * 398
+
+
+def test_more_tokens_skip_below_a_higher_limit_and_all_above_a_half(results):
+    skipped = results["skipped"]
+    assert skipped["0"] == 0 < skipped["0.3"] < skipped["0.6"] == 1
+
+
+def test_weights_are_kept_of_every_token_and_layer(exported, sound, tmp_path):
+    from u2moe.benchmarks.experts import layers_of  # noqa: PLC0415
+
+    bundle = Bundle.open(exported("moe_tiny"))
+    routers = SecondShares(bundle, layers_of(bundle), tmp_path)
+    counts = routers.hear(sound, Mode())
+    assert sum(map(len, routers.shares)) == counts[0].sum() / 2
+    assert min(shares.min() for shares in routers.shares) > 0
+    assert max(shares.max() for shares in routers.shares) <= 0.5
+
+
+def test_the_table_compares_with_the_first_row_of_the_same_chunks(results):
+    errors = iter([100, 101, 150, 200, 202, 100, 180])
+    changed = json.loads(json.dumps(results))
+    for item in changed["settings"]:
+        item["words"]["all"]["num_errors"] = next(errors)
+    rows = [line.split(" | ") for line in table(changed).splitlines() if line.startswith(("| full", "| chunk"))]
+    assert [row[6] for row in rows] == ["+0.0%", "+1.0%", "+50.0%", "+0.0%", "+1.0%", "-50.0%", "-10.0%"]
+    assert rows[0][-1].startswith("1.00 (1.00-1.00)")
+    assert [row[2] for row in rows][2] == "100%"
+
+
+def test_dense_models_have_nothing_to_skip(exported, sound, tmp_path):
+    soundfile.write(tmp_path / "a.wav", sound, 16000)
+    (tmp_path / "a.tsv").write_text("a.wav\tA\n", encoding="utf-8")
+    with pytest.raises(BundleError, match="no token has more than one"):
+        main([exported("dense_tiny").as_posix(), "--manifest", str(tmp_path / "a.tsv")])
