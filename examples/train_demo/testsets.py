@@ -1,6 +1,6 @@
 """Test sets of real people, and of held-out synthetic voices: 16 kHz FLAC files and one TSV of `path<TAB>text` per set.
 
-Nothing here is ever trained on. Texts come from the packages themselves: file names, scripts and transcriptions.
+Nothing here is ever trained on. Confidences are calibrated on `dev`. Texts come from the packages themselves: file names, scripts and transcriptions.
 """
 
 import argparse
@@ -91,9 +91,9 @@ def pocketsphinx(debian: Path) -> Iterator[Item]:
         yield name, decoded(folder / f"{name}.raw", "-f", "s16le", "-ar", "16000"), text
 
 
-def synthetic(work_dir: Path) -> Iterator[Item]:
-    """Synthetic voices that speak in no training clip."""
-    pack = Pack(work_dir / "speech" / "heldout", SPEECH)
+def packed(work_dir: Path, name: str) -> Iterator[Item]:
+    """What a pack of speech that is not trained on holds."""
+    pack = Pack(work_dir / "speech" / name, SPEECH)
     rows = pack.map()
     for number, entry in enumerate(pack.utterances):
         samples = rows[entry.offset : entry.offset + entry.length].astype(np.float32) / 32768
@@ -126,10 +126,11 @@ def main() -> None:
         "asterisk-sentences": asterisk(args.debian, words=False),
         "saytime": saytime(args.debian),
         "pocketsphinx": pocketsphinx(args.debian),
-        "heldout": synthetic(args.work_dir),
+        "heldout": packed(args.work_dir, "heldout"),
     }
     for name, items in sets.items():
         print(write(args.work_dir / "test", name, items), flush=True)
+    print(write(args.work_dir / "dev", "queen-dev", packed(args.work_dir, "queen-dev")), flush=True)
 
 
 if __name__ == "__main__":
