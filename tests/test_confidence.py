@@ -13,6 +13,7 @@ from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.confidence import calibrated, word_confidence
 from u2moe.runtime.manifest import Calibration
+from u2moe.runtime.recognizer import DEMO_FOLDER
 
 
 def test_a_word_is_as_sure_as_its_least_sure_token():
@@ -66,6 +67,11 @@ def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_p
     assert Bundle.open(folder).manifest.metadata() == bundle.manifest.metadata()
     quantized, _ = quantize_bundle(folder, tmp_path / "int8", RECIPES["int8"])
     assert quantized.manifest.calibration == calibration
+
+
+def test_the_model_that_ships_is_calibrated():
+    """As the embedding guide says."""
+    assert Bundle.open(DEMO_FOLDER).manifest.calibration is not None
 
 
 def test_a_bundle_without_calibration_is_read(bundle, tmp_path):
