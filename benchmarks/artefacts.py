@@ -57,7 +57,7 @@ class Artefact:
 
     @property
     def export(self) -> dict[str, Any]:
-        """What the export with parity took: `cpu_s`, `peak_bytes`, and `said`, its summary; empty without."""
+        """What the export with parity took: `cpu_s`, `peak_bytes`, and `said`, its comparison; empty without."""
         return read_json(self.folder / "export.json")
 
     def bundle(self, precision: str) -> Path:
@@ -115,7 +115,7 @@ def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
     *said, told = done.stdout.strip().splitlines() or [""]
     if done.returncode or json.loads(told)["code"]:
         raise RuntimeError(f"{artefact.name}: export failed: {done.stderr.strip()[-600:]}")
-    write_json(artefact.folder / "export.json", {**json.loads(told), "said": " ".join(said)})
+    write_json(artefact.folder / "export.json", {**json.loads(told), "said": said[0]})
 
 
 def _export(artefact: Artefact, *, overwrite: bool) -> None:

@@ -232,7 +232,9 @@ def test_targets_say_what_was_met():
     encoder = found["encoder of MoE-1B / its bound, streaming"]
     assert encoder.value == pytest.approx(2.4 / 1.5)
     assert encoder.found.low == pytest.approx(2.1 / 1.5)
-    assert encoder.bound == "above the bound of the whole are attention 0.47, feed forward 0.07, other 0.07"
+    assert encoder.bound.startswith(
+        "above the bound of the whole are attention 0.47, feed forward 0.07, other 0.07; tried"
+    )
     assert measured["second pass of MoE-1B, 10 s, 10 hypotheses"] == pytest.approx(150)
     throughput = found["throughput of 8 streams of MoE-1B in a batch / one"]
     assert throughput.value == pytest.approx(2 / 1.5)
