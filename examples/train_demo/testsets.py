@@ -1,7 +1,7 @@
 """Test sets of real people, and of held-out synthetic voices: 16 kHz FLAC files and one TSV of `path<TAB>text` per set.
 
-Nothing here is ever trained on. Texts come from the packages themselves: file names, scripts and transcriptions. The set in
-`dev` is for calibration.
+Nothing here is ever trained on. Texts come from the packages themselves: file names, scripts and transcriptions. The
+set in `dev` is for calibration.
 """
 
 import argparse
