@@ -41,6 +41,7 @@ from u2moe.benchmarks.utterances import (
     clips,
     one_round,
     random_frames,
+    speech,
     utterance,
 )
 from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
@@ -217,7 +218,7 @@ def _measure_bound(cell: Cell, bench: Bench, repetitions: int) -> dict[str, Any]
     footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]
     rates = measure_rates(footprints, cell.num_threads, repetitions=repetitions, progress=bench.progress)
     rate = next(iter(bundles.values())).manifest.features.sample_rate
-    samples = np.concatenate([read_audio(file, rate) for file in clips()])[: round(BOUND_S[cell.mode] * rate)]
+    samples = speech(BOUND_S[cell.mode], rate)
     entries = measure_bound(instruments, samples, BOUNDS[cell.mode], rates, repetitions=repetitions)
     return {entry["bundle"]: entry for entry in entries}
 

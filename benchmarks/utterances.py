@@ -39,12 +39,16 @@ def clips() -> list[Path]:
     return find_audio([DEMO_FOLDER / "clips"])
 
 
+def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
+    """So many seconds of people's speech: the bundled clips one after the other, again and again."""
+    return np.resize(np.concatenate([read_audio(file, rate) for file in clips()]), round(seconds * rate))
+
+
 def utterance(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds of people's speech, the bundled clips one after the other."""
+    """Features [frames, mel] of ten seconds of people's speech."""
     config = bundle.manifest.features
-    samples = np.concatenate([read_audio(file, config.sample_rate) for file in clips()])
     fbank = Fbank(config)
-    frames = np.concatenate([fbank.accept(samples), fbank.finish()])
+    frames = np.concatenate([fbank.accept(speech(UTTERANCE_S + 1, config.sample_rate)), fbank.finish()])
     return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
 
 
