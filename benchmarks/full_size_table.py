@@ -203,8 +203,9 @@ without what all tokens share, and frames that are nothing alike. With their own
 is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the demo model" are the same weights with
 {routed:.1f} experts to choose from, frames as before. Entropy of the loads, of 1: {entropies}."""
 
-BOUND_TEXT = f"""Encoder in int8 on one thread, the models' own routers and people's speech, {BOUND_S["bound-streaming"]:g} s
-streaming and at most {UTTERANCE_S:g} s in full context: milliseconds for a chunk or for all,
+BOUND_TEXT = f"""Encoder in int8 on one thread, the models' own routers and people's speech,
+{BOUND_S["bound-streaming"]:g} s streaming and at most {UTTERANCE_S:g} s in full context: milliseconds for
+a chunk or for all,
 quartiles of the whole in brackets, and how many times the bound. That is arithmetic or reading weights, whichever takes
 longer, at the rates in the last row, measured with onnxruntime's kernels in the same run: G multiply-adds/s in int8 /
 in float32 / GB/s."""
