@@ -29,12 +29,11 @@ from u2moe.benchmarks.measurement import Spread, interleaved
 from u2moe.benchmarks.peer_process import NUM_STARTS, PeerProcess, write_wav
 from u2moe.benchmarks.provenance import recorded, resumed, sentence
 from u2moe.benchmarks.targets import Target, quartiles
-from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips
+from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, speech
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
 from u2moe.runtime.accuracy import edit_distance
-from u2moe.runtime.audio import read_audio
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -94,13 +93,13 @@ def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], 
 def recording(manifest: Manifest, seconds: float = UTTERANCE_S) -> npt.NDArray[np.float32]:
     """At most `seconds` of people's speech that fill whole chunks: of what does not, sherpa-onnx hears nothing."""
     features, config = manifest.features, manifest.model
-    samples = np.concatenate([read_audio(file, features.sample_rate) for file in clips()])
+    samples = speech(seconds, features.sample_rate)
     shift, length = (
         round(value * features.sample_rate / 1000) for value in (features.frame_shift_ms, features.frame_length_ms)
     )
     stride = CHUNK_SIZE * config.subsampling_rate
     window = stride - config.subsampling_rate + config.window
-    num_frames = (min(len(samples), int(seconds * features.sample_rate)) - length) // shift + 1
+    num_frames = (len(samples) - length) // shift + 1
     num_frames = (num_frames - window) // stride * stride + window
     return samples[: (num_frames - 1) * shift + length]
 

@@ -42,7 +42,7 @@ def heard(text, *, compute_s=1.0, first_partial_s=0.5, final_s=0.1):
 
 def test_ours_hears_the_clips_as_a_stream_and_whole(here, tmp_path):
     results, sets = tmp_path / "results.json", [RecordingSet(name=CLIPS, recordings=CLIP_RECORDINGS, repetitions=2)]
-    content = run(tmp_path, results, sets, names=["u2moe", "u2moe-whole"])
+    content = run(tmp_path, results, sets, names=["u2moe", "u2moe-whole"], repository=Path(__file__).parents[1])
     assert content == json.loads(results.read_text())
     source = tmp_path / "u2moe-source"  # one environment for both
     assert here == [("u2moe", [f"u2moe[cpu] @ file://{source}"], digest(source))]
