@@ -12,17 +12,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-INSTRUCTION_SETS = (
-    *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
-    *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
-    *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "fphp", "sve", "sve2", "sme"),
-)
-"""Flags of /proc/cpuinfo that decide how fast matrices are multiplied, on x86 and ARM."""
+from u2moe.runtime.machine import CPUINFO, cpu_fields, instruction_sets, processor
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
 """What tells processors apart whose names virtual machines hide."""
 
-_CPUINFO = Path("/proc/cpuinfo")
+_CPUINFO = CPUINFO
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -30,13 +25,12 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 def describe_machine() -> dict[str, Any]:
     """Processor, memory and software as plain data; what the system does not tell is None or empty."""
-    fields = cpu_fields(_read(_CPUINFO))
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    fields = cpu_fields(_CPUINFO)
     return {
         "processor": processor(fields),
         "processor_version": ", ".join(f"{name} {fields[name]}" for name in _VERSION_FIELDS if name in fields),
         "architecture": platform.machine(),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+        "instruction_sets": instruction_sets(fields),
         "num_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "caches": caches(_CACHES),
@@ -59,24 +53,6 @@ def usable_cores() -> int:
 def load_average() -> float | None:
     """Processes that ran or waited for a core during the last minute; above 0 somebody else uses the machine."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def cpu_fields(text: str) -> dict[str, str]:
-    """Fields of the first processor of /proc/cpuinfo, and those that stand behind all of them (ARM boards' model)."""
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip(), value.strip())
-    return fields
-
-
-def processor(fields: dict[str, str]) -> str:
-    """Name of the processor: x86 has one, ARM boards have numbers and the name of the board."""
-    if "model name" in fields:
-        return fields["model name"]
-    numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)
-    return ", ".join(part for part in (fields.get("Model", ""), numbers) if part) or platform.processor() or "unknown"
 
 
 def caches(folder: Path) -> dict[str, int]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.tuning import describe as describe_tuning
 
 _MOE = "MixtureOfExperts"
 """In the name of a function that is one; quantized graphs call others of the same domain."""
@@ -31,6 +32,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "manifest": dataclasses.asdict(bundle.manifest),
+        "tuning": describe_tuning(bundle.manifest.tuning) if bundle.manifest.tuning else None,
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,
@@ -77,6 +79,7 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         f"parameters: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
+    lines += [content["tuning"]] if content["tuning"] else []
     lines.append("files:")
     lines += [
         f"  {name:22} {file['size']:14,} bytes  sha256 {file['sha256'][:16]}…"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from u2moe.quantize.config import FLOAT32, FORMATS, RECIPES, recipe
+from u2moe.quantize.config import FLOAT32, FORMATS, RECIPES, USES, Tune, recipe
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -44,6 +44,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         help="faster at the price of words: tokens skip those of their experts whose normalised weight is below this "
         "(0 to 1), but never the likeliest; above 0.5 no token has a second (default: none is skipped)",
     )
+    _add_tuning(parser)
     parser.add_argument("--audio", metavar="FILE", type=Path, nargs="+", default=[], help="audio to measure errors on")
     parser.add_argument("--manifest", metavar="TSV", help="path<TAB>transcript per line, to measure word errors on")
     parser.add_argument(
@@ -61,6 +62,64 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_quantize)
 
 
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
+    """Options that begin with --tune."""
+    group = parser.add_argument_group(
+        "tuning",
+        "With --tune the experts get the kernel that is fastest on this machine: run it on the device that will run "
+        "the bundle. Our dispatch and onnxruntime's QMoE operator are timed on layers of the bundle, in turn; what was "
+        "measured and chosen, and where, is kept in the bundle (u2moe inspect shows it). The encoder has one kernel, "
+        "and the decoder one: where one is faster at few tokens per call and another at many, say what counts.",
+    )
+    group.add_argument("--tune", action="store_true", help="choose the kernel of the experts by measurement")
+    group.add_argument(
+        "--tune-for",
+        choices=tuple(USES),
+        help="streaming: chunks of 4, 8 and 16 frames and 8 streams at once, a quarter of the audio each; full: ten "
+        "seconds in full context; both (default): half of the audio each",
+    )
+    group.add_argument(
+        "--tune-tokens",
+        metavar="COUNT[=SHARE]",
+        nargs="+",
+        help="instead: numbers of tokens (encoder frames of all streams) per call, and how much of the audio comes so "
+        "(default: as much as with the others; 0: only measured)",
+    )
+    group.add_argument(
+        "--tune-lossy", action="store_true", help="4-bit experts may be chosen too, which costs words; see the report"
+    )
+    group.add_argument("--tune-threads", metavar="N", type=int, help="threads within one operator (default: 1)")
+
+
+def _tune(args: argparse.Namespace) -> Tune | None:
+    """How to tune, of options that may contradict each other."""
+    options = {"--tune-for": args.tune_for, "--tune-tokens": args.tune_tokens, "--tune-threads": args.tune_threads}
+    given = [name for name, value in {**options, "--tune-lossy": args.tune_lossy or None}.items() if value is not None]
+    if not args.tune:
+        if given:
+            raise ValueError(f"{given[0]} needs --tune")
+        return None
+    if args.tune_for and args.tune_tokens:
+        raise ValueError("--tune-for and --tune-tokens exclude each other")
+    shares = _shares(args.tune_tokens) if args.tune_tokens else USES[args.tune_for or "both"]
+    num_threads = 1 if args.tune_threads is None else args.tune_threads
+    return Tune(shares=shares, lossy=args.tune_lossy, num_threads=num_threads)
+
+
+def _shares(items: list[str]) -> dict[int, float]:
+    result: dict[int, float] = {}
+    for item in items:
+        count, equals, share = item.partition("=")
+        try:
+            tokens, part = int(count), float(share) if equals else 1.0
+        except ValueError as error:
+            raise ValueError(f"--tune-tokens must be COUNT or COUNT=SHARE, got {item!r}") from error
+        if tokens in result:
+            raise ValueError(f"--tune-tokens must name every count once, got {tokens} twice")
+        result[tokens] = part
+    return result
+
+
 def run_quantize(args: argparse.Namespace) -> int:
     """Quantize and print the report. Without audio of the user the bundled clips are measured, if they can be."""
     from u2moe.quantize.quantizer import quantize_bundle
@@ -69,6 +128,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.runtime.audio import find_audio
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.recognizer import DEMO_FOLDER
+    from u2moe.runtime.tuning import describe as describe_tuning
 
     audio = args.audio
     clips = DEMO_FOLDER / "clips"
@@ -78,7 +138,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         bundle, report = quantize_bundle(
             args.bundle,
             args.out,
-            recipe(args.recipe, _groups(args.group), skip_expert_below=args.skip_expert_below),
+            recipe(args.recipe, _groups(args.group), skip_expert_below=args.skip_expert_below, tune=_tune(args)),
             audio=audio,
             recordings=read_manifest(args.manifest) if args.manifest else [],
             max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,
@@ -92,6 +152,8 @@ def run_quantize(args: argparse.Namespace) -> int:
     if report is not None:
         print(describe(report))
         _write(args.report, report)
+    if bundle.manifest.tuning:
+        print(describe_tuning(bundle.manifest.tuning))
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
     return 0

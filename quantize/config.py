@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from u2moe.runtime.contract import WEIGHT_GROUPS
 
 FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "experts": ("fp32", "int8", "int4"),
+        "experts": ("fp32", "int8", "int4", "int8-qmoe", "int4-qmoe"),
         "feed_forward": ("fp32", "int8"),
         "attention": ("fp32", "int8"),
         "subsampling": ("fp32", "int8"),
@@ -19,7 +20,56 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "output_layers": ("fp32", "int8"),
     }
 )
-"""Formats that each group of weights can have. Routers, biases, norms and depthwise convolutions are always fp32."""
+"""Formats that each group of weights can have. Routers, biases, norms and depthwise convolutions are always fp32.
+
+Experts in int8 and int4 are computed by our dispatch; the same numbers of bits with -qmoe by onnxruntime's QMoE.
+"""
+KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"int8": ("int8", "int8-qmoe"), "int4": ("int4", "int4-qmoe")}
+)
+"""Formats of experts that lose as much as each other, those of which tuning chooses one, ours first."""
+BATCH = 128
+"""Tokens per call of eight streams in chunks of 16."""
+WHOLE = 250
+"""Tokens per call of ten seconds in full context, and about those of a second pass."""
+USES: Mapping[str, Mapping[int, float]] = MappingProxyType(
+    {
+        "streaming": {4: 0.25, 8: 0.25, 16: 0.25, BATCH: 0.25, WHOLE: 0.0},
+        "full": {4: 0.0, 8: 0.0, 16: 0.0, BATCH: 0.0, WHOLE: 1.0},
+        "both": {4: 0.125, 8: 0.125, 16: 0.125, BATCH: 0.125, WHOLE: 0.5},
+    }
+)
+"""Shares of the audio that comes in so many tokens per call, by what a bundle shall be fast at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """How the kernel of the experts is chosen by measurement.
+
+    Attributes:
+        shares: share of the audio that the encoder hears in calls of so many tokens (encoder frames of all streams of
+            a batch); those with share 0 are measured and do not count. Need not sum to 1.
+        lossy: formats with fewer bits than the recipe says may be chosen, too.
+        num_threads: threads within one operator.
+        repetitions: how often each is measured.
+    """
+
+    shares: Mapping[int, float] = field(default_factory=lambda: USES["both"])
+    lossy: bool = False
+    num_threads: int = 1
+    repetitions: int = 7
+
+    def __post_init__(self) -> None:
+        for tokens, share in self.shares.items():
+            if tokens < 1:
+                raise ValueError(f"shares: tokens per call must be at least 1, got {tokens}")
+            if not 0 <= share < math.inf:
+                raise ValueError(f"shares: share of {tokens} tokens must be at least 0, got {share}")
+        if not sum(self.shares.values()) > 0:
+            raise ValueError(f"shares: at least one must be above 0, got {dict(self.shares)}")
+        for name in ("num_threads", "repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +86,8 @@ class Recipe:
         skip_expert_below: a token skips those of its experts whose normalised weight is below this, but never the
             likeliest; the weights of the others are normalised again, so that a token that skips its second of two
             goes to the first alone with weight 1. 0: none is skipped. Faster, at the price of words.
+        tune: choose among the formats in `KERNELS` for the experts of each graph by measurement; None: do not.
+        experts_of: formats of the experts by graph, where they are not what `groups` says: what tuning has chosen.
     """
 
     name: str
@@ -44,6 +96,8 @@ class Recipe:
     whole: str | None = None
     required: tuple[str, ...] = ()
     skip_expert_below: float = 0.0
+    tune: Tune | None = None
+    experts_of: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group, kind in self.groups.items():
@@ -63,11 +117,25 @@ class Recipe:
             raise ValueError(f"skip_expert_below must be from 0 to 1, got {self.skip_expert_below}")
         if not self.whole and not self.quantized and not self.skip_expert_below:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
+        experts = self.groups.get("experts", "fp32")
+        for kind in (experts, *self.experts_of.values()):
+            if kind not in FORMATS["experts"]:
+                raise ValueError(f"experts_of must be of {', '.join(FORMATS['experts'])}, got {kind!r}")
+            if self.skip_expert_below and kind.endswith("-qmoe"):
+                raise ValueError(f"experts: {kind} cannot skip any, got skip_expert_below {self.skip_expert_below}")
+        if self.tune and experts not in KERNELS:
+            raise ValueError(f"tune chooses kernels for experts in {' or '.join(KERNELS)}, got experts in {experts}")
 
     @property
     def quantized(self) -> dict[str, str]:
         """The groups that do not stay fp32."""
         return {group: kind for group, kind in self.groups.items() if kind != "fp32"}
+
+    def of_graph(self, name: str) -> Recipe:
+        """This recipe with the format that the experts of this graph have."""
+        if name not in self.experts_of:
+            return self
+        return replace(self, groups={**self.groups, "experts": self.experts_of[name]}, tune=None)
 
     def replaced(self, groups: Mapping[str, str], *, skip_expert_below: float = 0.0) -> Recipe:
         """This recipe with other formats for some groups and skipped experts, and a name that says so."""
@@ -101,16 +169,24 @@ FLOAT32 = "fp32"
 """Name of what quantizes nothing: a recipe only with another format for some group, or with skipped experts."""
 
 
-def recipe(name: str, groups: Mapping[str, str] | None = None, *, skip_expert_below: float = 0.0) -> Recipe:
-    """The recipe of that name, with other formats for some groups, and with skipped experts.
+def recipe(
+    name: str,
+    groups: Mapping[str, str] | None = None,
+    *,
+    skip_expert_below: float = 0.0,
+    tune: Tune | None = None,
+) -> Recipe:
+    """The recipe of that name, with other formats for some groups, with skipped experts, and tuned.
 
     Raises:
-        ValueError: no such recipe, group or format; a recipe that changes nothing.
+        ValueError: no such recipe, group or format; a recipe that changes nothing, or has nothing to tune.
     """
     changes = groups or {}
     if name == FLOAT32:
         plain = Recipe(name=name, groups=changes, skip_expert_below=skip_expert_below)
-        return plain.replaced(changes, skip_expert_below=skip_expert_below)
-    if name not in RECIPES:
+    elif name in RECIPES:
+        plain = RECIPES[name]
+    else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
-    return RECIPES[name].replaced(changes, skip_expert_below=skip_expert_below)
+    changed = plain.replaced(changes, skip_expert_below=skip_expert_below)
+    return replace(changed, tune=tune) if tune else changed

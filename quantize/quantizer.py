@@ -16,7 +16,8 @@ from u2moe.quantize.config import Recipe
 from u2moe.quantize.functions import skipping
 from u2moe.quantize.half import to_half
 from u2moe.quantize.report import build_report, features_of
-from u2moe.quantize.rewrites import Change, rewrite
+from u2moe.quantize.rewrites import Change
+from u2moe.quantize.tuning import quantize_graph, tuned
 from u2moe.runtime import contract
 from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.bundle import Bundle, BundleWriter
@@ -45,7 +46,7 @@ def quantize_bundle(
     Args:
         bundle: folder of a float32 bundle.
         out: folder to write; nothing is left there when anything fails.
-        recipe: what to quantize, and how.
+        recipe: what to quantize, and how; if it says so, kernels are timed before anything is written.
         audio: files whose features the report is made on.
         recordings: recordings with transcripts, whose word error rates are reported; their audio counts for `audio`.
         max_wer_increase: fail if any search loses more than this (0.001: 0.1 words of 100); needs `recordings`.
@@ -63,6 +64,7 @@ def quantize_bundle(
     if max_wer_increase is not None and not recordings:
         raise ValueError("max_wer_increase needs recordings with transcripts")
     source = _open_float32(bundle, out)
+    recipe, tuning = tuned(source, recipe, progress=progress)
     with BundleWriter(out, overwrite=overwrite) as staging:
         changes: dict[str, Change] = {}
         num_skipping = 0
@@ -72,7 +74,7 @@ def quantize_bundle(
             if recipe.whole == "fp16":
                 changes |= to_half(model, recipe.skip_expert_below)
             else:
-                changes |= rewrite(model, recipe)
+                changes |= quantize_graph(model, recipe.of_graph(graph.name))
             num_skipping += _record_skipping(model, recipe)
             save_graph(model, staging.path / graph.file, progress)
         counts = Counter(change.group for change in changes.values())
@@ -82,7 +84,7 @@ def quantize_bundle(
         for name in source.manifest.files:
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
-        manifest = dataclasses.replace(source.manifest, quantization=_record(recipe, counts))
+        manifest = dataclasses.replace(source.manifest, quantization=_record(recipe, counts), tuning=tuning)
         staged = staging.seal(manifest)
         staged.load()
         report = None
@@ -142,6 +144,7 @@ def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         "whole": recipe.whole,
         "block_size": recipe.block_size,
         "num_weights": dict(sorted(changed.items())),
+        **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
         **({"skip_expert_below": recipe.skip_expert_below} if recipe.skip_expert_below else {}),
     }
 

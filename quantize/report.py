@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
+from u2moe.quantize.qmoe import BITS, from_experts
 from u2moe.quantize.rewrites import Change
 from u2moe.runtime import contract
 from u2moe.runtime.accuracy import Recording, WordErrors, edit_distance
@@ -116,6 +117,8 @@ def _restored(change: Change, stored: Array, scale: Array | None, original: Arra
     """The float32 weights that stored ones stand for."""
     if scale is None:
         return stored.astype(np.float32)
+    if change.format in BITS:
+        return from_experts(stored, scale, original.shape[1])
     if change.format == "int4":
         return from_int4_blocks(stored, scale.reshape(stored.shape[:2]), len(original))
     return stored.astype(np.float32) * scale

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from u2moe.runtime import contract
+from u2moe.runtime.tuning import Tuning
 
 MANIFEST_FILE = "bundle.json"
 TOKENS_FILE = "tokens.txt"
@@ -166,6 +167,8 @@ class Manifest:
     """Recipe of a quantized bundle; empty in fp32."""
     calibration: Calibration | None = None
     """What confidences are worth; None: they are given as they are. Not in the graphs' metadata: it is found later."""
+    tuning: Tuning | None = None
+    """How the kernels of the experts were chosen, for readers; None: they are those of the recipe, unmeasured."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:

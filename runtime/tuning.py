@@ -1,0 +1,145 @@
+"""What was measured when the kernels of a bundle's experts were chosen, and where. Data, validation, and a table."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from dataclasses import dataclass
+
+import onnxruntime
+
+from u2moe.runtime.machine import cpu_fields, instruction_sets, processor
+from u2moe.runtime.measurement import Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedExperts:
+    """The experts of one graph.
+
+    Attributes:
+        chosen: format that was chosen.
+        num_layers: layers that took turns.
+        shares: share of the audio that comes in so many tokens per call, by their number; it says how calls count.
+        times_ms: milliseconds of one layer, by format and tokens per call.
+        errors: relative error of a layer's output against float32, by format.
+        refused: why a format could not be chosen, and was not timed.
+    """
+
+    chosen: str
+    num_layers: int
+    shares: dict[str, float]
+    times_ms: dict[str, dict[str, Spread]]
+    errors: dict[str, float]
+    refused: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.chosen not in self.times_ms:
+            measured = ", ".join(self.times_ms) or "those that were measured"
+            raise ValueError(f"chosen must be one of {measured}, got {self.chosen!r}")
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
+        for tokens, share in self.shares.items():
+            if not tokens.isdecimal() or int(tokens) < 1 or not 0 <= share <= 1:
+                raise ValueError(f"shares must be from 0 to 1, by tokens per call, got {share} of {tokens!r}")
+        if not math.isclose(sum(self.shares.values()), 1, rel_tol=1e-6):
+            raise ValueError(f"shares must sum to 1, got {sum(self.shares.values())}")
+        for kind, times in self.times_ms.items():
+            if times.keys() != self.shares.keys():
+                raise ValueError(
+                    f"times_ms of {kind} must be of {', '.join(self.shares)} tokens, got {', '.join(times)}"
+                )
+            for tokens, found in times.items():
+                if not 0 < found.low <= found.median <= found.high < math.inf or found.count < 1:
+                    raise ValueError(f"times_ms of {kind}, {tokens} tokens, must be times that rise, got {found}")
+            if not 0 <= self.errors.get(kind, math.nan) < math.inf:
+                raise ValueError(f"errors of {kind} must be at least 0, got {self.errors.get(kind)}")
+
+    def ms_per_token(self, kind: str) -> float:
+        """Milliseconds of one layer for each token, the mean over all audio."""
+        return sum(share * self.times_ms[kind][tokens].median / int(tokens) for tokens, share in self.shares.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The machine that measured, and what was chosen for each graph with experts."""
+
+    processor: str
+    instruction_sets: str
+    onnxruntime: str
+    num_threads: int
+    date: str
+    graphs: dict[str, TunedExperts]
+
+    def __post_init__(self) -> None:
+        if self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
+        if not self.graphs:
+            raise ValueError("graphs must be at least one, got none")
+        try:
+            dt.date.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"date must be like 2026-01-31, got {self.date!r}") from error
+
+    @classmethod
+    def here(cls, graphs: dict[str, TunedExperts], num_threads: int) -> Tuning:
+        """Measured on this machine today."""
+        fields = cpu_fields()
+        return cls(
+            processor=processor(fields),
+            instruction_sets=" ".join(instruction_sets(fields)),
+            onnxruntime=onnxruntime.__version__,
+            num_threads=num_threads,
+            date=dt.datetime.now(dt.UTC).date().isoformat(),
+            graphs=graphs,
+        )
+
+    def differences(self) -> list[str]:
+        """What is not the same on this machine; none: what was measured holds here."""
+        here = Tuning.here(self.graphs, self.num_threads)
+        pairs = {
+            "processor": (self.processor, here.processor),
+            "instruction sets": (self.instruction_sets, here.instruction_sets),
+            "onnxruntime": (self.onnxruntime, here.onnxruntime),
+        }
+        return [f"{name} {found}, here {own}" for name, (found, own) in pairs.items() if found != own]
+
+
+def describe(tuning: Tuning) -> str:
+    """The machine, whether it is this one, and a table for each graph."""
+    threads = "1 thread" if tuning.num_threads == 1 else f"{tuning.num_threads} threads"
+    differences = tuning.differences()
+    sets = tuning.instruction_sets or "unknown instruction sets"
+    where = (
+        f"elsewhere: {'; '.join(differences)}; tune again to know what is fastest here"
+        if differences
+        else "this machine"
+    )
+    software = f"onnxruntime {tuning.onnxruntime}, {threads}, {tuning.date}"
+    lines = [f"tuned on {tuning.processor} with {sets}, {software} ({where})"]
+    for name, experts in tuning.graphs.items():
+        lines += [
+            f"experts of {name}: {experts.chosen}; ms of a layer, {experts.num_layers} layers in turn",
+            *_rows(experts),
+        ]
+    return "\n".join(lines)
+
+
+def _rows(experts: TunedExperts) -> list[str]:
+    """Lines of a table: a format each, the chosen one marked; medians and quartiles."""
+    head = ["tokens per call", *experts.shares, "us per token", "error"]
+    shares = ["share of audio", *(f"{share:.1%}" for share in experts.shares.values()), "", ""]
+    body = []
+    for kind, times in experts.times_ms.items():
+        cells = [f"{found.median:.3f} ({found.low:.3f}-{found.high:.3f})" for found in times.values()]
+        mark = "> " if kind == experts.chosen else "  "
+        body.append([mark + kind, *cells, f"{1e3 * experts.ms_per_token(kind):.2f}", f"{experts.errors[kind]:.2%}"])
+    table = [head, shares, *body]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        first, *others = (
+            cell.ljust(width) if not index else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join((first, *others)).rstrip())
+    return [*lines, *(f"  {kind} not chosen: {reason}" for kind, reason in experts.refused.items())]
