@@ -7,7 +7,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize import functions
+from u2moe.quantize import experts
 from u2moe.quantize.rewrites import MOE_FUNCTION, Change
 from u2moe.runtime import contract
 from u2moe.runtime.errors import BundleError
@@ -130,7 +130,7 @@ class _Converter:
             raise BundleError(f"node {node.name}: {node.op_type} is no mixture of experts of this version")
         top_k, num_experts, has_bias = int(match[1]), int(match[2]), match[4] is None
         skip_below = self.skip_below if top_k > 1 else 0.0
-        function = functions.float_mixture_of_experts(
+        function = experts.float_mixture_of_experts(
             num_experts, top_k, match[3], has_bias=has_bias, skip_below=skip_below, half=True
         )
         self.model.functions.setdefault(function.identifier(), function)

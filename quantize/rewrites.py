@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize import functions
+from u2moe.quantize import experts, functions
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns, int8_rows
 from u2moe.quantize.config import Recipe
 from u2moe.runtime import contract
@@ -177,19 +177,19 @@ class Rewriter:
         x, gate, *weights = (_present(node, value) for value in node.inputs)
         if kind == "int8":
             inputs = self._int8_experts(weights, has_bias=has_bias)
-            function = functions.int8_mixture_of_experts(
+            function = experts.int8_mixture_of_experts(
                 num_experts, top_k, activation, has_bias=has_bias, skip_below=skip_below
             )
         elif kind == "int4":
             inputs = self._int4_experts(weights, has_bias=has_bias)
             dim, hidden = _shape(weights[0])
-            sizes = functions.Int4Sizes(dim=dim, hidden=hidden, block_size=self.block_size)
-            function = functions.int4_mixture_of_experts(
+            sizes = experts.Int4Sizes(dim=dim, hidden=hidden, block_size=self.block_size)
+            function = experts.int4_mixture_of_experts(
                 num_experts, top_k, activation, sizes, has_bias=has_bias, skip_below=skip_below
             )
         elif skip_below:
             inputs = weights
-            function = functions.float_mixture_of_experts(
+            function = experts.float_mixture_of_experts(
                 num_experts, top_k, activation, has_bias=has_bias, skip_below=skip_below
             )
         else:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from u2moe.benchmarks.cuda_check import main as cuda_check
-from u2moe.quantize import RECIPES, Recipe, functions, quantize_bundle, quantizer, recipe
+from u2moe.quantize import RECIPES, Recipe, experts, functions, quantize_bundle, quantizer, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows, relative_error
 from u2moe.runtime import Bundle, BundleError, BundleWriter, QuantizationError, contract
 from u2moe.runtime.cli import main
@@ -148,9 +148,9 @@ def session_of(chain, inputs, initial, dtype=np.float32):
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
 
 
-def rounded_rows(x):
-    """What is left of activations after quantization, one scale per row."""
-    peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-20)
+def rounded_rows(x, least=1e-20):
+    """What is left of activations after quantization, one scale per row, of values of at least `least`."""
+    peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
     return np.clip(np.rint(x / peak * 127), -128, 127) / 127 * peak
 
 
@@ -182,6 +182,8 @@ class Experts:
     biases: dict
     """By "w1" and "w2", [experts, out]."""
     skip_below: float = 0.0
+    least_hidden: float = 1e-20
+    """The smallest peak that the hidden activations of a token are rounded with."""
 
     def shares(self, token):
         """The weight of each expert of a token, in their order, without those that are skipped."""
@@ -194,12 +196,13 @@ class Experts:
 
     def said_of(self, tokens, *, rounded):
         """[tokens, dim] for tokens of that shape; with activations as they are, or rounded to integers."""
-        rows = rounded_rows if rounded else lambda x: x
+        rows = rounded_rows if rounded else lambda x, _=0: x
         result = np.zeros_like(tokens)
         for row, token in enumerate(tokens):
             for expert, share in self.shares(token).items():
                 hidden = rows(token[np.newaxis])[0] @ self.weights[f"e{expert}_w1"] + self.biases["w1"][expert]
-                hidden = rows(self.act(torch.from_numpy(hidden.astype(np.float32))).numpy()[np.newaxis])[0]
+                hidden = self.act(torch.from_numpy(hidden.astype(np.float32))).numpy()[np.newaxis]
+                hidden = rows(hidden, self.least_hidden)[0]
                 result[row] += share * (hidden @ self.weights[f"e{expert}_w2"] + self.biases["w2"][expert])
         return result
 
@@ -218,13 +221,13 @@ def test_experts_below_the_limit_are_skipped_and_the_others_weighted_anew(kind, 
               for part, shape in shapes.items()}  # fmt: skip
     options = {"has_bias": has_bias, "skip_below": skip_below}
     if kind == "int8":
-        function = functions.int8_mixture_of_experts(num_experts, top_k, "swish", **options)
+        function = experts.int8_mixture_of_experts(num_experts, top_k, "swish", **options)
     elif kind == "int4":
-        sizes = functions.Int4Sizes(dim=dim, hidden=hidden, block_size=16)
-        function = functions.int4_mixture_of_experts(num_experts, top_k, "swish", sizes, **options)
+        sizes = experts.Int4Sizes(dim=dim, hidden=hidden, block_size=16)
+        function = experts.int4_mixture_of_experts(num_experts, top_k, "swish", sizes, **options)
     else:
         half = kind == "fp16"
-        function = functions.float_mixture_of_experts(num_experts, top_k, "swish", half=half, **options)
+        function = experts.float_mixture_of_experts(num_experts, top_k, "swish", half=half, **options)
     initial, restored = {"gate": gate}, {}
     for name in [value.name for value in function.inputs][2:]:
         expert, _, part = name.partition("_")
@@ -270,7 +273,7 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
     """Against plain numpy, expert by expert; experts differ so much that a wrong one would show."""
     random = np.random.default_rng(1)
     gate = random.standard_normal((16, num_experts)).astype(np.float32)
-    names = functions.int8_moe_parameters(num_experts, has_bias=has_bias)[2:]
+    names = experts.int8_moe_parameters(num_experts, has_bias=has_bias)[2:]
     initial = {"gate": gate}
     biases = {part: np.zeros((num_experts, size), np.float32) for part, size in (("w1", 12), ("w2", 16))}
     if has_bias:
@@ -286,19 +289,33 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
             weight = (random.standard_normal(shape) * (1 + expert)).astype(np.float32)
             initial[name], initial[f"{name}_scale"] = int8_columns(weight)
     initial = {"gate": gate, **{name: initial[name] for name in names}}
-    function = functions.int8_mixture_of_experts(num_experts, top_k, kind, has_bias=has_bias)
+    function = experts.int8_mixture_of_experts(num_experts, top_k, kind, has_bias=has_bias)
     session = session_of([function], {"x": 3}, initial)
     x = random.standard_normal((2, 9, 16)).astype(np.float32)
     x[1, 4] = 0
     found = session.run(None, {"x": x})[0]
 
     weights = {name: initial[name] * initial[f"{name}_scale"] for name in initial if name[-2:] in ("w1", "w2")}
-    layer = Experts(gate=gate, top_k=top_k, act=ACTIVATIONS[kind], weights=weights, biases=biases)
+    layer = Experts(
+        gate=gate,
+        top_k=top_k,
+        act=ACTIVATIONS[kind],
+        weights=weights,
+        biases=biases,
+        least_hidden=experts.LOWEST.get(kind, 0) or 1e-20,
+    )
     expected = layer.said_of(x.reshape(-1, 16), rounded=True)
     # one step of an activation that lies on the edge of rounding is 1/127 of its row's peak
     assert relative_error(expected, found.reshape(-1, 16)) < 3e-3
     np.testing.assert_array_equal(session.run(None, {"x": x[:, :4]})[0], found[:, :4])
     assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, 16)
+
+
+@pytest.mark.parametrize("kind", sorted(experts.LOWEST))
+def test_no_activation_is_lower_than_what_its_rows_are_quantized_for(kind):
+    """The integers of a row reach as far below zero as above it: what is lower would be cut off."""
+    lowest = float(ACTIVATIONS[kind](torch.linspace(-20, 1, 200_001, dtype=torch.float64)).min())
+    assert experts.LOWEST[kind] - 1e-3 < -lowest <= experts.LOWEST[kind]
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3)])
