@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from u2moe.quantize.config import FORMATS, RECIPES, Recipe, recipe
+from u2moe.quantize.config import FORMATS, RECIPES, Recipe, Tune, recipe
 
 if TYPE_CHECKING:
     from u2moe.quantize.quantizer import quantize_bundle
 
-__all__ = ["FORMATS", "RECIPES", "Recipe", "quantize_bundle", "recipe"]
+__all__ = ["FORMATS", "RECIPES", "Recipe", "Tune", "quantize_bundle", "recipe"]
 
 
 def __getattr__(name: str) -> Any:

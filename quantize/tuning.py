@@ -101,7 +101,7 @@ def tune_experts(
     recipe: Recipe,
     tune: Tune,
     *,
-    timer: Timer = timed,
+    timer: Timer | None = None,
     title: str = "experts",
     progress: Callable[[str], None] = lambda _: None,
 ) -> TunedExperts:
@@ -113,7 +113,7 @@ def tune_experts(
         model: a float32 graph with experts; it is left as it is.
         recipe: the experts' format, which must be in `KERNELS`, and what else decides how they are computed.
         tune: what counts.
-        timer: how calls are timed.
+        timer: how calls are timed; None: `timed`.
         title: of the lines of progress.
         progress: called with a line for each step.
 
@@ -139,7 +139,7 @@ def tune_experts(
             sessions.pop(kind, None)
     inputs = {count: layers.tokens(count) for count in tune.shares}
     cases = {
-        (kind, count): partial(timer, kind, count, partial(session.run, None, {"x": x}))
+        (kind, count): partial(timer or timed, kind, count, partial(session.run, None, {"x": x}))
         for count, x in inputs.items()
         for kind, session in sessions.items()
     }

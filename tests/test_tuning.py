@@ -1,0 +1,437 @@
+"""The choice of kernels for experts: QMoE's numbers, what is measured and chosen, and what the bundle keeps of it."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from u2moe.quantize import FORMATS, Recipe, Tune, qmoe, quantize_bundle, recipe, tuning
+from u2moe.quantize.arithmetic import int4_blocks, relative_error
+from u2moe.quantize.config import USES
+from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer, contract
+from u2moe.runtime.cli import main
+from u2moe.runtime.measurement import Spread
+from u2moe.runtime.tuning import TunedExperts, Tuning, describe
+
+FEW = {"shares": {4: 1.0, 16: 1.0}, "repetitions": 1}
+
+
+@pytest.fixture(scope="module")
+def float32(exported):
+    return Bundle.open(exported("moe_tiny"))
+
+
+@pytest.fixture(scope="module")
+def encoder(float32):
+    """The float32 encoder; tuning leaves it as it is."""
+    return ir.load(float32.path / "encoder.onnx")
+
+
+def timer_of(milliseconds):
+    """A timer that calls nothing and gives what it is told by format, and for some formats by tokens."""
+
+    def timer(kind, tokens, _):
+        value = milliseconds[kind]
+        return (value[tokens] if isinstance(value, dict) else value) / 1e3
+
+    return timer
+
+
+# --- QMoE
+
+
+@given(arrays(np.float32, st.tuples(st.sampled_from([32, 64]), st.integers(1, 9)), elements=st.floats(-9, 9, width=32)))
+def test_int8_blocks_are_within_half_a_step(weight):
+    stored, scale = qmoe.int8_blocks(weight, 32)
+    assert stored.shape == weight.T.shape
+    assert stored.min(initial=255) >= 1
+    restored = qmoe.from_experts(stored[np.newaxis], scale[np.newaxis], len(weight))[0]
+    steps = np.repeat(scale, 32, axis=1).T
+    assert (np.abs(restored - weight) <= steps * 0.501).all()
+
+
+ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 1), (3, 3)])
+@pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("bits", [8, 4])
+def test_qmoe_computes_the_experts_that_the_router_chose(bits, kind, num_experts, top_k, has_bias):
+    """Against plain numpy, on the weights that are stored; experts differ so much that a wrong one would show."""
+    random, (dim, hidden), block = np.random.default_rng(1), (32, 64), 32
+    gate = random.standard_normal((dim, num_experts)).astype(np.float32)
+    initial, weights, biases = {"gate": gate}, {}, {}
+    for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
+        floats = [(random.standard_normal(shape) * (1 + expert)).astype(np.float32) for expert in range(num_experts)]
+        pairs = [qmoe.int8_blocks(own, block) if bits == 8 else int4_blocks(own, block) for own in floats]
+        initial[part] = np.stack([integers.reshape(shape[1], -1) for integers, _ in pairs])
+        initial[f"{part}_scale"] = np.stack([scale for _, scale in pairs])
+        weights[part] = qmoe.from_experts(initial[part], initial[f"{part}_scale"], shape[0])
+        assert max(map(relative_error, floats, weights[part])) < {8: 0.01, 4: 0.12}[bits]
+        biases[part] = has_bias * random.standard_normal((num_experts, shape[1])).astype(np.float32)
+        if has_bias:
+            initial[f"{part}_bias"] = biases[part]
+    function = qmoe.qmoe_mixture_of_experts(num_experts, top_k, kind, bits=bits, block=block, has_bias=has_bias)
+    session = session_of(function, initial)
+    x = random.standard_normal((2, 9, dim)).astype(np.float32)
+    x[1, 4] *= 1e-6  # not zero: between experts that are exactly alike the operator chooses another than TopK
+    found = session.run(None, {"x": x})[0]
+
+    expected = np.zeros_like(x)
+    for place in np.ndindex(2, 9):
+        logits = x[place] @ gate
+        chosen = np.argsort(-logits, kind="stable")[:top_k]
+        shares = np.exp(logits[chosen] - logits.max())
+        for expert, share in zip(chosen, shares / shares.sum(), strict=True):
+            inner = torch.from_numpy(x[place] @ weights["w1"][expert] + biases["w1"][expert])
+            expected[place] += share * (ACTIVATIONS[kind](inner).numpy() @ weights["w2"][expert] + biases["w2"][expert])
+    # the operator rounds activations to 1/127 of the largest of a block, twice
+    assert relative_error(expected, found) < 0.012
+    np.testing.assert_allclose(session.run(None, {"x": x[:, :4]})[0], found[:, :4], rtol=1e-4, atol=1e-4)
+    assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, dim)
+
+
+def session_of(function, initial):
+    weights = []
+    for name in [value.name for value in function.inputs][1:]:
+        tensor = ir.tensor(initial[name], name=name)
+        weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(None, None, None))
+    y = ir.val("y", dtype=ir.DataType.FLOAT, shape=None)
+    call = ir.Node(function.domain, function.name, [x, *weights], outputs=[y])
+    opsets = {"": 18, contract.MOE_DOMAIN: 1}
+    graph = ir.Graph([x], [y], nodes=[call], initializers=weights, opset_imports=opsets, name="one")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    model = ir.Model(graph, ir_version=8, functions=[function])
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+
+
+def test_block_sizes_divide_both_layer_sizes(encoder):
+    """moe_tiny has 64 and 96: the largest power of two in both is 32."""
+    layers = qmoe.expert_layers(encoder)
+    assert len(layers) == 6
+    sizes = {layer.sizes for layer in layers}
+    assert len(sizes) == 1
+    for size in next(iter(sizes)):
+        assert size % qmoe.block_size(layers[0]) == 0
+    with pytest.raises(BundleError, match="activation is tanh, expected one of swish, relu, gelu"):
+        qmoe._check(dataclasses.replace(layers[0], kind="tanh"))
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("int8-qmoe", 0.06), ("int4-qmoe", 0.2)])
+def test_a_kernel_can_be_asked_for_without_measuring(kind, limit, float32, tmp_path, sound):
+    """The limits are those of our dispatch in as many bits, see test_quantize."""
+    clip = tmp_path / "noise.wav"
+    soundfile.write(clip, sound, 16000)
+    bundle, report = quantize_bundle(float32.path, tmp_path / "out", recipe("int8", {"experts": kind}), audio=[clip])
+    assert bundle.manifest.quantization["recipe"] == f"int8[experts={kind}]"
+    assert bundle.manifest.tuning is None
+    assert report["outputs"]["encoder_relative"] < limit
+    assert 0 < report["weight_error"]["experts"]["relative"] < {"int8-qmoe": 0.01, "int4-qmoe": 0.12}[kind]
+    assert len(report["routing_agreement"]) == 6
+    before = report["bytes"]["groups"]["experts"]
+    assert 0.1 < before["after"] / before["before"] < 0.35
+
+
+# --- the choice
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shares", "chosen"),
+    [
+        ({"int8": 2.0, "int8-qmoe": 1.0}, {4: 1.0}, "int8-qmoe"),
+        ({"int8": 1.0, "int8-qmoe": 2.0}, {4: 1.0}, "int8"),
+        ({"int8": 1.0, "int8-qmoe": 0.99}, {4: 1.0}, "int8"),  # as much as noise gives
+        ({"int8": {4: 2, 16: 2}, "int8-qmoe": {4: 1, 16: 7}}, {4: 1.0, 16: 0.0}, "int8-qmoe"),
+        ({"int8": {4: 2, 16: 2}, "int8-qmoe": {4: 1, 16: 7}}, {4: 0.0, 16: 1.0}, "int8"),
+        # for each token 1/4 less and 5/16 more
+        ({"int8": {4: 2, 16: 2}, "int8-qmoe": {4: 1, 16: 7}}, {4: 1.0, 16: 1.0}, "int8"),
+        ({"int8": {4: 2, 16: 2}, "int8-qmoe": {4: 1, 16: 7}}, {4: 3.0, 16: 1.0}, "int8-qmoe"),
+    ],
+)
+def test_the_choice_follows_the_times_and_what_counts(encoder, milliseconds, shares, chosen):
+    tune = Tune(shares=shares, repetitions=2)
+    found = tuning.tune_experts(encoder, recipe("int8"), tune, timer=timer_of(milliseconds))
+    assert found.chosen == chosen
+    assert set(found.times_ms) == {"int8", "int8-qmoe"}
+    assert found.num_layers == 6
+    for kind, times in found.times_ms.items():
+        value = milliseconds[kind]
+        for tokens, spread in times.items():
+            told = value[int(tokens)] if isinstance(value, dict) else value
+            assert spread.median == pytest.approx(told / 6)  # a call is of six layers
+            assert spread.count == 2
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert 0 < max(found.errors.values()) < 0.03
+
+
+def test_fewer_bits_are_neither_measured_nor_chosen_unless_allowed(encoder):
+    milliseconds = {"int8": 9.0, "int8-qmoe": 8.0, "int4": 1.0, "int4-qmoe": 2.0}
+    for lossy, chosen in ((False, "int8-qmoe"), (True, "int4")):
+        tune = Tune(lossy=lossy, **FEW)
+        found = tuning.tune_experts(encoder, recipe("int8"), tune, timer=timer_of(milliseconds))
+        assert found.chosen == chosen
+        assert ("int4" in found.times_ms) == ("int4-qmoe" in found.times_ms) == lossy
+    found = tuning.tune_experts(encoder, recipe("int4-experts"), tune, timer=timer_of(milliseconds))
+    assert (set(found.times_ms), found.chosen) == ({"int4", "int4-qmoe"}, "int4")
+
+
+def test_every_format_is_timed_on_its_own_kernel(encoder):
+    """The timer gets calls that compute: all layers of that format, on so many tokens."""
+    seen = {}
+
+    def timer(kind, tokens, call):
+        seen[kind, tokens] = call()
+        return 1e-3
+
+    tuning.tune_experts(encoder, recipe("int8"), Tune(lossy=True, **FEW), timer=timer)
+    assert set(seen) == {(kind, count) for kind in FORMATS["experts"][1:] for count in (4, 16)}
+    for (kind, count), outputs in seen.items():
+        assert [array.shape for array in outputs] == [(1, count, 64)] * 6
+        reference = seen["int8", count]
+        assert max(map(relative_error, reference, outputs)) < (0.03 if kind.startswith("int8") else 0.2)
+    assert relative_error(seen["int8", 4][0], seen["int8-qmoe", 4][0]) > 0
+
+
+def refused(encoder, rule):
+    found = tuning.tune_experts(encoder, rule, Tune(**FEW), timer=timer_of({"int8": 9.0}))
+    assert found.chosen == "int8"
+    assert set(found.times_ms) == set(found.errors) == {"int8"}
+    return found.refused["int8-qmoe"]
+
+
+def test_kernels_that_cannot_are_left_out_with_their_reason(encoder, monkeypatch):
+    assert "QMoE cannot skip experts" in refused(encoder, recipe("int8", skip_expert_below=0.2))
+    with monkeypatch.context() as patch:  # as in an onnxruntime that does not have it
+        patch.setattr(qmoe, "CONTRIB", "com.nobody")
+        assert "ONNXRuntimeError" in refused(encoder, recipe("int8"))
+    with monkeypatch.context() as patch:  # wrong numbers
+        exact = qmoe.int8_blocks
+        patch.setattr(qmoe, "int8_blocks", lambda weight, block: exact(weight[::-1], block))
+        assert re.search(r"error \d+\.\d+% is above 1.5 times", refused(encoder, recipe("int8")))
+
+
+def test_the_recipes_own_kernel_must_run(encoder, monkeypatch):
+    monkeypatch.setattr(tuning, "ERROR_LIMIT", 0.5)
+    with pytest.raises(BundleError, match="is above"):
+        tuning.tune_experts(encoder, recipe("int8"), Tune(**FEW), timer=timer_of({}))
+
+
+def test_layers_alone_are_those_of_the_graph(encoder, float32):
+    """What is timed is what the encoder computes, layer by layer."""
+    model = ir.load(float32.path / "encoder.onnx")
+    alone = tuning.layers_alone(model, 2)
+    assert len(alone.graph.outputs) == 2
+    names = {layer.node.name for layer in qmoe.expert_layers(alone)}
+    assert names == {layer.node.name for layer in qmoe.expert_layers(encoder)[:2]}
+    assert len(list(model.graph)) == len(list(encoder.graph))
+
+
+# --- bundles
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """A function that says how long kernels take from now on, in whole bundles."""
+
+    def tell(milliseconds):
+        monkeypatch.setattr(tuning, "timed", timer_of(milliseconds))
+
+    return tell
+
+
+def text_of(bundle, sound, chunk_size):
+    recognizer = Recognizer(bundle, bundle.load())
+    return recognizer.transcribe(sound, options=DecodingOptions(chunk_size=chunk_size)).text
+
+
+def operators(bundle, graph):
+    return {node.op_type for function in ir.load(bundle.path / f"{graph}.onnx").functions.values() for node in function}
+
+
+@pytest.mark.parametrize(("fast", "slow"), [("int8", "int8-qmoe"), ("int8-qmoe", "int8")])
+def test_a_tuned_bundle_is_what_its_recipe_and_kernel_say(float32, tmp_path, told, sound, fast, slow):
+    """To the byte, and so in every text; our dispatch is what the recipe says without tuning."""
+    told({fast: 1.0, slow: 2.0})
+    tuned, _ = quantize_bundle(float32.path, tmp_path / "tuned", recipe("int8", tune=Tune(**FEW)))
+    asked = recipe("int8") if fast == "int8" else recipe("int8", {"experts": fast})
+    plain, _ = quantize_bundle(float32.path, tmp_path / "plain", asked)
+    assert tuned.manifest.files == plain.manifest.files
+    for chunk_size in (None, 16):
+        text = text_of(tuned, sound, chunk_size)
+        assert text == text_of(plain, sound, chunk_size) != ""
+    for graph in ("encoder", "decoder"):
+        assert ("QMoE" in operators(tuned, graph)) == (fast == "int8-qmoe")
+        assert tuned.manifest.tuning.graphs[graph].chosen == fast
+    assert tuned.manifest.quantization["experts_of"] == {"encoder": fast, "decoder": fast}
+    assert tuned.manifest.quantization["recipe"] == "int8"
+    assert plain.manifest.tuning is None
+    assert "experts_of" not in plain.manifest.quantization
+
+
+def test_a_frame_hardly_depends_on_its_chunk_with_qmoe(float32, tmp_path):
+    """It adds floats in an order that depends on how many tokens there are: not equal to the bit, as our dispatch is.
+
+    What rounds the other way then is one step of 127 of some token.
+    """
+    bundle, _ = quantize_bundle(float32.path, tmp_path / "out", recipe("int8", {"experts": "int8-qmoe"}))
+    model = bundle.load()
+    features = np.random.default_rng(3).normal(8, 2, (131, 80)).astype(np.float32)
+    alone = model.encode(features, 16, 4)
+    assert relative_error(alone[:16], model.encode(features[:67], 16, 4)) < 1e-3
+    pair, _ = model.encoder.step(np.stack([features[:67]] * 3), model.encoder.start(3), required_cache_size=64)
+    assert relative_error(alone[:16], pair[1]) < 1e-3
+
+
+def test_the_decoder_counts_at_the_largest_number_of_tokens(float32, told):
+    told({"int8": {4: 2, 16: 2}, "int8-qmoe": {4: 1, 16: 7}})
+    rule, found = tuning.tuned(float32, recipe("int8", tune=Tune(shares={16: 0.0, 4: 1.0}, repetitions=1)))
+    assert rule.experts_of == {"encoder": "int8-qmoe", "decoder": "int8"}
+    assert found.graphs["decoder"].shares == {"16": 1.0, "4": 0.0}
+    assert rule.of_graph("encoder").quantized["experts"] == "int8-qmoe"
+    assert rule.of_graph("decoder").quantized["experts"] == "int8"
+    assert rule.of_graph("ctc").quantized["experts"] == "int8"
+
+
+def test_the_command_records_and_inspect_tells(float32, tmp_path, told, capsys, monkeypatch):
+    told({"int8": 3.0, "int8-qmoe": 2.0})
+    out = tmp_path / "out"
+    options = ["--tune", "--tune-tokens", "4=3", "16", "--tune-threads", "2", "--no-report", "--quiet"]
+    assert main(["quantize", str(float32.path), str(out), *options]) == 0
+    printed = capsys.readouterr().out
+    record = Bundle.open(out).manifest.tuning
+    assert describe(record) in printed
+    assert record.num_threads == 2
+    assert record.onnxruntime == onnxruntime.__version__
+    assert record.graphs["encoder"].shares == {"4": 0.75, "16": 0.25}
+    assert record.differences() == []
+    # 2 ms for six layers; for each token 3/4 of a fourth and 1/4 of a sixteenth of that
+    row = next(line for line in printed.splitlines() if line.startswith("> int8-qmoe"))
+    assert row.split()[2:4] == ["0.333", "(0.333-0.333)"]
+    assert f"{333.333 * (0.75 / 4 + 0.25 / 16):.2f}" in row
+
+    assert main(["inspect", str(out)]) == 0
+    assert describe(record) in capsys.readouterr().out
+    assert "(this machine)" in describe(record)
+    monkeypatch.setattr("u2moe.runtime.tuning.processor", lambda _: "another processor")
+    assert main(["inspect", str(out)]) == 0
+    assert f"elsewhere: processor {record.processor}, here another processor" in capsys.readouterr().out
+    assert main(["inspect", str(float32.path)]) == 0
+    assert "tuned on" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.pop("processor"), "tuning: field 'processor' is missing"),
+        (lambda t: t.update(colour="red"), "tuning: unknown field 'colour'"),
+        (lambda t: t.update(num_threads=0), "tuning: num_threads must be at least 1, got 0"),
+        (lambda t: t.update(graphs={}), "tuning: graphs must be at least one"),
+        (lambda t: t.update(date="yesterday"), "tuning: date must be like 2026-01-31, got 'yesterday'"),
+        (lambda t: t["graphs"]["encoder"].update(chosen="int3"), "encoder: chosen must be one of int8, int8-qmoe"),
+        (lambda t: t["graphs"]["encoder"].update(num_layers=0), "encoder: num_layers must be at least 1, got 0"),
+        (lambda t: t["graphs"]["encoder"]["shares"].update({"4": 2.0}), "encoder: shares must be from 0 to 1"),
+        (lambda t: t["graphs"]["encoder"]["shares"].update({"4": 0.1}), "encoder: shares must sum to 1, got 0.6"),
+        (lambda t: t["graphs"]["encoder"]["times_ms"]["int8"].pop("4"), "times_ms of int8 must be of 4, 16 tokens"),
+        (lambda t: t["graphs"]["encoder"]["times_ms"]["int8"]["4"].update(low=9.0), "int8, 4 tokens, must be times"),
+        (
+            lambda t: t["graphs"]["encoder"]["times_ms"]["int8"].update({"4": 1.0}),
+            "int8: 4: found 1.0, expected an obj",
+        ),
+        (
+            lambda t: t["graphs"]["encoder"]["errors"].pop("int8"),
+            "encoder: errors of int8 must be at least 0, got None",
+        ),
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(float32, tmp_path, told, damage, message):
+    told({"int8": 1.0, "int8-qmoe": 2.0})
+    out = tmp_path / "out"
+    quantize_bundle(float32.path, out, recipe("int8", tune=Tune(**FEW)))
+    content = json.loads((out / "bundle.json").read_text(encoding="utf-8"))
+    damage(content["tuning"])
+    (out / "bundle.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match=re.escape(message)) as caught:
+        Bundle.open(out)
+    assert "bundle.json: tuning" in str(caught.value)
+
+
+def test_machines_differ_by_what_decides_times():
+    spread = Spread(median=2.0, low=1.0, high=3.0, count=3)
+    experts = TunedExperts(
+        chosen="int8", num_layers=1, shares={"4": 1.0}, times_ms={"int8": {"4": spread}}, errors={"int8": 0.01},
+        refused={"int8-qmoe": "not here"},
+    )  # fmt: skip
+    here = Tuning.here({"encoder": experts}, 1)
+    assert here.differences() == []
+    for name in ("processor", "instruction_sets", "onnxruntime"):
+        (difference,) = dataclasses.replace(here, **{name: "x y"}).differences()
+        assert difference.startswith(f"{name.replace('_', ' ')} x y, here ")
+    assert dataclasses.replace(here, date="2020-01-01").differences() == []
+    lines = describe(here).splitlines()
+    assert lines[-1] == "  int8-qmoe not chosen: not here"
+    assert lines[-2].split() == [">", "int8", "2.000", "(1.000-3.000)", "500.00", "1.00%"]
+
+
+# --- options
+
+
+def test_options_are_checked_at_birth():
+    for values in USES.values():
+        assert sum(values.values()) == pytest.approx(1)
+        assert set(values) == {4, 8, 16, 128, 250}
+    with pytest.raises(ValueError, match="tokens per call must be at least 1, got 0"):
+        Tune(shares={0: 1.0})
+    with pytest.raises(ValueError, match="share of 4 tokens must be at least 0, got -1"):
+        Tune(shares={4: -1.0})
+    with pytest.raises(ValueError, match="at least one must be above 0"):
+        Tune(shares={4: 0.0})
+    with pytest.raises(ValueError, match="num_threads must be at least 1, got 0"):
+        Tune(num_threads=0)
+    with pytest.raises(ValueError, match="repetitions must be at least 1, got 0"):
+        Tune(repetitions=0)
+    for name, groups in (("fp16", {}), ("fp32", {"attention": "int8"}), ("int8", {"experts": "int8-qmoe"})):
+        with pytest.raises(ValueError, match="tune chooses kernels for experts in int8 or int4, got experts in"):
+            recipe(name, groups, tune=Tune())
+    with pytest.raises(ValueError, match=r"int8-qmoe cannot skip any, got skip_expert_below 0\.2"):
+        recipe("int8", {"experts": "int8-qmoe"}, skip_expert_below=0.2)
+    with pytest.raises(ValueError, match=r"experts_of must be of fp32, int8, .*, got 'int3'"):
+        Recipe(name="x", groups={"experts": "int8"}, experts_of={"encoder": "int3"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tune-for", "full"], "--tune-for needs --tune"),
+        (["--tune-lossy"], "--tune-lossy needs --tune"),
+        (["--tune-threads", "2"], "--tune-threads needs --tune"),
+        (["--tune", "--tune-for", "full", "--tune-tokens", "4"], "--tune-for and --tune-tokens exclude each other"),
+        (["--tune", "--tune-tokens", "few"], "--tune-tokens must be COUNT or COUNT=SHARE, got 'few'"),
+        (["--tune", "--tune-tokens", "4=much"], "--tune-tokens must be COUNT or COUNT=SHARE, got '4=much'"),
+        (["--tune", "--tune-tokens", "4", "4=2"], "--tune-tokens must name every count once, got 4 twice"),
+        (["--tune", "--tune-tokens", "0"], "tokens per call must be at least 1, got 0"),
+        (["--tune", "--tune-threads", "0"], "num_threads must be at least 1, got 0"),
+        (["--tune", "--recipe", "fp16"], "tune chooses kernels for experts in int8 or int4, got experts in fp32"),
+    ],
+)
+def test_wrong_options_are_refused(float32, tmp_path, capsys, options, message):
+    assert main(["quantize", str(float32.path), str(tmp_path / "out"), "--no-report", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_experts_there_is_nothing_to_tune(exported, tmp_path):
+    with pytest.raises(BundleError, match="tune chooses kernels for experts, but no graph has any"):
+        quantize_bundle(exported("dense_tiny"), tmp_path / "out", recipe("int8", tune=Tune()))
+    assert list(tmp_path.iterdir()) == []
