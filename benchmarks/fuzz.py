@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class FuzzReport:
     Attributes:
         num_inputs: damaged audio files and bundles that were read, by kind.
         num_refused: those that raised one of our errors; `num_accepted`: those that were read all the same.
-        num_failed: those that raised anything else, or ended the process.
+        num_failed: those that raised anything else, made a library print, or ended the process.
         failures: "kind seed: what happened" of the first of these.
         start_mb: resident megabytes of the child process after a tenth of the inputs; `end_mb`: at its end.
     """
@@ -123,6 +123,21 @@ def read_inputs(bundle: Path, audio: Sequence[Path], seeds: range) -> Iterator[t
                 outcome = outcome_of(lambda target=target, clip=clip: _use(target, clip))  # type: ignore[misc]
                 shutil.rmtree(target)
             yield kind_of(seed), outcome
+
+
+def answer(outcomes: Iterable[tuple[str, str]]) -> None:
+    """Write outcomes to the standard output, as lines, and to it nothing else: what a library prints is a failure."""
+    with tempfile.TemporaryFile(buffering=0) as printed, os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
+        os.dup2(printed.fileno(), 1)
+        for kind, outcome in outcomes:
+            sys.stdout.flush()
+            if size := printed.seek(0, os.SEEK_END):
+                printed.seek(0)
+                text = printed.read(min(size, 500)).decode(errors="replace")
+                outcome = f"printed {' '.join(text.split())[:200]}"  # noqa: PLW2901
+                printed.truncate(0)
+                printed.seek(0)
+            print(kind, outcome, f"{resident_mb():.1f}", sep="\t", file=lines, flush=True)
 
 
 def _use(bundle: Path, clip: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
@@ -239,8 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.child is not None:
         _limit_memory()
-        for kind, outcome in read_inputs(args.bundle, args.audio, range(args.child, args.inputs)):
-            print(kind, outcome, f"{resident_mb():.1f}", sep="\t", flush=True)
+        answer(read_inputs(args.bundle, args.audio, range(args.child, args.inputs)))
         return 0
     report = fuzz(args.bundle, args.audio, args.inputs)
     results = {**measured_here(), **of_bundle(args.bundle), **asdict(report)}

@@ -101,7 +101,10 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: no such file")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), SessionSettings().session_options(), providers=["CPUExecutionProvider"]
+                str(path),
+                SessionSettings().session_options(),
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # else it prints, and tries again
             )
         except ONNXRUNTIME_ERRORS as error:
             raise BundleError(f"{path}: onnxruntime refuses it: {str(error).splitlines()[0][:300]}") from error

@@ -41,9 +41,9 @@ def test_errors_that_are_not_ours_are_failures():
 
 
 def test_an_input_that_ends_the_process_is_counted_and_the_rest_done(bundle, clips, monkeypatch):
-    """Input 3 ends the child, as a fault in a decoder would; 5 raises an error of Python's."""
+    """Input 3 ends the child, as a fault in a decoder would; 5 raises an error of Python's; 6 and 7 make code print."""
     real_popen = fuzz.subprocess.Popen
-    program = """
+    program = r"""
 import os, sys
 from u2moe.benchmarks import fuzz
 
@@ -51,6 +51,10 @@ def read_inputs(bundle, audio, seeds):
     for seed in seeds:
         if seed == 3:
             os._exit(9)
+        if seed == 6:
+            print("Falling back")
+        if seed == 7:
+            os.write(1, b"\xff\n")
         yield fuzz.kind_of(seed), "KeyError: 'x'" if seed == 5 else "refused"
 
 fuzz.read_inputs = read_inputs
@@ -62,10 +66,13 @@ sys.exit(fuzz.main(sys.argv[1:]))
         return real_popen([command[0], "-c", program, *command[3:]], **settings)
 
     monkeypatch.setattr(fuzz.subprocess, "Popen", popen)
-    report = fuzz.fuzz(bundle.path, [clips], 8)
-    assert report.num_inputs == {"audio": 6, "bundle": 2}
-    assert (report.num_refused, report.num_accepted, report.num_failed) == (6, 0, 2)
-    assert report.failures == ["audio 3: the process ended with 9", "bundle 5: KeyError: 'x'"]
+    report = fuzz.fuzz(bundle.path, [clips], 9)
+    assert report.num_inputs == {"audio": 6, "bundle": 3}
+    assert (report.num_refused, report.num_accepted, report.num_failed) == (5, 0, 4)
+    assert report.failures == [
+        "audio 3: the process ended with 9", "bundle 5: KeyError: 'x'", "audio 6: printed Falling back",
+        "audio 7: printed \ufffd",
+    ]  # fmt: skip
 
 
 def test_bundles_are_damaged_in_a_copy(bundle, tmp_path):
