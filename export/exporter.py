@@ -20,9 +20,9 @@ from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.manifest import TOKENS_FILE, Manifest
 
-EXTERNAL_DATA_LIMIT = 256_000_000
-"""Bytes of weights from which they are saved beside the graph, one after the other: protobuf cannot hold 2 GiB, and
-holds what it does hold twice while it is written."""
+EXTERNAL_DATA_LIMIT = 16_000_000
+"""Bytes of weights from which they are saved beside the graph: onnxruntime maps that file and packs weight after weight
+for its kernels, where it would read a graph with weights in it as a whole, and hold it beside what it packs from it."""
 
 
 def export_bundle(
@@ -111,11 +111,14 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
         yield decoder_graph(network, manifest.model, metadata)
 
 
-def save_graph(model: ir.Model, folder: Path) -> None:
-    """Write `<name>.onnx`, with its weights in `<name>.onnx.data` if they are too large for one file."""
+def save_graph(model: ir.Model, folder: Path, limit: int | None = None) -> None:
+    """Write `<name>.onnx`, with its weights in `<name>.onnx.data` if they are more than `limit` bytes.
+
+    None: more than `EXTERNAL_DATA_LIMIT`.
+    """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     file = folder / f"{model.graph.name}.onnx"
-    external = f"{file.name}.data" if size > EXTERNAL_DATA_LIMIT else None
+    external = f"{file.name}.data" if size > (EXTERNAL_DATA_LIMIT if limit is None else limit) else None
     if external is None:
         ir.external_data.load_to_model(model)  # weights of a graph that was read may lie beside that one
     ir.save(model, file, external_data=external)

@@ -17,6 +17,9 @@ from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 
+ONE_FILE_LIMIT = 256_000_000
+"""Bytes of weights up to which a graph is one file, as those are that sherpa-onnx publishes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SherpaExport:
@@ -93,7 +96,7 @@ def export_sherpa(
             bundle, _ = exporter.export_bundle(source, passing, weights=weights, progress=progress)
         for model in sherpa_graphs(bundle, options):
             progress(f"writing {model.graph.name}.onnx")
-            exporter.save_graph(model, staging.path)
+            exporter.save_graph(model, staging.path, ONE_FILE_LIMIT)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
         report = SherpaParity(bundle, staging.path, options).run(progress)
         return SherpaExport(path=staging.publish(), options=options, manifest=bundle.manifest, report=report)

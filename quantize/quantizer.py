@@ -23,8 +23,8 @@ from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError, QuantizationError
 
-EXTERNAL_DATA_LIMIT = 256_000_000
-"""Bytes of weights from which they are saved beside the graph, one after the other, as the exporter does."""
+EXTERNAL_DATA_LIMIT = 16_000_000
+"""Bytes of weights from which they are saved beside the graph, as the exporter does."""
 REPORT_FILE = "report.json"
 SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"
 """Of a graph whose tokens skip experts: `Recipe.skip_expert_below`."""

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from u2moe.benchmarks.peer_process import PeerError, PeerProcess, write_wav
-from u2moe.export import SherpaOptions, export_sherpa, exporter
+from u2moe.export import SherpaOptions, export_sherpa, exporter, sherpa
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.parity import LIMIT
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
@@ -351,7 +351,7 @@ def test_a_foreign_folder_is_not_overwritten(bundle, tmp_path):
 
 
 def test_weights_beside_the_graph(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter, "EXTERNAL_DATA_LIMIT", 1000)
+    monkeypatch.setattr(sherpa, "ONE_FILE_LIMIT", 1000)
     found = export_sherpa(bundle.path, tmp_path / "out")
     names = [ONLINE.file, f"{ONLINE.file}.data", OFFLINE.file, f"{OFFLINE.file}.data", "tokens.txt"]
     assert sorted(file.name for file in found.path.iterdir()) == sorted(names)
