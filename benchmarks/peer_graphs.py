@@ -6,78 +6,35 @@ Every graph keeps the contract, so that the runtime runs it in the place of ours
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from u2moe.quantize import functions
-from u2moe.quantize.arithmetic import int4_blocks
 from u2moe.quantize.config import FORMATS, Recipe
+from u2moe.quantize.qmoe import ACTIVATIONS, ExpertLayer, expert_layers, stacked, to_qmoe
 from u2moe.quantize.quantizer import save_graph
 from u2moe.quantize.rewrites import rewrite
 from u2moe.runtime import contract
 
-Array = npt.NDArray[Any]
-CONTRIB = "com.microsoft"
-CONTRIB_ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
-LARGEST_BLOCK = 128
-MOE_FUNCTION = re.compile(r"MixtureOfExperts_top(?P<top_k>\d+)of(?P<num>\d+)_(?P<kind>[a-z]+?)$")
 OUR_REST = Recipe(name="int8-but-experts", groups={group: "int8" for group in FORMATS if group != "experts"})
 """Our int8 for everything but the experts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One mixture of experts in a float32 graph of ours, whose experts have biases.
-
-    Attributes:
-        node: the call of the model-local function.
-        top_k: experts of each token.
-        kind: activation.
-        experts: (w1 [dim, hidden], b1, w2 [hidden, dim], b2) of each.
-    """
-
-    node: ir.Node
-    top_k: int
-    kind: str
-    experts: Sequence[tuple[ir.Value, ...]]
-
-    @property
-    def inputs(self) -> tuple[ir.Value, ir.Value]:
-        """What the layer reads, and the router's weight [dim, experts]."""
-        x, gate = self.node.inputs[:2]
-        if x is None or gate is None:
-            raise ValueError(f"{self.node.name}: an input is missing")
-        return x, gate
-
-
-def moe_layers(model: ir.Model) -> list[Layer]:
-    """The mixtures of experts of a float32 graph.
+def moe_layers(model: ir.Model) -> list[ExpertLayer]:
+    """The mixtures of experts of a float32 graph, whose experts have biases.
 
     Raises:
-        ValueError: there are none, or they are not as the exporter writes them.
+        ValueError: there are none, or they have no biases.
+        BundleError: they are not as the exporter writes them.
     """
-    layers = []
-    for node in model.graph:
-        match = MOE_FUNCTION.match(node.op_type)
-        if node.domain != contract.MOE_DOMAIN or match is None:
-            continue
-        weights = [value for value in node.inputs[2:] if value is not None]
-        if len(weights) != 4 * int(match["num"]):
-            raise ValueError(f"{node.name}: {node.op_type} with {len(weights)} weights is no mixture of experts")
-        experts = [tuple(weights[index : index + 4]) for index in range(0, len(weights), 4)]
-        layers.append(Layer(node=node, top_k=int(match["top_k"]), kind=match["kind"], experts=experts))
-    if not layers:
-        raise ValueError("the graph has no mixture of experts")
+    layers = expert_layers(model)
+    if not layers or not all(layer.b1 for layer in layers):
+        raise ValueError(f"the graph has {len(layers)} mixtures of experts, expected some, with biases")
     return layers
 
 
@@ -85,10 +42,9 @@ def masked(source: Path, target: Path) -> None:
     """Write `target`, in which every expert computes every token and a mask of zeros drops what was not asked for."""
     model = ir.load(source)
     for layer in moe_layers(model):
-        function = _masked_function(len(layer.experts), layer.top_k, layer.kind)
+        function = _masked_function(len(layer.w1), layer.top_k, layer.kind)
         model.functions.setdefault(function.identifier(), function)
-        weights = [value for expert in layer.experts for value in expert]
-        _replace(model, layer, [ir.node(function.name, [*layer.inputs, *weights], domain=function.domain)])
+        _replace(model, layer, [ir.node(function.name, [layer.x, *layer.weights], domain=function.domain)])
     _save(model, target)
 
 
@@ -126,19 +82,21 @@ def contrib_moe(source: Path, target: Path) -> None:
     """Write `target` with onnxruntime's own float32 operator, com.microsoft.MoE."""
     model = ir.load(source)
     for layer in moe_layers(model):
-        w1, b1, w2, b2 = zip(*layer.experts, strict=True)
         inputs = [
-            _stacked(model, f"{w1[0].name}.stacked", w1, np.transpose),
-            _stacked(model, f"{b1[0].name}.stacked", b1, np.asarray),
-            _stacked(model, f"{w2[0].name}.stacked", w2, np.transpose),
-            _stacked(model, f"{b2[0].name}.stacked", b2, np.asarray),
+            stacked(model, f"{values[0].name}.stacked", values, read)
+            for values, read in (
+                (layer.w1, np.transpose),
+                (layer.b1, np.asarray),
+                (layer.w2, np.transpose),
+                (layer.b2, np.asarray),
+            )
         ]
-        _replace(model, layer, _contrib_nodes(layer, "MoE", inputs, {}))
+        _replace(model, layer, _contrib_moe(layer, inputs))
     _save(model, target)
 
 
 def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
-    """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE, in the largest blocks it can.
+    """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE, as recipes with -qmoe have it.
 
     All but the experts is our int8, so that they alone differ.
 
@@ -149,96 +107,27 @@ def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
     """
     model = ir.load(source)
     rewrite(model, OUR_REST)
-    layers = moe_layers(model)
-    block_size = _block_size(layers[0])
-    quantized = {4: _int4, 8: _int8}[bits]
-    for layer in layers:
-        w1, b1, w2, b2 = zip(*layer.experts, strict=True)
-        parts: list[ir.Value | None] = []
-        for weights, biases in ((w1, b1), (w2, b2)):
-            name = weights[0].name
-            for index, part in enumerate(("integers", "scales")):
-
-                def read(array: Array, index: int = index) -> Array:
-                    return quantized(array, block_size)[index]
-
-                parts.append(_stacked(model, f"{name}.{part}", weights, read))
-            parts.append(_stacked(model, f"{name}.biases", biases, np.asarray))
-        attributes = {"expert_weight_bits": bits, "block_size": block_size, "accuracy_level": 4, "weights_prepacked": 0}
-        _replace(model, layer, _contrib_nodes(layer, "QMoE", parts, attributes))
+    to_qmoe(model, bits)
     _save(model, target)
 
 
-def _int8(weight: Array, block_size: int) -> tuple[Array, Array]:
-    """A weight [in, out] as unsigned bytes around 128 [out, in] and scales [out, blocks]."""
-    blocks = weight.T.reshape(weight.shape[1], -1, block_size)
-    scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True), 1e-20) / 127
-    integers = (np.rint(blocks / scale) + 128).astype(np.uint8)
-    return integers.reshape(weight.shape[1], -1), scale[..., 0].astype(np.float32)
-
-
-def _int4(weight: Array, block_size: int) -> tuple[Array, Array]:
-    """The same in four bits around 8, two in a byte [out, in / 2]."""
-    packed, scale = int4_blocks(np.asarray(weight, np.float32), block_size)
-    return packed.reshape(len(packed), -1), scale
-
-
-def _contrib_nodes(
-    layer: Layer, op_type: str, weights: Sequence[ir.Value | None], attributes: dict[str, Any]
-) -> list[ir.Node]:
+def _contrib_moe(layer: ExpertLayer, weights: Sequence[ir.Value]) -> list[ir.Node]:
     """The router, which the operator leaves to the graph, and the operator, on [batch, time, dim].
 
     Its softmax over all experts, renormalised over the chosen ones, is the softmax over the chosen logits.
     """
-    x, gate = layer.inputs
-    logits = ir.node("MatMul", [x, gate], name=f"{layer.node.name}/router")
+    logits = ir.node("MatMul", [layer.x, layer.gate], name=f"{layer.node.name}/router")
     flat = ir.node("Flatten", [logits.outputs[0]], {"axis": 2}, name=f"{layer.node.name}/tokens")
-    moe = ir.node(
-        op_type,
-        [x, flat.outputs[0], *weights],
-        {
-            "k": layer.top_k,
-            "activation_type": CONTRIB_ACTIVATIONS[layer.kind],
-            "normalize_routing_weights": 1,
-            **attributes,
-        },
-        domain=CONTRIB,
-    )
+    attributes: dict[str, int | str] = {
+        "k": layer.top_k,
+        "activation_type": ACTIVATIONS[layer.kind],
+        "normalize_routing_weights": 1,
+    }
+    moe = ir.node("MoE", [layer.x, flat.outputs[0], *weights], attributes, domain=functions.CONTRIB)
     return [logits, flat, moe]
 
 
-def _stacked(model: ir.Model, name: str, values: Sequence[ir.Value], read: Callable[[Array], Array]) -> ir.Value:
-    """One initializer of what `read` makes of the weights of all experts, computed when the graph is saved."""
-    first = read(_array(values[0]))
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(np.stack([read(_array(value)) for value in values]), name=name)
-
-    dtype = ir.DataType.from_numpy(first.dtype)
-    tensor = ir.LazyTensor(load, dtype, ir.Shape((len(values), *first.shape)), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _array(value: ir.Value) -> Array:
-    tensor = value.const_value
-    if tensor is None:
-        raise ValueError(f"weight {value.name}: has no value")
-    array = np.array(tensor.numpy())
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
-    return array
-
-
-def _block_size(layer: Layer) -> int:
-    """Rows that share a scale: the largest power of two, at most `LARGEST_BLOCK`, that divides both layer sizes."""
-    w1, _, w2, _ = layer.experts[0]
-    common = math.gcd(len(_array(w1)), len(_array(w2)))
-    return min(common & -common, LARGEST_BLOCK)
-
-
-def _replace(model: ir.Model, layer: Layer, nodes: Sequence[ir.Node]) -> None:
+def _replace(model: ir.Model, layer: ExpertLayer, nodes: Sequence[ir.Node]) -> None:
     """Put `nodes`, of which the last gives the result, in the place of the layer's node."""
     old, new = layer.node.outputs[0], nodes[-1].outputs[0]
     new.type, new.shape = old.type, old.shape
