@@ -43,6 +43,8 @@ UNCOUNTED = frozenset(
 """Operators that multiply, but whose work is not known here. Others that read large constants are suspected of it."""
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
+_FEWEST_TERMS = 4
+"""A product of fewer is a sum of what was just computed, as over a token's experts: no part of the bound."""
 
 Shape = tuple[int, ...]
 
@@ -196,6 +198,8 @@ def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[
     (kind, left), out = inputs[0], outputs[0][1]
     rows, columns = math.prod(out[-2:-1]), out[-1]
     inner = math.prod(left[-2:]) // rows if rows else left[-1]
+    if inner < _FEWEST_TERMS:
+        return {}
     size = inner * columns
     right = next((shape for _, shape in inputs[1:] if len(shape) > 1 and shape[-2] * shape[-1] == size), ())
     num_bytes: float = max(math.prod(right), size) * _ELEMENT_BYTES.get(kind, 4)

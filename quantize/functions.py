@@ -81,48 +81,6 @@ def int8_embedding() -> ir.Function:
     return make_function("Int8Embedding", ("weight", "scale", "tokens"), body)
 
 
-def int8_convolution(kernel: int, stride: int) -> ir.Function:
-    """Y = relu(conv(x)) over [batch, time, frequency, channels] of x >= 0, without padding, as one matrix product.
-
-    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). An output frame has one activation
-    scale, the largest of all it looks at: frames are quantized after they are cut out in time, so that the scale of a
-    frame does not depend on its chunk, and cut in frequency as bytes.
-    """
-    body = """
-    step = Constant<value = float {0.00392156862745098}>()
-    zero = Constant<value = uint8 {0}>()
-    time = Constant<value = int64[1] {1}>()
-    frequency = Constant<value = int64[1] {2}>()
-    inner = Constant<value = int64[2] {2, 3}>()
-    """
-    body += f"stride = Constant<value = int64[1] {{{stride}}}>()\n"
-    for index in range(kernel):
-        end = index - kernel + 1 if index < kernel - 1 else 2**63 - 1
-        body += f"""
-        start{index} = Constant<value = int64[1] {{{index}}}>()
-        end{index} = Constant<value = int64[1] {{{end}}}>()
-        frames{index} = Slice(x, start{index}, end{index}, time, stride)
-        largest{index} = ReduceMax<keepdims = 1>(frames{index}, inner)
-        """
-    body += f"peak = Max({', '.join(f'largest{index}' for index in range(kernel))})\n"
-    for index in range(kernel):
-        body += f"""
-        ratio{index} = Div(frames{index}, peak)
-        q{index} = QuantizeLinear(ratio{index}, step, zero)
-        """
-        for other in range(kernel):
-            body += f"patch{index}_{other} = Slice(q{index}, start{other}, end{other}, frequency, stride)\n"
-    patches = ", ".join(f"patch{index}_{other}" for index in range(kernel) for other in range(kernel))
-    body += f"""
-    patches = Concat<axis = -1>({patches})
-    unit = com.microsoft.MatMulIntegerToFloat(patches, weight, step, scale, zero)
-    product = Mul(unit, peak)
-    sum = Add(product, bias)
-    y = Relu(sum)
-    """
-    return make_function(f"Int8Convolution_{kernel}x{kernel}_stride{stride}", ("x", "weight", "scale", "bias"), body)
-
-
 def skipping(skip_below: float) -> str:
     """What the name of a function says of it, behind all else that those of the exporter say; "" if it skips none."""
     return f"_skip{skip_below:g}".replace(".", "_") if skip_below else ""

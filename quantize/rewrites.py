@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize import experts, functions
+from u2moe.quantize import convolutions, experts, functions
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns, int8_rows
 from u2moe.quantize.config import Recipe
 from u2moe.runtime import contract
@@ -239,50 +239,62 @@ class Rewriter:
         )
 
     def _convolutions(self) -> None:
-        """Turn all convolutions of the front end but the first into integer matrix products over [b, t, f, channels].
+        """Turn the convolutions of the front end into integer matrix products over [batch, time, frequency, channels].
 
-        The projection behind them then reads its input frequency by frequency instead of channel by channel.
+        The first stays in float32. The projection behind them then reads its input frequency by frequency instead of
+        channel by channel.
         """
-        convolutions = [node for node in self.graph if (node.name or "").startswith("encoder/embed/conv.")]
-        convolutions = [node for node in convolutions if node.op_type == "Conv"]
-        if len(convolutions) < 2:
+        nodes = [node for node in self.graph if (node.name or "").startswith("encoder/embed/conv.")]
+        nodes = [node for node in nodes if node.op_type == "Conv"]
+        if len(nodes) < 2:
             return
-        first_relu = _only_user(convolutions[0])
-        channels_last = ir.Node(
-            "",
-            "Transpose",
-            [first_relu.outputs[0]],
-            [ir.AttrInt64s("perm", [0, 2, 3, 1])],
-            name="encoder/embed/channels_last",
-        )
-        self.graph.insert_after(first_relu, channels_last)
-        x = channels_last.outputs[0]
-        last_relu = first_relu
-        for node in convolutions[1:]:
-            last_relu = _only_user(node)
-            x = self._convolution(node, x, last_relu)
-        transpose = _only_user(last_relu)
+        transpose = _only_user(_only_user(nodes[-1]))
         flatten = _only_user(transpose)
-        channels = _shape(_present(convolutions[-1], convolutions[-1].inputs[1]))[0]
+        x = self._first_convolutions(nodes[0], nodes[1], flatten)
+        for node in nodes[2:]:
+            weight, bias = self._convolution_weight(node), _present(node, node.inputs[2])
+            window = _window(node)
+            function = convolutions.int8_convolution(window.kernel, window.stride)
+            x = self._inserted(function, node, [x, weight.weight, weight.scale, bias], flatten)
         flatten.replace_input_with(0, x)
+        channels = _shape(_present(nodes[-1], nodes[-1].inputs[1]))[0]
         self._permute_projection(_only_user(flatten), channels)
-        self.graph.remove(
-            [transpose, *[node for conv in reversed(convolutions[1:]) for node in (_only_user(conv), conv)]], safe=True
+        channel_axis = _present(nodes[0], nodes[0].inputs[0]).producer()
+        with_relus = [part for node in reversed(nodes) for part in (_only_user(node), node)]
+        self.graph.remove([transpose, *with_relus, *([channel_axis] if channel_axis else [])], safe=True)
+
+    def _first_convolutions(self, first: ir.Node, second: ir.Node, before: ir.Node) -> ir.Value:
+        weight, bias = _present(first, first.inputs[1]), _present(first, first.inputs[2])
+        channels, inner, kernel, _ = _shape(weight)
+        unsqueeze = _present(first, first.inputs[0]).producer()
+        bins = self.graph.inputs[0].shape[-1] if self.graph.inputs[0].shape else None
+        if inner != 1 or unsqueeze is None or unsqueeze.op_type != "Unsqueeze" or not isinstance(bins, int):
+            raise BundleError(f"node {first.name}: expected a convolution of features with one channel")
+
+        def rows() -> Array:
+            return np.vstack((_array(weight).reshape(channels, kernel**2).T, _array(bias)))
+
+        name = f"{weight.name}.rows"
+        first_weight = self._initializer(name, ir.DataType.FLOAT, (kernel**2 + 1, channels), rows)
+        quantized = self._convolution_weight(second)
+        function = convolutions.int8_first_convolutions(bins, channels, _window(first), _window(second))
+        features, last = _present(unsqueeze, unsqueeze.inputs[0]), _present(second, second.inputs[2])
+        inputs = [features, first_weight, quantized.weight, quantized.scale, last]
+        return self._inserted(function, second, inputs, before)
+
+    def _convolution_weight(self, node: ir.Node) -> _Quantized:
+        """The weight of a convolution as [time * frequency * in, out]."""
+        weight = _present(node, node.inputs[1])
+        out, inner, kernel, _ = _shape(weight)
+        return self._int8(
+            weight, "subsampling", lambda: _array(weight).transpose(2, 3, 1, 0).reshape(kernel**2 * inner, out)
         )
 
-    def _convolution(self, node: ir.Node, x: ir.Value, before: ir.Node) -> ir.Value:
-        weight, bias = _present(node, node.inputs[1]), _present(node, node.inputs[2])
-        out, inner, kernel, _ = _shape(weight)
-        stride = int(node.attributes["strides"].as_ints()[0])
-
-        def columns() -> Array:
-            return _array(weight).transpose(2, 3, 1, 0).reshape(kernel * kernel * inner, out)
-
-        quantized = self._int8(weight, "subsampling", columns)
-        function = functions.int8_convolution(kernel, stride)
-        call = self._new_call(function, node, [x, quantized.weight, quantized.scale, bias])
+    def _inserted(self, function: ir.Function, near: ir.Node, inputs: Sequence[ir.Value], before: ir.Node) -> ir.Value:
+        """The output of a new call of `function`, named after the scope of the node `near`."""
+        call = self._new_call(function, near, inputs)
         call.outputs[0].name = call.name
-        self.graph.insert_after(before, call)
+        self.graph.insert_before(before, call)
         return call.outputs[0]
 
     def _permute_projection(self, node: ir.Node, channels: int) -> None:
@@ -296,6 +308,12 @@ class Rewriter:
             return array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
 
         self._product(node, _present(node, node.inputs[0]), self._int8(weight, "subsampling", rows))
+
+
+def _window(node: ir.Node) -> convolutions.Window:
+    """Of a convolution, as its weight and strides have it."""
+    kernel = _shape(_present(node, node.inputs[1]))[-1]
+    return convolutions.Window(kernel=kernel, stride=int(node.attributes["strides"].as_ints()[0]))
 
 
 def _array(value: ir.Value) -> Array:

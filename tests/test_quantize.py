@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from u2moe.benchmarks.cuda_check import main as cuda_check
-from u2moe.quantize import RECIPES, Recipe, experts, functions, quantize_bundle, quantizer, recipe
+from u2moe.quantize import RECIPES, Recipe, convolutions, experts, functions, quantize_bundle, quantizer, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows, relative_error
 from u2moe.runtime import Bundle, BundleError, BundleWriter, QuantizationError, contract
 from u2moe.runtime.cli import main
@@ -328,7 +328,7 @@ def test_int8_convolution_is_a_convolution(kernel, stride, time):
     bias = random.standard_normal(8).astype(np.float32)
     integers, scale = int8_columns(weight.transpose(2, 3, 1, 0).reshape(-1, 8))
     session = session_of(
-        [functions.int8_convolution(kernel, stride)], {"x": 4}, {"weight": integers, "scale": scale, "bias": bias}
+        [convolutions.int8_convolution(kernel, stride)], {"x": 4}, {"weight": integers, "scale": scale, "bias": bias}
     )
     found = session.run(None, {"x": x})[0]
     channels_first = torch.from_numpy(x).permute(0, 3, 1, 2)
@@ -339,6 +339,51 @@ def test_int8_convolution_is_a_convolution(kernel, stride, time):
     assert found.shape == expected.shape
     assert relative_error(expected, found) < 0.015
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
+
+
+@pytest.mark.parametrize(("first", "second"), [((3, 2), (3, 2)), ((3, 2), (5, 3)), ((5, 1), (2, 1))])
+@pytest.mark.parametrize("time", [11, 12, 13, 31])
+def test_int8_first_convolutions_are_convolutions(first, second, time):
+    random = np.random.default_rng(3)
+    x = random.standard_normal((2, time, 21)).astype(np.float32)
+    x[1] *= 1e-3
+    weights = [random.standard_normal(shape).astype(np.float32)
+               for shape in ((6, 1, first[0], first[0]), (8, 6, second[0], second[0]))]  # fmt: skip
+    biases = [random.standard_normal(size).astype(np.float32) for size in (6, 8)]
+    integers, scale = int8_columns(weights[1].transpose(2, 3, 1, 0).reshape(-1, 8))
+    windows = [convolutions.Window(kernel=kernel, stride=stride) for kernel, stride in (first, second)]
+    session = session_of(
+        [convolutions.int8_first_convolutions(21, 6, *windows)],
+        {"x": 3},
+        {
+            "first_weight": np.vstack((weights[0].reshape(6, -1).T, biases[0])),
+            "weight": integers,
+            "scale": scale,
+            "bias": biases[1],
+        },
+    )
+    found = session.run(None, {"x": x})[0]
+    expected = torch.from_numpy(x).unsqueeze(1)
+    for weight, bias, (_, stride) in zip(weights, biases, (first, second), strict=True):
+        expected = torch.relu(
+            torch.nn.functional.conv2d(expected, torch.from_numpy(weight), torch.from_numpy(bias), stride)
+        )
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert found.shape == expected.shape
+    assert relative_error(expected, found) < 0.015
+    np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
+    frame = first[1] * second[1]  # input frames from one output frame to the next
+    np.testing.assert_array_equal(session.run(None, {"x": x[:, :-frame]})[0], found[:, :-1])
+    np.testing.assert_array_equal(session.run(None, {"x": x[:, frame:]})[0], found[:, 1:])
+
+
+def test_int8_first_convolutions_that_see_nothing_positive_give_the_bias():
+    window = convolutions.Window(kernel=3, stride=2)
+    weights = {"first_weight": -np.ones((10, 4), np.float32), "weight": np.ones((36, 5), np.int8)}
+    weights |= {"scale": np.ones(5, np.float32), "bias": np.arange(-2, 3, dtype=np.float32)}
+    session = session_of([convolutions.int8_first_convolutions(9, 4, window, window)], {"x": 3}, weights)
+    found = session.run(None, {"x": np.ones((1, 7, 9), np.float32)})[0]
+    np.testing.assert_array_equal(found, np.broadcast_to(np.maximum(weights["bias"], 0), (1, 1, 1, 5)))
 
 
 # --- bundles
@@ -354,6 +399,9 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
         stacked = re.fullmatch(r"(.*\.experts)\.(\d+)\.(w_2\.bias)", key)
         if stacked and name != "int4-experts":  # one tensor holds the second biases of all experts
             found = after[f"{stacked[1]}.{stacked[3]}"][int(stacked[2])]
+        elif key not in after:  # rows of one weight, the bias in the last
+            assert key == "encoder.embed.conv.0.bias"
+            found = after["encoder.embed.conv.0.weight.rows"][-1]
         else:
             found = after[key]
         np.testing.assert_array_equal(found, before[key], err_msg=key)
