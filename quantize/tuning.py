@@ -37,8 +37,8 @@ CALL_S = 0.03
 """Seconds that one measurement lasts at least."""
 ERROR_LIMIT = 1.5
 """A kernel that loses more than so many times what the recipe's own loses is no other way to compute the same."""
-MARGIN = 0.98
-"""Another kernel than the recipe's own must take less than this part of its time: less could be noise."""
+MARGIN, LOSSY_MARGIN = 0.98, 0.9
+"""Another kernel must take less than this part of the time, for less could be noise; one with fewer bits than that."""
 ERROR_TOKENS = 64
 """Tokens whose results are compared with those of float32."""
 
@@ -158,9 +158,7 @@ def tune_experts(
         errors={kind: errors[kind] for kind in sessions},
         refused=refused,
     )
-    fastest = min(sessions, key=found.ms_per_token)
-    is_faster = found.ms_per_token(fastest) < MARGIN * found.ms_per_token(own)
-    return dataclasses.replace(found, chosen=fastest if is_faster else own)
+    return dataclasses.replace(found, chosen=_choice(found))
 
 
 def _candidates(own: str, *, lossy: bool) -> Iterator[tuple[str, str]]:
@@ -169,6 +167,16 @@ def _candidates(own: str, *, lossy: bool) -> Iterator[tuple[str, str]]:
     for first in bits:
         for kind in KERNELS[first]:
             yield first, kind
+
+
+def _choice(found: TunedExperts) -> str:
+    """Of the formats in their order, each takes the place of the one before it if it is faster by the margin."""
+    chosen = found.chosen
+    for kind in found.times_ms:
+        has_fewer_bits = kind.partition("-")[0] != chosen.partition("-")[0]
+        if found.ms_per_token(kind) < (LOSSY_MARGIN if has_fewer_bits else MARGIN) * found.ms_per_token(chosen):
+            chosen = kind
+    return chosen
 
 
 def _check_error(found: float, expected: float) -> None:

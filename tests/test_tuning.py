@@ -183,6 +183,9 @@ def test_fewer_bits_are_neither_measured_nor_chosen_unless_allowed(encoder):
         found = tuning.tune_experts(encoder, recipe("int8"), tune, timer=timer_of(milliseconds))
         assert found.chosen == chosen
         assert ("int4" in found.times_ms) == ("int4-qmoe" in found.times_ms) == lossy
+    for fewer, chosen in ((7.5, "int8-qmoe"), (7.1, "int4")):  # words are not lost for little
+        told = timer_of({**milliseconds, "int4": fewer, "int4-qmoe": fewer})
+        assert tuning.tune_experts(encoder, recipe("int8"), tune, timer=told).chosen == chosen
     found = tuning.tune_experts(encoder, recipe("int4-experts"), tune, timer=timer_of(milliseconds))
     assert (set(found.times_ms), found.chosen) == ({"int4", "int4-qmoe"}, "int4")
 
