@@ -221,7 +221,7 @@ class Windows:
     def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
         num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
         self._length = num_frames - config.subsampling_rate + config.window
-        self._stride = num_frames
+        self.stride = num_frames
         self._shortest = config.window
         self._parts: list[npt.NDArray[np.float32]] = []
         self._num_frames = 0
@@ -251,8 +251,8 @@ class Windows:
         if not self.ready:
             return None
         frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        rest = frames[self._stride :]
-        self._skip = 0 if self._finished else max(self._stride - len(frames), 0)
+        rest = frames[self.stride :]
+        self._skip = 0 if self._finished else max(self.stride - len(frames), 0)
         self._parts = [rest] if len(rest) else []
         self._num_frames = len(rest)
         return frames[: self._length]

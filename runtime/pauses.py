@@ -16,6 +16,8 @@ _QUIETEST = 12.0
 """Nats of energy below the loud parts (52 dB) under which differences of silence mean nothing."""
 _QUIET = 0.2
 """Quiet is the lowest fifth of the way from the floor to the loud parts."""
+_MIN_PIECE_S = 0.2
+"""A recording is not cut in a pause that begins sooner: there is nothing before it."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -45,6 +47,20 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
     edges = np.flatnonzero(np.diff(np.concatenate(([False], quiet, [False]))))
     pauses = (edges.reshape(-1, 2) * frame_s).tolist()
     return [(start, end) for start, end in pauses if end - start >= _MIN_PAUSE_S - 1e-9]
+
+
+def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
+    """The first pause, after some sound, that lasts `min_pause_s` and whose middle is later than `after_s`.
+
+    Args:
+        levels: loudness [frames].
+        frame_s: seconds from one of them to the next.
+        min_pause_s: how long it must last, as far as it is among the frames.
+        after_s: seconds from the first frame.
+    """
+    pauses = find_pauses(levels, frame_s)
+    long = (pause for pause in pauses if pause[1] - pause[0] >= min_pause_s - 1e-9 and pause[0] >= _MIN_PIECE_S)
+    return next((pause for pause in long if sum(pause) / 2 > after_s), None)
 
 
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from u2moe.runtime.audio import Resampler, as_samples
 from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch
 from u2moe.runtime.encoder import Windows, split_rows
-from u2moe.runtime.endpoint import Endpoint, Endpointer
+from u2moe.runtime.endpoint import PAUSE, SHORTEST_PAUSE_S, Endpoint, Endpointer
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.features import Fbank
-from u2moe.runtime.pauses import find_pauses, loudness
+from u2moe.runtime.pauses import find_pauses, first_pause, loudness
 from u2moe.runtime.result import Result
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from u2moe.runtime.text import Vocabulary
 
 _LONGEST_WINDOW_S = 30.0
-"""Seconds that are encoded at once with full context, where utterances end by endpoints."""
-_SHORTEST_PAUSE_S = 0.4
-"""An utterance that ends with less silence than this may end within a word."""
+"""Seconds that are encoded at once with full context, at most, where utterances end by endpoints."""
+_SILENT_BEFORE_CUT_S = 0.12
+"""Where the CTC head hears something so shortly before the middle of a pause, it is none: somebody speaks quietly."""
 
 
 class Stream:
@@ -74,6 +74,8 @@ class Stream:
             self.caches = self._no_caches()
             self._windows = Windows(config, chunk_size)
             self._window = np.zeros((0, config.feature_size), np.float32)
+            self._pause_len = 0  # encoder frames of the pause amid which that ends, if it does
+            self._searched = 0  # encoder frame up to which no pause is looked for: somebody speaks in it
             self._features = Fbank(self._model.manifest.features)
             self._resampler: Resampler | None = None
             self._input_finished = False
@@ -198,7 +200,7 @@ class Stream:
                 return None
             self._measure()
             if self.options.chunk_size is None:
-                self._window = window
+                window = self._window = self._until_pause(window)
             return window
 
     def advance(self, output: npt.NDArray[np.float32], log_probs: npt.NDArray[np.float32], caches: CacheRow) -> None:
@@ -222,7 +224,7 @@ class Stream:
     def is_cut(self) -> bool:
         """Whether the utterance at hand was ended while something was said, so that it may end within a word."""
         endpoint = self._endpoint
-        return endpoint is not None and endpoint.trailing_silence * self.frame_s < _SHORTEST_PAUSE_S
+        return endpoint is not None and endpoint.trailing_silence * self.frame_s < SHORTEST_PAUSE_S
 
     def first_pass(self) -> list[Hypothesis]:
         """Hypotheses of the first pass for the utterance at hand, best first; times from its first frame."""
@@ -337,6 +339,37 @@ class Stream:
             self._levels.frombytes(loudness(np.concatenate(self._unmeasured)).tobytes())
             self._unmeasured = []
 
+    def _until_pause(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """As much of features [frames, mel], with which an utterance begins, as precede the middle of its first pause.
+
+        What is left of them begins the next window.
+        """
+        self._pause_len = 0
+        min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
+        if min_pause is None:
+            return window
+        rate, step = self._model.config.subsampling_rate, self._model.manifest.features.frame_shift_ms / 1000
+        levels = np.array(self._levels[: len(window)], np.float32)
+        after_s = (self._searched - self._segment_start) * self.frame_s
+        pause = first_pause(levels, step, min_pause, after_s)
+        is_last = self._input_finished and not self._windows.ready
+        if pause is None or (is_last and pause[1] >= len(levels) * step):
+            return window
+        num_frames = int(sum(pause) / 2 / self.frame_s)
+        self._pause_len = int((pause[1] - pause[0]) / self.frame_s)
+        self._windows.put_back(window[num_frames * rate : self._windows.stride])
+        return window[: (num_frames - 1) * rate + self._model.config.window]
+
+    def _end_at_pause(self) -> Endpoint | None:
+        """That the utterance ends with the window, where this ends amid a pause in which nothing is heard."""
+        pause_len, self._pause_len = self._pause_len, 0
+        if self._endpointer is None or not pause_len:
+            return None
+        if self._endpointer.trailing_silence * self.frame_s < _SILENT_BEFORE_CUT_S:
+            self._searched = self._num_frames
+            return None
+        return Endpoint(num_frames=0, rule=PAUSE, trailing_silence=pause_len)
+
     def _no_caches(self) -> CacheRow:
         return split_rows(self._model.encoder.start(), [0])[0]
 
@@ -371,3 +404,5 @@ class Stream:
             self._outputs.append(output[:num_frames])
         self._first_pass.advance(log_probs[:num_frames])
         self._result_is_old = True
+        if self._endpoint is None:
+            self._endpoint = self._end_at_pause()

@@ -49,6 +49,9 @@ def test_a_silent_frame_is_more_than_four_fifths_blank():
 
 def test_rules_can_be_switched_off():
     off = EndpointConfig(rule1=None, rule2=None, rule3=None)
+    assert off.min_pause is None
+    assert EndpointConfig().min_pause == 0.5
+    assert EndpointConfig(pause=None).min_pause is None
     assert Endpointer(off, FRAME_S).advance(log_probs("x" + "_" * 1000)) is None
     only3 = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=2, min_trailing_silence=0.2))
     endpoint = Endpointer(only3, FRAME_S).advance(log_probs("x" * 70 + "_" * 9))
@@ -93,3 +96,9 @@ def ends(config, portions):
 def test_rules_that_cannot_be(arguments):
     with pytest.raises(ValueError, match=r"min_trailing_silence|min_utterance_length"):
         EndpointRule(**arguments)
+
+
+@pytest.mark.parametrize("pause", [0.39, -1.0, float("nan"), float("inf")])
+def test_pauses_that_cannot_be(pause):
+    with pytest.raises(ValueError, match="pause must be a number of seconds, at least"):
+        EndpointConfig(pause=pause)

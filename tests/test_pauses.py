@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.benchmarks.word_times import loud_part
-from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.accuracy import matches, read_manifest
 from u2moe.runtime.audio import read_audio
-from u2moe.runtime.pauses import end_at_pauses, find_pauses
+from u2moe.runtime.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 LOUD, SOFT = 18.0, 3.0
@@ -36,6 +36,22 @@ def test_noise_is_quiet_beside_speech_and_digital_silence_is_no_measure():
 def test_nothing_has_no_pauses():
     assert find_pauses(np.zeros(0, np.float32), 0.01) == []
     assert find_pauses(np.full(50, LOUD, np.float32), 0.01) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "after_s", "expected"),
+    [
+        ([(LOUD, 50), (SOFT, 30), (LOUD, 50), (SOFT, 60), (LOUD, 50)], 0.0, (1.3, 1.9)),  # the first was too short
+        ([(SOFT, 60), (LOUD, 50), (SOFT, 50), (LOUD, 50)], 0.0, (1.1, 1.6)),  # with the first it begins
+        ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.0, (0.5, 1.1)),
+        ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.85, (1.6, 2.3)),
+        ([(LOUD, 50), (SOFT, 49), (LOUD, 50)], 0.0, None),
+        ([(LOUD, 300)], 0.0, None),
+    ],
+)
+def test_the_first_pause_that_is_long_enough(parts, after_s, expected):
+    found = first_pause(levels_of(*parts), 0.01, 0.5, after_s)
+    assert found == (expected and pytest.approx(expected))
 
 
 @pytest.mark.parametrize(
@@ -96,3 +112,20 @@ def test_times_are_those_of_the_sound(chunk_size):
     errors += [abs(found[i].end - spoken[place][1]) for place, i in judged]
     assert np.median(errors) <= 0.04
     assert np.percentile(errors, 90) <= 0.08
+
+
+def test_a_recording_is_heard_alike_beside_others():
+    """Clips of three people with pauses between them; encoded together the demo model hears them otherwise."""
+    rate, random = 16_000, np.random.default_rng(0)
+    recognizer = Recognizer.from_pretrained()
+    clips = {
+        item.path: read_audio(item.path, rate) for item in read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
+    }
+    alone = {path: recognizer.transcribe(path).text for path in clips}
+    order = [path for _ in range(3) for path in random.permutation(sorted(clips))]
+    quiet = (1e-4 * random.standard_normal(round(0.7 * rate))).astype(np.float32)
+    together = np.concatenate([part for path in order for part in (clips[path], quiet)])
+    expected = " ".join(alone[path] for path in order)
+    assert recognizer.transcribe(together).text == expected
+    unlike = DecodingOptions(endpoint=EndpointConfig(pause=None))
+    assert recognizer.transcribe(together, options=unlike).text != expected

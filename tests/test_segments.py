@@ -33,7 +33,7 @@ class ToySession:
     """In the place of the encoder: an encoder frame is the mean of its seven frames, whatever the caches hold."""
 
     def __init__(self):
-        self.batches = []
+        self.batches, self.durations = [], []
         self.fails = False
 
     def run(self, feeds):
@@ -41,6 +41,7 @@ class ToySession:
             raise ProviderError("the device is gone")
         chunk, lengths = feeds["chunk"], feeds["chunk_lens"]
         self.batches.append(len(chunk))
+        self.durations.append(chunk.shape[1] / 100)
         time = (chunk.shape[1] - 7) // 4 + 1
         output = np.stack([chunk[:, 4 * i : 4 * i + 7].mean(axis=1) for i in range(time)], axis=1)
         cache, num = feeds["att_cache"], feeds["required_cache_size"]
@@ -54,9 +55,10 @@ class ToySession:
 
 
 class ToyModel:
-    """Tones of 200 ms and more are words, all else is blank."""
+    """Tones of 200 ms and more are words, the loudest of several; all else is blank."""
 
-    def __init__(self):
+    def __init__(self, threshold=19.0):
+        self.threshold = threshold
         self.manifest, self.config, self.has_decoder = MANIFEST, CONFIG, False
         self.session = ToySession()
         self.encoder = Encoder(self.session, CONFIG)
@@ -65,8 +67,9 @@ class ToyModel:
     def ctc(self, encoder_out):
         scores = np.full((len(encoder_out), CONFIG.vocab_size), -8.0)
         scores[:, 0] = 0.0
-        for token, band in enumerate(self.bins, start=1):
-            scores[:, token] = np.where(encoder_out[:, band - 1 : band + 2].max(axis=1) > 19, 4.0, -8.0)
+        bands = np.stack([encoder_out[:, band - 1 : band + 2].max(axis=1) for band in self.bins], axis=1)
+        heard = (bands > self.threshold) & (bands == bands.max(axis=1, keepdims=True))
+        scores[:, 1 : len(self.bins) + 1] = np.where(heard, 4.0, -8.0)
         return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
@@ -201,6 +204,53 @@ def test_minutes_in_flat_memory(toy):
         toy.decode_streams([stream])
         texts += [segment.text for segment in stream.take_segments()]
         assert " ".join(texts).split() == list("ABCD" * 15 * 5)
+
+
+@pytest.mark.parametrize("pause", [0.4, 0.9, None])
+def test_full_context_ends_amid_pauses(toy, pause):
+    """What is said after a pause is encoded without what was said before; without `pause` 30 seconds are together."""
+    pauses = [0.3, 0.2, 0.6, 0.2, 1.1, 0.3]
+    samples, starts = say("ABCDAB", pauses)
+    late = EndpointRule(min_utterance_length=20.0)
+    endpoint = EndpointConfig(rule1=None, rule2=None, rule3=late, pause=pause)
+    transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=endpoint))
+    assert transcript.text == "A B C D A B"
+    check_segments(transcript.segments, transcript.duration)
+    ends = [
+        start - long / 2 for start, long in zip(starts, pauses, strict=True) if pause and long > pause and start > 1
+    ]
+    edges = [0.0, *ends, len(samples) / RATE]
+    assert toy.model.session.durations == pytest.approx(np.diff(edges), abs=0.08)
+    assert len(transcript.segments) == len(toy.model.session.durations) == {0.4: 3, 0.9: 2, None: 1}[pause]
+
+
+def test_a_pause_in_which_somebody_speaks_quietly_is_none():
+    """A loud speaker and one 50 dB below, whose words are longer than a pause: none of them is cut."""
+    loud, _ = say("ABC", [0.3, 0.3, 0.3])
+    quiet, _ = say("DADAD", [0.05] * 5, tone_s=0.7)
+    samples = np.concatenate([loud[: -RATE // 2], 10 ** (-50 / 20) * quiet[: -RATE // 2], loud])
+    toy = Recognizer(ToyBundle(), ToyModel(threshold=7.0))
+    for pause in (0.4, None):
+        toy.model.session.durations.clear()
+        transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=EndpointConfig(pause=pause)))
+        assert transcript.text == "A B C D A D A D A B C"
+        check_segments(transcript.segments, transcript.duration)
+
+
+def test_a_long_recording_is_cut_at_pauses_alike_in_any_portions(toy):
+    samples, _ = say("ABCD" * 20, [0.3, 0.7, 0.2, 3.0] * 20)
+    options = DecodingOptions(search="ctc_prefix_beam", endpoint=EndpointConfig())
+    expected = toy.transcribe(samples, options=options).segments
+    assert " ".join(segment.text for segment in expected) == " ".join("ABCD" * 20)
+    assert len(expected) == 41  # A, BC, DA, BC, ..., D
+    for size in (1000, 77_777):
+        stream = toy._stream(options, None, None)
+        for start in range(0, len(samples), size):
+            stream.accept_waveform(RATE, samples[start : start + size])
+            toy.decode_streams([stream])
+        stream.input_finished()
+        toy.decode_streams([stream])
+        assert stream.take_segments() == expected
 
 
 def test_without_rules_nothing_ends(toy):
