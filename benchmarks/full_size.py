@@ -10,12 +10,14 @@ comes from the results alone (`tables`).
 
 Time is that of encoder and CTC head, features and search left out: the search through random probabilities says
 nothing of that through a trained model's. Random routers are turned so that tokens spread evenly over all experts, the
-worst case, and once so that chunks touch as many as people's speech does in the demo model (`routing`).
+worst case, and once so that chunks touch as many as people's speech does in the demo model (`routing`). A further
+bundle skips second experts, of as many tokens as in the demo model at a limit that hardly costs words (`levers`).
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +33,10 @@ from u2moe.benchmarks.footprint import measure_footprint
 from u2moe.benchmarks.json_file import read_json, write_json
 from u2moe.benchmarks.listening import Instrument, Mode
 from u2moe.benchmarks.measurement import interleaved
+from u2moe.benchmarks.peer_process import write_wav
 from u2moe.benchmarks.provenance import of_bundle, recorded, resumed
 from u2moe.benchmarks.rates import measure_rates
-from u2moe.benchmarks.routing import Gates, TurnedSettings, routing, turned_gates
+from u2moe.benchmarks.routing import Gates, TurnedSettings, routing, second_shares, turned_gates
 from u2moe.benchmarks.utterances import (
     CHUNK_SIZE,
     NUM_LEFT_CHUNKS,
@@ -45,6 +48,8 @@ from u2moe.benchmarks.utterances import (
     utterance,
 )
 from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
+from u2moe.quantize.config import recipe
+from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.model import Model
@@ -54,6 +59,9 @@ MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
 ROUTED = "routed"
 """Behind the name of a model with experts, as a case: with routers turned so that it is routed as the demo model."""
+SKIPPING = "skipping"
+"""The same: the bundle whose tokens skip their second expert where it weighs little, evenly routed."""
+SKIPPING_ROUTED = f"{SKIPPING}-{ROUTED}"
 OWN, EVEN, AS_DEMO, DEMO = "own routers, speech", "even", "as the demo model", "demo model, speech"
 """Routings that are told of."""
 
@@ -70,6 +78,9 @@ BOUND_S = {"bound-streaming": 5.0, "bound-full": UTTERANCE_S}
 REPETITIONS = {"int8": 5, "fp32": 3}
 NUM_STARTS, NUM_BOUNDS = 3, 5
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
+LEVERS = RESULTS.with_name("levers.json")
+COST_LIMIT = 0.02
+"""Of errors more, of those without skipped experts: what the lever may cost in the demo model, with full context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +122,7 @@ class Bench:
         """Load nothing yet; `demo` is what `demo_routing` tells."""
         self.artefacts = {item.name: item for item in artefacts}
         self.demo = demo
+        self.lever = best_lever(read_json(LEVERS), COST_LIMIT)
         self.progress = progress
         self.free()
 
@@ -125,13 +137,17 @@ class Bench:
         return {name: Bundle.open(item.bundle(precision), verify=False) for name, item in self.artefacts.items()}
 
     def models(self, precision: str, num_threads: int) -> dict[str, Model]:
-        """All models, evenly routed; in int8 on one thread also routed as the demo model."""
+        """All models, evenly routed; in int8 on one thread also routed as the demo model, and with skipped experts."""
         if self._key != (precision, num_threads):
             self.free()
             for name, bundle in self.bundles(precision).items():
                 self._load(name, bundle, num_threads, self.gates(name, EVEN))
                 if has_experts(name) and (precision, num_threads) == ("int8", 1):
                     self._load(f"{name}/{ROUTED}", bundle, num_threads, self.gates(name, AS_DEMO))
+                    if self.lever:
+                        skipping = self.skipping(name)
+                        self._load(f"{name}/{SKIPPING}", skipping, num_threads, self.gates(name, EVEN))
+                        self._load(f"{name}/{SKIPPING_ROUTED}", skipping, num_threads, self.gates(name, AS_DEMO))
             self._key = (precision, num_threads)
         return self._models
 
@@ -153,6 +169,32 @@ class Bench:
         with np.load(file) as arrays:
             return dict(arrays)
 
+    def skipping(self, name: str) -> Bundle:
+        """The int8 bundle in which as many tokens skip their second expert as in the demo model; made once."""
+        share = self.lever["tokens"]
+        folder = self.artefacts[name].folder / f"int8-skip-{share:.3f}"
+        if not folder.is_dir():
+            self.progress(f"{name}: int8, {share:.0%} of tokens skip their second expert")
+            bundle = self.bundles("int8")[name]
+            weights = second_shares(bundle, random_frames(bundle), self.gates(name, EVEN))
+            limit = round(float(np.quantile(weights, share)), 4)
+            quantize_bundle(self.artefacts[name].bundle("fp32"), folder, recipe("int8", skip_expert_below=limit))
+        return Bundle.open(folder, verify=False)
+
+    def skipped(self) -> dict[str, Any]:
+        """What the lever is, and what it does here: `below`, and the share of `tokens` by routing; none without."""
+        for name in self.artefacts if self.lever else ():
+            if has_experts(name):
+                bundle = self.skipping(name)
+                below = float(bundle.manifest.quantization["skip_expert_below"])
+                weights = {
+                    title: second_shares(bundle, random_frames(bundle), self.gates(name, title))
+                    for title in (EVEN, AS_DEMO)
+                }
+                tokens = {title: float((found < below).mean()) for title, found in weights.items()}
+                return {DEMO: self.lever, "below": below, "tokens": tokens}
+        return {}
+
     def routings(self) -> dict[str, Mapping[str, Any]]:
         """Experts that chunks touch: in the demo model, and in another with its own routers and with turned ones."""
         found = {DEMO: self.demo}
@@ -162,6 +204,25 @@ class Bench:
                 for title in (EVEN, AS_DEMO):
                     found[title] = _means(routing(bundle, random_frames(bundle), self.gates(name, title)))
         return found
+
+
+def best_lever(levers: Mapping[str, Any], cost_limit: float) -> dict[str, float]:
+    """The limit below which the demo model skips most experts among those that cost few enough words.
+
+    Args:
+        levers: results of `levers`; none are fine.
+        cost_limit: errors more than without skipped experts, of these, with full context.
+
+    Returns:
+        `below`, the limit; `tokens`, the share that skips an expert; `cost`, as `cost_limit` is meant. Empty: none.
+    """
+    settings = [item for item in levers.get("settings", ()) if item["mode"] == Mode().name]
+    errors = {item["skip_below"]: item["words"]["all"]["num_errors"] for item in settings}
+    costs = {below: (number - errors[0.0]) / errors[0.0] for below, number in errors.items() if below}
+    below = max((limit for limit, cost in costs.items() if cost <= cost_limit), default=None)
+    if below is None:
+        return {}
+    return {"below": below, "tokens": levers["skipped"][f"{below:g}"], "cost": costs[below]}
 
 
 def has_experts(name: str) -> bool:
@@ -197,7 +258,10 @@ def measure(cell: Cell, bench: Bench, repetitions: int | None = None) -> dict[st
     if cell.mode == "start":
         bench.free()
         rounds, bundles = repetitions or NUM_STARTS, bench.bundles(cell.precision)
-        return measure_footprint(bundles, clips()[0], num_threads=cell.num_threads, repetitions=rounds)
+        rate = next(iter(bundles.values())).manifest.features.sample_rate
+        with tempfile.TemporaryDirectory() as folder:
+            audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
+            return measure_footprint(bundles, audio, num_threads=cell.num_threads, repetitions=rounds)
     if cell.mode in BOUNDS:
         bench.free()
         return _measure_bound(cell, bench, repetitions or NUM_BOUNDS)
@@ -205,7 +269,7 @@ def measure(cell: Cell, bench: Bench, repetitions: int | None = None) -> dict[st
     cases = {
         case: _timed(one_round(cell.mode, model, random_frames(bundles[case.partition("/")[0]])))
         for case, model in bench.models(cell.precision, cell.num_threads).items()
-        if cell.mode != "second-pass" or not case.endswith(ROUTED)  # of routers in the encoder alone
+        if cell.mode != "second-pass" or "/" not in case  # which differ in the encoder alone
     }
     seconds = interleaved(cases, repetitions or REPETITIONS[cell.precision])
     return {name: {"seconds": values} for name, values in seconds.items()}
@@ -259,11 +323,13 @@ def run(
         ValueError: the results are of other models or another machine: ratios between machines say nothing.
     """
     content = _opened(results, models)
-    if not of_bundle(DEMO_FOLDER).items() <= content["routings"].get(DEMO, {}).items():  # another case by that name
-        content["cells"] = {key: cell for key, cell in content["cells"].items() if not _is_routed(cell)}
+    lever = best_lever(read_json(LEVERS), COST_LIMIT)
+    is_same = of_bundle(DEMO_FOLDER).items() <= content["routings"].get(DEMO, {}).items()
+    if not is_same or content["skipping"].get(DEMO, {}) != lever:  # other cases by the same names
+        content["cells"] = {key: cell for key, cell in content["cells"].items() if not _is_as_demo(cell)}
     missing = [cell for cell in cells or all_cells() if cell.key not in content["cells"]][:at_most]
     if missing:
-        bench, content["routings"] = prepare(root, models, progress=progress)
+        bench, content["routings"], content["skipping"] = prepare(root, models, progress=progress)
         content["exports"] = {name: item.export for name, item in bench.artefacts.items() if item.export}
     for cell in missing:
         progress(cell.key)
@@ -272,14 +338,14 @@ def run(
     return content
 
 
-def _is_routed(cell: Mapping[str, Any]) -> bool:
-    return any(case.endswith(f"/{ROUTED}") for case in cell)
+def _is_as_demo(cell: Mapping[str, Any]) -> bool:
+    return any("/" in case for case in cell)
 
 
 def prepare(
     root: Path, models: Sequence[str], *, progress: Callable[[str], None] = lambda _: None
-) -> tuple[Bench, dict[str, Mapping[str, Any]]]:
-    """What needs no quiet machine: the models, their routers, and what these do.
+) -> tuple[Bench, dict[str, Mapping[str, Any]], dict[str, Any]]:
+    """What needs no quiet machine: the models, their routers, what these do, and what skipping experts does.
 
     Args:
         root: where it is kept for the next time, as long as the demo model stays the same.
@@ -287,20 +353,23 @@ def prepare(
         progress: called with a line for each step.
     """
     artefacts = [make_artefact(name, root, parity=name == MIXTURE, progress=progress) for name in models]
-    file = root / "routings.json"
-    known = read_json(file)
-    if of_bundle(DEMO_FOLDER).items() <= known.get(DEMO, {}).items():
-        return Bench(artefacts, known[DEMO], progress), known
-    bench = Bench(artefacts, demo_routing(), progress)
-    known = bench.routings()
-    write_json(file, known)
-    return bench, known
+    file, skip_file = root / "routings.json", root / "skipping.json"
+    routings, skipped = read_json(file), read_json(skip_file)
+    is_known = of_bundle(DEMO_FOLDER).items() <= routings.get(DEMO, {}).items()
+    bench = Bench(artefacts, routings[DEMO] if is_known else demo_routing(), progress)
+    if not is_known:
+        routings = bench.routings()
+        write_json(file, routings)
+    if not is_known or skipped.get(DEMO, {}) != bench.lever:
+        skipped = bench.skipped()
+        write_json(skip_file, skipped)
+    return bench, routings, skipped
 
 
 def _opened(results: Path, models: Sequence[str]) -> dict[str, Any]:
     """The content of the results so far."""
     parameters = {name: num_parameters(random_config(**PRESETS[name])) for name in models}
-    content = resumed(results, {"parameters": parameters, "routings": {}, "exports": {}, "cells": {}})
+    content = resumed(results, {"parameters": parameters, "routings": {}, "skipping": {}, "exports": {}, "cells": {}})
     if content["parameters"] != parameters:
         raise ValueError(f"{results}: holds {content['parameters']}, expected {parameters}; name another file")
     return content

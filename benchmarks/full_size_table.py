@@ -17,6 +17,8 @@ from u2moe.benchmarks.full_size import (
     MIXTURE,
     OWN,
     ROUTED,
+    SKIPPING,
+    SKIPPING_ROUTED,
     SMALL,
     Cell,
     all_cells,
@@ -38,6 +40,11 @@ Results = Mapping[str, Any]
 AS_ROUTED = f"{MIXTURE}/{ROUTED}"
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", AS_ROUTED: "MoE-1B, routed as the demo model", LARGE: "Dense-1B"}
 RATIOS = ((MIXTURE, SMALL), (AS_ROUTED, SMALL), (MIXTURE, LARGE))
+SKIPPED = {
+    f"{MIXTURE}/{SKIPPING}": (MIXTURE, "even routing"),
+    f"{MIXTURE}/{SKIPPING_ROUTED}": (AS_ROUTED, "routed as the demo model"),
+}
+"""Cases that skip experts: the same without that, and how they are routed."""
 TITLES = {
     "streaming": "streaming",
     "streaming-8": f"streaming, batch of {NUM_STREAMS}",
@@ -51,6 +58,12 @@ TRIED = (
     "all experts together, huge pages, caches as OrtValues"
 )
 """What was tried against the time of the experts in int8 and of the rest; the commits have the numbers."""
+TRIED_MEMORY = (
+    "onnxruntime's arena takes the next power of two; one that takes what is needed keeps 4.7 GB after 2 to 30 s of "
+    "speech; none, or giving it back after each run, takes 15 to 17 % longer; weights that are packed beforehand and "
+    "mapped need as much"
+)
+"""What was tried against the memory of an utterance, with Dense-225M in int8; the commits have the numbers."""
 ENCODER_PARTS = ("subsampling", "feed_forward", "attention", "convolution", "other")
 MEMORY_FACTOR, MEMORY_MB = 1.15, 300
 
@@ -76,7 +89,13 @@ def ratio(cell: Mapping[str, Any], model: str, other: str) -> Spread:
 
 def targets(results: Results) -> list[Target]:
     """All targets whose cells have been measured: int8, one thread."""
-    return [*_ratio_targets(results), *_bound_targets(results), *_other_targets(results), *_start_targets(results)]
+    return [
+        *_ratio_targets(results),
+        *_skip_targets(results),
+        *_bound_targets(results),
+        *_other_targets(results),
+        *_start_targets(results),
+    ]
 
 
 def _ratio_targets(results: Results) -> list[Target]:
@@ -93,6 +112,39 @@ def _ratio_targets(results: Results) -> list[Target]:
         name = "RTF of Dense-1B / MoE-1B, full context"
         found.append(Target(name=name, found=ratio(cell, LARGE, MIXTURE), limit=2.5, at_most=False, bound=arithmetic))
     return found
+
+
+def _skip_targets(results: Results) -> list[Target]:
+    """The paper's ratio, with the lever."""
+    found, cell = [], cell_of(results, "full")
+    for case, (plain, how) in SKIPPED.items():
+        if case in cell:
+            lever = results["skipping"][DEMO]
+            name = (
+                f"RTF of MoE-1B / Dense-225M, full context, {how}, {lever['tokens']:.0%} of tokens skip an expert "
+                f"({lever['cost']:+.1%} word errors in the demo model)"
+            )
+            bound = f"without skipping {ratio(cell, plain, SMALL).median:.2f}; {_one_expert(results)}"
+            value = ratio(cell, case, SMALL)
+            found.append(Target(name=name, found=value, limit=1.2, at_most=True, bound=bound))
+    return found
+
+
+def _one_expert(results: Results) -> str:
+    """What the ratio could be at best: the bound of both encoders, if a token has so many experts fewer."""
+    bound = cell_of(results, "bound-full")
+    if not bound:
+        return ""
+    own, small = (
+        {part: item["least_s"] for part, item in _encoder_parts(bound[name]).items()} for name in (MIXTURE, SMALL)
+    )
+    kept = (2 - results["skipping"]["tokens"][EVEN]) / 2
+    least = sum(own.values()) - own["feed_forward"] * (1 - kept)
+    return (
+        f"of its bounds in full context (Dense-225M: {1e3 * sum(small.values()):.0f} ms) experts are "
+        f"{1e3 * own['feed_forward']:.0f} of {1e3 * sum(own.values()):.0f} ms, with {2 * kept:.2f} instead of 2 for a "
+        f"token {1e3 * least:.0f} ms in all, {least / sum(small.values()):.2f} times"
+    )
 
 
 def _reads(results: Results) -> str:
@@ -179,7 +231,10 @@ def _start_targets(results: Results) -> list[Target]:
         disk, loaded = item["disk"]["files"], item["loaded_bytes"]["median"]
         limit = MEMORY_FACTOR * disk / 1e6 + MEMORY_MB
         spent = f"checking sha256 takes {verify:.1f} s ({disk / verify / 1e9:.1f} GB/s), the sessions {load:.1f} s"
-        held = f"{loaded / 1e6:.0f} MB when loaded, the rest is what one utterance needs"
+        held = (
+            f"{loaded / 1e6:.0f} MB when loaded, the rest is what an utterance of {UTTERANCE_S:g} s needs in full "
+            f"context; {TRIED_MEMORY}"
+        )
         title, start, peak = NAMES[name], _scaled(item["start_s"], 1), _scaled(item["peak_bytes"], 1e-6)
         found += [
             Target(name=f"{title}: check and load", found=start, limit=3, at_most=True, unit=" s", bound=spent),
@@ -204,12 +259,16 @@ is {own:.1f}; in the demo model, which was trained, {demo:.1f}. "Routed as the d
 {routed:.1f} experts to choose from, frames as before. Entropy of the loads, of 1: {entropies}."""
 
 BOUND_TEXT = f"""Encoder in int8 on one thread, the models' own routers and people's speech,
-{BOUND_S["bound-streaming"]:g} s streaming and at most {UTTERANCE_S:g} s in full context: milliseconds for
+{BOUND_S["bound-streaming"]:g} s streaming and {UTTERANCE_S:g} s in full context: milliseconds for
 a chunk or for all,
 quartiles of the whole in brackets, and how many times the bound. That is arithmetic or reading weights, whichever takes
 longer, at the rates in the last row, measured with onnxruntime's kernels in the same run: G multiply-adds/s in int8 /
 in float32 / GB/s."""
 RATES = ("integer", "float", "read")
+SKIP_TEXT = """With skipped experts (`u2moe quantize --skip-expert-below`), int8, one thread: where the second expert of
+a token weighs less than {demo_below:g}, the demo model goes to the first alone. That are {demo_tokens:.0%} of its
+tokens, for {cost:+.1%} word errors in full context (see below). Random weights weigh otherwise: below {below:g} as many
+tokens skip theirs here, {tokens}. "Kept" is the time over that without skipping."""
 
 
 def table(results: Results) -> str:
@@ -228,6 +287,7 @@ def table(results: Results) -> str:
         *(_export(name, export) for name, export in results["exports"].items()),
         _routings(results["routings"]),
         "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]),
+        "\n".join(_skip_table(results)),
         "\n".join(_bound_table(results)),
         "\n".join(_start_table(results)),
     )
@@ -274,6 +334,35 @@ def _routings(routings: Mapping[str, Mapping[str, float]]) -> str:
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120)
+
+
+def _skip_table(results: Results) -> list[str]:
+    """Real-time factors with skipped experts, and what they are of those without and of the small model's."""
+    modes = [mode for mode in ("streaming", "streaming-8", "full") if cell_of(results, mode).keys() >= SKIPPED.keys()]
+    if not modes:
+        return []
+    skipping = results["skipping"]
+    text = SKIP_TEXT.format(
+        **{f"demo_{name}": skipping[DEMO][name] for name in ("below", "tokens")},
+        cost=skipping[DEMO]["cost"],
+        below=skipping["below"],
+        tokens=", ".join(f"{share:.0%} {how}" for how, share in skipping["tokens"].items()),
+    )
+    header = [part for _, how in SKIPPED.values() for part in (f"MoE-1B, {how}", "kept", "/ Dense-225M")]
+    rows = []
+    for mode in modes:
+        cell = cell_of(results, mode)
+        shown = [
+            part
+            for case, (plain, _) in SKIPPED.items()
+            for part in (
+                quartiles(spread(cell, mode, case), 4),
+                quartiles(ratio(cell, case, plain)),
+                quartiles(ratio(cell, case, SMALL)),
+            )
+        ]
+        rows.append(f"| {TITLES[mode]} | {' | '.join(shown)} |")
+    return [_paragraph(text), "", f"|  | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|", *rows]
 
 
 def _bound_table(results: Results) -> list[str]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.benchmarks.experts import Layer, Routers, layers_of, summary, tokens_per_expert
+from u2moe.benchmarks.levers import second_share
 from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames, windows
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.encoder import Encoder, required_cache_size
@@ -55,6 +56,14 @@ def routing(bundle: Bundle, frames: Frames, gates: Gates) -> dict[str, Any]:
     """What chunks of `frames` touch under these routers, as `experts.summary` tells."""
     layers = layers_of(bundle)
     return summary(layers, _hear(bundle, layers, frames, gates)[1])
+
+
+def second_shares(bundle: Bundle, frames: Frames, gates: Gates) -> Frames:
+    """Weights [tokens of all layers] of the second expert of each token, in chunks of `frames`, under these routers."""
+    layers = layers_of(bundle)
+    tokens, _ = _hear(bundle, layers, frames, gates)
+    turned = [replace(layer, gate=gates.get(gate_name(layer), layer.gate)) for layer in layers]
+    return np.concatenate([second_share(layer, own) for layer, own in zip(turned, tokens, strict=True)])
 
 
 def gate_name(layer: Layer) -> str:

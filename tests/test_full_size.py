@@ -6,7 +6,7 @@ import pytest
 from u2moe.benchmarks import full_size
 from u2moe.benchmarks.artefacts import make_artefact
 from u2moe.benchmarks.full_size import Cell, all_cells, run
-from u2moe.benchmarks.full_size_table import AS_ROUTED, cell_of, encoder_ratio, ratio, spread, table, targets
+from u2moe.benchmarks.full_size_table import AS_ROUTED, SKIPPED, cell_of, encoder_ratio, ratio, spread, table, targets
 from u2moe.benchmarks.measurement import Spread
 from u2moe.benchmarks.utterances import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
 from u2moe.runtime import Bundle
@@ -22,6 +22,23 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny):
     return Bundle.open(tiny.bundle("fp32")).load()
+
+
+LEVER = {"below": 0.3, "tokens": 0.75, "cost": 0.02}
+
+
+def levers(*costs):
+    """Results of `levers`: word errors of 1000 with no expert skipped, below 0.1, below 0.2 and so on."""
+    words = [{"all": {"num_errors": 1000 + cost}} for cost in (0, *costs)]
+    settings = [{"skip_below": index / 10, "mode": "full context", "words": own} for index, own in enumerate(words)]
+    in_chunks = [{**item, "mode": "chunk 16, left 4", "words": {"all": {"num_errors": 1}}} for item in settings]
+    return {"settings": [*settings, *in_chunks], "skipped": {f"{index / 10:g}": index / 4 for index in range(4)}}
+
+
+@pytest.fixture(autouse=True)
+def lever(tmp_path, monkeypatch):
+    monkeypatch.setattr(full_size, "LEVERS", tmp_path / "levers.json")
+    (tmp_path / "levers.json").write_text(json.dumps(levers(5, -3, 20)))
 
 
 @pytest.fixture
@@ -132,8 +149,9 @@ def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, 
     monkeypatch.setattr(Bundle, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
     cells = [Cell(precision="int8", num_threads=1, mode=mode) for mode in PARTS]
     content = run(tiny.folder.parent, results, models=["tiny"], cells=cells, repetitions=1)
-    assert len(loads) == 2  # evenly routed, and as the demo model
-    assert all(content["cells"][cell.key].keys() == {"tiny", "tiny/routed"} for cell in cells[:-1])
+    assert len(loads) == 4  # evenly routed, and as the demo model; both with skipped experts
+    cases = {"tiny", "tiny/routed", "tiny/skipping", "tiny/skipping-routed"}
+    assert all(content["cells"][cell.key].keys() == cases for cell in cells[:-1])
     assert content["cells"]["int8/1/second-pass"].keys() == {"tiny"}
 
 
@@ -162,7 +180,8 @@ def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, res
     def with_demo(bundle):
         measured.clear()
         monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
-        monkeypatch.setattr(full_size, "prepare", lambda *_, **__: (bench, {full_size.DEMO: {"bundle": bundle}}))
+        found = (bench, {full_size.DEMO: {"bundle": bundle}}, {full_size.DEMO: bench.lever})
+        monkeypatch.setattr(full_size, "prepare", lambda *_, **__: found)
         run(tiny.folder.parent, results, models=["tiny"], cells=cells)
         return list(measured)
 
@@ -172,9 +191,31 @@ def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, res
     assert with_demo("b") == ["int8"]
 
 
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [((5, -3, 20), LEVER), ((5, 20, 21), {"below": 0.2, "tokens": 0.5, "cost": 0.02}), ((21, 30, 40), {})],
+)
+def test_the_lever_is_the_limit_that_skips_most_for_its_price(costs, expected):
+    assert full_size.best_lever(levers(*costs), 0.02) == pytest.approx(expected)
+    assert full_size.best_lever({}, 0.02) == {}
+
+
+def test_as_many_tokens_skip_their_second_expert_as_in_the_demo_model(tiny, tmp_path):
+    (tmp_path / "tiny").symlink_to(tiny.folder)
+    bench, _, skipped = full_size.prepare(tmp_path, ["tiny"])
+    assert skipped[full_size.DEMO] == bench.lever == pytest.approx(LEVER)
+    assert skipped["tokens"][full_size.EVEN] == pytest.approx(0.75, abs=0.03)
+    assert 0.4 < skipped["tokens"][full_size.AS_DEMO] < 1
+    assert 0 < skipped["below"] < 0.5
+    graph = bench.skipping("tiny").path / "encoder.onnx"
+    made = graph.stat().st_mtime_ns
+    assert full_size.prepare(tmp_path, ["tiny"])[2] == skipped
+    assert graph.stat().st_mtime_ns == made
+
+
 def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     """Results of all cells: Dense-225M takes 0.1 s for each second of audio, MoE-1B twice that, and so on."""
-    models = (full_size.SMALL, full_size.MIXTURE, AS_ROUTED, full_size.LARGE)
+    models = (full_size.SMALL, full_size.MIXTURE, AS_ROUTED, full_size.LARGE, *SKIPPED)
     part = {"seconds": 0.6, "least_s": 0.5, "read_s": 0.25, "ratio": 1.2}
     parts = {"feed_forward": part, "attention": {**part, "seconds": 1.2, "ratio": 2.4}, "ctc": part, "other": part}
     rates = {"integer": 100e9, "float": 50e9, "read": 20e9}
@@ -190,7 +231,7 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
             entry = {"parts": parts, "rates": rates, "audio_s": 10.0, "stages": {"encoder": encoder}}
             cells[cell.key] = dict.fromkeys((full_size.SMALL, full_size.MIXTURE), entry)
         else:
-            factors = streaming if cell.mode == "streaming" else (1.0, 1.5, 1.25, 4.5)
+            factors = (*streaming, 1.3, 1.1) if cell.mode == "streaming" else (1.0, 1.5, 1.25, 4.5, 1.2, 1.0)
             size = 0.1 if cell.mode == "second-pass" else 0.1 * audio_seconds(cell.mode)
             cells[cell.key] = {
                 name: {"seconds": [size * factor * noise for noise in (1, 9, 0.9)]}
@@ -204,7 +245,10 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     parameters = dict.fromkeys(full_size.MODELS, 1_500_000_000)
     where = {"machine": {**machine, "commit": "abc"}, "date": "2026-01-01"}
     exports = {full_size.MIXTURE: {"cpu_s": 100, "peak_bytes": 9.06e9, "said": "both agree."}}
-    return {"parameters": parameters, **where, "routings": routings, "exports": exports, "cells": cells}
+    tokens = {full_size.EVEN: 0.75, full_size.AS_DEMO: 0.7}
+    skipping = {full_size.DEMO: LEVER, "below": 0.41, "tokens": tokens}
+    found = {"routings": routings, "skipping": skipping, "exports": exports, "cells": cells}
+    return {"parameters": parameters, **where, **found}
 
 
 ROUTINGS = (full_size.DEMO, full_size.OWN, full_size.EVEN, full_size.AS_DEMO)
@@ -229,6 +273,16 @@ def test_targets_say_what_was_met():
     assert measured["RTF of MoE-1B / Dense-225M, streaming, routed as the demo model"] == pytest.approx(1.5)
     assert measured["RTF of MoE-1B / Dense-225M, full context, even routing"] == pytest.approx(1.5)
     assert measured["RTF of Dense-1B / MoE-1B, full context"] == pytest.approx(3)
+    skipped = "full context, {}, 75% of tokens skip an expert (+2.0% word errors in the demo model)"
+    even_skipped = found[f"RTF of MoE-1B / Dense-225M, {skipped.format('even routing')}"]
+    assert even_skipped.value == pytest.approx(1.2)
+    assert even_skipped.limit == 1.2
+    # all parts are bound by 0.5 s; of 2 experts a token keeps 1.25
+    assert even_skipped.bound.startswith("without skipping 1.50; of its bounds")
+    assert even_skipped.bound.endswith(
+        "experts are 500 of 1500 ms, with 1.25 instead of 2 for a token 1312 ms in all, 0.88 times"
+    )
+    assert measured[f"RTF of MoE-1B / Dense-225M, {skipped.format('routed as the demo model')}"] == pytest.approx(1)
     encoder = found["encoder of MoE-1B / its bound, streaming"]
     assert encoder.value == pytest.approx(2.4 / 1.5)
     assert encoder.found.low == pytest.approx(2.1 / 1.5)
@@ -262,12 +316,18 @@ def test_the_table_shows_every_cell():
     assert "| whole | 153.6 (134.4-192.0), 1.60 | 153.6 (134.4-192.0), 1.60 | 2400.0 (2100.0-3000.0), 1.60 |" in text
     assert "| rates | 100 / 50 / 20 | 100 / 50 / 20 |" in text
     assert "layer sizes are ours" in text
+    skipped = (
+        "| full context | 0.1200 (0.1140-0.6000) | 0.80 (0.80-0.80) | 1.20 (1.20-1.20) | 0.1000 (0.0950-0.5000) | "
+    )
+    assert f"{skipped}0.80 (0.80-0.80) | 1.00 (1.00-1.00) |" in text
+    assert "below 0.41 as many tokens skip theirs here, 75% even, 70% as the demo model" in text.replace("\n", " ")
     assert "with avx2, 2 cores, onnxruntime 1.2.3, commit abc, 2026-01-01" in text
 
 
 def test_a_table_of_few_cells_leaves_out_what_was_not_measured():
     results = made_up()
-    del results["cells"]["int8/1/streaming"]["moe-1b/routed"]
+    for case in (AS_ROUTED, *SKIPPED):  # of int8 on one thread alone
+        del results["cells"]["int8/1/streaming"][case]
     kept = {"int8/1/streaming": results["cells"]["int8/1/streaming"]}
     text = table({**results, "cells": kept, "routings": {}})
     row = next(line for line in text.splitlines() if line.startswith("| int8, streaming"))
