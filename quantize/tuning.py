@@ -135,7 +135,7 @@ def tune_experts(
         except failures as error:
             if kind == own:
                 raise
-            refused[kind] = str(error).strip().splitlines()[0][:200]
+            refused[kind] = _shortened(str(error).strip().splitlines()[0])
             sessions.pop(kind, None)
     inputs = {count: layers.tokens(count) for count in tune.shares}
     cases = {
@@ -167,6 +167,11 @@ def _candidates(own: str, *, lossy: bool) -> Iterator[tuple[str, str]]:
     for first in bits:
         for kind in KERNELS[first]:
             yield first, kind
+
+
+def _shortened(message: str, begin: int = 60, end: int = 140) -> str:
+    """Onnxruntime lists all inputs of a node before it says what is wrong with it."""
+    return message if len(message) <= begin + end + 5 else f"{message[:begin]} ... {message[-end:]}"
 
 
 def _choice(found: TunedExperts) -> str:
@@ -228,6 +233,7 @@ class _Layers:
 
     def _run(self, model: ir.Model) -> onnxruntime.InferenceSession:
         options = SessionSettings(num_threads=self.num_threads).session_options()
+        ir.external_data.load_to_model(model)  # what stays as it is may lie beside the graph it came from
         content = ir.to_proto(model).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
 

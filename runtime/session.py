@@ -104,7 +104,7 @@ class Session:
             message = str(error).strip().splitlines()[0][:300]
             if settings.providers != (DEFAULT_PROVIDER,):
                 raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
-            raise BundleError(f"{file}: onnxruntime refuses it: {message}") from error
+            raise BundleError(f"{file}: onnxruntime refuses it: {message}{_tuned_elsewhere(manifest)}") from error
         self._session.disable_fallback()
         active = self._session.get_providers()
         for provider in settings.providers:
@@ -134,6 +134,14 @@ class Session:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _tuned_elsewhere(manifest: Manifest) -> str:
+    """What may be the reason, behind a message: kernels that this onnxruntime does not have."""
+    tuned = manifest.tuning.onnxruntime if manifest.tuning else onnxruntime.__version__
+    if tuned == onnxruntime.__version__:
+        return ""
+    return f"; kernels were chosen with onnxruntime {tuned}, this is {onnxruntime.__version__}: quantize again here"
 
 
 def _check_tensors(

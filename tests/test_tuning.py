@@ -218,7 +218,9 @@ def test_kernels_that_cannot_are_left_out_with_their_reason(encoder, monkeypatch
     assert "QMoE cannot skip experts" in refused(encoder, recipe("int8", skip_expert_below=0.2))
     with monkeypatch.context() as patch:  # as in an onnxruntime that does not have it
         patch.setattr(qmoe, "CONTRIB", "com.nobody")
-        assert "ONNXRuntimeError" in refused(encoder, recipe("int8"))
+        reason = refused(encoder, recipe("int8"))
+        assert "ONNXRuntimeError" in reason
+        assert len(reason) < 210
     with monkeypatch.context() as patch:  # wrong numbers
         exact = qmoe.int8_blocks
         patch.setattr(qmoe, "int8_blocks", lambda weight, block: exact(weight[::-1], block))
@@ -229,6 +231,16 @@ def test_the_recipes_own_kernel_must_run(encoder, monkeypatch):
     monkeypatch.setattr(tuning, "ERROR_LIMIT", 0.5)
     with pytest.raises(BundleError, match="is above"):
         tuning.tune_experts(encoder, recipe("int8"), Tune(**FEW), timer=timer_of({}))
+
+
+def test_weights_may_lie_beside_the_graph(encoder, float32, tmp_path):
+    model = ir.load(float32.path / "encoder.onnx")
+    ir.save(model, tmp_path / "encoder.onnx", external_data="encoder.onnx.data")
+    beside = ir.load(tmp_path / "encoder.onnx")
+    told = timer_of({"int8": 2.0, "int8-qmoe": 1.0})
+    expected, found = (tuning.tune_experts(each, recipe("int8"), Tune(**FEW), timer=told) for each in (encoder, beside))
+    assert expected == found
+    assert found.chosen == "int8-qmoe"
 
 
 def test_layers_alone_are_those_of_the_graph(encoder, float32):
@@ -368,6 +380,20 @@ def test_a_damaged_record_is_refused_by_name(float32, tmp_path, told, damage, me
     with pytest.raises(BundleError, match=re.escape(message)) as caught:
         Bundle.open(out)
     assert "bundle.json: tuning" in str(caught.value)
+
+
+def test_a_graph_of_another_onnxruntime_is_refused_with_the_reason(float32, tmp_path, told, monkeypatch):
+    told({"int8": 2.0, "int8-qmoe": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr("u2moe.runtime.tuning.onnxruntime.__version__", "99.1")
+        bundle, _ = quantize_bundle(float32.path, tmp_path / "out", recipe("int8", tune=Tune(**FEW)))
+    (bundle.path / "encoder.onnx").write_bytes(b"operators of tomorrow")
+    with pytest.raises(BundleError, match=r"refuses it: .*; kernels were chosen with onnxruntime 99\.1, this is 1\."):
+        bundle.load()
+    untuned = dataclasses.replace(bundle.manifest, tuning=None)
+    with pytest.raises(BundleError) as caught:
+        Bundle(bundle.path, untuned, bundle.tokens).load()
+    assert "chosen" not in str(caught.value)
 
 
 def test_machines_differ_by_what_decides_times():
