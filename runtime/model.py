@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.encoder import Encoder, check_chunks
-from u2moe.runtime.errors import StreamError
+from u2moe.runtime.errors import ProviderError, StreamError
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
 
 _MOST_TOKENS = 512
 """Of all hypotheses in one decoder call, padding included: with more, arithmetic bounds it, and nothing is gained."""
+_MOST_LOG_PROB = 1e-2
+"""Probabilities may be this much above 1, in low precision."""
 _LEAST_ALIKE = 0.85
 """Utterances share a decoder call if none is shorter than this part of the longest: else padding costs more."""
 
@@ -114,11 +116,16 @@ class Model:
         return self.encoder.chunked(frames, chunk_size, num_left_chunks)
 
     def ctc(self, encoder_out: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Log-probabilities [time, vocab] of encoder output [time, dim]."""
+        """Log-probabilities [time, vocab] of encoder output [time, dim].
+
+        Raises:
+            ProviderError: running the graph failed, or what it gave are none.
+        """
         output = self._matrix("encoder_out", encoder_out, self.config.output_size)
         if len(output) == 0:
             return np.zeros((0, self.config.vocab_size), np.float32)
         result: npt.NDArray[np.float32] = self._ctc.run({"encoder_out": output[np.newaxis]})["log_probs"][0]
+        _check_log_probs("ctc", result)
         return result
 
     def rescore(
@@ -136,6 +143,7 @@ class Model:
 
         Raises:
             StreamError: the model has no decoder.
+            ProviderError: running the graph failed, or what it gave are no log-probabilities.
         """
         scores = self.token_scores(encoder_out, hypotheses)
         left = scores.left.sum(axis=1, dtype=np.float64).astype(np.float32)
@@ -184,7 +192,7 @@ class Model:
                 hyps[row, column, : len(tokens)] = tokens
         if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
             raise ValueError(f"hypotheses hold token ids outside 0..{self.config.vocab_size - 1}")
-        return decoder.run(
+        outputs = decoder.run(
             {
                 "hyps": hyps,
                 "hyps_lens": np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64),
@@ -192,6 +200,11 @@ class Model:
                 "encoder_lens": np.array([size.num_frames for size in sizes], np.int64),
             }
         )
+        for name in (
+            ("score", "r_score", "next_log_probs") if self.config.bidirectional else ("score", "next_log_probs")
+        ):
+            _check_log_probs("decoder", outputs[name])
+        return outputs
 
     @staticmethod
     def _matrix(name: str, value: npt.ArrayLike, width: int) -> npt.NDArray[np.float32]:
@@ -199,6 +212,15 @@ class Model:
         if array.ndim != 2 or array.shape[1] != width:
             raise ValueError(f"{name} must be [time, {width}], got shape {array.shape}")
         return array
+
+
+def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
+    """Refuse what a search would go astray by: NaN, and probabilities above 1 (with which a sum could overflow)."""
+    most = values.max(initial=-np.inf)
+    if not most <= _MOST_LOG_PROB:
+        raise ProviderError(
+            f"{graph} gave {most} as a log-probability: its weights are damaged, or the device computes wrongly"
+        )
 
 
 @dataclass(frozen=True, order=True)

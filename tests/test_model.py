@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from u2moe.runtime import (
     Bundle,
+    ProviderError,
     StreamError,
     attention_beam_search,
     attention_rescoring,
@@ -182,3 +183,24 @@ def test_model_without_decoder(model):
     assert not ctc_only.has_decoder
     with pytest.raises(StreamError, match="no attention decoder"):
         ctc_only.rescore(np.zeros((3, 64)), [[1]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 800.0])
+@pytest.mark.parametrize("output", ["log_probs", "score", "r_score", "next_log_probs"])
+def test_what_is_no_probability_is_refused(bundle, monkeypatch, output, value):
+    """As damaged weights give it: NaN would order hypotheses at random, and more than 1 overflow."""
+    model = bundle.load()
+    encoder_out = model.encode(np.zeros((40, model.config.feature_size), np.float32))
+    assert np.isfinite(model.ctc(encoder_out)).all()
+    assert np.isfinite(model.rescore(encoder_out, [[5, 6], [7]])).all()
+    session = model._ctc if output == "log_probs" else model._decoder
+    run = session.run
+
+    def damaged(feeds):
+        outputs = {name: array.copy() for name, array in run(feeds).items()}
+        outputs[output].flat[0] = value
+        return outputs
+
+    monkeypatch.setattr(session, "run", damaged)
+    with pytest.raises(ProviderError, match=r"gave (nan|inf|800\.0) as a log-probability"):
+        model.ctc(encoder_out) if output == "log_probs" else model.rescore(encoder_out, [[5, 6], [7]])
