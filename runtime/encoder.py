@@ -220,7 +220,7 @@ class Windows:
 
     def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
         num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
-        self._length = num_frames - config.subsampling_rate + config.window
+        self.length = num_frames - config.subsampling_rate + config.window
         self.stride = num_frames
         self._shortest = config.window
         self._parts: list[npt.NDArray[np.float32]] = []
@@ -244,7 +244,7 @@ class Windows:
     @property
     def ready(self) -> bool:
         """Whether `take` returns a window."""
-        return self._num_frames >= (self._shortest if self._finished else self._length)
+        return self._num_frames >= (self._shortest if self._finished else self.length)
 
     def take(self) -> npt.NDArray[np.float32] | None:
         """The next window [frames, mel], or None before there is one."""
@@ -255,7 +255,7 @@ class Windows:
         self._skip = 0 if self._finished else max(self.stride - len(frames), 0)
         self._parts = [rest] if len(rest) else []
         self._num_frames = len(rest)
-        return frames[: self._length]
+        return frames[: self.length]
 
     def put_back(self, features: npt.NDArray[np.float32]) -> None:
         """Features [frames, mel] before those that are left: the next window begins with them."""

@@ -47,8 +47,9 @@ class EndpointConfig:
         rule1: nothing was said for long.
         rule2: something was said, and then nothing for a while.
         rule3: the utterance has become too long.
-        pause: with full context, seconds of quiet in the sound itself at which it is cut before it is encoded, so that
-            nobody is heard beside others; at least 0.4, as words hold shorter ones. Without rules it cuts nothing.
+        pause: with full context, seconds of quiet in the sound itself at which a recording of more than 30 s is cut
+            before it is encoded, so that nobody is heard beside others; at least 0.4, as words hold shorter ones.
+            Without rules it cuts nothing.
     """
 
     rule1: EndpointRule | None = field(default_factory=lambda: EndpointRule(min_trailing_silence=2.4))

@@ -172,8 +172,8 @@ class Recognizer:
         """Recognise a recording of any length.
 
         It is cut into segments where speakers pause (`DecodingOptions.endpoint`, by default the rules of
-        `EndpointConfig`), so that memory is bounded. With full context, at most 30 seconds are encoded at once, and
-        what is said before and after a pause of half a second apart (`EndpointConfig.pause`).
+        `EndpointConfig`), so that memory is bounded. With full context, recordings of up to 30 seconds are encoded at
+        once; of longer ones, what is said before and after a pause of half a second apart (`EndpointConfig.pause`).
 
         Args:
             audio: path of an audio file, or samples of one channel (float32 in [-1, 1] or int16).

@@ -76,6 +76,7 @@ class Stream:
             self._window = np.zeros((0, config.feature_size), np.float32)
             self._pause_len = 0  # encoder frames of the pause amid which that ends, if it does
             self._searched = 0  # encoder frame up to which no pause is looked for: somebody speaks in it
+            self._is_long = False  # whether there was more than one window can hold
             self._features = Fbank(self._model.manifest.features)
             self._resampler: Resampler | None = None
             self._input_finished = False
@@ -342,11 +343,12 @@ class Stream:
     def _until_pause(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """As much of features [frames, mel], with which an utterance begins, as precede the middle of its first pause.
 
-        What is left of them begins the next window.
+        What is left of them begins the next window. A recording that one window can hold is heard whole, as WeNet does.
         """
         self._pause_len = 0
+        self._is_long |= len(window) >= self._windows.length
         min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
-        if min_pause is None:
+        if min_pause is None or not self._is_long:
             return window
         rate, step = self._model.config.subsampling_rate, self._model.manifest.features.frame_shift_ms / 1000
         levels = np.array(self._levels[: len(window)], np.float32)

@@ -206,9 +206,24 @@ def test_minutes_in_flat_memory(toy):
         assert " ".join(texts).split() == list("ABCD" * 15 * 5)
 
 
-@pytest.mark.parametrize("pause", [0.4, 0.9, None])
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Recordings of more than four seconds are long ones."""
+    monkeypatch.setattr("u2moe.runtime.stream._LONGEST_WINDOW_S", 4.0)
+
+
+def test_a_recording_that_fits_one_window_is_encoded_whole(toy):
+    samples, _ = say("ABCDAB", [0.3, 0.2, 0.6, 0.2, 1.1, 0.3])
+    transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=EndpointConfig()))
+    assert transcript.text == "A B C D A B"
+    assert len(transcript.segments) == 1
+    assert toy.model.session.durations == pytest.approx([len(samples) / RATE], abs=0.08)
+
+
+@pytest.mark.usefixtures("short_windows")
+@pytest.mark.parametrize("pause", [0.4, 0.9])
 def test_full_context_ends_amid_pauses(toy, pause):
-    """What is said after a pause is encoded without what was said before; without `pause` 30 seconds are together."""
+    """What is said after a pause, in a long recording, is encoded without what was said before."""
     pauses = [0.3, 0.2, 0.6, 0.2, 1.1, 0.3]
     samples, starts = say("ABCDAB", pauses)
     late = EndpointRule(min_utterance_length=20.0)
@@ -216,14 +231,21 @@ def test_full_context_ends_amid_pauses(toy, pause):
     transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=endpoint))
     assert transcript.text == "A B C D A B"
     check_segments(transcript.segments, transcript.duration)
-    ends = [
-        start - long / 2 for start, long in zip(starts, pauses, strict=True) if pause and long > pause and start > 1
-    ]
+    ends = [start - long / 2 for start, long in zip(starts, pauses, strict=True) if long > pause and start > 1]
     edges = [0.0, *ends, len(samples) / RATE]
     assert toy.model.session.durations == pytest.approx(np.diff(edges), abs=0.08)
-    assert len(transcript.segments) == len(toy.model.session.durations) == {0.4: 3, 0.9: 2, None: 1}[pause]
+    assert len(transcript.segments) == len(toy.model.session.durations) == {0.4: 3, 0.9: 2}[pause]
 
 
+@pytest.mark.usefixtures("short_windows")
+def test_without_pause_windows_are_full(toy):
+    samples, _ = say("ABCDAB", [0.3, 0.2, 0.6, 0.2, 1.1, 0.3])
+    transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=EndpointConfig(pause=None)))
+    assert transcript.text == "A B C D A B"
+    assert toy.model.session.durations[0] == pytest.approx(4.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("short_windows")
 def test_a_pause_in_which_somebody_speaks_quietly_is_none():
     """A loud speaker and one 50 dB below, whose words are longer than a pause: none of them is cut."""
     loud, _ = say("ABC", [0.3, 0.3, 0.3])
