@@ -36,7 +36,7 @@ LAYER_BYTES = 160_000_000
 CALL_S = 0.03
 """Seconds that one measurement lasts at least."""
 ERROR_LIMIT = 1.5
-"""A kernel that loses more than so many times what the recipe's own loses is no other way to compute the same."""
+"""A kernel that loses so many times what our dispatch of as many bits loses is no other way to compute the same."""
 MARGIN, LOSSY_MARGIN = 0.98, 0.9
 """Another kernel must take less than this part of the time, for less could be noise; one with fewer bits than that."""
 ERROR_TOKENS = 64
@@ -122,21 +122,7 @@ def tune_experts(
     """
     own = recipe.quantized["experts"]
     layers = _Layers(model, recipe, tune.num_threads)
-    sessions: dict[str, onnxruntime.InferenceSession] = {}
-    errors: dict[str, float] = {}
-    refused: dict[str, str] = {}
-    failures: tuple[type[Exception], ...] = (BundleError, *ONNXRUNTIME_ERRORS)  # of a version without the operator
-    for first, kind in _candidates(own, lossy=tune.lossy):
-        progress(f"{title}: making {kind}")
-        try:
-            sessions[kind] = layers.session(kind)
-            errors[kind] = layers.error(sessions[kind])
-            _check_error(errors[kind], errors.get(first, math.inf))
-        except failures as error:
-            if kind == own:
-                raise
-            refused[kind] = _shortened(str(error).strip().splitlines()[0])
-            sessions.pop(kind, None)
+    sessions, errors, refused = _sessions(layers, own, lossy=tune.lossy, progress=lambda line: progress(title + line))
     inputs = {count: layers.tokens(count) for count in tune.shares}
     cases = {
         (kind, count): partial(timer or timed, kind, count, partial(session.run, None, {"x": x}))
@@ -144,21 +130,47 @@ def tune_experts(
         for kind, session in sessions.items()
     }
     seconds = interleaved(cases, tune.repetitions, title=title, progress=progress)
-    scale = 1e3 / layers.count
-    times = {
-        kind: {str(count): Spread.of([scale * value for value in seconds[kind, count]]) for count in inputs}
-        for kind in sessions
-    }
+    in_ms = 1e3 / layers.count
     total = sum(tune.shares.values())
     found = TunedExperts(
         chosen=own,
         num_layers=layers.count,
         shares={str(count): share / total for count, share in tune.shares.items()},
-        times_ms=times,
-        errors={kind: errors[kind] for kind in sessions},
+        times_ms={
+            kind: {str(count): Spread.of([in_ms * value for value in seconds[kind, count]]) for count in inputs}
+            for kind in sessions
+        },
+        errors=errors,
         refused=refused,
     )
     return dataclasses.replace(found, chosen=_choice(found))
+
+
+def _sessions(
+    layers: _Layers, own: str, *, lossy: bool, progress: Callable[[str], None]
+) -> tuple[dict[str, onnxruntime.InferenceSession], dict[str, float], dict[str, str]]:
+    """By format: what runs the layers, what it loses, and why it is left out.
+
+    Raises:
+        BundleError: the recipe's own kernel is left out.
+    """
+    sessions: dict[str, onnxruntime.InferenceSession] = {}
+    errors: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    failures: tuple[type[Exception], ...] = (BundleError, *ONNXRUNTIME_ERRORS)  # of a version without the operator
+    for first, kind in _candidates(own, lossy=lossy):
+        progress(f": making {kind}")
+        try:
+            session = layers.session(kind)
+            error = layers.error(session)
+            _check_error(error, errors.get(first, math.inf))
+        except failures as failure:
+            refused[kind] = _shortened(str(failure).strip().splitlines()[0])
+        else:
+            sessions[kind], errors[kind] = session, error
+    if own in refused:
+        raise BundleError(f"experts in {own}: {refused[own]}")
+    return sessions, errors, refused
 
 
 def _candidates(own: str, *, lossy: bool) -> Iterator[tuple[str, str]]:
@@ -185,8 +197,9 @@ def _choice(found: TunedExperts) -> str:
 
 
 def _check_error(found: float, expected: float) -> None:
-    if not found <= ERROR_LIMIT * expected:
-        raise BundleError(f"error {found:.2%} is above {ERROR_LIMIT:g} times {expected:.2%}")
+    limit = min(ERROR_LIMIT * expected, 1)
+    if not found <= limit:
+        raise BundleError(f"error of a layer is {found:.2%}, expected at most {limit:.2%}")
 
 
 class _Layers:
@@ -201,6 +214,8 @@ class _Layers:
         self.model = model
         self.recipe = recipe
         self.num_threads = num_threads
+        if len({layer.sizes for layer in layers}) > 1:
+            raise BundleError(f"expert layers have sizes {[layer.sizes for layer in layers]}, expected the same")
         self.dim, hidden = layers[0].sizes
         per_layer = 2 * self.dim * hidden * len(layers[0].w1)
         self.count = min(len(layers), -(-LAYER_BYTES // per_layer))

@@ -224,12 +224,14 @@ def test_kernels_that_cannot_are_left_out_with_their_reason(encoder, monkeypatch
     with monkeypatch.context() as patch:  # wrong numbers
         exact = qmoe.int8_blocks
         patch.setattr(qmoe, "int8_blocks", lambda weight, block: exact(weight[::-1], block))
-        assert re.search(r"error \d+\.\d+% is above 1.5 times", refused(encoder, recipe("int8")))
+        assert re.search(
+            r"error of a layer is \d\d+\.\d+%, expected at most 1\.\d\d%", refused(encoder, recipe("int8"))
+        )
 
 
 def test_the_recipes_own_kernel_must_run(encoder, monkeypatch):
-    monkeypatch.setattr(tuning, "ERROR_LIMIT", 0.5)
-    with pytest.raises(BundleError, match="is above"):
+    monkeypatch.setattr(tuning._Layers, "error", lambda *_: float("nan"))
+    with pytest.raises(BundleError, match="experts in int8: error of a layer is nan%, expected at most 100"):
         tuning.tune_experts(encoder, recipe("int8"), Tune(**FEW), timer=timer_of({}))
 
 
