@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from u2moe.quantize.functions import ACTIVATIONS, CONSTANTS, make_function, skipping
-
-LOWEST = {"relu": 0.0, "gelu": 0.17, "swish": 0.2785}
-"""How far below zero an activation can reach, where that is little beside its largest values."""
+from u2moe.quantize.functions import ACTIVATIONS, CONSTANTS, LOWEST, make_function, skipping
 
 
 @dataclass(frozen=True, kw_only=True)

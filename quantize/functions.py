@@ -32,6 +32,9 @@ ACTIVATIONS = {
 }
 """Statements for y = activation(x)."""
 
+LOWEST = {"relu": 0.0, "gelu": 0.17, "swish": 0.2785}
+"""How far below zero an activation can reach, where that is little beside its largest values."""
+
 CONSTANTS = """
     step = Constant<value = float {0.007874015748031496}>()
     middle = Constant<value = uint8 {128}>()
@@ -47,18 +50,30 @@ def make_function(name: str, parameters: Sequence[str], body: str, outputs: Sequ
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
-def int8_rows() -> ir.Function:
+def int8_rows(kind: str | None = None) -> ir.Function:
     """Rows of x [..., in] as uint8 and the largest magnitude of each [..., 1]: x = peak * (q - 128) / 127.
 
     Apart from `int8_matmul`, so that several products of one x quantize it once.
+
+    Args:
+        kind: the activation that gave x, one of `LOWEST`: a row has no larger magnitude than its largest value, or than
+            how low the activation can reach.
     """
-    body = """
-    size = Abs(x)
-    peak = ReduceMax<keepdims = 1>(size, last)
+    if kind is None:
+        body = "size = Abs(x) peak = ReduceMax<keepdims = 1>(size, last)\n"
+    elif LOWEST[kind]:
+        body = f"""
+        lowest = Constant<value = float {{{LOWEST[kind]}}}>()
+        highest = ReduceMax<keepdims = 1>(x, last)
+        peak = Max(highest, lowest)
+        """
+    else:
+        body = "peak = ReduceMax<keepdims = 1>(x, last)\n"
+    body += """
     ratio = Div(x, peak)
     q = QuantizeLinear(ratio, step, middle)
     """
-    return make_function("Int8Rows", ("x",), CONSTANTS + body, ("q", "peak"))
+    return make_function("Int8Rows" + (f"_{kind}" if kind else ""), ("x",), CONSTANTS + body, ("q", "peak"))
 
 
 def int8_matmul() -> ir.Function:

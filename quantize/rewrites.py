@@ -135,10 +135,13 @@ class Rewriter:
         name = (near.name or "").rsplit("/", 1)[0] + f"/{function.name}"
         return ir.Node(function.domain, function.name, inputs, num_outputs=len(function.outputs), name=name)
 
-    def _product(self, node: ir.Node, x: ir.Value, weight: _Quantized) -> None:
-        """Put an integer product in the place of the MatMul `node`; x is quantized once for all that multiply it."""
+    def _product(self, node: ir.Node, x: ir.Value, weight: _Quantized, kind: str | None = None) -> None:
+        """Put an integer product in the place of the MatMul `node`; x is quantized once for all that multiply it.
+
+        `kind` is the activation that gave x.
+        """
         if x not in self.rows:
-            call = self._new_call(functions.int8_rows(), node, [x])
+            call = self._new_call(functions.int8_rows(kind), node, [x])
             for output, part in zip(call.outputs, ("q", "peak"), strict=True):
                 output.name = f"{call.name}/{part}"
             self.graph.insert_before(node, call)
@@ -150,7 +153,7 @@ class Rewriter:
         if x is None or weight is None or self._format(weight, router=False) != "int8":
             return
         group = contract.weight_group(weight.name or "").replace("routers", "feed_forward")
-        self._product(node, x, self._int8(weight, group))
+        self._product(node, x, self._int8(weight, group), _activation(x))
 
     def _embedding(self, node: ir.Node) -> None:
         table, tokens = node.inputs
@@ -307,7 +310,19 @@ class Rewriter:
             array = _array(weight)
             return array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
 
-        self._product(node, _present(node, node.inputs[0]), self._int8(weight, "subsampling", rows))
+        self._product(node, _present(node, node.inputs[0]), self._int8(weight, "subsampling", rows), "relu")
+
+
+def _activation(x: ir.Value) -> str | None:
+    """The activation that gave x, if its lowest value is known and it ends in a node that tells."""
+    node = x.producer()
+    if node is None or node.op_type not in ("Relu", "Mul"):
+        return None
+    if node.op_type == "Relu":
+        return "relu"
+    gate = node.inputs[1].producer() if node.inputs[1] is not None else None
+    is_swish = gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is node.inputs[0]
+    return "swish" if is_swish else None
 
 
 def _window(node: ir.Node) -> convolutions.Window:

@@ -167,6 +167,23 @@ def test_int8_matmul_is_what_it_says():
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
 
 
+@pytest.mark.parametrize("kind", sorted(functions.LOWEST))
+def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kind):
+    """The same as of any rows, but where all values are so small that the lowest that there can be would not fit."""
+    random = np.random.default_rng(4)
+    x = ACTIVATIONS[kind](torch.from_numpy(random.standard_normal((2, 5, 24)).astype(np.float32))).numpy()
+    integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
+    weights = {"weight": integers, "scale": scale}
+    found, known = (
+        session_of([rows, functions.int8_matmul()], {"x": 3}, weights)
+        for rows in (functions.int8_rows(), functions.int8_rows(kind))
+    )
+    np.testing.assert_array_equal(known.run(None, {"x": x})[0], found.run(None, {"x": x})[0])
+    small = ACTIVATIONS[kind](torch.from_numpy(0.1 * random.standard_normal((1, 5, 24)).astype(np.float32))).numpy()
+    expected = rounded_rows(small, functions.LOWEST[kind] or 1e-20) @ (integers * scale)
+    np.testing.assert_allclose(known.run(None, {"x": small})[0], expected, rtol=2e-3, atol=1e-4)
+
+
 ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
                "tanh": torch.tanh, "selu": torch.selu, "hardtanh": torch.nn.functional.hardtanh}  # fmt: skip
 
@@ -302,7 +319,7 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
         act=ACTIVATIONS[kind],
         weights=weights,
         biases=biases,
-        least_hidden=experts.LOWEST.get(kind, 0) or 1e-20,
+        least_hidden=functions.LOWEST.get(kind, 0) or 1e-20,
     )
     expected = layer.said_of(x.reshape(-1, 16), rounded=True)
     # one step of an activation that lies on the edge of rounding is 1/127 of its row's peak
@@ -311,11 +328,11 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
     assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, 16)
 
 
-@pytest.mark.parametrize("kind", sorted(experts.LOWEST))
+@pytest.mark.parametrize("kind", sorted(functions.LOWEST))
 def test_no_activation_is_lower_than_what_its_rows_are_quantized_for(kind):
     """The integers of a row reach as far below zero as above it: what is lower would be cut off."""
     lowest = float(ACTIVATIONS[kind](torch.linspace(-20, 1, 200_001, dtype=torch.float64)).min())
-    assert experts.LOWEST[kind] - 1e-3 < -lowest <= experts.LOWEST[kind]
+    assert functions.LOWEST[kind] - 1e-3 < -lowest <= functions.LOWEST[kind]
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3)])
@@ -469,7 +486,7 @@ def test_what_several_products_read_is_quantized_once(quantized):
         assert len([product for product in read if re.search(name, product)]) > 1
         assert len(rows_of(name)) == 1
     assert len(rows_of("/linear_q/")) == 3
-    quantized_values = [node.inputs[0] for node in graph if node.op_type == "Int8Rows"]
+    quantized_values = [node.inputs[0] for node in graph if node.op_type.startswith("Int8Rows")]
     assert len(quantized_values) == len(set(quantized_values)) == len(set(read.values()))
 
 
