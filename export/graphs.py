@@ -224,21 +224,17 @@ class EncoderNodes:
         kind = self.config.feed_forward.activation
         if block.feed_forward_macaron is not None:
             branch = self._branch(x, block.norm_ff_macaron, "norm_ff_macaron")
-            branch = feed_forward(self.g, branch, block.feed_forward_macaron, kind, "feed_forward_macaron")
-            x = self._join(x, self._scaled(branch, block.scale), block.norm_ff_macaron, "norm_ff_macaron")
+            branch = feed_forward(self.g, branch, block.feed_forward_macaron, kind, "feed_forward_macaron", block.scale)
+            x = self._join(x, branch, block.norm_ff_macaron, "norm_ff_macaron")
         branch = self._self_attention(self._branch(x, block.norm_mha, "norm_mha"), block, index)
         x = self._join(x, branch, block.norm_mha, "norm_mha")
         if block.conv_module is not None:
             branch = self._convolution(self._branch(x, block.norm_conv, "norm_conv"), block.conv_module, index)
             x = self._join(x, branch, block.norm_conv, "norm_conv")
-        branch = feed_forward(
-            self.g, self._branch(x, block.norm_ff, "norm_ff"), block.feed_forward, kind, "feed_forward"
-        )
-        x = self._join(x, self._scaled(branch, block.scale), block.norm_ff, "norm_ff")
+        branch = self._branch(x, block.norm_ff, "norm_ff")
+        branch = feed_forward(self.g, branch, block.feed_forward, kind, "feed_forward", block.scale)
+        x = self._join(x, branch, block.norm_ff, "norm_ff")
         return x if block.conv_module is None else normalization(self.g, x, block.norm_final, "norm_final")
-
-    def _scaled(self, x: ir.Value, scale: float) -> ir.Value:
-        return x if scale == 1.0 else self.g.op("Mul", x, scale)
 
     def _transformer_block(self, x: ir.Value, block: TransformerBlock, index: int) -> ir.Value:
         branch = self._self_attention(self._branch(x, block.norm1, "norm1"), block, index)

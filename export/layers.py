@@ -21,21 +21,25 @@ MASKED = float(np.finfo(np.float32).min)
 """Added to scores that must not count: its exponential is exactly zero, and a row of nothing else has no nan."""
 
 
-def transposed(g: GraphBuilder, name: str, weight: torch.Tensor) -> ir.Value:
-    """A torch weight [out, in] as the right operand of MatMul [in, out]."""
-    return g.weight(name, (weight.shape[1], weight.shape[0]), lambda: weight.T)
+def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
+    """A torch weight [out, in], times `scale`, as the right operand of MatMul [in, out]."""
+    return g.weight(name, (weight.shape[1], weight.shape[0]), lambda: _scaled(weight, scale).T)
 
 
-def vector(g: GraphBuilder, name: str, weight: torch.Tensor) -> ir.Value:
-    """A weight as it is."""
-    return g.weight(name, tuple(weight.shape), lambda: weight)
+def vector(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
+    """A weight as it is, times `scale`."""
+    return g.weight(name, tuple(weight.shape), lambda: _scaled(weight, scale))
 
 
-def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear, name: str) -> ir.Value:
-    """X W^T + b on the last axis."""
+def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
+    return weight if scale == 1 else weight * scale
+
+
+def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear, name: str, scale: float = 1.0) -> ir.Value:
+    """X W^T + b on the last axis, times `scale`, which the weights include."""
     with g.scope(name):
-        y = g.op("MatMul", x, transposed(g, "weight", layer.weight))
-        return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias))
+        y = g.op("MatMul", x, transposed(g, "weight", layer.weight, scale))
+        return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias, scale))
 
 
 def pointwise_convolution(g: GraphBuilder, x: ir.Value, layer: nn.Conv1d, name: str) -> ir.Value:
@@ -76,19 +80,23 @@ def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
     return scale, layer.bias.double() - mean.double() * scale
 
 
-def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str) -> ir.Value:
-    """A dense, gated or mixture-of-experts layer on [..., dim]."""
+def feed_forward(
+    g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str, scale: float = 1.0
+) -> ir.Value:
+    """A dense, gated or mixture-of-experts layer on [..., dim], times `scale`, which its last weights include."""
     with g.scope(name):
         if isinstance(layer, MixtureOfExperts):
-            return mixture_of_experts(g, x, layer, kind)
+            return mixture_of_experts(g, x, layer, kind, scale)
         if isinstance(layer, GatedFeedForward):
             gate = activation(g, linear(g, x, layer.gate, "gate"), kind)
-            return linear(g, g.op("Mul", gate, linear(g, x, layer.w_1, "w_1")), layer.w_2, "w_2")
+            return linear(g, g.op("Mul", gate, linear(g, x, layer.w_1, "w_1")), layer.w_2, "w_2", scale)
         dense = cast("DenseFeedForward", layer)
-        return linear(g, activation(g, linear(g, x, dense.w_1, "w_1"), kind), dense.w_2, "w_2")
+        return linear(g, activation(g, linear(g, x, dense.w_1, "w_1"), kind), dense.w_2, "w_2", scale)
 
 
-def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: Activation) -> ir.Value:
+def mixture_of_experts(
+    g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: Activation, scale: float
+) -> ir.Value:
     """One call of a model-local function, so that a layer stays one recognisable node with its weights as inputs."""
     experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
     has_bias = experts[0].w_1.bias is not None
@@ -96,13 +104,13 @@ def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, ki
     weights = [transposed(g, "gate.weight", layer.gate.weight)]
     names = ["x", "gate"]
     for index, expert in enumerate(experts):
-        for part in ("w_1", "w_2"):
+        for part, part_scale in (("w_1", 1.0), ("w_2", scale)):
             projection = getattr(expert, part)
             names.append(f"experts.{index}.{part}.weight")
-            weights.append(transposed(g, names[-1], projection.weight))
+            weights.append(transposed(g, names[-1], projection.weight, part_scale))
             if has_bias:
                 names.append(f"experts.{index}.{part}.bias")
-                weights.append(vector(g, names[-1], projection.bias))
+                weights.append(vector(g, names[-1], projection.bias, part_scale))
 
     def body(f: GraphBuilder, parameters: list[ir.Value]) -> ir.Value:
         return sparse_dispatch(f, parameters, len(experts), top_k, kind, has_bias=has_bias)
@@ -146,8 +154,9 @@ def sparse_dispatch(
         position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
         merged = outputs[0] if num_experts == 1 else g.op("Concat", *outputs, axis=0)
         chosen = g.op("Gather", merged, g.op("Reshape", position, [-1, top_k]), axis=0)
-        weighted = g.op("Mul", chosen, g.op("Unsqueeze", probabilities, [-1]))
-        return g.op("Reshape", g.op("ReduceSum", weighted, [1], keepdims=0), g.op("Shape", x), allowzero=1)
+        # a row times a matrix for each token: less work than multiplying, and then adding up, all of them
+        combined = g.op("MatMul", g.op("Unsqueeze", probabilities, [1]), chosen)
+        return g.op("Reshape", combined, g.op("Shape", x), allowzero=1)
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:

@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.model import BlockCache, SpeechModel
+from u2moe.export.model import BlockCache, ConformerBlock, SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime import contract
 from u2moe.runtime.encoder import Caches, Encoder
@@ -299,6 +299,8 @@ class Parity:
     def _experts(self, name: str, layer: MixtureOfExperts) -> Pairs:
         """The layer's own node, cut out of the saved graph, on 1, few and many tokens aimed at each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
+        block = self.network.get_submodule(name.rpartition(".")[0])
+        scale = block.scale if isinstance(block, ConformerBlock) else 1.0  # the layer's weights include it
         gate = layer.gate.weight.float()
         toward = torch.linalg.pinv(gate) * (3 / gate.norm(dim=1).clamp(min=1e-3)).max()
         spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))
@@ -306,7 +308,7 @@ class Parity:
         inputs += [toward[:, expert] * 3 + 0.2 * spread[: 1 + expert] for expert in range(len(gate))]
         pairs = []
         for tokens in inputs:
-            expected = layer(tokens)
+            expected = scale * layer(tokens)
             output = session.run(None, {"x": tokens.numpy()})[0]
             pairs.append((expected.numpy(), output))
         return {"moe": pairs}
