@@ -99,13 +99,14 @@ class Session:
                 sess_options=settings.session_options(),
                 providers=list(settings.providers),
                 provider_options=[dict(options) for options in settings.provider_options] or None,
+                enable_fallback=False,  # else it prints, and tries again
             )
         except ONNXRUNTIME_ERRORS as error:
             message = str(error).strip().splitlines()[0][:300]
             if settings.providers != (DEFAULT_PROVIDER,):
                 raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
             raise BundleError(f"{file}: onnxruntime refuses it: {message}{_tuned_elsewhere(manifest)}") from error
-        self._session.disable_fallback()
+        self._session.disable_fallback()  # of runs, which older versions are only told here
         active = self._session.get_providers()
         for provider in settings.providers:
             if provider not in active:

@@ -125,3 +125,12 @@ def test_names_that_are_no_text(bundle, tmp_path):
     (tmp_path / "ctc.onnx").write_bytes(content.replace(b"u2moe.version", b"u2m\xf7e.version"))
     with pytest.raises(BundleError, match=r"ctc\.onnx: a name in it is no text"):
         session(bundle, file=tmp_path / "ctc.onnx")
+
+
+def test_a_name_that_onnxruntime_cannot_tell_prints_nothing(bundle, tmp_path, capfd):
+    """Found by the fuzzer: onnxruntime's Python printed the error and tried once more."""
+    content = (bundle.path / "ctc.onnx").read_bytes()
+    (tmp_path / "ctc.onnx").write_bytes(content.replace(b"LogSoftmax", b"LogSoftm\xf7x"))
+    with pytest.raises(BundleError, match=r"ctc\.onnx: onnxruntime refuses it"):
+        session(bundle, file=tmp_path / "ctc.onnx")
+    assert capfd.readouterr() == ("", "")
