@@ -64,7 +64,8 @@ def quantize_bundle(
     if max_wer_increase is not None and not recordings:
         raise ValueError("max_wer_increase needs recordings with transcripts")
     source = _open_float32(bundle, out)
-    recipe, tuning = tuned(source, recipe, progress=progress)
+    features = features_of(source, [*audio, *(recording.path for recording in recordings)])
+    recipe, tuning = tuned(source, recipe, features, progress=progress)
     with BundleWriter(out, overwrite=overwrite) as staging:
         changes: dict[str, Change] = {}
         num_skipping = 0
@@ -88,7 +89,6 @@ def quantize_bundle(
         staged = staging.seal(manifest)
         staged.load()
         report = None
-        features = features_of(source, [*audio, *(recording.path for recording in recordings)])
         if features:
             report = build_report(source, staged, changes, features, recordings, progress=progress)
             _check_words(report, max_wer_increase)

@@ -6,7 +6,6 @@ Everything is measured on the files that were written; nothing is taken from the
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import onnxruntime
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
 from u2moe.quantize.qmoe import BITS, from_experts
 from u2moe.quantize.rewrites import Change
+from u2moe.quantize.routing import ExpertInputs
 from u2moe.runtime import contract
 from u2moe.runtime.accuracy import Recording, WordErrors, edit_distance
 from u2moe.runtime.audio import read_blocks
@@ -145,67 +145,13 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
 
 def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[Array]) -> dict[str, float]:
     """Share of tokens whose set of experts is unchanged, for each mixture of experts of the encoder."""
-    with tempfile.TemporaryDirectory() as folder:
-        routers = [_Routers(bundle, Path(folder) / str(index)) for index, bundle in enumerate((reference, quantized))]
-        same: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
-        for frames in features:
-            expected, found = (router.experts(frames) for router in routers)
-            for layer, chosen in expected.items():
-                same[layer].append((chosen == found[layer]).all(axis=1))
+    routers = [ExpertInputs(bundle) for bundle in (reference, quantized)]
+    same: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
+    for frames in features:
+        expected, found = (router.experts(frames) for router in routers)
+        for layer, chosen in expected.items():
+            same[layer].append((chosen == found[layer]).all(axis=1))
     return {layer: float(np.concatenate(parts).mean()) for layer, parts in same.items()}
-
-
-class _Routers:
-    """The encoder of a bundle with the inputs of its mixtures of experts as additional outputs."""
-
-    def __init__(self, bundle: Bundle, folder: Path) -> None:
-        self.config = bundle.manifest.model
-        encoder = self.config.graphs()[0]
-        model = ir.load(bundle.path / encoder.file)
-        self.layers: dict[str, tuple[Array, int]] = {}
-        self.names: list[str] = []
-        for node in model.graph:
-            x, gate = (*node.inputs, None, None)[:2]
-            if (
-                node.domain != contract.MOE_DOMAIN
-                or "MixtureOfExperts" not in node.op_type
-                or x is None
-                or gate is None
-            ):
-                continue
-            top_k = int(node.op_type.split("_top")[1].split("of")[0])
-            if gate.const_value is None or x.name is None:
-                continue
-            layer = (node.name or "").rsplit("/", 1)[0].replace("/", ".")
-            self.layers[layer] = (gate.const_value.numpy().astype(np.float32), top_k)
-            self.names.append(x.name)
-            half = bundle.manifest.quantization.get("whole") == "fp16"
-            x.type = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
-            model.graph.outputs.append(x)
-        folder.mkdir()
-        ir.save(model, folder / encoder.file, external_data=f"{encoder.file}.data")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(folder / encoder.file), options)
-        self.inputs = encoder.inputs
-
-    def experts(self, frames: Array) -> dict[str, Array]:
-        """Sorted experts [tokens, k] of every layer for features [frames, mel], with full context."""
-        if not self.names:
-            return {}
-        fixed = {"chunk": frames[np.newaxis], "chunk_lens": np.array([len(frames)])}
-        feeds = {tensor.name: fixed.get(tensor.name, self._start(tensor)) for tensor in self.inputs}
-        result = {}
-        tokens = self.session.run(self.names, feeds)
-        for (layer, (gate, top_k)), x in zip(self.layers.items(), tokens, strict=True):
-            logits = x.astype(np.float32).reshape(-1, len(gate)) @ gate
-            result[layer] = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :top_k], axis=1)
-        return result
-
-    def _start(self, tensor: contract.Tensor) -> Array:
-        """Zeros for an input: positions at the start, caches of nothing."""
-        shape = [1 if axis == "batch" else self.config.axis(axis) or 0 for axis in tensor.axes]
-        return np.zeros(shape, tensor.dtype)
 
 
 def compare_text(

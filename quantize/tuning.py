@@ -1,6 +1,7 @@
 """Which kernel is fastest for the experts of a bundle, here? Layers of the bundle itself, timed in turn.
 
 Layers of a graph have the same sizes and differ in nothing that decides between kernels: a choice is of all of them.
+What they read decides: tokens of speech that come together choose fewer experts than random ones, more for each.
 One graph with two kernels, chosen by the tokens of a call, would hold all weights twice, on disk and in memory, since
 each kernel has an order of its own for them: so a graph has one.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.config import KERNELS, Recipe, Tune
 from u2moe.quantize.qmoe import BITS, expert_layers, to_qmoe
 from u2moe.quantize.rewrites import Change, rewrite
+from u2moe.quantize.routing import ExpertInputs, scope
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.measurement import Spread, interleaved, mean_seconds
@@ -41,6 +44,8 @@ MARGIN, LOSSY_MARGIN = 0.98, 0.9
 """Another kernel must take less than this part of the time, for less could be noise; one with fewer bits than that."""
 ERROR_TOKENS = 64
 """Tokens whose results are compared with those of float32."""
+RANDOM_TOKENS, NUM_WINDOWS = 512, 8
+"""Where there is no speech; and calls of one measurement, with other tokens each, if there are so many."""
 
 
 def timed(_kind: str, _tokens: int, call: Callable[[], object]) -> float:
@@ -63,7 +68,11 @@ def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
 
 
 def tuned(
-    source: Bundle, recipe: Recipe, *, progress: Callable[[str], None] = lambda _: None
+    source: Bundle,
+    recipe: Recipe,
+    features: Sequence[Array] = (),
+    *,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Recipe, Tuning | None]:
     """The recipe with the fastest kernels for the experts of each graph, and what was measured; None without `tune`.
 
@@ -72,6 +81,7 @@ def tuned(
     Args:
         source: a float32 bundle.
         recipe: formats, and how to choose.
+        features: of speech, float32 [frames, mel] each; none: layers of the encoder hear random tokens.
         progress: called with a line for each step.
 
     Raises:
@@ -80,6 +90,7 @@ def tuned(
     if recipe.tune is None:
         return recipe, None
     found = {}
+    speech = _heard(source, features, max(recipe.tune.shares), progress)
     for graph in source.manifest.model.graphs():
         model = ir.load(source.path / graph.file)
         if not expert_layers(model):
@@ -88,7 +99,9 @@ def tuned(
         if graph.name != "encoder":
             shares = dict.fromkeys(tune.shares, 0.0) | {max(tune.shares): 1.0}
             tune = dataclasses.replace(tune, shares=shares)
-        found[graph.name] = tune_experts(model, recipe, tune, title=f"experts of {graph.name}", progress=progress)
+        heard = speech if graph.name == "encoder" else {}
+        title = f"experts of {graph.name}"
+        found[graph.name] = tune_experts(model, recipe, tune, heard, title=title, progress=progress)
         progress(f"experts of {graph.name}: {found[graph.name].chosen}")
     if not found:
         raise BundleError(f"{source.path}: tune chooses kernels for experts, but no graph has any")
@@ -96,10 +109,30 @@ def tuned(
     return dataclasses.replace(recipe, experts_of=experts_of), Tuning.here(found, recipe.tune.num_threads)
 
 
+def _heard(
+    source: Bundle, features: Sequence[Array], num_tokens: int, progress: Callable[[str], None]
+) -> dict[str, Array]:
+    """What the layers of the encoder read, [time, dim] by their scope, of as many features as give so many tokens."""
+    if not features:
+        return {}
+    progress("what experts read when they hear speech")
+    inputs = ExpertInputs(source)
+    parts: dict[str, list[Array]] = {layer: [] for layer in inputs.layers}
+    total = 0
+    for frames in features:
+        for layer, x in (found := inputs.tokens(frames)).items():
+            parts[layer].append(x)
+        total += max(map(len, found.values()), default=0)
+        if total >= num_tokens:
+            break
+    return {layer: np.concatenate(own) for layer, own in parts.items()}
+
+
 def tune_experts(
     model: ir.Model,
     recipe: Recipe,
     tune: Tune,
+    speech: Mapping[str, Array] = MappingProxyType({}),
     *,
     timer: Timer | None = None,
     title: str = "experts",
@@ -107,12 +140,12 @@ def tune_experts(
 ) -> TunedExperts:
     """Time the kernels that the experts of a graph may get, and choose one.
 
-    Random tokens come to the routers of the layers, which is near uniform: the worst case.
-
     Args:
         model: a float32 graph with experts; it is left as it is.
         recipe: the experts' format, which must be in `KERNELS`, and what else decides how they are computed.
         tune: what counts.
+        speech: tokens [time, dim] by the scope of their layer, of which those around each other choose experts alike;
+            for layers without, random ones, which come to nearly all experts.
         timer: how calls are timed; None: `timed`.
         title: of the lines of progress.
         progress: called with a line for each step.
@@ -121,29 +154,34 @@ def tune_experts(
         BundleError: onnxruntime cannot run the recipe's own kernel.
     """
     own = recipe.quantized["experts"]
-    layers = _Layers(model, recipe, tune.num_threads)
+    layers = _Layers(model, recipe, tune.num_threads, speech)
     sessions, errors, refused = _sessions(layers, own, lossy=tune.lossy, progress=lambda line: progress(title + line))
-    inputs = {count: layers.tokens(count) for count in tune.shares}
+    windows = {count: layers.windows(count) for count in tune.shares}
     cases = {
-        (kind, count): partial(timer or timed, kind, count, partial(session.run, None, {"x": x}))
-        for count, x in inputs.items()
+        (kind, count): partial(timer or timed, kind, count, partial(_run_all, session, calls))
+        for count, calls in windows.items()
         for kind, session in sessions.items()
     }
     seconds = interleaved(cases, tune.repetitions, title=title, progress=progress)
-    in_ms = 1e3 / layers.count
+
+    def in_ms(kind: str, count: int) -> Spread:
+        return Spread.of([1e3 * value / len(layers.indices) / len(windows[count]) for value in seconds[kind, count]])
+
     total = sum(tune.shares.values())
     found = TunedExperts(
         chosen=own,
-        num_layers=layers.count,
+        tokens="speech" if speech else "random",
+        num_layers=len(layers.indices),
         shares={str(count): share / total for count, share in tune.shares.items()},
-        times_ms={
-            kind: {str(count): Spread.of([in_ms * value for value in seconds[kind, count]]) for count in inputs}
-            for kind in sessions
-        },
+        times_ms={kind: {str(count): in_ms(kind, count) for count in windows} for kind in sessions},
         errors=errors,
         refused=refused,
     )
     return dataclasses.replace(found, chosen=_choice(found))
+
+
+def _run_all(session: onnxruntime.InferenceSession, calls: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+    return [session.run(None, feeds) for feeds in calls]
 
 
 def _sessions(
@@ -206,33 +244,47 @@ class _Layers:
     """Expert layers of a graph, in every format; as many as together no cache holds, or all.
 
     Attributes:
-        count: how many take turns.
+        indices: which layers take turns, from the first to the last.
+        streams: tokens [time, dim] that each of them hears.
     """
 
-    def __init__(self, model: ir.Model, recipe: Recipe, num_threads: int) -> None:
+    def __init__(self, model: ir.Model, recipe: Recipe, num_threads: int, speech: Mapping[str, Array]) -> None:
         layers = expert_layers(model)
         self.model = model
         self.recipe = recipe
         self.num_threads = num_threads
         if len({layer.sizes for layer in layers}) > 1:
             raise BundleError(f"expert layers have sizes {[layer.sizes for layer in layers]}, expected the same")
-        self.dim, hidden = layers[0].sizes
-        per_layer = 2 * self.dim * hidden * len(layers[0].w1)
-        self.count = min(len(layers), -(-LAYER_BYTES // per_layer))
-        self.compared = self.tokens(ERROR_TOKENS)
-        self.expected = self._run(layers_alone(model, 1)).run(None, {"x": self.compared})[0]
+        dim, hidden = layers[0].sizes
+        per_layer = 2 * dim * hidden * len(layers[0].w1)
+        count = min(len(layers), -(-LAYER_BYTES // per_layer))
+        self.indices = np.linspace(0, len(layers) - 1, count).astype(int).tolist()
+        names = [scope(layers[index].node) for index in self.indices]
+        random = np.random.default_rng(0).standard_normal((RANDOM_TOKENS, dim), np.float32)
+        self.streams = [speech.get(name, random) for name in names]
+        self.compared = self.windows(ERROR_TOKENS)[0]
+        alone = self._run(layers_alone(model, self.indices[:1]))
+        self.expected = alone.run(None, {"x0": self.compared["x0"]})[0]
 
-    def tokens(self, count: int) -> Array:
-        """Random tokens [1, count, dim], the same for the same count."""
-        return np.random.default_rng(count).standard_normal((1, count, self.dim), np.float32)
+    def windows(self, count: int) -> list[dict[str, Array]]:
+        """Calls of so many tokens in a row, [1, count, dim] for each layer, from several places of what they hear."""
+        num_tokens = len(self.streams[0])
+        if num_tokens < count:
+            return [self._feeds([np.resize(stream, (count, stream.shape[1])) for stream in self.streams])]
+        starts = np.linspace(0, num_tokens - count, min(NUM_WINDOWS, num_tokens // count)).astype(int)
+        return [self._feeds([stream[start : start + count] for stream in self.streams]) for start in starts]
+
+    @staticmethod
+    def _feeds(tokens: Sequence[Array]) -> dict[str, Array]:
+        return {f"x{index}": own[np.newaxis] for index, own in enumerate(tokens)}
 
     def session(self, kind: str) -> onnxruntime.InferenceSession:
-        """The layers in a format, on the input "x" [batch, tokens, dim], with an output each.
+        """The layers in a format; see `layers_alone`.
 
         Raises:
             BundleError: the format's kernel cannot compute them.
         """
-        alone = layers_alone(self.model, self.count)
+        alone = layers_alone(self.model, self.indices)
         skip_below = self.recipe.skip_expert_below
         if kind in BITS and skip_below:
             raise BundleError(f"QMoE cannot skip experts (skip_expert_below {skip_below})")
@@ -244,7 +296,7 @@ class _Layers:
 
     def error(self, session: onnxruntime.InferenceSession) -> float:
         """Relative error of the first layer against float32."""
-        return relative_error(self.expected, session.run(None, {"x": self.compared})[0])
+        return relative_error(self.expected, session.run(["y0"], self.compared)[0])
 
     def _run(self, model: ir.Model) -> onnxruntime.InferenceSession:
         options = SessionSettings(num_threads=self.num_threads).session_options()
@@ -253,26 +305,23 @@ class _Layers:
         return onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
 
 
-def layers_alone(model: ir.Model, count: int) -> ir.Model:
-    """A graph of the first `count` expert layers of a graph, on one input "x" [batch, tokens, dim], an output each."""
-    layers = expert_layers(model)[:count]
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("batch", "tokens", layers[0].sizes[0]))
-    nodes, initializers = [], []
-    for index, layer in enumerate(layers):
+def layers_alone(model: ir.Model, indices: Sequence[int]) -> ir.Model:
+    """A graph of some expert layers of a graph: "x0", "x1", ... [batch, tokens, dim] in, "y0", "y1", ... out."""
+    layers = expert_layers(model)
+    inputs, outputs, nodes, initializers = [], [], [], []
+    for number, index in enumerate(indices):
+        layer = layers[index]
+        x = ir.val(f"x{number}", dtype=ir.DataType.FLOAT, shape=("batch", "tokens", layer.sizes[0]))
         weights = [ir.val(str(value.name), const_value=value.const_value) for value in layer.weights]
         node = ir.Node(layer.node.domain, layer.node.op_type, [x, *weights], name=layer.node.name)
         output = ir.node("Identity", node.outputs)  # rewrites replace no output of a graph
-        output.outputs[0].name = f"y{index}"
+        output.outputs[0].name = f"y{number}"
         output.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        inputs.append(x)
+        outputs.append(output.outputs[0])
         nodes += [node, output]
         initializers += weights
     graph = ir.Graph(
-        [x],
-        [node.outputs[0] for node in nodes[1::2]],
-        nodes=nodes,
-        initializers=initializers,
-        opset_imports=model.opset_imports,
-        name="layers",
+        inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=model.opset_imports, name="layers"
     )
-    functions = {function.identifier(): function for function in model.functions.values()}
-    return ir.Model(graph, ir_version=model.ir_version, functions=list(functions.values()))
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))

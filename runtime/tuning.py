@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import onnxruntime
 
@@ -18,6 +19,7 @@ class TunedExperts:
 
     Attributes:
         chosen: format that was chosen.
+        tokens: "speech", those that the layers read when the model heard some; or "random", as good as all experts.
         num_layers: layers that took turns.
         shares: share of the audio that comes in so many tokens per call, by their number; it says how calls count.
         times_ms: milliseconds of one layer, by format and tokens per call.
@@ -26,6 +28,7 @@ class TunedExperts:
     """
 
     chosen: str
+    tokens: Literal["speech", "random"]
     num_layers: int
     shares: dict[str, float]
     times_ms: dict[str, dict[str, Spread]]
@@ -117,8 +120,9 @@ def describe(tuning: Tuning) -> str:
     software = f"onnxruntime {tuning.onnxruntime}, {threads}, {tuning.date}"
     lines = [f"tuned on {tuning.processor} with {sets}, {software} ({where})"]
     for name, experts in tuning.graphs.items():
+        heard = {"speech": "tokens of speech", "random": "random tokens"}[experts.tokens]
         lines += [
-            f"experts of {name}: {experts.chosen}; ms of a layer, {experts.num_layers} layers in turn",
+            f"experts of {name}: {experts.chosen}; ms of a layer, {experts.num_layers} layers in turn on {heard}",
             *_rows(experts),
         ]
     return "\n".join(lines)

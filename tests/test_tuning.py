@@ -170,7 +170,7 @@ def test_the_choice_follows_the_times_and_what_counts(encoder, milliseconds, sha
         value = milliseconds[kind]
         for tokens, spread in times.items():
             told = value[int(tokens)] if isinstance(value, dict) else value
-            assert spread.median == pytest.approx(told / 6)  # a call is of six layers
+            assert spread.median == pytest.approx(told / 6 / 8)  # six layers, each on eight pieces of what it hears
             assert spread.count == 2
     assert sum(found.shares.values()) == pytest.approx(1)
     assert 0 < max(found.errors.values()) < 0.03
@@ -201,10 +201,10 @@ def test_every_format_is_timed_on_its_own_kernel(encoder):
     tuning.tune_experts(encoder, recipe("int8"), Tune(lossy=True, **FEW), timer=timer)
     assert set(seen) == {(kind, count) for kind in FORMATS["experts"][1:] for count in (4, 16)}
     for (kind, count), outputs in seen.items():
-        assert [array.shape for array in outputs] == [(1, count, 64)] * 6
-        reference = seen["int8", count]
-        assert max(map(relative_error, reference, outputs)) < (0.03 if kind.startswith("int8") else 0.2)
-    assert relative_error(seen["int8", 4][0], seen["int8-qmoe", 4][0]) > 0
+        assert [[array.shape for array in call] for call in outputs] == [[(1, count, 64)] * 6] * 8
+        for found, reference in zip(outputs, seen["int8", count], strict=True):
+            assert max(map(relative_error, reference, found)) < (0.03 if kind.startswith("int8") else 0.2)
+    assert relative_error(seen["int8", 4][0][0], seen["int8-qmoe", 4][0][0]) > 0
 
 
 def refused(encoder, rule):
@@ -248,10 +248,11 @@ def test_weights_may_lie_beside_the_graph(encoder, float32, tmp_path):
 def test_layers_alone_are_those_of_the_graph(encoder, float32):
     """What is timed is what the encoder computes, layer by layer."""
     model = ir.load(float32.path / "encoder.onnx")
-    alone = tuning.layers_alone(model, 2)
-    assert len(alone.graph.outputs) == 2
-    names = {layer.node.name for layer in qmoe.expert_layers(alone)}
-    assert names == {layer.node.name for layer in qmoe.expert_layers(encoder)[:2]}
+    alone = tuning.layers_alone(model, [0, 3])
+    assert [value.name for value in alone.graph.inputs] == ["x0", "x1"]
+    assert [value.name for value in alone.graph.outputs] == ["y0", "y1"]
+    names = [layer.node.name for layer in qmoe.expert_layers(alone)]
+    assert names == [layer.node.name for layer in qmoe.expert_layers(encoder)[:4:3]]
     assert len(list(model.graph)) == len(list(encoder.graph))
 
 
@@ -311,6 +312,39 @@ def test_a_frame_hardly_depends_on_its_chunk_with_qmoe(float32, tmp_path):
     assert relative_error(alone[:16], pair[1]) < 1e-3
 
 
+def test_layers_are_timed_on_what_they_read_in_the_encoder(float32, encoder, monkeypatch):
+    """Each its own tokens, in pieces from the first to the last."""
+    features = np.random.default_rng(5).normal(8, 2, (3, 200, 80)).astype(np.float32)
+    tune = Tune(shares={8: 1.0, 96: 1.0}, repetitions=1)
+    seen = {}
+
+    def spy(model, rule, tune, speech, **options):
+        seen[options["title"]] = speech
+        return tuning_experts(model, rule, tune, speech, **options)
+
+    tuning_experts = tuning.tune_experts
+    monkeypatch.setattr(tuning, "tune_experts", spy)
+    monkeypatch.setattr(tuning, "timed", timer_of({"int8": 1.0, "int8-qmoe": 2.0}))
+    _, found = tuning.tuned(float32, recipe("int8", tune=tune), list(features))
+    assert {name: experts.tokens for name, experts in found.graphs.items()} == {
+        "encoder": "speech",
+        "decoder": "random",
+    }
+    speech = seen["experts of encoder"]
+    assert seen["experts of decoder"] == {}
+    per_utterance = len(float32.load().encode(features[0]))
+    lengths = {len(tokens) for tokens in speech.values()}
+    assert lengths == {-(-96 // per_utterance) * per_utterance}  # no more than it takes
+    layers = tuning._Layers(encoder, recipe("int8"), 1, speech)
+    assert [tuning.scope(qmoe.expert_layers(encoder)[index].node) for index in layers.indices] == list(speech)
+    (first, *_, last) = layers.windows(8)
+    for number, tokens in enumerate(speech.values()):
+        np.testing.assert_array_equal(first[f"x{number}"], tokens[np.newaxis, :8])
+        np.testing.assert_array_equal(last[f"x{number}"], tokens[np.newaxis, -8:])
+    (repeated,) = layers.windows(500)
+    np.testing.assert_array_equal(repeated["x0"][0, lengths.pop() :][:8], first["x0"][0])
+
+
 def test_the_decoder_counts_at_the_largest_number_of_tokens(float32, told):
     told({"int8": {4: 2, 16: 2}, "int8-qmoe": {4: 1, 16: 7}})
     rule, found = tuning.tuned(float32, recipe("int8", tune=Tune(shares={16: 0.0, 4: 1.0}, repetitions=1)))
@@ -333,10 +367,11 @@ def test_the_command_records_and_inspect_tells(float32, tmp_path, told, capsys, 
     assert record.onnxruntime == onnxruntime.__version__
     assert record.graphs["encoder"].shares == {"4": 0.75, "16": 0.25}
     assert record.differences() == []
-    # 2 ms for six layers; for each token 3/4 of a fourth and 1/4 of a sixteenth of that
+    # 2 ms for six layers and eight pieces; for each token 3/4 of a fourth and 1/4 of a sixteenth of that
     row = next(line for line in printed.splitlines() if line.startswith("> int8-qmoe"))
-    assert row.split()[2:4] == ["0.333", "(0.333-0.333)"]
-    assert f"{333.333 * (0.75 / 4 + 0.25 / 16):.2f}" in row
+    assert row.split()[2:4] == ["0.042", "(0.042-0.042)"]
+    assert f"{41.667 * (0.75 / 4 + 0.25 / 16):.2f}" in row
+    assert "6 layers in turn on random tokens" in printed
 
     assert main(["inspect", str(out)]) == 0
     assert describe(record) in capsys.readouterr().out
@@ -357,6 +392,7 @@ def test_the_command_records_and_inspect_tells(float32, tmp_path, told, capsys, 
         (lambda t: t.update(graphs={}), "tuning: graphs must be at least one"),
         (lambda t: t.update(date="yesterday"), "tuning: date must be like 2026-01-31, got 'yesterday'"),
         (lambda t: t["graphs"]["encoder"].update(chosen="int3"), "encoder: chosen must be one of int8, int8-qmoe"),
+        (lambda t: t["graphs"]["encoder"].update(tokens="music"), "encoder: tokens: found 'music', expected"),
         (lambda t: t["graphs"]["encoder"].update(num_layers=0), "encoder: num_layers must be at least 1, got 0"),
         (lambda t: t["graphs"]["encoder"]["shares"].update({"4": 2.0}), "encoder: shares must be from 0 to 1"),
         (lambda t: t["graphs"]["encoder"]["shares"].update({"4": 0.1}), "encoder: shares must sum to 1, got 0.6"),
@@ -401,8 +437,8 @@ def test_a_graph_of_another_onnxruntime_is_refused_with_the_reason(float32, tmp_
 def test_machines_differ_by_what_decides_times():
     spread = Spread(median=2.0, low=1.0, high=3.0, count=3)
     experts = TunedExperts(
-        chosen="int8", num_layers=1, shares={"4": 1.0}, times_ms={"int8": {"4": spread}}, errors={"int8": 0.01},
-        refused={"int8-qmoe": "not here"},
+        chosen="int8", tokens="speech", num_layers=1, shares={"4": 1.0}, times_ms={"int8": {"4": spread}},
+        errors={"int8": 0.01}, refused={"int8-qmoe": "not here"},
     )  # fmt: skip
     here = Tuning.here({"encoder": experts}, 1)
     assert here.differences() == []
