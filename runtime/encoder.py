@@ -216,6 +216,10 @@ class Windows:
     Windows start every `chunk_size * subsampling_rate` frames and are `(chunk_size-1) * subsampling_rate +
     right_context + 1` frames long; the last may be shorter, but less than `right_context + 1` yields nothing.
     With `chunk_size` None there is one window: all features, once they are finished.
+
+    Attributes:
+        length: frames of a window that is not the last.
+        stride: frames from the start of one window to that of the next.
     """
 
     def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
