@@ -46,27 +46,32 @@ def int8_mixture_of_experts(
 ) -> ir.Function:
     """The mixture of experts with int8 experts and a float32 router. Tokens are quantized once, before they are sorted.
 
-    Hidden activations are computed expert by expert, in pieces that a cache holds, and quantized together: there are
-    few tokens in a chunk, and quantizing them expert by expert takes more time to start operators than it saves. (It
-    also spares onnxruntime before 1.32 the largest value of each row of an empty matrix, which it gives the wrong
-    shape.) Their scales are part of the weights in the sum over a token's experts, and so are the biases of the second
-    product.
+    Hidden activations are computed and searched for their largest values expert by expert, in pieces that a cache
+    holds, but the scales of all of them together: there are few tokens in a chunk, and then starting an operator takes
+    longer than what it does. These scales are part of the weights in the sum over a token's experts, and so are the
+    biases of the second product.
     """
     body = CONSTANTS + "one = Constant<value = float {1.0}>()\n"
     body += _router(top_k, num_experts, skip_below) + _dispatch(num_experts, skip_below)
-    body += _quantized_rows("tokens", None)
     body += """
-    sorted_q = Gather<axis = 0>(tokens_q, token)
+    size = Abs(tokens)
+    peak = ReduceMax<keepdims = 0>(size, last)
+    """
+    body += _scales("tokens", "peak")
+    body += """
+    q = QuantizeLinear<axis = 0>(tokens, tokens_scale, tokens_middle)
+    sorted_q = Gather<axis = 0>(q, token)
     sorted_scale = Gather<axis = 0>(tokens_scale, token)
     scale_columns = Unsqueeze(sorted_scale, last)
     """
     body += _split("sorted_q", num_experts) + _split("scale_columns", num_experts)
     for expert in range(num_experts):
         body += _int8_hidden(expert, kind, has_bias=has_bias)
-    body += _concat("hidden", num_experts) + _quantized_rows("hidden", LOWEST.get(kind))
-    body += _split("hidden_q", num_experts)
+    body += _hidden_scales(num_experts, kind)
     for expert in range(num_experts):
-        body += _int8_product(f"merged{expert}", f"hidden_q{expert}", f"e{expert}_w2")
+        hidden = f"hidden{expert}"
+        body += f"{hidden}_q = QuantizeLinear<axis = 0>({hidden}, hidden_scale{expert}, hidden_middle{expert})\n"
+        body += _int8_product(f"merged{expert}", f"{hidden}_q", f"e{expert}_w2")
     body += _concat("merged", num_experts) + _places(top_k, skip_below)
     body += """
     scales = Gather<axis = 0>(hidden_scale, places)
@@ -113,31 +118,38 @@ def _concat(x: str, num_experts: int) -> str:
     return f"{x} = Concat<axis = 0>({', '.join(f'{x}{expert}' for expert in range(num_experts))})\n"
 
 
-def _quantized_rows(x: str, lowest: float | None) -> str:
-    """Statements for {x}_q (uint8) and {x}_scale [rows] with x = {x}_scale * ({x}_q - 128), of a matrix x.
+def _hidden_scales(num_experts: int, kind: str) -> str:
+    """Statements for the scales and the zeros of the hidden activations, of all experts and of each.
 
-    Args:
-        x: name of the matrix.
-        lowest: how far below 0 its values reach, where that is known: then the largest of a row is all that has to be
-            found in it, and a row of smaller ones is quantized as if it had one of that size.
+    onnxruntime before 1.32 gives the largest values of each row of an empty matrix the shape of that matrix; to put
+    them behind those of the others makes up for it, as nothing of them is left.
     """
-    if lowest is None:
-        body = f"{x}_size = Abs({x}) {x}_peak = ReduceMax<keepdims = 0>({x}_size, last)\n"
-    else:
-        body = f"""
-        {x}_lowest = Constant<value = float {{{lowest}}}>()
-        {x}_highest = ReduceMax<keepdims = 0>({x}, last)
-        {x}_peak = Max({x}_highest, {x}_lowest)
-        """
-    return (
-        body
-        + f"""
-    {x}_scale = Mul({x}_peak, step)
+    body = ""
+    for expert in range(num_experts):
+        rows = f"hidden{expert}"
+        if kind not in LOWEST:
+            body += f"size{expert} = Abs({rows})\n"
+            rows = f"size{expert}"
+        body += f"highest{expert} = ReduceMax<keepdims = 0>({rows}, last)\n"
+    body += _concat("highest", num_experts)
+    highest = "highest"
+    if LOWEST.get(kind):
+        body += f"lowest = Constant<value = float {{{LOWEST[kind]}}}>() hidden_peak = Max(highest, lowest)\n"
+        highest = "hidden_peak"
+    body += _scales("hidden", highest)
+    return body + _split("hidden_scale", num_experts) + _split("hidden_middle", num_experts)
+
+
+def _scales(x: str, peak: str) -> str:
+    """Statements for {x}_scale and {x}_middle [rows] of a matrix x with the largest magnitudes `peak`.
+
+    Then x = {x}_scale * (q - {x}_middle).
+    """
+    return f"""
+    {x}_scale = Mul({peak}, step)
     {x}_rows = Shape({x}_scale)
     {x}_middle = Expand(middle, {x}_rows)
-    {x}_q = QuantizeLinear<axis = 0>({x}, {x}_scale, {x}_middle)
     """
-    )
 
 
 def int4_mixture_of_experts(
@@ -289,11 +301,7 @@ def _places(top_k: int, skip_below: float) -> str:
     Where an expert was left out it is any row: its weight is 0.
     """
     body = f"""
-    origin = Constant<value = int64 {{0}}>()
-    stride = Constant<value = int64 {{1}}>()
-    end = Squeeze(num_assignments)
-    sorted_places = Range(origin, end, stride)
-    position = ScatterElements<axis = 0>(order, order, sorted_places)
+    sorted_places, position = TopK<axis = 0, largest = 0>(order, num_assignments)
     choices = Constant<value = int64[2] {{-1, {top_k}}}>()
     """
     if not skip_below:
@@ -302,7 +310,7 @@ def _places(top_k: int, skip_below: float) -> str:
         body
         + """
     all_places = Reshape(position, choices)
-    last_place = Sub(num_kept, stride)
+    last_place = Sub(num_kept, second)
     places = Min(all_places, last_place)
     """
     )
