@@ -1,7 +1,11 @@
-"""What the mixtures of experts of a bundle's encoder read when it hears speech. Runs one session, writes nothing."""
+"""What the mixtures of experts of a bundle's encoder read when it hears speech. One session, and nothing is kept."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,6 @@ from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.session import DEFAULT_PROVIDER
 
 Array = npt.NDArray[Any]
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class ExpertInputs:
@@ -47,11 +50,13 @@ class ExpertInputs:
         self.inputs = encoder.inputs
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.path))  # where weights lie beside the graph
-        content = ir.to_proto(model).SerializeToString()
-        self.session = (
-            onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER]) if self.names else None
-        )
+        self.session = None
+        if self.names:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                file = Path(folder) / encoder.file
+                _link_weights(bundle.path / encoder.file, file)
+                ir.save(model, file)
+                self.session = onnxruntime.InferenceSession(str(file), options, providers=[DEFAULT_PROVIDER])
 
     def tokens(self, frames: Array) -> dict[str, Array]:
         """Tokens [time, dim] that each layer reads for features [frames, mel], with full context."""
@@ -74,6 +79,16 @@ class ExpertInputs:
         """Zeros for an input: positions at the start, caches of nothing."""
         shape = [1 if axis == "batch" else self.config.axis(axis) or 0 for axis in tensor.axes]
         return np.zeros(shape, tensor.dtype)
+
+
+def _link_weights(graph: Path, other: Path) -> None:
+    """Put the weights that lie beside a graph, if any do, beside another, where onnxruntime insists on finding them."""
+    for file in graph.parent.glob(f"{graph.name}.data"):
+        target = other.with_name(file.name)
+        try:
+            os.link(file, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file, target)
 
 
 def scope(node: ir.Node) -> str:

@@ -203,7 +203,9 @@ def _sessions(
             error = layers.error(session)
             _check_error(error, errors.get(first, math.inf))
         except failures as failure:
-            refused[kind] = _shortened(str(failure).strip().splitlines()[0])
+            reason = str(failure).strip().splitlines()[0]
+            is_ours = isinstance(failure, BundleError)
+            refused[kind] = reason if is_ours else f"onnxruntime {onnxruntime.__version__}: {_shortened(reason)}"
         else:
             sessions[kind], errors[kind] = session, error
     if own in refused:
