@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import onnx_ir as ir
@@ -400,6 +401,15 @@ def test_the_command_records_and_inspect_tells(float32, tmp_path, told, capsys, 
     assert "tuned on" not in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def tuned_bundle(float32, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "timed", timer_of({"int8": 1.0, "int8-qmoe": 2.0}))
+        quantize_bundle(float32.path, out, recipe("int8", tune=Tune(**FEW)))
+    return out
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -425,10 +435,9 @@ def test_the_command_records_and_inspect_tells(float32, tmp_path, told, capsys, 
         ),
     ],
 )
-def test_a_damaged_record_is_refused_by_name(float32, tmp_path, told, damage, message):
-    told({"int8": 1.0, "int8-qmoe": 2.0})
-    out = tmp_path / "out"
-    quantize_bundle(float32.path, out, recipe("int8", tune=Tune(**FEW)))
+def test_a_damaged_record_is_refused_by_name(tuned_bundle, tmp_path, damage, message):
+    out = shutil.copytree(tuned_bundle, tmp_path / "out")
+    Bundle.open(out)
     content = json.loads((out / "bundle.json").read_text(encoding="utf-8"))
     damage(content["tuning"])
     (out / "bundle.json").write_text(json.dumps(content), encoding="utf-8")
