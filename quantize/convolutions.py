@@ -13,6 +13,10 @@ import onnx_ir as ir
 
 from u2moe.quantize.functions import make_function
 
+_PORTIONS = 2
+"""In which frames go through the first convolution: its output in float32 is what takes most memory of all in full
+context, and only one of them is there at a time. More of them cannot be cut out of a single frame."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
@@ -32,7 +36,7 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
     The first convolution is in float32, and computed anew for every frame of the second: what that looks at then lies
     together, is searched for its largest value and rounded in one piece, and nothing has to be cut out in float32.
     It is one product for each of these frames, of a size that a cache holds. Its relu is in the rounding, which makes
-    zeros of what is negative.
+    zeros of what is negative. Frames go through it in portions, so that little of its output is there at a time.
 
     `first_weight` [kernel * kernel + 1, channels] has the rows (time, frequency), and the bias in the last; `weight` is
     int8 [kernel * kernel * channels, out] in the order (time, frequency, channels), `scale` and `bias` are [out].
@@ -53,6 +57,7 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
     window_shape = Constant<value = int64[3] {{0, 0, {length * bins}}}>()
     one_behind = Constant<value = int64[6] {{0, 0, 0, 0, 0, 1}}>()
     seen_by_first = {_integers(_seen_by_first(bins, inner, first, second))}
+    patches_shape = Constant<value = int64[3] {{0, {second.kernel * inner}, {first.kernel**2 + 1}}}>()
     first_shape = Constant<value = int64[3] {{0, {second.kernel * inner}, {channels}}}>()
     seen_by_second = {_integers(_seen_by_second(inner, outer, second))}
     second_shape = Constant<value = int64[3] {{0, {outer}, {second.kernel**2 * channels}}}>()
@@ -73,15 +78,25 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
     patches = Gather<axis = 2>(windows_and_one, seen_by_first)
     frames_axis = Unsqueeze(num_frames, axis)
     weight_shape = Shape(first_weight)
-    each = Concat<axis = 0>(frames_axis, weight_shape)
-    first_weights = Expand(first_weight, each)
-    first = MatMul(patches, first_weights)
-
-    rows = Flatten<axis = 2>(first)
-    highest = ReduceMax<keepdims = 0>(rows, last)
-    peak = Relu(highest)
-    row_scale = Mul(peak, step)
-    q = QuantizeLinear<axis = 0>(rows, row_scale)
+    patches_of_frame = Flatten<axis = 2>(patches)
+    patches_of_all = Reshape(patches_of_frame, patches_shape)
+    {_named("patches")} = Split<axis = 0, num_outputs = {_PORTIONS}>(patches_of_all)
+    """
+    for index in range(_PORTIONS):
+        body += f"""
+        portion_axis{index} = Shape<start = 0, end = 1>(patches{index})
+        each{index} = Concat<axis = 0>(portion_axis{index}, weight_shape)
+        first_weights{index} = Expand(first_weight, each{index})
+        first{index} = MatMul(patches{index}, first_weights{index})
+        rows{index} = Flatten<axis = 1>(first{index})
+        highest{index} = ReduceMax<keepdims = 0>(rows{index}, last)
+        peak{index} = Relu(highest{index})
+        row_scale{index} = Mul(peak{index}, step)
+        q{index} = QuantizeLinear<axis = 0>(rows{index}, row_scale{index})
+        """
+    body += f"""
+    row_scale = Concat<axis = 0>({_named("row_scale")})
+    q = Concat<axis = 0>({_named("q")})
     places = Reshape(q, first_shape)
     seen = Gather<axis = 1>(places, seen_by_second)
     second_rows = Reshape(seen, second_shape)
@@ -98,6 +113,11 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
     name = f"Int8FirstConvolutions_{bins}_{channels}"
     name += "".join(f"_{window.kernel}x{window.kernel}_stride{window.stride}" for window in (first, second))
     return make_function(name, ("x", "first_weight", "weight", "scale", "bias"), body)
+
+
+def _named(name: str) -> str:
+    """A value of every portion."""
+    return ", ".join(f"{name}{index}" for index in range(_PORTIONS))
 
 
 def _seen_by_first(bins: int, inner: int, first: Window, second: Window) -> npt.NDArray[np.int64]:
