@@ -15,7 +15,7 @@ from u2moe.quantize.functions import make_function
 
 _PORTIONS = 2
 """In which frames go through the first convolution: its output in float32 is what takes most memory of all in full
-context, and only one of them is there at a time. More of them cannot be cut out of a single frame."""
+context, and only one of them is there at a time. One of a single frame is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,14 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
     weight_shape = Shape(first_weight)
     patches_of_frame = Flatten<axis = 2>(patches)
     patches_of_all = Reshape(patches_of_frame, patches_shape)
-    {_named("patches")} = Split<axis = 0, num_outputs = {_PORTIONS}>(patches_of_all)
+    all_frames = Shape<start = 0, end = 1>(patches_of_all)
+    portions = Constant<value = int64[1] {{{_PORTIONS}}}>()
+    numbers = Constant<value = int64[{_PORTIONS}] {{{", ".join(map(str, range(_PORTIONS)))}}}>()
+    shared = Add(all_frames, numbers)
+    sizes = Div(shared, portions)
+    {_named("patches")} = Split<axis = 0>(patches_of_all, sizes)
     """
+    # onnxruntime before 1.32 gives the largest values of each row of an empty matrix the shape of that matrix
     for index in range(_PORTIONS):
         body += f"""
         portion_axis{index} = Shape<start = 0, end = 1>(patches{index})
@@ -89,7 +95,8 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
         first_weights{index} = Expand(first_weight, each{index})
         first{index} = MatMul(patches{index}, first_weights{index})
         rows{index} = Flatten<axis = 1>(first{index})
-        highest{index} = ReduceMax<keepdims = 0>(rows{index}, last)
+        largest{index} = ReduceMax<keepdims = 0>(rows{index}, last)
+        highest{index} = Reshape<allowzero = 1>(largest{index}, portion_axis{index})
         peak{index} = Relu(highest{index})
         row_scale{index} = Mul(peak{index}, step)
         q{index} = QuantizeLinear<axis = 0>(rows{index}, row_scale{index})
