@@ -63,8 +63,8 @@ def test_a_short_soak(report):
         ("stream", {"cuts": cuts(num_doubled=1)}, "frames were lost or heard twice"),
         ("file", {"cuts": cuts(num_lost=1)}, "frames were lost or heard twice"),
         ("file", {"cuts": cuts(num_different=1)}, "pieces of the long file say what is not in their samples"),
-        ("file", {"num_heard": 10, "num_heard_alone": 11}, "the long file is recognised worse"),
-        ("file", {"num_errors": 9, "num_errors_alone": 1, "num_words": 99}, "the long file is recognised worse"),
+        ("file", {"num_heard": 10, "num_heard_by_hand": 11}, "the long file is recognised worse"),
+        ("file", {"num_errors": 9, "num_errors_by_hand": 1, "num_words": 99}, "the long file is recognised worse"),
     ],
 )
 def test_what_is_a_failure(report, part, changes, failure):
@@ -73,7 +73,7 @@ def test_what_is_a_failure(report, part, changes, failure):
         stream=replace(report.stream, memory=flat),
         streams=report.streams,
         file=replace(
-            report.file, memory=flat, cuts=cuts(), num_heard=9, num_heard_alone=9, num_errors=0, num_errors_alone=0
+            report.file, memory=flat, cuts=cuts(), num_heard=9, num_heard_by_hand=9, num_errors=0, num_errors_by_hand=0
         ),
     )
     assert good.failures == []
