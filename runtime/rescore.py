@@ -9,7 +9,7 @@ reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime); ours defaul
 trained with, which stand in its bundle (0.3 and 0.3 in the U2++ recipes).
 
 What hotwords add counts half, whatever the ctc_weight. In the first pass it finds names; the second pass knows more and
-needs less of it. On the dev list (`benchmarks.hotwords`) half of it keeps 143 of the 147 rare words that all of it finds;
+needs less of it. On the dev list (`benchmarks.hotwords`) half of it keeps 143 of 147 rare words that all of it finds;
 where none of a list is said it changes 22 instead of 30 of 319 texts, with no more errors than without hotwords.
 """
 
