@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +18,11 @@ from hypothesis.extra.numpy import arrays
 
 from u2moe.quantize import FORMATS, Recipe, Tune, qmoe, quantize_bundle, recipe, tuning
 from u2moe.quantize.arithmetic import int4_blocks, relative_error
+from u2moe.quantize.cli import _shares
 from u2moe.quantize.config import USES
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer, contract
-from u2moe.runtime.cli import main
+from u2moe.runtime.cli import _parser, main
 from u2moe.runtime.measurement import Spread
 from u2moe.runtime.tuning import TunedExperts, Tuning, describe
 
@@ -522,6 +524,15 @@ def test_wrong_options_are_refused(float32, tmp_path, capsys, options, message):
     assert main(["quantize", str(float32.path), str(tmp_path / "out"), "--no-report", *options]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_guides_commands_are_those_of_the_parser():
+    guide = (Path(__file__).parent.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
+    commands = [line.partition("#")[0].split()[1:] for line in guide.splitlines() if line.startswith("u2moe ")]
+    parsed = [_parser(command[0]).parse_args(command) for command in commands]
+    assert len(parsed) == 6
+    assert [vars(args).get("tune") for args in parsed] == [True] * 4 + [False, None]
+    assert _shares(parsed[2].tune_tokens) == {16: 3.0, 64: 1.0}
 
 
 def test_without_experts_there_is_nothing_to_tune(exported, tmp_path):
