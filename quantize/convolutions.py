@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from u2moe.quantize.functions import make_function
 
-_PORTIONS = 2
+_PORTIONS = 4
 """In which frames go through the first convolution: its output in float32 is what takes most memory of all in full
-context, and only one of them is there at a time. One of a single frame is empty."""
+context, and only one of them is there at a time. Of few frames some are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,12 @@ def int8_first_convolutions(bins: int, channels: int, first: Window, second: Win
     """
     # onnxruntime before 1.32 gives the largest values of each row of an empty matrix the shape of that matrix
     for index in range(_PORTIONS):
+        # what is added and taken off again makes a portion wait until that before it is rounded, and its output freed
         body += f"""
-        portion_axis{index} = Shape<start = 0, end = 1>(patches{index})
+        before{index} = Shape<start = 0, end = 1>({f"q{index - 1}" if index else "patches"})
+        own_axis{index} = Shape<start = 0, end = 1>(patches{index})
+        waiting_axis{index} = Add(own_axis{index}, before{index})
+        portion_axis{index} = Sub(waiting_axis{index}, before{index})
         each{index} = Concat<axis = 0>(portion_axis{index}, weight_shape)
         first_weights{index} = Expand(first_weight, each{index})
         first{index} = MatMul(patches{index}, first_weights{index})
