@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,36 @@ def test_output_folder_is_resumed(bundle, recognizer, clips, capsys):
     assert stdout == ""
     assert err.startswith(f"1 of 3 are already in {out}\n")
     assert err.endswith("u2moe: error: 1 of 3 files failed\n")
+
+
+def test_a_transcript_that_was_half_written_is_written_again(bundle, recognizer, clips, monkeypatch):
+    """As where the power fails amid a write: what the next run would take for done must not be there."""
+    out = clips / "out"
+    arguments = ["-f", "srt", "-o", out, clips / "a.wav"]
+    with monkeypatch.context() as patched:
+        patched.setattr("u2moe.runtime.cli._write", half_written(cli._write))
+        with pytest.raises(SystemError):
+            transcribe(bundle, *arguments)
+    assert transcribe(bundle, *arguments) == 0
+    expected = format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")
+    assert {file.name: file.read_text(encoding="utf-8") for file in out.iterdir()} == {"a.srt": expected}
+
+
+def half_written(write):
+    """`write`, but nothing can be written any more once half of a file is."""
+
+    def interrupted(file, content):
+        write_text = Path.write_text
+
+        def some(self, text, **settings):
+            write_text(self, text[: len(text) // 2], **settings)
+            raise SystemError("the power has failed")
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Path, "write_text", some)
+            write(file, content)
+
+    return interrupted
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -307,6 +307,12 @@ def provider_fails(case):
     recognizer.decode_streams([stream])
 
 
+def computes_nan(case):
+    run = case.model._ctc.run
+    case.monkeypatch.setattr(case.model._ctc, "run", lambda feeds: {"log_probs": run(feeds)["log_probs"] * np.nan})
+    Recognizer(case.bundle, case.model).transcribe(case.clip)
+
+
 def provider_has_failed(case):
     recognizer, stream = case.breaks()
     with pytest.raises(u2moe.runtime.ProviderError):
@@ -344,6 +350,7 @@ PROVOKED = {
         lambda case: Recognizer.from_pretrained(providers=["RocketExecutionProvider"]),
     ],
     "a provider that fails while it runs": [provider_fails],
+    "a graph that gives NaN, as damaged weights make it": [computes_nan],
     "a stream whose provider has failed, until it is reset": [provider_has_failed],
     "options out of range": [
         lambda case: DecodingOptions(beam_size=0), lambda case: EndpointRule(min_utterance_length=-1),
