@@ -171,7 +171,9 @@ def test_segments_end_where_speakers_pause(toy):
 
 
 def test_a_long_utterance_is_cut_between_words(toy):
-    samples, _ = say("ABCD" * 8, [0.1] * 32, tone_s=0.5)  # no rule but the third can fire
+    # No rule but the third can fire: after 6 s, amid a tone.
+    samples, starts = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
+    assert any(start + 0.2 < 6.0 < start + 0.3 for start in starts)
     for options in OPTIONS[:4]:
         segments = hear(toy, samples, options=options)
         assert " ".join(segment.text for segment in segments).split() == list("ABCD" * 8)
@@ -243,6 +245,16 @@ def test_without_pause_windows_are_full(toy):
     transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=EndpointConfig(pause=None)))
     assert transcript.text == "A B C D A B"
     assert toy.model.session.durations[0] == pytest.approx(4.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("short_windows")
+def test_what_a_window_ends_amid_is_encoded_again(toy):
+    """A word at the end of the window, in an utterance that began in its second half: heard once, and whole."""
+    samples, starts = say("ABCD", [0.9, 2.5, 0.2, 0.2], tone_s=0.4)
+    assert starts[1] + 0.1 < 4.0 < starts[1] + 0.3
+    transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=dataclasses.replace(RULES, pause=None)))
+    assert [segment.text for segment in transcript.segments] == ["A", "B C D"]
+    assert starts[1] <= transcript.segments[1].times[0] <= starts[1] + 0.4
 
 
 @pytest.mark.usefixtures("short_windows")
