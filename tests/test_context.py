@@ -285,12 +285,12 @@ def test_hotwords_that_are_not_said_change_nothing(seed):
     assert ctc_prefix_beam_search(log_probs, 4, context=graph) == ctc_prefix_beam_search(log_probs, 4)
 
 
-def test_rescoring_counts_half_of_the_bonus():
+def test_rescoring_counts_the_bonus_in_full():
     graph = ContextGraph([("CAT", 4.0)], BPE)
     plain = Hypothesis(tokens=ids(BPE, "\u2581B"), score=-1.0, times=[0])
     named = Hypothesis(tokens=ids(BPE, "\u2581CAT"), score=-5.0 + 4.0, times=[0], context_score=4.0)
     assert graph.score(named.tokens) == named.context_score
     scores = TokenScores(left=np.full((2, 2), -1.0, np.float32), right=None, next=np.zeros((2, len(BPE)), np.float32))
     best, other = attention_rescoring([plain, named], scores, ctc_weight=0.3, reverse_weight=0.0)
-    assert (best.hypothesis, best.score) == (named, pytest.approx(-2.0 + 0.3 * -5.0 + 0.5 * 4.0))
+    assert (best.hypothesis, best.score) == (named, pytest.approx(-2.0 + 0.3 * -5.0 + 4.0))
     assert (other.hypothesis, other.score) == (plain, pytest.approx(-2.0 + 0.3 * -1.0))
