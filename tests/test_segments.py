@@ -307,6 +307,10 @@ def test_many_streams_go_through_the_encoder_together(toy):
     mixed = [(CHUNKED, dataclasses.replace(CHUNKED, chunk_size=8))[i % 2] for i in range(20)]
     hear_together(toy, sounds, mixed)
     assert 5 < max(toy.model.session.batches) <= 10
+    toy.model.session.batches.clear()
+    contexts = [(CHUNKED, dataclasses.replace(CHUNKED, num_left_chunks=-1))[i % 2] for i in range(20)]
+    assert hear_together(toy, sounds, contexts) == expected  # the toy hears no context, but looks after its cache
+    assert 5 < max(toy.model.session.batches) <= 10
 
 
 def hear_together(recognizer, sounds, options=None, step=7000):
