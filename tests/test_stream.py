@@ -91,9 +91,11 @@ def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
 
 def test_use_after_finish(recognizer, sound):
     stream = recognizer.create_stream()
+    stream.accept_waveform(16_000, sound)
     stream.input_finished()
-    with pytest.raises(StreamError, match="finished"):
+    with pytest.raises(StreamError, match="finished: reset it"):
         stream.accept_waveform(16_000, sound)
+    assert stream.duration == len(sound) / 16_000  # nothing was appended
     with pytest.raises(StreamError, match="finished already"):
         stream.input_finished()
     recognizer.decode_streams([stream])
