@@ -186,3 +186,14 @@ def test_a_long_stream_keeps_its_size(bundle, model, sound):
     assert max(offsets) <= 300
     assert stream.num_encoder_frames > 4400
     assert stream.duration == 180.0
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100])
+def test_the_last_samples_of_another_rate_are_heard_too(recognizer, sound, rate):
+    """The filter of the resampler holds some back until the end."""
+    stream = recognizer.create_stream()
+    stream.accept_waveform(rate, sound)
+    held_back = len(sound) / rate - stream.duration
+    stream.input_finished()
+    assert held_back > 0.001
+    assert stream.duration == pytest.approx(len(sound) / rate, abs=1e-4)
