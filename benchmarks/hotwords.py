@@ -29,7 +29,8 @@ SHORTEST = 5
 """Letters of a rare word, at least."""
 MOST_RECORDINGS = 3
 """Recordings of a set in which a rare word is said, at most."""
-LIST_LEN = 100
+LIST_LENS = (10, 100)
+"""Words of a list: the names of a meeting, and those of a company."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,7 @@ def others(everywhere: Sequence[str], said: set[str], num: int, random: np.rando
     return [word for word in drawn if word not in said][:num]
 
 
-def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: float) -> dict[str, Any]:
+def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: float, list_len: int) -> dict[str, Any]:
     """Recognise every recording under the three conditions."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
@@ -73,8 +74,8 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
     num_changed = 0
     for recording, own in zip(recordings, rare, strict=True):
         said = set(words(recording.transcript))
-        unrelated = others(everywhere, said, LIST_LEN, random)
-        named = [*sorted(own), *unrelated[: LIST_LEN - len(own)]]
+        unrelated = others(everywhere, said, list_len, random)
+        named = [*sorted(own), *unrelated[: max(list_len - len(own), 0)]]
         texts = {"without": recognizer.transcribe(recording.path).text}
         for name, hotwords in (("with", named), ("unrelated", unrelated)):
             weighted = [(word, weight) for word in hotwords]
@@ -91,7 +92,7 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
     }  # fmt: skip
     return {
         "num_recordings": len(recordings),
-        "num_listed": min(LIST_LEN, len(everywhere)),
+        "num_listed": min(list_len, len(everywhere)),
         "num_changed_by_unrelated": num_changed,
         **plain,
     }
@@ -101,18 +102,18 @@ def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     head = (
         f"Demo model, full context. Rare words (of {SHORTEST} letters and more, said in at most {MOST_RECORDINGS} "
-        f"recordings of a set) play the names: each recording is recognised with a list of {results['list_len']} of "
-        f"them, its own among them, and with a list of others, of which none is said. Weight {results['weight']}. "
+        f"recordings of a set) play the names: each recording is recognised with a list of them, its own among them, "
+        f"and with a list of others, of which none is said. Weight {results['weight']}. "
     )
     columns = [
-        "set", "rare words found without, with", "word errors without, with", "texts changed by others",
+        "set", "list", "rare words found without, with", "word errors without, with", "texts changed by others",
         "word errors then", "others heard",
     ]  # fmt: skip
     lines = [head + sentence(results), "", f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    for name, found in results["sets"].items():
+    for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
         without, named, unrelated = found["without"], found["with"], found["unrelated"]
         lines.append(
-            f"| {name} | {without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']} "
+            f"| {name} | {list_len} | {without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']} "
             f"| {without['wer']:.1%}, {named['wer']:.1%} "
             f"| {found['num_changed_by_unrelated']} of {found['num_recordings']} | {unrelated['wer']:.1%} "
             f"| {unrelated['num_false']} in {unrelated['num_words']} words |"
@@ -130,12 +131,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
-    sets = {path.stem: measure(recognizer, read_manifest(path), args.weight) for path in args.manifests}
+    sets = {
+        path.stem: {str(num): measure(recognizer, read_manifest(path), args.weight, num) for num in LIST_LENS}
+        for path in args.manifests
+    }
     results = {
         **measured_here(),
         **of_bundle(args.bundle),
         "weight": args.weight,
-        "list_len": LIST_LEN,
         "chunk_size": args.chunk_size,
         "sets": sets,
     }

@@ -32,7 +32,7 @@ def test_rare_words_are_long_and_in_few_recordings():
 
 
 def test_names_that_are_said_are_found():
-    found = hotwords.measure(Hearer(lambda word, said: word in said), RECORDINGS, 1.25)
+    found = hotwords.measure(Hearer(lambda word, said: word in said), RECORDINGS, 1.25, 100)
     assert (found["without"]["num_rare"], found["without"]["num_rare_found"]) == (5, 0)
     assert found["with"]["num_rare_found"] == 5
     assert found["with"]["num_false"] == found["unrelated"]["num_false"] == 0
@@ -41,11 +41,23 @@ def test_names_that_are_said_are_found():
 
 
 def test_names_that_are_not_said_and_heard_are_counted():
-    found = hotwords.measure(Hearer(lambda word, said: word not in said), RECORDINGS, 1.25)
+    found = hotwords.measure(Hearer(lambda word, said: word not in said), RECORDINGS, 1.25, 100)
     assert found["with"]["num_rare_found"] == 0
     assert found["num_changed_by_unrelated"] == 5  # for the third there are no others
     assert found["unrelated"]["num_false"] == 2 + 2 + 3 * 3
     assert found["unrelated"]["num_errors"] > found["without"]["num_errors"]
+
+
+def test_a_list_is_as_long_as_is_said():
+    listed = []
+
+    class Listener(Hearer):
+        def transcribe(self, path, *, hotwords=None):
+            listed.append(len(hotwords or ()))
+            return super().transcribe(path, hotwords=hotwords)
+
+    hotwords.measure(Listener(lambda word, said: False), RECORDINGS, 1.25, 2)
+    assert listed[:3] == [0, 2, 2]
 
 
 def test_others_are_never_said():
@@ -65,5 +77,5 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
     assert hotwords.main(arguments) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["weight"] == 9
-    assert results["sets"]["test"]["num_recordings"] == 1
+    assert {length: found["num_recordings"] for length, found in results["sets"]["test"].items()} == {"10": 1, "100": 1}
     assert hotwords.table(results) in capsys.readouterr().out
