@@ -4,7 +4,8 @@
 
 FOLDER holds the bundles of a random model (`artefacts`), its whole encoder; what is missing there is made, peers too.
 They do not fit into memory together: they are measured group by group, our int8 in every group, all of a group in
-turn, one thread. Results are written cell by cell; a second run goes on where the first was stopped.
+turn, one thread. Results are written cell by cell; a second run goes on where the first was stopped. Where a process
+finds its memory makes a difference of several percent while experts are read: `--more` adds the rounds of another.
 """
 
 from __future__ import annotations
@@ -66,24 +67,36 @@ class Peer:
             in another order; integers round activations and weights, and a router that is nearly undecided may then
             choose another expert.
         needed: how many times as fast ours in int8 shall be; None: nothing was set.
+        bound: why it may not be, where that is known.
     """
 
     name: str
     kind: str
     limit: float
     needed: float | None = None
+    bound: str = ""
 
 
+SAME_READING = (
+    "a chunk reads the same experts in as many bits either way, and onnxruntime's products read and multiply one after "
+    "the other (see the bound of the encoder)"
+)
+QMOE_BOUND = f"{SAME_READING}; `u2moe quantize --tune` takes QMoE where it is faster"
+QMOE4_BOUND = "it reads half as many bytes of experts, and loses more; `u2moe quantize --tune --tune-lossy` takes it"
+STOCK_BOUND = (
+    f"it quantizes our graph, whose dispatch it inherits; {SAME_READING}; one scale for all tokens instead of one for "
+    "each is cheaper, but makes what is heard depend on the batch"
+)
 FLOAT, INTEGER = 1e-4, 0.06
 TORCH = Peer(name="torch eager, WeNet's loop over experts", kind="fp32", limit=FLOAT, needed=3)
 MASKED = Peer(name="all experts under a mask", kind="fp32", limit=FLOAT, needed=3)
 MOE = Peer(name="contrib MoE", kind="fp32", limit=FLOAT)
-QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5)
-QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5)
+QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5, bound=QMOE_BOUND)
+QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5, bound=QMOE4_BOUND)
 # inlined, since it does not look into functions and would leave experts float32
-STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5)
+STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5, bound=STOCK_BOUND)
 # its convolutions have one scale for all frames that they see
-STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5)
+STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5, bound=STOCK_BOUND)
 OURS = Peer(name=REFERENCE, kind="int8", limit=INTEGER)
 OURS_FLOAT = Peer(name="ours, float32", kind="fp32", limit=0)
 GROUPS: Mapping[str, tuple[Peer, ...]] = {
@@ -183,6 +196,7 @@ def run(
     groups: Mapping[str, Sequence[Peer]] = GROUPS,
     at_most: int | None = None,
     repetitions: int | None = None,
+    more: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure what the results lack, and write them after every cell, which is a mode of a group.
@@ -194,11 +208,12 @@ def run(
         groups: peers that are measured in turn.
         at_most: stop after so many new cells.
         repetitions: rounds of a cell; None: what is usual for its group.
+        more: measure what they have, too, and add the rounds of this process to it.
         progress: called with a line for each step.
     """
     content = resumed(results, {"model": name, "cells": {}})
     wanted = [(group, mode) for group in groups for mode in MODES]
-    missing = [(group, mode) for group, mode in wanted if f"{group}/{mode}" not in content["cells"]][:at_most]
+    missing = [(group, mode) for group, mode in wanted if more or f"{group}/{mode}" not in content["cells"]][:at_most]
     peers = Peers(make_artefact(name, root, progress=progress), progress)
     frames = utterance(peers.bundle)
     encoders: dict[str, Encoder | TorchEncoder] = {}
@@ -208,9 +223,12 @@ def run(
         for _, mode in modes:
             progress(f"{group}, {mode}")
             runs = {peer: peers.one_round(encoder, mode, frames) for peer, encoder in encoders.items()}
-            content["cells"][f"{group}/{mode}"] = _measure(
-                runs, peers.expected(mode), repetitions or REPETITIONS[group]
-            )
+            measured = _measure(runs, peers.expected(mode), repetitions or REPETITIONS[group])
+            before = content["cells"].get(f"{group}/{mode}", {})
+            content["cells"][f"{group}/{mode}"] = {
+                name: {**item, "seconds": [*before.get(name, {}).get("seconds", ()), *item["seconds"]]}
+                for name, item in measured.items()
+            }
             write_json(results, recorded(content))
     return content
 
@@ -258,8 +276,9 @@ def targets(content: Mapping[str, Any]) -> list[Target]:
             if peer.needed is None or cell is None:
                 continue
             name = f"ours in int8 faster than {peer.name} ({peer.kind}), {title}"
-            own, other = (1e3 * statistics.median(cell[key]["seconds"]) for key in (REFERENCE, peer.name))
-            bound = f"{own:.0f} against {other:.0f} ms"
+            in_ms = 1e3 / NUM_CHUNKS.get(mode, 1)
+            own, other = (in_ms * statistics.median(cell[key]["seconds"]) for key in (REFERENCE, peer.name))
+            bound = "; ".join(part for part in (f"{own:.0f} against {other:.0f} ms", peer.bound) if part)
             value = speedup(cell, peer)
             found.append(Target(name=name, found=value, limit=peer.needed, at_most=False, bound=bound))
     return found
@@ -269,7 +288,8 @@ TEXT = f"""Encoder of {{model}} with the same weights and the same speech, one t
 of 16 frames ({1e3 * CHUNK_S:.0f} ms of audio) with 4 chunks left; full context: milliseconds for {UTTERANCE_S:g} s.
 Medians, quartiles in brackets. "x" is how many times as long it takes as our int8 in the same rounds. Error: norm of
 the difference from the encoder output of our float32 graph over its norm; random weights amplify it, since their
-routers are nearly undecided.
+routers are nearly undecided. Ours is shown as in the first group of peers that were measured together; in all of them
+a chunk took it {{own}} ms.
 """
 
 
@@ -278,11 +298,18 @@ def table(content: Mapping[str, Any]) -> str:
     header = ("", "experts", "streaming", "x", "full context", "x", "error")
     lines = [
         sentence(content),
-        TEXT.format(model=content["model"]),
+        TEXT.format(model=content["model"], own=_own_chunks(content)),
         f"| {' | '.join(header)} |",
         "|---" * len(header) + "|",
     ]
     return "\n".join([*lines, *(_row(content, peer) for peer in ALL_PEERS)]) + "\n"
+
+
+def _own_chunks(content: Mapping[str, Any]) -> str:
+    """Milliseconds of a chunk with ours, group by group."""
+    cells = [cell[REFERENCE] for key, cell in content["cells"].items() if key.endswith("/streaming")]
+    in_ms = [1e3 * statistics.median(cell["seconds"]) / NUM_CHUNKS["streaming"] for cell in cells]
+    return ", ".join(f"{value:.0f}" for value in in_ms)
 
 
 def _row(content: Mapping[str, Any], peer: Peer) -> str:
@@ -309,6 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, continued if it is there")
     parser.add_argument("--model", default=MIXTURE, help=f"preset with experts (default: {MIXTURE})")
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
+    parser.add_argument("--more", action="store_true", help="add rounds to what has been measured, too")
     parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
     parser.add_argument("--make", action="store_true", help="make the graphs of all peers, and measure nothing")
     args = parser.parse_args(arguments)
@@ -317,7 +345,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peers = Peers(make_artefact(args.model, args.folder, progress=_print), _print)
         peers.make(peer for peer in ALL_PEERS if any(peer in group for group in groups.values()))
         return
-    content = run(args.folder, args.results, name=args.model, groups=groups, at_most=args.at_most, progress=_print)
+    options = {"name": args.model, "groups": groups, "at_most": args.at_most, "more": args.more}
+    content = run(args.folder, args.results, **options, progress=_print)
     missing = [f"{group}/{mode}" for group in GROUPS for mode in MODES if f"{group}/{mode}" not in content["cells"]]
     print(f"{args.results}: missing {', '.join(missing)}" if missing else f"{args.results}: complete")
 

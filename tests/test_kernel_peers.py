@@ -95,6 +95,10 @@ def test_a_second_run_measures_what_is_missing(peers, tmp_path):
     assert all(len(item["seconds"]) == 2 for measured in content["cells"].values() for item in measured.values())
     assert 0 < content["cells"]["torch/full"][OURS.name]["relative_error"] <= OURS.limit
     assert "| torch eager" in table(content)
+    seconds = content["cells"]["torch/full"][OURS.name]["seconds"]
+    again = run(root, results, name="tiny", groups=groups, repetitions=1, more=True)["cells"]
+    assert again["torch/full"][OURS.name]["seconds"][:2] == seconds
+    assert all(len(item["seconds"]) == 3 for measured in again.values() for item in measured.values())
 
 
 def cell(peer, peer_seconds):
@@ -113,6 +117,7 @@ def test_speedups_and_rows():
     row = next(line for line in text.splitlines() if line.startswith("| torch eager"))
     assert row.endswith("| 1000 (688-1250) | 3.00 (3.00-3.50) | 4000 (3000-22000) | 2.00 (2.00-6.00) | 1.0e-06 |")
     assert "| all experts under a mask | fp32 | not measured |  | not measured |  |  |" in text
+    assert "in all of them\na chunk took it 250 ms." in text
     assert "with avx2, 2 cores, onnxruntime 1.2.3, commit abc, 2026-01-01" in text
 
 
