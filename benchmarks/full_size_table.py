@@ -270,7 +270,7 @@ longer, at the rates in the last row, measured with onnxruntime's kernels in the
 in float32 / GB/s."""
 RATES = ("integer", "float", "read")
 SKIP_TEXT = """With skipped experts (`u2moe quantize --skip-expert-below`), int8, one thread: where the second expert of
-a token weighs less than {demo_below:g}, the demo model goes to the first alone. That are {demo_tokens:.0%} of its
+a token weighs less than {demo_below:g}, the demo model goes to the first alone. That is {demo_tokens:.0%} of its
 tokens, for {cost:+.1%} word errors in full context (see below). Random weights weigh otherwise: below {below:g} as many
 tokens skip theirs here, {tokens}. "Kept" is the time over that without skipping."""
 
