@@ -264,9 +264,9 @@ recordings; load: of {NUM_STARTS} processes; quartiles in brackets. First text: 
 text: from its end; p50 and p90 of all recordings and rounds. Where a recogniser does not stream, its first text is its
 final one. Word errors are those of the reading of the text that fits best: "7:15" may be SEVEN FIFTEEN. Vosk has no
 English model in the registries, and sherpa-onnx comes without any.
-
-The bundled clips were chosen because the demo model understands them: its word errors on them say nothing, and nobody
-should compare those of others with them. They are here for times and memory.
+"""
+CLIPS_TEXT = """These clips were chosen because the demo model understands them: its word errors on them say nothing,
+and nobody should compare those of others with them. They are here for times and memory.
 """
 
 
@@ -291,6 +291,8 @@ def _costs(peers: Mapping[str, Any]) -> Iterator[str]:
 def _set_table(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     first = next(iter(found.values()))
     yield f"\n{name}: {len(first['texts'])} recordings, {first['audio_s']:.0f} s, {first['words']} words\n"
+    if name == CLIPS:
+        yield CLIPS_TEXT
     timed = "compute_s" in first
     header = ("", "word errors", *(("RTF", "first text, s", "final text, s", "peak memory, MB") if timed else ()))
     yield f"| {' | '.join(header)} |"
