@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.json_file import write_json
-from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
 from u2moe.runtime.manifest import MANIFEST_FILE, Calibration
@@ -197,10 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
         return 0
     found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
-    results = {**measured_here(), **of_bundle(args.bundle), "chunk_size": args.chunk_size, "sets": found}
-    if args.output:
-        write_json(args.output, results)
-    print(table(results))
+    publish(args.bundle, {"chunk_size": args.chunk_size, "sets": found}, table, args.output)
     return 0
 
 

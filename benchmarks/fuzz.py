@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from u2moe.benchmarks.json_file import write_json
-from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.benchmarks.soak import resident_mb
 from u2moe.runtime import Bundle, Recognizer, U2moeError
 from u2moe.runtime.audio import find_audio, read_audio
@@ -257,10 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer(read_inputs(args.bundle, args.audio, range(args.child, args.inputs)))
         return 0
     report = fuzz(args.bundle, args.audio, args.inputs)
-    results = {**measured_here(), **of_bundle(args.bundle), **asdict(report)}
-    if args.output:
-        write_json(args.output, results)
-    print(table(results))
+    publish(args.bundle, asdict(report), table, args.output)
     return int(report.num_failed > 0)
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.json_file import write_json
-from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, WordErrors, matches, read_manifest, words
 from u2moe.runtime.context import DEFAULT_WEIGHT
@@ -135,16 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path.stem: {str(num): measure(recognizer, read_manifest(path), args.weight, num) for num in LIST_LENS}
         for path in args.manifests
     }
-    results = {
-        **measured_here(),
-        **of_bundle(args.bundle),
-        "weight": args.weight,
-        "chunk_size": args.chunk_size,
-        "sets": sets,
-    }
-    if args.output:
-        write_json(args.output, results)
-    print(table(results))
+    found = {"weight": args.weight, "chunk_size": args.chunk_size, "sets": sets}
+    publish(args.bundle, found, table, args.output)
     return 0
 
 

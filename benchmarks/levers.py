@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.benchmarks.experts import Layer, Routers, layers_of
-from u2moe.benchmarks.json_file import write_json
 from u2moe.benchmarks.listening import Mode
 from u2moe.benchmarks.measurement import Spread, interleaved
-from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.benchmarks.targets import quartiles
 from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.quantize.config import FLOAT32, RECIPES, recipe
@@ -266,10 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             repetitions=args.repetitions,
             progress=lambda line: print(f"- {line}", file=sys.stderr),
         )
-    results = {**measured_here(), **of_bundle(args.bundle), **found}
-    if args.output:
-        write_json(args.output, results)
-    print(table(results))
+    publish(args.bundle, found, table, args.output)
     return 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.json_file import read_json
+from u2moe.benchmarks.json_file import read_json, write_json
 from u2moe.benchmarks.machine import describe_machine
 from u2moe.runtime.manifest import MANIFEST_FILE
 
@@ -41,6 +41,16 @@ def recorded(content: dict[str, Any]) -> dict[str, Any]:
 def of_bundle(folder: Path) -> dict[str, str]:
     """The `bundle` of results: the sha256 of its manifest, which has those of all its files."""
     return {"bundle": hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()}
+
+
+def publish(
+    bundle: Path, found: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], file: Path | None
+) -> None:
+    """Print what was found of a bundle as a table, and write it to `file` if there is one, with where and when."""
+    results = {**measured_here(), **of_bundle(bundle), **found}
+    if file:
+        write_json(file, results)
+    print(table(results))
 
 
 def sentence(content: Mapping[str, Any]) -> str:

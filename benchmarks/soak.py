@@ -25,8 +25,7 @@ import numpy.typing as npt
 import soundfile
 
 from u2moe.benchmarks.cuts import Cuts, LoggedRecognizer, LoggedStream, cuts_of
-from u2moe.benchmarks.json_file import write_json
-from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.accuracy import Recording, WordErrors, read_manifest, words
 from u2moe.runtime.audio import read_audio
@@ -392,10 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recordings = [recording for manifest in args.manifests for recording in read_manifest(manifest)]
     report = soak(args.bundle, recordings, hours=args.hours, num_streams=args.streams)
-    results = {**measured_here(), **of_bundle(args.bundle), **asdict(report), "failures": report.failures}
-    if args.output:
-        write_json(args.output, results)
-    print(table(results))
+    publish(args.bundle, {**asdict(report), "failures": report.failures}, table, args.output)
     for failure in report.failures:
         print(f"FAILED: {failure}")
     return int(bool(report.failures))

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.json_file import write_json
-from u2moe.benchmarks.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
 from u2moe.runtime.audio import read_audio
@@ -203,10 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
         for name, spoken in sets.items()
     }
-    results = {**measured_here(), **of_bundle(args.bundle), "sets": found}
-    if args.output:
-        write_json(args.output, results)
-    print(table(results))
+    publish(args.bundle, {"sets": found}, table, args.output)
     return 0
 
 
