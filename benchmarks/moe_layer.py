@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,6 +39,7 @@ from u2moe.quantize.config import RECIPES
 from u2moe.quantize.functions import CONTRIB, OPSET
 from u2moe.quantize.rewrites import rewrite
 from u2moe.runtime import contract
+from u2moe.runtime.measurement import mean_seconds
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]
@@ -100,7 +100,7 @@ class Layers:
 
     def seconds(self, x: Array) -> float:
         """Of one layer, the mean of several calls of all."""
-        return _seconds(lambda: self.layers.run(None, {"x": x})) / len(self.gates)
+        return mean_seconds(lambda: self.layers.run(None, {"x": x}), CALL_S) / len(self.gates)
 
     def products_seconds(self, x: Array) -> float:
         """Of the products alone in one layer: of the experts that have tokens, each with the mean number of rows."""
@@ -113,7 +113,7 @@ class Layers:
             else random.standard_normal((rows, size), np.float32)
             for name, size in (("tokens", self.sizes.dim), ("inner", self.sizes.hidden))
         }
-        all_experts = _seconds(lambda: self.products.run(None, feeds)) / len(self.gates)
+        all_experts = mean_seconds(lambda: self.products.run(None, feeds), CALL_S) / len(self.gates)
         return all_experts * experts / self.sizes.num_experts
 
     def touched(self, x: Array) -> float:
@@ -128,17 +128,6 @@ def _session(model: ir.Model, num_threads: int) -> onnxruntime.InferenceSession:
     options = SessionSettings(num_threads=num_threads).session_options()
     content = ir.to_proto(model).SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """The mean of as many calls as take `CALL_S`."""
-    count, begin = 0, time.perf_counter()
-    while True:
-        call()
-        count += 1
-        elapsed = time.perf_counter() - begin
-        if elapsed >= CALL_S:
-            return elapsed / count
 
 
 def moe_graph(sizes: Layer, num_layers: int) -> ir.Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import onnxruntime
 from u2moe.benchmarks.machine import memory_bytes
 from u2moe.benchmarks.measurement import Spread, interleaved
 from u2moe.benchmarks.onnx_file import product_model
+from u2moe.runtime.measurement import mean_seconds
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]
@@ -126,14 +126,4 @@ def _repeated(sessions: Sequence[onnxruntime.InferenceSession], x: Array) -> Cal
 
 def _rate(call: Callable[[], None], amount: int) -> Callable[[], float]:
     """A function that measures how much of `amount`, of which one call does one, is done per second."""
-
-    def measure() -> float:
-        count, begin = 0, time.perf_counter()
-        while True:
-            call()
-            count += 1
-            elapsed = time.perf_counter() - begin
-            if elapsed >= _CALL_S:
-                return amount * count / elapsed
-
-    return measure
+    return lambda: amount / mean_seconds(call, _CALL_S)
