@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
-from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
+from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
 from u2moe.runtime.manifest import MANIFEST_FILE, Calibration
 
 ALL = "all"

@@ -14,8 +14,8 @@ from u2moe.benchmarks.pictures import draw, require_matplotlib
 from u2moe.benchmarks.report import describe
 from u2moe.benchmarks.suite import PLANS, Plan, name_bundles, run_suite
 from u2moe.runtime import Bundle
-from u2moe.runtime.accuracy import Recording, read_manifest
 from u2moe.runtime.audio import find_audio
+from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 Subparsers = Any  # argparse has no public name for it

@@ -21,8 +21,8 @@ import numpy as np
 
 from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.accuracy import Recording, WordErrors, matches, read_manifest, words
 from u2moe.runtime.context import DEFAULT_WEIGHT
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, matches, read_manifest, words
 
 SHORTEST = 5
 """Letters of a rare word, at least."""

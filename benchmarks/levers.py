@@ -30,8 +30,8 @@ from u2moe.quantize.config import FLOAT32, RECIPES, recipe
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.report import features_of
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer
-from u2moe.runtime.accuracy import Recording, WordErrors, read_manifest
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str], None]

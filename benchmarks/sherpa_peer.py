@@ -33,8 +33,8 @@ from u2moe.benchmarks.utterances import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
-from u2moe.runtime.accuracy import edit_distance
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.corpus.word_errors import edit_distance
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 

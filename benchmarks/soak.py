@@ -27,8 +27,8 @@ import soundfile
 from u2moe.benchmarks.cuts import Cuts, LoggedRecognizer, LoggedStream, cuts_of
 from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer
-from u2moe.runtime.accuracy import Recording, WordErrors, read_manifest, words
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest, words
 
 if TYPE_CHECKING:
     from u2moe.runtime import Result, Transcript

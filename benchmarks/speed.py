@@ -8,7 +8,7 @@ from typing import Any
 
 from u2moe.benchmarks.listening import STAGES, Heard, Instrument, Mode, Samples
 from u2moe.benchmarks.measurement import Spread, interleaved, percentiles
-from u2moe.runtime.accuracy import WordErrors
+from u2moe.runtime.corpus.word_errors import WordErrors
 
 
 def measure_speed(

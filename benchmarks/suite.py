@@ -18,8 +18,8 @@ from u2moe.benchmarks.rates import measure_rates
 from u2moe.benchmarks.report import count_threads
 from u2moe.benchmarks.speed import measure_speed
 from u2moe.runtime import Bundle
-from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.session import DEFAULT_PROVIDER
 
 FORMAT, VERSION = "u2moe-bench", 1

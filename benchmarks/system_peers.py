@@ -26,8 +26,8 @@ from u2moe.benchmarks.peer_process import NUM_STARTS, PORTION_S, PeerProcess, wr
 from u2moe.benchmarks.provenance import recorded, resumed, sentence
 from u2moe.benchmarks.readings import readings
 from u2moe.benchmarks.targets import quartiles
-from u2moe.runtime.accuracy import Recording, edit_distance, read_manifest, words
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, edit_distance, read_manifest, words
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.provenance import publish, sentence
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.accuracy import Recording, matches, read_manifest, words
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
 
 RATE = 16_000
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)

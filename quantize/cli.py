@@ -124,8 +124,8 @@ def run_quantize(args: argparse.Namespace) -> int:
     """Quantize and print the report. Without audio of the user the bundled clips are measured, if they can be."""
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
-    from u2moe.runtime.accuracy import read_manifest
     from u2moe.runtime.audio import find_audio
+    from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.recognizer import DEMO_FOLDER
     from u2moe.runtime.tuning import describe as describe_tuning

@@ -19,8 +19,8 @@ from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.rewrites import Change
 from u2moe.quantize.tuning import quantize_graph, tuned
 from u2moe.runtime import contract
-from u2moe.runtime.accuracy import Recording
 from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.errors import BundleError, QuantizationError
 
 EXTERNAL_DATA_LIMIT = 16_000_000

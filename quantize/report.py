@@ -22,9 +22,9 @@ from u2moe.quantize.qmoe import BITS, from_experts
 from u2moe.quantize.rewrites import Change
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.runtime import contract
-from u2moe.runtime.accuracy import Recording, WordErrors, edit_distance
 from u2moe.runtime.audio import read_blocks
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, edit_distance
 from u2moe.runtime.decoding import DecodingOptions, Search
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.model import Model

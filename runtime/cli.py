@@ -22,10 +22,10 @@ from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import AudioOverflowError, U2moeError
+from u2moe.runtime.formats import FORMATS, format_transcript
 from u2moe.runtime.microphone import Microphone, input_devices
 from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
 from u2moe.runtime.result import Result, Transcript
-from u2moe.runtime.subtitles import FORMATS, format_transcript
 from u2moe.runtime.transcriber import Transcriber
 from u2moe.runtime.vad import VoiceActivityDetector
 

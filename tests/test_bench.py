@@ -15,7 +15,7 @@ from u2moe.benchmarks.comparison import compare_reports, read_report, values
 from u2moe.benchmarks.report import describe
 from u2moe.benchmarks.suite import PLANS, Plan, name_bundles, run_suite
 from u2moe.runtime import Bundle, ProviderError, cli
-from u2moe.runtime.accuracy import Recording, words
+from u2moe.runtime.corpus.word_errors import Recording, words
 
 PLAN = Plan(threads=(1, 2), chunk_sizes=(16,), left_chunks=(4,), repetitions=2, paced_s=0.3)
 MODES = ["full context", "chunk 16, left 4"]

@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 import u2moe.runtime
 
@@ -53,18 +56,18 @@ PUBLIC = [
 ]
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def python(*arguments, cwd=None):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
 def test_the_runtime_loads_neither_torch_nor_onnx():
-    loaded = python("import u2moe.runtime, u2moe.runtime.cli, sys; print(*sys.modules)").split()
+    loaded = python("-c", "import u2moe.runtime, u2moe.runtime.cli, sys; print(*sys.modules)").split()
     assert "onnxruntime" in loaded
     assert not {"torch", "onnx", "onnx_ir", "soundfile", "asyncio", "u2moe.export"} & set(loaded)
 
 
 def test_the_runtime_imports_nothing_else_of_ours():
-    for file in (ROOT / "runtime").glob("*.py"):
+    for file in (ROOT / "runtime").rglob("*.py"):
         imported = re.findall(r"^\s*(?:from|import) (u2moe\.\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(imported) <= {"u2moe.runtime"}, file
 
@@ -72,12 +75,31 @@ def test_the_runtime_imports_nothing_else_of_ours():
 def test_import_is_quick():
     # Processor time, not the clock: the machine may be busy. The best of three: the first may compile the modules.
     code = "import time; s = time.process_time(); import u2moe.runtime; print(time.process_time() - s)"
-    assert min(float(python(code)) for _ in range(3)) < 0.4
+    assert min(float(python("-c", code)) for _ in range(3)) < 0.4
 
 
 def test_public_names():
     assert sorted(u2moe.runtime.__all__) == u2moe.runtime.__all__ == PUBLIC
     assert all(getattr(u2moe.runtime, name).__doc__ for name in PUBLIC)
+
+
+@pytest.mark.parametrize("place", ["repository", "elsewhere"])
+def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
+    """In the repository's root, too, where folders of the working directory come first."""
+    cwd = ROOT if place == "repository" else tmp_path
+    code = (
+        "import sys, u2moe; assert 'u2moe.runtime' not in sys.modules and 'numpy' not in sys.modules;"
+        "from u2moe import Recognizer, Bundle; import u2moe.runtime as runtime;"
+        "assert Recognizer is runtime.Recognizer and Bundle is runtime.Bundle;"
+        "names = {}; exec('from u2moe import *', names); assert set(runtime.__all__) < set(names);"
+        "assert set(dir(u2moe)) == {*runtime.__all__, '__version__'};"
+        "assert not hasattr(u2moe, 'Resampler') and not hasattr(u2moe, 'recogniser');"
+        "print(u2moe.__version__)"
+    )
+    assert python("-c", code, cwd=cwd).strip() == version("u2moe")
+    assert python("-m", "u2moe", "--version", cwd=cwd).strip() == f"u2moe {version('u2moe')}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert version("u2moe") == project["version"]
 
 
 def test_errors_are_one_tree():

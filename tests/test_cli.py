@@ -11,7 +11,7 @@ import soundfile
 
 from u2moe.runtime import cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
-from u2moe.runtime.subtitles import FORMATS
+from u2moe.runtime.formats import FORMATS
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import soundfile
 from u2moe.export import export_bundle
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
-from u2moe.runtime.accuracy import WordErrors, read_manifest
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.word_errors import WordErrors, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 ROOT = Path(__file__).parents[1]

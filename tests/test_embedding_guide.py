@@ -27,7 +27,7 @@ from u2moe.runtime import (
     VoiceActivityDetector,
 )
 from u2moe.runtime import transcriber as transcriber_module
-from u2moe.runtime.accuracy import read_manifest, words
+from u2moe.runtime.corpus.word_errors import read_manifest, words
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.vad import Speech
 

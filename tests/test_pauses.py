@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from u2moe.benchmarks.word_times import loud_part
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
-from u2moe.runtime.accuracy import matches, read_manifest
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import matches, read_manifest
 from u2moe.runtime.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.recognizer import DEMO_FOLDER
 

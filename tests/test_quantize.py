@@ -631,7 +631,7 @@ def test_the_check_for_gpus_runs(float32, quantized, clip, capsys):
 
 
 def test_gate_error_carries_the_report(float32, clip, tmp_path):
-    from u2moe.runtime.accuracy import Recording  # noqa: PLC0415
+    from u2moe.runtime.corpus.word_errors import Recording  # noqa: PLC0415
 
     with pytest.raises(QuantizationError) as caught:
         quantize_bundle(

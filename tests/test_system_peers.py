@@ -13,7 +13,7 @@ from u2moe.benchmarks.peer_environment import PeerEnvironment, copy_source, dige
 from u2moe.benchmarks.peer_process import PeerError, PeerProcess, write_wav
 from u2moe.benchmarks.readings import cardinal, ordinal, readings
 from u2moe.benchmarks.system_peers import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, table
-from u2moe.runtime.accuracy import Recording, read_manifest
+from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 CLIP_RECORDINGS = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")

@@ -8,7 +8,7 @@ import soundfile
 from u2moe.benchmarks import word_times
 from u2moe.benchmarks.word_times import TimedWord, Utterance
 from u2moe.runtime import Result, Transcript, WordResult
-from u2moe.runtime.accuracy import read_manifest
+from u2moe.runtime.corpus.word_errors import read_manifest
 
 
 @pytest.fixture

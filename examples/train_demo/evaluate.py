@@ -11,8 +11,8 @@ import numpy as np
 from texts import normalize
 
 from u2moe.runtime import Bundle, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
-from u2moe.runtime.accuracy import Recording, WordErrors, read_manifest
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.model import Model
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from u2moe.export import Checkpoint
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.runtime.accuracy import read_manifest
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import read_manifest
 from u2moe.runtime.features import Fbank
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from u2moe.export.model import AttentionDecoder, SpeechModel
 from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 from u2moe.export.training_config import parse_training_config
-from u2moe.runtime.accuracy import WordErrors
+from u2moe.runtime.corpus.word_errors import WordErrors
 
 WARMUP_STEPS = 250
 REPORT_STEPS = 50

@@ -1,0 +1,1 @@
+"""Lists of recordings with what is said in them, and scoring of recognised text against that."""

@@ -1,0 +1,34 @@
+"""Speech recognition with U2++ Mixture-of-Experts models on ONNX: the names of `u2moe.runtime`, loaded at first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from u2moe.runtime import *  # noqa: F403
+
+    __version__: str
+
+
+def __getattr__(name: str) -> Any:
+    """Look a name up in `u2moe.runtime` (PEP 562): `import u2moe`, which every sub-package implies, loads nothing."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("u2moe")
+    if name == "__all__":
+        return __dir__()
+    if name.startswith("_"):
+        raise AttributeError(f"module 'u2moe' has no attribute {name!r}")
+
+    import u2moe.runtime  # noqa: PLC0415
+
+    if name not in u2moe.runtime.__all__:
+        raise AttributeError(f"module 'u2moe' has no attribute {name!r}")
+    return getattr(u2moe.runtime, name)
+
+
+def __dir__() -> list[str]:
+    import u2moe.runtime  # noqa: PLC0415
+
+    return ["__version__", *u2moe.runtime.__all__]
