@@ -15,7 +15,7 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 
 types: .venv/ready
-	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe.runtime -p u2moe.export -p u2moe.quantize -p u2moe.benchmarks
+	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe
 
 unit: .venv/ready
 	.venv/bin/pytest
