@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from u2moe.runtime.machine import CPUINFO, cpu_fields, instruction_sets, processor
+from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets, processor
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
 """What tells processors apart whose names virtual machines hide."""

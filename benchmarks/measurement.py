@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.runtime.measurement import Spread, interleaved
+from u2moe.quantize.tuning.measurement import Spread, interleaved
 
 __all__ = ["PERCENTILES", "Spread", "differs", "interleaved", "percentiles"]
 

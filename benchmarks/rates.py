@@ -12,7 +12,7 @@ import onnxruntime
 from u2moe.benchmarks.machine import memory_bytes
 from u2moe.benchmarks.measurement import Spread, interleaved
 from u2moe.benchmarks.onnx_file import product_model
-from u2moe.runtime.measurement import mean_seconds
+from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.tuning import describe as describe_tuning
+from u2moe.quantize.tuning.record import describe as describe_tuning
 
 _MOE = "MixtureOfExperts"
 """In the name of a function that is one; quantized graphs call others of the same domain."""

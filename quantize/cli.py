@@ -128,7 +128,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.recognizer import DEMO_FOLDER
-    from u2moe.runtime.tuning import describe as describe_tuning
+    from u2moe.quantize.tuning.record import describe as describe_tuning
 
     audio = args.audio
     clips = DEMO_FOLDER / "clips"

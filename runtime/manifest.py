@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from u2moe.runtime import contract
-from u2moe.runtime.tuning import Tuning
+from u2moe.quantize.tuning.record import Tuning
 
 MANIFEST_FILE = "bundle.json"
 TOKENS_FILE = "tokens.txt"

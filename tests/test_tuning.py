@@ -23,8 +23,8 @@ from u2moe.quantize.config import USES
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer, contract
 from u2moe.runtime.cli import _parser, main
-from u2moe.runtime.measurement import Spread
-from u2moe.runtime.tuning import TunedExperts, Tuning, describe
+from u2moe.quantize.tuning.measurement import Spread
+from u2moe.quantize.tuning.record import TunedExperts, Tuning, describe
 
 FEW = {"shares": {4: 1.0, 16: 1.0}, "repetitions": 1}
 
@@ -396,7 +396,7 @@ def test_the_command_records_and_inspect_tells(float32, tmp_path, told, capsys, 
     assert main(["inspect", str(out)]) == 0
     assert describe(record) in capsys.readouterr().out
     assert "(this machine)" in describe(record)
-    monkeypatch.setattr("u2moe.runtime.tuning.processor", lambda _: "another processor")
+    monkeypatch.setattr("u2moe.quantize.tuning.record.processor", lambda _: "another processor")
     assert main(["inspect", str(out)]) == 0
     assert f"elsewhere: processor {record.processor}, here another processor" in capsys.readouterr().out
     assert main(["inspect", str(float32.path)]) == 0
@@ -451,7 +451,7 @@ def test_a_damaged_record_is_refused_by_name(tuned_bundle, tmp_path, damage, mes
 def test_a_graph_of_another_onnxruntime_is_refused_with_the_reason(float32, tmp_path, told, monkeypatch):
     told({"int8": 2.0, "int8-qmoe": 1.0})
     with monkeypatch.context() as patch:
-        patch.setattr("u2moe.runtime.tuning.onnxruntime.__version__", "99.1")
+        patch.setattr("u2moe.quantize.tuning.record.onnxruntime.__version__", "99.1")
         bundle, _ = quantize_bundle(float32.path, tmp_path / "out", recipe("int8", tune=Tune(**FEW)))
     (bundle.path / "encoder.onnx").write_bytes(b"operators of tomorrow")
     with pytest.raises(BundleError, match=r"refuses it: .*; kernels were chosen with onnxruntime 99\.1, this is 1\."):

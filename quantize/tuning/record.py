@@ -9,8 +9,8 @@ from typing import Literal
 
 import onnxruntime
 
-from u2moe.runtime.machine import cpu_fields, instruction_sets, processor
-from u2moe.runtime.measurement import Spread
+from u2moe.quantize.tuning.machine import cpu_fields, instruction_sets, processor
+from u2moe.quantize.tuning.measurement import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
