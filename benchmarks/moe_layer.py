@@ -38,8 +38,8 @@ from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.config import RECIPES
 from u2moe.quantize.functions import CONTRIB, OPSET
 from u2moe.quantize.rewrites import rewrite
-from u2moe.runtime import contract
 from u2moe.quantize.tuning.measurement import mean_seconds
+from u2moe.runtime import contract
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from u2moe.export.checkpoint import Checkpoint
     from u2moe.export.exporter import export_bundle, validate_bundle
-    from u2moe.export.inspection import inspect_bundle
     from u2moe.export.parity import Comparison, ParityReport
     from u2moe.export.sherpa import SherpaExport, export_sherpa
     from u2moe.export.sherpa_graphs import SherpaOptions
@@ -21,7 +20,6 @@ __all__ = [
     "SherpaOptions",
     "export_bundle",
     "export_sherpa",
-    "inspect_bundle",
     "validate_bundle",
 ]
 
@@ -33,7 +31,6 @@ _HOMES = {
     "SherpaOptions": "sherpa_graphs",
     "export_bundle": "exporter",
     "export_sherpa": "sherpa",
-    "inspect_bundle": "inspection",
     "validate_bundle": "exporter",
 }
 

@@ -1,4 +1,4 @@
-"""The sub-commands export, validate and inspect: parse, one call, print. Imports torch and onnx only when one runs."""
+"""The sub-commands export and validate: parse, one call, print. Imports torch and onnx only when one runs."""
 
 from __future__ import annotations
 
@@ -54,14 +54,6 @@ def add_validate(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_validate)
 
 
-def add_inspect(subparsers: Subparsers) -> None:
-    """`u2moe inspect BUNDLE`."""
-    parser = subparsers.add_parser("inspect", help="show what is in a bundle: sizes, parameters, experts, tensors")
-    parser.add_argument("bundle", help="folder of the bundle")
-    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="default: txt")
-    parser.set_defaults(run=run_inspect)
-
-
 def run_export(args: argparse.Namespace) -> int:
     """Export and print what was compared."""
     if args.profile == "sherpa-onnx":
@@ -113,15 +105,6 @@ def run_validate(args: argparse.Namespace) -> int:
 
         report = validate_bundle(args.bundle, args.checkpoint, weights=args.weights, progress=_printer(args.quiet))
         _print_report(report, quiet=args.quiet)
-    return 0
-
-
-def run_inspect(args: argparse.Namespace) -> int:
-    """Inspect and print."""
-    from u2moe.export.inspection import describe, inspect_bundle
-
-    content = inspect_bundle(args.bundle)
-    print(describe(content, as_json=args.format == "json"))
     return 0
 
 

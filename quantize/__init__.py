@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from u2moe.quantize.config import FORMATS, RECIPES, Recipe, Tune, recipe
 
 if TYPE_CHECKING:
+    from u2moe.quantize.inspection import inspect_bundle
     from u2moe.quantize.quantizer import quantize_bundle
 
-__all__ = ["FORMATS", "RECIPES", "Recipe", "Tune", "quantize_bundle", "recipe"]
+__all__ = ["FORMATS", "RECIPES", "Recipe", "Tune", "inspect_bundle", "quantize_bundle", "recipe"]
+
+_HOMES = {"inspect_bundle": "inspection", "quantize_bundle": "quantizer"}
 
 
 def __getattr__(name: str) -> Any:
-    # loaded on first use: the command line imports this package for its sub-command's arguments, without onnx
-    if name != "quantize_bundle":
+    # loaded on first use: the command line imports this package for its sub-commands' arguments, without onnx
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("u2moe.quantize.quantizer"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

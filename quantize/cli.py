@@ -1,4 +1,4 @@
-"""The sub-command quantize: parse, one call, print. Imports onnx only when it runs."""
+"""The sub-commands quantize and inspect: parse, one call, print. Imports onnx only when one runs."""
 
 from __future__ import annotations
 
@@ -60,6 +60,14 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.set_defaults(run=run_quantize)
+
+
+def add_inspect(subparsers: Subparsers) -> None:
+    """`u2moe inspect BUNDLE`."""
+    parser = subparsers.add_parser("inspect", help="show what is in a bundle: sizes, parameters, experts, tensors")
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="default: txt")
+    parser.set_defaults(run=run_inspect)
 
 
 def _add_tuning(parser: argparse.ArgumentParser) -> None:
@@ -124,11 +132,11 @@ def run_quantize(args: argparse.Namespace) -> int:
     """Quantize and print the report. Without audio of the user the bundled clips are measured, if they can be."""
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
+    from u2moe.quantize.tuning.record import describe_record
     from u2moe.runtime.audio import find_audio
     from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.recognizer import DEMO_FOLDER
-    from u2moe.quantize.tuning.record import describe as describe_tuning
 
     audio = args.audio
     clips = DEMO_FOLDER / "clips"
@@ -153,9 +161,18 @@ def run_quantize(args: argparse.Namespace) -> int:
         print(describe(report))
         _write(args.report, report)
     if bundle.manifest.tuning:
-        print(describe_tuning(bundle.manifest.tuning))
+        print(describe_record(bundle.manifest.tuning))
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Inspect and print."""
+    from u2moe.quantize.inspection import describe, inspect_bundle
+
+    content = inspect_bundle(args.bundle)
+    print(describe(content, as_json=args.format == "json"))
     return 0
 
 

@@ -17,7 +17,7 @@ from u2moe.quantize.functions import skipping
 from u2moe.quantize.half import to_half
 from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.rewrites import Change
-from u2moe.quantize.tuning import quantize_graph, tuned
+from u2moe.quantize.tuning.choice import quantize_graph, tuned
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle, BundleWriter
 from u2moe.runtime.corpus.word_errors import Recording
@@ -85,7 +85,9 @@ def quantize_bundle(
         for name in source.manifest.files:
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
-        manifest = dataclasses.replace(source.manifest, quantization=_record(recipe, counts), tuning=tuning)
+        manifest = dataclasses.replace(
+            source.manifest, quantization=_record(recipe, counts), tuning=tuning.data() if tuning else None
+        )
         staged = staging.seal(manifest)
         staged.load()
         report = None

@@ -37,7 +37,7 @@ Subparsers = Any  # argparse has no public name for it
 OTHER_COMMANDS = {
     "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
-    "inspect": ("u2moe.export.cli", "add_inspect", "show what is in a bundle"),
+    "inspect": ("u2moe.quantize.cli", "add_inspect", "show what is in a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
     "bench": ("u2moe.benchmarks.cli", "add_bench", "measure bundles on this machine"),
 }

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from u2moe.runtime import contract
-from u2moe.quantize.tuning.record import Tuning
 
 MANIFEST_FILE = "bundle.json"
 TOKENS_FILE = "tokens.txt"
@@ -167,8 +166,8 @@ class Manifest:
     """Recipe of a quantized bundle; empty in fp32."""
     calibration: Calibration | None = None
     """What confidences are worth; None: they are given as they are. Not in the graphs' metadata: it is found later."""
-    tuning: Tuning | None = None
-    """How the kernels of the experts were chosen, for readers; None: they are those of the recipe, unmeasured."""
+    tuning: dict[str, Any] | None = None
+    """How the kernels of the experts were chosen, for readers (`u2moe.quantize.tuning.record`); None: unmeasured."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -139,7 +139,7 @@ class Session:
 
 def _tuned_elsewhere(manifest: Manifest) -> str:
     """What may be the reason, behind a message: kernels that this onnxruntime does not have."""
-    tuned = manifest.tuning.onnxruntime if manifest.tuning else onnxruntime.__version__
+    tuned = (manifest.tuning or {}).get("onnxruntime", onnxruntime.__version__)
     if tuned == onnxruntime.__version__:
         return ""
     return f"; kernels were chosen with onnxruntime {tuned}, this is {onnxruntime.__version__}: quantize again here"

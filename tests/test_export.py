@@ -14,9 +14,9 @@ import yaml
 from u2moe.export import exporter
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, validate_bundle
-from u2moe.export.inspection import inspect_bundle
 from u2moe.export.parity import LIMIT, Parity, moe_session
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
+from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, StreamError, contract
 from u2moe.runtime.cli import main
 from u2moe.runtime.encoder import Caches

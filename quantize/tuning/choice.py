@@ -25,11 +25,11 @@ from u2moe.quantize.config import KERNELS, Recipe, Tune
 from u2moe.quantize.qmoe import BITS, expert_layers, to_qmoe
 from u2moe.quantize.rewrites import Change, rewrite
 from u2moe.quantize.routing import ExpertInputs, scope
+from u2moe.quantize.tuning.measurement import Spread, interleaved, mean_seconds
+from u2moe.quantize.tuning.record import TunedExperts, Tuning
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.errors import BundleError
-from u2moe.quantize.tuning.measurement import Spread, interleaved, mean_seconds
 from u2moe.runtime.session import DEFAULT_PROVIDER, ONNXRUNTIME_ERRORS, SessionSettings
-from u2moe.quantize.tuning.record import TunedExperts, Tuning
 
 Array = npt.NDArray[Any]
 Timer = Callable[[str, int, Callable[[], object]], float]

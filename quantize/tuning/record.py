@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import onnxruntime
 
@@ -39,6 +40,8 @@ class TunedExperts:
         if self.chosen not in self.times_ms:
             measured = ", ".join(self.times_ms) or "those that were measured"
             raise ValueError(f"chosen must be one of {measured}, got {self.chosen!r}")
+        if self.tokens not in ("speech", "random"):
+            raise ValueError(f"tokens must be 'speech' or 'random', got {self.tokens!r}")
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
         for tokens, share in self.shares.items():
@@ -96,6 +99,23 @@ class Tuning:
             graphs=graphs,
         )
 
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Tuning:
+        """What `data` wrote.
+
+        Raises:
+            ValueError: no such record, or a damaged one.
+        """
+        try:
+            graphs = {name: _experts_from(dict(item)) for name, item in data["graphs"].items()}
+            return cls(**{**data, "graphs": graphs})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"fields are not those of a tuning record: {error}") from error
+
+    def data(self) -> dict[str, Any]:
+        """As the manifest keeps it."""
+        return asdict(self)
+
     def differences(self) -> list[str]:
         """What is not the same on this machine; none: what was measured holds here."""
         here = Tuning.here(self.graphs, self.num_threads)
@@ -105,6 +125,20 @@ class Tuning:
             "onnxruntime": (self.onnxruntime, here.onnxruntime),
         }
         return [f"{name} {found}, here {own}" for name, (found, own) in pairs.items() if found != own]
+
+
+def _experts_from(item: dict[str, Any]) -> TunedExperts:
+    times = item.pop("times_ms")
+    spreads = {kind: {tokens: Spread(**found) for tokens, found in own.items()} for kind, own in times.items()}
+    return TunedExperts(**item, times_ms=spreads)
+
+
+def describe_record(record: Mapping[str, Any]) -> str:
+    """`describe` of what a manifest keeps; one line says so where it cannot be read."""
+    try:
+        return describe(Tuning.from_data(record))
+    except ValueError as error:
+        return f"tuned, but the record cannot be read: {error}"
 
 
 def describe(tuning: Tuning) -> str:

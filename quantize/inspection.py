@@ -10,9 +10,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from u2moe.quantize.tuning.record import describe_record
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
-from u2moe.quantize.tuning.record import describe as describe_tuning
 
 _MOE = "MixtureOfExperts"
 """In the name of a function that is one; quantized graphs call others of the same domain."""
@@ -32,7 +32,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "manifest": dataclasses.asdict(bundle.manifest),
-        "tuning": describe_tuning(bundle.manifest.tuning) if bundle.manifest.tuning else None,
+        "tuning": describe_record(bundle.manifest.tuning) if bundle.manifest.tuning else None,
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,
