@@ -39,7 +39,7 @@ OTHER_COMMANDS = {
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
     "inspect": ("u2moe.quantize.cli", "add_inspect", "show what is in a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
-    "bench": ("u2moe.benchmarks.cli", "add_bench", "measure bundles on this machine"),
+    "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
 """Module, function and help of each sub-command that lives in another package."""
 

@@ -126,7 +126,7 @@ class DecodingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What confidences of words are worth, as `u2moe.benchmarks.calibration --fit` finds it: Platt's two numbers."""
+    """What confidences of words are worth, as `u2moe.benchmarks.quality.calibration --fit` finds it."""
 
     scale: float = 1.0
     """Of the log-odds of a confidence."""

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from u2moe.benchmarks import bench_table, pictures, rates, suite
-from u2moe.benchmarks.comparison import compare_reports, read_report, values
-from u2moe.benchmarks.report import describe
-from u2moe.benchmarks.suite import PLANS, Plan, name_bundles, run_suite
+from u2moe.benchmarks.bench import page as bench_table
+from u2moe.benchmarks.bench import plan as suite
+from u2moe.benchmarks.bench import plots as pictures
+from u2moe.benchmarks.bench.compare import compare_reports, read_report, values
+from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
+from u2moe.benchmarks.bench.terminal import describe
+from u2moe.benchmarks.instruments import rates
 from u2moe.runtime import Bundle, ProviderError, cli
 from u2moe.runtime.corpus.word_errors import Recording, words
 
@@ -210,7 +213,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         progress("a line")
         raise ProviderError("enough")
 
-    monkeypatch.setattr("u2moe.benchmarks.cli.run_suite", record)
+    monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", record)
     arguments = ("--threads", "2,1,2", "--chunk-sizes", "8", "--paced", "0", "--repetitions", "7", "--providers", "X,Y")
     audio = ("--audio", recordings[0].path)
     assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, *audio))]) == 1
@@ -267,7 +270,7 @@ def test_bundles_are_told_apart_by_the_ends_of_their_paths(tmp_path):
 
 
 def test_a_device_needs_what_the_runtime_needs():
-    code = "import sys, u2moe.benchmarks.cli; print({'torch', 'onnx', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, u2moe.benchmarks.bench.cli; print({'torch', 'onnx', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -7,11 +7,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from u2moe.benchmarks import bound, rates
-from u2moe.benchmarks.experts import measure_experts
-from u2moe.benchmarks.kernels import PARTS, Kernel, call_sites, part_of, profile, read_events
-from u2moe.benchmarks.listening import Instrument, Mode
-from u2moe.benchmarks.onnx_file import Node, OnnxFile, Weight, product_model, with_outputs
+from u2moe.benchmarks.bench import bound
+from u2moe.benchmarks.bench.expert_usage import measure_experts
+from u2moe.benchmarks.instruments import rates
+from u2moe.benchmarks.instruments.onnx_file import Node, OnnxFile, Weight, product_model, with_outputs
+from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
+from u2moe.benchmarks.instruments.probe import Instrument, Mode
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle, contract
 from u2moe.runtime.errors import BundleError

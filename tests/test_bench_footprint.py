@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks import machine
-from u2moe.benchmarks.experts import Layer, layers_of, measure_experts, summary, tokens_per_expert
-from u2moe.benchmarks.footprint import disk_bytes, measure_footprint
-from u2moe.benchmarks.listening import Mode
+from u2moe.benchmarks.bench.expert_usage import Layer, layers_of, measure_experts, summary, tokens_per_expert
+from u2moe.benchmarks.bench.footprint import disk_bytes, measure_footprint
+from u2moe.benchmarks.instruments import host as machine
+from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.runtime import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError
 

@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from u2moe.benchmarks import latency, speed
-from u2moe.benchmarks.listening import STAGES, Event, Heard, Instrument, Mode, Stopwatch
-from u2moe.benchmarks.measurement import Spread, differs, interleaved, percentiles
+from u2moe.benchmarks.bench import latency, speed
+from u2moe.benchmarks.instruments.probe import STAGES, Event, Heard, Instrument, Mode, Stopwatch
+from u2moe.benchmarks.instruments.statistics import Spread, differs, interleaved, percentiles
 from u2moe.runtime import Result, WordResult
 from u2moe.runtime.manifest import TextConfig
 from u2moe.runtime.text import Vocabulary

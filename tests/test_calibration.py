@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks import calibration
-from u2moe.benchmarks.calibration import area_under_roc, fit, information, reliability, write_calibration
+from u2moe.benchmarks.quality import calibration
+from u2moe.benchmarks.quality.calibration import area_under_roc, fit, information, reliability, write_calibration
 from u2moe.runtime import Bundle
 from u2moe.runtime.confidence import calibrated
 from u2moe.runtime.manifest import Calibration

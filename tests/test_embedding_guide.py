@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 import u2moe.runtime
-from u2moe.benchmarks import first_chunk
+from u2moe.benchmarks.bench import first_chunk
 from u2moe.runtime import (
     AudioError,
     DecodingOptions,

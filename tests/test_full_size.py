@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from u2moe.benchmarks import full_size
-from u2moe.benchmarks.artefacts import make_artefact
-from u2moe.benchmarks.full_size import Cell, all_cells, run
-from u2moe.benchmarks.full_size_table import AS_ROUTED, SKIPPED, cell_of, encoder_ratio, ratio, spread, table, targets
-from u2moe.benchmarks.measurement import Spread
-from u2moe.benchmarks.utterances import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
+from u2moe.benchmarks.full_size import measure as full_size
+from u2moe.benchmarks.full_size.measure import Cell, all_cells, run
+from u2moe.benchmarks.full_size.models import make_artefact
+from u2moe.benchmarks.full_size.page import AS_ROUTED, SKIPPED, cell_of, encoder_ratio, ratio, spread, table, targets
+from u2moe.benchmarks.instruments.statistics import Spread
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
 from u2moe.runtime import Bundle
 
 PARTS = ("streaming", "streaming-8", "full", "second-pass")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks import fuzz
+from u2moe.benchmarks.endurance import fuzz
 from u2moe.runtime import AudioError
 
 
@@ -45,7 +45,7 @@ def test_an_input_that_ends_the_process_is_counted_and_the_rest_done(bundle, cli
     real_popen = fuzz.subprocess.Popen
     program = r"""
 import os, sys
-from u2moe.benchmarks import fuzz
+from u2moe.benchmarks.endurance import fuzz
 
 def read_inputs(bundle, audio, seeds):
     for seed in seeds:
@@ -62,7 +62,7 @@ sys.exit(fuzz.main(sys.argv[1:]))
 """
 
     def popen(command, **settings):
-        assert command[1:3] == ["-m", "u2moe.benchmarks.fuzz"]
+        assert command[1:3] == ["-m", "u2moe.benchmarks.endurance.fuzz"]
         return real_popen([command[0], "-c", program, *command[3:]], **settings)
 
     monkeypatch.setattr(fuzz.subprocess, "Popen", popen)
@@ -90,6 +90,6 @@ def test_bundles_are_damaged_in_a_copy(bundle, tmp_path):
 def test_memory_of_children_is_limited():
     if os.name != "posix":
         pytest.skip("of Unix only")
-    program = "from u2moe.benchmarks import fuzz; fuzz._limit_memory(); bytearray((fuzz.MEMORY_GB + 1) << 30)"
+    program = "from u2moe.benchmarks.endurance import fuzz; fuzz._limit_memory(); bytearray((fuzz.MEMORY_GB + 1) << 30)"
     done = fuzz.subprocess.run([fuzz.sys.executable, "-c", program], capture_output=True, check=False)
     assert b"MemoryError" in done.stderr

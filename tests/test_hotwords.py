@@ -3,7 +3,7 @@ import json
 import numpy as np
 import soundfile
 
-from u2moe.benchmarks import hotwords
+from u2moe.benchmarks.quality import hotwords
 from u2moe.runtime import Transcript
 from u2moe.runtime.corpus.word_errors import Recording
 

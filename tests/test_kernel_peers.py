@@ -5,10 +5,10 @@ import onnx
 import pytest
 import torch
 
-from u2moe.benchmarks.artefacts import make_artefact
-from u2moe.benchmarks.kernel_peers import GROUPS, MODES, OURS, OURS_FLOAT, TORCH, Peers, run, table, targets
-from u2moe.benchmarks.torch_peer import LoopedExperts
-from u2moe.benchmarks.utterances import utterance
+from u2moe.benchmarks.full_size.models import make_artefact
+from u2moe.benchmarks.instruments.workload import utterance
+from u2moe.benchmarks.peers.same_weights import GROUPS, MODES, OURS, OURS_FLOAT, TORCH, Peers, run, table, targets
+from u2moe.benchmarks.peers.torch_encoder import LoopedExperts
 from u2moe.export.architecture import FeedForward
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.arithmetic import relative_error

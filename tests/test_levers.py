@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.experts import Layer
-from u2moe.benchmarks.levers import SecondShares, Setting, main, reference, second_share, settings, table
-from u2moe.benchmarks.listening import Mode
+from u2moe.benchmarks.bench.expert_usage import Layer
+from u2moe.benchmarks.instruments.probe import Mode
+from u2moe.benchmarks.quality.levers import SecondShares, Setting, main, reference, second_share, settings, table
 from u2moe.runtime import Bundle, BundleError
 
 CHUNKS = Mode(chunk_size=16, num_left_chunks=4)
@@ -65,7 +65,7 @@ def test_more_tokens_skip_below_a_higher_limit_and_all_above_a_half(results):
 
 
 def test_weights_are_kept_of_every_token_and_layer(exported, sound, tmp_path):
-    from u2moe.benchmarks.experts import layers_of  # noqa: PLC0415
+    from u2moe.benchmarks.bench.expert_usage import layers_of  # noqa: PLC0415
 
     bundle = Bundle.open(exported("moe_tiny"))
     routers = SecondShares(bundle, layers_of(bundle), tmp_path)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.moe_layer import BITS, FLOAT, INT8, LAYER_BYTES, Layer, Layers, main, table, targets
+from u2moe.benchmarks.full_size.moe_layer import BITS, FLOAT, INT8, LAYER_BYTES, Layer, Layers, main, table, targets
 from u2moe.quantize.arithmetic import relative_error
 
 SMALL = Layer(dim=32, hidden=48, num_experts=4, top_k=2)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.benchmarks.word_times import loud_part
+from u2moe.benchmarks.quality.word_times import loud_part
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import matches, read_manifest

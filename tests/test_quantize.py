@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from u2moe.benchmarks.cuda_check import main as cuda_check
+from u2moe.benchmarks.quality.gpu import main as cuda_check
 from u2moe.quantize import RECIPES, Recipe, convolutions, experts, functions, quantize_bundle, quantizer, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows, relative_error
 from u2moe.runtime import Bundle, BundleError, BundleWriter, QuantizationError, contract

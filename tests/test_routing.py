@@ -2,9 +2,9 @@ import numpy as np
 import onnx
 import pytest
 
-from u2moe.benchmarks.artefacts import make_artefact
-from u2moe.benchmarks.routing import TurnedSettings, routing, turned_gates
-from u2moe.benchmarks.utterances import random_frames, utterance
+from u2moe.benchmarks.full_size.even_routing import TurnedSettings, routing, turned_gates
+from u2moe.benchmarks.full_size.models import make_artefact
+from u2moe.benchmarks.instruments.workload import random_frames, utterance
 from u2moe.runtime import Bundle
 from u2moe.runtime.encoder import Encoder
 from u2moe.runtime.session import Session, SessionSettings

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from u2moe.benchmarks import sherpa_peer
-from u2moe.benchmarks.sherpa_peer import (
+from u2moe.benchmarks.peers import sherpa as sherpa_peer
+from u2moe.benchmarks.peers.sherpa import (
     DEMO,
     OURS,
     THEIRS,

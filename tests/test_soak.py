@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks import soak
-from u2moe.benchmarks.cuts import Cuts, LoggedRecognizer, cuts_of
+from u2moe.benchmarks.endurance import soak
+from u2moe.benchmarks.endurance.cuts import Cuts, LoggedRecognizer, cuts_of
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Stream
 from u2moe.runtime.corpus.word_errors import read_manifest
 from u2moe.runtime.encoder import Windows

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from u2moe.benchmarks import system_peers
-from u2moe.benchmarks.engines import ENGINES
-from u2moe.benchmarks.peer_environment import PeerEnvironment, copy_source, digest, make_environment
-from u2moe.benchmarks.peer_process import PeerError, PeerProcess, write_wav
-from u2moe.benchmarks.readings import cardinal, ordinal, readings
-from u2moe.benchmarks.system_peers import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, table
+from u2moe.benchmarks.peers import systems as system_peers
+from u2moe.benchmarks.peers.engines import ENGINES
+from u2moe.benchmarks.peers.environment import PeerEnvironment, copy_source, digest, make_environment
+from u2moe.benchmarks.peers.process import PeerError, PeerProcess, write_wav
+from u2moe.benchmarks.peers.readings import cardinal, ordinal, readings
+from u2moe.benchmarks.peers.systems import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, table
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 

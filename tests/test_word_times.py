@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks import word_times
-from u2moe.benchmarks.word_times import TimedWord, Utterance
+from u2moe.benchmarks.quality import word_times
+from u2moe.benchmarks.quality.word_times import TimedWord, Utterance
 from u2moe.runtime import Result, Transcript, WordResult
 from u2moe.runtime.corpus.word_errors import read_manifest
 

@@ -1,0 +1,1 @@
+"""What `u2moe bench` is: one question per file, its report as text and as plots."""

@@ -1,0 +1,221 @@
+"""How near is a bundle to what the machine can do? The least time of each part, and the time it takes.
+
+The products that onnxruntime runs are counted (`kernels`), and so are the bytes of the weights, keys and values that
+they read: of experts, those that have tokens. No part can take less time than its arithmetic at the best rate of the
+machine, nor less than reading these bytes once per call (`rates`); the larger of the two is its bound. Everything else,
+such as normalisation, activations and copies, is in the time that a part takes but not in its bound.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, profile
+from u2moe.benchmarks.instruments.probe import Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.rates import best_rate, read_rate
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.runtime import Model, ctc_prefix_beam_search
+from u2moe.runtime.encoder import Windows, required_cache_size
+from u2moe.runtime.features import Fbank
+
+_BEAM_SIZE = 10
+_LARGE = 1 << 16
+_LOOKUPS = {"Gather", "GatherElements", "GatherND"}
+_PROFILES = 3
+"""Runs with the profiler: each writes a line per kernel."""
+
+
+def measure_bound(
+    instruments: Mapping[str, Instrument],
+    samples: Samples,
+    mode: Mode,
+    rates: Mapping[str, Any],
+    *,
+    repetitions: int = 5,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Times of one utterance and their bounds, the bundles in turn.
+
+    Args:
+        instruments: loaded bundles by name, all with the threads that `rates` were measured with.
+        samples: one utterance, at the rate of the models.
+        mode: how the encoder hears it.
+        rates: of the machine, from `rates.measure_rates`.
+        repetitions: how often each is measured.
+        progress: called with a line for each round.
+
+    Returns:
+        One entry for each bundle; see `compare`.
+    """
+
+    def case(instrument: Instrument) -> Callable[[], dict[str, float]]:
+        run = utterance(instrument, samples, mode)
+
+        def timed() -> dict[str, float]:
+            instrument.watch.reset()
+            run(instrument.model)
+            return dict(instrument.watch.seconds)
+
+        return timed
+
+    cases = {name: case(instrument) for name, instrument in instruments.items()}
+    measured = interleaved(cases, repetitions, title=f"bound, {mode.name}", progress=progress)
+    entries = []
+    for name, instrument in instruments.items():
+        progress(f"bound, {mode.name}: profile of {name}")
+        run, num_threads = utterance(instrument, samples, mode), int(rates["threads"])
+        rounds = profile(instrument.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
+        stages = {stage: [seconds.get(stage, 0.0) for seconds in measured[name]] for stage in measured[name][0]}
+        footprint = sum(file.size for file in instrument.bundle.manifest.files.values())
+        entry = compare(rounds, stages, best_rates(rates, footprint))
+        audio_s = len(samples) / instrument.sample_rate
+        entries.append({"bundle": name, "mode": mode.name, "threads": rates["threads"], "audio_s": audio_s, **entry})
+    return entries
+
+
+def utterance(instrument: Instrument, samples: Samples, mode: Mode) -> Callable[[Model], None]:
+    """A function that runs every graph of a model as for one utterance: chunk by chunk, and the second pass."""
+    fbank = Fbank(instrument.bundle.manifest.features)
+    frames = np.concatenate([fbank.accept(samples), fbank.finish()])
+
+    def run(model: Model) -> None:
+        windows = Windows(model.config, mode.chunk_size)
+        windows.accept(frames)
+        windows.finish()
+        required = required_cache_size(mode.chunk_size or 1, mode.num_left_chunks)
+        caches, outputs, log_probs = model.encoder.start(), [], []
+        while (window := windows.take()) is not None:
+            output, caches = model.encoder.step(window[np.newaxis], caches, required_cache_size=required)
+            outputs.append(output[0])
+            log_probs.append(model.ctc(output[0]))
+        if model.has_decoder and outputs:
+            hypotheses = ctc_prefix_beam_search(np.concatenate(log_probs), _BEAM_SIZE, model.config.blank)
+            model.token_scores(np.concatenate(outputs), [item.tokens for item in hypotheses])
+
+    return run
+
+
+def best_rates(rates: Mapping[str, Any], footprint: int) -> dict[str, float]:
+    """Multiply-adds per second of "integer" and "float" products, and bytes per second of "read" at a footprint."""
+    kinds = {kind: best_rate(dict(rates), kind) for kind in ("integer", "float")}
+    return {**kinds, "read": read_rate(dict(rates), footprint)}
+
+
+def compare(
+    rounds: Sequence[Sequence[Kernel]], stages: Mapping[str, Sequence[float]], rates: Mapping[str, float]
+) -> dict[str, Any]:
+    """Times and bounds by part.
+
+    The profiler itself takes time, about the same for each kernel: `stages`, measured without it, say how long a graph
+    takes, and the difference is taken off all of its kernels alike.
+
+    Args:
+        rounds: kernels of several runs that do the same; the median of each counts.
+        stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
+        rates: "integer", "float" and "read"; see `best_rates`.
+
+    Returns:
+        rates: as given.
+        parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
+            to bound; the counts behind it; and `share_of_products`, the part of its time that products took.
+        stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
+        whole: seconds, as a spread; the sum of the bounds; their ratio.
+        operators: share of the time by operator, largest first.
+        by_order: share of that time of kernels without a telling name, which count with the kernel before them.
+        unknown: share of that time, by name, of products of no known part: they count as "other".
+        not_counted: operators that multiply or read large constants, but whose work is not known here: the bound of
+            their part is too low. Share of the time of each.
+    """
+    kernels = [
+        replace(kernel, seconds=statistics.median(each.seconds for each in same))
+        for same in zip(*rounds, strict=True)
+        for kernel in same[:1]
+    ]
+    kernels = [
+        kernel
+        for stage, seconds in stages.items()
+        for kernel in without_profiler([item for item in kernels if _stage(item.part) == stage], seconds)
+    ]
+    parts = {part: _part(own, rates) for part in PARTS if (own := [item for item in kernels if item.part == part])}
+    spread = Spread.of([sum(seconds) for seconds in zip(*stages.values(), strict=True)])
+    least_s = sum(part["least_s"] for part in parts.values())
+    return {
+        "rates": dict(rates),
+        "parts": parts,
+        "stages": {stage: Spread.of(seconds).data() for stage, seconds in stages.items()},
+        "whole": {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None},
+        "operators": _shares(kernels, lambda item: item.op_type),
+        "by_order": sum(_shares(kernels, lambda item: item.part if item.by_order else None).values()),
+        "unknown": _shares(kernels, _unknown),
+        "not_counted": _shares(kernels, lambda item: item.op_type if _is_not_counted(item) else None),
+    }
+
+
+def _stage(part: str) -> str:
+    """The stage of `listening` that the graph of a part is timed as."""
+    return {"ctc": "ctc", "decoder": "rescoring"}.get(part, "encoder")
+
+
+def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
+    """Kernels of a graph, all with as much less time (or more) that their sum is the median of what was measured.
+
+    None gets less than nothing: the shortest end at 0.
+    """
+    if not kernels:
+        return []
+    seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
+    ordered = np.sort(seconds)
+    # what to add if the k shortest end at 0, for every k; the first that leaves no other below 0 is right
+    shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
+    shift = shifts[np.argmax(ordered + shifts >= 0)]
+    return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
+
+
+def _part(kernels: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
+    """Time and bound of the kernels of one part."""
+    integer = sum(kernel.multiply_adds for kernel in kernels if kernel.integer)
+    floating = sum(kernel.multiply_adds for kernel in kernels if not kernel.integer)
+    num_bytes = sum(kernel.num_bytes for kernel in kernels)
+    seconds = sum(kernel.seconds for kernel in kernels)
+    products = sum(kernel.seconds for kernel in kernels if kernel.multiply_adds)
+    arithmetic_s = integer / rates["integer"] + floating / rates["float"]
+    read_s = num_bytes / rates["read"]
+    least_s = max(arithmetic_s, read_s)
+    return {
+        "seconds": seconds,
+        "least_s": least_s,
+        "ratio": seconds / least_s if least_s else None,
+        "arithmetic_s": arithmetic_s,
+        "read_s": read_s,
+        "integer_multiply_adds": integer,
+        "float_multiply_adds": floating,
+        "bytes": num_bytes,
+        "share_of_products": products / seconds if seconds else 0.0,
+    }
+
+
+def _is_not_counted(kernel: Kernel) -> bool:
+    is_large = kernel.parameter_bytes >= _LARGE and kernel.op_type not in _LOOKUPS | PRODUCTS
+    return is_large or kernel.op_type in UNCOUNTED
+
+
+def _unknown(kernel: Kernel) -> str | None:
+    """A name without the numbers of layers."""
+    return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
+
+
+def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
+    """Shares of the time of all kernels by key, largest first; those with the key None are left out."""
+    seconds = defaultdict[str, float](float)
+    for kernel in kernels:
+        if (name := key(kernel)) is not None:
+            seconds[name] += kernel.seconds
+    total = sum(kernel.seconds for kernel in kernels) or 1.0
+    return {name: seconds[name] / total for name in sorted(seconds, key=lambda name: -seconds[name])}

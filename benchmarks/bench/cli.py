@@ -1,0 +1,115 @@
+"""The sub-command bench: parse, one call, print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.bench.compare import compare_reports, read_report
+from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
+from u2moe.benchmarks.bench.plots import draw, require_matplotlib
+from u2moe.benchmarks.bench.terminal import describe
+from u2moe.runtime import Bundle
+from u2moe.runtime.audio import find_audio
+from u2moe.runtime.corpus.word_errors import Recording, read_manifest
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+Subparsers = Any  # argparse has no public name for it
+
+
+def add_bench(subparsers: Subparsers) -> None:
+    """`u2moe bench [BUNDLE...]`."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure bundles on this machine",
+        description="Measure bundles on this machine, side by side in one run: speed end to end and where the time "
+        "goes, latency in real time, loading and memory, experts, and how near each part is to the machine's bound. "
+        "What each number means: docs/bench.md.",
+    )
+    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="folders (default: the demo model)")
+    parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="audio files, and folders of them")
+    parser.add_argument("--manifest", metavar="TSV", help="path<TAB>transcript per line: words are counted too")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
+    extent.add_argument("--full", action="store_true", help="more threads, more rounds, real time for all chunk sizes")
+    parser.add_argument("--threads", metavar="N,N", help="numbers of threads (default: 1,2)")
+    parser.add_argument("--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4)")
+    parser.add_argument("--paced", type=float, metavar="SECONDS", help="audio to hear in real time (default: 10)")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5)")
+    parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw it as PNG; needs matplotlib")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier report: show what changed")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="measure nothing: show, draw or compare this report"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(run=run_bench)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Measure, print the tables, write what was asked for."""
+    earlier = read_report(args.compare) if args.compare else None
+    if args.plots:
+        require_matplotlib()
+    if args.report and args.bundles:
+        raise ValueError("--report measures nothing: give it no bundles")
+    for folder in filter(None, (args.plots, args.json and args.json.parent)):
+        _make(folder)  # before anything is measured rather than after
+    report = read_report(args.report) if args.report else _measure(args)
+    print(describe(report), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.plots:
+        for file in draw(report, args.plots):
+            print(f"wrote {file}")
+    if earlier is not None:
+        print(f"\nAgainst {args.compare}\n{compare_reports(earlier, report)}")
+    return 0
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made: {error.strerror}") from error
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    return run_suite(
+        {name: Bundle.open(path) for name, path in name_bundles(args.bundles or [DEMO_FOLDER]).items()},
+        _recordings(args),
+        _plan(args),
+        providers=args.providers.split(",") if args.providers else None,
+        progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr, flush=True)),
+    )
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    changes = {
+        "threads": _numbers("--threads", args.threads),
+        "chunk_sizes": _numbers("--chunk-sizes", args.chunk_sizes),
+        "paced_s": args.paced,
+        "repetitions": args.repetitions,
+    }
+    plan = PLANS["quick" if args.quick else "full" if args.full else "default"]
+    return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
+    """The numbers of an option, each once."""
+    try:
+        return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
+    except ValueError as error:
+        raise ValueError(f"{option} must be numbers separated by commas, got {value!r}") from error
+
+
+def _recordings(args: argparse.Namespace) -> list[Recording]:
+    recordings = read_manifest(args.manifest) if args.manifest else []
+    if args.audio:
+        recordings += [Recording(path=path, transcript="") for path in find_audio(args.audio)]
+    return recordings or read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")

@@ -1,0 +1,178 @@
+"""What does it cost to begin? Import, load, and the first chunk and first final result with and without `warm_up`.
+
+    python -m u2moe.benchmarks.bench.first_chunk [BUNDLE] [--audio FILE_OR_FOLDER] [--runs 7] [--guide FILE]
+
+Each run is a process of its own that streams the recordings as one, twice; with `warm_up` and without. JSON out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.instruments.host import describe_machine
+from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime.audio import find_audio, read_audio
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+OPTIONS = DecodingOptions(chunk_size=16, num_left_chunks=4)
+BEGIN, END = "<!-- begin first chunk -->\n", "\n<!-- end first chunk -->"
+"""Marks around the table in the guide."""
+_CHILD = """
+import sys, time
+begin = time.perf_counter()
+import u2moe.runtime
+import_s = time.perf_counter() - begin
+from u2moe.benchmarks.bench.first_chunk import measure
+measure(import_s, *sys.argv[1:])
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstChunkReport:
+    """Medians over runs.
+
+    Attributes:
+        num_runs: processes for each of with and without `warm_up`.
+        import_s: of `u2moe.runtime`, with numpy and onnxruntime.
+        load_s: `Recognizer.from_pretrained`: checks the files and makes the sessions.
+        warm_up_ms: `Recognizer.warm_up`.
+        first_chunk_cold_ms: the first chunk of a process, features and search included; `first_chunk_warm_ms`: after
+            `warm_up`; `steady_chunk_ms`: the median of the later ones.
+        first_final_cold_ms: the last chunk and the second pass of the first utterance; `first_final_warm_ms`: after
+            `warm_up`; `second_final_ms`: those of the same utterance again.
+    """
+
+    num_runs: int
+    import_s: float
+    load_s: float
+    warm_up_ms: float
+    first_chunk_cold_ms: float
+    first_chunk_warm_ms: float
+    steady_chunk_ms: float
+    first_final_cold_ms: float
+    first_final_warm_ms: float
+    second_final_ms: float
+
+
+def measure(import_s: float, bundle: str, audio: str, warm: str) -> None:
+    """What a fresh process does; prints JSON."""
+    begin = time.perf_counter()
+    recognizer = Recognizer.from_pretrained(bundle, options=OPTIONS)
+    load_s = time.perf_counter() - begin
+    rate = recognizer.bundle.manifest.features.sample_rate
+    samples = np.concatenate([read_audio(file, rate) for file in find_audio([Path(audio)])])
+    begin = time.perf_counter()
+    if warm == "warm":
+        recognizer.warm_up()
+    warm_up_ms = 1000 * (time.perf_counter() - begin)
+    first, second = _stream(recognizer, samples), _stream(recognizer, samples)
+    print(
+        json.dumps(
+            {
+                "import_s": import_s,
+                "load_s": load_s,
+                "warm_up_ms": warm_up_ms,
+                "first_chunk_ms": first[0],
+                "steady_chunk_ms": statistics.median(second[1:-1]),
+                "first_final_ms": first[-1],
+                "second_final_ms": second[-1],
+            }
+        )
+    )
+
+
+def _stream(recognizer: Recognizer, samples: npt.NDArray[np.float32]) -> list[float]:
+    """Milliseconds that each chunk takes once its last sample is there; the last value is the final result's."""
+    stream, times, num_frames = recognizer.create_stream(), [], 0
+    rate = recognizer.bundle.manifest.features.sample_rate
+    for portion in np.array_split(samples, max(50 * len(samples) // rate, 1)):
+        begin = time.perf_counter()
+        stream.accept_waveform(rate, portion)
+        recognizer.decode_streams([stream])
+        stream.get_result()
+        if stream.num_encoder_frames > num_frames:
+            times.append(1000 * (time.perf_counter() - begin))
+            num_frames = stream.num_encoder_frames
+    begin = time.perf_counter()
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return [*times, 1000 * (time.perf_counter() - begin)]
+
+
+def first_chunk(bundle: Path, audio: Path, num_runs: int) -> FirstChunkReport:
+    """Measure in processes of their own, cold and warm in turn.
+
+    Raises:
+        subprocess.CalledProcessError: a run failed.
+    """
+    found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    for _ in range(num_runs):
+        for warm, runs in found.items():
+            command = [sys.executable, "-c", _CHILD, str(bundle), str(audio), warm]
+            runs.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))  # noqa: S603
+
+    def median(name: str, *kinds: str) -> float:
+        return statistics.median(run[name] for kind in kinds for run in found[kind])
+
+    return FirstChunkReport(
+        num_runs=num_runs,
+        import_s=median("import_s", "cold", "warm"),
+        load_s=median("load_s", "cold", "warm"),
+        warm_up_ms=median("warm_up_ms", "warm"),
+        first_chunk_cold_ms=median("first_chunk_ms", "cold"),
+        first_chunk_warm_ms=median("first_chunk_ms", "warm"),
+        steady_chunk_ms=median("steady_chunk_ms", "cold", "warm"),
+        first_final_cold_ms=median("first_final_ms", "cold"),
+        first_final_warm_ms=median("first_final_ms", "warm"),
+        second_final_ms=median("second_final_ms", "cold", "warm"),
+    )
+
+
+def table(report: FirstChunkReport, machine: Mapping[str, Any]) -> str:
+    """The table of the embedding guide."""
+    rows = [
+        ("import of `u2moe.runtime`", f"{report.import_s:.2f} s"),
+        ("load", f"{report.load_s:.2f} s"),
+        ("`warm_up()`", f"{report.warm_up_ms:.0f} ms"),
+        ("first chunk, without and with it", f"{report.first_chunk_cold_ms:.1f}, {report.first_chunk_warm_ms:.1f} ms"),
+        ("later chunks", f"{report.steady_chunk_ms:.1f} ms"),
+        ("first final result, without and with it",
+         f"{report.first_final_cold_ms:.1f}, {report.first_final_warm_ms:.1f} ms"),
+        ("later ones", f"{report.second_final_ms:.1f} ms"),
+    ]  # fmt: skip
+    place = f"{machine['processor']}, onnxruntime {machine['onnxruntime']}"
+    head = f"Medians of {2 * report.num_runs} processes with the bundled model, one thread, 640 ms per chunk ({place}):"
+    return "\n".join([head, "", "| step | takes |", "| --- | ---: |", *(f"| {name} | {time} |" for name, time in rows)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.bench.first_chunk", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", default=DEMO_FOLDER, help="folder of a bundle (default: demo)")
+    parser.add_argument("--audio", type=Path, default=DEMO_FOLDER / "clips", help="file or folder, over 3 seconds")
+    parser.add_argument("--runs", type=int, default=7, help="processes of each kind (default: 7)")
+    parser.add_argument("--guide", type=Path, metavar="FILE", help="put the table there, between its marks")
+    args = parser.parse_args(argv)
+    report, machine = first_chunk(args.bundle, args.audio, args.runs), describe_machine()
+    if args.guide:
+        before, _, rest = args.guide.read_text(encoding="utf-8").partition(BEGIN)
+        args.guide.write_text(f"{before}{BEGIN}{table(report, machine)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(json.dumps({"machine": machine, "first_chunk": asdict(report)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

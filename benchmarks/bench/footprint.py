@@ -1,0 +1,122 @@
+"""What does a bundle cost before it has heard anything, and in memory? In fresh processes. And its bytes on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.host import status_bytes
+from u2moe.benchmarks.instruments.onnx_file import OnnxFile
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.runtime import Bundle, contract
+
+_CHILD = """
+import sys, time
+begin = time.perf_counter()
+import u2moe.runtime
+import_s = time.perf_counter() - begin
+from u2moe.benchmarks.bench.footprint import report
+report(import_s, *sys.argv[1:])
+"""
+STREAM_CHUNK = (16, 4)
+"""Chunk size and left chunks of the stream in the fresh process, where the bundle can stream."""
+
+
+def measure_footprint(
+    bundles: Mapping[str, Bundle],
+    audio: Path,
+    *,
+    num_threads: int = 1,
+    providers: Sequence[str] | None = None,
+    repetitions: int = 3,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, Any]]:
+    """Time to load, and memory, of processes that do nothing else; the bundles in turn.
+
+    Args:
+        bundles: by name.
+        audio: a recording that each process recognises, whole and, where the bundle can, as a stream.
+        num_threads: threads within one operator.
+        providers: execution providers; None: the CPU.
+        repetitions: processes for each bundle; one more before them leaves the files in the system's cache.
+        progress: called with a line for each round.
+
+    Returns:
+        By bundle: spreads of what `report` prints, and `disk`, see `disk_bytes`.
+    """
+
+    def case(bundle: Bundle) -> Callable[[], dict[str, float]]:
+        arguments = [str(bundle.path), str(audio), str(num_threads), ",".join(providers or ())]
+        command = [sys.executable, "-c", _CHILD, *arguments]
+
+        def run() -> dict[str, float]:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
+            found: dict[str, float] = json.loads(done.stdout)
+            return found
+
+        return run
+
+    cases = {name: case(bundle) for name, bundle in bundles.items()}
+    runs = interleaved(cases, repetitions, title="fresh process", progress=progress)
+    return {
+        name: {
+            **{key: Spread.of([run[key] for run in found]).data() for key in found[0]},
+            "disk": disk_bytes(bundles[name]),
+        }
+        for name, found in runs.items()
+    }
+
+
+def report(import_s: float, path: str, audio: str, num_threads: str, providers: str) -> None:
+    """What a fresh process does; prints JSON.
+
+    import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
+    to make the sessions, with the files in the system's cache; start_s: both; first_s: to recognise the recording
+    whole, for the first time. imported_bytes, loaded_bytes, peak_bytes: largest resident memory until then; Linux alone
+    tells it.
+    """
+    from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
+    from u2moe.runtime.audio import read_audio  # noqa: PLC0415
+
+    memory = {"imported_bytes": status_bytes("VmHWM")}
+    marks = [time.perf_counter()]
+    bundle = Bundle.open(path)
+    marks.append(time.perf_counter())
+    model = bundle.load(num_threads=int(num_threads), providers=providers.split(",") if providers else None)
+    recognizer = Recognizer(bundle, model)
+    marks.append(time.perf_counter())
+    memory["loaded_bytes"] = status_bytes("VmHWM")
+    samples = read_audio(audio, bundle.manifest.features.sample_rate)
+    marks.append(time.perf_counter())
+    recognizer.transcribe(samples)
+    marks.append(time.perf_counter())
+    if bundle.manifest.model.streaming:
+        chunk_size, num_left_chunks = STREAM_CHUNK
+        recognizer.transcribe(samples, options=DecodingOptions(chunk_size=chunk_size, num_left_chunks=num_left_chunks))
+    memory["peak_bytes"] = status_bytes("VmHWM")
+    verify_s, load_s, _, first_s = (after - before for before, after in pairwise(marks))
+    times = {"import_s": import_s, "verify_s": verify_s, "load_s": load_s, "start_s": verify_s + load_s}
+    sizes = {name: size for name, size in memory.items() if size is not None}
+    print(json.dumps({**times, "first_s": first_s, **sizes}))
+
+
+def disk_bytes(bundle: Bundle) -> dict[str, Any]:
+    """Bytes of a bundle: `files`, all of them; `groups`, its weights by `contract.WEIGHT_GROUPS`, all graphs together.
+
+    What the groups leave of the files is the graphs themselves, and the vocabulary.
+    """
+    groups = defaultdict[str, int](int)
+    for graph in bundle.manifest.model.graphs():
+        for weight in OnnxFile(bundle.path / graph.file).weights.values():
+            groups[contract.weight_group(weight.name)] += weight.num_bytes
+    return {
+        "files": sum(file.size for file in bundle.manifest.files.values()),
+        "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),
+    }

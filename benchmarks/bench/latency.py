@@ -1,0 +1,138 @@
+"""How long does a listener wait? Chunks, first partial result, words and final result of a source in real time.
+
+Each wait has two parts. The algorithmic part is audio that the recogniser must hear first: the rest of the chunk, the
+look-ahead of the convolutions, the portions in which audio arrives; no faster machine shortens it. The compute part is
+from the arrival of that audio to the result, queueing behind earlier chunks included. When a word was said is what the
+model itself says: where it starts and ends in the final result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from u2moe.benchmarks.bench.speed import latencies
+from u2moe.benchmarks.instruments.probe import Event, Heard, Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.statistics import interleaved, percentiles
+from u2moe.runtime import EndpointConfig, Result
+from u2moe.runtime.text import Vocabulary
+
+Wait = tuple[float, float]
+"""Algorithmic and compute seconds."""
+
+
+def measure_latency(
+    instruments: Mapping[str, Instrument],
+    recordings: Sequence[Samples],
+    mode: Mode,
+    *,
+    paced: bool = True,
+    repetitions: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Hear recordings as they would be heard live, the bundles in turn, recording by recording.
+
+    Args:
+        instruments: loaded bundles by name; those that cannot stream are left out.
+        recordings: samples at the rate of the models.
+        mode: chunks.
+        paced: in real time; False: portions follow each other at once, as in a file.
+        repetitions: of each.
+        progress: called with a line for each round.
+
+    Returns:
+        One entry for each bundle; see `summary`.
+    """
+    heard: dict[str, list[Heard]] = {name: [] for name, item in instruments.items() if item.model.config.streaming}
+    # A chunk before, at full speed: what is measured is a host that has been running, not one that just began.
+    for name in heard:
+        instruments[name].hear(recordings[0], mode)
+    for number, samples in enumerate(recordings, start=1):
+        cases = {name: _case(instruments[name], samples, mode, paced=paced) for name in heard}
+        title = f"{'paced' if paced else 'full speed'}, {mode.name}, recording {number} of {len(recordings)}"
+        rounds = interleaved(cases, repetitions, warm_up=0, title=title, progress=progress)
+        for name, results in rounds.items():
+            heard[name] += results
+    return [
+        {
+            "bundle": name,
+            "mode": mode.name,
+            "paced": paced,
+            **summary(results, instruments[name].recognizer.vocabulary, instruments[name].chunk_s(mode) or 0.0),
+            "endpoint_silence_s": _silence(instruments[name].options.endpoint),
+        }
+        for name, results in heard.items()
+    ]
+
+
+def _case(instrument: Instrument, samples: Samples, mode: Mode, *, paced: bool) -> Callable[[], Heard]:
+    return lambda: instrument.hear(samples, mode, paced=paced)
+
+
+def summary(heard: Sequence[Heard], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
+    """Latencies over all utterances of what was heard.
+
+    Returns:
+        chunk_latency_s: of the compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one
+            chunk to the next.
+        first_partial_s: from the start of the first word to the first partial result with a word.
+        word_s: from the end of each word to the partial (or final) result from which on it is shown and stays.
+        finalisation_s: from the end of the last word of an utterance to its final result. What comes after that word
+            is algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and
+            the second pass are compute.
+
+        The last three have "algorithmic", "compute" and "total", percentiles each; no key where nothing was said.
+    """
+    result: dict[str, Any] = {}
+    if chunks := [event.compute_s for item in heard for event in item.events]:
+        result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}
+    first: list[Wait] = []
+    words: list[Wait] = []
+    finals: list[Wait] = []
+    for item in heard:
+        end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
+        for segment in item.segments:
+            events = [event for event in item.events if event.segment == segment.segment]
+            later = [event for event in item.events if event.segment > segment.segment]
+            final = later[0] if later else end
+            first += first_partial(segment, events, final)
+            words += emissions(segment, events, final, vocabulary)
+            finals += [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
+    for name, waits in (("first_partial_s", first), ("word_s", words), ("finalisation_s", finals)):
+        if waits:
+            result[name] = _parts(waits)
+    return result
+
+
+def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
+    """The wait for the first tokens of an utterance, given the chunks within it and that which brought its end."""
+    if not segment.words:
+        return []
+    shown = next((event for event in events if event.tokens), final)
+    return [(shown.audio_s - segment.words[0].start, shown.compute_s)]
+
+
+def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
+    """The waits for the words of an utterance, each until it is shown for good with all words before it."""
+    waits = []
+    for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=False):
+        settled = final
+        for event in reversed(events):
+            if list(event.tokens[: word.end]) != segment.tokens[: word.end]:
+                break
+            settled = event
+        waits.append((settled.audio_s - result.end, settled.compute_s))
+    return waits
+
+
+def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
+    return {
+        "algorithmic": percentiles([audio for audio, _ in waits]),
+        "compute": percentiles([compute for _, compute in waits]),
+        "total": percentiles([audio + compute for audio, compute in waits]),
+    }
+
+
+def _silence(endpoint: EndpointConfig | None) -> float | None:
+    """Seconds of silence after words that end an utterance: rule 2 of the endpoints; None where no rule does."""
+    return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None

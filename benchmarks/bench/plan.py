@@ -1,0 +1,250 @@
+"""All measurements of `u2moe bench` in one run, as one report of plain data."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.bench.bound import measure_bound
+from u2moe.benchmarks.bench.expert_usage import measure_experts
+from u2moe.benchmarks.bench.footprint import measure_footprint
+from u2moe.benchmarks.bench.latency import measure_latency
+from u2moe.benchmarks.bench.speed import measure_speed
+from u2moe.benchmarks.bench.terminal import count_threads
+from u2moe.benchmarks.instruments.host import describe_machine, load_average, usable_cores
+from u2moe.benchmarks.instruments.probe import Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.rates import measure_rates
+from u2moe.runtime import Bundle
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording
+from u2moe.runtime.session import DEFAULT_PROVIDER
+
+FORMAT, VERSION = "u2moe-bench", 1
+_ROUTED_S = 30.0
+"""Seconds of each recording whose routing is counted: full context takes memory with the square of the length."""
+_PROCESSES = 5
+"""Fresh processes for each bundle, at most."""
+_PROFILED_S = 10.0
+"""Seconds of the longest recording that are profiled."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        threads: numbers of threads within one operator.
+        chunk_sizes: encoder frames per chunk; each with every one of `left_chunks`. Full context is always measured.
+        left_chunks: chunks of left context; -1: all.
+        repetitions: rounds of each measurement, after one that warms up.
+        paced_s: seconds of audio that are heard in real time too by each bundle in each chunk size, with the first of
+            `left_chunks`; 0: none.
+    """
+
+    threads: tuple[int, ...] = (1, 2)
+    chunk_sizes: tuple[int, ...] = (16, 8, 4)
+    left_chunks: tuple[int, ...] = (4, -1)
+    repetitions: int = 5
+    paced_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.threads or min(self.threads) < 1:
+            raise ValueError(f"threads must be numbers from 1 on, got {list(self.threads)}")
+        if not self.chunk_sizes or min(self.chunk_sizes) < 1:
+            raise ValueError(f"chunk sizes must be numbers from 1 on, got {list(self.chunk_sizes)}")
+        if self.repetitions < 1:
+            raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
+        if self.paced_s < 0:
+            raise ValueError(f"seconds in real time must not be negative, got {self.paced_s}")
+
+    def modes(self, bundle: Bundle) -> list[Mode]:
+        """The modes that a bundle is measured in: those that it can."""
+        if not bundle.manifest.model.streaming:
+            return [Mode()]
+        streaming = [
+            Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
+        ]
+        return [Mode(), *streaming]
+
+
+PLANS = {
+    "quick": Plan(threads=(1,), chunk_sizes=(16,), left_chunks=(4,), repetitions=3, paced_s=0),
+    "default": Plan(threads=(1, 2)[: usable_cores()]),
+    "full": Plan(
+        threads=tuple(2**power for power in range(usable_cores().bit_length())),
+        repetitions=9,
+        paced_s=30.0,
+    ),
+}
+"""What `--quick`, neither, and `--full` measure."""
+
+
+def run_suite(
+    bundles: Mapping[str, Bundle],
+    recordings: Sequence[Recording],
+    plan: Plan,
+    *,
+    providers: Sequence[str] | None = None,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Measure everything, the bundles in turn wherever times are compared.
+
+    Args:
+        bundles: by the names that the report uses.
+        recordings: what is heard; words are counted in those that have a transcript.
+        plan: how much.
+        providers: execution providers; None: the CPU. On others there is no bound: its rates are those of the CPU.
+        progress: called with a line for each step.
+
+    Returns:
+        machine, plan, audio, bundles: what was measured, and with what; load_average: processes that ran before.
+        speed: entries of `speed.measure_speed`, each with its `threads`.
+        latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
+        footprint: of `footprint.measure_footprint`, by bundle.
+        experts: of `experts.measure_experts`, by bundle; no entry for models without experts.
+        rates: of `rates.measure_rates`, for each number of threads; bound: entries of `bound.measure_bound`.
+
+    Raises:
+        ValueError: bundles of different sample rates.
+        AudioError: a recording that cannot be read.
+    """
+    rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
+    if len(rates_hz) != 1:
+        raise ValueError(f"bundles must share a sample rate, got {sorted(rates_hz)} Hz")
+    sample_rate = rates_hz.pop()
+    samples = [read_audio(recording.path, sample_rate) for recording in recordings]
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        "load_average": load_average(),
+        "providers": list(providers or (DEFAULT_PROVIDER,)),
+        "plan": {"warm_up": 1, **vars(plan)},
+        "audio": {
+            "files": [recording.path.name for recording in recordings],
+            "seconds": sum(map(len, samples)) / sample_rate,
+        },
+        "bundles": {name: _describe(bundle) for name, bundle in bundles.items()},
+        **{section: [] for section in ("speed", "latency", "rates", "bound")},
+    }
+    measurement = _Measurement(report, samples, sample_rate, plan, progress)
+    transcripts = [recording.transcript for recording in recordings]
+    for index, num_threads in enumerate(plan.threads):
+        instruments = {
+            name: Instrument(bundle, num_threads=num_threads, providers=providers) for name, bundle in bundles.items()
+        }
+        measurement.speed(instruments, num_threads, transcripts)
+        if index == 0:
+            measurement.latency(instruments, num_threads)
+        if report["providers"] == [DEFAULT_PROVIDER]:
+            measurement.bound(instruments, num_threads)
+    report["footprint"] = measure_footprint(
+        bundles,
+        recordings[0].path,
+        num_threads=plan.threads[0],
+        providers=providers,
+        repetitions=min(plan.repetitions, _PROCESSES),
+        progress=progress,
+    )
+    report["experts"] = measurement.experts(bundles)
+    return report
+
+
+class _Measurement:
+    """A report under way."""
+
+    def __init__(
+        self, report: dict[str, Any], samples: Sequence[Samples], sample_rate: int, plan: Plan, progress: Progress
+    ) -> None:
+        self.report = report
+        self.samples = samples
+        self.sample_rate = sample_rate
+        self.plan = plan
+        self.progress = progress
+
+    def speed(self, instruments: Mapping[str, Instrument], num_threads: int, transcripts: Sequence[str]) -> None:
+        """End to end, in all modes."""
+        entries = measure_speed(
+            instruments,
+            self.samples,
+            {name: self.plan.modes(item.bundle) for name, item in instruments.items()},
+            transcripts=transcripts,
+            repetitions=self.plan.repetitions,
+            progress=lambda line: self.progress(f"{count_threads(num_threads)}, {line}"),
+        )
+        self.report["speed"] += [{"threads": num_threads, **entry} for entry in entries]
+
+    def latency(self, instruments: Mapping[str, Instrument], num_threads: int) -> None:
+        """In real time."""
+        heard: list[Samples] = []
+        left = int(self.plan.paced_s * self.sample_rate)
+        for samples in self.samples:
+            if left > 0:
+                heard.append(samples[:left])
+                left -= len(samples)
+        for size in self.plan.chunk_sizes if heard else ():
+            mode = Mode(chunk_size=size, num_left_chunks=self.plan.left_chunks[0])
+            entries = measure_latency(instruments, heard, mode, progress=self.progress)
+            self.report["latency"] += [{"threads": num_threads, **entry} for entry in entries]
+
+    def bound(self, instruments: Mapping[str, Instrument], num_threads: int) -> None:
+        """The machine's rates, and what they say of the bundles in the first chunk size and with full context."""
+        footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in instruments.values()]
+        rates = measure_rates(footprints, num_threads, repetitions=self.plan.repetitions, progress=self.progress)
+        self.report["rates"].append(rates)
+        longest = max(self.samples, key=len)[: int(_PROFILED_S * self.sample_rate)]
+        for mode in self._main_modes():
+            able = {name: item for name, item in instruments.items() if mode in self.plan.modes(item.bundle)}
+            if able:
+                self.report["bound"] += measure_bound(
+                    able, longest, mode, rates, repetitions=self.plan.repetitions, progress=self.progress
+                )
+
+    def experts(self, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
+        """What routers choose, in the same modes."""
+        samples = [part[: int(_ROUTED_S * self.sample_rate)] for part in self.samples]
+        modes = self._main_modes()
+        found = {
+            name: measure_experts(
+                bundle, samples, [mode for mode in modes if mode in self.plan.modes(bundle)], progress=self.progress
+            )
+            for name, bundle in bundles.items()
+        }
+        return {name: entry for name, entry in found.items() if entry}
+
+    def _main_modes(self) -> list[Mode]:
+        sizes = self.plan.chunk_sizes[:1]
+        return [Mode(), *(Mode(chunk_size=size, num_left_chunks=self.plan.left_chunks[0]) for size in sizes)]
+
+
+def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
+    """Names for folders of bundles: the last parts of their paths, as many as tell them apart.
+
+    Raises:
+        ValueError: the same folder twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) != len(resolved):
+        raise ValueError("the same bundle is given twice")
+    depth = 1
+    while len(names := {"/".join(path.parts[-depth:]): path for path in resolved}) < len(resolved):
+        depth += 1
+    return names
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "producer": manifest.producer,
+        "recipe": manifest.quantization.get("recipe", "float32"),
+        "streaming": manifest.model.streaming,
+        "decoder": manifest.model.decoder,
+        "frame_s": manifest.model.subsampling_rate * manifest.features.frame_shift_ms / 1000,
+        "encoder": manifest.architecture.get("encoder", {}),
+    }

@@ -1,0 +1,107 @@
+"""How fast is a bundle end to end, and where does the time go? Several bundles in turn, in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from u2moe.benchmarks.instruments.probe import STAGES, Heard, Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
+from u2moe.runtime.corpus.word_errors import WordErrors
+
+
+def measure_speed(
+    instruments: Mapping[str, Instrument],
+    recordings: Sequence[Samples],
+    modes: Mapping[str, Sequence[Mode]],
+    *,
+    transcripts: Sequence[str] | None = None,
+    repetitions: int = 5,
+    warm_up: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Hear all recordings in every mode, the bundles in turn.
+
+    Args:
+        instruments: loaded bundles by name.
+        recordings: samples at the rate of the models.
+        modes: what each of them shall be measured in.
+        transcripts: what is said in the recordings, "" where it is not known; None: of none.
+        repetitions: how often each is measured.
+        warm_up: rounds before those, which do not count.
+        progress: called with a line for each round.
+
+    Returns:
+        One entry for each mode and bundle; see `summary`, and where there are transcripts `words`, see `word_errors`.
+    """
+
+    def case(instrument: Instrument, mode: Mode) -> Callable[[], list[Heard]]:
+        return lambda: [instrument.hear(samples, mode) for samples in recordings]
+
+    entries = []
+    for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
+        cases = {name: case(item, mode) for name, item in instruments.items() if mode in modes[name]}
+        heard = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
+        entries += [
+            {
+                "bundle": name,
+                "mode": mode.name,
+                **summary(rounds, instruments[name].chunk_s(mode)),
+                **({"words": word_errors(rounds[0], transcripts)} if transcripts and any(transcripts) else {}),
+            }
+            for name, rounds in heard.items()
+        ]
+    return entries
+
+
+def summary(rounds: Sequence[Sequence[Heard]], chunk_s: float | None) -> dict[str, Any]:
+    """What the rounds of one mode gave.
+
+    Returns:
+        real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
+        core_hours_per_hour: processor seconds, of all threads, per second of audio.
+        stages: the real-time factor of each stage; shares: their medians as parts of the sum of these.
+        finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
+        chunk_latency_s, chunk_budget_s: the same of the chunks at full speed, `late` among them, and the seconds from
+            one chunk to the next; without chunks they are missing.
+    """
+    audio_s = sum(heard.audio_s for heard in rounds[0])
+    costs = [
+        [{"wall": heard.wall_s, "cpu": heard.cpu_s, **heard.stages} for heard in recordings] for recordings in rounds
+    ]
+
+    def factor(name: str) -> Spread:
+        return Spread.of([sum(cost[name] for cost in recordings) / audio_s for recordings in costs])
+
+    stages = {stage: factor(stage) for stage in STAGES}
+    total = sum(stage.median for stage in stages.values())
+    entry: dict[str, Any] = {
+        "real_time_factor": factor("wall").data(),
+        "core_hours_per_hour": factor("cpu").data(),
+        "stages": {stage: found.data() for stage, found in stages.items()},
+        "shares": {stage: found.median / total for stage, found in stages.items()},
+        "finalisation_s": latencies([[heard.final_s for heard in recordings] for recordings in rounds]),
+    }
+    chunks = [[event.compute_s for heard in recordings for event in heard.events] for recordings in rounds]
+    if chunk_s is not None and all(chunks):
+        entry["chunk_latency_s"] = latencies(chunks, chunk_s)
+        entry["chunk_budget_s"] = chunk_s
+    return entry
+
+
+def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
+    """Percentiles over all rounds, `rounds`: the spread of their medians, and `late`: the share above the budget."""
+    every = [seconds for found in rounds for seconds in found]
+    late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
+    medians = [statistics.median(found) for found in rounds]
+    return {**percentiles(every), **late, "rounds": Spread.of(medians).data()}
+
+
+def word_errors(heard: Sequence[Heard], transcripts: Sequence[str]) -> dict[str, float]:
+    """`num_words` of the transcripts that there are, and `rate`, the word error rate against them."""
+    errors = WordErrors()
+    for item, transcript in zip(heard, transcripts, strict=True):
+        if transcript:
+            errors.add(transcript, item.texts[0])
+    return {"num_words": errors.num_words, "rate": errors.rate}

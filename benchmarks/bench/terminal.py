@@ -1,0 +1,227 @@
+"""A report of `u2moe bench` as tables for a terminal. Nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from u2moe.benchmarks.instruments.operators import PARTS
+
+Report = Mapping[str, Any]
+
+WAITS = {"first_partial_s": "first partial", "word_s": "word", "finalisation_s": "final"}
+STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
+MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
+"""Keys of reports, and how tables and plots call them."""
+
+_WHERE = ["mode", "threads", "bundle"]
+_BUSY = 0.5
+
+
+def describe(report: Report) -> str:
+    """All tables of a report."""
+    sections = (_head, _speed, _chunks, _latency, _footprint, _experts, _bound)
+    return "\n".join(line for section in sections for line in section(report))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table; the first column is aligned left, the others right."""
+    content = [list(head), *map(list, rows)]
+    widths = [max(len(row[column]) for row in content) for column in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in
+                  enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in content
+    ]  # fmt: skip
+
+
+def spread(value: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> str:
+    """Median and quartiles: "12.0 (11.5-12.9)"."""
+    median, low, high = (f"{value[key] * scale:.{digits}f}" for key in ("median", "low", "high"))
+    return f"{median} ({low}-{high})"
+
+
+def count_threads(count: int) -> str:
+    """As it is said: 1 thread, 2 threads."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _head(report: Report) -> Iterator[str]:
+    machine, plan = report["machine"], report["plan"]
+    caches = ", ".join(f"{level} {size / 1024:.0f} KB" for level, size in machine["caches"].items())
+    memory = f"{machine['memory_bytes'] / 1e9:.1f} GB" if machine["memory_bytes"] else "memory unknown"
+    version = f" ({machine['processor_version']})" if machine["processor_version"] else ""
+    cores = f"{machine['usable_cores']} of {machine['num_cores']} cores"
+    yield ", ".join(part for part in (machine["processor"] + version, cores, caches, memory) if part)
+    yield f"instruction sets: {' '.join(machine['instruction_sets']) or 'unknown'}"
+    commit = f" ({machine['commit']})" if machine["commit"] else ""
+    yield (
+        f"{machine['system']}, Python {machine['python']}, onnxruntime {machine['onnxruntime']}, "
+        f"u2moe {machine['u2moe']}{commit}, {', '.join(report['providers'])}"
+    )
+    files, seconds = report["audio"]["files"], report["audio"]["seconds"]
+    rounds = f"{plan['warm_up']} round to warm up, then {plan['repetitions']}: medians (quartiles)"
+    yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
+    if (load := report["load_average"]) is not None and load > _BUSY:
+        yield f"other processes were running: load average {load:.1f} at the start"
+    for name, bundle in report["bundles"].items():
+        yield f"{name}: {bundle['recipe']}, {report['footprint'][name]['disk']['files'] / 1e6:.1f} MB"
+
+
+def _speed(report: Report) -> Iterator[str]:
+    """End to end: the real-time factor and its shares."""
+    stages = list(report["speed"][0]["shares"])
+    head = ["mode", "threads", "bundle", "real-time factor", "core-hours / hour", *stages]
+    words = any("words" in entry for entry in report["speed"])
+    rows = [
+        [
+            *where(entry),
+            spread(entry["real_time_factor"], 1, 4),
+            spread(entry["core_hours_per_hour"], 1, 4),
+            *(f"{entry['shares'][stage]:.0%}" for stage in stages),
+            *([f"{entry['words']['rate']:.1%}"] if words else []),
+        ]
+        for entry in in_order(report)
+    ]
+    yield ""
+    yield "End to end, and the share of each stage"
+    yield from table([*head, *(["word errors"] if words else [])], rows)
+
+
+def _chunks(report: Report) -> Iterator[str]:
+    """Latency at full speed."""
+    rows = []
+    for entry in in_order(report):
+        chunk = entry.get("chunk_latency_s")
+        rows.append([
+            *where(entry),
+            *(_milliseconds(chunk, "p50", "p90", "p95", "p99") if chunk else ["-"] * 4),
+            *([f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"] if chunk else ["-"] * 2),
+            *_milliseconds(entry["finalisation_s"], "p50", "p90"),
+        ])  # fmt: skip
+    yield ""
+    yield "At full speed, ms: a chunk, its budget and how many were late; from the end of the input to the final result"
+    yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", "final p50", "p90"], rows)
+
+
+def _latency(report: Report) -> Iterator[str]:
+    """The same in real time, and what a listener waits for."""
+    if not report["latency"]:
+        return
+    rows = []
+    for entry in report["latency"]:
+        chunk = entry.get("chunk_latency_s")
+        rows.append([
+            *where(entry),
+            *(_milliseconds(chunk, "p50", "p90", "p95", "p99") if chunk else ["-"] * 4),
+            *([f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"] if chunk else ["-"] * 2),
+            *(_wait(entry.get(name)) for name in WAITS),
+        ])  # fmt: skip
+    yield ""
+    yield "In real time, ms: a chunk; what a listener waits for, as audio to be heard first + compute"
+    yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", *WAITS.values()], rows)
+
+
+def _wait(wait: Mapping[str, Any] | None) -> str:
+    return f"{wait['algorithmic']['p50'] * 1e3:.0f} + {wait['compute']['p50'] * 1e3:.1f}" if wait else "-"
+
+
+def _footprint(report: Report) -> Iterator[str]:
+    rows = []
+    for name, entry in report["footprint"].items():
+        memory = [f"{entry[key]['median'] / 1e6:.0f}" if key in entry else "-" for key in MEMORY]
+        rows.append([name, *(spread(entry[key], 1e3, 0) for key in STARTS), *memory])
+    yield ""
+    yield "A fresh process: ms, and largest memory until then in MB"
+    yield from table(["bundle", *STARTS.values(), *MEMORY.values()], rows)
+    groups = list(dict.fromkeys(group for entry in report["footprint"].values() for group in entry["disk"]["groups"]))
+    rows = []
+    for group in groups:
+        sizes = (entry["disk"]["groups"].get(group, 0) for entry in report["footprint"].values())
+        rows.append([group, *(f"{size / 1e6:.2f}" for size in sizes)])
+    rows.append(["all files", *(f"{entry['disk']['files'] / 1e6:.2f}" for entry in report["footprint"].values())])
+    yield ""
+    yield from table(["weights on disk, MB", *report["footprint"]], rows)
+
+
+def _experts(report: Report) -> Iterator[str]:
+    rows = []
+    for name, modes in report["experts"].items():
+        for mode, entry in modes.items():
+            layers, entropies = (entry[key]["layers"].values() for key in ("touched", "load_entropy"))
+            touched = entry["bytes_touched"]
+            rows.append([
+                mode,
+                name,
+                f"{entry['touched']['mean']:.1f} ({min(layers):.1f}-{max(layers):.1f}) of {entry['num_experts']}",
+                *(f"{touched[key] / 1e6:.2f}" for key in ("p50", "p95")),
+                f"{entry['bytes'] / 1e6:.2f}",
+                f"{entry['load_entropy']['mean']:.2f} ({min(entropies):.2f}-{max(entropies):.2f})",
+            ])  # fmt: skip
+    if rows:
+        head = ["mode", "bundle", "touched per layer", "MB p50", "p95", "of all", "load entropy"]
+        yield ""
+        yield "Experts that a chunk touches: mean (least - most) of the layers. With full context, a window is a chunk"
+        yield from table(head, rows)
+
+
+def _bound(report: Report) -> Iterator[str]:
+    for rates in report["rates"]:
+        products = rates["multiply_adds_per_s"]
+        best = {kind: spread(products[kind]["sizes"][products[kind]["best"]], 1e-9, 0) for kind in products}
+        reads = ", ".join(
+            f"{spread(value, 1e-9)} from {int(size) / 1e6:.0f} MB" for size, value in rates["read_bytes_per_s"].items()
+        )
+        yield ""
+        yield (
+            f"{count_threads(rates['threads'])}: 10^9 multiply-adds/s, integer {best['integer']}, float "
+            f"{best['float']}; reading GB/s, {reads}"
+        )
+        yield "ms per second of audio in the graphs, and how many times the bound of this machine that is"
+        entries = [entry for entry in report["bound"] if entry["threads"] == rates["threads"]]
+        parts = [part for part in PARTS if any(part in entry["parts"] for entry in entries)]
+        yield from table(["mode", "bundle", *parts, "whole", "bound"], [_bound_row(entry, parts) for entry in entries])
+        for entry in entries:
+            yield from _reservations(entry)
+
+
+def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
+    scale = 1e3 / entry["audio_s"]
+    cells = []
+    for part in parts:
+        found = entry["parts"].get(part)
+        cells.append(f"{found['seconds'] * scale:.2f}{_times(found['ratio'])}" if found else "-")
+    whole = entry["whole"]
+    total = f"{spread(whole['seconds'], scale, 2)}{_times(whole['ratio'])}"
+    return [entry["mode"], entry["bundle"], *cells, total, f"{whole['least_s'] * scale:.2f}"]
+
+
+def _times(ratio: float | None) -> str:
+    """A part without products has no bound."""
+    return f" {ratio:5.1f}x" if ratio else "       "
+
+
+def _reservations(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers of an entry leave open."""
+    name = f"{entry['bundle']}, {entry['mode']}"
+    if entry["not_counted"]:
+        operators = ", ".join(
+            f"{operator} ({share:.0%} of the time)" for operator, share in entry["not_counted"].items()
+        )
+        yield f"{name}: not in the bound, for what they do is not known here: {operators}"
+    if entry["unknown"]:
+        yield f"{name}: products of no known part, which count as other: {', '.join(entry['unknown'])}"
+
+
+def in_order(report: Report) -> list[Mapping[str, Any]]:
+    """Entries of speed by threads, then in the order in which they were measured, bundles of one mode together."""
+    return sorted(report["speed"], key=lambda entry: int(entry["threads"]))
+
+
+def where(entry: Mapping[str, Any]) -> list[str]:
+    """The cells that say what an entry is of."""
+    return [entry["mode"], str(entry["threads"]), entry["bundle"]]
+
+
+def _milliseconds(values: Mapping[str, float], *names: str) -> list[str]:
+    return [f"{values[name] * 1e3:.1f}" for name in names]

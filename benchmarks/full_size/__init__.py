@@ -1,0 +1,1 @@
+"""A billion parameters in experts beside dense networks of 225 million and a billion."""

@@ -1,0 +1,151 @@
+"""Bundles of seeded random weights at any of the sizes of `random_checkpoint`, made where they are not there yet.
+
+    python -m u2moe.benchmarks.full_size.models FOLDER --models dense-225m moe-1b dense-1b [--again] [--parity]
+
+Writes FOLDER/NAME/checkpoint, bundle (float32) and int8. The comparison with torch takes minutes and is left out unless
+asked for: the graphs are made by the same code that the tests compare at small sizes. With it, the bundle is what the
+command `u2moe export` makes in a process of its own, and FOLDER/NAME/export.json tells what that took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.results.json_file import read_json, write_json
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph
+from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
+from u2moe.quantize.config import recipe
+from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.runtime.bundle import BundleWriter
+from u2moe.runtime.manifest import TOKENS_FILE
+
+PRECISIONS = {"fp32": "bundle", "int8": "int8"}
+"""Folder of each precision."""
+_EXPORT = """
+import json, sys, time
+from u2moe.benchmarks.instruments.host import status_bytes
+from u2moe.runtime.cli import main
+code = main(["export", *sys.argv[1:]])
+print(json.dumps({"code": code, "cpu_s": time.process_time(), "peak_bytes": status_bytes("VmHWM")}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """The bundles of one model.
+
+    Attributes:
+        name: preset of `random_checkpoint`.
+        folder: where its bundles lie.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Directory of the weights in WeNet's layout."""
+        return self.folder / "checkpoint"
+
+    @property
+    def export(self) -> dict[str, Any]:
+        """What the export with parity took: `cpu_s`, `peak_bytes`, and `said`, its comparison; empty without."""
+        return read_json(self.folder / "export.json")
+
+    def bundle(self, precision: str) -> Path:
+        """Folder of the bundle in that precision, "fp32" or "int8"."""
+        return self.folder / PRECISIONS[precision]
+
+    @property
+    def ready(self) -> bool:
+        """Whether both bundles are there; they are written all or nothing."""
+        return all(self.bundle(precision).is_dir() for precision in PRECISIONS)
+
+
+def make_artefact(
+    name: str,
+    root: Path,
+    *,
+    again: bool = False,
+    parity: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Artefact:
+    """Make what is missing of the bundles of preset `name` in `root`/`name`.
+
+    Args:
+        name: preset of `random_checkpoint`.
+        root: folder of all models.
+        again: make bundles anew, with the exporter and quantizer of today; old ones stay until new ones are complete.
+        parity: compare the graphs with torch, if they are made.
+        progress: called with a line for each step.
+
+    Raises:
+        RuntimeError: the export with parity failed; says what it wrote last.
+        BundleError: a folder cannot be written.
+    """
+    artefact = Artefact(name=name, folder=root / name)
+    float32, checkpoint = artefact.bundle("fp32"), artefact.checkpoint
+    if not checkpoint.is_dir():
+        progress(f"{name}: random weights")
+        unfinished = checkpoint.with_suffix(".partial")
+        write_random_checkpoint(unfinished, random_config(**PRESETS[name]))
+        unfinished.rename(checkpoint)
+    if again or not float32.is_dir():
+        progress(f"{name}: export")
+        (_export_and_compare if parity else _export)(artefact, overwrite=again)
+    if again or not artefact.bundle("int8").is_dir():
+        progress(f"{name}: int8")
+        quantize_bundle(float32, artefact.bundle("int8"), recipe("int8"), overwrite=again)
+    return artefact
+
+
+def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
+    """The command that users have, and what it took."""
+    folders = [str(artefact.checkpoint), str(artefact.bundle("fp32"))]
+    command = [sys.executable, "-c", _EXPORT, *folders, "--quiet", *(["--overwrite"] if overwrite else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
+    *said, told = done.stdout.strip().splitlines() or [""]
+    if done.returncode or json.loads(told)["code"]:
+        raise RuntimeError(f"{artefact.name}: export failed: {done.stderr.strip()[-600:]}")
+    write_json(artefact.folder / "export.json", {**json.loads(told), "said": said[0]})
+
+
+def _export(artefact: Artefact, *, overwrite: bool) -> None:
+    """The export without its comparison with torch."""
+    checkpoint = Checkpoint.open(artefact.checkpoint)
+    manifest = bundle_manifest(checkpoint)
+    with BundleWriter(artefact.bundle("fp32"), overwrite=overwrite) as staging:
+        for graph in build_graphs(checkpoint.network(), manifest):
+            save_graph(graph, staging.path)
+        staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(checkpoint.tokens)))
+        staging.finish(manifest)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.full_size.models", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="where the bundles lie, a folder for each model")
+    parser.add_argument("--models", nargs="+", choices=sorted(PRESETS), default=["dense-225m", "moe-1b", "dense-1b"])
+    parser.add_argument("--again", action="store_true", help="make bundles anew that are there")
+    parser.add_argument("--parity", action="store_true", help="compare the graphs with torch")
+    args = parser.parse_args(arguments)
+    for name in args.models:
+        make_artefact(name, args.folder, again=args.again, parity=args.parity, progress=_print)
+
+
+def _print(line: str) -> None:
+    print(f"- {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""How near is one mixture of experts to what the machine can do, by tokens per call? Our recipes side by side.
+
+    python -m u2moe.benchmarks.full_size.moe_layer [--results moe_layer.json] [--tokens 1 16 250] [--recipes int8]
+
+The layers of the preset moe-1b, with seeded random weights: routing is then near uniform, the worst case. Several
+layers with weights of their own take turns, so that no cache holds them, as in a network. The bound is the larger of
+the time to read the weights of the experts that have tokens, and of the time of their products, at the rates that
+onnxruntime's own kernels reach in the same run (`rates`). No kernel has to reach both at once: so the products of a
+layer are measured alone, too, with as many rows for each expert, and nothing around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.results.json_file import write_json
+from u2moe.benchmarks.results.provenance import measured_here, sentence
+from u2moe.benchmarks.results.targets import Target, quartiles
+from u2moe.export.architecture import FeedForward
+from u2moe.export.builder import GraphBuilder
+from u2moe.export.layers import feed_forward
+from u2moe.export.moe import MixtureOfExperts
+from u2moe.quantize.config import RECIPES
+from u2moe.quantize.functions import CONTRIB, OPSET
+from u2moe.quantize.rewrites import rewrite
+from u2moe.quantize.tuning.measurement import mean_seconds
+from u2moe.runtime import contract
+from u2moe.runtime.session import SessionSettings
+
+Array = npt.NDArray[Any]
+FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
+BITS = {FLOAT: 32, INT8: 8, INT4: 4}
+"""Of a weight of an expert, by recipe."""
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 250, 500)
+"""16 is a chunk of the encoder, 250 ten seconds of audio."""
+LIMIT = 1.15
+TARGETS = {16: "read_s", 250: "arithmetic_s"}
+"""Bounds that a layer in int8 shall keep to within `LIMIT`, by tokens."""
+LAYER_BYTES = 160_000_000
+"""Of all weights that take turns: beyond the last cache of most processors."""
+CALL_S = 0.03
+"""Seconds that one measurement lasts at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Sizes of a mixture of experts; those of the preset moe-1b where nothing else is said."""
+
+    dim: int = 576
+    hidden: int = 1920
+    num_experts: int = 8
+    top_k: int = 2
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of both products of one expert for one token."""
+        return 2 * self.dim * self.hidden
+
+
+class Layers:
+    """Mixtures of experts with random weights in one recipe, as many as no cache holds, run in turn on the same tokens.
+
+    Attributes:
+        bytes_per_expert: weights with their scales and biases.
+    """
+
+    def __init__(self, sizes: Layer, recipe: str, num_bytes: int, *, num_threads: int = 1) -> None:
+        per_layer = sizes.num_experts * sizes.multiply_adds * BITS[recipe] // 8
+        self.sizes = sizes
+        self.recipe = recipe
+        model = moe_graph(sizes, max(1, -(-num_bytes // per_layer)))
+        if recipe != FLOAT:
+            rewrite(model, RECIPES[recipe])
+        weights = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+        self.gates = [tensor.numpy() for name, tensor in weights.items() if contract.weight_group(name) == "routers"]
+        experts = sum(tensor.nbytes for name, tensor in weights.items() if contract.weight_group(name) == "experts")
+        self.bytes_per_expert = experts / (len(self.gates) * sizes.num_experts)
+        self.layers = _session(model, num_threads)
+        self.products = _session(products_graph(model, sizes, recipe), num_threads)
+
+    def run(self, x: Array) -> list[Array]:
+        """What each layer says of the tokens [tokens, dim]."""
+        outputs: list[Array] = self.layers.run(None, {"x": x})
+        return outputs
+
+    def seconds(self, x: Array) -> float:
+        """Of one layer, the mean of several calls of all."""
+        return mean_seconds(lambda: self.layers.run(None, {"x": x}), CALL_S) / len(self.gates)
+
+    def products_seconds(self, x: Array) -> float:
+        """Of the products alone in one layer: of the experts that have tokens, each with the mean number of rows."""
+        experts = self.touched(x)
+        rows = round(len(x) * self.sizes.top_k / experts)
+        random = np.random.default_rng(0)
+        feeds = {
+            name: random.integers(0, 256, (rows, size), np.uint8)
+            if self.recipe == INT8
+            else random.standard_normal((rows, size), np.float32)
+            for name, size in (("tokens", self.sizes.dim), ("inner", self.sizes.hidden))
+        }
+        all_experts = mean_seconds(lambda: self.products.run(None, feeds), CALL_S) / len(self.gates)
+        return all_experts * experts / self.sizes.num_experts
+
+    def touched(self, x: Array) -> float:
+        """Experts with at least one token, the mean of the layers."""
+        chosen = [
+            np.argpartition(-(x @ gate), self.sizes.top_k - 1, axis=1)[:, : self.sizes.top_k] for gate in self.gates
+        ]
+        return statistics.fmean(len(np.unique(experts)) for experts in chosen)
+
+
+def _session(model: ir.Model, num_threads: int) -> onnxruntime.InferenceSession:
+    options = SessionSettings(num_threads=num_threads).session_options()
+    content = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def moe_graph(sizes: Layer, num_layers: int) -> ir.Model:
+    """A graph of `num_layers` layers on the same input "x" [tokens, dim], each with an output of its own."""
+    config = FeedForward(
+        kind="moe",
+        hidden=sizes.hidden,
+        activation="swish",
+        bias=True,
+        num_experts=sizes.num_experts,
+        num_experts_per_token=sizes.top_k,
+    )
+    names = [f"y{index}" for index in range(num_layers)]
+    x, *outputs = (contract.Tensor(name=name, dtype="float32", axes=("tokens", "dim")) for name in ("x", *names))
+    graph = contract.Graph(name="layers", inputs=(x,), outputs=tuple(outputs))
+
+    def axis(name: str) -> int | None:
+        return sizes.dim if name == "dim" else None
+
+    g = GraphBuilder(graph.name)
+    inputs, results = {"x": g.input(x, axis)}, {}
+    for index, name in enumerate(names):
+        torch.manual_seed(index)
+        with g.scope(f"encoders.{index}"):
+            layer = MixtureOfExperts(sizes.dim, config)
+            results[name] = feed_forward(g, inputs["x"], layer, config.activation, "feed_forward")
+    return g.model(graph, inputs, results, axis, {})
+
+
+def products_graph(model: ir.Model, sizes: Layer, recipe: str) -> ir.Model:
+    """The products of all experts of a graph of layers and nothing else, by the operator that the recipe has for them.
+
+    Inputs are "tokens" [rows, dim] for the first products and "inner" [rows, hidden] for the second, bytes in int8;
+    every product is an output.
+    """
+    dtype = ir.DataType.UINT8 if recipe == INT8 else ir.DataType.FLOAT
+    tokens = ir.val("tokens", dtype=dtype, shape=("rows", sizes.dim))
+    inner = ir.val("inner", dtype=dtype, shape=("rows", sizes.hidden))
+    initializers = [ir.val(name, const_value=ir.tensor(value, name=name)) for name, value in _CONSTANTS.items()]
+    one, middle = initializers
+    nodes = []
+    for weight, scale in _expert_weights(model):
+        own = [_copy(value) for value in (weight, scale) if value is not None]
+        initializers += own
+        first = ".w_1." in (weight.name or "")
+        x, size = (tokens, (sizes.dim, sizes.hidden)) if first else (inner, (sizes.hidden, sizes.dim))
+        if recipe == INT4:
+            block_size = RECIPES[recipe].block_size
+            attributes = {"K": size[0], "N": size[1], "bits": 4, "block_size": block_size, "accuracy_level": 4}
+            node = ir.node("MatMulNBits", [x, *own], attributes, domain=CONTRIB)
+        elif recipe == INT8:
+            node = ir.node("MatMulIntegerToFloat", [x, own[0], one, own[1], middle], domain=CONTRIB)
+        else:
+            node = ir.node("MatMul", [x, *own])
+        node.outputs[0].name = f"{weight.name}.product"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        nodes.append(node)
+    outputs = [node.outputs[0] for node in nodes]
+    opsets = {"": OPSET, CONTRIB: 1}
+    used = [value for value in initializers if value.uses()]
+    graph = ir.Graph([tokens, inner], outputs, nodes=nodes, initializers=used, opset_imports=opsets, name="products")
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+_CONSTANTS: Mapping[str, Array] = {"one": np.array(1, np.float32), "middle": np.array(128, np.uint8)}
+
+
+def _expert_weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value | None]]:
+    """Weights of experts and their scales, in the order of the graph."""
+    initializers = model.graph.initializers
+    for name, value in initializers.items():
+        stem, _, kind = name.rpartition(".")
+        if contract.weight_group(name) == "experts" and kind in ("int8", "int4"):
+            yield value, initializers[f"{stem}.scale"]
+        elif contract.weight_group(name) == "experts" and kind == "weight":
+            yield value, None
+
+
+def _copy(value: ir.Value) -> ir.Value:
+    """The same constant for another graph."""
+    return ir.val(str(value.name), const_value=value.const_value)
+
+
+def measure(
+    sizes: Layer,
+    recipes: Sequence[str],
+    tokens: Sequence[int],
+    *,
+    num_bytes: int = LAYER_BYTES,
+    num_threads: int = 1,
+    repetitions: int = 7,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Times of one layer and their bounds, all recipes in turn, after the rates of the machine.
+
+    Args:
+        sizes: of the layer.
+        recipes: names of `BITS`.
+        tokens: per call.
+        num_bytes: of the weights that take turns.
+        num_threads: threads within one operator.
+        repetitions: how often each is measured.
+        progress: called with a line for each step.
+
+    Returns:
+        rates: of the machine.
+        layers: an entry for each recipe and number of tokens: `seconds` (a spread), `products_s` (a spread, of the
+            products alone), `experts` that have tokens, `read_s` and `arithmetic_s`, `least_s` (the larger), and
+            `ratio`, of the median to it.
+    """
+    layers = {}
+    for recipe in recipes:
+        progress(f"making layers: {recipe}")
+        layers[recipe] = Layers(sizes, recipe, num_bytes, num_threads=num_threads)
+    random = np.random.default_rng(0)
+    inputs = {count: random.standard_normal((count, sizes.dim), np.float32) for count in tokens}
+    rates = measure_rates([num_bytes], num_threads, repetitions=repetitions, progress=progress)
+    cases: dict[tuple[str, int, str], Callable[[], float]] = {}
+    for count, x in inputs.items():
+        for recipe, own in layers.items():
+            cases[recipe, count, "seconds"] = partial(own.seconds, x)
+            cases[recipe, count, "products_s"] = partial(own.products_seconds, x)
+    measured = interleaved(cases, repetitions, title="layers", progress=progress)
+    entries = []
+    for count, x in inputs.items():
+        for recipe, own in layers.items():
+            spreads = {key: Spread.of(measured[recipe, count, key]) for key in ("seconds", "products_s")}
+            entries.append({**bound(own, x, rates), **{key: value.data() for key, value in spreads.items()}})
+            entries[-1]["ratio"] = spreads["seconds"].median / entries[-1]["least_s"]
+    return {"sizes": asdict(sizes), "threads": num_threads, "rates": rates, "layers": entries}
+
+
+def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
+    """The bound of one recipe for these tokens, and what it is of."""
+    experts = own.touched(x)
+    read_s = experts * own.bytes_per_expert / read_rate(dict(rates), LAYER_BYTES)
+    kind = "float" if own.recipe == FLOAT else "integer"
+    arithmetic_s = len(x) * own.sizes.top_k * own.sizes.multiply_adds / best_rate(dict(rates), kind)
+    return {
+        "recipe": own.recipe,
+        "tokens": len(x),
+        "experts": experts,
+        "read_s": read_s,
+        "arithmetic_s": arithmetic_s,
+        "least_s": max(read_s, arithmetic_s),
+    }
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """A layer in int8 on one thread against the bounds that were set."""
+    found = []
+    for item in results["layers"]:
+        key = TARGETS.get(item["tokens"])
+        if item["recipe"] != INT8 or key is None or results["threads"] != 1:
+            continue
+        spread = Spread(**{**_scaled(item["seconds"], 1 / item[key]), "count": item["seconds"]["count"]})
+        kind = {"read_s": "memory-read", "arithmetic_s": "arithmetic"}[key]
+        alone = item["products_s"]["median"]
+        text = (
+            f"the products alone, in onnxruntime's kernel with nothing around them, take {alone / item[key]:.2f} of "
+            f"it, {1e3 * alone:.2f} of {1e3 * item['seconds']['median']:.2f} ms; reading the weights takes "
+            f"{1e3 * item['read_s']:.2f}, multiplying {1e3 * item['arithmetic_s']:.2f}"
+        )
+        name = f"MoE layer at {item['tokens']} tokens / its {kind} bound"
+        found.append(Target(name=name, found=spread, limit=LIMIT, at_most=True, bound=text))
+    return found
+
+
+def _scaled(spread: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {name: spread[name] * factor for name in ("median", "low", "high")}
+
+
+TEXT = """
+One mixture of experts of {dim} dimensions, {hidden} hidden, top {top_k} of {num_experts}, random routers (near uniform,
+the worst case), {threads}; milliseconds, medians, quartiles in brackets. Layers with weights of their own take turns:
+none is in a cache. Bound: the larger of reading the experts that have tokens at {read:.1f} GB/s and of their products
+at {integer:.0f} G (integers) or {float:.0f} G (fp32) multiply-adds per second, the best that onnxruntime's kernels
+reached in the same run. Products: the same products alone, with nothing around them.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    rates = {kind: best_rate(results["rates"], kind) / 1e9 for kind in ("integer", "float")}
+    read = read_rate(results["rates"], LAYER_BYTES) / 1e9
+    threads = "one thread" if results["threads"] == 1 else f"{results['threads']} threads"
+    header = ("experts", "tokens", "with tokens", "layer", "products", "read", "arithmetic", "layer / bound")
+    lines = [sentence(results), TEXT.format(**results["sizes"], **rates, read=read, threads=threads)]
+    lines += [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
+    for item in sorted(results["layers"], key=lambda item: list(BITS).index(item["recipe"])):
+        layer, products = (
+            Spread(**{**_scaled(item[key], 1e3), "count": item[key]["count"]}) for key in ("seconds", "products_s")
+        )
+        lines.append(
+            f"| {item['recipe']} | {item['tokens']} | {item['experts']:.1f} | {quartiles(layer)} "
+            f"| {quartiles(products)} | {1e3 * item['read_s']:.2f} | {1e3 * item['arithmetic_s']:.2f} "
+            f"| {item['ratio']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.full_size.moe_layer", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file to write what was measured to")
+    parser.add_argument("--recipes", nargs="+", choices=tuple(BITS), default=list(BITS))
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--bytes", type=int, default=LAYER_BYTES, help="of the weights that take turns")
+    for name, size in asdict(Layer()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
+    options = parser.parse_args(arguments)
+    sizes = Layer(**{name: getattr(options, name) for name in asdict(Layer())})
+    content = measure(
+        sizes,
+        options.recipes,
+        options.tokens,
+        num_bytes=options.bytes,
+        num_threads=options.threads,
+        repetitions=options.repetitions,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    content = {**measured_here(), **content}
+    print(table(content))
+    if options.results:
+        write_json(options.results, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What onnxruntime runs for a bundle: every kernel with its time, its part of the network, and its products counted.
+
+Counted from the graph as it runs, by the shapes in onnxruntime's own profile: an expert without tokens costs nothing,
+and a product that a rewrite saves is counted no more.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.onnx_file import Node, OnnxFile
+from u2moe.runtime import Bundle, Model
+from u2moe.runtime.session import Session, SessionSettings
+
+PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
+"""Parts of a model. `feed_forward` are the experts with their routers, or the dense layers; `other` is what joins the
+blocks and hands over caches."""
+
+_SCOPES = (
+    ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
+    ("feed_forward", ("MixtureOfExperts", "feed_forward", "norm_ff")),
+    ("attention", ("self_attn", "norm_mha", "position", "encoder/frames", "norm1")),
+    ("convolution", ("conv_module", "norm_conv")),
+)
+"""Parts of the encoder by what the names of their nodes contain; the first that fits counts."""
+
+_INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
+_FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
+_CONVOLUTIONS = {"Conv", "FusedConv"}
+PRODUCTS = frozenset(_INTEGER | _FLOAT | _CONVOLUTIONS)
+"""Operators whose work is counted."""
+UNCOUNTED = frozenset(
+    {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention", "QGemm"}
+    | {"QLinearConv", "QLinearMatMul", "QMoE"}
+)
+"""Operators that multiply, but whose work is not known here. Others that read large constants are suspected of it."""
+_ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
+_INT4_BLOCK = 32
+_FEWEST_TERMS = 4
+"""A product of fewer is a sum of what was just computed, as over a token's experts: no part of the bound."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One run of one node.
+
+    Attributes:
+        name: of the node, as onnxruntime has it.
+        scope: its name in the graph, that of the function call where it comes from one.
+        op_type: what ran.
+        part: one of `PARTS`.
+        by_order: its scope tells nothing, and the part is that of the kernel before it.
+        seconds: by onnxruntime's profiler, which itself takes time: of use as a share.
+        multiply_adds: of matrix products and convolutions, else 0.
+        num_bytes: of the matrix on the right, weights as a rule, keys and values in attention; 0 when there was
+            nothing to multiply with it.
+        integer: whether the product is one of integers.
+        parameter_bytes: of the constants that it reads, as far as onnxruntime did not pack them before.
+    """
+
+    name: str
+    scope: str
+    op_type: str
+    part: str
+    by_order: bool = False
+    seconds: float
+    multiply_adds: int = 0
+    num_bytes: int = 0
+    integer: bool = False
+    parameter_bytes: int = 0
+
+
+def profile(
+    bundle: Bundle, run: Callable[[Model], object], *, num_threads: int = 1, repetitions: int = 3
+) -> list[list[Kernel]]:
+    """The kernels of each of several runs of `run`, which is given the model; one before them warms up.
+
+    Args:
+        bundle: what to load.
+        run: does the same every time.
+        num_threads: threads within one operator.
+        repetitions: runs that count.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = _profiled(bundle, Path(folder), num_threads)
+        for _ in range(repetitions + 1):
+            run(model)
+        del model
+        gc.collect()  # a session writes its profile when it goes
+        rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
+        sites = call_sites(OnnxFile(bundle.path / bundle.manifest.model.graphs()[0].file))
+        for file in sorted(Path(folder).iterdir()):
+            kernels = list(read_events(list(_node_events(file)), sites))
+            size = len(kernels) // (repetitions + 1)
+            for number, own in enumerate(rounds, start=1):
+                own.extend(kernels[number * size : (number + 1) * size])
+    return rounds
+
+
+def _profiled(bundle: Bundle, folder: Path, num_threads: int) -> Model:
+    """A model that writes the profile of each graph into `folder`.
+
+    Each has a name of its own: onnxruntime adds no more than the millisecond, and small graphs are loaded in less.
+    """
+    sessions = []
+    for number, graph in enumerate(bundle.manifest.model.graphs()):
+        options = SessionSettings(num_threads=num_threads).session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
+        settings = SessionSettings(sess_options=options)
+        sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, settings))
+    return Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
+
+
+def _node_events(file: Path) -> Iterator[dict[str, Any]]:
+    """Events of kernels in a profile, which has one event per line and may be too large to be read as one."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if '"Node"' in line:
+                yield json.loads(line.strip().strip(",[]"))
+
+
+def call_sites(graph: OnnxFile) -> list[Node]:
+    """For each index that onnxruntime gives to a node: the operator that runs, and the name in the main graph.
+
+    Nodes of the main graph come first. Calls of functions are replaced by the nodes of these, which are put at the end
+    in the order of the calls, and whose names tell nothing; so are calls within functions, one level after the other.
+    Constants become initializers and get no index.
+    """
+    sites = [node for node in graph.nodes if node.op_type != "Constant"]
+    for site in sites:  # grows
+        inlined = graph.functions.get((site.domain, site.op_type), [])
+        sites += [replace(node, name=site.name) for node in inlined if node.op_type != "Constant"]
+    return sites
+
+
+def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Node] = ()) -> Iterator[Kernel]:
+    """The kernels of one graph, from node events of onnxruntime's profile in the order in which they ran.
+
+    A node whose own name tells nothing is looked for among `sites`, `call_sites` of the encoder. One that onnxruntime
+    made when it optimised the graph belongs where the one before it belongs.
+    """
+    names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
+    graph = next((graph for graph in ("ctc", "decoder") if any(name.startswith(f"{graph}/") for name in names)), None)
+    part = graph or "other"
+    for name, event in zip(names, events, strict=True):
+        arguments = event["args"]
+        op_type, inputs = str(arguments["op_name"]), _shapes(arguments.get("input_type_shape", []))
+        index, scope = int(arguments.get("node_index", len(sites))), name
+        if part_of(name) is None and index < len(sites) and sites[index].op_type == op_type:
+            scope = sites[index].name
+        own = graph or part_of(scope)
+        part = own or part
+        product = _product(op_type, inputs, _shapes(arguments.get("output_type_shape", [])))
+        yield Kernel(
+            name=name,
+            scope=scope,
+            op_type=op_type,
+            part=part,
+            by_order=own is None,
+            seconds=event["dur"] / 1e6,
+            parameter_bytes=int(arguments.get("parameter_size", 0)),
+            **product,
+        )
+
+
+def part_of(name: str) -> str | None:
+    """The part of the encoder that a node of this name belongs to; None when it does not tell."""
+    for part, words in _SCOPES:
+        if any(word in name for word in words):
+            return part
+    return "other" if name.startswith(("encoder/", "outputs/")) else None
+
+
+def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, Shape]]:
+    return [(kind, tuple(shape)) for entry in entries for kind, shape in entry.items()]
+
+
+def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
+    """Counts of a kernel. The matrix on the right is missing among the inputs where onnxruntime packed it before.
+
+    [..., m, k] times [..., k, n] to [..., m, n]; either may be transposed by the kernel itself.
+    """
+    if op_type in _CONVOLUTIONS:
+        (kind, weight), out = inputs[1], outputs[0][1]
+        return _counts(math.prod(out) * math.prod(weight[1:]), math.prod(weight) * _ELEMENT_BYTES.get(kind, 4))
+    if op_type not in _INTEGER | _FLOAT:
+        return {}
+    (kind, left), out = inputs[0], outputs[0][1]
+    rows, columns = math.prod(out[-2:-1]), out[-1]
+    inner = math.prod(left[-2:]) // rows if rows else left[-1]
+    if inner < _FEWEST_TERMS:
+        return {}
+    size = inner * columns
+    right = next((shape for _, shape in inputs[1:] if len(shape) > 1 and shape[-2] * shape[-1] == size), ())
+    num_bytes: float = max(math.prod(right), size) * _ELEMENT_BYTES.get(kind, 4)
+    if op_type == "MatMulNBits":  # packed weights [n, blocks, bytes], else as the recipe int4 has them; and the scales
+        packed = next((math.prod(shape) for kind, shape in inputs[1:] if kind == "uint8" and len(shape) == 3), size / 2)
+        num_bytes = packed + 4 * size / _INT4_BLOCK
+    elif op_type in _INTEGER:
+        num_bytes = size
+    return _counts(math.prod(out) * inner, round(num_bytes), integer=op_type in _INTEGER)
+
+
+def _counts(multiply_adds: int, num_bytes: int, *, integer: bool = False) -> dict[str, Any]:
+    return {"multiply_adds": multiply_adds, "num_bytes": num_bytes if multiply_adds else 0, "integer": integer}

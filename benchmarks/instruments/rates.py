@@ -1,0 +1,129 @@
+"""How fast can this machine multiply, and read? Measured with onnxruntime's own kernels, on models made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from u2moe.benchmarks.instruments.host import memory_bytes
+from u2moe.benchmarks.instruments.onnx_file import product_model
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.quantize.tuning.measurement import mean_seconds
+from u2moe.runtime.session import SessionSettings
+
+Array = npt.NDArray[Any]
+
+KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
+"""What multiplies: uint8 tokens and int8 weights with a scale per column, as quantized bundles do, and float32."""
+PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
+"""Sizes [rows, in, out] of products whose weights stay in the cache; the best of them is the machine's rate."""
+BEYOND_CACHE = 640_000_000
+"""Bytes of weights that no cache keeps, as far as the memory allows."""
+_WIDTH = 1024
+_WEIGHTS_PER_SESSION = 16
+_CALL_S = 0.05
+"""Seconds that one measurement lasts at least."""
+
+
+def measure_rates(
+    footprints: Sequence[int], num_threads: int, *, repetitions: int = 5, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Rates of the machine, all measured in turn.
+
+    Args:
+        footprints: bytes of weights that are read over and over, of each bundle; more than no cache keeps is not tried.
+        num_threads: threads within one operator.
+        repetitions: how often each is measured.
+        progress: called with a line for each round.
+
+    Returns:
+        multiply_adds_per_s: by "integer" and "float", a spread for every size, and which is best.
+        read_bytes_per_s: by bytes of weights, a spread, of one row (a token) times float32 weights, which is bound by
+            reading them.
+    """
+    random = np.random.default_rng(0)
+    cases: dict[tuple[str, Any], Callable[[], float]] = {}
+    for kind, op_type in KERNELS.items():
+        for rows, inner, columns in PRODUCTS:
+            sessions = [_session(op_type, [_weight(random, kind, inner, columns)], num_threads)]
+            call = _repeated(sessions, _tokens(random, kind, rows, inner))
+            cases[kind, (rows, inner, columns)] = _rate(call, rows * inner * columns)
+    for size in sorted({readable(footprint) for footprint in footprints}):
+        sessions, num_bytes = _stream(random, size, num_threads)
+        cases["read", size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), num_bytes)
+    measured = interleaved(cases, repetitions, title=f"rates, threads: {num_threads}", progress=progress)
+    result: dict[str, Any] = {"threads": num_threads, "multiply_adds_per_s": {}, "read_bytes_per_s": {}}
+    for kind, op_type in KERNELS.items():
+        sizes = {" x ".join(map(str, size)): Spread.of(measured[kind, size]).data() for size in PRODUCTS}
+        best = max(sizes, key=lambda size: sizes[size]["median"])
+        result["multiply_adds_per_s"][kind] = {"operator": op_type, "sizes": sizes, "best": best}
+    for (kind, size), values in measured.items():
+        if kind == "read":
+            result["read_bytes_per_s"][str(size)] = Spread.of(values).data()
+    return result
+
+
+def readable(footprint: int) -> int:
+    """Bytes that stand for a footprint: whole weights, not more than what no cache keeps or a fourth of free memory."""
+    one = 4 * _WIDTH * _WIDTH
+    limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
+    return max(min(footprint, limit) // one, 1) * one
+
+
+def best_rate(rates: dict[str, Any], kind: str) -> float:
+    """Multiply-adds per second of "integer" or "float" products, at the size that suits the machine best."""
+    found = rates["multiply_adds_per_s"][kind]
+    return float(found["sizes"][found["best"]]["median"])
+
+
+def read_rate(rates: dict[str, Any], footprint: int) -> float:
+    """Bytes per second at which weights of a footprint are read, by the measured size that is nearest to it."""
+    found = rates["read_bytes_per_s"]
+    nearest = min(found, key=lambda size: abs(int(size) - footprint))
+    return float(found[nearest]["median"])
+
+
+def _stream(random: np.random.Generator, size: int, num_threads: int) -> tuple[list[onnxruntime.InferenceSession], int]:
+    """Sessions whose weights together have `size` bytes, each with weights of its own, and these bytes."""
+    weight, count = _weight(random, "float", _WIDTH, _WIDTH), size // (4 * _WIDTH * _WIDTH)
+    sessions = []
+    for start in range(0, count, _WEIGHTS_PER_SESSION):
+        end = min(start + _WEIGHTS_PER_SESSION, count)
+        # no two are equal, so that nothing can share them
+        weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
+        sessions.append(_session("MatMul", weights, num_threads))
+    return sessions, size
+
+
+def _weight(random: np.random.Generator, kind: str, inner: int, columns: int) -> Array:
+    if kind == "integer":
+        return random.integers(-127, 128, (inner, columns), np.int8)
+    return random.standard_normal((inner, columns), np.float32)
+
+
+def _tokens(random: np.random.Generator, kind: str, rows: int, inner: int) -> Array:
+    if kind == "integer":
+        return random.integers(0, 256, (rows, inner), np.uint8)
+    return random.standard_normal((rows, inner), np.float32)
+
+
+def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxruntime.InferenceSession:
+    options = SessionSettings(num_threads=num_threads).session_options()
+    return onnxruntime.InferenceSession(product_model(op_type, weights), options, providers=["CPUExecutionProvider"])
+
+
+def _repeated(sessions: Sequence[onnxruntime.InferenceSession], x: Array) -> Callable[[], None]:
+    def call() -> None:
+        for session in sessions:
+            session.run(None, {"x": x})
+
+    return call
+
+
+def _rate(call: Callable[[], None], amount: int) -> Callable[[], float]:
+    """A function that measures how much of `amount`, of which one call does one, is done per second."""
+    return lambda: amount / mean_seconds(call, _CALL_S)

@@ -1,0 +1,1 @@
+"""Other runtimes, other graphs and other recognisers beside ours."""

@@ -1,0 +1,86 @@
+"""Environments of their own for other recognisers: made with what they need and nothing else, and how large that is."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2moe.benchmarks.results.json_file import read_json, write_json
+
+_RECORD = "installed.json"
+_NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "exp", "tests", "examples", "docs", "results")
+"""What is left out of a copy of a repository that is installed from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerEnvironment:
+    """A virtual environment with one recogniser.
+
+    Attributes:
+        python: its interpreter.
+        installed_bytes: all files that the installation put there: packages, those that they need, and models in them.
+    """
+
+    python: Path
+    installed_bytes: int
+
+
+def make_environment(
+    folder: Path,
+    requirements: Sequence[str],
+    *,
+    made_of: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> PeerEnvironment:
+    """The environment in `folder`, made if it is not there or was made of something else.
+
+    Args:
+        folder: of the environment.
+        requirements: as pip takes them.
+        made_of: what the requirements stand for, where that changes while they stay.
+        progress: called with a line where something is made.
+
+    Raises:
+        RuntimeError: what is required cannot be installed; says what pip wrote last.
+    """
+    python = folder / "bin" / "python"
+    record, wanted = read_json(folder / _RECORD), {"requirements": list(requirements), "made_of": made_of}
+    if not wanted.items() <= record.items():
+        progress(f"installing {', '.join(requirements)}")
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+        before = _size(folder)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *requirements]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - what a peer needs
+        if done.returncode:
+            shutil.rmtree(folder)
+            raise RuntimeError(f"{', '.join(requirements)}: cannot be installed: {done.stderr.strip()[-600:]}")
+        record = {**wanted, "installed_bytes": _size(folder) - before}
+        write_json(folder / _RECORD, record)
+    return PeerEnvironment(python=python, installed_bytes=record["installed_bytes"])
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files but those that the interpreter writes by itself."""
+    files = (file for file in folder.rglob("*") if "__pycache__" not in file.parts)
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def copy_source(repository: Path, target: Path) -> Path:
+    """What is installed of a repository: building where it lies would leave files behind. Returns `target`."""
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(repository, target, ignore=shutil.ignore_patterns(*_NOT_SOURCE)))
+
+
+def digest(folder: Path) -> str:
+    """The sha256 of names and content of all files below a folder."""
+    result = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        result.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return result.hexdigest()

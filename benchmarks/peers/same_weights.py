@@ -1,0 +1,359 @@
+"""The same weights by other means, beside ours: torch, other graphs, and onnxruntime's own operators and quantizer.
+
+    python -m u2moe.benchmarks.peers.same_weights FOLDER --results kernel_peers.json [--at-most 1]
+
+FOLDER holds the bundles of a random model (`artefacts`), its whole encoder; what is missing there is made, peers too.
+They do not fit into memory together: they are measured group by group, our int8 in every group, all of a group in
+turn, one thread. Results are written cell by cell; a second run goes on where the first was stopped. Where a process
+finds its memory makes a difference of several percent while experts are read: `--more` adds the rounds of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from u2moe.benchmarks.full_size.models import Artefact, make_artefact
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.workload import (
+    CHUNK_S,
+    NUM_CHUNKS,
+    NUM_WARM_CHUNKS,
+    UTTERANCE_S,
+    Frames,
+    streaming_round,
+    utterance,
+    windows,
+)
+from u2moe.benchmarks.peers import graphs as peer_graphs
+from u2moe.benchmarks.peers.torch_encoder import TorchEncoder, with_loops
+from u2moe.benchmarks.results.json_file import write_json
+from u2moe.benchmarks.results.provenance import recorded, resumed, sentence
+from u2moe.benchmarks.results.targets import Target, quartiles
+from u2moe.export.checkpoint import Checkpoint
+from u2moe.quantize.arithmetic import relative_error
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.encoder import Encoder
+from u2moe.runtime.session import Session, SessionSettings
+
+Run = Callable[[], list[Frames]]
+MIXTURE = "moe-1b"
+REFERENCE = "ours, int8"
+MODES = {"streaming": "streaming", "full": "full context"}
+REPETITIONS = {"torch": 3, "float32": 3, "int8": 5}
+"""Rounds of each group, after one that warms up."""
+RESULTS = Path(__file__).parents[1] / "results" / "kernel_peers.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """Another way to compute the encoder.
+
+    Attributes:
+        name: as the table shows it.
+        kind: "fp32" or "int8" or "int4": of the experts.
+        limit: relative error of the encoder output of a small model that is still the same computation: float32 adds
+            in another order; integers round activations and weights, and a router that is nearly undecided may then
+            choose another expert.
+        needed: how many times as fast ours in int8 shall be; None: nothing was set.
+        bound: why it may not be, where that is known.
+    """
+
+    name: str
+    kind: str
+    limit: float
+    needed: float | None = None
+    bound: str = ""
+
+
+SAME_READING = (
+    "a chunk reads the same experts in as many bits either way, and onnxruntime's products read and multiply one after "
+    "the other (see the bound of the encoder)"
+)
+QMOE_BOUND = f"{SAME_READING}; `u2moe quantize --tune` takes QMoE where it is faster"
+QMOE4_BOUND = "it reads half as many bytes of experts, and loses more; `u2moe quantize --tune --tune-lossy` takes it"
+STOCK_BOUND = (
+    f"it quantizes our graph, whose dispatch it inherits; {SAME_READING}; one scale for all tokens instead of one for "
+    "each is cheaper, but makes what is heard depend on the batch"
+)
+FLOAT, INTEGER = 1e-4, 0.06
+TORCH = Peer(name="torch eager, WeNet's loop over experts", kind="fp32", limit=FLOAT, needed=3)
+MASKED = Peer(name="all experts under a mask", kind="fp32", limit=FLOAT, needed=3)
+MOE = Peer(name="contrib MoE", kind="fp32", limit=FLOAT)
+QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5, bound=QMOE_BOUND)
+QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5, bound=QMOE4_BOUND)
+# inlined, since it does not look into functions and would leave experts float32
+STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5, bound=STOCK_BOUND)
+# its convolutions have one scale for all frames that they see
+STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5, bound=STOCK_BOUND)
+OURS = Peer(name=REFERENCE, kind="int8", limit=INTEGER)
+OURS_FLOAT = Peer(name="ours, float32", kind="fp32", limit=0)
+GROUPS: Mapping[str, tuple[Peer, ...]] = {
+    "torch": (OURS, OURS_FLOAT, TORCH),
+    "float32": (OURS, MASKED, MOE),
+    "int8": (OURS, QMOE8, QMOE4, STOCK, STOCK_ALL),
+}
+"""What is in memory together."""
+ALL_PEERS = tuple(dict.fromkeys(peer for group in GROUPS.values() for peer in group))
+
+
+class Peers:
+    """The encoders of one model by all means, made where they are missing."""
+
+    def __init__(self, artefact: Artefact, progress: Callable[[str], None] = lambda _: None) -> None:
+        self.artefact = artefact
+        self.bundle = Bundle.open(artefact.bundle("fp32"), verify=False)
+        self.graph = self.bundle.manifest.model.graphs()[0]
+        self.source = self.bundle.path / self.graph.file
+        self.folder = artefact.folder / "peers"
+        self.progress = progress
+
+    def file(self, peer: Peer) -> Path:
+        """The graph of a peer; torch has none."""
+        if peer == OURS:
+            return self.artefact.bundle("int8") / self.graph.file
+        if peer == OURS_FLOAT:
+            return self.source
+        source = self.source
+        ways: dict[Peer, tuple[str, Callable[[Path], None]]] = {
+            MASKED: ("masked", partial(peer_graphs.masked, source)),
+            MOE: ("moe", partial(peer_graphs.contrib_moe, source)),
+            QMOE8: ("qmoe8", partial(peer_graphs.contrib_qmoe, source, bits=8)),
+            QMOE4: ("qmoe4", partial(peer_graphs.contrib_qmoe, source, bits=4)),
+            STOCK: ("stock", partial(self._stock, matmuls_only=True)),
+            STOCK_ALL: ("stock_all", partial(self._stock, matmuls_only=False)),
+        }
+        return self._made(*ways[peer])
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        file = self.folder / name / self.graph.file
+        if not (self.folder / name).is_dir():
+            self.progress(f"making {name}")
+            partial_folder = self.folder / f"{name}.partial"
+            make(partial_folder / self.graph.file)
+            partial_folder.rename(self.folder / name)
+        return file
+
+    def _stock(self, target: Path, *, matmuls_only: bool) -> None:
+        inlined = self._made("inlined", partial(peer_graphs.inlined, self.source))
+        peer_graphs.stock_dynamic(inlined, target, matmuls_only=matmuls_only)
+
+    def load(self, peer: Peer) -> Encoder | TorchEncoder:
+        """The encoder of a peer, on one thread."""
+        if peer == TORCH:
+            torch.set_num_threads(1)
+            return TorchEncoder(with_loops(Checkpoint.open(self.artefact.checkpoint).network().encoder))
+        manifest = self.bundle.manifest
+        session = Session(self.file(peer), self.graph, manifest, SessionSettings(num_threads=1))
+        return Encoder(session, manifest.model)
+
+    def one_round(self, encoder: Encoder | TorchEncoder, mode: str, frames: Frames) -> Run:
+        """What one round of "streaming" or "full" does; returns the encoder output, chunk by chunk."""
+        if mode == "full":
+            return lambda: [encoder.whole(frames)[None]]
+        if isinstance(encoder, Encoder):
+            return streaming_round(encoder, frames, 1, NUM_CHUNKS["streaming"])
+        chunks = list(windows(self.bundle.manifest.model, frames))
+        _, caches, offset = encoder.stream(chunks[:NUM_WARM_CHUNKS])
+        following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
+        return lambda: encoder.stream(following, caches, offset)[0]
+
+    def expected(self, mode: str) -> Frames:
+        """Encoder output [time, dim] of our float32 graph, kept: it takes time to load that graph for this alone."""
+        file = self.folder / f"expected-{mode}.npy"
+        if not file.exists():
+            self.progress(f"what to expect, {mode}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, _joined(self.one_round(self.load(OURS_FLOAT), mode, utterance(self.bundle))))
+        found: Frames = np.load(file)
+        return found
+
+    def make(self, wanted: Iterable[Peer]) -> None:
+        """Make all that these need, so that measuring loads and runs and does nothing else."""
+        for peer in wanted:
+            if peer != TORCH:
+                self.file(peer)
+        for mode in MODES:
+            self.expected(mode)
+
+
+def run(
+    root: Path,
+    results: Path,
+    *,
+    name: str = MIXTURE,
+    groups: Mapping[str, Sequence[Peer]] = GROUPS,
+    at_most: int | None = None,
+    repetitions: int | None = None,
+    more: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure what the results lack, and write them after every cell, which is a mode of a group.
+
+    Args:
+        root: folder of the bundles.
+        results: JSON file, which may hold cells already.
+        name: preset of `random_checkpoint`, one with experts.
+        groups: peers that are measured in turn.
+        at_most: stop after so many new cells.
+        repetitions: rounds of a cell; None: what is usual for its group.
+        more: measure what they have, too, and add the rounds of this process to it.
+        progress: called with a line for each step.
+    """
+    content = resumed(results, {"model": name, "cells": {}})
+    wanted = [(group, mode) for group in groups for mode in MODES]
+    missing = [(group, mode) for group, mode in wanted if more or f"{group}/{mode}" not in content["cells"]][:at_most]
+    peers = Peers(make_artefact(name, root, progress=progress), progress)
+    frames = utterance(peers.bundle)
+    encoders: dict[str, Encoder | TorchEncoder] = {}
+    for group, modes in groupby(missing, key=itemgetter(0)):
+        encoders.clear()  # frees the memory for the group to come
+        encoders |= {peer.name: peers.load(peer) for peer in groups[group]}
+        for _, mode in modes:
+            progress(f"{group}, {mode}")
+            runs = {peer: peers.one_round(encoder, mode, frames) for peer, encoder in encoders.items()}
+            measured = _measure(runs, peers.expected(mode), repetitions or REPETITIONS[group])
+            before = content["cells"].get(f"{group}/{mode}", {})
+            content["cells"][f"{group}/{mode}"] = {
+                name: {**item, "seconds": [*before.get(name, {}).get("seconds", ()), *item["seconds"]]}
+                for name, item in measured.items()
+            }
+            write_json(results, recorded(content))
+    return content
+
+
+def _measure(runs: Mapping[str, Run], expected: Frames, repetitions: int) -> dict[str, dict[str, Any]]:
+    """Seconds of every round and the error against what is expected, by the name of the peer."""
+    errors = {name: relative_error(expected, _joined(call)) for name, call in runs.items()}  # warms up, too
+    cases = {name: _timed(call) for name, call in runs.items()}
+    seconds = interleaved(cases, repetitions, warm_up=0)
+    return {name: {"seconds": values, "relative_error": errors[name]} for name, values in seconds.items()}
+
+
+def _joined(run: Run) -> Frames:
+    """Encoder output [time, dim] of a round."""
+    return np.concatenate([output[0] for output in run()])
+
+
+def _timed(run: Run) -> Callable[[], float]:
+    def timed() -> float:
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+
+    return timed
+
+
+def speedup(cell: Mapping[str, Any], peer: Peer) -> Spread:
+    """How many times as long a peer takes as ours in int8: the spread over rounds, in which the two took turns."""
+    pairs = zip(cell[peer.name]["seconds"], cell[REFERENCE]["seconds"], strict=True)
+    return Spread.of([peers / ours for peers, ours in pairs])
+
+
+def _cell(content: Mapping[str, Any], peer: Peer, mode: str) -> dict[str, Any] | None:
+    """The first cell of this mode with this peer."""
+    cells = content["cells"].items()
+    return next((cell for key, cell in cells if key.endswith(f"/{mode}") and peer.name in cell), None)
+
+
+def targets(content: Mapping[str, Any]) -> list[Target]:
+    """How many times as fast ours in int8 is, against what was set for each peer."""
+    found = []
+    for peer in ALL_PEERS:
+        for mode, title in MODES.items():
+            cell = _cell(content, peer, mode)
+            if peer.needed is None or cell is None:
+                continue
+            name = f"ours in int8 faster than {peer.name} ({peer.kind}), {title}"
+            in_ms = 1e3 / NUM_CHUNKS.get(mode, 1)
+            own, other = (in_ms * statistics.median(cell[key]["seconds"]) for key in (REFERENCE, peer.name))
+            bound = "; ".join(part for part in (f"{own:.0f} against {other:.0f} ms", peer.bound) if part)
+            value = speedup(cell, peer)
+            found.append(Target(name=name, found=value, limit=peer.needed, at_most=False, bound=bound))
+    return found
+
+
+TEXT = f"""Encoder of {{model}} with the same weights and the same speech, one thread. Streaming: milliseconds per chunk
+of 16 frames ({1e3 * CHUNK_S:.0f} ms of audio) with 4 chunks left; full context: milliseconds for {UTTERANCE_S:g} s.
+Medians, quartiles in brackets. "x" is how many times as long it takes as our int8 in the same rounds. Error: norm of
+the difference from the encoder output of our float32 graph over its norm; random weights amplify it, since their
+routers are nearly undecided. Ours is shown as in the first group of peers that were measured together; in all of them
+a chunk took it {{own}} ms.
+"""
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    header = ("", "experts", "streaming", "x", "full context", "x", "error")
+    lines = [
+        sentence(content),
+        TEXT.format(model=content["model"], own=_own_chunks(content)),
+        f"| {' | '.join(header)} |",
+        "|---" * len(header) + "|",
+    ]
+    return "\n".join([*lines, *(_row(content, peer) for peer in ALL_PEERS)]) + "\n"
+
+
+def _own_chunks(content: Mapping[str, Any]) -> str:
+    """Milliseconds of a chunk with ours, group by group."""
+    cells = [cell[REFERENCE] for key, cell in content["cells"].items() if key.endswith("/streaming")]
+    in_ms = [1e3 * statistics.median(cell["seconds"]) / NUM_CHUNKS["streaming"] for cell in cells]
+    return ", ".join(f"{value:.0f}" for value in in_ms)
+
+
+def _row(content: Mapping[str, Any], peer: Peer) -> str:
+    parts, errors = [], []
+    for mode in MODES:
+        cell = _cell(content, peer, mode)
+        if cell is None:
+            parts += ["not measured", ""]
+            continue
+        num_chunks = NUM_CHUNKS.get(mode, 1)
+        spread = Spread.of([1e3 * value / num_chunks for value in cell[peer.name]["seconds"]])
+        parts += [quartiles(spread, 0), quartiles(speedup(cell, peer))]
+        errors.append(cell[peer.name]["relative_error"])
+    error = f"{max(errors):.1e}" if errors else ""
+    return f"| {peer.name} | {peer.kind} | {' | '.join(parts)} | {error} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.peers.same_weights", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, continued if it is there")
+    parser.add_argument("--model", default=MIXTURE, help=f"preset with experts (default: {MIXTURE})")
+    parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
+    parser.add_argument("--more", action="store_true", help="add rounds to what has been measured, too")
+    parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
+    parser.add_argument("--make", action="store_true", help="make the graphs of all peers, and measure nothing")
+    args = parser.parse_args(arguments)
+    groups = {name: GROUPS[name] for name in args.groups}
+    if args.make:
+        peers = Peers(make_artefact(args.model, args.folder, progress=_print), _print)
+        peers.make(peer for peer in ALL_PEERS if any(peer in group for group in groups.values()))
+        return
+    options = {"name": args.model, "groups": groups, "at_most": args.at_most, "more": args.more}
+    content = run(args.folder, args.results, **options, progress=_print)
+    missing = [f"{group}/{mode}" for group in GROUPS for mode in MODES if f"{group}/{mode}" not in content["cells"]]
+    print(f"{args.results}: missing {', '.join(missing)}" if missing else f"{args.results}: complete")
+
+
+def _print(line: str) -> None:
+    print(f"- {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

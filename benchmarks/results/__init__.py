@@ -1,0 +1,1 @@
+"""What was measured, as JSON, and what makes pages of it. Measures nothing."""

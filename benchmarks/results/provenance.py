@@ -1,0 +1,68 @@
+"""Where and when results were measured: as data beside them, and as the sentence above their table."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.host import describe_machine
+from u2moe.benchmarks.results.json_file import read_json, write_json
+from u2moe.runtime.manifest import MANIFEST_FILE
+
+
+def measured_here() -> dict[str, Any]:
+    """The `machine` and the `date` of results."""
+    return {"machine": describe_machine(), "date": dt.datetime.now(dt.UTC).date().isoformat()}
+
+
+def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Results to go on with: what `file` holds, and of `fresh` what it lacks.
+
+    Raises:
+        ValueError: they are of another machine; ratios between machines say nothing.
+    """
+    content, here = read_json(file), describe_machine()["processor"]
+    measured = content.get("machine", {}).get("processor", here)
+    if measured != here:
+        raise ValueError(f"{file}: measured on {measured}, this is {here}; name another file")
+    return {**fresh, **content}
+
+
+def recorded(content: dict[str, Any]) -> dict[str, Any]:
+    """Results that are measured piece by piece, with `measured_here`, and `commits`, of all that added a piece."""
+    content |= measured_here()
+    content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
+    return content
+
+
+def of_bundle(folder: Path) -> dict[str, str]:
+    """The `bundle` of results: the sha256 of its manifest, which has those of all its files."""
+    return {"bundle": hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()}
+
+
+def publish(
+    bundle: Path, found: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], file: Path | None
+) -> None:
+    """Print what was found of a bundle as a table, and write it to `file` if there is one, with where and when."""
+    results = {**measured_here(), **of_bundle(bundle), **found}
+    if file:
+        write_json(file, results)
+    print(table(results))
+
+
+def sentence(content: Mapping[str, Any]) -> str:
+    """Processor, instruction sets, cores, onnxruntime, commit and date of results that have `measured_here`.
+
+    A "+" behind a commit: with changes that were not in it.
+    """
+    machine = content["machine"]
+    commits = content.get("commits", [machine["commit"]])
+    version = f" ({machine['processor_version']})" if machine.get("processor_version") else ""
+    return (
+        f"Measured on {machine['processor']}{version} with {' '.join(machine['instruction_sets'])}, "
+        f"{machine['usable_cores']} cores, onnxruntime {machine['onnxruntime']}, "
+        f"commit{'s' * (len(commits) > 1)} {', '.join(map(str, commits))}, {content['date']}."
+    )
