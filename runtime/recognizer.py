@@ -23,6 +23,7 @@ from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.pauses import end_at_pauses
+from u2moe.runtime.recording import Blocks, recognize
 from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult, token_spans, words_of
 from u2moe.runtime.stream import Stream
@@ -175,19 +176,58 @@ class Recognizer:
         `EndpointConfig`), so that memory is bounded. With full context, recordings of up to 30 seconds are encoded at
         once; of longer ones, what is said before and after a pause of half a second apart (`EndpointConfig.pause`).
 
+        A file that is damaged after some seconds of audio is recognised up to there: the transcript is then not
+        `complete`, and its `error` says why.
+
         Args:
             audio: path of an audio file, or samples of one channel (float32 in [-1, 1] or int16).
             sample_rate: of samples, in Hz; None: the model's. Files know theirs.
             options: how to decode; None: the recogniser's. Without `chunk_size` with full context.
             hotwords: phrases to prefer; None: the recogniser's.
-            vad: recognises only where it hears speech, each stretch by itself, cut further by the endpoints.
+            vad: recognises only where it finds speech, each stretch by itself, cut further by the endpoints.
             on_progress: called now and then with the seconds of the recording that are done.
 
         Raises:
-            AudioError: audio that cannot be read or used.
+            AudioError: audio of which nothing can be read or used.
             StreamError: the bundle cannot do what `options` ask.
             ValueError: hotwords that the vocabulary cannot write.
         """
+        blocks, results = self._recognize(audio, sample_rate, options, hotwords, vad, on_progress)
+        segments = list(results)
+        return Transcript.of(segments, blocks.duration, blocks.error)
+
+    def segments(
+        self,
+        audio: str | os.PathLike[str] | npt.ArrayLike,
+        sample_rate: float | None = None,
+        *,
+        options: DecodingOptions | None = None,
+        hotwords: Hotwords | ContextGraph | None = None,
+        vad: VoiceActivityDetector | None = None,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> Iterator[Result]:
+        """The final results that `transcribe` puts into a transcript, one by one, each as soon as it is found.
+
+        Memory stays flat however long the recording is. Arguments and errors are those of `transcribe`; all but damage
+        to the audio is raised by the call itself, before the first segment is asked for.
+
+        Raises:
+            AudioError: also for a file that is damaged after some seconds of audio, once all segments before have been
+                given.
+        """
+        blocks, results = self._recognize(audio, sample_rate, options, hotwords, vad, on_progress)
+        return self._until_damage(blocks, results)
+
+    def _recognize(
+        self,
+        audio: str | os.PathLike[str] | npt.ArrayLike,
+        sample_rate: float | None,
+        options: DecodingOptions | None,
+        hotwords: Hotwords | ContextGraph | None,
+        vad: VoiceActivityDetector | None,
+        on_progress: Callable[[float], object] | None,
+    ) -> tuple[Blocks, Iterator[Result]]:
+        """Blocks of a recording, and the results that come as these are read."""
         options = options or self.options
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         chunk_size = options.chunk_size
@@ -198,47 +238,17 @@ class Recognizer:
         if isinstance(audio, str | os.PathLike):
             if sample_rate is not None:
                 raise ValueError("sample_rate is for arrays: a file knows its own")
-            blocks = read_blocks(audio, model_rate)
+            samples = read_blocks(audio, model_rate)
         else:
-            blocks = convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
-        if on_progress is not None:
-            blocks = _told(blocks, model_rate, on_progress)
-        if vad is not None:
-            return self._transcribe_speech(stream, blocks, vad)
-        for block in blocks:
-            stream.accept_waveform(model_rate, block)
-            self.decode_streams([stream])
-        stream.input_finished()
-        self.decode_streams([stream])
-        return Transcript.of(stream.take_segments(), stream.duration)
+            samples = convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
+        blocks = Blocks(samples, model_rate, on_progress)
+        return blocks, recognize(self, stream, blocks, vad)
 
-    def _transcribe_speech(
-        self, stream: Stream, blocks: Iterable[npt.NDArray[np.float32]], vad: VoiceActivityDetector
-    ) -> Transcript:
-        """Recognise each stretch of speech as a source of its own."""
-        rate = self.bundle.manifest.features.sample_rate
-        if rate != vad.sample_rate:
-            raise ValueError(f"the voice activity detector hears {vad.sample_rate} Hz, and the model {rate} Hz")
-        segments: list[Result] = []
-        num_samples = begin = 0
-
-        def counted() -> Iterator[npt.NDArray[np.float32]]:
-            nonlocal num_samples
-            for block in blocks:
-                num_samples += len(block)
-                yield block
-
-        for speech in vad.speech(counted()):
-            if speech.begins:
-                stream.reset()
-                begin = speech.start
-            stream.accept_waveform(rate, speech.samples)
-            if speech.ends:
-                stream.input_finished()
-            self.decode_streams([stream])
-            for segment in stream.take_segments():
-                segments.append(segment.moved(begin / rate, len(segments)))
-        return Transcript.of(segments, num_samples / rate)
+    @staticmethod
+    def _until_damage(blocks: Blocks, results: Iterator[Result]) -> Iterator[Result]:
+        yield from results
+        if blocks.error is not None:
+            raise blocks.error
 
     def _check(self, options: DecodingOptions) -> None:
         if options.search in ("attention_rescoring", "attention") and not self.model.has_decoder:
@@ -408,17 +418,6 @@ class Recognizer:
             for word in words
         ]
         return words_of(words, end_at_pauses(meeting, peaks, stream.pauses()), confidences)
-
-
-def _told(
-    blocks: Iterable[npt.NDArray[np.float32]], sample_rate: int, on_progress: Callable[[float], object]
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Blocks of samples; after each, when the next is asked for, the seconds so far are told."""
-    num_samples = 0
-    for block in blocks:
-        yield block
-        num_samples += len(block)
-        on_progress(num_samples / sample_rate)
 
 
 def _batches(

@@ -100,17 +100,33 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """What was recognised in one recording: its text, its length in seconds, and its utterances in order."""
+    """What was recognised in one recording.
+
+    Attributes:
+        text: of all segments.
+        duration: seconds of audio that were read.
+        segments: final results, in order.
+        complete: whether the recording was read to its end; False: it is damaged, and what was recognised before the
+            damage is here.
+        error: what is wrong with the recording, if it is not complete.
+    """
 
     text: str
     duration: float
     segments: list[Result]
+    complete: bool = True
+    error: str | None = None
 
     @classmethod
-    def of(cls, segments: Sequence[Result], duration: float) -> Transcript:
-        """Transcript of final results, in order."""
-        text = join_texts([segment.text for segment in segments])
-        return cls(text=text, duration=duration, segments=list(segments))
+    def of(cls, segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
+        """Transcript of final results, in order, of a recording that breaks off with `error`, if it does."""
+        return cls(
+            text=join_texts([segment.text for segment in segments]),
+            duration=duration,
+            segments=list(segments),
+            complete=error is None,
+            error=None if error is None else str(error),
+        )
 
 
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[tuple[float, float]]:

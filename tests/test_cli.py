@@ -35,7 +35,7 @@ def test_folder_as_json(bundle, recognizer, clips, capsys):
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["file"] for line in lines] == [str(clips / "a.wav"), str(clips / "b.flac")]
-    assert set(lines[0]) == {"file", "text", "duration", "segments"}
+    assert set(lines[0]) == {"file", "text", "duration", "segments", "complete", "error"}
     assert set(lines[0]["segments"][0]["words"][0]) == {"word", "start", "end", "confidence"}
     assert len(lines[1]["segments"][0]["nbest"]) == 3
     assert err == ""

@@ -80,10 +80,13 @@ def test_the_code_runs_in_order_and_says_what_was_said(names, clip, capsys):
     for block in BLOCKS:
         exec(block, names)
         printed.append(capsys.readouterr().out)
-    assert len(BLOCKS) == 11
-    one_shot, captions, microphone = printed[0], printed[8], printed[9]
+    assert len(BLOCKS) == 12
+    one_shot, by_segment, captions, microphone = printed[0], printed[1], printed[9], printed[10]
     text = names["recognizer"].transcribe("talk.wav").text
     assert text in one_shot
+    assert [line.split(" ", 1)[1] for line in by_segment.splitlines()] == [
+        segment.text for segment in names["recognizer"].segments("talk.wav")
+    ]
     assert "None" not in one_shot  # every confidence and both scores are there
     heard = set(words(text)) & set(words(transcript))
     assert heard
@@ -321,7 +324,7 @@ def provider_has_failed(case):
 
 
 PROVOKED = {
-    "a file that is missing, damaged, or no audio": [
+    "a file that is missing, no audio, or damaged from the start": [
         lambda case: case.demo.transcribe(case.folder / "missing.wav"), damaged_file,
     ],
     "samples with NaN or infinity": [

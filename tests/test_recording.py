@@ -1,0 +1,124 @@
+"""Recordings whole and segment by segment, and those that break off."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.runtime import AudioError, DecodingOptions, EndpointConfig, EndpointRule, format_transcript
+from u2moe.runtime import recognizer as recognizer_module
+from u2moe.runtime.formats import FORMATS
+from u2moe.runtime.recording import Blocks
+
+SHORT = DecodingOptions(
+    chunk_size=16,
+    num_left_chunks=2,
+    endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
+)
+
+
+@pytest.fixture
+def long(sound):
+    return np.tile(sound, 8)
+
+
+@pytest.fixture
+def damaged(monkeypatch):
+    """A function after which files break off when so many seconds of them are read."""
+
+    def break_off(seconds):
+        read_blocks = recognizer_module.read_blocks
+
+        def broken(path, rate, *args, **kwargs):
+            num_left = round(seconds * rate)
+            for block in read_blocks(path, rate, *args, **kwargs):
+                if num_left:
+                    yield block[:num_left]
+                num_left -= min(len(block), num_left)
+                if not num_left:
+                    raise AudioError(f"{path}: breaks off")
+
+        monkeypatch.setattr(recognizer_module, "read_blocks", broken)
+
+    return break_off
+
+
+@pytest.fixture
+def file(long, tmp_path):
+    soundfile.write(tmp_path / "a.wav", long, 16_000, subtype="FLOAT")
+    return tmp_path / "a.wav"
+
+
+def test_segments_are_those_of_the_transcript(recognizer, file, long):
+    for audio in (file, str(file), long):
+        for options in (None, SHORT):
+            transcript = recognizer.transcribe(audio, options=options)
+            assert list(recognizer.segments(audio, options=options)) == transcript.segments
+            assert transcript.complete
+            assert transcript.error is None
+
+
+def test_segments_come_while_the_recording_is_read(recognizer, file):
+    """The first long before the end, and nothing is read that nobody asks for."""
+    read = []
+    segments = recognizer.segments(file, options=SHORT, on_progress=read.append)
+    assert read == []
+    assert next(segments).segment == 0
+    assert len(read) <= 1
+    assert [segment.segment for segment in segments] == list(range(1, 24))
+    assert read == [10.0, 20.0, 30.0, 32.0]
+
+
+def test_damage_late_in_a_file_keeps_what_was_before(recognizer, file, long, damaged):
+    expected = recognizer.transcribe(long[: 25 * 16_000], options=SHORT)
+    assert len(expected.segments) > 10
+    damaged(25.0)
+    transcript = recognizer.transcribe(file, options=SHORT)
+    assert transcript.segments == expected.segments
+    assert transcript.text == expected.text
+    assert transcript.duration == 25.0
+    assert not transcript.complete
+    assert transcript.error == f"{file}: breaks off"
+    found = []
+    with pytest.raises(AudioError, match="breaks off"):
+        found.extend(recognizer.segments(file, options=SHORT))
+    assert found == expected.segments
+
+
+def test_a_file_of_which_nothing_can_be_read_is_refused_by_the_call_itself(recognizer, file, tmp_path, damaged):
+    for call in (recognizer.transcribe, recognizer.segments):
+        with pytest.raises(AudioError, match=r"none\.wav: no such file"):
+            call(tmp_path / "none.wav")
+        with pytest.raises(AudioError, match="NaN"):
+            call(np.array([np.nan]))
+    damaged(0.0)
+    for call in (recognizer.transcribe, recognizer.segments):
+        with pytest.raises(AudioError, match="breaks off"):
+            call(file)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_formats_say_whether_a_transcript_is_complete(recognizer, file, damaged, is_damaged):
+    if is_damaged:
+        damaged(12.0)
+    transcript = recognizer.transcribe(file, options=SHORT)
+    written = json.loads(format_transcript(transcript, "json"))
+    assert written["complete"] == (not is_damaged)
+    assert written["error"] == (f"{file}: breaks off" if is_damaged else None)
+    assert all(format_transcript(transcript, name) for name in FORMATS)
+
+
+def test_an_error_of_the_program_is_no_damage(recognizer, file):
+    def on_progress(seconds):
+        raise AudioError("mine")
+
+    with pytest.raises(AudioError, match="mine"):
+        recognizer.transcribe(file, on_progress=on_progress)
+
+
+def test_blocks_count_what_they_give():
+    blocks = Blocks(iter([np.zeros(0, np.float32), np.zeros(5, np.float32), np.zeros(3, np.float32)]), 10)
+    assert [len(block) for block in blocks] == [5, 3]
+    assert (blocks.num_samples, blocks.duration, blocks.error) == (8, 0.8, None)
+    assert not list(Blocks(iter([]), 10))
