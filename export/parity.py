@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from u2moe.export.model import BlockCache, ConformerBlock, SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime import contract
-from u2moe.runtime.encoder import Caches, Encoder
+from u2moe.runtime.caches import Caches
+from u2moe.runtime.encoder import Encoder
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.manifest import Manifest
 from u2moe.runtime.session import Session, SessionSettings

@@ -12,8 +12,9 @@ import onnxruntime
 from u2moe.export.parity import ParityReport, compared
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.caches import Caches
 from u2moe.runtime.contract import Graph
-from u2moe.runtime.encoder import Caches, required_cache_size
+from u2moe.runtime.encoder import required_cache_size
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import Manifest

@@ -1,107 +1,19 @@
-"""The encoder over arrays: one step with explicit caches, and the windows that chunks are cut from. No audio here."""
+"""The encoder over arrays: one step with explicit caches, and whole utterances. No audio here, and no state."""
 
 from __future__ import annotations
 
-import sys
-import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.caches import Caches
 from u2moe.runtime.errors import StreamError
+from u2moe.runtime.windows import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from u2moe.runtime.manifest import ModelConfig
     from u2moe.runtime.session import Session
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Caches:
-    """What an encoder remembers of a batch of streams. Never changed in place.
-
-    Attributes:
-        offset: encoder frames before the next chunk, its position: int64 [batch].
-        att: keys and values, float32 [blocks, batch, kv_heads, cache, 2*head_dim].
-        cnn: last frames before the depthwise convolution, float32 [blocks, batch, conv_dim, kernel-1], or None.
-    """
-
-    offset: npt.NDArray[np.int64]
-    att: npt.NDArray[np.float32]
-    cnn: npt.NDArray[np.float32] | None
-
-
-class CacheRow:
-    """Caches of one stream, as a row of those of a batch for as long as its streams go on together.
-
-    So a batch that stays the same is neither taken apart nor joined between its chunks: with eight streams that took a
-    tenth of the time. When it changes, `join_rows` copies rows, those of streams that are left behind too: no stream
-    keeps the memory of others for long.
-
-    Attributes:
-        offset: encoder frames before the next chunk.
-        num_cached: frames of keys and values. Before them the batch may hold more, at negative positions.
-    """
-
-    def __init__(self, caches: Caches, index: int, num_cached: int, mates: Sequence[weakref.ref[CacheRow]]) -> None:
-        """Start as row `index` of `caches`, whose rows are `mates`."""
-        self.place = (caches, index, mates)  # one attribute: another thread may move the row while it is read
-        self.offset = int(caches.offset[index])
-        self.num_cached = num_cached
-
-    def begin_anew(self, num_frames: int) -> None:
-        """Go on as if the stream had begun with its last `num_frames` frames: position zero is there."""
-        self.offset = num_frames
-        self.num_cached = min(num_frames, self.num_cached)
-
-    def views(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """`Caches.att` and `Caches.cnn` of this stream alone, not copied."""
-        caches, index, _ = self.place
-        first = caches.att.shape[3] - self.num_cached
-        cnn = None if caches.cnn is None else caches.cnn[:, index : index + 1]
-        return caches.att[:, index : index + 1, :, first:], cnn
-
-    def leave(self) -> None:
-        """Copy the row out of its batch."""
-        att, cnn = self.views()
-        own = Caches(offset=np.array([self.offset]), att=att.copy(), cnn=None if cnn is None else cnn.copy())
-        self.place = (own, 0, ())
-
-
-def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
-    """Caches of each stream of a batch, given how many of the cached frames are its own. Copies nothing."""
-    mates: list[weakref.ref[CacheRow]] = []
-    rows = [CacheRow(caches, index, num, mates) for index, num in enumerate(num_cached)]
-    mates += map(weakref.ref, rows)
-    return rows
-
-
-def join_rows(rows: Sequence[CacheRow]) -> Caches:
-    """Caches of several streams as those of a batch. Copies nothing if they are all that were split from one.
-
-    Shorter attention caches are padded in front. That is only right where they reach back to the start of their stream:
-    then the padding is at negative positions, which the graph leaves out. So a batch must share its left context.
-    """
-    offset = np.array([row.offset for row in rows], np.int64)
-    longest = max(row.num_cached for row in rows)
-    places = [row.place for row in rows]
-    last = places[0][0]
-    if len(rows) == len(last.offset) and all(place[:2] == (last, index) for index, place in enumerate(places)):
-        att = np.ascontiguousarray(last.att[:, :, :, last.att.shape[3] - longest :])
-        return Caches(offset=offset, att=att, cnn=last.cnn)
-    views = [row.views() for row in rows]
-    blocks, _, heads, _, width = last.att.shape
-    att = np.zeros((blocks, len(rows), heads, longest, width), np.float32)
-    for index, (view, _) in enumerate(views):
-        att[:, index : index + 1, :, longest - view.shape[3] :] = view
-    cnn = [view for _, view in views if view is not None]
-    mates = (reference() for _, _, references in places for reference in references)
-    for left in {mate for mate in mates if mate is not None} - set(rows):
-        left.leave()
-    return Caches(offset=offset, att=att, cnn=np.concatenate(cnn, axis=1) if cnn else None)
 
 
 class Encoder:
@@ -208,60 +120,3 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
         raise ValueError(f"num_left_chunks must be at least 0, or -1 for all, got {num_left_chunks}")
     if not config.streaming:
         raise StreamError("this bundle's encoder cannot stream: it was trained for full context (chunk_size=None)")
-
-
-class Windows:
-    """Cuts features into the overlapping windows that chunks of `chunk_size` encoder frames are computed from.
-
-    Windows start every `chunk_size * subsampling_rate` frames and are `(chunk_size-1) * subsampling_rate +
-    right_context + 1` frames long; the last may be shorter, but less than `right_context + 1` yields nothing.
-    With `chunk_size` None there is one window: all features, once they are finished.
-
-    Attributes:
-        length: frames of a window that is not the last.
-        stride: frames from the start of one window to that of the next.
-    """
-
-    def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
-        num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
-        self.length = num_frames - config.subsampling_rate + config.window
-        self.stride = num_frames
-        self._shortest = config.window
-        self._parts: list[npt.NDArray[np.float32]] = []
-        self._num_frames = 0
-        self._skip = 0
-        self._finished = False
-
-    def accept(self, features: npt.NDArray[np.float32]) -> None:
-        """Append features [frames, mel]."""
-        # A stride longer than the window (never for the convolutions of WeNet) leaves frames to skip.
-        skipped = min(self._skip, len(features))
-        self._skip -= skipped
-        if len(features) > skipped:
-            self._parts.append(features[skipped:])
-            self._num_frames += len(features) - skipped
-
-    def finish(self) -> None:
-        """Say that no features follow, so that the last window may be short."""
-        self._finished = True
-
-    @property
-    def ready(self) -> bool:
-        """Whether `take` returns a window."""
-        return self._num_frames >= (self._shortest if self._finished else self.length)
-
-    def take(self) -> npt.NDArray[np.float32] | None:
-        """The next window [frames, mel], or None before there is one."""
-        if not self.ready:
-            return None
-        frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        rest = frames[self.stride :]
-        self._skip = 0 if self._finished else max(self.stride - len(frames), 0)
-        self._parts = [rest] if len(rest) else []
-        self._num_frames = len(rest)
-        return frames[: self.length]
-
-    def put_back(self, features: npt.NDArray[np.float32]) -> None:
-        """Features [frames, mel] before those that are left: the next window begins with them."""
-        self._parts.insert(0, features)
-        self._num_frames += len(features)

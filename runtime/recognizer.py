@@ -14,10 +14,11 @@ import numpy as np
 from u2moe.runtime.alignment import align, find_cut
 from u2moe.runtime.audio import convert, read_blocks
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.caches import join_rows, split_rows
 from u2moe.runtime.confidence import calibrated, word_confidence
 from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
-from u2moe.runtime.encoder import check_chunks, join_rows, required_cache_size, split_rows
+from u2moe.runtime.encoder import check_chunks, required_cache_size
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank

@@ -11,21 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio import Resampler, as_samples
+from u2moe.runtime.caches import split_rows
 from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch
-from u2moe.runtime.encoder import Windows, split_rows
 from u2moe.runtime.endpoint import PAUSE, SHORTEST_PAUSE_S, Endpoint, Endpointer
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.pauses import find_pauses, first_pause, loudness
 from u2moe.runtime.result import Result
+from u2moe.runtime.windows import Windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from u2moe.runtime.caches import CacheRow
     from u2moe.runtime.context import ContextGraph
     from u2moe.runtime.ctc import Hypothesis
     from u2moe.runtime.decoding import DecodingOptions
-    from u2moe.runtime.encoder import CacheRow
     from u2moe.runtime.model import Model
     from u2moe.runtime.text import Vocabulary
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from u2moe.runtime.beam_search import BeamSearch
 from u2moe.runtime.ctc import (
     GreedySearch,
     PrefixBeamSearch,
     _most_probable,
-    _Search,
     ctc_greedy_search,
     ctc_prefix_beam_search,
 )
@@ -152,13 +152,13 @@ def test_frames_in_which_nothing_grows_need_no_attempt(seed, time, vocab, beam_s
         log_probs[log_probs < -10 * step] = -np.inf
     short = ctc_prefix_beam_search(log_probs, beam_size, blank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Search, "_nothing_grows", lambda *_: False)
+        patch.setattr(BeamSearch, "_nothing_grows", lambda *_: False)
         assert ctc_prefix_beam_search(log_probs, beam_size, blank) == short
 
 
 def test_most_frames_of_speech_go_the_short_way(monkeypatch):
     frames = []
-    monkeypatch.setattr(_Search, "_advance_frame", lambda *_, way=_Search._advance_frame: frames.append(way(*_)))
+    monkeypatch.setattr(BeamSearch, "_advance_frame", lambda *_, way=BeamSearch._advance_frame: frames.append(way(*_)))
     ctc_prefix_beam_search(spoken_log_probs(0, 400, 300, 0, 16.0), 10)
     assert 0 < len(frames) < 200
 

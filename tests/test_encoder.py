@@ -5,16 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.encoder import (
-    Caches,
-    Encoder,
-    Windows,
-    check_chunks,
-    join_rows,
-    required_cache_size,
-    split_rows,
-)
+from u2moe.runtime.caches import Caches, join_rows, split_rows
+from u2moe.runtime.encoder import Encoder, check_chunks, required_cache_size
 from u2moe.runtime.errors import StreamError
+from u2moe.runtime.windows import Windows
 
 
 def features(num_frames, seed=0):

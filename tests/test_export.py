@@ -18,8 +18,8 @@ from u2moe.export.parity import LIMIT, Parity, moe_session
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, StreamError, contract
+from u2moe.runtime.caches import Caches
 from u2moe.runtime.cli import main
-from u2moe.runtime.encoder import Caches
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGURATIONS = yaml.safe_load((GOLDEN / "configurations" / "configurations.yaml").read_text(encoding="utf-8"))

@@ -25,8 +25,9 @@ from u2moe.export.sherpa_parity import OnlineClient, parity_features
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
-from u2moe.runtime.encoder import Encoder, Windows
+from u2moe.runtime.encoder import Encoder
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.windows import Windows
 
 GOLDEN = Path(__file__).parent / "golden"
 TAIL_S = 1.2

@@ -20,8 +20,8 @@ from u2moe.benchmarks.peers.sherpa import (
     table,
     targets,
 )
-from u2moe.runtime.encoder import Windows
 from u2moe.runtime.features import Fbank
+from u2moe.runtime.windows import Windows
 
 TINY = Cell(model="tiny", mode="streaming")
 

@@ -9,8 +9,8 @@ from u2moe.benchmarks.endurance import soak
 from u2moe.benchmarks.endurance.cuts import Cuts, LoggedRecognizer, cuts_of
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Stream
 from u2moe.runtime.corpus.word_errors import read_manifest
-from u2moe.runtime.encoder import Windows
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.windows import Windows
 
 
 def cuts(num_lost=0, num_doubled=0, num_different=0):

@@ -18,10 +18,11 @@ from u2moe.benchmarks.instruments.onnx_file import OnnxFile, with_outputs
 from u2moe.benchmarks.instruments.probe import Mode, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles
 from u2moe.runtime import Bundle, contract
-from u2moe.runtime.encoder import Encoder, Windows, required_cache_size
+from u2moe.runtime.encoder import Encoder, required_cache_size
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.windows import Windows
 
 _TOP_K = re.compile(r"MixtureOfExperts_top(\d+)of(\d+)")
 

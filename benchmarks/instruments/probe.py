@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Hypothesis, Model, Recognizer, Result, Stream
+from u2moe.runtime.caches import CacheRow
 from u2moe.runtime.decoding import Search
-from u2moe.runtime.encoder import CacheRow
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
 from u2moe.runtime.text import Vocabulary
 

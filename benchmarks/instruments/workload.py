@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.encoder import Encoder, Windows, required_cache_size
+from u2moe.runtime.encoder import Encoder, required_cache_size
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import ModelConfig
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.windows import Windows
 
 Frames = npt.NDArray[np.float32]
 Run = Callable[[], Any]

@@ -1,0 +1,299 @@
+"""One prefix beam search from frame to frame: prefixes as a tree, their alignments, and which are kept.
+
+The results are WeNet's (`wenet/transformer/search.py`), its quirks included: times are the peaks of the best single
+alignment (viterbi), not of the sum; the viterbi score of an alignment that ends in blank is overwritten each frame.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from u2moe.runtime.context import ContextGraph
+
+_NEVER = -math.inf
+
+_Times = tuple["_Times", int, float] | None
+"""Peaks of a prefix' tokens as a chain from the last to the first: frame, and log-probability there. Prefixes share."""
+
+
+class Prefix:
+    """A token sequence as a node of a tree. Equal sequences are the same node for as long as any beam needs it.
+
+    `state` is where hotwords stand after it, `earned` the bonus of those that are complete, and `bonus` what the prefix
+    is ranked with: the share of an open one too.
+    """
+
+    __slots__ = ("__weakref__", "bonus", "earned", "parent", "state", "token")
+
+    def __init__(self, parent: Prefix | None, token: int, state: int = 0) -> None:
+        self.parent = parent
+        self.token = token
+        self.state = state
+        self.earned = self.bonus = 0.0
+
+    def tokens(self) -> list[int]:
+        """Token ids from the first to the last."""
+        result = []
+        node = self
+        while node.parent is not None:
+            result.append(node.token)
+            node = node.parent
+        return result[::-1]
+
+
+class Beam:
+    """A prefix and the log-probabilities of the frames so far aligned to it.
+
+    `blank` sums the alignments that end in blank, `token` those that end in the prefix' last token; `total` is both.
+    `best_blank` and `best_token` are those of the single best alignment, `blank_times` and `token_times` its peaks.
+    """
+
+    __slots__ = ("best_blank", "best_token", "blank", "blank_times", "order", "prefix", "token", "token_times", "total")
+
+    def __init__(self, prefix: Prefix) -> None:
+        self.prefix = prefix
+        self.blank = self.token = self.total = self.best_blank = self.best_token = _NEVER
+        self.blank_times: _Times = None
+        self.token_times: _Times = None
+        self.order = 0
+
+    def add_blank(self, score: float) -> None:
+        """Let all alignments go on with blank, of log-probability `score`, and none otherwise."""
+        if not self.best_blank > self.best_token:
+            self.best_blank, self.blank_times = self.best_token, self.token_times
+        self.best_blank += score
+        self.blank = self.total = self.total + score
+        self.token = self.best_token = _NEVER
+        self.token_times = None
+
+    @property
+    def best(self) -> float:
+        """Log-probability of the single best alignment."""
+        return max(self.best_token, self.best_blank)
+
+    @property
+    def times(self) -> _Times:
+        """Peaks of the single best alignment."""
+        return self.blank_times if self.best_blank > self.best_token else self.token_times
+
+    def peaks(self) -> tuple[list[int], list[float]]:
+        """Frames at which the tokens peak in that alignment, and their probabilities there."""
+        frames, probabilities = [], []
+        times = self.times
+        while times is not None:
+            times, frame, score = times
+            frames.append(frame)
+            probabilities.append(min(math.exp(score), 1.0))
+        return frames[::-1], probabilities[::-1]
+
+
+class BeamSearch:
+    """The best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
+
+    A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
+    prefix once they fall below the worst prefix that would be kept anyway. Where blank is so probable that all of them
+    would, as in most frames, none is tried (`_nothing_grows`). Nothing that could have been kept is left out. Where the
+    bonus of hotwords ranks, every extension is tried, since a bonus may lift it.
+
+    Attributes:
+        beams: the best prefixes, best first.
+    """
+
+    def __init__(
+        self, beam_size: int, blank: int, context: ContextGraph | None, *, ranks_by_bonus: bool = False
+    ) -> None:
+        self.beam_size = beam_size
+        self.blank = blank
+        self.num_frames = 0
+        self.context = context
+        self.ranks_by_bonus = ranks_by_bonus
+        root = Beam(Prefix(None, -1, 0 if context is None else context.start))
+        root.blank = root.total = root.best_blank = root.best_token = 0.0
+        self.beams = [root]
+        # A prefix may leave the beam, and come back while longer prefixes live on: it must then be the same node.
+        self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
+
+    def advance(self, tokens: list[int], scores: list[float]) -> None:
+        """One frame, given its most probable tokens and their log-probabilities, in descending order."""
+        if self._nothing_grows(tokens, scores):
+            self._stay_all(tokens, scores)
+        else:
+            self._advance_frame(tokens, scores)
+        self.num_frames += 1
+
+    def finish(self) -> None:
+        """Count of the bonus what is earned."""
+        if self.context is not None:
+            for beam in self.beams:
+                beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
+
+    def _nothing_grows(self, tokens: list[int], scores: list[float]) -> bool:
+        """Whether all prefixes stay, and no other can come in.
+
+        So it is if the best one, grown by the second most probable token, scores below the worst with blank, the most
+        probable one: no extension scores better than the former, and every prefix that stays at least as the latter.
+        """
+        beams = self.beams
+        if tokens[0] != self.blank or len(beams) < self.beam_size or self.ranks_by_bonus:
+            return False
+        grown = beams[0].total + scores[1] if len(scores) > 1 else _NEVER
+        return grown < beams[-1].total + scores[0]
+
+    def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
+        """`_advance_frame` where nothing grows: most prefixes only add blank, which keeps their order."""
+        beams = self.beams
+        rank_of = {token: rank for rank, token in enumerate(tokens)}
+        moved = []
+        for index, beam in enumerate(beams):
+            rank = rank_of.get(beam.prefix.token)
+            if rank is not None:
+                parent = next((i for i, other in enumerate(beams) if other.prefix is beam.prefix.parent), None)
+                moved.append((index, self._stay(index, parent, rank, 0, scores)))
+        for beam in beams:
+            beam.add_blank(scores[0])
+        for index, beam in moved:
+            beams[index] = beam
+        if moved:
+            beams.sort(key=lambda beam: -beam.total)
+
+    def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
+        beams = self.beams
+        rank_of = {token: rank for rank, token in enumerate(tokens)}
+        index_of = {beam.prefix: index for index, beam in enumerate(beams)}
+        kept: list[Beam] = []
+        merged: set[tuple[int, int]] = set()
+        for index, beam in enumerate(beams):
+            parent = index_of.get(beam.prefix.parent) if beam.prefix.parent is not None else None
+            rank = rank_of.get(beam.prefix.token)
+            if parent is not None and rank is not None:
+                merged.add((parent, rank))
+            stayed = self._stay(index, parent, rank, rank_of.get(self.blank), scores)
+            if stayed.total > _NEVER:
+                kept.append(stayed)
+
+        if self.ranks_by_bonus:
+            self.beams = self._prune_by_bonus(kept, merged, tokens, scores)
+            return
+        # What scores below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
+        limit = min(beam.total for beam in kept) if len(kept) >= self.beam_size else _NEVER
+        candidates: list[tuple[float, int, int, int]] = []
+        width = 2 * len(beams)
+        for index, beam in enumerate(beams):
+            last = beam.prefix.token
+            for rank, token in enumerate(tokens):
+                if beam.total + scores[rank] < limit:
+                    break
+                if token == self.blank or (index, rank) in merged:
+                    continue
+                total = (beam.blank if token == last else beam.total) + scores[rank]
+                if total >= limit and total > _NEVER:
+                    candidates.append((-total, rank * width + 2 * index + 1, index, rank))
+        self.beams = self._prune(kept, candidates, tokens, scores)
+
+    def _stay(
+        self, index: int, parent: int | None, rank: int | None, blank_rank: int | None, scores: list[float]
+    ) -> Beam:
+        """Prefix `index` after this frame.
+
+        Its alignments are those that add blank or repeat its last token, and those by which its `parent` grows into it,
+        if that is in the beam too.
+
+        `order` becomes the place at which WeNet would have met the prefix first, which decides among equal scores.
+        """
+        old = self.beams[index]
+        new = Beam(old.prefix)
+        width = 2 * len(self.beams)
+        new.order = width * len(scores)
+        if blank_rank is not None:
+            new.blank = old.total + scores[blank_rank]
+            new.best_blank = old.best + scores[blank_rank]
+            new.blank_times = old.times
+            new.order = blank_rank * width + 2 * index
+        if rank is not None:
+            score = scores[rank]
+            repeats = old.best_token + score
+            if parent is not None and parent < index:
+                self._grow(new, self.beams[parent], score)
+                new.order = min(new.order, rank * width + 2 * parent + 1)
+            new.token = _log_add(new.token, old.token + score)
+            if new.best_token < repeats:
+                # The peak moves to this frame, unless the same token was reached from the parent in this frame before.
+                if new.best_token == _NEVER and old.token_times is not None:
+                    new.token_times = (old.token_times[0], self.num_frames, score)
+                new.best_token = repeats
+            if parent is not None and parent > index:
+                self._grow(new, self.beams[parent], score)
+            new.order = min(new.order, rank * width + 2 * index)
+        new.total = _log_add(new.blank, new.token)
+        return new
+
+    def _grow(self, new: Beam, parent: Beam, score: float) -> None:
+        """Add to `new` the alignments by which `parent` grows by one token of log-probability `score` in this frame."""
+        if parent.prefix.token == new.prefix.token:  # the same token again: only after a blank
+            total, best, times = parent.blank, parent.best_blank, parent.blank_times
+        else:
+            total, best, times = parent.total, parent.best, parent.times
+        new.token = _log_add(new.token, total + score)
+        if new.best_token < best + score:
+            new.best_token = best + score
+            new.token_times = (times, self.num_frames, score)
+
+    def _prune(
+        self, kept: list[Beam], candidates: list[tuple[float, int, int, int]], tokens: list[int], scores: list[float]
+    ) -> list[Beam]:
+        """The best `beam_size` of the prefixes that stay and the candidates (-score, order, beam, rank) to grow."""
+        ranked: list[tuple[float, int, int, int]] = [
+            (-beam.total, beam.order, place, -1) for place, beam in enumerate(kept)
+        ]
+        ranked += candidates
+        ranked.sort(key=itemgetter(0, 1))
+        result = []
+        for negative, _, index, rank in ranked[: self.beam_size]:
+            if rank < 0:
+                result.append(kept[index])
+                continue
+            parent = self.beams[index]
+            new = Beam(self._prefix(parent.prefix, tokens[rank]))
+            self._grow(new, parent, scores[rank])
+            new.total = -negative
+            result.append(new)
+        return result
+
+    def _prune_by_bonus(
+        self, kept: list[Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
+    ) -> list[Beam]:
+        """The best `beam_size`, by score and bonus, of the prefixes that stay and all that can grow."""
+        beams = list(kept)
+        width = 2 * len(self.beams)
+        for index, parent in enumerate(self.beams):
+            for rank, token in enumerate(tokens):
+                if token == self.blank or (index, rank) in merged:
+                    continue
+                new = Beam(self._prefix(parent.prefix, token))
+                self._grow(new, parent, scores[rank])
+                new.total, new.order = new.token, rank * width + 2 * index + 1
+                if new.total > _NEVER:
+                    beams.append(new)
+        beams.sort(key=lambda beam: (-(beam.total + beam.prefix.bonus), beam.order))
+        return beams[: self.beam_size]
+
+    def _prefix(self, parent: Prefix, token: int) -> Prefix:
+        prefix = self._prefixes.get((parent, token))
+        if prefix is None:
+            prefix = Prefix(parent, token)
+            if self.context is not None:
+                prefix.state, bonus = self.context.advance(parent.state, token)
+                prefix.earned = parent.earned + bonus
+                prefix.bonus = prefix.earned + self.context.partial(prefix.state)
+            self._prefixes[parent, token] = prefix
+        return prefix
+
+
+def _log_add(a: float, b: float) -> float:
+    if a < b:
+        a, b = b, a
+    return a if b == _NEVER else a + math.log1p(math.exp(b - a))

@@ -1,0 +1,69 @@
+"""Cuts features into the overlapping windows that chunks are computed from. No audio here, and no graph."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from u2moe.runtime.manifest import ModelConfig
+
+
+class Windows:
+    """Cuts features into the overlapping windows that chunks of `chunk_size` encoder frames are computed from.
+
+    Windows start every `chunk_size * subsampling_rate` frames and are `(chunk_size-1) * subsampling_rate +
+    right_context + 1` frames long; the last may be shorter, but less than `right_context + 1` yields nothing.
+    With `chunk_size` None there is one window: all features, once they are finished.
+
+    Attributes:
+        length: frames of a window that is not the last.
+        stride: frames from the start of one window to that of the next.
+    """
+
+    def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
+        num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
+        self.length = num_frames - config.subsampling_rate + config.window
+        self.stride = num_frames
+        self._shortest = config.window
+        self._parts: list[npt.NDArray[np.float32]] = []
+        self._num_frames = 0
+        self._skip = 0
+        self._finished = False
+
+    def accept(self, features: npt.NDArray[np.float32]) -> None:
+        """Append features [frames, mel]."""
+        # A stride longer than the window (never for the convolutions of WeNet) leaves frames to skip.
+        skipped = min(self._skip, len(features))
+        self._skip -= skipped
+        if len(features) > skipped:
+            self._parts.append(features[skipped:])
+            self._num_frames += len(features) - skipped
+
+    def finish(self) -> None:
+        """Say that no features follow, so that the last window may be short."""
+        self._finished = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` returns a window."""
+        return self._num_frames >= (self._shortest if self._finished else self.length)
+
+    def take(self) -> npt.NDArray[np.float32] | None:
+        """The next window [frames, mel], or None before there is one."""
+        if not self.ready:
+            return None
+        frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        rest = frames[self.stride :]
+        self._skip = 0 if self._finished else max(self.stride - len(frames), 0)
+        self._parts = [rest] if len(rest) else []
+        self._num_frames = len(rest)
+        return frames[: self.length]
+
+    def put_back(self, features: npt.NDArray[np.float32]) -> None:
+        """Features [frames, mel] before those that are left: the next window begins with them."""
+        self._parts.insert(0, features)
+        self._num_frames += len(features)
