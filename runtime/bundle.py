@@ -305,7 +305,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             return None
         return _build(get_args(kind)[0], value, where)
     elif kind is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise BundleError(f"{where}: is beyond what a number of 64 bits holds") from error
     elif type(value) is kind:
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)

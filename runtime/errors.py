@@ -35,7 +35,16 @@ __all__ = [
 
 
 class U2moeError(Exception):
-    """Base of all errors of this project."""
+    """Base of all errors of this project. All can be pickled, so that they reach the parent of a worker process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is otherwise made again by its class of its message alone, which fails where more is required.
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
+    """An error without its `__init__`: pickle sets its attributes next."""
+    return kind.__new__(kind, *args)
 
 
 class AudioError(U2moeError):

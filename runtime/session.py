@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
+_THREADS_PER_PROCESSOR = 4
+_ALWAYS_ALLOWED_THREADS = 32
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -39,8 +42,9 @@ class SessionSettings:
     Attributes:
         providers: execution providers in order of preference. All must be installed and start.
         provider_options: options of each provider, in the order of `providers`; empty: none.
-        num_threads: threads within one operator. None: 1, or what `sess_options` says. One thread is the default
-            because it makes results repeatable to the last bit and leaves the host's other cores alone.
+        num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or what
+            `sess_options` says. One thread is the default because it makes results repeatable to the last bit and
+            leaves the host's other cores alone.
         sess_options: used as they are instead of our own (no spinning after a run, no memory pattern: shapes change
             from chunk to chunk, and a pattern would be kept for each).
     """
@@ -58,8 +62,9 @@ class SessionSettings:
                 f"provider_options must be one for each of {len(self.providers)} providers, "
                 f"got {len(self.provider_options)}"
             )
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
+        most = _most_threads()
+        if self.num_threads is not None and not 1 <= self.num_threads <= most:
+            raise ValueError(f"num_threads must be between 1 and {most} on this machine, got {self.num_threads}")
         if self.num_threads is not None and self.sess_options is not None:
             raise ValueError("num_threads and sess_options exclude each other: set intra_op_num_threads yourself")
         available = onnxruntime.get_available_providers()
@@ -78,6 +83,11 @@ class SessionSettings:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
         return options
+
+
+def _most_threads() -> int:
+    """More gain nothing, and onnxruntime takes minutes to start a thousand."""
+    return max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
 
 
 class Session:

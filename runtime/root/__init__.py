@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime reads this when it is imported, and every import of ours, of `u2moe.runtime` too, first passes here. It
+# would else collect telemetry (a device id and a database below the home folder, look-ups in the network), and forked
+# processes would hang at their exit. Whoever sets the variable keeps what it says.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from u2moe.runtime import *  # noqa: F403

@@ -1,0 +1,69 @@
+"""onnxruntime's telemetry is off before it is imported: nobody's speech recogniser phones home."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code, home, *arguments, **environment):
+    """Output of a program whose home is the folder `home`, without the variable that the tests' own process has."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**inherited, "HOME": str(home), "USERPROFILE": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout
+
+
+def test_nothing_is_written_at_home(bundle, tmp_path):
+    code = "import sys; from u2moe import Recognizer; Recognizer.from_pretrained(sys.argv[1]).warm_up()"
+    python(code, tmp_path, str(bundle.path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_child_ends(tmp_path):
+    code = """
+import os, signal, sys, time
+import u2moe.runtime
+
+child = os.fork()
+if child == 0:
+    sys.exit(7)
+end = time.monotonic() + 60
+while os.waitpid(child, os.WNOHANG) == (0, 0):
+    if time.monotonic() > end:
+        os.kill(child, signal.SIGKILL)
+        sys.exit("the child hangs")
+    time.sleep(0.01)
+print("ended")
+"""
+    assert python(code, tmp_path) == "ended\n"
+
+
+@pytest.mark.parametrize("module", ["u2moe", "u2moe.runtime.session", "u2moe.export", "u2moe.runtime.cli"])
+def test_the_variable_is_set_before_anything_of_ours_is_loaded(tmp_path, module):
+    code = "import os, importlib, sys; importlib.import_module(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert python(code, tmp_path, module) == "1\n"
+    assert python(code, tmp_path, module, ORT_DISABLE_TELEMETRY="0") == "0\n"
+
+
+def test_nobody_sets_it_elsewhere():
+    """One place, the package that every import passes: others could come too late."""
+    found = [
+        str(file.relative_to(ROOT))
+        for folder in ("runtime", "export", "quantize", "benchmarks")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"ORT_DISABLE_TELEMETRY", file.read_text(encoding="utf-8"))
+    ]
+    assert found == [str(Path("runtime/root/__init__.py"))]
