@@ -1,0 +1,29 @@
+"""The picture at the top of the README: what it shows is what was measured."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from u2moe.benchmarks.results import picture
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("mode", picture.PANELS)
+def test_the_bars_are_the_factors_of_the_results_pages(mode):
+    factors = {bar.label: bar.factor.median for bar in picture.bars(mode)}
+    assert len(factors) == 5
+    assert factors["Dense-225M, u2moe int8"] < factors["MoE-1B, u2moe int8"] < factors["Dense-1B, u2moe int8"]
+    text = (picture.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    for label in ("Dense-225M, u2moe int8", "MoE-1B, u2moe int8", "Dense-1B, u2moe int8"):
+        assert f"{factors[label]:.4f} (" in text
+    assert f"{factors['Dense-225M, sherpa-onnx int8']:.4f} (" in text
+
+
+def test_the_picture_is_drawn_and_shown(tmp_path):
+    picture.draw(tmp_path / "images" / "speed.png")
+    assert (tmp_path / "images" / "speed.png").read_bytes().startswith(b"\x89PNG")
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert picture.PICTURE.relative_to(README.parent).as_posix() == shown[0]
+    assert all((README.parent / file).is_file() for file in shown)
