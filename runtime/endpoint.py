@@ -1,4 +1,7 @@
-"""Where an utterance ends: Kaldi's endpoint rules on the blanks of the CTC head. Pure arithmetic on frames."""
+"""Where an utterance ends: Kaldi's rules on the blanks of the CTC head, and with full context the pauses of the sound.
+
+Pure arithmetic on frames. Where an utterance that is ended amid speech is cut is for `alignment.find_cut` to say.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.pauses import first_pause
+
 SILENCE_LOG_PROB = math.log(0.8)
 """A frame is silence where blank is more probable than this, as in WeNet."""
 SHORTEST_PAUSE_S = 0.4
 """An utterance that ends with less silence than this may end within a word."""
 PAUSE = 0
 """In the place of a rule's number: the sound itself is quiet."""
+
+_SILENT_BEFORE_CUT_S = 0.12
+"""If the CTC head finds a token so shortly before the middle of a pause, it is no pause: somebody speaks quietly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,10 @@ class Endpoint:
     rule: int
     trailing_silence: int
 
+    def is_amid_speech(self, frame_s: float) -> bool:
+        """Whether there is so little silence before it that it may be within a word."""
+        return self.trailing_silence * frame_s < SHORTEST_PAUSE_S
+
 
 class Endpointer:
     """Finds the first frame at which a rule fires, whatever portions the frames come in."""
@@ -132,6 +144,64 @@ class Endpointer:
                 ):
                     return Endpoint(num_frames=index, rule=number, trailing_silence=self._num_silent)
         return None
+
+
+class PauseRule:
+    """With full context, a window of a long recording ends amid the first pause in the sound; so does the utterance.
+
+    In two steps, since the sound of a window is known before it is encoded, and its tokens only afterwards:
+    `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found speech there. A recording
+    that one window holds is encoded as a whole, as WeNet does.
+    """
+
+    def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
+        """Start a recording.
+
+        Args:
+            min_pause: seconds that a pause lasts at least; None: no window is ended.
+            frame_s: seconds from one encoder frame to the next.
+            level_s: seconds from one frame of loudness to the next.
+        """
+        self._min_pause = min_pause
+        self._frame_s = frame_s
+        self._level_s = level_s
+        self._is_long = False
+        self._rejected_until = 0  # encoder frame up to which somebody speaks in the pauses
+        self._pause_len = 0  # encoder frames of the pause amid which the last window ends, if it does
+
+    def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
+        """Encoder frames of a window before the middle of its first pause; None: take the window as it is.
+
+        Args:
+            levels: loudness of its frames of features [frames].
+            start: encoder frame of the recording with which it begins.
+            is_full: whether it is as long as windows can be.
+            is_last: whether the recording ends with it.
+        """
+        self._pause_len = 0
+        self._is_long |= is_full
+        if self._min_pause is None or not self._is_long:
+            return None
+        pause = first_pause(levels, self._level_s, self._min_pause, (self._rejected_until - start) * self._frame_s)
+        if pause is None or (is_last and pause[1] >= len(levels) * self._level_s):
+            return None
+        self._pause_len = int((pause[1] - pause[0]) / self._frame_s)
+        return int(sum(pause) / 2 / self._frame_s)
+
+    def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
+        """That the utterance ends with the window, if this ends amid a pause that the CTC head finds silent too.
+
+        Args:
+            num_frames: encoder frames of the recording so far.
+            trailing_silence: frames at their end in which blank is probable.
+        """
+        pause_len, self._pause_len = self._pause_len, 0
+        if not pause_len:
+            return None
+        if trailing_silence * self._frame_s < _SILENT_BEFORE_CUT_S:
+            self._rejected_until = num_frames
+            return None
+        return Endpoint(num_frames=0, rule=PAUSE, trailing_silence=pause_len)
 
 
 def _frames(seconds: float, frame_s: float) -> int:

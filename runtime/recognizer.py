@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,31 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2moe.runtime.alignment import align, find_cut
 from u2moe.runtime.audio import convert, read_blocks
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.caches import join_rows, split_rows
-from u2moe.runtime.confidence import calibrated, word_confidence
 from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
-from u2moe.runtime.encoder import check_chunks, required_cache_size
+from u2moe.runtime.encoder import check_chunks
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import MANIFEST_FILE
-from u2moe.runtime.pauses import end_at_pauses
+from u2moe.runtime.pipeline import Observer, Pipeline
 from u2moe.runtime.recording import Blocks, recognize
-from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
-from u2moe.runtime.result import Alternative, Result, Transcript, WordResult, token_spans, words_of
+from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.source import Source
 from u2moe.runtime.stream import Stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import onnxruntime
 
-    from u2moe.runtime.ctc import Hypothesis
-    from u2moe.runtime.model import Model, TokenScores
-    from u2moe.runtime.rescore import Rescored
+    from u2moe.runtime.model import Model
     from u2moe.runtime.vad import VoiceActivityDetector
 
 Hotwords = Iterable[str | tuple[str, float]]
@@ -64,13 +58,24 @@ class Recognizer:
         model: Model,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
+        observer: Observer | None = None,
     ) -> None:
+        """Recognise with a bundle that is open and its model that is loaded; see `from_pretrained`.
+
+        Args:
+            bundle: says what the model is.
+            model: its sessions.
+            options: how to decode; None: the defaults.
+            hotwords: phrases to prefer.
+            observer: sees what is decoded; for measurements.
+        """
         self.bundle = bundle
         self.model = model
         self.vocabulary = bundle.vocabulary
         self.options = options or DecodingOptions()
         self._check(self.options)
         self.context = self._context(hotwords)
+        self._pipeline = Pipeline(bundle, model, observer)
         Fbank(bundle.manifest.features)  # refuses what cannot be computed now, not with the first sample
 
     @classmethod
@@ -148,18 +153,7 @@ class Recognizer:
             ProviderError: running a graph failed; of the streams given, those that were decoded must be reset.
             StreamError: another thread is decoding one of the streams.
         """
-        streams = list(dict.fromkeys(streams))
-        with contextlib.ExitStack() as claims:
-            for stream in streams:
-                claims.enter_context(stream.decoding())
-            while True:
-                self._settle(streams)
-                windows = ((stream, stream.take_window()) for stream in streams)
-                chunks = [(stream, window) for stream, window in windows if window is not None]
-                if not chunks:
-                    return
-                for batch in _batches(chunks):
-                    self._decode_batch(batch)
+        self._pipeline.decode([stream.source for stream in dict.fromkeys(streams)])
 
     def transcribe(
         self,
@@ -271,165 +265,4 @@ class Recognizer:
         context = self._context(hotwords) or self.context
         if context is not None and chosen.search in ("ctc_greedy", "attention"):
             raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
-        return Stream(self.model, self.vocabulary, chosen, context)
-
-    def _decode_batch(self, chunks: list[tuple[Stream, npt.NDArray[np.float32]]]) -> None:
-        """Take one chunk of each stream through encoder and CTC."""
-        encoder, options = self.model.encoder, chunks[0][0].options
-        lengths = np.array([len(window) for _, window in chunks])
-        features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
-        for row, (_, window) in zip(features, chunks, strict=True):
-            row[: len(window)] = window
-        if options.chunk_size is None:
-            caches, required = encoder.start(len(chunks)), 0
-        else:
-            caches = join_rows([stream.caches for stream, _ in chunks])
-            required = required_cache_size(options.chunk_size, options.num_left_chunks)
-        output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
-        num_frames = (lengths - self.model.config.window) // self.model.config.subsampling_rate + 1
-        outputs = [row[:num] for row, num in zip(output, num_frames.tolist(), strict=True)]
-        log_probs = self.model.ctc(np.concatenate(outputs))
-        num_cached = [stream.caches.num_cached + len(own) for (stream, _), own in zip(chunks, outputs, strict=True)]
-        rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
-        start = 0
-        for (stream, _), own, row in zip(chunks, outputs, rows, strict=True):
-            stream.advance(own.copy(), log_probs[start : start + len(own)], row)
-            start += len(own)
-
-    def _settle(self, streams: Sequence[Stream]) -> None:
-        """The second pass of the utterances that have ended."""
-        while ended := [stream for stream in streams if stream.awaits_result]:
-            for stream in ended:
-                if stream.is_cut:
-                    self._cut(stream)
-            self._conclude(ended)
-        for stream in streams:
-            if not stream.ends_with_window:
-                continue
-            # Full context: what is not known to end is encoded again with what follows, unless that is most of it.
-            if 2 * stream.num_segment_frames > stream.num_window_frames:
-                self._cut(stream)
-                self._conclude([stream])
-            stream.give_back()
-
-    def _cut(self, stream: Stream) -> None:
-        """End the utterance at hand between two of its words, so that none is cut, if there are two."""
-        log_probs = self.model.ctc(stream.encoder_out())
-        best = stream.first_pass()[0]
-        num_frames = find_cut(self.vocabulary, best.tokens, log_probs, self.model.config.blank)
-        if num_frames is not None:
-            stream.shorten(num_frames, log_probs)
-
-    def _conclude(self, streams: Sequence[Stream]) -> None:
-        """Give each stream the final result of its utterance at hand, whose chunks are decoded."""
-        outputs = [stream.encoder_out() for stream in streams]
-        first = [stream.end_first_pass() for stream in streams]
-        rescored = [
-            index
-            for index, stream in enumerate(streams)
-            if stream.options.search == "attention_rescoring" and len(outputs[index])
-        ]
-        utterances = [(outputs[index], [hypothesis.tokens for hypothesis in first[index]]) for index in rescored]
-        scores = self.model.token_scores_of(utterances) if utterances else []
-        second = {
-            index: self._rescored(streams[index].options, first[index], found)
-            for index, found in zip(rescored, scores, strict=True)
-        }
-        for index, stream in enumerate(streams):
-            if index in second:
-                result = self._result(stream, [item.hypothesis for item in second[index]], second[index])
-            elif stream.options.search == "attention" and len(outputs[index]):
-                result = self._result(stream, self._attention_search(outputs[index], stream.options))
-            else:
-                result = self._result(stream, first[index])
-            stream.conclude(result)
-
-    def _rescored(
-        self, options: DecodingOptions, hypotheses: Sequence[Hypothesis], scores: TokenScores
-    ) -> list[Rescored]:
-        """Hypotheses with both passes' scores, by the weights of the options, or of the bundle."""
-        defaults = self.bundle.manifest.decoding
-        return attention_rescoring(
-            hypotheses,
-            scores,
-            defaults.ctc_weight if options.ctc_weight is None else options.ctc_weight,
-            defaults.reverse_weight if options.reverse_weight is None else options.reverse_weight,
-        )
-
-    def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
-        """Hypotheses of the decoder alone, the best of them with the times that the CTC head gives its tokens."""
-        config = self.model.config
-        found = attention_beam_search(
-            lambda tokens: self.model.token_scores(encoder_out, tokens).next,
-            len(encoder_out),
-            beam_size=options.beam_size,
-            eos=config.eos,
-            length_penalty=options.length_penalty,
-            count_sos=config.sos != config.eos,
-        )
-        aligned = None
-        if not {config.blank, config.sos, config.eos} & set(found[0].tokens):
-            aligned = align(self.model.ctc(encoder_out), found[0].tokens, config.blank)
-        if aligned:
-            times, probabilities = [token.peak for token in aligned], [token.confidence for token in aligned]
-            found[0] = dataclasses.replace(found[0], times=times, probabilities=probabilities)
-        return found
-
-    def _result(self, stream: Stream, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None) -> Result:
-        """Text, words and alternatives of hypotheses, best first, with what the second pass says of each."""
-        if not hypotheses:
-            return Result(text="", is_final=True, segment=stream.segment)
-        best, frame_s = hypotheses[0], stream.frame_s
-        probabilities = rescored[0].token_probabilities if rescored else best.probabilities
-        words = self._words(stream, best, probabilities) if best.times else []
-        alternatives = [
-            Alternative(
-                text=self.vocabulary.text(hypothesis.tokens),
-                tokens=hypothesis.tokens,
-                score=rescored[i].score if rescored else hypothesis.score,
-                ctc_score=hypothesis.score if stream.options.search != "attention" else None,
-                attention_score=rescored[i].attention_score if rescored else None,
-            )
-            for i, hypothesis in enumerate(hypotheses[: stream.options.beam_size])  # hotwords may have brought more
-        ]
-        return Result(
-            text=alternatives[0].text,
-            is_final=True,
-            segment=stream.segment,
-            start=words[0].start if words else 0.0,
-            end=words[-1].end if words else 0.0,
-            tokens=best.tokens,
-            times=[round((stream.segment_start + time) * frame_s, 3) for time in best.times],
-            words=words,
-            confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
-            score=alternatives[0].score,
-            nbest=alternatives,
-        )
-
-    def _words(self, stream: Stream, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
-        """Words of a hypothesis with times, those where they meet sharpened by the pauses between them."""
-        frame_s, words = stream.frame_s, self.vocabulary.words(best.tokens)
-        begin = stream.segment_start * frame_s
-        spans = token_spans(best.times, frame_s, stream.num_segment_frames * frame_s)
-        meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
-        peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
-                 for word in words]  # fmt: skip
-        confidences = [
-            calibrated(word_confidence(probabilities[word.begin : word.end]), self.bundle.manifest.calibration)
-            for word in words
-        ]
-        return words_of(words, end_at_pauses(meeting, peaks, stream.pauses()), confidences)
-
-
-def _batches(
-    chunks: list[tuple[Stream, npt.NDArray[np.float32]]],
-) -> Iterator[list[tuple[Stream, npt.NDArray[np.float32]]]]:
-    """Chunks that may share an encoder call: of the same chunk size and left context, and not too many."""
-    groups: dict[tuple[int | None, int], list[tuple[Stream, npt.NDArray[np.float32]]]] = {}
-    for stream, window in chunks:
-        key = (stream.options.chunk_size, stream.options.num_left_chunks)
-        groups.setdefault(key, []).append((stream, window))
-    for (chunk_size, _), group in groups.items():
-        size = 1 if chunk_size is None else _MAX_BATCH
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+        return Stream(Source(self.model, self.vocabulary, chosen, context))

@@ -282,7 +282,7 @@ def finished_twice(case):
 
 def decoded_twice(case):
     stream = case.demo.create_stream()
-    with stream.decoding():
+    with stream.source.claim():
         case.demo.decode_streams([stream])
 
 

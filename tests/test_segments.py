@@ -118,7 +118,7 @@ def hear(recognizer, samples, splits=(), options=CHUNKED):
         stream.accept_waveform(RATE, samples[start : start + length])
         start += length
         recognizer.decode_streams([stream])
-        assert stream.is_endpoint() == bool(stream._finished)
+        assert stream.is_endpoint() == bool(stream.source._finished)
         segments += stream.take_segments()
         assert not stream.is_endpoint()
         assert not stream.get_result().is_final
@@ -189,6 +189,11 @@ def test_portions_do_not_matter(splits, options):
     assert hear(toy, samples, splits, options) == hear(toy, samples, (), options)
 
 
+def num_frames_held(stream):
+    """Encoder frames that a stream holds, as output or as features."""
+    return sum(map(len, stream.source.utterance._outputs)) + stream.source._reception._windows._num_frames // 4
+
+
 def test_minutes_in_flat_memory(toy):
     samples, _ = say("ABCD" * 15, [0.3, 1.0, 0.2, 0.7] * 15)
     for options in (OPTIONS[1], OPTIONS[-1]):
@@ -198,8 +203,10 @@ def test_minutes_in_flat_memory(toy):
             stream.accept_waveform(RATE, samples)
             toy.decode_streams([stream])
             texts += [segment.text for segment in stream.take_segments()]
-            caches = max(caches, stream.caches.num_cached, stream.caches.offset if options.chunk_size else 0)
-            held = max(held, sum(map(len, stream._outputs)) + stream._windows._num_frames // 4)
+            caches = max(
+                caches, stream.source.caches.num_cached, stream.source.caches.offset if options.chunk_size else 0
+            )
+            held = max(held, num_frames_held(stream))
         assert caches <= 6 * 25 + 32  # an utterance, and the chunk in which it ended
         assert held <= 30 * 25 + 10 * 25
         stream.input_finished()
@@ -211,7 +218,7 @@ def test_minutes_in_flat_memory(toy):
 @pytest.fixture
 def short_windows(monkeypatch):
     """Recordings of more than four seconds are long ones."""
-    monkeypatch.setattr("u2moe.runtime.stream._LONGEST_WINDOW_S", 4.0)
+    monkeypatch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 4.0)
 
 
 def test_a_recording_that_fits_one_window_is_encoded_whole(toy):
@@ -446,7 +453,7 @@ def test_two_threads_feed_and_nothing_is_torn(toy):
     stream.input_finished()
     toy.decode_streams([stream])
     assert stream.duration == 6.0
-    assert stream.num_encoder_frames == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
+    assert stream.source.num_frames == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
 
 
 def test_many_threads_share_a_recogniser(recognizer, sound):
@@ -466,7 +473,7 @@ def test_many_threads_share_a_recogniser(recognizer, sound):
 
 def test_a_second_thread_may_not_decode_the_same_stream(toy):
     stream = toy.create_stream(CHUNKED)
-    with stream.decoding(), pytest.raises(StreamError, match="decoded by another thread"):
+    with stream.source.claim(), pytest.raises(StreamError, match="decoded by another thread"):
         toy.decode_streams([stream])
     toy.decode_streams([stream])
 

@@ -6,10 +6,12 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.endurance import soak
-from u2moe.benchmarks.endurance.cuts import Cuts, LoggedRecognizer, cuts_of
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Stream
+from u2moe.benchmarks.endurance.cuts import Cuts, cuts_of, logged
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Stream
 from u2moe.runtime.corpus.word_errors import read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.second_pass import SecondPass
+from u2moe.runtime.source import Source
 from u2moe.runtime.windows import Windows
 
 
@@ -107,7 +109,7 @@ def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
 @pytest.fixture
 def demo_recording(tmp_path, monkeypatch):
     """Bundled clips with pauses between them, longer than a window: a file, and its number of samples."""
-    monkeypatch.setattr("u2moe.runtime.stream._LONGEST_WINDOW_S", 8.0)
+    monkeypatch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 8.0)
     file = tmp_path / "long.wav"
     recordings = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt") * 2
     list(soak._write_long(file, recordings, 20 / 3600, np.random.default_rng(0), 16_000))
@@ -125,9 +127,9 @@ ENDS = {
 @pytest.mark.parametrize("ends", ENDS)
 def test_every_piece_says_what_is_in_its_samples(demo_recording, ends):
     file, num_samples = demo_recording
-    recognizer = LoggedRecognizer(Bundle.open(DEMO_FOLDER), DecodingOptions(endpoint=ENDS[ends]))
+    recognizer, utterances = logged(Recognizer.from_pretrained(options=DecodingOptions(endpoint=ENDS[ends])))
     recognizer.transcribe(file)
-    found = cuts_of(recognizer, recognizer.stream.pieces, num_samples, file)
+    found = cuts_of(recognizer, utterances, num_samples, file)
     assert found.num_pieces >= 4
     assert found == replace(cuts(), num_pieces=found.num_pieces)
 
@@ -141,7 +143,7 @@ def repeating(put_back):
 
 
 def without_the_last_frame(advance):
-    return lambda self, output, log_probs, caches: advance(self, output[:-1], log_probs[:-1], caches)
+    return lambda self, frames, caches: advance(self, frames.before(len(frames) - 1), caches)
 
 
 @pytest.mark.parametrize(
@@ -149,27 +151,27 @@ def without_the_last_frame(advance):
     [
         (Windows, "put_back", losing),
         (Windows, "put_back", repeating),
-        (Stream, "advance", without_the_last_frame),
+        (Source, "advance", without_the_last_frame),
     ],
 )
 def test_what_is_lost_or_doubled_at_cuts_is_found(demo_recording, owner, name, fault, monkeypatch):
     file, num_samples = demo_recording
     monkeypatch.setattr(owner, name, fault(getattr(owner, name)))
-    recognizer = LoggedRecognizer(Bundle.open(DEMO_FOLDER))
+    recognizer, utterances = logged(Recognizer.from_pretrained())
     recognizer.transcribe(file)
-    found = cuts_of(recognizer, recognizer.stream.pieces, num_samples, file)
+    found = cuts_of(recognizer, utterances, num_samples, file)
     assert found.num_different >= 2
     assert (found.num_lost > 0) == (fault in (losing, without_the_last_frame))
 
 
 def test_a_word_that_is_dropped_at_each_cut_is_found(demo_recording, monkeypatch):
-    """In the recogniser, which the log of the pieces stands behind."""
+    """In the recogniser, before the utterances are logged."""
     file, num_samples = demo_recording
-    result = Recognizer._result
-    monkeypatch.setattr(Recognizer, "_result", lambda self, *given: without_first_word(result(self, *given)))
-    recognizer = LoggedRecognizer(Bundle.open(DEMO_FOLDER))
+    result = SecondPass._result
+    monkeypatch.setattr(SecondPass, "_result", lambda self, *given: without_first_word(result(self, *given)))
+    recognizer, utterances = logged(Recognizer.from_pretrained())
     recognizer.transcribe(file)
-    found = cuts_of(recognizer, recognizer.stream.pieces, num_samples, file)
+    found = cuts_of(recognizer, utterances, num_samples, file)
     assert found.num_different >= found.num_pieces - 1
 
 

@@ -45,7 +45,7 @@ def test_a_stream_hears_every_frame_that_the_file_has(recognizer, sound, num_sam
     stream = recognizer.create_stream(options)
     result = hear(recognizer, sound[:num_samples], stream=stream)
     num_frames = (num_samples - 400) // 160 + 1 if num_samples >= 400 else 0
-    assert stream.num_encoder_frames == max((num_frames - 7) // 4 + 1, 0)
+    assert stream.source.num_frames == max((num_frames - 7) // 4 + 1, 0)
     assert result.is_final
     assert recognizer.transcribe(sound[:num_samples], options=options).text == result.text
 
@@ -77,7 +77,7 @@ def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
         lengths.append(len(result.tokens))
     assert lengths[0] == 0
     assert lengths[-1] > 3
-    first_pass = stream.first_pass()
+    first_pass = stream.source.utterance.hypotheses()
     stream.input_finished()
     recognizer.decode_streams([stream])
     final = stream.get_result()
@@ -178,13 +178,13 @@ def test_a_long_stream_keeps_its_size(bundle, model, sound):
     for _ in range(45):
         stream.accept_waveform(16_000, sound)
         recognizer.decode_streams([stream])
-        offsets.append(stream.caches.offset)
-        assert stream.caches.num_cached <= 64
-        assert stream.caches.place[0].att.shape[3] <= 64
-        assert stream._windows._num_frames < 400
-        assert stream._outputs == []
+        offsets.append(stream.source.caches.offset)
+        assert stream.source.caches.num_cached <= 64
+        assert stream.source.caches.place[0].att.shape[3] <= 64
+        assert stream.source._reception._windows._num_frames < 400
+        assert sum(map(len, stream.source.utterance._outputs)) == 0
     assert max(offsets) <= 300
-    assert stream.num_encoder_frames > 4400
+    assert stream.source.num_frames > 4400
     assert stream.duration == 180.0
 
 

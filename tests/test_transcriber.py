@@ -114,9 +114,9 @@ def test_without_endpoint_options_segments_still_end(recognizer, sound):
 def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
-        stream = transcriber._stream
-        conclude = stream.conclude
-        stream.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
+        source = transcriber._stream.source
+        conclude = source.conclude
+        source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         for block in blocks[:11]:
             transcriber.feed(block)
     assert events.final == []

@@ -102,9 +102,9 @@ def _stream(recognizer: Recognizer, samples: npt.NDArray[np.float32]) -> list[fl
         stream.accept_waveform(rate, portion)
         recognizer.decode_streams([stream])
         stream.get_result()
-        if stream.num_encoder_frames > num_frames:
+        if stream.source.num_frames > num_frames:
             times.append(1000 * (time.perf_counter() - begin))
-            num_frames = stream.num_encoder_frames
+            num_frames = stream.source.num_frames
     begin = time.perf_counter()
     stream.input_finished()
     recognizer.decode_streams([stream])

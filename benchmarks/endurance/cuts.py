@@ -1,7 +1,7 @@
-"""Is anything lost or heard twice where a long recording was cut? Its pieces against the graphs alone, with no stream.
+"""Is anything lost or doubled where a long recording was cut? Its utterances against the graphs alone, with no stream.
 
-Each piece is encoded and decoded again, from the recording's samples at its place: where the stream had dropped,
-repeated or moved frames, or mixed pieces up, other words would come out.
+Each utterance is encoded and decoded again, from the recording's samples at its place: where the stream had dropped,
+repeated or moved frames, or mixed utterances up, other words would come out.
 """
 
 from __future__ import annotations
@@ -9,30 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
-from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result, Stream
+from u2moe.runtime import Recognizer
 from u2moe.runtime.ctc import ctc_prefix_beam_search
 from u2moe.runtime.features import Fbank
+from u2moe.runtime.pipeline import Concluded, Observer
 from u2moe.runtime.rescore import attention_rescoring
-
-if TYPE_CHECKING:
-    from u2moe.runtime.context import ContextGraph
-    from u2moe.runtime.text import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """An utterance that a stream has ended.
+class LoggedUtterance:
+    """An utterance that a recogniser has concluded.
 
     Attributes:
         window_start: frame of features with which the last window began; `window_len`: its frames of features.
-        start: the utterance's first encoder frame; `num_frames`: how many it has.
-        text: what was heard; `times`: seconds at which its tokens peak, from the recording's first sample.
+        start: its first encoder frame; `num_frames`: how many it has.
+        text: what was recognised; `times`: seconds at which its tokens peak, from the recording's first sample.
     """
 
     window_start: int
@@ -50,8 +45,8 @@ class Cuts:
     Attributes:
         num_pieces: utterances, those without words too.
         num_lost: encoder frames that are in none; `num_doubled`: in two.
-        num_different: pieces in which something else was heard, or at another time, than the graphs alone hear at their
-            place; None where that was not tried.
+        num_different: utterances whose text or times are not what the graphs alone give at their place; None where that
+            was not tried.
     """
 
     num_pieces: int
@@ -60,71 +55,47 @@ class Cuts:
     num_different: int | None = None
 
 
-class LoggedStream(Stream):
-    """A stream that remembers its pieces."""
+def logged(recognizer: Recognizer) -> tuple[Recognizer, list[LoggedUtterance]]:
+    """The same recogniser, with a list to which it appends every utterance that it concludes."""
+    rate = recognizer.model.config.subsampling_rate
+    log: list[LoggedUtterance] = []
 
-    def __init__(
-        self, model: Model, vocabulary: Vocabulary, options: DecodingOptions, context: ContextGraph | None = None
-    ) -> None:
-        self.pieces: list[Piece] = []
-        self._last_window = (0, 0)
-        super().__init__(model, vocabulary, options, context)
-        self._rate = model.config.subsampling_rate
-
-    def take_window(self) -> npt.NDArray[np.float32] | None:
-        """The next chunk."""
-        start = self.num_encoder_frames
-        window = super().take_window()
-        if window is not None:
-            self._last_window = (start * self._rate, len(window))
-        return window
-
-    def conclude(self, result: Result) -> None:
-        """End the utterance at hand."""
-        if self.num_segment_frames:
-            start, length = self._last_window
-            self.pieces.append(
-                Piece(
-                    window_start=start, window_len=length, start=self.segment_start,
-                    num_frames=self.num_segment_frames, text=result.text, times=tuple(result.times),
+    def concluded(utterance: Concluded) -> None:
+        if utterance.num_frames:
+            log.append(
+                LoggedUtterance(
+                    window_start=utterance.window_start * rate, window_len=utterance.window_len, start=utterance.start,
+                    num_frames=utterance.num_frames, text=utterance.result.text, times=tuple(utterance.result.times),
                 )
             )  # fmt: skip
-        super().conclude(result)
+
+    observer = Observer(concluded=concluded)
+    return Recognizer(recognizer.bundle, recognizer.model, recognizer.options, observer=observer), log
 
 
-class LoggedRecognizer(Recognizer):
-    """A recogniser whose streams remember their pieces; `stream` is the last of them."""
-
-    stream: LoggedStream
-
-    def __init__(self, bundle: Bundle, options: DecodingOptions | None = None) -> None:
-        super().__init__(bundle, bundle.load(), options)
-
-    def _stream(self, *arguments: Any) -> Stream:
-        plain = super()._stream(*arguments)
-        self.stream = LoggedStream(self.model, self.vocabulary, plain.options, plain.context)
-        return self.stream
-
-
-def cuts_of(recognizer: Recognizer, pieces: Sequence[Piece], num_samples: int, file: Path | None = None) -> Cuts:
-    """Judge the pieces of a recording.
+def cuts_of(
+    recognizer: Recognizer, utterances: Sequence[LoggedUtterance], num_samples: int, file: Path | None = None
+) -> Cuts:
+    """Judge where a recording was cut.
 
     Args:
-        recognizer: whose stream heard them.
-        pieces: in order.
+        recognizer: what has recognised it.
+        utterances: in order.
         num_samples: samples of the recording at the model's rate.
-        file: the recording, at that rate, to hear its pieces again; only those of full context can be.
+        file: the recording, at that rate, to recognise its utterances again; only those of full context can be.
     """
     config = recognizer.model.config
     features = _num_features(recognizer, num_samples)
     position = num_lost = num_doubled = 0
-    for piece in pieces:
-        num_lost += max(piece.start - position, 0)
-        num_doubled += max(position - piece.start, 0)
-        position = piece.start + piece.num_frames
+    for utterance in utterances:
+        num_lost += max(utterance.start - position, 0)
+        num_doubled += max(position - utterance.start, 0)
+        position = utterance.start + utterance.num_frames
     num_lost += max((features - config.window) // config.subsampling_rate + 1 - position, 0)
-    different = None if file is None else sum(_hear_again(recognizer, piece, file) != piece for piece in pieces)
-    return Cuts(num_pieces=len(pieces), num_lost=num_lost, num_doubled=num_doubled, num_different=different)
+    different = None
+    if file is not None:
+        different = sum(_recognized_alone(recognizer, utterance, file) != utterance for utterance in utterances)
+    return Cuts(num_pieces=len(utterances), num_lost=num_lost, num_doubled=num_doubled, num_different=different)
 
 
 def _num_features(recognizer: Recognizer, num_samples: int) -> int:
@@ -139,19 +110,19 @@ def _frame_samples(recognizer: Recognizer) -> tuple[int, int]:
     return round(config.frame_length_ms * per_ms), round(config.frame_shift_ms * per_ms)
 
 
-def _hear_again(recognizer: Recognizer, piece: Piece, file: Path) -> Piece:
-    """A piece as it should be, by features, encoder, search and rescoring of its samples alone."""
+def _recognized_alone(recognizer: Recognizer, utterance: LoggedUtterance, file: Path) -> LoggedUtterance:
+    """An utterance as it should be, by features, encoder, search and rescoring of its samples alone."""
     length, shift = _frame_samples(recognizer)
     model, manifest = recognizer.model, recognizer.bundle.manifest
     with soundfile.SoundFile(file) as source:
-        source.seek(piece.window_start * shift)
-        samples = source.read((piece.window_len - 1) * shift + length, dtype="float32")
+        source.seek(utterance.window_start * shift)
+        samples = source.read((utterance.window_len - 1) * shift + length, dtype="float32")
     fbank = Fbank(manifest.features)
     features = np.concatenate([fbank.accept(samples), fbank.finish()])
-    begin = piece.start - piece.window_start // model.config.subsampling_rate
-    output = model.encode(features)[begin : begin + piece.num_frames]
+    begin = utterance.start - utterance.window_start // model.config.subsampling_rate
+    output = model.encode(features)[begin : begin + utterance.num_frames]
     if not len(output):
-        return replace(piece, text="", times=())  # a piece of what is not in its window
+        return replace(utterance, text="", times=())  # the utterance is not in its window
     hypotheses = ctc_prefix_beam_search(model.ctc(output), recognizer.options.beam_size, model.config.blank)
     if model.has_decoder:
         scores = model.token_scores(output, [hypothesis.tokens for hypothesis in hypotheses])
@@ -159,5 +130,5 @@ def _hear_again(recognizer: Recognizer, piece: Piece, file: Path) -> Piece:
         ranked = attention_rescoring(hypotheses, scores, weights.ctc_weight, weights.reverse_weight)
         hypotheses = [item.hypothesis for item in ranked]
     best, frame_s = hypotheses[0], model.config.subsampling_rate * manifest.features.frame_shift_ms / 1000
-    times = tuple(round((piece.start + time) * frame_s, 3) for time in best.times)
-    return replace(piece, text=recognizer.vocabulary.text(best.tokens), times=times)
+    times = tuple(round((utterance.start + time) * frame_s, 3) for time in best.times)
+    return replace(utterance, text=recognizer.vocabulary.text(best.tokens), times=times)

@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from u2moe.benchmarks.endurance.cuts import Cuts, LoggedRecognizer, LoggedStream, cuts_of
+from u2moe.benchmarks.endurance.cuts import Cuts, cuts_of, logged
 from u2moe.benchmarks.results.provenance import publish, sentence
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest, words
 
@@ -156,7 +156,7 @@ class SoakReport:
 
 def soak(bundle: Path, recordings: Sequence[Recording], *, hours: float = 1.0, num_streams: int = 64) -> SoakReport:
     """Try everything on recordings, drawn at random again and again."""
-    streaming, whole = Recognizer.from_pretrained(bundle, options=STREAMED), LoggedRecognizer(Bundle.open(bundle))
+    streaming, whole = Recognizer.from_pretrained(bundle, options=STREAMED), Recognizer.from_pretrained(bundle)
     random = np.random.default_rng(0)
     return SoakReport(
         stream=hear_long(streaming, recordings, hours, random),
@@ -177,7 +177,8 @@ def hear_long(
 ) -> LongStream:
     """Feed one stream recordings in random portions."""
     rate = recognizer.bundle.manifest.features.sample_rate
-    stream = LoggedStream(recognizer.model, recognizer.vocabulary, recognizer.create_stream().options)
+    recognizer, utterances = logged(recognizer)
+    stream = recognizer.create_stream()
     num_segments = num_disordered = 0
     start_mb = last_end = 0.0
 
@@ -204,7 +205,7 @@ def hear_long(
         wall_s=time.perf_counter() - begin,
         num_segments=num_segments,
         num_disordered=num_disordered,
-        cuts=cuts_of(recognizer, stream.pieces, round(stream.duration * rate)),
+        cuts=cuts_of(recognizer, utterances, round(stream.duration * rate)),
         memory=Memory(start_mb=start_mb, end_mb=resident_mb()),
     )
 
@@ -233,7 +234,7 @@ def hear_many(
 
 
 def read_long(
-    recognizer: LoggedRecognizer, recordings: Sequence[Recording], hours: float, random: np.random.Generator
+    recognizer: Recognizer, recordings: Sequence[Recording], hours: float, random: np.random.Generator
 ) -> LongFile:
     """Recognise a long file, its samples cut by hand, and its recordings alone."""
     rate = recognizer.bundle.manifest.features.sample_rate
@@ -242,9 +243,10 @@ def read_long(
         file = Path(folder) / "long.flac"
         placed = list(_write_long(file, recordings, hours, random, rate))
         begin = time.perf_counter()
-        transcript = recognizer.transcribe(file, on_progress=lambda seconds: measured.append((seconds, resident_mb())))
+        watched, utterances = logged(recognizer)
+        transcript = watched.transcribe(file, on_progress=lambda seconds: measured.append((seconds, resident_mb())))
         wall_s = time.perf_counter() - begin
-        cuts = cuts_of(recognizer, recognizer.stream.pieces, round(transcript.duration * rate), file)
+        cuts = cuts_of(recognizer, utterances, round(transcript.duration * rate), file)
         ends = [end for _, end in placed]
         by_hand = [recognizer.transcribe(part).text for part in _parts(file, ends)]
     texts = _texts_until(ends, transcript)

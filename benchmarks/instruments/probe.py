@@ -11,16 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Hypothesis, Model, Recognizer, Result, Stream
-from u2moe.runtime.caches import CacheRow
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Model, Recognizer, Result, Stream
 from u2moe.runtime.decoding import Search
+from u2moe.runtime.pipeline import Observer
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.source import Source
 
 Samples = npt.NDArray[np.float32]
 
@@ -144,24 +145,6 @@ class TimedSession(Session):
             return super().run(feeds)
 
 
-class TimedStream(Stream):
-    """A stream whose search counts as one stage: CTC search, hotwords and endpoints."""
-
-    def __init__(self, watch: Stopwatch, model: Model, vocabulary: Vocabulary, options: DecodingOptions) -> None:
-        super().__init__(model, vocabulary, options)
-        self._watch = watch
-
-    def advance(self, output: Samples, log_probs: Samples, caches: CacheRow) -> None:
-        """Take over what a chunk gave."""
-        with self._watch("search"):
-            super().advance(output, log_probs, caches)
-
-    def end_first_pass(self) -> list[Hypothesis]:
-        """Hypotheses of the first pass."""
-        with self._watch("search"):
-            return super().end_first_pass()
-
-
 class Instrument:
     """A loaded bundle and a watch. Not for several threads: there is one watch.
 
@@ -202,7 +185,8 @@ class Instrument:
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
         search = search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
         self.options = DecodingOptions(search=search, endpoint=endpoint)
-        self.recognizer = Recognizer(bundle, self.model, self.options)
+        observer = Observer(searching=partial(self.watch, "search"))
+        self.recognizer = Recognizer(bundle, self.model, self.options, observer=observer)
 
     @property
     def sample_rate(self) -> int:
@@ -268,9 +252,9 @@ class Instrument:
             texts=[" ".join(segment.text for segment in own) for own in segments],
         )
 
-    def _stream(self, mode: Mode) -> TimedStream:
+    def _stream(self, mode: Mode) -> Stream:
         options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
-        return TimedStream(self.watch, self.model, self.recognizer.vocabulary, options)
+        return Stream(Source(self.model, self.recognizer.vocabulary, options))
 
     def _portions(self, num_samples: int, mode: Mode) -> Iterator[tuple[int, int]]:
         """First and last sample (exclusive) of each portion."""

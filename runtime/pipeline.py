@@ -1,0 +1,171 @@
+"""The way of many sources through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.alignment import find_cut
+from u2moe.runtime.caches import join_rows, split_rows
+from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.second_pass import SecondPass
+from u2moe.runtime.utterance import Frames, State
+
+if TYPE_CHECKING:
+    from u2moe.runtime.bundle import Bundle
+    from u2moe.runtime.caches import CacheRow
+    from u2moe.runtime.model import Model
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.source import Source
+
+_MAX_BATCH = 32
+"""Chunks that go through the encoder together: beyond, a larger batch saves no time but takes memory."""
+
+Chunk = tuple["Source", npt.NDArray[np.float32]]
+"""A source, and a window of its features [frames, mel]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concluded:
+    """An utterance that has ended, whether it has words or not; in frames of the encoder, from its source's first.
+
+    Attributes:
+        start: its first frame.
+        num_frames: how many it has.
+        window_start: first frame of the window that was encoded last.
+        window_len: frames of features of that window.
+        result: what was recognised.
+    """
+
+    start: int
+    num_frames: int
+    window_start: int
+    window_len: int
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """What measurements see of a pipeline, called in the thread that decodes.
+
+    Attributes:
+        searching: makes a context in which a part of the first pass runs: CTC search, hotwords and endpoints.
+        concluded: called with each utterance that has ended, before the next one begins.
+    """
+
+    searching: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    concluded: Callable[[Concluded], object] = lambda _: None
+
+
+class Pipeline:
+    """Decodes sources of one bundle, any number together. It holds no state of them."""
+
+    def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
+        self._model = model
+        self._vocabulary = bundle.vocabulary
+        self._second_pass = SecondPass(bundle, model)
+        self._observer = observer or Observer()
+
+    def decode(self, sources: Sequence[Source]) -> None:
+        """Do all the work that is ready: every whole window, and the second pass of every utterance that has ended."""
+        with contextlib.ExitStack() as claims:
+            for source in sources:
+                claims.enter_context(source.claim())
+            while True:
+                self._settle(sources)
+                windows = ((source, source.take_window()) for source in sources)
+                chunks = [(source, window) for source, window in windows if window is not None]
+                if not chunks:
+                    return
+                for batch in _batches(chunks):
+                    self._search(batch)
+
+    def _settle(self, sources: Sequence[Source]) -> None:
+        """Conclude the utterances that have ended, and decide on those that full context leaves open."""
+        while ended := [source for source in sources if source.state is State.SEARCHED]:
+            for source in ended:
+                endpoint = source.utterance.endpoint
+                if endpoint is not None and endpoint.is_amid_speech(source.frame_s):
+                    self._cut(source)
+            self._conclude(ended)
+        for source in sources:
+            if not source.may_go_on:
+                continue
+            # What may go on is encoded again with what follows, unless that would be most of the window.
+            if source.takes_most_of_window:
+                self._cut(source)
+                self._conclude([source])
+            source.begin_again()
+
+    def _cut(self, source: Source) -> None:
+        """End the utterance at hand between two of its words, so that none is cut, if there are two."""
+        log_probs = self._model.ctc(source.utterance.encoder_out())
+        best = source.utterance.hypotheses()[0]
+        num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
+        if num_frames is not None:
+            source.cut(num_frames, log_probs)
+
+    def _conclude(self, sources: Sequence[Source]) -> None:
+        """Give each utterance at hand, whose frames are searched, its final result."""
+        hypotheses = []
+        for source in sources:
+            with self._observer.searching():
+                hypotheses.append(source.utterance.finish_search())
+        for source, result in zip(sources, self._second_pass.results(sources, hypotheses), strict=True):
+            utterance = source.utterance
+            self._observer.concluded(
+                Concluded(
+                    start=utterance.start,
+                    num_frames=utterance.num_frames,
+                    window_start=source.window_start,
+                    window_len=source.window_len,
+                    result=result,
+                )
+            )
+            source.conclude(result)
+
+    def _search(self, chunks: Sequence[Chunk]) -> None:
+        """Take one chunk of each source through the encoder, the CTC head and the first pass."""
+        output, caches = self._encode(chunks)
+        log_probs = self._model.ctc(np.concatenate(output))
+        start = 0
+        for (source, _), own, row in zip(chunks, output, caches, strict=True):
+            frames = Frames(output=own.copy(), log_probs=log_probs[start : start + len(own)])
+            start += len(own)
+            with self._observer.searching():
+                source.advance(frames, row)
+
+    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[npt.NDArray[np.float32]], list[CacheRow]]:
+        """Encoder output [time, dim] and following caches of each source, from one call."""
+        config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
+        lengths = np.array([len(window) for _, window in chunks])
+        features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
+        for row, (_, window) in zip(features, chunks, strict=True):
+            row[: len(window)] = window
+        if options.chunk_size is None:
+            caches, required = encoder.start(len(chunks)), 0
+        else:
+            caches = join_rows([source.caches for source, _ in chunks])
+            required = required_cache_size(options.chunk_size, options.num_left_chunks)
+        output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
+        num_frames = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
+        num_cached = [source.caches.num_cached + num for (source, _), num in zip(chunks, num_frames, strict=True)]
+        rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
+        return [row[:num] for row, num in zip(output, num_frames, strict=True)], rows
+
+
+def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks that may share an encoder call: of the same chunk size and left context, and not too many."""
+    groups: dict[tuple[int | None, int], list[Chunk]] = {}
+    for source, window in chunks:
+        key = (source.options.chunk_size, source.options.num_left_chunks)
+        groups.setdefault(key, []).append((source, window))
+    for (chunk_size, _), group in groups.items():
+        size = 1 if chunk_size is None else _MAX_BATCH
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

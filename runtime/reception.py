@@ -1,0 +1,131 @@
+"""What is received of one source: samples at any rate to windows of features, and how loud they are. No model runs."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio import Resampler
+from u2moe.runtime.errors import AudioError, StreamError
+from u2moe.runtime.features import Fbank
+from u2moe.runtime.pauses import loudness
+from u2moe.runtime.windows import Windows
+
+if TYPE_CHECKING:
+    from u2moe.runtime.manifest import Manifest
+
+
+class Reception:
+    """Samples in any portions to windows of features, for chunks of `chunk_size` encoder frames; None: one window.
+
+    Attributes:
+        num_samples: samples received, at the model's rate.
+        is_finished: whether no samples follow.
+        window: features [frames, mel] of the window that was taken last.
+    """
+
+    def __init__(self, manifest: Manifest, chunk_size: int | None) -> None:
+        self.num_samples = 0
+        self.is_finished = False
+        self.window = np.zeros((0, manifest.model.feature_size), np.float32)
+        self._config = manifest.model
+        self._sample_rate = manifest.features.sample_rate
+        self._resampler: Resampler | None = None
+        self._features = Fbank(manifest.features)
+        self._windows = Windows(manifest.model, chunk_size)
+        self._unmeasured: list[npt.NDArray[np.float32]] = []  # features whose loudness is not known yet
+        self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
+        self._levels_start = 0
+
+    def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
+        """Append samples, float32 [n]. The first rate is that of all.
+
+        Raises:
+            StreamError: the input is finished.
+            AudioError: no sample rate, or another one than before; nothing is appended.
+        """
+        if self.is_finished:
+            raise StreamError("the input of this stream is finished: reset it, or create another stream")
+        if self._resampler is None:
+            self._resampler = Resampler(sample_rate, self._sample_rate)
+        source_rate = self._resampler.source_rate
+        if sample_rate != source_rate:
+            raise AudioError(f"sample rate changed from {source_rate} to {sample_rate} Hz in a stream")
+        self._append(self._resampler.accept(samples))
+
+    def finish(self) -> None:
+        """Say that no samples follow, so that the last window may be short.
+
+        Raises:
+            StreamError: it was said before.
+        """
+        if self.is_finished:
+            raise StreamError("the input of this stream is finished already")
+        if self._resampler is not None:
+            self._append(self._resampler.finish())
+        self._add(self._features.finish())
+        self._windows.finish()
+        self.is_finished = True
+
+    @property
+    def has_window(self) -> bool:
+        """Whether `take_window` finds one."""
+        return self._windows.ready
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all windows were taken, and none follows."""
+        return self.is_finished and not self._windows.ready
+
+    @property
+    def window_is_full(self) -> bool:
+        """Whether the last window is as long as windows can be."""
+        return len(self.window) >= self._windows.length
+
+    @property
+    def num_window_frames(self) -> int:
+        """Encoder frames of the last window."""
+        return (len(self.window) - self._config.window) // self._config.subsampling_rate + 1
+
+    def take_window(self) -> bool:
+        """Make the next window the last one taken; False: there is none."""
+        window = self._windows.take()
+        if window is None:
+            return False
+        if self._unmeasured:  # many frames together
+            self._levels.frombytes(loudness(np.concatenate(self._unmeasured)).tobytes())
+            self._unmeasured = []
+        self.window = window
+        return True
+
+    def shorten_window(self, num_frames: int) -> None:
+        """End the last window after `num_frames` encoder frames: the next one begins with what is left of it."""
+        rate = self._config.subsampling_rate
+        self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
+        self.window = self.window[: (num_frames - 1) * rate + self._config.window]
+
+    def repeat_window(self, num_frames: int) -> None:
+        """Let the next window begin with the last `num_frames` encoder frames of the last one."""
+        rate, end = self._config.subsampling_rate, self.num_window_frames
+        self._windows.put_back(self.window[(end - num_frames) * rate : end * rate])
+
+    def levels(self, num_frames: int) -> npt.NDArray[np.float32]:
+        """Loudness of the first `num_frames` frames of features that are not forgotten."""
+        return np.array(self._levels[:num_frames], np.float32)
+
+    def forget(self, num_frames: int) -> None:
+        """Forget the loudness of what comes before this encoder frame."""
+        start = num_frames * self._config.subsampling_rate
+        del self._levels[: start - self._levels_start]
+        self._levels_start = start
+
+    def _append(self, samples: npt.NDArray[np.float32]) -> None:
+        self.num_samples += len(samples)
+        self._add(self._features.accept(samples))
+
+    def _add(self, features: npt.NDArray[np.float32]) -> None:
+        self._unmeasured.append(features)
+        self._windows.accept(features)

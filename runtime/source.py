@@ -1,0 +1,264 @@
+"""One source of audio while it is recognised, behind the public `Stream`. It runs no graph: `pipeline` does."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from u2moe.runtime.caches import CacheRow, split_rows
+from u2moe.runtime.ctc import GreedySearch, PrefixBeamSearch
+from u2moe.runtime.endpoint import Endpointer, PauseRule
+from u2moe.runtime.errors import StreamError
+from u2moe.runtime.pauses import find_pauses
+from u2moe.runtime.reception import Reception
+from u2moe.runtime.utterance import Frames, State, Utterance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.model import Model
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.text import Vocabulary
+
+LONGEST_WINDOW_S = 30.0
+"""Seconds that are encoded at once with full context, at most, where utterances end by endpoints."""
+
+
+class Source:
+    """What is received of a source, the utterance at hand, the results of those before, and the caches of the encoder.
+
+    The utterance at hand goes from state to state (`State`), and the next one begins where it ends:
+
+        RECEIVING  accept, finish                  -> WINDOWS
+        WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or by an endpoint or the last window SEARCHED
+        SEARCHED   perhaps cut, then conclude      -> the next utterance is at hand; after the last one CONCLUDED
+
+    With full context, an utterance of which nobody knows whether it ends with its window may also be cut and concluded,
+    or else begun again with the next window (`begin_again`).
+
+    One thread may feed (`accept`, `finish`) while another decodes (all that follows `claim`) and a third asks for
+    results.
+
+    Attributes:
+        options: `search` is chosen, and `chunk_size` None means full context.
+        context: hotwords.
+        caches: of the encoder, for the next chunk.
+        utterance: the one at hand.
+        window_start: encoder frame with which the window that was taken last begins.
+        frame_s: seconds from one encoder frame to the next.
+    """
+
+    def __init__(
+        self, model: Model, vocabulary: Vocabulary, options: DecodingOptions, context: ContextGraph | None = None
+    ) -> None:
+        self.options = options
+        self.context = context
+        self.frame_s = model.config.subsampling_rate * model.manifest.features.frame_shift_ms / 1000
+        self._level_s = model.manifest.features.frame_shift_ms / 1000
+        self._model = model
+        self._vocabulary = vocabulary
+        self._lock = threading.RLock()
+        self._claim = threading.Lock()
+        self._endpointer = Endpointer(options.endpoint, self.frame_s, model.config.blank) if options.endpoint else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: what follows is another source."""
+        with self._lock:
+            chunk_size = self.options.chunk_size
+            if chunk_size is None and self.options.endpoint is not None:
+                chunk_size = round(LONGEST_WINDOW_S / self.frame_s)
+            min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
+            self._reception = Reception(self._model.manifest, chunk_size)
+            self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
+            self._has_failed = False
+            self._finished: list[Result] = []
+            self.caches = self._no_caches()
+            self.window_start = 0
+            self._begin_utterance(0, 0)
+
+    # What a program does with a stream.
+
+    def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
+        """Append samples; see `Reception.accept`."""
+        with self._lock:
+            self._check()
+            self._reception.accept(sample_rate, samples)
+
+    def finish(self) -> None:
+        """Say that no samples follow; see `Reception.finish`."""
+        with self._lock:
+            self._check()
+            self._reception.finish()
+
+    def result(self) -> Result:
+        """Of the utterance at hand, so far or finally."""
+        with self._lock:
+            return self.utterance.result(self._vocabulary, self.frame_s)
+
+    def take_segments(self) -> list[Result]:
+        """Final results of the utterances that ended since the last call; none of those without words."""
+        with self._lock:
+            finished, self._finished = self._finished, []
+            return finished
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether `take_segments` returns any."""
+        return bool(self._finished)
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio received."""
+        return self._reception.num_samples / self._model.manifest.features.sample_rate
+
+    @property
+    def num_frames(self) -> int:
+        """Encoder frames so far, of all utterances."""
+        return self.utterance.end
+
+    @property
+    def state(self) -> State:
+        """How far the utterance at hand is."""
+        with self._lock:
+            if self.utterance.endpoint is not None:
+                return State.SEARCHED
+            if self._reception.has_window:
+                return State.WINDOWS
+            if not self._reception.is_finished:
+                return State.RECEIVING
+            return State.CONCLUDED if self.utterance.is_concluded else State.SEARCHED
+
+    # What the pipeline does.
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Claim the source for a thread: chunks follow each other. If that fails, audio is lost: only `reset` helps."""
+        if not self._claim.acquire(blocking=False):
+            raise StreamError("this stream is being decoded by another thread")
+        try:
+            self._check()
+            yield
+        except StreamError:
+            raise
+        except BaseException:
+            self._has_failed = True
+            raise
+        finally:
+            self._claim.release()
+
+    def take_window(self) -> npt.NDArray[np.float32] | None:
+        """Features [frames, mel] of the next chunk, or None. With full context it may end amid a pause."""
+        with self._lock:
+            received = self._reception
+            if not received.take_window():
+                return None
+            self.window_start = self.num_frames
+            if self.options.chunk_size is None:
+                num_frames = self._pause_rule.end_of_window(
+                    received.levels(len(received.window)),
+                    self.utterance.start,
+                    is_full=received.window_is_full,
+                    is_last=received.is_exhausted,
+                )
+                if num_frames is not None:
+                    received.shorten_window(num_frames)
+            return received.window
+
+    def advance(self, frames: Frames, caches: CacheRow) -> None:
+        """Take over the encoder frames of a chunk, and the caches for the next."""
+        with self._lock:
+            self.caches = caches
+            self._advance(frames)
+
+    def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
+        """End the utterance at hand after `num_frames` of its frames, given log-probabilities [time, vocab] of all."""
+        with self._lock:
+            self.utterance.shorten(num_frames, log_probs)
+
+    def conclude(self, result: Result) -> None:
+        """Make `result` the final one of the utterance at hand, and go on with the next unless it was the last."""
+        with self._lock:
+            number = self.utterance.number
+            if result.text:
+                self._finished.append(result)
+                number += 1
+            if self.utterance.endpoint is None and self.state is State.SEARCHED:
+                self.utterance.conclude(result)
+                self.caches = self._no_caches()
+                return
+            surplus = self.utterance.surplus or self._no_frames()
+            if self.options.chunk_size is not None:
+                self.caches.begin_anew(len(surplus))
+            self._begin_utterance(number, self.utterance.end)
+            self._advance(surplus)
+
+    @property
+    def window_len(self) -> int:
+        """Frames of features of the window that was taken last."""
+        return len(self._reception.window)
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the utterance at hand has frames of a window with full context, and more may belong to it."""
+        is_undecided = self.state in (State.RECEIVING, State.WINDOWS)
+        return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
+
+    @property
+    def takes_most_of_window(self) -> bool:
+        """Whether the utterance at hand takes more than half of the window that was taken last."""
+        return 2 * self.utterance.num_frames > self._reception.num_window_frames
+
+    def begin_again(self) -> None:
+        """Forget the frames of the utterance at hand: the next window begins with them."""
+        with self._lock:
+            self._reception.repeat_window(self.utterance.num_frames)
+            self._begin_utterance(self.utterance.number, self.utterance.start)
+
+    def pauses(self) -> list[tuple[float, float]]:
+        """Where the utterance at hand is quiet, in seconds from the source's first sample."""
+        begin = self.utterance.start * self.frame_s
+        with self._lock:
+            levels = self._reception.levels(self.utterance.num_frames * self._model.config.subsampling_rate)
+        return [(begin + start, begin + end) for start, end in find_pauses(levels, self._level_s)]
+
+    def _check(self) -> None:
+        if self._has_failed:
+            raise StreamError("decoding of this stream has failed, and audio was lost: reset it, or create another")
+
+    def _begin_utterance(self, number: int, start: int) -> None:
+        needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
+        output_size = self._model.config.output_size
+        self.utterance = Utterance(number, start, self._new_search, output_size=output_size, keeps_output=needs_output)
+        self._reception.forget(start)
+        if self._endpointer is not None:
+            self._endpointer.reset()
+
+    def _advance(self, frames: Frames) -> None:
+        """Let the utterance at hand take frames as far as it goes."""
+        self.utterance.advance(frames, self._endpointer)
+        if self.utterance.endpoint is None and self._endpointer is not None:
+            silence = self._endpointer.trailing_silence
+            self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
+
+    def _new_search(self) -> GreedySearch | PrefixBeamSearch:
+        blank = self._model.config.blank
+        if self.options.search in ("ctc_greedy", "attention"):
+            return GreedySearch(blank)
+        return PrefixBeamSearch(self.options.beam_size, blank, self.context)
+
+    def _no_caches(self) -> CacheRow:
+        return split_rows(self._model.encoder.start(), [0])[0]
+
+    def _no_frames(self) -> Frames:
+        config = self._model.config
+        return Frames(
+            output=np.zeros((0, config.output_size), np.float32), log_probs=np.zeros((0, config.vocab_size), np.float32)
+        )
