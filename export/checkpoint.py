@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor
 
 from u2moe.export.architecture import Architecture
-from u2moe.export.cmvn import read_cmvn
+from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.model import SpeechModel
+from u2moe.export.text_files import read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
-from u2moe.export.weights import CMVN_ISTD, CMVN_MEAN, load_state_dict, select_tensors
+from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
 from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, ModelConfig, TextConfig
 
@@ -47,8 +50,18 @@ class Checkpoint:
     """Why every other tensor of the file changes nothing, by name."""
 
     @classmethod
-    def open(cls, directory: str | PathLike[str], weights: str | PathLike[str] | None = None) -> Checkpoint:
-        """Read a directory in WeNet's layout; `weights` names another state dict in it, such as avg_30.pt.
+    def open(
+        cls,
+        directory: str | PathLike[str],
+        weights: str | PathLike[str] | None = None,
+        units: str | PathLike[str] | None = None,
+    ) -> Checkpoint:
+        """Read a directory in WeNet's layout.
+
+        Args:
+            directory: the folder of train.yaml; without one, of a yaml file named as the weights, such as epoch_9.yaml.
+            weights: the state dict, such as avg_30.pt: its name in the directory, or the path of a file elsewhere.
+            units: the vocabulary, likewise; by default the one that train.yaml names, or units.txt.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit the others.
@@ -57,9 +70,9 @@ class Checkpoint:
         path = Path(directory)
         if not path.is_dir():
             raise CheckpointError(f"{path}: is not a directory; expected one with {CONFIG_FILE} and {WEIGHTS_FILE}")
-        config = read_training_config(path / CONFIG_FILE)
-        tokens = read_vocabulary(_vocabulary_path(path, config), config)
-        weights_path = path / (weights or WEIGHTS_FILE)
+        weights_path = linked_weights(_chosen(path, weights or WEIGHTS_FILE))
+        config = read_training_config(_config_path(path, weights_path))
+        tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
         state = load_state_dict(weights_path)
         statistics = {} if _has_statistics(weights_path, state) else _statistics(path, config)
         state.update(statistics)
@@ -119,14 +132,31 @@ class Checkpoint:
         )
 
 
+def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
+    """A file that was asked for: in the directory, or where the name leads from here."""
+    inside, elsewhere = directory / name, Path(name)
+    is_path = os.path.lexists(elsewhere) or elsewhere.parent != Path()
+    return elsewhere if is_path and not os.path.lexists(inside) else inside
+
+
+def _config_path(directory: Path, weights: Path) -> Path:
+    """train.yaml, or else the yaml file that the training wrote beside the weights."""
+    beside = weights.with_suffix(".yaml")
+    return beside if beside.is_file() and not (directory / CONFIG_FILE).exists() else directory / CONFIG_FILE
+
+
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
     """The file that train.yaml names, by its plain name, or else one of the usual ones."""
     named = [_plain_name(config.symbol_table)] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:
-        if (directory / name).is_file():
+        if os.path.isfile(directory / name):  # noqa: PTH113 - Path.is_file() raises for names that are too long
             return directory / name
-    raise CheckpointError(f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}")
+    kept = f"; the recipe keeps it at {config.symbol_table}" if config.symbol_table else ""
+    raise CheckpointError(
+        f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}{kept}: copy it there, "
+        "or name it with --units"
+    )
 
 
 def _plain_name(path: str) -> str:
@@ -137,13 +167,8 @@ def _plain_name(path: str) -> str:
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
     """Symbols by id, of a file with one "symbol id" per line in order of the ids."""
     vocab_size = config.architecture.vocab_size
-    try:
-        # not splitlines(): U+2028 and its like may be symbols
-        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: is not UTF-8 text: {error}") from error
+    # not splitlines(): U+2028 and its like may be symbols
+    lines = read_text(path, purpose="it holds the vocabulary").removesuffix("\n").split("\n")
     tokens: list[str] = []
     for number, line in enumerate(lines):
         words = line.split()
@@ -152,9 +177,9 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
         tokens.append(words[0])
     if len(tokens) != vocab_size:
         raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
-    repeated = sorted({token for token in tokens if tokens.count(token) > 1}) if len(set(tokens)) < len(tokens) else []
-    if repeated:
-        raise CheckpointError(f"{path}: has the symbol {repeated[0]!r} more than once")
+    token, count = Counter(tokens).most_common(1)[0]
+    if count > 1:
+        raise CheckpointError(f"{path}: has the symbol {token!r} more than once")
     _check_special_tokens(path, tokens, config)
     return tokens
 

@@ -33,7 +33,7 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument("--chunk-size", type=int, metavar="N", help="of sherpa-onnx's online graph (default: 16)")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="of sherpa-onnx's online graph (default: 4)")
     parser.add_argument("--only", choices=("online", "offline"), help="one of sherpa-onnx's two graphs (default: both)")
-    parser.add_argument("--weights", metavar="FILE", help="file of the weights in the directory (default: final.pt)")
+    _add_files(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.set_defaults(run=run_export)
@@ -49,9 +49,21 @@ def add_validate(subparsers: Subparsers) -> None:
     )
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory the bundle was exported from")
-    parser.add_argument("--weights", metavar="FILE", help="file of the weights in the directory (default: final.pt)")
+    _add_files(parser)
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.set_defaults(run=run_validate)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """The files of a checkpoint that may have other names, or lie elsewhere."""
+    parser.add_argument(
+        "--weights", metavar="FILE", help="state dict, in the checkpoint directory or elsewhere (default: final.pt)"
+    )
+    parser.add_argument(
+        "--units",
+        metavar="FILE",
+        help="vocabulary, in the checkpoint directory or elsewhere (default: the one that train.yaml names, units.txt)",
+    )
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -64,7 +76,12 @@ def run_export(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for --profile sherpa-onnx: a bundle can do all")
     bundle, report = export_bundle(
-        args.checkpoint, args.out, weights=args.weights, overwrite=args.overwrite, progress=_printer(args.quiet)
+        args.checkpoint,
+        args.out,
+        weights=args.weights,
+        units=args.units,
+        overwrite=args.overwrite,
+        progress=_printer(args.quiet),
     )
     _print_report(report, quiet=args.quiet)
     size = sum(file.size for file in bundle.manifest.files.values())
@@ -84,6 +101,7 @@ def _run_sherpa(args: argparse.Namespace) -> int:
         args.out,
         options,
         weights=args.weights,
+        units=args.units,
         overwrite=args.overwrite,
         progress=_printer(args.quiet),
     )
@@ -103,7 +121,9 @@ def run_validate(args: argparse.Namespace) -> int:
     if args.checkpoint is not None:
         from u2moe.export.exporter import validate_bundle
 
-        report = validate_bundle(args.bundle, args.checkpoint, weights=args.weights, progress=_printer(args.quiet))
+        report = validate_bundle(
+            args.bundle, args.checkpoint, weights=args.weights, units=args.units, progress=_printer(args.quiet)
+        )
         _print_report(report, quiet=args.quiet)
     return 0
 

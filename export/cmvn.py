@@ -9,33 +9,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from u2moe.export.text_files import read_text
 from u2moe.runtime.errors import CheckpointError
 
+CMVN_MEAN = "encoder.global_cmvn.mean"
+CMVN_ISTD = "encoder.global_cmvn.istd"
+"""Names of the statistics in a state dict."""
 SMALLEST_VARIANCE = 1e-20
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
     """Mean and inverse standard deviation [size] each, of `size` mel bins."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror}; the network was trained with feature statistics, and neither "
-            "the state dict (encoder.global_cmvn.mean) nor this file has them"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: is binary, expected JSON or Kaldi text statistics") from error
+    text = read_text(
+        path,
+        purpose="the network was trained with feature statistics, and neither the state dict "
+        f"({CMVN_MEAN}) nor this file has them",
+    )
     try:
         sums, squares, count = _parse_json(text) if text.lstrip().startswith("{") else _parse_kaldi(text)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON or Kaldi text statistics: {error}") from error
     if sums.shape != (size,) or squares.shape != (size,):
         raise CheckpointError(f"{path}: has {sums.size} means and {squares.size} variances, expected {size} of each")
     if not (np.isfinite(count) and count > 0 and np.isfinite(sums).all() and np.isfinite(squares).all()):
         raise CheckpointError(f"{path}: has sums that are not finite, or no frames (frame count {count})")
-    mean = sums / count
-    variance = np.maximum(squares / count - mean * mean, SMALLEST_VARIANCE)
-    return torch.from_numpy(mean).float(), torch.from_numpy(1.0 / np.sqrt(variance)).float()
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = sums / count
+        variance = np.maximum(squares / count - mean * mean, SMALLEST_VARIANCE)
+        statistics = mean.astype(np.float32), (1.0 / np.sqrt(variance)).astype(np.float32)
+    if not all(np.isfinite(values).all() for values in statistics):
+        raise CheckpointError(f"{path}: has means or variances that are not finite in float32")
+    return torch.from_numpy(statistics[0]), torch.from_numpy(statistics[1])
 
 
 def _parse_json(text: str) -> tuple[np.ndarray, np.ndarray, float]:

@@ -30,6 +30,7 @@ def export_bundle(
     out: str | os.PathLike[str],
     *,
     weights: str | None = None,
+    units: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, ParityReport]:
@@ -38,7 +39,8 @@ def export_bundle(
     Args:
         checkpoint: directory with train.yaml, units.txt and the weights.
         out: folder to write; nothing is left there when anything fails.
-        weights: file name of the weights in the directory, final.pt by default.
+        weights: the state dict in the directory, or the path of one elsewhere; final.pt by default.
+        units: the vocabulary, likewise; the one that train.yaml names, or units.txt, by default.
         overwrite: replace a bundle that is already there.
         progress: called with a line for each step.
 
@@ -49,7 +51,8 @@ def export_bundle(
     """
     with BundleWriter(out, overwrite=overwrite) as staging:
         progress(f"reading {checkpoint}")
-        opened = Checkpoint.open(checkpoint, weights)
+        opened = Checkpoint.open(checkpoint, weights, units)
+        progress(f"read {opened.weights}: {len(opened.tensors)} tensors, {len(opened.ignored)} ignored")
         network = opened.network()
         manifest = bundle_manifest(opened)
         for model in build_graphs(network, manifest):
@@ -57,7 +60,7 @@ def export_bundle(
             save_graph(model, staging.path)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(opened.tokens)))
         staging.seal(manifest)
-        report = Parity(network, staging.path, manifest).run(progress)
+        report = Parity(network, staging.path, manifest, subject=opened.weights).run(progress)
         return staging.finish(manifest), report
 
 
@@ -66,6 +69,7 @@ def validate_bundle(
     checkpoint: str | os.PathLike[str],
     *,
     weights: str | None = None,
+    units: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
     """Compare an existing fp32 bundle with the checkpoint it was exported from.
@@ -76,7 +80,7 @@ def validate_bundle(
         ParityError: a graph differs from torch.
     """
     opened = Bundle.open(bundle)
-    source = Checkpoint.open(checkpoint, weights)
+    source = Checkpoint.open(checkpoint, weights, units)
     if opened.manifest.quantization:
         raise BundleError(f"{opened.path}: is quantized; parity with torch is defined for fp32 bundles")
     expected = bundle_manifest(source)
@@ -86,7 +90,7 @@ def validate_bundle(
             raise BundleError(f"{opened.path}: {section} is {found}, but the checkpoint gives {wanted}")
     if opened.tokens != source.tokens:
         raise BundleError(f"{opened.path / TOKENS_FILE}: differs from the vocabulary of {source.path}")
-    return Parity(source.network(), opened.path, opened.manifest).run(progress)
+    return Parity(source.network(), opened.path, opened.manifest, subject=opened.path).run(progress)
 
 
 def bundle_manifest(checkpoint: Checkpoint) -> Manifest:

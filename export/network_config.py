@@ -15,12 +15,15 @@ from u2moe.export.architecture import (
     NormKind,
     SubsamplingKind,
 )
-from u2moe.export.yaml_section import Section
+from u2moe.export.yaml_section import LARGEST_SIZE, Section
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
 CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
 SUBSAMPLINGS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
+MOST_BLOCKS = 1000
+MOST_EXPERTS = 20_000
+"""Of all layers of the encoder, or of a decoder, together: large mixtures have about a thousand. Each is a module."""
 FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
     "position_wise_feed_forward": "dense",
     "gated": "gated",
@@ -42,17 +45,19 @@ def read_encoder(top: Section, *, normalized: bool) -> Encoder:
     attention = conf.choice("selfattention_layer_type", attentions[0], attentions)
     activation = conf.choice("activation_type", "swish" if conformer else "relu", ACTIVATIONS)
     # negative sizes mean none, as in WeNet
-    static_chunk = max(conf.integer("static_chunk_size", 0, minimum=-(1 << 31)), 0)
+    static_chunk = max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0)
+    num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
+    macaron = conformer and conf.flag("macaron_style", default=True)
     encoder = Encoder(
         kind=kind,
         input_size=top.integer("input_dim"),
         dim=dim,
-        num_blocks=conf.integer("num_blocks", 6),
+        num_blocks=num_blocks,
         subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLINGS),
         absolute_positions=positions == "abs_pos",
         attention=_attention(conf, dim, relative=attention == "rel_selfattn"),
-        feed_forward=_feed_forward(conf, activation),
-        macaron=conformer and conf.flag("macaron_style", default=True),
+        feed_forward=_feed_forward(conf, activation, num_layers=num_blocks * (2 if macaron else 1)),
+        macaron=macaron,
         convolution=_convolution(conf, dim, activation) if conformer else None,
         norm=_norm(conf),
         pre_norm=conf.flag("normalize_before", default=True),
@@ -90,11 +95,10 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     self_attention = _attention(conf, dim)
     # only the unidirectional decoder can be told about the biases of its cross-attention
     cross_attention = _attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
-    feed_forward, norm, pre_norm = (
-        _feed_forward(conf, activation),
-        _norm(conf),
-        conf.flag("normalize_before", default=True),
-    )
+    num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
+    num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, minimum=0, maximum=MOST_BLOCKS)
+    feed_forward = _feed_forward(conf, activation, num_layers=max(num_blocks, num_right_blocks))
+    norm, pre_norm = _norm(conf), conf.flag("normalize_before", default=True)
 
     def decoder(num_blocks: int) -> Decoder:
         return Decoder(
@@ -108,13 +112,11 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
             pre_norm=pre_norm,
         )
 
-    left = decoder(conf.integer("num_blocks", 6))
-    right = None if uni else decoder(conf.integer("r_num_blocks", 0, minimum=0))
     tied = conf.flag("tie_word_embedding", default=False)
     conf.ignore("dropout_rate", "positional_dropout_rate", "self_attention_dropout_rate", "src_attention_dropout_rate")
     conf.ignore("gradient_checkpointing", "use_sdpa")
     conf.finish()
-    return left, right, tied
+    return decoder(num_blocks), None if uni else decoder(num_right_blocks), tied
 
 
 def _norm(conf: Section) -> Norm:
@@ -144,12 +146,17 @@ def _attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = Fa
     return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, relative=relative, **biases)
 
 
-def _feed_forward(conf: Section, activation: Activation) -> FeedForward:
+def _feed_forward(conf: Section, activation: Activation, *, num_layers: int) -> FeedForward:
+    """The layer that stands `num_layers` times in the network."""
     kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
     hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
     num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)
     if kind != "moe":
         return FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias)
+    if num_layers * num_experts > MOST_EXPERTS:
+        raise conf.wrong(
+            "n_expert", num_experts, f"at most {MOST_EXPERTS // num_layers} in each of {num_layers} layers"
+        )
     if chosen > num_experts:
         raise conf.wrong("n_expert_activated", chosen, f"at most n_expert {num_experts}")
     return FeedForward(

@@ -26,10 +26,10 @@ import yaml
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Architecture
-from u2moe.export.cmvn import read_cmvn
+from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.model import RMSNorm, SpeechModel, positional_encoding
 from u2moe.export.training_config import parse_training_config
-from u2moe.export.weights import CMVN_ISTD, CMVN_MEAN, expected_shapes
+from u2moe.export.weights import expected_shapes
 
 POSITION_TABLE_LENGTH = 5000
 GAINS = {
@@ -122,6 +122,8 @@ def random_config(
         "dataset_conf": {
             "fbank_conf": {"num_mel_bins": num_mel_bins, "frame_length": 25, "frame_shift": 10, "dither": 1.0},
             "resample_conf": {"resample_rate": 16000},
+            "filter_conf": {"max_length": 40960, "min_length": 0, "token_max_length": 200, "token_min_length": 1},
+            "batch_conf": {"batch_type": "static", "batch_size": 16},
         },
         "input_dim": num_mel_bins,
         "output_dim": vocab_size,

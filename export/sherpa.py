@@ -64,6 +64,7 @@ def export_sherpa(
     options: SherpaOptions | None = None,
     *,
     weights: str | None = None,
+    units: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SherpaExport:
@@ -74,7 +75,8 @@ def export_sherpa(
             its comparisons with torch.
         out: folder to write; nothing is left there when anything fails.
         options: which graphs, and the chunks of the online one.
-        weights: of a checkpoint, the file name of its weights.
+        weights: of a checkpoint, its state dict, as in `export_bundle`.
+        units: of a checkpoint, its vocabulary, as in `export_bundle`.
         overwrite: replace such a folder that is already there.
         progress: called with a line for each step.
 
@@ -90,13 +92,13 @@ def export_sherpa(
             bundle = Bundle.open(source)
             check_supported(bundle.path, bundle.manifest, bundle.tokens, options)
         else:
-            checkpoint = Checkpoint.open(source, weights)
+            checkpoint = Checkpoint.open(source, weights, units)
             check_supported(checkpoint.path, exporter.bundle_manifest(checkpoint), checkpoint.tokens, options)
             passing = Path(stack.enter_context(TemporaryDirectory(dir=staging.target.parent))) / "bundle"
-            bundle, _ = exporter.export_bundle(source, passing, weights=weights, progress=progress)
+            bundle, _ = exporter.export_bundle(source, passing, weights=weights, units=units, progress=progress)
         for model in sherpa_graphs(bundle, options):
             progress(f"writing {model.graph.name}.onnx")
             exporter.save_graph(model, staging.path, ONE_FILE_LIMIT)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
-        report = SherpaParity(bundle, staging.path, options).run(progress)
+        report = SherpaParity(bundle, staging.path, options, subject=Path(source)).run(progress)
         return SherpaExport(path=staging.publish(), options=options, manifest=bundle.manifest, report=report)

@@ -67,9 +67,10 @@ class OnlineClient:
 
 
 class SherpaParity:
-    """Compares written graphs with those of the bundle, as the runtime runs them."""
+    """Compares the graphs in `folder` with those of the bundle, as the runtime runs them; errors name the `subject`."""
 
-    def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
+        self.subject = subject
         self.config = bundle.manifest.model
         self.folder = folder
         self.options = options
@@ -101,7 +102,7 @@ class SherpaParity:
         found = compared(case, "log_probs", pairs())
         if not found.difference <= found.limit:
             raise ParityError(
-                f"{self.folder}: {case}: {found.tensor}: largest difference {found.difference:.3g} between the graph "
+                f"{self.subject}: {case}: {found.tensor}: largest difference {found.difference:.3g} between the graph "
                 f"for sherpa-onnx and the bundle, limit {found.limit:.3g}"
             )
         self.report.comparisons.append(found)
@@ -145,7 +146,7 @@ class SherpaParity:
             time = (length - config.window) // config.subsampling_rate + 1
             expected = self.model.ctc(self.model.encode(self.features[:length]))
             if log_probs_lens[row] != time:
-                raise ParityError(f"{self.folder}: log_probs_lens is {log_probs_lens[row]}, expected {time}")
+                raise ParityError(f"{self.subject}: log_probs_lens is {log_probs_lens[row]}, expected {time}")
             pairs.append((expected, log_probs[row, :time]))
         return pairs
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from u2moe.export.architecture import Architecture
 from u2moe.export.network_config import read_decoders, read_encoder
+from u2moe.export.text_files import read_yaml
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.manifest import DecodingConfig, FeatureConfig
@@ -39,7 +38,10 @@ TRAINING_KEYS = (
         "syncbn",
         "fp16_grad_sync",
     ),
-    *("dataset", "raw_wav", "patience", "seed", "resume", "use_cmvn", "ds_config", "tag", "epoch", "step", "save_time"),
+    *("dataset", "raw_wav", "patience", "seed", "resume", "use_cmvn", "ds_config"),
+    # what WeNet adds in epoch_N.yaml and step_N.yaml
+    *("epoch", "step", "tag", "save_time", "lrs", "lr", "loss_dict", "cv_loss", "batch_idx", "cv_step", "grad_norm"),
+    "is_gradient_accumulation_boundary",
 )
 """Top-level keys that say how the network was trained, not what it computes."""
 
@@ -65,7 +67,7 @@ class TrainingConfig:
 
 def read_training_config(path: Path) -> TrainingConfig:
     """Read and check a train.yaml; every key is honoured, knowingly ignored, or refused by name."""
-    return parse_training_config(_load_yaml(path), path.name)
+    return parse_training_config(read_yaml(path, purpose="it says what the network is"), path.name)
 
 
 def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingConfig:
@@ -110,19 +112,6 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
         cmvn_file=cmvn_file,
         tied_embedding=tied,
     )
-
-
-def _load_yaml(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; a checkpoint directory needs it") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: is not a yaml file: {error}") from error
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not plain yaml: {error}") from error
 
 
 def _features(top: Section) -> FeatureConfig:

@@ -16,8 +16,7 @@ from u2moe.export.architecture import Architecture
 from u2moe.export.model import SpeechModel, positional_encoding
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
-CMVN_MEAN = "encoder.global_cmvn.mean"
-CMVN_ISTD = "encoder.global_cmvn.istd"
+WRAPPER = "module."
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
@@ -30,8 +29,22 @@ POSITION_ERROR = 1e-2
 """Half-precision tables differ by 5e-4 from the sinusoids; another kind of table by about 1."""
 
 
+def linked_weights(path: Path) -> Path:
+    """`path`, or what WeNet means by it: its training links final.pt to N.pt, and has written epoch_N.pt."""
+    if not path.is_symlink() or path.exists():
+        return path
+    target = str(path.readlink())
+    meant = path.parent / f"epoch_{target}"
+    if re.fullmatch(r"\d+\.pt", target) and meant.is_file():
+        return meant
+    raise CheckpointError(f"{path}: is a link to {target}, which is not there{_choice(path.parent)}")
+
+
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it."""
+    """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it.
+
+    Names lose the prefix that nn.DataParallel and DistributedDataParallel give to all of them.
+    """
     start = _first_bytes(path)
     if not start:
         raise CheckpointError(f"{path}: is empty")
@@ -56,9 +69,13 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(64)
     except OSError as error:
-        others = sorted(item.name for item in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-        hint = f"; the directory has {', '.join(others)}" if others else ""
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{hint}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{_choice(path.parent)}") from error
+
+
+def _choice(directory: Path) -> str:
+    """The end of a message: which weights there are."""
+    found = sorted(item.name for item in directory.glob("*.pt") if item.is_file())
+    return f"; the directory has {', '.join(found)}: name one with --weights" if found else ""
 
 
 def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
@@ -74,11 +91,19 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
             )
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {name} is {type(tensor).__name__}, expected a tensor")
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(f"{path}: {name} is a sparse or quantized tensor, expected a dense one")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+            raise CheckpointError(f"{path}: {name} is a sparse, quantized or nested tensor, expected a dense one")
+        if tensor.device.type != "cpu":
+            raise CheckpointError(f"{path}: {name} is a {tensor.device.type} tensor, which has no values")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            # few bytes would become as many as its shape says
+            raise CheckpointError(
+                f"{path}: {name} {tuple(tensor.shape)} repeats its elements, expected each of its own"
+            )
     if not state:
         raise CheckpointError(f"{path}: holds no tensors")
-    return {name: tensor.detach() for name, tensor in state.items()}
+    wrapped = all(name.startswith(WRAPPER) for name in state)
+    return {name.removeprefix(WRAPPER) if wrapped else name: tensor.detach() for name, tensor in state.items()}
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

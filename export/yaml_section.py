@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -10,12 +12,33 @@ from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 Choice = TypeVar("Choice", bound=str)
 LONGEST_QUOTE = 80
+MOST_NAMES = 10
+LARGEST_SIZE = 1 << 20
+"""Of any whole number in the file that nothing else limits. The product of three such sizes fits 64 bits."""
+LARGEST_NUMBER = sys.float_info.max
+NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 def quoted(value: object) -> str:
     """The value as it may stand in a message: shortened."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of integers, and of what holds them
+        return "an integer of thousands of digits"
+    return _shortened(text)
+
+
+def _key(key: object) -> str:
+    """A key as it may stand in a message: with quotes only if it needs them."""
+    return _shortened(key) if isinstance(key, str) and key.isprintable() else quoted(key)
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 class Section:
@@ -61,21 +84,16 @@ class Section:
         name = f"{self.name}.{key}" if self.name else key
         return Section(self.file, name, self._take(key, None))
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """A whole number of at least `minimum`; required when there is no default."""
-        value = self.optional_integer(key, default, minimum=minimum)
-        if value is None:
-            raise self.wrong(key, None, f"a whole number of at least {minimum}")
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = LARGEST_SIZE) -> int:
+        """A whole number from `minimum` to `maximum`; required when there is no default."""
+        value = self._take(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise self.wrong(key, value, f"a whole number from {minimum} to {maximum}")
         return value
 
-    def optional_integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int | None:
-        """A whole number of at least `minimum`, or null."""
-        value = self._take(key, default)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.wrong(key, value, f"a whole number of at least {minimum}")
-        return value
+    def optional_integer(self, key: str) -> int | None:
+        """A whole number of at least 1, or null."""
+        return None if self.value(key) is None else self.integer(key)
 
     def number(self, key: str, default: float, *, minimum: float = -math.inf, maximum: float = math.inf) -> float:
         """A finite number from `minimum` to `maximum`."""
@@ -85,7 +103,7 @@ class Section:
                 value = float(value)
             except ValueError:
                 raise self.wrong(key, value, "a number") from None
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
             raise self.wrong(key, value, "a number")
         if not minimum <= value <= maximum:
             raise self.wrong(key, value, f"a number from {minimum} to {maximum}")
@@ -99,9 +117,9 @@ class Section:
         return value
 
     def text(self, key: str) -> str | None:
-        """A text, or null."""
+        """A text of characters that may stand in the name of a file, or null."""
         value = self._take(key, None)
-        if value is not None and not isinstance(value, str):
+        if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
             raise self.wrong(key, value, "a text or null")
         return value
 
@@ -125,10 +143,10 @@ class Section:
 
     def finish(self) -> None:
         """Refuse what was neither read nor knowingly ignored: it may change the network."""
-        unknown = sorted(str(key) for key in self._values if key not in self._known)
+        unknown = sorted(_key(key) for key in self._values if key not in self._known)
         if unknown:
             where = f"{self._place('')} has" if self.name else f"{self.file} has"
             raise UnsupportedError(
-                f"{where} unknown keys {', '.join(unknown)}, which may change the network; "
+                f"{where} unknown keys {_listed(unknown)}, which may change the network; "
                 f"known: {', '.join(sorted(self._known))}"
             )

@@ -195,7 +195,7 @@ def test_a_changed_weight_is_found(graph, weight, moe_bundle, moe_checkpoint, tm
     value.const_value = ir.tensor(array, name=weight)
     ir.save(model, tmp_path / f"{graph}.onnx")
     with pytest.raises(ParityError, match="largest difference"):
-        Parity(moe_checkpoint.network(), tmp_path, bundle.manifest).run()
+        Parity(moe_checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
 
 
 def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):

@@ -1,0 +1,84 @@
+"""The text files of a checkpoint, yaml among them, read within limits: no file makes its reader large or slow."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import yaml
+
+from u2moe.runtime.errors import CheckpointError
+
+LARGEST_TEXT = 1 << 26
+"""Characters of a vocabulary or of statistics: a million symbols fit."""
+LARGEST_YAML = 1 << 18
+"""Characters of a yaml file; those of WeNet have 2,000 to 10,000."""
+LARGEST_EXPANSION = 1 << 20
+"""Characters of a yaml file in which every alias is written out."""
+
+
+def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
+    """The content of a UTF-8 file; `purpose` tells, when it cannot be read, what it is needed for.
+
+    Raises:
+        CheckpointError: the file is missing, no regular file, not UTF-8, or longer than `largest` characters.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer, a device never end
+            raise CheckpointError(f"{path}: is not a regular file; {purpose}")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(largest + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {purpose}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}; {purpose}") from error
+    if len(text) > largest:
+        raise CheckpointError(f"{path}: has more than {largest:,} characters, expected fewer; {purpose}")
+    return text
+
+
+def read_yaml(path: Path, *, purpose: str) -> object:
+    """The content of a yaml file of plain values.
+
+    Raises:
+        CheckpointError: as `read_text`, or the file is not yaml, has tags of Python objects, or grows by its aliases.
+    """
+    text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
+    try:
+        return _plain_values(path, text)
+    except CheckpointError:
+        raise
+    except Exception as error:  # pyyaml raises KeyError, AttributeError and others for explicit tags that do not fit
+        raise CheckpointError(f"{path}: is not plain yaml: {type(error).__name__}: {error}") from error
+
+
+def _plain_values(path: Path, text: str) -> object:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_expansion(path, root, {})
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_expansion(path: Path, node: yaml.Node, known: dict[int, int]) -> int:
+    """Characters of the node with its aliases written out; `known` holds finished nodes, and 0 for those above."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise CheckpointError(f"{path}: has an alias of what it stands in, expected values that end")
+        return known[id(node)]
+    known[id(node)] = 0
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    else:
+        parts = []
+    size = 1 + (sum(_check_expansion(path, part, known) for part in parts) if parts else len(node.value))
+    if size > LARGEST_EXPANSION:
+        raise CheckpointError(f"{path}: grows to more than {LARGEST_EXPANSION:,} characters by its aliases")
+    known[id(node)] = size
+    return size
