@@ -42,6 +42,8 @@ OTHER_COMMANDS = {
     "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
 """Module, function and help of each sub-command that lives in another package."""
+EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots"}
+"""The extra that brings each package which only some sub-commands need."""
 
 _STREAM_BLOCK_S = 0.1
 _BAR_WIDTH = 20
@@ -58,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone: so do we, without python's own complaint at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        remedy = f": pip install 'u2moe[{extra}]'" if extra else ", not installed here"
+        _complain(f"'u2moe {arguments[0]}' needs the Python package {error.name}{remedy}")
         return 1
     except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
         _progress("")
@@ -76,10 +83,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     add_listen(subparsers)
     for name, (module, function, summary) in OTHER_COMMANDS.items():
         if name == command:
-            try:
-                getattr(importlib.import_module(module), function)(subparsers)
-            except ModuleNotFoundError as error:
-                raise U2moeError(f"'u2moe {name}' needs the Python package {error.name}, not installed here") from error
+            getattr(importlib.import_module(module), function)(subparsers)
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
     return parser

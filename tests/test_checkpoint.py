@@ -1,6 +1,7 @@
 """WeNet's directories are read strictly: what is missing, damaged, foreign or unused is an error that names it."""
 
 import json
+import os
 import pickle
 from collections import OrderedDict
 
@@ -212,6 +213,8 @@ class TestFiles:
             ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
             ({3: torch.ones(1)}, "has a key 3, expected names of tensors"),
             ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse, quantized or nested tensor"),
+            ({"a": torch.ones(2, device="meta")}, "a is a meta tensor, which has no values"),
+            ({"a": torch.ones(1).expand(1 << 40)}, r"a \(1099511627776,\) repeats its elements"),
         ],
     )
     def test_what_is_not_a_state_dict(self, directory, state, message):
@@ -225,6 +228,78 @@ class TestFiles:
         (directory.path / "final.pt").unlink()
         with pytest.raises(CheckpointError, match=r"final.pt: cannot be read: No such file"):
             directory.open()
+
+
+class TestWhatTrainingLeaves:
+    """Directories as WeNet's training leaves them, not as somebody has tidied them up for publication."""
+
+    def test_the_link_of_the_last_epoch(self, directory):
+        """WeNet links final.pt to 2.pt; what it has written is epoch_2.pt."""
+        (directory.path / "final.pt").rename(directory.path / "epoch_2.pt")
+        (directory.path / "final.pt").symlink_to("2.pt")
+        assert directory.open().weights == directory.path / "epoch_2.pt"
+
+    @pytest.mark.parametrize("target", ["2.pt", "../exp/avg_30.pt"])
+    def test_links_that_lead_nowhere(self, directory, target):
+        (directory.path / "final.pt").rename(directory.path / "epoch_1.pt")
+        (directory.path / "final.pt").symlink_to(target)
+        message = (
+            f"final.pt: is a link to {target}, which is not there; the directory has epoch_1.pt: name one with --w"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            directory.open()
+        assert directory.open("epoch_1.pt").weights.name == "epoch_1.pt"
+
+    @pytest.mark.parametrize("name", ["epoch_2", "step_3999"])
+    def test_the_yaml_beside_the_weights(self, directory, name):
+        infos = {
+            "epoch": 2, "step": 3999, "tag": name, "save_time": "26/11/2026 01:02:03", "lrs": [0.001],
+            "loss_dict": {"loss": 3.2, "acc": 0.9}, "batch_idx": 17, "grad_norm": 2.5, "save_interval": 1000,
+        }  # fmt: skip
+        directory.configure(**infos)
+        (directory.path / "train.yaml").rename(directory.path / f"{name}.yaml")
+        (directory.path / "final.pt").rename(directory.path / f"{name}.pt")
+        with pytest.raises(CheckpointError, match=r"train.yaml: cannot be read: No such file"):
+            directory.open()
+        assert directory.open(f"{name}.pt").architecture.vocab_size == 60
+        directory.write("train.yaml", "input_dim: 3")  # which counts more
+        with pytest.raises(CheckpointError, match=r"train.yaml: output_dim must be"):
+            directory.open(f"{name}.pt")
+
+    def test_names_of_data_parallel_training(self, directory):
+        exact = {name: tensor.clone() for name, tensor in directory.open().tensors.items()}
+        directory.save({f"module.{name}": tensor for name, tensor in directory.state().items()})
+        tensors = directory.open().tensors
+        assert tensors.keys() == exact.keys()
+        assert all(torch.equal(tensors[name], exact[name]) for name in exact)
+
+    def test_some_names_of_data_parallel_training(self, directory):
+        state = directory.state()
+        directory.replace(**{"module.ctc.ctc_lo.bias": state["ctc.ctc_lo.bias"]})
+        with pytest.raises(CheckpointError, match=r"1 tensors not used by the network \(module.ctc.ctc_lo.bias\)"):
+            directory.open()
+
+    def test_the_vocabulary_of_the_recipe(self, directory, tmp_path):
+        tokens = directory.open().tokens
+        (directory.path / "units.txt").rename(tmp_path / "lang_char.txt")
+        message = (
+            "checkpoint: has no vocabulary; expected one of units.txt, lang_char.txt, words.txt; "
+            "the recipe keeps it at data/dict/units.txt: copy it there, or name it with --units"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            directory.open()
+        assert Checkpoint.open(directory.path, units=tmp_path / "lang_char.txt").tokens == tokens
+        (tmp_path / "lang_char.txt").rename(directory.path / "other.txt")
+        assert Checkpoint.open(directory.path, units="other.txt").tokens == tokens
+
+    def test_paths_from_here_and_names_in_the_directory(self, directory, monkeypatch):
+        """`u2moe export exp --weights exp/avg_5.pt` is what completion in a shell writes."""
+        torch.save(directory.state(), directory.path / "avg_5.pt")
+        monkeypatch.chdir(directory.path.parent)
+        for name in ("avg_5.pt", "checkpoint/avg_5.pt", directory.path / "avg_5.pt"):
+            assert Checkpoint.open("checkpoint", name).weights.samefile(directory.path / "avg_5.pt")
+        with pytest.raises(CheckpointError, match=r"^checkpoint/avg_6.pt: cannot be read: .* has avg_5.pt, final.pt: "):
+            Checkpoint.open("checkpoint", "checkpoint/avg_6.pt")
 
 
 class TestTensors:
@@ -361,12 +436,21 @@ class TestStatistics:
             ("[ 1 2 3 0 ]", "has 1 means and 1 variances, expected 80"),
             (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 0}), "no frames"),
             (json.dumps({"mean_stat": [1e999] * 80, "var_stat": [2] * 80, "frame_num": 9}), "are not finite"),
+            (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 5e-324}), "not finite in float32"),
+            ('{"mean_stat": ' + "[" * 100_000, "is not JSON or Kaldi text statistics"),
         ],
     )
     def test_damaged_files(self, directory, text, message):
         directory.drop(self.MEAN, self.ISTD)
         directory.write("global_cmvn", text)
         with pytest.raises(CheckpointError, match=f"global_cmvn: {message}|{message}"):
+            directory.open()
+
+    def test_files_that_never_end(self, directory):
+        directory.drop(self.MEAN, self.ISTD)
+        (directory.path / "global_cmvn").unlink()
+        os.mkfifo(directory.path / "global_cmvn")
+        with pytest.raises(CheckpointError, match="global_cmvn: is not a regular file"):
             directory.open()
 
     def test_binary_files(self, directory):

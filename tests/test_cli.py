@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -226,6 +227,35 @@ def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
     monkeypatch.setitem(cli.OTHER_COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
     assert cli.main(["bench"]) == 1
     assert "'u2moe bench' needs the Python package u2moe.nothing, not installed here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "CHECKPOINT", "OUT"],
+        ["export", "CHECKPOINT", "OUT", "--profile", "sherpa-onnx"],
+        ["validate", "BUNDLE", "--checkpoint", "CHECKPOINT"],
+        ["inspect", "BUNDLE"],
+        ["quantize", "BUNDLE", "OUT"],
+    ],
+)
+def test_an_extra_that_is_missing_is_named(command, bundle, tmp_path):
+    """As after pip install 'u2moe[cpu]': what other tests have imported is not there in a new process."""
+    paths = {"BUNDLE": str(bundle.path), "CHECKPOINT": str(tmp_path), "OUT": str(tmp_path / "out")}
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnx_ir', 'yaml')))\n"
+        "from u2moe.runtime import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    arguments = [paths.get(argument, argument) for argument in command]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 1
+    expected = (
+        f"u2moe: error: 'u2moe {command[0]}' needs the Python package (torch|onnx_ir): pip install 'u2moe.export.'\n"
+    )
+    assert re.fullmatch(expected, done.stderr)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):

@@ -14,7 +14,7 @@ import yaml
 from u2moe.export import exporter
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, validate_bundle
-from u2moe.export.parity import LIMIT, Parity, moe_session
+from u2moe.export.parity import LIMIT, LOG_PROBABILITIES, Parity, moe_session
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, StreamError, contract
@@ -198,6 +198,41 @@ def test_a_changed_weight_is_found(graph, weight, moe_bundle, moe_checkpoint, tm
         Parity(moe_checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Tied embeddings as torch initialises them: the decoders are sure that the last token comes again."""
+    folder = tmp_path_factory.mktemp("untrained") / "checkpoint"
+    encoder_conf = {"output_size": 256, "num_blocks": 1, "linear_units": 64}
+    decoder_conf = {"tie_word_embedding": True, "num_blocks": 1, "linear_units": 64}
+    write_random_checkpoint(folder, random_config(encoder_conf=encoder_conf, decoder_conf=decoder_conf))
+    state = torch.load(folder / "final.pt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for side in ("left", "right"):
+        state[f"decoder.{side}_decoder.embed.0.weight"] = torch.randn(60, 256, generator=generator)
+    torch.save(state, folder / "final.pt")
+    return folder
+
+
+def test_parity_is_relative_to_large_log_probabilities(untrained, tmp_path):
+    bundle, report = export_bundle(untrained, tmp_path / "bundle")
+    limits = {item.tensor: item.limit for item in report.comparisons}
+    differences = {item.tensor: item.difference for item in report.comparisons}
+    assert 3e-4 < limits["score"] < 3.5e-4
+    assert differences["score"] > LIMIT, "of no use: it would pass with the absolute limit"
+    assert limits["log_probs"] == LIMIT
+    model = ir.load(bundle.path / "decoder.onnx")
+    weight = model.graph.initializers["decoder.left_decoder.after_norm.bias"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() + 1e-3, name=weight.name)
+    ir.save(model, bundle.path / "decoder.onnx")
+    with pytest.raises(ParityError, match=r"next_log_probs: largest difference .*, limit 0.0003"):
+        Parity(Checkpoint.open(untrained).network(), bundle.path, bundle.manifest, subject=untrained).run()
+
+
+def test_the_limit_of_trained_networks_is_absolute(moe_bundle):
+    _, report = moe_bundle
+    assert {item.limit for item in report.comparisons if item.tensor in LOG_PROBABILITIES} == {LIMIT}
+
+
 def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):
     def shifted(network, manifest):
         for model in build_graphs(network, manifest):
@@ -207,8 +242,11 @@ def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):
             yield model
 
     monkeypatch.setattr(exporter, "build_graphs", shifted)
-    with pytest.raises(ParityError, match="log_probs"):
+    with pytest.raises(ParityError, match="log_probs") as error:
         export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
+    # the folder that was compared is gone
+    assert str(error.value).startswith(f"{GOLDEN / 'moe_tiny' / 'final.pt'}: full context")
+    assert str(tmp_path) not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,11 +1,15 @@
 import json
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.endurance import fuzz
+from u2moe.benchmarks.endurance import damaged_configs, fuzz
 from u2moe.runtime import AudioError
 
 
@@ -45,7 +49,7 @@ def test_an_input_that_ends_the_process_is_counted_and_the_rest_done(bundle, cli
     real_popen = fuzz.subprocess.Popen
     program = r"""
 import os, sys
-from u2moe.benchmarks.endurance import fuzz
+from u2moe.benchmarks.endurance import damaged_configs, fuzz
 
 def read_inputs(bundle, audio, seeds):
     for seed in seeds:
@@ -90,6 +94,45 @@ def test_bundles_are_damaged_in_a_copy(bundle, tmp_path):
 def test_memory_of_children_is_limited():
     if os.name != "posix":
         pytest.skip("of Unix only")
-    program = "from u2moe.benchmarks.endurance import fuzz; fuzz._limit_memory(); bytearray((fuzz.MEMORY_GB + 1) << 30)"
+    program = "from u2moe.benchmarks.endurance import fuzz; fuzz.limit_memory(); bytearray((fuzz.MEMORY_GB + 1) << 30)"
     done = fuzz.subprocess.run([fuzz.sys.executable, "-c", program], capture_output=True, check=False)
     assert b"MemoryError" in done.stderr
+
+
+TRAIN_YAMLS = sorted(Path(__file__).parent.glob("golden/*/train.yaml"))
+
+
+def test_damaged_training_configs_are_refused_or_read():
+    """In a process of its own, whose memory is limited."""
+    command = [sys.executable, "-m", "u2moe.benchmarks.endurance.damaged_configs", *map(str, TRAIN_YAMLS)]
+    done = subprocess.run([*command, "--inputs", "120"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(reversed(part.split()) for part in done.stdout.strip().split(", "))
+    assert sorted(counts) == ["accepted", "refused"]
+    assert int(counts["accepted"]) + int(counts["refused"]) == 120
+
+
+def test_a_training_config_is_damaged_by_its_seed():
+    texts = [file.read_text(encoding="utf-8") for file in TRAIN_YAMLS]
+    made = [damaged_configs.damaged_config(texts, np.random.default_rng(seed)) for seed in (1, 2, 1)]
+    assert made[0] == made[2] != made[1]
+
+
+def test_errors_in_training_configs_that_are_not_ours_are_failures(monkeypatch, capsys):
+    def read(file):
+        raise KeyError(file.name)
+
+    monkeypatch.setattr(damaged_configs, "limit_memory", lambda: None)
+    monkeypatch.setattr(damaged_configs, "read_training_config", read)
+    assert damaged_configs.main([*map(str, TRAIN_YAMLS), "--inputs", "1"]) == 1
+    assert capsys.readouterr().out.splitlines() == ["0: KeyError: 'train.yaml'", "1 KeyError: 'train.yaml'"]
+
+
+def test_what_takes_too_long_is_ended():
+    if os.name != "posix":
+        pytest.skip("of Unix only")
+    with pytest.raises(TimeoutError, match=r"took more than 0\.01 s"), damaged_configs.time_limit(0.01):
+        time.sleep(60)
+    with damaged_configs.time_limit(60):
+        pass
+    assert damaged_configs.signal.getitimer(damaged_configs.signal.ITIMER_REAL) == (0, 0)

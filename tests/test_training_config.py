@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import yaml
 
 from u2moe.export.random_checkpoint import old_layout, random_config
 from u2moe.export.training_config import parse_training_config, read_training_config
@@ -208,8 +209,8 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
         ("encoder_conf", [1], r"encoder_conf must be a mapping, found \[1\]"),
         ("encoder_conf.output_size", "256", "output_size must be a whole number from 1 to 1048576, found '256'"),
         ("encoder_conf.output_size", 33, "output_size must be even"),
-        ("encoder_conf.num_blocks", 0, "num_blocks must be a whole number from 1 to 1048576, found 0"),
-        ("encoder_conf.num_blocks", True, "num_blocks must be a whole number from 1 to 1048576, found True"),
+        ("encoder_conf.num_blocks", 0, "num_blocks must be a whole number from 1 to 1000, found 0"),
+        ("encoder_conf.num_blocks", True, "num_blocks must be a whole number from 1 to 1000, found True"),
         ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
         ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, found None"),
         ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
@@ -312,3 +313,66 @@ def test_files_that_are_not_text(tmp_path):
     (tmp_path / "train.yaml").write_bytes(b"PK\x03\x04\xff\xfe")
     with pytest.raises(CheckpointError, match="is not UTF-8 text: invalid start byte at byte 4"):
         read_training_config(tmp_path / "train.yaml")
+
+
+LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
+    f"lol{i}: &lol{i} [{', '.join([f'*lol{i - 1}'] * 10)}]\n" for i in range(1, 20)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "grows to more than 1,048,576 characters by its aliases"),
+        (LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("{<<: [ha, ha]}", "{ha: ha}"), "grows to more than"),
+        ("a: &a [" + "x" * 100_000 + "]\nb: [" + ", ".join(["*a"] * 20) + "]", "grows to more than"),
+        ("a: &a [*a]", "has an alias of what it stands in"),
+        ("a: &a {b: {c: *a}}", "has an alias of what it stands in"),
+        ("a: " + "x" * (1 << 18), "has more than 262,144 characters"),
+        ("a: " + "[" * 100_000, "is not plain yaml: RecursionError"),
+        ("a: !!timestamp x", "is not plain yaml: AttributeError"),
+        ("a: !!bool x", "is not plain yaml: KeyError"),
+        ("a: !!int ''", "is not plain yaml: IndexError"),
+        ("a: !!python/object/apply:os.system [ls]", "is not plain yaml: ConstructorError"),
+        ("? [a]\n: b", "is not plain yaml: ConstructorError"),
+    ],
+)
+def test_yaml_that_is_refused_before_it_is_built(text, message, tmp_path):
+    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"train.yaml: {message}"):
+        read_training_config(tmp_path / "train.yaml")
+
+
+def test_aliases_are_read(tmp_path):
+    """yaml.dump writes them where two settings were one object."""
+    config = random_config()
+    config["optim_conf"] = config["scheduler_conf"] = {"lr": [0.1]}
+    text = yaml.dump(config)
+    assert "&id001" in text
+    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
+    assert read_training_config(tmp_path / "train.yaml") == parse_training_config(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("encoder_conf.output_size", 10**9, "must be a whole number from 1 to 1048576, found 1000000000"),
+        pytest.param("encoder_conf.output_size", 1 << 20_000, "must be .* thousands of digits", id="digits"),
+        ("encoder_conf.num_blocks", 1_000_000, "must be a whole number from 1 to 1000, found 1000000"),
+        ("decoder_conf.num_blocks", 1_000_000, "must be a whole number from 1 to 1000, found 1000000"),
+        ("decoder_conf.r_num_blocks", 1_000_000, "must be a whole number from 0 to 1000, found 1000000"),
+        ("encoder_conf.n_expert", 99_999_999, "must be a whole number from 1 to 1048576, found 99999999"),
+        ("encoder_conf.n_expert", 10_000, "must be at most 5000 in each of 4 layers, found 10000"),
+        ("decoder_conf.n_expert", 20_000, "must be at most 10000 in each of 2 layers, found 20000"),
+        ("encoder_conf.linear_units", 1 << 40, "must be a whole number from 1 to 1048576"),
+        ("encoder_conf.cnn_module_kernel", 1 << 40, "must be a whole number from 1 to 1048576"),
+        pytest.param("encoder_conf.norm_eps", 10**400, "must be a number, found 1000", id="large"),
+        ("output_dim", 1 << 40, "must be a whole number from 1 to 1048576"),
+        ("tokenizer_conf.symbol_table_path", "a\0b", "must be a text or null, found 'a.x00b'"),
+        ("cmvn_conf.cmvn_file", "\ud800", "must be a text or null, found '.ud800'"),
+    ],
+)
+def test_sizes_are_limited_before_anything_is_built(path, value, message):
+    conf = {"mlp_type": "moe"}
+    with pytest.raises(CheckpointError, match=f"train.yaml: {path} {message}"):
+        parse_training_config(changed(path, value, encoder_conf=conf, decoder_conf=conf))

@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child is not None:
-        _limit_memory()
+        limit_memory()
         answer(read_inputs(args.bundle, args.audio, range(args.child, args.inputs)))
         return 0
     report = fuzz(args.bundle, args.audio, args.inputs)
@@ -278,7 +278,8 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"\n`{failure}`" for failure in results["failures"])])
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """No more than MEMORY_GB for this process."""
     if os.name == "posix":
         import resource  # noqa: PLC0415 - of Unix only
 
