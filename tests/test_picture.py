@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from u2moe.benchmarks.full_size import page as full_size_page
+from u2moe.benchmarks.peers import sherpa
 from u2moe.benchmarks.results import picture
+from u2moe.benchmarks.results.json_file import read_json
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -15,7 +18,8 @@ def test_the_bars_are_the_factors_of_the_results_pages(mode):
     factors = {bar.label: bar.factor.median for bar in picture.bars(mode)}
     assert len(factors) == 5
     assert factors["Dense-225M, u2moe int8"] < factors["MoE-1B, u2moe int8"] < factors["Dense-1B, u2moe int8"]
-    text = (picture.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    results = {page: read_json(picture.RESULTS / f"{page}.json") for page in ("full_size", "sherpa_peer")}
+    text = full_size_page.table(results["full_size"]) + sherpa.table(results["sherpa_peer"])
     for label in ("Dense-225M, u2moe int8", "MoE-1B, u2moe int8", "Dense-1B, u2moe int8"):
         assert f"{factors[label]:.4f} (" in text
     assert f"{factors['Dense-225M, sherpa-onnx int8']:.4f} (" in text
