@@ -73,6 +73,9 @@ def read_encoder(top: Section, *, normalized: bool) -> Encoder:
     conf.ignore("dropout_rate", "positional_dropout_rate", "attention_dropout_rate")
     conf.ignore("use_dynamic_left_chunk", "gradient_checkpointing", "use_sdpa")
     conf.finish()
+    if encoder.input_size <= encoder.right_context:  # the convolutions reach as far in frequency as in time
+        expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
+        raise top.wrong("input_dim", encoder.input_size, expected)
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         # the convolution looks beyond the chunks of the mask: what WeNet computes, no streaming reproduces
         raise conf.unsupported("static_chunk_size", static_chunk, ("0 with causal: false", "any with causal: true"))

@@ -90,7 +90,9 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
     tokenizer, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     encoder = read_encoder(top, normalized=normalized)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
-    blank_id = _blank(top, vocab_size)
+    ctc = top.section("ctc_conf")
+    blank = _token(ctc, "ctc_blank_id", vocab_size, default=0)
+    ctc.finish()
     decoding = _decoding(top)
     top.ignore(*TRAINING_KEYS)
     top.finish()
@@ -102,7 +104,7 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
             vocab_size=vocab_size,
             sos=special_tokens.get("<sos>", vocab_size - 1),
             eos=special_tokens.get("<eos>", vocab_size - 1),
-            blank=blank_id,
+            blank=blank,
         ),
         features=features,
         decoding=decoding,
@@ -170,22 +172,17 @@ def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | 
     # these change how transcripts become tokens, not how tokens become text
     conf.ignore("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages")
     specials = conf.section("special_tokens")
-    ids = {name: specials.integer(name, minimum=0) for name in SPECIAL_TOKENS if name in specials}
-    for name, token in ids.items():
-        if token >= vocab_size:
-            raise specials.wrong(name, token, f"a token id below output_dim {vocab_size}")
+    ids = {name: _token(specials, name, vocab_size) for name in SPECIAL_TOKENS if name in specials}
     specials.finish()
     conf.finish()
     return kind, ids, symbol_table
 
 
-def _blank(top: Section, vocab_size: int) -> int:
-    conf = top.section("ctc_conf")
-    blank = conf.integer("ctc_blank_id", 0, minimum=0)
-    conf.finish()
-    if blank >= vocab_size:
-        raise conf.wrong("ctc_blank_id", blank, f"a token id below output_dim {vocab_size}")
-    return blank
+def _token(conf: Section, key: str, vocab_size: int, default: int | None = None) -> int:
+    token = conf.integer(key, default, minimum=0)
+    if token >= vocab_size:
+        raise conf.wrong(key, token, f"a token id below output_dim {vocab_size}")
+    return token
 
 
 def _decoding(top: Section) -> DecodingConfig:

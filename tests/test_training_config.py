@@ -231,6 +231,15 @@ def test_what_no_checkpoint_can_have_is_an_error(path, value, message):
         parse_training_config(changed(path, value))
 
 
+@pytest.mark.parametrize(("kind", "smallest"), [("conv2d", 7), ("conv2d6", 11), ("conv2d8", 15)])
+def test_subsampling_needs_frequencies(kind, smallest):
+    arguments = {"encoder_conf": {"input_layer": kind}}
+    parse_training_config(random_config(num_mel_bins=smallest, **arguments))
+    message = f"input_dim must be at least {smallest} with input_layer {kind}, found {smallest - 1}"
+    with pytest.raises(CheckpointError, match=message):
+        parse_training_config(random_config(num_mel_bins=smallest - 1, **arguments))
+
+
 @pytest.mark.parametrize(
     ("conf", "message"),
     [

@@ -13,6 +13,7 @@ import copy
 import signal
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_configs(originals: Sequence[Path], seeds: range) -> Iterator[tuple[str,
 
 
 def _build(file: Path) -> None:
-    with time_limit(TIME_LIMIT_S):
+    with time_limit(TIME_LIMIT_S), warnings.catch_warnings(action="error"):
         expected_shapes(read_training_config(file).architecture)
 
 
