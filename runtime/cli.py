@@ -39,10 +39,14 @@ OTHER_COMMANDS = {
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
     "inspect": ("u2moe.quantize.cli", "add_inspect", "show what is in a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
+    "serve": ("u2moe.runtime.server.cli", "add_serve", "a server for the clients that people have"),
     "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
 """Module, function and help of each sub-command that lives in another package."""
-EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots"}
+EXTRAS = {
+    "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
+    "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
+}  # fmt: skip
 """The extra that brings each package which only some sub-commands need."""
 
 _STREAM_BLOCK_S = 0.1

@@ -1,0 +1,101 @@
+"""Who may ask: the API key, and the origins whose pages may. Wraps the application, and knows no protocol."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from u2moe.runtime.server.metrics import Metrics
+
+_KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
+"""Pages cannot set headers of a WebSocket: they offer the key as a subprotocol."""
+
+
+class Access:
+    """Lets through what may be asked, and refuses the rest with 401 or 403.
+
+    The key is taken from `Authorization: Bearer KEY`, from a WebSocket's subprotocol, or from `?api_key=KEY` for
+    clients that can only be told a URL. Pages of other origins may only use the server if their origin is listed, but
+    for those that speak one of the protocols that have a port of their own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        api_key: str | None,
+        origins: tuple[str, ...],
+        open_paths: frozenset[str],
+    ) -> None:
+        self._app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        self._metrics = metrics
+        self._api_key = api_key
+        self._origins = origins
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let the application do so."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["type"] == "websocket" and not self._may_connect(headers, scope):
+            self._metrics.count("refusals", "origin")
+            await _refuse(403, "pages of this origin may not use the server", "origin")(scope, receive, send)
+        elif self._needs_key(scope) and not self._has_key(headers, scope):
+            self._metrics.count("refusals", "key")
+            await _refuse(401, "the API key is missing or wrong", "invalid_api_key")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _may_connect(self, headers: Headers, scope: Scope) -> bool:
+        origin = headers.get("origin")
+        if origin is None or "*" in self._origins or origin in self._origins or scope.get("u2moe.any_origin"):
+            return True
+        return urlsplit(origin).netloc == headers.get("host")
+
+    def _needs_key(self, scope: Scope) -> bool:
+        if self._api_key is None or scope.get("method") == "OPTIONS":
+            return False
+        return scope["type"] == "websocket" or scope["path"] not in self._open_paths
+
+    def _has_key(self, headers: Headers, scope: Scope) -> bool:
+        given = [QueryParams(scope["query_string"]).get("api_key", "")]
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given.append(value.strip())
+        for name in scope.get("subprotocols", []):
+            given += [name.removeprefix(prefix) for prefix in _KEY_SUBPROTOCOLS if name.startswith(prefix)]
+        key = (self._api_key or "").encode()
+        return sum(hmac.compare_digest(candidate.encode(), key) for candidate in given) > 0
+
+
+class RootProtocols:
+    """Lets `/` of certain ports speak a protocol whose clients cannot name a path."""
+
+    def __init__(self, app: ASGIApp, ports: Mapping[int, str]) -> None:
+        self._app = app
+        self._ports = ports
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer."""
+        if scope["type"] == "websocket" and scope["path"] == "/" and scope.get("server"):
+            protocol = self._ports.get(scope["server"][1])
+            if protocol is not None:
+                scope = {**scope, "path": f"/{protocol}", "raw_path": f"/{protocol}".encode(), "u2moe.any_origin": True}
+        await self._app(scope, receive, send)
+
+
+def _refuse(status: int, message: str, code: str) -> JSONResponse:
+    content = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return JSONResponse({"error": content}, status)

@@ -1,0 +1,96 @@
+"""How many live streams the server takes, so that those it has taken are recognised as they come."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.server.errors import StoppingError, UnavailableError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.server.metrics import Metrics
+
+_SHARE = 0.6
+"""Of the measured throughput is promised: the rest is for the event loop, and for streams whose chunks coincide."""
+_MEASURED_STREAMS = 8
+_MEASURED_S = 6.0
+
+
+class Admission:
+    """Places for live streams. One that has none free refuses at once, so that those inside keep their pace.
+
+    Attributes:
+        capacity: number of places.
+        is_stopping: whether nobody is let in any more.
+    """
+
+    def __init__(self, capacity: int, metrics: Metrics) -> None:
+        self.capacity = capacity
+        self.is_stopping = False
+        self._num_taken = 0
+        self._metrics = metrics
+        metrics.set("capacity", capacity)
+
+    @property
+    def num_taken(self) -> int:
+        """Places that are taken."""
+        return self._num_taken
+
+    def enter(self) -> None:
+        """Take a place, which must be given back by `leave`.
+
+        Raises:
+            UnavailableError: there is none, or the server is about to stop.
+        """
+        if self.is_stopping:
+            self._metrics.count("refusals", "stopping")
+            raise StoppingError("the server is about to stop")
+        if self._num_taken >= self.capacity:
+            self._metrics.count("refusals", "full")
+            raise UnavailableError(f"the server is full: it recognises {self.capacity} streams at a time")
+        self._num_taken += 1
+        self._metrics.set("streams", self._num_taken)
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self._num_taken -= 1
+        self._metrics.set("streams", self._num_taken)
+
+
+def measure_capacity(recognizer: Recognizer, options: DecodingOptions) -> int:
+    """How many live streams one thread of this machine recognises with time to spare, by trying it for a moment.
+
+    Eight streams of speech are decoded as fast as it goes, second pass included; the better of two runs counts.
+    """
+    rate = recognizer.bundle.manifest.features.sample_rate
+    samples = _speech(rate)
+    return max(int(_SHARE / min(_seconds(recognizer, options, samples, rate) for _ in range(2))), 1)
+
+
+def _seconds(recognizer: Recognizer, options: DecodingOptions, samples: np.ndarray, rate: int) -> float:
+    """Seconds of work for each second of one stream."""
+    streams = [recognizer.create_stream(options) for _ in range(_MEASURED_STREAMS)]
+    begin = time.perf_counter()
+    for start in range(0, len(samples), rate // 5):
+        for stream in streams:
+            stream.accept_waveform(rate, samples[start : start + rate // 5])
+        recognizer.decode_streams(streams)
+    for stream in streams:
+        stream.input_finished()
+    recognizer.decode_streams(streams)
+    return (time.perf_counter() - begin) / (len(streams) * len(samples) / rate)
+
+
+def _speech(rate: int) -> np.ndarray:
+    """People speaking, where the clips of the demo model are there; else noise."""
+    clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
+    if not clips:
+        return np.random.default_rng(0).normal(0, 0.1, round(_MEASURED_S * rate)).astype(np.float32)
+    speech = np.concatenate([read_audio(clip, rate) for clip in clips])
+    return np.resize(speech, round(_MEASURED_S * rate))

@@ -1,0 +1,100 @@
+"""The application: which path speaks what."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+
+from u2moe.runtime.server.access import Access, RootProtocols
+from u2moe.runtime.server.connection import serve_websocket
+from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, vosk, wenet
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from u2moe.runtime.server.service import Service
+
+_PATHS = {
+    "/stream": live.PROTOCOL,
+    "/v1/realtime": realtime.PROTOCOL,
+    "/wenet": wenet.PROTOCOL,
+    "/sherpa": sherpa.PROTOCOL,
+    "/vosk": vosk.PROTOCOL,
+}
+_PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/recorder.js": ("recorder.js", "text/javascript"),
+    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+    "/openapi.json": ("openapi.json", "application/json"),
+}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def make_app(service: Service, root_protocols: Mapping[int, str] | None = None) -> ASGIApp:
+    """The application of a service that is started.
+
+    Args:
+        service: what all share.
+        root_protocols: by port, the protocol that `/` speaks there.
+    """
+    routes = [
+        *rest.routes(service),
+        *(WebSocketRoute(path, partial(serve_websocket, protocol, service)) for path, protocol in _PATHS.items()),
+        *(Route(path, _file(name, media_type)) for path, (name, media_type) in _PAGE.items()),
+        *_operation(service),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    guarded = Access(
+        app,
+        service.metrics,
+        api_key=service.options.api_key,
+        origins=service.options.cors_origins,
+        open_paths=frozenset({*_PAGE, "/healthz", "/readyz"}),
+    )
+    return RootProtocols(guarded, root_protocols or {})
+
+
+def _operation(service: Service) -> list[Route]:
+    """What those who run the server ask for."""
+
+    async def healthz(_request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_request: Request) -> Response:
+        return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
+
+    async def metrics(_request: Request) -> Response:
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+def _file(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    content = resources.files("u2moe.runtime.server.page").joinpath(name).read_bytes()
+
+    async def respond(_request: Request) -> Response:
+        return Response(content, media_type=media_type, headers=_PAGE_HEADERS)
+
+    return respond
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """Paths and methods that there are not, in the form of all other errors."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    message = str(error.detail) if isinstance(error, HTTPException) else str(error)
+    return rest.error_response(RequestError(message), status)

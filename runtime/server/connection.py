@@ -1,0 +1,210 @@
+"""A WebSocket as the protocols see it: messages in and out, in time and of bounded size, and one way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
+
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.errors import (
+    ClientGoneError,
+    IdleError,
+    RecognitionError,
+    RequestError,
+    StoppingError,
+    TooLargeError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from u2moe.runtime.server.options import Limits
+    from u2moe.runtime.server.service import Place, Service
+
+_MAX_REASON = 120
+"""Bytes of the reason that a WebSocket is closed with, at most (123 by RFC 6455)."""
+_CLOSE_CODE = 1008
+"""For what else a client does wrong."""
+
+_log = logging.getLogger("u2moe.server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How one kind of client is spoken to.
+
+    Attributes:
+        name: of the protocol, and of its path.
+        run: speaks to one client until it is done; what it raises is told to the client.
+        tell_error: the message that tells a client of this protocol of an error; None: there is none.
+        subprotocols: of the WebSocket, of which the first that the client offers is chosen.
+    """
+
+    name: str
+    run: Callable[[Connection], Coroutine[Any, Any, None]]
+    tell_error: Callable[[Exception], str] | None = None
+    subprotocols: tuple[str, ...] = ()
+
+
+class Connection:
+    """A WebSocket whose client has a place.
+
+    Attributes:
+        service: what all share.
+        place: opens sessions.
+        query: parameters of the URL.
+    """
+
+    def __init__(self, websocket: WebSocket, service: Service, place: Place) -> None:
+        self.service = service
+        self.place = place
+        self.query: Mapping[str, str] = websocket.query_params
+        self._websocket = websocket
+
+    @property
+    def limits(self) -> Limits:
+        """What the client may use."""
+        return self.service.options.limits
+
+    async def receive(self) -> str | bytes:
+        """The next message.
+
+        Raises:
+            ClientGoneError: there is none any more.
+            IdleError: none came for too long.
+        """
+        try:
+            async with asyncio.timeout(self.limits.idle_s):
+                message = await self._websocket.receive()
+        except TimeoutError:
+            raise IdleError(f"nothing came for {self.limits.idle_s:g} seconds") from None
+        except WebSocketDisconnected as error:
+            raise ClientGoneError from error
+        if message["type"] == "websocket.disconnect":
+            raise ClientGoneError
+        text: str | None = message.get("text")
+        if text is not None:
+            return text
+        data: bytes = message.get("bytes") or b""
+        return data
+
+    async def send(self, message: str | Mapping[str, Any]) -> None:
+        """Send a text, or an object as JSON.
+
+        Raises:
+            ClientGoneError: the client has gone.
+            IdleError: it reads too slowly.
+        """
+        text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
+        try:
+            async with asyncio.timeout(self.limits.send_s):
+                await self._websocket.send_text(text)
+        except TimeoutError:
+            raise IdleError(f"nothing was read for {self.limits.send_s:g} seconds") from None
+        except (WebSocketDisconnect, WebSocketDisconnected, OSError) as error:
+            raise ClientGoneError from error
+
+
+async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSocket) -> None:
+    """Speak a protocol to a client, if there is a place; every error is told to it, and ends the connection."""
+    chosen = next((name for name in protocol.subprotocols if name in websocket.scope["subprotocols"]), None)
+    with contextlib.suppress(ClientGoneError, WebSocketDisconnect, WebSocketDisconnected, OSError, TimeoutError):
+        await websocket.accept(chosen)
+        code, reason = 1000, ""
+        try:
+            with service.place(protocol.name) as place:
+                connection = Connection(websocket, service, place)
+                try:
+                    await protocol.run(connection)
+                except asyncio.CancelledError:
+                    if not place.is_drained:
+                        raise
+                    raise StoppingError("the server is about to stop") from None
+                if place.is_drained:
+                    code, reason = 1001, "the server is about to stop"
+        except U2moeError as error:
+            code, reason = getattr(error, "close_code", _CLOSE_CODE), str(error)
+            count_failure(service, error)
+            if protocol.tell_error is not None:
+                async with asyncio.timeout(service.options.limits.send_s):
+                    await websocket.send_text(protocol.tell_error(error))
+        except ClientGoneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a mistake of ours ends one connection, not the server
+            code, reason = 1011, "an error within the server"
+            count_failure(service, error)
+            _log.exception("a connection (%s) was ended by an error", protocol.name)
+        async with asyncio.timeout(service.options.limits.send_s):
+            await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+
+
+def count_failure(service: Service, error: Exception) -> None:
+    """Count what ended a connection or request; refusals are counted where they are made."""
+    if isinstance(error, UnavailableError):
+        return
+    kinds = ((IdleError, "idle"), (TooLargeError, "too_large"), (RecognitionError, "recognition"))
+    known = next((name for kind, name in kinds if isinstance(error, kind)), None)
+    service.metrics.count("failures", known or ("request" if isinstance(error, U2moeError) else "recognition"))
+
+
+async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, None]) -> None:
+    """Read from a client and write to it at the same time, until all is written; the first error ends both."""
+    reader, writer = asyncio.create_task(read), asyncio.create_task(write)
+    try:
+        await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        if reader.done():
+            reader.result()
+            await writer
+        else:
+            writer.result()
+    finally:
+        for task in (reader, writer):
+            task.cancel()
+        await asyncio.gather(reader, writer, return_exceptions=True)
+
+
+def parse_object(message: str | bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if isinstance(message, bytes):
+        raise RequestError("expected text with a JSON object, got binary data")
+    try:
+        value = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"this is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def int16_samples(data: bytes) -> npt.NDArray[np.int16]:
+    """Little-endian int16.
+
+    Raises:
+        RequestError: half a sample.
+    """
+    if len(data) % 2:
+        raise RequestError(f"16-bit samples need an even number of bytes, got {len(data)}")
+    return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
+
+
+def float32_samples(data: bytes) -> npt.NDArray[np.float32]:
+    """Little-endian float32.
+
+    Raises:
+        RequestError: a part of a sample.
+    """
+    if len(data) % 4:
+        raise RequestError(f"32-bit samples need a multiple of four bytes, got {len(data)}")
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)

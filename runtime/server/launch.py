@@ -1,0 +1,119 @@
+"""From options to a running server: loads the model, opens the ports, and says where it listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2moe.runtime.context import parse_hotwords
+from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions
+from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.server.listeners import Listener, Server, open_listeners
+from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.service import Service
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What each worker loads.
+
+    Attributes:
+        bundle: folder of a bundle; None: the bundled model.
+        chunk_size: encoder frames per chunk of live streams; None: as trained, or 16.
+        num_left_chunks: chunks of left context of live streams.
+        providers: execution providers; None: the CPU.
+        num_threads: threads within one operator; None: 1.
+        hotwords: file of phrases to prefer.
+    """
+
+    bundle: Path | None = None
+    chunk_size: int | None = None
+    num_left_chunks: int = 4
+    providers: tuple[str, ...] | None = None
+    num_threads: int | None = None
+    hotwords: Path | None = None
+
+    def load(self) -> Recognizer:
+        """The recogniser of one process."""
+        return Recognizer.from_pretrained(
+            self.bundle,
+            providers=self.providers,
+            num_threads=self.num_threads,
+            hotwords=parse_hotwords(self.hotwords.read_text(encoding="utf-8")) if self.hotwords else None,
+        )
+
+    def decoding(self, recognizer: Recognizer) -> DecodingOptions:
+        """How live streams are decoded."""
+        config = recognizer.model.config
+        return DecodingOptions(
+            chunk_size=self.chunk_size or config.static_chunk_size or STREAM_CHUNK_SIZE,
+            num_left_chunks=self.num_left_chunks,
+            endpoint=EndpointConfig(),
+        )
+
+
+def launch(options: ServerOptions, model: ModelOptions, tell: Tell) -> int:
+    """Serve until told to stop; returns the exit code.
+
+    Args:
+        options: of the server.
+        model: what it recognises with.
+        tell: is told where the server listens, and what is unsafe.
+
+    Raises:
+        OSError: a port that cannot be opened.
+        BundleError: no bundle there, or a damaged one.
+    """
+    _log_to_stderr()
+    listeners = open_listeners(options)
+    try:
+        for line in _addresses(options, listeners):
+            tell(line)
+        asyncio.run(serve(options, model, listeners, ready=lambda: tell("ready")))
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+    return 0
+
+
+async def serve(
+    options: ServerOptions,
+    model: ModelOptions,
+    listeners: Sequence[Listener],
+    *,
+    metrics: Metrics | None = None,
+    ready: Callable[[], object] | None = None,
+) -> None:
+    """Serve in this process."""
+    recognizer = await asyncio.to_thread(model.load)
+    service = Service(recognizer, options, model.decoding(recognizer), metrics)
+    await Server(service, listeners, ready).run_here()
+
+
+def _addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Iterator[str]:
+    """Where the server listens, and a warning where anybody may use it."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    tls = "s" if options.tls_certificate else ""
+    for listener in listeners:
+        match listener.speaks:
+            case "http":
+                yield f"http{tls}://{host}:{listener.port}/"
+            case "wyoming":
+                yield f"tcp://{host}:{listener.port} (wyoming)"
+            case protocol:
+                yield f"ws{tls}://{host}:{listener.port}/ ({protocol})"
+    if not options.is_local and options.api_key is None:
+        yield f"warning: anybody who reaches {options.host} may use this server: it has no API key"
+
+
+def _log_to_stderr() -> None:
+    """Warnings of the server and of uvicorn; neither audio, nor text, nor URLs."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("u2moe.server").setLevel(logging.INFO)

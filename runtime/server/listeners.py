@@ -1,0 +1,215 @@
+"""The sockets of one process, what is spoken on each, and how they are closed without cutting anybody off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from u2moe.runtime.server.app import make_app
+from u2moe.runtime.server.protocols.wyoming import LINE_BYTES, serve_wyoming
+
+if TYPE_CHECKING:
+    from u2moe.runtime.server.options import ServerOptions
+    from u2moe.runtime.server.service import Service
+
+WYOMING = "wyoming"
+HTTP = "http"
+
+_RECEIVE_BUFFER = 128 << 10
+"""Bytes that the system holds of a client that sends faster than it is recognised: what lies before its pings in the
+queue is soon read, so that it does not take the server for dead."""
+_BACKLOG = 512
+_HEADER_S = 20.0
+"""Seconds that a client has to ask for something."""
+_CLOSE_S = 15.0
+"""Seconds that a client has to close what is closed here."""
+_PING_S = 20.0
+
+_log = logging.getLogger("u2moe.server")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening socket, and what is spoken on it: `HTTP`, `WYOMING`, or the protocol of its `/`."""
+
+    socket: socket.socket
+    speaks: str
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self.socket.getsockname()[1]
+        return port
+
+
+def open_listeners(options: ServerOptions) -> list[Listener]:
+    """Sockets for all ports, the one of HTTP first.
+
+    Raises:
+        OSError: a port that is taken or may not be opened; names it.
+    """
+    wanted = [(HTTP, options.port), *options.protocol_ports.items()]
+    if options.wyoming_port is not None:
+        wanted.append((WYOMING, options.wyoming_port))
+    listeners: list[Listener] = []
+    try:
+        for speaks, port in wanted:
+            listeners.append(Listener(_listen(options.host, port), speaks))
+    except OSError:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if sys.platform != "win32":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            listening.bind((host, port))
+            listening.listen(_BACKLOG)
+            listening.setblocking(False)  # noqa: FBT003
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen at {host} port {port}: {error.strerror}") from error
+    return listening
+
+
+class Server(uvicorn.Server):
+    """One process' server. `ready` is called when it takes connections."""
+
+    def __init__(self, service: Service, listeners: Sequence[Listener], ready: Any = None) -> None:
+        options = service.options
+        ports = {listener.port: listener.speaks for listener in listeners if listener.speaks not in (HTTP, WYOMING)}
+        super().__init__(
+            uvicorn.Config(
+                make_app(service, ports),
+                http=_Http,
+                ws=_WebSocket,
+                ws_max_size=options.limits.message_bytes,
+                ws_ping_interval=_PING_S,
+                # None: a client whose audio is held back because it is too fast gets its pongs held back too. Those
+                # that have gone are found because nothing comes from them.
+                ws_ping_timeout=None,
+                ws_per_message_deflate=False,
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ssl_certfile=options.tls_certificate,
+                ssl_keyfile=options.tls_key,
+            )
+        )
+        self._service = service
+        self._listeners = listeners
+        self._ready = ready
+        self._wyoming_tasks: set[asyncio.Task[None]] = set()
+
+    async def run_here(self) -> None:
+        """Serve until told to stop; then finish what is running."""
+        await self._service.start()
+        try:
+            await self.serve([listener.socket for listener in self._listeners if listener.speaks != WYOMING])
+        finally:
+            self._service.stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections."""
+        await super().startup(sockets)
+        for listener in self._listeners:
+            if listener.speaks == WYOMING:
+                self.servers.append(
+                    await asyncio.start_server(self._serve_wyoming, sock=listener.socket, limit=LINE_BYTES)
+                )
+        if self._ready is not None:
+            self._ready()
+
+    async def _serve_wyoming(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._wyoming_tasks.add(task)
+            task.add_done_callback(self._wyoming_tasks.discard)
+        await serve_wyoming(self._service, reader, writer)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, let those that there are finish, and close what is left."""
+        for server in self.servers:
+            server.close()
+        drain = asyncio.create_task(self._service.drain())
+        while not drain.done() and not self.force_exit:
+            await asyncio.wait({drain}, timeout=0.1)
+        drain.cancel()
+        for task in list(self._wyoming_tasks):
+            task.cancel()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal stops the server, the second ends the process; uvicorn's own way ends it in either case."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        try:
+            for number in signals:
+                loop.add_signal_handler(number, functools.partial(self.handle_exit, number, None))
+        except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Take a signal."""
+        if self.should_exit:
+            _log.warning("stopped at once")
+            os._exit(128 + sig)
+        _log.info("stopping: running utterances are finished first")
+        self.should_exit = True
+
+
+class _Http(H11Protocol):
+    """HTTP that does not wait for ever for somebody who connects and asks for nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(_HEADER_S, self._expire)
+
+    def _expire(self) -> None:
+        if not self.headers:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that is gone some time after it is closed here, even if the client does not read."""
+
+    async def run_asgi(self) -> None:
+        """Serve it, and see to it that it ends."""
+        await super().run_asgi()
+        self.loop.call_later(_CLOSE_S, self.transport.abort)

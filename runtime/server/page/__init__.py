@@ -1,0 +1,1 @@
+"""The page at `/`: what a browser is sent. Nothing here is Python."""

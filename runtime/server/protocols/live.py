@@ -1,0 +1,170 @@
+"""Our own WebSocket protocol, `/stream`: options as JSON, audio as PCM, `{"type": "finish"}`; results as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
+from u2moe.runtime.server.connection import (
+    Connection,
+    Protocol,
+    converse,
+    float32_samples,
+    int16_samples,
+    parse_object,
+)
+from u2moe.runtime.server.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.server.session import Session
+
+Encoding = Literal["pcm_s16le", "pcm_f32le"]
+_READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
+_MAX_NBEST = 100
+_LONGEST_SEGMENT_S = 60.0
+"""What a segment needs in memory, and its second pass in time, grows with its length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRequest:
+    """The first message.
+
+    Attributes:
+        sample_rate: of the audio, in Hz.
+        encoding: of its samples, which are little-endian.
+        chunk_size: encoder frames per chunk; None: the server's. Smaller than that it may not be.
+        hotwords: phrases to prefer, each alone or as [phrase, weight].
+        endpoint: rules by which segments end, as in `EndpointConfig`; None: the server's.
+        partials: whether partial results are sent.
+        words: whether final results have words.
+        nbest: alternatives of a final result, at most.
+    """
+
+    sample_rate: float = 16_000.0
+    encoding: Encoding = "pcm_s16le"
+    chunk_size: int | None = None
+    hotwords: tuple[str | tuple[str, float], ...] = ()
+    endpoint: EndpointConfig | None = None
+    partials: bool = True
+    words: bool = True
+    nbest: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int | float):
+            raise RequestError(f"sample_rate must be a number, got {self.sample_rate!r}", "sample_rate")
+        if self.encoding not in _READ:
+            raise RequestError(f"encoding must be one of {', '.join(_READ)}, got {self.encoding!r}", "encoding")
+        for name in ("chunk_size", "nbest"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise RequestError(f"{name} must be a number, at least 0, got {value!r}", name)
+        if self.nbest > _MAX_NBEST:
+            raise RequestError(f"nbest may be {_MAX_NBEST} at most, got {self.nbest}", "nbest")
+        for name in ("partials", "words"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
+
+    @classmethod
+    def parse(cls, message: str | bytes) -> StreamRequest:
+        """The request in a message.
+
+        Raises:
+            RequestError: it is none; names the field.
+        """
+        values = parse_object(message)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(values) - fields:
+            raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(sorted(fields))}", min(unknown))
+        if "hotwords" in values:
+            values["hotwords"] = _parse_hotwords(values["hotwords"])
+        if values.get("endpoint") is not None:
+            values["endpoint"] = _parse_endpoint(values["endpoint"])
+        return cls(**values)
+
+    def decoding(self, default: DecodingOptions) -> DecodingOptions:
+        """How to decode.
+
+        Raises:
+            RequestError: a chunk size that the server's capacity does not allow for.
+        """
+        chunk_size = self.chunk_size or default.chunk_size
+        if default.chunk_size is not None and chunk_size is not None and chunk_size < default.chunk_size:
+            raise RequestError(f"chunk_size must be at least {default.chunk_size}, got {chunk_size}", "chunk_size")
+        return dataclasses.replace(default, chunk_size=chunk_size, endpoint=self.endpoint or default.endpoint)
+
+
+async def run(connection: Connection) -> None:
+    """One source: its results until it is finished, then "done"."""
+    request = StreamRequest.parse(await connection.receive())
+    hotwords = await connection.service.hotwords(request.hotwords)
+    decoding = request.decoding(connection.service.stream_options)
+    session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
+    await connection.send({"type": "ready", "chunk_s": (decoding.chunk_size or 0) * session.inbox.stream.frame_s})
+    await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
+    await connection.send({"type": "done", "duration": round(session.duration, 3)})
+
+
+async def _read(connection: Connection, session: Session, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
+    while isinstance(message := await connection.receive(), bytes):
+        await session.feed(samples(message))
+    kind = parse_object(message).get("type")
+    if kind != "finish":
+        raise RequestError(f"expected audio or the type 'finish', got the type {kind!r}")
+    session.finish()
+
+
+async def _write(connection: Connection, session: Session, request: StreamRequest) -> None:
+    async for result in session:
+        if result.is_final or request.partials:
+            await connection.send(_event(result, request))
+
+
+def _event(result: Result, request: StreamRequest) -> dict[str, Any]:
+    event = {"type": "final" if result.is_final else "partial", **dataclasses.asdict(result)}
+    event["nbest"] = event["nbest"][: request.nbest]
+    if not request.words:
+        del event["words"]
+    return event
+
+
+def _parse_hotwords(value: Any) -> tuple[str | tuple[str, float], ...]:
+    if not isinstance(value, list):
+        raise RequestError(f"hotwords must be a list, got {type(value).__name__}", "hotwords")
+    phrases: list[str | tuple[str, float]] = []
+    for item in value:
+        match item:
+            case str():
+                phrases.append(item)
+            case [str() as phrase, int() | float() as weight] if not isinstance(weight, bool):
+                phrases.append((phrase, float(weight)))
+            case _:
+                raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r}", "hotwords")
+    return tuple(phrases)
+
+
+def _parse_endpoint(value: Any) -> EndpointConfig:
+    try:
+        rules: dict[str, Any] = {name: None if rule is None else EndpointRule(**rule) for name, rule in value.items()}
+        config = EndpointConfig(**rules)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RequestError(f"endpoint: {error}", "endpoint") from error
+    if config.rule3 is None or config.rule3.min_utterance_length > _LONGEST_SEGMENT_S:
+        raise RequestError(f"rule3 must end segments after {_LONGEST_SEGMENT_S:g} seconds at most", "endpoint")
+    return config
+
+
+def _tell_error(error: Exception) -> str:
+    parameter = getattr(error, "parameter", None)
+    event = {"type": "error", "message": str(error), "code": getattr(error, "close_code", 1008), "parameter": parameter}
+    return json.dumps(event, ensure_ascii=False)
+
+
+PROTOCOL = Protocol(name="stream", run=run, tell_error=_tell_error, subprotocols=("u2moe",))

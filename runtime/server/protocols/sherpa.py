@@ -1,0 +1,55 @@
+"""The protocol of sherpa-onnx's streaming WebSocket server: float32 at 16 kHz, then "Done", answered by "Done!"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
+from u2moe.runtime.server.errors import RequestError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.text import Vocabulary
+
+_SAMPLE_RATE = 16_000
+
+
+async def run(connection: Connection) -> None:
+    """Audio until "Done"; results of one segment replace each other until one is final."""
+    session = await connection.place.open_session(_SAMPLE_RATE)
+    await converse(_read(connection, session), _write(connection, session))
+    await connection.send("Done!")
+
+
+async def _read(connection: Connection, session: Session) -> None:
+    while isinstance(message := await connection.receive(), bytes):
+        await session.feed(float32_samples(message))
+    if message != "Done":
+        raise RequestError('expected float32 samples or the text "Done"')
+    session.finish()
+
+
+async def _write(connection: Connection, session: Session) -> None:
+    vocabulary = connection.service.recognizer.vocabulary
+    async for result in session:
+        await connection.send(_answer(result, vocabulary))
+
+
+def _answer(result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "tokens": [vocabulary.symbols[token] for token in result.tokens],
+        "timestamps": result.times,
+        "ys_probs": [],
+        "lm_probs": [],
+        "context_scores": [],
+        "segment": result.segment,
+        "words": [],
+        "start_time": result.start,
+        "is_final": result.is_final,
+        "is_eof": False,
+    }
+
+
+PROTOCOL = Protocol(name="sherpa", run=run)

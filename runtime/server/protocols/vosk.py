@@ -1,0 +1,107 @@
+"""The protocol of vosk-server: a configuration, int16, `{"eof": 1}`; one answer to each message but the first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.server.connection import Connection, Protocol, int16_samples, parse_object
+from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.text import join_texts
+
+if TYPE_CHECKING:
+    from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.result import Alternative, Result
+
+_UNKNOWN = "[unk]"
+"""Stands in lists of phrases for everything else; that may be said here anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    sample_rate: float = 8000.0
+    words: bool = True
+    max_alternatives: int = 0
+    phrases: tuple[str, ...] = ()
+
+
+async def run(connection: Connection) -> None:
+    """Audio until "eof"; after "reset" the next audio is that of another source."""
+    config, hotwords = _Config(), None
+    session = None
+    while True:
+        message = await connection.receive()
+        command = None if isinstance(message, bytes) else parse_object(message)
+        if command is not None and "config" in command:
+            if session is not None:
+                raise RequestError("the configuration comes before the audio")
+            config = _read_config(command["config"])
+            hotwords = await _hotwords(connection, config)
+            continue
+        if session is None:
+            session = await connection.place.open_session(config.sample_rate, hotwords=hotwords)
+        if command is None:
+            await session.feed(int16_samples(message))  # type: ignore[arg-type]
+        elif "eof" in command or "reset" in command:
+            session.finish()
+        else:
+            raise RequestError("expected audio or one of 'config', 'reset' and 'eof'")
+        await session.settle()
+        finals = session.take_finals()
+        answer = _final(finals, config) if finals or session.is_over else {"partial": session.partial_text}
+        await connection.send(answer)
+        if session.is_over:
+            if command is None or "eof" in command:
+                return
+            session = None
+
+
+def _read_config(value: Any) -> _Config:
+    if not isinstance(value, dict):
+        raise RequestError(f"config must be an object, got {type(value).__name__}", "config")
+    rate, alternatives = value.get("sample_rate", _Config.sample_rate), value.get("max_alternatives", 0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise RequestError(f"sample_rate must be a number, got {rate!r}", "sample_rate")
+    if isinstance(alternatives, bool) or not isinstance(alternatives, int) or alternatives < 0:
+        raise RequestError(f"max_alternatives must be a number, at least 0, got {alternatives!r}", "max_alternatives")
+    phrases = value.get("phrase_list", [])
+    if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+        raise RequestError("phrase_list must be a list of phrases", "phrase_list")
+    return _Config(
+        sample_rate=float(rate),
+        words=bool(value.get("words", True)),
+        max_alternatives=alternatives,
+        phrases=tuple(phrase for phrase in phrases if phrase != _UNKNOWN),
+    )
+
+
+async def _hotwords(connection: Connection, config: _Config) -> ContextGraph | None:
+    """A list of phrases restricts vosk to them; here they are preferred."""
+    return await connection.service.hotwords(config.phrases)
+
+
+def _final(finals: list[Result], config: _Config) -> dict[str, Any]:
+    text = join_texts([final.text for final in finals])
+    words = [
+        {"conf": word.confidence, "end": word.end, "start": word.start, "word": word.word}
+        for final in finals
+        for word in final.words
+    ]
+    result = {"result": words} if config.words and words else {}
+    if not config.max_alternatives:
+        return {**result, "text": text}
+    others = finals[0].nbest[1 : config.max_alternatives] if len(finals) == 1 else []
+    best = {"confidence": finals[0].score if finals else 0.0, **result, "text": text}
+    return {"alternatives": [best, *map(_alternative, others)]}
+
+
+def _alternative(alternative: Alternative) -> dict[str, Any]:
+    return {"confidence": alternative.score, "text": alternative.text}
+
+
+def _tell_error(error: Exception) -> str:
+    return json.dumps({"error": str(error)}, ensure_ascii=False)
+
+
+PROTOCOL = Protocol(name="vosk", run=run, tell_error=_tell_error)

@@ -1,0 +1,92 @@
+"""WeNet's WebSocket protocol: `{"signal": "start"}`, int16 at 16 kHz, `{"signal": "end"}`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object
+from u2moe.runtime.server.errors import RequestError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.server.session import Session
+
+_SAMPLE_RATE = 16_000
+_MAX_NBEST = 100
+_LATE_AUDIO_S = 0.1
+"""After "end" the last block of audio may still come, as it does from WeNet's own web page."""
+
+
+async def run(connection: Connection) -> None:
+    """One utterance, or with `continuous_decoding` as many as there are."""
+    start = parse_object(await _expect_text(connection))
+    if start.get("signal") != "start":
+        raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
+    nbest, continuous = start.get("nbest", 1), start.get("continuous_decoding", False)
+    if not isinstance(nbest, int) or not 1 <= nbest <= _MAX_NBEST:
+        raise RequestError(f"nbest must be a number between 1 and {_MAX_NBEST}, got {nbest!r}", "nbest")
+    session = await connection.place.open_session(_SAMPLE_RATE)
+    await connection.send({"status": "ok", "type": "server_ready"})
+    await converse(_read(connection, session), _write(connection, session, nbest, is_continuous=continuous is True))
+    await connection.send({"status": "ok", "type": "speech_end"})
+
+
+async def _expect_text(connection: Connection) -> str:
+    message = await connection.receive()
+    if isinstance(message, bytes):
+        raise RequestError("expected the signal 'start' before audio")
+    return message
+
+
+async def _read(connection: Connection, session: Session) -> None:
+    while isinstance(message := await connection.receive(), bytes):
+        await session.feed(int16_samples(message))
+    signal = parse_object(message).get("signal")
+    if signal != "end":
+        raise RequestError(f"expected audio or the signal 'end', got the signal {signal!r}")
+    try:
+        while True:
+            async with asyncio.timeout(_LATE_AUDIO_S):
+                late = await connection.receive()
+            if isinstance(late, str):
+                break
+            await session.feed(int16_samples(late))
+    except TimeoutError:
+        pass
+    session.finish()
+
+
+async def _write(connection: Connection, session: Session, nbest: int, *, is_continuous: bool) -> None:
+    has_final = False
+    async for result in session:
+        if result.is_final:
+            has_final = True
+            sentences = [_sentence(result, alternative.text) for alternative in result.nbest[:nbest]]
+            await _send(connection, "final_result", sentences or [_sentence(result, result.text)])
+            if not is_continuous:
+                return
+        else:
+            await _send(connection, "partial_result", [{"sentence": result.text}])
+    if not has_final:  # nothing was said, and that is a result too
+        await _send(connection, "final_result", [{"sentence": "", "word_pieces": []}])
+
+
+async def _send(connection: Connection, kind: str, sentences: list[dict[str, object]]) -> None:
+    """`nbest` is a string of JSON, as WeNet's server has it."""
+    await connection.send({"status": "ok", "type": kind, "nbest": json.dumps(sentences, ensure_ascii=False)})
+
+
+def _sentence(result: Result, text: str) -> dict[str, object]:
+    """An alternative; times, in milliseconds, are known of the best."""
+    words = result.words if text == result.text else []
+    pieces = [{"word": word.word, "start": round(word.start * 1000), "end": round(word.end * 1000)} for word in words]
+    return {"sentence": text, "word_pieces": pieces}
+
+
+def _tell_error(error: Exception) -> str:
+    return json.dumps({"status": "failed", "message": str(error)}, ensure_ascii=False)
+
+
+PROTOCOL = Protocol(name="wenet", run=run, tell_error=_tell_error)

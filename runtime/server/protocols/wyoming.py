@@ -1,0 +1,239 @@
+"""Wyoming, for Home Assistant: over TCP, each event a line of JSON, then its data and audio.
+
+Written out here because the reader of the package `wyoming` takes events of any size into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.connection import converse, count_failure, int16_samples
+from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
+from u2moe.runtime.text import join_texts
+
+if TYPE_CHECKING:
+    from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.server.options import Limits
+    from u2moe.runtime.server.service import Place, Service
+    from u2moe.runtime.server.session import Session
+
+LINE_BYTES = 64 << 10
+"""Of the line that an event begins with, at most."""
+
+_HOME = "https://github.com/rhasspy/wyoming"
+_log = logging.getLogger("u2moe.server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One event of the protocol."""
+
+    type: str
+    data: dict[str, Any] = field(default_factory=dict)
+    payload: bytes = b""
+
+
+async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Speak to one client until it has gone; errors are told to it as events, and end the connection."""
+    client = _Client(service, reader, writer)
+    with contextlib.suppress(ClientGoneError, OSError):
+        try:
+            await client.run()
+        except U2moeError as error:
+            count_failure(service, error)
+            with contextlib.suppress(U2moeError):
+                await client.send("error", text=str(error), code=type(error).__name__)
+        except ClientGoneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a mistake of ours ends one connection, not the server
+            count_failure(service, error)
+            _log.exception("a connection (wyoming) was ended by an error")
+    writer.close()
+    try:
+        async with asyncio.timeout(service.options.limits.send_s):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        writer.transport.abort()
+
+
+class _Client:
+    """One connection: any number of requests, one after the other."""
+
+    def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._service = service
+        self._limits: Limits = service.options.limits
+        self._reader = reader
+        self._writer = writer
+        self._hotwords: ContextGraph | None = None
+
+    async def run(self) -> None:
+        while (event := await self._receive()) is not None:
+            match event.type:
+                case "describe":
+                    await self.send("info", **_info(self._service))
+                case "ping":
+                    await self.send("pong", **event.data)
+                case "transcribe":
+                    self._hotwords = await self._service.writable_hotwords(_names(event.data))
+                case "audio-start":
+                    with self._service.place("wyoming") as place:
+                        await self._transcribe(place, _Format.of(event.data))
+                    return
+                case "audio-chunk" | "audio-stop":
+                    raise RequestError("expected 'audio-start' before audio")
+                case _:  # of a newer version, or not for us
+                    pass
+
+    async def _transcribe(self, place: Place, audio: _Format) -> None:
+        """From the start of audio to the transcript, after which the client closes."""
+        try:
+            session = await place.open_session(audio.rate, hotwords=self._hotwords)
+            await converse(self._read(session, audio), self._write(session))
+        except asyncio.CancelledError:
+            if not place.is_drained:
+                raise
+            raise StoppingError("the server is about to stop") from None
+
+    async def _read(self, session: Session, audio: _Format) -> None:
+        while (event := await self._receive()) is not None:
+            if event.type == "audio-stop":
+                session.finish()
+                return
+            if event.type == "audio-chunk":
+                if _Format.of(event.data) != audio:
+                    raise RequestError("the format of the audio changed")
+                await session.feed(audio.samples(event.payload))
+        raise ClientGoneError
+
+    async def _write(self, session: Session) -> None:
+        texts: list[str] = []
+        async for result in session:
+            if result.is_final:
+                await self._write_segment(result, is_first=not texts)
+                texts.append(result.text)
+        if texts:
+            await self.send("transcript-stop")
+        await self.send("transcript", text=join_texts(texts))
+
+    async def _write_segment(self, segment: Result, *, is_first: bool) -> None:
+        if is_first:
+            await self.send("transcript-start")
+        await self.send("transcript-chunk", text=segment.text if is_first else join_texts(["", segment.text]))
+
+    async def send(self, kind: str, **data: Any) -> None:
+        """Send an event.
+
+        Raises:
+            ClientGoneError: the client has gone.
+            IdleError: it reads too slowly.
+        """
+        body = json.dumps(data, ensure_ascii=False).encode()
+        head = json.dumps({"type": kind, "version": "1.5.2", "data_length": len(body)}).encode()
+        try:
+            self._writer.write(head + b"\n" + body)
+            async with asyncio.timeout(self._limits.send_s):
+                await self._writer.drain()
+        except TimeoutError:
+            raise IdleError(f"nothing was read for {self._limits.send_s:g} seconds") from None
+        except OSError as error:
+            raise ClientGoneError from error
+
+    async def _receive(self) -> Event | None:
+        """The next event; None at the end."""
+        try:
+            async with asyncio.timeout(self._limits.idle_s):
+                return await self._read_event()
+        except TimeoutError:
+            raise IdleError(f"nothing came for {self._limits.idle_s:g} seconds") from None
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise ClientGoneError from error
+
+    async def _read_event(self) -> Event | None:
+        try:
+            line = await self._reader.readline()
+        except ValueError as error:
+            raise TooLargeError(f"the line of an event may have {LINE_BYTES} bytes") from error
+        if not line:
+            return None
+        head = _parse(line)
+        kind, data = head.get("type"), head.get("data") or {}
+        if not isinstance(kind, str) or not isinstance(data, dict):
+            raise RequestError("an event needs a type, and data that is an object")
+        if length := self._length(head, "data_length"):
+            data = {**data, **_parse(await self._reader.readexactly(length))}
+        payload = await self._reader.readexactly(self._length(head, "payload_length"))
+        return Event(type=kind, data=data, payload=payload)
+
+    def _length(self, head: dict[str, Any], name: str) -> int:
+        length = head.get(name) or 0
+        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+            raise RequestError(f"{name} must be a number, at least 0, got {length!r}", name)
+        if length > self._limits.message_bytes:
+            raise TooLargeError(f"{name} may be {self._limits.message_bytes}, got {length}", name)
+        return length
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    rate: int
+    width: int
+    channels: int
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> _Format:
+        values: dict[str, Any] = {name: data.get(name) for name in ("rate", "width", "channels")}
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RequestError(f"{name} must be a number, at least 1, got {value!r}", name)
+        audio = cls(**values)
+        if audio.width != 2:
+            raise RequestError(f"samples must have 2 bytes, got {audio.width}", "width")
+        return audio
+
+    def samples(self, payload: bytes) -> npt.NDArray[Any]:
+        """One channel."""
+        samples = int16_samples(payload)
+        if self.channels == 1:
+            return samples
+        if len(samples) % self.channels:
+            raise RequestError(f"a part of the {self.channels} channels is missing")
+        mixed: npt.NDArray[np.float32] = samples.reshape(-1, self.channels).mean(axis=1, dtype=np.float32)
+        return mixed / np.float32(32768)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"this is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    """What the client wants to be preferred."""
+    names = [*(data.get("transcript_names") or []), *(data.get("transcript_terms") or [])]
+    if not all(isinstance(name, str) for name in names):
+        raise RequestError("transcript_names and transcript_terms must be lists of phrases")
+    return names
+
+
+def _info(service: Service) -> dict[str, Any]:
+    attribution = {"name": "u2moe", "url": _HOME}
+    named = {"attribution": attribution, "installed": True, "version": version("u2moe")}
+    name = service.recognizer.bundle.path.name
+    model = {"name": name, "description": f"u2moe {name}", "languages": [], **named}
+    program = {"name": "u2moe", "description": "U2++ speech recognition", **named}
+    return {"asr": [{**program, "models": [model], "supports_transcript_streaming": True}]}

@@ -1,0 +1,184 @@
+"""One thread that recognises for all sessions: in rounds, each a batch of what they have sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.errors import RecognitionError
+from u2moe.runtime.server.session import Inbox, Outcome, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.server.metrics import Metrics
+    from u2moe.runtime.server.options import Limits
+    from u2moe.runtime.stream import Stream
+
+_LIVE_LEAD_S = 1.0
+"""A session whose audio is further ahead of the clock than this is no live one."""
+_MAX_AHEAD = 4
+"""Sessions that are not live and yet served in one round: they get what the live ones leave."""
+_ROUND_S = 0.64
+"""Seconds of audio that a session gets recognised in one round, at most."""
+
+_log = logging.getLogger("u2moe.server")
+
+
+class Scheduler:
+    """Decodes the audio of all sessions in a thread of its own, so that the event loop never waits for it.
+
+    Each round takes of every session with audio at most a chunk of it and decodes them together. Sessions that send as
+    fast as somebody speaks come first. Those that send faster, as files do, share a few places in each round, so that
+    they get whatever time is left and no live one waits for them.
+    """
+
+    def __init__(self, recognizer: Recognizer, metrics: Metrics, limits: Limits) -> None:
+        self._recognizer = recognizer
+        self._metrics = metrics
+        self._limits = limits
+        self._sessions: dict[Inbox, Session] = {}
+        self._changed = threading.Condition()
+        self._has_news = False
+        self._is_stopped = False
+        self._round = 0
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
+        self._thread.start()
+
+    def open(self, stream: Stream, sample_rate: float) -> Session:
+        """A session that feeds `stream`."""
+        session = Session(stream, sample_rate, self._limits, self._wake)
+        with self._changed:
+            self._sessions[session.inbox] = session
+        return session
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Those that are not over."""
+        with self._changed:
+            return list(self._sessions.values())
+
+    def stop(self) -> None:
+        """End the thread after the round at hand, and wait for that."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._has_news = True
+            self._changed.notify()
+
+    def _deliver(self, outcomes: list[tuple[Session, Outcome]]) -> None:
+        for session, outcome in outcomes:
+            session.deliver(outcome)
+        self._metrics.set("queue_seconds", sum(session.queued_s for session in self.sessions))
+
+    # What follows runs in the scheduler's thread.
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._has_news or self._is_stopped)
+                if self._is_stopped:
+                    return
+                for inbox in [inbox for inbox in self._sessions if inbox.is_closed]:
+                    del self._sessions[inbox]
+                inboxes = self._choose([inbox for inbox in self._sessions if inbox.has_work])
+                self._has_news = bool(inboxes)
+            if inboxes:
+                self._serve(inboxes)
+
+    def _choose(self, ready: Sequence[Inbox]) -> list[Inbox]:
+        """Those that are live, and of the others the few that have waited longest."""
+        now = time.monotonic()
+        live: list[Inbox] = []
+        ahead: list[Inbox] = []
+        for inbox in ready:
+            (ahead if inbox.taken_s - (now - inbox.start) > _LIVE_LEAD_S else live).append(inbox)
+        ahead.sort(key=lambda inbox: inbox.last_round)
+        return live + ahead[:_MAX_AHEAD]
+
+    def _serve(self, inboxes: list[Inbox]) -> None:
+        """One round: take audio, decode, and hand over what it gave."""
+        begin = time.perf_counter()
+        self._round += 1
+        feeds = [_Feed(inbox, self._round) for inbox in inboxes]
+        streams = [feed.inbox.stream for feed in feeds if feed.error is None]
+        failure: Exception | None = None
+        try:
+            self._recognizer.decode_streams(streams)
+        except Exception as error:  # noqa: BLE001 - whatever it was: these streams have lost audio, and others go on
+            _log.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
+            failure = RecognitionError("recognition has failed")
+        outcomes = [(self._sessions[feed.inbox], feed.outcome(failure)) for feed in feeds]
+        now = time.monotonic()
+        for feed, (_, outcome) in zip(feeds, outcomes, strict=True):
+            self._count(feed, outcome, now)
+            if outcome.is_over:
+                with self._changed:
+                    del self._sessions[feed.inbox]
+        self._metrics.count("compute_seconds", "stream", time.perf_counter() - begin)
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, outcomes)
+        except RuntimeError:  # the loop is closed: nobody waits
+            self._is_stopped = True
+
+    def _count(self, feed: _Feed, outcome: Outcome, now: float) -> None:
+        self._metrics.count("audio_seconds", "stream", feed.duration)
+        if outcome.finals:
+            self._metrics.observe("final_latency_seconds", now - feed.arrival)
+            self._metrics.count("results", "final", len(outcome.finals))
+        if outcome.partial is not None:
+            self._metrics.observe("partial_latency_seconds", now - feed.arrival)
+            self._metrics.count("results", "partial")
+
+
+class _Feed:
+    """What one session gets recognised in one round."""
+
+    def __init__(self, inbox: Inbox, number: int) -> None:
+        self.inbox = inbox
+        self.num_samples = 0
+        self.arrival = inbox.finish_time or time.monotonic()
+        self.error: Exception | None = None
+        inbox.last_round = number
+        try:
+            while inbox.blocks and self.duration < _ROUND_S:
+                block = inbox.blocks.popleft()
+                self.num_samples += len(block.samples)
+                self.arrival = block.arrival
+                inbox.stream.accept_waveform(inbox.sample_rate, block.samples)
+            self.ends = not inbox.blocks and (inbox.finish_time is not None or (inbox.is_draining and not inbox.shown))
+            if self.ends:
+                inbox.stream.input_finished()
+        except Exception as error:  # noqa: BLE001 - of this session alone
+            self.error = error
+        inbox.taken_s += self.duration
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio taken."""
+        return self.num_samples / self.inbox.sample_rate
+
+    def outcome(self, failure: Exception | None) -> Outcome:
+        """What the round gave, once it is decoded, or what went wrong."""
+        error = self.error or failure
+        if error is not None:
+            return Outcome(num_samples=self.num_samples, finals=[], partial=None, is_over=True, error=error)
+        stream = self.inbox.stream
+        finals = stream.take_segments()
+        result = stream.get_result()
+        text = "" if self.ends else result.text
+        partial = result if text != self.inbox.shown and not self.ends else None
+        if finals and not text:  # a final result says it all
+            partial = None
+        self.inbox.shown = text
+        return Outcome(num_samples=self.num_samples, finals=finals, partial=partial, is_over=self.ends)

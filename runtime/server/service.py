@@ -1,0 +1,201 @@
+"""What all protocols of one process share: the recogniser, its scheduler, and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.audio import Resampler
+from u2moe.runtime.context import ContextGraph
+from u2moe.runtime.server.admission import Admission, measure_capacity
+from u2moe.runtime.server.errors import RequestError, StoppingError
+from u2moe.runtime.server.files import FileQueue
+from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.server.options import ServerOptions
+    from u2moe.runtime.server.session import Session
+
+_MAX_HOTWORD_LEN = 200
+_STREAM_LEFT_CHUNKS = 4
+_POLL_S = 0.05
+_AFTER_DRAIN_S = 5.0
+"""Seconds for the last results of what had to be cut off."""
+
+_log = logging.getLogger("u2moe.server")
+
+
+class Service:
+    """Everything of a server but its sockets. `start` it in an event loop before use, `stop` it at the end.
+
+    Attributes:
+        recognizer: of all streams and files; files are decoded by its options.
+        options: of the server.
+        metrics: what is counted.
+        stream_options: how live streams are decoded, unless a client says otherwise.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        options: ServerOptions,
+        stream_options: DecodingOptions,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.recognizer = recognizer
+        self.options = options
+        self.stream_options = stream_options
+        self.metrics = metrics or Metrics()
+        self.is_ready = False
+        self._places: set[Place] = set()
+
+    async def start(self) -> None:
+        """Warm up, and measure the capacity if none is given."""
+        await asyncio.to_thread(self.recognizer.warm_up)
+        capacity = self.options.capacity
+        if capacity is None:
+            capacity = await asyncio.to_thread(measure_capacity, self.recognizer, self.stream_options)
+        self.admission = Admission(capacity, self.metrics)
+        self.scheduler = Scheduler(self.recognizer, self.metrics, self.options.limits)
+        self.files = FileQueue(
+            self.recognizer,
+            self.metrics,
+            self.options.limits,
+            threads=self.options.file_threads,
+            places=self.options.max_files,
+        )
+        self.is_ready = True
+        self.metrics.set("ready", 1)
+        _log.info("ready: %d live streams at a time", capacity)
+
+    async def hotwords(self, phrases: Sequence[str | tuple[str, float]]) -> ContextGraph | None:
+        """Hotwords of a client, or None where it has none.
+
+        Raises:
+            RequestError: too many or too long, or some that the vocabulary cannot write.
+        """
+        limit = self.options.limits.hotwords
+        if len(phrases) > limit:
+            raise RequestError(f"there may be {limit} hotwords, got {len(phrases)}", "hotwords")
+        for phrase in phrases:
+            text = phrase if isinstance(phrase, str) else phrase[0]
+            if len(text) > _MAX_HOTWORD_LEN:
+                raise RequestError(f"a hotword may have {_MAX_HOTWORD_LEN} characters, got {len(text)}", "hotwords")
+        if not phrases:
+            return None
+        try:
+            return await asyncio.to_thread(ContextGraph, phrases, self.recognizer.vocabulary)
+        except ValueError as error:
+            raise RequestError(str(error), "hotwords") from error
+
+    async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
+        """Hotwords of a client that may not know that they are some: what the vocabulary cannot write is left out."""
+        writable = []
+        for phrase in dict.fromkeys(phrases[: self.options.limits.hotwords]):
+            with contextlib.suppress(RequestError):
+                await self.hotwords([phrase])
+                writable.append(phrase)
+        return await self.hotwords(writable)
+
+    @contextlib.contextmanager
+    def place(self, protocol: str) -> Iterator[Place]:
+        """A place for live streams, one after the other, for as long as the connection of the task at hand lasts.
+
+        Raises:
+            UnavailableError: there is none.
+        """
+        self.admission.enter()
+        self.metrics.count("connections", protocol)
+        place = Place(self)
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.discard(place)
+            self.admission.leave()
+            if place.session is not None:
+                place.session.close()
+
+    async def drain(self) -> None:
+        """Let nobody in, and wait until the running utterances and files are finished, or their time is over."""
+        self.is_ready = False
+        self.metrics.set("ready", 0)
+        self.admission.is_stopping = self.files.is_stopping = True
+        for place in list(self._places):
+            place.drain()
+        if not await self._wait_until_idle(self.options.drain_s):
+            _log.warning("%d streams are cut off", self.admission.num_taken)
+            for place in list(self._places):
+                place.finish()
+            await self._wait_until_idle(_AFTER_DRAIN_S)
+
+    def stop(self) -> None:
+        """End the threads; sessions that are not over get nothing more."""
+        self.is_ready = False
+        self.scheduler.stop()
+        self.files.stop()
+
+    async def _wait_until_idle(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                while self.admission.num_taken or self.files.num_taken:  # noqa: ASYNC110 - once, at the end
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            return False
+        return True
+
+
+class Place:
+    """What one connection may use: one session at a time.
+
+    Attributes:
+        session: the last one that was opened.
+        is_drained: whether the connection was asked to end because the server stops.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.session: Session | None = None
+        self.is_drained = False
+        self._service = service
+        self._task = asyncio.current_task()
+
+    async def open_session(
+        self, sample_rate: float, decoding: DecodingOptions | None = None, hotwords: ContextGraph | None = None
+    ) -> Session:
+        """A session for a source; the one before is given up.
+
+        Raises:
+            AudioError: no sample rate.
+            StreamError: the bundle cannot do what `decoding` asks.
+            StoppingError: the server is about to stop.
+        """
+        service = self._service
+        if service.admission.is_stopping:
+            raise StoppingError("the server is about to stop")
+        Resampler(sample_rate, service.recognizer.bundle.manifest.features.sample_rate)  # refuses what is no rate
+        stream = service.recognizer.create_stream(decoding or service.stream_options, hotwords=hotwords)
+        if self.session is not None:
+            self.session.close()
+        self.session = service.scheduler.open(stream, sample_rate)
+        return self.session
+
+    def drain(self) -> None:
+        """End with the utterance at hand; at once where there is none."""
+        self.is_drained = True
+        if self.session is not None and not self.session.is_over:
+            self.session.drain()
+        elif self._task is not None:
+            self._task.cancel()
+
+    def finish(self) -> None:
+        """End now: what came so far is recognised, but nothing more is waited for."""
+        if self.session is not None and not self.session.is_over:
+            self.session.finish()
+        elif self._task is not None:
+            self._task.cancel()

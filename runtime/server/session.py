@@ -1,0 +1,232 @@
+"""One source of audio on its way through the server: samples in, partial and final results out.
+
+Everything here runs in the event loop, but for `Inbox`, through which the scheduler's thread gets the samples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio import as_samples
+from u2moe.runtime.server.errors import TooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.server.options import Limits
+    from u2moe.runtime.stream import Stream
+
+_BLOCK_S = 0.16
+"""Seconds of the blocks that longer audio is cut into, so that no client takes more than its share of a round."""
+_MAX_UNREAD = 100
+"""Final results that wait for a client that does not read; then it is not listened to either."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples, and when they came."""
+
+    samples: npt.NDArray[np.float32]
+    arrival: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a round of the scheduler gave a session.
+
+    Attributes:
+        num_samples: samples that were taken from its queue.
+        finals: segments that have ended.
+        partial: what is recognised of the next so far, if that has changed.
+        is_over: nothing follows.
+        error: why, if it is over too early.
+    """
+
+    num_samples: int
+    finals: list[Result]
+    partial: Result | None
+    is_over: bool
+    error: Exception | None = None
+
+
+class Inbox:
+    """Where a session leaves its audio for the scheduler: one thread puts in, another takes out.
+
+    Attributes:
+        stream: what the scheduler feeds and decodes.
+        sample_rate: of the samples, in Hz.
+        shown: text of the last partial result; the scheduler's.
+        taken_s: seconds of audio that were taken; the scheduler's.
+        start: when the session began.
+        last_round: number of the round in which it was served last; the scheduler's.
+        finish_time: when the client said that nothing follows; None: not yet.
+        is_draining: the source is to end with the utterance at hand.
+        is_closed: nobody waits for results any more.
+    """
+
+    def __init__(self, stream: Stream, sample_rate: float) -> None:
+        self.stream = stream
+        self.sample_rate = sample_rate
+        self.blocks: deque[Block] = deque()
+        self.shown = ""
+        self.taken_s = 0.0
+        self.start = time.monotonic()
+        self.last_round = 0
+        self.finish_time: float | None = None
+        self.is_draining = False
+        self.is_closed = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a round would do something for it."""
+        return bool(self.blocks) or self.finish_time is not None or (self.is_draining and not self.shown)
+
+
+class Session:
+    """A source that is recognised by rules of endpoints, until `finish` or `close`.
+
+    `feed` samples; iterate over it for results: partial ones whenever the text has changed (of those that nobody has
+    taken only the last is kept) and each segment's final one once, in order. Iteration ends after `finish`.
+
+    Attributes:
+        partial_text: what is recognised so far of the segment at hand.
+        is_over: whether nothing follows.
+    """
+
+    def __init__(self, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]) -> None:
+        """A session of a scheduler that `wake` wakes up."""
+        self.inbox = Inbox(stream, sample_rate)
+        self._limits = limits
+        self._wake = wake
+        self._num_fed = 0
+        self._num_done = 0
+        self._finals: deque[Result] = deque()
+        self._partial: Result | None = None
+        self._error: Exception | None = None
+        self._changed = asyncio.Event()
+        self.partial_text = ""
+        self.is_over = False
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio fed."""
+        return self._num_fed / self.inbox.sample_rate
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds of audio that wait to be recognised."""
+        return (self._num_fed - self._num_done) / self.inbox.sample_rate
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing may follow."""
+        return self.inbox.finish_time is not None
+
+    async def feed(self, samples: npt.ArrayLike) -> None:
+        """Append samples of one channel, float32 in [-1, 1] or int16 [n]; waits while too many are queued.
+
+        What is fed after the session is over (as the server stops) is dropped.
+
+        Raises:
+            AudioError: samples that cannot be used; nothing was appended.
+            TooLargeError: the stream would be longer than it may.
+            Exception: the error that ended the session.
+        """
+        accepted = as_samples(samples)
+        rate = self.inbox.sample_rate
+        if (self._num_fed + len(accepted)) / rate > self._limits.duration_s:
+            raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
+        size = max(round(_BLOCK_S * rate), 1)
+        for start in range(0, len(accepted), size):
+            await self._until(
+                lambda: (self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD) or self.is_over
+            )
+            self._check()
+            if self.is_over or self.is_finished:
+                return
+            block = accepted[start : start + size]
+            self._num_fed += len(block)
+            self.inbox.blocks.append(Block(block, time.monotonic()))
+            self._wake()
+
+    def finish(self) -> None:
+        """Say that nothing follows: what was fed is recognised to its end. Twice is once."""
+        if self.inbox.finish_time is None:
+            self.inbox.finish_time = time.monotonic()
+            self._wake()
+
+    def drain(self) -> None:
+        """Let the source end with the utterance at hand, and at once where nothing is being said."""
+        self.inbox.is_draining = True
+        self._wake()
+
+    def close(self) -> None:
+        """Give it up: nothing more is recognised. Twice is once."""
+        self.is_over = True
+        self.inbox.is_closed = True
+        self._changed.set()
+        self._wake()
+
+    async def settle(self) -> None:
+        """Wait until all that was fed is recognised, and if it is finished to the last result.
+
+        Raises:
+            Exception: the error that ended the session.
+        """
+        await self._until(lambda: self.is_over or (self._num_done == self._num_fed and not self.is_finished))
+        self._check()
+
+    def take_finals(self) -> list[Result]:
+        """The final results that nobody has taken yet."""
+        finals = list(self._finals)
+        self._finals.clear()
+        self._changed.set()
+        return finals
+
+    def __aiter__(self) -> Session:
+        return self
+
+    async def __anext__(self) -> Result:
+        await self._until(lambda: bool(self._finals) or self._partial is not None or self.is_over)
+        if self._finals:
+            self._changed.set()  # there is room for more
+            return self._finals.popleft()
+        if self._partial is not None:
+            partial, self._partial = self._partial, None
+            return partial
+        self._check()
+        raise StopAsyncIteration
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Take over what a round gave; called by the scheduler in the event loop."""
+        self._num_done += outcome.num_samples
+        if outcome.finals:
+            self._partial = None
+            self._finals += outcome.finals
+            self.partial_text = ""
+        if outcome.partial is not None:
+            self.partial_text = outcome.partial.text
+            self._partial = dataclasses.replace(outcome.partial, is_final=False)
+        self._error = self._error or outcome.error
+        self.is_over = self.is_over or outcome.is_over
+        self._changed.set()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait for something that `deliver` or another task brings about."""
+        while not holds():
+            self._changed.clear()
+            if not holds():
+                await self._changed.wait()

@@ -1,0 +1,174 @@
+"""A server in a thread of this process, the sound that clients send to it, and what `transcribe` makes of that."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
+from u2moe.runtime.audio import convert, read_audio
+from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.server.listeners import Server, open_listeners
+from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.service import Service
+
+PATIENCE_S = 120
+"""How long anything may take before it counts as hanging: the machine may be busy."""
+STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+
+
+@pytest.fixture(scope="session")
+def demo():
+    return Recognizer.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def speech():
+    """A function from a sample rate to three people with pauses between them, as int16: several segments."""
+    return make_speech
+
+
+@functools.cache
+def make_speech(sample_rate=16_000):
+    clips = [read_audio(DEMO_FOLDER / "clips" / f"{name}.flac", 16_000) for name in ("card", "phone_number", "question")]
+    pause = np.zeros(24_000, np.float32)
+    samples = np.concatenate([part for clip in clips for part in (clip, pause)])
+    resampled = np.concatenate(list(convert(samples, 16_000, sample_rate)))
+    return np.clip(resampled * 32768, -32768, 32767).astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def expected(demo):
+    """A function from a sample rate to the transcript of `speech` at that rate, streamed."""
+
+    @functools.cache
+    def transcript(sample_rate=16_000):
+        return demo.transcribe(make_speech(sample_rate), sample_rate, options=STREAMING)
+
+    return transcript
+
+
+class Client:
+    """A WebSocket that sends and receives JSON, and audio in blocks."""
+
+    def __init__(self, websocket):
+        self.websocket = websocket
+        self.send = websocket.send
+
+    def tell(self, **values):
+        self.websocket.send(json.dumps(values))
+
+    def play(self, samples, block_len=4000):
+        """Samples of any kind, as fast as the server takes them."""
+        for start in range(0, len(samples), block_len):
+            self.websocket.send(samples[start : start + block_len].tobytes())
+
+    def receive(self):
+        return json.loads(self.websocket.recv(PATIENCE_S))
+
+    def receive_until(self, *kinds):
+        """Events up to the first whose type is one of these."""
+        events = []
+        while not events or events[-1]["type"] not in kinds:
+            events.append(self.receive())
+        return events
+
+    def close_code(self):
+        """What the server closes with, once everything before is read."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                self.websocket.recv(PATIENCE_S)
+        return self.websocket.close_code
+
+    def start(self, **options):
+        """Begin to speak our own protocol."""
+        self.tell(**options)
+        ready = self.receive()
+        assert ready["type"] == "ready", ready
+
+    def finish(self):
+        """End speaking it; all events to the last."""
+        self.tell(type="finish")
+        return self.receive_until("done", "error")
+
+
+class RunningServer:
+    """A server in a thread; `stop` is what SIGTERM does."""
+
+    def __init__(self, recognizer, options):
+        self.listeners = open_listeners(options)
+        self.ports = {listener.speaks: listener.port for listener in self.listeners}
+        self.url = f"http://127.0.0.1:{self.ports['http']}"
+        self.websocket_url = self.url.replace("http", "ws")
+        self.service = Service(recognizer, options, STREAMING)
+        self.is_ready = threading.Event()
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        assert self.is_ready.wait(PATIENCE_S)
+
+    def _run(self):
+        async def run():
+            self.server = Server(self.service, self.listeners, self.is_ready.set)
+            await self.server.run_here()
+
+        asyncio.run(run())
+
+    def stop(self):
+        self.server.should_exit = True
+
+    def join(self):
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+
+    @contextlib.contextmanager
+    def connect(self, path="/stream", *, port=None, **settings):
+        url = self.websocket_url if port is None else f"ws://127.0.0.1:{port}"
+        with connect(f"{url}{path}", open_timeout=PATIENCE_S, close_timeout=PATIENCE_S, proxy=None, **settings) as socket:
+            yield Client(socket)
+
+    def get(self, path, **settings):
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S, trust_env=False, **settings)
+
+    def metric(self, name, label=None):
+        return self.service.metrics.total(name, label)
+
+    def wait_until(self, holds):
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def wait_until_empty(self):
+        self.wait_until(lambda: self.metric("streams") == 0 and self.metric("files") == 0)
+        self.wait_until(lambda: not self.service.scheduler.sessions)
+
+
+@pytest.fixture(scope="session")
+def running(demo):
+    """A function from options to a server that runs until the session of tests ends, or the context is left."""
+
+    @contextlib.contextmanager
+    def run(**options):
+        server = RunningServer(demo, ServerOptions(**{"port": 0, "capacity": 50, "drain_s": 20, **options}))
+        try:
+            yield server
+        finally:
+            server.stop()
+            server.join()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def server(running):
+    """The server that most tests share."""
+    with running(wyoming_port=0, protocol_ports={"wenet": 0, "sherpa": 0, "vosk": 0}) as server:
+        yield server

@@ -1,0 +1,139 @@
+"""Our own protocol, `/stream`."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+
+def as_json(segment):
+    return json.loads(json.dumps({"type": "final", **dataclasses.asdict(segment)}))
+
+
+@pytest.mark.parametrize("sample_rate", [8_000, 16_000, 44_100])
+def test_finals_are_the_segments_of_transcribe(server, speech, expected, sample_rate):
+    with server.connect() as client:
+        client.start(sample_rate=sample_rate, nbest=10)
+        client.play(speech(sample_rate))
+        events = client.finish()
+    finals = [event for event in events if event["type"] == "final"]
+    transcript = expected(sample_rate)
+    assert len(transcript.segments) >= 2
+    assert finals == [as_json(segment) for segment in transcript.segments]
+    assert events[-1] == {"type": "done", "duration": round(len(speech(sample_rate)) / sample_rate, 3)}
+
+
+def test_partials_grow_before_each_final(server, speech, expected):
+    with server.connect() as client:
+        client.start()
+        client.play(speech(), block_len=1600)
+        events = client.finish()
+    for segment in expected().segments:
+        own = [event for event in events if event.get("segment") == segment.segment]
+        assert [event["type"] for event in own[:-1]] == ["partial"] * (len(own) - 1)
+        assert own[0]["type"] == "partial"
+        assert own[-1]["type"] == "final"
+        assert not any(event["is_final"] for event in own[:-1])
+
+
+def test_options(server, speech, expected):
+    with server.connect() as client:
+        client.start(encoding="pcm_f32le", partials=False, words=False)
+        client.play(speech().astype(np.float32) / np.float32(32768))
+        events = client.finish()
+    assert [event["type"] for event in events] == ["final"] * len(expected().segments) + ["done"]
+    assert [event["text"] for event in events[:-1]] == [segment.text for segment in expected().segments]
+    assert all("words" not in event and len(event["nbest"]) == 1 for event in events[:-1])
+
+
+def test_hotwords_are_those_of_the_recogniser(server, speech, demo):
+    hotwords = [["SEVENTY", 9.0], "THREE"]
+    options = server.service.stream_options
+    wanted = demo.transcribe(speech(), options=options, hotwords=[tuple(hotwords[0]), hotwords[1]])
+    with server.connect() as client:
+        client.start(hotwords=hotwords)
+        client.play(speech())
+        texts = [event["text"] for event in client.finish() if event["type"] == "final"]
+    assert texts == [segment.text for segment in wanted.segments]
+
+
+def test_endpoint_rules_of_the_client(server, speech):
+    rules = {"rule1": None, "rule2": None, "rule3": {"min_utterance_length": 3.0}}
+    with server.connect() as client:
+        client.start(endpoint=rules)
+        client.play(speech())
+        finals = [event for event in client.finish() if event["type"] == "final"]
+    assert len(finals) >= 3
+    assert all(final["end"] - final["start"] <= 3.0 for final in finals)
+
+
+@pytest.mark.parametrize(
+    ("first", "complaint"),
+    [
+        ("{", "no JSON"),
+        (b"\0\0", "binary"),
+        ("[]", "expected a JSON object, got list"),
+        ('{"rate": 8000}', "unknown option 'rate'"),
+        ('{"sample_rate": "8k"}', "sample_rate must be a number"),
+        ('{"sample_rate": 3}', "sample rate must be between"),
+        ('{"sample_rate": NaN}', "sample rate must be between"),
+        ('{"encoding": "opus"}', "encoding must be one of"),
+        ('{"chunk_size": 1}', "chunk_size must be at least 16"),
+        ('{"nbest": true}', "nbest must be a number"),
+        ('{"nbest": 1000}', "nbest may be 100 at most"),
+        ('{"words": 1}', "words must be true or false"),
+        ('{"hotwords": "A"}', "hotwords must be a list"),
+        ('{"hotwords": [7]}', "a hotword must be"),
+        ('{"hotwords": ["\\u4e2d"]}', "\u4e2d"),
+        ('{"hotwords": ["' + "A" * 300 + '"]}', "200 characters"),
+        ('{"hotwords": [' + ",".join(['"A"'] * 1001) + "]}", "1000 hotwords"),
+        ('{"endpoint": {"rule4": null}}', "rule4"),
+        ('{"endpoint": {"rule3": null}}', "rule3 must end segments"),
+        ('{"endpoint": 3}', "endpoint:"),
+    ],
+)
+def test_a_first_message_that_is_wrong_is_answered(server, first, complaint):
+    with server.connect() as client:
+        client.send(first)
+        event = client.receive()
+        assert event["type"] == "error"
+        assert complaint in event["message"]
+        assert client.close_code() == event["code"] == 1008
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        (b"\0", "even number of bytes"),
+        ("hello", "no JSON"),
+        ('{"type": "stop"}', "'stop'"),
+    ],
+)
+def test_a_later_message_that_is_wrong_is_answered(server, message, complaint):
+    with server.connect() as client:
+        client.start()
+        client.send(message)
+        assert complaint in client.receive_until("error")[-1]["message"]
+        assert client.close_code() == 1008
+
+
+def test_samples_that_are_no_numbers(server):
+    with server.connect() as client:
+        client.start(encoding="pcm_f32le")
+        client.send(np.full(1000, np.nan, np.float32).tobytes())
+        assert "NaN" in client.receive_until("error")[-1]["message"]
+
+
+def test_silence_alone(server):
+    with server.connect() as client:
+        client.start()
+        client.play(np.zeros(80_000, np.int16))
+        events = client.finish()
+    assert [event["type"] for event in events if event["type"] != "partial"] == ["done"]
+
+
+def test_nothing_at_all(server):
+    with server.connect() as client:
+        client.start()
+        assert client.finish() == [{"type": "done", "duration": 0.0}]
