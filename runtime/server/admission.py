@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SHARE = 0.6
 """Of the measured throughput is promised: the rest is for the event loop, and for streams whose chunks coincide."""
 _MEASURED_STREAMS = 8
-_MEASURED_S = 6.0
+_MEASURED_S = 4.0
 
 
 class Admission:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 WYOMING = "wyoming"
 HTTP = "http"
 
-_RECEIVE_BUFFER = 128 << 10
-"""Bytes that the system holds of a client that sends faster than it is recognised: what lies before its pings in the
-queue is soon read, so that it does not take the server for dead."""
+_SYSTEM_BUFFER = 128 << 10
+"""Bytes that the system holds for a client that sends faster than it is recognised, or reads too slowly. So what lies
+before its pings in the queue is soon read, and it does not take the server for dead."""
 _BACKLOG = 512
 _HEADER_S = 20.0
 """Seconds that a client has to ask for something."""
@@ -82,7 +82,8 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             if sys.platform != "win32":
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
             listening.bind((host, port))
             listening.listen(_BACKLOG)
             listening.setblocking(False)  # noqa: FBT003

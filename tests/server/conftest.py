@@ -38,7 +38,9 @@ def speech():
 
 @functools.cache
 def make_speech(sample_rate=16_000):
-    clips = [read_audio(DEMO_FOLDER / "clips" / f"{name}.flac", 16_000) for name in ("card", "phone_number", "question")]
+    clips = [
+        read_audio(DEMO_FOLDER / "clips" / f"{name}.flac", 16_000) for name in ("card", "phone_number", "question")
+    ]
     pause = np.zeros(24_000, np.float32)
     samples = np.concatenate([part for clip in clips for part in (clip, pause)])
     resampled = np.concatenate(list(convert(samples, 16_000, sample_rate)))
@@ -131,7 +133,9 @@ class RunningServer:
     @contextlib.contextmanager
     def connect(self, path="/stream", *, port=None, **settings):
         url = self.websocket_url if port is None else f"ws://127.0.0.1:{port}"
-        with connect(f"{url}{path}", open_timeout=PATIENCE_S, close_timeout=PATIENCE_S, proxy=None, **settings) as socket:
+        with connect(
+            f"{url}{path}", open_timeout=PATIENCE_S, close_timeout=PATIENCE_S, proxy=None, **settings
+        ) as socket:
             yield Client(socket)
 
     def get(self, path, **settings):
@@ -156,8 +160,8 @@ def running(demo):
     """A function from options to a server that runs until the session of tests ends, or the context is left."""
 
     @contextlib.contextmanager
-    def run(**options):
-        server = RunningServer(demo, ServerOptions(**{"port": 0, "capacity": 50, "drain_s": 20, **options}))
+    def run(recognizer=demo, **options):
+        server = RunningServer(recognizer, ServerOptions(**{"port": 0, "capacity": 50, "drain_s": 20, **options}))
         try:
             yield server
         finally:
@@ -165,6 +169,44 @@ def running(demo):
             server.join()
 
     return run
+
+
+class HeldRecognizer:
+    """A recogniser whose work waits for `release`."""
+
+    def __init__(self, recognizer):
+        self._recognizer = recognizer
+        self.is_held = threading.Event()
+        self.may_go_on = threading.Event()
+        self.failure = None
+
+    def __getattr__(self, name):
+        return getattr(self._recognizer, name)
+
+    def release(self):
+        self.may_go_on.set()
+
+    def decode_streams(self, streams):
+        self._wait()
+        self._recognizer.decode_streams(streams)
+
+    def transcribe(self, *args, **kwargs):
+        self._wait()
+        return self._recognizer.transcribe(*args, **kwargs)
+
+    def _wait(self):
+        self.is_held.set()
+        assert self.may_go_on.wait(PATIENCE_S)
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+
+@pytest.fixture
+def held(demo):
+    recognizer = HeldRecognizer(demo)
+    yield recognizer
+    recognizer.release()
 
 
 @pytest.fixture(scope="session")

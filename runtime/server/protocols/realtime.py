@@ -17,7 +17,7 @@ from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object
 from u2moe.runtime.server.errors import IdleError, RequestError, TooLargeError, UnavailableError
-from u2moe.runtime.server.prompt import phrases_of
+from u2moe.runtime.server.texts import phrases_of
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:

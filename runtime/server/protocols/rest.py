@@ -17,7 +17,7 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.result import Transcript
 from u2moe.runtime.server.connection import count_failure
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, UnavailableError
-from u2moe.runtime.server.prompt import phrases_of
+from u2moe.runtime.server.texts import added_text, phrases_of
 from u2moe.runtime.server.upload import Upload, receive_upload
 from u2moe.runtime.subtitles import format_transcript
 from u2moe.runtime.text import join_texts
@@ -126,10 +126,8 @@ async def _events(
         try:
             segment = first
             while segment is not None:
-                whole = join_texts([*texts, segment.text])
-                delta = whole[len(join_texts(texts)) :]
+                yield _event({"type": "transcript.text.delta", "delta": added_text(texts, segment.text)})
                 texts.append(segment.text)
-                yield _event({"type": "transcript.text.delta", "delta": delta})
                 segment = await anext(segments, None)
             yield _event({"type": "transcript.text.done", "text": join_texts(texts)})
             yield "data: [DONE]\n\n"

@@ -55,6 +55,8 @@ async def run(connection: Connection) -> None:
             if command is None or "eof" in command:
                 return
             session = None
+        elif finals and connection.place.is_drained:  # what was being said is finished
+            return
 
 
 def _read_config(value: Any) -> _Config:

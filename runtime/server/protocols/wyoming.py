@@ -19,11 +19,11 @@ import numpy.typing as npt
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import converse, count_failure, int16_samples
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
+from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
-    from u2moe.runtime.result import Result
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
     from u2moe.runtime.server.session import Session
@@ -119,17 +119,15 @@ class _Client:
     async def _write(self, session: Session) -> None:
         texts: list[str] = []
         async for result in session:
-            if result.is_final:
-                await self._write_segment(result, is_first=not texts)
-                texts.append(result.text)
+            if not result.is_final:
+                continue
+            if not texts:
+                await self.send("transcript-start")
+            await self.send("transcript-chunk", text=added_text(texts, result.text))
+            texts.append(result.text)
         if texts:
             await self.send("transcript-stop")
         await self.send("transcript", text=join_texts(texts))
-
-    async def _write_segment(self, segment: Result, *, is_first: bool) -> None:
-        if is_first:
-            await self.send("transcript-start")
-        await self.send("transcript-chunk", text=segment.text if is_first else join_texts(["", segment.text]))
 
     async def send(self, kind: str, **data: Any) -> None:
         """Send an event.

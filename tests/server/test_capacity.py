@@ -1,0 +1,95 @@
+"""Who is let in, and what those get who are not."""
+
+import threading
+
+import httpx
+import pytest
+import soundfile
+
+from u2moe.runtime import DecodingOptions
+from u2moe.runtime.server.admission import Admission, measure_capacity
+from u2moe.runtime.server.errors import StoppingError, UnavailableError
+from u2moe.runtime.server.metrics import Metrics
+
+FULL = "the server is full"
+
+
+def test_a_place_is_free_again_when_its_client_leaves(running):
+    with running(capacity=2) as small:
+        with small.connect() as first, small.connect("/sherpa"):
+            first.start()
+            with small.connect() as third:
+                error = third.receive()
+                assert (error["type"], error["code"]) == ("error", 1013)
+                assert FULL in error["message"]
+                assert third.close_code() == 1013
+            assert small.metric("refusals", "full") == 1
+            assert small.metric("streams") == 2
+        small.wait_until_empty()
+        with small.connect() as again:
+            again.start()
+
+
+@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/vosk", "/v1/realtime"])
+def test_each_protocol_says_that_it_is_full(running, path):
+    with running(capacity=1) as small, small.connect() as first:
+        first.start()
+        with small.connect(path) as refused:
+            assert refused.close_code() == 1013
+            assert FULL in refused.websocket.close_reason
+
+
+def test_those_inside_are_recognised_while_others_are_refused(running, speech, expected):
+    texts = [segment.text for segment in expected().segments]
+    with running(capacity=1) as small, small.connect() as inside:
+        inside.start(partials=False)
+        samples = speech()
+        for start in range(0, len(samples), 40_000):
+            with small.connect() as refused:
+                assert refused.close_code() == 1013
+            inside.play(samples[start : start + 40_000])
+        assert [event["text"] for event in inside.finish()[:-1]] == texts
+
+
+def test_files_have_places_of_their_own(running, held, speech, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    content = (tmp_path / "talk.wav").read_bytes()
+
+    def post():
+        url = f"{small.url}/v1/audio/transcriptions"
+        return httpx.post(url, files={"file": content}, trust_env=False, timeout=120)
+
+    with running(held, max_files=1) as small:
+        answers = []
+        first = threading.Thread(target=lambda: answers.append(post()))
+        first.start()
+        assert held.is_held.wait(120)
+        refused = post()
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert refused.json()["error"]["type"] == "server_error"
+        held.release()
+        first.join()
+        assert answers[0].status_code == 200
+        assert post().status_code == 200
+
+
+def test_admission_counts():
+    metrics = Metrics()
+    admission = Admission(1, metrics)
+    admission.enter()
+    with pytest.raises(UnavailableError, match="1 streams"):
+        admission.enter()
+    admission.leave()
+    assert (admission.num_taken, metrics.total("streams")) == (0, 0)
+    admission.is_stopping = True
+    with pytest.raises(StoppingError):
+        admission.enter()
+    assert (metrics.total("refusals", "full"), metrics.total("refusals", "stopping")) == (1, 1)
+
+
+def test_capacity_can_be_measured(demo, running):
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4)
+    assert measure_capacity(demo, options) >= 1
+    with running(capacity=None) as server:
+        assert server.service.admission.capacity >= 1
+        assert server.metric("capacity") == server.service.admission.capacity

@@ -1,0 +1,173 @@
+"""A server that is told to stop lets those that speak finish, and nobody in."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from websockets.exceptions import InvalidStatus
+
+from u2moe.runtime.server.errors import StoppingError
+
+PATIENCE_S = 120
+
+
+def wait_for_speech(client):
+    """Until something was said of which the end is open."""
+    while not (event := client.receive())["text"]:
+        assert event["type"] == "partial"
+
+
+def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech, expected):
+    samples = speech()
+    with running() as server, server.connect() as client:
+        client.start()
+        client.play(samples[:24_000])
+        wait_for_speech(client)
+        server.stop()
+        server.wait_until(lambda: not server.service.is_ready)
+        end = round((expected().segments[0].end + 1.45) * 16_000)  # within the pause
+        client.play(samples[24_000:end])
+        events = client.receive_until("done")
+        finals = [event["text"] for event in events if event["type"] == "final"]
+        assert finals == [expected().segments[0].text]
+        assert client.close_code() == 1001
+        server.join()
+
+
+@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/vosk", "/v1/realtime"])
+def test_those_that_say_nothing_are_closed_at_once(running, path):
+    with running(drain_s=PATIENCE_S) as server, server.connect(path) as client:
+        if path == "/stream":
+            client.start()
+            client.play(np.zeros(32_000, np.int16))
+        server.wait_until(lambda: server.metric("streams") == 1)
+        server.stop()
+        assert client.close_code() == 1001
+        server.join()
+
+
+def test_who_speaks_without_end_is_cut_off_with_what_was_recognised(running, speech, demo):
+    samples = speech()[:28_000]
+    with running(drain_s=0.5) as server, server.connect() as client:
+        client.start()
+        client.play(samples)
+        wait_for_speech(client)
+        server.stop()
+        events = client.receive_until("done")
+        text = demo.transcribe(samples, options=server.service.stream_options).text
+        assert [event["text"] for event in events if event["type"] == "final"] == [text]
+        server.join()
+
+
+def test_vosk_gets_the_answer_it_waits_for(running, speech):
+    samples = speech()
+    with running() as server, server.connect("/vosk") as client:
+        client.tell(config={"sample_rate": 16000})
+        client.send(samples[:24_000].tobytes())
+        assert client.receive()["partial"]
+        server.stop()
+        server.wait_until(lambda: not server.service.is_ready)
+        answer = {}
+        for start in range(24_000, len(samples), 8000):
+            client.send(samples[start : start + 8000].tobytes())
+            answer = client.receive()
+            if "text" in answer:
+                break
+        assert answer["text"]
+        assert client.close_code() == 1001
+        server.join()
+
+
+def test_a_file_is_finished(running, held, speech, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    answers = []
+
+    def post():
+        with (tmp_path / "talk.wav").open("rb") as file:
+            url = f"{server.url}/v1/audio/transcriptions"
+            answers.append(httpx.post(url, files={"file": file}, trust_env=False, timeout=PATIENCE_S))
+
+    with running(held) as server:
+        posting = threading.Thread(target=post)
+        posting.start()
+        assert held.is_held.wait(PATIENCE_S)
+        server.stop()
+        server.wait_until(lambda: not server.service.is_ready)
+        held.release()
+        posting.join()
+        server.join()
+    assert answers[0].json()["text"] == held.transcribe(tmp_path / "talk.wav").text
+
+
+def test_nobody_is_let_in(running, speech):
+    with running() as server, httpx.Client(base_url=server.url, trust_env=False) as http:
+        assert http.get("/readyz").status_code == 200
+        with server.connect() as client:
+            client.start()
+            client.play(speech()[:24_000])
+            wait_for_speech(client)
+            server.stop()
+            server.wait_until(lambda: not server.service.is_ready)
+            with pytest.raises((ConnectionError, InvalidStatus)), server.connect():
+                pass
+            client.play(speech()[24_000:])
+            client.receive_until("done")
+        server.join()
+
+
+def test_a_session_is_refused_while_the_server_stops(running):
+    with running() as server:
+        server.service.admission.is_stopping = True
+
+        async def enter():
+            with server.service.place("stream"):
+                pass
+
+        with pytest.raises(StoppingError):
+            asyncio.run(enter())
+        assert server.metric("refusals", "stopping") == 1
+
+
+@pytest.fixture
+def process():
+    """`u2moe serve` as people start it."""
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "4"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def url_of(process):
+    lines = []
+    while not lines or lines[-1] != "ready":
+        lines.append(process.stderr.readline().strip())
+        assert lines[-1], lines
+    return next(line for line in lines if line.startswith("http"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_process_with_0(process, number):
+    assert httpx.get(url_of(process) + "healthz", trust_env=False, timeout=PATIENCE_S).text == "ok\n"
+    process.send_signal(number)
+    assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_second_signal_ends_it_at_once(process, speech):
+    from websockets.sync.client import connect  # noqa: PLC0415
+
+    url = url_of(process).replace("http", "ws") + "stream"
+    with connect(url, proxy=None, open_timeout=PATIENCE_S) as websocket:
+        websocket.send("{}")
+        websocket.send(speech()[:28_000].tobytes())
+        while '"partial", "text": "S' not in str(websocket.recv(PATIENCE_S)):
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert "finished first" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM

@@ -1,0 +1,155 @@
+"""OpenAI's realtime transcription, spoken to by its own client."""
+
+import base64
+import json
+
+import numpy as np
+import openai
+import pytest
+
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+# openai's client holds its connection as websockets would rather not have it.
+pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
+MANUAL = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+
+
+@pytest.fixture
+def connect(server):
+    def connect():
+        client = openai.OpenAI(api_key="none", base_url=f"{server.url}/v1")
+        return client.realtime.connect(model="u2moe", extra_query={"intent": "transcription"})
+
+    return connect
+
+
+def receive_until(connection, *kinds):
+    events = [connection.recv()]
+    while events[-1].type not in kinds:
+        events.append(connection.recv())
+    return events
+
+
+def play(connection, samples, block_len=6000):
+    for start in range(0, len(samples), block_len):
+        block = samples[start : start + block_len].tobytes()
+        connection.input_audio_buffer.append(audio=base64.b64encode(block).decode())
+
+
+def test_items_that_the_server_ends(connect, speech, expected):
+    segments = expected(24_000).segments
+    with connect() as connection:
+        assert connection.recv().type == "session.created"
+        play(connection, speech(24_000))
+        connection.input_audio_buffer.commit()
+        events = []
+        for _ in segments:
+            events += receive_until(connection, f"{TRANSCRIPTION}.completed")
+    items = [event.item_id for event in events if event.type == "input_audio_buffer.committed"]
+    assert len(set(items)) == len(segments)
+    for item, segment in zip(items, segments, strict=True):
+        own = [event for event in events if getattr(event, "item_id", None) == item]
+        assert [event.type for event in own] == [
+            "input_audio_buffer.speech_started",
+            "input_audio_buffer.speech_stopped",
+            "input_audio_buffer.committed",
+            f"{TRANSCRIPTION}.delta",
+            f"{TRANSCRIPTION}.completed",
+        ]
+        assert own[1].audio_end_ms == round(segment.end * 1000)
+        assert own[3].delta == own[4].transcript == segment.text
+
+
+def test_items_that_the_client_ends(connect, speech, expected):
+    with connect() as connection:
+        connection.recv()
+        connection.session.update(session=MANUAL)
+        updated = connection.recv()
+        assert updated.type == "session.updated"
+        assert updated.session.audio.input.turn_detection is None
+        for _ in range(2):
+            play(connection, speech(24_000))
+            connection.input_audio_buffer.commit()
+            completed = receive_until(connection, f"{TRANSCRIPTION}.completed")[-1]
+            assert completed.transcript == expected(24_000).text
+            assert completed.usage.seconds == pytest.approx(len(speech(24_000)) / 24_000, abs=0.01)
+
+
+def test_format_prompt_and_pauses_are_the_clients(connect, speech, server, demo):
+    with connect() as connection:
+        connection.recv()
+        audio = {
+            "format": {"type": "audio/pcm", "rate": 16_000},
+            "transcription": {"model": "whisper-1", "prompt": "seventy, what do you (\u4e2d)."},
+            "turn_detection": None,
+        }
+        connection.session.update(session={"type": "transcription", "audio": {"input": audio}})
+        assert connection.recv().type == "session.updated"
+        play(connection, speech())
+        connection.input_audio_buffer.commit()
+        completed = receive_until(connection, f"{TRANSCRIPTION}.completed")[-1]
+    options = server.service.stream_options
+    assert completed.transcript == demo.transcribe(speech(), options=options, hotwords=["seventy"]).text
+
+
+def test_a_shorter_pause_ends_items_earlier(server, speech):
+    with server.connect("/v1/realtime") as client:
+        client.receive()
+        client.tell(
+            type="transcription_session.update",
+            session={
+                "input_audio_format": "pcm16",
+                "turn_detection": {"type": "server_vad", "silence_duration_ms": 400},
+            },
+        )
+        assert client.receive()["type"] == "transcription_session.updated"
+        samples = speech(24_000)
+        play_raw(client, samples[: len(samples) // 2])  # up to within the pause after the second speaker
+        assert client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+
+
+def play_raw(client, samples):
+    for start in range(0, len(samples), 6000):
+        audio = base64.b64encode(samples[start : start + 6000].tobytes()).decode()
+        client.tell(type="input_audio_buffer.append", audio=audio)
+
+
+def test_clear_forgets(connect, speech, expected):
+    with connect() as connection:
+        connection.recv()
+        connection.session.update(session=MANUAL)
+        connection.recv()
+        play(connection, speech(24_000)[:30_000])
+        connection.input_audio_buffer.clear()
+        receive_until(connection, "input_audio_buffer.cleared")
+        play(connection, speech(24_000))
+        connection.input_audio_buffer.commit()
+        assert receive_until(connection, f"{TRANSCRIPTION}.completed")[-1].transcript == expected(24_000).text
+
+
+@pytest.mark.parametrize(
+    ("event", "complaint"),
+    [
+        ("{", "no JSON"),
+        (b"\0\0", "binary"),
+        ({"type": "response.create"}, "unknown event type 'response.create'"),
+        ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
+        ({"type": "input_audio_buffer.append"}, "string of base64"),
+        ({"type": "input_audio_buffer.append", "audio": "%%"}, "no base64"),
+        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "even number"),
+        ({"type": "session.update", "session": {"type": "realtime"}}, "'transcription'"),
+        ({"type": "session.update"}, "session must be an object"),
+        ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}, "audio/pcm"),
+        ({"type": "session.update", "session": {"turn_detection": {"type": "none"}}}, "server_vad"),
+    ],
+)
+def test_what_is_wrong_is_answered_and_the_session_goes_on(server, event, complaint):
+    with server.connect("/v1/realtime") as client:
+        client.receive()
+        client.send(event if isinstance(event, str | bytes) else json.dumps({"event_id": "mine", **event}))
+        answer = client.receive()
+        assert answer["type"] == "error"
+        assert complaint in answer["error"]["message"]
+        assert answer["error"]["event_id"] == ("mine" if isinstance(event, dict) else None)
+        play_raw(client, np.zeros(2400, np.int16))
+        client.tell(type="input_audio_buffer.clear")
+        assert client.receive()["type"] == "input_audio_buffer.cleared"

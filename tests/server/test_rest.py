@@ -1,0 +1,144 @@
+"""OpenAI's REST API, spoken to by its own client."""
+
+import httpx
+import openai
+import pytest
+import soundfile
+
+from u2moe.runtime import format_transcript
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory, speech):
+    file = tmp_path_factory.mktemp("talk") / "talk.wav"
+    soundfile.write(file, speech(), 16_000)
+    return file
+
+
+@pytest.fixture(scope="module")
+def transcript(demo, talk):
+    return demo.transcribe(talk)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(api_key="none", base_url=f"{server.url}/v1", max_retries=0) as client:
+        yield client
+
+
+def test_json(client, talk, transcript):
+    answer = client.audio.transcriptions.create(model="whisper-1", file=talk)
+    assert answer.text == transcript.text
+    assert answer.usage.seconds == pytest.approx(transcript.duration, abs=0.01)
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt"])
+def test_subtitles(client, talk, transcript, form):
+    answer = client.audio.transcriptions.create(model="u2moe", file=talk, response_format=form)
+    assert answer == format_transcript(transcript, form)
+
+
+def test_text(client, talk, transcript):
+    answer = client.audio.transcriptions.create(model="u2moe", file=talk, response_format="text")
+    assert answer == transcript.text + "\n"
+
+
+def test_verbose_json(client, talk, transcript):
+    answer = client.audio.transcriptions.create(
+        model="u2moe",
+        file=talk,
+        language="en",
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+    )
+    words = [word for segment in transcript.segments for word in segment.words]
+    assert [(word.word, word.start, word.end) for word in answer.words] == [(w.word, w.start, w.end) for w in words]
+    assert [(each.text, each.start, each.end, each.tokens) for each in answer.segments] == [
+        (segment.text, segment.start, segment.end, segment.tokens) for segment in transcript.segments
+    ]
+    assert all(segment.avg_logprob <= 0 for segment in answer.segments)
+    assert (answer.language, answer.text) == ("en", transcript.text)
+
+
+def test_events_as_segments_are_found(client, talk, transcript):
+    events = list(client.audio.transcriptions.create(model="u2moe", file=talk, stream=True))
+    assert [event.type for event in events] == ["transcript.text.delta"] * len(transcript.segments) + [
+        "transcript.text.done"
+    ]
+    assert "".join(event.delta for event in events[:-1]) == events[-1].text == transcript.text
+
+
+def test_the_prompt_is_hotwords(client, talk, demo):
+    wanted = demo.transcribe(talk, hotwords=["seventy", "what do you"])
+    answer = client.audio.transcriptions.create(model="u2moe", file=talk, prompt="Seventy, what do you. \u4e2d\u6587")
+    assert answer.text == wanted.text
+
+
+def test_models(client, demo):
+    models = client.models.list().data
+    assert [model.id for model in models] == [demo.bundle.path.name]
+    assert client.models.retrieve(models[0].id).object == "model"
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.models.retrieve("gpt-4o")
+
+
+def test_several_files_at_once(server, talk, transcript):
+    with httpx.Client(trust_env=False, timeout=120) as http:
+        for _ in range(3):
+            content = {"file": ("talk.wav", talk.read_bytes())}
+            assert http.post(f"{server.url}/v1/audio/transcriptions", files=content).json()["text"] == transcript.text
+
+
+def test_what_is_no_audio_is_told_without_names_of_the_server(client, tmp_path):
+    (tmp_path / "talk.mp3").write_bytes(b"no sound" * 100)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.audio.transcriptions.create(model="u2moe", file=tmp_path / "talk.mp3")
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.param == "file"
+    assert "cannot be read as audio" in caught.value.message
+    assert "u2moe-" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("values", "parameter"),
+    [
+        ({"response_format": "docx"}, "response_format"),
+        ({"timestamp_granularities[]": "sentence"}, "timestamp_granularities"),
+        ({"prompt": "x" * 100_000}, "prompt"),
+    ],
+)
+def test_a_form_that_asks_for_what_there_is_not(server, talk, values, parameter):
+    answer = post(server, data=values, files={"file": ("talk.wav", talk.read_bytes())})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == parameter
+
+
+def post(server, **content):
+    return httpx.post(f"{server.url}/v1/audio/transcriptions", trust_env=False, timeout=120, **content)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"content": b"RIFF"}, "expected a form"),
+        ({"json": {"file": "talk.wav"}}, "expected a form"),
+        ({"data": {"model": "u2moe"}, "files": {"other": b""}}, "one file, named 'file'"),
+        ({"files": [("file", ("a.wav", b"")), ("file", ("b.wav", b""))]}, "one file"),
+        ({"files": {f"f{i}": (None, "x") for i in range(60)}}, "more than 50 fields"),
+        ({"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
+        ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "ends too early"),
+        ({"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "expected a form"),
+        ({"files": {"file": ("empty.wav", b"")}}, "cannot be read as audio"),
+    ],
+)
+def test_damaged_forms(server, content, complaint):
+    answer = post(server, **content)
+    assert answer.status_code == 400
+    assert complaint in answer.json()["error"]["message"]
+
+
+def test_other_paths_and_methods_have_errors_of_the_same_form(server):
+    assert server.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
+    answer = server.get("/v1/audio/transcriptions")
+    assert (answer.status_code, "error" in answer.json()) == (405, True)

@@ -1,0 +1,50 @@
+"""sherpa-onnx's protocol, in the messages that its Python clients send and read."""
+
+import json
+
+import numpy as np
+import pytest
+
+
+def play(client, samples):
+    client.play(samples.astype(np.float32) / np.float32(32768), block_len=1600)
+
+
+def answers(client):
+    """As its client reads: until "Done!"."""
+    found = []
+    while (message := client.websocket.recv(120)) != "Done!":
+        found.append(json.loads(message))
+    return found
+
+
+@pytest.mark.parametrize("own_port", [False, True])
+def test_segments(server, speech, expected, own_port, demo):
+    place = {"path": "/", "port": server.ports["sherpa"]} if own_port else {"path": "/sherpa"}
+    with server.connect(**place) as client:
+        play(client, speech())
+        client.send("Done")
+        found = answers(client)
+        assert client.close_code() == 1000
+    finals = [answer for answer in found if answer["is_final"]]
+    assert [final["text"] for final in finals] == [segment.text for segment in expected().segments]
+    assert [final["segment"] for final in finals] == [segment.segment for segment in expected().segments]
+    for final in finals:
+        assert len(final["tokens"]) == len(final["timestamps"])
+        assert set(final["tokens"]) <= set(demo.vocabulary.symbols)
+    assert any(not answer["is_final"] for answer in found)
+
+
+def test_nothing_said(server):
+    with server.connect("/sherpa") as client:
+        play(client, np.zeros(16_000))
+        client.send("Done")
+        assert [answer["text"] for answer in answers(client) if answer["text"]] == []
+
+
+@pytest.mark.parametrize("message", [b"\0\0\0", "Stop", np.full(100, np.inf, np.float32).tobytes()])
+def test_what_is_wrong_ends_the_connection(server, message):
+    with server.connect("/sherpa") as client:
+        client.send(message)
+        assert client.close_code() == 1008
+        assert client.websocket.close_reason

@@ -1,0 +1,97 @@
+"""vosk-server's protocol, in the messages that its clients send and read: each message has one answer."""
+
+import pytest
+
+
+def speak(client, samples, block_len=4000):
+    """Send and receive in turn, as vosk's test.py does; the answer to each block, and the last."""
+    found = []
+    for start in range(0, len(samples), block_len):
+        client.send(samples[start : start + block_len].tobytes())
+        found.append(client.receive())
+    client.send('{"eof" : 1}')
+    return [*found, client.receive()]
+
+
+def words(segment):
+    return [
+        {"conf": word.confidence, "end": word.end, "start": word.start, "word": word.word} for word in segment.words
+    ]
+
+
+@pytest.mark.parametrize("own_port", [False, True])
+def test_one_answer_to_each_message(server, speech, expected, own_port):
+    place = {"path": "/", "port": server.ports["vosk"]} if own_port else {"path": "/vosk"}
+    with server.connect(**place) as client:
+        client.send('{ "config" : { "sample_rate" : 16000 } }')
+        found = speak(client, speech())
+        assert client.close_code() == 1000
+    finals = [answer for answer in found if answer.get("text")]
+    assert finals == [{"result": words(segment), "text": segment.text} for segment in expected().segments]
+    assert any(answer.get("partial") for answer in found)
+    assert all(("partial" in answer) != ("text" in answer) for answer in found)
+
+
+def test_without_configuration_it_is_8_kilohertz(server, speech, expected):
+    with server.connect("/vosk") as client:
+        found = speak(client, speech(8000))
+    assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in expected(8000).segments]
+
+
+def test_alternatives_and_no_words(server, speech, expected):
+    with server.connect("/vosk") as client:
+        client.send('{"config": {"sample_rate": 16000, "max_alternatives": 3, "words": 0}}')
+        found = speak(client, speech())
+    finals = [answer["alternatives"] for answer in found if "alternatives" in answer]
+    texts = [[alternative["text"] for alternative in final] for final in finals if final[0]["text"]]
+    assert texts == [[alternative.text for alternative in segment.nbest[:3]] for segment in expected().segments]
+    assert not any("result" in alternative for final in finals for alternative in final)
+
+
+def test_reset_begins_anew(server, speech, expected):
+    samples = speech()
+    with server.connect("/vosk") as client:
+        client.send('{"config": {"sample_rate": 16000}}')
+        client.send(samples[:20_000].tobytes())
+        client.receive()
+        client.send('{"reset" : 1}')
+        assert "text" in client.receive()
+        found = speak(client, samples)
+    assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in expected().segments]
+
+
+def test_phrases_are_hotwords(server, speech, demo):
+    phrases = ["seventy", "what do you"]
+    wanted = demo.transcribe(speech(), options=server.service.stream_options, hotwords=phrases)
+    with server.connect("/vosk") as client:
+        client.tell(config={"sample_rate": 16000, "phrase_list": [*phrases, "[unk]"]})
+        found = speak(client, speech())
+    assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in wanted.segments]
+
+
+def test_nothing_but_the_end(server):
+    with server.connect("/vosk") as client:
+        client.send('{"eof" : 1}')
+        assert client.receive() == {"text": ""}
+        assert client.close_code() == 1000
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        (["{"], "no JSON"),
+        (["{}"], "expected audio or one of"),
+        (['{"config": 1}'], "config must be an object"),
+        (['{"config": {"sample_rate": "x"}}'], "sample_rate"),
+        (['{"config": {"max_alternatives": -1}}'], "max_alternatives"),
+        (['{"config": {"phrase_list": "x"}}'], "phrase_list"),
+        (['{"config": {"sample_rate": 1e9}}', b"\0\0"], "sample rate must be between"),
+        ([b"\0"], "even number"),
+    ],
+)
+def test_what_is_wrong_is_answered(server, messages, complaint):
+    with server.connect("/vosk") as client:
+        for message in messages:
+            client.send(message)
+        assert complaint in client.receive()["error"]
+        assert client.close_code() == 1008

@@ -1,0 +1,136 @@
+"""Wyoming, spoken to by the client of the package `wyoming`, and by one that does it wrong."""
+
+import asyncio
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of audioop, which it imports where there still is one
+    from wyoming.asr import Transcribe, Transcript, TranscriptChunk
+    from wyoming.audio import AudioChunk, AudioStart, AudioStop
+    from wyoming.client import AsyncTcpClient
+    from wyoming.info import Describe, Info
+    from wyoming.ping import Ping
+
+RAW = {"rate": 16_000, "width": 2, "channels": 1}
+
+
+async def speak(port, audio, rate=16_000, channels=1, transcribe=None):
+    """As Home Assistant does; all events of the answer."""
+    async with AsyncTcpClient("127.0.0.1", port) as client:
+        await client.write_event((transcribe or Transcribe()).event())
+        await client.write_event(AudioStart(rate=rate, width=2, channels=channels).event())
+        for start in range(0, len(audio), 4096):
+            chunk = AudioChunk(rate=rate, width=2, channels=channels, audio=audio[start : start + 4096])
+            await client.write_event(chunk.event())
+        await client.write_event(AudioStop().event())
+        events = []
+        while (event := await client.read_event()) is not None:
+            events.append(event)
+        return events
+
+
+def test_transcript(server, speech, expected):
+    events = asyncio.run(speak(server.ports["wyoming"], speech().tobytes()))
+    texts = [segment.text for segment in expected().segments]
+    assert [event.type for event in events] == [
+        "transcript-start",
+        *["transcript-chunk"] * len(texts),
+        "transcript-stop",
+        "transcript",
+    ]
+    assert Transcript.from_event(events[-1]).text == expected().text
+    chunks = [TranscriptChunk.from_event(event).text for event in events[1:-2]]
+    assert [chunk.strip() for chunk in chunks] == texts
+    assert "".join(chunks) == expected().text
+
+
+def test_two_channels_at_another_rate(server, speech, expected):
+    stereo = np.repeat(speech(44_100), 2).tobytes()
+    events = asyncio.run(speak(server.ports["wyoming"], stereo, rate=44_100, channels=2))
+    assert Transcript.from_event(events[-1]).text == expected(44_100).text
+
+
+def test_names_are_hotwords(server, speech, demo):
+    wanted = demo.transcribe(speech(), options=server.service.stream_options, hotwords=["seventy"])
+    transcribe = Transcribe(transcript_names=["seventy", "\u4e2d"])
+    events = asyncio.run(speak(server.ports["wyoming"], speech().tobytes(), transcribe=transcribe))
+    assert Transcript.from_event(events[-1]).text == wanted.text
+
+
+def test_nothing_said(server):
+    events = asyncio.run(speak(server.ports["wyoming"], bytes(32_000)))
+    assert [(event.type, event.data["text"]) for event in events] == [("transcript", "")]
+
+
+def test_describe_and_ping(server, demo):
+    async def ask():
+        async with AsyncTcpClient("127.0.0.1", server.ports["wyoming"]) as client:
+            await client.write_event(Describe().event())
+            info = Info.from_event(await client.read_event())
+            await client.write_event(Ping(text="here").event())
+            return info, await client.read_event()
+
+    info, pong = asyncio.run(ask())
+    assert info.asr[0].models[0].name == demo.bundle.path.name
+    assert info.asr[0].supports_transcript_streaming
+    assert (pong.type, pong.data["text"]) == ("pong", "here")
+
+
+def event(kind, data=None, payload=b"", **head):
+    line = {"type": kind, "data": data or {}, "payload_length": len(payload), **head}
+    return json.dumps(line).encode() + b"\n" + payload
+
+
+@pytest.mark.parametrize(
+    ("sent", "complaint"),
+    [
+        (b"hello\n", "no JSON"),
+        (b"[]\n", "expected a JSON object"),
+        (b'{"type": 3}\n', "needs a type"),
+        (b"x" * 100_000 + b"\n", "may have"),
+        (event("audio-chunk", RAW), "'audio-start' before audio"),
+        (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be a number"),
+        (event("audio-start", {**RAW, "width": 4}), "2 bytes"),
+        (event("audio-start", {**RAW, "rate": 7}), "sample rate must be between"),
+        (event("audio-start", RAW) + event("audio-chunk", {**RAW, "rate": 8000}), "format of the audio changed"),
+        (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "even number"),
+        (event("audio-start", {**RAW, "channels": 2}) + event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "part"),
+        (event("transcribe", {"transcript_names": [3]}), "lists of phrases"),
+        (event("ping", payload_length=-1), "payload_length must be"),
+        (event("ping", payload_length=1 << 40), "payload_length may be"),
+        (event("ping", data_length="x"), "data_length must be"),
+        (event("ping", data_length=1 << 40), "data_length may be"),
+    ],
+)
+def test_what_is_wrong_is_answered(server, sent, complaint):
+    async def talk():
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["wyoming"])
+        writer.write(sent)
+        head = json.loads(await reader.readline())
+        data = json.loads(await reader.readexactly(head["data_length"]))
+        assert await reader.read() == b""
+        writer.close()
+        return head["type"], data["text"]
+
+    kind, text = asyncio.run(talk())
+    assert kind == "error"
+    assert complaint in text
+    server.wait_until_empty()
+
+
+def test_the_client_leaves_at_any_point(server, speech):
+    whole = event("transcribe") + event("audio-start", RAW) + event("audio-chunk", RAW, speech()[:20_000].tobytes())
+
+    async def leave(length):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.ports["wyoming"])
+        writer.write(whole[:length])
+        await writer.drain()
+        writer.transport.abort()
+
+    for length in (0, 5, len(event("transcribe")) + 3, len(whole) - 30_000, len(whole)):
+        asyncio.run(leave(length))
+    server.wait_until_empty()
