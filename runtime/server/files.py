@@ -129,10 +129,8 @@ class FileTask:
             self._check(0.0)
             if duration_of(self._file) > self._max_duration_s:
                 self._refuse()
-            transcript = self._recognizer.transcribe(self._file, hotwords=self._hotwords, on_progress=self._check)
-            for segment in transcript.segments:
+            for segment in self._recognizer.segments(self._file, hotwords=self._hotwords, on_progress=self._check):
                 self._tell(segment)
-            self.duration = transcript.duration
             self._tell(None)
         except Exception as error:  # noqa: BLE001 - it is raised where the file is waited for
             self._tell(error)

@@ -190,9 +190,9 @@ class HeldRecognizer:
         self._wait()
         self._recognizer.decode_streams(streams)
 
-    def transcribe(self, *args, **kwargs):
+    def segments(self, *args, **kwargs):
         self._wait()
-        return self._recognizer.transcribe(*args, **kwargs)
+        return self._recognizer.segments(*args, **kwargs)
 
     def _wait(self):
         self.is_held.set()

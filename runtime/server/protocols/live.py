@@ -107,7 +107,7 @@ async def run(connection: Connection) -> None:
     hotwords = await connection.service.hotwords(request.hotwords)
     decoding = request.decoding(connection.service.stream_options)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
-    await connection.send({"type": "ready", "chunk_s": (decoding.chunk_size or 0) * session.inbox.stream.frame_s})
+    await connection.send({"type": "ready", "sample_rate": request.sample_rate})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
     await connection.send({"type": "done", "duration": round(session.duration, 3)})
 

@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from u2moe.runtime.errors import AudioError, U2moeError
+from u2moe.runtime.formats import format_transcript
 from u2moe.runtime.result import Transcript
 from u2moe.runtime.server.connection import count_failure
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, UnavailableError
 from u2moe.runtime.server.texts import added_text, phrases_of
 from u2moe.runtime.server.upload import Upload, receive_upload
-from u2moe.runtime.subtitles import format_transcript
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
