@@ -14,17 +14,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.text import WORD_BOUNDARY, is_syllabic
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from u2moe.runtime.text import Vocabulary
 
+Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
+"""Phrases, each alone or with its weight; or a mapping from phrases to weights."""
+
 DEFAULT_WEIGHT = 1.5
 """Bonus per token, as a log-probability, of a hotword that names none."""
+MOST_WEIGHT = 100.0
+"""A token of a phrase with this weight wins against any other that is not impossible."""
 
 _UNREADABLE = "\0"
 """Stands for symbols that are not text, such as <unk>: in no phrase, and no word boundary."""
@@ -45,14 +52,17 @@ class ContextGraph:
     Attributes:
         start: state of an empty hypothesis.
 
+    Args:
+        hotwords: phrases, each alone or with its weight, above 0 and at most 100. Of a phrase that is named twice the
+            larger weight counts.
+        vocabulary: what the phrases are written with.
+
     Raises:
-        ValueError: no hotwords, an empty one, a weight that is not a positive number, or a character that the
-            vocabulary does not have in either case. Of a phrase named twice the larger weight counts.
+        ValueError: no hotwords, an empty one, a weight out of range, or a character that the vocabulary does not have
+            in either case.
     """
 
-    def __init__(self, hotwords: Iterable[str | tuple[str, float]], vocabulary: Vocabulary) -> None:
-        if isinstance(hotwords, str):
-            raise ValueError("hotwords must be a list of phrases, got one string")  # noqa: TRY004 - all else is one too
+    def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
         self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
         self._next: list[dict[str, int]] = []
         self._output: list[float] = []
@@ -171,23 +181,33 @@ def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
     return hotwords
 
 
-def _bonuses(hotwords: Iterable[str | tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
+def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
+    """Phrases with their weights, checked."""
+    if isinstance(hotwords, str | bytes) or not isinstance(hotwords, Iterable):
+        raise ValueError(  # noqa: TRY004 - wrong options are all one error
+            f"hotwords must be a list of phrases, or a mapping from phrases to weights, got {hotwords!r}"
+        )
+    for hotword in hotwords.items() if isinstance(hotwords, Mapping) else hotwords:
+        phrase, weight = hotword if isinstance(hotword, tuple) and len(hotword) == 2 else (hotword, DEFAULT_WEIGHT)
+        if not isinstance(phrase, str):
+            raise ValueError(f"a hotword must be a phrase, or a phrase and its weight, got {hotword!r}")  # noqa: TRY004
+        yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
+
+
+def _bonuses(hotwords: Hotwords, vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
     """Bonus of each phrase, given as its words in the characters of the vocabulary."""
-    pieces = _Pieces(vocabulary)
+    symbols = _Symbols(vocabulary)
     bonuses: dict[tuple[str, ...], float] = {}
-    for hotword in hotwords:
-        phrase, weight = (hotword, DEFAULT_WEIGHT) if isinstance(hotword, str) else hotword
-        if not 0 < weight < math.inf:
-            raise ValueError(f"hotword {phrase!r}: weight must be a positive number, got {weight}")
-        words = pieces.words(phrase)
-        bonuses[words] = max(bonuses.get(words, 0.0), weight * sum(pieces.num_tokens(phrase, word) for word in words))
+    for phrase, weight in _weighted(hotwords):
+        words = symbols.words(phrase)
+        bonuses[words] = max(bonuses.get(words, 0.0), weight * sum(symbols.num_tokens(phrase, word) for word in words))
     if not bonuses:
         raise ValueError("hotwords are empty: pass None for none")
     return bonuses
 
 
-class _Pieces:
-    """The symbols of a vocabulary as pieces of words."""
+class _Symbols:
+    """The symbols of a vocabulary as parts of words."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         readable = [symbol for symbol in vocabulary.symbols if not _is_special(symbol)]

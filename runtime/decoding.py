@@ -1,15 +1,18 @@
-"""How to decode: options, checked at birth. What they mean is in `ctc`, `rescore` and `encoder`."""
+"""How to decode: options, checked when they are constructed. What they mean is in `ctc`, `rescore` and `encoder`."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.validation import checked_integer, checked_number
 
 Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
+
+MOST_BEAMS = 1000
+"""A search takes time in proportion to its beams, and more than a few dozen find nothing new."""
 
 STREAM_CHUNK_SIZE = 16
 """Encoder frames per chunk of a stream that names none: 640 ms where an encoder frame is 40 ms."""
@@ -23,10 +26,10 @@ class DecodingOptions:
         search: `attention_rescoring`: prefix beam search, then the decoder chooses among its n best; `ctc_prefix_beam`
             and `ctc_greedy`: one pass; `attention`: the decoder searches alone once the utterance has ended (no times;
             partial results come from greedy search). None: rescoring where the model has a decoder, else prefix beam.
-        beam_size: prefixes kept by a beam search, and length of the n-best list.
+        beam_size: prefixes kept by a beam search, and length of the n-best list at most; at most 1000.
         ctc_weight: weight of the first pass when rescoring; None: as trained (in the bundle).
         reverse_weight: share of the right-to-left decoder when rescoring, 0 to 1; None: as trained (in the bundle).
-        length_penalty: exponent of the length that scores of `attention` are divided by.
+        length_penalty: exponent of the length that scores of `attention` are divided by, -10 to 10.
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream the chunk size that the
             encoder was trained for, or 16 where it was trained for any.
         num_left_chunks: chunks of left context; -1: all. A stream of unbounded left context grows slower and larger as
@@ -47,15 +50,18 @@ class DecodingOptions:
     def __post_init__(self) -> None:
         if self.search is not None and self.search not in SEARCHES:
             raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
-        if self.beam_size < 1:
-            raise ValueError(f"beam_size must be at least 1, got {self.beam_size}")
-        if self.ctc_weight is not None and not 0 <= self.ctc_weight < math.inf:
-            raise ValueError(f"ctc_weight must be at least 0, got {self.ctc_weight}")
-        if self.reverse_weight is not None and not 0 <= self.reverse_weight <= 1:
-            raise ValueError(f"reverse_weight must be between 0 and 1, got {self.reverse_weight}")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty must be a number, got {self.length_penalty}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
-        if self.num_left_chunks < -1:
-            raise ValueError(f"num_left_chunks must be at least 0, or -1 for all, got {self.num_left_chunks}")
+        if self.endpoint is not None and not isinstance(self.endpoint, EndpointConfig):
+            raise ValueError(f"endpoint must be an EndpointConfig or None, got {self.endpoint!r}")
+        checked: dict[str, float] = {
+            "beam_size": checked_integer("beam_size", self.beam_size, least=1, most=MOST_BEAMS),
+            "num_left_chunks": checked_integer("num_left_chunks", self.num_left_chunks, least=-1),
+            "length_penalty": checked_number("length_penalty", self.length_penalty, least=-10, most=10),
+        }
+        if self.ctc_weight is not None:
+            checked["ctc_weight"] = checked_number("ctc_weight", self.ctc_weight, least=0, most=1e9)
+        if self.reverse_weight is not None:
+            checked["reverse_weight"] = checked_number("reverse_weight", self.reverse_weight, least=0, most=1)
+        if self.chunk_size is not None:
+            checked["chunk_size"] = checked_integer("chunk_size", self.chunk_size, least=1)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.pauses import first_pause
+from u2moe.runtime.validation import checked_flag, checked_number
 
 SILENCE_LOG_PROB = math.log(0.8)
 """A frame is silence where blank is more probable than this, as in WeNet."""
@@ -39,10 +40,9 @@ class EndpointRule:
     min_utterance_length: float = 0.0
 
     def __post_init__(self) -> None:
+        checked_flag("must_contain_nonsilence", self.must_contain_nonsilence)
         for name in ("min_trailing_silence", "min_utterance_length"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of seconds, at least 0, got {value}")
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), least=0, unit="seconds"))
         if self.min_trailing_silence == 0 == self.min_utterance_length:
             raise ValueError("an endpoint rule needs min_trailing_silence or min_utterance_length above 0")
 
@@ -68,8 +68,14 @@ class EndpointConfig:
     pause: float | None = 0.5
 
     def __post_init__(self) -> None:
-        if self.pause is not None and not SHORTEST_PAUSE_S <= self.pause < math.inf:
-            raise ValueError(f"pause must be a number of seconds, at least {SHORTEST_PAUSE_S}, got {self.pause}")
+        for name in ("rule1", "rule2", "rule3"):
+            rule = getattr(self, name)
+            if rule is not None and not isinstance(rule, EndpointRule):
+                raise ValueError(f"{name} must be an EndpointRule or None, got {rule!r}")
+        if self.pause is not None:
+            object.__setattr__(
+                self, "pause", checked_number("pause", self.pause, least=SHORTEST_PAUSE_S, unit="seconds")
+            )
 
     @property
     def rules(self) -> tuple[tuple[int, EndpointRule], ...]:

@@ -11,6 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from u2moe.runtime.validation import checked_integer, checked_number
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,15 +45,12 @@ class SubtitleOptions:
     gap: float = 0.083
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_line_width", 2), ("max_lines", 1)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        for name in ("max_duration", "max_chars_per_s", "max_pause"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name, least in (("max_line_width", 2), ("max_lines", 1)):
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), least=least))
+        for name, unit in (("max_duration", "seconds"), ("max_chars_per_s", "columns"), ("max_pause", "seconds")):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, unit=unit))
         for name in ("min_duration", "gap"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of seconds, at least 0, got {getattr(self, name)}")
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), least=0, unit="seconds"))
 
 
 @dataclass(frozen=True, kw_only=True)

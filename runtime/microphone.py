@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, StreamError
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,7 @@ class Microphone:
     """
 
     def __init__(self, transcriber: Transcriber, *, device: int | str | None = None, block_s: float = 0.05) -> None:
-        if not 0 < block_s <= 1:
-            raise ValueError(f"block_s must be above 0 and at most 1, got {block_s}")
+        block_s = checked_number("block_s", block_s, above=0, most=1, unit="seconds")
         self._transcriber = transcriber
         self._sounddevice = _import_sounddevice()
         self._is_closed = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from u2moe.runtime.audio import convert, read_blocks
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.context import ContextGraph
+from u2moe.runtime.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
 from u2moe.runtime.encoder import check_chunks
 from u2moe.runtime.endpoint import EndpointConfig
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.model import Model
     from u2moe.runtime.vad import VoiceActivityDetector
-
-Hotwords = Iterable[str | tuple[str, float]]
-"""Phrases, each alone or with its weight."""
 
 _MAX_BATCH = 32
 """Chunks that go through the encoder together: beyond, a larger batch saves no time but takes memory."""

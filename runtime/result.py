@@ -68,7 +68,7 @@ class Result:
         words: with times. (Tokens that the decoder alone has found may fit no alignment: they have no times.)
         confidence: mean of the words' confidences, hence about the share of them that is right; None without words.
         score: of the best alternative.
-        nbest: all alternatives, best first; only the best in a partial result.
+        nbest: alternatives, best first, each text once (with the best of its spellings); none in a partial result.
     """
 
     text: str

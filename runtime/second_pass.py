@@ -97,16 +97,19 @@ class SecondPass:
         best, frame_s = hypotheses[0], source.frame_s
         probabilities = rescored[0].token_probabilities if rescored else best.probabilities
         words = self._words(source, best, probabilities) if best.times else []
-        alternatives = [
-            Alternative(
-                text=self._vocabulary.text(hypothesis.tokens),
+        nbest: dict[str, Alternative] = {}
+        for i, hypothesis in enumerate(hypotheses):
+            text = self._vocabulary.text(hypothesis.tokens)
+            if text in nbest:  # spelled with other tokens, and less probable
+                continue
+            nbest[text] = Alternative(
+                text=text,
                 tokens=hypothesis.tokens,
                 score=rescored[i].score if rescored else hypothesis.score,
                 ctc_score=hypothesis.score if source.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
             )
-            for i, hypothesis in enumerate(hypotheses[: source.options.beam_size])  # hotwords may have brought more
-        ]
+        alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have brought more
         return Result(
             text=alternatives[0].text,
             is_final=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import math
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from u2moe.runtime.audio import Resampler, as_samples
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.context import ContextGraph, Hotwords
     from u2moe.runtime.decoding import DecodingOptions
-    from u2moe.runtime.recognizer import Hotwords, Recognizer
+    from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.result import Result
 
 _MAX_KEPT = 1000
@@ -79,14 +79,12 @@ class Transcriber:
         hotwords: Hotwords | ContextGraph | None = None,
         max_queue_s: float = 10.0,
     ) -> None:
-        if not 0 < max_queue_s < math.inf:
-            raise ValueError(f"max_queue_s must be a number of seconds above 0, got {max_queue_s}")
         options = options or recognizer.options
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         self._recognizer = recognizer
         self._stream = recognizer.create_stream(options, hotwords=hotwords)
         self._on_partial, self._on_final, self._on_error = on_partial, on_final, on_error
-        self._max_queue_s = max_queue_s
+        self._max_queue_s = checked_number("max_queue_s", max_queue_s, above=0, unit="seconds")
         self._changed = threading.Condition()
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
         self._sample_rate: float | None = None

@@ -14,6 +14,7 @@ import onnxruntime
 
 from u2moe.runtime.errors import BundleError, ProviderError
 from u2moe.runtime.session import ONNXRUNTIME_ERRORS, SessionSettings
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     import os
@@ -52,15 +53,19 @@ class VadOptions:
     padding: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.end_threshold <= self.threshold < 1:
+        for name in ("threshold", "end_threshold"):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, most=1))
+        if not self.end_threshold <= self.threshold < 1:
             raise ValueError(
-                f"thresholds must be between 0 and 1, and end_threshold {self.end_threshold} no higher than "
-                f"threshold {self.threshold}"
+                f"threshold must be below 1 and end_threshold no higher than threshold, got {self.threshold} and "
+                f"{self.end_threshold}"
             )
-        if not 0 < self.min_silence < math.inf:
-            raise ValueError(f"min_silence must be a number of seconds above 0, got {self.min_silence}")
-        if not 0 <= self.padding <= self.min_silence / 2:
-            raise ValueError(f"padding must be at least 0 and at most half of min_silence, got {self.padding}")
+        object.__setattr__(
+            self, "min_silence", checked_number("min_silence", self.min_silence, above=0, unit="seconds")
+        )
+        object.__setattr__(self, "padding", checked_number("padding", self.padding, least=0, unit="seconds"))
+        if self.padding > self.min_silence / 2:
+            raise ValueError(f"padding must be at most half of min_silence, {self.min_silence} s, got {self.padding}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,9 @@ def test_weights():
     assert ContextGraph(["CAB"], BPE).score(ids(BPE, "\u2581C", "A", "B")) == 3 * DEFAULT_WEIGHT
     twice = ContextGraph([("cat", 1.0), ("CAT", 4.0), ("Cat", 2.0)], BPE)
     assert twice.score(ids(BPE, "\u2581CAT")) == 4.0
+    mapping = ContextGraph({"cat": 4.0, "cab": np.float32(0.5)}, BPE)
+    assert mapping.score(ids(BPE, "\u2581CAT")) == 4.0
+    assert mapping.score(ids(BPE, "\u2581C", "A", "B")) == 3 * 0.5
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,17 @@ def test_weights():
         (["CAT", "CA\u00c9"], "hotword 'CA\u00c9': the vocabulary has no '\u00c9'"),
         (["  "], "hotword '  ' is empty"),
         (["<unk>"], "the vocabulary has no"),
-        ([("CAT", 0)], "hotword 'CAT': weight must be a positive number, got 0"),
-        ([("CAT", math.nan)], "weight must be a positive number, got nan"),
-        ([("CAT", math.inf)], "weight must be a positive number"),
+        ([("CAT", 0)], "hotword 'CAT': weight must be a number above 0 and at most 100, got 0"),
+        ([("CAT", math.nan)], "weight must be a number above 0 and at most 100, got nan"),
+        ([("CAT", math.inf)], "weight must be a number above 0 and at most 100, got inf"),
+        ([("CAT", 1e30)], "weight must be a number above 0 and at most 100, got 1e[+]30"),
+        ([("CAT", "2")], "weight must be a number above 0 and at most 100, got '2'"),
+        ([("CAT", True)], "weight must be a number above 0 and at most 100, got True"),
+        ({"CAT": math.nan}, "hotword 'CAT': weight must be a number above 0 and at most 100, got nan"),
+        ([3], "a hotword must be a phrase, or a phrase and its weight, got 3"),
+        ([("CAT", 1.0, 2.0)], "a hotword must be a phrase, or a phrase and its weight"),
+        (7, "hotwords must be a list of phrases, or a mapping from phrases to weights, got 7"),
+        (b"CAT", "hotwords must be a list of phrases, or a mapping from phrases to weights, got b'CAT'"),
         ([], "hotwords are empty"),
         ("CAT", "must be a list of phrases"),
     ],

@@ -355,7 +355,7 @@ PROVOKED = {
     "a provider that fails while it runs": [provider_fails],
     "a graph that gives NaN, as damaged weights make it": [computes_nan],
     "a stream whose provider has failed, until it is reset": [provider_has_failed],
-    "options out of range": [
+    "options of another type, or out of range": [
         lambda case: DecodingOptions(beam_size=0), lambda case: EndpointRule(min_utterance_length=-1),
     ],
     "hotwords that the vocabulary cannot write": [

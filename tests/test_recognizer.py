@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.model import Model
 from u2moe.runtime.session import Session
+from u2moe.runtime.text import Vocabulary
 
 
 def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
@@ -65,6 +67,21 @@ def test_attention_search(recognizer, sound):
     assert result.times == sorted(result.times)
     assert len(result.times) in (0, len(result.tokens))
     assert len(result.words) == len(result.times)
+
+
+def test_alternatives_have_texts_of_their_own(bundle, model, sound):
+    """Of spellings with other tokens, as character and subword vocabularies have them, the best stands for all."""
+    plain = Recognizer(bundle, model).transcribe(sound).segments[0]
+    symbols = ["ab"[index % 2] for index in range(len(bundle.vocabulary))]
+    doubled = types.SimpleNamespace(manifest=bundle.manifest, vocabulary=Vocabulary(symbols, bundle.manifest.text))
+    found = Recognizer(doubled, model).transcribe(sound).segments[0]
+    texts = [doubled.vocabulary.text(alternative.tokens) for alternative in plain.nbest]
+    firsts = [index for index, text in enumerate(texts) if text not in texts[:index]]
+    assert 1 < len(firsts) < len(plain.nbest)
+    assert [(item.tokens, item.score) for item in found.nbest] == [
+        (plain.nbest[index].tokens, plain.nbest[index].score) for index in firsts
+    ]
+    assert [item.text for item in found.nbest] == [texts[index] for index in firsts]
 
 
 def test_weights_of_the_options_win(recognizer, sound):
@@ -185,24 +202,6 @@ def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
         Recognizer.from_pretrained()
     monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
     assert Recognizer.from_pretrained().bundle.path == bundle.path
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"search": "viterbi"}, "search must be one of attention_rescoring, .*, got 'viterbi'"),
-        ({"beam_size": 0}, "beam_size must be at least 1, got 0"),
-        ({"ctc_weight": -0.1}, "ctc_weight must be at least 0, got -0.1"),
-        ({"ctc_weight": float("nan")}, "ctc_weight"),
-        ({"reverse_weight": 1.1}, "reverse_weight must be between 0 and 1, got 1.1"),
-        ({"length_penalty": float("inf")}, "length_penalty"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
-        ({"num_left_chunks": -2}, "num_left_chunks must be at least 0"),
-    ],
-)
-def test_options_are_checked_at_birth(options, message):
-    with pytest.raises(ValueError, match=message):
-        DecodingOptions(**options)
 
 
 @pytest.mark.parametrize("streaming", [True, False])

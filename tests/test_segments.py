@@ -415,6 +415,7 @@ def test_hotwords_of_streams_and_recognisers(toy):
     # Other prefixes are followed with hotwords, so that sums over alignments are not quite the same.
     assert scores[0] - scores[1] == pytest.approx(3.0, abs=0.01)
     assert scores[2] - scores[1] == pytest.approx(2.0, abs=0.01)
+    assert toy.transcribe(samples, hotwords={"B": 2.0}) == toy.transcribe(samples, hotwords=[("B", 2.0)])
     assert toy.transcribe(samples, hotwords=["A"]).segments[0].score - scores[1] == pytest.approx(1.5, abs=0.1)
     with pytest.raises(ValueError, match="hotword 'Z': the vocabulary has no 'Z'"):
         toy.create_stream(hotwords=["Z"])

@@ -1,0 +1,74 @@
+"""Types and ranges of options, checked where they are constructed. Values come back as Python's own numbers."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+
+MOST_INTEGER = 1_000_000
+"""Above every count that makes sense, and so low that products of two of them are exact everywhere."""
+
+
+def checked_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> int:
+    """A count of that name: an integer of Python or numpy, no bool.
+
+    Raises:
+        ValueError: of another type, or out of range.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004 - wrong options are all one error
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
+    return number
+
+
+def checked_number(
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    unit: str = "",
+) -> float:
+    """A quantity of that name: a finite number of Python or numpy, no bool.
+
+    Args:
+        name: for the error.
+        value: what was given.
+        least: smallest value allowed.
+        above: or the value that it must be above.
+        most: largest value allowed.
+        unit: for the error, such as "seconds".
+
+    Raises:
+        ValueError: of another type, NaN, infinite, or out of range.
+    """
+    try:
+        found = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        found = math.inf
+    too_small = (least is not None and found < least) or (above is not None and found <= above)
+    if not math.isfinite(found) or too_small or (most is not None and found > most):
+        expected = f"a number of {unit}" if unit else "a number"
+        if least is not None:
+            expected += f", at least {least:g}" if most is None else f" between {least:g} and {most:g}"
+        if above is not None:
+            expected += f" above {above:g}" if most is None else f" above {above:g} and at most {most:g}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return found
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """A bool of that name.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")  # noqa: TRY004
+    return value
