@@ -158,7 +158,7 @@ def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevi
     recognizer.decode_streams = fail
     with Transcriber(recognizer, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
         sounddevice.hear(sound[:800])
-        transcriber._thread.join(LIMIT_S)
+        transcriber._worker.thread.join(LIMIT_S)
         sounddevice.hear(sound)
         assert not microphone.is_active
     assert [str(error) for error in errors] == ["the device is gone"]

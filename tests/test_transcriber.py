@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import gc
 import itertools
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from u2moe.runtime import (
     Transcriber,
 )
 from u2moe.runtime import transcriber as transcriber_module
+from u2moe.runtime import worker as worker_module
 
 OPTIONS = DecodingOptions(
     chunk_size=8,
@@ -100,21 +102,21 @@ def test_every_change_is_told_and_every_segment_once(own, blocks):
     assert [(result.segment, result.text) for result in events.partial] == partial
     assert not any(result.is_final for result in events.partial)
     assert events.errors == []
-    assert events.threads == {transcriber._thread}
-    assert not transcriber._thread.is_alive()
+    assert events.threads == {transcriber._worker.thread}
+    assert not transcriber._worker.thread.is_alive()
 
 
 def test_without_endpoint_options_segments_still_end(recognizer, sound):
     assert recognizer.options.endpoint is None
     with Transcriber(recognizer) as transcriber:
         transcriber.feed(sound)
-    assert transcriber._stream.options.endpoint == EndpointConfig()
+    assert transcriber._worker.stream.options.endpoint == EndpointConfig()
 
 
 def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
-        source = transcriber._stream.source
+        source = transcriber._worker.stream.source
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         for block in blocks[:11]:
@@ -182,7 +184,7 @@ def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
     transcriber = Transcriber(own, **events.callbacks())
     for block in blocks[:20]:
         transcriber.feed(block)
-    transcriber._thread.join(LIMIT_S)
+    transcriber._worker.thread.join(LIMIT_S)
     with pytest.raises(StreamError, match="ended by an error: the device is gone") as refusal:
         transcriber.feed(blocks[20])
     assert isinstance(refusal.value.__cause__, ProviderError)
@@ -260,7 +262,7 @@ def test_reports_come_after_what_was_fed_before(own, blocks):
 
 
 def test_reports_that_wait_are_bounded(own, monkeypatch):
-    monkeypatch.setattr(transcriber_module, "_MAX_REPORTS", 3)
+    monkeypatch.setattr(worker_module, "_MAX_REPORTS", 3)
     gate, told = Gate(), []
 
     def on_error(error):
@@ -273,7 +275,7 @@ def test_reports_that_wait_are_bounded(own, monkeypatch):
         for number in range(9):
             transcriber.report(AudioError(str(number)))
         gate.open.set()
-        while transcriber._items:
+        while transcriber._worker._items:
             threading.Event().wait(0.01)
         transcriber.report(AudioError("later"))
     assert told == ["stop here", "0", "1", "2", "later"]
@@ -326,7 +328,7 @@ def test_the_caller_may_reuse_its_buffer(own, blocks):
 def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
     taken = []
     transcriber = Transcriber(own)
-    monkeypatch.setattr(transcriber._stream, "accept_waveform", lambda rate, samples: taken.append(samples))
+    monkeypatch.setattr(transcriber._worker.stream, "accept_waveform", lambda rate, samples: taken.append(samples))
 
     def feed(sign):
         for number in range(1, 201):
@@ -366,8 +368,8 @@ def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
 
     transcriber = Transcriber(own, on_final=on_final)
     transcriber.feed(np.concatenate(blocks))
-    transcriber._thread.join(LIMIT_S)
-    assert not transcriber._thread.is_alive()
+    transcriber._worker.thread.join(LIMIT_S)
+    assert not transcriber._worker.thread.is_alive()
     assert finals == hear(own, blocks)[1]
 
 
@@ -385,6 +387,31 @@ for transcriber in transcribers:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, blocks):
+    finals = []
+    transcriber = Transcriber(own, on_final=finals.append)
+    for block in blocks:
+        transcriber.feed(block)
+    thread = transcriber._worker.thread
+    with pytest.warns(ResourceWarning, match="unclosed transcriber"):
+        del transcriber
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+    assert finals == hear(own, blocks)[1]
+
+
+def test_what_was_never_open_or_is_closed_does_not_warn(own, blocks):
+    """Warnings are errors here."""
+    with pytest.raises(ValueError, match="max_queue_s"):
+        Transcriber(own, max_queue_s=0)
+    with Transcriber(own) as transcriber:
+        transcriber.feed(blocks[0])
+    transcriber = Transcriber(own)
+    transcriber.close()
+    del transcriber
+    gc.collect()
 
 
 # With an event loop.
@@ -422,7 +449,7 @@ def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
     async def run():
         async with Transcriber(own) as transcriber:
             await feed_all(transcriber, blocks)
-            await asyncio.to_thread(transcriber._thread.join, LIMIT_S)
+            await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
             return [event async for event in transcriber]
 
     assert asyncio.run(run()) == hear(own, blocks)[1]
@@ -467,7 +494,7 @@ def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypa
         async with Transcriber(own) as transcriber:
             for block in blocks:
                 transcriber.feed(block)
-            await asyncio.to_thread(transcriber._thread.join, LIMIT_S)
+            await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
             with pytest.raises(StreamError, match="2 results wait, and nobody takes them"):
                 await take_all(transcriber, events)
         return events
@@ -497,6 +524,6 @@ def test_leaving_an_iteration_does_not_hang(own, blocks):
                 transcriber.feed(block)
             async for _ in transcriber:
                 break
-        return transcriber._thread.is_alive()
+        return transcriber._worker.thread.is_alive()
 
     assert not asyncio.run(run())

@@ -1,0 +1,233 @@
+"""The thread behind a `Transcriber`: a bounded queue of audio, recognised in order, with a callback for each event."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.audio import Resampler
+from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.stream import Stream
+
+_MAX_REPORTS = 1000
+"""Errors of the source that wait to be reported."""
+_LONGEST_EXIT_S = 5.0
+"""Seconds that an interpreter that exits without `close` waits for the chunk in progress."""
+
+
+@dataclass(kw_only=True)
+class Callbacks:
+    """What a worker calls, in its thread; None: nothing.
+
+    Attributes:
+        on_partial: with each new partial result.
+        on_final: with each final result.
+        on_error: with each error.
+        on_change: after audio was taken from the queue, and at the end.
+    """
+
+    on_partial: Callable[[Result], object] | None = None
+    on_final: Callable[[Result], object] | None = None
+    on_error: Callable[[Exception], object] | None = None
+    on_change: Callable[[], object] | None = None
+
+
+class Worker:
+    """Recognises what it is fed in a thread of its own. It does not know its `Transcriber`, which may be collected.
+
+    Attributes:
+        thread: where it works.
+        callbacks: may be replaced until audio is fed.
+        changed: lock of everything here, notified when there is something to do.
+        sample_rate: in Hz, of what is fed; the model's before there is any.
+        max_queue_s: seconds of audio that may wait.
+        num_queued: samples that wait; `num_fed`: samples fed altogether.
+        has_ended: whether nothing is recognised any more.
+    """
+
+    def __init__(self, recognizer: Recognizer, stream: Stream, callbacks: Callbacks, max_queue_s: float) -> None:
+        self.callbacks = callbacks
+        self.changed = threading.Condition()
+        self.sample_rate: float = recognizer.bundle.manifest.features.sample_rate
+        self.max_queue_s = max_queue_s
+        self.num_queued = self.num_fed = 0
+        self.has_ended = False
+        self.stream = stream
+        self._recognizer = recognizer
+        self._model_rate = recognizer.bundle.manifest.features.sample_rate
+        self._has_rate = False
+        self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
+        self._num_reports = 0
+        self._input_finished = False
+        self._is_abandoned = False
+        self._error: BaseException | None = None
+        self._is_reported = False
+        self._shown = ""
+        self.thread = threading.Thread(target=self._work, name="u2moe-transcriber", daemon=True)
+        self.thread.start()
+        atexit.register(self._abandon)
+
+    # What follows is called in the threads of the program.
+
+    def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None) -> None:
+        """Append samples to the queue; see `Transcriber.feed`."""
+        with self.changed:
+            self.check_open()
+            rate = self.check_rate(sample_rate)
+            queued_s, new_s = self.num_queued / rate, len(samples) / rate
+            if queued_s + new_s > self.max_queue_s:
+                raise AudioOverflowError(
+                    f"{queued_s:.2f} s of audio are waiting to be recognised: {new_s:.2f} s more would be above the "
+                    f"limit of {self.max_queue_s:g} s",
+                    new_s,
+                )
+            if len(samples) == 0:
+                return
+            self._items.append(samples)
+            self.num_queued += len(samples)
+            self.num_fed += len(samples)
+            self.changed.notify()
+
+    def report(self, error: Exception) -> None:
+        """Append an error of the source to the queue; see `Transcriber.report`."""
+        with self.changed:
+            self.check_open()
+            if self._num_reports < _MAX_REPORTS:
+                self._items.append(error)
+                self._num_reports += 1
+                self.changed.notify()
+
+    def finish(self) -> None:
+        """Say that nothing follows. Idempotent; waits for nothing."""
+        with self.changed:
+            self._input_finished = True
+            self.changed.notify()
+
+    def join(self) -> None:
+        """Wait until everything is recognised, unless this is the worker's own thread."""
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
+            self.raise_unreported()
+
+    def raise_unreported(self) -> None:
+        """Raise the error that ended it if nobody was told of it; once."""
+        if self._error is not None and not self._is_reported:
+            self._is_reported = True
+            raise self._error
+
+    def check_open(self) -> None:
+        """Refuse use after the end; under the lock."""
+        if self._error is not None:
+            raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
+        if self._input_finished:
+            raise StreamError("the input of this transcriber is finished: create another")
+
+    def check_rate(self, sample_rate: float | None) -> float:
+        """The rate of what is fed, None being the model's; under the lock. Validates here, not in the thread."""
+        rate = self._model_rate if sample_rate is None else sample_rate
+        if not self._has_rate:
+            Resampler(rate, self._model_rate)
+            self.sample_rate, self._has_rate = rate, True
+        if rate != self.sample_rate:
+            raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
+        return rate
+
+    # What follows runs in the worker's thread.
+
+    def _work(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._recognize()
+        except BaseException as caught:  # noqa: BLE001 - of whatever kind: it is raised again by `join`
+            error = caught
+        atexit.unregister(self._abandon)
+        with self.changed:
+            self._error = error
+            self.has_ended = self._input_finished = True
+            self._items.clear()
+            self.num_queued = 0
+        self._announce()
+
+    def _recognize(self) -> None:
+        while (item := self._take()) is not None:
+            if isinstance(item, Exception):
+                self._fail(item)
+            else:
+                self.stream.accept_waveform(self.sample_rate, item)
+                self._decode()
+        if not self._is_abandoned:
+            self.stream.input_finished()
+            self._decode()
+
+    def _take(self) -> npt.NDArray[np.float32] | Exception | None:
+        """What was fed or reported next; None after the last."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._items or self._input_finished)
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            if isinstance(item, Exception):
+                self._num_reports -= 1
+            else:
+                self.num_queued -= len(item)
+        self._announce()
+        return item
+
+    def _announce(self) -> None:
+        if self.callbacks.on_change is not None:
+            self.callbacks.on_change()
+
+    def _decode(self) -> None:
+        """Do the work that is ready, and call back with what is new."""
+        try:
+            self._recognizer.decode_streams([self.stream])
+        except Exception as error:
+            self._hand_over_segments()
+            self._fail(error)
+            self._is_reported = True
+            raise
+        self._hand_over_segments()
+        result = self.stream.get_result()
+        text = "" if result.is_final else result.text
+        if text != self._shown:
+            self._shown = text
+            self._call(self.callbacks.on_partial, dataclasses.replace(result, is_final=False))
+
+    def _hand_over_segments(self) -> None:
+        for segment in self.stream.take_segments():
+            self._shown = ""
+            self._call(self.callbacks.on_final, segment)
+
+    def _call(self, callback: Callable[[Result], object] | None, result: Result) -> None:
+        if callback is not None:
+            try:
+                callback(result)
+            except Exception as error:  # noqa: BLE001 - the program's own; recognition goes on if it can be reported
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Report an error, or raise it where nobody wants to know."""
+        if self.callbacks.on_error is None:
+            raise error
+        self.callbacks.on_error(error)
+
+    def _abandon(self) -> None:
+        """Let go of the interpreter: it must not end while the thread runs in onnxruntime."""
+        with self.changed:
+            self._is_abandoned = self._input_finished = True
+            self._items.clear()
+            self.changed.notify()
+        self.thread.join(_LONGEST_EXIT_S)
