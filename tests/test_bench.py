@@ -130,12 +130,11 @@ def test_plots(report, tmp_path):
     assert all(file.read_bytes().startswith(PNG) for file in files)
 
 
-def test_the_readme_shows_some_of_the_plots(report, tmp_path):
-    files = pictures.draw(report, tmp_path, names=bench_table.PICTURES, prefix=bench_table.PREFIX)
-    text = bench_table.table(report)
-    assert len(files) == 3
-    assert all(f"](../docs/{file.name})" in text for file in files)
-    assert describe(report) in text
+def test_the_page_shows_the_tables_and_their_main_numbers(report):
+    one = {**report, **{part: {"moe_tiny": report[part]["moe_tiny"]} for part in ("footprint", "bundles")}}
+    found = bench_table.values(one)
+    assert describe(one) in found["table"]
+    assert float(found["rtf_full"]) > 0
 
 
 def test_plots_of_what_there_is(report, tmp_path):

@@ -93,7 +93,7 @@ def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
     assert results["sets"]["test"]["num_words"] == len(heard) > 1
     assert results["sets"]["test"]["right"] == pytest.approx(1 - 1 / len(heard), abs=1e-4)
     assert results["sets"]["test"]["area"] == 1.0
-    assert calibration.table(results) in capsys.readouterr().out
+    assert calibration.values(results)["table"] in capsys.readouterr().out
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
     assert calibration.main([str(folder), str(tmp_path / "test.tsv"), "--fit"]) == 0
     written = Bundle.open(folder).manifest.calibration

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import itertools
-import json
 import re
 import shutil
 import sys
@@ -15,7 +14,6 @@ import pytest
 import soundfile
 
 import u2moe.runtime
-from u2moe.benchmarks.bench import first_chunk
 from u2moe.runtime import (
     AudioError,
     DecodingOptions,
@@ -181,13 +179,6 @@ def test_numbers_in_the_text_are_those_of_the_code():
     assert f"weight {u2moe.runtime.context.DEFAULT_WEIGHT} or its own" in TEXT
     assert "`num_threads=1`, the default" in TEXT
     assert u2moe.runtime.session.SessionSettings().session_options().intra_op_num_threads == 1
-
-
-def test_the_table_of_the_first_chunk_is_that_of_the_measurement():
-    measured = json.loads((GUIDE.parent / "first_chunk.json").read_text(encoding="utf-8"))
-    report = first_chunk.FirstChunkReport(**measured["first_chunk"])
-    table = TEXT.partition(first_chunk.BEGIN)[2].partition(first_chunk.END)[0]
-    assert table == first_chunk.table(report, measured["machine"])
 
 
 # The table of errors: a function that does what each row says.

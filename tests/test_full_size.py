@@ -3,12 +3,17 @@ import json
 import numpy as np
 import pytest
 
+from u2moe.benchmarks.full_size import cells as kinds
 from u2moe.benchmarks.full_size import measure as full_size
-from u2moe.benchmarks.full_size.measure import Cell, all_cells, run
+from u2moe.benchmarks.full_size.cells import AS_ROUTED, SKIPPED, Cell, all_cells, cell_of, encoder_ratio, ratio, spread
+from u2moe.benchmarks.full_size.measure import run
 from u2moe.benchmarks.full_size.models import make_artefact
-from u2moe.benchmarks.full_size.page import AS_ROUTED, SKIPPED, cell_of, encoder_ratio, ratio, spread, table, targets
+from u2moe.benchmarks.full_size.networks import Networks
+from u2moe.benchmarks.full_size.page import values
+from u2moe.benchmarks.full_size.targets import targets
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
+from u2moe.benchmarks.quality import levers
 from u2moe.runtime import Bundle
 
 PARTS = ("streaming", "streaming-8", "full", "second-pass")
@@ -27,18 +32,18 @@ def tiny_model(tiny):
 LEVER = {"below": 0.3, "tokens": 0.75, "cost": 0.02}
 
 
-def levers(*costs):
-    """Results of `levers`: word errors of 1000 with no expert skipped, below 0.1, below 0.2 and so on."""
+def lever_results(*costs):
+    """Results of `quality.levers`: word errors of 1000 with no expert skipped, below 0.1, below 0.2 and so on."""
     words = [{"all": {"num_errors": 1000 + cost}} for cost in (0, *costs)]
     settings = [{"skip_below": index / 10, "mode": "full context", "words": own} for index, own in enumerate(words)]
     in_chunks = [{**item, "mode": "chunk 16, left 4", "words": {"all": {"num_errors": 1}}} for item in settings]
     return {"settings": [*settings, *in_chunks], "skipped": {f"{index / 10:g}": index / 4 for index in range(4)}}
 
 
-@pytest.fixture(autouse=True)
-def lever(tmp_path, monkeypatch):
-    monkeypatch.setattr(full_size, "LEVERS", tmp_path / "levers.json")
-    (tmp_path / "levers.json").write_text(json.dumps(levers(5, -3, 20)))
+@pytest.fixture
+def lever_file(tmp_path):
+    (tmp_path / "levers.json").write_text(json.dumps(lever_results(5, -3, 20)))
+    return tmp_path / "levers.json"
 
 
 @pytest.fixture
@@ -144,11 +149,11 @@ def test_the_bound_is_measured_part_by_part(tiny, results):
     assert entry["stages"]["encoder"]["median"] == pytest.approx(seconds)
 
 
-def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, monkeypatch):
+def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, lever_file, monkeypatch):
     loads, load = [], Bundle.load
     monkeypatch.setattr(Bundle, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
     cells = [Cell(precision="int8", num_threads=1, mode=mode) for mode in PARTS]
-    content = run(tiny.folder.parent, results, models=["tiny"], cells=cells, repetitions=1)
+    content = run(tiny.folder.parent, results, models=["tiny"], lever_results=lever_file, cells=cells, repetitions=1)
     assert len(loads) == 4  # evenly routed, and as the demo model; both with skipped experts
     cases = {"tiny", "tiny/routed", "tiny/skipping", "tiny/skipping-routed"}
     assert all(content["cells"][cell.key].keys() == cases for cell in cells[:-1])
@@ -157,12 +162,12 @@ def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, 
 
 def test_another_demo_model_is_looked_at(tiny, tmp_path, monkeypatch):
     (tmp_path / "tiny").symlink_to(tiny.folder)
-    monkeypatch.setattr(full_size.Bench, "routings", lambda bench: {full_size.DEMO: bench.demo})
+    monkeypatch.setattr(Networks, "routings", lambda networks: {kinds.DEMO: networks.demo})
 
     def known(bundle, touched):
         monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
         monkeypatch.setattr(full_size, "demo_routing", lambda: {"touched": touched, "bundle": bundle})
-        return full_size.prepare(tmp_path, ["tiny"])[1][full_size.DEMO]["touched"]
+        return full_size.prepare(tmp_path, ["tiny"], {})[1][kinds.DEMO]["touched"]
 
     assert known("a", 3.0) == 3.0
     assert known("a", 5.0) == 3.0
@@ -170,17 +175,15 @@ def test_another_demo_model_is_looked_at(tiny, tmp_path, monkeypatch):
 
 
 def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, results, monkeypatch):
-    bench, cells = (
-        full_size.Bench([tiny], {}),
-        [Cell(precision=name, num_threads=1, mode="full") for name in ("fp32", "int8")],
-    )
-    cases = {"fp32": {"tiny": {}}, "int8": {"tiny": {}, f"tiny/{full_size.ROUTED}": {}}}
+    networks = Networks([tiny], {}, {})
+    cells = [Cell(precision=name, num_threads=1, mode="full") for name in ("fp32", "int8")]
+    cases = {"fp32": {"tiny": {}}, "int8": {"tiny": {}, f"tiny/{kinds.ROUTED}": {}}}
     measured = []
 
     def with_demo(bundle):
         measured.clear()
         monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
-        found = (bench, {full_size.DEMO: {"bundle": bundle}}, {full_size.DEMO: bench.lever})
+        found = (networks, {kinds.DEMO: {"bundle": bundle}}, {kinds.DEMO: {}})
         monkeypatch.setattr(full_size, "prepare", lambda *_, **__: found)
         run(tiny.folder.parent, results, models=["tiny"], cells=cells)
         return list(measured)
@@ -196,26 +199,26 @@ def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, res
     [((5, -3, 20), LEVER), ((5, 20, 21), {"below": 0.2, "tokens": 0.5, "cost": 0.02}), ((21, 30, 40), {})],
 )
 def test_the_lever_is_the_limit_that_skips_most_for_its_price(costs, expected):
-    assert full_size.best_lever(levers(*costs), 0.02) == pytest.approx(expected)
-    assert full_size.best_lever({}, 0.02) == {}
+    assert levers.best(lever_results(*costs), 0.02) == pytest.approx(expected)
+    assert levers.best({}, 0.02) == {}
 
 
 def test_as_many_tokens_skip_their_second_expert_as_in_the_demo_model(tiny, tmp_path):
     (tmp_path / "tiny").symlink_to(tiny.folder)
-    bench, _, skipped = full_size.prepare(tmp_path, ["tiny"])
-    assert skipped[full_size.DEMO] == bench.lever == pytest.approx(LEVER)
-    assert skipped["tokens"][full_size.EVEN] == pytest.approx(0.75, abs=0.03)
-    assert 0.4 < skipped["tokens"][full_size.AS_DEMO] < 1
+    networks, _, skipped = full_size.prepare(tmp_path, ["tiny"], LEVER)
+    assert skipped[kinds.DEMO] == networks.lever == LEVER
+    assert skipped["tokens"][kinds.EVEN] == pytest.approx(0.75, abs=0.03)
+    assert 0.4 < skipped["tokens"][kinds.AS_DEMO] < 1
     assert 0 < skipped["below"] < 0.5
-    graph = bench.skipping("tiny").path / "encoder.onnx"
+    graph = networks.skipping("tiny").path / "encoder.onnx"
     made = graph.stat().st_mtime_ns
-    assert full_size.prepare(tmp_path, ["tiny"])[2] == skipped
+    assert full_size.prepare(tmp_path, ["tiny"], LEVER)[2] == skipped
     assert graph.stat().st_mtime_ns == made
 
 
 def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     """Results of all cells: Dense-225M takes 0.1 s for each second of audio, MoE-1B twice that, and so on."""
-    models = (full_size.SMALL, full_size.MIXTURE, AS_ROUTED, full_size.LARGE, *SKIPPED)
+    models = (kinds.SMALL, kinds.MIXTURE, AS_ROUTED, kinds.LARGE, *SKIPPED)
     part = {"seconds": 0.6, "least_s": 0.5, "read_s": 0.25, "arithmetic_s": 0.5, "ratio": 1.2}
     parts = {"feed_forward": part, "attention": {**part, "seconds": 1.2, "ratio": 2.4}, "ctc": part, "other": part}
     rates = {"integer": 100e9, "float": 50e9, "read": 20e9}
@@ -226,10 +229,10 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
             values = {"verify_s": 1, "load_s": 1.5, "start_s": 2.5, "loaded_bytes": 1.4e9, "peak_bytes": 1.4e9}
             start: dict = {name: Spread.of([value]).data() for name, value in values.items()}
             start |= {"disk": {"files": 1e9}}
-            cells[cell.key] = dict.fromkeys(full_size.MODELS, start)
-        elif cell.mode in full_size.BOUNDS:
+            cells[cell.key] = dict.fromkeys(kinds.MODELS, start)
+        elif cell.mode in kinds.BOUNDS:
             entry = {"parts": parts, "rates": rates, "audio_s": 10.0, "stages": {"encoder": encoder}}
-            cells[cell.key] = dict.fromkeys((full_size.SMALL, full_size.MIXTURE), entry)
+            cells[cell.key] = dict.fromkeys((kinds.SMALL, kinds.MIXTURE), entry)
         else:
             factors = (*streaming, 1.3, 1.1) if cell.mode == "streaming" else (1.0, 1.5, 1.25, 4.5, 1.2, 1.0)
             size = 0.1 if cell.mode == "second-pass" else 0.1 * audio_seconds(cell.mode)
@@ -237,21 +240,19 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
                 name: {"seconds": [size * factor * noise for noise in (1, 9, 0.9)]}
                 for name, factor in zip(models, factors, strict=True)
             }
-    machine = {"processor": "a processor", "instruction_sets": ["avx2"], "usable_cores": 2, "onnxruntime": "1.2.3"}
     routings = {
         title: {"num_experts": 8, "touched": touched, "load_entropy": touched / 10}
         for title, touched in zip(ROUTINGS, (4.0, 5.0, 7.9, 4.0), strict=True)
     }
-    parameters = dict.fromkeys(full_size.MODELS, 1_500_000_000)
-    where = {"machine": {**machine, "commit": "abc"}, "date": "2026-01-01"}
-    exports = {full_size.MIXTURE: {"cpu_s": 100, "peak_bytes": 9.06e9, "said": "both agree."}}
-    tokens = {full_size.EVEN: 0.75, full_size.AS_DEMO: 0.7}
-    skipping = {full_size.DEMO: LEVER, "below": 0.41, "tokens": tokens}
+    parameters = dict.fromkeys(kinds.MODELS, 1_500_000_000)
+    exports = {kinds.MIXTURE: {"cpu_s": 100, "peak_bytes": 9.06e9, "said": "both agree."}}
+    tokens = {kinds.EVEN: 0.75, kinds.AS_DEMO: 0.7}
+    skipping = {kinds.DEMO: LEVER, "below": 0.41, "tokens": tokens}
     found = {"routings": routings, "skipping": skipping, "exports": exports, "cells": cells}
-    return {"parameters": parameters, **where, **found}
+    return {"parameters": parameters, **found}
 
 
-ROUTINGS = (full_size.DEMO, full_size.OWN, full_size.EVEN, full_size.AS_DEMO)
+ROUTINGS = (kinds.DEMO, kinds.OWN, kinds.EVEN, kinds.AS_DEMO)
 
 
 def test_ratios_are_of_rounds_and_factors_of_audio():
@@ -268,8 +269,6 @@ def test_targets_say_what_was_met():
     even = found["RTF of MoE-1B / Dense-225M, streaming, even routing"]
     assert even.met
     assert even.value == pytest.approx(2)
-    # 0.25 s for 10 s of audio at 5 experts: 25.28 ms a chunk at 7.9
-    assert even.bound.startswith("reading the 7.9 experts that a chunk touches takes 25 of its 128 ms at 20 GB/s, 0.40")
     assert measured["RTF of MoE-1B / Dense-225M, streaming, routed as the demo model"] == pytest.approx(1.5)
     assert measured["RTF of MoE-1B / Dense-225M, full context, even routing"] == pytest.approx(1.5)
     assert measured["RTF of Dense-1B / MoE-1B, full context"] == pytest.approx(3)
@@ -277,19 +276,10 @@ def test_targets_say_what_was_met():
     even_skipped = found[f"RTF of MoE-1B / Dense-225M, {skipped.format('even routing')}"]
     assert even_skipped.value == pytest.approx(1.2)
     assert even_skipped.limit == 1.2
-    # all parts are bound by 0.5 s; of 2 experts a token keeps 1.25
-    assert even_skipped.bound.startswith("without skipping 1.50; of its bounds")
-    assert even_skipped.bound.endswith(
-        "experts are 500 of 1500 ms, with 1.25 instead of 2 for a token 1312 ms in all, 0.88 times"
-    )
     assert measured[f"RTF of MoE-1B / Dense-225M, {skipped.format('routed as the demo model')}"] == pytest.approx(1)
     encoder = found["encoder of MoE-1B / its bound, streaming"]
     assert encoder.value == pytest.approx(2.4 / 1.5)
     assert encoder.found.low == pytest.approx(2.1 / 1.5)
-    assert encoder.bound.startswith(
-        "above the bound of the whole are attention 0.47, feed forward 0.07, other 0.07; onnxruntime's products read "
-        "weights and multiply one after the other, which alone is 1.50 times the bound; tried"
-    )
     assert measured["second pass of MoE-1B, 10 s, 10 hypotheses"] == pytest.approx(150)
     throughput = found["throughput of 8 streams of MoE-1B in a batch / one"]
     assert throughput.value == pytest.approx(2 / 1.5)
@@ -302,27 +292,32 @@ def test_targets_say_what_was_met():
     assert targets({**made_up(), "cells": {}}) == []
 
 
-def test_the_table_shows_every_cell():
-    text = table(made_up((1.0, 2.5, 1.5, 3.0)))
+def test_the_page_has_the_numbers_of_its_prose():
+    found = values(made_up())
+    # 0.25 s for 10 s of audio at 5 experts: 25.28 ms a chunk at 7.9
+    assert [found[name] for name in ("read_ms", "chunk_ms", "read_rate", "read_share")] == ["25", "128", "20", "0.40"]
+    assert [found[name] for name in ("in_turn", "above.feed_forward", "touched.even")] == ["1.50", "0.07", "7.9"]
+    assert [found[name] for name in ("export_s", "export_gb", "export_parity")] == ["100", "9.1", "both agree."]
+    assert [found[name] for name in ("skip_below", "skipped.even", "skipped.as_demo")] == ["0.41", "75%", "70%"]
+    assert [found[name] for name in ("full.even", "full.dense_1b", "streaming.as_demo")] == ["1.50", "3.00", "1.50"]
+
+
+def test_the_tables_show_every_cell():
+    found = values(made_up((1.0, 2.5, 1.5, 3.0)))
+    text = "\n".join(found[name] for name in ("table", "skipping", "bounds", "starts"))
     for title in ("streaming", "streaming, batch of 8", "full context", "second pass"):
         for precision in ("int8", "fp32"):
             assert text.count(f"| {precision}, {title} | 1 |") == text.count(f"| {precision}, {title} | 2 |") == 1
     assert "| int8, streaming | 1 | 0.1000 (0.0950-0.5000) | 0.2500 (0.2375-1.2500) | 0.1500" in text
     assert "| 2.50 (2.50-2.50) | 1.50 (1.50-1.50) | 0.83 (0.83-0.83) |" in text
     assert "| MoE-1B, int8 | 1000 | 1.00 (1.00-1.00) | 1.50 (1.50-1.50) | 1400 (1400-1400) | 1400 (1400-1400) |" in text
-    exported = "in 100 seconds of the processor, with 9.1 GB of memory at its peak: both agree."
-    assert exported in text.replace("\n", " ")
-    assert "a chunk touches 7.9 evenly routed, the worst case" in text
     assert "| attention | 76.8, 2.40 | 76.8, 2.40 | 1200, 2.40 |" in text  # a chunk of 0.64 s, and all 10 s
     assert "| whole | 153.6 (134.4-192.0), 1.60 | 153.6 (134.4-192.0), 1.60 | 2400.0 (2100.0-3000.0), 1.60 |" in text
     assert "| rates | 100 / 50 / 20 | 100 / 50 / 20 |" in text
-    assert "layer sizes are ours" in text
     skipped = (
         "| full context | 0.1200 (0.1140-0.6000) | 0.80 (0.80-0.80) | 1.20 (1.20-1.20) | 0.1000 (0.0950-0.5000) | "
     )
     assert f"{skipped}0.80 (0.80-0.80) | 1.00 (1.00-1.00) |" in text
-    assert "below 0.41 as many tokens skip theirs here, 75% even, 70% as the demo model" in text.replace("\n", " ")
-    assert "with avx2, 2 cores, onnxruntime 1.2.3, commit abc, 2026-01-01" in text
 
 
 def test_a_table_of_few_cells_leaves_out_what_was_not_measured():
@@ -330,9 +325,10 @@ def test_a_table_of_few_cells_leaves_out_what_was_not_measured():
     for case in (AS_ROUTED, *SKIPPED):  # of int8 on one thread alone
         del results["cells"]["int8/1/streaming"][case]
     kept = {"int8/1/streaming": results["cells"]["int8/1/streaming"]}
-    text = table({**results, "cells": kept, "routings": {}})
+    found = values({**results, "cells": kept, "routings": {}})
+    text = found["table"]
     row = next(line for line in text.splitlines() if line.startswith("| int8, streaming"))
     assert row.count("|") == text.splitlines()[text.splitlines().index(row) - 1].count("|")
     assert "| 2.00 (2.00-2.00) |  | 0.67 (0.67-0.67) |" in row
-    assert "fresh process" not in text
-    assert "| part |" not in text
+    assert len(found["starts"].splitlines()) == 2
+    assert "read_ms" not in found

@@ -78,4 +78,4 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["weight"] == 9
     assert {length: found["num_recordings"] for length, found in results["sets"]["test"].items()} == {"10": 1, "100": 1}
-    assert hotwords.table(results) in capsys.readouterr().out
+    assert hotwords.values(results)["table"] in capsys.readouterr().out

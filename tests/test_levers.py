@@ -6,7 +6,7 @@ import soundfile
 
 from u2moe.benchmarks.bench.expert_usage import Layer
 from u2moe.benchmarks.instruments.probe import Mode
-from u2moe.benchmarks.quality.levers import SecondShares, Setting, main, reference, second_share, settings, table
+from u2moe.benchmarks.quality.levers import SecondShares, Setting, main, reference, second_share, settings, values
 from u2moe.runtime import Bundle, BundleError
 
 CHUNKS = Mode(chunk_size=16, num_left_chunks=4)
@@ -80,7 +80,7 @@ def test_the_table_compares_with_the_first_row_of_the_same_chunks(results):
     changed = json.loads(json.dumps(results))
     for item in changed["settings"]:
         item["words"]["all"]["num_errors"] = next(errors)
-    rows = [line.split(" | ") for line in table(changed).splitlines() if line.startswith(("| full", "| chunk"))]
+    rows = [line.split(" | ") for line in values(changed)["table"].splitlines()[2:]]
     assert [row[6] for row in rows] == ["+0.0%", "+1.0%", "+50.0%", "+0.0%", "+1.0%", "-50.0%", "-10.0%"]
     assert rows[0][-1].startswith("1.00 (1.00-1.00)")
     assert [row[2] for row in rows][2] == "100%"

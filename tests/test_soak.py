@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.endurance import soak
+from u2moe.benchmarks.endurance import long_file, many_streams, soak
 from u2moe.benchmarks.endurance.cuts import Cuts, cuts_of, logged
+from u2moe.benchmarks.endurance.long_stream import run_long_stream
+from u2moe.benchmarks.endurance.memory import Memory
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Stream
 from u2moe.runtime.corpus.word_errors import read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -57,8 +59,8 @@ def test_a_short_soak(report):
     ("part", "changes", "failure"),
     [
         ("stream", {"num_disordered": 1}, "segments out of order"),
-        ("stream", {"memory": soak.Memory(start_mb=100, end_mb=111)}, "memory of the long stream grew"),
-        ("file", {"memory": soak.Memory(start_mb=100, end_mb=111)}, "memory of the long file grew"),
+        ("stream", {"memory": Memory(start_mb=100, end_mb=111)}, "memory of the long stream grew"),
+        ("file", {"memory": Memory(start_mb=100, end_mb=111)}, "memory of the long file grew"),
         ("streams", {"num_different": 1}, "streams together gave another text"),
         ("streams", {"num_split_different": 1}, "random portions gave another text"),
         ("stream", {"cuts": cuts(num_lost=1)}, "frames were lost or heard twice"),
@@ -70,7 +72,7 @@ def test_a_short_soak(report):
     ],
 )
 def test_what_is_a_failure(report, part, changes, failure):
-    flat = soak.Memory(start_mb=100, end_mb=109)
+    flat = Memory(start_mb=100, end_mb=109)
     good = soak.SoakReport(
         stream=replace(report.stream, memory=flat),
         streams=report.streams,
@@ -85,13 +87,13 @@ def test_what_is_a_failure(report, part, changes, failure):
 
 def test_streams_that_hear_something_else_are_counted(recognizer, manifest, monkeypatch):
     """Portions that lose a sample, as a fault would."""
-    portions = soak._portions
+    portions = many_streams.portions
 
     def lossy(samples, random, rate):
         return portions(samples if random is None else samples[8000:], random, rate)
 
-    monkeypatch.setattr(soak, "_portions", lossy)
-    found = soak.hear_many(recognizer, read_manifest(manifest), 3, np.random.default_rng(0))
+    monkeypatch.setattr(many_streams, "portions", lossy)
+    found = many_streams.run_many_streams(recognizer, read_manifest(manifest), 3, np.random.default_rng(0))
     assert (found.num_different, found.num_split_different) == (0, 3)
 
 
@@ -102,7 +104,7 @@ def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
     out = capsys.readouterr().out
     results = json.loads(file.read_text(encoding="utf-8"))
     assert code == bool(results["failures"])
-    assert soak.table(results) in out
+    assert soak.values(results)["table"] in out
     assert "| 2 streams at once |" in out
 
 
@@ -112,7 +114,7 @@ def demo_recording(tmp_path, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 8.0)
     file = tmp_path / "long.wav"
     recordings = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt") * 2
-    list(soak._write_long(file, recordings, 20 / 3600, np.random.default_rng(0), 16_000))
+    list(long_file._write_long(file, recordings, 20 / 3600, np.random.default_rng(0), 16_000))
     return file, soundfile.info(file).frames
 
 
@@ -182,5 +184,5 @@ def without_first_word(result):
 def test_segments_that_come_twice_are_counted(recognizer, manifest, monkeypatch):
     take_segments = Stream.take_segments
     monkeypatch.setattr(Stream, "take_segments", lambda self: take_segments(self) * 2)
-    found = soak.hear_long(recognizer, read_manifest(manifest), 15 / 3600, np.random.default_rng(0))
+    found = run_long_stream(recognizer, read_manifest(manifest), 15 / 3600, np.random.default_rng(0))
     assert found.num_disordered > 0

@@ -76,4 +76,4 @@ def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
     results = json.loads(file.read_text(encoding="utf-8"))
     assert set(results["sets"]["words"]) == {"full", "chunk 16"}
     assert results["sets"]["words"]["full"]["num_words"] == 10
-    assert word_times.table(results) in capsys.readouterr().out
+    assert word_times.values(results)["table"] in capsys.readouterr().out

@@ -1,13 +1,12 @@
 """What does it cost to begin? Import, load, and the first chunk and first final result with and without `warm_up`.
 
-    python -m u2moe.benchmarks.bench.first_chunk [BUNDLE] [--audio FILE_OR_FOLDER] [--runs 7] [--guide FILE]
+    python -m u2moe.benchmarks.bench.first_chunk [BUNDLE] [--audio FILE_OR_FOLDER] [--runs 7]
 
-Each run is a process of its own that streams the recordings as one, twice; with `warm_up` and without. JSON out.
+Each run is a process of its own that streams the recordings as one, twice; with `warm_up` and without.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -21,14 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.instruments.host import describe_machine
+from u2moe.benchmarks.results.files import write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import measured_here
+from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 OPTIONS = DecodingOptions(chunk_size=16, num_left_chunks=4)
-BEGIN, END = "<!-- begin first chunk -->\n", "\n<!-- end first chunk -->"
-"""Marks around the table in the guide."""
 _CHILD = """
 import sys, time
 begin = time.perf_counter()
@@ -140,39 +140,43 @@ def first_chunk(bundle: Path, audio: Path, num_runs: int) -> FirstChunkReport:
     )
 
 
-def table(report: FirstChunkReport, machine: Mapping[str, Any]) -> str:
-    """The table of the embedding guide."""
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each step, how many processes there were, and where."""
+    found = results["first_chunk"]
+
+    def both(name: str) -> str:
+        return ", ".join(f"{found[f'{name}_{kind}_ms']:.1f}" for kind in ("cold", "warm")) + " ms"
+
     rows = [
-        ("import of `u2moe.runtime`", f"{report.import_s:.2f} s"),
-        ("load", f"{report.load_s:.2f} s"),
-        ("`warm_up()`", f"{report.warm_up_ms:.0f} ms"),
-        ("first chunk, without and with it", f"{report.first_chunk_cold_ms:.1f}, {report.first_chunk_warm_ms:.1f} ms"),
-        ("later chunks", f"{report.steady_chunk_ms:.1f} ms"),
-        ("first final result, without and with it",
-         f"{report.first_final_cold_ms:.1f}, {report.first_final_warm_ms:.1f} ms"),
-        ("later ones", f"{report.second_final_ms:.1f} ms"),
-    ]  # fmt: skip
-    place = f"{machine['processor']}, onnxruntime {machine['onnxruntime']}"
-    head = f"Medians of {2 * report.num_runs} processes with the bundled model, one thread, 640 ms per chunk ({place}):"
-    return "\n".join([head, "", "| step | takes |", "| --- | ---: |", *(f"| {name} | {time} |" for name, time in rows)])
+        ("import of `u2moe.runtime`", f"{found['import_s']:.2f} s"),
+        ("load", f"{found['load_s']:.2f} s"),
+        ("`warm_up()`", f"{found['warm_up_ms']:.0f} ms"),
+        ("first chunk, without and with it", both("first_chunk")),
+        ("later chunks", f"{found['steady_chunk_ms']:.1f} ms"),
+        ("first final result, without and with it", both("first_final")),
+        ("later ones", f"{found['second_final_ms']:.1f} ms"),
+    ]
+    machine = results["machine"]
+    return {
+        "table": table(("step", "takes"), rows),
+        "processes": str(2 * found["num_runs"]),
+        "machine": f"{machine['processor']}, onnxruntime {machine['onnxruntime']}",
+    }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.bench.first_chunk", description=__doc__.splitlines()[0]
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = script_parser("bench.first_chunk", __doc__)
     parser.add_argument("bundle", type=Path, nargs="?", default=DEMO_FOLDER, help="folder of a bundle (default: demo)")
     parser.add_argument("--audio", type=Path, default=DEMO_FOLDER / "clips", help="file or folder, over 3 seconds")
     parser.add_argument("--runs", type=int, default=7, help="processes of each kind (default: 7)")
-    parser.add_argument("--guide", type=Path, metavar="FILE", help="put the table there, between its marks")
-    args = parser.parse_args(argv)
-    report, machine = first_chunk(args.bundle, args.audio, args.runs), describe_machine()
-    if args.guide:
-        before, _, rest = args.guide.read_text(encoding="utf-8").partition(BEGIN)
-        args.guide.write_text(f"{before}{BEGIN}{table(report, machine)}{END}{rest.partition(END)[2]}", encoding="utf-8")
-    print(json.dumps({"machine": machine, "first_chunk": asdict(report)}, indent=1))
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    results = {**measured_here(), "first_chunk": asdict(first_chunk(args.bundle, args.audio, args.runs))}
+    if args.output:
+        write_json(args.output, results)
+    print(values(results)["table"])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,37 +1,24 @@
-"""What `u2moe bench` told of the demo model, for README.md, and the pictures of it in docs/. Measures nothing.
+"""What pages show of the report of `u2moe bench` on the demo model. Measures nothing.
 
-`u2moe bench --json benchmarks/results/bench.json` measures; `python -m u2moe.benchmarks.bench.page` draws.
+`u2moe bench --json benchmarks/results/bench.json --plots docs/results/bench` measures and draws.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from u2moe.benchmarks.bench.plots import draw
 from u2moe.benchmarks.bench.terminal import Report, describe
-from u2moe.benchmarks.results.json_file import read_json
-
-RESULTS = Path(__file__).parents[1] / "results" / "bench.json"
-PICTURES = {
-    "stages": "Real-time factor end to end, and the share of each stage",
-    "waits": "What a listener waits for, in real time",
-    "bound": "Time of each part, and what it takes at least",
-}
-"""Those of the plots that are shown, with what they are of."""
-PREFIX = "bench-"
 
 
-def table(report: Report) -> str:
-    """The tables as the terminal shows them, below the pictures."""
-    pictures = [f"![{title}](../docs/{PREFIX}{name}.png)" for name, title in PICTURES.items()]
-    return "\n\n".join([*pictures, f"```text\n{describe(report)}\n```"]) + "\n"
-
-
-def main() -> None:
-    """Draw the pictures anew."""
-    for file in draw(read_json(RESULTS), RESULTS.parents[2] / "docs", names=PICTURES, prefix=PREFIX):
-        print(f"wrote {file}")
-
-
-if __name__ == "__main__":
-    main()
+def values(report: Report) -> dict[str, str]:
+    """The tables as the terminal shows them, and their main numbers: with full context, and in chunks of 16."""
+    first = report["plan"]["threads"][0]
+    speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
+    bound = {entry["mode"]: entry for entry in report["bound"] if entry["threads"] == first}
+    (footprint,) = report["footprint"].values()
+    found = {"table": f"```text\n{describe(report)}\n```"}
+    for name, mode in (("full", "full context"), ("chunks", "chunk 16, left 4")):
+        found[f"rtf_{name}"] = f"{speed[mode]['real_time_factor']['median']:.4f}"
+        found[f"encoder_{name}"] = f"{speed[mode]['shares']['encoder']:.0%}"
+        found[f"bound_{name}"] = f"{bound[mode]['whole']['ratio']:.1f}"
+    found["start_ms"] = f"{1e3 * (footprint['verify_s']['median'] + footprint['load_s']['median']):.0f}"
+    found["peak_mb"] = f"{footprint['peak_bytes']['median'] / 1e6:.0f}"
+    return found

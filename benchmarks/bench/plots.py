@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,12 @@ def require_matplotlib() -> None:
         raise U2moeError("plots need matplotlib: pip install 'u2moe[plots]'") from error
 
 
-def draw(report: Report, folder: Path, *, names: Iterable[str] = (), prefix: str = "") -> list[Path]:
+def draw(report: Report, folder: Path) -> list[Path]:
     """Write the plots that a report has numbers for, as PNG into a folder that exists; returns the files.
 
     Args:
         report: of `u2moe bench`.
         folder: where they are written.
-        names: of plots; all, if there are none.
-        prefix: of the files' names.
 
     Raises:
         U2moeError: matplotlib is not installed.
@@ -65,11 +63,11 @@ def draw(report: Report, folder: Path, *, names: Iterable[str] = (), prefix: str
         "bound": _bound,
     }
     files = []
-    for name in names or plots:
+    for name, plot in plots.items():
         figure = Figure(layout="constrained", dpi=100)
-        if plots[name](figure, report):
+        if plot(figure, report):
             figure.suptitle(_machine(report), fontsize=7, color="0.4", x=0.99, ha="right")
-            files.append(folder / f"{prefix}{name}.png")
+            files.append(folder / f"{name}.png")
             figure.savefig(files[-1])
     return files
 

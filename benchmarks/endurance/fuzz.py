@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from u2moe.benchmarks.endurance.soak import resident_mb
-from u2moe.benchmarks.results.provenance import publish, sentence
+from u2moe.benchmarks.endurance.memory import resident_mb
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import Bundle, Recognizer, U2moeError
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.manifest import MANIFEST_FILE
@@ -244,9 +246,7 @@ def _replace(file: Path, content: bytes) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.endurance.fuzz", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("endurance.fuzz", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("audio", type=Path, nargs="+", help="audio files, and folders of them")
     parser.add_argument("--inputs", type=int, default=1000, help="default: 1000")
@@ -258,24 +258,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer(read_inputs(args.bundle, args.audio, range(args.child, args.inputs)))
         return 0
     report = fuzz(args.bundle, args.audio, args.inputs)
-    publish(args.bundle, asdict(report), table, args.output)
+    publish(args.bundle, asdict(report), values, args.output)
     return int(report.num_failed > 0)
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: the counts, and each failure."""
     kinds = {"audio": "audio files", "bundle": "bundles"}
-    tried = ", ".join(f"{num} {kinds[kind]}" for kind, num in results["num_inputs"].items())
     counts = [results[name] for name in ("num_refused", "num_accepted", "num_failed")]
-    cells = [*map(str, counts), f"{results['start_mb']:.0f}, {results['end_mb']:.0f} MB"]
-    lines = [
-        f"Damaged inputs, each from its seed: {tried}. {sentence(results)}",
-        "",
-        "| refused with one of our errors | read all the same | anything else | memory after a tenth, at the end |",
-        "| ---: | ---: | ---: | ---: |",
-        f"| {' | '.join(cells)} |",
-    ]
-    return "\n".join([*lines, *(f"\n`{failure}`" for failure in results["failures"])])
+    header = ("refused with a typed error", "read all the same", "anything else", "memory after a tenth, at the end")
+    row = (*counts, f"{results['start_mb']:.0f}, {results['end_mb']:.0f} MB")
+    return {
+        "table": "\n\n".join([table(header, [row], left=0), *(f"`{failure}`" for failure in results["failures"])]),
+        "tried": ", ".join(f"{num} {kinds[kind]}" for kind, num in results["num_inputs"].items()),
+        "failed": str(results["num_failed"]),
+        "start_mb": f"{results['start_mb']:.0f}",
+        "end_mb": f"{results['end_mb']:.0f}",
+    }
 
 
 def limit_memory() -> None:
@@ -287,4 +286,4 @@ def limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

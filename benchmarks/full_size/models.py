@@ -9,7 +9,6 @@ command `u2moe export` makes in a process of its own, and FOLDER/NAME/export.jso
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.results.json_file import read_json, write_json
+from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
@@ -131,21 +131,15 @@ def _export(artefact: Artefact, *, overwrite: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.full_size.models", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("full_size.models", __doc__)
     parser.add_argument("folder", type=Path, help="where the bundles lie, a folder for each model")
     parser.add_argument("--models", nargs="+", choices=sorted(PRESETS), default=["dense-225m", "moe-1b", "dense-1b"])
     parser.add_argument("--again", action="store_true", help="make bundles anew that are there")
     parser.add_argument("--parity", action="store_true", help="compare the graphs with torch")
     args = parser.parse_args(arguments)
     for name in args.models:
-        make_artefact(name, args.folder, again=args.again, parity=args.parity, progress=_print)
-
-
-def _print(line: str) -> None:
-    print(f"- {line}", flush=True)
+        make_artefact(name, args.folder, again=args.again, parity=args.parity, progress=report)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,9 +11,7 @@ layer are measured alone, too, with as many rows for each expert, and nothing ar
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,10 +25,12 @@ import onnxruntime
 import torch
 
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
-from u2moe.benchmarks.results.json_file import write_json
-from u2moe.benchmarks.results.provenance import measured_here, sentence
-from u2moe.benchmarks.results.targets import Target, quartiles
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of
+from u2moe.benchmarks.results.files import write_json
+from u2moe.benchmarks.results.markdown import quartiles, table
+from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.architecture import FeedForward
 from u2moe.export.builder import GraphBuilder
 from u2moe.export.layers import feed_forward
@@ -49,6 +49,7 @@ BITS = {FLOAT: 32, INT8: 8, INT4: 4}
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 250, 500)
 """16 is a chunk of the encoder, 250 ten seconds of audio."""
 LIMIT = 1.15
+BOUNDS = {"read_s": "memory-read", "arithmetic_s": "arithmetic"}
 TARGETS = {16: "read_s", 250: "arithmetic_s"}
 """Bounds that a layer in int8 shall keep to within `LIMIT`, by tokens."""
 LAYER_BYTES = 160_000_000
@@ -250,11 +251,11 @@ def measure(
         for recipe, own in layers.items():
             cases[recipe, count, "seconds"] = partial(own.seconds, x)
             cases[recipe, count, "products_s"] = partial(own.products_seconds, x)
-    measured = interleaved(cases, repetitions, title="layers", progress=progress)
+    found = interleaved(cases, repetitions, title="layers", progress=progress)
     entries = []
     for count, x in inputs.items():
         for recipe, own in layers.items():
-            spreads = {key: Spread.of(measured[recipe, count, key]) for key in ("seconds", "products_s")}
+            spreads = {key: Spread.of(found[recipe, count, key]) for key in ("seconds", "products_s")}
             entries.append({**bound(own, x, rates), **{key: value.data() for key, value in spreads.items()}})
             entries[-1]["ratio"] = spreads["seconds"].median / entries[-1]["least_s"]
     return {"sizes": asdict(sizes), "threads": num_threads, "rates": rates, "layers": entries}
@@ -278,62 +279,47 @@ def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
     """A layer in int8 on one thread against the bounds that were set."""
-    found = []
-    for item in results["layers"]:
-        key = TARGETS.get(item["tokens"])
-        if item["recipe"] != INT8 or key is None or results["threads"] != 1:
-            continue
-        spread = Spread(**{**_scaled(item["seconds"], 1 / item[key]), "count": item["seconds"]["count"]})
-        kind = {"read_s": "memory-read", "arithmetic_s": "arithmetic"}[key]
-        alone = item["products_s"]["median"]
-        text = (
-            f"the products alone, in onnxruntime's kernel with nothing around them, take {alone / item[key]:.2f} of "
-            f"it, {1e3 * alone:.2f} of {1e3 * item['seconds']['median']:.2f} ms; reading the weights takes "
-            f"{1e3 * item['read_s']:.2f}, multiplying {1e3 * item['arithmetic_s']:.2f}"
+    return [
+        Target(
+            name=f"MoE layer at {item['tokens']} tokens / its {BOUNDS[TARGETS[item['tokens']]]} bound",
+            found=spread_of(item["seconds"], 1 / item[TARGETS[item["tokens"]]]),
+            limit=LIMIT,
+            at_most=True,
         )
-        name = f"MoE layer at {item['tokens']} tokens / its {kind} bound"
-        found.append(Target(name=name, found=spread, limit=LIMIT, at_most=True, bound=text))
+        for item in results["layers"]
+        if item["recipe"] == INT8 and item["tokens"] in TARGETS and results["threads"] == 1
+    ]
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each recipe and number of tokens, the rates, and the layers of the targets."""
+    header = ("experts", "tokens", "with tokens", "layer", "products", "read", "arithmetic", "layer / bound")
+    layers = sorted(results["layers"], key=lambda item: list(BITS).index(item["recipe"]))
+    found = {
+        "table": table(header, map(_row, layers)),
+        **{name: str(size) for name, size in results["sizes"].items()},
+        **{kind: f"{best_rate(results['rates'], kind) / 1e9:.0f}" for kind in ("integer", "float")},
+        "read": f"{read_rate(results['rates'], LAYER_BYTES) / 1e9:.1f}",
+        "threads": str(results["threads"]),
+    }
+    for item in layers:
+        if item["recipe"] == INT8 and (key := TARGETS.get(item["tokens"])):
+            found |= {
+                f"ratio_at_{item['tokens']}": f"{item['seconds']['median'] / item[key]:.2f}",
+                f"products_at_{item['tokens']}": f"{item['products_s']['median'] / item[key]:.2f}",
+            }
     return found
 
 
-def _scaled(spread: Mapping[str, float], factor: float) -> dict[str, float]:
-    return {name: spread[name] * factor for name in ("median", "low", "high")}
-
-
-TEXT = """
-One mixture of experts of {dim} dimensions, {hidden} hidden, top {top_k} of {num_experts}, random routers (near uniform,
-the worst case), {threads}; milliseconds, medians, quartiles in brackets. Layers with weights of their own take turns:
-none is in a cache. Bound: the larger of reading the experts that have tokens at {read:.1f} GB/s and of their products
-at {integer:.0f} G (integers) or {float:.0f} G (fp32) multiply-adds per second, the best that onnxruntime's kernels
-reached in the same run. Products: the same products alone, with nothing around them.
-"""
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    rates = {kind: best_rate(results["rates"], kind) / 1e9 for kind in ("integer", "float")}
-    read = read_rate(results["rates"], LAYER_BYTES) / 1e9
-    threads = "one thread" if results["threads"] == 1 else f"{results['threads']} threads"
-    header = ("experts", "tokens", "with tokens", "layer", "products", "read", "arithmetic", "layer / bound")
-    lines = [sentence(results), TEXT.format(**results["sizes"], **rates, read=read, threads=threads)]
-    lines += [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
-    for item in sorted(results["layers"], key=lambda item: list(BITS).index(item["recipe"])):
-        layer, products = (
-            Spread(**{**_scaled(item[key], 1e3), "count": item[key]["count"]}) for key in ("seconds", "products_s")
-        )
-        lines.append(
-            f"| {item['recipe']} | {item['tokens']} | {item['experts']:.1f} | {quartiles(layer)} "
-            f"| {quartiles(products)} | {1e3 * item['read_s']:.2f} | {1e3 * item['arithmetic_s']:.2f} "
-            f"| {item['ratio']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
+    times = (quartiles(spread_of(item[key], 1e3)) for key in ("seconds", "products_s"))
+    bounds = (f"{1e3 * item[key]:.2f}" for key in ("read_s", "arithmetic_s"))
+    return item["recipe"], item["tokens"], f"{item['experts']:.1f}", *times, *bounds, f"{item['ratio']:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.full_size.moe_layer", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("full_size.moe_layer", __doc__)
     parser.add_argument("--results", type=Path, metavar="JSON", help="file to write what was measured to")
     parser.add_argument("--recipes", nargs="+", choices=tuple(BITS), default=list(BITS))
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
@@ -351,13 +337,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_bytes=options.bytes,
         num_threads=options.threads,
         repetitions=options.repetitions,
-        progress=lambda line: print(line, file=sys.stderr),
+        progress=report,
     )
     content = {**measured_here(), **content}
-    print(table(content))
+    print(f"{measured(content)}\n\n{values(content)['table']}")
     if options.results:
         write_json(options.results, content)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,15 +1,16 @@
-"""What is told of repeated measurements beside their spread; how they are made is the runtime's `measurement`."""
+"""What is told of repeated measurements beside their spread; how they are made is `quantize.tuning.measurement`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from u2moe.quantize.tuning.measurement import Spread, interleaved
 
-__all__ = ["PERCENTILES", "Spread", "differs", "interleaved", "percentiles"]
+__all__ = ["PERCENTILES", "Spread", "differs", "interleaved", "percentiles", "ratios", "spread_of", "timed"]
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -25,3 +26,24 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether two spreads, as they stand in JSON, differ by more than they spread: their quartiles do not overlap."""
     return bool(before["high"] < after["low"] or after["high"] < before["low"])
+
+
+def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
+    """A spread as it stands in JSON, in another unit."""
+    return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])
+
+
+def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
+    """How many times as large values are as others of the same rounds, in which the two took turns."""
+    return Spread.of([value / other for value, other in zip(values, others, strict=True)])
+
+
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """A function that calls another and returns how many seconds that took."""
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    return seconds

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from u2moe.benchmarks.results.json_file import read_json, write_json
+from u2moe.benchmarks.results.files import read_json, write_json
 
 _RECORD = "installed.json"
-_NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "exp", "tests", "examples", "docs", "results")
-"""What is left out of a copy of a repository that is installed from."""
+_NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "exp", "tests", "examples", "docs")
+"""What is left out of a copy of a repository that is installed from; and what was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,14 @@ def _size(folder: Path) -> int:
 def copy_source(repository: Path, target: Path) -> Path:
     """What is installed of a repository: building where it lies would leave files behind. Returns `target`."""
     shutil.rmtree(target, ignore_errors=True)
-    return Path(shutil.copytree(repository, target, ignore=shutil.ignore_patterns(*_NOT_SOURCE)))
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        measured = ("*.json",) if Path(folder) == repository / "benchmarks" / "results" else ()
+        return shutil.ignore_patterns(*_NOT_SOURCE, *measured)(folder, names)
+
+    if not (repository / "pyproject.toml").exists():
+        raise FileNotFoundError(f"{repository}: is no clone of u2moe; change to its root")
+    return Path(shutil.copytree(repository, target, ignore=left_out))
 
 
 def digest(folder: Path) -> str:

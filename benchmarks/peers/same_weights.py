@@ -1,18 +1,16 @@
 """The same weights by other means, beside ours: torch, other graphs, and onnxruntime's own operators and quantizer.
 
-    python -m u2moe.benchmarks.peers.same_weights FOLDER --results kernel_peers.json [--at-most 1]
+    python -m u2moe.benchmarks.peers.same_weights FOLDER [--results FILE] [--at-most 1]
 
-FOLDER holds the bundles of a random model (`artefacts`), its whole encoder; what is missing there is made, peers too.
-They do not fit into memory together: they are measured group by group, our int8 in every group, all of a group in
-turn, one thread. Results are written cell by cell; a second run goes on where the first was stopped. Where a process
-finds its memory makes a difference of several percent while experts are read: `--more` adds the rounds of another.
+FOLDER holds the bundles of a random model (`full_size.models`); what is missing there is made, peers too. They do not
+fit into memory together: they are measured group by group, our int8 in every group, all of a group in turn, one thread.
+Results are written cell by cell; a second run goes on where the first was stopped. Where a process finds its memory
+makes a difference of several percent while experts are read: `--more` adds the rounds of another.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,22 +23,22 @@ import numpy as np
 import torch
 
 from u2moe.benchmarks.full_size.models import Artefact, make_artefact
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, timed
 from u2moe.benchmarks.instruments.workload import (
-    CHUNK_S,
     NUM_CHUNKS,
     NUM_WARM_CHUNKS,
-    UTTERANCE_S,
     Frames,
     streaming_round,
     utterance,
     windows,
 )
-from u2moe.benchmarks.peers import graphs as peer_graphs
+from u2moe.benchmarks.peers import graphs
 from u2moe.benchmarks.peers.torch_encoder import TorchEncoder, with_loops
-from u2moe.benchmarks.results.json_file import write_json
-from u2moe.benchmarks.results.provenance import recorded, resumed, sentence
-from u2moe.benchmarks.results.targets import Target, quartiles
+from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.markdown import quartiles, table
+from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.runtime.bundle import Bundle
@@ -53,7 +51,6 @@ REFERENCE = "ours, int8"
 MODES = {"streaming": "streaming", "full": "full context"}
 REPETITIONS = {"torch": 3, "float32": 3, "int8": 5}
 """Rounds of each group, after one that warms up."""
-RESULTS = Path(__file__).parents[1] / "results" / "kernel_peers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,36 +64,24 @@ class Peer:
             in another order; integers round activations and weights, and a router that is nearly undecided may then
             choose another expert.
         needed: how many times as fast ours in int8 shall be; None: nothing was set.
-        bound: why it may not be, where that is known.
     """
 
     name: str
     kind: str
     limit: float
     needed: float | None = None
-    bound: str = ""
 
 
-SAME_READING = (
-    "a chunk reads the same experts in as many bits either way, and onnxruntime's products read and multiply one after "
-    "the other (see the bound of the encoder)"
-)
-QMOE_BOUND = f"{SAME_READING}; `u2moe quantize --tune` takes QMoE where it is faster"
-QMOE4_BOUND = "it reads half as many bytes of experts, and loses more; `u2moe quantize --tune --tune-lossy` takes it"
-STOCK_BOUND = (
-    f"it quantizes our graph, whose dispatch it inherits; {SAME_READING}; one scale for all tokens instead of one for "
-    "each is cheaper, but makes what is heard depend on the batch"
-)
 FLOAT, INTEGER = 1e-4, 0.06
 TORCH = Peer(name="torch eager, WeNet's loop over experts", kind="fp32", limit=FLOAT, needed=3)
 MASKED = Peer(name="all experts under a mask", kind="fp32", limit=FLOAT, needed=3)
 MOE = Peer(name="contrib MoE", kind="fp32", limit=FLOAT)
-QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5, bound=QMOE_BOUND)
-QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5, bound=QMOE4_BOUND)
+QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5)
+QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5)
 # inlined, since it does not look into functions and would leave experts float32
-STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5, bound=STOCK_BOUND)
+STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5)
 # its convolutions have one scale for all frames that they see
-STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5, bound=STOCK_BOUND)
+STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5)
 OURS = Peer(name=REFERENCE, kind="int8", limit=INTEGER)
 OURS_FLOAT = Peer(name="ours, float32", kind="fp32", limit=0)
 GROUPS: Mapping[str, tuple[Peer, ...]] = {
@@ -105,6 +90,16 @@ GROUPS: Mapping[str, tuple[Peer, ...]] = {
     "int8": (OURS, QMOE8, QMOE4, STOCK, STOCK_ALL),
 }
 """What is in memory together."""
+KEYS = {
+    TORCH: "torch",
+    MASKED: "masked",
+    MOE: "moe",
+    QMOE8: "qmoe8",
+    QMOE4: "qmoe4",
+    STOCK: "stock",
+    STOCK_ALL: "stock_all",
+}
+"""Names of the graphs of peers, and of what pages show of them."""
 ALL_PEERS = tuple(dict.fromkeys(peer for group in GROUPS.values() for peer in group))
 
 
@@ -125,16 +120,15 @@ class Peers:
             return self.artefact.bundle("int8") / self.graph.file
         if peer == OURS_FLOAT:
             return self.source
-        source = self.source
-        ways: dict[Peer, tuple[str, Callable[[Path], None]]] = {
-            MASKED: ("masked", partial(peer_graphs.masked, source)),
-            MOE: ("moe", partial(peer_graphs.contrib_moe, source)),
-            QMOE8: ("qmoe8", partial(peer_graphs.contrib_qmoe, source, bits=8)),
-            QMOE4: ("qmoe4", partial(peer_graphs.contrib_qmoe, source, bits=4)),
-            STOCK: ("stock", partial(self._stock, matmuls_only=True)),
-            STOCK_ALL: ("stock_all", partial(self._stock, matmuls_only=False)),
+        ways: dict[Peer, Callable[[Path], None]] = {
+            MASKED: partial(graphs.masked, self.source),
+            MOE: partial(graphs.contrib_moe, self.source),
+            QMOE8: partial(graphs.contrib_qmoe, self.source, bits=8),
+            QMOE4: partial(graphs.contrib_qmoe, self.source, bits=4),
+            STOCK: partial(self._stock, matmuls_only=True),
+            STOCK_ALL: partial(self._stock, matmuls_only=False),
         }
-        return self._made(*ways[peer])
+        return self._made(KEYS[peer], ways[peer])
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         file = self.folder / name / self.graph.file
@@ -146,8 +140,8 @@ class Peers:
         return file
 
     def _stock(self, target: Path, *, matmuls_only: bool) -> None:
-        inlined = self._made("inlined", partial(peer_graphs.inlined, self.source))
-        peer_graphs.stock_dynamic(inlined, target, matmuls_only=matmuls_only)
+        inlined = self._made("inlined", partial(graphs.inlined, self.source))
+        graphs.stock_dynamic(inlined, target, matmuls_only=matmuls_only)
 
     def load(self, peer: Peer) -> Encoder | TorchEncoder:
         """The encoder of a peer, on one thread."""
@@ -236,7 +230,7 @@ def run(
 def _measure(runs: Mapping[str, Run], expected: Frames, repetitions: int) -> dict[str, dict[str, Any]]:
     """Seconds of every round and the error against what is expected, by the name of the peer."""
     errors = {name: relative_error(expected, _joined(call)) for name, call in runs.items()}  # warms up, too
-    cases = {name: _timed(call) for name, call in runs.items()}
+    cases = {name: timed(call) for name, call in runs.items()}
     seconds = interleaved(cases, repetitions, warm_up=0)
     return {name: {"seconds": values, "relative_error": errors[name]} for name, values in seconds.items()}
 
@@ -246,19 +240,9 @@ def _joined(run: Run) -> Frames:
     return np.concatenate([output[0] for output in run()])
 
 
-def _timed(run: Run) -> Callable[[], float]:
-    def timed() -> float:
-        begin = time.perf_counter()
-        run()
-        return time.perf_counter() - begin
-
-    return timed
-
-
 def speedup(cell: Mapping[str, Any], peer: Peer) -> Spread:
-    """How many times as long a peer takes as ours in int8: the spread over rounds, in which the two took turns."""
-    pairs = zip(cell[peer.name]["seconds"], cell[REFERENCE]["seconds"], strict=True)
-    return Spread.of([peers / ours for peers, ours in pairs])
+    """How many times as long a peer takes as ours in int8."""
+    return ratios(cell[peer.name]["seconds"], cell[REFERENCE]["seconds"])
 
 
 def _cell(content: Mapping[str, Any], peer: Peer, mode: str) -> dict[str, Any] | None:
@@ -269,50 +253,41 @@ def _cell(content: Mapping[str, Any], peer: Peer, mode: str) -> dict[str, Any] |
 
 def targets(content: Mapping[str, Any]) -> list[Target]:
     """How many times as fast ours in int8 is, against what was set for each peer."""
-    found = []
-    for peer in ALL_PEERS:
-        for mode, title in MODES.items():
-            cell = _cell(content, peer, mode)
-            if peer.needed is None or cell is None:
-                continue
-            name = f"ours in int8 faster than {peer.name} ({peer.kind}), {title}"
-            in_ms = 1e3 / NUM_CHUNKS.get(mode, 1)
-            own, other = (in_ms * statistics.median(cell[key]["seconds"]) for key in (REFERENCE, peer.name))
-            bound = "; ".join(part for part in (f"{own:.0f} against {other:.0f} ms", peer.bound) if part)
-            value = speedup(cell, peer)
-            found.append(Target(name=name, found=value, limit=peer.needed, at_most=False, bound=bound))
-    return found
-
-
-TEXT = f"""Encoder of {{model}} with the same weights and the same speech, one thread. Streaming: milliseconds per chunk
-of 16 frames ({1e3 * CHUNK_S:.0f} ms of audio) with 4 chunks left; full context: milliseconds for {UTTERANCE_S:g} s.
-Medians, quartiles in brackets. "x" is how many times as long it takes as our int8 in the same rounds. Error: norm of
-the difference from the encoder output of our float32 graph over its norm; random weights amplify it, since their
-routers are nearly undecided. Ours is shown as in the first group of peers that were measured together; in all of them
-a chunk took it {{own}} ms.
-"""
-
-
-def table(content: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    header = ("", "experts", "streaming", "x", "full context", "x", "error")
-    lines = [
-        sentence(content),
-        TEXT.format(model=content["model"], own=_own_chunks(content)),
-        f"| {' | '.join(header)} |",
-        "|---" * len(header) + "|",
+    measured = [(peer, mode, _cell(content, peer, mode)) for peer in ALL_PEERS if peer.needed for mode in MODES]
+    return [
+        Target(
+            name=f"ours in int8 faster than {peer.name} ({peer.kind}), {MODES[mode]}",
+            found=speedup(cell, peer),
+            limit=peer.needed or 0,
+            at_most=False,
+        )
+        for peer, mode, cell in measured
+        if cell is not None
     ]
-    return "\n".join([*lines, *(_row(content, peer) for peer in ALL_PEERS)]) + "\n"
 
 
-def _own_chunks(content: Mapping[str, Any]) -> str:
-    """Milliseconds of a chunk with ours, group by group."""
-    cells = [cell[REFERENCE] for key, cell in content["cells"].items() if key.endswith("/streaming")]
-    in_ms = [1e3 * statistics.median(cell["seconds"]) / NUM_CHUNKS["streaming"] for cell in cells]
-    return ", ".join(f"{value:.0f}" for value in in_ms)
+def values(content: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each peer, how many times as long each takes, and ours in each group."""
+    header = ("", "experts", "streaming, ms", "x", "full context, ms", "x", "error")
+    own = [
+        1e3 * statistics.median(cell[REFERENCE]["seconds"]) / NUM_CHUNKS["streaming"]
+        for key, cell in content["cells"].items()
+        if key.endswith("/streaming")
+    ]
+    ratios_of = {
+        f"{KEYS[peer]}.{mode}": f"{speedup(cell, peer).median:.2f}"
+        for peer in KEYS
+        for mode in MODES
+        if (cell := _cell(content, peer, mode)) is not None
+    }
+    return {
+        "table": table(header, (_row(content, peer) for peer in ALL_PEERS), left=2),
+        "own_chunks": ", ".join(f"{value:.0f}" for value in own),
+        **ratios_of,
+    }
 
 
-def _row(content: Mapping[str, Any], peer: Peer) -> str:
+def _row(content: Mapping[str, Any], peer: Peer) -> tuple[str, ...]:
     parts, errors = [], []
     for mode in MODES:
         cell = _cell(content, peer, mode)
@@ -323,17 +298,14 @@ def _row(content: Mapping[str, Any], peer: Peer) -> str:
         spread = Spread.of([1e3 * value / num_chunks for value in cell[peer.name]["seconds"]])
         parts += [quartiles(spread, 0), quartiles(speedup(cell, peer))]
         errors.append(cell[peer.name]["relative_error"])
-    error = f"{max(errors):.1e}" if errors else ""
-    return f"| {peer.name} | {peer.kind} | {' | '.join(parts)} | {error} |"
+    return peer.name, peer.kind, *parts, f"{max(errors):.1e}" if errors else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.peers.same_weights", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("peers.same_weights", __doc__)
     parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, continued if it is there")
+    parser.add_argument("--results", type=Path, help="JSON file, continued if it is there")
     parser.add_argument("--model", default=MIXTURE, help=f"preset with experts (default: {MIXTURE})")
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
     parser.add_argument("--more", action="store_true", help="add rounds to what has been measured, too")
@@ -342,18 +314,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     groups = {name: GROUPS[name] for name in args.groups}
     if args.make:
-        peers = Peers(make_artefact(args.model, args.folder, progress=_print), _print)
+        peers = Peers(make_artefact(args.model, args.folder, progress=report), report)
         peers.make(peer for peer in ALL_PEERS if any(peer in group for group in groups.values()))
         return
     options = {"name": args.model, "groups": groups, "at_most": args.at_most, "more": args.more}
-    content = run(args.folder, args.results, **options, progress=_print)
+    results = args.results or results_file("same_weights")
+    content = run(args.folder, results, **options, progress=report)
     missing = [f"{group}/{mode}" for group in GROUPS for mode in MODES if f"{group}/{mode}" not in content["cells"]]
-    print(f"{args.results}: missing {', '.join(missing)}" if missing else f"{args.results}: complete")
-
-
-def _print(line: str) -> None:
-    print(f"- {line}", flush=True)
+    print(f"{results}: missing {', '.join(missing)}" if missing else f"{results}: complete")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

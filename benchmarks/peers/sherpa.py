@@ -2,15 +2,14 @@
 
     python -m u2moe.benchmarks.peers.sherpa FOLDER [--make] [--only demo/]
 
-Both in int8. FOLDER holds the bundles of random weights (`artefacts`); what is missing there is made, graphs for
+Both in int8. FOLDER holds the bundles of random weights (`full_size.models`); what is missing there is made, graphs for
 sherpa-onnx too. What is measured is written to the results cell by cell, and replaces what they held of it. The table
-comes from the results alone (`tables`). That both find the same tokens on the same features is what
+comes from the results alone (`results.pages`). That both find the same tokens on the same features is what
 tests/test_sherpa.py is for.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.benchmarks.full_size.models import make_artefact
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, speech
-from u2moe.benchmarks.peers.process import NUM_STARTS, PeerProcess, write_wav
-from u2moe.benchmarks.results.json_file import write_json
-from u2moe.benchmarks.results.provenance import recorded, resumed, sentence
-from u2moe.benchmarks.results.targets import Target, quartiles
+from u2moe.benchmarks.peers.process import PeerProcess, write_wav
+from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.markdown import quartiles, table
+from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
@@ -45,7 +46,6 @@ MODES = {"streaming": "sherpa-online", "full": "sherpa-offline"}
 REPETITIONS = 7
 LIMIT = 1.05
 """How many times as long ours may take, at full size."""
-RESULTS = Path(__file__).parents[1] / "results" / "sherpa_peer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,30 +198,19 @@ def sherpa_versions() -> dict[str, str]:
 
 
 def ratio(cell: Mapping[str, Any]) -> Spread:
-    """How many times as long ours takes: the spread of the ratios of the rounds, which were in turn."""
-    pairs = zip(cell[OURS]["seconds"], cell[THEIRS]["seconds"], strict=True)
-    return Spread.of([ours / theirs for ours, theirs in pairs])
+    """How many times as long ours takes."""
+    return ratios(cell[OURS]["seconds"], cell[THEIRS]["seconds"])
 
 
-TEXT = f"""The wheel of sherpa-onnx brings onnxruntime {{theirs}} of its own. Whole recognition by both from samples to
-text: features, the same encoder and CTC head in int8, greedy search, no endpoints, one thread, speech in portions of
-0.1 s as a microphone gives it. Streaming: chunks of {CHUNK_SIZE} frames with {NUM_LEFT_CHUNKS} chunks left. Median
-real-time factors, quartiles in brackets; "ours / theirs" is of rounds, in which the two took turns. Memory: the
-largest of the process. Load: of {NUM_STARTS} processes.
-
-What else differs: sherpa-onnx attends to a cache of full size, masked, from the first chunk on; drops speech that fills
-no whole chunk (the recording is cut to whole ones here) and computes features of other edges (last column: letters of
-the text that differ for that). Ours also finds the times and confidences of words.
-"""
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    text = f"{sentence(results)} {TEXT.format(theirs=results['sherpa_onnx'].get('onnxruntime', '(unknown)'))}"
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each cell, the ratio of each, and the version of onnxruntime in sherpa-onnx."""
     header = ("", "u2moe", "sherpa-onnx", "ours / theirs", "memory, MB", "load, s", "letters")
-    lines = [text, f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    lines += [_row(key.replace("/", ", "), cell) for key, cell in results["cells"].items()]
-    return "\n".join(lines) + "\n"
+    cells = results["cells"]
+    return {
+        "table": table(header, (_row(key.replace("/", ", "), cell) for key, cell in cells.items())),
+        "onnxruntime": results["sherpa_onnx"].get("onnxruntime", "(unknown)"),
+        **{key.replace("/", "."): f"{ratio(cell).median:.2f}" for key, cell in cells.items()},
+    }
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
@@ -233,23 +222,24 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
     ]
 
 
-def _row(title: str, cell: Mapping[str, Any]) -> str:
+def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
     both = (cell[OURS], cell[THEIRS])
-    spreads = [Spread.of([seconds / cell["audio_s"] for seconds in item["seconds"]]) for item in both]
-    shown = [*(quartiles(item, 4) for item in spreads), quartiles(ratio(cell), 3)]
-    shown.append(" / ".join(f"{item['peak_mb']:.0f}" for item in both))
-    shown.append(" / ".join(quartiles(Spread.of(item["load_s"])) for item in both))
-    shown.append(f"{cell['different_letters']} of {cell['letters']}")
-    return f"| {title} | {' | '.join(shown)} |"
+    factors = (Spread.of([seconds / cell["audio_s"] for seconds in item["seconds"]]) for item in both)
+    return (
+        title,
+        *(quartiles(factor, 4) for factor in factors),
+        quartiles(ratio(cell), 3),
+        " / ".join(f"{item['peak_mb']:.0f}" for item in both),
+        " / ".join(quartiles(Spread.of(item["load_s"])) for item in both),
+        f"{cell['different_letters']} of {cell['letters']}",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.peers.sherpa", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("peers.sherpa", __doc__)
     parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; cells are measured anew")
+    parser.add_argument("--results", type=Path, help="JSON file; cells are measured anew")
     parser.add_argument("--model", default="dense-225m", choices=sorted(PRESETS), help="of random weights")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as demo/")
     parser.add_argument("--make", action="store_true", help="make bundles and graphs, and measure nothing")
@@ -257,14 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = [cell for cell in all_cells(args.model) if args.only in cell.key]
     if args.make:
         for cell in cells:
-            graphs_of(cell, bundle_of(cell, args.folder, _print), args.folder, _print)
+            graphs_of(cell, bundle_of(cell, args.folder, report), args.folder, report)
         return
-    print(table(run(args.folder, args.results, cells=cells, progress=_print)))
-
-
-def _print(line: str) -> None:
-    print(f"- {line}", flush=True)
+    results = args.results or results_file("sherpa")
+    print(values(run(args.folder, results, cells=cells, progress=report))["table"])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -5,12 +5,11 @@
 These are different models, trained on different data: what is compared is what a user gets for `pip install`. Each
 recogniser is installed into an environment of its own below WORK, and runs as a process of its own on one processor
 core. All hear the same recordings, in turn: the bundled clips, and the lists given, "path<TAB>transcript" per line,
-each of which has rows of its own. The table comes from the results alone (`tables`).
+each of which has rows of its own. The table comes from the results alone (`results.pages`).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,21 +20,20 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.benchmarks.peers.environment import PeerEnvironment, copy_source, digest, make_environment
-from u2moe.benchmarks.peers.process import NUM_STARTS, PORTION_S, PeerProcess, write_wav
+from u2moe.benchmarks.peers.process import PeerProcess, write_wav
 from u2moe.benchmarks.peers.readings import readings
-from u2moe.benchmarks.results.json_file import write_json
-from u2moe.benchmarks.results.provenance import recorded, resumed, sentence
-from u2moe.benchmarks.results.targets import quartiles
+from u2moe.benchmarks.results.files import repository, results_file, write_json
+from u2moe.benchmarks.results.markdown import quartiles, table
+from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, edit_distance, read_manifest, words
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE_RATE = 16000
 CLIPS = "bundled clips"
 REPETITIONS = 5
 """Rounds over the bundled clips; lists are heard once."""
-RESULTS = Path(__file__).parents[1] / "results" / "system_peers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +105,21 @@ class RecordingSet:
 
 @contextmanager
 def started(
-    names: Sequence[str], work: Path, repository: Path, progress: Callable[[str], None] = lambda _: None
+    names: Sequence[str], work: Path, source: Path, progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[dict[str, PeerProcess], dict[str, int]]]:
     """Running recognisers by name, and the bytes that each installed.
 
     Args:
         names: of `PEERS`.
         work: folder of the environments.
-        repository: with pyproject.toml, where ours is installed from.
+        source: a clone that ours is installed from.
         progress: called with a line where something is made.
 
     Raises:
         RuntimeError: something cannot be installed.
         PeerError: a recogniser did not start.
     """
-    made = environments(names, work, repository, progress)
+    made = environments(names, work, source, progress)
     with ExitStack() as stack:
         processes = {}
         for name in names:
@@ -131,7 +129,7 @@ def started(
 
 
 def environments(
-    names: Sequence[str], work: Path, repository: Path, progress: Callable[[str], None] = lambda _: None
+    names: Sequence[str], work: Path, source: Path, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, PeerEnvironment]:
     """The environment of each recogniser, made where it is missing or older than ours is by now.
 
@@ -143,10 +141,10 @@ def environments(
         requirements = PEERS[name].requirements
         if requirements in made:
             continue
-        source, made_of = work / "u2moe-source", ""
+        copied, made_of = work / "u2moe-source", ""
         if requirements == OURS:
-            made_of = digest(copy_source(repository, source))
-        filled = [item.format(u2moe=source.resolve()) for item in requirements]
+            made_of = digest(copy_source(source, copied))
+        filled = [item.format(u2moe=copied.resolve()) for item in requirements]
         folder = work / "environments" / name
         made[requirements] = make_environment(folder, filled, made_of=made_of, progress=progress)
     return {name: made[PEERS[name].requirements] for name in names}
@@ -214,7 +212,7 @@ def run(
     sets: Sequence[RecordingSet],
     *,
     names: Sequence[str] = tuple(PEERS),
-    repository: Path = REPOSITORY,
+    source: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure, and write the results after each set; sets that they hold already and that are not given stay.
@@ -224,11 +222,11 @@ def run(
         results: JSON file.
         sets: what is heard.
         names: of `PEERS`.
-        repository: where ours is installed from.
+        source: a clone that ours is installed from; None: the current folder.
         progress: called with a line for each step.
     """
     content = resumed(results, {"peers": {}, "sets": {}})
-    with single_core(), started(names, work, repository, progress) as (processes, sizes):
+    with single_core(), started(names, work, source or repository(), progress) as (processes, sizes):
         for name, process in processes.items():
             told = {**process.started, "load_s": process.load_s}
             content["peers"][name] = {**told, "installed_bytes": sizes[name]}
@@ -256,64 +254,60 @@ def single_core() -> Iterator[None]:
             os.sched_setaffinity(0, cores)
 
 
-TEXT = f"""**Different models, trained on different data**: what a user gets for one `pip install`, with the model in
-it, one processor core each. Every recogniser runs in a process of its own and is fed {1e3 * PORTION_S:.0f} ms of
-speech at a time; all take turns at each recording. Time is reckoned as a listener would see it: work on a portion
-begins when its last sample has been spoken, or when the work before it is done. RTF: of the rounds over all
-recordings; load: of {NUM_STARTS} processes; quartiles in brackets. First text: from the start of a recording; final
-text: from its end; p50 and p90 of all recordings and rounds. Where a recogniser does not stream, its first text is its
-final one. Word errors are those of the reading of the text that fits best: "7:15" may be SEVEN FIFTEEN. Vosk has no
-English model in the registries, and sherpa-onnx comes without any.
-"""
-CLIPS_TEXT = """These clips were chosen because the demo model understands them: its word errors on them say nothing,
-and nobody should compare those of others with them. They are here for times and memory.
-"""
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a table of what each recogniser is and takes, one for each set, and numbers of the clips."""
+    found = {"costs": _costs(results["peers"])}
+    for name, own in results["sets"].items():
+        first = next(iter(own.values()))
+        found[name.replace(" ", "_")] = _set_table(own)
+        found[f"size_of_{name.replace(' ', '_')}"] = (
+            f"{len(first['texts'])} recordings, {first['audio_s']:.0f} s, {first['words']} words"
+        )
+    for name, item in results["sets"].get(CLIPS, {}).items():
+        found[f"rtf.{name}"] = f"{_factor(item).median:.3f}"
+        found[f"final_ms.{name}"] = f"{1e3 * item['final_s']['p50']:.0f}"
+    return found
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    sections = [f"{sentence(results)} {TEXT}", *_costs(results["peers"])]
-    for name, found in results["sets"].items():
-        sections += _set_table(name, found)
-    return "\n".join(sections) + "\n"
+def _costs(peers: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            PEERS[name].title,
+            "yes" if PEERS[name].streams else "no",
+            f"{item['installed_bytes'] / 1e6:.0f}",
+            quartiles(Spread.of(item["load_s"])),
+            ", ".join(f"{part} {version}" for part, version in item["versions"].items() if part != "python"),
+        )
+        for name, item in peers.items()
+    ]
+    return table(("", "streams", "installed, MB", "load, s", "versions"), rows)
 
 
-def _costs(peers: Mapping[str, Any]) -> Iterator[str]:
-    yield "| | streams | installed, MB | load, s | versions |"
-    yield "|---|---|---|---|---|"
-    for name, item in peers.items():
-        versions = ", ".join(f"{part} {version}" for part, version in item["versions"].items() if part != "python")
-        streams = "yes" if PEERS[name].streams else "no"
-        installed, load = f"{item['installed_bytes'] / 1e6:.0f}", quartiles(Spread.of(item["load_s"]))
-        yield f"| {PEERS[name].title} | {streams} | {installed} | {load} | {versions} |"
-
-
-def _set_table(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    first = next(iter(found.values()))
-    yield f"\n{name}: {len(first['texts'])} recordings, {first['audio_s']:.0f} s, {first['words']} words\n"
-    if name == CLIPS:
-        yield CLIPS_TEXT
-    timed = "compute_s" in first
+def _set_table(found: Mapping[str, Any]) -> str:
+    timed = "compute_s" in next(iter(found.values()))
     header = ("", "word errors", *(("RTF", "first text, s", "final text, s", "peak memory, MB") if timed else ()))
-    yield f"| {' | '.join(header)} |"
-    yield "|---" * len(header) + "|"
+    rows = []
     for peer, item in found.items():
         row = [PEERS[peer].title, f"{item['errors'] / max(item['words'], 1):.1%}"]
         if timed:
-            row.append(quartiles(Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]]), 3))
+            row.append(quartiles(_factor(item), 3))
             for key, digits in (("first_partial_s", 2), ("final_s", 3)):
                 row.append(", ".join(f"{item[key][quantile]:.{digits}f}" for quantile in ("p50", "p90")))
             row.append(f"{item['peak_mb']:.0f}")
-        yield f"| {' | '.join(row)} |"
+        rows.append(row)
+    return table(header, rows)
+
+
+def _factor(item: Mapping[str, Any]) -> Spread:
+    """The real-time factor over all recordings of a set."""
+    return Spread.of([seconds / item["audio_s"] for seconds in item["compute_s"]])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.peers.systems", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("peers.systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments and recordings")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; other sets that it holds stay")
+    parser.add_argument("--results", type=Path, help="JSON file; other sets that it holds stay")
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
     parser.add_argument("--manifest", nargs="+", type=Path, default=[], metavar="FILE", help="lists of recordings")
     parser.add_argument("--untimed", nargs="+", type=Path, default=[], metavar="FILE", help="lists, words alone")
@@ -321,19 +315,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-clips", action="store_true", help="leave the bundled clips out")
     args = parser.parse_args(arguments)
     if args.make:
-        environments(args.peers, args.work, REPOSITORY, _print)
+        environments(args.peers, args.work, repository(), report)
         return
     sets = [RecordingSet(name=file.stem, recordings=read_manifest(file)) for file in args.manifest]
     sets += [RecordingSet(name=file.stem, recordings=read_manifest(file), timed=False) for file in args.untimed]
     if not args.no_clips:
         transcripts = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
         sets.insert(0, RecordingSet(name=CLIPS, recordings=transcripts, repetitions=REPETITIONS))
-    print(table(run(args.work, args.results, sets, names=args.peers, progress=_print)))
-
-
-def _print(line: str) -> None:
-    print(f"- {line}", flush=True)
+    content = run(args.work, args.results or results_file("systems"), sets, names=args.peers, progress=report)
+    shown = values(content)
+    keys = {name: name.replace(" ", "_") for name in content["sets"]}
+    sets_shown = (f"{name}: {shown[f'size_of_{key}']}\n\n{shown[key]}" for name, key in keys.items())
+    print("\n\n".join([shown["costs"], *sets_shown]))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,10 +8,8 @@ Every recording of the manifests is recognised; a word is right when it stands a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.results.provenance import publish, sentence
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
 from u2moe.runtime.manifest import MANIFEST_FILE, Calibration
@@ -32,7 +32,7 @@ Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 """Of recognised words: confidence [n], and whether they are right [n]."""
 
 
-def hear(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
+def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
     """Confidence of each word that is recognised, and whether it is right."""
     confidences: list[float] = []
     right: list[bool] = []
@@ -147,40 +147,36 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
     return found
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: a row for each set, and the bins of all together."""
-    context = "full context" if results["chunk_size"] is None else f"chunks of {results['chunk_size']}"
-    lines = [
-        f"Demo model, {context}: confidence of words, and whether they are right. {sentence(results)}",
-        "",
-        "| set | words heard | right | mean confidence | expected error | area | information |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, found in results["sets"].items():
-        share, confidence = found["right"] or 0.0, found["confidence"] or 0.0
-        lines.append(
-            f"| {name} | {found['num_words']} | {share:.1%} | {confidence:.1%} | {found['expected_error']:.1%} "
-            f"| {found['area']} | {found['information']} |"
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each set, the bins of all together, and their numbers."""
+    sets = (
+        (
+            name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",
+            f"{found['expected_error']:.1%}", found["area"], found["information"],
         )
-    lines += ["", "| confidence | words | mean confidence | right |", "| --- | ---: | ---: | ---: |"]
-    lines += [
-        f"| {item['from']:.0%} to {item['to']:.0%} | {item['num_words']} | {item['confidence']:.1%} "
-        f"| {item['right']:.1%} |"
+        for name, found in results["sets"].items()
+    )  # fmt: skip
+    bins = (
+        (f"{item['from']:.0%} to {item['to']:.0%}", item["num_words"], f"{item['confidence']:.1%}",
+         f"{item['right']:.1%}")
         for item in results["sets"][ALL]["bins"]
-    ]
-    legend = (
-        "Expected error: mean difference of confidence and share that is right, over the bins (ECE). Area: how often a "
-        "right word is surer than a wrong one (under the ROC curve). Information: share of the uncertainty about what "
-        "is right that the confidence removes (normalised cross entropy)."
-    )
-    return "\n".join([*lines, "", legend])
+    )  # fmt: skip
+    every = results["sets"][ALL]
+    header = ("set", "words", "right", "mean confidence", "expected error", "area", "information")
+    return {
+        "table": table(header, sets),
+        "bins": table(("confidence", "words", "mean confidence", "right"), bins),
+        "error": f"{every['expected_error']:.1%}",
+        "area": f"{every['area'] or 0:.2f}",
+        "words": str(every["num_words"]),
+        "right": f"{every['right'] or 0:.0%}",
+        "context": "full context" if results["chunk_size"] is None else f"chunks of {results['chunk_size']}",
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.quality.calibration", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("quality.calibration", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
@@ -188,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
-    sets = {manifest.stem: hear(recognizer, read_manifest(manifest)) for manifest in args.manifests}
+    sets = {manifest.stem: recognise(recognizer, read_manifest(manifest)) for manifest in args.manifests}
     sets[ALL] = (
         np.concatenate([confidences for confidences, _ in sets.values()]),
         np.concatenate([right for _, right in sets.values()]),
@@ -198,9 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
         return 0
     found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
-    publish(args.bundle, {"chunk_size": args.chunk_size, "sets": found}, table, args.output)
+    publish(args.bundle, {"chunk_size": args.chunk_size, "sets": found}, values, args.output)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -8,21 +8,18 @@ the CPU, and times both encoders. Exits with 1 when a difference is beyond the l
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
-from u2moe.benchmarks.results.targets import quartiles
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, timed
+from u2moe.benchmarks.results.markdown import quartiles
+from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.report import features_of
-from u2moe.runtime import Bundle, Model, ctc_prefix_beam_search
+from u2moe.runtime import Bundle, ctc_prefix_beam_search
 
 LIMIT = 0.05
 """Relative error of the encoder output: half precision rounds to 0.05 % in each of some hundred layers, and a router
@@ -30,23 +27,9 @@ that is nearly undecided may choose another expert."""
 NUM_TIMINGS = 10
 
 
-def milliseconds(
-    models: Mapping[str, Model], frames: npt.NDArray[np.float32], chunk_size: int | None
-) -> dict[str, Spread]:
-    """Times of the encoders, which take turns; the first calls are not counted."""
-
-    def timed(model: Model) -> float:
-        start = time.perf_counter()
-        model.encode(frames, chunk_size, 4)
-        return 1e3 * (time.perf_counter() - start)
-
-    measured = interleaved({name: partial(timed, model) for name, model in models.items()}, NUM_TIMINGS)
-    return {name: Spread.of(values) for name, values in measured.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.quality.gpu", description=__doc__.splitlines()[0])
+    parser = script_parser("quality.gpu", __doc__)
     parser.add_argument("float32", type=Path, help="folder of the float32 bundle")
     parser.add_argument("fp16", type=Path, help="folder of the bundle that `u2moe quantize --recipe fp16` made of it")
     parser.add_argument("audio", type=Path, nargs="+")
@@ -72,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chunk_size in (None, 16) if reference.config.streaming else (None,):
         models = {"float32 on the CPU": reference, f"fp16 on {args.provider}": model}
         name = "full context" if chunk_size is None else f"chunk {chunk_size}"
-        times = milliseconds(models, longest, chunk_size).items()
-        print(f"encoder, {name}: {', '.join(f'{where} {quartiles(found, 1)} ms' for where, found in times)}")
+        cases = {where: timed(partial(item.encode, longest, chunk_size, 4)) for where, item in models.items()}
+        for where, seconds in interleaved(cases, NUM_TIMINGS).items():
+            print(f"encoder, {name}, {where}: {quartiles(Spread.of([1e3 * value for value in seconds]), 1)} ms")
     return 0 if worst <= LIMIT else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

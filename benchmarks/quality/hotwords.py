@@ -9,8 +9,6 @@ list; and with a list of others alone, none of which is said.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.results.provenance import publish, sentence
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.context import DEFAULT_WEIGHT
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, matches, read_manifest, words
@@ -40,15 +40,15 @@ class Count:
     num_rare: int = 0
     num_rare_found: int = 0
     num_false: int = 0
-    """Words of the list that were heard but not said."""
+    """Words of the list that were recognised but not said."""
 
     def add(self, transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> None:
         """Count one recording."""
         self.words.add(transcript, text)
-        said, heard = words(transcript), words(text)
+        said, recognised = words(transcript), words(text)
         self.num_rare += sum(word in rare for word in said)
-        self.num_rare_found += sum(said[place] in rare for place, _ in matches(said, heard))
-        self.num_false += sum((Counter(word for word in heard if word in hotwords) - Counter(said)).values())
+        self.num_rare_found += sum(said[place] in rare for place, _ in matches(said, recognised))
+        self.num_false += sum((Counter(word for word in recognised if word in hotwords) - Counter(said)).values())
 
 
 def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
@@ -97,34 +97,38 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: flo
     }
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    head = (
-        f"Demo model, full context. Rare words (of {SHORTEST} letters and more, said in at most {MOST_RECORDINGS} "
-        f"recordings of a set) play the names: each recording is recognised with a list of them, its own among them, "
-        f"and with a list of others, of which none is said. Weight {results['weight']}. "
-    )
-    columns = [
-        "set", "list", "rare words found without, with", "word errors without, with", "texts changed by others",
-        "word errors then", "others heard",
-    ]  # fmt: skip
-    lines = [head + sentence(results), "", f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each set and length of the list, and the numbers of all sets with the longest list."""
+    rows = []
     for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
         without, named, unrelated = found["without"], found["with"], found["unrelated"]
-        lines.append(
-            f"| {name} | {list_len} | {without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']} "
-            f"| {without['wer']:.1%}, {named['wer']:.1%} "
-            f"| {found['num_changed_by_unrelated']} of {found['num_recordings']} | {unrelated['wer']:.1%} "
-            f"| {unrelated['num_false']} in {unrelated['num_words']} words |"
-        )
-    return "\n".join(lines)
+        rows.append(
+            (
+                name, list_len, f"{without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']}",
+                f"{without['wer']:.1%}, {named['wer']:.1%}",
+                f"{found['num_changed_by_unrelated']} of {found['num_recordings']}", f"{unrelated['wer']:.1%}",
+                f"{unrelated['num_false']} in {unrelated['num_words']} words",
+            )
+        )  # fmt: skip
+    header = (
+        "set", "list", "rare words found without, with", "word errors without, with", "texts changed by others",
+        "word errors then", "others recognised",
+    )  # fmt: skip
+    longest = [list(lists.values())[-1] for lists in results["sets"].values()]
+    num_rare, num_words = (sum(found["with"][name] for found in longest) for name in ("num_rare", "num_words"))
+    return {
+        "table": table(header, rows),
+        "weight": f"{results['weight']:g}",
+        "found_without": f"{sum(found['without']['num_rare_found'] for found in longest) / num_rare:.0%}",
+        "found_with": f"{sum(found['with']['num_rare_found'] for found in longest) / num_rare:.0%}",
+        "errors_without": f"{sum(found['without']['num_errors'] for found in longest) / num_words:.1%}",
+        "errors_unrelated": f"{sum(found['unrelated']['num_errors'] for found in longest) / num_words:.1%}",
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.quality.hotwords", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("quality.hotwords", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
@@ -137,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in args.manifests
     }
     found = {"weight": args.weight, "chunk_size": args.chunk_size, "sets": sets}
-    publish(args.bundle, found, table, args.output)
+    publish(args.bundle, found, values, args.output)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -8,12 +8,10 @@ BUNDLE is a float32 bundle; it is quantized once for every limit below which exp
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,11 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.bench.expert_usage import Layer, Routers, layers_of
 from u2moe.benchmarks.instruments.probe import Mode
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of, timed
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
-from u2moe.benchmarks.results.provenance import publish, sentence
-from u2moe.benchmarks.results.targets import quartiles
+from u2moe.benchmarks.results.markdown import quartiles, table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.config import FLOAT32, RECIPES, recipe
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.report import features_of
@@ -41,6 +40,8 @@ LIMITS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 LEFT_CHUNKS = (4, 2, 1, -1)
 TIMED_FRAMES = 3000
 """Feature frames that encoders are timed on, at least, if the recordings have so many."""
+COST_LIMIT = 0.02
+"""Of errors more, of those without skipped experts: what the lever may cost, with full context."""
 ROUTED_RECORDINGS = 20
 """Recordings whose weights of experts are looked at, at most."""
 
@@ -142,7 +143,7 @@ def measure(
         words[setting] = count_words(recognizer, sets, setting.mode)
     recordings = [recording for own in sets.values() for recording in own]
     features = features_of(bundles[0.0], [recording.path for recording in recordings], TIMED_FRAMES)
-    cases = {setting: timed(models[setting.skip_below], features, setting.mode) for setting in wanted}
+    cases = {setting: timed(partial(encode, models[setting.skip_below], features, setting.mode)) for setting in wanted}
     seconds = interleaved(cases, repetitions, title="encoders", progress=progress)
     return {
         "recipe": recipe_name,
@@ -200,52 +201,57 @@ def _plain(errors: WordErrors) -> dict[str, Any]:
     return {"num_words": errors.num_words, "num_errors": errors.num_errors, "wer": round(errors.rate, 5)}
 
 
-def timed(model: Model, features: Sequence[Array], mode: Mode) -> Callable[[], float]:
-    """A function that encodes utterances one after the other and says how many seconds that took."""
-
-    def run() -> float:
-        begin = time.perf_counter()
-        for frames in features:
-            model.encode(frames, mode.chunk_size, mode.num_left_chunks)
-        return time.perf_counter() - begin
-
-    return run
+def encode(model: Model, features: Sequence[Array], mode: Mode) -> None:
+    """Encode utterances one after the other."""
+    for frames in features:
+        model.encode(frames, mode.chunk_size, mode.num_left_chunks)
 
 
-TEXT = """
-{recipe}, search with second pass where the model has one. Skipped below: a token skips its second expert where that
-weighs less, and goes to the first alone. Tokens: the share of the encoder's tokens that this is, with full context.
-Cost: errors more than in the first row of these chunks, of all words together. Encoder: milliseconds for {frames}
-feature frames, one thread, all settings in turn, medians, quartiles in brackets; "x" is how many times as fast as that
-first row.
-"""
+def best(results: Mapping[str, Any], cost_limit: float = COST_LIMIT) -> dict[str, float]:
+    """The limit below which most experts are skipped among those that cost few enough words.
+
+    Args:
+        results: see `measure`; none are fine.
+        cost_limit: errors more than without skipped experts, of these, with full context.
+
+    Returns:
+        `below`, the limit; `tokens`, the share that skips an expert; `cost`, as `cost_limit` is meant. Empty: none.
+    """
+    settings = [item for item in results.get("settings", ()) if item["mode"] == Mode().name]
+    errors = {item["skip_below"]: item["words"]["all"]["num_errors"] for item in settings}
+    costs = {below: (number - errors[0.0]) / errors[0.0] for below, number in errors.items() if below}
+    below = max((limit for limit, cost in costs.items() if cost <= cost_limit), default=None)
+    if below is None:
+        return {}
+    return {"below": below, "tokens": results["skipped"][f"{below:g}"], "cost": costs[below]}
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    sets = list(results["settings"][0]["words"])
-    header = ("context", "skipped below", "tokens", *(f"WER {name}" for name in sets), "cost", "encoder", "x")
-    intro = TEXT.format(recipe=results["recipe"], frames=results["timed_frames"])
-    lines = [sentence(results), intro, f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each setting, and the numbers of the best limit."""
+    sets, rows = list(results["settings"][0]["words"]), []
     first: dict[bool, int] = {}
     for item in results["settings"]:
         errors = item["words"]["all"]["num_errors"]
         before = first.setdefault(item["mode"] == Mode().name, errors)
         cost = f"{(errors - before) / before:+.1%}" if before else f"{errors - before:+d}"
-        spread, faster = Spread(**item["encoder_s"]), Spread(**item["faster"])
-        in_ms = Spread(median=1e3 * spread.median, low=1e3 * spread.low, high=1e3 * spread.high, count=spread.count)
         share = results["skipped"].get(f"{item['skip_below']:g}", 0.0)
-        cells = [item["mode"], f"{item['skip_below']:g}", f"{share:.0%}"]
-        cells += [f"{item['words'][name]['wer']:.2%}" for name in sets]
-        lines.append(f"| {' | '.join([*cells, cost, quartiles(in_ms, 0), quartiles(faster)])} |")
-    return "\n".join(lines) + "\n"
+        rates = [f"{item['words'][name]['wer']:.2%}" for name in sets]
+        times = quartiles(spread_of(item["encoder_s"], 1e3), 0), quartiles(spread_of(item["faster"]))
+        rows.append((item["mode"], f"{item['skip_below']:g}", f"{share:.0%}", *rates, cost, *times))
+    header = ("context", "skipped below", "tokens", *(f"WER {name}" for name in sets), "cost", "encoder, ms", "x")
+    found = best(results)
+    formats = {"below": "g", "tokens": ".0%", "cost": "+.1%"}
+    return {
+        "table": table(header, rows),
+        "recipe": results["recipe"],
+        "frames": str(results["timed_frames"]),
+        **{name: f"{value:{formats[name]}}" for name, value in found.items()},
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.quality.levers", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("quality.levers", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a float32 bundle with experts")
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="lists of recordings: path<TAB>text")
     parser.add_argument("--recipe", choices=(*RECIPES, FLOAT32), default="int8", help="default: int8")
@@ -265,11 +271,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             limits=args.skip_below,
             left_chunks=args.left_chunks,
             repetitions=args.repetitions,
-            progress=lambda line: print(f"- {line}", file=sys.stderr),
+            progress=report,
         )
-    publish(args.bundle, found, table, args.output)
+    publish(args.bundle, found, values, args.output)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

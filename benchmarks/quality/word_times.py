@@ -9,9 +9,8 @@ installed, which says where each word ends. Words that were recognised are compa
 
 from __future__ import annotations
 
-import argparse
+import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.results.provenance import publish, sentence
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
@@ -98,6 +99,8 @@ def speak_sentences(texts: Sequence[str]) -> list[Utterance]:
     Raises:
         FileNotFoundError: festival is not installed.
     """
+    if shutil.which("festival") is None:
+        raise FileNotFoundError("festival is not installed: apt-get install festival, or leave --sentences out")
     with tempfile.TemporaryDirectory() as folder:
         names = [str(Path(folder) / str(number)) for number in range(len(texts))]
         calls = [
@@ -163,32 +166,31 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
     return {name: round(float(value), 1) for name, value in figures.items()}
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: a row for each set and condition."""
-    lines = [
-        "Demo model: distance of the times of recognised words from where they are known to begin and end. "
-        + sentence(results),
-        "",
-        "| speech | context | words recognised | start: median, 90 % | end: median, 90 % | bias of start, end |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each set and condition, and the numbers of the first."""
+    measured = [
+        (name, condition, found)
+        for name, conditions in results["sets"].items()
+        for condition, found in conditions.items()
+        if found["start"]
     ]
-    for name, conditions in results["sets"].items():
-        for condition, found in conditions.items():
-            start, end = found["start"], found["end"]
-            if start:
-                lines.append(
-                    f"| {name} | {condition} | {found['num_recognised']} of {found['num_words']} "
-                    f"| {start['median_ms']:.0f}, {start['p90_ms']:.0f} ms | {end['median_ms']:.0f}, "
-                    f"{end['p90_ms']:.0f} ms | {start['bias_ms']:+.0f}, {end['bias_ms']:+.0f} ms |"
-                )
-    return "\n".join(lines)
+    rows = [
+        (
+            name, condition, f"{found['num_recognised']} of {found['num_words']}",
+            *(f"{found[edge]['median_ms']:.0f}, {found[edge]['p90_ms']:.0f} ms" for edge in ("start", "end")),
+            f"{found['start']['bias_ms']:+.0f}, {found['end']['bias_ms']:+.0f} ms",
+        )
+        for name, condition, found in measured
+    ]  # fmt: skip
+    header = ("speech", "context", "words recognised", "start: median, 90 %", "end: median, 90 %", "bias of start, end")
+    numbers = {f"{edge}_{kind}": f"{measured[0][2][edge][f'{kind}_ms']:.0f}" for edge in ("start", "end")
+               for kind in ("median", "p90")} if measured else {}  # fmt: skip
+    return {"table": table(header, rows), **numbers}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.quality.word_times", description=__doc__.splitlines()[0]
-    )
+    parser = script_parser("quality.word_times", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("--isolated", type=Path, nargs="*", default=[], help="manifests of one-word recordings")
     parser.add_argument("--sentences", type=Path, nargs="*", default=[], help="manifests of texts for festival")
@@ -204,9 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
         for name, spoken in sets.items()
     }
-    publish(args.bundle, {"sets": found}, table, args.output)
+    publish(args.bundle, {"sets": found}, values, args.output)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.bench.plots import require_matplotlib
-from u2moe.benchmarks.full_size.measure import LARGE, MIXTURE, SMALL
-from u2moe.benchmarks.full_size.page import cell_of, spread
+from u2moe.benchmarks.full_size.cells import LARGE, MIXTURE, SMALL, cell_of, spread
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.instruments.workload import audio_seconds
-from u2moe.benchmarks.results.json_file import read_json
+from u2moe.benchmarks.results.files import read_json, repository, results_file
+from u2moe.benchmarks.script import run_script
 
-RESULTS = Path(__file__).parent
-PICTURE = RESULTS.parents[1] / "docs" / "images" / "speed.png"
+PICTURE = Path("docs/images/speed.png")
+"""In a clone."""
 PANELS = {"streaming": "streaming, chunks of 0.64 s", "full": "whole utterances of 10 s"}
 _TORCH = "torch eager, WeNet's loop over experts"
 _OURS, _MIXTURE, _OTHERS = "#8fb3d9", "#0b5394", "#b7b7b7"
@@ -40,9 +40,9 @@ def bars(mode: str) -> list[Bar]:
     Ours and torch are the encoder and the CTC head alone. sherpa-onnx is timed from samples to text, which adds its
     features and its greedy search: some percent at this size.
     """
-    sizes = cell_of(read_json(RESULTS / "full_size.json"), mode)
-    torch_s = read_json(RESULTS / "kernel_peers.json")["cells"][f"torch/{mode}"][_TORCH]["seconds"]
-    sherpa = read_json(RESULTS / "sherpa_peer.json")["cells"][f"dense-225m/{mode}"]
+    sizes = cell_of(read_json(results_file("full_size")), mode)
+    torch_s = read_json(results_file("same_weights"))["cells"][f"torch/{mode}"][_TORCH]["seconds"]
+    sherpa = read_json(results_file("sherpa"))["cells"][f"dense-225m/{mode}"]
     return [
         Bar("MoE-1B, u2moe int8", spread(sizes, mode, MIXTURE), _MIXTURE),
         Bar("Dense-225M, u2moe int8", spread(sizes, mode, SMALL), _OURS),
@@ -56,7 +56,7 @@ def bars(mode: str) -> list[Bar]:
     ]
 
 
-def draw(file: Path = PICTURE) -> None:
+def draw(file: Path) -> None:
     """Write the picture.
 
     Raises:
@@ -70,7 +70,7 @@ def draw(file: Path = PICTURE) -> None:
     for axes, (mode, title) in zip(panels, PANELS.items(), strict=True):
         _panel(axes, title, bars(mode))
     panels[0].invert_yaxis()
-    machine = read_json(RESULTS / "full_size.json")["machine"]
+    machine = read_json(results_file("full_size"))["machine"]
     figure.suptitle("Seconds of one processor core for a second of speech: less is better", fontsize=11)
     figure.supxlabel(
         f"One thread of an {machine['processor']} with AVX-512 VNNI, onnxruntime {machine['onnxruntime']}. "
@@ -94,6 +94,11 @@ def _panel(axes: Axes, title: str, rows: list[Bar]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-if __name__ == "__main__":
-    draw()
+def main() -> None:
+    """The command line."""
+    draw(repository() / PICTURE)
     print(f"wrote {PICTURE}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.host import describe_machine
-from u2moe.benchmarks.results.json_file import read_json, write_json
+from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.runtime.manifest import MANIFEST_FILE
 
 
@@ -44,25 +44,32 @@ def of_bundle(folder: Path) -> dict[str, str]:
 
 
 def publish(
-    bundle: Path, found: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], file: Path | None
+    bundle: Path, found: Mapping[str, Any], values: Callable[[Mapping[str, Any]], Mapping[str, str]], file: Path | None
 ) -> None:
-    """Print what was found of a bundle as a table, and write it to `file` if there is one, with where and when."""
+    """Print the table of what was found of a bundle, and write it all to `file` if there is one, with where and when.
+
+    Args:
+        bundle: what was measured.
+        found: the results.
+        values: what pages show of them, the "table" among it.
+        file: JSON file, or None.
+    """
     results = {**measured_here(), **of_bundle(bundle), **found}
     if file:
         write_json(file, results)
-    print(table(results))
+    print(f"{measured(results)}\n\n{values(results)['table']}")
 
 
-def sentence(content: Mapping[str, Any]) -> str:
-    """Processor, instruction sets, cores, onnxruntime, commit and date of results that have `measured_here`.
+def measured(content: Mapping[str, Any]) -> str:
+    """A sentence: processor, instruction sets, cores, onnxruntime, commits and date of results with `measured_here`.
 
     A "+" behind a commit: with changes that were not in it.
     """
-    machine = content["machine"]
+    machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
     commits = content.get("commits", [machine["commit"]])
     version = f" ({machine['processor_version']})" if machine.get("processor_version") else ""
     return (
         f"Measured on {machine['processor']}{version} with {' '.join(machine['instruction_sets'])}, "
         f"{machine['usable_cores']} cores, onnxruntime {machine['onnxruntime']}, "
-        f"commit{'s' * (len(commits) > 1)} {', '.join(map(str, commits))}, {content['date']}."
+        f"commit{'s' * (len(commits) > 1)} {', '.join(map(str, commits))}, {date}."
     )

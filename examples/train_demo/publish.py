@@ -5,10 +5,12 @@ With `--check` it only says whether the README shows what was measured.
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from u2moe.benchmarks.results.marks import filled
+from u2moe.benchmarks.results.marks import names as names_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -86,16 +88,6 @@ def draw(results: dict[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
-def filled(text: str, blocks: dict[str, str]) -> str:
-    """The README with each block between its marks replaced."""
-    for name, content in blocks.items():
-        marks = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if not marks.search(text):
-            sys.exit(f"README.md: no marks for {name}")
-        text = marks.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is not up to date")
@@ -105,7 +97,10 @@ def main() -> None:
     reports = [json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
-    new = filled(old, {"wer": wer_table(results), "quantization": quantization_table(*reports)})
+    tables = {"wer": wer_table(results), "quantization": quantization_table(*reports)}
+    if missing := tables.keys() - set(names_of(old, "README.md")):
+        sys.exit(f"README.md: no marks for {', '.join(sorted(missing))}")
+    new = filled(old, tables)
     if args.check:
         sys.exit(0 if new == old else "README.md does not show what examples/train_demo/results holds: run publish.py")
     readme.write_text(new, encoding="utf-8")

@@ -1,0 +1,149 @@
+"""The models of full size, on disk with routers turned for them, and those in memory that the last cell needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.bench.expert_usage import measure_experts
+from u2moe.benchmarks.full_size.cells import AS_DEMO, DEMO, EVEN, OWN, ROUTED, SKIPPING, SKIPPING_ROUTED
+from u2moe.benchmarks.full_size.even_routing import Gates, TurnedSettings, routing, second_shares, turned_gates
+from u2moe.benchmarks.full_size.models import Artefact
+from u2moe.benchmarks.instruments.probe import Mode
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, clips, random_frames, utterance
+from u2moe.benchmarks.results.provenance import of_bundle
+from u2moe.export.random_checkpoint import PRESETS
+from u2moe.quantize.config import recipe
+from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.model import Model
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+
+class Networks:
+    """Models on disk with routers turned for them, and those in memory that the last cell needed."""
+
+    def __init__(
+        self,
+        artefacts: Sequence[Artefact],
+        demo: Mapping[str, Any],
+        lever: Mapping[str, float],
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            artefacts: the models.
+            demo: what `demo_routing` returns.
+            lever: what `quality.levers.best` returns; empty: nothing skips experts.
+            progress: called with a line for each step.
+        """
+        self.artefacts = {item.name: item for item in artefacts}
+        self.demo = demo
+        self.lever = lever
+        self.progress = progress
+        self.free()
+
+    def free(self) -> None:
+        """Leave no model in memory."""
+        self._key: tuple[str, int] | None = None
+        self._models: dict[str, Model] = {}
+        self._settings: list[TurnedSettings] = []
+
+    def bundles(self, precision: str) -> dict[str, Bundle]:
+        """All models."""
+        return {name: Bundle.open(item.bundle(precision), verify=False) for name, item in self.artefacts.items()}
+
+    def models(self, precision: str, num_threads: int) -> dict[str, Model]:
+        """All models, evenly routed; in int8 on one thread also routed as the demo model, and with skipped experts."""
+        if self._key != (precision, num_threads):
+            self.free()
+            for name, bundle in self.bundles(precision).items():
+                self._load(name, bundle, num_threads, self.gates(name, EVEN))
+                if has_experts(name) and (precision, num_threads) == ("int8", 1):
+                    self._load(f"{name}/{ROUTED}", bundle, num_threads, self.gates(name, AS_DEMO))
+                    if self.lever:
+                        skipping = self.skipping(name)
+                        self._load(f"{name}/{SKIPPING}", skipping, num_threads, self.gates(name, EVEN))
+                        self._load(f"{name}/{SKIPPING_ROUTED}", skipping, num_threads, self.gates(name, AS_DEMO))
+            self._key = (precision, num_threads)
+        return self._models
+
+    def _load(self, case: str, bundle: Bundle, num_threads: int, gates: Gates) -> None:
+        settings = TurnedSettings(gates)
+        self._models[case] = bundle.load(sess_options=settings.options(num_threads))
+        self._settings.append(settings)
+
+    def gates(self, name: str, title: str) -> Gates:
+        """Routers of a model, turned; made once, none without experts."""
+        if not has_experts(name):
+            return {}
+        num_used = self.demo["touched"] if title == AS_DEMO else None
+        file = self.artefacts[name].folder / f"routers-{f'{num_used:.2f}' if num_used else 'all'}.npz"
+        if not file.exists():
+            self.progress(f"{name}: routers, {title}")
+            bundle = self.bundles("int8")[name]
+            np.savez(file, **turned_gates(bundle, random_frames(bundle), num_used))  # type: ignore[arg-type]
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    def skipping(self, name: str) -> Bundle:
+        """The int8 bundle in which as many tokens skip their second expert as in the demo model; made once."""
+        share = self.lever["tokens"]
+        folder = self.artefacts[name].folder / f"int8-skip-{share:.3f}"
+        if not folder.is_dir():
+            self.progress(f"{name}: int8, {share:.0%} of tokens skip their second expert")
+            bundle = self.bundles("int8")[name]
+            weights = second_shares(bundle, random_frames(bundle), self.gates(name, EVEN))
+            limit = round(float(np.quantile(weights, share)), 4)
+            quantize_bundle(self.artefacts[name].bundle("fp32"), folder, recipe("int8", skip_expert_below=limit))
+        return Bundle.open(folder, verify=False)
+
+    def skipped(self) -> dict[str, Any]:
+        """What the lever is, and what it does here: `below`, and the share of `tokens` by routing; none without."""
+        for name in self.artefacts if self.lever else ():
+            if has_experts(name):
+                bundle = self.skipping(name)
+                below = float(bundle.manifest.quantization["skip_expert_below"])
+                weights = {
+                    title: second_shares(bundle, random_frames(bundle), self.gates(name, title))
+                    for title in (EVEN, AS_DEMO)
+                }
+                tokens = {title: float((found < below).mean()) for title, found in weights.items()}
+                return {DEMO: self.lever, "below": below, "tokens": tokens}
+        return {}
+
+    def routings(self) -> dict[str, Mapping[str, Any]]:
+        """Experts that chunks touch: in the demo model, and in another with its own routers and with turned ones."""
+        found = {DEMO: self.demo}
+        for name, bundle in self.bundles("int8").items():
+            if has_experts(name):
+                found[OWN] = _means(routing(bundle, utterance(bundle), {}))
+                for title in (EVEN, AS_DEMO):
+                    found[title] = _means(routing(bundle, random_frames(bundle), self.gates(name, title)))
+        return found
+
+
+def has_experts(name: str) -> bool:
+    """Whether a preset's encoder has any."""
+    return "n_expert" in PRESETS[name]["encoder_conf"]
+
+
+def demo_routing() -> dict[str, Any]:
+    """Experts that chunks of people's speech touch in the demo model, and which `bundle` that is."""
+    bundle = Bundle.open(DEMO_FOLDER)
+    rate = bundle.manifest.features.sample_rate
+    modes = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)]
+    (found,) = measure_experts(bundle, [read_audio(file, rate) for file in clips()], modes).values()
+    return {**_means(found), **of_bundle(DEMO_FOLDER)}
+
+
+def _means(summary: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "num_experts": summary["num_experts"],
+        "touched": summary["touched"]["mean"],
+        "load_entropy": summary["load_entropy"]["mean"],
+    }

@@ -1,0 +1,45 @@
+"""Results in JSON files that are complete or as they were before, and where in a clone they lie. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def repository() -> Path:
+    """The clone that scripts work in: the current folder.
+
+    Raises:
+        FileNotFoundError: it is none. Scripts of an installed package have no other way to find one.
+    """
+    here = Path.cwd()
+    if not (here / "benchmarks" / "results").is_dir():
+        raise FileNotFoundError(f"{here}: is no clone of u2moe; change to its root, or name the files to use")
+    return here
+
+
+def results_file(name: str) -> Path:
+    """Where the results of a script are kept.
+
+    Raises:
+        FileNotFoundError: see `repository`.
+    """
+    return repository() / "benchmarks" / "results" / f"{name}.json"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a results file holds; nothing if there is none."""
+    if not file.exists():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a results file, whole or not at all."""
+    written = file.with_suffix(".partial")
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    written.replace(file)

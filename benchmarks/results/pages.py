@@ -1,0 +1,92 @@
+"""Writes the numbers and tables of all pages in docs/ from the JSON files in benchmarks/results. Measures nothing.
+
+    python -m u2moe.benchmarks.results.pages [--check]
+
+What a page may show of results/NAME.json is what `values(results)` of its module returns, by name; docs/results/NAME.md
+knows them by these names, and every other page as NAME.name. What `targets(results)` of modules that have it return is
+gathered as the values of a page of its own. `--check` writes nothing and exits with 1 if a page is not up to date.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.results import targets as target_page
+from u2moe.benchmarks.results.files import read_json, repository
+from u2moe.benchmarks.results.marks import filled, names
+from u2moe.benchmarks.results.provenance import measured
+from u2moe.benchmarks.script import run_script, script_parser
+
+MODULES = {
+    "bench": "bench.page",
+    "first_chunk": "bench.first_chunk",
+    "full_size": "full_size.page",
+    "moe_layer": "full_size.moe_layer",
+    "same_weights": "peers.same_weights",
+    "sherpa": "peers.sherpa",
+    "systems": "peers.systems",
+    "levers": "quality.levers",
+    "calibration": "quality.calibration",
+    "hotwords": "quality.hotwords",
+    "word_times": "quality.word_times",
+    "soak": "endurance.soak",
+    "fuzz": "endurance.fuzz",
+}
+"""The module that knows what each results file means, in the order in which targets are listed."""
+TARGETS = "targets"
+
+Values = dict[str, dict[str, str]]
+
+
+def all_values(folder: Path) -> Values:
+    """What may be shown of each results file in `folder` that there is, and of the targets."""
+    found: Values = {}
+    targets: list[target_page.Target] = []
+    for name in MODULES:
+        if results := read_json(folder / f"{name}.json"):
+            module = _module(name)
+            found[name] = {"measured": measured(results), **module.values(results)}
+            targets += module.targets(results) if hasattr(module, "targets") else []
+    return {**found, TARGETS: target_page.values(targets)}
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"u2moe.benchmarks.{MODULES[name]}")
+
+
+def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Path, str]]:
+    """Pages of a clone that do not show these values, as they should be.
+
+    Raises:
+        ValueError: a mark that does not end, or of a value that there is not.
+    """
+    everywhere = {f"{name}.{key}": value for name, own in values.items() for key, value in own.items()}
+    for page in sorted((root / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        own = values.get(page.stem, {}) if page.parent.name == "results" else {}
+        known = {**everywhere, **own}
+        if unknown := set(names(text, str(page))) - known.keys():
+            raise ValueError(f"{page}: no results have {', '.join(sorted(unknown))}")
+        if (shown := filled(text, known)) != text:
+            yield page, shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = script_parser("results.pages", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
+    args = parser.parse_args(arguments)
+    root = repository()
+    changed = dict(updated(root, all_values(root / "benchmarks" / "results")))
+    for page, text in changed.items():
+        print(f"{page.relative_to(root)}: {'is not up to date' if args.check else 'written'}")
+        if not args.check:
+            page.write_text(text, encoding="utf-8")
+    return int(args.check and bool(changed))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,28 @@
+"""What the scripts share: how they are called, how they report progress, and how they fail."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+
+from u2moe.runtime import U2moeError
+
+
+def script_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m u2moe.benchmarks.NAME`, described by the first line of the module's docstring."""
+    return argparse.ArgumentParser(prog=f"python -m u2moe.benchmarks.{name}", description=(doc or "").split("\n")[0])
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with the code that it returns; what stops it is told in one line, with exit code 1."""
+    try:
+        sys.exit(main())
+    except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def report(line: str) -> None:
+    """Show a line of progress."""
+    print(f"- {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,142 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from u2moe.benchmarks.instruments.statistics import Spread
+from u2moe.benchmarks.results import pages, provenance
+from u2moe.benchmarks.results.files import repository, results_file
+from u2moe.benchmarks.results.marks import filled, names
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.script import run_script
+
+ROOT = Path(__file__).parent.parent
+MACHINE = {"processor": "P", "instruction_sets": ["avx2"], "usable_cores": 2, "onnxruntime": "1.2"}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with results and pages, and modules that say little of them."""
+
+    class Module:
+        def __init__(self, name):
+            self.name = name
+
+        def values(self, results):
+            return {"table": f"| {self.name} {results['x']} |", "x": str(results["x"])}
+
+    class WithTargets(Module):
+        def targets(self, results):
+            return [Target(name=self.name, found=results["x"], limit=2, at_most=True, unit=" s")]
+
+    monkeypatch.setattr(pages, "_module", lambda name: Module(name) if name == "soak" else WithTargets(name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    for name, x in (("full_size", 1), ("levers", 3), ("soak", 2)):
+        content = {"x": x, "machine": {**MACHINE, "commit": "c"}, "date": "2026-01-01"}
+        (tmp_path / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def page(clone, name, text):
+    file = clone / "docs" / name
+    file.write_text(text)
+    return file
+
+
+def test_the_pages_say_what_the_results_say(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert pages.main(["--check"]) == 0
+
+
+def test_every_result_has_a_page_that_opens_with_its_conclusion():
+    results = {file.stem for file in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert results == pages.MODULES.keys()
+    for name in results - {"first_chunk"}:  # which the embedding guide shows
+        text = (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
+        title, blank, first, second, end = text.split("\n")[:5]
+        assert title.startswith("# ")
+        assert blank == end == ""
+        assert all(re.search(r"\w", line) for line in (first, second))
+        assert "<!-- begin measured -->" in text or name == "bench"  # whose table has its machine
+
+
+def test_a_value_replaces_what_stands_between_its_marks_and_nothing_else():
+    text = "# A\n\n<!-- begin a -->\nold \\1\n<!-- end a -->\n\nIt is <!-- begin b -->1<!-- end b --> kept.\n"
+    once = filled(text, {"a": "| new \\1 |\n", "b": "2"})
+    assert once == (
+        "# A\n\n<!-- begin a -->\n| new \\1 |\n<!-- end a -->\n\nIt is <!-- begin b -->2<!-- end b --> kept.\n"
+    )
+    assert filled(once, {"a": "| new \\1 |", "b": "2"}) == once
+    assert filled(text, {}) == text
+
+
+@pytest.mark.parametrize("rest", ["kept", "<!-- end b -->", "<!-- begin b -->1<!-- end b -->"])
+def test_a_mark_without_its_end_would_swallow_the_rest(rest):
+    with pytest.raises(ValueError, match=r"a\.md: <!-- begin a --> without <!-- end a -->"):
+        names(f"<!-- begin a -->\n\n{rest}\n", "a.md")
+
+
+def test_pages_know_their_own_values_and_those_of_others(clone, capsys):
+    own = page(
+        clone, "results/full_size.md", "<!-- begin x --><!-- end x --> <!-- begin measured --><!-- end measured -->"
+    )
+    other = page(clone, "guide.md", "<!-- begin full_size.x -->0<!-- end full_size.x -->")
+    assert pages.main(["--check"]) == 1
+    assert capsys.readouterr().out.count("is not up to date") == 2
+    assert pages.main([]) == 0
+    assert own.read_text().startswith("<!-- begin x -->1<!-- end x --> <!-- begin measured -->Measured on P with avx2")
+    assert other.read_text() == "<!-- begin full_size.x -->1<!-- end full_size.x -->"
+    assert pages.main(["--check"]) == 0
+    page(clone, "other.md", "<!-- begin x -->0<!-- end x -->")
+    with pytest.raises(ValueError, match=r"other\.md: no results have x"):
+        pages.main([])
+
+
+def test_targets_of_all_results_are_gathered(clone):
+    found = pages.all_values(clone / "benchmarks" / "results")
+    assert list(found) == ["full_size", "levers", "soak", "targets"]
+    assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
+    rows = found["targets"]["table"].splitlines()[2:]
+    assert rows == ["| full_size | 1 s | ≤ 2 s | met |", "| levers | 3 s | ≤ 2 s | **missed** by 50% |"]
+
+
+def test_a_target_is_kept_on_its_own_side():
+    below = {"name": "x", "found": 1.4, "limit": 1.5}
+    assert Target(**below, at_most=True).met
+    assert not Target(**below, at_most=False).met
+    assert Target(**below, at_most=False).row == ("x", "1.4", "≥ 1.5", "**missed** by 7%")
+    assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "1234", "≥ 1234", "met")
+
+
+def test_of_several_measurements_the_median_counts_and_quartiles_are_shown():
+    spread = Spread.of([1.0, 1.2, 1.4, 9.0])
+    assert Target(name="x", found=spread, limit=1.3, at_most=True, unit=" s").row == (
+        "x", "1.3 s (1.15-3.3)", "≤ 1.3 s", "met",
+    )  # fmt: skip
+    assert Target(name="x", found=spread, limit=1.25, at_most=True).row[-1] == "**missed** by 4%"
+
+
+def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "describe_machine", lambda: {**MACHINE, "commit": "a"})
+    content = provenance.recorded({"cells": {"x": 1}})
+    for commit in ("b", "b"):
+        monkeypatch.setattr(provenance, "describe_machine", lambda commit=commit: {**MACHINE, "commit": commit})
+        provenance.recorded(content)
+    assert provenance.measured(content).startswith("Measured on P with avx2, 2 cores, onnxruntime 1.2, commits a, b, 2")
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert provenance.resumed(tmp_path / "results.json", {"cells": {}, "more": 2}) == {**content, "more": 2}
+    assert provenance.resumed(tmp_path / "none.json", {"cells": {}}) == {"cells": {}}
+    monkeypatch.setattr(provenance, "describe_machine", lambda: {"processor": "Q"})
+    with pytest.raises(ValueError, match="measured on P, this is Q"):
+        provenance.resumed(tmp_path / "results.json", {})
+
+
+def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        repository()
+    with pytest.raises(SystemExit, match=r"^error: .*: is no clone of u2moe; change to its root, or name the files"):
+        run_script(lambda: results_file("levers") and 0)
