@@ -150,6 +150,7 @@ def test_the_bound_is_measured_part_by_part(tiny, results):
 
 
 def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, lever_file, monkeypatch):
+    full_size.prepare(tiny.folder.parent, ["tiny"], levers.best(json.loads(lever_file.read_text())))
     loads, load = [], Bundle.load
     monkeypatch.setattr(Bundle, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
     cells = [Cell(precision="int8", num_threads=1, mode=mode) for mode in PARTS]
