@@ -19,13 +19,14 @@ from u2moe.runtime.errors import (
     U2moeError,
     UnsupportedError,
 )
-from u2moe.runtime.formats import SubtitleOptions, format_transcript
+from u2moe.runtime.formats import format_transcript
 from u2moe.runtime.microphone import Microphone
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
+from u2moe.runtime.subtitles import SubtitleOptions
 from u2moe.runtime.transcriber import Transcriber
 from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
 

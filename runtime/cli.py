@@ -238,7 +238,7 @@ def run_listen(args: argparse.Namespace) -> int:
 def _outputs(files: list[Path], file_format: str, folder: Path | None) -> list[Path] | list[None]:
     """Where the transcript of each file goes; None: to stdout."""
     if folder is None:
-        if file_format in ("srt", "vtt", "tsv") and len(files) > 1:
+        if not FORMATS[file_format].can_be_joined and len(files) > 1:
             raise ValueError(f"{file_format} of several files needs --output-dir: one output would be many files")
         return [None] * len(files)
     outputs = [folder / f"{file.stem}.{file_format}" for file in files]

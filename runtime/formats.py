@@ -1,80 +1,36 @@
-"""Transcripts as text: txt, json, srt, vtt, ctm and tsv. How subtitles are cut, lined and timed; no files."""
+"""Transcripts as text: one table of output formats, which the command line reads. Subtitles are cut elsewhere."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import math
 import re
-import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from u2moe.runtime.validation import checked_integer, checked_number
+from u2moe.runtime.subtitles import SubtitleOptions, make_cues, timed_words, to_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from u2moe.runtime.result import Result, Transcript
-
-Format = Literal["txt", "json", "srt", "vtt", "ctm", "tsv"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+    from u2moe.runtime.result import Transcript
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubtitleOptions:
-    """How subtitles are cut; the defaults are what broadcasters ask for.
+class OutputFormat:
+    """One way to write transcripts.
 
     Attributes:
-        max_line_width: columns of a line; characters of East Asian width take two.
-        max_lines: lines shown at once.
-        min_duration: seconds that a subtitle stays at least, where the next one leaves the time.
-        max_duration: seconds that the words of one subtitle span at most, unless it is a single word.
-        max_chars_per_s: columns per second that can be read; a subtitle stays longer where the next leaves the time.
-        max_pause: seconds of silence that a subtitle never spans.
-        gap: seconds between a subtitle that was made to stay longer and the next: two frames at 24 per second.
+        write: the content of a file, from a transcript, the name of the recording, and how to cut subtitles.
+        can_be_joined: whether the contents of several recordings, one after the other, are a valid content too.
     """
 
-    max_line_width: int = 42
-    max_lines: int = 2
-    min_duration: float = 1.0
-    max_duration: float = 7.0
-    max_chars_per_s: float = 17.0
-    max_pause: float = 2.0
-    gap: float = 0.083
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_line_width", 2), ("max_lines", 1)):
-            object.__setattr__(self, name, checked_integer(name, getattr(self, name), least=least))
-        for name, unit in (("max_duration", "seconds"), ("max_chars_per_s", "columns"), ("max_pause", "seconds")):
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, unit=unit))
-        for name in ("min_duration", "gap"):
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), least=0, unit="seconds"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cue:
-    """One subtitle: its lines, and milliseconds from the start of the audio."""
-
-    start_ms: int
-    end_ms: int
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """A word, or as much of it as fits a line, with the space before it, if any; columns, and milliseconds."""
-
-    text: str
-    space: str
-    width: int
-    start_ms: int
-    end_ms: int
+    write: Callable[[Transcript, str, SubtitleOptions | None], str]
+    can_be_joined: bool
 
 
 def format_transcript(
-    transcript: Transcript, file_format: Format, *, name: str = "audio", options: SubtitleOptions | None = None
+    transcript: Transcript, file_format: str, *, name: str = "audio", options: SubtitleOptions | None = None
 ) -> str:
     """The content of a file of that format; it ends in a line feed, unless it is empty.
 
@@ -87,191 +43,55 @@ def format_transcript(
         file_format: one of `FORMATS`.
         name: of the recording, for json and ctm.
         options: how to cut subtitles.
+
+    Raises:
+        ValueError: another format.
     """
-    segments = transcript.segments
-    if file_format == "txt":
-        return "".join(f"{segment.text}\n" for segment in segments)
-    if file_format == "json":
-        return json.dumps({"file": name, **dataclasses.asdict(transcript)}, ensure_ascii=False) + "\n"
-    if file_format == "tsv":
-        rows = (f"{_ms(segment.start)}\t{_ms(segment.end)}\t{segment.text}\n" for segment in segments)
-        return "start\tend\ttext\n" + "".join(rows)
-    if file_format == "ctm":
-        return "".join(_ctm_lines(segments, name))
-    cues = make_cues(segments, options)
-    if file_format == "srt":
-        return "\n".join(
-            f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n" + "\n".join(cue.lines) + "\n"
-            for number, cue in enumerate(cues, start=1)
-        )
-    if file_format == "vtt":
-        return "WEBVTT\n" + "".join(
-            f"\n{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{_escape(chr(10).join(cue.lines))}\n"
-            for cue in cues
-        )
-    raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    if file_format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    return FORMATS[file_format].write(transcript, name, options)
 
 
-def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None) -> list[Cue]:
-    """Cut segments into subtitles, in order and apart. Every word is in exactly one; none spans two segments."""
-    options = options or SubtitleOptions()
-    groups = [group for segment in segments for group in _cut(_pieces(segment, options), options)]
-    cues: list[Cue] = []
-    for index, group in enumerate(groups):
-        # Words may meet, but a subtitle must be over before the next begins.
-        start = max(group[0].start_ms, cues[-1].end_ms if cues else 0)
-        spoken = max(group[-1].end_ms, start + 1)
-        readable = math.ceil(1000 * _columns(group) / options.max_chars_per_s)
-        end = max(spoken, start + max(readable, _ms(options.min_duration)))
-        if index + 1 < len(groups):
-            following = groups[index + 1][0].start_ms
-            end = min(end, max(min(spoken, following), following - _ms(options.gap), start + 1))
-        cues.append(Cue(start_ms=start, end_ms=end, lines=tuple(_wrap(group, options))))
-    return cues
+def _txt(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
+    return "".join(f"{segment.text}\n" for segment in transcript.segments)
 
 
-def _cut(pieces: list[_Piece], options: SubtitleOptions) -> list[list[_Piece]]:
-    """The cheapest way to cut the pieces of a segment: few subtitles, ends where speakers pause, none nearly empty."""
-    costs, begins = [0.0], [0]
-    for end in range(1, len(pieces) + 1):
-        best, best_begin = math.inf, end - 1
-        for begin in range(end - 1, -1, -1):
-            group = pieces[begin:end]
-            if len(group) > 1 and not _fits(group, options):
-                break
-            cost = costs[begin] + _cost(group, options)
-            if end < len(pieces):
-                pause = max(pieces[end].start_ms - pieces[end - 1].end_ms, 0) / 1000
-                cost += 1 / (1 + 10 * pause)
-            if cost < best:
-                best, best_begin = cost, begin
-        costs.append(best)
-        begins.append(best_begin)
-    groups: list[list[_Piece]] = []
-    end = len(pieces)
-    while end > 0:
-        groups.append(pieces[begins[end] : end])
-        end = begins[end]
-    return groups[::-1]
+def _json(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
+    return json.dumps({"file": name, **dataclasses.asdict(transcript)}, ensure_ascii=False) + "\n"
 
 
-def _cost(group: list[_Piece], options: SubtitleOptions) -> float:
-    emptiness = 1 - _columns(group) / (options.max_line_width * options.max_lines)
-    return 1 + max(emptiness, 0.0) ** 2
+def _tsv(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
+    rows = (f"{to_ms(segment.start)}\t{to_ms(segment.end)}\t{segment.text}\n" for segment in transcript.segments)
+    return "start\tend\ttext\n" + "".join(rows)
 
 
-def _fits(group: list[_Piece], options: SubtitleOptions) -> bool:
-    if group[-1].end_ms - group[0].start_ms > 1000 * options.max_duration:
-        return False
-    if (
-        group[1].start_ms - group[0].end_ms > 1000 * options.max_pause
-    ):  # later pauses were looked at with shorter groups
-        return False
-    return len(_fill(group, options.max_line_width)) <= options.max_lines
-
-
-def _wrap(group: list[_Piece], options: SubtitleOptions) -> list[str]:
-    """Lines of a subtitle: as few as hold it, and of those as even as can be, the lower ones longer."""
-    lines = _fill(group, options.max_line_width)
-    for width in range(_columns(group) // len(lines), options.max_line_width):
-        narrower = _fill(group, width)
-        if len(narrower) == len(lines):
-            lines = narrower
-            break
-    return [_text(line) for line in lines]
-
-
-def _fill(group: list[_Piece], max_width: int) -> list[list[_Piece]]:
-    """Lines filled from the last word upwards, so that the first is the short one."""
-    starts = [len(group)]
-    width, space = 0, 0
-    for index in range(len(group) - 1, -1, -1):
-        width += group[index].width + space
-        space = len(group[index].space)
-        if width > max_width and index + 1 < starts[-1]:
-            starts.append(index + 1)
-            width = group[index].width
-    starts.append(0)
-    return [group[start:end] for start, end in itertools.pairwise(reversed(starts))]
-
-
-def _pieces(segment: Result, options: SubtitleOptions) -> list[_Piece]:
-    """Words of a segment, with the spaces that its text has between them, none wider than a line."""
-    pieces: list[_Piece] = []
-    position = 0
-    for word, start, end in _timed_words(segment):
-        found = segment.text.find(word, position)
-        space = " " if found < 0 or segment.text[position:found].strip() != segment.text[position:found] else ""
-        position = position if found < 0 else found + len(word)
-        parts = _split(word, options.max_line_width)
-        step = (end - start) / len(parts)
-        for index, part in enumerate(parts):
-            part_start, part_end = round(start + index * step), round(start + (index + 1) * step)
-            pieces.append(
-                _Piece(
-                    text=part,
-                    space="" if index else space,
-                    width=_width(part),
-                    start_ms=part_start,
-                    end_ms=part_end,
-                )
-            )
-    return pieces
-
-
-def _timed_words(segment: Result) -> list[tuple[str, int, int]]:
-    """Words with start and end in milliseconds; without word times they share the time of the segment evenly."""
-    if segment.words:
-        return [(word.word, _ms(word.start), max(_ms(word.start), _ms(word.end))) for word in segment.words]
-    words = segment.text.split()
-    start, length = segment.start, max(segment.end - segment.start, 0) / max(len(words), 1)
-    return [(word, _ms(start + i * length), _ms(start + (i + 1) * length)) for i, word in enumerate(words)]
-
-
-def _split(word: str, max_width: int) -> list[str]:
-    parts = [""]
-    for character in word:
-        if _width(parts[-1] + character) > max_width:
-            parts.append("")
-        parts[-1] += character
-    return parts
-
-
-def _text(group: list[_Piece]) -> str:
-    return "".join(piece.space + piece.text for piece in group).strip()
-
-
-def _columns(group: list[_Piece]) -> int:
-    return sum(piece.width + len(piece.space) for piece in group) - len(group[0].space)
-
-
-def _width(text: str) -> int:
-    """Columns of a text; combining marks take none."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
+def _srt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
+    return "\n".join(
+        f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n" + "\n".join(cue.lines) + "\n"
+        for number, cue in enumerate(make_cues(transcript.segments, options), start=1)
     )
 
 
-def _ctm_lines(segments: Sequence[Result], name: str) -> list[str]:
+def _vtt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
+    return "WEBVTT\n" + "".join(
+        f"\n{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{_escape(chr(10).join(cue.lines))}\n"
+        for cue in make_cues(transcript.segments, options)
+    )
+
+
+def _ctm(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
     recording = re.sub(r"\s+", "_", name) or "audio"
     lines = []
-    for segment in segments:
+    for segment in transcript.segments:
         confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
-        for (word, start, end), confidence in zip(_timed_words(segment), confidences, strict=True):
+        for (word, start, end), confidence in zip(timed_words(segment), confidences, strict=True):
             line = f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {word}"
             lines.append(line + ("\n" if confidence is None else f" {confidence:.3f}\n"))
-    return lines
+    return "".join(lines)
 
 
 def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _ms(seconds: float) -> int:
-    return max(round(seconds * 1000), 0)
 
 
 def _seconds(ms: int) -> str:
@@ -280,3 +100,16 @@ def _seconds(ms: int) -> str:
 
 def _clock(ms: int, point: str) -> str:
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{point}{ms % 1000:03}"
+
+
+FORMATS: Mapping[str, OutputFormat] = MappingProxyType(
+    {
+        "txt": OutputFormat(write=_txt, can_be_joined=True),
+        "json": OutputFormat(write=_json, can_be_joined=True),
+        "srt": OutputFormat(write=_srt, can_be_joined=False),
+        "vtt": OutputFormat(write=_vtt, can_be_joined=False),
+        "ctm": OutputFormat(write=_ctm, can_be_joined=True),
+        "tsv": OutputFormat(write=_tsv, can_be_joined=False),
+    }
+)
+"""The output formats by name, which is the suffix of their files too: a new one is a function and a line here."""

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.formats import FORMATS, SubtitleOptions, format_transcript, make_cues
+from u2moe.runtime.formats import FORMATS, format_transcript
 from u2moe.runtime.result import Result, Transcript, WordResult
+from u2moe.runtime.subtitles import SubtitleOptions, make_cues
 
 
 def segment(*timed_words, space=" ", confidence=0.5):

@@ -1,0 +1,215 @@
+"""How segments are cut into subtitles: what each shows, in which lines, and for how long. Writes no file format."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.validation import checked_integer, checked_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from u2moe.runtime.result import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubtitleOptions:
+    """How subtitles are cut; the defaults are what broadcasters ask for.
+
+    Attributes:
+        max_line_width: columns of a line; characters of East Asian width take two.
+        max_lines: lines shown at once.
+        min_duration: seconds that a subtitle stays at least, where the next one leaves the time.
+        max_duration: seconds that the words of one subtitle span at most, unless it is a single word.
+        max_chars_per_s: columns per second that can be read; a subtitle stays longer where the next leaves the time.
+        max_pause: seconds of silence that a subtitle never spans.
+        gap: seconds between a subtitle that was made to stay longer and the next: two frames at 24 per second.
+    """
+
+    max_line_width: int = 42
+    max_lines: int = 2
+    min_duration: float = 1.0
+    max_duration: float = 7.0
+    max_chars_per_s: float = 17.0
+    max_pause: float = 2.0
+    gap: float = 0.083
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_line_width", 2), ("max_lines", 1)):
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), least=least))
+        for name, unit in (("max_duration", "seconds"), ("max_chars_per_s", "columns"), ("max_pause", "seconds")):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, unit=unit))
+        for name in ("min_duration", "gap"):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), least=0, unit="seconds"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cue:
+    """One subtitle: its lines, and milliseconds from the start of the audio."""
+
+    start_ms: int
+    end_ms: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A word, or as much of it as fits a line, with the space before it, if any; columns, and milliseconds."""
+
+    text: str
+    space: str
+    width: int
+    start_ms: int
+    end_ms: int
+
+
+def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None) -> list[Cue]:
+    """Cut segments into subtitles, in order and apart. Every word is in exactly one; none spans two segments."""
+    options = options or SubtitleOptions()
+    groups = [group for segment in segments for group in _cut(_parts(segment, options), options)]
+    cues: list[Cue] = []
+    for index, group in enumerate(groups):
+        # Words may meet, but a subtitle must be over before the next begins.
+        start = max(group[0].start_ms, cues[-1].end_ms if cues else 0)
+        spoken = max(group[-1].end_ms, start + 1)
+        readable = math.ceil(1000 * _columns(group) / options.max_chars_per_s)
+        end = max(spoken, start + max(readable, to_ms(options.min_duration)))
+        if index + 1 < len(groups):
+            following = groups[index + 1][0].start_ms
+            end = min(end, max(min(spoken, following), following - to_ms(options.gap), start + 1))
+        cues.append(Cue(start_ms=start, end_ms=end, lines=tuple(_wrap(group, options))))
+    return cues
+
+
+def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
+    """The cheapest way to cut the parts of a segment: few subtitles, ends where speakers pause, none nearly empty."""
+    costs, begins = [0.0], [0]
+    for end in range(1, len(parts) + 1):
+        best, best_begin = math.inf, end - 1
+        for begin in range(end - 1, -1, -1):
+            group = parts[begin:end]
+            if len(group) > 1 and not _fits(group, options):
+                break
+            cost = costs[begin] + _cost(group, options)
+            if end < len(parts):
+                pause = max(parts[end].start_ms - parts[end - 1].end_ms, 0) / 1000
+                cost += 1 / (1 + 10 * pause)
+            if cost < best:
+                best, best_begin = cost, begin
+        costs.append(best)
+        begins.append(best_begin)
+    groups: list[list[_Part]] = []
+    end = len(parts)
+    while end > 0:
+        groups.append(parts[begins[end] : end])
+        end = begins[end]
+    return groups[::-1]
+
+
+def _cost(group: list[_Part], options: SubtitleOptions) -> float:
+    emptiness = 1 - _columns(group) / (options.max_line_width * options.max_lines)
+    return 1 + max(emptiness, 0.0) ** 2
+
+
+def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
+    if group[-1].end_ms - group[0].start_ms > 1000 * options.max_duration:
+        return False
+    if (
+        group[1].start_ms - group[0].end_ms > 1000 * options.max_pause
+    ):  # later pauses were looked at with shorter groups
+        return False
+    return len(_fill(group, options.max_line_width)) <= options.max_lines
+
+
+def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
+    """Lines of a subtitle: as few as hold it, and of those as even as can be, the lower ones longer."""
+    lines = _fill(group, options.max_line_width)
+    for width in range(_columns(group) // len(lines), options.max_line_width):
+        narrower = _fill(group, width)
+        if len(narrower) == len(lines):
+            lines = narrower
+            break
+    return [_text(line) for line in lines]
+
+
+def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
+    """Lines filled from the last word upwards, so that the first is the short one."""
+    starts = [len(group)]
+    width, space = 0, 0
+    for index in range(len(group) - 1, -1, -1):
+        width += group[index].width + space
+        space = len(group[index].space)
+        if width > max_width and index + 1 < starts[-1]:
+            starts.append(index + 1)
+            width = group[index].width
+    starts.append(0)
+    return [group[start:end] for start, end in itertools.pairwise(reversed(starts))]
+
+
+def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
+    """Words of a segment, with the spaces that its text has between them, none wider than a line."""
+    parts: list[_Part] = []
+    position = 0
+    for word, start, end in timed_words(segment):
+        found = segment.text.find(word, position)
+        space = " " if found < 0 or segment.text[position:found].strip() != segment.text[position:found] else ""
+        position = position if found < 0 else found + len(word)
+        texts = _split(word, options.max_line_width)
+        step = (end - start) / len(texts)
+        for index, text in enumerate(texts):
+            part_start, part_end = round(start + index * step), round(start + (index + 1) * step)
+            parts.append(
+                _Part(
+                    text=text,
+                    space="" if index else space,
+                    width=_width(text),
+                    start_ms=part_start,
+                    end_ms=part_end,
+                )
+            )
+    return parts
+
+
+def timed_words(segment: Result) -> list[tuple[str, int, int]]:
+    """Words with start and end in milliseconds; without word times they share the time of the segment evenly."""
+    if segment.words:
+        return [(word.word, to_ms(word.start), max(to_ms(word.start), to_ms(word.end))) for word in segment.words]
+    words = segment.text.split()
+    start, length = segment.start, max(segment.end - segment.start, 0) / max(len(words), 1)
+    return [(word, to_ms(start + i * length), to_ms(start + (i + 1) * length)) for i, word in enumerate(words)]
+
+
+def _split(word: str, max_width: int) -> list[str]:
+    parts = [""]
+    for character in word:
+        if _width(parts[-1] + character) > max_width:
+            parts.append("")
+        parts[-1] += character
+    return parts
+
+
+def _text(group: list[_Part]) -> str:
+    return "".join(part.space + part.text for part in group).strip()
+
+
+def _columns(group: list[_Part]) -> int:
+    return sum(part.width + len(part.space) for part in group) - len(group[0].space)
+
+
+def _width(text: str) -> int:
+    """Columns of a text; combining marks take none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
+def to_ms(seconds: float) -> int:
+    """Whole milliseconds, not below 0."""
+    return max(round(seconds * 1000), 0)
