@@ -16,7 +16,8 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
 from u2moe.export.model import SpeechModel
 from u2moe.export.parity import Parity, ParityReport
-from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.manifest import TOKENS_FILE, Manifest
 

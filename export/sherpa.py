@@ -14,7 +14,8 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.parity import ParityReport
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
 from u2moe.export.sherpa_parity import SherpaParity
-from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 
 ONE_FILE_LIMIT = 256_000_000

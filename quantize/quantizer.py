@@ -19,7 +19,8 @@ from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.rewrites import Change
 from u2moe.quantize.tuning.choice import quantize_graph, tuned
 from u2moe.runtime import contract
-from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.errors import BundleError, QuantizationError
 

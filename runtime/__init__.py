@@ -1,6 +1,7 @@
 """Recognise speech with a U2++ bundle: onnxruntime and numpy, neither torch nor onnx."""
 
-from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.context import ContextGraph, parse_hotwords
 from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding import DecodingOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from u2moe.runtime.errors import ProviderError, StreamError
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnxruntime
@@ -67,8 +68,13 @@ class Model:
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         num_threads: int | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
+        verify: bool = False,
     ) -> Model:
         """Make the sessions; see `Bundle.load`."""
+        if isinstance(providers, str):
+            raise TypeError(f"providers must be a sequence of names, got the string {providers!r}")
+        if isinstance(provider_options, Mapping):
+            raise TypeError("provider_options must be a sequence of mappings, one for each provider, got one mapping")
         settings = SessionSettings(
             providers=(DEFAULT_PROVIDER,) if providers is None else tuple(providers),
             provider_options=tuple(provider_options or ()),
@@ -76,7 +82,8 @@ class Model:
             sess_options=sess_options,
         )
         sessions = {
-            graph.name: Session(folder / graph.file, graph, manifest, settings) for graph in manifest.model.graphs()
+            graph.name: Session(folder / graph.file, graph, manifest, settings, verify=verify)
+            for graph in manifest.model.graphs()
         }
         return cls(manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
 

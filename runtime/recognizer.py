@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2moe.runtime.audio import convert, read_blocks
-from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle import Bundle, open_and_load
 from u2moe.runtime.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
 from u2moe.runtime.encoder import check_chunks
@@ -104,9 +104,14 @@ class Recognizer:
         """
         if directory is None and not (DEMO_FOLDER / MANIFEST_FILE).is_file():
             raise BundleError(f"{DEMO_FOLDER}: this installation holds no demo model; name the folder of a bundle")
-        bundle = Bundle.open(DEMO_FOLDER if directory is None else directory)
-        model = bundle.load(
-            providers=providers, provider_options=provider_options, num_threads=num_threads, sess_options=sess_options
+        bundle, model = open_and_load(
+            DEMO_FOLDER if directory is None else directory,
+            lambda bundle: bundle.load(
+                providers=providers,
+                provider_options=provider_options,
+                num_threads=num_threads,
+                sess_options=sess_options,
+            ),
         )
         return cls(bundle, model, options, hotwords)
 

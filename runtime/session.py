@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import onnxruntime
 
 from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.errors import BundleError, ProviderError
+from u2moe.runtime.graph_file import GraphFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +48,7 @@ class SessionSettings:
             `sess_options` says. One thread is the default because it makes results repeatable to the last bit and
             leaves the host's other cores alone.
         sess_options: used as they are instead of our own (no spinning after a run, no memory pattern: shapes change
-            from chunk to chunk, and a pattern would be kept for each).
+            from chunk to chunk, and a pattern would be kept for each). With these, files of weights stay mapped.
     """
 
     providers: tuple[str, ...] = (DEFAULT_PROVIDER,)
@@ -93,29 +95,31 @@ def _most_threads() -> int:
 class Session:
     """A graph file as an onnxruntime session.
 
+    What becomes of the file later does not matter: nothing of it is mapped any more, unless the settings have
+    `sess_options`, to which weights cannot be handed over.
+
+    Args:
+        file: the graph.
+        graph: its contract.
+        manifest: of its bundle.
+        settings: where and how it runs.
+        verify: compare the graph and its weights with the digests of the manifest.
+
     Raises:
         ProviderError: a provider did not start.
         BundleError: onnxruntime refuses the file, or it differs from `graph` or from the manifest.
+        IntegrityError: a file that differs from its digest, or was changed while it was loaded.
     """
 
-    def __init__(self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings) -> None:
+    def __init__(
+        self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings, *, verify: bool = False
+    ) -> None:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
-        if not file.is_file():
-            raise BundleError(f"{file}: missing")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(file),
-                sess_options=settings.session_options(),
-                providers=list(settings.providers),
-                provider_options=[dict(options) for options in settings.provider_options] or None,
-                enable_fallback=False,  # else it prints, and tries again
-            )
-        except ONNXRUNTIME_ERRORS as error:
-            message = str(error).strip().splitlines()[0][:300]
-            if settings.providers != (DEFAULT_PROVIDER,):
-                raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
-            raise BundleError(f"{file}: onnxruntime refuses it: {message}{_tuned_elsewhere(manifest)}") from error
+        with contextlib.closing(GraphFile(file, manifest.files if verify else None)) as opened:
+            self._session = _inference_session(opened, settings, manifest)
+            opened.check_unchanged()
+            self._weights = opened.weights  # onnxruntime uses their memory
         self._session.disable_fallback()  # of runs, which older versions are only told here
         active = self._session.get_providers()
         for provider in settings.providers:
@@ -145,6 +149,28 @@ class Session:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _inference_session(
+    opened: GraphFile, settings: SessionSettings, manifest: Manifest
+) -> onnxruntime.InferenceSession:
+    file, options = opened.path, settings.session_options()
+    try:
+        if options is not settings.sess_options:
+            opened.hand_over(options)
+        return onnxruntime.InferenceSession(
+            str(file),
+            sess_options=options,
+            providers=list(settings.providers),
+            provider_options=[dict(options) for options in settings.provider_options] or None,
+            enable_fallback=False,  # else it prints, and tries again
+        )
+    except ONNXRUNTIME_ERRORS as error:
+        opened.check_unchanged()  # else that is the reason
+        message = str(error).strip().splitlines()[0][:300]
+        if settings.providers != (DEFAULT_PROVIDER,):
+            raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
+        raise BundleError(f"{file}: onnxruntime refuses it: {message}{_tuned_elsewhere(manifest)}") from error
 
 
 def _tuned_elsewhere(manifest: Manifest) -> str:

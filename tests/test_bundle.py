@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.bundle import Bundle, BundleWriter
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError, IntegrityError
 from u2moe.runtime.manifest import (
     DecodingConfig,

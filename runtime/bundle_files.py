@@ -1,0 +1,153 @@
+"""Files of one folder, each opened once: what is compared with its digest is what is read. No format is known here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from u2moe.runtime.errors import BundleError, IntegrityError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from u2moe.runtime.manifest import FileDigest
+
+_PORTION = 1 << 20
+"""Bytes read at a time."""
+
+
+class BundleFile:
+    """A regular file that lies in `folder` itself, open for reading; close it, or use it in a `with` block.
+
+    Raises:
+        BundleError: no plain name, missing, unreadable, not a regular file, or a link to a file elsewhere.
+        IntegrityError: the size is not that of `digest`.
+    """
+
+    def __init__(self, folder: Path, name: str, digest: FileDigest | None = None) -> None:
+        self.path = folder / plain_name(name, str(folder))
+        self._digest = digest
+        # A named pipe would wait for its writer; of regular files the flag changes nothing.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            self._descriptor = os.open(self.path, flags)
+        except FileNotFoundError:
+            raise BundleError(f"{self.path}: missing") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{self.path}: cannot be read: {getattr(error, 'strerror', error)}") from error
+        try:
+            self._status = os.fstat(self._descriptor)
+            self._check(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, folder: Path) -> None:
+        if not stat.S_ISREG(self._status.st_mode):
+            raise BundleError(f"{self.path}: is not a regular file")
+        try:
+            target = self.path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            raise BundleError(f"{self.path}: was replaced while it was opened") from error
+        if target.parent != folder.resolve():
+            raise BundleError(f"{self.path}: is a link to {target}, expected a file inside the bundle")
+        if self._digest is not None and self.size != self._digest.size:
+            raise IntegrityError(f"{self.path}: size is {self.size} bytes, expected {self._digest.size}")
+
+    @property
+    def size(self) -> int:
+        """Bytes, when it was opened."""
+        return self._status.st_size
+
+    def read(self, limit: int) -> bytes:
+        """All of the file, compared with its digest, if there is one.
+
+        Raises:
+            BundleError: more than `limit` bytes, or reading fails.
+            IntegrityError: it differs from its digest.
+        """
+        if self.size > limit:
+            raise BundleError(f"{self.path}: is larger than {limit} bytes")
+        return b"".join(self.portions())
+
+    def verify(self) -> None:
+        """Read all of the file, only to compare it with its digest; see `read`."""
+        for _ in self.portions():
+            pass
+
+    def sha256(self) -> str:
+        """Digest of all of the file."""
+        computed = hashlib.sha256()
+        for portion in self.portions():
+            computed.update(portion)
+        return computed.hexdigest()
+
+    def portions(self) -> Iterator[bytes]:
+        """All of the file, about a megabyte at a time; after the last it is compared with its digest."""
+        computed, left = hashlib.sha256(), self.size
+        with self._reading():
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+        while left > 0:
+            with self._reading():
+                portion = os.read(self._descriptor, min(_PORTION, left))
+            if not portion:
+                raise IntegrityError(f"{self.path}: was shortened while it was read")
+            computed.update(portion)
+            left -= len(portion)
+            yield portion
+        if self._digest is not None and computed.hexdigest() != self._digest.sha256:
+            raise IntegrityError(f"{self.path}: sha256 is {computed.hexdigest()}, expected {self._digest.sha256}")
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was replaced or written to since it was opened: its path may have been read meanwhile.
+
+        Raises:
+            IntegrityError: it was.
+        """
+        try:
+            by_path = os.stat(self.path)  # noqa: PTH116 - beside fstat
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: was removed while it was loaded") from error
+        if not _state(self._status) == _state(os.fstat(self._descriptor)) == _state(by_path):
+            raise IntegrityError(f"{self.path}: was changed while it was loaded")
+
+    def close(self) -> None:
+        """Give the descriptor back. Once."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+
+def plain_name(name: str, where: str) -> str:
+    """`name`, if it can only mean a file directly inside a folder, on any system.
+
+    Raises:
+        BundleError: it may mean another file; begins with `where`.
+    """
+    plain = name not in ("", ".", "..") and not any(char in '/\\:*?"<>|' or ord(char) < 32 for char in name)
+    if not plain:
+        raise BundleError(f"{where}: found {name!r:.200}, expected a plain file name without folders")
+    return name
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,162 @@
+"""Which weights of a graph lie in other files: as much of protobuf as that takes, since the runtime has no onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2moe.runtime.errors import BundleError
+
+# Field numbers of onnx.proto: messages that may hold tensors, by the field that leads to them.
+_GRAPH, _NODE, _FUNCTION, _ATTRIBUTE, _TRAINING = "graph", "node", "function", "attribute", "training"
+_TENSOR, _SPARSE = "tensor", "sparse"
+_INSIDE = {
+    "model": {7: _GRAPH, 20: _TRAINING, 25: _FUNCTION},
+    _TRAINING: {1: _GRAPH, 2: _GRAPH},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
+    _SPARSE: {1: _TENSOR, 2: _TENSOR},
+}
+_DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
+_KEY, _VALUE = 1, 2
+_EXTERNAL = 1
+"""`onnx.TensorProto.EXTERNAL`."""
+_DEEPEST = 100
+"""Messages within messages, as protobuf itself limits them."""
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalTensor:
+    """Where the values of a weight are that the graph file does not hold.
+
+    Attributes:
+        name: of the weight.
+        location: of the file, relative to the graph.
+        offset: where its bytes begin.
+        length: how many bytes; None: as many as shape and type need.
+        data_type: number of its element type, `onnx.TensorProto.DataType`.
+        shape: of the weight.
+        is_initializer: of the graph itself, not a constant in a node, a function or a graph within.
+    """
+
+    name: str
+    location: str
+    offset: int
+    length: int | None
+    data_type: int
+    shape: tuple[int, ...]
+    is_initializer: bool
+
+
+def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
+    """All tensors of a graph file whose values lie in other files, wherever they are in the graph.
+
+    Args:
+        path: of the graph, for messages.
+        content: the graph file.
+
+    Raises:
+        BundleError: this is no graph, or does not say where its weights are.
+    """
+    if b"location" not in content:  # the key that every such tensor has: nothing to look for
+        return []
+    try:
+        tensors = list(_tensors("model", memoryview(content), ()))
+        return [found for tensor, is_initializer in tensors if (found := _external(tensor, is_initializer)) is not None]
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: is no graph: {error}") from error
+
+
+def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[tuple[memoryview, bool]]:
+    """The tensors in a message, and whether they are initializers of the graph itself."""
+    if kind == _TENSOR:
+        yield message, way == ("model", _GRAPH)
+        return
+    if len(way) > _DEEPEST:
+        raise ValueError(f"it has messages in messages, more than {_DEEPEST} deep")
+    inside = _INSIDE[kind]
+    for number, wire_type, value in _fields(message):
+        if number in inside and wire_type == _BYTES and isinstance(value, memoryview):
+            yield from _tensors(inside[number], value, (*way, kind))
+
+
+def _external(tensor: memoryview, is_initializer: bool) -> ExternalTensor | None:
+    """Where the values of a tensor lie; None: in the tensor itself."""
+    name, data_type, data_location = "", 0, 0
+    shape: list[int] = []
+    entries: dict[str, str] = {}
+    for number, _, value in _fields(tensor):
+        if isinstance(value, int):
+            if number == _DIMS:
+                shape.append(value)
+            elif number == _DATA_TYPE:
+                data_type = value
+            elif number == _DATA_LOCATION:
+                data_location = value
+        elif number == _DIMS:
+            shape += _varints(value)
+        elif number == _NAME:
+            name = str(value, "utf-8")
+        elif number == _EXTERNAL_DATA:
+            texts = {key: str(text, "utf-8") for key, _, text in _fields(value) if isinstance(text, memoryview)}
+            entries[texts.get(_KEY, "")] = texts.get(_VALUE, "")
+    if data_location != _EXTERNAL:
+        return None
+    if "location" not in entries:
+        raise ValueError(f"weight {name!r:.200} does not say which file it is in")
+    return ExternalTensor(
+        name=name,
+        location=entries["location"],
+        offset=int(entries.get("offset") or 0),
+        length=int(entries["length"]) if entries.get("length") else None,
+        data_type=data_type,
+        shape=tuple(shape),
+        is_initializer=is_initializer,
+    )
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+    """Number, wire type and value of each field; numbers of fixed length are passed over."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, position = _varint(message, position)
+            yield number, wire_type, value
+        elif wire_type == _BYTES:
+            length, position = _varint(message, position)
+            if not 0 <= length <= len(message) - position:
+                raise ValueError("it ends within a field")
+            yield number, wire_type, message[position : position + length]
+            position += length
+        elif wire_type in (_FIXED64, _FIXED32):
+            position += 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"it has a field of wire type {wire_type}")
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """A number of 64 bits with sign, and the position behind it."""
+    result = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise ValueError("it ends within a number")
+        byte = message[position]
+        position += 1
+        result |= (byte & 127) << shift
+        if byte < 128:
+            result &= (1 << 64) - 1
+            return (result - (1 << 64) if result >> 63 else result), position
+    raise ValueError("it has a number of more than 64 bits")
+
+
+def _varints(message: memoryview) -> Iterator[int]:
+    position = 0
+    while position < len(message):
+        value, position = _varint(message, position)
+        yield value
