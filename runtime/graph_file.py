@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ _GRAPH_LIMIT = (1 << 31) - 1
 """Bytes of a protobuf message; a graph with larger weights has them beside it."""
 _SMALL = 1 << 16
 """Bytes of a weight that is handed over whatever it is: twice in memory it takes little."""
+_MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
+"""Names of matrices, quantized or not; what belongs to one, such as its scales, has a longer name."""
+_READ_IN_PLACE = ("embeddings", "routers")
+"""Groups of weights whose matrices are read in place too."""
 _NUMPY_TYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
     11: "float64", 12: "uint32", 13: "uint64",
@@ -143,8 +148,9 @@ def _place(file: BundleFile, tensor: ExternalTensor) -> _Place:
 
 
 def _is_read_in_place(tensor: ExternalTensor, place: _Place) -> bool:
-    """Whether kernels use a weight as it is, without a copy of their own: vectors and embeddings."""
+    """Whether kernels may use a weight as it is: all but the matrices of products, which they copy."""
     if place.kind is None:
         return False
+    is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None
     small = place.end - place.begin <= _SMALL
-    return small or len(tensor.shape) < 2 or weight_group(tensor.name) == "embeddings"
+    return small or not is_factor or weight_group(tensor.name) in _READ_IN_PLACE

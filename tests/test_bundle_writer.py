@@ -1,0 +1,125 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from u2moe.runtime import Bundle, BundleError, BundleWriter, bundle_writer
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from u2moe.runtime import Bundle, BundleWriter
+
+target, source, how = sys.argv[1:]
+bundle = Bundle.open(source)
+for _ in range(20 if how == "often" else 1):
+    with BundleWriter(target, overwrite=True) as staging:
+        for name in bundle.manifest.files:
+            staging.add(name, Path(bundle.path / name))
+        staging.seal(bundle.manifest)
+        if how == "wait":
+            print("sealed", flush=True)
+            time.sleep(600)
+        staging.finish(bundle.manifest)
+"""
+
+
+def write(target, bundle, **settings):
+    with BundleWriter(target, **settings) as staging:
+        for name in bundle.manifest.files:
+            staging.add(name, bundle.path / name)
+        return staging.finish(bundle.manifest)
+
+
+def writer(target, bundle, how):
+    return subprocess.Popen([sys.executable, "-c", WRITE, str(target), str(bundle.path), how], stdout=subprocess.PIPE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no signals that kill")
+def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(bundle, tmp_path):
+    with writer(tmp_path / "out", bundle, "wait") as process:
+        assert process.stdout.readline() == b"sealed\n"
+        (left,) = tmp_path.iterdir()
+        with pytest.raises(BundleError, match=r"bundle\.json: missing"):
+            Bundle.open(left)
+        write(tmp_path / "out", bundle)
+        assert left.exists()  # its writer is at work
+        process.send_signal(signal.SIGKILL)
+    write(tmp_path / "out", bundle, overwrite=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_bundle_that_was_taken_away_is_put_back(bundle, tmp_path):
+    """As where a writer was killed between two moves, on systems that cannot exchange folders in one."""
+    write(tmp_path / ".out.12345678.replaced", bundle)
+    (tmp_path / ".other.12345678.partial").mkdir()
+    with BundleWriter(tmp_path / "out", overwrite=True):
+        assert Bundle.open(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.12345678.partial", "out"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_bundle_is_replaced(bundle, tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(bundle_writer, "_exchanged", lambda *_: False)
+    write(tmp_path / "out", bundle)
+    (tmp_path / "out" / "mine").touch()
+    write(tmp_path / "out", bundle, overwrite=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert not (tmp_path / "out" / "mine").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux only")
+def test_a_reader_always_finds_a_bundle(bundle, tmp_path):
+    """A folder that is taken away first is missing for a moment."""
+    write(tmp_path / "out", bundle)
+    with writer(tmp_path / "out", bundle, "often") as process:
+        while process.poll() is None:
+            assert (tmp_path / "out" / "bundle.json").exists()
+    assert process.returncode == 0
+
+
+def test_writers_of_the_same_target_all_finish(bundle, tmp_path):
+    processes = [writer(tmp_path / "out", bundle, "often") for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    for process in processes:
+        process.stdout.close()
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert Bundle.open(tmp_path / "out")
+
+
+def test_a_link_to_a_bundle_is_replaced(bundle, tmp_path):
+    write(tmp_path / "real", bundle)
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    write(tmp_path / "out", bundle, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]
+    assert not (tmp_path / "out").is_symlink()
+
+
+@pytest.mark.parametrize("occupied", [True, False])
+def test_a_mount_point_is_refused_before_the_work(bundle, tmp_path, monkeypatch, occupied):
+    if occupied:
+        write(tmp_path / "out", bundle)
+    else:
+        (tmp_path / "out").mkdir()
+    rename = Path.rename
+
+    def busy(self, target):
+        if self == tmp_path / "out":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(BundleError, match="out: is a mount point"), BundleWriter(tmp_path / "out", overwrite=True):
+        pytest.fail("the work has begun")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_target_that_cannot_be_written_is_a_typed_error(bundle, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="out: cannot be written: "):
+        write(tmp_path / "file" / "out", bundle)
