@@ -96,7 +96,7 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     conf.fixed("src_attention", default=True)
     conf.fixed("concat_after", default=False)  # until 2023
     self_attention = _attention(conf, dim)
-    # only the unidirectional decoder can be told about the biases of its cross-attention
+    # only the unidirectional decoder has settings for the biases of its cross-attention
     cross_attention = _attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
     num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
     num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, minimum=0, maximum=MOST_BLOCKS)

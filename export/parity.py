@@ -251,7 +251,7 @@ class Parity:
         return {**result, "r_cnn_cache": cnn} if cnn else result
 
     def _stream_batch(self) -> Pairs:
-        """Streams that have heard 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
+        """Streams after 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
         chunk_size, left = 8, 3
         required = chunk_size * left
         past = (0, 1, 3, 7)

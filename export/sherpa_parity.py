@@ -111,7 +111,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, SessionSettings().session_options())
 
     def _start(self) -> Caches:
-        """Caches of a stream that has heard nothing, as long as the client's: what lies at negative positions is none.
+        """Caches of a new stream, as long as the client's: what lies at negative positions is masked.
 
         A quantized graph must be given the same sums to add: a value that rounds the other way is a step apart.
         """
