@@ -74,8 +74,10 @@ class Checkpoint:
         config = read_training_config(_config_path(path, weights_path))
         tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
         state = load_state_dict(weights_path)
-        statistics = {} if _has_statistics(weights_path, state) else _statistics(path, config)
-        state.update(statistics)
+        # of a state dict of other names, `select_tensors` says more than that it has no statistics
+        fits = any(name.startswith("encoder.") for name in state)
+        if fits and not _has_statistics(weights_path, state):
+            state.update(_statistics(path, config))
         normalized = CMVN_MEAN in state
         architecture = replace(
             config.architecture, encoder=replace(config.architecture.encoder, normalized_input=normalized)

@@ -16,7 +16,8 @@ from u2moe.export.architecture import Architecture
 from u2moe.export.model import SpeechModel, positional_encoding
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
-WRAPPER = "module."
+WRAPPERS = ("module.", "_orig_mod.")
+"""What nn.DataParallel and DistributedDataParallel, and torch.compile, put before the name of every tensor."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
@@ -43,7 +44,7 @@ def linked_weights(path: Path) -> Path:
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it.
 
-    Names lose the prefix that nn.DataParallel and DistributedDataParallel give to all of them.
+    Names lose the prefixes of `WRAPPERS`, if all of them have one.
     """
     start = _first_bytes(path)
     if not start:
@@ -102,8 +103,14 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
             )
     if not state:
         raise CheckpointError(f"{path}: holds no tensors")
-    wrapped = all(name.startswith(WRAPPER) for name in state)
-    return {name.removeprefix(WRAPPER) if wrapped else name: tensor.detach() for name, tensor in state.items()}
+    return {name: tensor.detach() for name, tensor in _unwrapped(state).items()}
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in state):
+            return _unwrapped({name.removeprefix(wrapper): tensor for name, tensor in state.items()})
+    return state
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

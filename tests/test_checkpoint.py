@@ -266,14 +266,22 @@ class TestWhatTrainingLeaves:
         with pytest.raises(CheckpointError, match=r"train.yaml: output_dim must be"):
             directory.open(f"{name}.pt")
 
-    def test_names_of_data_parallel_training(self, directory):
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+    def test_names_of_wrapped_networks(self, directory, prefix):
         exact = {name: tensor.clone() for name, tensor in directory.open().tensors.items()}
-        directory.save({f"module.{name}": tensor for name, tensor in directory.state().items()})
+        directory.save({f"{prefix}{name}": tensor for name, tensor in directory.state().items()})
         tensors = directory.open().tensors
         assert tensors.keys() == exact.keys()
         assert all(torch.equal(tensors[name], exact[name]) for name in exact)
 
-    def test_some_names_of_data_parallel_training(self, directory):
+    def test_other_prefixes_are_no_matter_of_statistics(self, directory):
+        directory.save({f"model.{name}": tensor for name, tensor in directory.state().items()})
+        (directory.path / "global_cmvn").unlink()
+        message = r"final.pt: does not fit its train.yaml: \d+ tensors missing .*; \d+ .*\(model.encoder"
+        with pytest.raises(CheckpointError, match=message):
+            directory.open()
+
+    def test_some_names_of_wrapped_networks(self, directory):
         state = directory.state()
         directory.replace(**{"module.ctc.ctc_lo.bias": state["ctc.ctc_lo.bias"]})
         with pytest.raises(CheckpointError, match=r"1 tensors not used by the network \(module.ctc.ctc_lo.bias\)"):
