@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -19,11 +18,8 @@ from u2moe.export.parity import Parity, ParityReport
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.manifest import TOKENS_FILE, Manifest
-
-EXTERNAL_DATA_LIMIT = 16_000_000
-"""Bytes of weights from which they are saved beside the graph: onnxruntime maps that file and packs weight after weight
-for its kernels, where it would read a graph with weights in it as a whole, and hold it beside what it packs from it."""
 
 
 def export_bundle(
@@ -58,7 +54,7 @@ def export_bundle(
         manifest = bundle_manifest(opened)
         for model in build_graphs(network, manifest):
             progress(f"writing {model.graph.name}.onnx")
-            save_graph(model, staging.path)
+            save_graph(model, staging.path / f"{model.graph.name}.onnx")
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(opened.tokens)))
         staging.seal(manifest)
         report = Parity(network, staging.path, manifest, subject=opened.weights).run(progress)
@@ -114,19 +110,6 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
     yield ctc_graph(network, manifest.model, metadata)
     if manifest.model.decoder != "none":
         yield decoder_graph(network, manifest.model, metadata)
-
-
-def save_graph(model: ir.Model, folder: Path, limit: int | None = None) -> None:
-    """Write `<name>.onnx`, with its weights in `<name>.onnx.data` if they are more than `limit` bytes.
-
-    None: more than `EXTERNAL_DATA_LIMIT`.
-    """
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    file = folder / f"{model.graph.name}.onnx"
-    external = f"{file.name}.data" if size > (EXTERNAL_DATA_LIMIT if limit is None else limit) else None
-    if external is None:
-        ir.external_data.load_to_model(model)  # weights of a graph that was read may lie beside that one
-    ir.save(model, file, external_data=external)
 
 
 def _plain(architecture: Architecture) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from typing import cast
 import onnx_ir as ir
 import torch
 
-from u2moe.export.builder import GraphBuilder, Operand
 from u2moe.export.layers import (
     AttentionNodes,
-    activation,
     feed_forward,
     linear,
     mask_bias,
     normalization,
+    parameter,
     pointwise_convolution,
     position_biases,
     scale_and_shift,
@@ -39,6 +38,8 @@ from u2moe.export.model import (
     TransformerBlock,
 )
 from u2moe.runtime import contract
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import GraphBuilder, Operand
 from u2moe.runtime.manifest import ModelConfig
 
 END = 2**63 - 1
@@ -59,7 +60,7 @@ def ctc_graph(model: SpeechModel, config: ModelConfig, metadata: dict[str, str])
     graph = contract.ctc()
     g = GraphBuilder(graph.name)
     inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
-    with g.scope("ctc"):
+    with g.scope("ctc", group="output_layers"):
         logits = linear(g, inputs["encoder_out"], model.ctc.ctc_lo, "ctc_lo")
         outputs = {"log_probs": g.op("LogSoftmax", logits, axis=-1)}
     return g.model(graph, inputs, outputs, config.axis, metadata)
@@ -116,9 +117,9 @@ class EncoderNodes:
         x = self.inputs["chunk"]
         cmvn = self.encoder.global_cmvn
         if cmvn is not None:
-            with g.scope("global_cmvn"):
+            with g.scope("global_cmvn", group="normalization"):
                 x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
-        with g.scope("embed"):
+        with g.scope("embed", group="subsampling"):
             x = g.op("Unsqueeze", x, [1])
             for index, (kernel, stride) in enumerate(embed.layers):
                 layer = cast("torch.nn.Conv2d", embed.conv[2 * index])
@@ -149,11 +150,13 @@ class EncoderNodes:
         if convolution is not None and convolution.causal and convolution.kernel > 1:
             # the frame that each convolution sees before the first one
             modules = [cast("ConvolutionModule", block.conv_module) for block in self.encoder.encoders]
-            self.initial_cache = g.weight(
-                "initial_cache",
-                (len(modules), 1, 1, convolution.channels),
-                lambda: torch.stack([module.initial_cache(1)[:, :, :1].mT for module in modules]),
-            )
+            with g.scope(group="convolution_state"):
+                self.initial_cache = parameter(
+                    g,
+                    "initial_cache",
+                    (len(modules), 1, 1, convolution.channels),
+                    lambda: torch.stack([module.initial_cache(1)[:, :, :1].mT for module in modules]),
+                )
         with g.scope("frames"):
             time = g.op("Shape", x, start=1, end=2)
             offset: Operand = [0]
@@ -245,7 +248,7 @@ class EncoderNodes:
 
     def _self_attention(self, x: ir.Value, block: ConformerBlock | TransformerBlock, index: int) -> ir.Value:
         g = self.g
-        with g.scope("self_attn"):
+        with g.scope("self_attn", group="attention"):
             nodes = AttentionNodes(g, block.self_attn)
             key_value = nodes.key_value(x)
             if self.streaming:
@@ -258,7 +261,7 @@ class EncoderNodes:
 
     def _convolution(self, x: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
         g, config = self.g, module.config
-        with g.scope("conv_module"):
+        with g.scope("conv_module", group="pointwise_convolutions"):
             # both halves of the gated linear unit as products of their own: nothing has to be split
             linear_half, gate = (self._half(x, module, half) for half in range(2))
             y = g.op("Mul", linear_half, g.op("Sigmoid", gate))
@@ -277,11 +280,11 @@ class EncoderNodes:
         rows = slice(half * size, (half + 1) * size)
         with g.scope("pointwise_conv1", ("linear", "gate")[half]):
             shape = (layer.in_channels, size)
-            y = g.op("MatMul", x, g.weight("weight", shape, lambda: layer.weight[rows, :, 0].T))
+            y = g.op("MatMul", x, parameter(g, "weight", shape, lambda: layer.weight[rows, :, 0].T))
             if layer.bias is None:
                 return y
             bias = layer.bias
-            return g.op("Add", y, g.weight("bias", (size,), lambda: bias[rows]))
+            return g.op("Add", y, parameter(g, "bias", (size,), lambda: bias[rows]))
 
     def _with_history(self, y: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
         """Put the kernel-1 frames before the chunk in front of it [batch, time, channels]."""
@@ -320,10 +323,10 @@ class EncoderNodes:
             scale, shift = scale_and_shift(norm) if isinstance(norm, torch.nn.BatchNorm1d) else (1.0, 0.0)
             return own.double() * scale + shift
 
-        with g.scope("depthwise_conv"):
-            parameters = [g.weight("weight", (config.channels, 1, 1, config.kernel), weight)]
+        with g.scope("depthwise_conv", group="depthwise_convolutions"):
+            parameters = [parameter(g, "weight", (config.channels, 1, 1, config.kernel), weight)]
             if folded or layer.bias is not None:
-                parameters.append(g.weight("bias", (config.channels,), bias))
+                parameters.append(parameter(g, "bias", (config.channels,), bias))
             y = g.op(
                 "Conv",
                 g.op("Transpose", g.op("Unsqueeze", y, [1]), perm=[0, 3, 1, 2]),
@@ -394,7 +397,9 @@ class DecoderNodes:
         with g.scope("decoder", *([name] if name else [])):
             start = g.op("Expand", self.model.config.sos, g.op("Shape", self.lens))
             tokens = g.op("Concat", start, g.op("Slice", targets, [0], [-1], [1]), axis=1)
-            x = g.op("Gather", vector(g, "embed.0.weight", decoder.embedding.weight), tokens, axis=0)
+            with g.scope(group="embeddings"):
+                table = vector(g, "embed.0.weight", decoder.embedding.weight)
+            x = g.op("Gather", table, tokens, axis=0)
             x = g.op("Mul", x, math.sqrt(decoder.config.dim))
             x = g.op("Add", x, sinusoids(g, self.steps, decoder.config.dim))
             for index, block in enumerate(decoder.decoders):
@@ -402,7 +407,9 @@ class DecoderNodes:
                     x = self._block(x, cast("DecoderBlock", block), decoder)
             if decoder.config.pre_norm:
                 x = normalization(g, x, decoder.after_norm, "after_norm")
-            return g.op("LogSoftmax", linear(g, x, decoder.output_layer, "output_layer"), axis=-1)
+            with g.scope(group="output_layers"):
+                logits = linear(g, x, decoder.output_layer, "output_layer")
+            return g.op("LogSoftmax", logits, axis=-1)
 
     def _block(self, x: ir.Value, block: DecoderBlock, decoder: AttentionDecoder) -> ir.Value:
         g, pre_norm = self.g, decoder.config.pre_norm
@@ -415,12 +422,12 @@ class DecoderNodes:
             return y if pre_norm else normalization(g, y, layer, name)
 
         inner = branch(block.norm1, "norm1")
-        with g.scope("self_attn"):
+        with g.scope("self_attn", group="attention"):
             nodes = AttentionNodes(g, block.self_attn)
             attended = nodes.attend(nodes.query(inner), nodes.key_value(inner), self.bias, None)
         x = join(attended, block.norm1, "norm1")
         inner = branch(block.norm2, "norm2")
-        with g.scope("src_attn"):
+        with g.scope("src_attn", group="attention"):
             attended = self._cross_attention(inner, block, decoder.config.dim)
         x = join(attended, block.norm2, "norm2")
         inner = branch(block.norm3, "norm3")

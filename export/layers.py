@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -12,23 +12,30 @@ import torch
 from torch import nn
 
 from u2moe.export.architecture import Activation
-from u2moe.export.builder import GraphBuilder
 from u2moe.export.model import MultiHeadAttention, RMSNorm, inverse_frequencies
 from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
-from u2moe.runtime import contract
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import GraphBuilder, define
+from u2moe.runtime.graph.mixture import float_mixture
+from u2moe.runtime.mixture import Mixture
 
 MASKED = float(np.finfo(np.float32).min)
 """Added to scores that must not count: its exponential is exactly zero, and a row of nothing else has no nan."""
 
 
+def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[], torch.Tensor]) -> ir.Value:
+    """A weight that `read` gives when the graph is saved; see `GraphBuilder.weight`."""
+    return g.weight(name, shape, lambda: read().detach().to(torch.float32).numpy())
+
+
 def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
     """A torch weight [out, in], times `scale`, as the right operand of MatMul [in, out]."""
-    return g.weight(name, (weight.shape[1], weight.shape[0]), lambda: _scaled(weight, scale).T)
+    return parameter(g, name, (weight.shape[1], weight.shape[0]), lambda: _scaled(weight, scale).T)
 
 
 def vector(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
     """A weight as it is, times `scale`."""
-    return g.weight(name, tuple(weight.shape), lambda: _scaled(weight, scale))
+    return parameter(g, name, tuple(weight.shape), lambda: _scaled(weight, scale))
 
 
 def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
@@ -49,25 +56,13 @@ def pointwise_convolution(g: GraphBuilder, x: ir.Value, layer: nn.Conv1d, name: 
         return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias))
 
 
-def activation(g: GraphBuilder, x: ir.Value, kind: Activation) -> ir.Value:
-    """The element-wise non-linearity."""
-    if kind == "swish":
-        return g.op("Mul", x, g.op("Sigmoid", x))
-    if kind == "gelu":
-        erf = g.op("Erf", g.op("Div", x, math.sqrt(2.0)))
-        return g.op("Mul", g.op("Mul", x, 0.5), g.op("Add", erf, 1.0))
-    if kind == "hardtanh":
-        return g.op("Clip", x, -1.0, 1.0)
-    return g.op({"relu": "Relu", "tanh": "Tanh", "selu": "Selu"}[kind], x)
-
-
 def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> ir.Value:
     """Layer or RMS normalisation over the last axis."""
-    with g.scope(name):
+    with g.scope(name, group="normalization"):
         if isinstance(layer, RMSNorm):
             mean_square = g.op("ReduceMean", g.op("Mul", x, x), [-1], keepdims=1)
             x = g.op("Div", x, g.op("Sqrt", g.op("Add", mean_square, layer.eps)))
-            return g.op("Mul", x, g.weight("weight", tuple(layer.weight.shape), lambda: 1 + layer.weight))
+            return g.op("Mul", x, parameter(g, "weight", tuple(layer.weight.shape), lambda: 1 + layer.weight))
         layer_norm = cast("nn.LayerNorm", layer)
         weight, bias = vector(g, "weight", layer_norm.weight), vector(g, "bias", layer_norm.bias)
         return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=layer_norm.eps)
@@ -84,7 +79,7 @@ def feed_forward(
     g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str, scale: float = 1.0
 ) -> ir.Value:
     """A dense, gated or mixture-of-experts layer on [..., dim], times `scale`, which its last weights include."""
-    with g.scope(name):
+    with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)
         if isinstance(layer, GatedFeedForward):
@@ -99,64 +94,23 @@ def mixture_of_experts(
 ) -> ir.Value:
     """One call of a model-local function, so that a layer stays one recognisable node with its weights as inputs."""
     experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
-    has_bias = experts[0].w_1.bias is not None
-    top_k = layer.num_experts_per_token
-    weights = [transposed(g, "gate.weight", layer.gate.weight)]
-    names = ["x", "gate"]
-    for index, expert in enumerate(experts):
-        for part, part_scale in (("w_1", 1.0), ("w_2", scale)):
-            projection = getattr(expert, part)
-            names.append(f"experts.{index}.{part}.weight")
-            weights.append(transposed(g, names[-1], projection.weight, part_scale))
-            if has_bias:
-                names.append(f"experts.{index}.{part}.bias")
-                weights.append(vector(g, names[-1], projection.bias, part_scale))
-
-    def body(f: GraphBuilder, parameters: list[ir.Value]) -> ir.Value:
-        return sparse_dispatch(f, parameters, len(experts), top_k, kind, has_bias=has_bias)
-
-    suffix = "" if has_bias else "_no_bias"
-    function = g.function(f"MixtureOfExperts_top{top_k}of{len(experts)}_{kind}{suffix}", names, body)
-    return g.op(function, x, *weights, domain=contract.MOE_DOMAIN)
-
-
-def sparse_dispatch(
-    g: GraphBuilder, parameters: list[ir.Value], num_experts: int, top_k: int, kind: Activation, *, has_bias: bool
-) -> ir.Value:
-    """The body of the function: route, sort the assignments by expert, run each expert on its slice, put back.
-
-    The one sort makes the tokens of an expert contiguous, so that they are gathered once and scattered once, and an
-    expert without tokens works on an empty matrix.
-    """
-    x, gate, *weights = parameters
-    with g.scope("router"):
-        tokens = g.op("Reshape", x, g.op("Concat", [-1], g.op("Shape", x, start=-1), axis=0))
-        values, experts = g.ops("TopK", g.op("MatMul", tokens, gate), [top_k], axis=-1, num_outputs=2)
-        probabilities = g.op("Softmax", values, axis=-1)
-    with g.scope("dispatch"):
-        assignments = g.op("Reshape", experts, [-1])
-        num_assignments = g.op("Shape", assignments)
-        order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
-        one_hot = g.op("Equal", g.op("Unsqueeze", assignments, [0]), np.arange(num_experts)[:, np.newaxis])
-        counts = g.op("ReduceSum", g.op("Cast", one_hot, to=ir.DataType.INT64), [1], keepdims=0)
-        sorted_tokens = g.op("Gather", tokens, g.op("Div", order, top_k), axis=0)
-        parts = g.ops("Split", sorted_tokens, counts, axis=0, num_outputs=num_experts)
-    outputs = []
-    for index, part in enumerate(parts):
-        with g.scope(f"expert{index}"):
-            stride = 4 if has_bias else 2
-            own = weights[index * stride : (index + 1) * stride]
-            y = g.op("MatMul", part, own[0])
-            y = activation(g, g.op("Add", y, own[1]) if has_bias else y, kind)
-            y = g.op("MatMul", y, own[-2] if has_bias else own[-1])
-            outputs.append(g.op("Add", y, own[-1]) if has_bias else y)
-    with g.scope("combine"):
-        position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
-        merged = outputs[0] if num_experts == 1 else g.op("Concat", *outputs, axis=0)
-        chosen = g.op("Gather", merged, g.op("Reshape", position, [-1, top_k]), axis=0)
-        # a row times a matrix for each token: less work than multiplying, and then adding up, all of them
-        combined = g.op("MatMul", g.op("Unsqueeze", probabilities, [1]), chosen)
-        return g.op("Reshape", combined, g.op("Shape", x), allowzero=1)
+    mixture = Mixture(
+        num_experts=len(experts),
+        top_k=layer.num_experts_per_token,
+        activation=kind,
+        bias=experts[0].w_1.bias is not None,
+    )
+    with g.scope(group="routers"):
+        weights = [transposed(g, "gate.weight", layer.gate.weight)]
+    with g.scope(group="experts"):
+        for index, expert in enumerate(experts):
+            for part, part_scale in (("w_1", 1.0), ("w_2", scale)):
+                projection, name = getattr(expert, part), f"experts.{index}.{part}"
+                weights.append(transposed(g, f"{name}.weight", projection.weight, part_scale))
+                if mixture.bias:
+                    weights.append(vector(g, f"{name}.bias", projection.bias, part_scale))
+    function = define(g.functions, float_mixture(mixture))
+    return g.op(function.name, x, *weights, domain=function.domain, **mixture.attributes())
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
@@ -185,8 +139,8 @@ def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[Multi
 
     config = layers[0].config
     width = len(layers) * config.num_heads
-    with g.scope("position_biases"):
-        biases = g.op("MatMul", positions, g.weight("weight", (layers[0].linear_pos.in_features, width), weight))
+    with g.scope("position_biases", group="positions"):
+        biases = g.op("MatMul", positions, parameter(g, "weight", (layers[0].linear_pos.in_features, width), weight))
         return g.op("Unsqueeze", g.op("Transpose", biases, perm=[0, 2, 1]), [2])
 
 
@@ -226,12 +180,12 @@ class AttentionNodes:
             return torch.stack(parts).sum(dim=0) * scale
 
         with g.scope("linear_q"):
-            weight = g.weight(
-                "weight", (layer.linear_q.in_features, size), lambda: layer.linear_q.weight.float().T * scale
+            weight = parameter(
+                g, "weight", (layer.linear_q.in_features, size), lambda: layer.linear_q.weight.float().T * scale
             )
             y = g.op("MatMul", x, weight)
             if config.relative or _any_bias(layer.linear_q):
-                y = g.op("Add", y, g.weight("bias", (size,), bias))
+                y = g.op("Add", y, parameter(g, "bias", (size,), bias))
             return self._to_heads(y, config.num_heads, config.head_dim)
 
     def key_value(self, x: ir.Value) -> ir.Value:
@@ -250,14 +204,15 @@ class AttentionNodes:
             return joined(*(none if part is None else part.float() for part in parts))
 
         with g.scope("linear_kv"):
-            weight = g.weight(
+            weight = parameter(
+                g,
                 "weight",
                 (layer.linear_k.in_features, width),
                 lambda: joined(layer.linear_k.weight, layer.linear_v.weight).T,
             )
             y = g.op("MatMul", x, weight)
             if _any_bias(layer.linear_k, layer.linear_v):
-                y = g.op("Add", y, g.weight("bias", (width,), bias))
+                y = g.op("Add", y, parameter(g, "bias", (width,), bias))
             return self._to_heads(y, config.num_kv_heads, 2 * config.head_dim)
 
     def _to_heads(self, x: ir.Value, num_heads: int, size: int) -> ir.Value:

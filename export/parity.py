@@ -338,7 +338,7 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
     y = ir.val("y", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
     weights = [_in_memory(value) for value in node.inputs[1:] if value is not None]
-    call = ir.Node(node.domain, node.op_type, [x, *weights], outputs=[y], name=node.name)
+    call = ir.Node(node.domain, node.op_type, [x, *weights], node.attributes.values(), outputs=[y], name=node.name)
     graph = ir.Graph([x], [y], nodes=[call], initializers=weights, opset_imports=model.graph.opset_imports, name=layer)
     alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     options = onnxruntime.SessionOptions()

@@ -16,6 +16,7 @@ from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_sup
 from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 
 ONE_FILE_LIMIT = 256_000_000
@@ -99,7 +100,7 @@ def export_sherpa(
             bundle, _ = exporter.export_bundle(source, passing, weights=weights, units=units, progress=progress)
         for model in sherpa_graphs(bundle, options):
             progress(f"writing {model.graph.name}.onnx")
-            exporter.save_graph(model, staging.path, ONE_FILE_LIMIT)
+            save_graph(model, staging.path / f"{model.graph.name}.onnx", limit=ONE_FILE_LIMIT)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
         report = SherpaParity(bundle, staging.path, options, subject=Path(source)).run(progress)
         return SherpaExport(path=staging.publish(), options=options, manifest=bundle.manifest, report=report)

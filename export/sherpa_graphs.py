@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from u2moe.export.builder import GraphBuilder
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.contract import Graph, Tensor
 from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.manifest import Manifest, ModelConfig
 
 _CACHE = ("num_blocks", "num_kv_heads", "cache_time", "kv_dim")

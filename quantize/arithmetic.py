@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Float = npt.NDArray[np.float32]
+WEIGHT_LEVELS = 127
+"""Weights in int8 are integers from -WEIGHT_LEVELS to WEIGHT_LEVELS."""
+ACTIVATION_LEVELS = 127
+"""Activations are uint8 around `ACTIVATION_ZERO`, their largest magnitude so far from it."""
+ACTIVATION_ZERO = 128
+"""The uint8 that stands for 0; below it is room for as much as above."""
+POSITIVE_LEVELS = 255
+"""The uint8 of the largest of activations that are never below 0, whose zero is 0: those of the front end."""
+LOWEST: Mapping[str, float] = MappingProxyType({"relu": 0.0, "gelu": 0.17, "swish": 0.2785})
+"""How far below zero an activation can reach, where that is little beside its largest values."""
 NOTHING = 1e-30
 """Weights up to this size are taken for zeros: their scale would not be a normal number."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -20,8 +32,8 @@ def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     A column of zeros gets scale 1, so that it stays zeros.
     """
     largest = np.abs(weight).max(axis=0)
-    scale = np.where(largest > NOTHING, largest / 127, 1).astype(np.float32)
-    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+    scale = np.where(largest > NOTHING, largest / WEIGHT_LEVELS, 1).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8), scale
 
 
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
@@ -69,6 +81,25 @@ def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> 
     biased = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     blocks = (biased.astype(np.float32) - 8) * scale[..., np.newaxis]
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
+
+
+def int8_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], Float]:
+    """Symmetric int8 with one scale per block of rows of each column, as QMoE reads it.
+
+    Returns:
+        Bytes around 128 [out, in]; scales [out, blocks].
+    """
+    blocks = weight.T.reshape(weight.shape[1], -1, block_size)
+    scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True), 1e-20) / 127
+    integers = (np.rint(blocks / scale) + 128).astype(np.uint8)
+    return integers.reshape(weight.shape[1], -1), scale[..., 0].astype(np.float32)
+
+
+def from_int8_blocks(stored: npt.NDArray[np.uint8], scale: Float) -> Float:
+    """The weights [in, out] that `int8_blocks` stands for."""
+    blocks = stored.astype(np.float32).reshape(*scale.shape, -1) - 128
+    restored: Float = (blocks * scale[..., np.newaxis]).reshape(stored.shape).T
+    return restored
 
 
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:

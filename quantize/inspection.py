@@ -11,11 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.tuning.record import describe_record
-from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
-
-_MOE = "MixtureOfExperts"
-"""In the name of a function that is one; quantized graphs call others of the same domain."""
+from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.graph.mixture import mixture_of
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -43,8 +41,8 @@ def _graph(model: ir.Model) -> dict[str, Any]:
     parameters: Counter[str] = Counter()
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and not name.startswith("const_"):
-            parameters[contract.weight_group(name)] += value.const_value.size
-    layers = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and _MOE in node.op_type]
+            parameters[group_of(value)] += value.const_value.size
+    layers = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
     return {
         "name": model.graph.name,
         "opset": model.opset_imports[""],
@@ -53,7 +51,9 @@ def _graph(model: ir.Model) -> dict[str, Any]:
         "inputs": [_tensor(value) for value in model.graph.inputs],
         "outputs": [_tensor(value) for value in model.graph.outputs],
         "parameters": dict(parameters),
-        "moe_layers": [{"node": node.name, "function": node.op_type} for node in layers],
+        "moe_layers": [
+            {"node": node.name, "function": node.op_type, **mixture.attributes()} for node, mixture in layers
+        ],
         "metadata": dict(model.metadata_props),
     }
 
@@ -86,7 +86,7 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         for name, file in manifest["files"].items()
     ]
     for graph in content["graphs"]:
-        moe = Counter(layer["function"] for layer in graph["moe_layers"])
+        moe = Counter(_layer(**layer) for layer in graph["moe_layers"])
         experts = "; ".join(f"{count} x {function}" for function, count in moe.items()) or "none"
         lines.append(
             f"{graph['name']}: opset {graph['opset']}, IR {graph['ir_version']}, {graph['num_nodes']} nodes, "
@@ -97,3 +97,9 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
     lines.append("metadata:")
     lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
     return "\n".join(lines)
+
+
+def _layer(*, function: str, top_k: int, num_experts: int, activation: str, skip_below: float, **_: Any) -> str:
+    """A mixture of experts in words."""
+    skipping = f", skipped below {skip_below:g}" if skip_below else ""
+    return f"{function} (top {top_k} of {num_experts}, {activation}{skipping})"

@@ -13,19 +13,18 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.config import Recipe
-from u2moe.quantize.functions import skipping
-from u2moe.quantize.half import to_half
+from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, features_of
-from u2moe.quantize.rewrites import Change
-from u2moe.quantize.tuning.choice import quantize_graph, tuned
+from u2moe.quantize.tuning.choice import tuned
+from u2moe.quantize.weights import Change
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.errors import BundleError, QuantizationError
+from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.graph.mixture import mixture_of
 
-EXTERNAL_DATA_LIMIT = 16_000_000
-"""Bytes of weights from which they are saved beside the graph, as the exporter does."""
 REPORT_FILE = "report.json"
 SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"
 """Of a graph whose tokens skip experts: `Recipe.skip_expert_below`."""
@@ -73,12 +72,9 @@ def quantize_bundle(
         for graph in source.manifest.model.graphs():
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
-            if recipe.whole == "fp16":
-                changes |= to_half(model, recipe.skip_expert_below)
-            else:
-                changes |= quantize_graph(model, recipe.of_graph(graph.name))
+            changes |= quantize_graph(model, recipe.of_graph(graph.name))
             num_skipping += _record_skipping(model, recipe)
-            save_graph(model, staging.path / graph.file, progress)
+            save_graph(model, staging.path / graph.file, progress=progress)
         counts = Counter(change.group for change in changes.values())
         _check_found(source, recipe, counts)
         if recipe.skip_expert_below and not num_skipping:
@@ -120,9 +116,8 @@ def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
 
 def _record_skipping(model: ir.Model, recipe: Recipe) -> int:
     """Write into the metadata of a graph whose tokens skip experts from when on; how many of its layers do that."""
-    suffix = skipping(recipe.skip_expert_below)
-    names = [node.op_type for node in model.graph if node.domain == contract.MOE_DOMAIN]
-    count = sum(suffix != "" and suffix in name for name in names)
+    mixtures = [mixture for node in model.graph if (mixture := mixture_of(node))]
+    count = sum(mixture.skip_below > 0 for mixture in mixtures)
     if count:
         model.metadata_props[SKIP_METADATA] = f"{recipe.skip_expert_below:g}"
     return count
@@ -150,17 +145,3 @@ def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
         **({"skip_expert_below": recipe.skip_expert_below} if recipe.skip_expert_below else {}),
     }
-
-
-def save_graph(model: ir.Model, file: Path, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Write a graph weight by weight, its weights beside it if they are too large for one file."""
-    sizes = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
-
-    def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
-        if info.index % 100 == 0:
-            progress(f"{file.name}: weight {info.index + 1} of {info.total}: {tensor.name}")
-
-    external = f"{file.name}.data" if sum(sizes) > EXTERNAL_DATA_LIMIT else None
-    if external is None:
-        ir.external_data.load_to_model(model)  # what stays as it is may lie beside the graph it came from
-    ir.save(model, file, external_data=external, callback=report)

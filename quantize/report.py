@@ -17,16 +17,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
-from u2moe.quantize.qmoe import BITS, from_experts
-from u2moe.quantize.rewrites import Change
+from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.routing import ExpertInputs
-from u2moe.runtime import contract
+from u2moe.quantize.weights import Change
 from u2moe.runtime.audio import read_blocks
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, edit_distance
 from u2moe.runtime.decoding import DecodingOptions, Search
 from u2moe.runtime.features import Fbank
+from u2moe.runtime.graph.file import array_of, group_of
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import Recognizer
 
@@ -82,9 +81,9 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for index, bundle in enumerate((reference, quantized)):
         for graph in bundle.manifest.model.graphs():
-            for name, value in ir.load(bundle.path / graph.file).graph.initializers.items():
+            for value in ir.load(bundle.path / graph.file).graph.initializers.values():
                 if value.const_value is not None:
-                    groups[contract.weight_group(name)][index] += value.const_value.nbytes
+                    groups[group_of(value)][index] += value.const_value.nbytes
     totals = [sum(file.size for file in bundle.manifest.files.values()) for bundle in (reference, quantized)]
     result = {name: {"before": before, "after": after} for name, (before, after) in sorted(groups.items())}
     return {"groups": result, "files": {"before": totals[0], "after": totals[1]}, "ratio": totals[1] / totals[0]}
@@ -100,10 +99,9 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
             change = changes.get(name)
             if change is None or change.group == "other" or value.const_value is None:
                 continue
-            original = change.original()
-            scale_name = name.rsplit(".", 1)[0] + ".scale"
-            scale = initializers[scale_name].const_value if scale_name in initializers else None
-            stored = _restored(change, value.const_value.numpy(), None if scale is None else scale.numpy(), original)
+            original, scale = change.original(), initializers.get(f"{name.rpartition('.')[0]}.scale")
+            numbers = np.ones((), np.float32) if scale is None or scale.const_value is None else array_of(scale)
+            stored = change.restored(value.const_value.numpy(), numbers)
             squares[change.group][0] += float(np.square(stored - original, dtype=np.float64).sum())
             squares[change.group][1] += float(np.square(original, dtype=np.float64).sum())
             worst[change.group] = max(worst[change.group], relative_error(original, stored))
@@ -111,17 +109,6 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
         group: {"relative": (error / size) ** 0.5 if size else 0.0, "worst": worst[group]}
         for group, (error, size) in sorted(squares.items())
     }
-
-
-def _restored(change: Change, stored: Array, scale: Array | None, original: Array) -> Array:
-    """The float32 weights that stored ones stand for."""
-    if scale is None:
-        return stored.astype(np.float32)
-    if change.format in BITS:
-        return from_experts(stored, scale, original.shape[1])
-    if change.format == "int4":
-        return from_int4_blocks(stored, scale.reshape(stored.shape[:2]), len(original))
-    return stored.astype(np.float32) * scale
 
 
 def output_errors(reference: Model, quantized: Model, features: Sequence[Array]) -> dict[str, float]:

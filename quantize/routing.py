@@ -15,6 +15,7 @@ import onnxruntime
 
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.session import DEFAULT_PROVIDER
 
 Array = npt.NDArray[Any]
@@ -37,12 +38,10 @@ class ExpertInputs:
         model.graph.outputs.clear()
         for node in model.graph:
             x, gate = (*node.inputs, None, None)[:2]
-            if node.domain != contract.MOE_DOMAIN or "MixtureOfExperts" not in node.op_type:
+            mixture = mixture_of(node)
+            if mixture is None or x is None or x.name is None or gate is None or gate.const_value is None:
                 continue
-            if x is None or x.name is None or gate is None or gate.const_value is None:
-                continue
-            top_k = int(node.op_type.split("_top")[1].split("of")[0])
-            self.layers[scope(node)] = (gate.const_value.numpy().astype(np.float32), top_k)
+            self.layers[scope(node)] = (gate.const_value.numpy().astype(np.float32), mixture.top_k)
             self.names.append(x.name)
             x.type = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
             if x not in model.graph.outputs:

@@ -7,6 +7,7 @@ checkpoint, all others are dynamic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 FORMAT_VERSION = 1
@@ -14,7 +15,40 @@ METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
 
-WEIGHT_GROUPS = {
+GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
+"""Key in the metadata of an initializer whose value says to which of the `WEIGHT_GROUPS` it belongs."""
+
+WEIGHT_GROUPS = (
+    "experts",
+    "routers",
+    "feed_forward",
+    "attention",
+    "depthwise_convolutions",
+    "pointwise_convolutions",
+    "convolution_state",
+    "positions",
+    "subsampling",
+    "embeddings",
+    "output_layers",
+    "normalization",
+)
+"""Groups of weights: what quantization and reports speak of. Constants of a graph are in none, which is "other"."""
+
+
+def weight_group(name: str, metadata: Mapping[str, str]) -> str:
+    """The group of the initializer with this name and this metadata, "other" for constants.
+
+    Graphs that were written before they said so are judged by names alone, which takes the gates of gated layers for
+    routers.
+    """
+    if GROUP_METADATA in metadata:
+        return metadata[GROUP_METADATA]
+    if name.startswith("const_"):
+        return "other"
+    return next((group for group, parts in _NAMES_BEFORE.items() if any(part in name for part in parts)), "other")
+
+
+_NAMES_BEFORE = {
     "experts": (".experts.",),
     "routers": (".feed_forward.gate.", ".feed_forward_macaron.gate."),
     "feed_forward": (".feed_forward.", ".feed_forward_macaron."),
@@ -22,22 +56,13 @@ WEIGHT_GROUPS = {
     "depthwise_convolutions": (".depthwise_conv.",),
     "pointwise_convolutions": (".pointwise_conv1.", ".pointwise_conv2."),
     "convolution_state": (".initial_cache",),
+    "positions": (".position_biases.",),
     "subsampling": ("encoder.embed.",),
     "embeddings": (".embed.0.",),
     "output_layers": (".output_layer.", "ctc.ctc_lo."),
     "normalization": ("norm", "global_cmvn."),
 }
-"""Groups of weights, by what a name contains; the first that fits counts. What quantization and reports speak of."""
-
-
-def weight_group(name: str) -> str:
-    """The group of the weight with this name in a graph, "other" for constants.
-
-    The `gate` of a layer without experts is no router: `quantize` tells them apart by the node that reads it.
-    """
-    if name.startswith("const_"):
-        return "other"
-    return next((group for group, parts in WEIGHT_GROUPS.items() if any(part in name for part in parts)), "other")
+"""What the names of a group contained; the first that fits counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,13 +53,14 @@ def write_bundle(directory, target):
     """Export a checkpoint without the comparison with torch: here the graphs are compared with WeNet."""
     # Imported here: what tests the runtime without a bundle needs no torch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
-    from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph  # noqa: PLC0415
+    from u2moe.export.exporter import build_graphs, bundle_manifest  # noqa: PLC0415
+    from u2moe.runtime.graph.file import save_graph  # noqa: PLC0415
 
     checkpoint = Checkpoint.open(directory)
     manifest = bundle_manifest(checkpoint)
     with BundleWriter(target) as staging:
         for graph in build_graphs(checkpoint.network(), manifest):
-            save_graph(graph, staging.path)
+            save_graph(graph, staging.path / f"{graph.graph.name}.onnx")
         staging.add("tokens.txt", "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokens)))
         return staging.finish(manifest).path
 

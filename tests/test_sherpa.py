@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from u2moe.benchmarks.peers.process import PeerError, PeerProcess, write_wav
-from u2moe.export import SherpaOptions, export_sherpa, exporter, sherpa
+from u2moe.export import SherpaOptions, export_sherpa, sherpa
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.parity import LIMIT
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
@@ -26,6 +26,7 @@ from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.encoder import Encoder
+from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.windows import Windows
 
@@ -168,7 +169,8 @@ def test_a_long_stream_goes_on_as_ours_does(bundle, model, tmp_path):
     manifest = dataclasses.replace(bundle.manifest, model=config)
     short = Bundle(bundle.path, manifest, bundle.tokens)
     options = SherpaOptions(chunk_size=8, num_left_chunks=3)
-    exporter.save_graph(online_graph(short, options), tmp_path)
+    graph = online_graph(short, options)
+    save_graph(graph, tmp_path / f"{graph.graph.name}.onnx")
     client = OnlineClient(session(tmp_path), options)
     features = np.concatenate([parity_features(bundle.manifest, 14)] * 2)
     encoder, windows = Encoder(model.encoder.session, config), Windows(config, 8)

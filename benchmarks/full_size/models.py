@@ -20,11 +20,12 @@ from typing import Any
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.exporter import build_graphs, bundle_manifest, save_graph
+from u2moe.export.exporter import build_graphs, bundle_manifest
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.manifest import TOKENS_FILE
 
 PRECISIONS = {"fp32": "bundle", "int8": "int8"}
@@ -124,7 +125,7 @@ def _export(artefact: Artefact, *, overwrite: bool) -> None:
     manifest = bundle_manifest(checkpoint)
     with BundleWriter(artefact.bundle("fp32"), overwrite=overwrite) as staging:
         for graph in build_graphs(checkpoint.network(), manifest):
-            save_graph(graph, staging.path)
+            save_graph(graph, staging.path / f"{graph.graph.name}.onnx")
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(checkpoint.tokens)))
         staging.finish(manifest)
 

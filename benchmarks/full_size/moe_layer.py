@@ -32,7 +32,6 @@ from u2moe.benchmarks.results.provenance import measured, measured_here
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.architecture import FeedForward
-from u2moe.export.builder import GraphBuilder
 from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.config import RECIPES
@@ -40,6 +39,7 @@ from u2moe.quantize.functions import CONTRIB, OPSET
 from u2moe.quantize.rewrites import rewrite
 from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime import contract
+from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]

@@ -22,8 +22,8 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.config import KERNELS, Recipe, Tune
-from u2moe.quantize.qmoe import BITS, expert_layers, to_qmoe
-from u2moe.quantize.rewrites import Change, rewrite
+from u2moe.quantize.experts.layer import expert_layers
+from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.routing import ExpertInputs, scope
 from u2moe.quantize.tuning.measurement import Spread, interleaved, mean_seconds
 from u2moe.quantize.tuning.record import TunedExperts, Tuning
@@ -51,20 +51,6 @@ RANDOM_TOKENS, NUM_WINDOWS = 512, 8
 def timed(_kind: str, _tokens: int, call: Callable[[], object]) -> float:
     """Seconds of a call, as the clock says."""
     return mean_seconds(call, CALL_S)
-
-
-def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
-    """Quantize a graph in place, the experts by the kernel of their format; see `rewrite`.
-
-    Returns:
-        What was replaced, by the name of the new integer weight.
-
-    Raises:
-        BundleError: the graph holds a node that is not as the exporter writes it, or that the kernel cannot compute.
-    """
-    changes = rewrite(model, recipe)  # leaves experts in formats that are not its own
-    bits = BITS.get(recipe.quantized.get("experts", ""))
-    return changes | to_qmoe(model, bits) if bits else changes
 
 
 def tuned(
@@ -287,11 +273,11 @@ class _Layers:
             BundleError: the format's kernel cannot compute them.
         """
         alone = layers_alone(self.model, self.indices)
-        skip_below = self.recipe.skip_expert_below
-        if kind in BITS and skip_below:
-            raise BundleError(f"QMoE cannot skip experts (skip_expert_below {skip_below})")
         experts = Recipe(
-            name=kind, groups={"experts": kind}, block_size=self.recipe.block_size, skip_expert_below=skip_below
+            name=kind,
+            groups={"experts": kind},
+            block_size=self.recipe.block_size,
+            skip_expert_below=self.recipe.skip_expert_below,
         )
         quantize_graph(alone, experts)
         return self._run(alone)
@@ -314,8 +300,10 @@ def layers_alone(model: ir.Model, indices: Sequence[int]) -> ir.Model:
     for number, index in enumerate(indices):
         layer = layers[index]
         x = ir.val(f"x{number}", dtype=ir.DataType.FLOAT, shape=("batch", "tokens", layer.sizes[0]))
-        weights = [ir.val(str(value.name), const_value=value.const_value) for value in layer.weights]
-        node = ir.Node(layer.node.domain, layer.node.op_type, [x, *weights], name=layer.node.name)
+        weights = [_copy(value) for value in layer.weights]
+        node = ir.Node(
+            layer.node.domain, layer.node.op_type, [x, *weights], layer.node.attributes.values(), name=layer.node.name
+        )
         output = ir.node("Identity", node.outputs)  # rewrites replace no output of a graph
         output.outputs[0].name = f"y{number}"
         output.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -327,3 +315,10 @@ def layers_alone(model: ir.Model, indices: Sequence[int]) -> ir.Model:
         inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=model.opset_imports, name="layers"
     )
     return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+
+
+def _copy(value: ir.Value) -> ir.Value:
+    """The same weight for another graph."""
+    copy = ir.val(str(value.name), const_value=value.const_value)
+    copy.metadata_props.update(value.metadata_props)
+    return copy

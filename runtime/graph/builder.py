@@ -1,16 +1,16 @@
-"""Builds one ONNX graph node by node, with names that follow the network. Knows no layer."""
+"""Builds ONNX graphs and functions node by node, with names that follow the network. Knows no layer."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import torch
 
 from u2moe.runtime import contract
 
@@ -18,6 +18,10 @@ OPSET = 18
 IR_VERSION = 8
 """The first version with model-local functions; onnxruntime 1.17 is the oldest release that is tested with it."""
 
+CONTRIB = "com.microsoft"
+"""Operators of this domain are part of every onnxruntime build: no library of custom operators is needed."""
+
+Array = npt.NDArray[Any]
 Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
 """An input of a node: a value, or a constant (integers become int64, floats float32)."""
 
@@ -31,19 +35,27 @@ class GraphBuilder:
 
     def __init__(self, name: str, *, constants_as_nodes: bool = False) -> None:
         self.name = name
-        self.functions: dict[str, ir.Function] = {}
+        self.functions: dict[ir.OperatorIdentifier, ir.Function] = {}
         self._constants_as_nodes = constants_as_nodes
         self._tape = ir.tape.Tape()
         self._scopes: list[str] = []
+        self._groups: list[str] = []
+        self._domains = {""}
         self._counts: Counter[str] = Counter()
         self._initializers: dict[str, ir.Value] = {}
+        self._constants: dict[str, ir.Value] = {}
 
     @contextmanager
-    def scope(self, *names: str) -> Iterator[None]:
-        """Prefix the names of what is built inside."""
+    def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
+        """Prefix the names of what is built inside; weights there belong to `group`, one of `contract.WEIGHT_GROUPS`.
+
+        Without a group they belong to that of the scope around it.
+        """
         self._scopes.extend(names)
+        self._groups.extend([group] if group else [])
         yield
         del self._scopes[len(self._scopes) - len(names) :]
+        del self._groups[len(self._groups) - bool(group) :]
 
     def path(self, name: str) -> str:
         """`name` behind the open scopes, dotted as in a state dict."""
@@ -59,6 +71,7 @@ class GraphBuilder:
         """Add a node with several outputs."""
         values = [value if value is None or isinstance(value, ir.Value) else self.constant(value) for value in inputs]
         name = "/".join((*self._scopes, op_type))
+        self._domains.add(domain)
         self._counts[name] += 1
         if self._counts[name] > 1:
             name = f"{name}_{self._counts[name]}"
@@ -74,47 +87,40 @@ class GraphBuilder:
         if not isinstance(value, np.ndarray):
             is_float = isinstance(value, float)
             value = np.asarray(value, dtype=np.float32 if is_float else np.int64)
-        if self._constants_as_nodes:
-            return self.op("Constant", value=ir.tensor(value))
         flat = "_".join(f"{number:g}" for number in value.ravel()[:8].tolist())
         name = f"const_{value.dtype.name}{list(value.shape) or ''}_{flat}".replace(" ", "")
         if value.size > 8:
-            name = f"const_{self.path(str(len(self._initializers)))}"
-        if name not in self._initializers:
-            self._initializers[name] = self._tape.initializer(ir.tensor(value, name=name))
-        return self._initializers[name]
+            name = f"const_{self.path(str(len(self._constants)))}"
+        if name not in self._constants:
+            if self._constants_as_nodes:
+                self._constants[name] = self.op("Constant", value=ir.tensor(value))
+            else:
+                self._constants[name] = self._tape.initializer(ir.tensor(value, name=name))
+        return self._constants[name]
 
-    def weight(
-        self, name: str, shape: Sequence[int], read: Callable[[], torch.Tensor], dtype: ir.DataType = ir.DataType.FLOAT
-    ) -> ir.Value:
-        """A weight named by its path in the state dict, read when the graph is saved and not kept in memory."""
+    def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
+        """A float32 weight named by its path in the state dict, read when the graph is saved and not kept in memory.
+
+        Its metadata says which group it belongs to: that of the innermost scope that has one.
+        """
         path = self.path(name)
         if path not in self._initializers:
+            if not self._groups:
+                raise ValueError(f"weight {path}: no scope around it has a group")
 
             def load() -> ir.TensorProtocol:
-                return ir.tensor(np.ascontiguousarray(read().detach().to(torch.float32).numpy()), name=path)
+                return ir.tensor(np.ascontiguousarray(read(), np.float32), name=path)
 
-            tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=path)
-            self._initializers[path] = self._tape.initializer(tensor)
+            tensor = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=path)
+            value = self._tape.initializer(tensor)
+            value.metadata_props[contract.GROUP_METADATA] = self._groups[-1]
+            self._initializers[path] = value
         return self._initializers[path]
 
-    def function(
-        self, name: str, inputs: Sequence[str], body: Callable[[GraphBuilder, list[ir.Value]], ir.Value]
-    ) -> str:
-        """Define a model-local function with one output, once; returns its name."""
-        if name not in self.functions:
-            inner = GraphBuilder(name, constants_as_nodes=True)
-            parameters = [ir.Value(name=parameter) for parameter in inputs]
-            output = body(inner, parameters)
-            graph = ir.Graph(
-                parameters,
-                [output],
-                nodes=inner._tape.nodes,
-                opset_imports={"": OPSET},
-                name=name,
-            )
-            self.functions[name] = ir.Function(contract.MOE_DOMAIN, name, graph=graph, attributes=[])
-        return name
+    @property
+    def opset_imports(self) -> dict[str, int]:
+        """Versions of the operators so far."""
+        return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
     def input(self, tensor: contract.Tensor, axes: Callable[[str], int | None]) -> ir.Value:
         """The graph input that the contract describes; `axes` gives the size of a fixed axis."""
@@ -142,7 +148,7 @@ class GraphBuilder:
             results,
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports={"": OPSET, **({contract.MOE_DOMAIN: 1} if self.functions else {})},
+            opset_imports=self.opset_imports,
             name=self.name,
         )
         return ir.Model(
@@ -152,6 +158,50 @@ class GraphBuilder:
             functions=list(self.functions.values()),
             metadata_props=dict(sorted(metadata.items())),
         )
+
+
+Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
+"""Builds the nodes of a function of its parameters; returns its outputs."""
+
+
+def build_function(
+    name: str, parameters: Sequence[str], body: Body, attributes: Mapping[str, Any] | None = None
+) -> ir.Function:
+    """A model-local function in the project's domain, in no model yet.
+
+    Args:
+        name: of the operator that nodes call.
+        parameters: names of its inputs.
+        body: builds what it computes.
+        attributes: those that its nodes carry, for whoever reads the graph or puts an operator of its own in its place:
+            the body is built for these values and does not look at them.
+    """
+    g = GraphBuilder(name, constants_as_nodes=True)
+    inputs = [ir.Value(name=parameter) for parameter in parameters]
+    found = body(g, inputs)
+    outputs = [found] if isinstance(found, ir.Value) else list(found)
+    graph = ir.Graph(inputs, outputs, nodes=g._tape.nodes, opset_imports=g.opset_imports, name=name)  # noqa: SLF001
+    declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes or {}]
+    return ir.Function(contract.MOE_DOMAIN, name, graph=graph, attributes=declared)
+
+
+def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:
+    """Put a function among those of a model, and return the one to call: an equal one that is there already, or it.
+
+    A function of the same name with another body stays; the new one gets a number behind its name.
+    """
+    name = function.name
+    for number in itertools.count(1):
+        function.name = name if number == 1 else f"{name}_{number}"
+        there = functions.setdefault(function.identifier(), function)
+        if there is function or _content(there) == _content(function):
+            return there
+    raise AssertionError
+
+
+def _content(function: ir.Function) -> bytes:
+    content: bytes = ir.to_proto(function).SerializeToString(deterministic=True)
+    return content
 
 
 _TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}

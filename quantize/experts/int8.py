@@ -1,0 +1,99 @@
+"""Experts in int8, with one activation scale per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
+from u2moe.quantize.config import Recipe
+from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.weights import Weights
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
+from u2moe.runtime.graph.mixture import SparseDispatch, mixture_function
+from u2moe.runtime.mixture import Mixture
+
+
+def int8_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
+    """Weights with a scale for each column; the second biases of all experts are one input [experts, dim]."""
+    mixture = layer.in_format("int8", recipe)
+    inputs = [weights.stacked(layer.b2)] if mixture.bias else []
+    for index, pair in enumerate(zip(layer.w1, layer.w2, strict=True)):
+        first, second = (weights.int8(weight) for weight in pair)
+        inputs += [first.weight, first.scale, *layer.b1[index : index + 1], second.weight, second.scale]
+    return ExpertCall(mixture=mixture, function=int8_mixture(mixture), inputs=inputs)
+
+
+def int8_mixture(mixture: Mixture) -> ir.Function:
+    """The function; its inputs behind the router are `w2_bias`, if there are biases, and those of each expert."""
+    parts = ("w1", "w1_scale", "w1_bias", "w2", "w2_scale") if mixture.bias else ("w1", "w1_scale", "w2", "w2_scale")
+    names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
+    return mixture_function(mixture, [*(["w2_bias"] if mixture.bias else []), *names], _experts)
+
+
+def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
+    """Tokens are quantized once, before they are sorted.
+
+    Hidden activations are computed and searched for their largest values expert by expert, in parts that a cache
+    holds, but the scales of all of them together: there are few tokens in a chunk, and then starting an operator takes
+    longer than what it does. These scales are part of the weights in the sum over a token's experts, and so are the
+    biases of the second product.
+    """
+    g, mixture = dispatch.g, dispatch.mixture
+    (*second_bias,) = weights[: int(mixture.bias)]
+    rest = weights[len(second_bias) :]
+    size = len(rest) // mixture.num_experts
+    own = [rest[index : index + size] for index in range(0, len(rest), size)]
+
+    scale, zero = _scales(g, g.op("ReduceMax", g.op("Abs", dispatch.tokens), [-1], keepdims=0))
+    q = g.op("QuantizeLinear", dispatch.tokens, scale, zero, axis=0)
+    rows = dispatch.split(dispatch.gather(q))
+    columns = dispatch.split(g.op("Unsqueeze", dispatch.gather(scale), [-1]))
+    hidden = [
+        _hidden(g, *parts, mixture.activation) for parts in zip(rows, columns, [part[:-2] for part in own], strict=True)
+    ]
+    scale, zero = _scales(g, _peaks(dispatch, hidden))
+    outputs = []
+    for y, y_scale, y_zero, part in zip(hidden, dispatch.split(scale), dispatch.split(zero), own, strict=True):
+        outputs.append(_product(g, g.op("QuantizeLinear", y, y_scale, y_zero, axis=0), *part[-2:]))
+    factors = g.op("Mul", dispatch.probabilities, dispatch.of_tokens(scale))
+    summed = dispatch.weigh(dispatch.merge(outputs), factors)
+    if not second_bias:
+        return summed
+    nothing = g.op("ConstantOfShape", g.op("Shape", dispatch.logits), value=ir.tensor(np.zeros(1, np.float32)))
+    probabilities = g.op("ScatterElements", nothing, dispatch.experts, dispatch.probabilities, axis=1)
+    return g.op("Gemm", probabilities, second_bias[0], summed)
+
+
+def _hidden(g: GraphBuilder, rows: ir.Value, scale: ir.Value, parameters: Sequence[ir.Value], kind: str) -> ir.Value:
+    """Hidden activations of one expert, of its rows of the quantized tokens."""
+    weight, weight_scale, *biases = parameters
+    y = g.op("Mul", _product(g, rows, weight, weight_scale), scale)
+    return activation(g, g.op("Add", y, biases[0]) if biases else y, kind)
+
+
+def _product(g: GraphBuilder, q: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
+    """The product of integers, times the scale of the weight's columns: the scales of rows are left to others."""
+    zero = np.array(ACTIVATION_ZERO, np.uint8)
+    return g.op("MatMulIntegerToFloat", q, weight, 1.0, scale, zero, domain=CONTRIB)
+
+
+def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
+    """The largest magnitude of each row, of all experts.
+
+    onnxruntime before 1.32 gives the largest values of each row of an empty matrix the shape of that matrix; to put
+    them behind those of the others makes up for it, as nothing of them is left.
+    """
+    g, kind = dispatch.g, dispatch.mixture.activation
+    sizes = hidden if kind in LOWEST else [g.op("Abs", y) for y in hidden]
+    peaks = dispatch.merge([g.op("ReduceMax", y, [-1], keepdims=0) for y in sizes])
+    return g.op("Max", peaks, LOWEST[kind]) if LOWEST.get(kind) else peaks
+
+
+def _scales(g: GraphBuilder, peaks: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Scales and zeros [rows] of rows with these largest magnitudes: x = scale * (q - zero)."""
+    scale = g.op("Mul", peaks, 1 / ACTIVATION_LEVELS)
+    return scale, g.op("Expand", np.array(ACTIVATION_ZERO, np.uint8), g.op("Shape", scale))

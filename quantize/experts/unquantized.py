@@ -1,0 +1,20 @@
+"""Experts in float32, for graphs in which tokens skip some, and in half precision."""
+
+from __future__ import annotations
+
+from u2moe.quantize.config import Recipe
+from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.weights import Weights
+from u2moe.runtime.graph.mixture import float_mixture
+
+
+def float_experts(layer: ExpertLayer, _: Weights, recipe: Recipe) -> ExpertCall:
+    """The weights as they are."""
+    mixture = layer.in_format("fp32", recipe)
+    return ExpertCall(mixture=mixture, function=float_mixture(mixture), inputs=layer.weights[1:])
+
+
+def half_experts(layer: ExpertLayer, _: Weights, recipe: Recipe) -> ExpertCall:
+    """The weights as they are, which must be in half precision."""
+    mixture = layer.in_format("fp16", recipe)
+    return ExpertCall(mixture=mixture, function=float_mixture(mixture), inputs=layer.weights[1:])

@@ -1,0 +1,61 @@
+"""The rewrites that quantize a graph, one a file, and the order in which they run.
+
+Weights are found by the group that the exporter gave them and the node that reads them, never by operator type alone;
+anything that a recipe asks for and the graph has in another form is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+from u2moe.quantize.config import Recipe
+from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
+from u2moe.quantize.passes.experts import QuantizeExperts
+from u2moe.quantize.passes.front_end import QuantizeFrontEnd
+from u2moe.quantize.passes.half_precision import HalfPrecision
+from u2moe.quantize.passes.products import QuantizeProducts
+from u2moe.quantize.passes.weight_groups import WeightGroups
+from u2moe.quantize.weights import Change
+from u2moe.runtime.errors import BundleError
+
+
+def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
+    """Quantize a graph in place; weights are read and converted only when the graph is saved.
+
+    Returns:
+        What was replaced, by the name of the new weight.
+
+    Raises:
+        BundleError: the graph holds a node that is not as the exporter writes it, or that its format cannot compute.
+    """
+    changes = {}
+    for rewrite in _passes(recipe):
+        try:
+            rewrite(model)
+        except ir.passes.InvariantError as error:
+            if isinstance(error.__cause__, BundleError):
+                raise error.__cause__ from None
+            raise BundleError(f"{model.graph.name}: {error}") from error
+        changes.update(getattr(rewrite, "changes", {}))
+    return changes
+
+
+def _passes(recipe: Recipe) -> Iterator[ir.passes.PassBase]:
+    formats = recipe.quantized
+    yield WeightGroups()
+    if recipe.whole == "fp16":
+        yield HalfPrecision()
+        yield QuantizeExperts("fp16", recipe)
+    else:
+        if "experts" in formats or recipe.skip_expert_below:
+            yield QuantizeExperts(formats.get("experts", "fp32"), recipe)
+        if "subsampling" in formats:
+            yield QuantizeFrontEnd()
+        if "embeddings" in formats:
+            yield QuantizeEmbeddings()
+        yield QuantizeProducts(formats.keys() - {"experts", "embeddings"})
+    yield RemoveUnusedNodesPass()
+    yield RemoveUnusedFunctionsPass()

@@ -1,0 +1,29 @@
+"""Graphs written before their weights said which group they belong to get that knowledge here."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from u2moe.quantize.passes.rewrite import Rewrite
+from u2moe.quantize.weights import Weights
+from u2moe.runtime import contract
+from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.mixture import FUNCTIONS
+
+
+class WeightGroups(Rewrite):
+    """After it every weight says its group; what names alone take for a router is one only if a mixture reads it."""
+
+    def rewrite(self, model: ir.Model, _: Weights) -> bool:
+        """Write the groups of the weights that lack one."""
+        modified = False
+        for value in model.graph.initializers.values():
+            group = group_of(value)
+            if group == "other" or contract.GROUP_METADATA in value.metadata_props:
+                continue
+            routes = any(FUNCTIONS["fp32"] in use.node.op_type for use in value.uses())
+            value.metadata_props[contract.GROUP_METADATA] = (
+                "feed_forward" if group == "routers" and not routes else group
+            )
+            modified = True
+        return modified

@@ -1,0 +1,126 @@
+"""Quantized weights in the place of those of a float32 graph, computed one by one when the graph is saved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows
+from u2moe.runtime import contract
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.file import array_of, group_of, shape_of
+
+Array = npt.NDArray[Any]
+_EXPERT_NUMBER = re.compile(r"experts\.\d+\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One weight that was replaced.
+
+    Attributes:
+        group: of the weight, see `contract.WEIGHT_GROUPS`.
+        format: of the new one.
+        original: reads the float32 weight, in the order that the new one has.
+        restored: float32 weights that stored integers and their scales stand for.
+    """
+
+    group: str
+    format: str
+    original: Callable[[], Array]
+    restored: Callable[[Array, Array], Array] = lambda stored, scale: stored.astype(np.float32) * scale
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integer weights and their scales, as initializers."""
+
+    weight: ir.Value
+    scale: ir.Value
+
+
+class Weights:
+    """What replaces weights of one graph.
+
+    Attributes:
+        changes: what was replaced, by the name of the new weight.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.changes: dict[str, Change] = {}
+
+    def add(
+        self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
+    ) -> ir.Value:
+        """A new initializer, or the one of that name that is there already."""
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+
+        def load() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(read()), name=name)
+
+        tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
+        if group in contract.WEIGHT_GROUPS:
+            value.metadata_props[contract.GROUP_METADATA] = group
+        self.graph.register_initializer(value)
+        return value
+
+    def int8(self, weight: ir.Value, read: Callable[[], Array] | None = None) -> Quantized:
+        """Columns of a weight [in, out] as int8; `read` gives it if the initializer has another form."""
+        source, name, group = read or (lambda: array_of(weight)), weight.name, group_of(weight)
+        shape = source().shape if read else shape_of(weight)
+        if len(shape) != 2:
+            raise BundleError(f"weight {name}: has shape {shape}, expected [in, out]")
+        self.changes[f"{name}.int8"] = Change(group=group, format="int8", original=source)
+        return Quantized(
+            self.add(f"{name}.int8", ir.DataType.INT8, shape, lambda: int8_columns(source())[0], group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, shape[1:], lambda: int8_columns(source())[1], group),
+        )
+
+    def int8_table(self, table: ir.Value) -> Quantized:
+        """Rows of an embedding [vocab, dim] as int8."""
+        (rows, dim), name, group = shape_of(table), table.name, group_of(table)
+        self.changes[f"{name}.int8"] = Change(group=group, format="int8 rows", original=lambda: array_of(table))
+        return Quantized(
+            self.add(f"{name}.int8", ir.DataType.INT8, (rows, dim), lambda: int8_rows(array_of(table))[0], group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), lambda: int8_rows(array_of(table))[1], group),
+        )
+
+    def int4(self, weight: ir.Value, block_size: int) -> Quantized:
+        """A weight [in, out] in 4 bits, as MatMulNBits reads it."""
+        (rows, columns), name, group = shape_of(weight), weight.name, group_of(weight)
+        blocks = -(-rows // block_size)
+
+        def restored(stored: Array, scale: Array) -> Array:
+            return from_int4_blocks(stored, scale.reshape(columns, blocks), rows)
+
+        def parts() -> tuple[Array, Array]:
+            return int4_blocks(array_of(weight), block_size)
+
+        self.changes[f"{name}.int4"] = Change(
+            group=group, format="int4", original=lambda: array_of(weight), restored=restored
+        )
+        stored_shape = (columns, blocks, block_size // 2)
+        return Quantized(
+            self.add(f"{name}.int4", ir.DataType.UINT8, stored_shape, lambda: parts()[0], group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, (columns * blocks,), lambda: np.ravel(parts()[1]), group),
+        )
+
+    def stacked(
+        self, values: Sequence[ir.Value], read: Callable[[Array], Array] = np.asarray, suffix: str = ""
+    ) -> ir.Value:
+        """One initializer of what `read` makes of the weights of all experts, named without the expert's number."""
+        first = read(array_of(values[0]))
+        name = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1) + suffix
+        dtype, shape = ir.DataType.from_numpy(first.dtype), (len(values), *first.shape)
+        return self.add(
+            name, dtype, shape, lambda: np.stack([read(array_of(value)) for value in values]), group_of(values[0])
+        )

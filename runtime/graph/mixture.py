@@ -1,0 +1,151 @@
+"""The sparse dispatch: a mixture of experts as a model-local function, whatever an expert is.
+
+Assignments of tokens to experts are sorted by expert: every expert then has its tokens as one matrix, and the rows of
+all of them go back to their tokens in one look-up. An expert without tokens works on an empty matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import GraphBuilder, build_function
+from u2moe.runtime.mixture import Mixture, read_mixture
+
+
+class SparseDispatch:
+    """The way of tokens to their experts and back, in nodes.
+
+    Attributes:
+        tokens: [tokens, dim].
+        logits: of the router [tokens, experts], float32 whatever the tokens are.
+        experts: those of each token [tokens, k], the likeliest first.
+        probabilities: their weights [tokens, k], which sum to 1; 0 for those that are skipped.
+        counts: rows of each expert [experts].
+        token: of each row, in the order of the experts [rows].
+    """
+
+    def __init__(self, g: GraphBuilder, x: ir.Value, gate: ir.Value, mixture: Mixture) -> None:
+        self.g = g
+        self.mixture = mixture
+        self.half = mixture.weights == "fp16"
+        self.tokens = g.op("Flatten", x, axis=-1)
+        with g.scope("router"):
+            assigned = self._route(gate)
+        with g.scope("dispatch"):
+            self._sort(assigned)
+
+    def _route(self, gate: ir.Value) -> ir.Value:
+        """Experts and weights of each token; returns the experts, with no expert's number where one is skipped."""
+        g, limit = self.g, self.mixture.skip_below
+        single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
+        self.logits = g.op("MatMul", single, gate)
+        values, self.experts = g.ops("TopK", self.logits, [self.mixture.top_k], axis=-1, num_outputs=2)
+        shares, assigned = g.op("Softmax", values, axis=-1), self.experts
+        if limit:
+            # weights of those that are left are normalised again, which is the softmax over them
+            least = g.op("Min", g.op("Gather", shares, [0], axis=1), limit)
+            is_kept = g.op("GreaterOrEqual", shares, least)
+            kept = g.op("Mul", shares, g.op("Cast", is_kept, to=ir.DataType.FLOAT))
+            shares = g.op("Div", kept, g.op("ReduceSum", kept, [-1], keepdims=1))
+            assigned = g.op("Where", is_kept, self.experts, self.mixture.num_experts)
+        self.probabilities = g.op("Cast", shares, to=ir.DataType.FLOAT16) if self.half else shares
+        return assigned
+
+    def _sort(self, assigned: ir.Value) -> None:
+        """The order of the assignments by expert; those to no expert come last, and have no row."""
+        g, top_k = self.g, self.mixture.top_k
+        assignments = g.op("Reshape", assigned, [-1])
+        num_assignments = g.op("Shape", assignments)
+        order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
+        one_hot = g.op("OneHot", assignments, self.mixture.num_experts, [0, 1], axis=0)
+        self.counts = g.op("ReduceSum", one_hot, [1], keepdims=0)
+        position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
+        self._places = g.op("Reshape", position, [-1, top_k])
+        if self.mixture.skip_below:
+            num_rows = g.op("ReduceSum", self.counts, [0], keepdims=1)
+            order = g.op("Slice", order, [0], num_rows)
+            # an expert that is skipped has weight 0: any row will do
+            self._places = g.op("Min", self._places, g.op("Sub", num_rows, [1]))
+        self.token = g.op("Div", order, top_k)
+
+    def gather(self, values: ir.Value) -> ir.Value:
+        """The values of each row, of values for each token [tokens, ...]."""
+        return self.g.op("Gather", values, self.token, axis=0)
+
+    def split(self, rows: ir.Value) -> list[ir.Value]:
+        """The rows of each expert, of [rows, ...]."""
+        return list(self.g.ops("Split", rows, self.counts, axis=0, num_outputs=self.mixture.num_experts))
+
+    def merge(self, parts: Sequence[ir.Value]) -> ir.Value:
+        """The reverse of `split`."""
+        return self.g.op("Concat", *parts, axis=0)
+
+    def of_tokens(self, rows: ir.Value) -> ir.Value:
+        """Values [rows, ...] of the rows of each token, [tokens, k, ...]."""
+        return self.g.op("Gather", rows, self._places, axis=0)
+
+    def weigh(self, rows: ir.Value, factors: ir.Value | None = None) -> ir.Value:
+        """The sum of the rows of each token [tokens, dim], times `factors` [tokens, k], by default `probabilities`.
+
+        A product of a row and a matrix for each token: less work than multiplying, and then adding up, all of them.
+        """
+        g = self.g
+        weights = g.op("Unsqueeze", self.probabilities if factors is None else factors, [1])
+        return g.op("Squeeze", g.op("MatMul", weights, self.of_tokens(rows)), [1])
+
+
+Experts = Callable[[SparseDispatch, Sequence[ir.Value]], ir.Value]
+"""What experts say: the weighted sum for each token [tokens, dim], of a dispatch and the weights of all experts."""
+
+
+def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Experts) -> ir.Function:
+    """The function of a mixture of experts, of x [..., dim], the router's weight [dim, experts], and `parameters`."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, gate, *weights = inputs
+        dispatch = SparseDispatch(g, x, gate, mixture)
+        with g.scope("experts"):
+            summed = experts(dispatch, weights)
+        return g.op("Reshape", summed, g.op("Shape", x), allowzero=1)
+
+    return build_function(mixture.function, ["x", "gate", *parameters], body, mixture.attributes())
+
+
+def float_mixture(mixture: Mixture) -> ir.Function:
+    """In float32; or half precision, with the router and the activations, whose constants are single, in float32."""
+    parts = ("w1", "w1_bias", "w2", "w2_bias") if mixture.bias else ("w1", "w2")
+    names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
+    return mixture_function(mixture, names, _float_experts)
+
+
+def _float_experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
+    g, stride = dispatch.g, len(weights) // dispatch.mixture.num_experts
+    outputs = []
+    for index, rows in enumerate(dispatch.split(dispatch.gather(dispatch.tokens))):
+        with g.scope(str(index)):
+            own = weights[index * stride : (index + 1) * stride]
+            first, second = own[: stride // 2], own[stride // 2 :]
+            y = _affine(g, rows, first)
+            if dispatch.half:
+                y = activation(g, g.op("Cast", y, to=ir.DataType.FLOAT), dispatch.mixture.activation)
+                y = g.op("Cast", y, to=ir.DataType.FLOAT16)
+            else:
+                y = activation(g, y, dispatch.mixture.activation)
+            outputs.append(_affine(g, y, second))
+    return dispatch.weigh(dispatch.merge(outputs))
+
+
+def _affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.Value:
+    weight, *biases = parameters
+    y = g.op("MatMul", x, weight)
+    return g.op("Add", y, biases[0]) if biases else y
+
+
+def mixture_of(node: ir.Node) -> Mixture | None:
+    """The mixture of experts that a node is; see `read_mixture`."""
+    return read_mixture(
+        node.domain, node.op_type, {name: attribute.value for name, attribute in node.attributes.items()}
+    )
