@@ -119,6 +119,39 @@ def sound():
     return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)
 
 
+@pytest.fixture(scope="session")
+def session_of():
+    """A function: an onnxruntime session of calls in a row, each on what the one before gave, the last on weights too.
+
+    It takes the functions, the ranks of the inputs by name, and the weights by name.
+    """
+    return _session_of
+
+
+def _session_of(chain, inputs, initial, dtype=np.float32):
+    import onnx_ir as ir  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
+
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    fed = [ir.val(name, dtype=kind, shape=(None,) * rank) for name, rank in inputs.items()]
+    weights = []
+    for name, array in initial.items():
+        tensor = ir.tensor(array, name=name)
+        weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+    y = ir.val("y", dtype=kind, shape=None)
+    calls, values = [], fed
+    for function in chain[:-1]:
+        values = [ir.val(output.name) for output in function.outputs]
+        calls.append(ir.Node(function.domain, function.name, calls[-1].outputs if calls else fed, outputs=values))
+    calls.append(ir.Node(chain[-1].domain, chain[-1].name, [*values, *weights], outputs=[y]))
+    opsets = {"": 18, "u2moe": 1, "com.microsoft": 1}
+    graph = ir.Graph(fed, [y], nodes=calls, initializers=weights, opset_imports=opsets, name="one")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    model = ir.Model(graph, ir_version=8, functions=chain)
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+
+
 class FakeSounddevice(types.ModuleType):
     """In the place of sounddevice: a loudspeaker, and a microphone that hears what a test lets it hear.
 

@@ -14,7 +14,7 @@ from u2moe.benchmarks.instruments.onnx_file import Node, OnnxFile, Weight, produ
 from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
 from u2moe.benchmarks.instruments.probe import Instrument, Mode
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import Bundle, contract
+from u2moe.runtime import Bundle
 from u2moe.runtime.errors import BundleError
 
 STREAM = Mode(chunk_size=16, num_left_chunks=4)
@@ -120,9 +120,10 @@ def test_parts_are_those_of_the_weights(bundles, kernels, name, tmp_path):
     onnxruntime.InferenceSession(bundles[name].path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(tmp_path / "encoder.onnx").graph
     weights = {weight.name for weight in optimized.initializer}
+    own = OnnxFile(bundles[name].path / "encoder.onnx").weights
     expected = {}
     for node in optimized.node:
-        groups = {contract.weight_group(value) for value in node.input if value in weights} & set(GROUPS)
+        groups = {own[value].group for value in node.input if value in weights & own.keys()} & set(GROUPS)
         if len(groups) == 1:
             expected[node.name] = GROUPS[groups.pop()]
     found = {kernel.name: kernel.part for kernel in kernels(name, STREAM)[0] if kernel.multiply_adds}
@@ -294,6 +295,12 @@ def test_models_for_rates_multiply(op_type):
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
 
 
+def attributes_of(node):
+    kinds = (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING)
+    found = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute if item.type in kinds}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+
+
 def as_tuple(node, inputs):
     return node.name, node.op_type, node.domain, list(inputs)
 
@@ -310,6 +317,14 @@ def test_files_are_read_as_onnx_reads_them(bundles, name):
             (function.domain, function.name): [as_tuple(node, node.input) for node in function.node]
             for function in model.functions
         }
+        assert [node.attributes for node in found.nodes] == [attributes_of(node) for node in expected.node]
+        metadata = {
+            value.name: {item.key: item.value for item in value.metadata_props} for value in expected.value_info
+        }
+        assert {name: weight.metadata for name, weight in found.weights.items()} == {
+            weight.name: metadata.get(weight.name, {}) for weight in expected.initializer
+        }
+        assert {weight.group for weight in found.weights.values()} >= {"other"}
         assert list(found.weights) == [weight.name for weight in expected.initializer]
         for weight in expected.initializer:
             array, own = onnx.numpy_helper.to_array(weight), found.weights[weight.name]

@@ -20,6 +20,8 @@ from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, StreamError, contract
 from u2moe.runtime.caches import Caches
 from u2moe.runtime.cli import main
+from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.mixture import Mixture
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGURATIONS = yaml.safe_load((GOLDEN / "configurations" / "configurations.yaml").read_text(encoding="utf-8"))
@@ -73,8 +75,9 @@ def test_mixture_of_experts_is_one_node_and_one_function(moe_bundle):
     model = ir.load(moe_bundle[0].path / "encoder.onnx")
     calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN]
     assert len(calls) == 6
-    assert {node.op_type for node in calls} == {"MixtureOfExperts_top2of8_swish"}
-    assert [function.name for function in model.functions.values()] == ["MixtureOfExperts_top2of8_swish"]
+    assert {node.op_type for node in calls} == {"MixtureOfExperts"}
+    assert {mixture_of(node) for node in calls} == {Mixture(num_experts=8, top_k=2, activation="swish")}
+    assert [function.name for function in model.functions.values()] == ["MixtureOfExperts"]
     assert model.opset_imports[""] == 18
     assert model.ir_version == 8
     assert {node.domain for function in model.functions.values() for node in function} == {""}
@@ -148,7 +151,7 @@ def test_a_checkpoint_that_cannot_stream_says_so(tmp_path):
 
 
 def test_large_weights_are_saved_beside_the_graph(monkeypatch, tmp_path, moe_bundle):
-    monkeypatch.setattr(exporter, "EXTERNAL_DATA_LIMIT", 100_000)
+    monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 100_000)
     bundle, _ = export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
     assert set(bundle.manifest.files) == {
         "tokens.txt", "encoder.onnx", "encoder.onnx.data", "ctc.onnx", "decoder.onnx", "decoder.onnx.data",

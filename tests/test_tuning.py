@@ -11,20 +11,18 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import soundfile
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from u2moe.quantize import FORMATS, Recipe, Tune, qmoe, quantize_bundle, recipe
-from u2moe.quantize.arithmetic import int4_blocks, relative_error
+from u2moe.quantize import FORMATS, Recipe, Tune, quantize_bundle, recipe
+from u2moe.quantize.arithmetic import relative_error
 from u2moe.quantize.cli import _shares
 from u2moe.quantize.config import USES
+from u2moe.quantize.experts import qmoe
+from u2moe.quantize.experts.layer import expert_layers
 from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.tuning import choice
 from u2moe.quantize.tuning.measurement import Spread
 from u2moe.quantize.tuning.record import TunedExperts, Tuning, describe
-from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer, contract
+from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.cli import _parser, main
 
 FEW = {"shares": {4: 1.0, 16: 1.0}, "repetitions": 1}
@@ -54,84 +52,18 @@ def timer_of(milliseconds):
 # --- QMoE
 
 
-@given(arrays(np.float32, st.tuples(st.sampled_from([32, 64]), st.integers(1, 9)), elements=st.floats(-9, 9, width=32)))
-def test_int8_blocks_are_within_half_a_step(weight):
-    stored, scale = qmoe.int8_blocks(weight, 32)
-    assert stored.shape == weight.T.shape
-    assert stored.min(initial=255) >= 1
-    restored = qmoe.from_experts(stored[np.newaxis], scale[np.newaxis], len(weight))[0]
-    steps = np.repeat(scale, 32, axis=1).T
-    assert (np.abs(restored - weight) <= steps * 0.501).all()
-
-
-ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
-
-
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 1), (3, 3)])
-@pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("bits", [8, 4])
-def test_qmoe_computes_the_experts_that_the_router_chose(bits, kind, num_experts, top_k, has_bias):
-    """Against plain numpy, on the weights that are stored; experts differ so much that a wrong one would show."""
-    random, (dim, hidden), block = np.random.default_rng(1), (32, 64), 32
-    gate = random.standard_normal((dim, num_experts)).astype(np.float32)
-    initial, weights, biases = {"gate": gate}, {}, {}
-    for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
-        floats = [(random.standard_normal(shape) * (1 + expert)).astype(np.float32) for expert in range(num_experts)]
-        pairs = [qmoe.int8_blocks(own, block) if bits == 8 else int4_blocks(own, block) for own in floats]
-        initial[part] = np.stack([integers.reshape(shape[1], -1) for integers, _ in pairs])
-        initial[f"{part}_scale"] = np.stack([scale for _, scale in pairs])
-        weights[part] = qmoe.from_experts(initial[part], initial[f"{part}_scale"], shape[0])
-        assert max(map(relative_error, floats, weights[part])) < {8: 0.01, 4: 0.12}[bits]
-        biases[part] = has_bias * random.standard_normal((num_experts, shape[1])).astype(np.float32)
-        if has_bias:
-            initial[f"{part}_bias"] = biases[part]
-    function = qmoe.qmoe_mixture_of_experts(num_experts, top_k, kind, bits=bits, block=block, has_bias=has_bias)
-    session = session_of(function, initial)
-    x = random.standard_normal((2, 9, dim)).astype(np.float32)
-    x[1, 4] *= 1e-6  # not zero: between experts that are exactly alike the operator chooses another than TopK
-    found = session.run(None, {"x": x})[0]
-
-    expected = np.zeros_like(x)
-    for place in np.ndindex(2, 9):
-        logits = x[place] @ gate
-        chosen = np.argsort(-logits, kind="stable")[:top_k]
-        shares = np.exp(logits[chosen] - logits.max())
-        for expert, share in zip(chosen, shares / shares.sum(), strict=True):
-            inner = torch.from_numpy(x[place] @ weights["w1"][expert] + biases["w1"][expert])
-            expected[place] += share * (ACTIVATIONS[kind](inner).numpy() @ weights["w2"][expert] + biases["w2"][expert])
-    # the operator rounds activations to 1/127 of the largest of a block, twice
-    assert relative_error(expected, found) < 0.012
-    np.testing.assert_allclose(session.run(None, {"x": x[:, :4]})[0], found[:, :4], rtol=1e-4, atol=1e-4)
-    assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, dim)
-
-
-def session_of(function, initial):
-    weights = []
-    for name in [value.name for value in function.inputs][1:]:
-        tensor = ir.tensor(initial[name], name=name)
-        weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(None, None, None))
-    y = ir.val("y", dtype=ir.DataType.FLOAT, shape=None)
-    call = ir.Node(function.domain, function.name, [x, *weights], outputs=[y])
-    opsets = {"": 18, contract.MOE_DOMAIN: 1}
-    graph = ir.Graph([x], [y], nodes=[call], initializers=weights, opset_imports=opsets, name="one")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    model = ir.Model(graph, ir_version=8, functions=[function])
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-
-
 def test_block_sizes_divide_both_layer_sizes(encoder):
     """moe_tiny has 64 and 96: the largest power of two in both is 32."""
-    layers = qmoe.expert_layers(encoder)
+    layers = expert_layers(encoder)
     assert len(layers) == 6
     sizes = {layer.sizes for layer in layers}
     assert len(sizes) == 1
     for size in next(iter(sizes)):
         assert size % qmoe.block_size(layers[0]) == 0
     with pytest.raises(BundleError, match="activation is tanh, expected one of swish, relu, gelu"):
-        qmoe._check(dataclasses.replace(layers[0], kind="tanh"))
+        qmoe.check_layer(
+            dataclasses.replace(layers[0], mixture=dataclasses.replace(layers[0].mixture, activation="tanh"))
+        )
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("int8-qmoe", 0.06), ("int4-qmoe", 0.2)])
@@ -272,8 +204,8 @@ def test_layers_alone_are_those_of_the_graph(encoder, float32):
     alone = choice.layers_alone(model, [0, 3])
     assert [value.name for value in alone.graph.inputs] == ["x0", "x1"]
     assert [value.name for value in alone.graph.outputs] == ["y0", "y1"]
-    names = [layer.node.name for layer in qmoe.expert_layers(alone)]
-    assert names == [layer.node.name for layer in qmoe.expert_layers(encoder)[:4:3]]
+    names = [layer.node.name for layer in expert_layers(alone)]
+    assert names == [layer.node.name for layer in expert_layers(encoder)[:4:3]]
     assert len(list(model.graph)) == len(list(encoder.graph))
 
 
@@ -357,7 +289,7 @@ def test_layers_are_timed_on_what_they_read_in_the_encoder(float32, encoder, mon
     lengths = {len(tokens) for tokens in speech.values()}
     assert lengths == {-(-96 // per_utterance) * per_utterance}  # no more than it takes
     layers = choice._Layers(encoder, recipe("int8"), 1, speech)
-    assert [choice.scope(qmoe.expert_layers(encoder)[index].node) for index in layers.indices] == list(speech)
+    assert [choice.scope(expert_layers(encoder)[index].node) for index in layers.indices] == list(speech)
     (first, *_, last) = layers.windows(8)
     for number, tokens in enumerate(speech.values()):
         np.testing.assert_array_equal(first[f"x{number}"], tokens[np.newaxis, :8])

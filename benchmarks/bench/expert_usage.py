@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +16,13 @@ import onnxruntime
 from u2moe.benchmarks.instruments.onnx_file import OnnxFile, with_outputs
 from u2moe.benchmarks.instruments.probe import Mode, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles
-from u2moe.runtime import Bundle, contract
+from u2moe.runtime import Bundle
 from u2moe.runtime.encoder import Encoder, required_cache_size
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.features import Fbank
+from u2moe.runtime.mixture import read_mixture
 from u2moe.runtime.session import Session, SessionSettings
 from u2moe.runtime.windows import Windows
-
-_TOP_K = re.compile(r"MixtureOfExperts_top(\d+)of(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +53,11 @@ def layers_of(bundle: Bundle) -> list[Layer]:
     graph = OnnxFile(bundle.path / bundle.manifest.model.graphs()[0].file)
     layers = []
     for node in graph.nodes:
-        match = _TOP_K.search(node.op_type)
-        if node.domain != contract.MOE_DOMAIN or match is None:
+        mixture = read_mixture(node.domain, node.op_type, node.attributes)
+        if mixture is None:
             continue
         weights = [graph.weights[name] for name in node.inputs if name in graph.weights]
-        gate = next((weight for weight in weights if contract.weight_group(weight.name) == "routers"), None)
+        gate = next((weight for weight in weights if weight.group == "routers"), None)
         if gate is None:
             raise BundleError(f"{bundle.path}: {node.name} has no router among its weights")
         num_bytes = sum(weight.num_bytes for weight in weights if weight is not gate)
@@ -68,8 +66,8 @@ def layers_of(bundle: Bundle) -> list[Layer]:
                 name=node.name.rsplit("/", 1)[0].replace("/", "."),
                 tokens=node.inputs[0],
                 gate=gate.array().astype(np.float32),
-                top_k=int(match[1]),
-                expert_bytes=num_bytes // int(match[2]),
+                top_k=mixture.top_k,
+                expert_bytes=num_bytes // mixture.num_experts,
             )
         )
     return layers

@@ -15,7 +15,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.onnx_file import OnnxFile
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
-from u2moe.runtime import Bundle, contract
+from u2moe.runtime import Bundle
 
 _CHILD = """
 import sys, time
@@ -115,7 +115,7 @@ def disk_bytes(bundle: Bundle) -> dict[str, Any]:
     groups = defaultdict[str, int](int)
     for graph in bundle.manifest.model.graphs():
         for weight in OnnxFile(bundle.path / graph.file).weights.values():
-            groups[contract.weight_group(weight.name)] += weight.num_bytes
+            groups[weight.group] += weight.num_bytes
     return {
         "files": sum(file.size for file in bundle.manifest.files.values()),
         "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),

@@ -35,11 +35,11 @@ from u2moe.export.architecture import FeedForward
 from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.config import RECIPES
-from u2moe.quantize.functions import CONTRIB, OPSET
-from u2moe.quantize.rewrites import rewrite
+from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime import contract
-from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.builder import CONTRIB, OPSET, GraphBuilder
+from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]
@@ -86,10 +86,10 @@ class Layers:
         self.recipe = recipe
         model = moe_graph(sizes, max(1, -(-num_bytes // per_layer)))
         if recipe != FLOAT:
-            rewrite(model, RECIPES[recipe])
-        weights = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
-        self.gates = [tensor.numpy() for name, tensor in weights.items() if contract.weight_group(name) == "routers"]
-        experts = sum(tensor.nbytes for name, tensor in weights.items() if contract.weight_group(name) == "experts")
+            quantize_graph(model, RECIPES[recipe])
+        weights = [(group_of(value), value.const_value) for value in model.graph.initializers.values()]
+        self.gates = [tensor.numpy() for group, tensor in weights if group == "routers" and tensor is not None]
+        experts = sum(tensor.nbytes for group, tensor in weights if group == "experts" and tensor is not None)
         self.bytes_per_expert = experts / (len(self.gates) * sizes.num_experts)
         self.layers = _session(model, num_threads)
         self.products = _session(products_graph(model, sizes, recipe), num_threads)
@@ -201,9 +201,9 @@ def _expert_weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value | None
     initializers = model.graph.initializers
     for name, value in initializers.items():
         stem, _, kind = name.rpartition(".")
-        if contract.weight_group(name) == "experts" and kind in ("int8", "int4"):
+        if group_of(value) == "experts" and kind in ("int8", "int4"):
             yield value, initializers[f"{stem}.scale"]
-        elif contract.weight_group(name) == "experts" and kind == "weight":
+        elif group_of(value) == "experts" and kind == "weight":
             yield value, None
 
 

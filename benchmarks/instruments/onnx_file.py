@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.benchmarks.instruments.wire import Value, field, fields, integers, text
+from u2moe.runtime import contract
 from u2moe.runtime.errors import BundleError
 
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 21: 4, 22: 4}
@@ -29,6 +31,8 @@ class Node:
     op_type: str
     domain: str
     inputs: tuple[str, ...]
+    attributes: dict[str, int | float | str]
+    """Numbers and strings; others are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,12 @@ class Weight:
     file: Path
     raw: memoryview | None
     external: dict[str, str]
+    metadata: dict[str, str]
+
+    @property
+    def group(self) -> str:
+        """See `contract.weight_group`."""
+        return contract.weight_group(self.name, self.metadata)
 
     @property
     def num_bytes(self) -> int:
@@ -79,6 +89,7 @@ class OnnxFile:
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
         self.functions: dict[tuple[str, str], list[Node]] = {}
+        metadata: dict[str, dict[str, str]] = {}
         with file.open("rb") as stream:
             content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         try:
@@ -89,6 +100,11 @@ class OnnxFile:
                     elif number == 5 and isinstance(value, memoryview):
                         weight = _weight(value, file)
                         self.weights[weight.name] = weight
+                    elif number == 13 and isinstance(value, memoryview):
+                        name, entries = _metadata(value)
+                        metadata[name] = entries
+            for name in self.weights.keys() & metadata.keys():
+                self.weights[name].metadata.update(metadata[name])
             for function in _messages(content, 25):
                 names = {number: text(value) for number, value in fields(function) if number in (1, 10)}
                 self.functions[names.get(10, ""), names[1]] = [_node(node) for node in _messages(function, 7)]
@@ -148,7 +164,33 @@ def _node(message: memoryview) -> Node:
         op_type=one.get(4, ""),
         domain=one.get(7, ""),
         inputs=tuple(text(value) for value in parts.get(1, [])),
+        attributes=dict(
+            pair for value in parts.get(5, []) if isinstance(value, memoryview) for pair in _attribute(value)
+        ),
     )
+
+
+def _attribute(message: Value) -> Iterator[tuple[str, int | float | str]]:
+    found = dict(fields(message)) if isinstance(message, memoryview) else {1: ""}
+    name, kind = text(found[1]), found.get(20)
+    if kind == 1 and isinstance(found[2], memoryview):
+        yield name, struct.unpack("<f", found[2])[0]
+    elif kind == 2 and isinstance(found.get(3, 0), int):
+        yield name, int(found.get(3, 0))
+    elif kind == 3:
+        yield name, text(found.get(4, ""))
+
+
+def _metadata(message: memoryview) -> tuple[str, dict[str, str]]:
+    """Name and metadata of a value."""
+    name, entries = "", {}
+    for number, value in fields(message):
+        if number == 1:
+            name = text(value)
+        elif number == 4 and isinstance(value, memoryview):
+            entry = dict(fields(value))
+            entries[text(entry[1])] = text(entry[2])
+    return name, entries
 
 
 def _weight(message: memoryview, file: Path) -> Weight:
@@ -166,7 +208,7 @@ def _weight(message: memoryview, file: Path) -> Weight:
         elif number == 13 and isinstance(value, memoryview):
             entry = dict(fields(value))
             external[text(entry[1])] = text(entry[2])
-    return Weight(name=name, shape=tuple(shape), kind=kind, file=file, raw=raw, external=external)
+    return Weight(name=name, shape=tuple(shape), kind=kind, file=file, raw=raw, external=external, metadata={})
 
 
 def _tensor(name: str, array: npt.NDArray[Any]) -> bytes:

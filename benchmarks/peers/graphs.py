@@ -10,19 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from u2moe.quantize import functions
-from u2moe.quantize.config import FORMATS, Recipe
-from u2moe.quantize.qmoe import ACTIVATIONS, ExpertLayer, expert_layers, stacked, to_qmoe
-from u2moe.quantize.quantizer import save_graph
-from u2moe.quantize.rewrites import rewrite
-from u2moe.runtime import contract
-
-OUR_REST = Recipe(name="int8-but-experts", groups={group: "int8" for group in FORMATS if group != "experts"})
-"""Our int8 for everything but the experts."""
+from u2moe.quantize.config import recipe
+from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
+from u2moe.quantize.experts.qmoe import ACTIVATIONS
+from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.weights import Weights
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function, define
+from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.mixture import Mixture
 
 
 def moe_layers(model: ir.Model) -> list[ExpertLayer]:
@@ -42,48 +41,37 @@ def masked(source: Path, target: Path) -> None:
     """Write `target`, in which every expert computes every token and a mask of zeros drops what was not asked for."""
     model = ir.load(source)
     for layer in moe_layers(model):
-        function = _masked_function(len(layer.w1), layer.top_k, layer.kind)
-        model.functions.setdefault(function.identifier(), function)
+        function = define(model.functions, _masked_function(layer.mixture))
         _replace(model, layer, [ir.node(function.name, [layer.x, *layer.weights], domain=function.domain)])
     _save(model, target)
 
 
-def _masked_function(num_experts: int, top_k: int, kind: str) -> ir.Function:
-    names = [f"e{expert}_{part}" for expert in range(num_experts) for part in ("w1", "b1", "w2", "b2")]
-    body = f"""
-    logits = MatMul(x, gate)
-    k = Constant<value = int64[1] {{{top_k}}}>()
-    last = Constant<value = int64[1] {{-1}}>()
-    nothing = Constant<value = float {{0.0}}>()
-    values, chosen = TopK<axis = -1>(logits, k)
-    shares = Softmax<axis = -1>(values)
-    """
-    for expert in range(num_experts):
-        body += f"""
-        id{expert} = Constant<value = int64 {{{expert}}}>()
-        mask{expert} = Equal(chosen, id{expert})
-        masked{expert} = Where(mask{expert}, shares, nothing)
-        share{expert} = ReduceSum<keepdims = 1>(masked{expert}, last)
-        p{expert} = MatMul(x, e{expert}_w1)
-        h{expert} = Add(p{expert}, e{expert}_b1)
-        {functions.ACTIVATIONS[kind].format(x=f"h{expert}", y=f"g{expert}")}
-        q{expert} = MatMul(g{expert}, e{expert}_w2)
-        o{expert} = Add(q{expert}, e{expert}_b2)
-        y{expert} = Mul(o{expert}, share{expert})
-        """
-    body += f"y = Sum({', '.join(f'y{expert}' for expert in range(num_experts))})"
-    name = f"MaskedExperts_top{top_k}of{num_experts}_{kind}"
-    text = f"""<domain: "{contract.MOE_DOMAIN}.peer", opset_import: ["": 18]>
-    {name} (x, gate, {", ".join(names)}) => (y) {{ {body} }}"""
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+def _masked_function(mixture: Mixture) -> ir.Function:
+    names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in ("w1", "b1", "w2", "b2")]
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, gate, *weights = inputs
+        values, chosen = g.ops("TopK", g.op("MatMul", x, gate), [mixture.top_k], axis=-1, num_outputs=2)
+        shares = g.op("Softmax", values, axis=-1)
+        outputs = []
+        for expert in range(mixture.num_experts):
+            w1, b1, w2, b2 = weights[4 * expert : 4 * expert + 4]
+            own = g.op("Where", g.op("Equal", chosen, expert), shares, 0.0)
+            hidden = activation(g, g.op("Add", g.op("MatMul", x, w1), b1), mixture.activation)
+            y = g.op("Add", g.op("MatMul", hidden, w2), b2)
+            outputs.append(g.op("Mul", y, g.op("ReduceSum", own, [-1], keepdims=1)))
+        return g.op("Sum", *outputs)
+
+    return build_function("MaskedExperts", ["x", "gate", *names], body)
 
 
 def contrib_moe(source: Path, target: Path) -> None:
     """Write `target` with onnxruntime's own float32 operator, com.microsoft.MoE."""
     model = ir.load(source)
+    weights = Weights(model)
     for layer in moe_layers(model):
         inputs = [
-            stacked(model, f"{values[0].name}.stacked", values, read)
+            weights.stacked(values, read, ".stacked")
             for values, read in (
                 (layer.w1, np.transpose),
                 (layer.b1, np.asarray),
@@ -106,8 +94,8 @@ def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
         bits: 4 or 8, of the experts.
     """
     model = ir.load(source)
-    rewrite(model, OUR_REST)
-    to_qmoe(model, bits)
+    moe_layers(model)
+    quantize_graph(model, recipe("int8", {"experts": f"int{bits}-qmoe"}))
     _save(model, target)
 
 
@@ -119,11 +107,11 @@ def _contrib_moe(layer: ExpertLayer, weights: Sequence[ir.Value]) -> list[ir.Nod
     logits = ir.node("MatMul", [layer.x, layer.gate], name=f"{layer.node.name}/router")
     flat = ir.node("Flatten", [logits.outputs[0]], {"axis": 2}, name=f"{layer.node.name}/tokens")
     attributes: dict[str, int | str] = {
-        "k": layer.top_k,
-        "activation_type": ACTIVATIONS[layer.kind],
+        "k": layer.mixture.top_k,
+        "activation_type": ACTIVATIONS[layer.mixture.activation],
         "normalize_routing_weights": 1,
     }
-    moe = ir.node("MoE", [layer.x, flat.outputs[0], *weights], attributes, domain=functions.CONTRIB)
+    moe = ir.node("MoE", [layer.x, flat.outputs[0], *weights], attributes, domain=CONTRIB)
     return [logits, flat, moe]
 
 
@@ -140,12 +128,8 @@ def _replace(model: ir.Model, layer: ExpertLayer, nodes: Sequence[ir.Node]) -> N
 
 def _save(model: ir.Model, target: Path) -> None:
     """Save without the functions and weights that nothing uses any more."""
-    used = {node.op_identifier() for node in model.graph}
-    for identifier in [identifier for identifier in model.functions if identifier not in used]:
-        del model.functions[identifier]
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedFunctionsPass()(model)
     domains = {node.domain for node in model.graph} - set(model.graph.opset_imports)
     model.graph.opset_imports.update(dict.fromkeys(domains, 1))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -58,8 +58,6 @@ def _from_packed_blocks(stored: Array, scale: Array) -> Array:
 
 
 def _qmoe(layer: ExpertLayer, weights: Weights, recipe: Recipe, numbers: _Numbers) -> ExpertCall:
-    if recipe.skip_expert_below:
-        raise BundleError(f"QMoE cannot skip experts (skip_expert_below {recipe.skip_expert_below})")
     check_layer(layer)
     size = block_size(layer)
     mixture = layer.in_format(numbers.name, recipe, size)

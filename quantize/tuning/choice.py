@@ -273,6 +273,8 @@ class _Layers:
             BundleError: the format's kernel cannot compute them.
         """
         alone = layers_alone(self.model, self.indices)
+        if kind.endswith("-qmoe") and self.recipe.skip_expert_below:
+            raise BundleError(f"QMoE cannot skip experts (skip_expert_below {self.recipe.skip_expert_below})")
         experts = Recipe(
             name=kind,
             groups={"experts": kind},

@@ -1,0 +1,74 @@
+"""Numbers to integers and back."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from u2moe.quantize.arithmetic import (
+    LOWEST,
+    from_int4_blocks,
+    from_int8_blocks,
+    int4_blocks,
+    int8_blocks,
+    int8_columns,
+    int8_rows,
+    relative_error,
+)
+
+ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+MATRICES = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 70), st.integers(1, 9)),
+    elements=st.floats(-100, 100, width=32),
+)
+
+
+@given(MATRICES)
+def test_int8_is_within_half_a_step_and_symmetric(weight):
+    integers, scale = int8_columns(weight)
+    assert integers.min() >= -127
+    assert (np.abs(integers * scale - weight) <= scale * 0.501).all()
+    negated, _ = int8_columns(-weight)
+    np.testing.assert_array_equal(negated, -integers)
+
+
+@given(MATRICES)
+def test_int8_rows_are_columns_of_the_transpose(weight):
+    integers, scale = int8_rows(weight)
+    assert scale.shape == (len(weight), 1)
+    assert (np.abs(integers * scale - weight) <= scale * 0.501).all()
+
+
+@settings(deadline=None)
+@given(MATRICES, st.sampled_from([16, 32, 64]))
+def test_int4_is_at_least_as_good_as_plain_rounding(weight, block_size):
+    packed, scale = int4_blocks(weight, block_size)
+    restored = from_int4_blocks(packed, scale, len(weight))
+    blocks = -(-len(weight) // block_size)
+    padded = np.zeros((blocks * block_size, weight.shape[1]), np.float32)
+    padded[: len(weight)] = weight
+    steps = np.abs(padded.reshape(blocks, block_size, -1)).max(axis=1, keepdims=True) / 7
+    plain = np.where(
+        steps > 0, np.rint(padded.reshape(blocks, block_size, -1) / np.where(steps > 0, steps, 1)) * steps, 0
+    )
+    plain = plain.reshape(padded.shape)[: len(weight)]
+    assert relative_error(weight, restored) <= relative_error(weight, plain) * (1 + 1e-5) + 1e-6
+
+
+@given(arrays(np.float32, st.tuples(st.sampled_from([32, 64]), st.integers(1, 9)), elements=st.floats(-9, 9, width=32)))
+def test_int8_blocks_are_within_half_a_step(weight):
+    stored, scale = int8_blocks(weight, 32)
+    assert stored.shape == weight.T.shape
+    assert stored.min(initial=255) >= 1
+    steps = np.repeat(scale, 32, axis=1).T
+    assert (np.abs(from_int8_blocks(stored, scale) - weight) <= steps * 0.501).all()
+
+
+@pytest.mark.parametrize("kind", sorted(LOWEST))
+def test_no_activation_is_lower_than_what_its_rows_are_quantized_for(kind):
+    """The integers of a row reach as far below zero as above it: what is lower would be cut off."""
+    lowest = float(ACTIVATIONS[kind](torch.linspace(-20, 1, 200_001, dtype=torch.float64)).min())
+    assert LOWEST[kind] - 1e-3 < -lowest <= LOWEST[kind]

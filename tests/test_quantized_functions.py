@@ -1,0 +1,114 @@
+"""Functions of quantized products and convolutions, against numpy and torch."""
+
+import numpy as np
+import pytest
+import torch
+
+from u2moe.quantize.arithmetic import LOWEST, int8_columns, relative_error
+from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.quantize.passes.products import int8_matmul, int8_rows
+
+ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+
+
+def rounded_rows(x, least=1e-20):
+    """What is left of activations after quantization, one scale per row, of values of at least `least`."""
+    peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
+    return np.clip(np.rint(x / peak * 127), -128, 127) / 127 * peak
+
+
+def test_int8_matmul_is_what_it_says(session_of):
+    random = np.random.default_rng(0)
+    x = (random.standard_normal((3, 5, 24)) * random.lognormal(0, 2, (3, 5, 1))).astype(np.float32)
+    x[1, 2] = 0
+    integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
+    session = session_of([int8_rows(), int8_matmul()], {"x": 3}, {"weight": integers, "scale": scale})
+    found = session.run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, rounded_rows(x) @ (integers * scale), rtol=2e-3, atol=1e-4)
+    np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
+
+
+@pytest.mark.parametrize("kind", sorted(LOWEST))
+def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kind, session_of):
+    """The same as of any rows, but where all values are so small that the lowest that there can be would not fit."""
+    random = np.random.default_rng(4)
+    x = ACTIVATIONS[kind](torch.from_numpy(random.standard_normal((2, 5, 24)).astype(np.float32))).numpy()
+    integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
+    weights = {"weight": integers, "scale": scale}
+    found, known = (session_of([rows, int8_matmul()], {"x": 3}, weights) for rows in (int8_rows(), int8_rows(kind)))
+    np.testing.assert_array_equal(known.run(None, {"x": x})[0], found.run(None, {"x": x})[0])
+    small = ACTIVATIONS[kind](torch.from_numpy(0.1 * random.standard_normal((1, 5, 24)).astype(np.float32))).numpy()
+    expected = rounded_rows(small, LOWEST[kind] or 1e-20) @ (integers * scale)
+    np.testing.assert_allclose(known.run(None, {"x": small})[0], expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3)])
+@pytest.mark.parametrize("time", [7, 8, 12, 23])
+def test_int8_convolution_is_a_convolution(kernel, stride, time, session_of):
+    random = np.random.default_rng(2)
+    x = np.abs(random.standard_normal((2, time, 19, 6))).astype(np.float32)
+    x[1, :kernel] = 0
+    weight = random.standard_normal((8, 6, kernel, kernel)).astype(np.float32)
+    bias = random.standard_normal(8).astype(np.float32)
+    integers, scale = int8_columns(weight.transpose(2, 3, 1, 0).reshape(-1, 8))
+    session = session_of(
+        [int8_convolution(Window(kernel=kernel, stride=stride))],
+        {"x": 4},
+        {"weight": integers, "scale": scale, "bias": bias},
+    )
+    found = session.run(None, {"x": x})[0]
+    channels_first = torch.from_numpy(x).permute(0, 3, 1, 2)
+    expected = torch.relu(
+        torch.nn.functional.conv2d(channels_first, torch.from_numpy(weight), torch.from_numpy(bias), stride)
+    )
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert found.shape == expected.shape
+    assert relative_error(expected, found) < 0.015
+    np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
+
+
+@pytest.mark.parametrize(("first", "second"), [((3, 2), (3, 2)), ((3, 2), (5, 3)), ((5, 1), (2, 1))])
+@pytest.mark.parametrize("time", [11, 12, 13, 31])
+def test_int8_first_convolutions_are_convolutions(first, second, time, session_of):
+    random = np.random.default_rng(3)
+    x = random.standard_normal((2, time, 21)).astype(np.float32)
+    x[1] *= 1e-3
+    weights = [random.standard_normal(shape).astype(np.float32)
+               for shape in ((6, 1, first[0], first[0]), (8, 6, second[0], second[0]))]  # fmt: skip
+    biases = [random.standard_normal(size).astype(np.float32) for size in (6, 8)]
+    integers, scale = int8_columns(weights[1].transpose(2, 3, 1, 0).reshape(-1, 8))
+    windows = [Window(kernel=kernel, stride=stride) for kernel, stride in (first, second)]
+    session = session_of(
+        [FirstConvolutions(bins=21, channels=6, first=windows[0], second=windows[1]).function()],
+        {"x": 3},
+        {
+            "first_weight": np.vstack((weights[0].reshape(6, -1).T, biases[0])),
+            "weight": integers,
+            "scale": scale,
+            "bias": biases[1],
+        },
+    )
+    found = session.run(None, {"x": x})[0]
+    expected = torch.from_numpy(x).unsqueeze(1)
+    for weight, bias, (_, stride) in zip(weights, biases, (first, second), strict=True):
+        expected = torch.relu(
+            torch.nn.functional.conv2d(expected, torch.from_numpy(weight), torch.from_numpy(bias), stride)
+        )
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert found.shape == expected.shape
+    assert relative_error(expected, found) < 0.015
+    np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
+    frame = first[1] * second[1]  # input frames from one output frame to the next
+    np.testing.assert_array_equal(session.run(None, {"x": x[:, :-frame]})[0], found[:, :-1])
+    np.testing.assert_array_equal(session.run(None, {"x": x[:, frame:]})[0], found[:, 1:])
+
+
+def test_int8_first_convolutions_that_see_nothing_positive_give_the_bias(session_of):
+    window = Window(kernel=3, stride=2)
+    weights = {"first_weight": -np.ones((10, 4), np.float32), "weight": np.ones((36, 5), np.int8)}
+    weights |= {"scale": np.ones(5, np.float32), "bias": np.arange(-2, 3, dtype=np.float32)}
+    session = session_of(
+        [FirstConvolutions(bins=9, channels=4, first=window, second=window).function()], {"x": 3}, weights
+    )
+    found = session.run(None, {"x": np.ones((1, 7, 9), np.float32)})[0]
+    np.testing.assert_array_equal(found, np.broadcast_to(np.maximum(weights["bias"], 0), (1, 1, 1, 5)))

@@ -1,0 +1,38 @@
+"""What to quantize, and how: options, checked at birth."""
+
+import pytest
+
+from u2moe.quantize import FORMATS, RECIPES, Recipe, recipe
+from u2moe.quantize.experts import EXPERT_FORMATS
+from u2moe.runtime import contract
+from u2moe.runtime.mixture import FUNCTIONS
+
+
+def test_recipes_are_checked_at_birth():
+    with pytest.raises(ValueError, match=r"routers.*always fp32"):
+        Recipe(name="x", groups={"routers": "int8"})
+    with pytest.raises(ValueError, match="attention must be one of fp32, int8, got 'int4'"):
+        Recipe(name="x", groups={"attention": "int4"})
+    with pytest.raises(ValueError, match="quantizes nothing"):
+        Recipe(name="x", groups={"attention": "fp32"})
+    with pytest.raises(ValueError, match="block_size"):
+        Recipe(name="x", groups={"experts": "int4"}, block_size=20)
+    with pytest.raises(ValueError, match="exclude"):
+        Recipe(name="x", groups={"experts": "int4"}, whole="fp16")
+    with pytest.raises(ValueError, match="recipe must be one of"):
+        recipe("int7")
+    with pytest.raises(ValueError, match="skip_expert_below must be from 0 to 1, got 2"):
+        recipe("int8", skip_expert_below=2)
+    with pytest.raises(ValueError, match="'fp32' quantizes nothing"):
+        recipe("fp32")
+    assert recipe("int8", skip_expert_below=0.25).name == "int8[skip_expert_below=0.25]"
+    assert recipe("fp32", {"experts": "int4"}).quantized == {"experts": "int4"}
+    assert recipe("int8") is RECIPES["int8"]
+    changed = recipe("int8", {"attention": "fp32"})
+    assert changed.name == "int8[attention=fp32]"
+    assert "attention" not in changed.quantized
+
+
+def test_every_format_of_experts_is_in_every_table():
+    assert EXPERT_FORMATS.keys() == FUNCTIONS.keys() == {*FORMATS["experts"], "fp16"}
+    assert FORMATS.keys() <= set(contract.WEIGHT_GROUPS)
