@@ -1,0 +1,151 @@
+"""What a mixture of experts is, as a graph says it: written, read, in bundles of today and of before."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
+from u2moe.runtime import Bundle, Recognizer
+from u2moe.runtime.graph.builder import build_function, define
+from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.graph.mixture import float_mixture, mixture_of
+from u2moe.runtime.mixture import FUNCTIONS, Mixture, read_mixture
+
+MIXTURES = st.builds(
+    lambda num_experts, share, **others: Mixture(
+        num_experts=num_experts, top_k=max(1, round(share * num_experts)), **others
+    ),
+    st.integers(1, 64),
+    st.floats(0, 1),
+    activation=st.sampled_from(["swish", "relu", "gelu"]),
+    bias=st.booleans(),
+    skip_below=st.integers(0, 100).map(lambda percent: percent / 100),
+    weights=st.sampled_from(sorted(FUNCTIONS)),
+    block_size=st.sampled_from([0, 16, 128]),
+)
+
+
+@given(MIXTURES)
+def test_a_mixture_is_read_as_it_is_written(mixture):
+    node = ir.node(mixture.function, [], mixture.attributes(), domain="u2moe")
+    written = ir.from_proto(ir.to_proto(node))
+    assert mixture_of(written) == mixture
+    renamed = ir.node(f"{mixture.function}_2", [], mixture.attributes(), domain="u2moe")
+    assert mixture_of(renamed) == mixture
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("MixtureOfExperts_top2of8_swish", {}),
+        ("FloatMixtureOfExperts_top3of16_relu_no_bias_skip0_25",
+         {"top_k": 3, "num_experts": 16, "activation": "relu", "bias": False, "skip_below": 0.25}),
+        ("HalfMixtureOfExperts_top2of8_swish", {"weights": "fp16"}),
+        ("Int8MixtureOfExperts_top2of8_swish_skip1e-05", {"weights": "int8", "skip_below": 1e-5}),
+        ("Int4MixtureOfExperts_top1of8_gelu_no_bias_skip0_3_64x96_block32",
+         {"weights": "int4", "top_k": 1, "activation": "gelu", "bias": False, "skip_below": 0.3, "block_size": 32}),
+        ("Int4MixtureOfExperts_top2of8_swish_64x96_block32", {"weights": "int4", "block_size": 32}),
+        ("Int8QMixtureOfExperts_top2of8_swish_block128", {"weights": "int8-qmoe", "block_size": 128}),
+        ("Int4QMixtureOfExperts_top2of8_swish_no_bias_block16",
+         {"weights": "int4-qmoe", "bias": False, "block_size": 16}),
+    ],
+)  # fmt: skip
+def test_names_of_before_say_what_attributes_say_now(name, expected):
+    plain = Mixture(num_experts=8, top_k=2, activation="swish")
+    assert read_mixture("u2moe", name, {}) == dataclasses.replace(plain, **expected)
+
+
+def test_what_is_no_mixture_is_none_and_what_makes_no_sense_is_refused():
+    assert read_mixture("u2moe", "Int8Rows", {"activation": "relu"}) is None
+    assert read_mixture("elsewhere", "MixtureOfExperts", {}) is None
+    with pytest.raises(ValueError, match="MixtureOfExperts_of_tomorrow: is no mixture of experts of this version"):
+        read_mixture("u2moe", "MixtureOfExperts_of_tomorrow", {})
+    attributes = Mixture(num_experts=8, top_k=2, activation="swish").attributes()
+    with pytest.raises(ValueError, match="MixtureOfExperts: top_k must be between 1 and num_experts 8, got 9"):
+        read_mixture("u2moe", "MixtureOfExperts", {**attributes, "top_k": 9})
+    del attributes["activation"]
+    with pytest.raises(ValueError, match="MixtureOfExperts: attribute 'activation' is missing"):
+        read_mixture("u2moe", "MixtureOfExperts", attributes)
+
+
+def test_two_bodies_of_one_name_get_a_number(session_of):
+    functions = {}
+    mixtures = [Mixture(num_experts=2, top_k=top_k, activation="relu", bias=False) for top_k in (1, 2)]
+    first, second, again = (define(functions, float_mixture(mixture)) for mixture in (*mixtures, mixtures[0]))
+    assert (first.name, second.name) == ("MixtureOfExperts", "MixtureOfExperts_2")
+    assert again is first
+    assert len(functions) == 2
+    identity = np.eye(3, dtype=np.float32)
+    weights = {"gate": np.array([[1, 0], [0, 0], [0, 1]], np.float32), "a": identity, "b": identity}
+    weights |= {"c": 3 * identity, "d": identity}
+    x = np.array([[2, 1, 0]], np.float32)
+    likelier = 1 / (1 + np.exp(-2))
+    for function, factor in ((first, 1), (second, likelier + 3 * (1 - likelier))):
+        session = session_of([function], {"x": 2}, weights)
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], factor * x, rtol=1e-6)
+
+
+def test_attributes_of_a_function_are_declared():
+    function = build_function("Twice", ["x"], lambda g, inputs: g.op("Add", *inputs, *inputs), {"kind": "a"})
+    assert list(ir.to_proto(function).attribute) == ["kind"]
+
+
+# --- bundles written before
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("before")
+    with zipfile.ZipFile(Path(__file__).parent / "golden" / "bundles_before_attributes.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features():
+    return np.random.default_rng(0).normal(10, 3, (100, 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_bundles_of_before_give_what_they_gave(before, features, name, sound):
+    bundle = Bundle.open(before / name)
+    model, expected = bundle.load(), np.load(before / "outputs.npz")
+    encoded = model.encode(features)
+    limit = {"fp32": 1e-5, "int8": 1e-3}[name]
+    np.testing.assert_allclose(encoded, expected[name], atol=limit)
+    np.testing.assert_allclose(model.encode(features, 4, 2), expected[f"{name}_chunks"], atol=limit)
+    np.testing.assert_allclose(model.rescore(encoded, [[3, 4, 5], []])[0], expected[f"{name}_scores"], atol=10 * limit)
+    assert Recognizer(bundle, model).transcribe(sound).segments is not None
+
+
+def test_bundles_of_before_are_inspected(before):
+    found = inspect_bundle(before / "int8")["graphs"]
+    layers = [layer for graph in found for layer in graph["moe_layers"]]
+    assert [(layer["top_k"], layer["num_experts"], layer["weights"], layer["skip_below"]) for layer in layers] == [
+        (2, 4, "int8", 0.25)
+    ] * 2
+    assert found[0]["parameters"]["routers"] == 2 * 8 * 4
+
+
+def test_bundles_of_before_are_quantized(before, features, tmp_path):
+    """To the bit as before; and then they say what they are as bundles of today do, gates of the decoder included."""
+    bundle, _ = quantize_bundle(before / "fp32", tmp_path / "out", recipe("int8", skip_expert_below=0.25))
+    old = Bundle.open(before / "int8").load()
+    np.testing.assert_array_equal(bundle.load().encode(features), old.encode(features))
+    np.testing.assert_array_equal(bundle.load().rescore(old.encode(features), [[3, 4]]), old.rescore(
+        old.encode(features), [[3, 4]]))  # fmt: skip
+    expected = Mixture(num_experts=4, top_k=2, activation="swish", skip_below=0.25, weights="int8")
+    encoder = ir.load(bundle.path / "encoder.onnx")
+    assert [mixture for node in encoder.graph if (mixture := mixture_of(node))] == [expected] * 2
+    assert not any("_top" in function.name for function in encoder.functions.values())
+    decoder = ir.load(bundle.path / "decoder.onnx").graph.initializers
+    gates = [value for name, value in decoder.items() if ".feed_forward.gate.weight" in name]
+    assert [(value.name.rpartition(".")[2], group_of(value)) for value in gates] == [
+        ("int8", "feed_forward"), ("scale", "feed_forward")
+    ]  # fmt: skip

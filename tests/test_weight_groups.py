@@ -1,0 +1,107 @@
+"""Groups of weights: known to the exporter, kept by quantization, read by everybody."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from u2moe.benchmarks.instruments.onnx_file import OnnxFile
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
+from u2moe.runtime import Bundle, contract
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.file import group_of
+
+GATE = re.compile(r"\.feed_forward(_macaron)?\.gate\.")
+SIZES = {"linear_units": 32, "attention_heads": 2, "num_blocks": 1}
+ENCODER = {"output_size": 16, "cnn_module_kernel": 3, **SIZES}
+MIXTURE = {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 2}
+GATED = {"mlp_type": "gated"}
+LAYERS = {"gated": (GATED, GATED), "gated-mixture": (MIXTURE, GATED)}
+"""Feed-forward layers of encoder and decoder."""
+
+
+@pytest.fixture(scope="module", params=sorted(LAYERS))
+def float32(request, tmp_path_factory, export_quickly):
+    encoder, decoder = LAYERS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    config = random_config(
+        decoder="transformer",
+        encoder_conf={**ENCODER, **encoder},
+        decoder_conf={**SIZES, **decoder},
+        vocab_size=20,
+        num_mel_bins=20,
+    )
+    write_random_checkpoint(folder / "checkpoint", config, seed=0)
+    return request.param, export_quickly(folder / "checkpoint", folder / "bundle")
+
+
+def weights_of(path):
+    return [
+        (graph.name, value)
+        for graph in Bundle.open(path).manifest.model.graphs()
+        for value in ir.load(path / graph.file).graph.initializers.values()
+    ]
+
+
+def check_gates(name, path):
+    """The gates of gated layers are feed-forward weights; routers are those of mixtures of experts alone."""
+    found = {(graph, group_of(value)) for graph, value in weights_of(path) if GATE.search(value.name)}
+    encoder = "routers" if name == "gated-mixture" else "feed_forward"
+    assert found == {("encoder", encoder), ("decoder", "feed_forward")}
+
+
+def test_a_gate_is_no_router(float32, tmp_path):
+    name, path = float32
+    check_gates(name, path)
+    bundle, _ = quantize_bundle(path, tmp_path / "out", recipe("int8"))
+    check_gates(name, bundle.path)
+    routers = {"gated": 0, "gated-mixture": 2 * 16 * 4}[name]
+    for folder in (path, bundle.path):
+        assert inspect_bundle(folder)["parameters"].get("routers", 0) == routers
+    for graph, value in weights_of(bundle.path):
+        if GATE.search(value.name):
+            stays = name == "gated-mixture" and graph == "encoder"
+            assert value.const_value.dtype in ((ir.DataType.FLOAT,) if stays else (ir.DataType.INT8, ir.DataType.FLOAT))
+            assert value.name.endswith("weight") == stays
+
+
+def test_every_weight_says_its_group_and_no_constant_does(float32):
+    counts = Counter()
+    for _, value in weights_of(float32[1]):
+        is_constant = value.name.startswith("const_")
+        assert (contract.GROUP_METADATA in value.metadata_props) == (not is_constant), value.name
+        assert (group_of(value) in contract.WEIGHT_GROUPS) == (not is_constant)
+        counts[group_of(value)] += not is_constant
+    expected = set(contract.WEIGHT_GROUPS) - ({"experts", "routers"} if float32[0] == "gated" else set())
+    assert {group for group, count in counts.items() if count} == expected
+
+
+def test_groups_are_those_that_names_said(exported):
+    """But for gated layers, and on a checkpoint that has none."""
+    for _, value in weights_of(exported("moe_tiny")):
+        assert group_of(value) == contract.weight_group(value.name, {}), value.name
+
+
+def test_groups_survive_quantization_and_are_read_without_onnx(exported, tmp_path):
+    bundle, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", recipe("int4-experts"))
+    before = {value.name: group_of(value) for _, value in weights_of(exported("moe_tiny"))}
+    for _, value in weights_of(bundle.path):
+        stem = value.name.removesuffix(".int8").removesuffix(".int4").removesuffix(".scale").removesuffix(".rows")
+        assert group_of(value) == before.get(stem, "other"), value.name
+    for graph in bundle.manifest.model.graphs():
+        found = OnnxFile(bundle.path / graph.file).weights
+        expected = ir.load(bundle.path / graph.file).graph.initializers
+        assert {name: weight.group for name, weight in found.items()} == {
+            name: group_of(value) for name, value in expected.items()
+        }
+
+
+def test_a_weight_without_a_group_is_refused():
+    g = GraphBuilder("test")
+    with g.scope("layer"), pytest.raises(ValueError, match=r"weight layer\.w: no scope around it has a group"):
+        g.weight("w", (1,), lambda: np.zeros(1, np.float32))
+    with g.scope("layer", group="attention"), g.scope("inner"):
+        assert group_of(g.weight("w", (1,), lambda: np.zeros(1, np.float32))) == "attention"
