@@ -83,11 +83,16 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
     if not attributes:
         return _read_name(op_type)
     try:
-        text = {name: _text(attributes[name]) for name in ("activation", "weights")}
-        numbers = {name: int(attributes[name]) for name in ("num_experts", "top_k", "block_size")}
-        # a float of ONNX has single precision: so many digits are what was written
-        skip_below = float(f"{float(attributes['skip_below']):.7g}")
-        return Mixture(**numbers, **text, bias=bool(attributes["bias"]), skip_below=skip_below)
+        return Mixture(
+            num_experts=int(attributes["num_experts"]),
+            top_k=int(attributes["top_k"]),
+            activation=_text(attributes["activation"]),
+            bias=bool(attributes["bias"]),
+            # a float of ONNX has single precision: so many digits are what was written
+            skip_below=float(f"{float(attributes['skip_below']):.7g}"),
+            weights=_text(attributes["weights"]),
+            block_size=int(attributes["block_size"]),
+        )
     except KeyError as error:
         raise ValueError(f"{op_type}: attribute {error} is missing") from error
     except ValueError as error:

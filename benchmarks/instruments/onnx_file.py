@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import mmap
 import struct
@@ -45,7 +46,7 @@ class Weight:
     file: Path
     raw: memoryview | None
     external: dict[str, str]
-    metadata: dict[str, str]
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def group(self) -> str:
@@ -171,14 +172,15 @@ def _node(message: memoryview) -> Node:
 
 
 def _attribute(message: Value) -> Iterator[tuple[str, int | float | str]]:
-    found = dict(fields(message)) if isinstance(message, memoryview) else {1: ""}
-    name, kind = text(found[1]), found.get(20)
-    if kind == 1 and isinstance(found[2], memoryview):
-        yield name, struct.unpack("<f", found[2])[0]
-    elif kind == 2 and isinstance(found.get(3, 0), int):
-        yield name, int(found.get(3, 0))
-    elif kind == 3:
-        yield name, text(found.get(4, ""))
+    """Name and value of an attribute, if it is a number or a string; protobuf leaves out what is 0 or empty."""
+    found = dict(fields(message)) if isinstance(message, memoryview) else {}
+    number, content = found.get(3, 0), found.get(2)
+    if found.get(20) == 1:
+        yield text(found[1]), struct.unpack("<f", content)[0] if isinstance(content, memoryview) else 0.0
+    elif found.get(20) == 2 and isinstance(number, int):
+        yield text(found[1]), number - (1 << 64) * (number >> 63)  # two's complement of 64 bits
+    elif found.get(20) == 3:
+        yield text(found[1]), text(found[4]) if 4 in found else ""
 
 
 def _metadata(message: memoryview) -> tuple[str, dict[str, str]]:
@@ -208,7 +210,7 @@ def _weight(message: memoryview, file: Path) -> Weight:
         elif number == 13 and isinstance(value, memoryview):
             entry = dict(fields(value))
             external[text(entry[1])] = text(entry[2])
-    return Weight(name=name, shape=tuple(shape), kind=kind, file=file, raw=raw, external=external, metadata={})
+    return Weight(name=name, shape=tuple(shape), kind=kind, file=file, raw=raw, external=external)
 
 
 def _tensor(name: str, array: npt.NDArray[Any]) -> bytes:

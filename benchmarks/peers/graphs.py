@@ -129,7 +129,7 @@ def _replace(model: ir.Model, layer: ExpertLayer, nodes: Sequence[ir.Node]) -> N
 def _save(model: ir.Model, target: Path) -> None:
     """Save without the functions and weights that nothing uses any more."""
     RemoveUnusedNodesPass()(model)
-    RemoveUnusedFunctionsPass()(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     domains = {node.domain for node in model.graph} - set(model.graph.opset_imports)
     model.graph.opset_imports.update(dict.fromkeys(domains, 1))
     target.parent.mkdir(parents=True, exist_ok=True)

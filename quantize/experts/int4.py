@@ -28,8 +28,8 @@ def int4_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> Expert
 
 def int4_mixture(mixture: Mixture, dim: int, hidden: int) -> ir.Function:
     """The function, for experts of these sizes."""
-    parts = ("w1", "w1_scale", "w1_bias", "w2", "w2_scale", "w2_bias")
-    parts = tuple(part for part in parts if mixture.bias or not part.endswith("bias"))
+    suffixes = ("", "_scale", "_bias") if mixture.bias else ("", "_scale")
+    parts = [f"{weight}{suffix}" for weight in ("w1", "w2") for suffix in suffixes]
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
     return mixture_function(mixture, names, _experts(dim, hidden))
 

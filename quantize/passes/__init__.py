@@ -31,7 +31,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
     Raises:
         BundleError: the graph holds a node that is not as the exporter writes it, or that its format cannot compute.
     """
-    changes = {}
+    changes: dict[str, Change] = {}
     for rewrite in _passes(recipe):
         try:
             rewrite(model)
@@ -58,4 +58,4 @@ def _passes(recipe: Recipe) -> Iterator[ir.passes.PassBase]:
             yield QuantizeEmbeddings()
         yield QuantizeProducts(formats.keys() - {"experts", "embeddings"})
     yield RemoveUnusedNodesPass()
-    yield RemoveUnusedFunctionsPass()
+    yield RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]

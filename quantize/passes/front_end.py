@@ -24,7 +24,11 @@ class QuantizeFrontEnd(Rewrite):
         """The front end is as the exporter writes it."""
         nodes = _convolutions(model)
         if nodes:
-            _check_first(model, nodes[0])
+            if len(nodes) < 2:
+                raise BundleError(
+                    f"node {nodes[0].name}: is the only convolution of the front end, expected two or more"
+                )
+            _features(model, nodes[0])
             _check_projection(_projection(nodes))
 
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
@@ -67,14 +71,14 @@ def _projection(nodes: list[ir.Node]) -> ir.Node:
     return only_reader(only_reader(_transpose(nodes)))
 
 
-def _check_first(model: ir.Model, node: ir.Node) -> None:
-    if len(_convolutions(model)) < 2:
-        raise BundleError(f"node {node.name}: is the only convolution of the front end, expected two or more")
+def _features(model: ir.Model, node: ir.Node) -> tuple[ir.Value, int]:
+    """What the first convolution reads, before it gets an axis of channels [batch, time, bins], and how many bins."""
     unsqueeze, features = present(node, 0).producer(), model.graph.inputs[0]
     bins = features.shape[-1] if features.shape else None
     one_channel = shape_of(present(node, 1))[1] == 1
     if not one_channel or unsqueeze is None or unsqueeze.op_type != "Unsqueeze" or not isinstance(bins, int):
         raise BundleError(f"node {node.name}: expected a convolution of features with one channel")
+    return present(unsqueeze, 0), bins
 
 
 def _check_projection(node: ir.Node) -> None:
@@ -95,12 +99,8 @@ def _first_convolutions(model: ir.Model, weights: Weights, nodes: list[ir.Node],
         f"{weight.name}.rows", ir.DataType.FLOAT, (kernel**2 + 1, channels), rows, group_of(weight)
     )
     quantized = _convolution_weight(weights, second)
-    bins = model.graph.inputs[0].shape
-    both = FirstConvolutions(
-        bins=int(bins[-1]) if bins else 0, channels=channels, first=_window(first), second=_window(second)
-    )
-    unsqueeze = present(first, 0).producer()
-    features = present(unsqueeze, 0) if unsqueeze else model.graph.inputs[0]
+    features, bins = _features(model, first)
+    both = FirstConvolutions(bins=bins, channels=channels, first=_window(first), second=_window(second))
     inputs = [features, first_weight, quantized.weight, quantized.scale, present(second, 2)]
     return insert(model.graph, new_call(model, both.function(), second, inputs, both.attributes()), before)
 

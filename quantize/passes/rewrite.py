@@ -13,7 +13,7 @@ from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.builder import define
 
 
-class Rewrite(ir.passes.InPlacePass):  # type: ignore[misc]
+class Rewrite(ir.passes.InPlacePass):
     """One rewrite of a graph of ours; `requires` and `ensures` say what holds before and after it.
 
     Attributes:

@@ -48,7 +48,7 @@ def group_of(value: ir.Value) -> str:
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
     """Of an initializer."""
-    return _tensor(value).shape.numpy()
+    return tuple(_tensor(value).shape.numpy())
 
 
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
