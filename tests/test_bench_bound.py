@@ -120,13 +120,15 @@ def test_parts_are_those_of_the_weights(bundles, kernels, name, tmp_path):
     onnxruntime.InferenceSession(bundles[name].path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(tmp_path / "encoder.onnx").graph
     weights = {weight.name for weight in optimized.initializer}
-    own = OnnxFile(bundles[name].path / "encoder.onnx").weights
+    stored = OnnxFile(bundles[name].path / "encoder.onnx").weights
     expected = {}
     for node in optimized.node:
-        groups = {own[value].group for value in node.input if value in weights & own.keys()} & set(GROUPS)
+        groups = {stored[value].group for value in node.input if value in weights & stored.keys()} & set(GROUPS)
         if len(groups) == 1:
             expected[node.name] = GROUPS[groups.pop()]
-    found = {kernel.name: kernel.part for kernel in kernels(name, STREAM)[0] if kernel.multiply_adds}
+    # nodes of inlined functions have the same names in the decoder
+    own = [kernel for kernel in kernels(name, STREAM)[0] if kernel.part not in ("ctc", "decoder")]
+    found = {kernel.name: kernel.part for kernel in own if kernel.multiply_adds}
     checked = {node for node in found if node in expected}
     assert {node: found[node] for node in checked} == {node: expected[node] for node in checked}
     assert len(checked) > 20
@@ -324,7 +326,6 @@ def test_files_are_read_as_onnx_reads_them(bundles, name):
         assert {name: weight.metadata for name, weight in found.weights.items()} == {
             weight.name: metadata.get(weight.name, {}) for weight in expected.initializer
         }
-        assert {weight.group for weight in found.weights.values()} >= {"other"}
         assert list(found.weights) == [weight.name for weight in expected.initializer]
         for weight in expected.initializer:
             array, own = onnx.numpy_helper.to_array(weight), found.weights[weight.name]
