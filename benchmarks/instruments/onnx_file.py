@@ -32,7 +32,7 @@ class Node:
     op_type: str
     domain: str
     inputs: tuple[str, ...]
-    attributes: dict[str, int | float | str]
+    attributes: dict[str, int | float | str] = dataclasses.field(default_factory=dict)
     """Numbers and strings; others are left out."""
 
 
