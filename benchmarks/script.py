@@ -16,7 +16,7 @@ def script_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with the code that it returns; what stops it is told in one line, with exit code 1."""
+    """Call `main` and exit with the code that it returns; what stops it is one line on stderr, with exit code 1."""
     try:
         sys.exit(main())
     except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:

@@ -12,7 +12,7 @@ from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
 from u2moe.benchmarks.instruments.onnx_file import Node, OnnxFile, Weight, product_model, with_outputs
 from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
-from u2moe.benchmarks.instruments.probe import Instrument, Mode
+from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle
 from u2moe.runtime.errors import BundleError
@@ -48,7 +48,7 @@ def kernels(bundles, sound):
 
     def make(name, mode):
         if (name, mode) not in made:
-            run = bound.utterance(Instrument(bundles[name]), sound, mode)
+            run = bound.utterance(Probe(bundles[name]), sound, mode)
             made[name, mode] = profile(bundles[name], run, repetitions=2)
         return made[name, mode]
 
@@ -60,7 +60,7 @@ def multiply_adds(kernels, part):
 
 
 def num_frames(model, sound):
-    return Instrument(model).model.encode(_features(model, sound)).shape[0]
+    return Probe(model).model.encode(_features(model, sound)).shape[0]
 
 
 def _features(bundle, sound):

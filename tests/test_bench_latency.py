@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from u2moe.benchmarks.bench import latency, speed
-from u2moe.benchmarks.instruments.probe import STAGES, Event, Heard, Instrument, Mode, Stopwatch
+from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
 from u2moe.benchmarks.instruments.statistics import Spread, differs, interleaved, percentiles
 from u2moe.runtime import Result, WordResult
 from u2moe.runtime.manifest import TextConfig
@@ -17,8 +17,10 @@ CHUNKS = Mode(chunk_size=4, num_left_chunks=4)
 
 def heard(*, wall_s=1.0, events=(), segments=(), final_s=0.5, audio_s=10.0, text=""):
     stages = dict.fromkeys(STAGES, 0.0) | {"encoder": 0.75 * wall_s, "search": 0.25 * wall_s}
-    return Heard(audio_s=audio_s, wall_s=wall_s, cpu_s=2 * wall_s, stages=stages, events=list(events), final_s=final_s,
-                 segments=list(segments), texts=[text])  # fmt: skip
+    return Observation(
+        audio_s=audio_s, wall_s=wall_s, cpu_s=2 * wall_s, stages=stages, events=list(events), final_s=final_s,
+        segments=list(segments), texts=[text],
+    )  # fmt: skip
 
 
 def event(audio_s, compute_s, tokens=(), segment=0):
@@ -126,21 +128,21 @@ def test_nothing_said_gives_no_waits(vocabulary):
 
 
 @pytest.fixture(scope="module")
-def instrument(bundle):
-    return Instrument(bundle)
+def probe(bundle):
+    return Probe(bundle)
 
 
-def test_hearing_changes_no_result(instrument, recognizer, sound):
-    found = instrument.hear(sound, Mode())
+def test_hearing_changes_no_result(probe, recognizer, sound):
+    found = probe.recognise(sound, Mode())
     assert found.texts == [recognizer.transcribe(sound).text]
     assert found.audio_s == 4.0
     assert sum(found.stages.values()) == pytest.approx(found.wall_s)
     assert min(found.stages.values()) > 0
 
 
-def test_chunks_are_events(instrument, sound):
-    found = instrument.hear(sound, CHUNKS)
-    chunk_s = instrument.chunk_s(CHUNKS)
+def test_chunks_are_events(probe, sound):
+    found = probe.recognise(sound, CHUNKS)
+    chunk_s = probe.chunk_s(CHUNKS)
     assert chunk_s == pytest.approx(0.16)
     assert 0 < found.final_s < found.wall_s
     assert len(found.events) == int(4.0 / chunk_s) - 1  # the last is flushed with the end of the input
@@ -150,22 +152,22 @@ def test_chunks_are_events(instrument, sound):
     assert 0 < shown[0] < shown[-1]
 
 
-def test_several_streams_are_heard_at_once(instrument, sound):
-    found = instrument.hear(sound, Mode(chunk_size=16, num_left_chunks=4, num_streams=3))
+def test_several_streams_are_heard_at_once(probe, sound):
+    found = probe.recognise(sound, Mode(chunk_size=16, num_left_chunks=4, num_streams=3))
     assert found.audio_s == 12.0
     assert len(set(found.texts)) == len(found.texts) == 3
 
 
-def test_a_live_source_does_not_wait_for_work_that_is_late(instrument, sound, monkeypatch):
-    decode = instrument.recognizer.decode_streams
+def test_a_live_source_does_not_wait_for_work_that_is_late(probe, sound, monkeypatch):
+    decode = probe.recognizer.decode_streams
 
     def slow(streams):
         time.sleep(0.15)
         decode(streams)
 
-    monkeypatch.setattr(instrument.recognizer, "decode_streams", slow)
+    monkeypatch.setattr(probe.recognizer, "decode_streams", slow)
     begin = time.perf_counter()
-    found = instrument.hear(sound[:8000], CHUNKS, paced=True)
+    found = probe.recognise(sound[:8000], CHUNKS, paced=True)
     assert time.perf_counter() - begin >= 0.5
     # portions of 0.1 s that take 0.15 s each: with the fourth comes a chunk, and work on the first three is in its way
     assert found.events[-1].audio_s == 0.4
@@ -173,8 +175,8 @@ def test_a_live_source_does_not_wait_for_work_that_is_late(instrument, sound, mo
     assert found.wall_s >= 6 * 0.15
 
 
-def test_latency_of_bundles_that_can_stream(instrument, sound):
-    found = latency.measure_latency({"one": instrument}, [sound[:32_000]], CHUNKS, paced=False)
+def test_latency_of_bundles_that_can_stream(probe, sound):
+    found = latency.measure_latency({"one": probe}, [sound[:32_000]], CHUNKS, paced=False)
     assert [entry["bundle"] for entry in found] == ["one"]
     assert found[0]["endpoint_silence_s"] > 0
     assert set(found[0]["word_s"]) == {"algorithmic", "compute", "total"}

@@ -69,7 +69,7 @@ def test_weights_are_kept_of_every_token_and_layer(exported, sound, tmp_path):
 
     bundle = Bundle.open(exported("moe_tiny"))
     routers = SecondShares(bundle, layers_of(bundle), tmp_path)
-    counts = routers.hear(sound, Mode())
+    counts = routers.recognise(sound, Mode())
     assert sum(map(len, routers.shares)) == counts[0].sum() / 2
     assert min(shares.min() for shares in routers.shares) > 0
     assert max(shares.max() for shares in routers.shares) <= 0.5

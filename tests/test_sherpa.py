@@ -105,11 +105,11 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
             padded = np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32)))
             frames = online_frames(client, sherpa_features(padded))
             ours = ctc_greedy_search(model.ctc(model.encode(frames, 16, 4)), model.config.blank)
-            heard = online_peer.hear(wav)
+            heard = online_peer.recognise(wav)
             assert (heard["tokens"], [round(time / 0.04) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
             assert heard["text"].split() == bundle.vocabulary.text(ours.tokens).split()
             ours = ctc_greedy_search(model.ctc(model.encode(sherpa_features(samples))), model.config.blank)
-            heard = offline_peer.hear(wav)
+            heard = offline_peer.recognise(wav)
             frame_s = 0.01 * model.config.subsampling_rate
             assert (heard["tokens"], [round(time / frame_s) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
             num_tokens += len(ours.tokens)
@@ -128,7 +128,7 @@ def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positio
     ours = ctc_greedy_search(model.ctc(model.encode(frames, 8, 2)), model.config.blank)
     options = {"model": str(found.path / ONLINE.file), "tokens": str(found.path / "tokens.txt"), "num_threads": 1}
     with PeerProcess("sherpa-online", {**options, "chunk_size": 8, "num_left_chunks": 2}) as peer:
-        heard = peer.hear(write_wav(tmp_path / "sound.wav", samples, 16000))
+        heard = peer.recognise(write_wav(tmp_path / "sound.wav", samples, 16000))
     assert (heard["tokens"], [round(time / 0.04) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
     assert len(ours.tokens) > 3
 

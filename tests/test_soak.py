@@ -18,7 +18,7 @@ from u2moe.runtime.windows import Windows
 
 
 def cuts(num_lost=0, num_doubled=0, num_different=0):
-    return Cuts(num_pieces=9, num_lost=num_lost, num_doubled=num_doubled, num_different=num_different)
+    return Cuts(num_utterances=9, num_lost=num_lost, num_doubled=num_doubled, num_different=num_different)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def test_a_short_soak(report):
     assert report.streams.num_streams == 5
     assert report.file.audio_s >= 15
     assert report.file.num_recordings >= 2
-    assert report.file.num_words == report.file.num_heard_alone > 0
+    assert report.file.num_words == report.file.num_recognised_alone > 0
     assert report.file.num_errors_alone == 0  # the transcripts are what is heard
-    assert report.stream.cuts.num_pieces >= report.stream.num_segments
-    assert report.file.cuts.num_pieces >= 2
+    assert report.stream.cuts.num_utterances >= report.stream.num_segments
+    assert report.file.cuts.num_utterances >= 2
     # Seconds are too few to judge memory by, and what noise "says" depends on what is around it.
     unjudged = {"memory of the long stream grew", "memory of the long file grew", "the long file is recognised worse"}
     assert {failure.split(" than")[0] for failure in report.failures} <= unjudged
@@ -63,11 +63,15 @@ def test_a_short_soak(report):
         ("file", {"memory": Memory(start_mb=100, end_mb=111)}, "memory of the long file grew"),
         ("streams", {"num_different": 1}, "streams together gave another text"),
         ("streams", {"num_split_different": 1}, "random portions gave another text"),
-        ("stream", {"cuts": cuts(num_lost=1)}, "frames were lost or heard twice"),
-        ("stream", {"cuts": cuts(num_doubled=1)}, "frames were lost or heard twice"),
-        ("file", {"cuts": cuts(num_lost=1)}, "frames were lost or heard twice"),
-        ("file", {"cuts": cuts(num_different=1)}, "pieces of the long file say what is not in their samples"),
-        ("file", {"num_heard": 10, "num_heard_by_hand": 11}, "the long file is recognised worse"),
+        ("stream", {"cuts": cuts(num_lost=1)}, "frames were lost or repeated"),
+        ("stream", {"cuts": cuts(num_doubled=1)}, "frames were lost or repeated"),
+        ("file", {"cuts": cuts(num_lost=1)}, "frames were lost or repeated"),
+        (
+            "file",
+            {"cuts": cuts(num_different=1)},
+            "utterances of the long file have words that are not",
+        ),
+        ("file", {"num_recognised": 10, "num_recognised_by_hand": 11}, "the long file is recognised worse"),
         ("file", {"num_errors": 9, "num_errors_by_hand": 1, "num_words": 99}, "the long file is recognised worse"),
     ],
 )
@@ -77,7 +81,13 @@ def test_what_is_a_failure(report, part, changes, failure):
         stream=replace(report.stream, memory=flat),
         streams=report.streams,
         file=replace(
-            report.file, memory=flat, cuts=cuts(), num_heard=9, num_heard_by_hand=9, num_errors=0, num_errors_by_hand=0
+            report.file,
+            memory=flat,
+            cuts=cuts(),
+            num_recognised=9,
+            num_recognised_by_hand=9,
+            num_errors=0,
+            num_errors_by_hand=0,
         ),
     )
     assert good.failures == []
@@ -132,8 +142,8 @@ def test_every_piece_says_what_is_in_its_samples(demo_recording, ends):
     recognizer, utterances = logged(Recognizer.from_pretrained(options=DecodingOptions(endpoint=ENDS[ends])))
     recognizer.transcribe(file)
     found = cuts_of(recognizer, utterances, num_samples, file)
-    assert found.num_pieces >= 4
-    assert found == replace(cuts(), num_pieces=found.num_pieces)
+    assert found.num_utterances >= 4
+    assert found == replace(cuts(), num_utterances=found.num_utterances)
 
 
 def losing(put_back):
@@ -174,7 +184,7 @@ def test_a_word_that_is_dropped_at_each_cut_is_found(demo_recording, monkeypatch
     recognizer, utterances = logged(Recognizer.from_pretrained())
     recognizer.transcribe(file)
     found = cuts_of(recognizer, utterances, num_samples, file)
-    assert found.num_different >= found.num_pieces - 1
+    assert found.num_different >= found.num_utterances - 1
 
 
 def without_first_word(result):

@@ -213,8 +213,8 @@ def test_a_recording_that_fails_is_told_and_the_peer_goes_on(tmp_path, sound):
     good = write_wav(tmp_path / "good.wav", sound[:16000], 16000)
     with PeerProcess("u2moe", {"chunk_size": 16}) as peer:
         with pytest.raises(PeerError, match=r"u2moe: missing\.wav: FileNotFoundError"):
-            peer.hear(tmp_path / "missing.wav")
-        assert peer.hear(good)["audio_s"] == 1.0
+            peer.recognise(tmp_path / "missing.wav")
+        assert peer.recognise(good)["audio_s"] == 1.0
 
 
 def test_a_missing_package_is_told():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, profile
-from u2moe.benchmarks.instruments.probe import Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Model, ctc_prefix_beam_search
@@ -34,7 +34,7 @@ _PROFILES = 3
 
 
 def measure_bound(
-    instruments: Mapping[str, Instrument],
+    probes: Mapping[str, Probe],
     samples: Samples,
     mode: Mode,
     rates: Mapping[str, Any],
@@ -45,9 +45,9 @@ def measure_bound(
     """Times of one utterance and their bounds, the bundles in turn.
 
     Args:
-        instruments: loaded bundles by name, all with the threads that `rates` were measured with.
+        probes: loaded bundles by name, all with the threads that `rates` were measured with.
         samples: one utterance, at the rate of the models.
-        mode: how the encoder hears it.
+        mode: the encoder's context.
         rates: of the machine, from `rates.measure_rates`.
         repetitions: how often each is measured.
         progress: called with a line for each round.
@@ -56,34 +56,34 @@ def measure_bound(
         One entry for each bundle; see `compare`.
     """
 
-    def case(instrument: Instrument) -> Callable[[], dict[str, float]]:
-        run = utterance(instrument, samples, mode)
+    def case(probe: Probe) -> Callable[[], dict[str, float]]:
+        run = utterance(probe, samples, mode)
 
         def timed() -> dict[str, float]:
-            instrument.watch.reset()
-            run(instrument.model)
-            return dict(instrument.watch.seconds)
+            probe.watch.reset()
+            run(probe.model)
+            return dict(probe.watch.seconds)
 
         return timed
 
-    cases = {name: case(instrument) for name, instrument in instruments.items()}
+    cases = {name: case(probe) for name, probe in probes.items()}
     measured = interleaved(cases, repetitions, title=f"bound, {mode.name}", progress=progress)
     entries = []
-    for name, instrument in instruments.items():
+    for name, probe in probes.items():
         progress(f"bound, {mode.name}: profile of {name}")
-        run, num_threads = utterance(instrument, samples, mode), int(rates["threads"])
-        rounds = profile(instrument.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
+        run, num_threads = utterance(probe, samples, mode), int(rates["threads"])
+        rounds = profile(probe.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
         stages = {stage: [seconds.get(stage, 0.0) for seconds in measured[name]] for stage in measured[name][0]}
-        footprint = sum(file.size for file in instrument.bundle.manifest.files.values())
+        footprint = sum(file.size for file in probe.bundle.manifest.files.values())
         entry = compare(rounds, stages, best_rates(rates, footprint))
-        audio_s = len(samples) / instrument.sample_rate
+        audio_s = len(samples) / probe.sample_rate
         entries.append({"bundle": name, "mode": mode.name, "threads": rates["threads"], "audio_s": audio_s, **entry})
     return entries
 
 
-def utterance(instrument: Instrument, samples: Samples, mode: Mode) -> Callable[[Model], None]:
+def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], None]:
     """A function that runs every graph of a model as for one utterance: chunk by chunk, and the second pass."""
-    fbank = Fbank(instrument.bundle.manifest.features)
+    fbank = Fbank(probe.bundle.manifest.features)
     frames = np.concatenate([fbank.accept(samples), fbank.finish()])
 
     def run(model: Model) -> None:

@@ -38,7 +38,7 @@ def add_bench(subparsers: Subparsers) -> None:
     extent.add_argument("--full", action="store_true", help="more threads, more rounds, real time for all chunk sizes")
     parser.add_argument("--threads", metavar="N,N", help="numbers of threads (default: 1,2)")
     parser.add_argument("--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4)")
-    parser.add_argument("--paced", type=float, metavar="SECONDS", help="audio to hear in real time (default: 10)")
+    parser.add_argument("--paced", type=float, metavar="SECONDS", help="audio to recognise in real time (default: 10)")
     parser.add_argument("--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5)")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")

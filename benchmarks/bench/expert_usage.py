@@ -99,7 +99,7 @@ def measure_experts(
         result = {}
         for mode in modes:
             progress(f"experts: {mode.name}")
-            counts = [chunk for samples in recordings for chunk in routers.hear(samples, mode)]
+            counts = [chunk for samples in recordings for chunk in routers.recognise(samples, mode)]
             if counts:
                 result[mode.name] = summary(layers, np.stack(counts))
         del routers
@@ -170,7 +170,7 @@ class Routers:
         self._counts.append(np.stack([tokens_per_expert(layer, result[layer.tokens]) for layer in self._layers]))
         return result
 
-    def hear(self, samples: Samples, mode: Mode) -> list[npt.NDArray[np.int64]]:
+    def recognise(self, samples: Samples, mode: Mode) -> list[npt.NDArray[np.int64]]:
         """Tokens per expert [layers, experts] of each chunk."""
         config = self._bundle.manifest.model
         fbank, windows = Fbank(self._bundle.manifest.features), Windows(config, mode.chunk_size)

@@ -1,4 +1,4 @@
-"""What does a bundle cost before it has heard anything, and in memory? In fresh processes. And its bytes on disk."""
+"""What does a bundle cost before it recognises anything, in time, memory and bytes on disk? In fresh processes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
     import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
     to make the sessions, with the files in the system's cache; start_s: both; first_s: to recognise the recording
     whole, for the first time. imported_bytes, loaded_bytes, peak_bytes: largest resident memory until then; Linux alone
-    tells it.
+    reports it.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio import read_audio  # noqa: PLC0415

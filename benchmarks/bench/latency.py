@@ -1,6 +1,6 @@
 """How long does a listener wait? Chunks, first partial result, words and final result of a source in real time.
 
-Each wait has two parts. The algorithmic part is audio that the recogniser must hear first: the rest of the chunk, the
+Each wait has two parts. The algorithmic part is audio that must come first: the rest of the chunk, the
 look-ahead of the convolutions, the portions in which audio arrives; no faster machine shortens it. The compute part is
 from the arrival of that audio to the result, queueing behind earlier chunks included. When a word was said is what the
 model itself says: where it starts and ends in the final result.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from u2moe.benchmarks.bench.speed import latencies
-from u2moe.benchmarks.instruments.probe import Event, Heard, Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.probe import Event, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import interleaved, percentiles
 from u2moe.runtime import EndpointConfig, Result
 from u2moe.runtime.text import Vocabulary
@@ -22,7 +22,7 @@ Wait = tuple[float, float]
 
 
 def measure_latency(
-    instruments: Mapping[str, Instrument],
+    probes: Mapping[str, Probe],
     recordings: Sequence[Samples],
     mode: Mode,
     *,
@@ -30,10 +30,10 @@ def measure_latency(
     repetitions: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Hear recordings as they would be heard live, the bundles in turn, recording by recording.
+    """Recognise recordings as they would come live, the bundles in turn, recording by recording.
 
     Args:
-        instruments: loaded bundles by name; those that cannot stream are left out.
+        probes: loaded bundles by name; those that cannot stream are left out.
         recordings: samples at the rate of the models.
         mode: chunks.
         paced: in real time; False: portions follow each other at once, as in a file.
@@ -43,34 +43,34 @@ def measure_latency(
     Returns:
         One entry for each bundle; see `summary`.
     """
-    heard: dict[str, list[Heard]] = {name: [] for name, item in instruments.items() if item.model.config.streaming}
+    observed: dict[str, list[Observation]] = {name: [] for name, item in probes.items() if item.model.config.streaming}
     # A chunk before, at full speed: what is measured is a host that has been running, not one that just began.
-    for name in heard:
-        instruments[name].hear(recordings[0], mode)
+    for name in observed:
+        probes[name].recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
-        cases = {name: _case(instruments[name], samples, mode, paced=paced) for name in heard}
+        cases = {name: _case(probes[name], samples, mode, paced=paced) for name in observed}
         title = f"{'paced' if paced else 'full speed'}, {mode.name}, recording {number} of {len(recordings)}"
         rounds = interleaved(cases, repetitions, warm_up=0, title=title, progress=progress)
         for name, results in rounds.items():
-            heard[name] += results
+            observed[name] += results
     return [
         {
             "bundle": name,
             "mode": mode.name,
             "paced": paced,
-            **summary(results, instruments[name].recognizer.vocabulary, instruments[name].chunk_s(mode) or 0.0),
-            "endpoint_silence_s": _silence(instruments[name].options.endpoint),
+            **summary(results, probes[name].recognizer.vocabulary, probes[name].chunk_s(mode) or 0.0),
+            "endpoint_silence_s": _silence(probes[name].options.endpoint),
         }
-        for name, results in heard.items()
+        for name, results in observed.items()
     ]
 
 
-def _case(instrument: Instrument, samples: Samples, mode: Mode, *, paced: bool) -> Callable[[], Heard]:
-    return lambda: instrument.hear(samples, mode, paced=paced)
+def _case(probe: Probe, samples: Samples, mode: Mode, *, paced: bool) -> Callable[[], Observation]:
+    return lambda: probe.recognise(samples, mode, paced=paced)
 
 
-def summary(heard: Sequence[Heard], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
-    """Latencies over all utterances of what was heard.
+def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
+    """Latencies over all utterances of what was observed.
 
     Returns:
         chunk_latency_s: of the compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one
@@ -84,12 +84,12 @@ def summary(heard: Sequence[Heard], vocabulary: Vocabulary, chunk_s: float) -> d
         The last three have "algorithmic", "compute" and "total", percentiles each; no key where nothing was said.
     """
     result: dict[str, Any] = {}
-    if chunks := [event.compute_s for item in heard for event in item.events]:
+    if chunks := [event.compute_s for item in observed for event in item.events]:
         result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}
     first: list[Wait] = []
     words: list[Wait] = []
     finals: list[Wait] = []
-    for item in heard:
+    for item in observed:
         end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
         for segment in item.segments:
             events = [event for event in item.events if event.segment == segment.segment]

@@ -15,7 +15,7 @@ from u2moe.benchmarks.bench.latency import measure_latency
 from u2moe.benchmarks.bench.speed import measure_speed
 from u2moe.benchmarks.bench.terminal import count_threads
 from u2moe.benchmarks.instruments.host import describe_machine, load_average, usable_cores
-from u2moe.benchmarks.instruments.probe import Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import read_audio
@@ -42,7 +42,7 @@ class Plan:
         chunk_sizes: encoder frames per chunk; each with every one of `left_chunks`. Full context is always measured.
         left_chunks: chunks of left context; -1: all.
         repetitions: rounds of each measurement, after one that warms up.
-        paced_s: seconds of audio that are heard in real time too by each bundle in each chunk size, with the first of
+        paced_s: seconds of audio that each bundle recognises in real time too, in each chunk size, with the first of
             `left_chunks`; 0: none.
     """
 
@@ -96,7 +96,7 @@ def run_suite(
 
     Args:
         bundles: by the names that the report uses.
-        recordings: what is heard; words are counted in those that have a transcript.
+        recordings: what is recognised; words are counted in those that have a transcript.
         plan: how much.
         providers: execution providers; None: the CPU. On others there is no bound: its rates are those of the CPU.
         progress: called with a line for each step.
@@ -136,14 +136,12 @@ def run_suite(
     measurement = _Measurement(report, samples, sample_rate, plan, progress)
     transcripts = [recording.transcript for recording in recordings]
     for index, num_threads in enumerate(plan.threads):
-        instruments = {
-            name: Instrument(bundle, num_threads=num_threads, providers=providers) for name, bundle in bundles.items()
-        }
-        measurement.speed(instruments, num_threads, transcripts)
+        probes = {name: Probe(bundle, num_threads=num_threads, providers=providers) for name, bundle in bundles.items()}
+        measurement.speed(probes, num_threads, transcripts)
         if index == 0:
-            measurement.latency(instruments, num_threads)
+            measurement.latency(probes, num_threads)
         if report["providers"] == [DEFAULT_PROVIDER]:
-            measurement.bound(instruments, num_threads)
+            measurement.bound(probes, num_threads)
     report["footprint"] = measure_footprint(
         bundles,
         recordings[0].path,
@@ -168,39 +166,39 @@ class _Measurement:
         self.plan = plan
         self.progress = progress
 
-    def speed(self, instruments: Mapping[str, Instrument], num_threads: int, transcripts: Sequence[str]) -> None:
+    def speed(self, probes: Mapping[str, Probe], num_threads: int, transcripts: Sequence[str]) -> None:
         """End to end, in all modes."""
         entries = measure_speed(
-            instruments,
+            probes,
             self.samples,
-            {name: self.plan.modes(item.bundle) for name, item in instruments.items()},
+            {name: self.plan.modes(item.bundle) for name, item in probes.items()},
             transcripts=transcripts,
             repetitions=self.plan.repetitions,
             progress=lambda line: self.progress(f"{count_threads(num_threads)}, {line}"),
         )
         self.report["speed"] += [{"threads": num_threads, **entry} for entry in entries]
 
-    def latency(self, instruments: Mapping[str, Instrument], num_threads: int) -> None:
+    def latency(self, probes: Mapping[str, Probe], num_threads: int) -> None:
         """In real time."""
-        heard: list[Samples] = []
+        observed: list[Samples] = []
         left = int(self.plan.paced_s * self.sample_rate)
         for samples in self.samples:
             if left > 0:
-                heard.append(samples[:left])
+                observed.append(samples[:left])
                 left -= len(samples)
-        for size in self.plan.chunk_sizes if heard else ():
+        for size in self.plan.chunk_sizes if observed else ():
             mode = Mode(chunk_size=size, num_left_chunks=self.plan.left_chunks[0])
-            entries = measure_latency(instruments, heard, mode, progress=self.progress)
+            entries = measure_latency(probes, observed, mode, progress=self.progress)
             self.report["latency"] += [{"threads": num_threads, **entry} for entry in entries]
 
-    def bound(self, instruments: Mapping[str, Instrument], num_threads: int) -> None:
+    def bound(self, probes: Mapping[str, Probe], num_threads: int) -> None:
         """The machine's rates, and what they say of the bundles in the first chunk size and with full context."""
-        footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in instruments.values()]
+        footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
         rates = measure_rates(footprints, num_threads, repetitions=self.plan.repetitions, progress=self.progress)
         self.report["rates"].append(rates)
         longest = max(self.samples, key=len)[: int(_PROFILED_S * self.sample_rate)]
         for mode in self._main_modes():
-            able = {name: item for name, item in instruments.items() if mode in self.plan.modes(item.bundle)}
+            able = {name: item for name, item in probes.items() if mode in self.plan.modes(item.bundle)}
             if able:
                 self.report["bound"] += measure_bound(
                     able, longest, mode, rates, repetitions=self.plan.repetitions, progress=self.progress
@@ -224,7 +222,7 @@ class _Measurement:
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
-    """Names for folders of bundles: the last parts of their paths, as many as tell them apart.
+    """Names for folders of bundles: the last parts of their paths, as many as distinguish them.
 
     Raises:
         ValueError: the same folder twice.

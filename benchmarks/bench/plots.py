@@ -12,7 +12,7 @@ from u2moe.benchmarks.instruments.operators import PARTS
 from u2moe.runtime.errors import U2moeError
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-"""Of Okabe and Ito, which people tell apart however they see colours; the same bundle, stage or group is the same."""
+"""Of Okabe and Ito: distinct with any colour vision. The same bundle, stage or group has the same."""
 _PERCENTILES = {"p50": "o", "p90": "D", "p95": "s", "p99": ">"}
 _SINCE = {
     "first_partial_s": "from the start of the first word to a result that shows one",
@@ -150,7 +150,7 @@ def _chunks(figure: Any, report: Report) -> bool:
 
 
 def _waits(figure: Any, report: Report) -> bool:
-    """What a listener waits for in real time: audio that must be heard first, and compute."""
+    """What a listener waits for in real time: audio that must come first, and compute."""
     entries = report["latency"]
     waits = {name: title for name, title in WAITS.items() if any(name in entry for entry in entries)}
     if not waits:
@@ -161,10 +161,10 @@ def _waits(figure: Any, report: Report) -> bool:
         able = [entry for entry in entries if name in entry]
         rows = range(len(able))
         audio, compute = ([entry[name][kind]["p50"] * 1e3 for entry in able] for kind in ("algorithmic", "compute"))
-        axes.barh(rows, audio, 0.7, color="0.8", label="audio that must be heard first")
+        axes.barh(rows, audio, 0.7, color="0.8", label="audio that must come first")
         axes.barh(rows, compute, 0.7, left=audio, color=_COLOURS[0], label="compute")
-        for row, heard, worked in zip(rows, audio, compute, strict=True):
-            axes.text(heard + worked, row, f" {heard:.0f} + {worked:.1f}", va="center", fontsize=8)
+        for row, waited, worked in zip(rows, audio, compute, strict=True):
+            axes.text(waited + worked, row, f" {waited:.0f} + {worked:.1f}", va="center", fontsize=8)
         _rows(axes, able)
         axes.margins(x=0.15)
         axes.set_title(f"{title}: {_SINCE[name]}", fontsize=9, loc="left")

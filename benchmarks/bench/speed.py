@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from u2moe.benchmarks.instruments.probe import STAGES, Heard, Instrument, Mode, Samples
+from u2moe.benchmarks.instruments.probe import STAGES, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.runtime.corpus.word_errors import WordErrors
 
 
 def measure_speed(
-    instruments: Mapping[str, Instrument],
+    probes: Mapping[str, Probe],
     recordings: Sequence[Samples],
     modes: Mapping[str, Sequence[Mode]],
     *,
@@ -21,10 +21,10 @@ def measure_speed(
     warm_up: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Hear all recordings in every mode, the bundles in turn.
+    """Recognise all recordings in every mode, the bundles in turn.
 
     Args:
-        instruments: loaded bundles by name.
+        probes: loaded bundles by name.
         recordings: samples at the rate of the models.
         modes: what each of them shall be measured in.
         transcripts: what is said in the recordings, "" where it is not known; None: of none.
@@ -36,26 +36,26 @@ def measure_speed(
         One entry for each mode and bundle; see `summary`, and where there are transcripts `words`, see `word_errors`.
     """
 
-    def case(instrument: Instrument, mode: Mode) -> Callable[[], list[Heard]]:
-        return lambda: [instrument.hear(samples, mode) for samples in recordings]
+    def case(probe: Probe, mode: Mode) -> Callable[[], list[Observation]]:
+        return lambda: [probe.recognise(samples, mode) for samples in recordings]
 
     entries = []
     for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
-        cases = {name: case(item, mode) for name, item in instruments.items() if mode in modes[name]}
-        heard = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
+        cases = {name: case(item, mode) for name, item in probes.items() if mode in modes[name]}
+        observed = interleaved(cases, repetitions, warm_up=warm_up, title=mode.name, progress=progress)
         entries += [
             {
                 "bundle": name,
                 "mode": mode.name,
-                **summary(rounds, instruments[name].chunk_s(mode)),
+                **summary(rounds, probes[name].chunk_s(mode)),
                 **({"words": word_errors(rounds[0], transcripts)} if transcripts and any(transcripts) else {}),
             }
-            for name, rounds in heard.items()
+            for name, rounds in observed.items()
         ]
     return entries
 
 
-def summary(rounds: Sequence[Sequence[Heard]], chunk_s: float | None) -> dict[str, Any]:
+def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:
     """What the rounds of one mode gave.
 
     Returns:
@@ -66,9 +66,10 @@ def summary(rounds: Sequence[Sequence[Heard]], chunk_s: float | None) -> dict[st
         chunk_latency_s, chunk_budget_s: the same of the chunks at full speed, `late` among them, and the seconds from
             one chunk to the next; without chunks they are missing.
     """
-    audio_s = sum(heard.audio_s for heard in rounds[0])
+    audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [
-        [{"wall": heard.wall_s, "cpu": heard.cpu_s, **heard.stages} for heard in recordings] for recordings in rounds
+        [{"wall": observed.wall_s, "cpu": observed.cpu_s, **observed.stages} for observed in recordings]
+        for recordings in rounds
     ]
 
     def factor(name: str) -> Spread:
@@ -81,9 +82,9 @@ def summary(rounds: Sequence[Sequence[Heard]], chunk_s: float | None) -> dict[st
         "core_hours_per_hour": factor("cpu").data(),
         "stages": {stage: found.data() for stage, found in stages.items()},
         "shares": {stage: found.median / total for stage, found in stages.items()},
-        "finalisation_s": latencies([[heard.final_s for heard in recordings] for recordings in rounds]),
+        "finalisation_s": latencies([[observed.final_s for observed in recordings] for recordings in rounds]),
     }
-    chunks = [[event.compute_s for heard in recordings for event in heard.events] for recordings in rounds]
+    chunks = [[event.compute_s for observed in recordings for event in observed.events] for recordings in rounds]
     if chunk_s is not None and all(chunks):
         entry["chunk_latency_s"] = latencies(chunks, chunk_s)
         entry["chunk_budget_s"] = chunk_s
@@ -98,10 +99,10 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
     return {**percentiles(every), **late, "rounds": Spread.of(medians).data()}
 
 
-def word_errors(heard: Sequence[Heard], transcripts: Sequence[str]) -> dict[str, float]:
+def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, float]:
     """`num_words` of the transcripts that there are, and `rate`, the word error rate against them."""
     errors = WordErrors()
-    for item, transcript in zip(heard, transcripts, strict=True):
+    for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:
             errors.add(transcript, item.texts[0])
     return {"num_words": errors.num_words, "rate": errors.rate}

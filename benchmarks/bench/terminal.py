@@ -118,7 +118,7 @@ def _latency(report: Report) -> Iterator[str]:
             *(_wait(entry.get(name)) for name in WAITS),
         ])  # fmt: skip
     yield ""
-    yield "In real time, ms: a chunk; what a listener waits for, as audio to be heard first + compute"
+    yield "In real time, ms: a chunk; what a listener waits for, as audio that must come first + compute"
     yield from table([*_WHERE, "p50", "p90", "p95", "p99", "budget", "late", *WAITS.values()], rows)
 
 

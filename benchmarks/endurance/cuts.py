@@ -43,13 +43,13 @@ class Cuts:
     """How a recording was cut.
 
     Attributes:
-        num_pieces: utterances, those without words too.
+        num_utterances: utterances, those without words too.
         num_lost: encoder frames that are in none; `num_doubled`: in two.
         num_different: utterances whose text or times are not what the graphs alone give at their place; None where that
             was not tried.
     """
 
-    num_pieces: int
+    num_utterances: int
     num_lost: int
     num_doubled: int
     num_different: int | None = None
@@ -95,7 +95,7 @@ def cuts_of(
     different = None
     if file is not None:
         different = sum(_recognized_alone(recognizer, utterance, file) != utterance for utterance in utterances)
-    return Cuts(num_pieces=len(utterances), num_lost=num_lost, num_doubled=num_doubled, num_different=different)
+    return Cuts(num_utterances=len(utterances), num_lost=num_lost, num_doubled=num_doubled, num_different=different)
 
 
 def _num_features(recognizer: Recognizer, num_samples: int) -> int:

@@ -21,7 +21,7 @@ from u2moe.runtime.corpus.word_errors import Recording, WordErrors, words
 _PAUSES_S = (0.3, 2.0)
 """Seconds between the recordings of the long file: some end an utterance, some do not."""
 _NOISE = 1e-4
-"""Deviation of the noise in them: digital silence is not what a microphone hears."""
+"""Deviation of the noise in them: no microphone records digital silence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class LongFile:
     Attributes:
         audio_s: seconds of audio; `wall_s`: how long it took.
         num_recordings: recordings in it; `num_words`: words of their transcripts.
-        num_heard, num_heard_by_hand, num_heard_alone: words recognised in the file, in its samples cut amid the pauses
-            by hand, and in its recordings alone, which have no pauses and no noise at their ends.
+        num_recognised: words recognised in the file; `num_recognised_by_hand`: in its samples cut amid the pauses by
+            hand; `num_recognised_alone`: in its recordings alone, without pauses and without noise at their ends.
         num_errors, num_errors_by_hand, num_errors_alone: word errors of these, recording by recording.
         cuts: what was cut.
         memory: of the process.
@@ -42,9 +42,9 @@ class LongFile:
     wall_s: float
     num_recordings: int
     num_words: int
-    num_heard: int
-    num_heard_by_hand: int
-    num_heard_alone: int
+    num_recognised: int
+    num_recognised_by_hand: int
+    num_recognised_alone: int
     num_errors: int
     num_errors_by_hand: int
     num_errors_alone: int
@@ -72,17 +72,17 @@ def run_long_file(
     alone = {recording.path: recognizer.transcribe(recording.path).text for recording, _ in placed}
     each_alone = [alone[recording.path] for recording, _ in placed]
     errors = [WordErrors() for _ in range(3)]
-    for (recording, _), *heard in zip(placed, texts, by_hand, each_alone, strict=True):
-        for count, text in zip(errors, heard, strict=True):
+    for (recording, _), *recognised in zip(placed, texts, by_hand, each_alone, strict=True):
+        for count, text in zip(errors, recognised, strict=True):
             count.add(recording.transcript, text)
     return LongFile(
         audio_s=transcript.duration,
         wall_s=wall_s,
         num_recordings=len(placed),
         num_words=errors[0].num_words,
-        num_heard=_num_words(texts),
-        num_heard_by_hand=_num_words(by_hand),
-        num_heard_alone=_num_words(each_alone),
+        num_recognised=_num_words(texts),
+        num_recognised_by_hand=_num_words(by_hand),
+        num_recognised_alone=_num_words(each_alone),
         num_errors=errors[0].num_errors,
         num_errors_by_hand=errors[1].num_errors,
         num_errors_alone=errors[2].num_errors,
@@ -103,10 +103,12 @@ def _parts(file: Path, ends: Sequence[float]) -> Iterator[Samples]:
 
 def _texts_until(ends: Sequence[float], transcript: Transcript) -> list[str]:
     """The words of a transcript, those whose middle comes before each of these seconds, and not before the last one."""
-    heard = [word for segment in transcript.segments for word in segment.words]
-    places = np.searchsorted(np.array(ends), [(word.start + word.end) / 2 for word in heard]).clip(max=len(ends) - 1)
+    recognised = [word for segment in transcript.segments for word in segment.words]
+    places = np.searchsorted(np.array(ends), [(word.start + word.end) / 2 for word in recognised]).clip(
+        max=len(ends) - 1
+    )
     texts: list[list[str]] = [[] for _ in ends]
-    for word, place in zip(heard, places.tolist(), strict=True):
+    for word, place in zip(recognised, places.tolist(), strict=True):
         texts[place].append(word.word)
     return [" ".join(text) for text in texts]
 

@@ -18,7 +18,7 @@ from u2moe.runtime.corpus.word_errors import Recording
 
 @dataclass(frozen=True, kw_only=True)
 class LongStream:
-    """A stream that heard recordings for hours.
+    """A stream that was fed recordings for hours.
 
     Attributes:
         audio_s: seconds of audio; `wall_s`: how long it took.

@@ -43,7 +43,7 @@ class SoakReport:
         """What is wrong, in words."""
         file, streams = self.file, self.streams
         cuts = (self.stream.cuts, file.cuts)
-        more = abs(file.num_heard - file.num_heard_by_hand) / max(file.num_heard_by_hand, 1)
+        more = abs(file.num_recognised - file.num_recognised_by_hand) / max(file.num_recognised_by_hand, 1)
         worse = (file.num_errors - file.num_errors_by_hand) / max(file.num_words, 1)
         found = {
             "memory of the long stream grew": self.stream.memory.grew,
@@ -51,8 +51,8 @@ class SoakReport:
             "segments out of order": self.stream.num_disordered > 0,
             "streams together gave another text": streams.num_different > 0,
             "random portions gave another text": streams.num_split_different > 0,
-            "frames were lost or heard twice at cuts": any(cut.num_lost or cut.num_doubled for cut in cuts),
-            "pieces of the long file say what is not in their samples": bool(file.cuts.num_different),
+            "frames were lost or repeated at cuts": any(cut.num_lost or cut.num_doubled for cut in cuts),
+            "utterances of the long file have words that are not in their samples": bool(file.cuts.num_different),
             "the long file is recognised worse than cut by hand": max(more, worse) > _MOST_WORSE,
         }
         return [name for name, is_so in found.items() if is_so]
@@ -77,7 +77,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         return f"{found['start_mb']:.0f} MB after a tenth, {found['end_mb']:.0f} MB at the end"
 
     def cut(cuts: Mapping[str, int]) -> str:
-        return f"{cuts['num_pieces']} segments, frames lost {cuts['num_lost']}, doubled {cuts['num_doubled']}"
+        return f"{cuts['num_utterances']} segments, frames lost {cuts['num_lost']}, doubled {cuts['num_doubled']}"
 
     def duration(part: Mapping[str, float]) -> str:
         return f"{part['audio_s'] / 3600:.2f} h of audio in {part['wall_s']:.0f} s"
@@ -99,7 +99,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "one file, full context": [
             duration(file),
             f"{file['num_recordings']} recordings with {file['num_words']} words",
-            f"{file['num_heard']} words, {file['num_heard_by_hand']} cut by hand, {file['num_heard_alone']} alone",
+            "{num_recognised} words, {num_recognised_by_hand} cut by hand, {num_recognised_alone} alone".format(**file),
             f"{file['num_errors']} errors, {file['num_errors_by_hand']} cut by hand, {file['num_errors_alone']} alone",
             f"{cut(file['cuts'])}, other words than in their samples: {file['cuts']['num_different']}",
             memory(file["memory"]),

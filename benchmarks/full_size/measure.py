@@ -25,7 +25,7 @@ from u2moe.benchmarks.bench.footprint import measure_footprint
 from u2moe.benchmarks.full_size.cells import BOUND_S, BOUNDS, DEMO, LARGE, MIXTURE, MODELS, Cell, all_cells
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.full_size.networks import Networks, demo_routing
-from u2moe.benchmarks.instruments.probe import Instrument
+from u2moe.benchmarks.instruments.probe import Probe
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import interleaved, timed
 from u2moe.benchmarks.instruments.workload import UTTERANCE_S, one_round, random_frames, speech
@@ -70,14 +70,14 @@ def measure(cell: Cell, networks: Networks, repetitions: int | None = None) -> d
 
 
 def _measure_bound(cell: Cell, networks: Networks, repetitions: int) -> dict[str, Any]:
-    """Time and bound of each part of the encoder, as `bound.compare` tells, of all models but the large one."""
+    """Time and bound of each part of the encoder, as `bound.compare` returns it, of all models but the large one."""
     bundles = {name: bundle for name, bundle in networks.bundles(cell.precision).items() if name != LARGE}
-    instruments = {name: Instrument(bundle, num_threads=cell.num_threads) for name, bundle in bundles.items()}
+    probes = {name: Probe(bundle, num_threads=cell.num_threads) for name, bundle in bundles.items()}
     footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]
     rates = measure_rates(footprints, cell.num_threads, repetitions=repetitions, progress=networks.progress)
     rate = next(iter(bundles.values())).manifest.features.sample_rate
     samples = speech(BOUND_S[cell.mode], rate)
-    entries = measure_bound(instruments, samples, BOUNDS[cell.mode], rates, repetitions=repetitions)
+    entries = measure_bound(probes, samples, BOUNDS[cell.mode], rates, repetitions=repetitions)
     return {entry["bundle"]: entry for entry in entries}
 
 

@@ -4,7 +4,7 @@
 
 Writes FOLDER/NAME/checkpoint, bundle (float32) and int8. The comparison with torch takes minutes and is left out unless
 asked for: the graphs are made by the same code that the tests compare at small sizes. With it, the bundle is what the
-command `u2moe export` makes in a process of its own, and FOLDER/NAME/export.json tells what that took.
+command `u2moe export` makes in a process of its own, and FOLDER/NAME/export.json says what that took.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
     folders = [str(artefact.checkpoint), str(artefact.bundle("fp32"))]
     command = [sys.executable, "-c", _EXPORT, *folders, "--quiet", *(["--overwrite"] if overwrite else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
-    *said, told = done.stdout.strip().splitlines() or [""]
-    if done.returncode or json.loads(told)["code"]:
+    *said, cost = done.stdout.strip().splitlines() or [""]
+    if done.returncode or json.loads(cost)["code"]:
         raise RuntimeError(f"{artefact.name}: export failed: {done.stderr.strip()[-600:]}")
-    write_json(artefact.folder / "export.json", {**json.loads(told), "said": said[0]})
+    write_json(artefact.folder / "export.json", {**json.loads(cost), "said": said[0]})
 
 
 def _export(artefact: Artefact, *, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""What measures: processor, memory and software, as far as the system itself tells."""
+"""What measures: processor, memory and software, as far as the system reports them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import onnxruntime
 from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets, processor
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
-"""What tells processors apart whose names virtual machines hide."""
+"""What distinguishes processors whose names virtual machines hide."""
 
 _CPUINFO = CPUINFO
 _MEMINFO = Path("/proc/meminfo")
@@ -24,7 +24,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory and software as plain data; what the system does not tell is None or empty."""
+    """Processor, memory and software as plain data; what the system does not report is None or empty."""
     fields = cpu_fields(_CPUINFO)
     return {
         "processor": processor(fields),
@@ -72,7 +72,7 @@ def memory_bytes(name: str) -> int | None:
 def status_bytes(name: str) -> int | None:
     """Bytes of a line of this process's /proc/self/status; None where there is none.
 
-    "VmHWM" is its largest resident memory: getrusage tells that of the process that started it, where it was larger.
+    "VmHWM" is its largest resident memory: getrusage gives that of the process that started it, where it was larger.
     """
     return _kilobytes(_STATUS, name)
 

@@ -58,7 +58,7 @@ class Kernel:
         scope: its name in the graph, that of the function call where it comes from one.
         op_type: what ran.
         part: one of `PARTS`.
-        by_order: its scope tells nothing, and the part is that of the kernel before it.
+        by_order: its scope says nothing, and the part is that of the kernel before it.
         seconds: by onnxruntime's profiler, which itself takes time: of use as a share.
         multiply_adds: of matrix products and convolutions, else 0.
         num_bytes: of the matrix on the right, weights as a rule, keys and values in attention; 0 when there was
@@ -133,7 +133,7 @@ def call_sites(graph: OnnxFile) -> list[Node]:
     """For each index that onnxruntime gives to a node: the operator that runs, and the name in the main graph.
 
     Nodes of the main graph come first. Calls of functions are replaced by the nodes of these, which are put at the end
-    in the order of the calls, and whose names tell nothing; so are calls within functions, one level after the other.
+    in the order of the calls, and whose names say nothing; so are calls within functions, one level after the other.
     Constants become initializers and get no index.
     """
     sites = [node for node in graph.nodes if node.op_type != "Constant"]
@@ -146,7 +146,7 @@ def call_sites(graph: OnnxFile) -> list[Node]:
 def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Node] = ()) -> Iterator[Kernel]:
     """The kernels of one graph, from node events of onnxruntime's profile in the order in which they ran.
 
-    A node whose own name tells nothing is looked for among `sites`, `call_sites` of the encoder. One that onnxruntime
+    A node whose own name says nothing is looked for among `sites`, `call_sites` of the encoder. One that onnxruntime
     made when it optimised the graph belongs where the one before it belongs.
     """
     names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
@@ -174,7 +174,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Node] = ())
 
 
 def part_of(name: str) -> str | None:
-    """The part of the encoder that a node of this name belongs to; None when it does not tell."""
+    """The part of the encoder that a node of this name belongs to; None where it does not say."""
     for part, words in _SCOPES:
         if any(word in name for word in words):
             return part

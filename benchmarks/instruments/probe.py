@@ -1,4 +1,4 @@
-"""A bundle that hears recordings as a live source or whole, every stage timed. What is made of it stands elsewhere.
+"""A bundle that recognises recordings as a live source or whole, with every stage timed.
 
 Time is taken around the calls that an application makes, and around the stages inside them, through the seams that the
 runtime has for it; nothing is replaced.
@@ -34,12 +34,12 @@ WHOLE_PORTION_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """How a recording is heard.
+    """How a recording is recognised.
 
     Attributes:
         chunk_size: encoder frames per chunk; None: full context.
         num_left_chunks: chunks of left context; -1: all.
-        num_streams: how many hear at once, in one batch.
+        num_streams: how many streams at once, in one batch.
     """
 
     chunk_size: int | None = None
@@ -73,8 +73,8 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
-    """What hearing one recording (or several at once, in a batch) took and gave.
+class Observation:
+    """What recognising one recording (or several at once, in a batch) took and gave.
 
     Attributes:
         audio_s: seconds of audio, of all streams together.
@@ -84,7 +84,7 @@ class Heard:
         events: chunks of the first stream, in order.
         final_s: from the end of the input to the final result.
         segments: final results of the first stream.
-        texts: what each stream heard.
+        texts: what each stream recognised.
     """
 
     audio_s: float
@@ -145,7 +145,7 @@ class TimedSession(Session):
             return super().run(feeds)
 
 
-class Instrument:
+class Probe:
     """A loaded bundle and a watch. Not for several threads: there is one watch.
 
     Raises:
@@ -190,7 +190,7 @@ class Instrument:
 
     @property
     def sample_rate(self) -> int:
-        """Hertz of the samples to hear."""
+        """Hertz of the samples to recognise."""
         return self.bundle.manifest.features.sample_rate
 
     def chunk_s(self, mode: Mode) -> float | None:
@@ -200,12 +200,12 @@ class Instrument:
         features = self.bundle.manifest.features
         return mode.chunk_size * self.bundle.manifest.model.subsampling_rate * features.frame_shift_ms / 1000
 
-    def hear(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Heard:
-        """Hear one recording in portions.
+    def recognise(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Observation:
+        """Recognise one recording in portions.
 
         Args:
             samples: at the model's rate, float32 [n].
-            mode: chunks, and how many streams. Each further stream hears the recording from another place on, so that
+            mode: chunks, and how many streams. Each further stream gets the recording from another place on, so that
                 streams do not say the same at the same time.
             paced: hand portions over when a live source would, not before.
         """
@@ -241,7 +241,7 @@ class Instrument:
                     stream.input_finished()
             self.recognizer.decode_streams(streams)
         _collect(streams, segments)
-        return Heard(
+        return Observation(
             audio_s=len(samples) / self.sample_rate * num,
             wall_s=self.watch.wall_s,
             cpu_s=self.watch.cpu_s,

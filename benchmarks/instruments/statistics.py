@@ -1,4 +1,4 @@
-"""What is told of repeated measurements beside their spread; how they are made is `quantize.tuning.measurement`."""
+"""What describes repeated measurements beside their spread; how they are made is `quantize.tuning.measurement`."""
 
 from __future__ import annotations
 

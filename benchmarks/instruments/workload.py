@@ -107,7 +107,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Features of chunks [streams, frames, mel]; every stream hears the same, each from another second on."""
+    """Features of chunks [streams, frames, mel]; every stream gets the same, each from another second on."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

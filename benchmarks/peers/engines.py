@@ -5,7 +5,7 @@
 Needs nothing but the standard library and the package of the recogniser that is named: other environments run this file
 by its path. `peer_process` is the other side. Recordings are WAV files of one channel and 16 bits.
 """
-# ruff: noqa: D102 - what the methods of engines do is told once, in Engine
+# ruff: noqa: D102 - what the methods of engines do is documented once, in Engine
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ INT16_SCALE = 32768.0
 
 
 class Engine(Protocol):
-    """One recogniser that hears one recording at a time. The methods are called in the order in which they stand."""
+    """One recogniser, one recording at a time. The methods are called in the order in which they stand."""
 
     packages: ClassVar[tuple[str, ...]]
-    """Distributions whose versions are told."""
+    """Distributions whose versions are reported."""
 
     def begin(self, sample_rate: int) -> None:
         """Get ready for a recording."""
@@ -39,7 +39,7 @@ class Engine(Protocol):
         """The final text; nothing follows."""
 
     def details(self) -> dict[str, Any]:
-        """What else there is to tell of the recording just heard."""
+        """What else there is to report of the recording just recognised."""
 
 
 def floats(samples: array[int]) -> Any:
@@ -275,8 +275,8 @@ ENGINES: dict[str, Any] = {
 }
 
 
-def hear(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
-    """Hear a WAV file in portions, as they would come from a live source, but without waiting for them.
+def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
+    """Recognise a WAV file in portions, as they would come from a live source, but without waiting for them.
 
     The time of day is reckoned: a portion is there when its last sample has been spoken, and work on it begins then or
     when the work before is done, and takes what it took. So a second of audio costs less than a second, and the delays
@@ -352,10 +352,10 @@ def main(argv: list[str]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            heard = hear(engine, request["wav"], request["portion_s"])
+            found = recognise(engine, request["wav"], request["portion_s"])
         except Exception as error:  # noqa: BLE001 - whatever it is, the other side wants to know and go on
-            heard = {"error": f"{type(error).__name__}: {error}"}
-        _reply(replies, {**heard, "peak_mb": peak_mb()})
+            found = {"error": f"{type(error).__name__}: {error}"}
+        _reply(replies, {**found, "peak_mb": peak_mb()})
 
 
 def _reply(replies: TextIO, content: dict[str, Any]) -> None:

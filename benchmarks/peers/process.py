@@ -1,4 +1,4 @@
-"""The other side of `engines`: starts a recogniser in a process of its own and lets it hear. Times nothing itself."""
+"""The other side of `engines`: starts a recogniser in its own process and sends it recordings. Times nothing."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class PeerProcess:
         process.load_s = [*load_s, *process.load_s]
         return process
 
-    def hear(self, wav: Path, portion_s: float = PORTION_S) -> dict[str, Any]:
-        """What `engines.hear` tells of a WAV file, and the largest memory of the process so far as peak_mb.
+    def recognise(self, wav: Path, portion_s: float = PORTION_S) -> dict[str, Any]:
+        """What `engines.recognise` returns for a WAV file, and the largest memory of the process so far as peak_mb.
 
         Raises:
             PeerError: it failed, or has ended.

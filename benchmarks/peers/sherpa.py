@@ -91,7 +91,7 @@ def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], 
 
 
 def recording(manifest: Manifest, seconds: float = UTTERANCE_S) -> npt.NDArray[np.float32]:
-    """At most `seconds` of people's speech that fill whole chunks: of what does not, sherpa-onnx hears nothing."""
+    """At most `seconds` of people's speech that fill whole chunks: sherpa-onnx drops the rest."""
     features, config = manifest.features, manifest.model
     samples = speech(seconds, features.sample_rate)
     shift, length = (
@@ -120,7 +120,7 @@ def engines(cell: Cell, bundle: Bundle, graphs: Path) -> dict[str, tuple[str, di
 
 
 def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """What a cell holds: seconds of audio; of each runtime `hear`'s seconds in every round, memory, and time to load.
+    """What a cell holds: seconds of audio; of each runtime seconds in every round, memory, and time to load.
 
     Args:
         cell: the setting.
@@ -137,25 +137,25 @@ def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int = REPETIT
         wav = write_wav(Path(folder) / "speech.wav", samples, rate)
         started = {name: PeerProcess.timed(*engine) for name, engine in engines(cell, bundle, graphs).items()}
         try:
-            cases = {name: partial(peer.hear, wav) for name, peer in started.items()}
-            heard = interleaved(cases, repetitions)
+            cases = {name: partial(peer.recognise, wav) for name, peer in started.items()}
+            replies = interleaved(cases, repetitions)
         finally:
             for peer in started.values():
                 peer.close()
-    for name, rounds in heard.items():
+    for name, rounds in replies.items():
         found[name] = {
             "seconds": [item["compute_s"] for item in rounds],
             "cpu_s": [item["cpu_s"] for item in rounds],
             "peak_mb": rounds[-1]["peak_mb"],
             "load_s": started[name].load_s,
         }
-    texts = [letters(rounds[-1]["text"]) for rounds in heard.values()]
+    texts = [letters(rounds[-1]["text"]) for rounds in replies.values()]
     found["letters"], found["different_letters"] = len(texts[0]), edit_distance(*texts)
     return found
 
 
 def letters(text: str) -> str:
-    """Without spaces: where a piece of a word begins with one is told in different ways."""
+    """Without spaces: the two mark the beginnings of words in different ways."""
     return "".join(text.split())
 
 
@@ -188,7 +188,7 @@ def run(
 
 
 def sherpa_versions() -> dict[str, str]:
-    """Version of the wheel's own onnxruntime, which is not the one that we run on; empty where it cannot be told."""
+    """Version of the wheel's own onnxruntime, which is not the one that we run on; empty where it cannot be found."""
     spec = find_spec("sherpa_onnx")
     library = Path(spec.origin).parent / "lib" / "libonnxruntime.so" if spec and spec.origin else None
     if library is None or not library.exists():

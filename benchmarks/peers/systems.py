@@ -4,7 +4,7 @@
 
 These are different models, trained on different data: what is compared is what a user gets for `pip install`. Each
 recogniser is installed into an environment of its own below WORK, and runs as a process of its own on one processor
-core. All hear the same recordings, in turn: the bundled clips, and the lists given, "path<TAB>transcript" per line,
+core. All recognise the same recordings, in turn: the bundled clips, and the lists given ("path<TAB>transcript"),
 each of which has rows of its own. The table comes from the results alone (`results.pages`).
 """
 
@@ -33,7 +33,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 SAMPLE_RATE = 16000
 CLIPS = "bundled clips"
 REPETITIONS = 5
-"""Rounds over the bundled clips; lists are heard once."""
+"""Rounds over the bundled clips; lists are recognised once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ PEERS = {
     ),
 }
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""For children: most of these libraries make a thread for every core of the machine unless they are told."""
+"""For children: most of these libraries make a thread for every core of the machine unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class RecordingSet:
     Attributes:
         name: as the table shows it.
         recordings: with what is said in them.
-        repetitions: how often all hear them.
+        repetitions: how often all recognise them.
         timed: whether times are kept; words alone may be counted on a machine that does other things too.
     """
 
@@ -166,25 +166,25 @@ def measure(
     Raises:
         PeerError: a recogniser failed.
     """
-    heard: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in processes}  # recordings, rounds
+    replies: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in processes}  # recordings, rounds
     folder = work / "recordings"
     folder.mkdir(parents=True, exist_ok=True)
     for number, recording in enumerate(recordings.recordings):
         progress(f"{recordings.name}: {recording.path.name}")
         samples = read_audio(recording.path, SAMPLE_RATE)
         wav = write_wav(folder / f"{recordings.name}-{number}.wav", samples, SAMPLE_RATE)
-        cases = {name: partial(process.hear, wav) for name, process in processes.items()}
+        cases = {name: partial(process.recognise, wav) for name, process in processes.items()}
         rounds = interleaved(cases, recordings.repetitions, warm_up=int(recordings.timed and number == 0))
         for name, values in rounds.items():
-            heard[name].append(values)
+            replies[name].append(values)
     transcripts = [recording.transcript for recording in recordings.recordings]
-    return {name: _summary(rounds, transcripts, timed=recordings.timed) for name, rounds in heard.items()}
+    return {name: _summary(rounds, transcripts, timed=recordings.timed) for name, rounds in replies.items()}
 
 
 def _summary(
     rounds_of: Sequence[Sequence[Mapping[str, Any]]], transcripts: Sequence[str], *, timed: bool
 ) -> dict[str, Any]:
-    """Of one recogniser: what it heard in each round of each recording."""
+    """Of one recogniser, from its replies in each round of each recording."""
     texts = [rounds[-1]["text"] for rounds in rounds_of]
     result: dict[str, Any] = {
         "words": sum(len(words(transcript)) for transcript in transcripts),
@@ -220,7 +220,7 @@ def run(
     Args:
         work: folder of environments and recordings.
         results: JSON file.
-        sets: what is heard.
+        sets: what is recognised.
         names: of `PEERS`.
         source: a clone that ours is installed from; None: the current folder.
         progress: called with a line for each step.
@@ -228,8 +228,8 @@ def run(
     content = resumed(results, {"peers": {}, "sets": {}})
     with single_core(), started(names, work, source or repository(), progress) as (processes, sizes):
         for name, process in processes.items():
-            told = {**process.started, "load_s": process.load_s}
-            content["peers"][name] = {**told, "installed_bytes": sizes[name]}
+            started_with = {**process.started, "load_s": process.load_s}
+            content["peers"][name] = {**started_with, "installed_bytes": sizes[name]}
         for recordings in sets:
             found = measure(processes, recordings, work, progress)
             content["sets"].setdefault(recordings.name, {}).update(found)
@@ -239,7 +239,7 @@ def run(
 
 @contextmanager
 def single_core() -> Iterator[None]:
-    """Children that are started meanwhile run on one core, with one thread where they can be told."""
+    """Children that are started meanwhile run on one core, with one thread where that can be set."""
     before = dict(os.environ)
     os.environ.update(SINGLE_THREAD)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

@@ -106,7 +106,7 @@ def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
     """Scale and bias of the log-odds that make confidences most likely (Platt), by Newton's method.
 
     As Platt did, right words count as a little less than certain and wrong ones as a little more than impossible, so
-    that there is a best answer even where all are told apart.
+    that there is a best answer even where confidence separates them perfectly.
     """
     confidences, right = found
     num_right, num_wrong = int(right.sum()), int((~right).sum())

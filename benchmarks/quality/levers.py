@@ -3,7 +3,7 @@
     python -m u2moe.benchmarks.quality.levers BUNDLE --manifest TEST.tsv ... [--output levers.json]
 
 BUNDLE is a float32 bundle; it is quantized once for every limit below which experts are skipped (`u2moe quantize
---skip-expert-below`). All settings hear the same recordings, and their encoders take turns on some of them.
+--skip-expert-below`). All settings recognise the same recordings, and their encoders take turns on some of them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ROUTED_RECORDINGS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is compared: a limit below which experts are skipped, and how the encoder hears."""
+    """What is compared: a limit below which experts are skipped, and the encoder's context."""
 
     skip_below: float
     mode: Mode
@@ -63,7 +63,7 @@ def settings(limits: Sequence[float], left_chunks: Sequence[int], *, streaming: 
 
 
 class SecondShares(Routers):
-    """The encoder of a bundle, and the weight of the second expert of every token that it heard, layer by layer."""
+    """The encoder of a bundle, and the weight of the second expert of every token, layer by layer."""
 
     def __init__(self, bundle: Bundle, layers: Sequence[Layer], folder: Path) -> None:
         super().__init__(bundle, layers, folder)
@@ -87,7 +87,7 @@ def second_share(layer: Layer, tokens: Array) -> Array:
 def skipped_shares(bundle: Bundle, recordings: Sequence[Recording], limits: Sequence[float]) -> dict[str, float]:
     """Share of the encoder's tokens whose second expert weighs less than each limit, with full context.
 
-    The layers of a bundle that skips none are looked at: where experts are skipped, later layers hear something else.
+    The layers of a bundle that skips none are looked at: where experts are skipped, later layers see something else.
     """
     layers = [layer for layer in layers_of(bundle) if layer.top_k > 1]
     if not layers:
@@ -95,7 +95,7 @@ def skipped_shares(bundle: Bundle, recordings: Sequence[Recording], limits: Sequ
     with tempfile.TemporaryDirectory() as folder:
         routers = SecondShares(bundle, layers, Path(folder))
         for recording in recordings[:ROUTED_RECORDINGS]:
-            routers.hear(read_audio(recording.path, bundle.manifest.features.sample_rate), Mode())
+            routers.recognise(read_audio(recording.path, bundle.manifest.features.sample_rate), Mode())
         shares = np.concatenate(routers.shares) if routers.shares else np.zeros(0)
         del routers
     return {f"{limit:g}": float((shares < limit).mean()) if len(shares) else 0.0 for limit in limits}

@@ -36,7 +36,7 @@ _STEP_S = 0.01
 _QUIET = 0.01
 """A word lasts from the first to the last 10 ms that are louder than this part of its loudest 10 ms: 40 dB below."""
 _NOISE = 1e-4
-"""Deviation of the noise in pauses: digital silence is not what a microphone hears."""
+"""Deviation of the noise in pauses: no microphone records digital silence."""
 _FESTIVAL = """(voice_ked_diphone)
 (define (speak text name)
   (let ((utterance (SynthText text)))
@@ -94,7 +94,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 
 def speak_sentences(texts: Sequence[str]) -> list[Utterance]:
-    """Sentences spoken by festival, with the word boundaries that it was told to make.
+    """Sentences spoken by festival, with the word boundaries that it wrote.
 
     Raises:
         FileNotFoundError: festival is not installed.

@@ -32,7 +32,7 @@ def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded(content: dict[str, Any]) -> dict[str, Any]:
-    """Results that are measured piece by piece, with `measured_here`, and `commits`, of all that added a piece."""
+    """Results that are measured cell by cell, with `measured_here`, and the `commits` of all cells."""
     content |= measured_here()
     content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
     return content
