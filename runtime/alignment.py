@@ -1,4 +1,4 @@
-"""Forced alignment: where in the CTC head's output given tokens were said, and may be cut. Pure functions on arrays."""
+"""Forced alignment of tokens with the CTC head's output, and where to cut between words. Pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class AlignedToken:
 
 
 def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
-    """The most probable alignment of `tokens`: repeats joined and blanks dropped, it reads as they do.
+    """The most probable alignment of `tokens`: with repeats merged and blanks dropped it is these tokens.
 
-    Takes time * len(tokens) steps and bytes. Of equally probable alignments the one that stays longest is taken.
+    Takes time * len(tokens) steps and bytes. Of equally probable alignments it is the one that stays longest.
 
     Args:
         log_probs: [time, vocab].
@@ -72,7 +72,7 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
 def find_cut(
     vocabulary: Vocabulary, tokens: Sequence[int], log_probs: npt.NDArray[np.float32], blank: int = 0
 ) -> int | None:
-    """Where an utterance that goes on may be cut: amid the longest pause between two words of its second half.
+    """Where to cut an utterance that goes on: amid the longest pause between two words of its second half.
 
     Args:
         vocabulary: says which tokens make a word.
@@ -81,8 +81,8 @@ def find_cut(
         blank: id of the blank token.
 
     Returns:
-        Frames before the cut: no word of the most probable alignment has frames on both sides. None when there are no
-        two words to cut between.
+        Frames before the cut: no word of the most probable alignment has frames on both sides. None without two
+        words to cut between.
     """
     words = vocabulary.words(tokens)
     aligned = align(log_probs, tokens, blank)
@@ -103,7 +103,7 @@ def _best_path(log_probs: npt.NDArray[np.float32], states: npt.NDArray[np.int64]
     may_skip = np.zeros(num_states, bool)
     may_skip[3::2] = states[3::2] != states[1:-2:2]
     steps = np.zeros((num_frames, num_states), np.int8)
-    # Two impossible states in front: from there nothing comes. All begins in the first blank, before the first frame.
+    # Two impossible states in front, from which nothing comes. Paths begin in the first blank, before the first frame.
     scores = np.full(num_states + 2, -np.inf)
     scores[2] = 0.0
     emissions = log_probs[:, states].astype(np.float64)

@@ -62,7 +62,7 @@ class Beam:
         self.order = 0
 
     def add_blank(self, score: float) -> None:
-        """Let all alignments go on with blank, of log-probability `score`, and none otherwise."""
+        """Extend all alignments by blank, of log-probability `score`, and by nothing else."""
         if not self.best_blank > self.best_token:
             self.best_blank, self.blank_times = self.best_token, self.token_times
         self.best_blank += score
@@ -94,10 +94,10 @@ class Beam:
 class BeamSearch:
     """The best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
-    A frame costs what its likely tokens cost. Extensions are tried from the most probable token on, and given up for a
-    prefix once they fall below the worst prefix that would be kept anyway. Where blank is so probable that all of them
-    would, as in most frames, none is tried (`_nothing_grows`). Nothing that could have been kept is left out. Where the
-    bonus of hotwords ranks, every extension is tried, since a bonus may lift it.
+    The work of a frame depends on its likely tokens. Extensions are tried from the most probable token on, and given up
+    for a prefix once they fall below the worst prefix that is kept anyway. Where blank is so probable that all of them
+    would, as in most frames, none is tried (`_nothing_grows`). The result is that of the full search. Where hotwords
+    rank, every extension is tried, since a bonus may lift it.
 
     Attributes:
         beams: the best prefixes, best first.
@@ -126,7 +126,7 @@ class BeamSearch:
         self.num_frames += 1
 
     def finish(self) -> None:
-        """Count of the bonus what is earned."""
+        """Keep only the bonus that is earned."""
         if self.context is not None:
             for beam in self.beams:
                 beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
@@ -144,7 +144,7 @@ class BeamSearch:
         return grown < beams[-1].total + scores[0]
 
     def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
-        """`_advance_frame` where nothing grows: most prefixes only add blank, which keeps their order."""
+        """`_advance_frame` if nothing grows: most prefixes only add blank, which keeps their order."""
         beams = self.beams
         rank_of = {token: rank for rank, token in enumerate(tokens)}
         moved = []
@@ -202,7 +202,7 @@ class BeamSearch:
         Its alignments are those that add blank or repeat its last token, and those by which its `parent` grows into it,
         if that is in the beam too.
 
-        `order` becomes the place at which WeNet would have met the prefix first, which decides among equal scores.
+        `order` is where WeNet would have met the prefix first, which breaks ties.
         """
         old = self.beams[index]
         new = Beam(old.prefix)

@@ -1,4 +1,4 @@
-"""What an encoder remembers of the audio before a chunk, for one stream and for a batch of them. It runs no graph."""
+"""The caches of the encoder, for one stream and for a batch of them. No graph runs here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
-    """What an encoder remembers of a batch of streams. Never changed in place.
+    """What the encoder keeps of the audio before a chunk, for a batch of streams. Never modified in place.
 
     Attributes:
         offset: encoder frames before the next chunk, its position: int64 [batch].
@@ -26,11 +26,11 @@ class Caches:
 
 
 class CacheRow:
-    """Caches of one stream, as a row of those of a batch for as long as its streams go on together.
+    """Caches of one stream, as a row of those of its batch for as long as the batch stays the same.
 
-    So a batch that stays the same is neither taken apart nor joined between its chunks: with eight streams that took a
-    tenth of the time. When it changes, `join_rows` copies rows, those of streams that are left behind too: no stream
-    keeps the memory of others for long.
+    Such a batch is neither split nor joined between its chunks; with eight streams that took a tenth of the time. When
+    it changes, `join_rows` copies the rows, also those of streams that have left it, so that no stream keeps the memory
+    of others alive.
 
     Attributes:
         offset: encoder frames before the next chunk.
@@ -44,7 +44,7 @@ class CacheRow:
         self.num_cached = num_cached
 
     def begin_anew(self, num_frames: int) -> None:
-        """Go on as if the stream had begun with its last `num_frames` frames: position zero is there."""
+        """Go on as if the stream had begun with its last `num_frames` frames, the first of them at position zero."""
         self.offset = num_frames
         self.num_cached = min(num_frames, self.num_cached)
 
@@ -71,10 +71,11 @@ def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
 
 
 def join_rows(rows: Sequence[CacheRow]) -> Caches:
-    """Caches of several streams as those of a batch. Copies nothing if they are all that were split from one.
+    """Caches of several streams as those of a batch. Copies nothing if they are all the rows of one batch.
 
-    Shorter attention caches are padded in front. That is only right where they reach back to the start of their stream:
-    then the padding is at negative positions, which the graph leaves out. So a batch must share its left context.
+    Shorter attention caches are padded in front. That is valid only if they reach back to the start of their stream:
+    the padding is then at negative positions, which the graph masks. So the streams of a batch must have the same left
+    context.
     """
     offset = np.array([row.offset for row in rows], np.int64)
     longest = max(row.num_cached for row in rows)

@@ -1,4 +1,4 @@
-"""How sure words are: what the heads of a model give their tokens, and what that has proved to be worth. No arrays."""
+"""Confidences of words: from the probabilities of their tokens, and mapped by a calibration. No arrays."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import Calibration
 
 _SMALLEST = 1e-6
-"""Nothing is surer than one minus this: odds must be finite."""
+"""Confidences are clipped to this distance from 0 and 1, so that their odds are finite."""
 
 
 def word_confidence(probabilities: Sequence[float]) -> float:
-    """Confidence of a word, given the probability of each of its tokens: that of the least sure one.
+    """Confidence of a word, given the probabilities of its tokens: the smallest of them.
 
-    A word is right when all its tokens are. On recordings of people this told right from wrong words better than the
-    geometric mean that is common.
+    A word is correct only if all its tokens are. On recordings of people the minimum separated correct from incorrect
+    words better than the usual geometric mean.
     """
     return min(probabilities)
 
 
 def calibrated(confidence: float, calibration: Calibration | None) -> float:
-    """A confidence with its log-odds scaled and shifted (Platt), so that it says how often such words are right."""
+    """A confidence with its log-odds scaled and shifted (Platt scaling): the share of such words that are correct."""
     if calibration is None:
         return confidence
     clipped = min(max(confidence, _SMALLEST), 1 - _SMALLEST)

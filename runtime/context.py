@@ -1,8 +1,8 @@
-"""Hotwords: words and phrases that a search shall prefer, as one Aho-Corasick automaton. It knows text, no acoustics.
+"""Hotwords: phrases that a search prefers, as one Aho-Corasick automaton over text. It knows no acoustics.
 
-The automaton reads characters, and a token moves it by the characters of its symbol. So a phrase is found however the
-acoustic model spells it (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was segmented,
-and its bonus does not depend on the spelling: it is a function of the text alone. Moves are remembered by state and
+The automaton reads characters, and a token advances it by the characters of its symbol. So a phrase is found however
+the acoustic model spells it (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was
+segmented, and its bonus is a function of the text alone, not of the spelling. Transitions are cached by state and
 token, so that a search pays one look-up for each.
 
 Text is read as words, each with a boundary on either side ("▁NEW▁YORK▁"), and so are phrases: CAT is not found in
@@ -39,15 +39,15 @@ _MAX_MOVES = 1 << 18
 
 
 class ContextGraph:
-    """What hotwords add to the score of a hypothesis.
+    """The bonus that hotwords add to the score of a hypothesis.
 
-    A hypothesis that has ended earns the bonus of each phrase once for each time that the phrase occurs in its words,
-    and nothing for phrases that it only began. While it grows it also holds `partial`, a share of the bonus of the
-    phrase it may be about to complete, in proportion to the characters already there; that share is not earned, but
-    measured anew for each state, so that a match which breaks off has paid it back.
+    A hypothesis that has ended earns the bonus of each phrase for every occurrence in its words, and nothing for
+    phrases that it only began. While it grows it also holds `partial`, a share of the bonus of the phrase that it may
+    be about to complete, in proportion to the characters already there; that share is not earned but computed anew for
+    each state, so that a match which breaks off loses it again.
 
-    The bonus of a phrase is its weight times the number of tokens of its shortest spelling, so that weights mean about
-    what they mean in WeNet (context score) and in sherpa-onnx (hotwords score).
+    The bonus of a phrase is its weight times the number of tokens of its shortest spelling, so that weights compare to
+    those of WeNet (context score) and of sherpa-onnx (hotwords score).
 
     Attributes:
         start: state of an empty hypothesis.
@@ -90,7 +90,7 @@ class ContextGraph:
         return move
 
     def partial(self, state: int) -> float:
-        """What a growing hypothesis in `state` holds of a bonus, and loses if it ends or goes on otherwise."""
+        """The share of a bonus that a growing hypothesis holds in `state`, and loses if the phrase is not completed."""
         return self._partial[state]
 
     def finish(self, state: int) -> float:

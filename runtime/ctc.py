@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
 
 _NUM_BLOCKS = 8
-"""Blocks that a frame's tokens are cut into, for each token that is sought: few enough to save work."""
+"""Blocks that the vocabulary is divided into, per token that is sought: few enough to save work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Hypothesis:
             hotwords, what they add is part of it.
         times: encoder frame of each token, where it peaks (prefix beam search) or begins (greedy search).
         context_score: the part of `score` that hotwords added.
-        probabilities: what the CTC head gives each token at that frame.
+        probabilities: of each token at that frame, by the CTC head.
     """
 
     tokens: list[int]
@@ -113,10 +113,10 @@ class GreedySearch:
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
 
-    With hotwords two searches run side by side. One knows nothing of them; the other ranks prefixes by their score and
-    bonus together (WeNet's second prune). Hypotheses are all of the first, and those of the second that hold a bonus.
-    So hotwords of which no hypothesis holds one change nothing, to the last bit. `finish` takes back the bonus of what
-    was only begun.
+    With hotwords two searches run side by side. One ignores them; the other ranks prefixes by their score and bonus
+    together (WeNet's second prune). Hypotheses are all of the first, and those of the second that hold a bonus.
+    Thus hotwords that no hypothesis contains change nothing, to the last bit. `finish` takes back the bonus of phrases
+    that were only begun.
     """
 
     def __init__(self, beam_size: int, blank: int = 0, context: ContextGraph | None = None) -> None:
@@ -142,7 +142,7 @@ class PrefixBeamSearch:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """Say that no frames follow: hotwords that were only begun are paid back, those complete at the end earned."""
+        """Say that no frames follow: phrases complete at the end are earned, those that were only begun are not."""
         for search in self._searches:
             search.finish()
 

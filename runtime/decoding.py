@@ -24,8 +24,8 @@ class DecodingOptions:
 
     Attributes:
         search: `attention_rescoring`: prefix beam search, then the decoder chooses among its n best; `ctc_prefix_beam`
-            and `ctc_greedy`: one pass; `attention`: the decoder searches alone once the utterance has ended (no times;
-            partial results come from greedy search). None: rescoring where the model has a decoder, else prefix beam.
+            and `ctc_greedy`: one pass; `attention`: beam search with the decoder alone once the utterance has ended
+            (partial results come from greedy search). None: rescoring where the model has a decoder, else prefix beam.
         beam_size: prefixes kept by a beam search, and length of the n-best list at most; at most 1000.
         ctc_weight: weight of the first pass when rescoring; None: as trained (in the bundle).
         reverse_weight: share of the right-to-left decoder when rescoring, 0 to 1; None: as trained (in the bundle).

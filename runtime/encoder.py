@@ -24,7 +24,7 @@ class Encoder:
         self.config = config
 
     def start(self, batch: int = 1) -> Caches:
-        """Caches of streams that have heard nothing."""
+        """Caches of streams before their first chunk."""
         config = self.config
         return Caches(
             offset=np.zeros(batch, np.int64),
@@ -113,7 +113,7 @@ def required_cache_size(chunk_size: int, num_left_chunks: int) -> int:
 
 
 def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> None:
-    """Refuse chunks that make no sense (ValueError), or that the encoder cannot do (StreamError)."""
+    """Refuse chunks that are out of range (ValueError), or that the encoder does not support (StreamError)."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if num_left_chunks < -1:

@@ -1,4 +1,4 @@
-"""Where an utterance ends: Kaldi's rules on the blanks of the CTC head, and with full context the pauses of the sound.
+"""Where an utterance ends: Kaldi's rules on the blanks of the CTC head, and with full context pauses in the audio.
 
 Pure arithmetic on frames. Where an utterance that is ended amid speech is cut is for `alignment.find_cut` to say.
 """
@@ -19,15 +19,15 @@ SILENCE_LOG_PROB = math.log(0.8)
 SHORTEST_PAUSE_S = 0.4
 """An utterance that ends with less silence than this may end within a word."""
 PAUSE = 0
-"""In the place of a rule's number: the sound itself is quiet."""
+"""Instead of the number of a rule: the audio itself is quiet."""
 
 _SILENT_BEFORE_CUT_S = 0.12
-"""If the CTC head finds a token so shortly before the middle of a pause, it is no pause: somebody speaks quietly."""
+"""With a token so shortly before its middle, a pause is quiet speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRule:
-    """A rule fires when all of it holds at once; the names are those of Kaldi and sherpa-onnx.
+    """A rule fires when all its conditions hold at once; the names are those of Kaldi and sherpa-onnx.
 
     Attributes:
         must_contain_nonsilence: whether there must have been a frame that is not silence.
@@ -49,15 +49,15 @@ class EndpointRule:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """An utterance ends when any rule fires. Defaults are those of sherpa-onnx; None switches a rule off.
+    """An utterance ends when any of the rules fires. Defaults are those of sherpa-onnx; None switches a rule off.
 
     Attributes:
-        rule1: nothing was said for long.
-        rule2: something was said, and then nothing for a while.
+        rule1: nothing has been said for long.
+        rule2: something has been said, and then nothing for a while.
         rule3: the utterance has become too long.
-        pause: with full context, seconds of quiet in the sound itself at which a recording of more than 30 s is cut
-            before it is encoded, so that nobody is heard beside others; at least 0.4, as words hold shorter ones.
-            Without rules it cuts nothing.
+        pause: with full context, seconds of quiet audio at which a recording of more than 30 s is cut before it is
+            encoded, so that each stretch of speech is encoded by itself; at least 0.4, since words contain shorter
+            pauses. Without rules nothing is cut.
     """
 
     rule1: EndpointRule | None = field(default_factory=lambda: EndpointRule(min_trailing_silence=2.4))
@@ -79,13 +79,13 @@ class EndpointConfig:
 
     @property
     def rules(self) -> tuple[tuple[int, EndpointRule], ...]:
-        """The rules that are on, with their numbers."""
+        """The rules that are switched on, with their numbers."""
         rules = enumerate((self.rule1, self.rule2, self.rule3), start=1)
         return tuple((number, rule) for number, rule in rules if rule is not None)
 
     @property
     def min_pause(self) -> float | None:
-        """Seconds of quiet that end an utterance with full context; None: none does."""
+        """Seconds of quiet audio that end an utterance with full context; None: it does not end there."""
         return self.pause if self.rules else None
 
 
@@ -109,7 +109,7 @@ class Endpoint:
 
 
 class Endpointer:
-    """Finds the first frame at which a rule fires, whatever portions the frames come in."""
+    """Finds the first frame at which a rule fires, however the frames are split into portions."""
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0) -> None:
         """Start an utterance of frames `frame_s` seconds apart."""
@@ -134,9 +134,9 @@ class Endpointer:
         return self._num_silent
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> Endpoint | None:
-        """Go on through log-probabilities [time, vocab]; None while no rule fires.
+        """Continue through log-probabilities [time, vocab]; None while no rule fires.
 
-        Once one fires the utterance is over: `reset`, and give the frames after `Endpoint.num_frames` again.
+        Once one fires the utterance has ended: `reset`, and pass the frames after `Endpoint.num_frames` again.
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
@@ -153,10 +153,10 @@ class Endpointer:
 
 
 class PauseRule:
-    """With full context, a window of a long recording ends amid the first pause in the sound; so does the utterance.
+    """With full context, a window of a long recording ends amid the first pause of the audio, as does the utterance.
 
-    In two steps, since the sound of a window is known before it is encoded, and its tokens only afterwards:
-    `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found speech there. A recording
+    In two steps, since the loudness of a window is known before it is encoded, and its tokens only afterwards:
+    `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there. A recording
     that one window holds is encoded as a whole, as WeNet does.
     """
 
@@ -172,7 +172,7 @@ class PauseRule:
         self._frame_s = frame_s
         self._level_s = level_s
         self._is_long = False
-        self._rejected_until = 0  # encoder frame up to which somebody speaks in the pauses
+        self._rejected_until = 0  # encoder frame up to which pauses were quiet speech
         self._pause_len = 0  # encoder frames of the pause amid which the last window ends, if it does
 
     def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:

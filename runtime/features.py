@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 _INT16_SCALE = np.float32(32768.0)
 _BLOCK = 160_000
-"""Samples that are handed over at once: bounds what kaldi-native-fbank holds."""
+"""Samples per call: bounds the memory of kaldi-native-fbank."""
 
 
 class Fbank:
-    """Samples in any portions to frames: whatever the split, the same frames to the last bit.
+    """From samples in any portions to frames: any split gives the same frames, to the last bit.
 
-    A frame needs a whole window of samples (Kaldi's snip_edges): what is left at the end makes no frame. Memory is
-    flat: frames are handed out once and forgotten.
+    A frame needs a whole window of samples (Kaldi's snip_edges): a shorter rest at the end makes no frame. Memory is
+    flat: frames are returned once and not kept.
 
     Raises:
-        BundleError: a front end that makes no sense, such as more bins than the spectrum has.
+        BundleError: an impossible front end, such as more mel bins than the spectrum has.
     """
 
     def __init__(self, config: FeatureConfig) -> None:
@@ -44,7 +44,7 @@ class Fbank:
         parts = [np.zeros((0, self.config.num_mel_bins), np.float32)]
         for start in range(0, len(samples), _BLOCK):
             scaled = samples[start : start + _BLOCK] * _INT16_SCALE
-            # It takes sample by sample. Those of a memoryview are plain floats, a third quicker than numpy's.
+            # It converts sample by sample: those of a memoryview are plain floats, a third faster than numpy's.
             self._fbank.accept_waveform(self.config.sample_rate, scaled.data)
             parts.append(self._take())
         return np.concatenate(parts)

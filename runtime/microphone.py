@@ -1,4 +1,4 @@
-"""Sound of a microphone, as it comes, for a transcriber. It recognises nothing."""
+"""Feeds a transcriber from a microphone, live. It recognises nothing."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class Microphone:
-    """Feeds a transcriber with what an input device hears, from `start` to `close`, or within a `with` block.
+    """Feeds a transcriber with the audio of an input device, from `start` to `close` or within a `with` block.
 
-    It opens at the model's sample rate where the device can do that, else at the device's own. Its audio callback never
-    waits: what the transcriber does not take is lost, counted, and told to the transcriber's `on_error` as an
-    AudioOverflowError, as is what the audio system loses; and that the device has gone, as a MicrophoneError. Times of
-    results count what was taken.
+    The device is opened at the model's sample rate if it supports that, else at its own. The audio callback never
+    waits: audio that the transcriber does not accept is lost, counted, and reported to the transcriber's `on_error` as
+    an AudioOverflowError, as is audio that the audio system loses; a device that disappears is reported as a
+    MicrophoneError. Times of results count only the audio that was accepted.
 
     Attributes:
         sample_rate: in Hz.
-        num_overflows: times that sound was lost, each however long.
-        lost_s: seconds lost, apart from what the audio system lost.
+        num_overflows: how often audio was lost, whatever the length of the gap.
+        lost_s: seconds lost, without those that the audio system lost.
 
     Args:
-        transcriber: what to feed. It is closed after the microphone, not by it.
+        transcriber: what to feed. Close it after the microphone, which does not close it.
         device: number of an input device, or a part of its name; None: the system's default. See `input_devices`.
-        block_s: seconds of sound from one feed to the next.
+        block_s: seconds of audio per call of `feed`.
 
     Raises:
         MicrophoneError: sounddevice or its PortAudio library is not installed, or there is no such device.
@@ -63,7 +63,7 @@ class Microphone:
             )
 
     def start(self) -> None:
-        """Begin to listen.
+        """Start recording.
 
         Raises:
             MicrophoneError: the device does not start, or the microphone is closed.
@@ -74,7 +74,7 @@ class Microphone:
             self._stream.start()
 
     def close(self) -> None:
-        """Stop listening, and give the device back. Twice is once."""
+        """Stop recording and release the device. Idempotent."""
         if not self._is_closed:
             self._is_closed = True
             self._stream.stop()
@@ -83,7 +83,7 @@ class Microphone:
 
     @property
     def is_active(self) -> bool:
-        """Whether it listens: no more when the device has gone or the transcriber has ended."""
+        """Whether it records; False once the device has disappeared or the transcriber has ended."""
         with _device_errors(self._sounddevice):
             return not self._is_closed and bool(self._stream.active)
 
@@ -99,20 +99,20 @@ class Microphone:
     def _choose_rate(self, settings: dict[str, Any]) -> float:
         try:
             self._sounddevice.check_input_settings(samplerate=self._transcriber.sample_rate, **settings)
-        except self._sounddevice.PortAudioError:  # it has a rate of its own, or does not exist
+        except self._sounddevice.PortAudioError:  # the device does not support the rate, or does not exist
             return float(self._sounddevice.query_devices(settings["device"], "input")["default_samplerate"])
         return self._transcriber.sample_rate
 
-    # What follows runs in PortAudio's thread, which must not wait and in which nobody sees an exception.
+    # What follows runs in PortAudio's thread, which must not wait and in which exceptions are lost.
 
     def _hear(self, block: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
         if status.input_overflow:
-            self._lose(0.0, AudioOverflowError("the audio system dropped it before it came here", 0.0))
+            self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
         try:
             self._transcriber.feed(block[:, 0], self.sample_rate)
         except StreamError:  # the transcriber is closed, or has ended and said why
             raise self._sounddevice.CallbackStop from None
-        except AudioError as error:  # too much is waiting, or these are no numbers
+        except AudioError as error:  # too much is waiting, or the samples are not finite
             self._lose(num_frames / self.sample_rate, error)
         else:
             if not status.input_overflow:
@@ -126,10 +126,10 @@ class Microphone:
         self.lost_s += seconds
 
     def _tell_loss(self) -> None:
-        """Report what was lost in one go, now that it is over: so a queue holds no more reports than blocks."""
+        """Report a gap as a whole once it is over, so that the queue holds no more reports than blocks."""
         if self._cause is None:
             return
-        amount = f"{self._cause_s:.2f} s of sound" if self._cause_s else "sound"
+        amount = f"{self._cause_s:.2f} s of audio" if self._cause_s else "audio"
         message = f"lost {amount} from the microphone: {self._cause}"
         if isinstance(self._cause, AudioOverflowError):
             self._report(AudioOverflowError(message, self._cause_s))
@@ -142,12 +142,12 @@ class Microphone:
             self._report(MicrophoneError("the microphone has stopped: is it still there?"))
 
     def _report(self, error: AudioError) -> None:
-        with contextlib.suppress(StreamError):  # the transcriber has ended: nobody listens
+        with contextlib.suppress(StreamError):  # the transcriber has ended, and takes no reports
             self._transcriber.report(error)
 
 
 def input_devices() -> list[tuple[int, str]]:
-    """Number and name of each device that can be a microphone.
+    """Number and name of each input device.
 
     Raises:
         MicrophoneError: sounddevice or its PortAudio library is not installed.

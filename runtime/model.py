@@ -26,16 +26,16 @@ Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
 """Encoder output [time, dim] and the hypotheses about it."""
 
 _MOST_TOKENS = 512
-"""Of all hypotheses in one decoder call, padding included: with more, arithmetic bounds it, and nothing is gained."""
+"""Tokens of all hypotheses in one decoder call, with padding: larger calls are bound by arithmetic, and no faster."""
 _MOST_LOG_PROB = 1e-2
-"""Probabilities may be this much above 1, in low precision."""
+"""Log-probabilities may be this much above 0, in low precision."""
 _LEAST_ALIKE = 0.85
-"""Utterances share a decoder call if none is shorter than this part of the longest: else padding costs more."""
+"""Utterances share a decoder call if none is shorter than this part of the longest: otherwise padding costs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """What the decoders say about n hypotheses, padded to the longest.
+    """Scores of the decoders for n hypotheses, padded to the longest.
 
     Attributes:
         left: log-probability of each token left to right, that of eos after the last, then zeros: [n, length+1].
@@ -126,7 +126,7 @@ class Model:
         """Log-probabilities [time, vocab] of encoder output [time, dim].
 
         Raises:
-            ProviderError: running the graph failed, or what it gave are none.
+            ProviderError: running the graph failed, or its output is not log-probabilities.
         """
         output = self._matrix("encoder_out", encoder_out, self.config.output_size)
         if len(output) == 0:
@@ -150,7 +150,7 @@ class Model:
 
         Raises:
             StreamError: the model has no decoder.
-            ProviderError: running the graph failed, or what it gave are no log-probabilities.
+            ProviderError: running the graph failed, or its output is not log-probabilities.
         """
         scores = self.token_scores(encoder_out, hypotheses)
         left = scores.left.sum(axis=1, dtype=np.float64).astype(np.float32)
@@ -163,7 +163,7 @@ class Model:
         return self.token_scores_of([(encoder_out, hypotheses)])[0]
 
     def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
-        """The same for several utterances; those that are about as long as each other share a decoder call."""
+        """The same for several utterances; those of similar length share a decoder call."""
         if self._decoder is None:
             raise StreamError("this bundle has no attention decoder (CTC only): use search 'ctc_prefix_beam'")
         outputs = [self._matrix("encoder_out", output, self.config.output_size) for output, _ in utterances]
@@ -222,17 +222,17 @@ class Model:
 
 
 def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
-    """Refuse what a search would go astray by: NaN, and probabilities above 1 (with which a sum could overflow)."""
+    """Refuse NaN, and probabilities above 1, with which sums could overflow: they would lead a search astray."""
     most = values.max(initial=-np.inf)
     if not most <= _MOST_LOG_PROB:
         raise ProviderError(
-            f"{graph} gave {most} as a log-probability: its weights are damaged, or the device computes wrongly"
+            f"{graph} gave {most} as a log-probability: its weights are damaged, or the device computes incorrectly"
         )
 
 
 @dataclass(frozen=True, order=True)
 class _Size:
-    """What an utterance takes in the decoder: hypotheses, tokens of the longest of them, encoder frames."""
+    """Size of an utterance in the decoder: hypotheses, tokens of the longest of them, encoder frames."""
 
     num_hypotheses: int
     length: int
@@ -244,7 +244,7 @@ class _Size:
         return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
 
     def joins(self, others: Sequence[_Size]) -> bool:
-        """Whether it may share a call with others that are no longer."""
+        """Whether it may share a call with others, none of which is longer."""
         frames = [size.num_frames for size in (*others, self)]
         return (
             self.num_hypotheses == others[0].num_hypotheses
@@ -255,7 +255,7 @@ class _Size:
 
 
 def _alike(sizes: Sequence[_Size]) -> list[list[int]]:
-    """Indices of the utterances that have hypotheses, those together that share a call."""
+    """Indices of the utterances that have hypotheses, grouped by the calls that they share."""
     groups: list[list[int]] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         if sizes[index].num_hypotheses == 0:

@@ -1,4 +1,4 @@
-"""Where an utterance is quiet, and what that says of its words: CTC tells when a word was heard, not when it began."""
+"""Where an utterance is quiet, and how that bounds its words: CTC gives the peaks of words, not their edges."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy.typing as npt
 from u2moe.runtime.result import LONGEST_TOKEN_S
 
 _MIN_PAUSE_S = 0.08
-"""Shorter silences are the closures of stops, within words."""
+"""Shorter silences are the closures of stop consonants, within words."""
 _POWER = 0.25
 _QUIETEST = 12.0
 """Nats of energy below the loud parts (52 dB) under which differences of silence mean nothing."""
 _QUIET = 0.2
-"""Quiet is the lowest fifth of the way from the floor to the loud parts."""
-_MIN_PIECE_S = 0.2
-"""A recording is not cut in a pause that begins sooner: there is nothing before it."""
+"""Quiet is the lowest fifth of the range from the floor to the loud parts."""
+_MIN_BEFORE_PAUSE_S = 0.2
+"""A recording is not cut in a pause that begins sooner: nothing precedes it."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -26,7 +26,8 @@ Span = tuple[float, float]
 def loudness(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Loudness [frames] of log-mel features [frames, mel], as if it were energy: its logarithm.
 
-    As ears do (Stevens' law), it adds up powers of the energies of bands: hum, which fills few of them, counts less.
+    As in Stevens' law of perceived loudness it sums powers of the energies of bands, so that hum, which fills
+    few of them, counts less.
     """
     levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
     return levels
@@ -50,7 +51,7 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
 
 
 def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
-    """The first pause, after some sound, that lasts `min_pause_s` and whose middle is later than `after_s`.
+    """The first pause after some audio that lasts `min_pause_s` and whose middle is later than `after_s`.
 
     Args:
         levels: loudness [frames].
@@ -59,19 +60,19 @@ def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: fl
         after_s: seconds from the first frame.
     """
     pauses = find_pauses(levels, frame_s)
-    long = (pause for pause in pauses if pause[1] - pause[0] >= min_pause_s - 1e-9 and pause[0] >= _MIN_PIECE_S)
+    long = (pause for pause in pauses if pause[1] - pause[0] >= min_pause_s - 1e-9 and pause[0] >= _MIN_BEFORE_PAUSE_S)
     return next((pause for pause in long if sum(pause) / 2 > after_s), None)
 
 
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
     """Let words end where a pause begins, and begin where it ends: the longest one between the peaks of two words.
 
-    Without a pause they stay as they are, and where it is so far from the peak that something else was said between.
+    They stay as they are without a pause, and where it is so far from the peak that other speech lies in between.
 
     Args:
         words: start and end of each, in order.
         peaks: where the first and the last token of each peak.
-        pauses: in order, of the same clock.
+        pauses: in order, on the same clock.
     """
     starts, ends = [start for start, _ in words], [end for _, end in words]
     for place in range(len(words) + 1):

@@ -1,4 +1,4 @@
-"""The public face: a bundle that recognises files, arrays and streams."""
+"""The public face: recognises files, arrays and streams with a bundle."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 class Recognizer:
     """Recognises speech with the model of a bundle.
 
-    Its model holds no state: any number of streams share it, and any thread may use it, each with its own streams.
+    The model holds no state: any number of streams share it, and any thread may use it, each with its own streams.
 
     Raises:
-        StreamError: `options` ask for what the bundle cannot do.
+        StreamError: `options` that the bundle does not support.
         BundleError: the bundle's features cannot be computed.
     """
 
@@ -116,7 +116,7 @@ class Recognizer:
         return cls(bundle, model, options, hotwords)
 
     def warm_up(self) -> None:
-        """Recognise two seconds of noise, so that the first sound takes no longer than what follows. Changes no result.
+        """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Changes no result.
 
         Raises:
             ProviderError: running a graph failed.
@@ -138,8 +138,8 @@ class Recognizer:
             hotwords: phrases to prefer; None: the recogniser's.
 
         Raises:
-            StreamError: the bundle cannot stream, or not decode as `options` ask.
-            ValueError: hotwords that the vocabulary cannot write.
+            StreamError: the bundle cannot stream, or does not support `options`.
+            ValueError: hotwords that cannot be written with the vocabulary.
         """
         options = options or self.options
         chunk_size = options.chunk_size or self.model.config.static_chunk_size or STREAM_CHUNK_SIZE
@@ -171,7 +171,7 @@ class Recognizer:
 
         It is cut into segments where speakers pause (`DecodingOptions.endpoint`, by default the rules of
         `EndpointConfig`), so that memory is bounded. With full context, recordings of up to 30 seconds are encoded at
-        once; of longer ones, what is said before and after a pause of half a second apart (`EndpointConfig.pause`).
+        once; longer ones are cut amid pauses of half a second before they are encoded (`EndpointConfig.pause`).
 
         A file that is damaged after some seconds of audio is recognised up to there: the transcript is then not
         `complete`, and its `error` says why.
@@ -186,8 +186,8 @@ class Recognizer:
 
         Raises:
             AudioError: audio of which nothing can be read or used.
-            StreamError: the bundle cannot do what `options` ask.
-            ValueError: hotwords that the vocabulary cannot write.
+            StreamError: the bundle does not support `options`.
+            ValueError: hotwords that cannot be written with the vocabulary.
         """
         blocks, results = self._recognize(audio, sample_rate, options, hotwords, vad, on_progress)
         segments = list(results)

@@ -1,16 +1,16 @@
-"""The second pass as arithmetic: attention rescoring of CTC hypotheses, and beam search with the decoder alone.
+"""The second pass as pure arithmetic: attention rescoring of CTC hypotheses, and beam search with the decoder alone.
 
 WeNet's formula, with weights chosen at run time::
 
     score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc
 
 where the attention scores are sums of log-probabilities, eos included. WeNet's own tools default to ctc_weight 0 and
-reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime); ours default to the weights that the checkpoint was
-trained with, which stand in its bundle (0.3 and 0.3 in the U2++ recipes).
+reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime); ours are by default those that the checkpoint was
+trained with, from its bundle (0.3 and 0.3 in the U2++ recipes).
 
-What hotwords add counts in full, whatever the ctc_weight: scaled down with the first pass (as in WeNet), a bonus that
-found a name would be too weak to keep it. (Half of it was tried. It finds 4 % fewer names, and changes 75 instead of 80
-of 1124 texts in which no hotword is said: most of these both passes prefer by themselves, once they are found.)
+The bonus of hotwords counts in full, whatever the ctc_weight: scaled down with the first pass, as in WeNet, a bonus
+that found a name would be too weak to keep it. (Half of it was tried: it finds 4 % fewer names, and changes 75 instead
+of 80 of 1124 texts without hotwords, most of which both passes prefer by themselves once they are found.)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rescored:
         confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
         token_confidences: of the decoders, as WeNet gives them: probability of each token, the mean of both directions
             where reverse_weight is not 0.
-        token_probabilities: mean of those and of what the CTC head gives the token, each of the heads with one voice.
+        token_probabilities: mean over the decoders and the CTC head, each weighted equally.
     """
 
     hypothesis: Hypothesis
@@ -55,13 +55,13 @@ class Rescored:
 def attention_rescoring(
     hypotheses: Sequence[Hypothesis], scores: TokenScores, ctc_weight: float, reverse_weight: float
 ) -> list[Rescored]:
-    """Join the scores of both passes, best first; of equal scores the first pass' better one is first.
+    """Combine the scores of both passes, best first; ties keep the order of the first pass.
 
     Args:
         hypotheses: of the first pass, best first.
         scores: of the decoders for their tokens.
         ctc_weight: weight of the first pass' score.
-        reverse_weight: share of the right-to-left decoder, 0 to 1; without that decoder it is 0 whatever is asked.
+        reverse_weight: share of the right-to-left decoder, 0 to 1; ignored without that decoder.
     """
     use_right = scores.right is not None and reverse_weight > 0
     rescored = []
@@ -74,10 +74,10 @@ def attention_rescoring(
             right = scores.right[row, : num + 1].astype(np.float64)
             attention = (1 - reverse_weight) * attention + reverse_weight * float(right.sum())
             probabilities = (probabilities + np.exp(right[:num])) / 2
-        voices = probabilities
+        mean = probabilities
         if hypothesis.probabilities:
             num_decoders = 2 if use_right else 1
-            voices = (num_decoders * probabilities + np.array(hypothesis.probabilities)) / (num_decoders + 1)
+            mean = (num_decoders * probabilities + np.array(hypothesis.probabilities)) / (num_decoders + 1)
         rescored.append(
             Rescored(
                 hypothesis=hypothesis,
@@ -85,7 +85,7 @@ def attention_rescoring(
                 attention_score=attention,
                 confidence=math.exp(attention / (num + 1)),
                 token_confidences=probabilities.tolist(),
-                token_probabilities=voices.tolist(),
+                token_probabilities=mean.tolist(),
             )
         )
     return sorted(rescored, key=lambda item: -item.score)
@@ -100,7 +100,7 @@ def attention_beam_search(
     length_penalty: float = 0.0,
     count_sos: bool = False,
 ) -> list[Hypothesis]:
-    """Beam search with the left-to-right decoder alone, best first; the CTC head has no say, so there are no times.
+    """Beam search with the left-to-right decoder alone, best first; without the CTC head there are no times.
 
     Args:
         next_log_probs: log-probabilities [n, vocab] of what follows each of n token sequences.

@@ -1,4 +1,4 @@
-"""What a recogniser answers: words with times and confidences, alternatives. Data, and how token peaks become spans."""
+"""Results as data: text, words with times and confidences, alternatives; and how token peaks become spans."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from u2moe.runtime.text import Word
 
 LONGEST_TOKEN_S = 1.0
-"""No token reaches further from its peak than half of this."""
+"""A token extends no further from its peak than half of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordResult:
     """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
 
-    Words begin and end at pauses that can be heard; else they meet halfway between the peaks of their tokens.
+    Words begin and end at pauses in the audio; without one they meet halfway between the peaks of their tokens.
 
-    The confidence is the probability of the word's least sure token: by the CTC head where it peaks, and where there is
-    a second pass the mean of that and of what each decoder gives it. A bundle may say what such numbers are worth (its
-    `Calibration`), so that of words with 0.7 seven in ten are right.
+    The confidence is the probability of the word's least probable token: by the CTC head where it peaks, and with a
+    second pass the mean of that and of each decoder's. A bundle may have a `Calibration` for them, so that of words
+    with 0.7 seven in ten are correct.
     """
 
     word: str
@@ -54,19 +54,20 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was recognised in one utterance, or so far.
+    """What was recognised in one utterance, so far or finally.
 
     Attributes:
         text: what was said.
-        is_final: False: a partial result of the first pass, more may follow and it may change.
-        segment: number of the utterance in its stream or recording, from 0. It never changes, and there is one final
-            result of each; those in which nothing was said have none, but the last.
+        is_final: False: a partial result of the first pass, which may grow and change.
+        segment: number of the utterance in its stream or recording, from 0. It never changes, and each has one final
+            result. Utterances without words have none and are not counted, except that the last result of a stream is
+            always final.
         start: first word's start in seconds from the start of the audio; 0 without words.
         end: last word's end in seconds; 0 without words.
         tokens: token ids.
         times: seconds at which each token peaks.
-        words: with times. (Tokens that the decoder alone has found may fit no alignment: they have no times.)
-        confidence: mean of the words' confidences, hence about the share of them that is right; None without words.
+        words: with times. (Tokens that the decoder alone has found may fit no alignment, and then have no times.)
+        confidence: mean of the words' confidences, about the share of them that are correct; None without words.
         score: of the best alternative.
         nbest: alternatives, best first, each text once (with the best of its spellings); none in a partial result.
     """
@@ -132,7 +133,7 @@ class Transcript:
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[tuple[float, float]]:
     """Start and end of each token in seconds, from the encoder frames at which they peak.
 
-    As WeNet's `gen_timestamps_from_peak`: tokens meet halfway between their peaks, but reach no further than half a
+    As WeNet's `gen_timestamps_from_peak`: tokens meet halfway between their peaks, but extend no further than half a
     second from their own, and stay within the audio.
     """
     spans = []

@@ -40,8 +40,8 @@ class Source:
         WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or by an endpoint or the last window SEARCHED
         SEARCHED   perhaps cut, then conclude      -> the next utterance is at hand; after the last one CONCLUDED
 
-    With full context, an utterance of which nobody knows whether it ends with its window may also be cut and concluded,
-    or else begun again with the next window (`begin_again`).
+    With full context, an utterance that may go on after its window is either cut and concluded, or begun again with the
+    next window (`begin_again`).
 
     One thread may feed (`accept`, `finish`) while another decodes (all that follows `claim`) and a third asks for
     results.

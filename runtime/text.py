@@ -1,4 +1,4 @@
-"""Vocabulary and the way back from token ids to text. It does not tokenize: training did that."""
+"""Vocabulary, and from token ids to text and words. It does not tokenize."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Word:
 
 
 class Vocabulary:
-    """Symbols by id, and how they join into text and words.
+    """Symbols by id, and how they are joined into text and words.
 
     Character vocabularies (WeNet's `char`) join symbols as they are, and U+2581, which WeNet leaves in its output,
-    becomes the space it stands for. BPE vocabularies begin a word with U+2581. In both, symbols of scripts without
+    becomes the space that it stands for. BPE vocabularies begin a word with U+2581. In both, symbols of scripts without
     spaces (Chinese, Japanese) are words of their own.
     """
 
@@ -121,7 +121,7 @@ def stands_alone(symbol: str) -> bool:
 
 
 def is_syllabic(symbol: str) -> bool:
-    """Whether a text is of a script without spaces, or Korean, which has spaces, but endings at the words."""
+    """Whether a text is of a script without spaces, or of Korean, whose words have endings."""
     return _is_within(symbol, _SPACELESS + _HANGUL)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.result import Result
 
 _MAX_KEPT = 1000
-"""Results that wait for `async for`: an hour of speech. That nobody takes them is a mistake in the program."""
+"""Results that wait for `async for`: an hour of speech. A program that takes none of them has a mistake."""
 
 
 class Transcriber:
@@ -243,11 +243,11 @@ class _KeptResults:
             if self.results and not self.results[-1].is_final:
                 self.results.pop()
             if len(self.results) >= _MAX_KEPT:
-                raise StreamError(f"{_MAX_KEPT} results wait, and nobody takes them: iterate while you feed")
+                raise StreamError(f"{_MAX_KEPT} results are waiting and none is taken: iterate while you feed")
             self.results.append(result)
         self.announce()
 
     def announce(self) -> None:
         """Wake what awaits room in the queue, a result or the end."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
             self._loop.call_soon_threadsafe(self.news.set)

@@ -1,4 +1,4 @@
-"""Where somebody speaks, by silero VAD, which the user installs or brings: recordings become stretches of speech."""
+"""Voice activity detection by silero VAD, which the user provides: from recordings to stretches of speech."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _WINDOW, _CONTEXT = 512, 64
-"""Samples that one probability is about, and those before them that the network sees too."""
+"""Samples per probability, and those before them that are input too."""
 _RATE = 16_000
 _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
 _PACKAGE = "silero_vad"
 _FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
-"""What the package has it in, the fastest first; older versions have only the last."""
+"""Files of the package, the fastest first; older versions have only the last."""
 _LAYOUTS = (
     ({"input", "state", "sr"}, 2),
     ({"input", "state"}, 2),
@@ -42,7 +42,7 @@ class VadOptions:
 
     Attributes:
         threshold: speech begins where its probability reaches this.
-        end_threshold: below this a window is silence; in between, what it was goes on.
+        end_threshold: speech ends where its probability is below this.
         min_silence: seconds of silence that end a stretch of speech.
         padding: seconds of silence that are kept on either side of a stretch; at most half of `min_silence`.
     """
@@ -70,7 +70,7 @@ class VadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """A piece of a stretch of speech.
+    """A part of a stretch of speech.
 
     Attributes:
         start: number of its first sample in the recording.
@@ -86,7 +86,7 @@ class Speech:
 
 
 class VoiceActivityDetector:
-    """Finds speech in recordings at 16 kHz. It holds no state of a recording: any thread may use it.
+    """Finds speech in recordings at 16 kHz. It holds no state of recordings: any thread may use it.
 
     Args:
         file: silero VAD 5 or 6 as ONNX; None: that of the installed package silero-vad, of which nothing else is used
@@ -94,7 +94,7 @@ class VoiceActivityDetector:
         options: when speech begins and ends.
 
     Raises:
-        BundleError: the file or the package is not there, or it is no silero VAD 5 or 6; says what it is.
+        BundleError: the file or the package is missing, or the network is not silero VAD 5 or 6; says what it is.
     """
 
     sample_rate = _RATE
@@ -109,7 +109,7 @@ class VoiceActivityDetector:
                 str(path),
                 SessionSettings().session_options(),
                 providers=["CPUExecutionProvider"],
-                enable_fallback=False,  # else it prints, and tries again
+                enable_fallback=False,  # otherwise it prints, and tries again
             )
         except ONNXRUNTIME_ERRORS as error:
             raise BundleError(f"{path}: onnxruntime refuses it: {str(error).splitlines()[0][:300]}") from error
@@ -131,7 +131,7 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is no silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Stretches of speech with their padding, in pieces, as the blocks come; all else is left out.
+        """Stretches of speech with their padding, in parts, as the blocks come; the rest is left out.
 
         Args:
             blocks: consecutive samples at 16 kHz, float32 [n], in any portions, which change nothing.
@@ -185,20 +185,20 @@ def _installed_file() -> Path:
 
 
 class _Stretches:
-    """Probabilities of windows to stretches of speech. Numbers of samples count from the first of the recording."""
+    """From probabilities of windows to stretches of speech. Samples are numbered from the first of the recording."""
 
     def __init__(self, options: VadOptions) -> None:
         self._options = options
         self._min_silent = math.ceil(options.min_silence / _WINDOW_S)
         self._padding = round(options.padding * _RATE)
         self._held, self._held_start = np.zeros(0, np.float32), 0
-        self._given = 0  # all before this was handed out or left out
+        self._given = 0  # all before this has been given or left out
         self._spoken = 0  # the end of the last window with speech
         self._num_silent = 0
         self._speaks = self._begins = False
 
     def accept(self, block: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
-        """Pieces that are certain after some more whole windows."""
+        """The parts that are certain after some more whole windows."""
         end = self._held_start + len(self._held)
         self._held = np.concatenate([self._held, block])
         for probability in probabilities:
@@ -231,7 +231,7 @@ class _Stretches:
 
 
 def _whole_windows(blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-    """The samples in whole windows, not too many at once; the last one is filled up with silence."""
+    """The samples in whole windows, a bounded number at once; the last one is padded with silence."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         for start in range(0, len(block), _MAX_WINDOWS * _WINDOW):

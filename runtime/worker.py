@@ -123,7 +123,7 @@ class Worker:
             self.raise_unreported()
 
     def raise_unreported(self) -> None:
-        """Raise the error that ended it if nobody was told of it; once."""
+        """Raise the error that ended it, once, unless it was reported."""
         if self._error is not None and not self._is_reported:
             self._is_reported = True
             raise self._error
@@ -219,7 +219,7 @@ class Worker:
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Report an error, or raise it where nobody wants to know."""
+        """Report an error, or raise it without `on_error`."""
         if self.callbacks.on_error is None:
             raise error
         self.callbacks.on_error(error)

@@ -95,7 +95,7 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
         sounddevice.hear(sound[24_000:32_000])
         assert microphone.num_overflows == 1
     assert [type(error) for error in gate.errors] == [AudioError, AudioOverflowError]
-    assert str(gate.errors[1]).startswith("lost 0.50 s of sound from the microphone: 1.00 s of audio are waiting")
+    assert str(gate.errors[1]).startswith("lost 0.50 s of audio from the microphone: 1.00 s of audio are waiting")
     assert gate.errors[1].duration == pytest.approx(0.5)
     assert finals == segments_of(segmenting, sound[:16_000], sound[24_000:32_000])
 
@@ -132,7 +132,7 @@ def test_numbers_that_are_none_are_told_and_left_out(segmenting, sound, sounddev
         sounddevice.hear(np.full(1600, np.nan, np.float32))
         sounddevice.hear(sound[8000:])
     assert [type(error) for error in errors] == [MicrophoneError]
-    assert str(errors[0]) == "lost 0.10 s of sound from the microphone: samples hold NaN or infinity"
+    assert str(errors[0]) == "lost 0.10 s of audio from the microphone: samples hold NaN or infinity"
     assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.1))
     assert finals == segments_of(segmenting, sound)
 
@@ -253,7 +253,7 @@ def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsy
     assert listen(bundle) == 0
     out, err = capsys.readouterr()
     assert out
-    assert "u2moe: error: lost sound from the microphone: the audio system dropped it" in err
+    assert "u2moe: error: lost audio from the microphone: the audio system dropped it" in err
 
 
 def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice, sound, capsys):

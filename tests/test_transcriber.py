@@ -495,7 +495,7 @@ def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypa
             for block in blocks:
                 transcriber.feed(block)
             await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
-            with pytest.raises(StreamError, match="2 results wait, and nobody takes them"):
+            with pytest.raises(StreamError, match="2 results are waiting and none is taken"):
                 await take_all(transcriber, events)
         return events
 
