@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from u2moe.runtime.errors import BundleError
@@ -21,6 +21,7 @@ _INSIDE = {
     _SPARSE: {1: _TENSOR, 2: _TENSOR},
 }
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
+_VALUE_INFO, _VALUE_NAME, _METADATA = 13, 1, 4
 _KEY, _VALUE = 1, 2
 _EXTERNAL = 1
 """`onnx.TensorProto.EXTERNAL`."""
@@ -41,6 +42,7 @@ class ExternalTensor:
         data_type: number of its element type, `onnx.TensorProto.DataType`.
         shape: of the weight.
         is_initializer: of the graph itself, not a constant in a node, a function or a graph within.
+        metadata: what the graph says about it, such as its group.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ExternalTensor:
     data_type: int
     shape: tuple[int, ...]
     is_initializer: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
@@ -66,7 +69,11 @@ def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
         return []
     try:
         tensors = list(_tensors("model", memoryview(content), ()))
-        return [found for tensor, is_initializer in tensors if (found := _external(tensor, is_initializer)) is not None]
+        external = [
+            found for tensor, is_initializer in tensors if (found := _external(tensor, is_initializer)) is not None
+        ]
+        metadata = dict(_metadata(memoryview(content)))
+        return [replace(tensor, metadata=metadata.get(tensor.name, {})) for tensor in external]
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: is no graph: {error}") from error
 
@@ -82,6 +89,26 @@ def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[t
     for number, wire_type, value in _fields(message):
         if number in inside and wire_type == _BYTES and isinstance(value, memoryview):
             yield from _tensors(inside[number], value, (*way, kind))
+
+
+def _metadata(model: memoryview) -> Iterator[tuple[str, dict[str, str]]]:
+    """Names and metadata of the values of the graph itself."""
+    graphs = [value for number, _, value in _fields(model) if _INSIDE["model"].get(number) == _GRAPH]
+    for graph in graphs:
+        for number, _, value in _fields(graph) if isinstance(graph, memoryview) else ():
+            if number == _VALUE_INFO and isinstance(value, memoryview):
+                yield _value_info(value)
+
+
+def _value_info(message: memoryview) -> tuple[str, dict[str, str]]:
+    name, entries = "", {}
+    for number, _, value in _fields(message):
+        if number == _VALUE_NAME and isinstance(value, memoryview):
+            name = str(value, "utf-8")
+        elif number == _METADATA and isinstance(value, memoryview):
+            texts = {key: str(text, "utf-8") for key, _, text in _fields(value) if isinstance(text, memoryview)}
+            entries[texts.get(_KEY, "")] = texts.get(_VALUE, "")
+    return name, entries
 
 
 def _external(tensor: memoryview, is_initializer: bool) -> ExternalTensor | None:

@@ -153,4 +153,4 @@ def _is_read_in_place(tensor: ExternalTensor, place: _Place) -> bool:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None
     small = place.end - place.begin <= _SMALL
-    return small or not is_factor or weight_group(tensor.name) in _READ_IN_PLACE
+    return small or not is_factor or weight_group(tensor.name, tensor.metadata) in _READ_IN_PLACE
