@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from transcribing import OPTIONS
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
 
@@ -112,9 +113,21 @@ def recognizer(bundle, model):
     return Recognizer(bundle, model)
 
 
+@pytest.fixture
+def own(bundle, model):
+    """A recogniser of the tiny bundle with short utterances, which a test may break."""
+    return Recognizer(bundle, model, OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def blocks(sound):
+    """The sound in portions of 100 ms."""
+    return np.array_split(sound, 40)
+
+
 @pytest.fixture(scope="session")
 def sound():
-    """Four seconds of modulated noise at 16 kHz: the tiny models hear some tokens in it."""
+    """Four seconds of modulated noise at 16 kHz: the tiny models find some tokens in it."""
     noise = np.random.default_rng(0).standard_normal(64_000)
     return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)
 
@@ -153,7 +166,7 @@ def _session_of(chain, inputs, initial, dtype=np.float32):
 
 
 class FakeSounddevice(types.ModuleType):
-    """In the place of sounddevice: a loudspeaker, and a microphone that hears what a test lets it hear.
+    """In the place of sounddevice: a loudspeaker, and a microphone that records what a test plays.
 
     Like PortAudio it reuses its buffer, and ends the stream where the callback raises CallbackStop.
     """

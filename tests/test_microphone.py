@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from feeding import LIMIT_S, Gate
 
 from u2moe.runtime import (
     AudioError,
@@ -25,25 +26,11 @@ from u2moe.runtime import (
 )
 from u2moe.runtime.microphone import input_devices
 
-LIMIT_S = 60
-
 
 @pytest.fixture(scope="module")
 def segmenting(bundle, model):
     endpoint = EndpointConfig(rule3=EndpointRule(min_utterance_length=1.2))
     return Recognizer(bundle, model, DecodingOptions(chunk_size=8, endpoint=endpoint))
-
-
-class Gate:
-    """An `on_error` that keeps the transcriber's thread at the first error until it is opened."""
-
-    def __init__(self):
-        self.errors, self.reached, self.open = [], threading.Event(), threading.Event()
-
-    def __call__(self, error):
-        self.errors.append(error)
-        self.reached.set()
-        assert self.open.wait(LIMIT_S)
 
 
 def segments_of(recognizer, *sounds, rate=16_000):
@@ -94,9 +81,9 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
             time.sleep(0.01)
         sounddevice.hear(sound[24_000:32_000])
         assert microphone.num_overflows == 1
-    assert [type(error) for error in gate.errors] == [AudioError, AudioOverflowError]
-    assert str(gate.errors[1]).startswith("lost 0.50 s of audio from the microphone: 1.00 s of audio are waiting")
-    assert gate.errors[1].duration == pytest.approx(0.5)
+    assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
+    assert str(gate.calls[1]).startswith("lost 0.50 s of audio from the microphone: 1.00 s of audio are waiting")
+    assert gate.calls[1].duration == pytest.approx(0.5)
     assert finals == segments_of(segmenting, sound[:16_000], sound[24_000:32_000])
 
 
@@ -108,8 +95,8 @@ def test_what_is_lost_at_the_end_is_told_when_it_is_closed(segmenting, sound, so
         with Microphone(transcriber):
             sounddevice.hear(sound)
         gate.open.set()
-    assert [type(error) for error in gate.errors] == [AudioError, AudioOverflowError]
-    assert gate.errors[1].duration == pytest.approx(3.0)
+    assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
+    assert gate.calls[1].duration == pytest.approx(3.0)
 
 
 def test_what_the_audio_system_loses_is_told(segmenting, sound, sounddevice):

@@ -1,35 +1,25 @@
-import asyncio
+"""Transcribers with callbacks: events in order and once, errors, a bounded queue, the end."""
+
 import dataclasses
 import gc
-import itertools
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+from feeding import LIMIT_S, Gate
+from transcribing import fail_at, results_of
 
 from u2moe.runtime import (
     AudioError,
     AudioOverflowError,
-    DecodingOptions,
     EndpointConfig,
-    EndpointRule,
     ProviderError,
-    Recognizer,
     StreamError,
     Transcriber,
 )
-from u2moe.runtime import transcriber as transcriber_module
 from u2moe.runtime import worker as worker_module
-
-OPTIONS = DecodingOptions(
-    chunk_size=8,
-    num_left_chunks=2,
-    endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.2)),
-)
-LIMIT_S = 60
-"""What must not hang ends by this, as a failure."""
 
 
 class Events:
@@ -50,47 +40,8 @@ class Events:
         self.threads.add(threading.current_thread())
 
 
-class Gate:
-    """A callback that keeps the transcriber's thread until it is opened."""
-
-    def __init__(self):
-        self.reached, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, _):
-        self.reached.set()
-        assert self.open.wait(LIMIT_S)
-
-
-@pytest.fixture
-def own(bundle, model):
-    """A recogniser that may be broken."""
-    return Recognizer(bundle, model, OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def blocks(sound):
-    return np.array_split(sound, 40)
-
-
-def hear(recognizer, blocks):
-    """Texts of partial results that change, and segments, as a stream gives them."""
-    stream, shown, partial, segments = recognizer.create_stream(OPTIONS), "", [], []
-    for block in blocks:
-        stream.accept_waveform(16_000, block)
-        recognizer.decode_streams([stream])
-        new = stream.take_segments()
-        shown = "" if new else shown
-        segments += new
-        if stream.get_result().text != shown:
-            shown = stream.get_result().text
-            partial.append((stream.get_result().segment, shown))
-    stream.input_finished()
-    recognizer.decode_streams([stream])
-    return partial, segments + stream.take_segments()
-
-
 def test_every_change_is_told_and_every_segment_once(own, blocks):
-    partial, segments = hear(own, blocks)
+    partial, segments = results_of(own, blocks)
     assert len(segments) >= 3
     assert len(partial) > len(segments)
     events = Events()
@@ -148,7 +99,7 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
                 except AudioOverflowError as error:
                     refused.append(error)
                     threading.Event().wait(0.01)
-    assert finals == hear(own, blocks)[1]
+    assert finals == results_of(own, blocks)[1]
 
 
 def test_a_portion_that_no_queue_could_hold_is_refused(own, sound):
@@ -164,21 +115,8 @@ def test_a_queue_is_bounded(own, limit):
         Transcriber(own, max_queue_s=limit)
 
 
-def fail_at(recognizer, number, error):
-    """Let the recogniser fail after it has decoded for the `number`th time."""
-    calls, decode = [], recognizer.decode_streams
-
-    def decode_streams(streams):
-        calls.append(streams)
-        decode(streams)
-        if len(calls) == number:
-            raise error
-
-    recognizer.decode_streams = decode_streams
-
-
 def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
-    segments = hear(own, blocks[:20])[1]
+    segments = results_of(own, blocks[:20])[1]
     fail_at(own, 20, ProviderError("the device is gone"))
     events = Events()
     transcriber = Transcriber(own, **events.callbacks())
@@ -216,7 +154,7 @@ def test_an_error_in_a_callback_is_told_and_recognition_goes_on(own, blocks):
     with Transcriber(own, on_final=on_final, on_error=errors.append) as transcriber:
         for block in blocks:
             transcriber.feed(block)
-    assert finals == hear(own, blocks)[1]
+    assert finals == results_of(own, blocks)[1]
     assert [error.args for error in errors] == [(result.segment,) for result in finals]
 
 
@@ -312,7 +250,7 @@ def test_bad_samples_are_refused_to_the_caller_and_change_nothing(own, blocks):
                     transcriber.feed(bad)
         with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
             transcriber.feed(blocks[0], 8000)
-    assert finals == hear(own, blocks)[1]
+    assert finals == results_of(own, blocks)[1]
 
 
 def test_the_caller_may_reuse_its_buffer(own, blocks):
@@ -322,7 +260,7 @@ def test_the_caller_may_reuse_its_buffer(own, blocks):
             buffer[:] = block
             transcriber.feed(buffer)
         buffer[:] = 0
-    assert finals == hear(own, blocks)[1]
+    assert finals == results_of(own, blocks)[1]
 
 
 def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
@@ -348,7 +286,7 @@ def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
 
 def test_transcribers_share_a_recogniser(own, sound):
     sounds = [np.array_split(sound[i * 4000 :], 20) for i in range(3)]
-    expected = [hear(own, blocks)[1] for blocks in sounds]
+    expected = [results_of(own, blocks)[1] for blocks in sounds]
     finals = [[], [], []]
     transcribers = [Transcriber(own, on_final=found.append) for found in finals]
     for portions in zip(*sounds, strict=True):
@@ -370,7 +308,7 @@ def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
     transcriber.feed(np.concatenate(blocks))
     transcriber._worker.thread.join(LIMIT_S)
     assert not transcriber._worker.thread.is_alive()
-    assert finals == hear(own, blocks)[1]
+    assert finals == results_of(own, blocks)[1]
 
 
 @pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)"])
@@ -399,7 +337,7 @@ def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, block
         del transcriber
     thread.join(LIMIT_S)
     assert not thread.is_alive()
-    assert finals == hear(own, blocks)[1]
+    assert finals == results_of(own, blocks)[1]
 
 
 def test_what_was_never_open_or_is_closed_does_not_warn(own, blocks):
@@ -412,118 +350,3 @@ def test_what_was_never_open_or_is_closed_does_not_warn(own, blocks):
     transcriber.close()
     del transcriber
     gc.collect()
-
-
-# With an event loop.
-
-
-async def feed_all(transcriber, blocks):
-    for block in blocks:
-        await transcriber.feed_async(block)
-    transcriber.input_finished()
-
-
-async def take_all(transcriber, events):
-    async for event in transcriber:
-        events.append(event)
-
-
-def test_async_iteration_gives_every_segment_once(own, sound, blocks):
-    async def run():
-        events = []
-        async with asyncio.timeout(LIMIT_S), Transcriber(own, max_queue_s=0.35) as transcriber:
-            feeding = asyncio.create_task(feed_all(transcriber, [sound[:50_000], sound[50_000:]]))
-            async for event in transcriber:
-                assert transcriber.queued_s <= 0.35
-                events.append(event)
-            await feeding
-        return events
-
-    events = asyncio.run(run())
-    assert [event for event in events if event.is_final] == hear(own, blocks)[1]
-    assert any(not event.is_final for event in events)
-    assert all(a.is_final or b.is_final or a.text != b.text for a, b in itertools.pairwise(events))
-
-
-def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
-    async def run():
-        async with Transcriber(own) as transcriber:
-            await feed_all(transcriber, blocks)
-            await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
-            return [event async for event in transcriber]
-
-    assert asyncio.run(run()) == hear(own, blocks)[1]
-
-
-def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
-    async def run():
-        finals = []
-        async with Transcriber(own, on_final=finals.append) as transcriber:
-            await feed_all(transcriber, blocks)
-            partial = [event async for event in transcriber]
-        return finals, partial
-
-    finals, partial = asyncio.run(run())
-    assert finals == hear(own, blocks)[1]
-    assert partial
-    assert not any(event.is_final for event in partial)
-
-
-def test_errors_are_raised_by_the_iteration(own, blocks):
-    fail_at(own, 30, ProviderError("the device is gone"))
-
-    async def run():
-        events = []
-        async with Transcriber(own) as transcriber:
-            for block in blocks:
-                transcriber.feed(block)
-            with pytest.raises(ProviderError, match="the device is gone"):
-                await take_all(transcriber, events)
-            with pytest.raises(StreamError, match="the device is gone"):
-                await transcriber.feed_async(blocks[0])
-        return events
-
-    assert any(event.is_final for event in asyncio.run(run()))
-
-
-def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypatch):
-    monkeypatch.setattr(transcriber_module, "_MAX_KEPT", 2)
-
-    async def run():
-        events = []
-        async with Transcriber(own) as transcriber:
-            for block in blocks:
-                transcriber.feed(block)
-            await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
-            with pytest.raises(StreamError, match="2 results are waiting and none is taken"):
-                await take_all(transcriber, events)
-        return events
-
-    assert asyncio.run(run()) == hear(own, blocks)[1][:2]
-
-
-def test_what_needs_async_with_says_so(own, blocks):
-    async def run():
-        transcriber = Transcriber(own)
-        with pytest.raises(StreamError, match="async with"):
-            await transcriber.feed_async(blocks[0])
-        with pytest.raises(StreamError, match="async with"):
-            await anext(transcriber)
-        transcriber.feed(blocks[0])
-        with pytest.raises(StreamError, match="before feeding"):
-            await transcriber.__aenter__()
-        transcriber.close()
-
-    asyncio.run(run())
-
-
-def test_leaving_an_iteration_does_not_hang(own, blocks):
-    async def run():
-        async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
-            for block in blocks:
-                transcriber.feed(block)
-            async for _ in transcriber:
-                break
-        return transcriber._worker.thread.is_alive()
-
-    assert not asyncio.run(run())

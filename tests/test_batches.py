@@ -1,0 +1,96 @@
+"""Streams that are decoded together give what each gives alone."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from feeding import CHUNKED, RATE, TINY, feed, feed_together
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tones import say, toy_recognizer
+
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import Recognizer
+
+
+@pytest.fixture
+def toy():
+    return toy_recognizer()
+
+
+def test_many_streams_go_through_the_encoder_together(toy):
+    sounds = [say("ABCD"[i % 4 :] + "ABCD", [0.2 + 0.1 * i] * (8 - i % 4))[0][: 50_000 + 3000 * i] for i in range(20)]
+    expected = [feed(toy, samples) for samples in sounds]
+    toy.model.session.batches.clear()
+    assert feed_together(toy, sounds) == expected
+    assert max(toy.model.session.batches) > 15
+    toy.model.session.batches.clear()
+    mixed = [(CHUNKED, dataclasses.replace(CHUNKED, chunk_size=8))[i % 2] for i in range(20)]
+    feed_together(toy, sounds, mixed)
+    assert 5 < max(toy.model.session.batches) <= 10
+    toy.model.session.batches.clear()
+    contexts = [(CHUNKED, dataclasses.replace(CHUNKED, num_left_chunks=-1))[i % 2] for i in range(20)]
+    assert feed_together(toy, sounds, contexts) == expected  # the toy hears no context, but looks after its cache
+    assert 5 < max(toy.model.session.batches) <= 10
+
+
+@pytest.fixture(scope="module")
+def either(bundle, recognizer, tmp_path_factory):
+    """A function from the precision to the recogniser of the tiny bundle."""
+    quantized, _ = quantize_bundle(bundle.path, tmp_path_factory.mktemp("int8") / "bundle", RECIPES["int8"])
+    return {"float32": recognizer, "int8": Recognizer(quantized, quantized.load())}.__getitem__
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
+def test_a_batch_gives_what_one_by_one_gives(either, precision, sound, num_left_chunks):
+    """Loud and quiet streams: scales of activations that they shared would show."""
+    recognizer = either(precision)
+    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
+    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(7)]
+    alone = [feed(recognizer, samples, options=options) for samples in sounds]
+    together = feed_together(recognizer, sounds, [options] * 7)
+    assert [[s.tokens for s in segments] for segments in together] == [[s.tokens for s in ss] for ss in alone]
+    for one, other in zip(itertools.chain(*alone), itertools.chain(*together), strict=True):
+        assert one.times == other.times
+        # Matrix products of other heights may round the last bit otherwise.
+        assert one.score == pytest.approx(other.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@settings(max_examples=8)
+@given(st.data())
+def test_batches_may_change_from_chunk_to_chunk(either, precision, sound, data):
+    """Streams come and go, pause and change places: caches must stay those of their own stream."""
+    recognizer = either(precision)
+    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(5)]
+    alone = [feed(recognizer, samples, options=TINY) for samples in sounds]
+    streams = [recognizer.create_stream(TINY) for _ in sounds]
+    segments = [[] for _ in sounds]
+    parts = [list(np.array_split(samples, 5)) for samples in sounds]
+    while any(parts):
+        chosen = data.draw(st.permutations([i for i in range(5) if parts[i]]).flatmap(lambda p: st.sampled_from(
+            [p[:n] for n in range(1, len(p) + 1)])))  # fmt: skip
+        for i in chosen:
+            streams[i].accept_waveform(RATE, parts[i].pop(0))
+            if not parts[i]:
+                streams[i].input_finished()
+        recognizer.decode_streams([streams[i] for i in chosen])
+        for i in chosen:
+            segments[i] += streams[i].take_segments()
+    assert [[s.tokens for s in own] for own in segments] == [[s.tokens for s in own] for own in alone]
+    for one, other in zip(itertools.chain(*alone), itertools.chain(*segments), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-3)
+
+
+def test_utterances_that_end_together_are_rescored_together(recognizer, sound, monkeypatch):
+    """One call for those of like length, and what each would be given alone."""
+    options = dataclasses.replace(TINY, endpoint=None)
+    sounds = [sound[:40_000], sound[::-1][:40_000], sound[:15_000], 0.5 * sound[:41_000]]
+    alone = [feed_together(recognizer, [samples], [options])[0] for samples in sounds]
+    calls = []
+    run = recognizer.model._decoder.run
+    monkeypatch.setattr(recognizer.model._decoder, "run", lambda feeds: calls.append(len(feeds["hyps"])) or run(feeds))
+    assert feed_together(recognizer, sounds, [options] * 4) == alone
+    assert len(calls) < sum(calls) == 4

@@ -1,0 +1,95 @@
+"""Streams and recognisers in several threads, and after a failure."""
+
+import threading
+
+import numpy as np
+import pytest
+from feeding import CHUNKED, RATE, TINY, feed
+from tones import say, toy_recognizer
+
+from u2moe.runtime import ProviderError, StreamError
+
+
+@pytest.fixture
+def toy():
+    return toy_recognizer()
+
+
+def test_one_thread_feeds_while_another_decodes(toy):
+    samples, _ = say("ABCD" * 5, [0.3] * 20)
+    stream = toy.create_stream(CHUNKED)
+
+    def feed_portions():
+        for start in range(0, len(samples), 999):
+            stream.accept_waveform(RATE, samples[start : start + 999])
+        stream.input_finished()
+
+    feeder, segments = threading.Thread(target=feed_portions), []
+    feeder.start()
+    while not stream.get_result().is_final:
+        toy.decode_streams([stream])
+        segments += stream.take_segments()
+    feeder.join()
+    assert segments == feed(toy, samples)
+
+
+def test_two_threads_feed_and_nothing_is_torn(toy):
+    stream = toy.create_stream(CHUNKED)
+    feeders = [
+        threading.Thread(target=lambda: [stream.accept_waveform(RATE, np.zeros(160, np.float32)) for _ in range(300)])
+        for _ in range(2)
+    ]
+    for feeder in feeders:
+        feeder.start()
+    for feeder in feeders:
+        feeder.join()
+    stream.input_finished()
+    toy.decode_streams([stream])
+    assert stream.duration == 6.0
+    assert stream.source.num_frames == ((600 * 160 - 400) // 160 + 1 - 7) // 4 + 1
+
+
+def test_many_threads_share_a_recogniser(recognizer, sound):
+    sounds = [np.roll(sound, 4000 * i) for i in range(4)]
+    expected = [recognizer.transcribe(samples, options=TINY) for samples in sounds]
+    found = [None] * 4
+    threads = [
+        threading.Thread(target=lambda i=i: found.__setitem__(i, recognizer.transcribe(sounds[i], options=TINY)))
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_a_second_thread_may_not_decode_the_same_stream(toy):
+    stream = toy.create_stream(CHUNKED)
+    with stream.source.claim(), pytest.raises(StreamError, match="decoded by another thread"):
+        toy.decode_streams([stream])
+    toy.decode_streams([stream])
+
+
+def test_after_a_failure_a_stream_must_be_reset(toy):
+    samples, _ = say("AB", [0.3, 0.3])
+    stream, other = toy.create_stream(CHUNKED), toy.create_stream(CHUNKED)
+    for each in (stream, other):
+        each.accept_waveform(RATE, samples)
+    toy.model.session.fails = True
+    with pytest.raises(ProviderError, match="gone"):
+        toy.decode_streams([stream])
+    toy.model.session.fails = False
+    for use in (
+        stream.input_finished,
+        lambda: stream.accept_waveform(RATE, samples),
+        lambda: toy.decode_streams([stream]),
+    ):
+        with pytest.raises(StreamError, match="has failed"):
+            use()
+    toy.decode_streams([other])
+    assert other.get_result().text == "A B"
+    stream.reset()
+    stream.accept_waveform(RATE, samples)
+    toy.decode_streams([stream])
+    assert stream.get_result().text == "A B"

@@ -1,0 +1,82 @@
+"""Streams fed in portions, alone and together, and what holds of their segments."""
+
+import threading
+
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
+
+RATE = 16_000
+LIMIT_S = 60
+"""What must not hang ends by this, as a failure."""
+
+RULES = EndpointConfig(
+    rule1=EndpointRule(min_trailing_silence=2.4),
+    rule2=EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.8),
+    rule3=EndpointRule(min_utterance_length=6.0),
+)
+CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2, endpoint=RULES)
+TINY = DecodingOptions(
+    chunk_size=16, num_left_chunks=2,
+    endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
+)  # fmt: skip
+"""Utterances of a second and a half, for the tiny model and noise."""
+
+
+def feed(recognizer, samples, splits=(), options=CHUNKED):
+    """Segments of a stream that is fed in portions and decoded after each."""
+    stream, segments, start = recognizer.create_stream(options), [], 0
+    for length in [*splits, len(samples)]:
+        stream.accept_waveform(RATE, samples[start : start + length])
+        start += length
+        recognizer.decode_streams([stream])
+        assert stream.is_endpoint() == bool(stream.source._finished)
+        segments += stream.take_segments()
+        assert not stream.is_endpoint()
+        assert not stream.get_result().is_final
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    assert stream.get_result().is_final
+    return segments + stream.take_segments()
+
+
+def feed_together(recognizer, sounds, options=None, step=7000):
+    """Segments of each of many streams, which begin one after the other."""
+    options = options or [CHUNKED] * len(sounds)
+    streams = [recognizer.create_stream(item) for item in options]
+    segments = [[] for _ in sounds]
+    for start in range(0, max(map(len, sounds)) + step * len(sounds), step):
+        for number, (stream, samples) in enumerate(zip(streams, sounds, strict=True)):
+            begin = start - step * (number % 5)
+            if begin >= 0:
+                stream.accept_waveform(RATE, samples[begin : begin + step])
+        recognizer.decode_streams(streams)
+        for stream, own in zip(streams, segments, strict=True):
+            own.extend(stream.take_segments())
+    for stream in streams:
+        stream.input_finished()
+    recognizer.decode_streams(streams)
+    return [own + stream.take_segments() for stream, own in zip(streams, segments, strict=True)]
+
+
+def check_segments(segments, duration):
+    assert [segment.segment for segment in segments] == list(range(len(segments)))
+    assert all(segment.is_final and segment.text for segment in segments)
+    edges = [edge for segment in segments for word in segment.words for edge in (word.start, word.end)]
+    assert edges == sorted(edges)
+    assert all(0 <= edge <= duration for edge in edges)
+    peaks = [time for segment in segments for time in segment.times]
+    assert peaks == sorted(peaks)
+    for segment in segments:
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+        assert segment.nbest[0].tokens == segment.tokens
+
+
+class Gate:
+    """A callback that keeps the thread in which it is called until it is opened; it collects what it is called with."""
+
+    def __init__(self):
+        self.calls, self.reached, self.open = [], threading.Event(), threading.Event()
+
+    def __call__(self, argument):
+        self.calls.append(argument)
+        self.reached.set()
+        assert self.open.wait(LIMIT_S)

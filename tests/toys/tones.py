@@ -1,0 +1,88 @@
+"""A toy model that recognises tones as words, in the place of a bundle and its graphs."""
+
+import numpy as np
+
+from u2moe.runtime import ProviderError, Recognizer
+from u2moe.runtime.encoder import Encoder
+from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig, TextConfig
+from u2moe.runtime.text import Vocabulary
+
+RATE = 16_000
+TONES = {"A": 500, "B": 1000, "C": 2000, "D": 4000}
+SYMBOLS = ["<blank>", *(f"\u2581{word}" for word in TONES), "<sos/eos>"]
+CONFIG = ModelConfig(
+    streaming=True, convolution=False, decoder="none", feature_size=80, output_size=80, num_blocks=1, num_kv_heads=1,
+    kv_dim=2, conv_dim=0, conv_cache=0, vocab_size=len(SYMBOLS), subsampling_rate=4, right_context=6,
+    static_chunk_size=0, blank=0, sos=5, eos=5,
+)  # fmt: skip
+MANIFEST = Manifest(
+    model=CONFIG, features=FeatureConfig(), text=TextConfig(tokenizer="bpe"), decoding=DecodingConfig(),
+    producer="test", files={},
+)  # fmt: skip
+
+
+class ToySession:
+    """In the place of the encoder: an encoder frame is the mean of its seven frames, whatever the caches hold."""
+
+    def __init__(self):
+        self.batches, self.durations = [], []
+        self.fails = False
+
+    def run(self, feeds):
+        if self.fails:
+            raise ProviderError("the device is gone")
+        chunk, lengths = feeds["chunk"], feeds["chunk_lens"]
+        self.batches.append(len(chunk))
+        self.durations.append(chunk.shape[1] / 100)
+        time = (chunk.shape[1] - 7) // 4 + 1
+        output = np.stack([chunk[:, 4 * i : 4 * i + 7].mean(axis=1) for i in range(time)], axis=1)
+        cache, num = feeds["att_cache"], feeds["required_cache_size"]
+        # What is cached are ones, so that padding shows: it must be where positions are negative, and only there.
+        following = np.concatenate([cache, np.ones((1, len(chunk), 1, time, 2), np.float32)], axis=3)
+        following = following[:, :, :, max(following.shape[3] - num, 0) if num >= 0 else 0 :]
+        for row, offset in enumerate(feeds["offset"].tolist()):
+            positions = offset + np.arange(-cache.shape[3], 0)
+            assert cache[0, row, 0, :, 0].tolist() == (positions >= 0).tolist()
+        return {"output": output, "output_lens": (lengths - 7) // 4 + 1, "r_att_cache": following}
+
+
+class ToyModel:
+    """Tones of 200 ms and more are words, the loudest of several; all else is blank."""
+
+    def __init__(self, threshold=19.0):
+        self.threshold = threshold
+        self.manifest, self.config, self.has_decoder = MANIFEST, CONFIG, False
+        self.session = ToySession()
+        self.encoder = Encoder(self.session, CONFIG)
+        self.bins = [round(1127 * np.log1p(f / 700) / (1127 * np.log1p(8000 / 700) / 81)) - 1 for f in TONES.values()]
+
+    def ctc(self, encoder_out):
+        scores = np.full((len(encoder_out), CONFIG.vocab_size), -8.0)
+        scores[:, 0] = 0.0
+        bands = np.stack([encoder_out[:, band - 1 : band + 2].max(axis=1) for band in self.bins], axis=1)
+        heard = (bands > self.threshold) & (bands == bands.max(axis=1, keepdims=True))
+        scores[:, 1 : len(self.bins) + 1] = np.where(heard, 4.0, -8.0)
+        return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+class ToyBundle:
+    manifest = MANIFEST
+    vocabulary = Vocabulary(SYMBOLS, MANIFEST.text)
+
+
+def say(words, pauses, tone_s=0.3):
+    """Tones with pauses before each, and the times at which they begin."""
+    parts, starts, time = [], [], 0.0
+    for word, pause in zip(words, pauses, strict=True):
+        starts.append(time + pause)
+        parts += [
+            np.zeros(round(pause * RATE)),
+            0.3 * np.sin(np.arange(round(tone_s * RATE)) * 2 * np.pi * TONES[word] / RATE),
+        ]
+        time += pause + tone_s
+    return np.concatenate([*parts, np.zeros(RATE // 2)]).astype(np.float32), starts
+
+
+def toy_recognizer(threshold=19.0):
+    """A recogniser of tones that are louder than `threshold`."""
+    return Recognizer(ToyBundle(), ToyModel(threshold))
