@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -30,14 +32,14 @@ _PATHS = {
     "/sherpa": sherpa.PROTOCOL,
     "/vosk": vosk.PROTOCOL,
 }
-_PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/recorder.js": ("recorder.js", "text/javascript"),
-    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
-    "/openapi.json": ("openapi.json", "application/json"),
+_MEDIA_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
 }
+_PAGE = resources.files("u2moe.runtime.server.page")
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -52,10 +54,11 @@ def make_app(service: Service, root_protocols: Mapping[int, str] | None = None) 
         service: what all share.
         root_protocols: by port, the protocol that `/` speaks there.
     """
+    page = _page()
     routes = [
         *rest.routes(service),
         *(WebSocketRoute(path, partial(serve_websocket, protocol, service)) for path, protocol in _PATHS.items()),
-        *(Route(path, _file(name, media_type)) for path, (name, media_type) in _PAGE.items()),
+        *page,
         *_operation(service),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -64,7 +67,7 @@ def make_app(service: Service, root_protocols: Mapping[int, str] | None = None) 
         service.metrics,
         api_key=service.options.api_key,
         origins=service.options.cors_origins,
-        open_paths=frozenset({*_PAGE, "/healthz", "/readyz"}),
+        open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
     )
     return RootProtocols(guarded, root_protocols or {})
 
@@ -84,8 +87,15 @@ def _operation(service: Service) -> list[Route]:
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
-def _file(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    content = resources.files("u2moe.runtime.server.page").joinpath(name).read_bytes()
+def _page() -> list[Route]:
+    """A route for each file of the page; its first is `/`."""
+    files = [file for file in _PAGE.iterdir() if Path(file.name).suffix in _MEDIA_TYPES]
+    return [Route("/" if file.name == "index.html" else f"/{file.name}", _respond_with(file)) for file in files]
+
+
+def _respond_with(file: Traversable) -> Callable[[Request], Awaitable[Response]]:
+    content = file.read_bytes()
+    media_type = _MEDIA_TYPES[Path(file.name).suffix]
 
     async def respond(_request: Request) -> Response:
         return Response(content, media_type=media_type, headers=_PAGE_HEADERS)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ _HEADER_S = 20.0
 _CLOSE_S = 15.0
 """Seconds that a client has to close what is closed here."""
 _PING_S = 20.0
+_SAME_SIGNAL_S = 0.5
+"""Some who send a signal, such as timeout(1), send it to the process and to its group: that is one."""
 
 _log = logging.getLogger("u2moe.server")
 
@@ -125,6 +128,7 @@ class Server(uvicorn.Server):
         self._service = service
         self._listeners = listeners
         self._ready = ready
+        self._stop_time: float | None = None
         self._wyoming_tasks: set[asyncio.Task[None]] = set()
 
     async def run_here(self) -> None:
@@ -184,11 +188,14 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002 - uvicorn's signature
         """Take a signal."""
-        if self.should_exit:
+        now = time.monotonic()
+        if self._stop_time is None:
+            _log.info("stopping: running utterances are finished first")
+            self._stop_time = now
+            self.should_exit = True
+        elif now - self._stop_time > _SAME_SIGNAL_S:
             _log.warning("stopped at once")
             os._exit(128 + sig)
-        _log.info("stopping: running utterances are finished first")
-        self.should_exit = True
 
 
 class _Http(H11Protocol):

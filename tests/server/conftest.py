@@ -126,6 +126,22 @@ class RunningServer:
     def stop(self):
         self.server.should_exit = True
 
+    def kill(self):
+        """End as if the machine were switched off: no connection is told."""
+        cut = threading.Event()
+
+        def cut_all():
+            for server in self.server.servers:
+                server.close()
+            for connection in list(self.server.server_state.connections):
+                connection.transport.abort()
+            cut.set()
+
+        self.service.scheduler._loop.call_soon_threadsafe(cut_all)
+        assert cut.wait(PATIENCE_S)
+        self.stop()
+        self.join()
+
     def join(self):
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()

@@ -1,0 +1,67 @@
+// What was recorded or opened, kept in this page to be played again.
+
+import { RATE } from "./connection.js";
+
+const PLAYED_S = 60;
+
+export class Sound {
+  constructor() {
+    this.clear();
+  }
+
+  clear() {
+    this.stop();
+    this.blocks = [];
+    this.length = 0;
+  }
+
+  push(samples) {
+    this.blocks.push({ start: this.length, samples });
+    this.length += samples.length;
+  }
+
+  get duration() {
+    return this.length / RATE;
+  }
+
+  // Play from there, a minute at most; `onTime` is told the position, and null at the end.
+  play(seconds, onTime) {
+    this.stop();
+    const begin = Math.max(0, Math.floor(seconds * RATE));
+    const length = Math.min(this.length - begin, PLAYED_S * RATE);
+    if (length <= 0) return;
+    this.context ??= new AudioContext();
+    this.context.resume();
+    const buffer = this.context.createBuffer(1, length, RATE);
+    const target = buffer.getChannelData(0);
+    for (const { start, samples } of this.blocks) {
+      const from = Math.max(0, begin - start);
+      for (let i = from; i < samples.length && start + i - begin < length; i++) target[start + i - begin] = samples[i] / 32768;
+    }
+    const source = new AudioBufferSourceNode(this.context, { buffer });
+    source.connect(this.context.destination);
+    source.start();
+    const origin = this.context.currentTime;
+    const tick = () => {
+      if (this.source !== source) return;
+      onTime(seconds + this.context.currentTime - origin);
+      requestAnimationFrame(tick);
+    };
+    source.onended = () => this.source === source && this.stop();
+    this.source = source;
+    this.onStop = () => onTime(null);
+    tick();
+  }
+
+  get isPlaying() {
+    return Boolean(this.source);
+  }
+
+  stop() {
+    const source = this.source;
+    this.source = null;
+    source?.stop();
+    this.onStop?.();
+    this.onStop = null;
+  }
+}
