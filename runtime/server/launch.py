@@ -6,16 +6,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.server.listeners import Listener, Server, open_listeners
+from u2moe.runtime.server.listeners import Listener, Server, open_listeners, spoken_on
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.service import Service
+from u2moe.runtime.server.workers import WorkerPlace, run_workers
 
 Tell = Callable[[str], object]
 
@@ -76,25 +78,34 @@ def launch(options: ServerOptions, model: ModelOptions, tell: Tell) -> int:
     try:
         for line in _addresses(options, listeners):
             tell(line)
-        asyncio.run(serve(options, model, listeners, ready=lambda: tell("ready")))
+        if options.workers > 1:
+            return run_workers(options.workers, partial(_work, options, model), listeners, lambda: tell("ready"))
+        asyncio.run(_serve(options, model, listeners, lambda: tell("ready")))
     finally:
         for listener in listeners:
             listener.socket.close()
     return 0
 
 
-async def serve(
-    options: ServerOptions,
-    model: ModelOptions,
-    listeners: Sequence[Listener],
-    *,
-    metrics: Metrics | None = None,
-    ready: Callable[[], object] | None = None,
+async def _serve(
+    options: ServerOptions, model: ModelOptions, listeners: Sequence[Listener], ready: Callable[[], object]
 ) -> None:
     """Serve in this process."""
     recognizer = await asyncio.to_thread(model.load)
-    service = Service(recognizer, options, model.decoding(recognizer), metrics)
-    await Server(service, listeners, ready).run_here()
+    service = Service(recognizer, options, model.decoding(recognizer))
+    await Server(service, spoken_on(listeners), ready).run_here(listeners)
+
+
+def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> None:
+    """Serve in a process of its own what is handed over."""
+    _log_to_stderr()
+
+    async def serve() -> None:
+        recognizer = await asyncio.to_thread(model.load)
+        service = Service(recognizer, options, model.decoding(recognizer), Metrics(place.rows, place.number))
+        await Server(service, place.speaks).run_behind(place.channel)
+
+    asyncio.run(serve())
 
 
 def _addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Iterator[str]:

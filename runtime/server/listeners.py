@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system holds for a client that sends faster than it is recognised, or reads too slowly. So what lies
 before its pings in the queue is soon read, and it does not take the server for dead."""
 _BACKLOG = 512
+_NAME_BYTES = 16
+"""Of the message with which a connection is handed over."""
 _HEADER_S = 20.0
 """Seconds that a client has to ask for something."""
 _CLOSE_S = 15.0
@@ -78,6 +81,33 @@ def open_listeners(options: ServerOptions) -> list[Listener]:
     return listeners
 
 
+def spoken_on(listeners: Sequence[Listener]) -> dict[int, str]:
+    """What is spoken on each port."""
+    return {listener.port: listener.speaks for listener in listeners}
+
+
+def hand_over(channel: socket.socket, speaks: str, connection: socket.socket) -> None:
+    """Send a connection to another process, and close it here.
+
+    Raises:
+        BlockingIOError: the other process has not taken what was sent before.
+        OSError: it is gone.
+    """
+    name = speaks.encode().ljust(_NAME_BYTES)
+    socket.send_fds(channel, [name], [connection.fileno()])
+    connection.close()
+
+
+def receive_connection(channel: socket.socket) -> tuple[str, socket.socket | None]:
+    """What was handed over, and what is spoken on it; None at the end."""
+    name, handles, _, _ = socket.recv_fds(channel, _NAME_BYTES, 1)
+    if not name or not handles:
+        return "", None
+    connection = socket.socket(fileno=handles[0])
+    connection.setblocking(False)  # noqa: FBT003
+    return name.decode().strip(), connection
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -99,14 +129,20 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """One process' server. `ready` is called when it takes connections."""
+    """One process' server: `run` it with sockets of its own, or with a channel through which connections come."""
 
-    def __init__(self, service: Service, listeners: Sequence[Listener], ready: Any = None) -> None:
+    def __init__(self, service: Service, speaks: Mapping[int, str], ready: Callable[[], object] | None = None) -> None:
+        """A server that is not running yet.
+
+        Args:
+            service: what all protocols share; started and stopped here.
+            speaks: what is spoken on each port.
+            ready: called when connections are taken.
+        """
         options = service.options
-        ports = {listener.port: listener.speaks for listener in listeners if listener.speaks not in (HTTP, WYOMING)}
         super().__init__(
             uvicorn.Config(
-                make_app(service, ports),
+                make_app(service, {port: name for port, name in speaks.items() if name not in (HTTP, WYOMING)}),
                 http=_Http,
                 ws=_WebSocket,
                 ws_max_size=options.limits.message_bytes,
@@ -126,29 +162,48 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
-        self._listeners = listeners
         self._ready = ready
+        self._listeners: Sequence[Listener] = ()
+        self._channel: socket.socket | None = None
         self._stop_time: float | None = None
         self._wyoming_tasks: set[asyncio.Task[None]] = set()
+        self._handovers: set[asyncio.Task[Any]] = set()
 
-    async def run_here(self) -> None:
+    async def run_here(self, listeners: Sequence[Listener]) -> None:
         """Serve until told to stop; then finish what is running."""
+        self._listeners = listeners
         await self._service.start()
         try:
-            await self.serve([listener.socket for listener in self._listeners if listener.speaks != WYOMING])
+            await self.serve([])
         finally:
             self._service.stop()
+
+    async def run_behind(self, channel: socket.socket) -> None:
+        """The same for connections that another process accepts and hands over."""
+        self._channel = channel
+        await self.run_here([])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take connections."""
         await super().startup(sockets)
+        loop = asyncio.get_running_loop()
         for listener in self._listeners:
-            if listener.speaks == WYOMING:
-                self.servers.append(
-                    await asyncio.start_server(self._serve_wyoming, sock=listener.socket, limit=LINE_BYTES)
-                )
+            make, tls = self._protocol(listener.speaks)
+            self.servers.append(await loop.create_server(make, sock=listener.socket, ssl=tls, backlog=_BACKLOG))
+        if self._channel is not None:
+            loop.add_reader(self._channel, self._take_over, self._channel)
         if self._ready is not None:
             self._ready()
+
+    def _protocol(self, speaks: str) -> tuple[Callable[[], asyncio.BaseProtocol], ssl.SSLContext | None]:
+        """What speaks to one connection."""
+        if speaks == WYOMING:
+            return self._wyoming_protocol, None
+        http = functools.partial(_Http, self.config, self.server_state, self.lifespan.state)
+        return http, self.config.ssl
+
+    def _wyoming_protocol(self) -> asyncio.BaseProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=LINE_BYTES), self._serve_wyoming)
 
     async def _serve_wyoming(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -157,8 +212,28 @@ class Server(uvicorn.Server):
             task.add_done_callback(self._wyoming_tasks.discard)
         await serve_wyoming(self._service, reader, writer)
 
+    def _take_over(self, channel: socket.socket) -> None:
+        """Take a connection out of the channel; at its end, stop: the process at the other end is gone."""
+        speaks, connection = receive_connection(channel)
+        if connection is None:
+            asyncio.get_running_loop().remove_reader(channel)
+            self.should_exit = True
+            return
+        make, tls = self._protocol(speaks)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.connect_accepted_socket(make, connection, ssl=tls))
+        self._handovers.add(task)
+        task.add_done_callback(self._end_handover)
+
+    def _end_handover(self, task: asyncio.Task[Any]) -> None:
+        self._handovers.discard(task)
+        if not task.cancelled():
+            task.exception()  # a handshake that failed concerns the client alone
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let those that there are finish, and close what is left."""
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel)
         for server in self.servers:
             server.close()
         drain = asyncio.create_task(self._service.drain())

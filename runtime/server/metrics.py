@@ -66,8 +66,13 @@ class Metrics:
         memory = shared_rows(1) if rows is None else rows
         self._rows = np.frombuffer(memory, np.float64).reshape(-1, len(_PLACES))
         self._row = self._rows[worker]
-        self._row[:] = 0
         self._lock = threading.Lock()
+        self.forget(worker)
+
+    def forget(self, worker: int) -> None:
+        """Set the gauges of a worker that has ended to 0; its counters go on with the next."""
+        for name in _GAUGES:
+            self._rows[worker, _PLACES[name]] = 0
 
     def count(self, name: str, label: str, amount: float = 1.0) -> None:
         """Add to a counter."""
@@ -88,6 +93,11 @@ class Metrics:
     def total(self, name: str, label: str | None = None) -> float:
         """A counter or a gauge, of all workers."""
         return float(self._rows[:, _PLACES[name if label is None else f"{name}:{label}"]].sum())
+
+    def each(self, name: str) -> list[float]:
+        """A gauge, of each worker."""
+        values: list[float] = self._rows[:, _PLACES[name]].tolist()
+        return values
 
     def text(self) -> str:
         """All of it in Prometheus' text format."""

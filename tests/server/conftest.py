@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio import convert, read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.server.listeners import Server, open_listeners
+from u2moe.runtime.server.listeners import Server, open_listeners, spoken_on
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.service import Service
 
@@ -102,6 +102,19 @@ class Client:
         return self.receive_until("done", "error")
 
 
+@contextlib.contextmanager
+def open_client(url, **settings):
+    settings = {"open_timeout": PATIENCE_S, "close_timeout": PATIENCE_S, "proxy": None, **settings}
+    with connect(url, **settings) as websocket:
+        yield Client(websocket)
+
+
+@pytest.fixture(scope="session")
+def client_of():
+    """A function from a URL to a client, in a context."""
+    return open_client
+
+
 class RunningServer:
     """A server in a thread; `stop` is what SIGTERM does."""
 
@@ -118,8 +131,8 @@ class RunningServer:
 
     def _run(self):
         async def run():
-            self.server = Server(self.service, self.listeners, self.is_ready.set)
-            await self.server.run_here()
+            self.server = Server(self.service, spoken_on(self.listeners), self.is_ready.set)
+            await self.server.run_here(self.listeners)
 
         asyncio.run(run())
 

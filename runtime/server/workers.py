@@ -1,0 +1,198 @@
+"""Several processes that serve together: one accepts connections and hands each to the worker with the most room."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.listeners import Listener, hand_over, spoken_on
+from u2moe.runtime.server.metrics import Metrics, shared_rows
+
+_YOUNG_S = 1.0
+"""A connection that was handed over less long ago may not be counted as a stream yet."""
+_POLL_S = 0.1
+_RESTART_S = 1.0
+_SAME_SIGNAL_S = 0.5
+
+_log = logging.getLogger("u2moe.server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlace:
+    """What a worker is given by the process that started it.
+
+    Attributes:
+        number: of the worker, from 0.
+        channel: through which its connections come.
+        speaks: what is spoken on each port.
+        rows: memory for the numbers of all workers.
+    """
+
+    number: int
+    channel: socket.socket
+    speaks: Mapping[int, str]
+    rows: Any
+
+
+def run_workers(
+    count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener], ready: Callable[[], object]
+) -> int:
+    """Start workers and hand connections to them until told to stop; returns the exit code.
+
+    One that ends by itself is started again. The first signal to stop is passed on to the workers, who finish what is
+    running; the second ends them.
+
+    Args:
+        count: number of workers.
+        work: what each does, in a process of its own; it must be importable there.
+        listeners: where connections come from.
+        ready: called when all workers take connections.
+
+    Raises:
+        U2moeError: a worker ended before it was ready.
+    """
+    return _Team(count, work, listeners, ready).run()
+
+
+class _Worker:
+    """One process, from here."""
+
+    def __init__(self, number: int, work: Callable[[WorkerPlace], None], speaks: Mapping[int, str], rows: Any) -> None:
+        self.number = number
+        self.start_time = time.monotonic()
+        self.channel, other_end = socket.socketpair()
+        self.channel.setblocking(False)  # noqa: FBT003
+        place = WorkerPlace(number=number, channel=other_end, speaks=speaks, rows=rows)
+        name = f"u2moe-worker-{number}"
+        self.process: SpawnProcess = multiprocessing.get_context("spawn").Process(target=work, args=(place,), name=name)
+        self.process.start()
+        other_end.close()
+        self._handed: deque[float] = deque()
+
+    @property
+    def num_young(self) -> int:
+        """Connections that may not be counted as streams yet."""
+        while self._handed and time.monotonic() - self._handed[0] > _YOUNG_S:
+            self._handed.popleft()
+        return len(self._handed)
+
+    def take(self, speaks: str, connection: socket.socket) -> None:
+        hand_over(self.channel, speaks, connection)
+        self._handed.append(time.monotonic())
+
+
+class _Team:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[WorkerPlace], None],
+        listeners: Sequence[Listener],
+        ready: Callable[[], object],
+    ) -> None:
+        self._work = work
+        self._listeners = listeners
+        self._ready = ready
+        self._speaks = spoken_on(listeners)
+        self._rows = shared_rows(count)
+        self._metrics = Metrics(self._rows)
+        self._stop_time: float | None = None
+        self._was_ready = False
+        self._workers = [self._start(number) for number in range(count)]
+
+    def run(self) -> int:
+        with self._signals(), selectors.DefaultSelector() as selector:
+            for listener in self._listeners:
+                selector.register(listener.socket, selectors.EVENT_READ, listener)
+            while self._stop_time is None:
+                self._look_after()
+                # Before a worker is ready connections wait in the backlog.
+                if not self._was_ready:
+                    time.sleep(_POLL_S)
+                    continue
+                for key, _ in selector.select(_POLL_S):
+                    self._accept(key.data)
+        for listener in self._listeners:
+            listener.socket.close()
+        return self._finish()
+
+    def _start(self, number: int) -> _Worker:
+        return _Worker(number, self._work, self._speaks, self._rows)
+
+    def _look_after(self) -> None:
+        for index, worker in enumerate(self._workers):
+            if worker.process.exitcode is None:
+                continue
+            if not self._was_ready:
+                self._kill()
+                raise U2moeError(f"worker {index} ended with code {worker.process.exitcode} before it was ready")
+            self._metrics.forget(index)
+            if time.monotonic() - worker.start_time > _RESTART_S:
+                _log.warning("worker %d ended with code %d: another is started", index, worker.process.exitcode)
+                worker.channel.close()
+                self._workers[index] = self._start(index)
+        if not self._was_ready and self._metrics.total("ready") == len(self._workers):
+            self._was_ready = True
+            self._ready()
+
+    def _accept(self, listener: Listener) -> None:
+        try:
+            connection, _ = listener.socket.accept()
+        except OSError:  # it has gone again, or there are no more file descriptors for now
+            return
+        for worker in self._by_room():
+            try:
+                worker.take(listener.speaks, connection)
+            except OSError:  # it does not take any for now, or has ended
+                continue
+            return
+        connection.close()
+
+    def _by_room(self) -> list[_Worker]:
+        """Those that are ready, the one with the most room first."""
+        ready, capacity, streams = (self._metrics.each(name) for name in ("ready", "capacity", "streams"))
+
+        def room(worker: _Worker) -> float:
+            return capacity[worker.number] - streams[worker.number] - worker.num_young
+
+        return sorted((worker for worker in self._workers if ready[worker.number]), key=room, reverse=True)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._take_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            if self._stop_time is None:  # else a second one must still end it
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _take_signal(self, number: int, _frame: Any) -> None:
+        now = time.monotonic()
+        if self._stop_time is None:
+            self._stop_time = now
+        elif now - self._stop_time > _SAME_SIGNAL_S:
+            self._kill()
+            os._exit(128 + number)
+
+    def _finish(self) -> int:
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+        return 0 if all(worker.process.exitcode == 0 for worker in self._workers) else 1
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()

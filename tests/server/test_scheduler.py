@@ -1,0 +1,203 @@
+"""Sessions and the thread that serves them, without a network."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from u2moe.runtime import AudioError, StreamError
+from u2moe.runtime.server.errors import RecognitionError, TooLargeError
+from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.options import Limits
+from u2moe.runtime.server.scheduler import Scheduler
+from u2moe.runtime.server.session import Inbox, Session
+
+PATIENCE_S = 120
+
+
+def run(coroutine):
+    async def within_reason():
+        async with asyncio.timeout(PATIENCE_S):
+            return await coroutine
+
+    return asyncio.run(within_reason())
+
+
+async def until(holds):
+    while not holds():  # noqa: ASYNC110 - what is waited for happens in a thread
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def scheduling(recognizer, **limits):
+    scheduler = Scheduler(recognizer, Metrics(), Limits(**limits))
+    try:
+        yield scheduler
+    finally:
+        scheduler.stop()
+
+
+@pytest.fixture(scope="module")
+def options(server):
+    return server.service.stream_options
+
+
+@settings(max_examples=8)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 40_000), min_size=1, max_size=8), min_size=1, max_size=4),
+    start=st.integers(0, 60_000),
+)
+def test_sessions_that_run_together_give_what_each_gives_alone(demo, speech, options, lengths, start):
+    sources = [np.roll(speech(), start * number)[: sum(own)] for number, own in enumerate(lengths)]
+
+    async def recognise(scheduler, source, own):
+        session = scheduler.open(demo.create_stream(options), 16_000)
+        for block in np.split(source, np.cumsum(own)[:-1]):
+            await session.feed(block)
+        session.finish()
+        return [result async for result in session if result.is_final]
+
+    async def recognise_all():
+        async with scheduling(demo) as scheduler:
+            tasks = (recognise(scheduler, source, own) for source, own in zip(sources, lengths, strict=True))
+            return await asyncio.gather(*tasks)
+
+    for source, results in zip(sources, run(recognise_all()), strict=True):
+        assert results == demo.transcribe(source, options=options).segments
+
+
+def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, options):
+    """While recognition stands still no more is taken than a queue holds; then all of it is recognised."""
+
+    async def feed():
+        async with scheduling(held, queue_s=1.0) as scheduler:
+            session = scheduler.open(held.create_stream(options), 16_000)
+            feeding = asyncio.create_task(session.feed(speech()))
+            await until(lambda: session.queued_s >= 1.0)
+            await asyncio.sleep(0.2)
+            assert not feeding.done()
+            assert session.queued_s < 1.2
+            held.release()
+            await feeding
+            session.finish()
+            return [result.text async for result in session if result.is_final]
+
+    assert run(feed()) == [segment.text for segment in held.transcribe(speech(), options=options).segments]
+
+
+def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
+    session = Session(demo.create_stream(options), 16_000, Limits(), lambda: None)
+    session._finals.extend([None] * 100)
+
+    async def feed():
+        feeding = asyncio.create_task(session.feed(np.zeros(100, np.int16)))
+        await asyncio.sleep(0.05)
+        assert not feeding.done()
+        session.take_finals()
+        await feeding
+
+    run(feed())
+
+
+def test_live_sources_come_first(demo, options):
+    async def choose():
+        async with scheduling(demo) as scheduler:
+            inboxes = [Inbox(demo.create_stream(options), 16_000) for _ in range(12)]
+            for number, inbox in enumerate(inboxes):
+                inbox.taken_s = 100.0 * (number % 3 > 0)  # two of three are files
+                inbox.last_round = -number
+            chosen = scheduler._choose(inboxes)
+            assert {inbox for inbox in inboxes if not inbox.taken_s} == set(chosen[:4])
+            assert [inboxes.index(inbox) for inbox in chosen[4:]] == [11, 10, 8, 7]  # those that waited longest
+
+    run(choose())
+
+
+def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
+    """However much waits, the next round comes soon: who speaks need not wait for a file."""
+    fed = []
+
+    async def feed():
+        async with scheduling(held) as scheduler:
+            session = scheduler.open(held.create_stream(options), 16_000)
+            accept = session.inbox.stream.accept_waveform
+
+            def record(rate, samples):
+                fed.append(len(samples))
+                accept(rate, samples)
+
+            session.inbox.stream.accept_waveform = record
+            await session.feed(speech()[:48_000])
+            await until(held.is_held.is_set)
+            assert 0 < sum(fed) <= 0.8 * 16_000
+            held.release()
+            await session.settle()
+            assert sum(fed) == 48_000
+
+    run(feed())
+
+
+def test_what_is_fed_late_or_wrong(demo, options):
+    async def feed():
+        async with scheduling(demo, duration_s=2.0) as scheduler:
+            session = scheduler.open(demo.create_stream(options), 16_000)
+            with pytest.raises(AudioError, match="int64"):
+                await session.feed(np.zeros(10, np.int64))
+            with pytest.raises(TooLargeError, match="2 seconds"):
+                await session.feed(np.zeros(40_000, np.int16))
+            session.finish()
+            session.finish()
+            await session.feed(np.zeros(1000, np.int16))  # dropped
+            assert session.duration == 0
+            await session.settle()
+            assert session.is_over
+            assert scheduler.sessions == []
+
+    run(feed())
+
+
+def test_a_stream_that_fails_alone(demo, speech, options):
+    async def feed():
+        async with scheduling(demo) as scheduler:
+            broken, whole = (scheduler.open(demo.create_stream(options), 16_000) for _ in range(2))
+            broken.inbox.stream.input_finished()  # no more samples are taken
+            await broken.feed(speech()[:100])
+            with pytest.raises(StreamError):
+                await broken.settle()
+            await whole.feed(speech())
+            whole.finish()
+            return [result.text async for result in whole if result.is_final]
+
+    assert run(feed()) == [segment.text for segment in demo.transcribe(speech(), options=options).segments]
+
+
+def test_those_in_a_round_that_fails_are_told(held, speech, options):
+    async def feed():
+        async with scheduling(held) as scheduler:
+            sessions = [scheduler.open(held.create_stream(options), 16_000) for _ in range(3)]
+            held.failure = RuntimeError("a mistake")
+            await sessions[0].feed(speech()[:4000])
+            held.release()
+            with pytest.raises(RecognitionError):
+                await sessions[0].settle()
+            await sessions[1].feed(speech())
+            await sessions[1].settle()
+            return sessions
+
+    first, second, third = run(feed())
+    assert (first.is_over, second.is_over, third.is_over) == (True, False, False)
+
+
+def test_a_session_that_is_closed_is_forgotten(demo, speech, options):
+    async def feed():
+        async with scheduling(demo) as scheduler:
+            session = scheduler.open(demo.create_stream(options), 16_000)
+            await session.feed(speech()[:20_000])
+            session.close()
+            assert [result async for result in session] == []
+            await until(lambda: not scheduler.sessions)
+
+    run(feed())

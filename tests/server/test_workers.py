@@ -1,0 +1,144 @@
+"""Several processes behind one port."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from u2moe.runtime import cli
+
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def team():
+    """`u2moe serve` with two workers that take a stream each."""
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--workers", "2", "--capacity", "1"]
+    ports = ["--port", "0", "--wyoming", "0", "--protocol", "vosk=0"]
+    with subprocess.Popen([*command, *ports], stderr=subprocess.PIPE, text=True) as process:
+        lines = []
+        while "ready" not in lines:
+            lines.append(process.stderr.readline().strip())
+            assert lines[-1], lines
+        process.ports = [int(number) for number in re.findall(r"://127.0.0.1:(\d+)", " ".join(lines))]
+        process.url = f"http://127.0.0.1:{process.ports[0]}"
+        yield process
+        process.kill()
+
+
+def metric(team, name):
+    text = httpx.get(f"{team.url}/metrics", trust_env=False, timeout=PATIENCE_S).text
+    return float(re.search(rf"^u2moe_{name} (\S+)$", text, re.MULTILINE)[1])
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def workers_of(team):
+    """Children of the process that recognise: there may also be one that looks after shared memory."""
+    children = Path(f"/proc/{team.pid}/task/{team.pid}/children").read_text(encoding="utf-8").split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def connect(team, client_of, stack, path="/stream"):
+    return stack.enter_context(client_of(f"ws://127.0.0.1:{team.ports[0]}{path}"))
+
+
+def test_the_one_with_room_gets_the_next(team, client_of, speech, expected):
+    for _ in range(3):
+        with contextlib.ExitStack() as stack:
+            first, second = (connect(team, client_of, stack) for _ in range(2))
+            for client in (first, second):
+                client.start(partials=False)
+            assert (metric(team, "streams"), metric(team, "capacity")) == (2, 2)
+            third = connect(team, client_of, stack)
+            assert third.close_code() == 1013
+            for client in (first, second):
+                client.play(speech())
+                texts = [event["text"] for event in client.finish() if event["type"] == "final"]
+                assert texts == [segment.text for segment in expected().segments]
+        wait_until(lambda: metric(team, "streams") == 0)
+
+
+def test_every_port_leads_to_the_workers(team, client_of):
+    _, vosk_port, wyoming_port = team.ports
+    with client_of(f"ws://127.0.0.1:{vosk_port}/") as client:
+        client.send('{"eof" : 1}')
+        assert client.receive() == {"text": ""}
+
+    async def ping():
+        reader, writer = await asyncio.open_connection("127.0.0.1", wyoming_port)
+        writer.write(b'{"type": "ping"}\n')
+        answer = await reader.readline()
+        writer.close()
+        return answer
+
+    assert b'"pong"' in asyncio.run(ping())
+
+
+def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech):
+    before = workers_of(team)
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: len(workers_of(team)) == 2 and before[0] not in workers_of(team))
+    wait_until(lambda: metric(team, "ready") == 2)
+    with contextlib.ExitStack() as stack:
+        clients = [connect(team, client_of, stack) for _ in range(2)]
+        for client in clients:
+            client.start()
+            client.play(speech()[:24_000])
+            while not client.receive()["text"]:
+                pass
+        team.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.play(speech()[24_000:])
+            assert "final" in {event["type"] for event in client.receive_until("done")}
+            assert client.close_code() == 1001
+    assert team.wait(PATIENCE_S) == 0
+
+
+def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 1
+    assert "before it was ready" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--port", "70000"], "between 0 and 65535"),
+        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, vosk"),
+        (["--protocol", "vosk"], "NAME=PORT"),
+        (["--workers", "0"], "workers must be at least 1"),
+        (["--capacity", "0"], "capacity must be at least 1"),
+        (["--max-duration", "nan"], "duration_s must be"),
+        (["--tls-key", "x"], "both the certificate and its key"),
+        (["--host", "0.0.0.0", "--wyoming", "1", "--api-key", "KEYFILE"], "Wyoming knows no API key"),
+        (["--api-key", "/dev/null"], "holds no API key"),
+        (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+    ],
+)
+def test_options_that_make_no_sense(arguments, complaint, tmp_path, capsys):
+    (tmp_path / "key").write_text("secret\n", encoding="utf-8")
+    arguments = [str(tmp_path / "key") if argument == "KEYFILE" else argument for argument in arguments]
+    assert cli.main(["serve", *arguments]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(server, capsys):
+    port = server.ports["http"]
+    assert cli.main(["serve", "--port", str(port)]) == 1
+    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
