@@ -9,6 +9,7 @@ from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
 from u2moe.runtime.errors import (
     AudioError,
     AudioOverflowError,
+    AudioWarning,
     BundleError,
     CheckpointError,
     IntegrityError,
@@ -17,6 +18,7 @@ from u2moe.runtime.errors import (
     ProviderError,
     QuantizationError,
     StreamError,
+    TruncatedAudioError,
     U2moeError,
     UnsupportedError,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "Alternative",
     "AudioError",
     "AudioOverflowError",
+    "AudioWarning",
     "Bundle",
     "BundleError",
     "BundleWriter",
@@ -60,6 +63,7 @@ __all__ = [
     "SubtitleOptions",
     "Transcriber",
     "Transcript",
+    "TruncatedAudioError",
     "U2moeError",
     "UnsupportedError",
     "VadOptions",

@@ -8,6 +8,9 @@ gives the same samples to the last bit for any split, and exactly as many as the
 
 from __future__ import annotations
 
+import os
+import warnings
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from u2moe.runtime.errors import AudioError
+from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.sound_file import FOREIGN_SUFFIXES, cut_off, open_sound
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
-FILE_SUFFIXES = (".aif", ".aiff", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
+FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that are taken for audio when a folder is searched."""
 
+_CANCELLED = 0.01
+"""Averaging that leaves less than this share of the energy takes away what the channels have."""
+_MOST_NAMED = 5
 _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
 _LOUDEST = 8.0
@@ -36,6 +42,10 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     Raises:
         AudioError: more than one axis, another element type, NaN or infinity, or values far outside [-1, 1].
     """
+    if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
+        raise AudioError(
+            f"samples must be an array, got {type(samples).__name__}: raw 16-bit audio is np.frombuffer(data, np.int16)"
+        )
     try:
         array = np.asarray(samples)
     except ValueError as error:
@@ -64,6 +74,8 @@ class Resampler:
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
+        if not isinstance(source_rate, Real) or isinstance(source_rate, bool):
+            raise AudioError(f"sample rate must be a number of Hz, got {source_rate!r:.80}")
         if not _LOWEST_RATE <= source_rate <= _HIGHEST_RATE:
             raise AudioError(f"sample rate must be between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, got {source_rate}")
         self.source_rate = source_rate
@@ -106,43 +118,93 @@ def convert(
 
 
 def read_blocks(
-    path: str | os.PathLike[str], sample_rate: int, block_s: float = 10.0
+    path: str | os.PathLike[str], sample_rate: int, block_s: float = 10.0, *, channel: int | None = None
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Samples of a file at `sample_rate`, channels mixed, in blocks of about `block_s` seconds.
+    """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
+
+    Args:
+        path: of the file, or of a pipe, which is read to its end first.
+        sample_rate: of the samples, in Hz.
+        block_s: seconds in a block.
+        channel: index of the only channel to read, 0 the left one; None: the average of all. Where that is far softer
+            than the channels are, because they cancel each other, there is an AudioWarning.
 
     Raises:
-        AudioError: no such file, not audio, damaged, or of an impossible rate; names the file.
+        AudioError: no such file, not audio, damaged, of an impossible rate, or without that channel; names the file.
+        TruncatedAudioError: the file was longer once; after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
 
-    file = Path(path)
-    if not file.is_file():
-        raise AudioError(f"{file}: no such file")
-    try:
-        with soundfile.SoundFile(file) as source:
+    with open_sound(path) as source:
+        try:
             resampler = Resampler(source.samplerate, sample_rate)
-            size = max(int(block_s * source.samplerate), 1)
+            mixer = _Mixer(str(path), source.channels, channel)
+            size, num_read = max(int(block_s * source.samplerate), 1), 0
             while len(block := source.read(size, dtype="float32", always_2d=True)):
-                yield resampler.accept(as_samples(block.mean(axis=1)))
+                num_read += len(block)
+                yield resampler.accept(mixer.mix(block))
             yield resampler.finish()
-    except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
-        raise AudioError(f"{file}: cannot be read as audio: {error}") from error
-    except AudioError as error:
-        raise AudioError(f"{file}: {error}") from error
+            missing = cut_off(source, num_read)
+        except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
+            raise AudioError(f"{path}: cannot be read as audio: {error}") from error
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from error
+    if missing is not None:
+        raise TruncatedAudioError(f"{path}: {missing}: it was cut off")
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int) -> npt.NDArray[np.float32]:
-    """All samples of a file; see `read_blocks`."""
-    return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])
+class _Mixer:
+    """Several channels to one, and whether they cancel each other."""
+
+    def __init__(self, name: str, num_channels: int, channel: int | None) -> None:
+        if channel is not None and not 0 <= channel < num_channels:
+            raise AudioError(f"there is no channel {channel}: it has {num_channels}, counted from 0")
+        self._name = name
+        self._channel = channel
+        self._energies = np.zeros(2)
+        """Of the average, and the average of those of the channels."""
+
+    def mix(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """One channel [n] of frames [n, channels]."""
+        if self._channel is not None or block.shape[1] == 1:
+            return as_samples(block[:, self._channel or 0])
+        mixed = as_samples(block.mean(axis=1))
+        before = self._cancels
+        self._energies += (float(np.square(mixed).sum()), float(np.square(block).sum() / block.shape[1]))
+        if self._cancels and not before:
+            warnings.warn(
+                f"{self._name}: its channels cancel each other when they are averaged: choose one (channel=0)",
+                AudioWarning,
+                stacklevel=2,
+            )
+        return mixed
+
+    @property
+    def _cancels(self) -> bool:
+        return bool(self._energies[0] < _CANCELLED * self._energies[1])
+
+
+def read_audio(
+    path: str | os.PathLike[str], sample_rate: int, *, channel: int | None = None
+) -> npt.NDArray[np.float32]:
+    """All samples of a file, or with an AudioWarning those that are there; see `read_blocks`."""
+    blocks = [np.zeros(0, np.float32)]
+    try:
+        blocks += read_blocks(path, sample_rate, channel=channel)
+    except TruncatedAudioError as error:
+        warnings.warn(str(error), AudioWarning, stacklevel=2)
+    return np.concatenate(blocks)
 
 
 def duration_of(path: str | os.PathLike[str]) -> float:
-    """Seconds of a file by its header; 0 where that cannot be read."""
+    """Seconds of a file by its header; 0 where that cannot be read, and for pipes."""
     import soundfile  # noqa: PLC0415
 
     try:
+        if not Path(path).is_file():
+            return 0.0
         info = soundfile.info(Path(path))
-    except (soundfile.SoundFileError, TypeError, RuntimeError, OSError):
+    except (soundfile.SoundFileError, TypeError, RuntimeError, OSError, ValueError):
         return 0.0
     return info.frames / info.samplerate if info.samplerate > 0 else 0.0
 
@@ -150,16 +212,35 @@ def duration_of(path: str | os.PathLike[str]) -> float:
 def find_audio(paths: list[Path]) -> list[Path]:
     """Files as given, and the audio files below every folder, sorted by name.
 
+    Recordings in formats that cannot be read, and folders that may not be, are named in an AudioWarning.
+
     Raises:
         AudioError: a folder without audio files.
     """
     found: list[Path] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir it raises for no name
             found.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_SUFFIXES and file.is_file())
+        inside, passed_over = _search(path)
+        if passed_over:
+            named = ", ".join(str(file) for file in passed_over[:_MOST_NAMED])
+            more = f" and {len(passed_over) - _MOST_NAMED} more" if len(passed_over) > _MOST_NAMED else ""
+            warnings.warn(f"{path}: cannot read {named}{more}", AudioWarning, stacklevel=2)
         if not inside:
             raise AudioError(f"{path}: holds no audio files")
         found += inside
     return found
+
+
+def _search(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Audio files below a folder, and what may be some but cannot be read."""
+    inside: list[Path] = []
+    passed_over: list[Path] = []
+    for place, _, names in os.walk(folder, onerror=lambda error: passed_over.append(Path(error.filename))):
+        for file in (Path(place, name) for name in names):
+            if file.suffix.lower() in FILE_SUFFIXES:
+                inside.append(file)
+            elif file.suffix.lower() in FOREIGN_SUFFIXES:
+                passed_over.append(file)
+    return sorted(inside), sorted(passed_over)

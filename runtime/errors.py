@@ -3,6 +3,7 @@
 U2moeError
 ├── AudioError               audio that cannot be read or used
 │   ├── AudioOverflowError   audio that comes faster than it is recognised, and was not taken
+│   ├── TruncatedAudioError  a file that was cut off; raised after its last samples
 │   └── MicrophoneError      a microphone that cannot be opened, or has stopped; or sounddevice is not installed
 ├── BundleError              a bundle that is incomplete, damaged, or not one
 │   └── IntegrityError       a file differs from the digest in the manifest
@@ -12,6 +13,8 @@ U2moeError
 ├── QuantizationError        a quantized bundle that loses more words than allowed; carries the report
 ├── ProviderError            an execution provider that is not installed, or that failed
 └── StreamError              a stream used after its end, or asked for what its bundle cannot do
+
+AudioWarning is a UserWarning: audio that can be used, but may not be what was meant.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 __all__ = [
     "AudioError",
     "AudioOverflowError",
+    "AudioWarning",
     "BundleError",
     "CheckpointError",
     "IntegrityError",
@@ -29,6 +33,7 @@ __all__ = [
     "ProviderError",
     "QuantizationError",
     "StreamError",
+    "TruncatedAudioError",
     "U2moeError",
     "UnsupportedError",
 ]
@@ -61,6 +66,10 @@ class AudioOverflowError(AudioError):
     def __init__(self, message: str, duration: float) -> None:
         super().__init__(message)
         self.duration = duration
+
+
+class TruncatedAudioError(AudioError):
+    """A file that was cut off; raised after its last samples. Names the file, and what shows it."""
 
 
 class MicrophoneError(AudioError):
@@ -105,3 +114,7 @@ class QuantizationError(U2moeError):
 
 class StreamError(U2moeError):
     """A stream was used after its end, or asked for what its bundle cannot do."""
+
+
+class AudioWarning(UserWarning):
+    """Audio that can be used, but may not be what was meant: unfinished, cut off, or with channels that cancel."""

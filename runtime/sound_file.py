@@ -1,0 +1,158 @@
+"""A sound file as libsndfile opens it, and what libsndfile does not say: that it was cut off, or never finished."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import stat
+import struct
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from u2moe.runtime.errors import AudioError, AudioWarning
+
+if TYPE_CHECKING:
+    import soundfile
+
+_STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""What libsndfile's log says of the length of audio in a WAV, AIFF, AU or W64 file that is shorter."""
+_UNKNOWN_SIZE = 0x7FFF0000
+"""From here on a length in a header means "until the end": programs that write to pipes put it there."""
+_LONGEST_HEADER = 1 << 20
+_OGG_TAIL = 1 << 17
+"""Bytes at the end of an Ogg file that hold its last page, which has at most 65307."""
+_OGG_LAST_PAGE = 4
+FOREIGN_SUFFIXES = (".3gp", ".aac", ".amr", ".m4a", ".m4b", ".mkv", ".mov", ".mp4", ".webm", ".wma")
+"""Suffixes of recordings that libsndfile cannot read."""
+
+
+@contextlib.contextmanager
+def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """A sound file, open for reading. Pipes are read to their end first.
+
+    Raises:
+        AudioError: missing, unreadable, or not audio; names the file.
+    """
+    import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
+
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_readable(Path(path)))
+        try:
+            sound = stack.enter_context(soundfile.SoundFile(source))
+        except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
+            raise AudioError(f"{path}: cannot be read as audio: {_reason(Path(path), error)}") from error
+        yield sound
+
+
+def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
+    """What shows that a file, of which `num_read` frames were read to its end, was longer once; None: nothing does."""
+    for stated, found in _STATED_SIZE.findall(sound.extra_info):
+        if int(found) < int(stated) < _UNKNOWN_SIZE:
+            return f"holds {found} of the {stated} bytes of audio that its header states"
+    missing_s = (sound.frames - num_read) / sound.samplerate
+    if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
+        stated_s = sound.frames / sound.samplerate
+        return f"holds {stated_s - missing_s:.1f} of the {stated_s:.1f} s that its header states"
+    if sound.format == "OGG" and isinstance(sound.name, str | os.PathLike) and not _has_last_ogg_page(Path(sound.name)):
+        return "ends without the last page of its Ogg stream"
+    return None
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[Any]:
+    """What soundfile can open: the path, or an open file where that will not do."""
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise AudioError(f"{file}: is a folder, expected a file")
+        with file.open("rb") as stream:
+            if not stat.S_ISREG(mode):
+                with tempfile.TemporaryFile() as copy:
+                    shutil.copyfileobj(stream, copy)
+                    copy.seek(0)
+                    yield copy
+                return
+            position = _unfinished(stream)
+            if position is not None:
+                warnings.warn(
+                    f"{file}: its header states no audio, as where a recorder crashed: read to the end of the file",
+                    AudioWarning,
+                    stacklevel=2,
+                )
+                yield _Repaired(stream, position)
+                return
+            try:
+                os.fspath(file).encode()
+            except UnicodeEncodeError:  # a name of other bytes than UTF-8, which soundfile refuses
+                yield stream
+                return
+    except FileNotFoundError:
+        raise AudioError(f"{file}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    yield file
+
+
+def _reason(file: Path, error: Exception) -> str:
+    if file.suffix.lower() not in FOREIGN_SUFFIXES:
+        return str(error)
+    return f"{file.suffix} is not supported; convert it, as with: ffmpeg -i {file.name} {file.stem}.flac"
+
+
+def _unfinished(stream: BinaryIO) -> int | None:
+    """Position of the length of the audio in a WAV file that states 0 although audio follows; None: it is none."""
+    head = stream.read(_LONGEST_HEADER)
+    stream.seek(0)
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    position = 12
+    while position + 8 <= len(head):
+        name, size = head[position : position + 4], int(struct.unpack_from("<I", head, position + 4)[0])
+        if name == b"data":
+            following = head[position + 8 : position + 12]
+            is_chunk = following.isalnum() or following in (b"id3 ", b"cue ")
+            return position + 4 if size == 0 and len(following) == 4 and not is_chunk else None
+        position += 8 + size + size % 2
+    return None
+
+
+class _Repaired(io.RawIOBase):
+    """A WAV file as if its header stated that the audio goes on to the end of the file."""
+
+    def __init__(self, stream: BinaryIO, position: int) -> None:
+        self._stream = stream
+        self._position = position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        begin = self._stream.tell()
+        content = bytearray(self._stream.read(len(buffer)))
+        for index in range(max(self._position, begin), min(self._position + 4, begin + len(content))):
+            content[index - begin] = 0xFF
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _has_last_ogg_page(file: Path) -> bool:
+    with file.open("rb") as stream:
+        stream.seek(max(stream.seek(0, os.SEEK_END) - _OGG_TAIL, 0))
+        tail = stream.read()
+    page = tail.rfind(b"OggS")
+    return page < 0 or len(tail) < page + 6 or bool(tail[page + 5] & _OGG_LAST_PAGE)
