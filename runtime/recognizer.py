@@ -166,6 +166,7 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         vad: VoiceActivityDetector | None = None,
         on_progress: Callable[[float], object] | None = None,
+        channel: int | None = None,
     ) -> Transcript:
         """Recognise a recording of any length.
 
@@ -183,13 +184,15 @@ class Recognizer:
             hotwords: phrases to prefer; None: the recogniser's.
             vad: recognises only where it finds speech, each stretch by itself, cut further by the endpoints.
             on_progress: called now and then with the seconds of the recording that are done.
+            channel: index of the only channel of a file to recognise, 0 the left one; None: the average of all.
 
         Raises:
             AudioError: audio of which nothing can be read or used.
             StreamError: the bundle does not support `options`.
             ValueError: hotwords that cannot be written with the vocabulary.
         """
-        blocks, results = self._recognize(audio, sample_rate, options, hotwords, vad, on_progress)
+        samples = self._samples(audio, sample_rate, channel)
+        blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
         return Transcript.of(segments, blocks.duration, blocks.error)
 
@@ -202,6 +205,7 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         vad: VoiceActivityDetector | None = None,
         on_progress: Callable[[float], object] | None = None,
+        channel: int | None = None,
     ) -> Iterator[Result]:
         """The final results that `transcribe` puts into a transcript, one by one, each as soon as it is found.
 
@@ -212,13 +216,26 @@ class Recognizer:
             AudioError: also for a file that is damaged after some seconds of audio, once all segments before have been
                 given.
         """
-        blocks, results = self._recognize(audio, sample_rate, options, hotwords, vad, on_progress)
+        samples = self._samples(audio, sample_rate, channel)
+        blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
         return self._until_damage(blocks, results)
+
+    def _samples(
+        self, audio: str | os.PathLike[str] | npt.ArrayLike, sample_rate: float | None, channel: int | None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Samples of a file or array at the model's rate, in blocks."""
+        model_rate = self.bundle.manifest.features.sample_rate
+        if isinstance(audio, str | os.PathLike):
+            if sample_rate is not None:
+                raise ValueError("sample_rate is for arrays: a file knows its own")
+            return read_blocks(audio, model_rate, channel=channel)
+        if channel is not None:
+            raise ValueError("channel is for files: an array has one channel")
+        return convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
 
     def _recognize(
         self,
-        audio: str | os.PathLike[str] | npt.ArrayLike,
-        sample_rate: float | None,
+        samples: Iterator[npt.NDArray[np.float32]],
         options: DecodingOptions | None,
         hotwords: Hotwords | ContextGraph | None,
         vad: VoiceActivityDetector | None,
@@ -231,14 +248,7 @@ class Recognizer:
         if chunk_size is None and self.model.config.streaming:
             chunk_size = self.model.config.static_chunk_size or None
         stream = self._stream(options, chunk_size, hotwords)
-        model_rate = self.bundle.manifest.features.sample_rate
-        if isinstance(audio, str | os.PathLike):
-            if sample_rate is not None:
-                raise ValueError("sample_rate is for arrays: a file knows its own")
-            samples = read_blocks(audio, model_rate)
-        else:
-            samples = convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
-        blocks = Blocks(samples, model_rate, on_progress)
+        blocks = Blocks(samples, self.bundle.manifest.features.sample_rate, on_progress)
         return blocks, recognize(self, stream, blocks, vad)
 
     @staticmethod

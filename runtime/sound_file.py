@@ -27,6 +27,8 @@ _UNKNOWN_SIZE = 0x7FFF0000
 _LONGEST_HEADER = 1 << 20
 _OGG_TAIL = 1 << 17
 """Bytes at the end of an Ogg file that hold its last page, which has at most 65307."""
+_OGG_HEADER = 27
+"""Bytes of a page before the lengths of its segments, whose number is the last of them; the sixth holds flags."""
 _OGG_LAST_PAGE = 4
 FOREIGN_SUFFIXES = (".3gp", ".aac", ".amr", ".m4a", ".m4b", ".mkv", ".mov", ".mp4", ".webm", ".wma")
 """Suffixes of recordings that libsndfile cannot read."""
@@ -154,5 +156,8 @@ def _has_last_ogg_page(file: Path) -> bool:
     with file.open("rb") as stream:
         stream.seek(max(stream.seek(0, os.SEEK_END) - _OGG_TAIL, 0))
         tail = stream.read()
-    page = tail.rfind(b"OggS")
-    return page < 0 or len(tail) < page + 6 or bool(tail[page + 5] & _OGG_LAST_PAGE)
+    page = tail[max(tail.rfind(b"OggS"), 0) :]
+    if len(page) < _OGG_HEADER or not page[5] & _OGG_LAST_PAGE:
+        return False
+    lengths = page[_OGG_HEADER : _OGG_HEADER + page[26]]
+    return len(lengths) == page[26] and len(page) >= _OGG_HEADER + len(lengths) + sum(lengths)

@@ -1,3 +1,8 @@
+import os
+import sys
+import threading
+import warnings
+
 import numpy as np
 import pytest
 import soundfile
@@ -5,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from u2moe.runtime.audio import Resampler, as_samples, find_audio, read_audio, read_blocks
-from u2moe.runtime.errors import AudioError
+from u2moe.runtime.audio import Resampler, as_samples, duration_of, find_audio, read_audio, read_blocks
+from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
 
 RATE = 16_000
 
@@ -106,7 +111,7 @@ def test_arrays():
         (np.zeros(3, np.complex64), "got complex64"),
         (["a"], "got <U1"),
         ([[1.0], [1.0, 2.0]], "not an array"),
-        (None, "one axis"),
+        (None, "must be an array, got NoneType"),
     ],
 )
 def test_arrays_that_are_refused(samples, message):
@@ -142,7 +147,7 @@ def test_files_that_are_refused(tmp_path):
         (tmp_path / name).write_text("this is no audio")
         with pytest.raises(AudioError, match=f"{name}: cannot be read as audio"):
             read_audio(tmp_path / name, RATE)
-    with pytest.raises(AudioError, match="no such file"):
+    with pytest.raises(AudioError, match="is a folder, expected a file"):
         read_audio(tmp_path, RATE)
     soundfile.write(tmp_path / "slow.wav", np.zeros(10), 100)
     with pytest.raises(AudioError, match=r"slow\.wav: sample rate"):
@@ -157,7 +162,8 @@ def test_empty_and_truncated_files(tmp_path):
     assert len(read_audio(tmp_path / "empty.wav", RATE)) == 0
     soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
     (tmp_path / "cut.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:10_000])
-    assert 0 < len(read_audio(tmp_path / "cut.wav", RATE)) < RATE
+    with pytest.warns(AudioWarning, match=r"cut\.wav: holds 9956 of the 32000 bytes"):
+        assert 0 < len(read_audio(tmp_path / "cut.wav", RATE)) < RATE
 
 
 @given(data=st.data(), suffix=st.sampled_from(["wav", "flac", "mp3"]))
@@ -169,7 +175,9 @@ def test_any_damage_is_audio_or_a_typed_error(tmp_path_factory, data, suffix):
         content[data.draw(st.integers(0, min(len(content) - 1, 300)))] = data.draw(st.integers(0, 255))
     (folder / f"b.{suffix}").write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        samples = read_audio(folder / f"b.{suffix}", RATE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioWarning)
+            samples = read_audio(folder / f"b.{suffix}", RATE)
     except AudioError:
         return
     assert np.isfinite(samples).all()
@@ -184,3 +192,130 @@ def test_folders_are_searched(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="no audio files"):
         find_audio([tmp_path / "empty"])
+
+
+def test_text_and_bytes_are_no_samples():
+    for samples in (b"\0\0", "talk.wav", bytearray(2)):
+        with pytest.raises(AudioError, match=r"samples must be an array, got .*np\.frombuffer"):
+            as_samples(samples)
+
+
+@pytest.mark.parametrize("rate", ["16000", None, True, 1j])
+def test_rates_that_are_no_numbers(rate):
+    with pytest.raises(AudioError, match="sample rate must be a number of Hz, got"):
+        Resampler(rate, RATE)
+
+
+def header_of(content):
+    return content.index(b"data") + 4
+
+
+def test_a_wav_that_states_no_audio_is_read_to_its_end(tmp_path):
+    """As a recorder leaves it that crashed before it could write the length."""
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    position = header_of(content)
+    content[position : position + 4] = bytes(4)
+    (tmp_path / "crashed.wav").write_bytes(content)
+    with pytest.warns(AudioWarning, match=r"crashed\.wav: its header states no audio"):
+        samples = read_audio(tmp_path / "crashed.wav", RATE)
+    assert np.array_equal(samples, read_audio(tmp_path / "a.wav", RATE))
+    content[position + 4 :] = b"LIST\4\0\0\0INFO"
+    (tmp_path / "empty.wav").write_bytes(content)  # really without audio: another chunk follows
+    assert len(read_audio(tmp_path / "empty.wav", RATE)) == 0
+
+
+@pytest.mark.parametrize("stated", [0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path, stated):
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    position = header_of(content)
+    content[position : position + 4] = stated.to_bytes(4, "little")
+    (tmp_path / "piped.wav").write_bytes(content)
+    assert len(read_audio(tmp_path / "piped.wav", RATE)) == RATE
+
+
+@pytest.mark.parametrize(("suffix", "settings"), [
+    ("wav", {}), ("aiff", {}), ("au", {}), ("w64", {}), ("ogg", {}), ("ogg", {"subtype": "OPUS"}), ("mp3", {}),
+])  # fmt: skip
+def test_files_that_were_cut_off(tmp_path, suffix, settings):
+    """Their samples come, and then an error; FLAC fails by itself."""
+    file = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE)  # several pages of Ogg
+    soundfile.write(file, noise, RATE, **settings)
+    whole = len(read_audio(file, RATE))
+    (tmp_path / f"cut.{suffix}").write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
+    blocks = read_blocks(tmp_path / f"cut.{suffix}", RATE, 0.1)
+    found = []
+    with pytest.raises(TruncatedAudioError, match=rf"cut\.{suffix}: (holds|ends without) .*: it was cut off"):
+        found.extend(blocks)
+    with pytest.warns(AudioWarning, match="it was cut off"):
+        samples = read_audio(tmp_path / f"cut.{suffix}", RATE)
+    assert 0 < len(samples) < 0.8 * whole
+    assert len(np.concatenate(found)) == len(samples)
+
+
+def test_one_channel_can_be_chosen(tmp_path):
+    left, right = tone(RATE), tone(RATE, hertz=1000.0)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE, subtype="FLOAT")
+    assert np.array_equal(read_audio(tmp_path / "a.wav", RATE, channel=0), left)
+    assert np.array_equal(read_audio(tmp_path / "a.wav", RATE, channel=1), right)
+    for channel in (2, -1):
+        with pytest.raises(AudioError, match=rf"a\.wav: there is no channel {channel}: it has 2, counted from 0"):
+            read_audio(tmp_path / "a.wav", RATE, channel=channel)
+
+
+def test_channels_that_cancel_each_other_are_noticed(tmp_path):
+    voice = tone(RATE, 3.0)
+    soundfile.write(tmp_path / "anti.wav", np.stack([voice, -voice], axis=1), RATE, subtype="FLOAT")
+    with pytest.warns(AudioWarning, match=r"anti\.wav: its channels cancel each other") as caught:
+        assert np.abs(read_audio(tmp_path / "anti.wav", RATE)).max() < 1e-3
+    assert len(caught) == 1
+    assert np.array_equal(read_audio(tmp_path / "anti.wav", RATE, channel=1), -voice)
+    soundfile.write(tmp_path / "one.wav", np.stack([voice, 0 * voice], axis=1), RATE, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "one.wav", RATE)).max() > 0.2  # half, and no warning
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipes_are_read(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(RATE), RATE)
+    os.mkfifo(tmp_path / "pipe")
+    content = (tmp_path / "a.flac").read_bytes()
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
+    writer.start()
+    samples = read_audio(tmp_path / "pipe", RATE)
+    writer.join()
+    assert np.array_equal(samples, read_audio(tmp_path / "a.flac", RATE))
+
+
+def test_paths_that_cannot_be_opened_are_typed_errors(tmp_path, monkeypatch):
+    for path in (tmp_path / ("a" * 300), "a\0b.wav", tmp_path):
+        with pytest.raises(AudioError, match=r"File name too long|null byte|is a folder"):
+            read_audio(path, RATE)
+        assert duration_of(path) == 0
+    (tmp_path / "a.wav").touch()
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(AudioError, match=r"a\.wav: cannot be read: Permission denied"):
+        read_audio(tmp_path / "a.wav", RATE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow only names in Unicode")
+def test_names_that_are_no_text(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    (tmp_path / "a.wav").rename(file)
+    assert len(read_audio(file, RATE)) == RATE
+    assert find_audio([tmp_path]) == [file]
+
+
+def test_what_is_passed_over_in_a_folder_is_named(tmp_path):
+    for name in ("a.wav", "b.au", "c.m4a", "d.MP4", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.warns(AudioWarning, match=r"cannot read .*c\.m4a, .*d\.MP4$"):
+        assert find_audio([tmp_path]) == [tmp_path / "a.wav", tmp_path / "b.au"]
+    with pytest.raises(AudioError, match=r"c\.m4a: .*\.m4a is not supported; convert it, .* c\.m4a c\.flac"):
+        read_audio(tmp_path / "c.m4a", RATE)
