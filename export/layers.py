@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from u2moe.export.architecture import Activation
-from u2moe.export.model import MultiHeadAttention, RMSNorm, inverse_frequencies
+from u2moe.export.attention import MultiHeadAttention, RMSNorm, inverse_frequencies
 from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import GraphBuilder, define

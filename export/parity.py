@@ -16,7 +16,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.model import BlockCache, ConformerBlock, SpeechModel
+from u2moe.export.encoder import BlockCache, ConformerBlock
+from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime import contract
 from u2moe.runtime.caches import Caches

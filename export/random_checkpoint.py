@@ -26,8 +26,9 @@ import yaml
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Architecture
+from u2moe.export.attention import RMSNorm, positional_encoding
 from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
-from u2moe.export.model import RMSNorm, SpeechModel, positional_encoding
+from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 

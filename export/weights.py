@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from u2moe.export.architecture import Architecture
-from u2moe.export.model import SpeechModel, positional_encoding
+from u2moe.export.attention import positional_encoding
+from u2moe.export.model import SpeechModel
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 WRAPPERS = ("module.", "_orig_mod.")

@@ -12,7 +12,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from u2moe.export import exporter
 from u2moe.quantize import quantizer, recipe
 from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer, graph_file
 from u2moe.runtime.bundle import open_and_load
@@ -162,8 +161,7 @@ def float32(exported):
 )  # fmt: skip
 def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, name, experts):
     monkeypatch.setattr(graph_file, "_SMALL", 0)
-    monkeypatch.setattr(exporter, "EXTERNAL_DATA_LIMIT", 0)
-    monkeypatch.setattr(quantizer, "EXTERNAL_DATA_LIMIT", 0)
+    monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 0)
     bundle, _ = quantizer.quantize_bundle(
         float32, tmp_path / "bundle", recipe(name, {"experts": experts} if experts else {})
     )

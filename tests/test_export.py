@@ -112,7 +112,7 @@ def test_positions_have_no_end(moe_bundle, moe_checkpoint, offset):
         "cnn_cache": caches.cnn,
     }
     output = encoder.session.run(feeds)["output"]
-    from u2moe.export.model import BlockCache  # noqa: PLC0415
+    from u2moe.export.encoder import BlockCache  # noqa: PLC0415
 
     torch_caches = [BlockCache(torch.zeros(1, 4, 0, 32), torch.full((1, 64, 7), 0.1)) for _ in range(3)]
     with torch.inference_mode():

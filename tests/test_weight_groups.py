@@ -11,8 +11,9 @@ from u2moe.benchmarks.instruments.onnx_file import OnnxFile
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.runtime import Bundle, contract
+from u2moe.runtime.external_tensors import external_tensors
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.graph.file import group_of, save_graph
 
 GATE = re.compile(r"\.feed_forward(_macaron)?\.gate\.")
 SIZES = {"linear_units": 32, "attention_heads": 2, "num_blocks": 1}
@@ -97,6 +98,17 @@ def test_groups_survive_quantization_and_are_read_without_onnx(exported, tmp_pat
         assert {name: weight.group for name, weight in found.items()} == {
             name: group_of(value) for name, value in expected.items()
         }
+
+
+def test_the_runtime_knows_them_of_weights_beside_the_graph(float32, tmp_path):
+    for graph in Bundle.open(float32[1]).manifest.model.graphs():
+        file = tmp_path / graph.file
+        save_graph(ir.load(float32[1] / graph.file), file, limit=0)
+        found = {tensor.name: tensor.metadata for tensor in external_tensors(file, file.read_bytes())}
+        values = ir.load(file).graph.initializers.values()
+        expected = {value.name: value for value in values if isinstance(value.const_value, ir.ExternalTensor)}
+        assert found
+        assert found == {name: dict(value.metadata_props) for name, value in expected.items()}
 
 
 def test_a_weight_without_a_group_is_refused():

@@ -22,7 +22,8 @@ from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
 from muon import Muon, muon_weights
 from torch import Tensor, nn
 
-from u2moe.export.model import AttentionDecoder, SpeechModel
+from u2moe.export.decoder import AttentionDecoder
+from u2moe.export.model import SpeechModel
 from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 from u2moe.export.training_config import parse_training_config
 from u2moe.runtime.corpus.word_errors import WordErrors

@@ -1,0 +1,99 @@
+"""Attention in plain torch, and the norms and positions around it; tensor names as in WeNet's state dict."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Attention, Norm
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), WeNet's variant with a unit offset (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to [..., dim]."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+def norm(dim: int, config: Norm) -> nn.Module:
+    """The normalisation of the configured kind."""
+    if config.kind == "rms_norm":
+        return RMSNorm(dim, config.eps)
+    if config.kind == "batch_norm":
+        return nn.BatchNorm1d(dim, eps=config.eps)
+    return nn.LayerNorm(dim, eps=config.eps)
+
+
+def inverse_frequencies(dim: int) -> Tensor:
+    """Angular frequencies of the sinusoids [ceil(dim / 2)], rounded to float32 as WeNet's table is."""
+    return torch.exp(torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim))
+
+
+def positional_encoding(positions: Tensor, dim: int) -> Tensor:
+    """Sinusoids [..., dim] of integer positions [...]: sine in even, cosine in odd channels; no largest position."""
+    angles = positions.to(torch.float32).unsqueeze(-1) * inverse_frequencies(dim).to(positions.device)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention with optional grouped heads and WeNet's position term.
+
+    WeNet's rel_selfattn does not shift its scores, so positions are those of the keys:
+    score(i, j) = ((q_i + u) k_j + (q_i + v) W_pos pe_j) / sqrt(head_dim).
+    """
+
+    def __init__(self, dim: int, config: Attention) -> None:
+        super().__init__()
+        self.config = config
+        inner = config.num_heads * config.head_dim
+        inner_kv = config.num_kv_heads * config.head_dim
+        self.linear_q = nn.Linear(dim, inner, bias=config.query_bias)
+        self.linear_k = nn.Linear(dim, inner_kv, bias=config.key_bias)
+        self.linear_v = nn.Linear(dim, inner_kv, bias=config.value_bias)
+        self.linear_out = nn.Linear(inner, dim, bias=config.query_bias)
+        if config.relative:
+            self.linear_pos = nn.Linear(dim, inner, bias=False)
+            self.pos_bias_u = nn.Parameter(torch.empty(config.num_heads, config.head_dim))
+            self.pos_bias_v = nn.Parameter(torch.empty(config.num_heads, config.head_dim))
+            nn.init.xavier_uniform_(self.pos_bias_u)
+            nn.init.xavier_uniform_(self.pos_bias_v)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
+        return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
+
+    def keys_values(self, memory: Tensor) -> Tensor:
+        """Keys and values [batch, kv_heads, time, 2 * head_dim] of [batch, time, dim]."""
+        return torch.cat((self._heads(self.linear_k(memory)), self._heads(self.linear_v(memory))), dim=-1)
+
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Attend from `x` [batch, time, dim] to `keys_values`.
+
+        `mask` is true where a query may see a key, broadcast to [batch, heads, time, keys]; `positions` are the
+        sinusoids of the keys [batch or 1, keys, dim], needed by relative attention only.
+        """
+        repeats = self.config.num_heads // self.config.num_kv_heads
+        keys, values = keys_values.repeat_interleave(repeats, dim=1).chunk(2, dim=-1)
+        query = self._heads(self.linear_q(x))
+        if self.config.relative:
+            if positions is None:
+                raise ValueError("relative attention needs the positions of its keys")
+            position_keys = self._heads(self.linear_pos(positions))
+            content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
+            scores = content + (query + self.pos_bias_v.unsqueeze(1)) @ position_keys.transpose(-2, -1)
+        else:
+            scores = query @ keys.transpose(-2, -1)
+        scores = scores.float() / math.sqrt(self.config.head_dim)
+        # rows that see nothing (padding) become zero instead of nan
+        weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)
+        context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
+        return cast("Tensor", self.linear_out(context))

@@ -1,0 +1,76 @@
+"""The attention decoders in plain torch, tensor names as in WeNet's state dict."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from u2moe.export.architecture import Decoder
+from u2moe.export.attention import MultiHeadAttention, norm, positional_encoding
+from u2moe.export.moe import feed_forward
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, attention to the encoder, feed-forward, each residual."""
+
+    def __init__(self, config: Decoder) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.self_attn = MultiHeadAttention(config.dim, config.self_attention)
+        self.src_attn = MultiHeadAttention(config.dim, config.cross_attention)
+        self.feed_forward = feed_forward(config.dim, config.feed_forward)
+        self.norm1 = norm(config.dim, config.norm)
+        self.norm2 = norm(config.dim, config.norm)
+        self.norm3 = norm(config.dim, config.norm)
+
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """[rows, length, dim] to the same; `memory` [rows, time, dim]; masks broadcast to [rows, 1, length, keys]."""
+        branch = self.norm1(x) if self.pre_norm else x
+        x = x + self.self_attn(branch, self.self_attn.keys_values(branch), mask)
+        x = x if self.pre_norm else self.norm1(x)
+        branch = self.norm2(x) if self.pre_norm else x
+        x = x + self.src_attn(branch, self.src_attn.keys_values(memory), memory_mask)
+        x = x if self.pre_norm else self.norm2(x)
+        branch = self.norm3(x) if self.pre_norm else x
+        x = x + self.feed_forward(branch)
+        return x if self.pre_norm else cast("Tensor", self.norm3(x))
+
+
+class AttentionDecoder(nn.Module):
+    """One direction of the attention decoder."""
+
+    def __init__(self, config: Decoder) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Sequential(nn.Embedding(config.vocab_size, config.dim))
+        self.decoders = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_blocks))
+        self.after_norm = norm(config.dim, config.norm)
+        self.output_layer = nn.Linear(config.dim, config.vocab_size)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The table of token embeddings."""
+        return cast("nn.Embedding", self.embed[0])
+
+    def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
+        """Logits [rows, length, vocab] of what follows each position of `inputs` [rows, length] (starting with sos)."""
+        length, time = inputs.shape[1], memory.shape[1]
+        steps = torch.arange(length, device=inputs.device)
+        mask = (steps.unsqueeze(1) >= steps) & (steps < lengths.view(-1, 1, 1))
+        memory_mask = torch.arange(time, device=inputs.device) < memory_lengths.view(-1, 1, 1, 1)
+        x = self.embed(inputs) * math.sqrt(self.config.dim) + positional_encoding(steps, self.config.dim)
+        for block in self.decoders:
+            x = block(x, mask.unsqueeze(1), memory, memory_mask)
+        return cast("Tensor", self.output_layer(self.after_norm(x) if self.config.pre_norm else x))
+
+
+class BidirectionalDecoder(nn.Module):
+    """Container of both directions, named as in WeNet's state dict."""
+
+    def __init__(self, left: Decoder, right: Decoder) -> None:
+        super().__init__()
+        self.left_decoder = AttentionDecoder(left)
+        self.right_decoder = AttentionDecoder(right)
