@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from u2moe.runtime.contract import WEIGHT_GROUPS
+from u2moe.runtime.mixture import FUNCTIONS
 
 FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "experts": ("fp32", "int8", "int4", "int8-qmoe", "int4-qmoe"),
+        "experts": tuple(kind for kind in FUNCTIONS if kind != "fp16"),
         "feed_forward": ("fp32", "int8"),
         "attention": ("fp32", "int8"),
         "subsampling": ("fp32", "int8"),

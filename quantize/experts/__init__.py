@@ -1,6 +1,6 @@
 """What an expert is in each number format; the way of tokens to them and back is `runtime.graph.mixture`.
 
-A new format is a file here and a line in `EXPERT_FORMATS`, in `config.FORMATS` and in `runtime.mixture.FUNCTIONS`.
+A new format is a file here, a line in `EXPERT_FORMATS`, and the name of its function in `runtime.mixture.FUNCTIONS`.
 """
 
 from __future__ import annotations

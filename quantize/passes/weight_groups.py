@@ -8,7 +8,7 @@ from u2moe.quantize.passes.rewrite import Rewrite
 from u2moe.quantize.weights import Weights
 from u2moe.runtime import contract
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.mixture import FUNCTIONS
+from u2moe.runtime.graph.mixture import mixture_of
 
 
 class WeightGroups(Rewrite):
@@ -21,7 +21,7 @@ class WeightGroups(Rewrite):
             group = group_of(value)
             if group == "other" or contract.GROUP_METADATA in value.metadata_props:
                 continue
-            routes = any(FUNCTIONS["fp32"] in use.node.op_type for use in value.uses())
+            routes = any(mixture_of(use.node) for use in value.uses())
             value.metadata_props[contract.GROUP_METADATA] = (
                 "feed_forward" if group == "routers" and not routes else group
             )

@@ -1,0 +1,74 @@
+"""What rewrites of quantization refuse, what they promise, and what they leave behind."""
+
+import onnx_ir as ir
+import pytest
+
+from u2moe.quantize import recipe
+from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
+from u2moe.quantize.passes.experts import QuantizeExperts
+from u2moe.quantize.passes.front_end import QuantizeFrontEnd
+from u2moe.quantize.passes.products import QuantizeProducts
+from u2moe.runtime import BundleError
+
+
+@pytest.fixture
+def graph_of(exported):
+    """A function from the name of a graph of moe_tiny to a model of its own."""
+    return lambda name: ir.load(exported("moe_tiny") / f"{name}.onnx")
+
+
+def test_what_is_quantized_already_is_refused(graph_of):
+    model = graph_of("encoder")
+    quantize_graph(model, recipe("int8-experts"))
+    with pytest.raises(BundleError, match=r"feed_forward.*: Int8MixtureOfExperts is no mixture of experts in float32"):
+        quantize_graph(model, recipe("int8-experts"))
+
+
+def test_functions_of_others_are_refused(graph_of):
+    model = graph_of("encoder")
+    node = next(node for node in model.graph if node.domain == "u2moe")
+    node.op_type = "MixtureOfExperts_of_tomorrow"
+    node.attributes.clear()
+    with pytest.raises(BundleError, match="MixtureOfExperts_of_tomorrow: is no mixture of experts of this version"):
+        quantize_graph(model, recipe("int8"))
+
+
+def test_a_front_end_of_another_kind_is_refused(graph_of):
+    model = graph_of("encoder")
+    convolutions = [node for node in model.graph if node.op_type == "Conv" and "/embed/" in node.name]
+    flatten = next(node for node in model.graph if node.op_type == "Reshape" and "/embed/" in node.name)
+    relu = ir.node("Relu", [flatten.outputs[0]])
+    flatten.outputs[0].replace_all_uses_with(relu.outputs[0])
+    relu.replace_input_with(0, flatten.outputs[0])
+    model.graph.insert_after(flatten, relu)
+    with pytest.raises(BundleError, match="found Relu, expected the projection of the front end"):
+        quantize_graph(model, recipe("int8"))
+    assert len(convolutions) == 2
+    assert {node.graph for node in convolutions} == {model.graph}  # nothing has been rewritten
+
+
+@pytest.mark.parametrize(
+    ("kind", "graph", "message"),
+    [
+        (QuantizeExperts, "encoder", "experts are in fp32"),
+        (QuantizeFrontEnd, "encoder", "encoder/embed/conv.0/Conv: is in float32"),
+        (QuantizeProducts, "ctc", "ctc_lo/MatMul: its weight is in float32"),
+        (QuantizeEmbeddings, "decoder", "Gather: its table is in float32"),
+    ],
+)
+def test_a_rewrite_that_does_not_do_what_it_promises_is_found_out(graph_of, monkeypatch, kind, graph, message):
+    monkeypatch.setattr(kind, "rewrite", lambda *_: False)
+    with pytest.raises(BundleError, match=message):
+        quantize_graph(graph_of(graph), recipe("int8"))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-experts", "fp16"])
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+def test_nothing_is_left_that_nothing_reads(graph_of, name, graph):
+    model = graph_of(graph)
+    changes = quantize_graph(model, recipe(name))
+    for initializer in model.graph.initializers.values():
+        assert initializer.uses(), initializer.name
+    assert {node.op_identifier() for node in model.graph if node.domain == "u2moe"} == model.functions.keys()
+    assert changes.keys() <= model.graph.initializers.keys()
