@@ -16,7 +16,7 @@ def checked_integer(name: str, value: object, *, least: int, most: int = MOST_IN
     Raises:
         ValueError: of another type, or out of range.
     """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004 - wrong options are all one error
     number = operator.index(value)
     if number < least:
@@ -49,7 +49,7 @@ def checked_number(
         ValueError: of another type, NaN, infinite, or out of range.
     """
     try:
-        found = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+        found = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
     except OverflowError:
         found = math.inf
     too_small = (least is not None and found < least) or (above is not None and found <= above)
