@@ -74,6 +74,16 @@ def test_the_runtime_imports_nothing_else_of_ours():
         assert set(imported) <= {"u2moe.runtime"}, file
 
 
+def test_what_builds_graphs_is_for_export_and_quantize_alone():
+    for file in (ROOT / "runtime").rglob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        needs_onnx = any(name.startswith(("onnx_ir", "onnx.", "u2moe.runtime.graph.")) for name in imported)
+        assert needs_onnx <= (file.parent == ROOT / "runtime" / "graph"), file
+    for package, other in (("export", "quantize"), ("quantize", "export")):
+        for file in (ROOT / package).rglob("*.py"):
+            assert f"u2moe.{other}" not in file.read_text(encoding="utf-8"), file
+
+
 def test_import_is_quick():
     # Processor time, not the clock: the machine may be busy. The best of three: the first may compile the modules.
     code = "import time; s = time.process_time(); import u2moe.runtime; print(time.process_time() - s)"

@@ -43,10 +43,9 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
     biases of the second product.
     """
     g, mixture = dispatch.g, dispatch.mixture
-    (*second_bias,) = weights[: int(mixture.bias)]
-    rest = weights[len(second_bias) :]
-    size = len(rest) // mixture.num_experts
-    own = [rest[index : index + size] for index in range(0, len(rest), size)]
+    second_biases, weights = weights[: int(mixture.bias)], weights[int(mixture.bias) :]
+    size = len(weights) // mixture.num_experts
+    own = [weights[index : index + size] for index in range(0, len(weights), size)]
 
     scale, zero = _scales(g, g.op("ReduceMax", g.op("Abs", dispatch.tokens), [-1], keepdims=0))
     q = g.op("QuantizeLinear", dispatch.tokens, scale, zero, axis=0)
@@ -61,11 +60,11 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
         outputs.append(_product(g, g.op("QuantizeLinear", y, y_scale, y_zero, axis=0), *part[-2:]))
     factors = g.op("Mul", dispatch.probabilities, dispatch.of_tokens(scale))
     summed = dispatch.weigh(dispatch.merge(outputs), factors)
-    if not second_bias:
+    if not second_biases:
         return summed
     nothing = g.op("ConstantOfShape", g.op("Shape", dispatch.logits), value=ir.tensor(np.zeros(1, np.float32)))
     probabilities = g.op("ScatterElements", nothing, dispatch.experts, dispatch.probabilities, axis=1)
-    return g.op("Gemm", probabilities, second_bias[0], summed)
+    return g.op("Gemm", probabilities, *second_biases, summed)
 
 
 def _hidden(g: GraphBuilder, rows: ir.Value, scale: ir.Value, parameters: Sequence[ir.Value], kind: str) -> ir.Value:
