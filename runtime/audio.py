@@ -173,7 +173,7 @@ class _Mixer:
         self._energies += (float(np.square(mixed).sum()), float(np.square(block).sum() / block.shape[1]))
         if self._cancels and not before:
             warnings.warn(
-                f"{self._name}: its channels cancel each other when they are averaged: choose one (channel=0)",
+                f"{self._name}: its channels cancel each other when averaged: choose one channel",
                 AudioWarning,
                 stacklevel=2,
             )

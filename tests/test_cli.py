@@ -50,11 +50,11 @@ def test_output_folder_is_resumed(bundle, recognizer, clips, capsys):
     (out / "a.srt").write_text("mine", encoding="utf-8")
     (clips / "c.wav").write_text("no audio")
     assert transcribe(bundle, "-f", "srt", "-o", out, clips / "a.wav", clips / "b.flac", clips / "c.wav") == 1
-    assert sorted(file.name for file in out.iterdir()) == ["a.srt", "b.srt"]
+    assert sorted(written(out)) == ["a.srt", "b.srt"]
     assert (out / "a.srt").read_text(encoding="utf-8") == "mine"
     stdout, err = capsys.readouterr()
     assert stdout == ""
-    assert err.startswith(f"1 of 3 are already in {out}\n")
+    assert err.startswith(f"1 in {out} were not written by u2moe, or edited since: kept (--overwrite replaces them)\n")
     assert err.endswith("u2moe: error: 1 of 3 files failed\n")
 
 
@@ -62,30 +62,24 @@ def test_a_transcript_that_was_half_written_is_written_again(bundle, recognizer,
     """As where the power fails amid a write: what the next run would take for done must not be there."""
     out = clips / "out"
     arguments = ["-f", "srt", "-o", out, clips / "a.wav"]
+    write_bytes = Path.write_bytes
+
+    def some(self, content):
+        write_bytes(self, content[: len(content) // 2])
+        raise SystemError("the power has failed")
+
     with monkeypatch.context() as patched:
-        patched.setattr("u2moe.runtime.cli._write", half_written(cli._write))
+        patched.setattr(Path, "write_bytes", some)
         with pytest.raises(SystemError):
             transcribe(bundle, *arguments)
     assert transcribe(bundle, *arguments) == 0
     expected = format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")
-    assert {file.name: file.read_text(encoding="utf-8") for file in out.iterdir()} == {"a.srt": expected}
+    assert written(out) == {"a.srt": expected}
 
 
-def half_written(write):
-    """`write`, but nothing can be written any more once half of a file is."""
-
-    def interrupted(file, content):
-        write_text = Path.write_text
-
-        def some(self, text, **settings):
-            write_text(self, text[: len(text) // 2], **settings)
-            raise SystemError("the power has failed")
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Path, "write_text", some)
-            write(file, content)
-
-    return interrupted
+def written(folder):
+    """Content of the files in a folder, without those that are hidden."""
+    return {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if not file.name.startswith(".")}
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -156,13 +150,16 @@ def test_what_the_system_refuses_is_one_line(bundle, clips, capsys, monkeypatch)
     assert transcribe(bundle, "-o", clips / "file" / "out", clips / "a.wav") == 1
     assert capsys.readouterr().err.startswith("u2moe: error: [Errno ")
 
-    def write_text(*_, **__):
+    def write_bytes(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", write_text)
-    assert transcribe(bundle, "-o", clips / "out", clips / "a.wav") == 1
-    assert capsys.readouterr().err == "u2moe: error: [Errno 28] No space left on device\n"
-    assert list((clips / "out").glob("*.txt")) == []
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_bytes)
+    assert transcribe(bundle, "-o", clips / "out", clips) == 1  # the second file is not recognised in vain
+    assert (
+        capsys.readouterr().err
+        == f"u2moe: error: {clips / 'out' / 'a.txt'}: cannot be written: No space left on device\n"
+    )
+    assert written(clips / "out") == {}
 
 
 def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
@@ -201,7 +198,7 @@ def test_no_bundle(tmp_path, capsys):
 def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypatch):
     (clips / "clips").mkdir()
     (clips / "a.wav").rename(clips / "clips" / "a.wav")
-    monkeypatch.setattr(cli, "DEMO_FOLDER", clips)
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.DEMO_FOLDER", clips)
     monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
     assert cli.main(["transcribe"]) == 0
     assert capsys.readouterr().out.strip()

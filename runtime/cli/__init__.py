@@ -1,0 +1,77 @@
+"""The command `u2moe`: parse, one call. Sub-commands of other packages are imported when asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.cli.listen import add_listen
+from u2moe.runtime.cli.terminal import complain, show_progress, silence_stdout, standard_streams, warnings_as_lines
+from u2moe.runtime.cli.transcribe import add_transcribe
+from u2moe.runtime.errors import U2moeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OTHER_COMMANDS = {
+    "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
+    "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
+    "inspect": ("u2moe.quantize.cli", "add_inspect", "show what is in a bundle"),
+    "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
+    "serve": ("u2moe.runtime.server.cli", "add_serve", "a server for the clients that people have"),
+    "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
+}
+"""Module, function and help of each sub-command that lives in another package."""
+EXTRAS = {
+    "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
+    "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
+}  # fmt: skip
+"""The extra that brings each package which only some sub-commands need."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 good, 1 something failed, 2 wrong usage."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    with standard_streams(), warnings_as_lines():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        args = _parser(arguments[0] if arguments else None).parse_args(arguments)
+        code: int = args.run(args)
+    except KeyboardInterrupt:
+        show_progress("")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone: so do we
+        silence_stdout()
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        remedy = f": pip install 'u2moe[{extra}]'" if extra else ", not installed here"
+        complain(f"'u2moe {arguments[0]}' needs the Python package {error.name}{remedy}")
+        return 1
+    except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
+        complain(str(error))
+        return 1
+    return code
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="u2moe", description="U2++ Mixture-of-Experts speech recognition with onnxruntime."
+    )
+    parser.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_transcribe(subparsers)
+    add_listen(subparsers)
+    for name, (module, function, summary) in OTHER_COMMANDS.items():
+        if name == command:
+            getattr(importlib.import_module(module), function)(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary, add_help=False)
+    return parser

@@ -1,0 +1,69 @@
+"""`u2moe listen`: the microphone."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import time
+
+from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer
+from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_progress
+from u2moe.runtime.errors import AudioOverflowError
+from u2moe.runtime.microphone import Microphone, input_devices
+from u2moe.runtime.result import Result
+from u2moe.runtime.transcriber import Transcriber
+
+
+def add_listen(subparsers: Subparsers) -> None:
+    """`u2moe listen`."""
+    parser = subparsers.add_parser(
+        "listen",
+        help="recognise speech from a microphone",
+        description="Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
+        "Needs sounddevice: pip install 'u2moe[microphone]'.",
+    )
+    parser.add_argument("--device", metavar="NAME", help="number or a part of the name (default: the system's choice)")
+    parser.add_argument("--list-devices", action="store_true", help="print the microphones and end")
+    add_decoding(parser, chunk_size="what the model was trained for, or 16")
+    parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
+    parser.set_defaults(run=run_listen)
+
+
+def run_listen(args: argparse.Namespace) -> int:
+    """Recognise speech from a microphone until Ctrl-C, to the end of what was said."""
+    if args.list_devices:
+        for number, name in input_devices():
+            print_result(f"{number}\t{name}\n")
+        return 0
+    recognizer = make_recognizer(args)
+    recognizer.warm_up()
+    device = int(args.device) if args.device and args.device.isdecimal() else args.device
+
+    def on_final(segment: Result) -> None:
+        show_progress("")
+        if args.format == "json":
+            print_json(json.dumps(dataclasses.asdict(segment), ensure_ascii=False) + "\n")
+        else:
+            print_result(f"{segment.text}\n")
+
+    def on_error(error: Exception) -> None:
+        if not isinstance(error, AudioOverflowError):
+            raise error
+        complain(str(error))
+
+    transcriber = Transcriber(
+        recognizer,
+        on_partial=lambda result: show_progress(result.text, keep=True),
+        on_final=on_final,
+        on_error=on_error,
+    )
+    with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
+        show_progress("listening, Ctrl-C ends", keep=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            microphone.start()
+            while microphone.is_active:
+                time.sleep(0.1)
+    show_progress("")
+    return 0

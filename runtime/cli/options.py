@@ -1,0 +1,55 @@
+"""Options that several sub-commands have: which model, and how it decodes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from u2moe.runtime.context import parse_hotwords
+from u2moe.runtime.decoding import SEARCHES, DecodingOptions
+from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.recognizer import Recognizer
+
+Subparsers = Any  # argparse has no public name for it
+
+
+def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
+    """Options of model and decoding; `chunk_size` says what the default chunk size is."""
+    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})")
+    parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
+    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring where there is a decoder")
+    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument("--ctc-weight", type=float, metavar="X", help="of the first pass (default: from the bundle)")
+    parser.add_argument("--reverse-weight", type=float, metavar="X", help="of the right-to-left decoder, 0 to 1")
+    parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
+    parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
+    parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+
+
+def make_recognizer(args: argparse.Namespace) -> Recognizer:
+    """The recogniser that the options ask for."""
+    return Recognizer.from_pretrained(
+        args.model,
+        providers=args.providers.split(",") if args.providers else None,
+        num_threads=args.num_threads,
+        options=DecodingOptions(
+            search=args.search,
+            beam_size=args.beam_size,
+            ctc_weight=args.ctc_weight,
+            reverse_weight=args.reverse_weight,
+            chunk_size=args.chunk_size,
+            num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
+            endpoint=EndpointConfig(),
+        ),
+        hotwords=read_hotwords(args.hotwords) if args.hotwords else None,
+    )
+
+
+def read_hotwords(file: Path) -> list[str | tuple[str, float]]:
+    """Phrases of a file, those with a weight of their own with it."""
+    try:
+        return parse_hotwords(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -1,0 +1,166 @@
+"""A folder of transcripts, and the record of what made each: so a second run does what is missing or has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from u2moe.runtime.cli.terminal import escaped
+from u2moe.runtime.errors import U2moeError
+
+RECORDS = ".u2moe.jsonl"
+"""One line for each transcript that was written: its name and digest, what made it, and of which recording."""
+_PART = ".part"
+_STALE_S = 3600.0
+
+State = Literal["missing", "done", "outdated", "foreign"]
+
+
+class OutputFolder:
+    """Where transcripts go; any number of processes may write into the same folder.
+
+    Args:
+        folder: made if it is missing.
+        file_format: name of the format, the suffix of the files.
+        files: recordings, each with a name of its own.
+
+    Raises:
+        ValueError: two recordings would be written to the same file.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, file_format: str, files: list[Path]) -> None:
+        self.folder = folder
+        self._format = file_format
+        for output, count in Counter(map(self.output_of, files)).items():
+            if count > 1:
+                raise ValueError(f"{count} files would be written to {output}: rename them, or recognise them apart")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._remove_stale_parts()
+        self._part().unlink()
+        self._records = self._read_records()
+
+    def output_of(self, file: Path) -> Path:
+        """Where the transcript of a recording goes."""
+        return self.folder / f"{file.stem}.{self._format}"
+
+    def partial_of(self, file: Path) -> Path:
+        """Where what there is of a transcript goes that is not complete."""
+        return self.folder / f"{file.stem}.{self._format}.partial"
+
+    def state_of(self, file: Path, made_by: Any) -> State:
+        """Whether there is a transcript, and whether it was made by this, of the recording as it is now.
+
+        `made_by` is what decides a transcript besides its recording, model and options, as JSON holds them.
+        "foreign": it is not as it was written here, or was never.
+        """
+        try:
+            content = self.output_of(file).read_bytes()
+        except FileNotFoundError:
+            return "missing"
+        records = [record for record in self._records if record.get("sha256") == hashlib.sha256(content).hexdigest()]
+        records = [record for record in records if record.get("output") == self.output_of(file).name]
+        if not records:
+            return "foreign"
+        return "done" if _record(file, made_by) in map(_without_output, records) else "outdated"
+
+    def write(self, file: Path, content: str, made_by: Any) -> None:
+        """Write a complete transcript: all or nothing, so that whatever is there is whole.
+
+        Raises:
+            U2moeError: it cannot be written; names the file.
+        """
+        encoded, output = _encoded(content, self._format), self.output_of(file)
+        record = {"output": output.name, "sha256": hashlib.sha256(encoded).hexdigest(), **_record(file, made_by)}
+        with _writing(output):
+            # The record comes first, and counts only for a file of the same content: none is without one.
+            with (self.folder / RECORDS).open("ab") as records:
+                records.write(b"\n" + json.dumps(record).encode() + b"\n")
+            self._replace(output, encoded)
+            with contextlib.suppress(FileNotFoundError):
+                self.partial_of(file).unlink()
+
+    def write_partial(self, file: Path, content: str) -> Path:
+        """Write what there is of a transcript that is not complete, under a name that says so. Returns that."""
+        partial = self.partial_of(file)
+        with _writing(partial):
+            self._replace(partial, _encoded(content, self._format))
+        return partial
+
+    def _replace(self, file: Path, content: bytes) -> None:
+        part = self._part()
+        try:
+            part.write_bytes(content)
+            part.replace(file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+    def _part(self) -> Path:
+        """A new empty file that nobody else writes to."""
+        part = self.folder / f".{secrets.token_hex(8)}{_PART}"
+        part.touch(exist_ok=False)
+        return part
+
+    def _remove_stale_parts(self) -> None:
+        """Remove what killed processes have left; writing one takes no hour."""
+        for part in self.folder.glob(f".*{_PART}"):
+            with contextlib.suppress(OSError):
+                if time.time() - part.stat().st_mtime > _STALE_S:
+                    part.unlink()
+
+    def _read_records(self) -> list[dict[str, Any]]:
+        """Records of all that was written here; a line that a killed process left unfinished is none."""
+        try:
+            lines = (self.folder / RECORDS).read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    records.append(record)
+        return records
+
+
+def _record(file: Path, made_by: Any) -> dict[str, Any]:
+    """What made a transcript, with what tells a recording from a changed one."""
+    source: Any = None
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        source = [status.st_size, status.st_mtime_ns]
+    return {"made_by": json.loads(json.dumps(made_by)), "recording": source}
+
+
+def _without_output(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record.get(name) for name in ("made_by", "recording")}
+
+
+def _encoded(content: str, file_format: str) -> bytes:
+    """The content of a file; the name of a recording in it may be no text."""
+    if file_format == "json":
+        with contextlib.suppress(UnicodeEncodeError):
+            return content.encode()
+        return escaped(content).encode()
+    return content.encode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{file}: cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(message) from error  # the next file fares no better
+        raise U2moeError(message) from error

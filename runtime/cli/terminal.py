@@ -1,0 +1,163 @@
+"""What the command line writes to stdout and stderr, be they terminals, files, pipes or closed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from u2moe.runtime.audio import duration_of
+from u2moe.runtime.errors import AudioWarning, U2moeError
+
+_BAR_WIDTH = 20
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Make sure that there are a stdout and a stderr, whatever the program was started with.
+
+    File names that are no text are written as the bytes they are. A stdout that is closed refuses what is written.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, so that no file of ours gets it
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")
+    with contextlib.ExitStack() as stack:
+        if sys.stderr is None:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        if sys.stdout is None:
+            stack.enter_context(contextlib.redirect_stdout(_Closed()))
+        yield
+
+
+class _Closed(io.TextIOBase):
+    def write(self, _text: str) -> int:
+        raise U2moeError("stdout is closed: there is nowhere to write to")
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Write an AudioWarning as a line on stderr, each as often as it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AudioWarning)
+        show = warnings.showwarning
+
+        def show_line(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, AudioWarning):
+                _tell("warning", str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_line
+        yield
+
+
+def print_result(text: str) -> None:
+    """Write a result, with its line feed, to stdout at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        U2moeError: it cannot be written, or not in the encoding of stdout.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except UnicodeEncodeError as error:
+        character = error.object[error.start]
+        raise U2moeError(
+            f"stdout cannot write {character!a} in {error.encoding}: set PYTHONIOENCODING=utf-8, or use --output-dir"
+        ) from error
+    except OSError as error:  # a full disk, most of all
+        silence_stdout()
+        raise U2moeError(f"stdout: cannot be written: {error.strerror or error}") from error
+
+
+def print_json(line: str) -> None:
+    """Write a line of JSON as `print_result`, with escapes where the encoding of stdout lacks a character."""
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = escaped(line)
+    print_result(line)
+
+
+def escaped(line: str) -> str:
+    """A line of JSON in ASCII."""
+    return json.dumps(json.loads(line)) + "\n"
+
+
+def silence_stdout() -> None:
+    """Forget what stdout could not take, which Python would complain about at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_progress(text: str, *, keep: bool = False) -> None:
+    """Show a line on stderr: in place on a terminal; elsewhere only those to `keep`."""
+    if sys.stderr.isatty():
+        width = max(shutil.get_terminal_size().columns - 1, 1)
+        _write_stderr(f"\r\x1b[K{text[-width:]}")
+    elif keep:
+        _write_stderr(f"{text}\n")
+
+
+def complain(message: str) -> None:
+    """Say on stderr what failed, on a line of its own."""
+    _tell("error", message)
+
+
+def _tell(kind: str, message: str) -> None:
+    show_progress("")
+    _write_stderr(f"u2moe: {kind}: {message}\n")
+
+
+def _write_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens: results do not depend on it
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class ProgressBar:
+    """How far several files are, on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+        self._durations = [duration_of(file) for file in files] if sys.stderr.isatty() else [0.0] * len(files)
+        self._number = 0
+        self._begin = time.monotonic()
+
+    def begin(self, number: int) -> None:
+        """Go to a file."""
+        self._number = number
+        self.show(0.0)
+
+    def show(self, seconds: float) -> None:
+        """Draw it with so many seconds of the file done."""
+        done = sum(self._durations[: self._number]) + min(seconds, self._durations[self._number])
+        share = done / max(sum(self._durations), 1e-9)
+        drawn = round(share * _BAR_WIDTH)
+        text = f"[{self._number + 1}/{len(self._files)}] {'#' * drawn}{'.' * (_BAR_WIDTH - drawn)} {share:4.0%}, "
+        if done:
+            left = round((time.monotonic() - self._begin) * (1 - share) / share)
+            text += f"{left // 60}:{left % 60:02} left, "
+        show_progress(text + self._files[self._number].name)

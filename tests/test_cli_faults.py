@@ -1,0 +1,234 @@
+"""What goes wrong around `u2moe transcribe`: names, encodings, streams that are closed, Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.runtime import cli
+
+FULL = Path("/dev/full")
+posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
+
+
+@pytest.fixture
+def clips(tmp_path, sound):
+    for name, samples in (("a", sound), ("b", sound[::-1])):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
+    return tmp_path
+
+
+def transcribe(bundle, *arguments):
+    return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])
+
+
+def started(bundle, *arguments, **settings):
+    command = [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *map(str, arguments)]
+    return subprocess.Popen(command, **settings)
+
+
+def finished(bundle, *arguments, **settings):
+    with started(bundle, *arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **settings) as process:
+        out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_paths_that_cannot_be_looked_up(bundle, clips, capsys):
+    (clips / "empty").mkdir()
+    paths = [clips / ("n" * 300), clips / "a.wav", clips / "empty", "nul\0.wav", clips / "b.wav"]
+    assert transcribe(bundle, *paths) == 1
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.wav")]
+    for expected in ("File name too long", "null byte", "empty: holds no audio files", "3 of 4 files failed"):
+        assert expected in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow only names in Unicode")
+@pytest.mark.parametrize("file_format", ["txt", "json", "ctm"])
+def test_names_that_are_no_text(bundle, clips, file_format):
+    name = os.fsdecode(b"caf\xe9.wav")
+    (clips / "b.wav").rename(clips / name)
+    code, out, err = finished(bundle, "-f", file_format, clips, env={**os.environ, "PYTHONUTF8": "1"})
+    assert (code, err) == (0, b"")
+    lines = out.splitlines()
+    if file_format == "json":
+        assert os.fsencode(json.loads(lines[1])["file"]) == os.fsencode(clips / name)
+    else:
+        assert lines[-1].startswith(os.fsencode(clips / name))
+    code, _, err = finished(bundle, "-f", file_format, "-o", clips / "out", clips)
+    assert (code, err) == (0, b"")
+    assert f"caf\udce9.{file_format}" in [file.name for file in (clips / "out").iterdir()]
+
+
+def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips):
+    texts = [recognizer.transcribe(clips / name).text for name in ("a.wav", "b.wav")]
+    assert not any(text.isascii() for text in texts)
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    code, out, err = finished(bundle, clips, clips / "missing.wav", env=environment)
+    assert (code, out) == (1, b"")
+    assert err.count(b"stdout cannot write") == 2
+    assert b"set PYTHONIOENCODING=utf-8, or use --output-dir" in err
+    assert err.strip().endswith(b"3 of 3 files failed")
+    code, out, err = finished(bundle, "-f", "json", clips, env=environment)
+    assert (code, err) == (0, b"")  # JSON has escapes
+    assert [json.loads(line)["text"] for line in out.splitlines()] == texts
+
+
+@posix
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_streams_that_are_closed(bundle, recognizer, clips, closed):
+    script = f'exec "$0" -m u2moe transcribe --model "$1" "$2" {closed}'
+    command = ["sh", "-c", script, sys.executable, str(bundle.path), str(clips / "a.wav")]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout.decode()) == (0, recognizer.transcribe(clips / "a.wav").text + "\n")
+
+
+@posix
+def test_a_closed_stdout_is_an_error(bundle, clips):
+    script = 'exec "$0" -m u2moe transcribe --model "$1" "$2" >&-'
+    command = ["sh", "-c", script, sys.executable, str(bundle.path), str(clips / "a.wav")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False, timeout=120)
+    assert done.returncode == 1
+    assert b"u2moe: error: stdout is closed: there is nowhere to write to\n" in done.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="the system has no full disk at hand")
+def test_a_full_disk_names_stdout(bundle, clips):
+    with (
+        FULL.open("wb") as full,
+        started(bundle, clips / "a.wav", stdout=full, stderr=subprocess.PIPE) as process,
+    ):
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.splitlines()[0] == b"u2moe: error: stdout: cannot be written: No space left on device"
+    assert b"Exception ignored" not in err
+
+
+def test_a_terminal_of_no_width(bundle, clips, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert transcribe(bundle, clips / "a.wav") == 0
+    assert all(len(line) <= 1 for line in capsys.readouterr().err.split("\r\x1b[K"))
+
+
+@posix
+def test_standard_input(bundle, recognizer, clips):
+    with (clips / "a.wav").open("rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE) as cat:
+        code, out, err = finished(bundle, "-", stdin=cat.stdout)
+        cat.stdout.close()
+    assert (code, err) == (0, b"")
+    assert out.decode() == recognizer.transcribe(clips / "a.wav").text + "\n"
+
+
+def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, capsys, monkeypatch):
+    soundfile.write(tmp_path / "long.wav", np.tile(sound, 30), 16_000)
+    order = []
+    segments = recognizer.segments(tmp_path / "long.wav")
+    expected = [segment.text for segment in segments]
+    assert len(expected) > 1
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.print_result", order.append)
+    monkeypatch.setattr(cli.transcribe.ProgressBar, "show", lambda _, seconds: order.append(seconds))
+    assert transcribe(bundle, tmp_path / "long.wav") == 0
+    assert [item for item in order if isinstance(item, str)] == [f"{text}\n" for text in expected]
+    assert order.index(f"{expected[0]}\n") < order.index(120.0)
+
+
+@posix
+@pytest.mark.parametrize("arguments", [["-f", "json"], ["-o", "OUT"], []])
+def test_ctrl_c_keeps_what_was_recognised(bundle, sound, tmp_path, arguments):
+    """Ten hours that are given up after their first segments."""
+    header = 44
+    soundfile.write(tmp_path / "long.wav", np.tile(sound, 900), 16_000)
+    assert (tmp_path / "long.wav").stat().st_size > header + 3600 * 32_000 - 1
+    out = tmp_path / "out"
+    arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
+    program = """
+import sys
+from u2moe.runtime import Recognizer, cli
+
+real = Recognizer.segments
+def segments(*arguments, **settings):
+    for number, segment in enumerate(real(*arguments, **settings)):
+        if number == 2:
+            sys.stderr.write("two\\n")
+            sys.stderr.flush()
+        yield segment
+Recognizer.segments = segments
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "transcribe",
+        "--model",
+        str(bundle.path),
+        *arguments,
+        str(tmp_path / "long.wav"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
+        assert process.stderr.readline() == "two\n"
+        process.send_signal(signal.SIGINT)
+        printed, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "long.wav: interrupted; what was recognised is kept" in err
+    if "-o" in arguments:
+        assert [file.name for file in out.iterdir()] == ["long.txt.partial"]
+        printed = (out / "long.txt.partial").read_text(encoding="utf-8")
+    if "json" in arguments:
+        found = json.loads(printed)
+        assert len(found["segments"]) >= 2
+        assert found["complete"] is False
+    else:
+        assert len(printed.splitlines()) >= 2
+
+
+def test_a_file_that_was_cut_off_is_recognised_and_told(bundle, clips, capsys):
+    content = (clips / "a.wav").read_bytes()
+    (clips / "a.wav").write_bytes(content[: len(content) // 2])
+    assert transcribe(bundle, clips) == 1
+    out, err = capsys.readouterr()
+    assert re.match(r".*a\.wav\t.+\n.*b\.wav\t.+\n$", out)
+    assert "a.wav: holds 63978 of the 128000 bytes of audio that its header states: it was cut off" in err
+    assert err.endswith("1 of 2 files failed\n")
+
+
+def test_warnings_are_lines(bundle, clips, sound, capsys):
+    soundfile.write(clips / "a.wav", np.stack([sound, -sound], axis=1), 16_000)
+    (clips / "c.m4a").touch()
+    for _ in range(2):
+        assert transcribe(bundle, clips) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            f"u2moe: warning: {clips}: cannot read {clips / 'c.m4a'}",
+            f"u2moe: warning: {clips / 'a.wav'}: its channels cancel each other when averaged: choose one channel",
+        ]
+    assert transcribe(bundle, "--channel", "0", clips / "a.wav") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--left-chunks", "4"], "--left-chunks needs --chunk-size or --stream"),
+        (["--overwrite"], "--overwrite needs --output-dir"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(bundle, clips, capsys, arguments, message):
+    assert transcribe(bundle, *arguments, clips / "a.wav") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_the_defaults_of_each_command(capsys):
+    for command, expected in (("listen", "what the model was trained for, or 16"), ("transcribe", "full context, or")):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        assert f"encoder frames per chunk (default: {expected}" in " ".join(capsys.readouterr().out.split())
