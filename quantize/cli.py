@@ -134,10 +134,12 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.quantize.report import describe
     from u2moe.quantize.tuning.record import describe_record
     from u2moe.runtime.audio import find_audio
+    from u2moe.runtime.cli.outputs import try_to_write
     from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.recognizer import DEMO_FOLDER
 
+    try_to_write(args.report)
     audio = args.audio
     clips = DEMO_FOLDER / "clips"
     if not audio and not args.manifest and not args.no_report and clips.is_dir():

@@ -64,9 +64,9 @@ def quantize_bundle(
     if max_wer_increase is not None and not recordings:
         raise ValueError("max_wer_increase needs recordings with transcripts")
     source = _open_float32(bundle, out)
-    features = features_of(source, [*audio, *(recording.path for recording in recordings)])
-    recipe, tuning = tuned(source, recipe, features, progress=progress)
-    with BundleWriter(out, overwrite=overwrite) as staging:
+    with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before the work
+        features = features_of(source, [*audio, *(recording.path for recording in recordings)])
+        recipe, tuning = tuned(source, recipe, features, progress=progress)
         changes: dict[str, Change] = {}
         num_skipping = 0
         for graph in source.manifest.model.graphs():

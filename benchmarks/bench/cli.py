@@ -15,6 +15,7 @@ from u2moe.benchmarks.bench.plots import draw, require_matplotlib
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import find_audio
+from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
@@ -60,6 +61,7 @@ def run_bench(args: argparse.Namespace) -> int:
         raise ValueError("--report measures nothing: give it no bundles")
     for folder in filter(None, (args.plots, args.json and args.json.parent)):
         _make(folder)  # before anything is measured rather than after
+    try_to_write(args.json)
     report = read_report(args.report) if args.report else _measure(args)
     print(describe(report), flush=True)
     if args.json:

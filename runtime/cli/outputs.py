@@ -133,6 +133,21 @@ class OutputFolder:
         return records
 
 
+def try_to_write(file: Path | None) -> None:
+    """Find out before long work whether its report can be written to `file`, which is left as it is.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if file is None:
+        return
+    existed = file.exists()
+    with file.open("ab"):
+        pass
+    if not existed:
+        file.unlink()
+
+
 def _record(file: Path, made_by: Any) -> dict[str, Any]:
     """What made a transcript, with what tells a recording from a changed one."""
     source: Any = None
