@@ -5,17 +5,12 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from feeding import TINY
 
-from u2moe.runtime import AudioError, DecodingOptions, EndpointConfig, EndpointRule, format_transcript
+from u2moe.runtime import AudioError, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.formats import FORMATS
 from u2moe.runtime.recording import Blocks
-
-SHORT = DecodingOptions(
-    chunk_size=16,
-    num_left_chunks=2,
-    endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
-)
 
 
 @pytest.fixture
@@ -52,7 +47,7 @@ def file(long, tmp_path):
 
 def test_segments_are_those_of_the_transcript(recognizer, file, long):
     for audio in (file, str(file), long):
-        for options in (None, SHORT):
+        for options in (None, TINY):
             transcript = recognizer.transcribe(audio, options=options)
             assert list(recognizer.segments(audio, options=options)) == transcript.segments
             assert transcript.complete
@@ -62,7 +57,7 @@ def test_segments_are_those_of_the_transcript(recognizer, file, long):
 def test_segments_come_while_the_recording_is_read(recognizer, file):
     """The first long before the end, and nothing is read that nobody asks for."""
     read = []
-    segments = recognizer.segments(file, options=SHORT, on_progress=read.append)
+    segments = recognizer.segments(file, options=TINY, on_progress=read.append)
     assert read == []
     assert next(segments).segment == 0
     assert len(read) <= 1
@@ -71,10 +66,10 @@ def test_segments_come_while_the_recording_is_read(recognizer, file):
 
 
 def test_damage_late_in_a_file_keeps_what_was_before(recognizer, file, long, damaged):
-    expected = recognizer.transcribe(long[: 25 * 16_000], options=SHORT)
+    expected = recognizer.transcribe(long[: 25 * 16_000], options=TINY)
     assert len(expected.segments) > 10
     damaged(25.0)
-    transcript = recognizer.transcribe(file, options=SHORT)
+    transcript = recognizer.transcribe(file, options=TINY)
     assert transcript.segments == expected.segments
     assert transcript.text == expected.text
     assert transcript.duration == 25.0
@@ -82,7 +77,7 @@ def test_damage_late_in_a_file_keeps_what_was_before(recognizer, file, long, dam
     assert transcript.error == f"{file}: breaks off"
     found = []
     with pytest.raises(AudioError, match="breaks off"):
-        found.extend(recognizer.segments(file, options=SHORT))
+        found.extend(recognizer.segments(file, options=TINY))
     assert found == expected.segments
 
 
@@ -102,7 +97,7 @@ def test_a_file_of_which_nothing_can_be_read_is_refused_by_the_call_itself(recog
 def test_formats_say_whether_a_transcript_is_complete(recognizer, file, damaged, is_damaged):
     if is_damaged:
         damaged(12.0)
-    transcript = recognizer.transcribe(file, options=SHORT)
+    transcript = recognizer.transcribe(file, options=TINY)
     written = json.loads(format_transcript(transcript, "json"))
     assert written["complete"] == (not is_damaged)
     assert written["error"] == (f"{file}: breaks off" if is_damaged else None)

@@ -1,0 +1,100 @@
+"""The states of an utterance, from audio to its result, and what an observer of the pipeline sees of it."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+from feeding import CHUNKED, RATE, feed
+from tones import ToyBundle, ToyModel, say, toy_recognizer
+
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
+from u2moe.runtime.pipeline import Observer
+from u2moe.runtime.source import Source
+from u2moe.runtime.utterance import State
+
+
+@pytest.fixture
+def toy():
+    return toy_recognizer()
+
+
+def states(toy, source):
+    """States that an utterance goes through until nothing is left to do."""
+    seen = [source.state]
+    while source.state in (State.WINDOWS, State.SEARCHED):
+        if source.state is State.SEARCHED:
+            toy._pipeline._settle([source])
+        else:
+            toy._pipeline._search([(source, source.take_window())])
+        seen.append(source.state)
+    return seen
+
+
+def test_an_utterance_goes_from_state_to_state(toy):
+    stream = toy.create_stream(dataclasses.replace(CHUNKED, endpoint=None))
+    source, (samples, _) = stream.source, say("AB", [0.3, 0.3])
+    assert (source.state, stream.is_ready) == (State.RECEIVING, False)
+    stream.accept_waveform(RATE, samples[:5000])
+    assert source.state is State.RECEIVING
+    stream.accept_waveform(RATE, samples[5000:])
+    assert (source.state, stream.is_ready) == (State.WINDOWS, True)
+    assert states(toy, source) == [State.WINDOWS] * 2 + [State.RECEIVING]
+    stream.input_finished()
+    assert states(toy, source) == [State.WINDOWS, State.SEARCHED, State.CONCLUDED]
+    assert not stream.is_ready
+    assert stream.get_result().text == "A B"
+    stream.reset()
+    assert source.state is State.RECEIVING
+
+
+def test_the_next_utterance_begins_with_the_surplus_of_an_ended_one(toy):
+    """Frames of a chunk after an endpoint belong to the next utterance, whose numbers go on."""
+    options = DecodingOptions(chunk_size=200, endpoint=CHUNKED.endpoint)
+    stream = toy.create_stream(options)
+    samples, starts = say("AB", [0.3, 2.0])
+    stream.accept_waveform(RATE, samples)
+    stream.input_finished()
+    source = stream.source
+    toy._pipeline._search([(source, source.take_window())])
+    ended = source.utterance
+    assert (source.state, ended.number, ended.start) == (State.SEARCHED, 0, 0)
+    assert ended.endpoint.rule == 2
+    assert 0 < ended.num_frames < starts[1] / source.frame_s
+    assert ended.num_frames + len(ended.surplus) == ((len(samples) - 400) // 160 + 1 - 7) // 4 + 1
+    toy._pipeline._settle([source])
+    assert (source.utterance.number, source.utterance.start) == (1, ended.end)
+    assert [segment.text for segment in stream.take_segments()] == ["A", "B"]
+
+
+@pytest.mark.parametrize("options", [CHUNKED, DecodingOptions(endpoint=EndpointConfig())])
+def test_an_observer_sees_every_utterance_once_and_changes_nothing(options):
+    seen, searches = [], []
+
+    @contextlib.contextmanager
+    def searching():
+        searches.append(len(seen))
+        yield
+
+    observed = Recognizer(ToyBundle(), ToyModel(), observer=Observer(searching=searching, concluded=seen.append))
+    samples, _ = say("ABCDA", [0.3, 0.3, 1.5, 0.3, 5.0])
+    segments = observed.transcribe(samples, options=options).segments
+    assert segments == toy_recognizer().transcribe(samples, options=options).segments
+    assert [utterance.result for utterance in seen if utterance.result.text] == segments
+    position = 0
+    for utterance in seen:
+        assert utterance.start == position
+        assert options.chunk_size or utterance.window_start <= utterance.start
+        position += utterance.num_frames
+    assert position == ((len(samples) - 400) // 160 + 1 - 7) // 4 + 1
+    assert len(searches) > len(seen)
+
+
+def test_hotwords_and_options_are_those_of_the_stream(toy):
+    stream = toy.create_stream(CHUNKED, hotwords=["A"])
+    assert isinstance(stream.source, Source)
+    assert stream.options == dataclasses.replace(CHUNKED, search="ctc_prefix_beam")
+    assert stream.source.context is not None
+    samples, _ = say("A", [0.3])
+    assert [segment.text for segment in feed(toy, samples)] == ["A"]
+    assert np.isfinite(stream.duration)
