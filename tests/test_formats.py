@@ -186,3 +186,13 @@ def test_an_hour_is_cut_in_seconds():
     cues = make_cues([segment(*letters, space="")])
     assert time.process_time() - begin < 10  # it takes one or two
     assert sum(len("".join(cue.lines)) for cue in cues) == len(letters)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_contents_that_can_be_joined_are_those_of_the_recordings_one_after_the_other(file_format):
+    """A header or a number that must not come twice is what makes a format unfit."""
+    one, other = (
+        Transcript.of([segment(("YES", 1.0, 1.2))], 3.0), Transcript.of([segment(("NO", 1.6, 1.9))], 3.0),
+    )  # fmt: skip
+    lines = [format_transcript(transcript, file_format).splitlines() for transcript in (one, other)]
+    assert FORMATS[file_format].can_be_joined == (lines[0][0] != lines[1][0])
