@@ -3,12 +3,12 @@
 PYTHON ?= python3
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit oldest clean
+.PHONY: demo test lint types docs unit oldest clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
-test: lint types unit oldest
+test: lint types docs unit oldest
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -16,6 +16,10 @@ lint: .venv/ready
 
 types: .venv/ready
 	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe
+
+# NO_MKDOCS_2_WARNING: mkdocs-material advertises its successor in a banner on every build.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 unit: .venv/ready
 	.venv/bin/pytest
@@ -46,4 +50,4 @@ SOURCES = pyproject.toml $(shell git ls-files export runtime quantize benchmarks
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-oldest build *.egg-info
+	rm -rf site .venv .venv-demo .venv-oldest build *.egg-info

@@ -82,7 +82,7 @@ def test_demo_is_what_its_checkpoint_gives(tmp_path):
     np.testing.assert_allclose(again.load().encode(features), demo.load().encode(features), atol=1e-4)
 
 
-def test_readme_shows_what_was_measured():
+def test_pages_show_what_was_measured():
     check = subprocess.run(
         [sys.executable, str(RECIPE / "publish.py"), "--check"], capture_output=True, text=True, check=False
     )

@@ -1,6 +1,6 @@
-"""Writes the measured tables into the project's README and draws its picture, from the JSON in `results/`.
+"""Writes the measured tables into the pages of docs/ and draws their picture, from the JSON in `results/`.
 
-With `--check` it only says whether the README shows what was measured.
+With `--check` it only says whether the pages show what was measured.
 """
 
 import argparse
@@ -90,21 +90,23 @@ def draw(results: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not up to date")
     args = parser.parse_args()
     results = json.loads((HERE / "results" / "wer.json").read_text(encoding="utf-8"))
     names = ("quantization", "quantization-int4")
     reports = [json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    tables = {"wer": wer_table(results), "quantization": quantization_table(*reports)}
-    if missing := tables.keys() - set(names_of(old, "README.md")):
-        sys.exit(f"README.md: no marks for {', '.join(sorted(missing))}")
-    new = filled(old, tables)
-    if args.check:
-        sys.exit(0 if new == old else "README.md does not show what examples/train_demo/results holds: run publish.py")
-    readme.write_text(new, encoding="utf-8")
-    draw(results, ROOT / "docs" / "wer.png")
+    tables = {"docs/demo.md": {"wer": wer_table(results)}}
+    tables["docs/quantize.md"] = {"quantization": quantization_table(*reports)}
+    for page, own in tables.items():
+        old = (ROOT / page).read_text(encoding="utf-8")
+        if missing := own.keys() - set(names_of(old, page)):
+            sys.exit(f"{page}: no marks for {', '.join(sorted(missing))}")
+        new = filled(old, own)
+        if args.check and new != old:
+            sys.exit(f"{page} does not show what examples/train_demo/results holds: run publish.py")
+        (ROOT / page).write_text(new, encoding="utf-8")
+    if not args.check:
+        draw(results, ROOT / "docs" / "wer.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""What mkdocs fills in while it builds, so that nothing is written twice.
+
+A line `{{ readme }}` becomes the project's README, `{{ contributing }}` CONTRIBUTING.md, `{{ packages }}` tables of all
+packaged files with the first paragraph of their docstrings, `{{ help COMMAND }}` what `u2moe COMMAND --help` prints.
+"""
+
+import ast
+import atexit
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import event_priority
+
+ROOT = Path(__file__).parents[1]
+MARK = re.compile(r"^\{\{ (\w+) ?(\w*) \}\}$", re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|docs/)[^)]*\)")
+ORDER = ("runtime", "export", "quantize", "benchmarks")
+HELP_WIDTH = "100"
+
+
+@event_priority(100)  # before mkdocstrings reads its options
+def on_config(config: Any) -> None:
+    """Let mkdocstrings read the files of this clone, whatever is installed, through links arranged as imports are."""
+    tree = Path(tempfile.mkdtemp(prefix="u2moe-docs-"))
+    atexit.register(shutil.rmtree, tree)
+    (tree / "u2moe").mkdir()
+    for package, folder in package_folders().items():
+        inside = [ROOT / folder] if package.count(".") == 1 else sorted((ROOT / folder).glob("*.py"))
+        for target in inside if package.count(".") <= 1 else ():
+            (tree / "u2moe" / target.name).symlink_to(target)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(tree)]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The page with its marks filled in; mkdocs calls it for each."""
+    return MARK.sub(lambda match: filled(match[1], match[2]), markdown)
+
+
+def filled(mark: str, argument: str) -> str:
+    """What stands in the place of a mark."""
+    if mark == "help":
+        return help_of(argument)
+    if mark == "packages":
+        folders = sorted(package_folders().values(), key=lambda folder: (ORDER.index(folder.split("/")[0]), folder))
+        return "\n\n".join(files_of(folder) for folder in folders if len(list((ROOT / folder).glob("*.py"))) > 1)
+    return page_of(ROOT / f"{mark.upper()}.md")
+
+
+def page_of(file: Path) -> str:
+    """A page from outside docs/: links into docs/ lead to its pages, links to other files are text."""
+    return LINK.sub(r"\1", file.read_text(encoding="utf-8")).replace("](docs/", "](")
+
+
+def package_folders() -> dict[str, str]:
+    """The folder of each package, by its name, as pyproject.toml says."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders: dict[str, str] = settings["tool"]["setuptools"]["package-dir"]
+    return folders
+
+
+def files_of(folder: str) -> str:
+    """A table of the modules of a folder, such as runtime, and what each is for."""
+    modules = [file for file in sorted((ROOT / folder).glob("*.py")) if file.name != "__init__.py"]
+    rows = [f"| `{file.name}` | {summary(file)} |" for file in modules]
+    head = [f"## {folder}/", summary(ROOT / folder / "__init__.py"), "", "| file | what it is |", "| --- | --- |"]
+    return "\n".join([*head, *rows])
+
+
+def summary(file: Path) -> str:
+    """The first paragraph of a module's docstring, without the command that follows in scripts."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    if not docstring:
+        raise ValueError(f"{file}: has no docstring")
+    return docstring.partition("\n\n")[0].replace("\n", " ").replace("|", r"\|")
+
+
+def help_of(command: str) -> str:
+    """What `u2moe COMMAND --help` prints, folded."""
+    done = subprocess.run(
+        [sys.executable, "-m", "u2moe", command, "--help"],
+        env={**os.environ, "COLUMNS": HELP_WIDTH, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    summary = f"<summary>All options: <code>u2moe {command} --help</code></summary>"
+    return f"<details>{summary}<pre><code>{html.escape(done.stdout)}</code></pre></details>"

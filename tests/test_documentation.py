@@ -1,0 +1,127 @@
+"""The documentation: the site is built without a warning and without other hosts, and its commands run."""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import u2moe.export
+import u2moe.quantize
+import u2moe.runtime
+from u2moe.runtime import cli
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+FOREIGN = re.compile(r"<(?:script|img|iframe|source|audio|video|link)\b[^>]*?\b(?:src|href)=\"?(?:https?:)?//[^\s\">]+")
+
+
+def commands(page):
+    """Lines of the shell blocks of a page, as lists of words without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [words for line in lines for words in split_at_and(shlex.split(line, comments=True)) if words]
+
+
+def split_at_and(words):
+    if "&&" in words:
+        place = words.index("&&")
+        return [words[:place], *split_at_and(words[place + 1 :])]
+    return [words]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("material", reason="needs the extra docs")
+    pytest.importorskip("mkdocstrings", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site") / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(folder)],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_nothing_is_fetched_from_other_hosts(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        assert not FOREIGN.findall(page.read_text(encoding="utf-8")), page
+    for sheet in site.rglob("*.css"):
+        assert "//fonts." not in sheet.read_text(encoding="utf-8"), sheet
+
+
+def test_marks_are_filled_in(site):
+    for page in site.rglob("*.html"):
+        assert not re.search(r"^(<p>)?\{\{ \w+", page.read_text(encoding="utf-8"), re.MULTILINE), page
+    files = (site / "how" / "files" / "index.html").read_text(encoding="utf-8")
+    for folder in ("runtime", "export", "quantize", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert file.name == "__init__.py" or f"<code>{file.name}</code>" in files, file
+    help_texts = (site / "export" / "index.html").read_text(encoding="utf-8")
+    assert "--weights FILE" in help_texts
+
+
+@pytest.mark.parametrize("package", [u2moe.runtime, u2moe.export, u2moe.quantize], ids=lambda package: package.__name__)
+def test_every_public_name_is_described_once(package):
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    described = re.findall(rf"^::: {package.__name__}\.(\w+)$", text, re.MULTILINE)
+    assert sorted(described) == sorted(package.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_are_understood(page, monkeypatch):
+    monkeypatch.setattr(sys, "exit", lambda code: pytest.fail(f"exit {code}"))
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for words in commands(page):
+        program, *arguments = Path(words[0]).name, *words[1:]
+        if program == "u2moe":
+            cli._parser(arguments[0]).parse_args(arguments)
+        elif program == "make":
+            assert set(arguments) <= set(targets), words
+        elif program == "pip":
+            for extras in re.findall(r"\[(.*?)\]", " ".join(arguments)):
+                assert set(extras.split(",")) <= EXTRAS.keys(), words
+        elif program in ("python", "python3") and arguments[0] == "-m":
+            assert importlib.util.find_spec(arguments[1]), words
+        elif program in ("python", "pytest"):
+            assert (ROOT / arguments[0]).is_file(), words
+        else:
+            assert program in ("ruff", "mkdocs"), words
+
+
+@pytest.fixture
+def surroundings(tmp_path, monkeypatch, exported):
+    """The files that the commands name."""
+    clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
+    shutil.copytree(Path(__file__).parent / "golden" / "moe_tiny", tmp_path / "exp" / "u2pp_moe")
+    (tmp_path / "lectures").mkdir()
+    shutil.copy(clips[0], tmp_path / "lectures" / "first.flac")
+    shutil.copy(clips[1], tmp_path / "talk.wav")  # the name does not matter
+    (tmp_path / "names.txt").write_text("SEVEN\nCLUBS :2.5\n", encoding="utf-8")
+    # many words, of which a network with random weights gets as many wrong in int8 as in float32, to 0.5 %
+    (tmp_path / "test.tsv").write_text(f"{clips[0]}\t{'你好 ' * 10_000}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return lambda name: (tmp_path / name).symlink_to(exported("moe_tiny"))
+
+
+@pytest.mark.parametrize("name", ["export", "quantize", "recognise"])
+def test_commands_run(name, surroundings, capsys):
+    """Those of a page, one after the other: a command finds what the ones before it have written."""
+    if name == "quantize":
+        surroundings("bundle")
+    ran = 0
+    for words in commands(ROOT / "docs" / f"{name}.md"):
+        if words[0] == "u2moe" and words[1] != "listen":
+            assert cli.main(words[1:]) == 0, (words, capsys.readouterr().err)
+            ran += 1
+    assert ran >= 3
