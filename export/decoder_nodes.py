@@ -9,15 +9,7 @@ import onnx_ir as ir
 import torch
 
 from u2moe.export.decoder import AttentionDecoder, DecoderBlock
-from u2moe.export.layers import (
-    AttentionNodes,
-    feed_forward,
-    linear,
-    mask_bias,
-    normalization,
-    sinusoids,
-    vector,
-)
+from u2moe.export.layers import AttentionNodes, feed_forward, linear, mask_bias, normalization, sinusoids, vector
 from u2moe.export.model import SpeechModel
 from u2moe.runtime.graph.builder import GraphBuilder
 

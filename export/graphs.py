@@ -11,9 +11,7 @@ import onnx_ir as ir
 from u2moe.export.decoder_nodes import DecoderNodes
 from u2moe.export.encoder import SpeechEncoder
 from u2moe.export.encoder_nodes import EncoderNodes
-from u2moe.export.layers import (
-    linear,
-)
+from u2moe.export.layers import linear
 from u2moe.export.model import SpeechModel
 from u2moe.runtime import contract
 from u2moe.runtime.graph.builder import GraphBuilder
