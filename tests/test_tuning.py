@@ -1,6 +1,7 @@
 """The choice of kernels for experts: QMoE's numbers, what is measured and chosen, and what the bundle keeps of it."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from u2moe.quantize.tuning.measurement import Spread
 from u2moe.quantize.tuning.record import TunedExperts, Tuning, describe
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.cli import _parser, main
+from u2moe.runtime.manifest import FileDigest
 
 FEW = {"shares": {4: 1.0, 16: 1.0}, "repetitions": 1}
 
@@ -393,7 +395,9 @@ def test_a_graph_of_another_onnxruntime_is_refused_with_the_reason(float32, tmp_
     with monkeypatch.context() as patch:
         patch.setattr("u2moe.quantize.tuning.record.onnxruntime.__version__", "99.1")
         bundle, _ = quantize_bundle(float32.path, tmp_path / "out", recipe("int8", tune=Tune(**FEW)))
-    (bundle.path / "encoder.onnx").write_bytes(b"operators of tomorrow")
+    graph = b"operators of tomorrow"
+    (bundle.path / "encoder.onnx").write_bytes(graph)
+    bundle.manifest.files["encoder.onnx"] = FileDigest(sha256=hashlib.sha256(graph).hexdigest(), size=len(graph))
     with pytest.raises(BundleError, match=r"refuses it: .*; kernels were chosen with onnxruntime 99\.1, this is 1\."):
         bundle.load()
     untuned = dataclasses.replace(bundle.manifest, tuning=None)
