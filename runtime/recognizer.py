@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from u2moe.runtime.model import Model
     from u2moe.runtime.vad import VoiceActivityDetector
 
-_MAX_BATCH = 32
-"""Chunks that go through the encoder together: beyond, a larger batch saves no time but takes memory."""
-
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """The demo model that comes with the package, and `clips/` to try it on."""
 
