@@ -71,7 +71,7 @@ def test_experts_without_a_known_router_are_an_error(bundle, tmp_path):
     with BundleWriter(tmp_path / "odd") as staging:
         for graph in bundle.manifest.model.graphs():
             content = (bundle.path / graph.file).read_bytes()
-            (staging.path / graph.file).write_bytes(content.replace(b".feed_forward.gate.", b".feed_forward.mate."))
+            (staging.path / graph.file).write_bytes(content.replace(b"routers", b"doubter"))
         (staging.path / "tokens.txt").write_bytes((bundle.path / "tokens.txt").read_bytes())
         staging.finish(bundle.manifest)
     with pytest.raises(BundleError, match="has no router among its weights"):
