@@ -114,6 +114,15 @@ def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
     assert version("u2moe") == project["version"]
 
 
+def test_a_stream_shows_what_programs_use():
+    """What the recogniser needs of it is behind `source`."""
+    shown = {name for name in dir(u2moe.runtime.Stream) if not name.startswith("_")}
+    assert shown == {
+        "accept_waveform", "duration", "get_result", "input_finished", "is_endpoint", "is_ready", "options", "reset",
+        "take_segments",
+    }  # fmt: skip
+
+
 def test_errors_are_one_tree():
     errors = [getattr(u2moe.runtime, name) for name in PUBLIC if name.endswith("Error")]
     assert all(issubclass(error, u2moe.runtime.U2moeError) for error in errors)
