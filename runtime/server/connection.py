@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.errors import (
@@ -117,10 +117,10 @@ async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSo
     """Speak a protocol to a client, if there is a place; every error is told to it, and ends the connection."""
     chosen = next((name for name in protocol.subprotocols if name in websocket.scope["subprotocols"]), None)
     with contextlib.suppress(ClientGoneError, WebSocketDisconnect, WebSocketDisconnected, OSError, TimeoutError):
-        await websocket.accept(chosen)
         code, reason = 1000, ""
         try:
             with service.place(protocol.name) as place:
+                await websocket.accept(chosen)
                 connection = Connection(websocket, service, place)
                 try:
                     await protocol.run(connection)
@@ -133,6 +133,8 @@ async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSo
         except U2moeError as error:
             code, reason = getattr(error, "close_code", _CLOSE_CODE), str(error)
             count_failure(service, error)
+            if websocket.application_state == WebSocketState.CONNECTING:  # pages only see why if it is opened first
+                await websocket.accept(chosen)
             if protocol.tell_error is not None:
                 async with asyncio.timeout(service.options.limits.send_s):
                     await websocket.send_text(protocol.tell_error(error))

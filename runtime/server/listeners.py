@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -24,6 +25,7 @@ from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.protocols.wyoming import LINE_BYTES, serve_wyoming
 
 if TYPE_CHECKING:
+    from u2moe.runtime.server.metrics import Metrics
     from u2moe.runtime.server.options import ServerOptions
     from u2moe.runtime.server.service import Service
 
@@ -143,7 +145,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service, {port: name for port, name in speaks.items() if name not in (HTTP, WYOMING)}),
-                http=_Http,
+                http=H11Protocol,
                 ws=_WebSocket,
                 ws_max_size=options.limits.message_bytes,
                 ws_ping_interval=_PING_S,
@@ -197,9 +199,10 @@ class Server(uvicorn.Server):
 
     def _protocol(self, speaks: str) -> tuple[Callable[[], asyncio.BaseProtocol], ssl.SSLContext | None]:
         """What speaks to one connection."""
-        if speaks == WYOMING:
+        if speaks == WYOMING:  # becomes a stream much later
+            self._service.metrics.know_connection()
             return self._wyoming_protocol, None
-        http = functools.partial(_Http, self.config, self.server_state, self.lifespan.state)
+        http = functools.partial(_Http, self._service.metrics, self.config, self.server_state, self.lifespan.state)
         return http, self.config.ssl
 
     def _wyoming_protocol(self) -> asyncio.BaseProtocol:
@@ -273,8 +276,26 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)
 
 
+class _Newcomer:
+    """A connection of which it is not known yet whether it becomes a stream."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._is_known = False
+
+    def become_known(self) -> None:
+        """Say that it is known now. Twice is once."""
+        if not self._is_known:
+            self._is_known = True
+            self._metrics.know_connection()
+
+
 class _Http(H11Protocol):
     """HTTP that does not wait for ever for somebody who connects and asks for nothing."""
+
+    def __init__(self, metrics: Metrics, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._newcomer = _Newcomer(metrics)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -284,13 +305,33 @@ class _Http(H11Protocol):
         if not self.headers:
             self.transport.abort()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Become a WebSocket."""
+        self.app_state = {**self.app_state, "newcomer": self._newcomer}
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._newcomer.become_known()
+        super().on_response_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
+        self._newcomer.become_known()
         super().connection_lost(exc)
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
     """A WebSocket that is gone some time after it is closed here, even if the client does not read."""
+
+    async def send(self, message: Any) -> None:
+        """Send something: whatever comes first, the client has been let in or refused."""
+        self.app_state["newcomer"].become_known()
+        await super().send(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.app_state["newcomer"].become_known()
+        super().connection_lost(exc)
 
     async def run_asgi(self) -> None:
         """Serve it, and see to it that it ends."""

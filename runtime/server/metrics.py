@@ -35,6 +35,8 @@ _GAUGES = {
     "queue_seconds": "Seconds of audio that wait to be recognised.",
     "ready": "Workers that take connections.",
 }
+_INTERNAL = ("known_connections",)
+"""For the process that hands connections to the workers, not for Prometheus."""
 _HISTOGRAMS = {
     "partial_latency_seconds": "From the arrival of audio to the partial result that it gave.",
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
@@ -45,7 +47,7 @@ def _places() -> Iterator[str]:
     for name in _COUNTERS:
         for label in _LABELS[name]:
             yield f"{name}:{label}"
-    yield from _GAUGES
+    yield from (*_GAUGES, *_INTERNAL)
     for name in _HISTOGRAMS:
         for bound in (*LATENCY_BUCKETS, "+Inf", "sum"):
             yield f"{name}:{bound}"
@@ -71,13 +73,18 @@ class Metrics:
 
     def forget(self, worker: int) -> None:
         """Set the gauges of a worker that has ended to 0; its counters go on with the next."""
-        for name in _GAUGES:
+        for name in (*_GAUGES, *_INTERNAL):
             self._rows[worker, _PLACES[name]] = 0
 
     def count(self, name: str, label: str, amount: float = 1.0) -> None:
         """Add to a counter."""
         with self._lock:
             self._row[_PLACES[f"{name}:{label}"]] += amount
+
+    def know_connection(self) -> None:
+        """Say that a connection is no longer new: it is counted as a stream, or known to be none."""
+        with self._lock:
+            self._row[_PLACES["known_connections"]] += 1
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
@@ -95,7 +102,7 @@ class Metrics:
         return float(self._rows[:, _PLACES[name if label is None else f"{name}:{label}"]].sum())
 
     def each(self, name: str) -> list[float]:
-        """A gauge, of each worker."""
+        """A number of each worker."""
         values: list[float] = self._rows[:, _PLACES[name]].tolist()
         return values
 

@@ -10,7 +10,6 @@ import selectors
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -20,8 +19,6 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.listeners import Listener, hand_over, spoken_on
 from u2moe.runtime.server.metrics import Metrics, shared_rows
 
-_YOUNG_S = 1.0
-"""A connection that was handed over less long ago may not be counted as a stream yet."""
 _POLL_S = 0.1
 _RESTART_S = 1.0
 _SAME_SIGNAL_S = 0.5
@@ -79,18 +76,11 @@ class _Worker:
         self.process: SpawnProcess = multiprocessing.get_context("spawn").Process(target=work, args=(place,), name=name)
         self.process.start()
         other_end.close()
-        self._handed: deque[float] = deque()
-
-    @property
-    def num_young(self) -> int:
-        """Connections that may not be counted as streams yet."""
-        while self._handed and time.monotonic() - self._handed[0] > _YOUNG_S:
-            self._handed.popleft()
-        return len(self._handed)
+        self.num_taken = 0
 
     def take(self, speaks: str, connection: socket.socket) -> None:
         hand_over(self.channel, speaks, connection)
-        self._handed.append(time.monotonic())
+        self.num_taken += 1
 
 
 class _Team:
@@ -161,10 +151,13 @@ class _Team:
 
     def _by_room(self) -> list[_Worker]:
         """Those that are ready, the one with the most room first."""
-        ready, capacity, streams = (self._metrics.each(name) for name in ("ready", "capacity", "streams"))
+        names = ("ready", "capacity", "streams", "known_connections")
+        ready, capacity, streams, known = (self._metrics.each(name) for name in names)
 
         def room(worker: _Worker) -> float:
-            return capacity[worker.number] - streams[worker.number] - worker.num_young
+            number = worker.number
+            num_new = worker.num_taken - known[number]  # each of which may become a stream
+            return capacity[number] - streams[number] - num_new
 
         return sorted((worker for worker in self._workers if ready[worker.number]), key=room, reverse=True)
 
