@@ -336,4 +336,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         """Serve it, and see to it that it ends."""
         await super().run_asgi()
-        self.loop.call_later(_CLOSE_S, self.transport.abort)
+        self.loop.call_later(_CLOSE_S, self._abort)
+
+    def _abort(self) -> None:
+        if not self.disconnected:
+            self.transport.abort()

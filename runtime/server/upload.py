@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50
+_LINGER_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,59 +42,84 @@ class Upload:
         return self.fields.get(name, [default])[-1]
 
 
-@contextlib.asynccontextmanager
-async def receive_upload(request: Request, limits: Limits) -> AsyncIterator[Upload]:
-    """A form with a file named "file", streamed to a temporary file that is gone at the end.
+class Body:
+    """The body of a request, as it comes, in time and of bounded size.
 
     Raises:
-        RequestError: no form, or a damaged one, or without a file.
         TooLargeError: it is larger than it may be; said before it is read where it tells its size.
         IdleError: nothing came for too long.
         ClientGoneError: the client has gone.
     """
-    kind, parameters = parse_options_header(request.headers.get("content-type", ""))
+
+    def __init__(self, request: Request, limits: Limits) -> None:
+        self._limits = limits
+        self._chunks = request.stream()
+        self._length = request.headers.get("content-length", "")
+        self._can_go_on = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = int(self._length) if self._length.isdecimal() else 0
+        if size > self._limits.upload_bytes:
+            raise self._too_large()
+        size = 0
+        try:
+            async for chunk in self._timely():
+                size += len(chunk)
+                if size > self._limits.upload_bytes:
+                    raise self._too_large()
+                yield chunk
+        except TimeoutError:
+            raise IdleError(f"nothing came for {self._limits.idle_s:g} seconds") from None
+        except ClientDisconnect as error:
+            raise ClientGoneError from error
+
+    async def discard(self) -> None:
+        """Read what is left, for a moment: an answer to a client that is still sending would be lost."""
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(_LINGER_S):
+                async for _ in self._timely():
+                    pass
+
+    async def _timely(self) -> AsyncIterator[bytes]:
+        while self._can_go_on:
+            self._can_go_on = False  # unless the next comes
+            async with asyncio.timeout(self._limits.idle_s):
+                chunk = await anext(self._chunks, None)
+            if chunk is not None:
+                self._can_go_on = True
+                yield chunk
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"an upload may have {self._limits.upload_bytes} bytes", "file")
+
+
+@contextlib.asynccontextmanager
+async def receive_upload(content_type: str, body: Body) -> AsyncIterator[Upload]:
+    """A form with a file named "file", streamed to a temporary file that is gone at the end.
+
+    Raises:
+        RequestError: no form, or a damaged one, or without a file; or what is wrong with the body.
+        ClientGoneError: the client has gone.
+    """
+    kind, parameters = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not parameters.get(b"boundary"):
         raise RequestError("expected a form (multipart/form-data) with a file named 'file'", "file")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limits.upload_bytes:
-        raise _too_large(limits)
     handle, name = tempfile.mkstemp(prefix="u2moe-")
     try:
         with os.fdopen(handle, "wb") as target:
             form = _Form(parameters[b"boundary"], target)
-            await _receive(request, form, limits)
+            try:
+                async for chunk in body:
+                    await asyncio.to_thread(form.write, chunk)  # a disk may be slow
+                form.finish()
+            except FormParserError as error:
+                raise RequestError(f"the form is damaged: {error}") from error
         if not form.has_file:
             raise RequestError("the form has no file named 'file'", "file")
         yield Upload(file=Path(name), fields=form.fields)
     finally:
         with contextlib.suppress(OSError):  # where files in use cannot be removed, and an abandoned one is in use
             Path(name).unlink()  # noqa: ASYNC240 - quick
-
-
-async def _receive(request: Request, form: _Form, limits: Limits) -> None:
-    size = 0
-    chunks = request.stream()
-    try:
-        while True:
-            async with asyncio.timeout(limits.idle_s):
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                break
-            size += len(chunk)
-            if size > limits.upload_bytes:
-                raise _too_large(limits)
-            await asyncio.to_thread(form.write, chunk)  # a disk may be slow
-        form.finish()
-    except TimeoutError:
-        raise IdleError(f"nothing came for {limits.idle_s:g} seconds") from None
-    except ClientDisconnect as error:
-        raise ClientGoneError from error
-    except FormParserError as error:
-        raise RequestError(f"the form is damaged: {error}") from error
-
-
-def _too_large(limits: Limits) -> TooLargeError:
-    return TooLargeError(f"an upload may have {limits.upload_bytes} bytes", "file")
 
 
 @dataclass

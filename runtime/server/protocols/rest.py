@@ -19,7 +19,7 @@ from u2moe.runtime.result import Transcript
 from u2moe.runtime.server.connection import count_failure
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, UnavailableError
 from u2moe.runtime.server.texts import added_text, phrases_of
-from u2moe.runtime.server.upload import Upload, receive_upload
+from u2moe.runtime.server.upload import Body, Upload, receive_upload
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
@@ -70,11 +70,13 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 async def _transcribe(request: Request, service: Service) -> Response:
+    body = Body(request, service.options.limits)
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(service.files.place())
             service.metrics.count("connections", "file")
-            upload = await stack.enter_async_context(receive_upload(request, service.options.limits))
+            content_type = request.headers.get("content-type", "")
+            upload = await stack.enter_async_context(receive_upload(content_type, body))
             wanted = _Wanted(upload)
             hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
             task = service.files.recognize(upload.file, hotwords)
@@ -88,6 +90,7 @@ async def _transcribe(request: Request, service: Service) -> Response:
             return Response(status_code=499)
         except U2moeError as error:
             count_failure(service, error)
+            await body.discard()
             if isinstance(error, AudioError):  # it names a file of ours
                 message = str(error).replace(str(upload.file), upload.value("filename", "file"))
                 return error_response(RequestError(message, "file"))
