@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +73,8 @@ class Resampler:
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
-        if not isinstance(source_rate, Real) or isinstance(source_rate, bool):
+        is_number = isinstance(source_rate, int | float | np.integer | np.floating)
+        if not is_number or isinstance(source_rate, bool):
             raise AudioError(f"sample rate must be a number of Hz, got {source_rate!r:.80}")
         if not _LOWEST_RATE <= source_rate <= _HIGHEST_RATE:
             raise AudioError(f"sample rate must be between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, got {source_rate}")

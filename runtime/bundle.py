@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.bundle_files import BundleFile, plain_name
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph_file import check_locations
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.model import Model
@@ -43,6 +44,9 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True, manifest_file: str = MANIFEST_FILE) -> Bundle:
         """Read the manifest and the vocabulary of the bundle in folder `path`, and check every file.
 
+        A graph whose weights lie outside the folder, or in a file that the manifest does not list, is refused here if
+        `verify` is true, and by `load` in any case.
+
         Args:
             path: the folder.
             verify: compare the sha256 of every file with the manifest (about a second per gigabyte). Sizes and names
@@ -60,12 +64,15 @@ class Bundle:
         where = folder / manifest_file
         with BundleFile(folder, manifest_file) as file:
             manifest = parse_manifest(_decoded(where, file.read(_MANIFEST_LIMIT)), where)
-        for name in (TOKENS_FILE, *(graph.file for graph in manifest.model.graphs())):
+        graphs = [graph.file for graph in manifest.model.graphs()]
+        for name in (TOKENS_FILE, *graphs):
             if name not in manifest.files:
                 raise BundleError(f"{where}: files: {name!r} is not listed, but a bundle of this model needs it")
         for name, digest in manifest.files.items():
             with BundleFile(folder, plain_name(name, f"{where}: files"), digest) as file:
-                if verify:
+                if verify and name in graphs:
+                    check_locations(file, manifest.files)
+                elif verify:
                     file.verify()
         return cls(folder, manifest, _read_tokens(folder, manifest))
 

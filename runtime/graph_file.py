@@ -68,7 +68,7 @@ class GraphFile:
             content = self._open(path.name).read(_GRAPH_LIMIT)
             tensors = external_tensors(path, content)
             del content
-            for location in sorted({tensor.location for tensor in tensors}):
+            for location in _locations(path, tensors, digests):
                 self._read_weights(location, [tensor for tensor in tensors if tensor.location == location])
             self._stack = stack.pop_all()
 
@@ -91,25 +91,21 @@ class GraphFile:
         self._stack.close()
 
     def _open(self, name: str) -> BundleFile:
-        digest = None
-        if self._digests is not None:
-            digest = self._digests.get(name)
-            if digest is None:
-                raise BundleError(f"{self.path}: weights lie in {name!r:.200}, which the manifest does not list")
+        digest = None if self._digests is None else self._digests.get(name)
         file = self._stack.enter_context(BundleFile(self.path.parent, name, digest))
         self._files.append(file)
         return file
 
     def _read_weights(self, location: str, tensors: list[ExternalTensor]) -> None:
         """Read a file of weights from its begin to its end, and keep those to hand over."""
-        file = self._open(plain_name(location, f"{self.path}: external data"))
+        file = self._open(location)
         kept = []
         for tensor in tensors:
             place = _place(file, tensor)
             if tensor.is_initializer and _is_read_in_place(tensor, place):
                 array = np.empty(tensor.shape, place.kind)
                 self.weights[tensor.name] = array
-                kept.append((place, memoryview(array.reshape(-1).view(np.uint8))))
+                kept.append((place, array.reshape(-1).view(np.uint8).data))
         kept.sort(key=lambda item: item[0].begin)
         first, position = 0, 0
         for portion in file.portions() if self._digests is not None or kept else ():
@@ -122,6 +118,30 @@ class GraphFile:
                 start, stop = max(place.begin, position), min(place.end, end)
                 target[start - place.begin : stop - place.begin] = portion[start - position : stop - position]
             position = end
+
+
+def check_locations(file: BundleFile, digests: Mapping[str, FileDigest]) -> None:
+    """Read a graph file, and refuse it if weights of it lie outside its folder or in a file that is not listed.
+
+    Args:
+        file: the graph.
+        digests: size and sha256 of the files that are listed, by name.
+
+    Raises:
+        BundleError: they do, or this is no graph.
+        IntegrityError: the graph differs from its digest.
+    """
+    _locations(file.path, external_tensors(file.path, file.read(_GRAPH_LIMIT)), digests)
+
+
+def _locations(path: Path, tensors: list[ExternalTensor], digests: Mapping[str, FileDigest] | None) -> list[str]:
+    """Names of the files that hold weights of a graph, which must be in its folder, and among `digests`."""
+    locations = sorted({tensor.location for tensor in tensors})
+    for location in locations:
+        name = plain_name(location, f"{path}: external data")
+        if digests is not None and name not in digests:
+            raise BundleError(f"{path}: weights lie in {name!r:.200}, which the manifest does not list")
+    return locations
 
 
 @dataclass(frozen=True, kw_only=True)
