@@ -1,7 +1,7 @@
 """What mkdocs fills in while it builds, so that nothing is written twice.
 
-A line `{{ readme }}` becomes the project's README, `{{ contributing }}` CONTRIBUTING.md, `{{ packages }}` tables of all
-packaged files with the first paragraph of their docstrings, `{{ help COMMAND }}` what `u2moe COMMAND --help` prints.
+A line `{{ page FILE }}` becomes a page that lies elsewhere, such as the README, `{{ packages }}` tables of all packaged
+files with the first paragraph of their docstrings, `{{ help COMMAND }}` what `u2moe COMMAND --help` prints.
 """
 
 import ast
@@ -20,8 +20,9 @@ from typing import Any
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
-MARK = re.compile(r"^\{\{ (\w+) ?(\w*) \}\}$", re.MULTILINE)
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|docs/)[^)]*\)")
+DOCS = ROOT / "docs"
+MARK = re.compile(r"^\{\{ (\w+) ?([\w./]*) \}\}$", re.MULTILINE)
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?!\w+:)[^)#]+)(?P<anchor>#[^)]*)?\)")
 ORDER = ("runtime", "export", "quantize", "benchmarks")
 HELP_WIDTH = "100"
 
@@ -51,12 +52,19 @@ def filled(mark: str, argument: str) -> str:
     if mark == "packages":
         folders = sorted(package_folders().values(), key=lambda folder: (ORDER.index(folder.split("/")[0]), folder))
         return "\n\n".join(files_of(folder) for folder in folders if len(list((ROOT / folder).glob("*.py"))) > 1)
-    return page_of(ROOT / f"{mark.upper()}.md")
+    return page_of(ROOT / argument)
 
 
 def page_of(file: Path) -> str:
-    """A page from outside docs/: links into docs/ lead to its pages, links to other files are text."""
-    return LINK.sub(r"\1", file.read_text(encoding="utf-8")).replace("](docs/", "](")
+    """A page from outside docs/: its links into docs/ lead to the pages of the site, those to other files are text."""
+
+    def link(match: re.Match[str]) -> str:
+        target = (file.parent / match["target"]).resolve()
+        if not target.is_relative_to(DOCS):
+            return match["text"]
+        return f"[{match['text']}]({target.relative_to(DOCS).as_posix()}{match['anchor'] or ''})"
+
+    return LINK.sub(link, file.read_text(encoding="utf-8"))
 
 
 def package_folders() -> dict[str, str]:
