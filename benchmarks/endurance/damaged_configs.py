@@ -1,33 +1,20 @@
-"""Does a damaged train.yaml ever do more than raise one of our errors? Any number of them, each from its seed.
-
-    python -m u2moe.benchmarks.endurance.damaged_configs TRAIN_YAML... --inputs 10000
-
-Each is read, and the network that it describes is built without weights, within limits of time and memory.
-"""
+"""Training configurations with values exchanged, texts, aliases and depths that YAML allows, and changed bytes."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import copy
-import signal
-import sys
-import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from u2moe.benchmarks.endurance.fuzz import damaged, limit_memory, outcome_of
+from u2moe.benchmarks.endurance.damage import damaged, one_of
 from u2moe.export.training_config import read_training_config
 from u2moe.export.weights import expected_shapes
 
-TIME_LIMIT_S = 20
-"""A mixture of 20,000 experts takes two seconds; the rest is for machines that do other things too."""
 _ODD_VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 7, 1000, 20_000, 10**6, 10**9, 2**63, 10**400, 0.5, -0.5, 1e308,
     float("nan"), float("inf"), "", "x", "1e-5", "1e999", "a\0b", "\ud800", "../../etc/passwd", "y" * 300, "null",
@@ -43,65 +30,38 @@ _ODD_TEXTS = (
 _ENCODINGS = ("utf-8-sig", "utf-16", "utf-32", "latin-1", "gbk", "cp037")
 
 
-def read_configs(originals: Sequence[Path], seeds: range) -> Iterator[tuple[str, str]]:
-    """Kind ("yaml") and outcome of the damaged file of each seed."""
-    texts = [file.read_text(encoding="utf-8") for file in originals]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "train.yaml"
-        for seed in seeds:
-            file.write_bytes(damaged_config(texts, np.random.default_rng(seed)))
-            yield "yaml", outcome_of(lambda: _build(file))
+def use_damaged_configs(originals: Sequence[Path], folder: Path) -> Callable[[np.random.Generator], str]:
+    """A function that reads a damaged file, and builds the network that it describes, without weights."""
+    texts, file = [original.read_text(encoding="utf-8") for original in originals], folder / "train.yaml"
 
+    def use(random: np.random.Generator) -> str:
+        file.write_bytes(damaged_config(texts, random))
+        with warnings.catch_warnings(action="error"):
+            expected_shapes(read_training_config(file).architecture)
+        return "accepted"
 
-def _build(file: Path) -> None:
-    with time_limit(TIME_LIMIT_S), warnings.catch_warnings(action="error"):
-        expected_shapes(read_training_config(file).architecture)
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside when it takes longer. In the main thread, and of Unix only: elsewhere without limit."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"took more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return use
 
 
 def damaged_config(originals: Sequence[str], random: np.random.Generator) -> bytes:
     """One of the originals with some of its values exchanged, then some of its text, or its encoding, or its bytes."""
-    config = yaml.safe_load(_one_of(originals, random))
+    config = yaml.safe_load(one_of(originals, random))
     for _ in range(int(random.integers(0, 4))):
-        _one_of((_replace, _replace, _replace, _delete, _add, _share, _nest), random)(config, random)
-    text = yaml.dump(
-        config, allow_unicode=bool(random.random() < 0.5), default_flow_style=_one_of((None, True), random)
-    )
+        one_of((_replace, _replace, _replace, _delete, _add, _share, _nest), random)(config, random)
+    text = yaml.dump(config, allow_unicode=bool(random.random() < 0.5), default_flow_style=one_of((None, True), random))
     for _ in range(int(random.integers(0, 3)) if random.random() < 0.5 else 0):
-        text = _one_of((_with_odd_text, _with_laughs, _repeated, _deep), random)(text, random)
+        text = one_of((_with_odd_text, _with_laughs, _repeated, _deep), random)(text, random)
     if random.random() < 0.1:
-        return text.encode(_one_of(_ENCODINGS, random), errors="replace")
+        return text.encode(one_of(_ENCODINGS, random), errors="replace")
     content = text.encode("utf-8", errors="surrogatepass")
     return damaged(content, random) if random.random() < 0.2 else content
-
-
-def _one_of(values: Sequence[Any], random: np.random.Generator) -> Any:
-    return values[int(random.integers(len(values)))]
 
 
 def _place(config: dict[Any, Any], random: np.random.Generator) -> tuple[dict[Any, Any], Any]:
     """A mapping anywhere in the file, and one of its keys."""
     place = config
     while True:
-        key = _one_of(list(place), random)
+        key = one_of(list(place), random)
         if not isinstance(place[key], dict) or not place[key] or random.random() < 0.1:
             return place, key
         place = place[key]
@@ -109,7 +69,7 @@ def _place(config: dict[Any, Any], random: np.random.Generator) -> tuple[dict[An
 
 def _replace(config: dict[Any, Any], random: np.random.Generator) -> None:
     place, key = _place(config, random)
-    place[key] = copy.deepcopy(_one_of(_ODD_VALUES, random))
+    place[key] = copy.deepcopy(one_of(_ODD_VALUES, random))
 
 
 def _delete(config: dict[Any, Any], random: np.random.Generator) -> None:
@@ -122,8 +82,8 @@ def _add(config: dict[Any, Any], random: np.random.Generator) -> None:
     """A key that is unknown there, or that belongs elsewhere."""
     place, _ = _place(config, random)
     _, key = _place(config, random)
-    value = copy.deepcopy(_one_of(_ODD_VALUES, random))
-    place[_one_of((key, "odd", 3, None, True, "n_expert", "mlp_type", "head_dim", "n_kv_head"), random)] = value
+    value = copy.deepcopy(one_of(_ODD_VALUES, random))
+    place[one_of((key, "odd", 3, None, True, "n_expert", "mlp_type", "head_dim", "n_kv_head"), random)] = value
 
 
 def _share(config: dict[Any, Any], random: np.random.Generator) -> None:
@@ -143,14 +103,14 @@ def _with_odd_text(text: str, random: np.random.Generator) -> str:
     lines = text.split("\n")
     number = int(random.integers(len(lines)))
     key, colon, _ = lines[number].partition(": ")
-    lines[number] = f"{key}{colon if random.random() < 0.9 else ''}{_one_of(_ODD_TEXTS, random)}"
+    lines[number] = f"{key}{colon if random.random() < 0.9 else ''}{one_of(_ODD_TEXTS, random)}"
     return "\n".join(lines)
 
 
 def _with_laughs(text: str, random: np.random.Generator) -> str:
     """Aliases of aliases, in lists or merged mappings, which grow without end."""
     width, depth = int(random.integers(2, 20)), int(random.integers(1, 40))
-    form: Callable[[str], str] = _one_of((lambda inner: f"[{inner}]", lambda inner: f"{{<<: [{inner}]}}"), random)
+    form: Callable[[str], str] = one_of((lambda inner: f"[{inner}]", lambda inner: f"{{<<: [{inner}]}}"), random)
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{level}: &a{level} {form(', '.join([f'*a{level - 1}'] * width))}" for level in range(1, depth)]
     return "\n".join(lines) + "\n" + text + f"\nencoder_conf: *a{depth - 1}\n"
@@ -159,34 +119,12 @@ def _with_laughs(text: str, random: np.random.Generator) -> str:
 def _repeated(text: str, random: np.random.Generator) -> str:
     """A line or the whole, many times."""
     lines = text.split("\n")
-    part = _one_of((*lines, text), random)
+    part = one_of((*lines, text), random)
     return text + f"\n{part}" * int(2 ** random.uniform(0, 12))
 
 
 def _deep(text: str, random: np.random.Generator) -> str:
     """A value inside any number of brackets, which are closed or not."""
-    depth, bracket = int(2 ** random.uniform(0, 17)), _one_of(("[", "{a: ", "- ", "? "), random)
+    depth, bracket = int(2 ** random.uniform(0, 17)), one_of(("[", "{a: ", "- ", "? "), random)
     closing = {"[": "]", "{a: ": "}"}.get(bracket, "") * depth
     return f"{text}\nodd: {bracket * depth}1{closing if random.random() < 0.5 else ''}\n"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.endurance.damaged_configs", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("files", type=Path, nargs="+", metavar="TRAIN_YAML", help="files to damage copies of")
-    parser.add_argument("--inputs", type=int, default=1000, help="default: 1000")
-    args = parser.parse_args(argv)
-    limit_memory()
-    outcomes: Counter[str] = Counter()
-    for seed, (_, outcome) in enumerate(read_configs(args.files, range(args.inputs))):
-        outcomes[outcome] += 1
-        if outcome not in ("refused", "accepted"):
-            print(f"{seed}: {outcome}")
-    print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()))
-    return int(not set(outcomes) <= {"refused", "accepted"})
-
-
-if __name__ == "__main__":
-    sys.exit(main())
