@@ -1,83 +1,140 @@
-"""What the mixtures of experts of a bundle's encoder read when it hears speech. One session, and nothing is kept."""
+"""What the mixtures of experts of an encoder read, chunk by chunk, and where their routers send it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.encoder import Encoder, required_cache_size
+from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.session import DEFAULT_PROVIDER
+from u2moe.runtime.session import DEFAULT_PROVIDER, Session
+from u2moe.runtime.windows import Windows
 
 Array = npt.NDArray[Any]
 
 
-class ExpertInputs:
-    """The encoder of a bundle with the inputs of its mixtures of experts as outputs; in float32 or quantized.
+@dataclass(frozen=True, kw_only=True)
+class RoutedLayer:
+    """A mixture of experts of an encoder.
 
     Attributes:
-        layers: the router's weight [dim, experts] and the experts of each token, by the name of the layer's scope.
+        name: of the layer's scope.
+        tokens: name of the value that goes in.
+        gate: weight of the router, float32 [dim, experts].
+        gate_name: its name in the graph.
+        top_k: experts of a token.
+        expert_bytes: weights of one expert as stored.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    name: str
+    tokens: str
+    gate: Array
+    gate_name: str
+    top_k: int
+    expert_bytes: int
+
+    def choices(self, tokens: Array) -> Array:
+        """Experts [n, k] of tokens [..., dim], the likeliest first."""
+        logits = tokens.astype(np.float32).reshape(-1, len(self.gate)) @ self.gate
+        return np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
+
+    def counts(self, tokens: Array) -> npt.NDArray[np.int64]:
+        """How many of the tokens [..., dim] each expert gets: [experts]."""
+        return np.bincount(self.choices(tokens).ravel(), minlength=self.gate.shape[1]).astype(np.int64)
+
+
+class ExpertInputs:
+    """The encoder of a bundle with the inputs of its mixtures of experts as further outputs; in float32 or quantized.
+
+    Attributes:
+        layers: the mixtures by the names of their scopes, in order; none in a dense model.
+
+    Raises:
+        BundleError: a mixture of experts whose router is no weight.
+    """
+
+    def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
+        """Load the encoder, with `options` where there are any."""
         self.config = bundle.manifest.model
         encoder = self.config.graphs()[0]
         model = ir.load(bundle.path / encoder.file)
+        self.layers = {layer.name: layer for node in model.graph if (layer := _layer(node)) is not None}
         half = bundle.manifest.quantization.get("whole") == "fp16"
-        self.layers: dict[str, tuple[Array, int]] = {}
-        self.names: list[str] = []
-        model.graph.outputs.clear()
-        for node in model.graph:
-            x, gate = (*node.inputs, None, None)[:2]
-            mixture = mixture_of(node)
-            if mixture is None or x is None or x.name is None or gate is None or gate.const_value is None:
-                continue
-            self.layers[scope(node)] = (gate.const_value.numpy().astype(np.float32), mixture.top_k)
-            self.names.append(x.name)
-            x.type = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
-            if x not in model.graph.outputs:
-                model.graph.outputs.append(x)
-        self.inputs = encoder.inputs
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.session = None
-        if self.names:
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                file = Path(folder) / encoder.file
-                _link_weights(bundle.path / encoder.file, file)
-                ir.save(model, file)
-                self.session = onnxruntime.InferenceSession(str(file), options, providers=[DEFAULT_PROVIDER])
+        kind = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
+        inputs = {node.inputs[0] for node in model.graph if mixture_of(node) is not None} - {None}
+        for value in inputs - set(model.graph.outputs):
+            cast("ir.Value", value).type = kind
+            model.graph.outputs.append(cast("ir.Value", value))
+        self._names = [str(value.name) for value in model.graph.outputs]
+        self._seen: dict[str, Array] = {}
+        if options is None:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            file = Path(folder) / encoder.file
+            _link_weights(bundle.path / encoder.file, file)
+            ir.save(model, file)
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=[DEFAULT_PROVIDER])
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `Session.run`."""
+        self._seen = dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        return self._seen
+
+    def chunks(
+        self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
+    ) -> Iterator[dict[str, Array]]:
+        """Tokens [time, dim] that each layer reads, by its name, of every chunk of features [frames, mel].
+
+        With full context there is one chunk.
+        """
+        windows = Windows(self.config, chunk_size)
+        windows.accept(frames)
+        windows.finish()
+        encoder = Encoder(cast("Session", self), self.config)  # all that it needs of a session is `run`
+        caches, required = encoder.start(), required_cache_size(chunk_size or 1, num_left_chunks)
+        while (window := windows.take()) is not None:
+            _, caches = encoder.step(window[np.newaxis], caches, required_cache_size=required)
+            yield {name: self._seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def tokens(self, frames: Array) -> dict[str, Array]:
-        """Tokens [time, dim] that each layer reads for features [frames, mel], with full context."""
-        if self.session is None:
-            return {}
-        fixed = {"chunk": frames[np.newaxis], "chunk_lens": np.array([len(frames)])}
-        feeds = {tensor.name: fixed.get(tensor.name, self._start(tensor)) for tensor in self.inputs}
-        found = self.session.run(self.names, feeds)
-        return {layer: x.astype(np.float32)[0] for layer, x in zip(self.layers, found, strict=True)}
+        """The same with full context; of frames that are too few for one chunk, nothing."""
+        return next(self.chunks(frames), {}) if self.layers else {}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Sorted experts [time, k] of the tokens of each layer."""
-        result = {}
-        for layer, x in self.tokens(frames).items():
-            gate, top_k = self.layers[layer]
-            result[layer] = np.sort(np.argsort(-(x @ gate), axis=1, kind="stable")[:, :top_k], axis=1)
-        return result
+        """Sorted experts [time, k] of the tokens of each layer, with full context."""
+        return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in self.tokens(frames).items()}
 
-    def _start(self, tensor: contract.Tensor) -> Array:
-        """Zeros for an input: positions at the start, caches of nothing."""
-        shape = [1 if axis == "batch" else self.config.axis(axis) or 0 for axis in tensor.axes]
-        return np.zeros(shape, tensor.dtype)
+
+def _layer(node: ir.Node) -> RoutedLayer | None:
+    """The mixture of experts that a node is, or None."""
+    mixture = mixture_of(node)
+    if mixture is None:
+        return None
+    x, gate, *weights = node.inputs
+    if x is None or gate is None or gate.const_value is None:
+        raise BundleError(f"{node.name} has no router among its weights")
+    num_bytes = sum(weight.const_value.nbytes for weight in weights if weight is not None and weight.const_value)
+    return RoutedLayer(
+        name=scope(node),
+        tokens=str(x.name),
+        gate=gate.const_value.numpy().astype(np.float32),
+        gate_name=str(gate.name),
+        top_k=mixture.top_k,
+        expert_bytes=num_bytes // mixture.num_experts,
+    )
 
 
 def _link_weights(graph: Path, other: Path) -> None:

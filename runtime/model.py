@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from u2moe.runtime.errors import ProviderError, StreamError
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     import onnxruntime
@@ -48,6 +47,14 @@ class TokenScores:
     next: npt.NDArray[np.float32]
 
 
+def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
+    """An option that is a sequence of names or of mappings."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(one, kind) for one in values):
+        expected = "names" if kind is str else "mappings, one for each provider"
+        raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
+    return tuple(values)
+
+
 class Model:
     """Sessions of one bundle. Stateless, and safe to use from several threads at once."""
 
@@ -71,13 +78,9 @@ class Model:
         verify: bool = False,
     ) -> Model:
         """Make the sessions; see `Bundle.load`."""
-        if isinstance(providers, str):
-            raise TypeError(f"providers must be a sequence of names, got the string {providers!r}")
-        if isinstance(provider_options, Mapping):
-            raise TypeError("provider_options must be a sequence of mappings, one for each provider, got one mapping")
         settings = SessionSettings(
-            providers=(DEFAULT_PROVIDER,) if providers is None else tuple(providers),
-            provider_options=tuple(provider_options or ()),
+            providers=(DEFAULT_PROVIDER,) if providers is None else _several("providers", providers, str),
+            provider_options=_several("provider_options", provider_options or (), Mapping),
             num_threads=num_threads,
             sess_options=sess_options,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,10 @@ class SessionSettings:
                 f"got {len(self.provider_options)}"
             )
         most = _most_threads()
-        if self.num_threads is not None and not 1 <= self.num_threads <= most:
-            raise ValueError(f"num_threads must be between 1 and {most} on this machine, got {self.num_threads}")
+        if self.num_threads is not None and not (_is_integer(self.num_threads) and 1 <= self.num_threads <= most):
+            raise ValueError(f"num_threads must be between 1 and {most} on this machine, got {self.num_threads!r}")
+        if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
+            raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
             raise ValueError("num_threads and sess_options exclude each other: set intra_op_num_threads yourself")
         available = onnxruntime.get_available_providers()
@@ -85,6 +88,10 @@ class SessionSettings:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
         return options
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _most_threads() -> int:

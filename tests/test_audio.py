@@ -134,7 +134,7 @@ def test_any_array_is_samples_or_a_typed_error(array):
     assert np.isfinite(samples).all()
 
 
-@pytest.mark.parametrize("rate", [0, -1, 999, 1e9, float("nan")])
+@pytest.mark.parametrize("rate", [0, -1, 999, 1e9, float("nan"), "16000", True, [16_000]])
 def test_rates_that_are_refused(rate):
     with pytest.raises(AudioError, match="sample rate"):
         Resampler(rate, RATE)

@@ -124,6 +124,20 @@ def test_what_the_bound_leaves_out_is_told(report):
     assert "products of no known part, which count as other: encoder/new/MatMul" in text
 
 
+def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_measured(bundle):
+    code = f"""
+import sys
+sys.modules["onnx_ir"] = sys.modules["onnx"] = None
+from u2moe.runtime.cli import main
+sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1", "--quiet"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "left out: bound, experts, groups of weights, which need onnx-ir: pip install 'u2moe[bench]'" in done.stdout
+    assert "real-time factor" in done.stdout
+    assert "10^9 multiply-adds" not in done.stdout
+
+
 def test_plots(report, tmp_path):
     files = pictures.draw(report, tmp_path)
     assert [file.stem for file in files] == ["speed", "stages", "chunks", "waits", "footprint", "experts", "bound"]

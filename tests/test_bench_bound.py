@@ -1,21 +1,19 @@
 """The bound: products counted as they run, whose part they are, the machine's rates, and what is made of them."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from u2moe.benchmarks.bench import bound
 from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
-from u2moe.benchmarks.instruments.onnx_file import Node, OnnxFile, Weight, product_model, with_outputs
 from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle
-from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.file import group_of
 
 STREAM = Mode(chunk_size=16, num_left_chunks=4)
 GROUPS = {
@@ -120,10 +118,10 @@ def test_parts_are_those_of_the_weights(bundles, kernels, name, tmp_path):
     onnxruntime.InferenceSession(bundles[name].path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(tmp_path / "encoder.onnx").graph
     weights = {weight.name for weight in optimized.initializer}
-    stored = OnnxFile(bundles[name].path / "encoder.onnx").weights
+    stored = ir.load(bundles[name].path / "encoder.onnx").graph.initializers
     expected = {}
     for node in optimized.node:
-        groups = {stored[value].group for value in node.input if value in weights & stored.keys()} & set(GROUPS)
+        groups = {group_of(stored[value]) for value in node.input if value in weights & stored.keys()} & set(GROUPS)
         if len(groups) == 1:
             expected[node.name] = GROUPS[groups.pop()]
     # nodes of inlined functions have the same names in the decoder
@@ -141,17 +139,32 @@ def event(name, op_type="Add", inputs=(), outputs=(), **arguments):
     return {"name": f"{name}_kernel_time", "dur": 1000, "args": {"op_name": op_type, **shapes, **arguments}}
 
 
-def test_kernels_of_functions_belong_where_these_are_called():
-    def node(name, op_type, domain=""):
-        return Node(name=name, op_type=op_type, domain=domain, inputs=())
-
-    graph = SimpleNamespace(
-        nodes=[node("encoder/self_attn/f", "F", "u2moe"), node("encoder/embed/Relu", "Relu"), node("c", "Constant"),
-               node("encoder/conv_module/g", "G", "u2moe")],
-        functions={("u2moe", "F"): [node("", "Constant"), node("", "G", "u2moe"), node("", "Mul")],
-                   ("u2moe", "G"): [node("", "Abs"), node("", "Neg")]},
-    )  # fmt: skip
-    sites = call_sites(graph)
+def test_kernels_of_functions_belong_where_these_are_called(tmp_path):
+    model = onnx.parser.parse_model("""
+    <ir_version: 8, opset_import: ["": 18, "u2moe": 1]>
+    main (float[n] x) => (float[n] y) {
+        a = u2moe.F(x)
+        b = Relu(a)
+        c = Constant<value = float {1.0}>()
+        y = u2moe.G(b)
+    }
+    <domain: "u2moe", opset_import: ["": 18, "u2moe": 1]>
+    F (x) => (y) {
+        one = Constant<value = float {1.0}>()
+        g = u2moe.G(x)
+        y = Mul(g, one)
+    }
+    <domain: "u2moe", opset_import: ["": 18]>
+    G (x) => (y) {
+        a = Abs(x)
+        y = Neg(a)
+    }
+    """)
+    names = ("encoder/self_attn/f", "encoder/embed/Relu", "c", "encoder/conv_module/g")
+    for node, name in zip(model.graph.node, names, strict=True):
+        node.name = name
+    onnx.save(model, tmp_path / "graph.onnx")
+    sites = call_sites(tmp_path / "graph.onnx")
     assert [site.op_type for site in sites] == ["F", "Relu", "G", "G", "Mul", "Abs", "Neg", "Abs", "Neg"]
     events = [event(f"n{index}", site.op_type, node_index=str(index)) for index, site in enumerate(sites)]
     parts = [kernel.part for kernel in read_events(events, sites)]
@@ -290,76 +303,8 @@ def test_models_for_rates_multiply(op_type):
         x = random.integers(0, 256, (3, 8), np.uint8)
         weights = list(random.integers(-127, 128, (2, 8, 8), np.int8))
         expected = (x.astype(np.float32) - 128) @ sum(weight.astype(np.float32) for weight in weights) / 127 * 1e-4
-    content = product_model(op_type, weights)
+    content = rates.product_model(op_type, weights)
     onnx.checker.check_model(onnx.load_from_string(content))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     # float32 sums of 16 products of size 1
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
-
-
-def attributes_of(node):
-    kinds = (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING)
-    found = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute if item.type in kinds}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
-
-
-def as_tuple(node, inputs):
-    return node.name, node.op_type, node.domain, list(inputs)
-
-
-@pytest.mark.parametrize("name", ["moe_tiny", "int8"])
-def test_files_are_read_as_onnx_reads_them(bundles, name):
-    for graph in bundles[name].manifest.model.graphs():
-        found, model = OnnxFile(bundles[name].path / graph.file), onnx.load(bundles[name].path / graph.file)
-        expected = model.graph
-        assert [as_tuple(node, node.inputs) for node in found.nodes] == [
-            as_tuple(node, node.input) for node in expected.node
-        ]
-        assert {name: [as_tuple(node, node.inputs) for node in nodes] for name, nodes in found.functions.items()} == {
-            (function.domain, function.name): [as_tuple(node, node.input) for node in function.node]
-            for function in model.functions
-        }
-        assert [node.attributes for node in found.nodes] == [attributes_of(node) for node in expected.node]
-        metadata = {
-            value.name: {item.key: item.value for item in value.metadata_props} for value in expected.value_info
-        }
-        assert {name: weight.metadata for name, weight in found.weights.items()} == {
-            weight.name: metadata.get(weight.name, {}) for weight in expected.initializer
-        }
-        assert list(found.weights) == [weight.name for weight in expected.initializer]
-        for weight in expected.initializer:
-            array, own = onnx.numpy_helper.to_array(weight), found.weights[weight.name]
-            assert (own.shape, own.num_bytes) == (array.shape, array.nbytes)
-            if own.kind == onnx.TensorProto.FLOAT:
-                np.testing.assert_array_equal(own.array(), array)
-
-
-def test_weights_beside_the_graph_are_read(tmp_path):
-    weight = np.arange(600, dtype=np.float32).reshape(20, 30)
-    model = onnx.load_from_string(product_model("MatMul", [weight[:, :20], weight[:, 10:]]))
-    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
-    found = OnnxFile(tmp_path / "a.onnx").weights
-    np.testing.assert_array_equal(found["w1"].array(), weight[:, 10:])
-    assert found["w0"].num_bytes == 4 * 400
-
-
-def test_values_can_be_made_outputs():
-    weights = list(np.ones((2, 4, 4), np.float32))
-    model = with_outputs(product_model("MatMul", weights), ["yw1"])
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    assert [output.name for output in session.get_outputs()] == ["y", "yw1"]
-    y, product = session.run(None, {"x": np.ones((1, 4), np.float32)})
-    np.testing.assert_array_equal(y, 2 * product)
-
-
-@pytest.mark.parametrize("content", [b"no onnx file", b"\x3a\xff\xff\xff\x0f", bytes(range(200, 255))])
-def test_files_that_are_none_of_onnx_are_refused(tmp_path, content):
-    (tmp_path / "bad.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"bad\.onnx: is no ONNX file"):
-        OnnxFile(tmp_path / "bad.onnx")
-
-
-@pytest.mark.parametrize(("kind", "expected"), [(1, 60), (3, 15), (10, 30), (22, 8), (7, 120)])
-def test_sizes_are_whole_bytes(tmp_path, kind, expected):
-    weight = Weight(name="w", shape=(3, 5), kind=kind, file=tmp_path, raw=None, external={})
-    assert weight.num_bytes == expected

@@ -4,13 +4,15 @@ import math
 import subprocess
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import soundfile
 
-from u2moe.benchmarks.bench.expert_usage import Layer, layers_of, measure_experts, summary, tokens_per_expert
+from u2moe.benchmarks.bench.expert_usage import measure_experts, summary
 from u2moe.benchmarks.bench.footprint import disk_bytes, measure_footprint
 from u2moe.benchmarks.instruments import host as machine
 from u2moe.benchmarks.instruments.probe import Mode
+from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError
 
@@ -19,13 +21,13 @@ STREAM = Mode(chunk_size=4, num_left_chunks=4)
 
 def layer(name="one", gate=None, top_k=2, expert_bytes=10):
     gate = np.eye(4, dtype=np.float32) if gate is None else gate
-    return Layer(name=name, tokens="x", gate=gate, top_k=top_k, expert_bytes=expert_bytes)
+    return RoutedLayer(name=name, tokens="x", gate=gate, gate_name="g", top_k=top_k, expert_bytes=expert_bytes)
 
 
 def test_the_router_takes_the_largest():
     tokens = np.array([[[9, 5, 1, 2], [0, 0, 7, 8], [3, 9, 0, 0]]], np.float32)
-    np.testing.assert_array_equal(tokens_per_expert(layer(), tokens), [2, 2, 1, 1])
-    np.testing.assert_array_equal(tokens_per_expert(layer(top_k=1), tokens), [1, 1, 0, 1])
+    np.testing.assert_array_equal(layer().counts(tokens), [2, 2, 1, 1])
+    np.testing.assert_array_equal(layer(top_k=1).counts(tokens), [1, 1, 0, 1])
 
 
 def test_load_of_experts():
@@ -42,7 +44,7 @@ def test_load_of_experts():
 
 def test_layers_of_a_bundle(bundle):
     encoder = bundle.manifest.architecture["encoder"]
-    found = layers_of(bundle)
+    found = list(ExpertInputs(bundle).layers.values())
     assert len(found) == encoder["num_blocks"] * (1 + encoder["macaron"])
     dim, hidden = encoder["dim"], encoder["feed_forward"]["hidden"]
     assert {item.expert_bytes for item in found} == {4 * (2 * dim * hidden + dim + hidden)}
@@ -67,15 +69,19 @@ def test_dense_models_have_none(exported, sound):
     assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
 
 
-def test_experts_without_a_known_router_are_an_error(bundle, tmp_path):
+def test_experts_whose_router_is_no_weight_are_an_error(bundle, tmp_path):
     with BundleWriter(tmp_path / "odd") as staging:
         for graph in bundle.manifest.model.graphs():
-            content = (bundle.path / graph.file).read_bytes()
-            (staging.path / graph.file).write_bytes(content.replace(b"routers", b"doubter"))
+            model = ir.load(bundle.path / graph.file)
+            if node := next((node for node in model.graph if "MixtureOfExperts" in node.op_type), None):
+                computed = ir.node("Identity", [node.inputs[1]])
+                model.graph.insert_before(node, computed)
+                node.replace_input_with(1, computed.outputs[0])
+            ir.save(model, staging.path / graph.file)
         (staging.path / "tokens.txt").write_bytes((bundle.path / "tokens.txt").read_bytes())
         staging.finish(bundle.manifest)
     with pytest.raises(BundleError, match="has no router among its weights"):
-        layers_of(Bundle.open(tmp_path / "odd"))
+        ExpertInputs(Bundle.open(tmp_path / "odd"))
 
 
 def test_disk(bundle):
@@ -84,7 +90,7 @@ def test_disk(bundle):
     encoder = bundle.manifest.architecture["encoder"]
     assert {"experts", "routers", "attention", "subsampling"} <= set(found["groups"])
     assert 0 < found["files"] - sum(found["groups"].values()) < 300_000  # the graphs themselves, and the vocabulary
-    num_layers = len(layers_of(bundle)) + 2 + 1  # and those of both decoders, as in golden/moe_tiny
+    num_layers = len(ExpertInputs(bundle).layers) + 2 + 1  # and those of both decoders, as in golden/moe_tiny
     assert found["groups"]["routers"] == num_layers * 4 * encoder["dim"] * encoder["feed_forward"]["num_experts"]
 
 

@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,8 +8,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.endurance import damaged_configs, fuzz
-from u2moe.runtime import AudioError
+from u2moe.benchmarks.endurance import fuzz, worker
+from u2moe.benchmarks.endurance.damaged_audio import damaged_audio
+from u2moe.benchmarks.endurance.damaged_bundles import damage_bundle
+from u2moe.benchmarks.endurance.damaged_configs import damaged_config, use_damaged_configs
+from u2moe.benchmarks.endurance.odd_options import decoding_options, drawn
+from u2moe.benchmarks.endurance.worker import Worker, outcome_of
+from u2moe.runtime import AudioError, DecodingOptions, SubtitleOptions
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are of Unix alone")
+TRAIN_YAMLS = sorted(Path(__file__).parent.glob("golden/*/train.yaml"))
 
 
 @pytest.fixture
@@ -19,120 +26,151 @@ def clips(tmp_path, sound):
     return tmp_path / "clip.wav"
 
 
-def test_damaged_inputs_are_refused_or_read(bundle, clips, tmp_path, capsys):
+def test_inputs_of_all_kinds_are_refused_or_used(bundle, clips, tmp_path, capsys):
     file = tmp_path / "fuzz.json"
-    assert fuzz.main([str(bundle.path), str(clips), "--inputs", "36", "--output", str(file)]) == 0
+    configs = ["--configs", *map(str, TRAIN_YAMLS)]
+    inputs = ["--inputs", "audio=24", "bundles=12", "options=12", "configs=40"]
+    code = fuzz.main([str(bundle.path), str(clips), *configs, *inputs, "--results", str(file)])
     results = json.loads(file.read_text(encoding="utf-8"))
-    assert results["num_inputs"] == {"audio": 24, "bundle": 12}
-    assert results["num_refused"] + results["num_accepted"] == 36
-    assert results["num_refused"] > 0 < results["num_accepted"]
-    assert results["start_mb"] > 0 < results["end_mb"]
+    kinds = results["kinds"]
+    assert {kind: found["failures"] for kind, found in kinds.items()} == {kind: [] for kind in kinds}
+    assert code == 0
+    assert {kind: found["num_inputs"] for kind, found in kinds.items()} == {
+        "audio": 24, "bundles": 12, "options": 12, "configs": 40,
+    }  # fmt: skip
+    for found in kinds.values():
+        assert sum(found["outcomes"].values()) == found["num_inputs"]
+        assert found["outcomes"]["refused"] > 0
+        assert found["memory_mb"][-1][1] > 10
+    assert kinds["configs"]["outcomes"]["accepted"] > 0
     assert fuzz.values(results)["table"] in capsys.readouterr().out
+    assert (fuzz.values(results)["tried"], fuzz.values(results)["failed"]) == ("88", "0")
 
 
-def test_an_input_is_made_from_its_seed(sound):
-    made = [fuzz.damaged_audio(sound[:8000], 16_000, np.random.default_rng(seed)) for seed in (1, 2, 1)]
-    assert made[0] == made[2] != made[1]
+def test_numbers_of_inputs_are_checked():
+    assert fuzz._counts(["audio=7"], {"audio": 1, "options": 2}) == {"audio": 7, "options": 2}
+    for pair in ("audio", "audio=-1", "video=1"):
+        with pytest.raises(ValueError, match="expected KIND=NUMBER with a kind of audio, got"):
+            fuzz._counts([pair], {"audio": 1})
 
 
-def test_errors_that_are_not_ours_are_failures():
+def test_inputs_are_made_from_their_seeds(sound, monkeypatch):
+    monkeypatch.setattr("u2moe.benchmarks.endurance.damaged_audio.FORMATS", (("WAV", "PCM_16"), ("FLAC", "PCM_16")))
+    texts = [file.read_text(encoding="utf-8") for file in TRAIN_YAMLS]
+
+    def made(seed):
+        random = np.random.default_rng(seed)
+        return damaged_audio(sound[:8000], 16_000, random), damaged_config(texts, random)
+
+    assert made(1) == made(1) != made(2)
+
+
+def test_errors_that_are_not_documented_are_failures():
     def fail(error):
         raise error
 
-    assert fuzz.outcome_of(lambda: None) == "accepted"
-    assert fuzz.outcome_of(lambda: fail(AudioError("bad"))) == "refused"
-    assert fuzz.outcome_of(lambda: fail(KeyError("a\n b"))) == "KeyError: 'a\\n b'"
+    assert outcome_of(lambda: "accepted", (AudioError,)) == "accepted"
+    assert outcome_of(lambda: fail(AudioError("bad")), (AudioError,)) == "refused"
+    assert outcome_of(lambda: fail(KeyError("a\n b")), (AudioError,)) == "KeyError: 'a\\n b'"
 
 
-def test_an_input_that_ends_the_process_is_counted_and_the_rest_done(bundle, clips, monkeypatch):
-    """Input 3 ends the child, as a fault in a decoder would; 5 raises an error of Python's; 6 and 7 make code print."""
-    real_popen = fuzz.subprocess.Popen
-    program = r"""
-import os, sys
-from u2moe.benchmarks.endurance import damaged_configs, fuzz
+FAULTY = r"""
+import os, sys, time
+from u2moe.benchmarks.endurance.worker import answer
 
-def read_inputs(bundle, audio, seeds):
-    for seed in seeds:
-        if seed == 3:
-            os._exit(9)
-        if seed == 6:
-            print("Falling back")
-        if seed == 7:
-            os.write(1, b"\xff\n")
-        yield fuzz.kind_of(seed), "KeyError: 'x'" if seed == 5 else "refused"
+def use(random):
+    seed = int(random.bit_generator.seed_seq.entropy)
+    if seed == 3:
+        os._exit(9)
+    if seed == 4:
+        while True:
+            pass
+    if seed == 5:
+        raise KeyError("x")
+    if seed == 6:
+        print("Falling back")
+    if seed == 7:
+        os.write(1, b"\xff\n")
+    return "accepted"
 
-fuzz.read_inputs = read_inputs
-sys.exit(fuzz.main(sys.argv[1:]))
+answer(sys.stdin, use, (ValueError,))
 """
 
-    def popen(command, **settings):
-        assert command[1:3] == ["-m", "u2moe.benchmarks.endurance.fuzz"]
-        return real_popen([command[0], "-c", program, *command[3:]], **settings)
 
-    monkeypatch.setattr(fuzz.subprocess, "Popen", popen)
-    report = fuzz.fuzz(bundle.path, [clips], 9)
-    assert report.num_inputs == {"audio": 6, "bundle": 3}
-    assert (report.num_refused, report.num_accepted, report.num_failed) == (5, 0, 4)
-    assert report.failures == [
-        "audio 3: the process ended with 9", "bundle 5: KeyError: 'x'", "audio 6: printed Falling back",
-        "audio 7: printed \ufffd",
+def start(kind):
+    return Worker(["-c", FAULTY], limit_s=0.5)
+
+
+def test_what_ends_or_stops_a_worker_is_counted_and_the_rest_done(tmp_path):
+    found = fuzz.fuzz(start, tmp_path / "fuzz.json", {"audio": 9})["kinds"]["audio"]
+    assert found["num_inputs"] == 9
+    assert found["outcomes"] == {"accepted": 4}
+    assert found["failures"] == [
+        "3: the process ended with 9", "4: hangs: took more than 0.5 s", "5: KeyError: 'x'", "6: printed Falling back",
+        "7: printed \ufffd",
     ]  # fmt: skip
+    assert found["num_failed"] == 5
+    shown = fuzz.values({"kinds": {"audio": found}})
+    assert "- damaged audio files, `5: KeyError: 'x'`" in shown["table"]
+
+
+def test_a_run_that_is_stopped_goes_on(tmp_path):
+    asked = []
+
+    class Counting(Worker):
+        def ask(self, seed):
+            asked.append(seed)
+            return super().ask(seed)
+
+    def starts(kind):
+        return Counting(["-c", FAULTY], limit_s=0.5)
+
+    results = tmp_path / "fuzz.json"
+    fuzz.fuzz(starts, results, {"audio": 2, "options": 2})
+    assert fuzz.fuzz(starts, results, {"audio": 3, "options": 2}, until=time.monotonic())["kinds"]["audio"][
+        "num_inputs"] == 2  # fmt: skip
+    found = fuzz.fuzz(starts, results, {"audio": 3, "options": 2})["kinds"]
+    assert (found["audio"]["num_inputs"], found["options"]["num_inputs"]) == (3, 2)
+    assert sorted(asked) == [0, 0, 1, 1, 2]
 
 
 def test_bundles_are_damaged_in_a_copy(bundle, tmp_path):
     before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
     changed = 0
-    for seed in range(20):
+    for seed in range(30):
         target = tmp_path / str(seed)
-        fuzz.damage_bundle(bundle.path, target, np.random.default_rng(seed))
-        after = {file.name: file.read_bytes() for file in target.iterdir()}
+        damage_bundle(bundle.path, target, np.random.default_rng(seed))
+        after = {file.name: file.read_bytes() for file in target.iterdir() if file.is_file()}
         changed += after != before
-    assert changed >= 18  # a file may be exchanged for itself
+    assert changed >= 27  # a file may be exchanged for itself
     assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
 
 
-def test_memory_of_children_is_limited():
-    if os.name != "posix":
-        pytest.skip("of Unix only")
-    program = "from u2moe.benchmarks.endurance import fuzz; fuzz.limit_memory(); bytearray((fuzz.MEMORY_GB + 1) << 30)"
-    done = fuzz.subprocess.run([fuzz.sys.executable, "-c", program], capture_output=True, check=False)
-    assert b"MemoryError" in done.stderr
+def test_some_options_are_good_and_some_are_not():
+    counts = {"good": 0, "odd": 0}
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        try:
+            assert isinstance(decoding_options(random), DecodingOptions)
+            assert isinstance(drawn(SubtitleOptions, random), SubtitleOptions)
+            counts["good"] += 1
+        except ValueError:
+            counts["odd"] += 1
+    assert min(counts.values()) > 5
 
 
-TRAIN_YAMLS = sorted(Path(__file__).parent.glob("golden/*/train.yaml"))
-
-
-def test_damaged_training_configs_are_refused_or_read():
-    """In a process of its own, whose memory is limited."""
-    command = [sys.executable, "-m", "u2moe.benchmarks.endurance.damaged_configs", *map(str, TRAIN_YAMLS)]
-    done = subprocess.run([*command, "--inputs", "120"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = dict(reversed(part.split()) for part in done.stdout.strip().split(", "))
-    assert sorted(counts) == ["accepted", "refused"]
-    assert int(counts["accepted"]) + int(counts["refused"]) == 120
-
-
-def test_a_training_config_is_damaged_by_its_seed():
-    texts = [file.read_text(encoding="utf-8") for file in TRAIN_YAMLS]
-    made = [damaged_configs.damaged_config(texts, np.random.default_rng(seed)) for seed in (1, 2, 1)]
-    assert made[0] == made[2] != made[1]
-
-
-def test_errors_in_training_configs_that_are_not_ours_are_failures(monkeypatch, capsys):
+def test_configs_that_cannot_be_read_raise(tmp_path, monkeypatch):
     def read(file):
         raise KeyError(file.name)
 
-    monkeypatch.setattr(damaged_configs, "limit_memory", lambda: None)
-    monkeypatch.setattr(damaged_configs, "read_training_config", read)
-    assert damaged_configs.main([*map(str, TRAIN_YAMLS), "--inputs", "1"]) == 1
-    assert capsys.readouterr().out.splitlines() == ["0: KeyError: 'train.yaml'", "1 KeyError: 'train.yaml'"]
+    monkeypatch.setattr("u2moe.benchmarks.endurance.damaged_configs.read_training_config", read)
+    with pytest.raises(KeyError, match=r"train\.yaml"):
+        use_damaged_configs(TRAIN_YAMLS, tmp_path)(np.random.default_rng(0))
 
 
-def test_what_takes_too_long_is_ended():
-    if os.name != "posix":
-        pytest.skip("of Unix only")
-    with pytest.raises(TimeoutError, match=r"took more than 0\.01 s"), damaged_configs.time_limit(0.01):
-        time.sleep(60)
-    with damaged_configs.time_limit(60):
-        pass
-    assert damaged_configs.signal.getitimer(damaged_configs.signal.ITIMER_REAL) == (0, 0)
+def test_memory_of_workers_is_limited():
+    program = (
+        "from u2moe.benchmarks.endurance import worker; worker.limit_memory(); bytearray((worker.MEMORY_GB+1)<<30)"
+    )
+    done = worker.subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert b"MemoryError" in done.stderr

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.bench.expert_usage import Layer
 from u2moe.benchmarks.instruments.probe import Mode
-from u2moe.benchmarks.quality.levers import SecondShares, Setting, main, reference, second_share, settings, values
+from u2moe.benchmarks.quality.levers import Setting, main, reference, second_share, settings, values
+from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, BundleError
 
 CHUNKS = Mode(chunk_size=16, num_left_chunks=4)
@@ -26,8 +26,9 @@ def test_limits_are_tried_with_and_without_chunks_and_left_chunks_without_skippi
 
 
 def test_the_second_share_is_that_of_the_softmax_over_the_chosen():
-    layer = Layer(name="", tokens="", gate=np.eye(3, dtype=np.float32), top_k=2, expert_bytes=0)
-    tokens = np.log(np.array([[[1, 6, 3], [4, 4, 0.1]]], np.float32))
+    gate = np.eye(3, dtype=np.float32)
+    layer = RoutedLayer(name="", tokens="", gate=gate, gate_name="", top_k=2, expert_bytes=0)
+    tokens = np.log(np.array([[1, 6, 3], [4, 4, 0.1]], np.float32))
     np.testing.assert_allclose(second_share(layer, tokens), [3 / 9, 0.5], rtol=1e-6)
 
 
@@ -64,15 +65,15 @@ def test_more_tokens_skip_below_a_higher_limit_and_all_above_a_half(results):
     assert skipped["0"] == 0 < skipped["0.3"] < skipped["0.6"] == 1
 
 
-def test_weights_are_kept_of_every_token_and_layer(exported, sound, tmp_path):
-    from u2moe.benchmarks.bench.expert_usage import layers_of  # noqa: PLC0415
-
+def test_second_experts_of_all_tokens_weigh_at_most_a_half(exported):
     bundle = Bundle.open(exported("moe_tiny"))
-    routers = SecondShares(bundle, layers_of(bundle), tmp_path)
-    counts = routers.recognise(sound, Mode())
-    assert sum(map(len, routers.shares)) == counts[0].sum() / 2
-    assert min(shares.min() for shares in routers.shares) > 0
-    assert max(shares.max() for shares in routers.shares) <= 0.5
+    inputs = ExpertInputs(bundle)
+    frames = np.random.default_rng(0).normal(8, 2, (200, bundle.manifest.model.feature_size)).astype(np.float32)
+    tokens = inputs.tokens(frames)
+    shares = [second_share(layer, tokens[name]) for name, layer in inputs.layers.items()]
+    assert sum(map(len, shares)) == sum(layer.counts(tokens[name]).sum() for name, layer in inputs.layers.items()) / 2
+    assert min(share.min() for share in shares) > 0
+    assert max(share.max() for share in shares) <= 0.5
 
 
 def test_the_table_compares_with_the_first_row_of_the_same_chunks(results):

@@ -64,6 +64,9 @@ def test_session_options_of_the_caller_are_used(bundle):
         ({"providers": ()}, "at least one provider"),
         ({"provider_options": ({}, {})}, "one for each of 1 providers, got 2"),
         ({"num_threads": 0}, "num_threads must be between 1 and .* got 0"),
+        ({"num_threads": "2"}, "num_threads must be between 1 and .* got '2'"),
+        ({"num_threads": True}, "num_threads must be between 1 and .* got True"),
+        ({"sess_options": 0.5}, "sess_options must be onnxruntime.SessionOptions or None, got 0.5"),
         ({"num_threads": 100_000}, "num_threads must be between 1 and .* got 100000"),
         ({"num_threads": 1, "sess_options": onnxruntime.SessionOptions()}, "exclude each other"),
     ],
@@ -71,6 +74,14 @@ def test_session_options_of_the_caller_are_used(bundle):
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SessionSettings(**settings)
+
+
+@pytest.mark.parametrize("providers", ["CPUExecutionProvider", 0.5, [1], {"CPUExecutionProvider"}])
+def test_providers_are_a_sequence_of_names(bundle, providers):
+    with pytest.raises(ValueError, match="providers must be a sequence of names, got"):
+        bundle.load(providers=providers)
+    with pytest.raises(ValueError, match="provider_options must be a sequence of mappings, one for each provider, got"):
+        bundle.load(provider_options={"a": 1} if isinstance(providers, str) else providers)
 
 
 def test_provider_options_reach_the_provider(bundle):

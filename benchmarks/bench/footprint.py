@@ -8,12 +8,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.host import status_bytes
-from u2moe.benchmarks.instruments.onnx_file import OnnxFile
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Bundle
 
@@ -110,12 +110,17 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
 def disk_bytes(bundle: Bundle) -> dict[str, Any]:
     """Bytes of a bundle: `files`, all of them; `groups`, its weights by `contract.WEIGHT_GROUPS`, all graphs together.
 
-    What the groups leave of the files is the graphs themselves, and the vocabulary.
+    What the groups leave of the files is the graphs themselves, and the vocabulary. Without onnx-ir there are none.
     """
     groups = defaultdict[str, int](int)
-    for graph in bundle.manifest.model.graphs():
-        for weight in OnnxFile(bundle.path / graph.file).weights.values():
-            groups[weight.group] += weight.num_bytes
+    if find_spec("onnx_ir"):
+        import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
+
+        from u2moe.runtime.graph.file import group_of  # noqa: PLC0415
+
+        for graph in bundle.manifest.model.graphs():
+            for value in ir.load(bundle.path / graph.file).graph.initializers.values():
+                groups[group_of(value)] += value.const_value.nbytes if value.const_value is not None else 0
     return {
         "files": sum(file.size for file in bundle.manifest.files.values()),
         "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),

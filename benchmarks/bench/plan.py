@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.bench.bound import measure_bound
-from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.bench.footprint import measure_footprint
 from u2moe.benchmarks.bench.latency import measure_latency
 from u2moe.benchmarks.bench.speed import measure_speed
@@ -102,7 +102,8 @@ def run_suite(
         progress: called with a line for each step.
 
     Returns:
-        machine, plan, audio, bundles: what was measured, and with what; load_average: processes that ran before.
+        machine, plan, audio, bundles: what was measured, and with what; load_average: processes that ran before;
+            left_out: what needs the extra bench, where that is not installed.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
         footprint: of `footprint.measure_footprint`, by bundle.
@@ -131,6 +132,7 @@ def run_suite(
             "seconds": sum(map(len, samples)) / sample_rate,
         },
         "bundles": {name: _describe(bundle) for name, bundle in bundles.items()},
+        "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "groups of weights"],
         **{section: [] for section in ("speed", "latency", "rates", "bound")},
     }
     measurement = _Measurement(report, samples, sample_rate, plan, progress)
@@ -140,7 +142,7 @@ def run_suite(
         measurement.speed(probes, num_threads, transcripts)
         if index == 0:
             measurement.latency(probes, num_threads)
-        if report["providers"] == [DEFAULT_PROVIDER]:
+        if report["providers"] == [DEFAULT_PROVIDER] and not report["left_out"]:
             measurement.bound(probes, num_threads)
     report["footprint"] = measure_footprint(
         bundles,
@@ -150,7 +152,7 @@ def run_suite(
         repetitions=min(plan.repetitions, _PROCESSES),
         progress=progress,
     )
-    report["experts"] = measurement.experts(bundles)
+    report["experts"] = {} if report["left_out"] else measurement.experts(bundles)
     return report
 
 
@@ -206,6 +208,8 @@ class _Measurement:
 
     def experts(self, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
         """What routers choose, in the same modes."""
+        from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra bench
+
         samples = [part[: int(_ROUTED_S * self.sample_rate)] for part in self.samples]
         modes = self._main_modes()
         found = {

@@ -64,6 +64,8 @@ def _head(report: Report) -> Iterator[str]:
     yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
     if (load := report["load_average"]) is not None and load > _BUSY:
         yield f"other processes were running: load average {load:.1f} at the start"
+    if left_out := report.get("left_out"):
+        yield f"left out: {', '.join(left_out)}, which need onnx-ir: pip install 'u2moe[bench]'"
     for name, bundle in report["bundles"].items():
         yield f"{name}: {bundle['recipe']}, {report['footprint'][name]['disk']['files'] / 1e6:.1f} MB"
 

@@ -34,7 +34,10 @@ def use_damaged_audio(
 
 
 def damaged_audio(clip: npt.NDArray[np.float32], rate: int, random: np.random.Generator) -> bytes:
-    """A clip as a file of some format, with some of its bytes changed, or any bytes."""
+    """A clip as a file of some format, with some of its bytes changed, or any bytes.
+
+    Made from the seed but for the serial number of Ogg streams, which libsndfile draws itself.
+    """
     if random.random() < OTHER_BYTES:
         return random.bytes(int(random.integers(0, 5000)))
     file_format, subtype = one_of(FORMATS, random)

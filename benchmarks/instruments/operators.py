@@ -11,11 +11,10 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.instruments.onnx_file import Node, OnnxFile
 from u2moe.runtime import Bundle, Model
 from u2moe.runtime.session import Session, SessionSettings
 
@@ -79,6 +78,14 @@ class Kernel:
     parameter_bytes: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A node as onnxruntime runs it: its operator, and its name in the main graph, or that of the call."""
+
+    op_type: str
+    name: str
+
+
 def profile(
     bundle: Bundle, run: Callable[[Model], object], *, num_threads: int = 1, repetitions: int = 3
 ) -> list[list[Kernel]]:
@@ -97,7 +104,7 @@ def profile(
         del model
         gc.collect()  # a session writes its profile when it goes
         rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
-        sites = call_sites(OnnxFile(bundle.path / bundle.manifest.model.graphs()[0].file))
+        sites = call_sites(bundle.path / bundle.manifest.model.graphs()[0].file)
         for file in sorted(Path(folder).iterdir()):
             kernels = list(read_events(list(_node_events(file)), sites))
             size = len(kernels) // (repetitions + 1)
@@ -129,21 +136,24 @@ def _node_events(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.strip().strip(",[]"))
 
 
-def call_sites(graph: OnnxFile) -> list[Node]:
+def call_sites(file: Path) -> list[Site]:
     """For each index that onnxruntime gives to a node: the operator that runs, and the name in the main graph.
 
     Nodes of the main graph come first. Calls of functions are replaced by the nodes of these, which are put at the end
     in the order of the calls, and whose names say nothing; so are calls within functions, one level after the other.
     Constants become initializers and get no index.
     """
-    sites = [node for node in graph.nodes if node.op_type != "Constant"]
-    for site in sites:  # grows
-        inlined = graph.functions.get((site.domain, site.op_type), [])
-        sites += [replace(node, name=site.name) for node in inlined if node.op_type != "Constant"]
-    return sites
+    import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
+
+    model = ir.load(file)
+    nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]
+    for node, name in nodes:  # grows
+        function = model.functions.get(node.op_identifier())
+        nodes += [(inner, name) for inner in function or () if inner.op_type != "Constant"]
+    return [Site(op_type=node.op_type, name=name) for node, name in nodes]
 
 
-def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Node] = ()) -> Iterator[Kernel]:
+def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ()) -> Iterator[Kernel]:
     """The kernels of one graph, from node events of onnxruntime's profile in the order in which they ran.
 
     A node whose own name says nothing is looked for among `sites`, `call_sites` of the encoder. One that onnxruntime

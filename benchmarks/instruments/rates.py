@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.benchmarks.instruments.host import memory_bytes
-from u2moe.benchmarks.instruments.onnx_file import product_model
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime.session import SessionSettings
@@ -127,3 +126,34 @@ def _repeated(sessions: Sequence[onnxruntime.InferenceSession], x: Array) -> Cal
 def _rate(call: Callable[[], None], amount: int) -> Callable[[], float]:
     """A function that measures how much of `amount`, of which one call does one, is done per second."""
     return lambda: amount / mean_seconds(call, _CALL_S)
+
+
+def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
+    """An ONNX file with inputs "x" [rows, in] and output "y" [rows, out]: the sum of the products of x and each weight.
+
+    Args:
+        op_type: "MatMul"; or "MatMulIntegerToFloat" with uint8 x, zero point 128, and one scale per column, as
+            quantized bundles have it.
+        weights: float32 or int8, all [in, out].
+    """
+    import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
+
+    def constant(name: str, value: Array) -> ir.Value:
+        return ir.val(name, const_value=ir.tensor(value, name=name))
+
+    inner, columns = weights[0].shape
+    integer = op_type == "MatMulIntegerToFloat"
+    x = ir.val("x", dtype=ir.DataType.UINT8 if integer else ir.DataType.FLOAT, shape=("rows", inner))
+    initializers = [constant(f"w{number}", weight) for number, weight in enumerate(weights)]
+    extra = []
+    if integer:
+        values = (np.array(1 / 127, np.float32), np.full(columns, 1e-4, np.float32), np.array(128, np.uint8))
+        extra = [constant(name, value) for name, value in zip(("step", "scale", "middle"), values, strict=True)]
+    domain = "com.microsoft" if integer else ""
+    nodes = [ir.node(op_type, [x, weight, *extra], domain=domain) for weight in initializers]
+    nodes.append(ir.node("Sum", [node.outputs[0] for node in nodes]))
+    y = nodes[-1].outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(("rows", columns))
+    opsets = {"": 18, "com.microsoft": 1}
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=[*initializers, *extra], opset_imports=opsets, name="product")
+    return ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.bench.expert_usage import Layer, Routers, layers_of
 from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of, timed
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
@@ -28,8 +27,8 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.config import FLOAT32, RECIPES, recipe
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.report import features_of
+from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer
-from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
 
 Array = npt.NDArray[Any]
@@ -42,8 +41,9 @@ TIMED_FRAMES = 3000
 """Feature frames that encoders are timed on, at least, if the recordings have so many."""
 COST_LIMIT = 0.02
 """Of errors more, of those without skipped experts: what the lever may cost, with full context."""
+ROUTED_FRAMES = 60_000
 ROUTED_RECORDINGS = 20
-"""Recordings whose weights of experts are looked at, at most."""
+"""Recordings whose weights of experts are looked at, and their feature frames, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +62,9 @@ def settings(limits: Sequence[float], left_chunks: Sequence[int], *, streaming: 
     return list(dict.fromkeys([*found, *(Setting(skip_below=0.0, mode=mode) for mode in lefts)]))
 
 
-class SecondShares(Routers):
-    """The encoder of a bundle, and the weight of the second expert of every token, layer by layer."""
-
-    def __init__(self, bundle: Bundle, layers: Sequence[Layer], folder: Path) -> None:
-        super().__init__(bundle, layers, folder)
-        self.mixtures = layers
-        self.shares: list[Array] = []
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """As `Session.run`; keeps the weights besides."""
-        result = super().run(feeds)
-        self.shares += [second_share(layer, result[layer.tokens]) for layer in self.mixtures]
-        return result
-
-
-def second_share(layer: Layer, tokens: Array) -> Array:
-    """Weight of the second expert of each token [..., dim] of a layer with at least two: [tokens]."""
-    logits = np.sort(tokens.astype(np.float32).reshape(-1, len(layer.gate)) @ layer.gate, axis=1)
+def second_share(layer: RoutedLayer, tokens: Array) -> Array:
+    """Weight of the second expert of each token [tokens, dim] of a layer with at least two: [tokens]."""
+    logits = np.sort(tokens @ layer.gate, axis=1)
     weights = np.exp(logits[:, -layer.top_k :] - logits[:, -1:])
     return np.asarray(weights[:, -2] / weights.sum(axis=1))
 
@@ -89,15 +74,15 @@ def skipped_shares(bundle: Bundle, recordings: Sequence[Recording], limits: Sequ
 
     The layers of a bundle that skips none are looked at: where experts are skipped, later layers see something else.
     """
-    layers = [layer for layer in layers_of(bundle) if layer.top_k > 1]
+    inputs = ExpertInputs(bundle)
+    layers = {name: layer for name, layer in inputs.layers.items() if layer.top_k > 1}
     if not layers:
         return {}
-    with tempfile.TemporaryDirectory() as folder:
-        routers = SecondShares(bundle, layers, Path(folder))
-        for recording in recordings[:ROUTED_RECORDINGS]:
-            routers.recognise(read_audio(recording.path, bundle.manifest.features.sample_rate), Mode())
-        shares = np.concatenate(routers.shares) if routers.shares else np.zeros(0)
-        del routers
+    paths = [recording.path for recording in recordings[:ROUTED_RECORDINGS]]
+    features = features_of(bundle, paths, ROUTED_FRAMES)
+    tokens = (inputs.tokens(frames) for frames in features)
+    found = [second_share(layer, x[name]) for x in tokens for name, layer in layers.items() if x]
+    shares = np.concatenate(found) if found else np.zeros(0)
     return {f"{limit:g}": float((shares < limit).mean()) if len(shares) else 0.0 for limit in limits}
 
 
