@@ -66,13 +66,6 @@ def read_encoder(top: Section, *, normalized: bool) -> Encoder:
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
         normalized_input=normalized,
     )
-    if conformer:
-        conf.ignore("positionwise_conv_kernel_size")  # WeNet reads it and does not use it
-    conf.fixed("positionwise_layer_type", default="linear")  # this and the next until 2023
-    conf.fixed("concat_after", default=False)
-    conf.ignore("dropout_rate", "positional_dropout_rate", "attention_dropout_rate")
-    conf.ignore("use_dynamic_left_chunk", "gradient_checkpointing", "use_sdpa")
-    conf.finish()
     if encoder.input_size <= encoder.right_context:  # the convolutions reach as far in frequency as in time
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
@@ -84,17 +77,15 @@ def read_encoder(top: Section, *, normalized: bool) -> Encoder:
 
 def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, Decoder | None, bool]:
     """Left and right decoder, and whether their output weights are tied to their embeddings."""
-    conf = top.section("decoder_conf")
     if "decoder" in top and top.value("decoder") is None:
+        top.section("decoder_conf", is_whole=False)
         return None, None, False
+    conf = top.section("decoder_conf")
     kind = top.choice("decoder", "bitransformer", ("bitransformer", "transformer", "null"))
     uni = kind == "transformer"
     activation = conf.choice("activation_type", "relu", ACTIVATIONS)
     # "embed" and "abs_pos" are two names of the same class
     conf.choice("input_layer", "embed", ("embed", "abs_pos"))
-    conf.fixed("use_output_layer", default=True)
-    conf.fixed("src_attention", default=True)
-    conf.fixed("concat_after", default=False)  # until 2023
     self_attention = _attention(conf, dim)
     # only the unidirectional decoder has settings for the biases of its cross-attention
     cross_attention = _attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
@@ -116,9 +107,6 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
         )
 
     tied = conf.flag("tie_word_embedding", default=False)
-    conf.ignore("dropout_rate", "positional_dropout_rate", "self_attention_dropout_rate", "src_attention_dropout_rate")
-    conf.ignore("gradient_checkpointing", "use_sdpa")
-    conf.finish()
     return decoder(num_blocks), None if uni else decoder(num_right_blocks), tied
 
 

@@ -9,41 +9,13 @@ from typing import Literal
 from u2moe.export.architecture import Architecture
 from u2moe.export.network_config import read_decoders, read_encoder
 from u2moe.export.text_files import read_yaml
+from u2moe.export.wenet_keys import ONE_VALUE, WITHOUT_EFFECT
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.manifest import DecodingConfig, FeatureConfig
 
 CONFIG_FILE = "train.yaml"
 SPECIAL_TOKENS = ("<blank>", "<unk>", "<sos>", "<eos>")
-
-TRAINING_KEYS = (
-    *(
-        "accum_grad",
-        "grad_clip",
-        "max_epoch",
-        "log_interval",
-        "save_interval",
-        "save_states",
-        "model_dir",
-        "init_infos",
-    ),
-    *(
-        "optim",
-        "optim_conf",
-        "scheduler",
-        "scheduler_conf",
-        "train_engine",
-        "use_amp",
-        "dtype",
-        "syncbn",
-        "fp16_grad_sync",
-    ),
-    *("dataset", "raw_wav", "patience", "seed", "resume", "use_cmvn", "ds_config"),
-    # what WeNet adds in epoch_N.yaml and step_N.yaml
-    *("epoch", "step", "tag", "save_time", "lrs", "lr", "loss_dict", "cv_loss", "batch_idx", "cv_step", "grad_norm"),
-    "is_gradient_accumulation_boundary",
-)
-"""Top-level keys that say how the network was trained, not what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +62,9 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
     tokenizer, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     encoder = read_encoder(top, normalized=normalized)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
-    ctc = top.section("ctc_conf")
-    blank = _token(ctc, "ctc_blank_id", vocab_size, default=0)
-    ctc.finish()
+    blank = _token(top.section("ctc_conf"), "ctc_blank_id", vocab_size, default=0)
     decoding = _decoding(top)
-    top.ignore(*TRAINING_KEYS)
-    top.finish()
+    top.finish(WITHOUT_EFFECT, ONE_VALUE)
     return TrainingConfig(
         architecture=Architecture(
             encoder=encoder,
@@ -117,22 +86,18 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
 
 
 def _features(top: Section) -> FeatureConfig:
-    dataset = top.section("dataset_conf")
+    dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
     dataset.choice("feats_type", "fbank", ("fbank",))
-    sample_rate = dataset.section("resample_conf").integer("resample_rate", 16000)
-    collate = top.section("collate_conf").section("feature_extraction_conf")
-    if "fbank_conf" in dataset or "feature_type" not in collate:
+    sample_rate = dataset.section("resample_conf", is_whole=False).integer("resample_rate", 16000)
+    old = collate.section("feature_extraction_conf", is_whole=False)
+    if "fbank_conf" in dataset or "feature_type" not in old:
         fbank = dataset.section("fbank_conf")
         num_mel_bins = fbank.integer("num_mel_bins", 23)
     else:  # releases before 2021
-        fbank = collate
+        fbank = collate.section("feature_extraction_conf")
         fbank.choice("feature_type", "fbank", ("fbank",))
         num_mel_bins = fbank.integer("mel_bins")
-        fbank.fixed("using_pitch", default=False)
     frame_length, frame_shift = fbank.number("frame_length", 25.0), fbank.number("frame_shift", 10.0)
-    fbank.fixed("window_type", default="povey")
-    fbank.ignore("dither")
-    fbank.finish()
     try:
         return FeatureConfig(
             sample_rate=sample_rate,
@@ -148,9 +113,6 @@ def _normalization(top: Section) -> tuple[bool, str | None]:
     """Whether the file names statistics, and their file. Old files have `cmvn_file` at the top level and no `cmvn`."""
     conf = top.section("cmvn_conf")
     cmvn_file = conf.text("cmvn_file") or top.text("cmvn_file")
-    conf.ignore("is_json_cmvn")
-    conf.finish()
-    top.ignore("is_json_cmvn")
     if "cmvn" in top:
         cmvn = top.text("cmvn")
         if cmvn is None:
@@ -169,12 +131,8 @@ def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | 
     symbol_table = conf.text("symbol_table_path")
     if conf.value("connect_symbol") not in (None, ""):
         raise conf.unsupported("connect_symbol", conf.value("connect_symbol"), ("''",))
-    # these change how transcripts become tokens, not how tokens become text
-    conf.ignore("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages")
     specials = conf.section("special_tokens")
     ids = {name: _token(specials, name, vocab_size) for name in SPECIAL_TOKENS if name in specials}
-    specials.finish()
-    conf.finish()
     return kind, ids, symbol_table
 
 
@@ -189,7 +147,4 @@ def _decoding(top: Section) -> DecodingConfig:
     conf = top.section("model_conf")
     ctc_weight = conf.number("ctc_weight", 0.5, minimum=0.0, maximum=1.0)
     reverse_weight = conf.number("reverse_weight", 0.0, minimum=0.0, maximum=1.0)
-    conf.fixed("apply_non_blank_embedding", default=False)
-    conf.ignore("lsm_weight", "length_normalized_loss", "ignore_id")
-    conf.finish()
     return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight)

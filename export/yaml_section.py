@@ -1,11 +1,11 @@
-"""One mapping of a yaml file, read key by key with its type checked; unknown keys are refused, none is skipped."""
+"""One mapping of a yaml file, read key by key with its type checked; keys that nobody knows are refused in the end."""
 
 from __future__ import annotations
 
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
@@ -44,8 +44,9 @@ def _listed(names: list[str]) -> str:
 class Section:
     """A mapping named `name` of the file `file`; the empty name is the top level. An absent section reads as empty."""
 
-    def __init__(self, file: str, name: str, values: object) -> None:
+    def __init__(self, file: str, name: str, values: object, *, is_whole: bool = True) -> None:
         self.file = file
+        self.is_whole = is_whole
         self.name = name
         if values is None:
             values = {}
@@ -53,6 +54,7 @@ class Section:
             raise CheckpointError(f"{self._place('')} must be a mapping, found {quoted(values)}")
         self._values: dict[Any, Any] = values
         self._known: set[str] = set()
+        self._sections: list[Section] = []
 
     def _place(self, key: str) -> str:
         parts = [part for part in (self.name, key) if part]
@@ -79,10 +81,11 @@ class Section:
             f"{self._place(key)} is {quoted(found)}, which is not supported; supported: {', '.join(supported)}"
         )
 
-    def section(self, key: str) -> Section:
-        """The mapping under `key`."""
+    def section(self, key: str, *, is_whole: bool = True) -> Section:
+        """The mapping under `key`; unless it `is_whole`, keys of it that are not read are no error."""
         name = f"{self.name}.{key}" if self.name else key
-        return Section(self.file, name, self._take(key, None))
+        self._sections.append(Section(self.file, name, self._take(key, None), is_whole=is_whole))
+        return self._sections[-1]
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = LARGEST_SIZE) -> int:
         """A whole number from `minimum` to `maximum`; required when there is no default."""
@@ -131,18 +134,24 @@ class Section:
                 return name
         raise self.unsupported(key, value, supported)
 
-    def fixed(self, key: str, default: object, *, when_absent: bool = True) -> None:
-        """Refuse any value but `default`; without `when_absent` the key must be there."""
-        value = self._take(key, default if when_absent else None)
-        if value != default or isinstance(value, bool) != isinstance(default, bool):
-            raise self.unsupported(key, value, (repr(default),))
+    def finish(
+        self, without_effect: Mapping[str, Iterable[str]], one_value: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """Refuse, here and in the sections below, what was neither read nor is known: it may change the network.
 
-    def ignore(self, *keys: str) -> None:
-        """Keys that are known to change nothing at inference."""
-        self._known.update(keys)
-
-    def finish(self) -> None:
-        """Refuse what was neither read nor knowingly ignored: it may change the network."""
+        Args:
+            without_effect: by section, keys that change nothing.
+            one_value: by section, keys and the only value that is supported, which is also the default.
+        """
+        for section in self._sections:
+            section.finish(without_effect, one_value)
+        if not self.is_whole:
+            return
+        for key, only in one_value.get(self.name, {}).items():
+            value = self._take(key, only)
+            if value != only or isinstance(value, bool) != isinstance(only, bool):
+                raise self.unsupported(key, value, (repr(only),))
+        self._known.update(without_effect.get(self.name, ()))
         unknown = sorted(_key(key) for key in self._values if key not in self._known)
         if unknown:
             where = f"{self._place('')} has" if self.name else f"{self.file} has"
