@@ -147,8 +147,11 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     initializers = [constant(f"w{number}", weight) for number, weight in enumerate(weights)]
     extra = []
     if integer:
-        values = (np.array(1 / 127, np.float32), np.full(columns, 1e-4, np.float32), np.array(128, np.uint8))
-        extra = [constant(name, value) for name, value in zip(("step", "scale", "middle"), values, strict=True)]
+        extra = [
+            constant("step", np.array(1 / 127, np.float32)),
+            constant("scale", np.full(columns, 1e-4, np.float32)),
+            constant("middle", np.array(128, np.uint8)),
+        ]
     domain = "com.microsoft" if integer else ""
     nodes = [ir.node(op_type, [x, weight, *extra], domain=domain) for weight in initializers]
     nodes.append(ir.node("Sum", [node.outputs[0] for node in nodes]))
@@ -156,4 +159,5 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(("rows", columns))
     opsets = {"": 18, "com.microsoft": 1}
     graph = ir.Graph([x], [y], nodes=nodes, initializers=[*initializers, *extra], opset_imports=opsets, name="product")
-    return ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
+    content: bytes = ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
+    return content
