@@ -99,6 +99,25 @@ def test_commands_are_understood(page, monkeypatch):
             assert program in ("ruff", "mkdocs"), words
 
 
+ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "how").glob("*.md"))]
+PLACEHOLDER = re.compile(r"[A-Z]{3,}")
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
+def test_files_that_are_named_are_there(page):
+    """Also those that a table names after the first without their folder."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:runtime|export|quantize|benchmarks|tests|examples|docs)/[\w./]*)`", text)
+    for name in named:
+        if not PLACEHOLDER.search(Path(name).stem) and not PLACEHOLDER.search(name.split("/")[1]):
+            assert (ROOT / name).exists(), name
+    folders = {(ROOT / name).parent for name in named} | {ROOT / "tests"}
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert any((folder / name).is_file() for folder in folders), name
+    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+
+
 @pytest.fixture
 def surroundings(tmp_path, monkeypatch, exported):
     """The files that the commands name."""
