@@ -10,7 +10,7 @@ import pytest
 from u2moe.runtime import Bundle, BundleError, BundleWriter, bundle_writer
 
 WRITE = """
-import sys, time
+import sys
 from pathlib import Path
 from u2moe.runtime import Bundle, BundleWriter
 
@@ -23,7 +23,7 @@ for _ in range(20 if how == "often" else 1):
         staging.seal(bundle.manifest)
         if how == "wait":
             print("sealed", flush=True)
-            time.sleep(600)
+            sys.stdin.read()
         staging.finish(bundle.manifest)
 """
 
@@ -36,7 +36,8 @@ def write(target, bundle, **settings):
 
 
 def writer(target, bundle, how):
-    return subprocess.Popen([sys.executable, "-c", WRITE, str(target), str(bundle.path), how], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", WRITE, str(target), str(bundle.path), how]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no signals that kill")
@@ -87,7 +88,7 @@ def test_writers_of_the_same_target_all_finish(bundle, tmp_path):
     processes = [writer(tmp_path / "out", bundle, "often") for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     for process in processes:
-        process.stdout.close()
+        process.communicate()
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
     assert Bundle.open(tmp_path / "out")
 
