@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +36,6 @@ import_s = time.perf_counter() - begin
 from u2moe.benchmarks.bench.first_chunk import measure
 measure(import_s, *sys.argv[1:])
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstChunkReport:
-    """Medians over runs.
-
-    Attributes:
-        num_runs: processes for each of with and without `warm_up`.
-        import_s: of `u2moe.runtime`, with numpy and onnxruntime.
-        load_s: `Recognizer.from_pretrained`: checks the files and makes the sessions.
-        warm_up_ms: `Recognizer.warm_up`.
-        first_chunk_cold_ms: the first chunk of a process, features and search included; `first_chunk_warm_ms`: after
-            `warm_up`; `steady_chunk_ms`: the median of the later ones.
-        first_final_cold_ms: the last chunk and the second pass of the first utterance; `first_final_warm_ms`: after
-            `warm_up`; `second_final_ms`: those of the same utterance again.
-    """
-
-    num_runs: int
-    import_s: float
-    load_s: float
-    warm_up_ms: float
-    first_chunk_cold_ms: float
-    first_chunk_warm_ms: float
-    steady_chunk_ms: float
-    first_final_cold_ms: float
-    first_final_warm_ms: float
-    second_final_ms: float
 
 
 def measure(import_s: float, bundle: str, audio: str, warm: str) -> None:
@@ -111,8 +83,13 @@ def _stream(recognizer: Recognizer, samples: npt.NDArray[np.float32]) -> list[fl
     return [*times, 1000 * (time.perf_counter() - begin)]
 
 
-def first_chunk(bundle: Path, audio: Path, num_runs: int) -> FirstChunkReport:
+def first_chunk(bundle: Path, audio: Path, num_runs: int) -> dict[str, float]:
     """Measure in processes of their own, cold and warm in turn.
+
+    Returns:
+        Medians over runs, and `num_runs` of each kind: import_s, of `u2moe.runtime` with all that it needs; load_s, of
+        `Recognizer.from_pretrained`; warm_up_ms; `first_chunk_..._ms` and `first_final_..._ms` of a process, cold and
+        warm (after `warm_up`); steady_chunk_ms, of later chunks, and second_final_ms, of the same utterance again.
 
     Raises:
         subprocess.CalledProcessError: a run failed.
@@ -126,18 +103,14 @@ def first_chunk(bundle: Path, audio: Path, num_runs: int) -> FirstChunkReport:
     def median(name: str, *kinds: str) -> float:
         return statistics.median(run[name] for kind in kinds for run in found[kind])
 
-    return FirstChunkReport(
-        num_runs=num_runs,
-        import_s=median("import_s", "cold", "warm"),
-        load_s=median("load_s", "cold", "warm"),
-        warm_up_ms=median("warm_up_ms", "warm"),
-        first_chunk_cold_ms=median("first_chunk_ms", "cold"),
-        first_chunk_warm_ms=median("first_chunk_ms", "warm"),
-        steady_chunk_ms=median("steady_chunk_ms", "cold", "warm"),
-        first_final_cold_ms=median("first_final_ms", "cold"),
-        first_final_warm_ms=median("first_final_ms", "warm"),
-        second_final_ms=median("second_final_ms", "cold", "warm"),
-    )
+    return {
+        "num_runs": num_runs,
+        **{name: median(name, *found) for name in ("import_s", "load_s", "steady_chunk_ms", "second_final_ms")},
+        "warm_up_ms": median("warm_up_ms", "warm"),
+        **{
+            f"{name}_{kind}_ms": median(f"{name}_ms", kind) for name in ("first_chunk", "first_final") for kind in found
+        },
+    }
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -172,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=7, help="processes of each kind (default: 7)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    results = {**measured_here(), "first_chunk": asdict(first_chunk(args.bundle, args.audio, args.runs))}
+    results = {**measured_here(), "first_chunk": first_chunk(args.bundle, args.audio, args.runs)}
     if args.output:
         write_json(args.output, results)
     print(values(results)["table"])

@@ -1,10 +1,7 @@
 """Bundles of seeded random weights at any of the sizes of `random_checkpoint`, made where they are not there yet.
 
-    python -m u2moe.benchmarks.full_size.models FOLDER --models dense-225m moe-1b dense-1b [--again] [--parity]
-
-Writes FOLDER/NAME/checkpoint, bundle (float32) and int8. The comparison with torch takes minutes and is left out unless
-asked for: the graphs are made by the same code that the tests compare at small sizes. With it, the bundle is what the
-command `u2moe export` makes in a process of its own, and FOLDER/NAME/export.json says what that took.
+The comparison with torch takes minutes and is left out unless asked for: the graphs are made by the same code that the
+tests compare at small sizes. With it, the bundle is what the command `u2moe export` makes in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,13 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.exporter import build_graphs, bundle_manifest
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
@@ -128,19 +124,3 @@ def _export(artefact: Artefact, *, overwrite: bool) -> None:
             save_graph(graph, staging.path / f"{graph.graph.name}.onnx")
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(checkpoint.tokens)))
         staging.finish(manifest)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = script_parser("full_size.models", __doc__)
-    parser.add_argument("folder", type=Path, help="where the bundles lie, a folder for each model")
-    parser.add_argument("--models", nargs="+", choices=sorted(PRESETS), default=["dense-225m", "moe-1b", "dense-1b"])
-    parser.add_argument("--again", action="store_true", help="make bundles anew that are there")
-    parser.add_argument("--parity", action="store_true", help="compare the graphs with torch")
-    args = parser.parse_args(arguments)
-    for name in args.models:
-        make_artefact(name, args.folder, again=args.again, parity=args.parity, progress=report)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -26,7 +26,7 @@ INT16_SCALE = 32768.0
 class Engine(Protocol):
     """One recogniser, one recording at a time. The methods are called in the order in which they stand."""
 
-    packages: ClassVar[tuple[str, ...]]
+    packages: ClassVar[tuple[str, ...]] = ()
     """Distributions whose versions are reported."""
 
     def begin(self, sample_rate: int) -> None:
@@ -40,6 +40,7 @@ class Engine(Protocol):
 
     def details(self) -> dict[str, Any]:
         """What else there is to report of the recording just recognised."""
+        return {}
 
 
 def floats(samples: array[int]) -> Any:
@@ -49,7 +50,7 @@ def floats(samples: array[int]) -> Any:
     return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(INT16_SCALE)
 
 
-class U2moe:
+class U2moe(Engine):
     """Our runtime, streaming (`chunk_size`) or each recording as a whole (None), as `u2moe transcribe` does."""
 
     packages = ("u2moe", "onnxruntime")
@@ -93,11 +94,8 @@ class U2moe:
     def _text(self, following: str) -> str:
         return " ".join(text for text in (*(segment.text for segment in self.segments), following) if text)
 
-    def details(self) -> dict[str, Any]:
-        return {}
 
-
-class SherpaOnline:
+class SherpaOnline(Engine):
     """sherpa-onnx's streaming client for WeNet's CTC models, greedy search."""
 
     packages = ("sherpa-onnx",)
@@ -134,10 +132,8 @@ class SherpaOnline:
         return {"tokens": found["tokens"], "timestamps": found["timestamps"]}
 
 
-class Whole:
+class Whole(Engine):
     """Keeps a recording until its end."""
-
-    packages: ClassVar[tuple[str, ...]] = ()
 
     def begin(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -146,9 +142,6 @@ class Whole:
     def accept(self, samples: array[int]) -> str:
         self.samples.extend(samples)
         return ""
-
-    def details(self) -> dict[str, Any]:
-        return {}
 
 
 class SherpaOffline(Whole):
@@ -195,7 +188,7 @@ class FasterWhisper(Whole):
         return " ".join(segment.text.strip() for segment in segments)
 
 
-class Moonshine:
+class Moonshine(Engine):
     """Moonshine tiny with the weights that its package carries, through its own streaming interface."""
 
     packages = ("moonshine-voice",)
@@ -230,11 +223,8 @@ class Moonshine:
     def _text(self) -> str:
         return " ".join(text for text in self.lines.values() if text)
 
-    def details(self) -> dict[str, Any]:
-        return {}
 
-
-class PocketSphinx:
+class PocketSphinx(Engine):
     """PocketSphinx with the US English models that its package carries, streaming."""
 
     packages = ("pocketsphinx",)
@@ -260,9 +250,6 @@ class PocketSphinx:
     def _text(self) -> str:
         best = self.decoder.hyp()
         return best.hypstr if best else ""
-
-    def details(self) -> dict[str, Any]:
-        return {}
 
 
 ENGINES: dict[str, Any] = {
