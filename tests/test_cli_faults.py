@@ -40,12 +40,16 @@ def finished(bundle, *arguments, **settings):
     return process.returncode, out, err
 
 
-def test_paths_that_cannot_be_looked_up(bundle, clips, capsys):
+@pytest.mark.parametrize("into_folder", [False, True])
+def test_paths_that_cannot_be_looked_up(bundle, clips, capsys, into_folder):
     (clips / "empty").mkdir()
     paths = [clips / ("n" * 300), clips / "a.wav", clips / "empty", "nul\0.wav", clips / "b.wav"]
-    assert transcribe(bundle, *paths) == 1
+    assert transcribe(bundle, *(["-o", clips / "out"] if into_folder else []), *paths) == 1
     out, err = capsys.readouterr()
-    assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.wav")]
+    if into_folder:
+        assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.txt", "b.txt"]
+    else:
+        assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.wav")]
     for expected in ("File name too long", "null byte", "empty: holds no audio files", "3 of 4 files failed"):
         assert expected in err
 

@@ -207,3 +207,14 @@ def test_json_says_that_it_is_not_complete(bundle, clips, sound, capsys):
     assert found["complete"] is False
     assert "a.flac: cannot be read as audio" in found["error"]
     assert found["error"] in err
+
+
+def test_a_name_that_has_no_room_for_the_suffix_is_one_failure(bundle, clips, sound, capsys):
+    soundfile.write(clips / f"{'n' * 252}.au", sound, 16_000)
+    soundfile.write(clips / f"{'p' * 250}.au", sound, 16_000)  # whose partial transcript would have none
+    out = clips / "out"
+    assert cli.main(["transcribe", "--model", str(bundle.path), "-f", "json", "-o", str(out), str(clips)]) == 1
+    assert sorted(file.name for file in out.glob("[a-z]*")) == ["a.json", "b.json", f"{'p' * 250}.json"]
+    err = capsys.readouterr().err
+    assert "nnn.json: cannot be written: File name too long" in err
+    assert err.endswith("u2moe: error: 1 of 4 files failed\n")

@@ -64,7 +64,7 @@ class OutputFolder:
         """
         try:
             content = self.output_of(file).read_bytes()
-        except FileNotFoundError:
+        except (OSError, ValueError):  # missing, or what writing will say of this file alone
             return "missing"
         records = [record for record in self._records if record.get("sha256") == hashlib.sha256(content).hexdigest()]
         records = [record for record in records if record.get("output") == self.output_of(file).name]
@@ -85,7 +85,7 @@ class OutputFolder:
             with (self.folder / RECORDS).open("ab") as records:
                 records.write(b"\n" + json.dumps(record).encode() + b"\n")
             self._replace(output, encoded)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 self.partial_of(file).unlink()
 
     def write_partial(self, file: Path, content: str) -> Path:
