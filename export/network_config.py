@@ -21,9 +21,10 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
 CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
 SUBSAMPLINGS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
-MOST_BLOCKS = 1000
-MOST_EXPERTS = 20_000
-"""Of all layers of the encoder, or of a decoder, together: large mixtures have about a thousand. Each is a module."""
+MOST_BLOCKS = 256
+MOST_EXPERTS = 8192
+"""Of all layers of the encoder, or of a decoder, together: large mixtures have about a thousand. Each is a module,
+and a network of modules alone, without weights, takes a second for two thousand of them."""
 FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
     "position_wise_feed_forward": "dense",
     "gated": "gated",
