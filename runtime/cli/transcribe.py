@@ -69,6 +69,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
     """Recognise every file; one that fails is reported, and the rest done."""
     _check(args)
     files, num_failed = _find(args.files or [DEMO_FOLDER / "clips"])
+    num_asked = len(files) + num_failed
     if args.output_dir is None and not FORMATS[args.format].can_be_joined and len(files) > 1:
         raise ValueError(f"{args.format} of several files needs --output-dir: one output would be many files")
     outputs = OutputFolder(args.output_dir, args.format, files) if args.output_dir else None
@@ -94,7 +95,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
         if is_interrupted:
             return 128 + signal.SIGINT
     if num_failed:
-        complain(f"{num_failed} of {max(len(files), num_failed)} files failed")
+        complain(f"{num_failed} of {num_asked} files failed")
     return 1 if num_failed else 0
 
 
