@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.endurance import fuzz, worker
-from u2moe.benchmarks.endurance.damaged_audio import damaged_audio
+from u2moe.benchmarks.endurance.damaged_audio import FORMATS, damaged_audio, encoded
 from u2moe.benchmarks.endurance.damaged_bundles import damage_bundle
 from u2moe.benchmarks.endurance.damaged_configs import damaged_config, use_damaged_configs
 from u2moe.benchmarks.endurance.odd_options import decoding_options, drawn
@@ -54,13 +54,13 @@ def test_numbers_of_inputs_are_checked():
             fuzz._counts([pair], {"audio": 1})
 
 
-def test_inputs_are_made_from_their_seeds(sound, monkeypatch):
-    monkeypatch.setattr("u2moe.benchmarks.endurance.damaged_audio.FORMATS", (("WAV", "PCM_16"), ("FLAC", "PCM_16")))
+def test_inputs_are_made_from_their_seeds(sound):
     texts = [file.read_text(encoding="utf-8") for file in TRAIN_YAMLS]
+    files = [encoded(sound[:8000], 16_000, *file_format) for file_format in FORMATS]
 
     def made(seed):
         random = np.random.default_rng(seed)
-        return damaged_audio(sound[:8000], 16_000, random), damaged_config(texts, random)
+        return damaged_audio(files, random), damaged_config(texts, random)
 
     assert made(1) == made(1) != made(2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +25,25 @@ def use_damaged_audio(
 ) -> Callable[[np.random.Generator], str]:
     """A function that recognises a damaged file, and returns whether it was "accepted", or "partly" read."""
     rate, file = recognizer.bundle.manifest.features.sample_rate, folder / "audio"
+    originals = [encoded(clip, rate, *file_format) for clip in clips for file_format in FORMATS]
 
     def use(random: np.random.Generator) -> str:
-        file.write_bytes(damaged_audio(one_of(clips, random), rate, random))
+        file.write_bytes(damaged_audio(originals, random))
         return "accepted" if recognizer.transcribe(file).complete else "partly"
 
     return use
 
 
-def damaged_audio(clip: npt.NDArray[np.float32], rate: int, random: np.random.Generator) -> bytes:
-    """A clip as a file of some format, with some of its bytes changed, or any bytes.
-
-    Made from the seed but for the serial number of Ogg streams, which libsndfile draws itself.
-    """
-    if random.random() < OTHER_BYTES:
-        return random.bytes(int(random.integers(0, 5000)))
-    file_format, subtype = one_of(FORMATS, random)
+def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype: str) -> bytes:
+    """A clip as a file; libsndfile draws the serial numbers of Ogg streams itself."""
     with tempfile.TemporaryFile() as file:
         soundfile.write(file, clip, rate, subtype=subtype, format=file_format)
         file.seek(0)
-        return damaged(file.read(), random)
+        return file.read()
+
+
+def damaged_audio(originals: Sequence[bytes], random: np.random.Generator) -> bytes:
+    """One of the files with some of its bytes changed, or any bytes."""
+    if random.random() < OTHER_BYTES:
+        return random.bytes(int(random.integers(0, 5000)))
+    return damaged(one_of(originals, random), random)

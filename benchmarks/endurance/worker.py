@@ -46,8 +46,8 @@ WAITING_LIMIT_S = 600.0
 """Time of the clock: on a machine that does other things a worker waits; one that waits for nothing ends here too."""
 MEMORY_GB = 8
 """A worker may not take more: beyond, allocations fail, and must be reported with typed errors too."""
-_CLIP_S = 1.5
-_MEMORY_EVERY = 50
+_CLIP_S = 0.5
+_MEMORY_EVERY = 200
 """Inputs from one look at the memory to the next."""
 
 
