@@ -87,6 +87,8 @@ def use(random):
             pass
     if seed == 5:
         raise KeyError("x")
+    if seed == 8:
+        time.sleep(600)
     if seed == 6:
         print("Falling back")
     if seed == 7:
@@ -102,14 +104,14 @@ def start(kind):
 
 
 def test_what_ends_or_stops_a_worker_is_counted_and_the_rest_done(tmp_path):
-    found = fuzz.fuzz(start, tmp_path / "fuzz.json", {"audio": 9})["kinds"]["audio"]
-    assert found["num_inputs"] == 9
+    found = fuzz.fuzz(start, tmp_path / "fuzz.json", {"audio": 10})["kinds"]["audio"]
+    assert found["num_inputs"] == 10
     assert found["outcomes"] == {"accepted": 4}
     assert found["failures"] == [
         "3: the process ended with 9", "4: hangs: took more than 0.5 s", "5: KeyError: 'x'", "6: printed Falling back",
-        "7: printed \ufffd",
+        "7: printed \ufffd", "8: hangs: took more than 0.5 s",
     ]  # fmt: skip
-    assert found["num_failed"] == 5
+    assert found["num_failed"] == 6
     shown = fuzz.values({"kinds": {"audio": found}})
     assert "- damaged audio files, `5: KeyError: 'x'`" in shown["table"]
 

@@ -41,9 +41,9 @@ REFUSALS: Mapping[str, tuple[type[Exception], ...]] = {
 """Errors that are documented, by kind of input."""
 GOOD = ("refused", "accepted", "partly")
 TIME_LIMIT_S = 20.0
-"""Processor time of an input."""
-WAITING_LIMIT_S = 600.0
-"""Time of the clock: on a machine that does other things a worker waits; one that waits for nothing ends here too."""
+"""Of an input: processor time, or time spent waiting for anything else. Waiting for a busy processor does not count."""
+START_LIMIT_S = 120.0
+_POLL_S = 0.5
 MEMORY_GB = 8
 """A worker may not take more: beyond, allocations fail, and must be reported with typed errors too."""
 _CLIP_S = 0.5
@@ -114,7 +114,7 @@ class Worker:
     def ask(self, seed: int) -> tuple[str, float | None]:
         """The outcome of an input, and resident megabytes; None once the process has ended."""
         if not self.ready:
-            started, _ = self._reply(WAITING_LIMIT_S)
+            started, _ = self._reply(START_LIMIT_S)
             if started != "ready":
                 raise RuntimeError(f"a worker did not start: {started}")
             self.ready = True
@@ -124,9 +124,11 @@ class Worker:
         return self._reply(self.limit_s)
 
     def _reply(self, limit_s: float) -> tuple[str, float | None]:
-        stdout, begin, used_s = self._process.stdout, time.monotonic(), self._cpu_s()
-        while stdout is not None and not select.select([stdout], [], [], 1.0)[0]:
-            if self._cpu_s() - used_s > limit_s or time.monotonic() - begin > WAITING_LIMIT_S:
+        stdout, (begin_s, _), waited_s = self._process.stdout, self._spent(), 0.0
+        while stdout is not None and not select.select([stdout], [], [], _POLL_S)[0]:
+            spent_s, is_waiting = self._spent()
+            waited_s += _POLL_S if is_waiting else 0.0
+            if max(spent_s - begin_s, waited_s) > limit_s:
                 self.close()
                 return f"hangs: took more than {limit_s:g} s", None
         line = stdout.readline().decode() if stdout else ""
@@ -136,13 +138,13 @@ class Worker:
         outcome, memory = line.rstrip("\n").split("\t")
         return outcome, float(memory)
 
-    def _cpu_s(self) -> float:
-        """Processor seconds that it has used; of Linux only, elsewhere those of the clock."""
+    def _spent(self) -> tuple[float, bool]:
+        """Processor seconds, and whether it waits for anything but a processor. Without /proc, those of the clock."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         except OSError:
-            return time.monotonic()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return time.monotonic(), False
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] != "R"
 
     def close(self) -> None:
         """End it."""
