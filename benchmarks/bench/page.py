@@ -17,7 +17,6 @@ def values(report: Report) -> dict[str, str]:
     found = {"table": f"```text\n{describe(report)}\n```"}
     for name, mode in (("full", "full context"), ("chunks", "chunk 16, left 4")):
         found[f"rtf_{name}"] = f"{speed[mode]['real_time_factor']['median']:.4f}"
-        found[f"encoder_{name}"] = f"{speed[mode]['shares']['encoder']:.0%}"
         found[f"bound_{name}"] = f"{bound[mode]['whole']['ratio']:.1f}"
     found["start_ms"] = f"{1e3 * (footprint['verify_s']['median'] + footprint['load_s']['median']):.0f}"
     found["peak_mb"] = f"{footprint['peak_bytes']['median'] / 1e6:.0f}"

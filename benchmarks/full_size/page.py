@@ -191,7 +191,6 @@ def _limits(results: Results) -> dict[str, str]:
         "chunk_ms": f"{1e3 * mixture_s:.0f}",
         "read_rate": f"{entry['rates']['read'] / 1e9:.0f}",
         "read_share": f"{read_s / dense_s:.2f}",
-        "encoder_bound.streaming": f"{encoder_ratio(entry).median:.2f}",
         "in_turn": f"{sum(part['arithmetic_s'] + part['read_s'] for part in parts.values()) / least_s:.2f}",
         "above.feed_forward": f"{(parts['feed_forward']['seconds'] - parts['feed_forward']['least_s']) / least_s:.2f}",
     }
