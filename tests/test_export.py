@@ -17,7 +17,7 @@ from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, 
 from u2moe.export.parity import LIMIT, LOG_PROBABILITIES, Parity, moe_session
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle
-from u2moe.runtime import Bundle, BundleError, ParityError, StreamError, contract
+from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError, StreamError, contract
 from u2moe.runtime.caches import Caches
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.mixture import mixture_of
@@ -300,6 +300,29 @@ def test_commands(tmp_path, capsys):
     Path(out, "ctc.onnx").write_bytes(b"")
     assert main(["validate", out]) == 1
     assert "ctc.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        (["export", "exp", "out"], "exporter.export_bundle"),
+        (["export", "exp", "out", "--profile", "sherpa-onnx"], "sherpa.export_sherpa"),
+        (["validate", "BUNDLE", "--checkpoint", "exp"], "exporter.validate_bundle"),
+    ],
+)
+def test_commands_name_files(command, function, moe_bundle, monkeypatch, capsys):
+    given = {}
+
+    def stop(*_, **arguments):
+        given.update(arguments)
+        raise CheckpointError("stopped")
+
+    monkeypatch.setattr(f"u2moe.export.{function}", stop)
+    bundle = str(moe_bundle[0].path)
+    command = [bundle if word == "BUNDLE" else word for word in command]
+    assert main([*command, "--weights", "avg_30.pt", "--units", "dict/units.txt"]) == 1
+    assert capsys.readouterr().err == "u2moe: error: stopped\n"
+    assert (given["weights"], given["units"]) == ("avg_30.pt", "dict/units.txt")
 
 
 def test_export_says_what_it_does(tmp_path):
