@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +67,7 @@ class ExpertInputs:
     """
 
     def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
-        """Load the encoder, with `options` where there are any."""
+        """Read the graph; it is loaded when it runs first, with `options` where there are any."""
         self.config = bundle.manifest.model
         encoder = self.config.graphs()[0]
         model = ir.load(bundle.path / encoder.file)
@@ -79,14 +80,11 @@ class ExpertInputs:
             model.graph.outputs.append(cast("ir.Value", value))
         self._names = [str(value.name) for value in model.graph.outputs]
         self._seen: dict[str, Array] = {}
-        if options is None:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            file = Path(folder) / encoder.file
-            _link_weights(bundle.path / encoder.file, file)
-            ir.save(model, file)
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=[DEFAULT_PROVIDER])
+        self._load = partial(_load, model, bundle.path / encoder.file, options)
+
+    @cached_property
+    def _session(self) -> onnxruntime.InferenceSession:
+        return self._load()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`."""
@@ -135,6 +133,18 @@ def _layer(node: ir.Node) -> RoutedLayer | None:
         top_k=mixture.top_k,
         expert_bytes=num_bytes // mixture.num_experts,
     )
+
+
+def _load(model: ir.Model, file: Path, options: onnxruntime.SessionOptions | None) -> onnxruntime.InferenceSession:
+    """A session of a graph that was changed, with the weights that lie beside its original."""
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        changed = Path(folder) / file.name
+        _link_weights(file, changed)
+        ir.save(model, changed)
+        return onnxruntime.InferenceSession(str(changed), options, providers=[DEFAULT_PROVIDER])
 
 
 def _link_weights(graph: Path, other: Path) -> None:
