@@ -15,6 +15,11 @@ METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
 
+PAIR_SUMS = f"{METADATA_PREFIX}pair_sums"
+PAIR_SUMS_FIT = "16 bits"
+"""Metadata of a quantized graph whose int8 weights are exact where pairs of products are added in 16 bits: rows 2k and
+2k + 1 of a weight, each times any uint8, have a sum that fits. See `saturation`."""
+
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
 """Key in the metadata of an initializer whose value says to which of the `WEIGHT_GROUPS` it belongs."""
 

@@ -1,0 +1,232 @@
+"""Does a bundle give the same results on every processor? Recognised here and in emulators of others.
+
+    python -m u2moe.benchmarks.quality.processors --bundle float32=FP32 --bundle int8=INT8 [--manifest TEST.tsv ...]
+        --processor "AVX2=qemu-x86_64 -cpu Haswell python" [--output processors.json]
+
+The first bundle is what all are compared with, as this processor computes it. A processor is a name and the command of
+an interpreter in which `u2moe` is installed; "here" is always the first. Without lists the clips of the demo model are
+recognised. Debian's qemu-user emulates processors; for another architecture it needs an interpreter and wheels of that,
+such as `qemu-aarch64 -L ROOT ROOT/usr/bin/python3`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.results.json_file import write_json
+from u2moe.benchmarks.results.provenance import measured_here, of_bundle, sentence
+from u2moe.runtime import Bundle
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+Array = npt.NDArray[Any]
+
+HERE = "here"
+TIME_LIMIT_S = 6 * 3600
+"""Of one process: emulators take a hundred times as long as what they emulate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What one bundle made of all recordings on one processor.
+
+    Attributes:
+        process: what computed, see `outputs.describe_process`.
+        texts: of every recording, by context.
+        log_probs: [time, vocab] of every recording, by context.
+    """
+
+    process: Mapping[str, Any]
+    texts: Mapping[str, Sequence[str]]
+    log_probs: Mapping[str, Sequence[Array]]
+
+
+def outputs_of(command: Sequence[str], bundle: Path, samples: Path, progress: Callable[[str], None]) -> Outputs:
+    """Start `outputs` by the command of an interpreter and read what it found.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it wrote stands on standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "outputs.npz"
+        arguments = [*command, "-m", "u2moe.benchmarks.quality.outputs", *map(str, (bundle, samples, out))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603
+        with process, process.stdout or sys.stdin as lines:
+            for line in lines:
+                progress(line.strip())
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, arguments)
+        with np.load(out) as arrays:
+            about = json.loads(bytes(arrays["about"]).decode())
+            log_probs = {
+                name: [arrays[f"{name}/{number}"] for number in range(len(texts))]
+                for name, texts in about["texts"].items()
+            }
+    return Outputs(process=about["process"], texts=about["texts"], log_probs=log_probs)
+
+
+def compared(found: Outputs, reference: Outputs, same: Outputs, recordings: Sequence[Recording]) -> dict[str, Any]:
+    """By context: what a bundle on a processor differs in from the reference, and from the same bundle here.
+
+    Returns:
+        `reference`: differences of log-probabilities from it, see `differences`; `here`: those from the same bundle
+        here; `num_other_texts`: recordings with another text than here; `num_words` and `num_errors`.
+    """
+    result = {}
+    for context, texts in found.texts.items():
+        errors = WordErrors()
+        for recording, text in zip(recordings, texts, strict=True):
+            errors.add(recording.transcript, text)
+        result[context] = {
+            "reference": differences(reference.log_probs[context], found.log_probs[context]),
+            "here": differences(same.log_probs[context], found.log_probs[context]),
+            "num_other_texts": sum(map(str.__ne__, same.texts[context], texts)),
+            "num_recordings": len(texts),
+            "num_words": errors.num_words,
+            "num_errors": errors.num_errors,
+        }
+    return result
+
+
+def differences(expected: Sequence[Array], found: Sequence[Array]) -> dict[str, float]:
+    """Of log-probabilities [time, vocab] of several recordings.
+
+    Returns:
+        `mean` and `largest` magnitude of the difference; `divergence` of Kullback and Leibler, mean over frames.
+    """
+    before, after = (np.concatenate(part).astype(np.float64) for part in (expected, found))
+    difference = before - after
+    divergence = (np.exp(before) * difference).sum(axis=1)
+    return {
+        "mean": round(float(np.abs(difference).mean()), 6),
+        "largest": round(float(np.abs(difference).max()), 5),
+        "divergence": round(float(divergence.mean()), 8),
+    }
+
+
+def measure(
+    bundles: Mapping[str, Path],
+    processors: Mapping[str, Sequence[str]],
+    recordings: Sequence[Recording],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compare all bundles on all processors.
+
+    Args:
+        bundles: folders by name; the first is the reference.
+        processors: commands of interpreters by name, this one aside.
+        recordings: what is recognised.
+        progress: called with a line for each recording.
+
+    Returns:
+        `bundles`: the digest of each; `processors`: command and process of each; `found`: by bundle and processor, see
+        `compared`.
+    """
+    rate = Bundle.open(next(iter(bundles.values()))).manifest.features.sample_rate
+    commands = {HERE: [sys.executable], **processors}
+    found: dict[str, dict[str, Any]] = {}
+    described: dict[str, Any] = {}
+    reference: Outputs | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Path(folder) / "samples.npz"
+        arrays = {str(number): read_audio(item.path, rate) for number, item in enumerate(recordings)}
+        np.savez(samples, **arrays)  # type: ignore[arg-type]
+        for bundle, path in bundles.items():
+            same: Outputs | None = None
+            for name, command in commands.items():
+                title = f"{bundle}, {name}: recording"
+                one = outputs_of(command, path, samples, lambda line, title=title: progress(f"{title} {line}"))
+                same, reference = same or one, reference or one
+                found.setdefault(bundle, {})[name] = compared(one, reference, same, recordings)
+                described[name] = {"command": shlex.join(map(_file_name, command)), **one.process}
+    digests = {name: of_bundle(path)["bundle"] for name, path in bundles.items()}
+    return {"bundles": digests, "processors": described, "found": found}
+
+
+def _file_name(part: str) -> str:
+    """A part of a command without the folders of this machine."""
+    return Path(part).name if part.startswith("/") else part
+
+
+TEXT = """
+Recordings: {num_recordings} with {num_words} words. Difference and divergence (Kullback-Leibler): of log-probabilities
+of the first pass, from {reference} here, and from the same bundle here; means, the largest in brackets. Other texts:
+recordings whose text is not that of the same bundle here. Errors: of words, with the second pass. Exact products: what
+onnxruntime makes of the largest uint8 and int8 there, of any, or of such as `u2moe quantize` writes.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    first = next(iter(next(iter(next(iter(results["found"].values())).values())).values()))
+    intro = TEXT.format(**{**first, "reference": next(iter(results["bundles"]))})
+    header = (
+        "bundle", "processor", "exact products", "context", "difference from reference", "divergence",
+        "difference from here", "other texts", "errors",
+    )  # fmt: skip
+    lines = [sentence(results), intro, f"| {' | '.join(header)} |", "|---|---|---|---|" + "--:|" * (len(header) - 4)]
+    for bundle, processors in results["found"].items():
+        for processor, contexts in processors.items():
+            exact = results["processors"][processor]["exact_products"]
+            products = "any" if exact["any"] else "such as ours" if exact["paired"] else "none"
+            for context, item in contexts.items():
+                away, here = item["reference"], item["here"]
+                cells = (
+                    bundle, processor, products, context, f"{away['mean']:.4f} ({away['largest']:.2f})",
+                    f"{away['divergence']:.6f}", f"{here['mean']:.4f} ({here['largest']:.2f})",
+                    f"{item['num_other_texts']} of {item['num_recordings']}", str(item["num_errors"]),
+                )  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m u2moe.benchmarks.quality.processors", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--bundle", type=_named, action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--processor", type=_named, action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--manifest", type=Path, action="append", help="list of recordings: path<TAB>transcript")
+    parser.add_argument("--first", type=int, help="so many recordings of each list")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    manifests = args.manifest or [DEMO_FOLDER / "clips" / "transcripts.txt"]
+    recordings = [recording for manifest in manifests for recording in read_manifest(manifest)[: args.first]]
+    found = measure(
+        {name: Path(folder) for name, folder in args.bundle},
+        {name: shlex.split(command) for name, command in args.processor},
+        recordings,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    results = {**measured_here(), "sets": [manifest.stem for manifest in manifests], **found}
+    if args.output:
+        write_json(args.output, results)
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
