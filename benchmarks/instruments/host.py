@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,24 @@ import numpy as np
 import onnxruntime
 
 from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets, processor
+from u2moe.runtime.saturation import exact_products
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
 """What distinguishes processors whose names virtual machines hide."""
+
+INTEGER_PRODUCTS = (
+    ("amx_int8", "AMX", True),
+    ("avx512_vnni", "AVX-512 VNNI", True),
+    ("avx_vnni", "AVX-VNNI", True),
+    ("avx512bw", "AVX-512 without VNNI", False),
+    ("avx2", "AVX2", False),
+    ("sse4_1", "SSE4.1", True),
+    ("i8mm", "I8MM", True),
+    ("asimddp", "dot products of NEON", True),
+    ("asimd", "NEON", True),
+)
+"""What onnxruntime multiplies uint8 and int8 with, the first that a processor has: flag, name, whether any products are
+exact."""
 
 _CPUINFO = CPUINFO
 _MEMINFO = Path("/proc/meminfo")
@@ -30,7 +46,8 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor(fields),
         "processor_version": ", ".join(f"{name} {fields[name]}" for name in _VERSION_FIELDS if name in fields),
         "architecture": platform.machine(),
-        "instruction_sets": instruction_sets(fields),
+        "instruction_sets": (sets := instruction_sets(fields)),
+        "integer_products": integer_products(sets),
         "num_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "caches": caches(_CACHES),
@@ -43,6 +60,21 @@ def describe_machine() -> dict[str, Any]:
         "u2moe": version("u2moe"),
         "commit": commit(Path(__file__)),
     }
+
+
+def integer_products(sets: Sequence[str]) -> dict[str, Any]:
+    """What multiplies uint8 and int8 here.
+
+    Args:
+        sets: instruction sets, as the system tells them. In an emulator these may be those of the machine around it.
+
+    Returns:
+        `instructions`: by what, None if that is unknown; `exact`: whether products of any values are exact, by trial;
+        `exact_in_pairs`: whether those of weights are, as `u2moe quantize` writes them.
+    """
+    found = exact_products()
+    names = [name for flag, name, is_exact in INTEGER_PRODUCTS if flag in sets and is_exact == found.any]
+    return {"instructions": next(iter(names), None), "exact": found.any, "exact_in_pairs": found.paired}
 
 
 def usable_cores() -> int:

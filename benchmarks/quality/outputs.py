@@ -72,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, log_probs, text in outputs(bundle, model, recordings[str(number)]):
                 arrays[f"{name}/{number}"] = log_probs
                 texts.setdefault(name, []).append(text)
-            print(number + 1, flush=True)
     about = json.dumps({"process": describe_process(), "texts": texts})
     with Path(target).open("wb") as file:
         np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)

@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.results.json_file import write_json
-from u2moe.benchmarks.results.provenance import measured_here, of_bundle, sentence
+from u2moe.benchmarks.results.files import write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
@@ -36,8 +38,6 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 Array = npt.NDArray[Any]
 
 HERE = "here"
-TIME_LIMIT_S = 6 * 3600
-"""Of one process: emulators take a hundred times as long as what they emulate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class Outputs:
     log_probs: Mapping[str, Sequence[Array]]
 
 
-def outputs_of(command: Sequence[str], bundle: Path, samples: Path, progress: Callable[[str], None]) -> Outputs:
-    """Start `outputs` by the command of an interpreter and read what it found.
+def outputs_of(command: Sequence[str], bundle: Path, samples: Path) -> Outputs:
+    """Run `outputs` by the command of an interpreter and read what it found.
 
     Raises:
         subprocess.CalledProcessError: it failed; what it wrote stands on standard error.
@@ -64,13 +64,7 @@ def outputs_of(command: Sequence[str], bundle: Path, samples: Path, progress: Ca
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "outputs.npz"
         arguments = [*command, "-m", "u2moe.benchmarks.quality.outputs", *map(str, (bundle, samples, out))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603
-        with process, process.stdout or sys.stdin as lines:
-            for line in lines:
-                progress(line.strip())
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, arguments)
+        subprocess.run(arguments, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603
         with np.load(out) as arrays:
             about = json.loads(bytes(arrays["about"]).decode())
             log_probs = {
@@ -131,7 +125,7 @@ def measure(
         bundles: folders by name; the first is the reference.
         processors: commands of interpreters by name, this one aside.
         recordings: what is recognised.
-        progress: called with a line for each recording.
+        progress: called with a line for each bundle on each processor.
 
     Returns:
         `bundles`: the digest of each; `processors`: command and process of each; `found`: by bundle and processor, see
@@ -149,8 +143,8 @@ def measure(
         for bundle, path in bundles.items():
             same: Outputs | None = None
             for name, command in commands.items():
-                title = f"{bundle}, {name}: recording"
-                one = outputs_of(command, path, samples, lambda line, title=title: progress(f"{title} {line}"))
+                progress(f"{bundle}, {name}")
+                one = outputs_of(command, path, samples)
                 same, reference = same or one, reference or one
                 found.setdefault(bundle, {})[name] = compared(one, reference, same, recordings)
                 described[name] = {"command": shlex.join(map(_file_name, command)), **one.process}
@@ -163,36 +157,38 @@ def _file_name(part: str) -> str:
     return Path(part).name if part.startswith("/") else part
 
 
-TEXT = """
-Recordings: {num_recordings} with {num_words} words. Difference and divergence (Kullback-Leibler): of log-probabilities
-of the first pass, from {reference} here, and from the same bundle here; means, the largest in brackets. Other texts:
-recordings whose text is not that of the same bundle here. Errors: of words, with the second pass. Exact products: what
-onnxruntime makes of the largest uint8 and int8 there, of any, or of such as `u2moe quantize` writes.
-"""
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    first = next(iter(next(iter(next(iter(results["found"].values())).values())).values()))
-    intro = TEXT.format(**{**first, "reference": next(iter(results["bundles"]))})
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each bundle, processor and context; and the sizes of what was recognised."""
     header = (
         "bundle", "processor", "exact products", "context", "difference from reference", "divergence",
         "difference from here", "other texts", "errors",
     )  # fmt: skip
-    lines = [sentence(results), intro, f"| {' | '.join(header)} |", "|---|---|---|---|" + "--:|" * (len(header) - 4)]
+    rows = []
+    for bundle, processor, context, item in _cells(results):
+        exact = results["processors"][processor]["exact_products"]
+        away, here = item["reference"], item["here"]
+        rows.append(
+            (
+                bundle, processor, "all" if exact["any"] else "of ours" if exact["paired"] else "none", context,
+                f"{away['mean']:.4f} ({away['largest']:.2f})", f"{away['divergence']:.6f}",
+                f"{here['mean']:.4f} ({here['largest']:.2f})", f"{item['num_other_texts']} of {item['num_recordings']}",
+                item["num_errors"],
+            )
+        )  # fmt: skip
+    *_, last = _cells(results)
+    return {
+        "table": table(header, rows, left=4),
+        "reference": next(iter(results["bundles"])),
+        "num_recordings": str(last[-1]["num_recordings"]),
+        "num_words": str(last[-1]["num_words"]),
+    }
+
+
+def _cells(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
     for bundle, processors in results["found"].items():
         for processor, contexts in processors.items():
-            exact = results["processors"][processor]["exact_products"]
-            products = "any" if exact["any"] else "such as ours" if exact["paired"] else "none"
             for context, item in contexts.items():
-                away, here = item["reference"], item["here"]
-                cells = (
-                    bundle, processor, products, context, f"{away['mean']:.4f} ({away['largest']:.2f})",
-                    f"{away['divergence']:.6f}", f"{here['mean']:.4f} ({here['largest']:.2f})",
-                    f"{item['num_other_texts']} of {item['num_recordings']}", str(item["num_errors"]),
-                )  # fmt: skip
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+                yield bundle, processor, context, item
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -203,30 +199,25 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m u2moe.benchmarks.quality.processors", description=__doc__.splitlines()[0]
-    )
+    """Parse, run, print."""
+    parser = script_parser("quality.processors", __doc__)
     parser.add_argument("--bundle", type=_named, action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--processor", type=_named, action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--manifest", type=Path, action="append", help="list of recordings: path<TAB>transcript")
-    parser.add_argument("--first", type=int, help="so many recordings of each list")
+    parser.add_argument("--first", type=int, help="so many recordings of each list (default: all)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     manifests = args.manifest or [DEMO_FOLDER / "clips" / "transcripts.txt"]
     recordings = [recording for manifest in manifests for recording in read_manifest(manifest)[: args.first]]
-    found = measure(
-        {name: Path(folder) for name, folder in args.bundle},
-        {name: shlex.split(command) for name, command in args.processor},
-        recordings,
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    bundles = {name: Path(folder) for name, folder in args.bundle}
+    processors = {name: shlex.split(command) for name, command in args.processor}
+    found = measure(bundles, processors, recordings, report)
     results = {**measured_here(), "sets": [manifest.stem for manifest in manifests], **found}
     if args.output:
         write_json(args.output, results)
-    print(table(results))
+    print(f"{measured(results)}\n\n{values(results)['table']}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)
