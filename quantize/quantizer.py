@@ -74,6 +74,7 @@ def quantize_bundle(
             model = ir.load(source.path / graph.file)
             changes |= quantize_graph(model, recipe.of_graph(graph.name))
             num_skipping += _record_skipping(model, recipe)
+            model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, staging.path / graph.file, progress=progress)
         counts = Counter(change.group for change in changes.values())
         _check_found(source, recipe, counts)

@@ -13,6 +13,7 @@ import onnxruntime
 from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.errors import BundleError, ProviderError
 from u2moe.runtime.graph_file import GraphFile
+from u2moe.runtime.saturation import PRECISE, must_be_precise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,6 +126,9 @@ class Session:
         self._output_names = [tensor.name for tensor in graph.outputs]
         with contextlib.closing(GraphFile(file, manifest.files if verify else None)) as opened:
             self._session = _inference_session(opened, settings, manifest)
+            if manifest.quantization and must_be_precise(file.parent, self._metadata(file), settings.sess_options):
+                del self._session  # they would be in memory together
+                self._session = _inference_session(opened, settings, manifest, PRECISE)
             opened.check_unchanged()
             self._weights = opened.weights  # onnxruntime uses their memory
         self._session.disable_fallback()  # of runs, which older versions are only told here
@@ -135,9 +139,15 @@ class Session:
         try:
             _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
-            _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
+            _check_metadata(file, self._metadata(file), manifest)
         except UnicodeDecodeError as error:
             raise BundleError(f"{file}: a name in it is no text: {error}") from error
+
+    def _metadata(self, file: Path) -> dict[str, str]:
+        try:
+            return dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file}: its metadata are no text: {error}") from error
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -159,9 +169,11 @@ class Session:
 
 
 def _inference_session(
-    opened: GraphFile, settings: SessionSettings, manifest: Manifest
+    opened: GraphFile, settings: SessionSettings, manifest: Manifest, *config_entries: tuple[str, str]
 ) -> onnxruntime.InferenceSession:
     file, options = opened.path, settings.session_options()
+    for name, value in config_entries:
+        options.add_session_config_entry(name, value)
     try:
         if options is not settings.sess_options:
             opened.hand_over(options)

@@ -133,6 +133,20 @@ def sound():
 
 
 @pytest.fixture(scope="session")
+def fits_16_bits():
+    """A function: whether rows 2k and 2k + 1 of an int8 weight, times any uint8, have sums that 16 bits hold."""
+
+    def fits(integers):
+        padded = np.zeros((len(integers) + len(integers) % 2, integers.shape[1]), int)
+        padded[: len(integers)] = integers
+        pairs = padded.reshape(-1, 2, integers.shape[1])
+        highest, lowest = (255 * side(pairs, 0).sum(axis=1) for side in (np.maximum, np.minimum))
+        return highest.max() <= 32767 and lowest.min() >= -32768
+
+    return fits
+
+
+@pytest.fixture(scope="session")
 def session_of():
     """A function: an onnxruntime session of calls in a row, each on what the one before gave, the last on weights too.
 

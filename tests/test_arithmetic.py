@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from u2moe.quantize.arithmetic import (
     LOWEST,
+    NOTHING,
     from_int4_blocks,
     from_int8_blocks,
     int4_blocks,
@@ -36,10 +37,27 @@ def test_int8_is_within_half_a_step_and_symmetric(weight):
 
 
 @given(MATRICES)
-def test_int8_rows_are_columns_of_the_transpose(weight):
+def test_int8_pairs_of_rows_leave_room_for_any_activations(fits_16_bits, weight):
+    """And a column uses what there is of 8 bits, or of a pair."""
+    integers, _ = int8_columns(weight)
+    assert fits_16_bits(integers)
+    pairs = [integers[index : index + 2].sum(axis=0, dtype=int) for index in range(0, len(integers), 2)]
+    used = np.maximum(np.abs(integers).max(axis=0), np.abs(pairs).max(axis=0))
+    assert (used[np.abs(weight).max(axis=0) > NOTHING] >= 126).all()
+
+
+def test_int8_weights_whose_sums_are_small_have_all_levels():
+    weight = np.array([[1, 0.5, 1], [-1, 0.25, 1], [0.5, -0.125, 1]], np.float32)
+    integers, _ = int8_columns(weight)
+    np.testing.assert_array_equal(integers, [[127, 85, 64], [-127, 42, 64], [64, -21, 64]])
+
+
+@given(MATRICES)
+def test_int8_rows_have_a_scale_each_and_all_levels(weight):
     integers, scale = int8_rows(weight)
     assert scale.shape == (len(weight), 1)
     assert (np.abs(integers * scale - weight) <= scale * 0.501).all()
+    assert (np.abs(integers).max(axis=1) == 127 * (np.abs(weight).max(axis=1) > NOTHING)).all()
 
 
 @settings(deadline=None)

@@ -1,0 +1,118 @@
+"""Integer products are exact on every processor: the largest values through the real functions.
+
+On a processor whose products are exact anyway the first tests cannot fail, so they run once more in an emulator of one
+whose products of pairs saturate, where there is one (Debian: qemu-user).
+"""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from u2moe.quantize.arithmetic import int8_columns
+from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.quantize.passes.products import int8_matmul, int8_rows
+from u2moe.runtime.mixture import Mixture
+from u2moe.runtime.saturation import exact_products
+
+EMULATOR = shutil.which("qemu-x86_64")
+DIM = 32
+
+
+def extreme_weights(rows):
+    """Columns of weights as large as they come: all of one sign, in pairs of one sign, alternating, and random ones."""
+    random = np.random.default_rng(0)
+    weight = random.choice([-1.0, 1.0], (rows, DIM))
+    weight[:, 0], weight[:, 1] = 1, -1
+    weight[:, 2] = np.where(np.arange(rows) // 2 % 2, -1, 1)
+    weight[:, 3] = np.where(np.arange(rows) % 2, -1, 1)
+    weight[:, 4] = np.where(np.arange(rows) % 2, 0, 1)
+    return weight.astype(np.float32)
+
+
+def extreme_rows(shape):
+    """Activations that are all as large as their row's largest, and of either sign or 0 at random."""
+    x = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], shape).astype(np.float32)
+    rows = x.reshape(-1, shape[-1])
+    rows[0], rows[1:2] = 1, -1
+    return x
+
+
+def assert_exact(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [None, "relu"])
+@pytest.mark.parametrize("num_tokens", [1, 2, 17])
+def test_largest_rows(kind, num_tokens, session_of):
+    integers, scale = int8_columns(extreme_weights(DIM))
+    x = extreme_rows((1, num_tokens, DIM))
+    x = np.abs(x) if kind else x
+    session = session_of([int8_rows(kind), int8_matmul()], {"x": 3}, {"weight": integers, "scale": scale})
+    assert_exact(session.run(None, {"x": x})[0], x.astype(float) @ integers * scale)
+
+
+def test_largest_patches(session_of):
+    integers, scale = int8_columns(extreme_weights(9 * DIM))
+    bias = np.zeros(DIM, np.float32)
+    x = np.abs(extreme_rows((1, 3, 7, DIM)))
+    session = session_of(
+        [int8_convolution(Window(kernel=3, stride=2))], {"x": 4}, {"weight": integers, "scale": scale, "bias": bias}
+    )
+    patches = np.stack([x[:, :, start : start + 3].reshape(1, -1) for start in (0, 2, 4)], axis=1)
+    expected = np.maximum(patches.astype(float) @ integers * scale, 0)
+    assert_exact(session.run(None, {"x": x})[0][:, 0], expected)
+
+
+def test_largest_patches_behind_the_first_convolution(session_of):
+    """Which gives 1 everywhere: weights of 0 and biases of 1."""
+    window = Window(kernel=3, stride=2)
+    integers, scale = int8_columns(extreme_weights(9 * DIM))
+    first = np.zeros((10, DIM), np.float32)
+    first[-1] = 1
+    both = FirstConvolutions(bins=15, channels=DIM, first=window, second=window)
+    initial = {"first_weight": first, "weight": integers, "scale": scale, "bias": np.zeros(DIM, np.float32)}
+    found = session_of([both.function()], {"x": 3}, initial).run(None, {"x": np.zeros((1, 15, 15), np.float32)})[0]
+    assert_exact(found, np.broadcast_to(np.maximum(integers.sum(axis=0, dtype=int) * scale, 0), found.shape))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_largest_tokens_and_hidden_activations(num_tokens, session_of):
+    """All hidden units of an expert are the same, and with them the integers that stand for them."""
+    mixture = Mixture(num_experts=2, top_k=1, activation="relu", bias=False, weights="int8")
+    function = int8_mixture(mixture)
+    initial = {"gate": np.zeros((DIM, 2), np.float32)}
+    first, first_scale = int8_columns(np.ones((DIM, 24), np.float32))
+    second, second_scale = int8_columns(extreme_weights(24))
+    parts = {"w1": first, "w1_scale": first_scale, "w2": second, "w2_scale": second_scale}
+    names = [value.name for value in function.inputs][2:]
+    initial |= {name: parts[name.partition("_")[2]] for name in names}
+    x = np.ones((1, num_tokens, DIM), np.float32)
+    hidden = x.astype(float) @ first * first_scale
+    found = session_of([function], {"x": 3}, initial).run(None, {"x": x})[0]
+    assert_exact(found, hidden @ second * second_scale)
+
+
+def test_a_processor_whose_pairs_saturate_gets_larger_weights_wrong(session_of):
+    """What the other tests would see: it is why they prove something there."""
+    integers = np.full((DIM, DIM), 127, np.int8)
+    x = np.ones((1, 3, DIM), np.float32)
+    session = session_of([int8_rows(), int8_matmul()], {"x": 3}, {"weight": integers, "scale": np.ones(DIM, "f4")})
+    is_exact = np.allclose(session.run(None, {"x": x})[0], DIM * 127)
+    assert is_exact == exact_products().any
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="needs qemu-x86_64, of Debian's qemu-user")
+def test_the_same_on_a_processor_without_vnni():
+    code = (
+        "import sys, pytest; from u2moe.runtime.saturation import exact_products;"
+        "assert exact_products() == (False, True), exact_products();"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'largest or saturate', sys.argv[1]]))"
+    )
+    command = [EMULATOR, "-cpu", "Haswell-noTSX", sys.executable, "-c", code, __file__]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "11 passed" in found.stdout

@@ -1,0 +1,60 @@
+"""Pairs of int8 weights leave room for any activations in 16 bits: all weights of bundles, by arithmetic."""
+
+import onnx_ir as ir
+import pytest
+
+from u2moe.export.sherpa import export_sherpa
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import Bundle, contract
+from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+
+def factors(model):
+    """The int8 weights of a graph that are multiplied with activations, by name."""
+    integers = [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT8]
+    return {value.name: value.const_value.numpy() for value in integers if group_of(value) != "embeddings"}
+
+
+def assert_all_fit(folder, fits_16_bits, num_weights):
+    weights = {}
+    for file in sorted(folder.glob("*.onnx")):
+        model = ir.load(file)
+        weights |= {f"{file.name}: {name}": array for name, array in factors(model).items()}
+    assert len(weights) == num_weights
+    assert [name for name, array in weights.items() if not fits_16_bits(array)] == []
+
+
+def num_factors(bundle):
+    counts = bundle.manifest.quantization["num_weights"]
+    return sum(count for group, count in counts.items() if group != "embeddings")
+
+
+def test_every_weight_of_the_demo_model_leaves_room(fits_16_bits):
+    demo = Bundle.open(DEMO_FOLDER)
+    assert num_factors(demo) > 250
+    assert_all_fit(demo.path, fits_16_bits, num_factors(demo))
+
+
+@pytest.fixture(scope="module", params=["int8", "int8-experts", "int4-experts"])
+def quantized(request, exported, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized") / request.param
+    bundle, _ = quantize_bundle(exported("moe_tiny"), folder, RECIPES[request.param])
+    return bundle
+
+
+def test_every_weight_of_a_recipe_leaves_room_and_graphs_say_so(quantized, fits_16_bits):
+    is_int4 = quantized.manifest.quantization["recipe"] == "int4-experts"
+    experts = quantized.manifest.quantization["num_weights"]["experts"] if is_int4 else 0
+    assert_all_fit(quantized.path, fits_16_bits, num_factors(quantized) - experts)
+    for graph in quantized.manifest.model.graphs():
+        assert ir.load(quantized.path / graph.file).metadata_props[contract.PAIR_SUMS] == contract.PAIR_SUMS_FIT
+
+
+def test_graphs_for_sherpa_onnx_have_the_same_weights(quantized, fits_16_bits, tmp_path):
+    if quantized.manifest.quantization["recipe"] != "int8":
+        pytest.skip("one recipe is enough")
+    exported = export_sherpa(quantized.path, tmp_path / "sherpa")
+    weights = factors(ir.load(exported.path / "model.onnx"))
+    assert len(weights) > 20
+    assert all(map(fits_16_bits, weights.values()))
