@@ -32,7 +32,9 @@ def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     x86 without VNNI multiplies rows 2k and 2k + 1 with two uint8 at once and adds the products in 16 bits, which hold
     255 * 128 and not 255 * 129. The scale is therefore that of the largest weight of the column or, where that is
     larger, of the largest sum of such a pair: two roundings make at most 128 of 127. Weights of 7 bits would do, too,
-    and lose half as much again; activations of 7 bits lose most. A column of zeros gets scale 1, so that it stays zeros.
+    and lose half as much again; activations of 7 bits lose most.
+
+    A column of zeros gets scale 1, so that it stays zeros.
     """
     paired = len(weight) - len(weight) % 2
     sums = np.abs(weight[0:paired:2] + weight[1:paired:2]).max(axis=0, initial=0)

@@ -147,7 +147,7 @@ class Session:
         try:
             return dict(self._session.get_modelmeta().custom_metadata_map)
         except UnicodeDecodeError as error:
-            raise BundleError(f"{file}: its metadata are no text: {error}") from error
+            raise BundleError(f"{file}: a name in it is no text: {error}") from error
 
     @property
     def providers(self) -> tuple[str, ...]:
