@@ -34,8 +34,12 @@ def norm(dim: int, config: Norm) -> nn.Module:
 
 
 def inverse_frequencies(dim: int) -> Tensor:
-    """Angular frequencies of the sinusoids [ceil(dim / 2)], rounded to float32 as WeNet's table is."""
-    return torch.exp(torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim))
+    """Angular frequencies of the sinusoids [ceil(dim / 2)], of exponents that are float32 as in WeNet's table.
+
+    Their exponentials are computed in float64 and rounded: those of torch depend on the processor in their last bit.
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
+    return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32)
 
 
 def positional_encoding(positions: Tensor, dim: int) -> Tensor:

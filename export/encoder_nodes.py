@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -110,7 +111,7 @@ class EncoderNodes:
                     g,
                     "initial_cache",
                     (len(modules), 1, 1, convolution.channels),
-                    lambda: torch.stack([module.initial_cache(1)[:, :, :1].mT for module in modules]),
+                    lambda: torch.stack([_before_first_frame(module) for module in modules]),
                 )
         with g.scope("frames"):
             time = g.op("Shape", x, start=1, end=2)
@@ -292,3 +293,16 @@ class EncoderNodes:
             )
             y = g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
         return y if folded else normalization(g, y, norm, "norm")
+
+
+def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
+    """The frame that `initial_cache` repeats [1, 1, channels].
+
+    Computed in float64 and rounded: sigmoids of torch depend on the processor in their last bit.
+    """
+    bias, channels = module.pointwise_conv1.bias, module.config.channels
+    if bias is None:
+        return torch.zeros(1, 1, channels)
+    values, gates = bias.double().chunk(2)
+    divisors = [1 + math.exp(min(-gate, 700.0)) for gate in gates.tolist()]
+    return (values / torch.tensor(divisors, dtype=torch.float64)).float().view(1, 1, channels)

@@ -145,10 +145,16 @@ def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[Multi
 
 
 def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
-    """(v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim]."""
+    """(v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim].
+
+    Summed up in this order everywhere: that of torch's products depends on the processor.
+    """
     difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
     projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)
-    return torch.einsum("hd,hdi->hi", difference, projection).float()
+    total = torch.zeros_like(projection[:, 0])
+    for place in range(layer.config.head_dim):
+        total = total + difference[:, place, None] * projection[:, place]
+    return total.float()
 
 
 def _any_bias(*layers: nn.Linear) -> bool:

@@ -2,10 +2,15 @@
 
 import functools
 import json
+import os
 import shutil
 import sys
 import types
 from pathlib import Path
+
+# Before torch and numpy are imported, here and in processes that tests start: with more threads than free cores they
+# wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
