@@ -3,8 +3,8 @@
     python -m u2moe.benchmarks.quality.processors --bundle float32=FP32 --bundle int8=INT8 [--manifest TEST.tsv ...]
         --processor "AVX2=qemu-x86_64 -cpu Haswell python" [--output processors.json]
 
-The first bundle is what all are compared with, as this processor computes it. A processor is a name and the command of
-an interpreter in which `u2moe` is installed; "here" is always the first. Without lists the clips of the demo model are
+The first bundle is what all are compared with; it runs here alone. A processor is a name and the command of an
+interpreter in which `u2moe` is installed; "here" is always the first. Without lists the clips of the demo model are
 recognised. Debian's qemu-user emulates processors; for another architecture it needs an interpreter and wheels of that,
 such as `qemu-aarch64 -L ROOT ROOT/usr/bin/python3`.
 """
@@ -119,10 +119,10 @@ def measure(
     recordings: Sequence[Recording],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Compare all bundles on all processors.
+    """Compare bundles on processors.
 
     Args:
-        bundles: folders by name; the first is the reference.
+        bundles: folders by name; the first is the reference, which runs here alone.
         processors: commands of interpreters by name, this one aside.
         recordings: what is recognised.
         progress: called with a line for each bundle on each processor.
@@ -142,7 +142,7 @@ def measure(
         np.savez(samples, **arrays)  # type: ignore[arg-type]
         for bundle, path in bundles.items():
             same: Outputs | None = None
-            for name, command in commands.items():
+            for name, command in commands.items() if reference else [(HERE, commands[HERE])]:
                 progress(f"{bundle}, {name}")
                 one = outputs_of(command, path, samples)
                 same, reference = same or one, reference or one
