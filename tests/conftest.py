@@ -14,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, settings
+from tones import toy_recognizer
 from transcribing import OPTIONS
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
@@ -109,6 +111,19 @@ def bundle(exported):
 
 
 @pytest.fixture(scope="session")
+def quantized(bundle, tmp_path_factory):
+    """A function from the name of a recipe to the tiny bundle quantized by it, made once per session."""
+    # Imported here, as in `write_bundle`.
+    from u2moe.quantize import quantize_bundle, recipe  # noqa: PLC0415
+
+    @functools.cache
+    def quantize(name):
+        return quantize_bundle(bundle.path, tmp_path_factory.mktemp(name) / "bundle", recipe(name))[0]
+
+    return quantize
+
+
+@pytest.fixture(scope="session")
 def model(bundle):
     return bundle.load()
 
@@ -124,6 +139,12 @@ def own(bundle, model):
     return Recognizer(bundle, model, OPTIONS)
 
 
+@pytest.fixture
+def toy():
+    """A recogniser of tones: see toys/tones.py."""
+    return toy_recognizer()
+
+
 @pytest.fixture(scope="session")
 def blocks(sound):
     """The sound in portions of 100 ms."""
@@ -135,6 +156,14 @@ def sound():
     """Four seconds of modulated noise at 16 kHz: the tiny models find some tokens in it."""
     noise = np.random.default_rng(0).standard_normal(64_000)
     return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)
+
+
+@pytest.fixture
+def clips(tmp_path, sound):
+    """A folder with two recordings, a.wav and b.wav."""
+    for name, samples in (("a", sound), ("b", sound[::-1])):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -229,7 +258,7 @@ class FakeSounddevice(types.ModuleType):
         self.stream.active = True
         self.on_start()
 
-    def hear(self, samples, *, input_overflow=False):
+    def play(self, samples, *, input_overflow=False):
         size = self.settings["blocksize"]
         for start in range(0, len(samples), size):
             if not self.stream.active:

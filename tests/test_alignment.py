@@ -4,14 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_probs import random_log_probs
 
 from u2moe.runtime.alignment import align
 from u2moe.runtime.ctc import ctc_greedy_search
-
-
-def random_log_probs(seed, num_frames, vocab):
-    scores = np.random.default_rng(seed).normal(size=(num_frames, vocab)) * 3
-    return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def collapse(path):
@@ -27,7 +23,7 @@ def path_of(aligned, num_frames):
 
 @given(st.integers(0, 10_000), st.integers(0, 6), st.lists(st.integers(1, 2), max_size=4))
 def test_it_is_the_best_of_all_alignments(seed, num_frames, tokens):
-    log_probs = random_log_probs(seed, num_frames, 3)
+    log_probs = random_log_probs(seed, num_frames, 3, scale=3.0)
 
     def score(path):
         return sum(float(log_probs[frame, token]) for frame, token in enumerate(path))
@@ -44,7 +40,7 @@ def test_it_is_the_best_of_all_alignments(seed, num_frames, tokens):
 
 @given(st.integers(0, 10_000), st.integers(1, 60))
 def test_the_greedy_result_aligns_where_it_was_found(seed, num_frames):
-    log_probs = random_log_probs(seed, num_frames, 5)
+    log_probs = random_log_probs(seed, num_frames, 5, scale=3.0)
     greedy = ctc_greedy_search(log_probs)
     aligned = align(log_probs, greedy.tokens)
     assert [token.start for token in aligned] == greedy.times
@@ -57,7 +53,7 @@ def test_the_greedy_result_aligns_where_it_was_found(seed, num_frames):
 
 
 def test_blank_may_be_any_token():
-    log_probs = random_log_probs(7, 20, 5)
+    log_probs = random_log_probs(7, 20, 5, scale=3.0)
     order = [1, 2, 3, 4, 0]  # column of each old id
     moved = np.empty_like(log_probs)
     moved[:, order] = log_probs
@@ -66,7 +62,7 @@ def test_blank_may_be_any_token():
 
 
 def test_impossible_tokens_have_no_alignment():
-    log_probs = random_log_probs(1, 4, 3)
+    log_probs = random_log_probs(1, 4, 3, scale=3.0)
     assert align(log_probs, [1, 1, 1]) is None
     log_probs[:, 2] = -np.inf
     assert align(log_probs, [2]) is None
@@ -77,11 +73,11 @@ def test_impossible_tokens_have_no_alignment():
 @pytest.mark.parametrize("tokens", [[0], [3], [-1]])
 def test_tokens_that_cannot_be(tokens):
     with pytest.raises(ValueError, match="tokens must be ids below 3 and not blank 0"):
-        align(random_log_probs(1, 4, 3), tokens)
+        align(random_log_probs(1, 4, 3, scale=3.0), tokens)
 
 
 def test_a_long_utterance_is_aligned_at_once():
-    log_probs = random_log_probs(3, 1500, 300)
+    log_probs = random_log_probs(3, 1500, 300, scale=3.0)
     tokens = ctc_greedy_search(log_probs).tokens[:400]
     aligned = align(log_probs, tokens)
     assert [token.token for token in aligned] == tokens

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from quantized import ACTIVATIONS
 
 from u2moe.quantize.arithmetic import (
     LOWEST,
@@ -19,7 +20,6 @@ from u2moe.quantize.arithmetic import (
     relative_error,
 )
 
-ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
 MATRICES = arrays(
     np.float32,
     st.tuples(st.integers(1, 70), st.integers(1, 9)),

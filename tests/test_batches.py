@@ -8,15 +8,9 @@ import pytest
 from feeding import CHUNKED, RATE, TINY, feed, feed_together
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import say, toy_recognizer
+from tones import say
 
-from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Recognizer
-
-
-@pytest.fixture
-def toy():
-    return toy_recognizer()
 
 
 def test_many_streams_go_through_the_encoder_together(toy):
@@ -31,15 +25,15 @@ def test_many_streams_go_through_the_encoder_together(toy):
     assert 5 < max(toy.model.session.batches) <= 10
     toy.model.session.batches.clear()
     contexts = [(CHUNKED, dataclasses.replace(CHUNKED, num_left_chunks=-1))[i % 2] for i in range(20)]
-    assert feed_together(toy, sounds, contexts) == expected  # the toy hears no context, but looks after its cache
+    assert feed_together(toy, sounds, contexts) == expected  # the toy uses no context, but checks its cache
     assert 5 < max(toy.model.session.batches) <= 10
 
 
 @pytest.fixture(scope="module")
-def either(bundle, recognizer, tmp_path_factory):
+def either(recognizer, quantized):
     """A function from the precision to the recogniser of the tiny bundle."""
-    quantized, _ = quantize_bundle(bundle.path, tmp_path_factory.mktemp("int8") / "bundle", RECIPES["int8"])
-    return {"float32": recognizer, "int8": Recognizer(quantized, quantized.load())}.__getitem__
+    int8 = quantized("int8")
+    return {"float32": recognizer, "int8": Recognizer(int8, int8.load())}.__getitem__
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

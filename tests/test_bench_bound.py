@@ -11,7 +11,6 @@ from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
 from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
 from u2moe.benchmarks.instruments.probe import Mode, Probe
-from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
 
@@ -29,14 +28,8 @@ GROUPS = {
 
 
 @pytest.fixture(scope="module")
-def quantized(exported, tmp_path_factory):
-    path = tmp_path_factory.mktemp("quantized") / "int8"
-    return quantize_bundle(exported("moe_tiny"), path, recipe("int8"))[0]
-
-
-@pytest.fixture(scope="module")
 def bundles(exported, quantized):
-    return {name: Bundle.open(exported(name)) for name in ("moe_tiny", "dense_tiny")} | {"int8": quantized}
+    return {name: Bundle.open(exported(name)) for name in ("moe_tiny", "dense_tiny")} | {"int8": quantized("int8")}
 
 
 @pytest.fixture(scope="module")

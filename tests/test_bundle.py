@@ -1,12 +1,11 @@
 import contextlib
 import dataclasses
-import json
 import os
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import edit_manifest
 
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -64,16 +63,6 @@ def write(target, *, overwrite=False, manifest=MANIFEST, content=CONTENT):
 @pytest.fixture
 def folder(tmp_path):
     return write(tmp_path / "bundle").path
-
-
-def edit(folder, change):
-    file = folder / "bundle.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    change(content)
-    digits = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    file.write_text(json.dumps(content), encoding="utf-8")
-    sys.set_int_max_str_digits(digits)
 
 
 def test_what_is_written_is_read(folder):
@@ -162,7 +151,7 @@ def test_no_bundle(tmp_path):
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "", "a\\b", "C:x", "a\x00b"])
 def test_names_that_leave_the_folder(folder, name):
-    edit(folder, lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
+    edit_manifest(folder, lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
     with pytest.raises(BundleError, match="plain file name"):
         Bundle.open(folder)
     with pytest.raises(BundleError, match="plain file name"), BundleWriter(folder.parent / "new") as staging:
@@ -212,7 +201,7 @@ def test_special_files(folder):
     ],
 )
 def test_manifests_that_are_refused(folder, change, message):
-    edit(folder, change)
+    edit_manifest(folder, change)
     with pytest.raises(BundleError) as caught:
         Bundle.open(folder)
     assert message in str(caught.value)

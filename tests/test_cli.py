@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from commands import transcribe
 
 from u2moe.runtime import cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
@@ -20,10 +21,6 @@ def clips(tmp_path, sound):
     soundfile.write(tmp_path / "a.wav", sound, 16_000)
     soundfile.write(tmp_path / "b.flac", np.stack((sound, sound), axis=1)[::-1], 44_100)
     return tmp_path
-
-
-def transcribe(bundle, *arguments):
-    return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])
 
 
 def test_one_file(bundle, recognizer, clips, capsys):

@@ -11,22 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from commands import transcribe
 
 from u2moe.runtime import cli
 
 FULL = Path("/dev/full")
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
-
-
-@pytest.fixture
-def clips(tmp_path, sound):
-    for name, samples in (("a", sound), ("b", sound[::-1])):
-        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
-    return tmp_path
-
-
-def transcribe(bundle, *arguments):
-    return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])
 
 
 def started(bundle, *arguments, **settings):

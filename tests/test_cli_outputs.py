@@ -16,13 +16,6 @@ from u2moe.runtime.bundle_writer import BundleWriter
 
 
 @pytest.fixture
-def clips(tmp_path, sound):
-    for name, samples in (("a", sound), ("b", sound[::-1])):
-        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
-    return tmp_path
-
-
-@pytest.fixture
 def run(bundle, clips, capsys):
     """Transcribe `clips`; the texts that are there then, and what was said on stderr."""
 

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from checkpoints import CONFIGURATIONS, write_configuration
 
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "configurations"
-CONFIGURATIONS = yaml.safe_load((GOLDEN / "configurations.yaml").read_text(encoding="utf-8"))
 DIGESTS = json.loads((GOLDEN / "digests.json").read_text(encoding="utf-8"))
 HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
 # Single precision on outputs of size 1, through three blocks at most.
@@ -24,13 +22,6 @@ LIMIT = 2e-5
 @functools.cache
 def features_by_size():
     return dict(np.load(GOLDEN / "features.npz"))
-
-
-def write_checkpoint(directory, name):
-    arguments = dict(CONFIGURATIONS[name])
-    old = arguments.pop("old_layout", False)
-    config = random_config(**{"vocab_size": 31, **arguments})
-    write_random_checkpoint(directory, old_layout(config) if old else config, seed=1)
 
 
 def digest(directory):
@@ -75,7 +66,7 @@ def outputs_of(network, features):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_the_network_equals_wenet(tmp_path, name):
-    write_checkpoint(tmp_path, name)
+    write_configuration(name, tmp_path, vocab_size=31)
     assert digest(tmp_path) == DIGESTS[name]
     checkpoint = Checkpoint.open(tmp_path)
     features = features_by_size()[f"mel_{checkpoint.features.num_mel_bins}"].astype(np.float32)

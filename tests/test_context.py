@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_probs import random_log_probs
 
 from u2moe.runtime.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
 from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
@@ -213,11 +214,6 @@ def test_moves_are_forgotten_not_hoarded(monkeypatch):
     assert len(graph._moves) <= 3
 
 
-def random_log_probs(seed, num_frames, vocabulary, scale=2.0):
-    scores = np.random.default_rng(seed).standard_normal((num_frames, len(vocabulary))) * scale
-    return (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
-
-
 def plain_search(log_probs, beam_size, bonus_of):
     """The algorithm without shortcuts: prefixes as tuples, ranked by score and bonus. Prefixes and their scores."""
     beams = {(): (0.0, -math.inf)}
@@ -250,7 +246,7 @@ def plain_searches(log_probs, beam_size, graph):
 @given(st.integers(0, 10_000), st.integers(0, 20), st.sampled_from([1, 3, 8]), st.sampled_from([0.5, 2.0, 6.0]))
 def test_the_search_is_the_plain_one(seed, num_frames, beam_size, weight):
     graph = ContextGraph([("CAT", weight), ("B CAB", weight), ("A", 0.3)], BPE)
-    log_probs = random_log_probs(seed, num_frames, BPE)
+    log_probs = random_log_probs(seed, num_frames, len(BPE))
     found = ctc_prefix_beam_search(log_probs, beam_size, context=graph)
     expected = plain_searches(log_probs, beam_size, graph)
     assert [hypothesis.score for hypothesis in found] == pytest.approx([score for score, _ in expected])
@@ -262,7 +258,7 @@ def test_the_search_is_the_plain_one(seed, num_frames, beam_size, weight):
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_portions_do_not_matter(seed, size):
     graph = ContextGraph(["CAT", "B CAB"], BPE)
-    log_probs = random_log_probs(seed, 40, BPE)
+    log_probs = random_log_probs(seed, 40, len(BPE))
     search = PrefixBeamSearch(5, context=graph)
     for start in range(0, 40, size):
         search.advance(log_probs[start : start + size])
@@ -290,7 +286,7 @@ def test_a_name_that_would_be_missed_is_found():
 @given(st.integers(0, 10_000))
 def test_hotwords_that_are_not_said_change_nothing(seed):
     """Tokens of a hotword come up everywhere, but it never does as a whole."""
-    log_probs = random_log_probs(seed, 40, BPE)
+    log_probs = random_log_probs(seed, 40, len(BPE))
     log_probs[:, ids(BPE, "T", "AT", "\u2581CAT")] = -30.0
     graph = ContextGraph([("CABAT", 3.0), ("BACAT", 3.0), ("A CAT", 3.0), ("CAT", 3.0)], BPE)
     assert ctc_prefix_beam_search(log_probs, 4, context=graph) == ctc_prefix_beam_search(log_probs, 4)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_probs import log_softmax, random_log_probs
 
 from u2moe.runtime.beam_search import BeamSearch
 from u2moe.runtime.ctc import (
@@ -14,15 +15,6 @@ from u2moe.runtime.ctc import (
     ctc_greedy_search,
     ctc_prefix_beam_search,
 )
-
-
-def log_softmax(x):
-    x = np.asarray(x, np.float64)
-    return (x - np.log(np.exp(x).sum(axis=-1, keepdims=True))).astype(np.float32)
-
-
-def random_log_probs(seed, time, vocab, scale=2.0):
-    return log_softmax(np.random.default_rng(seed).standard_normal((time, vocab)) * scale)
 
 
 def log_add(*values):

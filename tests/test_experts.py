@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from quantized import ACTIVATIONS, rounded_rows
 
 from u2moe.quantize.arithmetic import (
     LOWEST,
@@ -21,15 +22,6 @@ from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.graph.mixture import float_mixture
 from u2moe.runtime.mixture import Mixture
-
-ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
-               "tanh": torch.tanh, "selu": torch.selu, "hardtanh": torch.nn.functional.hardtanh}  # fmt: skip
-
-
-def rounded_rows(x, least=1e-20):
-    """What is left of activations after quantization, one scale per row, of values of at least `least`."""
-    peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
-    return np.clip(np.rint(x / peak * 127), -128, 127) / 127 * peak
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,6 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
 
 
 @pytest.fixture
-def toy():
-    return toy_recognizer()
-
-
-@pytest.fixture
 def short_windows(monkeypatch):
     """Recordings of more than four seconds are long ones."""
     monkeypatch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 4.0)

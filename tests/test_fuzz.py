@@ -21,16 +21,16 @@ TRAIN_YAMLS = sorted(Path(__file__).parent.glob("golden/*/train.yaml"))
 
 
 @pytest.fixture
-def clips(tmp_path, sound):
+def clip(tmp_path, sound):
     soundfile.write(tmp_path / "clip.wav", sound, 16_000)
     return tmp_path / "clip.wav"
 
 
-def test_inputs_of_all_kinds_are_refused_or_used(bundle, clips, tmp_path, capsys):
+def test_inputs_of_all_kinds_are_refused_or_used(bundle, clip, tmp_path, capsys):
     file = tmp_path / "fuzz.json"
     configs = ["--configs", *map(str, TRAIN_YAMLS)]
     inputs = ["--inputs", "audio=24", "bundles=12", "options=12", "configs=40"]
-    code = fuzz.main([str(bundle.path), str(clips), *configs, *inputs, "--results", str(file)])
+    code = fuzz.main([str(bundle.path), str(clip), *configs, *inputs, "--results", str(file)])
     results = json.loads(file.read_text(encoding="utf-8"))
     kinds = results["kinds"]
     assert {kind: found["failures"] for kind, found in kinds.items()} == {kind: [] for kind in kinds}

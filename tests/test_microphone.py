@@ -46,7 +46,7 @@ def test_what_is_heard_is_recognised(segmenting, sound, sounddevice):
     finals = []
     with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
         assert microphone.is_active
-        sounddevice.hear(sound)
+        sounddevice.play(sound)
     assert not microphone.is_active
     assert len(finals) > 1
     assert finals == segments_of(segmenting, sound)
@@ -60,7 +60,7 @@ def test_a_device_that_cannot_do_the_rate_gives_its_own(segmenting, sound, sound
     sounddevice.rates = [48_000]
     finals = []
     with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.hear(np.repeat(sound, 3))
+        sounddevice.play(np.repeat(sound, 3))
     assert microphone.sample_rate == 48_000
     assert transcriber.duration == pytest.approx(4.0)
     assert finals == segments_of(segmenting, np.repeat(sound, 3), rate=48_000)
@@ -74,12 +74,12 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
     ):
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
-        sounddevice.hear(sound[:24_000])  # returns although recognition stands still
+        sounddevice.play(sound[:24_000])  # returns although recognition stands still
         assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.5))
         gate.open.set()
         while transcriber.queued_s:
             time.sleep(0.01)
-        sounddevice.hear(sound[24_000:32_000])
+        sounddevice.play(sound[24_000:32_000])
         assert microphone.num_overflows == 1
     assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
     assert str(gate.calls[1]).startswith("lost 0.50 s of audio from the microphone: 1.00 s of audio are waiting")
@@ -93,7 +93,7 @@ def test_what_is_lost_at_the_end_is_told_when_it_is_closed(segmenting, sound, so
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
         with Microphone(transcriber):
-            sounddevice.hear(sound)
+            sounddevice.play(sound)
         gate.open.set()
     assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
     assert gate.calls[1].duration == pytest.approx(3.0)
@@ -102,9 +102,9 @@ def test_what_is_lost_at_the_end_is_told_when_it_is_closed(segmenting, sound, so
 def test_what_the_audio_system_loses_is_told(segmenting, sound, sounddevice):
     errors = []
     with Transcriber(segmenting, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.hear(sound[:8000])
-        sounddevice.hear(sound[8000:9600], input_overflow=True)
-        sounddevice.hear(sound[9600:])
+        sounddevice.play(sound[:8000])
+        sounddevice.play(sound[8000:9600], input_overflow=True)
+        sounddevice.play(sound[9600:])
     assert microphone.num_overflows == 1
     assert [type(error) for error in errors] == [AudioOverflowError]
     assert "the audio system dropped it" in str(errors[0])
@@ -115,9 +115,9 @@ def test_numbers_that_are_none_are_told_and_left_out(segmenting, sound, sounddev
     errors, finals = [], []
     callbacks = {"on_error": errors.append, "on_final": finals.append}
     with Transcriber(segmenting, **callbacks) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.hear(sound[:8000])
-        sounddevice.hear(np.full(1600, np.nan, np.float32))
-        sounddevice.hear(sound[8000:])
+        sounddevice.play(sound[:8000])
+        sounddevice.play(np.full(1600, np.nan, np.float32))
+        sounddevice.play(sound[8000:])
     assert [type(error) for error in errors] == [MicrophoneError]
     assert str(errors[0]) == "lost 0.10 s of audio from the microphone: samples hold NaN or infinity"
     assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.1))
@@ -128,7 +128,7 @@ def test_a_microphone_that_goes_away_is_told(segmenting, sound, sounddevice):
     errors, finals = [], []
     callbacks = {"on_error": errors.append, "on_final": finals.append}
     with Transcriber(segmenting, **callbacks) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.hear(sound)
+        sounddevice.play(sound)
         sounddevice.end()
         assert not microphone.is_active
     assert [str(error) for error in errors] == ["the microphone has stopped: is it still there?"]
@@ -144,9 +144,9 @@ def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevi
 
     recognizer.decode_streams = fail
     with Transcriber(recognizer, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.hear(sound[:800])
+        sounddevice.play(sound[:800])
         transcriber._worker.thread.join(LIMIT_S)
-        sounddevice.hear(sound)
+        sounddevice.play(sound)
         assert not microphone.is_active
     assert [str(error) for error in errors] == ["the device is gone"]
 
@@ -205,7 +205,7 @@ def spoken(sounddevice, sound):
     """Someone says something as soon as the microphone is open, and then presses Ctrl-C."""
 
     def speak():
-        sounddevice.hear(sound)
+        sounddevice.play(sound)
         _thread.interrupt_main()
 
     sounddevice.on_start = lambda: threading.Thread(target=speak).start()
@@ -233,7 +233,7 @@ def test_listen_as_json(bundle, spoken, capsys):
 
 def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsys):
     def speak():
-        sounddevice.hear(sound, input_overflow=True)
+        sounddevice.play(sound, input_overflow=True)
         _thread.interrupt_main()
 
     sounddevice.on_start = lambda: threading.Thread(target=speak).start()
@@ -245,7 +245,7 @@ def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsy
 
 def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice, sound, capsys):
     def speak():
-        sounddevice.hear(sound)
+        sounddevice.play(sound)
         sounddevice.end()
 
     sounddevice.on_start = lambda: threading.Thread(target=speak).start()

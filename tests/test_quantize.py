@@ -24,18 +24,6 @@ def float32(exported):
 
 
 @pytest.fixture(scope="module")
-def quantized(float32, tmp_path_factory):
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made[name], _ = quantize_bundle(float32.path, tmp_path_factory.mktemp("quantized") / name, recipe(name))
-        return made[name]
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory, sound):
     file = tmp_path_factory.mktemp("clips") / "noise.wav"
     soundfile.write(file, sound, 16000)

@@ -3,18 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from quantized import ACTIVATIONS, rounded_rows
 
 from u2moe.quantize.arithmetic import LOWEST, int8_columns, relative_error
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.passes.products import int8_matmul, int8_rows
-
-ACTIVATIONS = {"relu": torch.relu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
-
-
-def rounded_rows(x, least=1e-20):
-    """What is left of activations after quantization, one scale per row, of values of at least `least`."""
-    peak = np.maximum(np.abs(x).max(axis=-1, keepdims=True), least)
-    return np.clip(np.rint(x / peak * 127), -128, 127) / 127 * peak
 
 
 def test_int8_matmul_is_what_it_says(session_of):

@@ -20,11 +20,6 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture
-def toy():
-    return toy_recognizer()
-
-
 @pytest.mark.parametrize("options", OPTIONS)
 @settings(max_examples=6)
 @given(data=st.data())

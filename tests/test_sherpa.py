@@ -22,7 +22,6 @@ from u2moe.export.parity import LIMIT
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, check_supported, offline_graph, online_graph
 from u2moe.export.sherpa_parity import OnlineClient, parity_features
-from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.encoder import Encoder
@@ -241,9 +240,8 @@ def test_offline_graph_keeps_no_caches(bundle):
     assert not {"r_att_cache", "r_cnn_cache"} & values
 
 
-def test_quantized_bundle_gives_its_own_texts(bundle, tmp_path):
-    quantized, _ = quantize_bundle(bundle.path, tmp_path / "int8", RECIPES["int8"])
-    found = export_sherpa(quantized.path, tmp_path / "out")
+def test_quantized_bundle_gives_its_own_texts(bundle, quantized, tmp_path):
+    found = export_sherpa(quantized("int8").path, tmp_path / "out")
     assert [item.difference for item in found.report.comparisons] == [0.0, 0.0, 0.0]
     assert (found.path / ONLINE.file).stat().st_size < (bundle.path / "encoder.onnx").stat().st_size
 

@@ -14,11 +14,6 @@ from u2moe.runtime.source import Source
 from u2moe.runtime.utterance import State
 
 
-@pytest.fixture
-def toy():
-    return toy_recognizer()
-
-
 def states(toy, source):
     """States that an utterance goes through until nothing is left to do."""
     seen = [source.state]

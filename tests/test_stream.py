@@ -11,7 +11,7 @@ from u2moe.runtime.model import Model
 CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2)
 
 
-def hear(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, stream=None):
+def recognise(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, stream=None):
     """The final result of samples that come in portions, decoded after each."""
     stream = stream or recognizer.create_stream(options)
     start = 0
@@ -33,9 +33,9 @@ def hear(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, stream
 )
 def test_any_split_gives_the_same_result(recognizer, sound, splits, rate, search):
     options = dataclasses.replace(CHUNKED, search=search)
-    whole = hear(recognizer, sound, options=options, rate=rate)
+    whole = recognise(recognizer, sound, options=options, rate=rate)
     assert whole.text
-    assert hear(recognizer, sound, splits, options=options, rate=rate) == whole
+    assert recognise(recognizer, sound, splits, options=options, rate=rate) == whole
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 399, 400, 1359, 1360, 5000, 11_119, 11_120, 11_121, 17_000])
@@ -43,7 +43,7 @@ def test_any_split_gives_the_same_result(recognizer, sound, splits, rate, search
 def test_a_stream_hears_every_frame_that_the_file_has(recognizer, sound, num_samples, chunk_size):
     options = DecodingOptions(chunk_size=chunk_size, search="ctc_prefix_beam")
     stream = recognizer.create_stream(options)
-    result = hear(recognizer, sound[:num_samples], stream=stream)
+    result = recognise(recognizer, sound[:num_samples], stream=stream)
     num_frames = (num_samples - 400) // 160 + 1 if num_samples >= 400 else 0
     assert stream.source.num_frames == max((num_frames - 7) // 4 + 1, 0)
     assert result.is_final
@@ -60,7 +60,7 @@ def test_stream_without_any_samples(recognizer):
 
 
 def test_silence(recognizer):
-    assert hear(recognizer, np.zeros(20_000, np.float32)).is_final
+    assert recognise(recognizer, np.zeros(20_000, np.float32)).is_final
 
 
 def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
@@ -104,20 +104,20 @@ def test_use_after_finish(recognizer, sound):
 
 
 def test_reset_begins_anew(recognizer, sound):
-    expected = hear(recognizer, sound[:30_000])
+    expected = recognise(recognizer, sound[:30_000])
     stream = recognizer.create_stream(CHUNKED)
-    hear(recognizer, sound[10_000:], stream=stream)
+    recognise(recognizer, sound[10_000:], stream=stream)
     stream.reset()
     assert stream.get_result().text == ""
-    assert hear(recognizer, sound[:30_000], stream=stream) == expected
+    assert recognise(recognizer, sound[:30_000], stream=stream) == expected
     stream.reset()
     stream.accept_waveform(44_100, sound)  # another rate is fine in another utterance
     stream.reset()
-    assert hear(recognizer, sound[:30_000], stream=stream) == expected
+    assert recognise(recognizer, sound[:30_000], stream=stream) == expected
 
 
 def test_bad_samples_change_nothing(recognizer, sound):
-    expected = hear(recognizer, sound)
+    expected = recognise(recognizer, sound)
     stream = recognizer.create_stream(CHUNKED)
     stream.accept_waveform(16_000, sound[:20_000])
     for bad in (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32)):
@@ -125,18 +125,18 @@ def test_bad_samples_change_nothing(recognizer, sound):
             stream.accept_waveform(16_000, bad)
     with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000"):
         stream.accept_waveform(8000, sound)
-    assert hear(recognizer, sound[20_000:], stream=stream) == expected
+    assert recognise(recognizer, sound[20_000:], stream=stream) == expected
 
 
 def test_int16_is_heard_as_float(recognizer, sound):
     as_int16 = (sound * 32767).astype(np.int16)
     as_float = as_int16.astype(np.float32) / 32768
-    assert hear(recognizer, as_int16) == hear(recognizer, as_float)
+    assert recognise(recognizer, as_int16) == recognise(recognizer, as_float)
 
 
 def test_streams_do_not_hear_each_other(recognizer, sound):
     sounds = [sound, sound[::-1], sound[:20_000], np.zeros(9000, np.float32)]
-    expected = [hear(recognizer, samples) for samples in sounds]
+    expected = [recognise(recognizer, samples) for samples in sounds]
     streams = [recognizer.create_stream(CHUNKED) for _ in sounds]
     for start in range(0, len(sound), 3000):
         for stream, samples in zip(streams, sounds, strict=True):
@@ -150,7 +150,7 @@ def test_streams_do_not_hear_each_other(recognizer, sound):
 
 def test_decoding_again_does_nothing(recognizer, sound):
     stream = recognizer.create_stream(CHUNKED)
-    result = hear(recognizer, sound, stream=stream)
+    result = recognise(recognizer, sound, stream=stream)
     recognizer.decode_streams([stream, stream])
     recognizer.decode_streams([])
     assert stream.get_result() is result

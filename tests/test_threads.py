@@ -5,14 +5,9 @@ import threading
 import numpy as np
 import pytest
 from feeding import CHUNKED, RATE, TINY, feed
-from tones import say, toy_recognizer
+from tones import say
 
 from u2moe.runtime import ProviderError, StreamError
-
-
-@pytest.fixture
-def toy():
-    return toy_recognizer()
 
 
 def test_one_thread_feeds_while_another_decodes(toy):

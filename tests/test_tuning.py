@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import soundfile
+from manifests import edit_manifest
 
 from u2moe.quantize import FORMATS, Recipe, Tune, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
@@ -383,8 +384,7 @@ def test_a_damaged_record_is_no_reason_to_refuse_a_bundle(float32, tmp_path, rec
     with pytest.raises(ValueError, match=re.escape(message)):
         Tuning.from_data(record)
     out = shutil.copytree(float32.path, tmp_path / "out")
-    content = json.loads((out / "bundle.json").read_text(encoding="utf-8"))
-    (out / "bundle.json").write_text(json.dumps({**content, "tuning": record}), encoding="utf-8")
+    edit_manifest(out, lambda content: content.update(tuning=record))
     Bundle.open(out).load()
     assert main(["inspect", str(out)]) == 0
     assert "tuned, but the record cannot be read: " in capsys.readouterr().out

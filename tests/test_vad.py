@@ -7,11 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import soundfile
+from commands import transcribe
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from u2moe.runtime import BundleError, VadOptions, VoiceActivityDetector, cli, format_transcript
+from u2moe.runtime import BundleError, VadOptions, VoiceActivityDetector, format_transcript
 
 RATE, WINDOW = 16_000, 512
 
@@ -181,10 +182,6 @@ def test_another_rate_is_refused(vad, recognizer, monkeypatch):
     monkeypatch.setattr(vad, "sample_rate", 8000)
     with pytest.raises(ValueError, match="needs audio at 8000 Hz, the model's is 16000 Hz"):
         recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
-
-
-def transcribe(bundle, *arguments):
-    return cli.main(["transcribe", "--model", str(bundle.path), *map(str, arguments)])
 
 
 @pytest.fixture
