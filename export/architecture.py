@@ -1,4 +1,4 @@
-"""What a network is made of: validated sizes and kinds, no tensors. Read from train.yaml by `checkpoint`."""
+"""The architecture of a network: validated sizes and kinds, no tensors. Read from train.yaml by `checkpoint`."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Encoder:
     num_blocks: int
     subsampling: SubsamplingKind
     absolute_positions: bool
-    """abs_pos: positions are added to the input; otherwise only `Attention.relative` sees them."""
+    """abs_pos: positions are added to the input; otherwise only relative attention (`Attention.relative`) uses them."""
     attention: Attention
     feed_forward: FeedForward
     macaron: bool
@@ -99,14 +99,14 @@ class Encoder:
     pre_norm: bool
     final_norm: bool
     static_chunk_size: int
-    """Chunk size that the encoder was trained for, 0 if any or none."""
+    """The only chunk size that the encoder was trained for; 0: any, or none."""
     dynamic_chunk: bool
     normalized_input: bool
     """Whether mean and variance normalisation of the features is part of the network."""
 
     @property
     def streaming(self) -> bool:
-        """Whether this encoder was trained for chunks and sees no frame of the future beyond them."""
+        """Whether this encoder was trained on chunks and never looks ahead beyond the current one."""
         causal = self.convolution is None or self.convolution.causal
         return causal and (self.dynamic_chunk or self.static_chunk_size > 0)
 
@@ -117,7 +117,7 @@ class Encoder:
 
     @property
     def right_context(self) -> int:
-        """Feature frames that an encoder frame needs after its first one."""
+        """Feature frames that an encoder frame needs beyond its first one."""
         return {"conv2d": 6, "conv2d6": 10, "conv2d8": 14}[self.subsampling]
 
 

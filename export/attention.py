@@ -34,16 +34,16 @@ def norm(dim: int, config: Norm) -> nn.Module:
 
 
 def inverse_frequencies(dim: int) -> Tensor:
-    """Angular frequencies of the sinusoids [ceil(dim / 2)], of exponents that are float32 as in WeNet's table.
+    """Angular frequencies of the sinusoids [ceil(dim / 2)], from float32 exponents, as in WeNet's table.
 
-    Their exponentials are computed in float64 and rounded: those of torch depend on the processor in their last bit.
+    The exponentials are computed in float64 and rounded: the last bit of torch's depends on the processor.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
     return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32)
 
 
 def positional_encoding(positions: Tensor, dim: int) -> Tensor:
-    """Sinusoids [..., dim] of integer positions [...]: sine in even, cosine in odd channels; no largest position."""
+    """Sinusoids [..., dim] of integer positions [...]: sine in even, cosine in odd channels; any position."""
     angles = positions.to(torch.float32).unsqueeze(-1) * inverse_frequencies(dim).to(positions.device)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
@@ -97,7 +97,7 @@ class MultiHeadAttention(nn.Module):
         else:
             scores = query @ keys.transpose(-2, -1)
         scores = scores.float() / math.sqrt(self.config.head_dim)
-        # rows that see nothing (padding) become zero instead of nan
+        # rows that may attend to nothing (padding) become zero instead of NaN
         weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(~mask, 0.0)
         context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
         return cast("Tensor", self.linear_out(context))

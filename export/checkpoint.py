@@ -26,18 +26,18 @@ from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, ModelConfig, T
 WEIGHTS_FILE = "final.pt"
 CMVN_FILE = "global_cmvn"
 VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
-"""Names of the vocabulary, newest first; `words.txt` may also be that of a language model, and so comes last."""
+"""File names of the vocabulary, newest first; `words.txt` may belong to a language model and so comes last."""
 WORD_START = "\u2581"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Everything that a checkpoint says about its network, and its weights."""
+    """The description of a checkpoint's network, and its weights."""
 
     path: Path
     """The directory."""
     weights: Path
-    """The file that the tensors are from."""
+    """The file the tensors were read from."""
     architecture: Architecture
     features: FeatureConfig
     text: TextConfig
@@ -45,9 +45,9 @@ class Checkpoint:
     """Symbols by id."""
     decoding: DecodingConfig
     tensors: dict[str, Tensor]
-    """What the network uses, by WeNet's names, float32; mapped from the file unless it is of another precision."""
+    """The tensors the network uses, by WeNet's names, float32; memory-mapped unless stored in another precision."""
     ignored: dict[str, str]
-    """Why every other tensor of the file changes nothing, by name."""
+    """The other tensors of the file by name, each with the reason why it has no effect."""
 
     @classmethod
     def open(
@@ -59,13 +59,13 @@ class Checkpoint:
         """Read a directory in WeNet's layout.
 
         Args:
-            directory: the folder of train.yaml; without one, of a yaml file named as the weights, such as epoch_9.yaml.
+            directory: the folder with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
             weights: the state dict, such as avg_30.pt: its name in the directory, or the path of a file elsewhere.
-            units: the vocabulary, likewise; by default the one that train.yaml names, or units.txt.
+            units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit the others.
-            UnsupportedError: the checkpoint is of a kind that is not supported.
+            UnsupportedError: a kind of checkpoint that is not supported.
         """
         path = Path(directory)
         if not path.is_dir():
@@ -74,7 +74,7 @@ class Checkpoint:
         config = read_training_config(_config_path(path, weights_path))
         tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
         state = load_state_dict(weights_path)
-        # of a state dict of other names, `select_tensors` says more than that it has no statistics
+        # if the state dict uses other names, `select_tensors` gives a better message than "has no statistics"
         fits = any(name.startswith("encoder.") for name in state)
         if fits and not _has_statistics(weights_path, state):
             state.update(_statistics(path, config))
@@ -107,7 +107,7 @@ class Checkpoint:
         return network.requires_grad_(requires_grad=False).eval()
 
     def model_config(self) -> ModelConfig:
-        """What the runtime needs to know of the network."""
+        """What the runtime needs to know about the network."""
         encoder = self.architecture.encoder
         convolution = encoder.convolution
         decoder: Literal["bitransformer", "transformer", "none"] = "none"
@@ -135,20 +135,20 @@ class Checkpoint:
 
 
 def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
-    """A file that was asked for: in the directory, or where the name leads from here."""
+    """A file given by the user: relative to the directory, or else to the current folder."""
     inside, elsewhere = directory / name, Path(name)
     is_path = os.path.lexists(elsewhere) or elsewhere.parent != Path()
     return elsewhere if is_path and not os.path.lexists(inside) else inside
 
 
 def _config_path(directory: Path, weights: Path) -> Path:
-    """train.yaml, or else the yaml file that the training wrote beside the weights."""
+    """train.yaml, or else the yaml file that training wrote beside the weights."""
     beside = weights.with_suffix(".yaml")
     return beside if beside.is_file() and not (directory / CONFIG_FILE).exists() else directory / CONFIG_FILE
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
-    """The file that train.yaml names, by its plain name, or else one of the usual ones."""
+    """The file named in train.yaml, looked up by its base name, or else one with a usual name."""
     named = [_plain_name(config.symbol_table)] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:
@@ -162,14 +162,14 @@ def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
 
 
 def _plain_name(path: str) -> str:
-    """The last part of a path on the machine of the training."""
+    """The last component of a path on the machine used for training."""
     return re.split(r"[\\/]", path)[-1]
 
 
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
-    """Symbols by id, of a file with one "symbol id" per line in order of the ids."""
+    """Symbols by id, from a file with one "symbol id" per line, in order of id."""
     vocab_size = config.architecture.vocab_size
-    # not splitlines(): U+2028 and its like may be symbols
+    # not splitlines(): U+2028 and similar characters may be symbols
     lines = read_text(path, purpose="it holds the vocabulary").removesuffix("\n").split("\n")
     tokens: list[str] = []
     for number, line in enumerate(lines):
@@ -194,7 +194,7 @@ def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig)
 
 
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
-    """Old files do not name their tokenizer: a sentencepiece model or pieces that start words mean bpe."""
+    """Old files do not name their tokenizer: a sentencepiece model, or symbols that start words, mean bpe."""
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
     kind = config.tokenizer or ("bpe" if pieces or any(directory.glob("*.model")) else "char")
     unk = tokens.index("<unk>") if "<unk>" in tokens else config.special_tokens.get("<unk>")
@@ -204,12 +204,12 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
 def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:
     found = [name for name in (CMVN_MEAN, CMVN_ISTD) if name in state]
     if len(found) == 1:
-        raise CheckpointError(f"{path}: has {found[0]} alone, expected both {CMVN_MEAN} and {CMVN_ISTD}, or neither")
+        raise CheckpointError(f"{path}: has only {found[0]}, expected both {CMVN_MEAN} and {CMVN_ISTD}, or neither")
     return bool(found)
 
 
 def _statistics(directory: Path, config: TrainingConfig) -> dict[str, Tensor]:
-    """Statistics from the file, for a state dict without; nothing if the network was trained without."""
+    """Statistics from the file when the state dict has none; empty if the network was trained without them."""
     encoder = config.architecture.encoder
     if not encoder.normalized_input:
         return {}

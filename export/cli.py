@@ -16,10 +16,10 @@ def add_export(subparsers: Subparsers) -> None:
     """`u2moe export CHECKPOINT OUT`."""
     parser = subparsers.add_parser(
         "export",
-        help="turn a WeNet checkpoint into a bundle of ONNX graphs, proven equal to torch",
+        help="turn a WeNet checkpoint into a bundle of ONNX graphs, checked against torch",
         description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX. Ends with a comparison "
         "of torch and onnxruntime; a bundle that differs by more than 1e-4 is not written. With --profile sherpa-onnx "
-        "write encoder and CTC head as the graphs that sherpa-onnx's WeNet clients load, from a checkpoint or from a "
+        "write the encoder and CTC head as the graphs that sherpa-onnx's WeNet clients load, from a checkpoint or a "
         "bundle, quantized or not.",
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
@@ -28,11 +28,13 @@ def add_export(subparsers: Subparsers) -> None:
         "--profile",
         choices=("bundle", "sherpa-onnx"),
         default="bundle",
-        help="who will run the graphs: u2moe (a bundle, the default), or sherpa-onnx",
+        help="what will run the graphs: u2moe (a bundle, the default) or sherpa-onnx",
     )
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="of sherpa-onnx's online graph (default: 16)")
-    parser.add_argument("--left-chunks", type=int, metavar="N", help="of sherpa-onnx's online graph (default: 4)")
-    parser.add_argument("--only", choices=("online", "offline"), help="one of sherpa-onnx's two graphs (default: both)")
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 16)")
+    parser.add_argument("--left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
+    parser.add_argument(
+        "--only", choices=("online", "offline"), help="write only one of sherpa-onnx's two graphs (default: both)"
+    )
     _add_files(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
@@ -55,14 +57,14 @@ def add_validate(subparsers: Subparsers) -> None:
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    """The files of a checkpoint that may have other names, or lie elsewhere."""
+    """Options for checkpoint files with other names or in other places."""
     parser.add_argument(
         "--weights", metavar="FILE", help="state dict, in the checkpoint directory or elsewhere (default: final.pt)"
     )
     parser.add_argument(
         "--units",
         metavar="FILE",
-        help="vocabulary, in the checkpoint directory or elsewhere (default: the one that train.yaml names, units.txt)",
+        help="vocabulary, in the checkpoint directory or elsewhere (default: as named in train.yaml, or units.txt)",
     )
 
 
@@ -74,7 +76,9 @@ def run_export(args: argparse.Namespace) -> int:
 
     for name in ("chunk_size", "left_chunks", "only"):
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is for --profile sherpa-onnx: a bundle can do all")
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs --profile sherpa-onnx: a bundle is not limited to one setting"
+            )
     bundle, report = export_bundle(
         args.checkpoint,
         args.out,
@@ -146,4 +150,4 @@ def _print_report(report: ParityReport, *, quiet: bool) -> None:
         f"{worst.tensor} in {worst.case}, {worst.difference:.2e} of {worst.limit:.1e}"
     )
     if report.num_redrawn:
-        print(f"{report.num_redrawn} inputs met a near tie in a router and were replaced by others")
+        print(f"{report.num_redrawn} inputs hit a near tie in a router and were replaced")

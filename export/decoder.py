@@ -56,7 +56,7 @@ class AttentionDecoder(nn.Module):
         return cast("nn.Embedding", self.embed[0])
 
     def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
-        """Logits [rows, length, vocab] of what follows each position of `inputs` [rows, length] (starting with sos)."""
+        """Logits [rows, length, vocab] for the token after each of `inputs` [rows, length], which start with sos."""
         length, time = inputs.shape[1], memory.shape[1]
         steps = torch.arange(length, device=inputs.device)
         mask = (steps.unsqueeze(1) >= steps) & (steps < lengths.view(-1, 1, 1))
@@ -68,7 +68,7 @@ class AttentionDecoder(nn.Module):
 
 
 class BidirectionalDecoder(nn.Module):
-    """Container of both directions, named as in WeNet's state dict."""
+    """Both directions, named as in WeNet's state dict."""
 
     def __init__(self, left: Decoder, right: Decoder) -> None:
         super().__init__()

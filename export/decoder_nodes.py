@@ -32,7 +32,7 @@ class DecoderNodes:
             self.steps = g.op("Range", 0, g.op("Squeeze", length, [0]), 1)
             self.scored = g.op("LessOrEqual", self.steps, self.lens)
             queries = g.op("Unsqueeze", self.steps, [1])
-            # later tokens are padding for earlier ones, so that the lengths need no mask of their own
+            # the causal mask already hides padding, which comes last: the lengths need no mask of their own
             self.bias = mask_bias(g, g.op("LessOrEqual", self.steps, queries))
         with g.scope("memory"):
             frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", self.memory, start=1, end=2), [0]), 1)
@@ -60,14 +60,14 @@ class DecoderNodes:
         return outputs
 
     def _targets(self) -> ir.Value:
-        """Tokens and eos [rows, length+1], with eos from the end of each hypothesis on."""
+        """Tokens [rows, length+1], with eos in every position after the end of each hypothesis."""
         g, eos = self.g, self.model.config.eos
         column = g.op("Expand", eos, g.op("Shape", self.lens))
         extended = g.op("Concat", self.tokens, column, axis=1)
         return g.op("Where", g.op("Less", self.steps, self.lens), extended, eos)
 
     def _log_probs(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> ir.Value:
-        """[rows, length+1, vocab]: what follows sos and the tokens of `targets` but its last."""
+        """Predictions [rows, length+1, vocab] after sos and after each token of `targets` except the last."""
         g = self.g
         with g.scope("decoder", *([name] if name else [])):
             start = g.op("Expand", self.model.config.sos, g.op("Shape", self.lens))
@@ -119,7 +119,7 @@ class DecoderNodes:
         return g.op("Reshape", context, g.op("Shape", x))
 
     def _scores(self, log_probs: ir.Value, targets: ir.Value, order: ir.Value | None) -> ir.Value:
-        """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, put into `order` if one is given."""
+        """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, reordered by `order` if given."""
         g = self.g
         with g.scope("scores"):
             picked = g.op("GatherElements", log_probs, g.op("Unsqueeze", targets, [2]), axis=2)

@@ -1,7 +1,7 @@
 """The encoder in plain torch, tensor names as in WeNet's state dict.
 
-Two ways through it: `forward` over whole (padded) utterances under an optional chunk mask, which training and parity
-use, and `forward_chunk` with explicit caches, the reference of the streaming graph.
+There are two ways to run it: `forward` over whole (padded) utterances with an optional chunk mask, used for training
+and parity, and `forward_chunk` with explicit caches, the reference for the streaming graph.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class GlobalCMVN(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """Convolutions over time and mel that leave one frame of `subsampling_rate`, and a projection to `dim`."""
+    """Convolutions over time and mel that reduce the frame rate by `subsampling_rate`, and a projection to `dim`."""
 
     LAYERS: ClassVar = {"conv2d": ((3, 2), (3, 2)), "conv2d6": ((3, 2), (5, 3)), "conv2d8": ((3, 2), (3, 2), (3, 2))}
     """(kernel, stride) of each convolution."""
@@ -54,7 +54,7 @@ class Subsampling(nn.Module):
         self.scale = math.sqrt(config.dim)
 
     def output_length(self, length: int) -> int:
-        """Frames (or mel bins) that remain of `length`; fewer than the window leave none."""
+        """Frames (or mel bins) left from `length`; 0 if that is shorter than the window."""
         for kernel, stride in self.layers:
             length = (length - kernel) // stride + 1
         return max(length, 0)
@@ -100,7 +100,7 @@ class ConvolutionModule(nn.Module):
         return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
 
     def initial_cache(self, batch: int) -> Tensor:
-        """What the depthwise convolution sees before the first frame: the unit's answer to zeros, not zeros.
+        """The depthwise convolution's history before the first frame: the gated unit's output for zeros, not zeros.
 
         [batch, channels, kernel-1].
         """
@@ -125,7 +125,7 @@ class ConvolutionModule(nn.Module):
 
 @dataclass(frozen=True)
 class Context:
-    """What every block of one encoder call shares."""
+    """What all blocks share in one call of the encoder."""
 
     mask: Tensor
     """True where a query may see a key [batch, 1, time, keys]."""
@@ -146,7 +146,7 @@ class BlockCache:
 
 
 class ConformerBlock(nn.Module):
-    """Half feed-forward (macaron), attention, convolution, feed-forward, each residual; all but two are optional."""
+    """Half feed-forward (macaron), attention, convolution, feed-forward, each residual; first and third optional."""
 
     def __init__(self, config: Encoder) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class SpeechEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Whole utterances [batch, frames, mel], valid frames [batch], to [batch, time, dim] and valid times [batch].
 
-        `chunk_size` None is full context, except that an encoder with a static chunk size always uses that.
+        `chunk_size` None is full context, but an encoder with a static chunk size always uses that size.
         """
         x = self._embed(features)
         time = x.shape[1]

@@ -28,7 +28,7 @@ from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
 END = 2**63 - 1
-"""The end of a slice that goes to the end."""
+"""As the end of a slice: everything to the end of the axis."""
 
 
 class EncoderNodes:
@@ -96,7 +96,7 @@ class EncoderNodes:
         g, lens = self.g, self.inputs["chunk_lens"]
         with g.scope("output_lens"):
             for kernel, stride in self.encoder.embed.layers:
-                # (n - kernel) // stride + 1, and 0 for too few; ONNX divides towards zero
+                # (n - kernel) // stride + 1, and 0 if there are too few; ONNX division truncates towards zero
                 lens = g.op("Div", g.op("Max", g.op("Sub", lens, kernel - stride), 0), stride)
         return lens
 
@@ -139,7 +139,7 @@ class EncoderNodes:
         self.biases = self._biases(bias)
 
     def _biases(self, bias: ir.Value) -> Sequence[ir.Value]:
-        """What each block adds to its scores: the bias of the mask, and that of the positions if they are relative."""
+        """What each block adds to its scores: the mask bias and, if positions are relative, the position bias."""
         g, layers = self.g, [cast("MultiHeadAttention", block.self_attn) for block in self.encoder.encoders]
         if not self.config.attention.relative:
             return [bias] * len(layers)
@@ -147,7 +147,7 @@ class EncoderNodes:
         return g.ops("Split", biases, [self.config.attention.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
     def _share_caches(self, num_keys: ir.Value) -> None:
-        """Which frames the next call will need, and what the convolutions of all blocks see before the chunk."""
+        """Which frames the next call will need, and the frames before the chunk for the convolutions of all blocks."""
         g = self.g
         required = self.inputs["required_cache_size"]
         surplus = g.op("Where", g.op("Less", required, 0), [0], g.op("Max", g.op("Sub", num_keys, required), 0))
@@ -162,7 +162,7 @@ class EncoderNodes:
             self.histories = g.op("Where", exists, cached, self.initial_cache)
 
     def _next_caches(self) -> dict[str, ir.Value]:
-        """Caches for the next call: of keys and values what is kept of the past and of this call."""
+        """Caches for the next call: the keys and values to keep, from the past and from this call."""
         g = self.g
         with g.scope("caches"):
             kept = g.op("Slice", self.inputs["att_cache"], self.first_kept_past, [END], [3])
@@ -218,16 +218,16 @@ class EncoderNodes:
     def _convolution(self, x: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
         g, config = self.g, module.config
         with g.scope("conv_module", group="pointwise_convolutions"):
-            # both halves of the gated linear unit as products of their own: nothing has to be split
+            # both halves of the gated linear unit as separate products: nothing has to be split
             linear_half, gate = (self._half(x, module, half) for half in range(2))
             y = g.op("Mul", linear_half, g.op("Sigmoid", gate))
             if self.valid is not None and not config.causal:
-                # padding must look like the end of the audio; WeNet zeroes it before the unit, which leaves its bias
+                # padding must look like the end of the audio: WeNet zeroes it before the unit, leaving only the bias
                 y = g.op("Mul", y, self.valid)
             if config.causal:
                 y = self._with_history(y, module, index)
             y = activation(g, self._depthwise(y, module), config.activation)
-            # padded frames may hold anything from here on: nothing valid looks at them
+            # padded frames may hold anything from here on: no valid frame depends on them
             return pointwise_convolution(g, y, module.pointwise_conv2, "pointwise_conv2")
 
     def _half(self, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
@@ -262,8 +262,8 @@ class EncoderNodes:
     def _depthwise(self, y: ir.Value, module: ConvolutionModule) -> ir.Value:
         """The depthwise convolution and its normalisation, [batch, time, channels] to the same.
 
-        As a 2-d convolution between transpositions of four axes: onnxruntime has no fast 1-d one, and makes the
-        transpositions part of its own change of layout.
+        Built as a 2-d convolution between two transpositions of four axes: onnxruntime has no fast 1-d convolution and
+        merges the transpositions into its own change of layout.
         """
         g, config = self.g, module.config
         padding = 0 if config.causal else (config.kernel - 1) // 2

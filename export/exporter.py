@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a proven bundle: read, build the graphs, compare with torch, write."""
+"""From a checkpoint directory to a verified bundle: read, build the graphs, compare with torch, write."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ def export_bundle(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, ParityReport]:
-    """Export the WeNet checkpoint in directory `checkpoint` to a bundle in folder `out`.
+    """Export the WeNet checkpoint in `checkpoint` to a bundle in `out`.
 
     Args:
         checkpoint: directory with train.yaml, units.txt and the weights.
-        out: folder to write; nothing is left there when anything fails.
+        out: folder to write; left as it was if anything fails.
         weights: the state dict in the directory, or the path of one elsewhere; final.pt by default.
-        units: the vocabulary, likewise; the one that train.yaml names, or units.txt, by default.
+        units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
         overwrite: replace a bundle that is already there.
         progress: called with a line for each step.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or UnsupportedError: is of a kind that is not supported.
+        CheckpointError: the checkpoint cannot be read.
+        UnsupportedError: a kind of checkpoint that is not supported.
         ParityError: a graph differs from torch.
         BundleError: `out` cannot be written.
     """
@@ -72,8 +73,8 @@ def validate_bundle(
     """Compare an existing fp32 bundle with the checkpoint it was exported from.
 
     Raises:
-        BundleError: a damaged bundle, or one of another checkpoint or precision.
-        CheckpointError: a checkpoint that cannot be read.
+        BundleError: the bundle is damaged, quantized, or from another checkpoint.
+        CheckpointError: the checkpoint cannot be read.
         ParityError: a graph differs from torch.
     """
     opened = Bundle.open(bundle)
@@ -91,7 +92,7 @@ def validate_bundle(
 
 
 def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
-    """What the bundle of this checkpoint says about itself, files aside."""
+    """The manifest for a bundle of this checkpoint, without its files."""
     return Manifest(
         model=checkpoint.model_config(),
         features=checkpoint.features,
@@ -104,7 +105,7 @@ def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
 
 
 def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:
-    """The graphs of a bundle, one after the other; their weights are read when they are saved."""
+    """The graphs of a bundle, one at a time; their weights are read when they are saved."""
     metadata = manifest.metadata()
     yield encoder_graph(network.encoder, manifest.model, metadata)
     yield ctc_graph(network, manifest.model, metadata)
@@ -113,5 +114,5 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
 
 
 def _plain(architecture: Architecture) -> dict[str, Any]:
-    """The architecture as what JSON can hold."""
+    """The architecture as JSON can store it."""
     return dataclasses.asdict(architecture)

@@ -1,7 +1,7 @@
 """The three graphs of a bundle, built node by node from the network in `model`: encoder, CTC head and decoder.
 
-Built by hand and not traced: a traced mixture of experts freezes the token counts of its example, and names, sharing
-and dynamic axes are then whatever the tracer of the day decides.
+Built by hand rather than traced: tracing would freeze a mixture of experts at the token counts of its example, and
+leave names, sharing and dynamic axes to the tracer.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ from u2moe.runtime.graph.mixture import float_mixture
 from u2moe.runtime.mixture import Mixture
 
 MASKED = float(np.finfo(np.float32).min)
-"""Added to scores that must not count: its exponential is exactly zero, and a row of nothing else has no nan."""
+"""Added to masked scores: its exponential is exactly zero, yet a fully masked row does not become NaN."""
 
 
 def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[], torch.Tensor]) -> ir.Value:
-    """A weight that `read` gives when the graph is saved; see `GraphBuilder.weight`."""
+    """A weight that `read` supplies when the graph is saved; see `GraphBuilder.weight`."""
     return g.weight(name, shape, lambda: read().detach().to(torch.float32).numpy())
 
 
@@ -43,7 +43,7 @@ def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear, name: str, scale: float = 1.0) -> ir.Value:
-    """X W^T + b on the last axis, times `scale`, which the weights include."""
+    """X W^T + b on the last axis, times `scale`, which is folded into the weights."""
     with g.scope(name):
         y = g.op("MatMul", x, transposed(g, "weight", layer.weight, scale))
         return y if layer.bias is None else g.op("Add", y, vector(g, "bias", layer.bias, scale))
@@ -69,7 +69,7 @@ def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> 
 
 
 def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
-    """What batch normalisation by its statistics does to each channel."""
+    """The scale and shift that batch normalisation applies to each channel at inference."""
     variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
     scale = layer.weight.double() / (variance.double() + layer.eps).sqrt()
     return scale, layer.bias.double() - mean.double() * scale
@@ -78,7 +78,7 @@ def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
 def feed_forward(
     g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: Activation, name: str, scale: float = 1.0
 ) -> ir.Value:
-    """A dense, gated or mixture-of-experts layer on [..., dim], times `scale`, which its last weights include."""
+    """A dense, gated or mixture-of-experts layer on [..., dim], times `scale`, which the last weights include."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)
@@ -92,7 +92,7 @@ def feed_forward(
 def mixture_of_experts(
     g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: Activation, scale: float
 ) -> ir.Value:
-    """One call of a model-local function, so that a layer stays one recognisable node with its weights as inputs."""
+    """One call of a model-local function: the layer stays a single recognisable node with its weights as inputs."""
     experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
     mixture = Mixture(
         num_experts=len(experts),
@@ -114,7 +114,7 @@ def mixture_of_experts(
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
-    """Positional encodings [..., dim] of int64 positions [...], computed in the graph: there is no largest position."""
+    """Positional encodings [..., dim] of int64 positions [...], computed in the graph, so positions are unbounded."""
     with g.scope("positional_encoding"):
         frequencies = g.constant(inverse_frequencies(dim).numpy())
         angles = g.op("Mul", g.op("Unsqueeze", g.op("Cast", positions, to=ir.DataType.FLOAT), [-1]), frequencies)
@@ -124,12 +124,12 @@ def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
 
 
 def mask_bias(g: GraphBuilder, visible: ir.Value) -> ir.Value:
-    """0 where true, and where false what makes a score vanish."""
+    """The bias to add to scores: 0 where `visible` is true, `MASKED` elsewhere."""
     return g.op("Where", visible, 0.0, MASKED)
 
 
 def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
-    """What relative attention adds to the scores of each key whatever the query: [batch, layers * heads, 1, keys].
+    """The part of relative attention's scores that does not depend on the query: [batch, layers * heads, 1, keys].
 
     This is the last term of `AttentionNodes`, for all layers in one product with the sinusoids [batch, keys, dim].
     """
@@ -162,11 +162,11 @@ def _any_bias(*layers: nn.Linear) -> bool:
 
 
 class AttentionNodes:
-    """The parts of one attention layer, which encoder and decoder combine with caches and masks of their own.
+    """The parts of one attention layer, which encoder and decoder combine with their own caches and masks.
 
     The scores of WeNet's relative attention, ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j, are computed as
-    (q_i + u) / s (k_j + p_j) + (v - u) / s p_j: one product of queries and keys where the former has two, and a term
-    that depends on the position alone, see `position_biases`. The query projection includes u and the division.
+    (q_i + u) / s (k_j + p_j) + (v - u) / s p_j: one product of queries and keys instead of two, plus a term that
+    depends only on the position, see `position_biases`. u and the division are folded into the query projection.
     """
 
     def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
@@ -195,7 +195,7 @@ class AttentionNodes:
             return self._to_heads(y, config.num_heads, config.head_dim)
 
     def key_value(self, x: ir.Value) -> ir.Value:
-        """Keys and values [batch, kv_heads, time, 2*head_dim] of [batch, time, dim]: what attention caches."""
+        """Keys and values [batch, kv_heads, time, 2*head_dim] of [batch, time, dim], as they are cached."""
         g, layer, config = self.g, self.layer, self.config
         width = 2 * config.num_kv_heads * config.head_dim
 
@@ -227,7 +227,7 @@ class AttentionNodes:
         return self.g.op("Transpose", split, perm=[0, 2, 1, 3])
 
     def attend(self, query: ir.Value, key_value: ir.Value, bias: ir.Value, positions: ir.Value | None) -> ir.Value:
-        """Context [batch, time, dim] of queries, keys|values, the bias of the scores and the sinusoids of the keys."""
+        """Context [batch, time, dim] from queries, keys and values, score biases and the sinusoids of the keys."""
         g, config = self.g, self.config
         repeats = config.num_heads // config.num_kv_heads
         if repeats > 1:

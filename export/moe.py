@@ -52,7 +52,7 @@ class MixtureOfExperts(nn.Module):
     """The sum of the top-k experts of each token, weighted by a softmax over the k selected router logits.
 
     No noise, no capacity limit: every token gets its k experts (arXiv 2404.16407). Assignments are sorted by expert,
-    so that each expert sees its tokens as one matrix and no token that was not routed to it.
+    so that each expert runs once, on only its own tokens, as one matrix.
     """
 
     def __init__(self, dim: int, config: FeedForward) -> None:

@@ -23,8 +23,8 @@ CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
 SUBSAMPLINGS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
 MOST_BLOCKS = 256
 MOST_EXPERTS = 8192
-"""Of all layers of the encoder, or of a decoder, together: large mixtures have about a thousand. Each is a module,
-and a network of modules alone, without weights, takes a second for two thousand of them."""
+"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000; each is a module, and
+building 2,000 modules takes a second even without weights."""
 FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
     "position_wise_feed_forward": "dense",
     "gated": "gated",
@@ -71,7 +71,7 @@ def read_encoder(top: Section, *, normalized: bool) -> Encoder:
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
-        # the convolution looks beyond the chunks of the mask: what WeNet computes, no streaming reproduces
+        # the convolution looks beyond the chunk mask: no streaming can reproduce what WeNet computes
         raise conf.unsupported("static_chunk_size", static_chunk, ("0 with causal: false", "any with causal: true"))
     return encoder
 
@@ -85,10 +85,10 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     kind = top.choice("decoder", "bitransformer", ("bitransformer", "transformer", "null"))
     uni = kind == "transformer"
     activation = conf.choice("activation_type", "relu", ACTIVATIONS)
-    # "embed" and "abs_pos" are two names of the same class
+    # "embed" and "abs_pos" are two names for the same class
     conf.choice("input_layer", "embed", ("embed", "abs_pos"))
     self_attention = _attention(conf, dim)
-    # only the unidirectional decoder has settings for the biases of its cross-attention
+    # only the unidirectional decoder has settings for the cross-attention biases
     cross_attention = _attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
     num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
     num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, minimum=0, maximum=MOST_BLOCKS)
@@ -139,7 +139,7 @@ def _attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = Fa
 
 
 def _feed_forward(conf: Section, activation: Activation, *, num_layers: int) -> FeedForward:
-    """The layer that stands `num_layers` times in the network."""
+    """The layer, which occurs `num_layers` times in the network."""
     kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
     hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
     num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)

@@ -28,26 +28,27 @@ from u2moe.runtime.session import Session, SessionSettings
 
 Array = npt.NDArray[Any]
 Pairs = dict[str, list[tuple[Array, Array]]]
-"""Of each tensor, what torch and what onnxruntime computed."""
+"""For each tensor, the values of torch and of onnxruntime."""
 
 LIMIT = 1e-4
-"""Largest difference of values within the reach of their kind; where the largest is beyond, in proportion, as float32
-rounds. Two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24 blocks."""
+"""Largest absolute difference for values in the usual range; for larger ones the limit grows in proportion, as
+float32 rounding does. Two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24
+blocks."""
 LOG_PROBABILITIES = ("log_probs", "score", "r_score", "next_log_probs")
 REACH_OF_LOG_PROBABILITIES = 100.0
-"""Those of trained networks reach down to -30, and so differ by 1e-4 at most. Those of a network before training with
-tied embeddings reach to -330, where float32 has steps of 3e-5."""
+"""In trained networks they reach down to -30 and so differ by 1e-4 at most. In an untrained network with tied
+embeddings they reach -330, where float32 has steps of 3e-5."""
 NEAR_TIE = 1e-4
-"""A router whose k-th and next logit are closer than this may choose differently in two correct programs, and then all
-that follows differs. An input that meets such a tie and exceeds the limit proves nothing; another one is drawn."""
+"""If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and then
+everything downstream differs. An input that hits such a tie and exceeds the limit proves nothing: it is redrawn."""
 MAX_DRAWS = 8
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
-"""(chunk size, left chunks) that streams are compared with, upstream's usual ones and odd ones."""
+"""(chunk size, left chunks) for the comparison of streams: upstream's usual values and odd ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One tensor in one setting."""
+    """The comparison of one tensor in one case."""
 
     case: str
     tensor: str
@@ -59,12 +60,12 @@ class Comparison:
 
 @dataclass(kw_only=True)
 class ParityReport:
-    """All that was compared."""
+    """The results of all comparisons."""
 
     sides: str = "torch and onnxruntime"
     comparisons: list[Comparison] = field(default_factory=list)
     tokens_per_expert: dict[str, list[int]] = field(default_factory=dict)
-    """Tokens that each expert of each layer computed in the comparisons."""
+    """Number of tokens that each expert of each layer processed during the comparisons."""
     num_redrawn: int = 0
     """Inputs that were replaced because of a near tie in a router."""
 
@@ -75,7 +76,7 @@ class ParityReport:
 
 
 class RouterWatch:
-    """Counts the tokens of each expert and keeps the smallest margin of any routing decision."""
+    """Counts each expert's tokens and keeps the smallest margin of any routing decision."""
 
     def __init__(self, network: nn.Module) -> None:
         self.layers = {name: part for name, part in network.named_modules() if isinstance(part, MixtureOfExperts)}
@@ -109,7 +110,7 @@ class RouterWatch:
 class Parity:
     """Compares one network with the graphs in one folder.
 
-    Errors name the `subject`, a file or folder that is still there when the graphs, being wrong, are not kept.
+    Errors name `subject`, a file or folder that still exists after graphs that differ have been discarded.
     """
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:
@@ -152,7 +153,7 @@ class Parity:
         return self.report
 
     def _case(self, case: str, compare: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
-        """Run one case, with other inputs if a near tie decided it."""
+        """Run one case, with new inputs if a near tie decided it."""
         progress(case)
         for _ in range(MAX_DRAWS):
             self.watch.margin = np.inf
@@ -201,7 +202,7 @@ class Parity:
         return output.numpy()
 
     def _whole(self, features: Array) -> Array:
-        """What the runtime does for a whole utterance: one call, or static chunks."""
+        """What the runtime does with a whole utterance: one call, or static chunks."""
         static = self.config.static_chunk_size
         if static and self.config.streaming:
             return self.encoder.chunked(features[0], static, -1)[np.newaxis]
@@ -234,7 +235,7 @@ class Parity:
         return [features[:, start : start + length] for start in range(0, features.shape[1] - window + 1, stride)]
 
     def _stream(self, chunk_size: int, left: int, frames: int) -> Pairs:
-        """Each side carries its own caches from chunk to chunk; outputs and caches are compared after each."""
+        """Each side carries its own caches from chunk to chunk; outputs and caches are compared after every chunk."""
         required = chunk_size * left if left >= 0 else -1
         caches, torch_caches = self.encoder.start(), None
         outputs, att, cnn = [], [], []
@@ -306,7 +307,7 @@ class Parity:
         return pairs
 
     def _experts(self, name: str, layer: MixtureOfExperts) -> Pairs:
-        """The layer's own node, cut out of the saved graph, on 1, few and many tokens aimed at each expert."""
+        """The layer's node, cut out of the saved graph, on one, a few and many tokens directed to each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block = self.network.get_submodule(name.rpartition(".")[0])
         scale = block.scale if isinstance(block, ConformerBlock) else 1.0  # the layer's weights include it
@@ -324,7 +325,7 @@ class Parity:
 
 
 def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
-    """An onnxruntime session of one mixture-of-experts layer alone, cut out of a saved graph.
+    """An onnxruntime session for one mixture-of-experts layer, cut out of a saved graph.
 
     `layer` is its path in the state dict, such as encoder.encoders.0.feed_forward.
 
@@ -348,7 +349,7 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
 
 
 def _in_memory(value: ir.Value) -> ir.Value:
-    """A copy of a weight that refers to no file: a model made of bytes has no folder to look into."""
+    """A copy of a weight that refers to no file: a model in memory has no folder to look in."""
     if value.const_value is None:
         raise ParityError(f"weight {value.name}: has no value")
     tensor = ir.tensor(value.const_value.numpy(), name=value.name)
@@ -356,13 +357,13 @@ def _in_memory(value: ir.Value) -> ir.Value:
 
 
 def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
-    """The largest difference between what is expected and what was found, beside its limit."""
+    """The largest difference between expected and found values, with its limit."""
     difference = largest = 0.0
     for expected, found in pairs:
         if expected.shape != found.shape:
             raise ParityError(f"{case}: {tensor}: shape is {found.shape}, expected {expected.shape}")
         if expected.size:
-            # nan compares as the largest of all, so that it never passes
+            # NaN counts as the largest difference, so that it never passes
             difference = max(difference, float(np.nan_to_num(np.abs(expected - found), nan=np.inf).max()))
             largest = max(largest, float(np.abs(expected).max()))
     limit = LIMIT * max(1.0, largest / (REACH_OF_LOG_PROBABILITIES if tensor in LOG_PROBABILITIES else 1.0))

@@ -3,8 +3,8 @@
     python -m u2moe.export.random_checkpoint OUT --preset tiny|dense-225m|moe-1b|dense-1b [--seed N] [--float16]
 
 The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with, but
-their layer sizes are not public: those of the presets are OURS, solved so that dense-225m has 223 million and moe-1b,
-the same network with 8 experts in place of each feed-forward layer, 1.06 billion; dense-1b has as many without experts.
+their layer sizes are not public. Those of the presets are ours, chosen so that dense-225m has 223 million and moe-1b,
+the same network with 8 experts instead of each feed-forward layer, 1.06 billion; dense-1b has as many without experts.
 
 The same seed gives the same bytes: values are uniform, 24 random bits each, because uniform numbers are exact on every
 processor while normal ones depend on its logarithm and cosine.
@@ -34,7 +34,7 @@ from u2moe.export.weights import expected_shapes
 
 POSITION_TABLE_LENGTH = 5000
 GAINS = {
-    # logits wide enough that two implementations choose the same experts, and that tokens differ in probability
+    # logits spread widely enough for two implementations to choose the same experts and for tokens to differ
     "gate.weight": 3.0,
     "output_layer.weight": 3.0,
     "ctc_lo.weight": 3.0,
@@ -85,9 +85,9 @@ def random_config(
     num_mel_bins: int = 80,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a train.yaml as WeNet's training writes it: a small causal U2++ model where nothing else is said.
+    """The content of a train.yaml as WeNet's training writes it: by default, a small causal U2++ model.
 
-    `changes` are keys of the top level that replace the default ones.
+    `changes` replaces top-level keys.
     """
     encoder_defaults: dict[str, Any] = {
         "output_size": 32, "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "input_layer": "conv2d",
@@ -144,7 +144,7 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_parameters(config: Mapping[str, Any]) -> int:
-    """Weights of the network that a train.yaml describes."""
+    """Number of weights in the network that a train.yaml describes."""
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     return sum(math.prod(shape) for shape in shapes.values())
 
@@ -152,7 +152,7 @@ def num_parameters(config: Mapping[str, Any]) -> int:
 def write_random_checkpoint(
     directory: Path, config: Mapping[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write train.yaml, units.txt, global_cmvn and final.pt into `directory`, which is made if it is not there."""
+    """Write train.yaml, units.txt, global_cmvn and final.pt into `directory`, which is created if needed."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "train.yaml").write_text(yaml.dump(dict(config), allow_unicode=True), encoding="utf-8")
     architecture = parse_training_config(dict(config)).architecture
@@ -186,7 +186,7 @@ def _vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
 def random_state_dict(
     architecture: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A state dict as WeNet saves it, with its tables and counters; made tensor by tensor: memory holds it once."""
+    """A state dict as WeNet saves it, with its tables and counters; built tensor by tensor to save memory."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}
@@ -207,21 +207,21 @@ def _decoder_parts(network: nn.Module) -> list[str]:
 
 
 def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Numbers from -1 to 1 that depend on the seed and the name alone."""
+    """Numbers from -1 to 1 that depend only on the seed and the name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
     return torch.rand(shape, generator=generator).mul_(2).sub_(1)
 
 
 def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) -> Tensor:
-    """A tensor of the size that its place in the network asks for: activations stay about 1 from block to block."""
+    """A tensor scaled for its place in the network: activations stay about 1 from block to block."""
     values = _uniform(name, shape, seed)
     if name.endswith("running_var"):
         return values.mul_(0.5).add_(1)
     if len(shape) > 1 and "pos_bias" not in name:
         gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
         if name.startswith("encoder.embed.") and shape[1] > 1:
-            # opposite pairs cancel the mean of ReLU's outputs, which would drown what differs between frames
+            # opposite pairs cancel the mean of ReLU's outputs, which would swamp the differences between frames
             pairs = values.view(shape[0], shape[1] // 2, 2, -1)
             pairs[:, :, 1] = -pairs[:, :, 0]
         return values.mul_(gain * math.sqrt(3 / math.prod(shape[1:])))

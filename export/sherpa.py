@@ -1,4 +1,4 @@
-"""A folder for sherpa-onnx, out of a bundle or a checkpoint: read, refuse, build, compare, write."""
+"""A folder for sherpa-onnx, made from a bundle or a checkpoint: read, check, build, compare, write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 
 ONE_FILE_LIMIT = 256_000_000
-"""Bytes of weights up to which a graph is one file, as those are that sherpa-onnx publishes."""
+"""Bytes of weights up to which a graph is a single file, like the models that sherpa-onnx publishes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class SherpaExport:
 
     Attributes:
         path: the folder.
-        options: which graphs it holds, for which chunks.
-        manifest: of the bundle that the graphs are from.
+        options: which graphs it holds, and for which chunks.
+        manifest: the manifest of the bundle that the graphs were made from.
         report: how close the graphs are to the bundle's own, as the runtime runs them.
     """
 
@@ -40,7 +40,7 @@ class SherpaExport:
     report: ParityReport
 
     def usage(self) -> str:
-        """How to load the graphs, and what the client does with them that its user should know."""
+        """How to load the graphs, and what a user of the client should know."""
         features, rate = self.manifest.features, self.manifest.model.subsampling_rate
         tokens, shared = self.path / TOKENS_FILE, (features.sample_rate, features.num_mel_bins)
         lines = []
@@ -51,7 +51,7 @@ class SherpaExport:
                 f"chunk_size={self.options.chunk_size}, num_left_chunks={self.options.num_left_chunks})"
             )
             if rate != 4:
-                lines.append(f"# which takes a frame for 40 ms: multiply its timestamps by {rate / 4:g}")
+                lines.append(f"# it assumes frames of 40 ms: multiply its timestamps by {rate / 4:g}")
         if self.options.only != "online":
             lines.append(
                 f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={str(self.path / OFFLINE.file)!r}, "
@@ -70,22 +70,23 @@ def export_sherpa(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SherpaExport:
-    """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into folder `out`.
+    """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into `out`.
 
     Args:
-        source: a bundle, quantized or not; or a WeNet checkpoint, which is exported to a passing bundle first, with all
-            its comparisons with torch.
-        out: folder to write; nothing is left there when anything fails.
+        source: a bundle, quantized or not; or a WeNet checkpoint, which is first exported to a temporary bundle and
+            compared with torch.
+        out: folder to write; left as it was if anything fails.
         options: which graphs, and the chunks of the online one.
-        weights: of a checkpoint, its state dict, as in `export_bundle`.
-        units: of a checkpoint, its vocabulary, as in `export_bundle`.
-        overwrite: replace such a folder that is already there.
+        weights: the state dict of a checkpoint, as in `export_bundle`.
+        units: the vocabulary of a checkpoint, as in `export_bundle`.
+        overwrite: replace a folder of this kind that is already there.
         progress: called with a line for each step.
 
     Raises:
-        UnsupportedError: the network, its features or its vocabulary are of a kind that the client cannot run.
+        UnsupportedError: the client cannot run the network, its features or its vocabulary.
         ParityError: a written graph differs from the bundle.
-        CheckpointError, BundleError: `source` cannot be read, or BundleError: `out` cannot be written.
+        CheckpointError: the checkpoint in `source` cannot be read.
+        BundleError: the bundle in `source` cannot be read, or `out` cannot be written.
     """
     options = options or SherpaOptions()
     with ExitStack() as stack:

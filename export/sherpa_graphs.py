@@ -1,7 +1,7 @@
-"""A bundle's encoder and CTC head as the one graph that sherpa-onnx's WeNet clients call, online and offline.
+"""A bundle's encoder and CTC head as one graph for sherpa-onnx's WeNet clients, online and offline.
 
-The bundle's own graphs are taken as they are, quantized or not, and get other inputs and outputs; what a client cannot
-do is refused by name, because a file that it dislikes ends the whole process that loads it.
+The bundle's graphs are used as they are, quantized or not, with different inputs and outputs. Whatever a client cannot
+run is refused with the reason: loading a file that it does not accept would end the whole process.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ONLINE = Graph(
         Tensor(name="next_conv_cache", dtype="float32", axes=_HISTORY),
     ),
 )
-"""One chunk of one stream. The client goes by place, not by name; it begins with caches full of zeros, the offset at
-the size of the attention cache, and tells in `attn_mask` which keys are there."""
+"""One chunk of one stream. The client binds tensors by position, not by name. It starts with zero caches and an offset
+equal to the size of the attention cache, and marks valid keys in `attn_mask`."""
 OFFLINE = Graph(
     name="model",
     inputs=(
@@ -55,7 +55,7 @@ OFFLINE = Graph(
 """Whole utterances, padded at the end."""
 
 BLANKS = ("<blk>", "<eps>", "<blank>")
-"""Symbols that the client takes for the blank, the first that it finds."""
+"""Symbols that the client accepts as the blank; it uses the first that it finds."""
 WHITE_SPACE = frozenset(" \t\n\r\f\v")
 MODEL_TYPE = "wenet_ctc"
 
@@ -65,10 +65,10 @@ class SherpaOptions:
     """What to write for sherpa-onnx.
 
     Attributes:
-        chunk_size: encoder frames per chunk of the online graph. Recorded in the graph and compared: the client must be
-            given the same number, as it reads none from the graph.
-        num_left_chunks: chunks of left context of the online graph, likewise.
-        only: one of the two graphs; None: both.
+        chunk_size: encoder frames per chunk of the online graph. The client must be given the same number, because it
+            does not read it from the graph.
+        num_left_chunks: chunks of left context of the online graph; the same holds.
+        only: write only this graph; None: both.
     """
 
     chunk_size: int = 16
@@ -90,27 +90,27 @@ def check_supported(source: Path, manifest: Manifest, tokens: list[str], options
     """Refuse what the client cannot run.
 
     Args:
-        source: of a bundle or a checkpoint, for messages.
-        manifest: what it says of its network and its features.
+        source: path of the bundle or checkpoint, for messages.
+        manifest: describes its network and features.
         tokens: its vocabulary.
-        options: the graphs asked for.
+        options: the requested graphs.
 
     Raises:
-        UnsupportedError: names the property, what it is, and what the client can do.
+        UnsupportedError: names the property, its value, and what the client supports.
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
     if options.only != "offline":
         _check_online(config, options, where)
     if options.only != "online" and config.streaming and config.static_chunk_size:
         raise UnsupportedError(
-            f"{where}: static_chunk_size is {config.static_chunk_size}: the offline client knows no chunks, and the "
-            "encoder was trained with nothing else; ask for the online graph only"
+            f"{where}: static_chunk_size is {config.static_chunk_size}: the offline client has no chunks, but the "
+            "encoder was trained only with chunks; ask for the online graph only"
         )
     features = manifest.features
     if (features.frame_length_ms, features.frame_shift_ms) != (25.0, 10.0):
         raise UnsupportedError(
             f"{where}: frame_length and frame_shift are {features.frame_length_ms:g} and {features.frame_shift_ms:g} "
-            "ms, its client computes 25 and 10 only"
+            "ms, but its client computes only 25 and 10"
         )
     _check_symbols(tokens, config.blank, where)
 
@@ -118,8 +118,8 @@ def check_supported(source: Path, manifest: Manifest, tokens: list[str], options
 def _check_online(config: ModelConfig, options: SherpaOptions, where: str) -> None:
     if not config.streaming:
         raise UnsupportedError(
-            f"{where}: causal, use_dynamic_chunk: this encoder looks ahead or was not trained for chunks, as the "
-            "online client needs; ask for the offline graph only"
+            f"{where}: causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, which "
+            "the online client needs; ask for the offline graph only"
         )
     if config.static_chunk_size not in (0, options.chunk_size):
         raise UnsupportedError(
@@ -128,26 +128,28 @@ def _check_online(config: ModelConfig, options: SherpaOptions, where: str) -> No
         )
     if config.num_kv_heads * config.kv_dim != 2 * config.output_size:
         raise UnsupportedError(
-            f"{where}: n_kv_head, head_dim: {config.num_kv_heads} key heads of {config.kv_dim // 2} are not the "
-            f"output_size {config.output_size} that the online client makes its attention cache of"
+            f"{where}: n_kv_head, head_dim: {config.num_kv_heads} key heads of {config.kv_dim // 2} do not match "
+            f"output_size {config.output_size}, which the online client uses for its attention cache"
         )
     if config.convolution and config.conv_dim != config.output_size:
         raise UnsupportedError(
-            f"{where}: conv_inner_factor: {config.conv_dim} channels of the convolution are not the output_size "
-            f"{config.output_size} that the online client makes its convolution cache of"
+            f"{where}: conv_inner_factor: {config.conv_dim} channels of the convolution do not match "
+            f"output_size {config.output_size}, which the online client uses for its convolution cache"
         )
     keys = (options.num_left_chunks + 1) * options.chunk_size
     if keys > config.max_position:
-        raise UnsupportedError(f"{where}: chunks of {keys} frames in all, the most is {config.max_position}")
+        raise UnsupportedError(
+            f"{where}: chunk plus left context is {keys} frames; the maximum is {config.max_position}"
+        )
 
 
 def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     found = next((symbol for symbol in BLANKS if symbol in tokens), None)
     if found is None or tokens.index(found) != blank:
-        told = "none of these is there" if found is None else f"{found} is {tokens.index(found)}"
+        clash = "it has none of them" if found is None else f"{found} is {tokens.index(found)}"
         raise UnsupportedError(
-            f"{where}: blank: its client takes the first of {', '.join(BLANKS)} in tokens.txt for the blank, which "
-            f"must be token {blank} ({tokens[blank]!r}): {told}"
+            f"{where}: blank: its client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank, which "
+            f"must be token {blank} ({tokens[blank]!r}): {clash}"
         )
     broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
     if broken is not None:
@@ -157,7 +159,7 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
 
 
 def sherpa_graphs(bundle: Bundle, options: SherpaOptions) -> Iterator[ir.Model]:
-    """The graphs asked for, one after the other; their weights are read when they are saved."""
+    """The requested graphs, one at a time; their weights are read when they are saved."""
     if options.only != "offline":
         yield online_graph(bundle, options)
     if options.only != "online":
@@ -167,7 +169,7 @@ def sherpa_graphs(bundle: Bundle, options: SherpaOptions) -> Iterator[ir.Model]:
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
     """The streaming graph.
 
-    `attn_mask` is an input that no node reads: that frames before the start do not exist follows from `offset`.
+    No node reads the input `attn_mask`: which frames lie before the start follows from `offset`.
     """
     config = bundle.manifest.model
     g = GraphBuilder(ONLINE.name)
@@ -197,10 +199,10 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
 def _position(
     g: GraphBuilder, offset: ir.Value, required: ir.Value, num_frames: ir.Value, config: ModelConfig
 ) -> ir.Value:
-    """The position that the runtime would give a stream that has come as far.
+    """The position that the runtime would use at the same point of the stream.
 
-    The client counts from the size of its cache, WeNet's encoder from zero; and the client counts for ever, where the
-    runtime's `Encoder.step` moves a position back that would pass `max_position`, so that it goes round from then on.
+    The client counts from the size of its cache, WeNet's encoder from zero. The client also counts without limit, while
+    the runtime's `Encoder.step` moves positions back before they pass `max_position`, so that they wrap around.
     """
     with g.scope("position"):
         come = g.op("Sub", offset, required)
@@ -214,7 +216,7 @@ def _position(
 
 
 def offline_graph(bundle: Bundle) -> ir.Model:
-    """The graph of whole utterances; a streaming encoder gets empty caches."""
+    """The graph for whole utterances; a streaming encoder gets empty caches."""
     config = bundle.manifest.model
     g = GraphBuilder(OFFLINE.name)
     inputs = {tensor.name: g.input(tensor, _axis(config)) for tensor in OFFLINE.inputs}
@@ -242,7 +244,7 @@ def offline_graph(bundle: Bundle) -> ir.Model:
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
-    """What the online client reads from the graph, and what a reader wants to know."""
+    """What the online client reads from the graph, and what a person may want to know."""
     values = {
         "head": config.num_kv_heads,
         "num_blocks": config.num_blocks,
@@ -266,7 +268,7 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _axis(config: ModelConfig) -> Callable[[str], int | None]:
-    """Sizes of the axes; what no convolution remembers is as wide as the network, and no frame long."""
+    """Sizes of the axes; without convolutions their cache is as wide as the network and holds no frame."""
     without = {} if config.convolution else {"conv_dim": config.output_size, "conv_cache": 0}
     fixed = {"one": 1, **without}
     return lambda name: fixed.get(name, config.axis(name))
@@ -284,7 +286,7 @@ def _joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Mo
 
 
 def _closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
-    """The model with the nodes, weights and functions of its parts, without what leads to no output."""
+    """The model with the nodes, weights and functions of its parts, without those that no output depends on."""
     graph = model.graph
     nodes = {node.name for node in graph}
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
@@ -311,7 +313,7 @@ def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None
 
 
 def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
-    """Move initializers; small constants are named by their values, so that those of one name are one."""
+    """Move initializers; small constants are named by their values, so that equal ones are shared."""
     for name, value in list(part.initializers.items()):
         del part.initializers[name]
         if name not in graph.initializers:

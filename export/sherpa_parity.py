@@ -1,4 +1,4 @@
-"""Graphs for sherpa-onnx against the bundle that they are made of, called as sherpa-onnx's C++ does."""
+"""Graphs for sherpa-onnx against the bundle they were made from, called as sherpa-onnx's C++ does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 
 
 class OnlineClient:
-    """Calls an online graph as sherpa-onnx's C++ does for one stream: a cache of fixed size, full of zeros at first."""
+    """Calls an online graph as sherpa-onnx's C++ does for one stream: a cache of fixed size, initially zero."""
 
     def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
         self.session = session
@@ -61,7 +61,7 @@ class OnlineClient:
         return first
 
     def run(self, features: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        """All whole windows of features [frames, mel], one after the other."""
+        """All complete windows of features [frames, mel], one at a time."""
         starts = range(0, len(features) - self.length + 1, self.stride)
         return [self.step(features[start : start + self.length]) for start in starts]
 
@@ -92,7 +92,7 @@ class SherpaParity:
         if self.options.only != "offline":
             client = OnlineClient(self._session(ONLINE), self.options)
             self._case("online, from the start", lambda: self._stream(client, self._start()), progress)
-            self._case("online, where positions go round", lambda: self._round(client), progress)
+            self._case("online, where positions wrap around", lambda: self._round(client), progress)
         if self.options.only != "online":
             self._case("offline, padded batch", self._offline, progress)
         return self.report
@@ -111,9 +111,10 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, SessionSettings().session_options())
 
     def _start(self) -> Caches:
-        """Caches of a new stream, as long as the client's: what lies at negative positions is masked.
+        """Caches of a new stream, as long as the client's: negative positions are masked.
 
-        A quantized graph must be given the same sums to add: a value that rounds the other way is a step apart.
+        The lengths must match because sums over other shapes round differently, and in a quantized graph a value that
+        rounds the other way is a whole step off.
         """
         start = self.model.encoder.start()
         required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
@@ -129,7 +130,7 @@ class SherpaParity:
         return pairs
 
     def _round(self, client: OnlineClient) -> Pairs:
-        """A stream that comes from afar, three chunks before its position is moved back."""
+        """A long stream, starting three chunks before its position is moved back."""
         start, chunk = self._start(), self.options.chunk_size
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()

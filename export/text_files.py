@@ -1,4 +1,4 @@
-"""The text files of a checkpoint, yaml among them, read within limits: no file makes its reader large or slow."""
+"""Reading the text and yaml files of a checkpoint, within limits: no file can exhaust memory or time."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import yaml
 from u2moe.runtime.errors import CheckpointError
 
 LARGEST_TEXT = 1 << 26
-"""Characters of a vocabulary or of statistics: a million symbols fit."""
+"""Characters of a vocabulary or of statistics; a million symbols fit."""
 LARGEST_YAML = 1 << 18
 """Characters of a yaml file; those of WeNet have 2,000 to 10,000."""
 LARGEST_EXPANSION = 1 << 20
-"""Characters of a yaml file in which every alias is written out."""
+"""Characters of a yaml file with every alias expanded."""
 
 
 def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
-    """The content of a UTF-8 file; `purpose` tells, when it cannot be read, what it is needed for.
+    """The content of a UTF-8 file; if it cannot be read, the error says what it is needed for: `purpose`.
 
     Raises:
-        CheckpointError: the file is missing, no regular file, not UTF-8, or longer than `largest` characters.
+        CheckpointError: the file is missing, not a regular file, not UTF-8, or longer than `largest` characters.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer, a device never end
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block until written to, a device might never end
             raise CheckpointError(f"{path}: is not a regular file; {purpose}")
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(largest + 1)
@@ -41,7 +41,7 @@ def read_yaml(path: Path, *, purpose: str) -> object:
     """The content of a yaml file of plain values.
 
     Raises:
-        CheckpointError: as `read_text`, or the file is not yaml, has tags of Python objects, or grows by its aliases.
+        CheckpointError: as for `read_text`; or the file is not yaml, has Python tags, or its aliases expand too far.
     """
     text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
     try:
@@ -65,10 +65,10 @@ def _plain_values(path: Path, text: str) -> object:
 
 
 def _check_expansion(path: Path, node: yaml.Node, known: dict[int, int]) -> int:
-    """Characters of the node with its aliases written out; `known` holds finished nodes, and 0 for those above."""
+    """Characters of the node with its aliases expanded; `known` holds finished nodes, and 0 for enclosing ones."""
     if id(node) in known:
         if not known[id(node)]:
-            raise CheckpointError(f"{path}: has an alias of what it stands in, expected values that end")
+            raise CheckpointError(f"{path}: has an alias of a value that contains it, expected finite values")
         return known[id(node)]
     known[id(node)] = 0
     if isinstance(node, yaml.MappingNode):
@@ -79,6 +79,6 @@ def _check_expansion(path: Path, node: yaml.Node, known: dict[int, int]) -> int:
         parts = []
     size = 1 + (sum(_check_expansion(path, part, known) for part in parts) if parts else len(node.value))
     if size > LARGEST_EXPANSION:
-        raise CheckpointError(f"{path}: grows to more than {LARGEST_EXPANSION:,} characters by its aliases")
+        raise CheckpointError(f"{path}: has aliases that expand to more than {LARGEST_EXPANSION:,} characters")
     known[id(node)] = size
     return size

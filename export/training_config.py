@@ -1,4 +1,4 @@
-"""train.yaml, in WeNet's old and new layouts, to the architecture and what surrounds it. Reads no tensors."""
+"""train.yaml, in WeNet's old and new layouts, to the architecture, features and vocabulary. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ SPECIAL_TOKENS = ("<blank>", "<unk>", "<sos>", "<eos>")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What train.yaml says; the network is normalised (`Encoder.normalized_input`) if it names statistics."""
+    """The content of train.yaml; features are normalised (`Encoder.normalized_input`) if it names statistics."""
 
     architecture: Architecture
     features: FeatureConfig
     decoding: DecodingConfig
     tokenizer: Literal["char", "bpe"] | None
-    """None in old files, which do not say."""
+    """None in old files, which do not state it."""
     special_tokens: dict[str, int]
     """Ids by symbol, empty in old files."""
     symbol_table: str | None
     """File name of the vocabulary."""
     cmvn_file: str | None
-    """File name of the feature statistics; None when trained without, or when the file is not named."""
+    """File name of the feature statistics; None if trained without them, or if the file is not named."""
     tied_embedding: bool
-    """The decoders' output weights are their embeddings, whatever the state dict says."""
+    """The decoders' output weights are their embeddings, whatever the state dict holds."""
 
 
 def read_training_config(path: Path) -> TrainingConfig:
-    """Read and check a train.yaml; every key is honoured, knowingly ignored, or refused by name."""
+    """Read and check a train.yaml; every key is either used, known to be irrelevant, or refused by name."""
     return parse_training_config(read_yaml(path, purpose="it says what the network is"), path.name)
 
 
 def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingConfig:
-    """The same for a mapping that is already loaded."""
+    """Like `read_training_config`, for a mapping that is already loaded."""
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must be a mapping of settings, found {type(values).__name__}")
     top = Section(file, "", values)

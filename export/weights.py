@@ -18,7 +18,7 @@ from u2moe.export.model import SpeechModel
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What nn.DataParallel and DistributedDataParallel, and torch.compile, put before the name of every tensor."""
+"""Prefixes that nn.DataParallel, DistributedDataParallel and torch.compile add to every tensor name."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
@@ -28,11 +28,11 @@ CONCATENATION = re.compile(
 TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
 MOST_NAMES = 5
 POSITION_ERROR = 1e-2
-"""Half-precision tables differ by 5e-4 from the sinusoids; another kind of table by about 1."""
+"""Half-precision tables differ from the sinusoids by 5e-4; another kind of table by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
-    """`path`, or what WeNet means by it: its training links final.pt to N.pt, and has written epoch_N.pt."""
+    """`path`, or the file that WeNet meant: training links final.pt to N.pt but writes epoch_N.pt."""
     if not path.is_symlink() or path.exists():
         return path
     target = str(path.readlink())
@@ -45,7 +45,7 @@ def linked_weights(path: Path) -> Path:
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """All tensors of a file written by torch.save, memory-mapped where its format allows. Runs no code from it.
 
-    Names lose the prefixes of `WRAPPERS`, if all of them have one.
+    Prefixes in `WRAPPERS` are removed from the names if all names have one.
     """
     start = _first_bytes(path)
     if not start:
@@ -53,11 +53,11 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns of files that it then refuses
+        with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
             # only the zip format of torch 1.6 and later can be mapped
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
     except pickle.UnpicklingError as error:
-        # not torch's own text, which advises to run what the file contains
+        # not torch's own message, which advises running what the file contains
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refers to {foreign[1]}" if foreign else "it cannot be unpickled without running code"
         raise CheckpointError(f"{path}: is not a plain state dict of tensors: {reason}") from error
@@ -75,7 +75,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _choice(directory: Path) -> str:
-    """The end of a message: which weights there are."""
+    """The end of a message: the weights that exist."""
     found = sorted(item.name for item in directory.glob("*.pt") if item.is_file())
     return f"; the directory has {', '.join(found)}: name one with --weights" if found else ""
 
@@ -98,9 +98,9 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
         if tensor.device.type != "cpu":
             raise CheckpointError(f"{path}: {name} is a {tensor.device.type} tensor, which has no values")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            # few bytes would become as many as its shape says
+            # a few bytes would expand to as many as its shape says
             raise CheckpointError(
-                f"{path}: {name} {tuple(tensor.shape)} repeats its elements, expected each of its own"
+                f"{path}: {name} {tuple(tensor.shape)} has repeated (expanded) elements, expected a plain tensor"
             )
     if not state:
         raise CheckpointError(f"{path}: holds no tensors")
@@ -126,7 +126,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def select_tensors(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the network in float32, and why each other one of the file is ignored.
+    """The tensors of the network in float32, and the reason why each other tensor of the file is ignored.
 
     Raises:
         CheckpointError: a tensor is missing, of the wrong shape or type, not finite, or one that nothing uses.
@@ -149,13 +149,13 @@ def select_tensors(
 
 
 def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -> str:
-    """Why a tensor changes nothing; empty if that is not known."""
+    """Why a tensor has no effect; empty if unknown."""
     if name in sources:
         return f"tied: replaced by {sources[name]}"
     if BATCH_COUNTER.fullmatch(name):
-        return "counts training batches"
+        return "count of training batches"
     if CONCATENATION.fullmatch(name):
-        return "for concat_after, which is off; WeNet saved it all the same until 2022"
+        return "belongs to concat_after, which is off; WeNet saved it anyway until 2022"
     if POSITION_TABLE.fullmatch(name):
         _check_position_table(path, name, tensor)
         return "sinusoids, computed from positions"
@@ -163,13 +163,13 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -
 
 
 def _check_position_table(path: Path, name: str, table: Tensor) -> None:
-    """WeNet would use this table, and so it must be the one that the network computes."""
+    """WeNet would use this table, so it must equal the one that the network computes."""
     length, dim = table.shape[-2:] if table.ndim > 1 else (0, 0)
     if table.dtype in FLOATS and tuple(table.shape) == (1, length, dim) and length > 0:
         difference = (table.float() - positional_encoding(torch.arange(length), dim)).abs().max().item()
         if difference <= POSITION_ERROR:
             return
-    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids that is supported")
+    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids, the only one supported")
 
 
 def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -178,7 +178,7 @@ def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Te
     if tensor.dtype not in FLOATS:
         raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating point")
     tensor = tensor.float()  # the mapped tensor itself if it is float32
-    # a sum in float64 cannot overflow, and unlike isfinite() needs no memory
+    # a sum in float64 cannot overflow and, unlike isfinite(), needs no memory
     if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
         raise CheckpointError(f"{path}: {name} has values that are not finite")
     return tensor

@@ -1,4 +1,4 @@
-"""Keys of a train.yaml that no other file here reads, by section: what changes nothing, and what has one value only."""
+"""Keys of train.yaml, by section, that have no effect or only one supported value. No other file here reads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "encoder_conf": (
             *_DROPOUT, *_TRAINING, "attention_dropout_rate", "use_dynamic_left_chunk",
-            "positionwise_conv_kernel_size",  # WeNet reads it and does not use it
+            "positionwise_conv_kernel_size",  # WeNet reads it but does not use it
         ),
         "decoder_conf": (*_DROPOUT, *_TRAINING, "self_attention_dropout_rate", "src_attention_dropout_rate"),
         "model_conf": ("lsm_weight", "length_normalized_loss", "ignore_id"),
@@ -44,4 +44,4 @@ ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
         "collate_conf.feature_extraction_conf": {"window_type": "povey", "using_pitch": False},
     }
 )
-"""The only supported value of a key, which is also the one that WeNet takes where the key is absent."""
+"""The only supported value of a key, which is also WeNet's default."""

@@ -1,4 +1,4 @@
-"""One mapping of a yaml file, read key by key with its type checked; keys that nobody knows are refused in the end."""
+"""One mapping of a yaml file, read key by key with types checked; unknown keys are refused at the end."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Choice = TypeVar("Choice", bound=str)
 LONGEST_QUOTE = 80
 MOST_NAMES = 10
 LARGEST_SIZE = 1 << 20
-"""Of any whole number in the file that nothing else limits. The product of three such sizes fits 64 bits."""
+"""Default limit for whole numbers in the file: the product of three such sizes fits in 64 bits."""
 LARGEST_NUMBER = sys.float_info.max
 NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 def quoted(value: object) -> str:
-    """The value as it may stand in a message: shortened."""
+    """The value for use in a message, shortened."""
     try:
         text = repr(value)
-    except ValueError:  # of integers, and of what holds them
+    except ValueError:  # Python refuses to print huge integers
         return "an integer of thousands of digits"
     return _shortened(text)
 
 
 def _key(key: object) -> str:
-    """A key as it may stand in a message: with quotes only if it needs them."""
+    """A key for use in a message, in quotes only if it needs them."""
     return _shortened(key) if isinstance(key, str) and key.isprintable() else quoted(key)
 
 
@@ -68,15 +68,15 @@ class Section:
         return key in self._values
 
     def value(self, key: str) -> object:
-        """Whatever stands under `key`, None if nothing does."""
+        """The value of `key`, None if there is none."""
         return self._take(key, None)
 
     def wrong(self, key: str, found: object, expected: str) -> CheckpointError:
-        """The error for a value that no checkpoint can have."""
+        """The error for an invalid value."""
         return CheckpointError(f"{self._place(key)} must be {expected}, found {quoted(found)}")
 
     def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
-        """The error for a value that WeNet knows and this project does not."""
+        """The error for a value that WeNet supports and this project does not."""
         return UnsupportedError(
             f"{self._place(key)} is {quoted(found)}, which is not supported; supported: {', '.join(supported)}"
         )
@@ -120,10 +120,10 @@ class Section:
         return value
 
     def text(self, key: str) -> str | None:
-        """A text of characters that may stand in the name of a file, or null."""
+        """A string without characters that a file name cannot have, or null."""
         value = self._take(key, None)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
-            raise self.wrong(key, value, "a text or null")
+            raise self.wrong(key, value, "a string or null")
         return value
 
     def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
@@ -137,11 +137,11 @@ class Section:
     def finish(
         self, without_effect: Mapping[str, Iterable[str]], one_value: Mapping[str, Mapping[str, object]]
     ) -> None:
-        """Refuse, here and in the sections below, what was neither read nor is known: it may change the network.
+        """Refuse keys, here and in the sections below, that are unknown: they may change the network.
 
         Args:
-            without_effect: by section, keys that change nothing.
-            one_value: by section, keys and the only value that is supported, which is also the default.
+            without_effect: by section, keys that have no effect.
+            one_value: by section, keys with the only supported value, which is also the default.
         """
         for section in self._sections:
             section.finish(without_effect, one_value)

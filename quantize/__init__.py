@@ -1,4 +1,4 @@
-"""Quantization that knows a mixture of experts: a bundle in, another bundle out. Needs onnx, never torch."""
+"""Quantization that understands mixtures of experts: one bundle in, another out. Needs onnx, never torch."""
 
 from __future__ import annotations
 

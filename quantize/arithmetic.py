@@ -1,4 +1,4 @@
-"""Numbers to integers and back, on numpy arrays. Knows no graph."""
+"""Quantization arithmetic on numpy arrays: numbers to integers and back. Knows nothing of graphs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Float = npt.NDArray[np.float32]
 WEIGHT_LEVELS = 127
 """Weights in int8 are integers from -WEIGHT_LEVELS to WEIGHT_LEVELS."""
 ACTIVATION_LEVELS = 127
-"""Activations are uint8 around `ACTIVATION_ZERO`, their largest magnitude so far from it."""
+"""Activations are uint8 around `ACTIVATION_ZERO`; the largest magnitude is this far from it."""
 ACTIVATION_ZERO = 128
-"""The uint8 that stands for 0; below it is room for as much as above."""
+"""The uint8 that represents 0, in the middle of the range."""
 POSITIVE_LEVELS = 255
-"""The uint8 of the largest of activations that are never below 0, whose zero is 0: those of the front end."""
+"""The largest uint8 for activations that are never negative, whose zero is 0: those of the front end."""
 LOWEST: Mapping[str, float] = MappingProxyType({"relu": 0.0, "gelu": 0.17, "swish": 0.2785})
-"""How far below zero an activation can reach, where that is little beside its largest values."""
+"""How far below zero the output of an activation can go, if that is little compared with its largest values."""
 NOTHING = 1e-30
-"""Weights up to this size are taken for zeros: their scale would not be a normal number."""
+"""Weights up to this magnitude count as zeros: their scale would not be a normal float."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Fractions of the largest weight of a block that are tried as the end of its 4-bit range."""
+"""Fractions of a block's largest weight that are tried as the limit of its 4-bit range."""
 
 
 def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
@@ -59,8 +59,8 @@ def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Floa
 def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], Float]:
     """Symmetric 4-bit with one scale per block of rows of each column, packed as MatMulNBits reads it.
 
-    Of several ranges the one with the smallest squared error is kept for each block: clipping the largest weight a
-    little often pays.
+    For each block, the range with the smallest squared error is chosen: clipping the largest weight a little often
+    pays off.
 
     Args:
         weight: [in, out].
@@ -85,13 +85,13 @@ def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], 
 
 
 def _int4(blocks: Float, scale: Float) -> Float:
-    """The 4-bit integers that stand for `blocks`, as float32."""
+    """The 4-bit integers that represent `blocks`, as float32."""
     integers: Float = np.clip(np.rint(blocks / scale), -8, 7)
     return integers
 
 
 def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> Float:
-    """The weights [rows, out] that `int4_blocks` stands for."""
+    """The weights [rows, out] that the output of `int4_blocks` represents."""
     biased = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     blocks = (biased.astype(np.float32) - 8) * scale[..., np.newaxis]
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
@@ -110,7 +110,7 @@ def int8_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], 
 
 
 def from_int8_blocks(stored: npt.NDArray[np.uint8], scale: Float) -> Float:
-    """The weights [in, out] that `int8_blocks` stands for."""
+    """The weights [in, out] that the output of `int8_blocks` represents."""
     blocks = stored.astype(np.float32).reshape(*scale.shape, -1) - 128
     restored: Float = (blocks * scale[..., np.newaxis]).reshape(stored.shape).T
     return restored

@@ -18,7 +18,7 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "quantize",
         help="make a smaller, faster bundle",
-        description="Quantize a float32 bundle into another one, and report what that costs and saves.",
+        description="Quantize a float32 bundle into a new one, and report the cost and the savings.",
     )
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
@@ -26,14 +26,14 @@ def add_quantize(subparsers: Subparsers) -> None:
         "--recipe",
         choices=(*RECIPES, FLOAT32),
         default="int8",
-        help=f"default: int8; {FLOAT32}: only what other options change",
+        help=f"default: int8; {FLOAT32}: change only what the other options say",
     )
     parser.add_argument(
         "--group",
         metavar="GROUP=FORMAT",
         action="append",
         default=[],
-        help="another format for one group of weights: "
+        help="use another format for one group of weights: "
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
     )
     parser.add_argument(
@@ -41,22 +41,24 @@ def add_quantize(subparsers: Subparsers) -> None:
         metavar="WEIGHT",
         type=float,
         default=0.0,
-        help="faster at the price of words: tokens skip those of their experts whose normalised weight is below this "
-        "(0 to 1), but never the likeliest; above 0.5 no token has a second (default: none is skipped)",
+        help="faster, but costs accuracy: each token skips those of its experts whose normalised weight is below this "
+        "(0 to 1), but never the most likely one; above 0.5 no token has a second expert (default: skip none)",
     )
     _add_tuning(parser)
     parser.add_argument("--audio", metavar="FILE", type=Path, nargs="+", default=[], help="audio to measure errors on")
-    parser.add_argument("--manifest", metavar="TSV", help="path<TAB>transcript per line, to measure word errors on")
+    parser.add_argument(
+        "--manifest", metavar="TSV", help="lines of path<TAB>transcript, to measure the word error rate on"
+    )
     parser.add_argument(
         "--max-wer-increase",
         metavar="POINTS",
         type=float,
-        help="fail above this loss, in percent points (needs --manifest)",
+        help="fail if the word error rate rises by more percentage points than this (needs --manifest)",
     )
     parser.add_argument(
-        "--no-report", action="store_true", help="measure nothing: a report holds both models in memory"
+        "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write the report here too, even when it fails")
+    parser.add_argument("--report", metavar="FILE", type=Path, help="also write the report here, even on failure")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.set_defaults(run=run_quantize)
@@ -74,33 +76,33 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
     """Options that begin with --tune."""
     group = parser.add_argument_group(
         "tuning",
-        "With --tune the experts get the kernel that is fastest on this machine: run it on the device that will run "
-        "the bundle. Our dispatch and onnxruntime's QMoE operator are timed on layers of the bundle, in turn; what was "
-        "measured and chosen, and where, is kept in the bundle (u2moe inspect shows it). The encoder has one kernel, "
-        "and the decoder one: where one is faster at few tokens per call and another at many, say what counts.",
+        "With --tune the experts get the fastest kernel on this machine, so run it on the device that will use "
+        "the bundle. Our dispatch and onnxruntime's QMoE operator are timed in turn on layers of the bundle; it then "
+        "records the measurements, the choice and the machine (see u2moe inspect). Encoder and decoder have one "
+        "kernel each: if one is faster with few tokens per call and another with many, say which case matters.",
     )
     group.add_argument("--tune", action="store_true", help="choose the kernel of the experts by measurement")
     group.add_argument(
         "--tune-for",
         choices=tuple(USES),
-        help="streaming: chunks of 4, 8 and 16 frames and 8 streams at once, a quarter of the audio each; full: ten "
-        "seconds in full context; both (default): half of the audio each",
+        help="streaming: chunks of 4, 8 and 16 frames, and 8 streams at once, each for a quarter of the audio; full: "
+        "ten seconds with full context; both (default): half of the audio each",
     )
     group.add_argument(
         "--tune-tokens",
         metavar="COUNT[=SHARE]",
         nargs="+",
-        help="instead: numbers of tokens (encoder frames of all streams) per call, and how much of the audio comes so "
-        "(default: as much as with the others; 0: only measured)",
+        help="instead of --tune-for: tokens (encoder frames of all streams) per call, and the share of the audio that "
+        "comes in such calls (default: equal shares; 0: measure it, but do not count it)",
     )
     group.add_argument(
-        "--tune-lossy", action="store_true", help="4-bit experts may be chosen too, which costs words; see the report"
+        "--tune-lossy", action="store_true", help="allow 4-bit experts, too, which cost accuracy; see the report"
     )
     group.add_argument("--tune-threads", metavar="N", type=int, help="threads within one operator (default: 1)")
 
 
 def _tune(args: argparse.Namespace) -> Tune | None:
-    """How to tune, of options that may contradict each other."""
+    """How to tune, from options that may contradict each other."""
     options = {"--tune-for": args.tune_for, "--tune-tokens": args.tune_tokens, "--tune-threads": args.tune_threads}
     given = [name for name, value in {**options, "--tune-lossy": args.tune_lossy or None}.items() if value is not None]
     if not args.tune:
@@ -123,13 +125,13 @@ def _shares(items: list[str]) -> dict[int, float]:
         except ValueError as error:
             raise ValueError(f"--tune-tokens must be COUNT or COUNT=SHARE, got {item!r}") from error
         if tokens in result:
-            raise ValueError(f"--tune-tokens must name every count once, got {tokens} twice")
+            raise ValueError(f"--tune-tokens must name each count once, got {tokens} twice")
         result[tokens] = part
     return result
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize and print the report. Without audio of the user the bundled clips are measured, if they can be."""
+    """Quantize and print the report. Without audio from the user, the bundled clips are used if possible."""
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
     from u2moe.quantize.tuning.record import describe_record

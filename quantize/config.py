@@ -1,4 +1,4 @@
-"""What to quantize, and how: recipes as data, checked at birth. Knows no graph."""
+"""What to quantize, and how: recipes as data, validated at construction. Knows nothing of graphs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "output_layers": ("fp32", "int8"),
     }
 )
-"""Formats that each group of weights can have. Routers, biases, norms and depthwise convolutions are always fp32.
+"""Formats for each group of weights. Routers, biases, norms and depthwise convolutions are always fp32.
 
-Experts in int8 and int4 are computed by our dispatch; the same numbers of bits with -qmoe by onnxruntime's QMoE.
+Experts in int8 and int4 run in our dispatch; with the suffix -qmoe they run in onnxruntime's QMoE operator.
 """
 KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"int8": ("int8", "int8-qmoe"), "int4": ("int4", "int4-qmoe")}
 )
-"""Formats of experts that lose as much as each other, those of which tuning chooses one, ours first."""
+"""Formats of experts with equal loss of accuracy, from which tuning chooses; ours first."""
 BATCH = 128
-"""Tokens per call of eight streams in chunks of 16."""
+"""Tokens per call for eight streams in chunks of 16."""
 WHOLE = 250
-"""Tokens per call of ten seconds in full context, and about those of a second pass."""
+"""Tokens per call for ten seconds with full context, and roughly for a second pass."""
 USES: Mapping[str, Mapping[int, float]] = MappingProxyType(
     {
         "streaming": {4: 0.25, 8: 0.25, 16: 0.25, BATCH: 0.25, WHOLE: 0.0},
@@ -40,7 +40,7 @@ USES: Mapping[str, Mapping[int, float]] = MappingProxyType(
         "both": {4: 0.125, 8: 0.125, 16: 0.125, BATCH: 0.125, WHOLE: 0.5},
     }
 )
-"""Shares of the audio that comes in so many tokens per call, by what a bundle shall be fast at."""
+"""Share of the audio by tokens per call, for each use that a bundle can be tuned for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Tune:
     """How the kernel of the experts is chosen by measurement.
 
     Attributes:
-        shares: share of the audio that the encoder hears in calls of so many tokens (encoder frames of all streams of
-            a batch); those with share 0 are measured and do not count. Need not sum to 1.
-        lossy: formats with fewer bits than the recipe says may be chosen, too.
+        shares: share of the audio by tokens per call of the encoder (encoder frames of all streams of a batch); with
+            share 0 a number of tokens is measured but does not count. Need not sum to 1.
+        lossy: formats with fewer bits than the recipe's may be chosen, too.
         num_threads: threads within one operator.
         repetitions: how often each is measured.
     """
@@ -81,14 +81,14 @@ class Recipe:
         name: as recorded in the manifest.
         groups: format by group, see `FORMATS`.
         block_size: rows of a weight that share one scale in int4.
-        whole: "fp16" turns everything but the routers and positions into half precision (for CUDA) and excludes
-            `groups`; None: only what `groups` says.
-        required: groups that were asked for by name: a network that lacks one is an error.
+        whole: "fp16" converts everything but routers and positions to half precision (for CUDA) and excludes `groups`;
+            None: only what `groups` says.
+        required: groups that were requested by name; a network without one of them is an error.
         skip_expert_below: a token skips those of its experts whose normalised weight is below this, but never the
-            likeliest; the weights of the others are normalised again, so that a token that skips its second of two
-            goes to the first alone with weight 1. 0: none is skipped. Faster, at the price of words.
-        tune: choose among the formats in `KERNELS` for the experts of each graph by measurement; None: do not.
-        experts_of: formats of the experts by graph, where they are not what `groups` says: what tuning has chosen.
+            most likely one; the remaining weights are normalised again, so a token that skips the second of two
+            experts uses only the first, with weight 1. 0: skip none. Faster, but costs accuracy.
+        tune: choose the format of each graph's experts from `KERNELS` by measurement; None: do not.
+        experts_of: format of the experts by graph, where tuning has chosen another one than `groups` says.
     """
 
     name: str
@@ -129,17 +129,17 @@ class Recipe:
 
     @property
     def quantized(self) -> dict[str, str]:
-        """The groups that do not stay fp32."""
+        """The groups that do not stay in fp32."""
         return {group: kind for group, kind in self.groups.items() if kind != "fp32"}
 
     def of_graph(self, name: str) -> Recipe:
-        """This recipe with the format that the experts of this graph have."""
+        """This recipe with the format chosen for the experts of this graph."""
         if name not in self.experts_of:
             return self
         return replace(self, groups={**self.groups, "experts": self.experts_of[name]}, tune=None)
 
     def replaced(self, groups: Mapping[str, str], *, skip_expert_below: float = 0.0) -> Recipe:
-        """This recipe with other formats for some groups and skipped experts, and a name that says so."""
+        """This recipe with other formats for some groups and skipped experts, and a name that reflects them."""
         changes = [f"{group}={kind}" for group, kind in sorted(groups.items())]
         changes += [f"skip_expert_below={skip_expert_below:g}"] if skip_expert_below else []
         if not changes:
@@ -167,7 +167,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 FLOAT32 = "fp32"
-"""Name of what quantizes nothing: a recipe only with another format for some group, or with skipped experts."""
+"""A base that quantizes nothing: a recipe only together with a format for some group, or with skipped experts."""
 
 
 def recipe(
@@ -177,10 +177,10 @@ def recipe(
     skip_expert_below: float = 0.0,
     tune: Tune | None = None,
 ) -> Recipe:
-    """The recipe of that name, with other formats for some groups, with skipped experts, and tuned.
+    """The recipe of that name, optionally with other formats for some groups, skipped experts, and tuning.
 
     Raises:
-        ValueError: no such recipe, group or format; a recipe that changes nothing, or has nothing to tune.
+        ValueError: no such recipe, group or format, or the recipe changes nothing or has nothing to tune.
     """
     changes = groups or {}
     if name == FLOAT32:

@@ -1,4 +1,4 @@
-"""What is in a bundle, for people and scripts: sizes, parameters by group, experts, tensors, metadata."""
+"""The content of a bundle, for people and scripts: sizes, parameters by group, experts, tensors, metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a bundle as plain data.
 
     Raises:
-        BundleError: not a bundle, or a damaged one.
+        BundleError: not a bundle, or damaged.
     """
     bundle = Bundle.open(path)
     graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
@@ -100,6 +100,6 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
 
 
 def _layer(*, function: str, top_k: int, num_experts: int, activation: str, skip_below: float, **_: Any) -> str:
-    """A mixture of experts in words."""
+    """A short description of a mixture of experts."""
     skipping = f", skipped below {skip_below:g}" if skip_below else ""
     return f"{function} (top {top_k} of {num_experts}, {activation}{skipping})"

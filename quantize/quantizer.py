@@ -27,7 +27,7 @@ from u2moe.runtime.graph.mixture import mixture_of
 
 REPORT_FILE = "report.json"
 SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"
-"""Of a graph whose tokens skip experts: `Recipe.skip_expert_below`."""
+"""Metadata key of graphs in which tokens skip experts; its value is `Recipe.skip_expert_below`."""
 
 
 def quantize_bundle(
@@ -45,26 +45,26 @@ def quantize_bundle(
 
     Args:
         bundle: folder of a float32 bundle.
-        out: folder to write; nothing is left there when anything fails.
-        recipe: what to quantize, and how; if it says so, kernels are timed before anything is written.
-        audio: files whose features the report is made on.
-        recordings: recordings with transcripts, whose word error rates are reported; their audio counts for `audio`.
-        max_wer_increase: fail if any search loses more than this (0.001: 0.1 words of 100); needs `recordings`.
+        out: folder to write; left as it was if anything fails.
+        recipe: what to quantize, and how; if it asks for tuning, kernels are timed before anything is written.
+        audio: files for the measurements in the report.
+        recordings: recordings with transcripts, for word error rates in the report; their audio is added to `audio`.
+        max_wer_increase: fail if the word error rate of any search rises by more (0.001: 0.1 percentage points); needs
+            `recordings`.
         overwrite: replace a bundle that is already there.
         progress: called with a line for each step.
 
     Returns:
-        The new bundle and its report, which is in the bundle as report.json too; None without audio.
+        The new bundle and its report, which the bundle also holds as report.json; None without audio.
 
     Raises:
-        BundleError: not a float32 bundle of ours, a group that none of its graphs has, or a target that cannot be
-            written.
+        BundleError: not a float32 bundle, a requested group that no graph has, or a target that cannot be written.
         QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
     """
     if max_wer_increase is not None and not recordings:
         raise ValueError("max_wer_increase needs recordings with transcripts")
     source = _open_float32(bundle, out)
-    with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before the work
+    with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
         features = features_of(source, [*audio, *(recording.path for recording in recordings)])
         recipe, tuning = tuned(source, recipe, features, progress=progress)
         changes: dict[str, Change] = {}
@@ -100,14 +100,14 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
     source = Bundle.open(bundle)
     if source.manifest.quantization:
         found = source.manifest.quantization.get("recipe")
-        raise BundleError(f"{source.path}: is quantized already ({found}), expected a float32 bundle")
+        raise BundleError(f"{source.path}: is already quantized ({found}), expected a float32 bundle")
     if Path(out).resolve() == source.path.resolve():
         raise BundleError(f"{source.path}: a bundle is not quantized in place; name another folder")
     return source
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """What a recipe asks for must exist; a recipe for all groups may meet a network that lacks some by nature."""
+    """Groups requested by name must exist; a recipe for all groups may meet a network that has only some."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if missing - by_nature or not (changed or recipe.skip_expert_below):
@@ -116,7 +116,7 @@ def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
 
 
 def _record_skipping(model: ir.Model, recipe: Recipe) -> int:
-    """Write into the metadata of a graph whose tokens skip experts from when on; how many of its layers do that."""
+    """Write the skipping threshold into a graph's metadata, if it has one; returns the number of layers that skip."""
     mixtures = [mixture for node in model.graph if (mixture := mixture_of(node))]
     count = sum(mixture.skip_below > 0 for mixture in mixtures)
     if count:
@@ -136,7 +136,7 @@ def _check_words(report: dict[str, Any], limit: float | None) -> None:
 
 
 def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
-    """What the manifest keeps of a recipe."""
+    """The recipe as the manifest records it."""
     return {
         "recipe": recipe.name,
         "groups": dict(recipe.quantized),

@@ -1,6 +1,6 @@
-"""What a quantized bundle costs and saves against its float32 bundle: bytes, errors, routing, words, speed.
+"""A quantized bundle compared with its float32 bundle: bytes, errors, routing, word error rate, speed.
 
-Everything is measured on the files that were written; nothing is taken from the rewrites' own word.
+Everything is measured on the files that were written, not taken from what the rewrites say.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from u2moe.runtime.recognizer import Recognizer
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9
 SHOWN_CHUNK = (16, 4)
-"""Chunk size and left chunks of the timing of streams."""
+"""Chunk size and left chunks for the timing of streams."""
 
 
 def build_report(
@@ -49,13 +49,13 @@ def build_report(
     Args:
         reference: the float32 bundle.
         quantized: the bundle made from it.
-        changes: what the rewrites replaced, by the name of the new weight.
-        features: real features, float32 [frames, mel] each, for errors, routing and timing.
-        recordings: recordings with transcripts, for words; none: that part is left out.
-        progress: called with a line for each part.
+        changes: the weights that the rewrites replaced, by the name of the new weight.
+        features: features of real speech, float32 [frames, mel] each, for errors, routing and timing.
+        recordings: recordings with transcripts, for word error rates; if empty, that section is left out.
+        progress: called with a line for each section.
 
     Returns:
-        Plain data, as `report.json` holds it.
+        Plain data, as stored in `report.json`.
     """
     progress("weights")
     report: dict[str, Any] = {
@@ -90,7 +90,7 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
 
 
 def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """Relative error of the stored weights by group: norm of differences over norm of weights, and the worst."""
+    """Relative error of the stored weights by group: norm of the difference over norm of the weights, and the worst."""
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
@@ -112,7 +112,7 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
 
 
 def output_errors(reference: Model, quantized: Model, features: Sequence[Array]) -> dict[str, float]:
-    """Errors of encoder output and log-probabilities with full context, and frames whose best token is the same."""
+    """Errors of encoder output and log-probabilities with full context, and the share of equal best tokens."""
     outputs, log_probs = [], []
     for frames in features:
         pair = reference.encode(frames), quantized.encode(frames)
@@ -148,7 +148,7 @@ def compare_text(
     recordings: Sequence[Recording],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Word error rate of both, and how far their tokens agree, for each search with full context and in chunks."""
+    """Word error rates of both, and the agreement of their tokens, for each search with full context and in chunks."""
     recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
     searches: tuple[Search, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
     if not models[0].has_decoder:
@@ -179,7 +179,7 @@ def compare_text(
 
 
 def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
-    """Median seconds of the encoder for the same features, one thread, the two models in turn."""
+    """Median seconds of both encoders for the same features, in turn, with one thread."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
         cases[f"chunk {SHOWN_CHUNK[0]}, left {SHOWN_CHUNK[1]}"] = SHOWN_CHUNK
@@ -197,10 +197,10 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
 
 
 def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
-    """Features of audio files, float32 [frames, mel] each, until `limit` frames are together; too short ones left out.
+    """Features of audio files, float32 [frames, mel] each, up to `limit` frames in total; skips too short files.
 
     Raises:
-        AudioError: a file that cannot be read.
+        AudioError: a file cannot be read.
     """
     config = bundle.manifest.features
     result: list[Array] = []
@@ -230,13 +230,13 @@ def describe(report: Mapping[str, Any]) -> str:
     lines.append(
         f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "
         f"log-probabilities above 0.01 by {outputs['log_probs_mean']:.3f} (at most {outputs['log_probs_max']:.2f}), "
-        f"best token is the same in {outputs['same_best_token']:.2%}"
+        f"best token unchanged in {outputs['same_best_token']:.2%}"
     )
     agreement = report["routing_agreement"]
     if agreement:
         worst = min(agreement, key=lambda layer: agreement[layer])
         mean = statistics.fmean(agreement.values())
-        lines.append(f"tokens with unchanged experts: {mean:.2%}, least in {worst}: {agreement[worst]:.2%}")
+        lines.append(f"tokens with unchanged experts: {mean:.2%}, fewest in {worst}: {agreement[worst]:.2%}")
     for name, item in report.get("text", {}).items():
         lines.append(
             f"{name:38} WER {item['wer_before']:7.2%} -> {item['wer_after']:7.2%} of {item['num_words']} words, "

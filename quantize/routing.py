@@ -1,4 +1,4 @@
-"""What the mixtures of experts of an encoder read, chunk by chunk, and where their routers send it."""
+"""The inputs of an encoder's mixtures of experts, chunk by chunk, and the experts that the routers choose."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class RoutedLayer:
     """A mixture of experts of an encoder.
 
     Attributes:
-        name: of the layer's scope.
-        tokens: name of the value that goes in.
+        name: the layer's scope.
+        tokens: name of its input.
         gate: weight of the router, float32 [dim, experts].
         gate_name: its name in the graph.
-        top_k: experts of a token.
-        expert_bytes: weights of one expert as stored.
+        top_k: experts per token.
+        expert_bytes: bytes of one expert's weights as stored.
     """
 
     name: str
@@ -47,27 +47,27 @@ class RoutedLayer:
     expert_bytes: int
 
     def choices(self, tokens: Array) -> Array:
-        """Experts [n, k] of tokens [..., dim], the likeliest first."""
+        """Experts [n, k] of tokens [..., dim], the most likely first."""
         logits = tokens.astype(np.float32).reshape(-1, len(self.gate)) @ self.gate
         return np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
 
     def counts(self, tokens: Array) -> npt.NDArray[np.int64]:
-        """How many of the tokens [..., dim] each expert gets: [experts]."""
+        """The number of the tokens [..., dim] that each expert gets: [experts]."""
         return np.bincount(self.choices(tokens).ravel(), minlength=self.gate.shape[1]).astype(np.int64)
 
 
 class ExpertInputs:
-    """The encoder of a bundle with the inputs of its mixtures of experts as further outputs; in float32 or quantized.
+    """The encoder of a bundle, with the inputs of its mixtures of experts as extra outputs; float32 or quantized.
 
     Attributes:
-        layers: the mixtures by the names of their scopes, in order; none in a dense model.
+        layers: the mixtures by scope, in order; empty for a dense model.
 
     Raises:
-        BundleError: a mixture of experts whose router is no weight.
+        BundleError: the router of a mixture of experts is not a weight.
     """
 
     def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
-        """Read the graph; it is loaded when it runs first, with `options` where there are any."""
+        """Read the graph; it is loaded on its first run, with `options` if given."""
         self.config = bundle.manifest.model
         encoder = self.config.graphs()[0]
         model = ir.load(bundle.path / encoder.file)
@@ -94,30 +94,30 @@ class ExpertInputs:
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> Iterator[dict[str, Array]]:
-        """Tokens [time, dim] that each layer reads, by its name, of every chunk of features [frames, mel].
+        """Tokens [time, dim] that each layer reads, by its name, for every chunk of features [frames, mel].
 
         With full context there is one chunk.
         """
         windows = Windows(self.config, chunk_size)
         windows.accept(frames)
         windows.finish()
-        encoder = Encoder(cast("Session", self), self.config)  # all that it needs of a session is `run`
+        encoder = Encoder(cast("Session", self), self.config)  # it needs only `run`
         caches, required = encoder.start(), required_cache_size(chunk_size or 1, num_left_chunks)
         while (window := windows.take()) is not None:
             _, caches = encoder.step(window[np.newaxis], caches, required_cache_size=required)
             yield {name: self._seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def tokens(self, frames: Array) -> dict[str, Array]:
-        """The same with full context; of frames that are too few for one chunk, nothing."""
+        """Like `chunks`, with full context; empty if there are too few frames for a chunk."""
         return next(self.chunks(frames), {}) if self.layers else {}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Sorted experts [time, k] of the tokens of each layer, with full context."""
+        """Sorted experts [time, k] of each layer's tokens, with full context."""
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in self.tokens(frames).items()}
 
 
 def _layer(node: ir.Node) -> RoutedLayer | None:
-    """The mixture of experts that a node is, or None."""
+    """The mixture of experts that a node calls, or None."""
     mixture = mixture_of(node)
     if mixture is None:
         return None
@@ -148,15 +148,15 @@ def _load(model: ir.Model, file: Path, options: onnxruntime.SessionOptions | Non
 
 
 def _link_weights(graph: Path, other: Path) -> None:
-    """Put the weights that lie beside a graph, if any do, beside another, where onnxruntime insists on finding them."""
+    """Link a graph's external weights, if any, next to another graph, where onnxruntime insists on finding them."""
     for file in graph.parent.glob(f"{graph.name}.data"):
         target = other.with_name(file.name)
         try:
             os.link(file, target)
-        except OSError:  # another file system, or one without links
+        except OSError:  # another file system, or one without hard links
             shutil.copyfile(file, target)
 
 
 def scope(node: ir.Node) -> str:
-    """The name of the layer whose node this is."""
+    """The name of the layer that the node belongs to."""
     return (node.name or "").rsplit("/", 1)[0].replace("/", ".")

@@ -1,4 +1,4 @@
-"""Quantized weights in the place of those of a float32 graph, computed one by one when the graph is saved."""
+"""Quantized weights that replace those of a float32 graph, computed one at a time when the graph is saved."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Change:
     """One weight that was replaced.
 
     Attributes:
-        group: of the weight, see `contract.WEIGHT_GROUPS`.
-        format: of the new one.
-        original: reads the float32 weight, in the order that the new one has.
-        restored: float32 weights that stored integers and their scales stand for.
+        group: group of the weight, see `contract.WEIGHT_GROUPS`.
+        format: format of the new weight.
+        original: reads the float32 weight, in the layout of the new one.
+        restored: the float32 weights that stored integers and scales represent.
     """
 
     group: str
@@ -46,10 +46,10 @@ class Quantized:
 
 
 class Weights:
-    """What replaces weights of one graph.
+    """The weights that replace those of one graph.
 
     Attributes:
-        changes: what was replaced, by the name of the new weight.
+        changes: the replaced weights, by the name of the new one.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -59,7 +59,7 @@ class Weights:
     def add(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
     ) -> ir.Value:
-        """A new initializer, or the one of that name that is there already."""
+        """A new initializer, or the existing one of that name."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
 
@@ -74,7 +74,7 @@ class Weights:
         return value
 
     def int8(self, weight: ir.Value, read: Callable[[], Array] | None = None) -> Quantized:
-        """Columns of a weight [in, out] as int8; `read` gives it if the initializer has another form."""
+        """A weight [in, out] as int8 by columns; `read` supplies it if the initializer has another shape."""
         source, name, group = read or (lambda: array_of(weight)), weight.name, group_of(weight)
         shape = source().shape if read else shape_of(weight)
         if len(shape) != 2:
@@ -86,7 +86,7 @@ class Weights:
         )
 
     def int8_table(self, table: ir.Value) -> Quantized:
-        """Rows of an embedding [vocab, dim] as int8."""
+        """An embedding [vocab, dim] as int8 by rows."""
         (rows, dim), name, group = shape_of(table), table.name, group_of(table)
         self.changes[f"{name}.int8"] = Change(group=group, format="int8 rows", original=lambda: array_of(table))
         return Quantized(
@@ -117,7 +117,7 @@ class Weights:
     def stacked(
         self, values: Sequence[ir.Value], read: Callable[[Array], Array] = np.asarray, suffix: str = ""
     ) -> ir.Value:
-        """One initializer of what `read` makes of the weights of all experts, named without the expert's number."""
+        """One initializer that `read` makes from the weights of all experts, named without the expert's number."""
         first = read(array_of(values[0]))
         name = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1) + suffix
         dtype, shape = ir.DataType.from_numpy(first.dtype), (len(values), *first.shape)

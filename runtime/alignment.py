@@ -1,4 +1,4 @@
-"""Forced alignment of tokens with the CTC head's output, and where to cut between words. Pure functions on arrays."""
+"""Forced alignment of tokens with the CTC output, and cut points between words. Pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AlignedToken:
     """One token of the most probable alignment.
 
     Attributes:
-        token: its id.
+        token: token id.
         start: first encoder frame of the token.
         end: the frame after its last one.
         peak: the frame where it is most probable; the first of several.
@@ -34,7 +34,7 @@ class AlignedToken:
 
 
 def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
-    """The most probable alignment of `tokens`: with repeats merged and blanks dropped it is these tokens.
+    """The most probable CTC alignment of `tokens`.
 
     Takes time * len(tokens) steps and bytes. Of equally probable alignments it is the one that stays longest.
 
@@ -44,8 +44,8 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
         blank: id of the blank token.
 
     Returns:
-        A span for each token, in order and apart; None when there are too few frames for any alignment, or none of
-        them is possible.
+        A span for each token, in order and without overlap; None if no alignment is possible, for example because there
+        are too few frames.
 
     Raises:
         ValueError: tokens that are blank or outside the vocabulary.
@@ -72,16 +72,16 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
 def find_cut(
     vocabulary: Vocabulary, tokens: Sequence[int], log_probs: npt.NDArray[np.float32], blank: int = 0
 ) -> int | None:
-    """Where to cut an utterance that goes on: amid the longest pause between two words of its second half.
+    """Where to cut an utterance that continues: in the longest pause between two words in its second half.
 
     Args:
-        vocabulary: says which tokens make a word.
-        tokens: what was recognised.
+        vocabulary: groups tokens into words.
+        tokens: the tokens recognised so far.
         log_probs: [time, vocab] of the utterance.
         blank: id of the blank token.
 
     Returns:
-        Frames before the cut: no word of the most probable alignment has frames on both sides. None without two
+        Number of frames before the cut, which splits no word of the most probable alignment; None if there are not two
         words to cut between.
     """
     words = vocabulary.words(tokens)
@@ -103,7 +103,7 @@ def _best_path(log_probs: npt.NDArray[np.float32], states: npt.NDArray[np.int64]
     may_skip = np.zeros(num_states, bool)
     may_skip[3::2] = states[3::2] != states[1:-2:2]
     steps = np.zeros((num_frames, num_states), np.int8)
-    # Two impossible states in front, from which nothing comes. Paths begin in the first blank, before the first frame.
+    # Two impossible states in front simplify the recursion. Paths begin in the first blank, before the first frame.
     scores = np.full(num_states + 2, -np.inf)
     scores[2] = 0.0
     emissions = log_probs[:, states].astype(np.float64)

@@ -1,7 +1,7 @@
-"""One prefix beam search from frame to frame: prefixes as a tree, their alignments, and which are kept.
+"""Prefix beam search, frame by frame: prefixes as a tree, their alignments, and pruning.
 
-The results are WeNet's (`wenet/transformer/search.py`), its quirks included: times are the peaks of the best single
-alignment (viterbi), not of the sum; the viterbi score of an alignment that ends in blank is overwritten each frame.
+The results are WeNet's (`wenet/transformer/search.py`), including its quirks: times are the peaks of the single best
+(Viterbi) alignment, not of the sum, and the Viterbi score of an alignment ending in blank is overwritten each frame.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 _NEVER = -math.inf
 
 _Times = tuple["_Times", int, float] | None
-"""Peaks of a prefix' tokens as a chain from the last to the first: frame, and log-probability there. Prefixes share."""
+"""Peaks of a prefix's tokens, (frame, log-probability), as a linked list from the last token, shared by prefixes."""
 
 
 class Prefix:
-    """A token sequence as a node of a tree. Equal sequences are the same node for as long as any beam needs it.
+    """A token sequence as a node of a tree. Equal sequences share one node while any beam needs it.
 
-    `state` is where hotwords stand after it, `earned` the bonus of those that are complete, and `bonus` what the prefix
-    is ranked with: the share of an open one too.
+    `state` is the hotword state after it, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking,
+    which includes the share of an incomplete one.
     """
 
     __slots__ = ("__weakref__", "bonus", "earned", "parent", "state", "token")
@@ -46,9 +46,9 @@ class Prefix:
 
 
 class Beam:
-    """A prefix and the log-probabilities of the frames so far aligned to it.
+    """A prefix and the log-probability of its alignments with the frames so far.
 
-    `blank` sums the alignments that end in blank, `token` those that end in the prefix' last token; `total` is both.
+    `blank` sums the alignments that end in blank, `token` those that end in the prefix's last token, `total` both.
     `best_blank` and `best_token` are those of the single best alignment, `blank_times` and `token_times` its peaks.
     """
 
@@ -62,7 +62,7 @@ class Beam:
         self.order = 0
 
     def add_blank(self, score: float) -> None:
-        """Extend all alignments by blank, of log-probability `score`, and by nothing else."""
+        """Extend all alignments only by blank, with log-probability `score`."""
         if not self.best_blank > self.best_token:
             self.best_blank, self.blank_times = self.best_token, self.token_times
         self.best_blank += score
@@ -81,7 +81,7 @@ class Beam:
         return self.blank_times if self.best_blank > self.best_token else self.token_times
 
     def peaks(self) -> tuple[list[int], list[float]]:
-        """Frames at which the tokens peak in that alignment, and their probabilities there."""
+        """Frames where the tokens peak in that alignment, and their probabilities there."""
         frames, probabilities = [], []
         times = self.times
         while times is not None:
@@ -94,10 +94,10 @@ class Beam:
 class BeamSearch:
     """The best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
-    The work of a frame depends on its likely tokens. Extensions are tried from the most probable token on, and given up
-    for a prefix once they fall below the worst prefix that is kept anyway. Where blank is so probable that all of them
-    would, as in most frames, none is tried (`_nothing_grows`). The result is that of the full search. Where hotwords
-    rank, every extension is tried, since a bonus may lift it.
+    The work per frame depends on its likely tokens. Extensions of a prefix are tried in order of probability until they
+    fall below the worst prefix that is kept anyway. If blank is so probable that all of them would, as in most frames,
+    none is tried (`_nothing_grows`). The result equals that of the full search. If hotwords affect the ranking, every
+    extension is tried, because a bonus may lift it.
 
     Attributes:
         beams: the best prefixes, best first.
@@ -114,11 +114,11 @@ class BeamSearch:
         root = Beam(Prefix(None, -1, 0 if context is None else context.start))
         root.blank = root.total = root.best_blank = root.best_token = 0.0
         self.beams = [root]
-        # A prefix may leave the beam, and come back while longer prefixes live on: it must then be the same node.
+        # A prefix may leave the beam and return while longer prefixes survive: it must then be the same node.
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
     def advance(self, tokens: list[int], scores: list[float]) -> None:
-        """One frame, given its most probable tokens and their log-probabilities, in descending order."""
+        """Process one frame: its most probable tokens and their log-probabilities, in descending order."""
         if self._nothing_grows(tokens, scores):
             self._stay_all(tokens, scores)
         else:
@@ -126,16 +126,16 @@ class BeamSearch:
         self.num_frames += 1
 
     def finish(self) -> None:
-        """Keep only the bonus that is earned."""
+        """Keep only the earned bonus."""
         if self.context is not None:
             for beam in self.beams:
                 beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
 
     def _nothing_grows(self, tokens: list[int], scores: list[float]) -> bool:
-        """Whether all prefixes stay, and no other can come in.
+        """Whether all prefixes stay and no new one can enter the beam.
 
-        So it is if the best one, grown by the second most probable token, scores below the worst with blank, the most
-        probable one: no extension scores better than the former, and every prefix that stays at least as the latter.
+        This holds if the best prefix, extended by the second most probable token, scores below the worst one extended
+        by blank, the most probable: no extension exceeds the former, and every prefix that stays reaches the latter.
         """
         beams = self.beams
         if tokens[0] != self.blank or len(beams) < self.beam_size or self.ranks_by_bonus:
@@ -144,7 +144,7 @@ class BeamSearch:
         return grown < beams[-1].total + scores[0]
 
     def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
-        """`_advance_frame` if nothing grows: most prefixes only add blank, which keeps their order."""
+        """`_advance_frame` when nothing grows: most prefixes only add blank, which keeps their order."""
         beams = self.beams
         rank_of = {token: rank for rank, token in enumerate(tokens)}
         moved = []
@@ -178,7 +178,7 @@ class BeamSearch:
         if self.ranks_by_bonus:
             self.beams = self._prune_by_bonus(kept, merged, tokens, scores)
             return
-        # What scores below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
+        # Anything below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
         limit = min(beam.total for beam in kept) if len(kept) >= self.beam_size else _NEVER
         candidates: list[tuple[float, int, int, int]] = []
         width = 2 * len(beams)
@@ -199,10 +199,9 @@ class BeamSearch:
     ) -> Beam:
         """Prefix `index` after this frame.
 
-        Its alignments are those that add blank or repeat its last token, and those by which its `parent` grows into it,
-        if that is in the beam too.
+        Its alignments add blank, repeat its last token, or extend those of its `parent`, if that is in the beam, too.
 
-        `order` is where WeNet would have met the prefix first, which breaks ties.
+        `order` is the point at which WeNet would first meet the prefix, which breaks ties.
         """
         old = self.beams[index]
         new = Beam(old.prefix)
@@ -221,7 +220,7 @@ class BeamSearch:
                 new.order = min(new.order, rank * width + 2 * parent + 1)
             new.token = _log_add(new.token, old.token + score)
             if new.best_token < repeats:
-                # The peak moves to this frame, unless the same token was reached from the parent in this frame before.
+                # The peak moves to this frame, unless the token was already reached from the parent in this frame.
                 if new.best_token == _NEVER and old.token_times is not None:
                     new.token_times = (old.token_times[0], self.num_frames, score)
                 new.best_token = repeats
@@ -232,7 +231,7 @@ class BeamSearch:
         return new
 
     def _grow(self, new: Beam, parent: Beam, score: float) -> None:
-        """Add to `new` the alignments by which `parent` grows by one token of log-probability `score` in this frame."""
+        """Add to `new` the alignments of `parent` extended by a token with log-probability `score` in this frame."""
         if parent.prefix.token == new.prefix.token:  # the same token again: only after a blank
             total, best, times = parent.blank, parent.best_blank, parent.blank_times
         else:
@@ -245,7 +244,7 @@ class BeamSearch:
     def _prune(
         self, kept: list[Beam], candidates: list[tuple[float, int, int, int]], tokens: list[int], scores: list[float]
     ) -> list[Beam]:
-        """The best `beam_size` of the prefixes that stay and the candidates (-score, order, beam, rank) to grow."""
+        """The best `beam_size` of the prefixes that stay and the candidate extensions (-score, order, beam, rank)."""
         ranked: list[tuple[float, int, int, int]] = [
             (-beam.total, beam.order, place, -1) for place, beam in enumerate(kept)
         ]
@@ -266,7 +265,7 @@ class BeamSearch:
     def _prune_by_bonus(
         self, kept: list[Beam], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[Beam]:
-        """The best `beam_size`, by score and bonus, of the prefixes that stay and all that can grow."""
+        """The best `beam_size`, by score plus bonus, of the prefixes that stay and all extensions."""
         beams = list(kept)
         width = 2 * len(self.beams)
         for index, parent in enumerate(self.beams):

@@ -1,4 +1,4 @@
-"""Confidences of words: from the probabilities of their tokens, and mapped by a calibration. No arrays."""
+"""Word confidences from token probabilities, and their calibration. No arrays."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SMALLEST = 1e-6
 def word_confidence(probabilities: Sequence[float]) -> float:
     """Confidence of a word, given the probabilities of its tokens: the smallest of them.
 
-    A word is correct only if all its tokens are. On recordings of people the minimum separated correct from incorrect
-    words better than the usual geometric mean.
+    A word is correct only if all its tokens are. On real recordings the minimum separated correct from incorrect words
+    better than the usual geometric mean.
     """
     return min(probabilities)
 
 
 def calibrated(confidence: float, calibration: Calibration | None) -> float:
-    """A confidence with its log-odds scaled and shifted (Platt scaling): the share of such words that are correct."""
+    """The confidence with its log-odds scaled and shifted (Platt scaling): the expected share of correct words."""
     if calibration is None:
         return confidence
     clipped = min(max(confidence, _SMALLEST), 1 - _SMALLEST)

@@ -1,13 +1,13 @@
-"""Hotwords: phrases that a search prefers, as one Aho-Corasick automaton over text. It knows no acoustics.
+"""Hotwords: phrases that a search prefers, as an Aho-Corasick automaton over text. Independent of acoustics.
 
-The automaton reads characters, and a token advances it by the characters of its symbol. So a phrase is found however
-the acoustic model spells it (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was
-segmented, and its bonus is a function of the text alone, not of the spelling. Transitions are cached by state and
-token, so that a search pays one look-up for each.
+The automaton reads characters, and a token advances it by the characters of its symbol. A phrase is therefore found
+in any tokenization (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was tokenized, and
+its bonus depends only on the text. Transitions are cached by state and token, so that a search needs one look-up for
+each.
 
-Text is read as words, each with a boundary on either side ("▁NEW▁YORK▁"), and so are phrases: CAT is not found in
-CATS or in BOBCAT. Characters of scripts without spaces and of Korean, whose words have endings, are words of their own
-here, hence found anywhere.
+Text and phrases are read as words with a boundary on either side ("▁NEW▁YORK▁"): CAT is not found in CATS or in
+BOBCAT. Each character of a script without spaces, and of Korean, whose words have endings, counts as a word and is
+therefore found anywhere.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
 """Phrases, each alone or with its weight; or a mapping from phrases to weights."""
 
 DEFAULT_WEIGHT = 1.5
-"""Bonus per token, as a log-probability, of a hotword that names none."""
+"""Bonus per token, as a log-probability, of a hotword without a weight."""
 MOST_WEIGHT = 100.0
-"""A token of a phrase with this weight wins against any other that is not impossible."""
+"""A token of a phrase with this weight beats any other token that is not impossible."""
 
 _UNREADABLE = "\0"
-"""Stands for symbols that are not text, such as <unk>: in no phrase, and no word boundary."""
+"""Represents symbols that are not text, such as <unk>: part of no phrase, and not a word boundary."""
 _MAX_MOVES = 1 << 18
 
 
 class ContextGraph:
     """The bonus that hotwords add to the score of a hypothesis.
 
-    A hypothesis that has ended earns the bonus of each phrase for every occurrence in its words, and nothing for
-    phrases that it only began. While it grows it also holds `partial`, a share of the bonus of the phrase that it may
-    be about to complete, in proportion to the characters already there; that share is not earned but computed anew for
-    each state, so that a match which breaks off loses it again.
+    A finished hypothesis earns the bonus of a phrase for every occurrence in its words, and nothing for incomplete
+    phrases. While it grows, it also holds `partial`: a share of the bonus of the phrase that it may be about to
+    complete, in proportion to the characters matched so far. That share is recomputed for each state, so a match that
+    breaks off loses it again.
 
-    The bonus of a phrase is its weight times the number of tokens of its shortest spelling, so that weights compare to
-    those of WeNet (context score) and of sherpa-onnx (hotwords score).
+    The bonus of a phrase is its weight times the number of tokens in its shortest tokenization, so that weights are
+    comparable with those of WeNet (context score) and sherpa-onnx (hotwords score).
 
     Attributes:
         start: state of an empty hypothesis.
 
     Args:
-        hotwords: phrases, each alone or with its weight, above 0 and at most 100. Of a phrase that is named twice the
-            larger weight counts.
-        vocabulary: what the phrases are written with.
+        hotwords: phrases, each alone or with a weight above 0 and at most 100. If a phrase is given twice, the larger
+            weight counts.
+        vocabulary: vocabulary of the model.
 
     Raises:
         ValueError: no hotwords, an empty one, a weight out of range, or a character that the vocabulary does not have
@@ -71,7 +71,7 @@ class ContextGraph:
         for words, bonus in _bonuses(hotwords, vocabulary).items():
             self._add_phrase(words, bonus)
         self._fail = self._link()
-        # Phrases begin with a boundary: after one the state is the node of at least that, and after no other character.
+        # Phrases begin with a boundary: only after one is the state the node of that boundary, or a deeper one.
         self.start = self._next[0][WORD_BOUNDARY]
         self._after_boundary = [False] * len(self._next)
         for arcs in self._next:
@@ -94,11 +94,11 @@ class ContextGraph:
         return self._partial[state]
 
     def finish(self, state: int) -> float:
-        """The bonus of the phrases that are complete because the hypothesis ends in `state`."""
+        """The bonus of the phrases that are completed by ending in `state`."""
         return self._read(state, WORD_BOUNDARY)[1]
 
     def score(self, tokens: Sequence[int]) -> float:
-        """The bonus of a hypothesis that has ended."""
+        """The bonus of a finished hypothesis."""
         state, total = self.start, 0.0
         for token in tokens:
             state, bonus = self.advance(state, token)
@@ -140,9 +140,9 @@ class ContextGraph:
         self._output[self._grow(state, WORD_BOUNDARY)] = bonus
 
     def _link(self) -> list[int]:
-        """Where to go on from each state when no arc fits: the longest proper suffix that begins a phrase.
+        """Failure links: for each state, the longest proper suffix that begins a phrase.
 
-        On the way each state takes over what its suffixes complete, and what they hold if that is more.
+        Each state also inherits the bonuses that its suffixes complete, and their partial share if it is larger.
         """
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())
@@ -160,10 +160,10 @@ class ContextGraph:
 
 
 def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
-    """Hotwords from lines of "phrase" or "phrase :weight", as sherpa-onnx reads them; "# ..." and empty lines are none.
+    """Hotwords from lines of "phrase" or "phrase :weight", as in sherpa-onnx; skips "# ..." and empty lines.
 
     Raises:
-        ValueError: a weight that is not a number; names the line.
+        ValueError: a weight is not a number; the message names the line.
     """
     hotwords: list[str | tuple[str, float]] = []
     for number, line in enumerate(content.removeprefix("\ufeff").splitlines(), start=1):
@@ -182,7 +182,7 @@ def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
 
 
 def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
-    """Phrases with their weights, checked."""
+    """Phrases with their validated weights."""
     if isinstance(hotwords, str | bytes) or not isinstance(hotwords, Iterable):
         raise ValueError(  # noqa: TRY004 - wrong options are all one error
             f"hotwords must be a list of phrases, or a mapping from phrases to weights, got {hotwords!r}"
@@ -217,7 +217,7 @@ class _Symbols:
         self._longest = max(map(len, self._first), default=0)
 
     def words(self, phrase: str) -> tuple[str, ...]:
-        """Words of a phrase, in the case that the vocabulary has."""
+        """Words of a phrase, in the letter case of the vocabulary."""
         words = tuple(
             "".join(self._character(phrase, character) for character in word)
             for word in _read(phrase).replace(WORD_BOUNDARY, " ").split()
@@ -227,7 +227,7 @@ class _Symbols:
         return words
 
     def num_tokens(self, phrase: str, word: str) -> int:
-        """Tokens of the shortest spelling of a word."""
+        """Number of tokens in the shortest tokenization of a word."""
         fewest = [0.0] + [math.inf] * len(word)
         for end in range(1, len(word) + 1):
             for begin in range(max(end - self._longest, 0), end):
@@ -245,7 +245,7 @@ class _Symbols:
 
 
 def _read(symbol: str) -> str:
-    """Characters of a symbol or a phrase; a boundary for spaces, and around characters that are words themselves."""
+    """Characters of a symbol or phrase, with a boundary for spaces and around characters that count as words."""
     if _is_special(symbol):
         return _UNREADABLE
     spaced = "".join(f" {character} " if is_syllabic(character) else character for character in symbol)

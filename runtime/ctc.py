@@ -1,6 +1,6 @@
 """CTC searches over log-probabilities, whole or frame by frame: greedy, and prefix beam search, also with hotwords.
 
-Pure functions, and the incremental searches behind them. How prefixes grow and are kept is in `beam_search`.
+Pure functions, and the incremental searches behind them. The beam itself is in `beam_search`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
 
 _NUM_BLOCKS = 8
-"""Blocks that the vocabulary is divided into, per token that is sought: few enough to save work."""
+"""Blocks per wanted token into which the vocabulary is divided: few enough to save work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         tokens: token ids, without blank, sos and eos.
-        score: log-probability: of all alignments (prefix beam search), or of the best one (greedy search); with
-            hotwords, what they add is part of it.
-        times: encoder frame of each token, where it peaks (prefix beam search) or begins (greedy search).
-        context_score: the part of `score` that hotwords added.
-        probabilities: of each token at that frame, by the CTC head.
+        score: log-probability of all alignments (prefix beam search) or of the best one (greedy search), including the
+            bonus of hotwords.
+        times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
+        context_score: the bonus of hotwords in `score`.
+        probabilities: CTC probability of each token at that frame.
     """
 
     tokens: list[int]
@@ -41,7 +41,7 @@ class Hypothesis:
 
 
 def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hypothesis:
-    """Most probable token of each frame, repeats joined, blanks dropped.
+    """The most probable token of each frame, with repeats merged and blanks removed.
 
     Args:
         log_probs: [time, vocab].
@@ -55,11 +55,13 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hyp
 def ctc_prefix_beam_search(
     log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0, context: ContextGraph | None = None
 ) -> list[Hypothesis]:
-    """Most probable token sequences over all their alignments, best first, at most `beam_size`; twice with hotwords.
+    """The most probable token sequences over all their alignments, best first.
+
+    At most `beam_size` of them; with hotwords, at most twice as many.
 
     Args:
         log_probs: [time, vocab].
-        beam_size: prefixes kept from frame to frame, and tokens of each frame that may extend them.
+        beam_size: prefixes kept from frame to frame, and tokens per frame that may extend them.
         blank: id of the blank token.
         context: hotwords to prefer.
     """
@@ -82,7 +84,7 @@ class GreedySearch:
         self._probabilities: list[float] = []
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
-        """Search on through log-probabilities [time, vocab]."""
+        """Continue the search with log-probabilities [time, vocab]."""
         _check(log_probs, self.blank)
         if len(log_probs) == 0:
             return
@@ -92,15 +94,17 @@ class GreedySearch:
         self._times += (starts + self.num_frames).tolist()
         self._probabilities += np.exp(log_probs[starts, best[starts]]).clip(max=1).tolist()
         self._last = int(best[-1])
-        for score in log_probs[np.arange(len(best)), best].tolist():  # in order: a split must not change the rounding
+        for score in log_probs[
+            np.arange(len(best)), best
+        ].tolist():  # one at a time: splits must not change the rounding
             self._score += score
         self.num_frames += len(best)
 
     def finish(self) -> None:
-        """Say that no frames follow; changes nothing here."""
+        """End the input; has no effect in this search."""
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """The one hypothesis so far."""
+        """The only hypothesis so far."""
         best = Hypothesis(
             tokens=list(self._tokens),
             score=self._score,
@@ -113,10 +117,9 @@ class GreedySearch:
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
 
-    With hotwords two searches run side by side. One ignores them; the other ranks prefixes by their score and bonus
-    together (WeNet's second prune). Hypotheses are all of the first, and those of the second that hold a bonus.
-    Thus hotwords that no hypothesis contains change nothing, to the last bit. `finish` takes back the bonus of phrases
-    that were only begun.
+    With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
+    second prune). The hypotheses are all of the first, and those of the second that have a bonus. Hotwords that no
+    hypothesis contains therefore change nothing, to the last bit. `finish` removes the bonus of incomplete phrases.
     """
 
     def __init__(self, beam_size: int, blank: int = 0, context: ContextGraph | None = None) -> None:
@@ -131,7 +134,7 @@ class PrefixBeamSearch:
             self._searches.append(BeamSearch(beam_size, blank, context, ranks_by_bonus=True))
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
-        """Search on through log-probabilities [time, vocab]; what follows the frames before."""
+        """Continue the search with the next log-probabilities [time, vocab]."""
         _check(log_probs, self.blank)
         if len(log_probs) == 0:
             return
@@ -142,7 +145,7 @@ class PrefixBeamSearch:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """Say that no frames follow: phrases complete at the end are earned, those that were only begun are not."""
+        """End the input: phrases that are complete at the end earn their bonus, incomplete ones do not."""
         for search in self._searches:
             search.finish()
 
@@ -176,14 +179,14 @@ def _check(log_probs: npt.NDArray[np.float32], blank: int) -> None:
 def _most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The `num` most probable tokens of each frame, descending, smaller ids first among equals: both [time, num]."""
+    """The `num` most probable tokens of each frame and their scores, descending, ties by id: both [time, num]."""
     num_frames, vocab = log_probs.shape
     width = max(vocab // (_NUM_BLOCKS * num), 1)
     num_blocks = vocab // width
     peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
     if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
         raise ValueError("log_probs hold NaN")
-    # `num` tokens are at least as probable as the least of the `num` highest peaks; few others are.
+    # At least `num` tokens are as probable as the lowest of the `num` highest peaks, and few others.
     least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
     places = np.flatnonzero(log_probs >= least)
     frames, scores = places // vocab, log_probs.reshape(-1)[places]

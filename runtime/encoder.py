@@ -1,4 +1,4 @@
-"""The encoder over arrays: one step with explicit caches, and whole utterances. No audio here, and no state."""
+"""The encoder on arrays: one step with explicit caches, and whole utterances. No audio and no state."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Encoder:
     ) -> tuple[npt.NDArray[np.float32], Caches]:
         """Encode one chunk of every stream of a batch.
 
-        When the left context is bounded, a position that would pass `config.max_position` is moved back first. Keys are
-        cached without positions, so cached frames and their distances stay what they were.
+        With limited left context, a position that would exceed `config.max_position` is moved back first. Keys are
+        cached without positions, so cached frames and their relative distances do not change.
 
         Args:
             chunk: features [batch, frames, mel], at least `config.window` frames.
-            caches: from `start` or the step before.
+            caches: from `start` or the previous step.
             required_cache_size: encoder frames of left context to keep for the next step; negative: all.
             chunk_lens: valid frames of each row [batch]; None: all.
 
@@ -113,7 +113,7 @@ def required_cache_size(chunk_size: int, num_left_chunks: int) -> int:
 
 
 def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> None:
-    """Refuse chunks that are out of range (ValueError), or that the encoder does not support (StreamError)."""
+    """Raise ValueError for chunks out of range, and StreamError for chunks that the encoder does not support."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if num_left_chunks < -1:

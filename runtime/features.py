@@ -1,4 +1,4 @@
-"""Log-mel filter banks as WeNet trains with (Kaldi's), frame by frame through kaldi-native-fbank. No normalisation."""
+"""Log-mel filter banks as in WeNet's training (Kaldi's), incremental, with kaldi-native-fbank. No normalisation."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 _INT16_SCALE = np.float32(32768.0)
 _BLOCK = 160_000
-"""Samples per call: bounds the memory of kaldi-native-fbank."""
+"""Samples per call, to limit the memory of kaldi-native-fbank."""
 
 
 class Fbank:
-    """From samples in any portions to frames: any split gives the same frames, to the last bit.
+    """From samples to frames, incrementally: any split gives the same frames, to the last bit.
 
-    A frame needs a whole window of samples (Kaldi's snip_edges): a shorter rest at the end makes no frame. Memory is
-    flat: frames are returned once and not kept.
+    A frame needs a full window of samples (Kaldi's snip_edges): an incomplete window at the end is dropped. Memory use
+    is constant: frames are returned once and not kept.
 
     Raises:
-        BundleError: an impossible front end, such as more mel bins than the spectrum has.
+        BundleError: the configuration is impossible, for example with more mel bins than the spectrum has.
     """
 
     def __init__(self, config: FeatureConfig) -> None:
@@ -38,21 +38,21 @@ class Fbank:
         self._finished = False
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Frames [frames, mel] that these samples, float32 [n] in [-1, 1], complete."""
+        """Frames [frames, mel] completed by these samples, float32 [n] in [-1, 1]."""
         if self._finished:
-            raise StreamError("features are finished: no samples can follow")
+            raise StreamError("features are already finished: cannot accept more samples")
         parts = [np.zeros((0, self.config.num_mel_bins), np.float32)]
         for start in range(0, len(samples), _BLOCK):
             scaled = samples[start : start + _BLOCK] * _INT16_SCALE
-            # It converts sample by sample: those of a memoryview are plain floats, a third faster than numpy's.
+            # It converts sample by sample: a memoryview yields plain floats, which is a third faster than numpy.
             self._fbank.accept_waveform(self.config.sample_rate, scaled.data)
             parts.append(self._take())
         return np.concatenate(parts)
 
     def finish(self) -> npt.NDArray[np.float32]:
-        """Last frames [frames, mel]; nothing can follow."""
+        """The last frames [frames, mel]; ends the input."""
         if self._finished:
-            raise StreamError("features are finished already")
+            raise StreamError("features are already finished")
         self._finished = True
         self._fbank.input_finished()
         return self._take()
@@ -68,7 +68,7 @@ class Fbank:
 
 
 def _options(config: FeatureConfig) -> kaldi_native_fbank.FbankOptions:
-    """Options of Kaldi as WeNet uses them, without dither."""
+    """Kaldi options as WeNet uses them, without dither."""
     options = kaldi_native_fbank.FbankOptions()
     frames, mels = options.frame_opts, options.mel_opts
     frames.samp_freq = config.sample_rate

@@ -1,4 +1,4 @@
-"""What a mixture of experts is: one description, written as attributes of its node in a graph and read from them."""
+"""The description of a mixture of experts, stored in and read from the attributes of its node in a graph."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ FUNCTIONS: Mapping[str, str] = MappingProxyType(
         "int4-qmoe": "Int4QMixtureOfExperts",
     }
 )
-"""Name of the function by format of the experts' weights. A native operator of that domain and name takes its place."""
+"""Function names by format of the experts' weights; a native operator of that domain and name overrides one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A mixture of experts, sizes of its weights aside.
+    """A mixture of experts, without the sizes of its weights.
 
     Attributes:
-        num_experts: how many there are.
-        top_k: experts of each token.
-        activation: between the two products of an expert, such as "swish".
-        bias: whether the products have one.
-        skip_below: a token skips those of its experts whose normalised weight is below this, but never the likeliest.
+        num_experts: number of experts.
+        top_k: experts per token.
+        activation: activation between the two products of an expert, such as "swish".
+        bias: whether the products have biases.
+        skip_below: a token skips those of its experts whose normalised weight is below this, but never the most likely
+            one.
         weights: format of the experts' weights, one of `FUNCTIONS`.
-        block_size: input rows of a weight that share a scale; 0: a scale for each column, or none.
+        block_size: input rows of a weight that share a scale; 0: one scale per column, or none.
     """
 
     num_experts: int
@@ -59,24 +60,24 @@ class Mixture:
 
     @property
     def function(self) -> str:
-        """Name of the function in domain `MOE_DOMAIN`; behind it stands a number where a graph has two of one name."""
+        """Name of the function in domain `MOE_DOMAIN`; if a graph has two of one name, a number follows it."""
         return FUNCTIONS[self.weights]
 
     def attributes(self) -> dict[str, int | float | str]:
-        """As the node has them."""
+        """The attributes of its node."""
         return {**asdict(self), "bias": int(self.bias), "skip_below": float(self.skip_below)}
 
 
 def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mixture | None:
-    """The mixture of experts that a node is, or None if it is none.
+    """The mixture of experts that a node calls, or None if it calls something else.
 
     Args:
-        domain: of the node.
-        op_type: of the node. It counts only in bundles written before nodes had attributes: names then said all.
-        attributes: of the node, as plain values (strings may be bytes).
+        domain: domain of the node.
+        op_type: operator of the node. Bundles written before nodes had attributes encode the mixture in this name.
+        attributes: attributes of the node, as plain values (strings may be bytes).
 
     Raises:
-        ValueError: a mixture of experts with attributes that make no sense.
+        ValueError: a mixture of experts with missing or invalid attributes.
     """
     if domain != MOE_DOMAIN or "MixtureOfExperts" not in op_type:
         return None
@@ -88,7 +89,7 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
             top_k=int(attributes["top_k"]),
             activation=_text(attributes["activation"]),
             bias=bool(attributes["bias"]),
-            # a float of ONNX has single precision: so many digits are what was written
+            # floats in ONNX have single precision: seven digits restore the original value
             skip_below=float(f"{float(attributes['skip_below']):.7g}"),
             weights=_text(attributes["weights"]),
             block_size=int(attributes["block_size"]),
@@ -112,10 +113,10 @@ _KINDS |= {"Int8Q": "int8-qmoe", "Int4Q": "int4-qmoe"}
 
 
 def _read_name(name: str) -> Mixture:
-    """Of names like Int8MixtureOfExperts_top2of8_swish_no_bias_skip0_25."""
+    """Parse a name such as Int8MixtureOfExperts_top2of8_swish_no_bias_skip0_25."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name}: is no mixture of experts of this version")
+        raise ValueError(f"{name}: is not a mixture of experts that this version knows")
     return Mixture(
         num_experts=int(match["num_experts"]),
         top_k=int(match["top_k"]),

@@ -1,4 +1,4 @@
-"""The graphs of a bundle as functions on arrays: the seam for engineers who compare numbers. No state, no text."""
+"""The graphs of a bundle as functions on arrays, for engineers who compare numbers. No state and no text."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
-"""Encoder output [time, dim] and the hypotheses about it."""
+"""Encoder output [time, dim] and the hypotheses for it."""
 
 _MOST_TOKENS = 512
-"""Tokens of all hypotheses in one decoder call, with padding: larger calls are bound by arithmetic, and no faster."""
+"""Limit on the tokens of all hypotheses in a decoder call, with padding: larger calls are no faster per token."""
 _MOST_LOG_PROB = 1e-2
-"""Log-probabilities may be this much above 0, in low precision."""
+"""How far log-probabilities may exceed 0 in low precision."""
 _LEAST_ALIKE = 0.85
-"""Utterances share a decoder call if none is shorter than this part of the longest: otherwise padding costs more."""
+"""Utterances share a decoder call if none is shorter than this fraction of the longest: padding would cost more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class TokenScores:
     """Scores of the decoders for n hypotheses, padded to the longest.
 
     Attributes:
-        left: log-probability of each token left to right, that of eos after the last, then zeros: [n, length+1].
-        right: the same by the right-to-left decoder, in reading order; None when there is none.
-        next: log-probabilities of what follows each hypothesis, left to right: [n, vocab].
+        left: left-to-right log-probability of each token, of eos after the last, then zeros: [n, length+1].
+        right: the same from the right-to-left decoder, in reading order; None without that decoder.
+        next: left-to-right log-probabilities of the token after each hypothesis: [n, vocab].
     """
 
     left: npt.NDArray[np.float32]
@@ -56,7 +56,7 @@ def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
 
 
 class Model:
-    """Sessions of one bundle. Stateless, and safe to use from several threads at once."""
+    """The sessions of a bundle. Stateless and thread-safe."""
 
     def __init__(self, manifest: Manifest, encoder: Session, ctc: Session, decoder: Session | None) -> None:
         self.manifest = manifest
@@ -77,7 +77,7 @@ class Model:
         sess_options: onnxruntime.SessionOptions | None = None,
         verify: bool = False,
     ) -> Model:
-        """Make the sessions; see `Bundle.load`."""
+        """Create the sessions; see `Bundle.load`."""
         settings = SessionSettings(
             providers=(DEFAULT_PROVIDER,) if providers is None else _several("providers", providers, str),
             provider_options=_several("provider_options", provider_options or (), Mapping),
@@ -97,7 +97,7 @@ class Model:
 
     @property
     def has_decoder(self) -> bool:
-        """Whether there is a second pass; a CTC-only model has none."""
+        """Whether the model has an attention decoder for the second pass; a CTC-only model has none."""
         return self._decoder is not None
 
     def encode(
@@ -107,12 +107,12 @@ class Model:
 
         Args:
             features: log-mel filter banks, not normalised, float32 [frames, mel].
-            chunk_size: encoder frames per chunk, as a stream would; None: full context. An encoder that was trained
-                with one static chunk size knows no full context: None then means that chunk size, as in WeNet.
+            chunk_size: encoder frames per chunk, as in a stream; None: full context. An encoder trained with a static
+                chunk size has no full context: None then means that chunk size, as in WeNet.
             num_left_chunks: chunks of left context; -1: all.
 
         Returns:
-            float32 [time, dim]; no time when there are fewer frames than one encoder frame needs.
+            float32 [time, dim]; time is 0 if there are fewer frames than one encoder frame needs.
 
         Raises:
             StreamError: chunks from a bundle that cannot stream.
@@ -149,7 +149,7 @@ class Model:
 
         Returns:
             Sums of log-probabilities, eos included, by the left-to-right and by the right-to-left decoder, each [n].
-            The second are zeros when the model has no right-to-left decoder, as in WeNet.
+            Without a right-to-left decoder the second are zeros, as in WeNet.
 
         Raises:
             StreamError: the model has no decoder.
@@ -162,11 +162,11 @@ class Model:
         return left, scores.right.sum(axis=1, dtype=np.float64).astype(np.float32)
 
     def token_scores(self, encoder_out: npt.ArrayLike, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
-        """The same token by token."""
+        """Like `rescore`, with the score of every token."""
         return self.token_scores_of([(encoder_out, hypotheses)])[0]
 
     def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
-        """The same for several utterances; those of similar length share a decoder call."""
+        """`token_scores` for several utterances; those of similar length share a decoder call."""
         if self._decoder is None:
             raise StreamError("this bundle has no attention decoder (CTC only): use search 'ctc_prefix_beam'")
         outputs = [self._matrix("encoder_out", output, self.config.output_size) for output, _ in utterances]
@@ -191,7 +191,7 @@ class Model:
     def _decode(
         self, decoder: Session, utterances: Sequence[tuple[npt.NDArray[np.float32], Sequence[Sequence[int]]]]
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs of one decoder call for utterances with equally many hypotheses, shorter ones padded."""
+        """Outputs of one decoder call for utterances with the same number of hypotheses, shorter ones padded."""
         sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
         num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
         hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
@@ -225,7 +225,7 @@ class Model:
 
 
 def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
-    """Refuse NaN, and probabilities above 1, with which sums could overflow: they would lead a search astray."""
+    """Raise ProviderError for NaN and for probabilities above 1, which would mislead a search."""
     most = values.max(initial=-np.inf)
     if not most <= _MOST_LOG_PROB:
         raise ProviderError(
@@ -243,11 +243,11 @@ class _Size:
 
     @classmethod
     def of(cls, output: npt.NDArray[np.float32], hypotheses: Sequence[Sequence[int]]) -> _Size:
-        """Of an utterance. One token at least: a Reshape cannot tell an axis of size 0 from "as in the input"."""
+        """The size of an utterance; at least one token, because for Reshape an axis of 0 means "as in the input"."""
         return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
 
     def joins(self, others: Sequence[_Size]) -> bool:
-        """Whether it may share a call with others, none of which is longer."""
+        """Whether it may share a call with others that are no longer than it."""
         frames = [size.num_frames for size in (*others, self)]
         return (
             self.num_hypotheses == others[0].num_hypotheses
@@ -258,7 +258,7 @@ class _Size:
 
 
 def _alike(sizes: Sequence[_Size]) -> list[list[int]]:
-    """Indices of the utterances that have hypotheses, grouped by the calls that they share."""
+    """Indices of the utterances that have hypotheses, grouped into shared calls."""
     groups: list[list[int]] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         if sizes[index].num_hypotheses == 0:

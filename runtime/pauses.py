@@ -1,4 +1,4 @@
-"""Where an utterance is quiet, and how that bounds its words: CTC gives the peaks of words, not their edges."""
+"""Pauses in an utterance, and word boundaries derived from them: CTC gives the peaks of words, not their edges."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _MIN_PAUSE_S = 0.08
 """Shorter silences are the closures of stop consonants, within words."""
 _POWER = 0.25
 _QUIETEST = 12.0
-"""Nats of energy below the loud parts (52 dB) under which differences of silence mean nothing."""
+"""Nats of energy (52 dB) below the loud parts; differences in level below this floor are ignored."""
 _QUIET = 0.2
-"""Quiet is the lowest fifth of the range from the floor to the loud parts."""
+"""Quiet means the lowest fifth of the range between the floor and the loud parts."""
 _MIN_BEFORE_PAUSE_S = 0.2
-"""A recording is not cut in a pause that begins sooner: nothing precedes it."""
+"""A recording is not cut in a pause that begins earlier than this: there is nothing before it."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
 
 
 def loudness(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Loudness [frames] of log-mel features [frames, mel], as if it were energy: its logarithm.
+    """Loudness [frames] of log-mel features [frames, mel], on the scale of log energy.
 
-    As in Stevens' law of perceived loudness it sums powers of the energies of bands, so that hum, which fills
-    few of them, counts less.
+    As in Stevens' law of perceived loudness, it sums powers of the band energies, so that hum, which fills only a few
+    bands, counts less.
     """
     levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
     return levels
 
 
 def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
-    """Quiet stretches among the frames of an utterance, from its first.
+    """Quiet stretches of an utterance, in seconds from its first frame.
 
     Args:
         levels: loudness [frames].
-        frame_s: seconds from one of them to the next.
+        frame_s: seconds from one frame to the next.
     """
     if not len(levels):
         return []
@@ -51,12 +51,12 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
 
 
 def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
-    """The first pause after some audio that lasts `min_pause_s` and whose middle is later than `after_s`.
+    """The first pause after some audio that lasts at least `min_pause_s` and has its middle after `after_s`.
 
     Args:
         levels: loudness [frames].
-        frame_s: seconds from one of them to the next.
-        min_pause_s: how long it must last, as far as it is among the frames.
+        frame_s: seconds from one frame to the next.
+        min_pause_s: minimum length in seconds, counting only the part within the frames.
         after_s: seconds from the first frame.
     """
     pauses = find_pauses(levels, frame_s)
@@ -65,14 +65,15 @@ def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: fl
 
 
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
-    """Let words end where a pause begins, and begin where it ends: the longest one between the peaks of two words.
+    """Move word boundaries to the pauses: words end where the longest pause between two peaks begins.
 
-    They stay as they are without a pause, and where it is so far from the peak that other speech lies in between.
+    The next word begins where it ends. Boundaries stay as they are if there is no pause, or if it is so far from the
+    peak that there is other speech in between.
 
     Args:
-        words: start and end of each, in order.
-        peaks: where the first and the last token of each peak.
-        pauses: in order, on the same clock.
+        words: start and end of each word, in order.
+        peaks: peaks of the first and last token of each word.
+        pauses: the pauses in order, on the same clock.
     """
     starts, ends = [start for start, _ in words], [end for _, end in words]
     for place in range(len(words) + 1):
@@ -80,7 +81,7 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
         after = peaks[place][0] if place < len(words) else np.inf
         earliest = starts[place - 1] if place else -np.inf
         latest = ends[place] if place < len(words) else np.inf
-        # A token may peak a little after its word, or before: in the pause itself.
+        # A token may peak slightly before or after its word: within the pause itself.
         between = [
             (start, end)
             for start, end in pauses

@@ -1,16 +1,16 @@
-"""The second pass as pure arithmetic: attention rescoring of CTC hypotheses, and beam search with the decoder alone.
+"""The second pass as pure arithmetic: attention rescoring of CTC hypotheses, and beam search with only the decoder.
 
-WeNet's formula, with weights chosen at run time::
+This is WeNet's formula, with weights chosen at run time::
 
     score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc
 
-where the attention scores are sums of log-probabilities, eos included. WeNet's own tools default to ctc_weight 0 and
-reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime); ours are by default those that the checkpoint was
-trained with, from its bundle (0.3 and 0.3 in the U2++ recipes).
+where the attention scores are sums of log-probabilities, including eos. WeNet's own tools default to ctc_weight 0 and
+reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime). Our defaults are those of the checkpoint's
+training, recorded in the bundle (0.3 and 0.3 in the U2++ recipes).
 
-The bonus of hotwords counts in full, whatever the ctc_weight: scaled down with the first pass, as in WeNet, a bonus
-that found a name would be too weak to keep it. (Half of it was tried: it finds 4 % fewer names, and changes 75 instead
-of 80 of 1124 texts without hotwords, most of which both passes prefer by themselves once they are found.)
+The bonus of hotwords counts in full, regardless of ctc_weight: scaled down with the first pass, as in WeNet, a bonus
+that found a name would be too weak to keep it. (Half the bonus was tried: it finds 4 % fewer names and changes 75
+instead of 80 of 1124 texts without hotwords, most of which both passes prefer anyway once they have been found.)
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Rescored:
     """A hypothesis after the second pass.
 
     Attributes:
-        hypothesis: what the first pass found, with its score.
-        score: of both passes together.
-        attention_score: of the second pass alone, both directions weighted.
+        hypothesis: the hypothesis of the first pass, with its score.
+        score: combined score of both passes.
+        attention_score: score of the second pass alone, as the weighted sum of both directions.
         confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
-        token_confidences: of the decoders, as WeNet gives them: probability of each token, the mean of both directions
-            where reverse_weight is not 0.
-        token_probabilities: mean over the decoders and the CTC head, each weighted equally.
+        token_confidences: decoder probability of each token, as in WeNet; the mean of both directions if reverse_weight
+            is not 0.
+        token_probabilities: probability of each token, averaged over the decoders and the CTC head.
     """
 
     hypothesis: Hypothesis
@@ -58,10 +58,10 @@ def attention_rescoring(
     """Combine the scores of both passes, best first; ties keep the order of the first pass.
 
     Args:
-        hypotheses: of the first pass, best first.
-        scores: of the decoders for their tokens.
-        ctc_weight: weight of the first pass' score.
-        reverse_weight: share of the right-to-left decoder, 0 to 1; ignored without that decoder.
+        hypotheses: results of the first pass, best first.
+        scores: decoder scores of their tokens.
+        ctc_weight: weight of the first-pass score.
+        reverse_weight: weight of the right-to-left decoder, 0 to 1; ignored without that decoder.
     """
     use_right = scores.right is not None and reverse_weight > 0
     rescored = []
@@ -100,15 +100,15 @@ def attention_beam_search(
     length_penalty: float = 0.0,
     count_sos: bool = False,
 ) -> list[Hypothesis]:
-    """Beam search with the left-to-right decoder alone, best first; without the CTC head there are no times.
+    """Beam search with only the left-to-right decoder, best first; there are no times without the CTC head.
 
     Args:
-        next_log_probs: log-probabilities [n, vocab] of what follows each of n token sequences.
-        max_len: tokens after which the search stops; WeNet: the number of encoder frames.
+        next_log_probs: gives the log-probabilities [n, vocab] of the next token for n token sequences.
+        max_len: number of tokens after which the search stops; in WeNet, the number of encoder frames.
         beam_size: sequences kept from step to step.
         eos: id of the token that ends a sequence.
-        length_penalty: scores are divided by length ** length_penalty; length counts what is not eos.
-        count_sos: whether sos counts as part of the length: in WeNet it does where sos and eos are different tokens.
+        length_penalty: scores are divided by length ** length_penalty; the length does not count eos.
+        count_sos: whether the length includes sos; in WeNet it does if sos and eos are different tokens.
     """
     beams: list[tuple[float, list[int], bool]] = [(0.0, [], False)]
     for _ in range(max_len):

@@ -1,4 +1,4 @@
-"""The results of utterances that have ended, from the first pass' hypotheses: second pass, text, words and times."""
+"""Final results of utterances from the first-pass hypotheses: second pass, text, words and times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SecondPass:
-    """Results of utterances, by the search that the options of their sources name. It holds no state of them."""
+    """Computes the final results of utterances, by the search in their sources' options. Stateless."""
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self._manifest = bundle.manifest
@@ -34,11 +34,11 @@ class SecondPass:
         self._model = model
 
     def results(self, sources: Sequence[Source], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
-        """The final result of the utterance at hand of each source; those of like length share a decoder call.
+        """The final result of the current utterance of each source; those of similar length share a decoder call.
 
         Args:
-            sources: whose utterances at hand have ended.
-            hypotheses: of the first pass for each, best first.
+            sources: sources whose current utterance has ended.
+            hypotheses: first-pass hypotheses for each, best first.
         """
         outputs = [source.utterance.encoder_out() for source in sources]
         rescored = [
@@ -62,7 +62,7 @@ class SecondPass:
     def _rescored(
         self, options: DecodingOptions, hypotheses: Sequence[Hypothesis], scores: TokenScores
     ) -> list[Rescored]:
-        """Hypotheses with both passes' scores, by the weights of the options, or of the bundle."""
+        """Hypotheses with the scores of both passes, with the weights from the options or else the bundle."""
         defaults = self._manifest.decoding
         return attention_rescoring(
             hypotheses,
@@ -72,7 +72,7 @@ class SecondPass:
         )
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
-        """Hypotheses of the decoder alone, the best of them with the times that the CTC head gives its tokens."""
+        """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""
         config = self._model.config
         found = attention_beam_search(
             lambda tokens: self._model.token_scores(encoder_out, tokens).next,
@@ -91,7 +91,7 @@ class SecondPass:
         return found
 
     def _result(self, source: Source, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None) -> Result:
-        """Text, words and alternatives of hypotheses, best first, with what the second pass says of each."""
+        """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
         if not hypotheses:
             return Result(text="", is_final=True, segment=source.utterance.number)
         best, frame_s = hypotheses[0], source.frame_s
@@ -100,7 +100,7 @@ class SecondPass:
         nbest: dict[str, Alternative] = {}
         for i, hypothesis in enumerate(hypotheses):
             text = self._vocabulary.text(hypothesis.tokens)
-            if text in nbest:  # spelled with other tokens, and less probable
+            if text in nbest:  # the same text from other tokens, less probable
                 continue
             nbest[text] = Alternative(
                 text=text,
@@ -109,7 +109,7 @@ class SecondPass:
                 ctc_score=hypothesis.score if source.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
             )
-        alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have brought more
+        alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have added more
         return Result(
             text=alternatives[0].text,
             is_final=True,
@@ -125,7 +125,7 @@ class SecondPass:
         )
 
     def _words(self, source: Source, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
-        """Words of a hypothesis with times, those where they meet sharpened by the pauses between them."""
+        """Words of a hypothesis with times; boundaries are refined by the pauses between words."""
         frame_s, words = source.frame_s, self._vocabulary.words(best.tokens)
         begin = source.utterance.start * frame_s
         spans = token_spans(best.times, frame_s, source.utterance.num_frames * frame_s)

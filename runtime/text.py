@@ -1,4 +1,4 @@
-"""Vocabulary, and from token ids to text and words. It does not tokenize."""
+"""The vocabulary, and conversion of token ids to text and words. Does not tokenize."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _HANGUL = (
 def parse_tokens(content: str, *, file: str = "tokens.txt") -> list[str]:
     """Symbols in the order of their ids, from lines of "symbol id".
 
-    A symbol may be any text that holds no line feed, a space included: the id is what follows the last blank.
+    A symbol may be any text without a line feed, even a space: the id is what follows the last blank.
 
     Raises:
-        BundleError: a line without an id, or ids that are not 0..n-1 once each.
+        BundleError: a line has no id, or the ids are not exactly 0..n-1.
     """
     symbols: dict[int, str] = {}
     for number, raw_line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
@@ -59,7 +59,7 @@ def parse_tokens(content: str, *, file: str = "tokens.txt") -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without spaces around it."""
+    """Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without surrounding spaces."""
 
     text: str
     begin: int
@@ -67,11 +67,11 @@ class Word:
 
 
 class Vocabulary:
-    """Symbols by id, and how they are joined into text and words.
+    """Symbols by id, and the rules for joining them into text and words.
 
-    Character vocabularies (WeNet's `char`) join symbols as they are, and U+2581, which WeNet leaves in its output,
-    becomes the space that it stands for. BPE vocabularies begin a word with U+2581. In both, symbols of scripts without
-    spaces (Chinese, Japanese) are words of their own.
+    Character vocabularies (WeNet's `char`) concatenate symbols; U+2581, which WeNet leaves in its output, becomes the
+    space that it represents. In BPE vocabularies U+2581 begins a word. In both, every symbol of a script without spaces
+    (Chinese, Japanese) is a word.
     """
 
     def __init__(self, symbols: Sequence[str], config: TextConfig) -> None:
@@ -82,12 +82,12 @@ class Vocabulary:
         return len(self.symbols)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, without spaces at its ends."""
+        """Text of token ids, without leading and trailing spaces."""
         joined = "".join(self.symbols[token] for token in tokens)
         return " ".join(joined.replace(WORD_BOUNDARY, " ").split())
 
     def words(self, tokens: Sequence[int]) -> list[Word]:
-        """Token ids cut into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
+        """Token ids split into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
         words: list[Word] = []
         text, begin, alone = "", 0, False
         for index, token in enumerate(tokens):
@@ -107,7 +107,7 @@ class Vocabulary:
 
 
 def join_texts(texts: Sequence[str]) -> str:
-    """One text of several that are not empty: a space between them, except at characters of scripts without spaces."""
+    """Join non-empty texts with a space between them, except next to characters of scripts without spaces."""
     joined = ""
     for text in texts:
         apart = joined and not stands_alone(joined[-1]) and not stands_alone(text[0])
@@ -116,12 +116,12 @@ def join_texts(texts: Sequence[str]) -> str:
 
 
 def stands_alone(symbol: str) -> bool:
-    """Whether a text is of a script without spaces, so that it is a word of its own."""
+    """Whether a symbol belongs to a script without spaces, so that it is a word by itself."""
     return _is_within(symbol, _SPACELESS)
 
 
 def is_syllabic(symbol: str) -> bool:
-    """Whether a text is of a script without spaces, or of Korean, whose words have endings."""
+    """Whether a symbol belongs to a script without spaces, or to Korean, whose words have endings."""
     return _is_within(symbol, _SPACELESS + _HANGUL)
 
 

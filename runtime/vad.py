@@ -1,4 +1,4 @@
-"""Voice activity detection by silero VAD, which the user provides: from recordings to stretches of speech."""
+"""Voice activity detection with silero VAD, which the user provides: from recordings to stretches of speech."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _WINDOW, _CONTEXT = 512, 64
-"""Samples per probability, and those before them that are input too."""
+"""Samples per probability, and the number of preceding samples that are also input."""
 _RATE = 16_000
 _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
 _PACKAGE = "silero_vad"
 _FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
-"""Files of the package, the fastest first; older versions have only the last."""
+"""Files of the package, fastest first; older versions have only the last."""
 _LAYOUTS = (
     ({"input", "state", "sr"}, 2),
     ({"input", "state"}, 2),
     ({"input", "h", "c"}, 3),  # any number of windows in one run
 )
-"""Inputs, and number of outputs, of the files that silero VAD 5 and 6 come in."""
+"""Inputs and number of outputs of the files that come with silero VAD 5 and 6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class VadOptions:
     """When speech begins and ends.
 
     Attributes:
-        threshold: speech begins where its probability reaches this.
-        end_threshold: speech ends where its probability is below this.
+        threshold: speech begins when its probability reaches this.
+        end_threshold: speech ends when its probability falls below this.
         min_silence: seconds of silence that end a stretch of speech.
-        padding: seconds of silence that are kept on either side of a stretch; at most half of `min_silence`.
+        padding: seconds of silence kept on either side of a stretch; at most half of `min_silence`.
     """
 
     threshold: float = 0.5
@@ -73,10 +73,10 @@ class Speech:
     """A part of a stretch of speech.
 
     Attributes:
-        start: number of its first sample in the recording.
+        start: index of its first sample in the recording.
         samples: float32 [n] at 16 kHz.
-        begins: whether the stretch begins with it.
-        ends: whether the stretch ends with it.
+        begins: whether it is the first part of the stretch.
+        ends: whether it is the last part of the stretch.
     """
 
     start: int
@@ -86,15 +86,15 @@ class Speech:
 
 
 class VoiceActivityDetector:
-    """Finds speech in recordings at 16 kHz. It holds no state of recordings: any thread may use it.
+    """Finds speech in recordings at 16 kHz. Stateless and thread-safe.
 
     Args:
-        file: silero VAD 5 or 6 as ONNX; None: that of the installed package silero-vad, of which nothing else is used
-            (`pip install --no-deps silero-vad` leaves out the torch that it asks for).
+        file: silero VAD 5 or 6 as ONNX; None: the file in the installed package silero-vad, of which nothing else is
+            used (`pip install --no-deps silero-vad` does without torch).
         options: when speech begins and ends.
 
     Raises:
-        BundleError: the file or the package is missing, or the network is not silero VAD 5 or 6; says what it is.
+        BundleError: the file or the package is missing, or the network is not silero VAD 5 or 6.
     """
 
     sample_rate = _RATE
@@ -109,7 +109,7 @@ class VoiceActivityDetector:
                 str(path),
                 SessionSettings().session_options(),
                 providers=["CPUExecutionProvider"],
-                enable_fallback=False,  # otherwise it prints, and tries again
+                enable_fallback=False,  # otherwise it prints a message and retries
             )
         except ONNXRUNTIME_ERRORS as error:
             raise BundleError(f"{path}: onnxruntime refuses it: {str(error).splitlines()[0][:300]}") from error
@@ -117,7 +117,7 @@ class VoiceActivityDetector:
         self._outputs = [node.name for node in self._session.get_outputs()]
         if (set(inputs), len(self._outputs)) not in _LAYOUTS:
             raise BundleError(
-                f"{path}: is no silero VAD 5 or 6: inputs {', '.join(inputs)}, outputs {', '.join(self._outputs)}"
+                f"{path}: is not silero VAD 5 or 6: inputs {', '.join(inputs)}, outputs {', '.join(self._outputs)}"
             )
         self._states = {
             name: tuple(size if isinstance(size, int) else 1 for size in node.shape)
@@ -128,13 +128,13 @@ class VoiceActivityDetector:
         try:
             self._run(np.zeros((1, _CONTEXT + _WINDOW), np.float32), self._start())
         except ProviderError as error:
-            raise BundleError(f"{path}: is no silero VAD 5 or 6: {error}") from error
+            raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Stretches of speech with their padding, in parts, as the blocks come; the rest is left out.
+        """Stretches of speech with their padding, in parts, as the blocks arrive; silence is dropped.
 
         Args:
-            blocks: consecutive samples at 16 kHz, float32 [n], in any portions, which change nothing.
+            blocks: consecutive samples at 16 kHz, float32 [n]; the split into blocks does not matter.
         """
         states, context = self._start(), np.zeros(_CONTEXT, np.float32)
         stretches = _Stretches(self.options)
@@ -150,7 +150,7 @@ class VoiceActivityDetector:
         self, samples: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]],
         context: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:  # fmt: skip
-        """Probability of speech of each window; states and context for the next."""
+        """Speech probability of each window, and states and context for the next call."""
         if not len(samples):
             return np.zeros(0, np.float32), states, context
         whole = np.concatenate([context, samples])
@@ -175,7 +175,7 @@ class VoiceActivityDetector:
 
 
 def _installed_file() -> Path:
-    """The network in the package silero-vad, found without importing it: that would import torch."""
+    """The network in the package silero-vad, located without importing it, which would import torch."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
     for file in (folder / name for name in _FILES for folder in folders):
@@ -185,20 +185,20 @@ def _installed_file() -> Path:
 
 
 class _Stretches:
-    """From probabilities of windows to stretches of speech. Samples are numbered from the first of the recording."""
+    """From window probabilities to stretches of speech. Samples are numbered from the start of the recording."""
 
     def __init__(self, options: VadOptions) -> None:
         self._options = options
         self._min_silent = math.ceil(options.min_silence / _WINDOW_S)
         self._padding = round(options.padding * _RATE)
         self._held, self._held_start = np.zeros(0, np.float32), 0
-        self._given = 0  # all before this has been given or left out
+        self._given = 0  # everything before this has been returned or dropped
         self._spoken = 0  # the end of the last window with speech
         self._num_silent = 0
         self._speaks = self._begins = False
 
     def accept(self, block: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
-        """The parts that are certain after some more whole windows."""
+        """The parts that are certain after some more complete windows."""
         end = self._held_start + len(self._held)
         self._held = np.concatenate([self._held, block])
         for probability in probabilities:
@@ -231,7 +231,7 @@ class _Stretches:
 
 
 def _whole_windows(blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-    """The samples in whole windows, a bounded number at once; the last one is padded with silence."""
+    """The samples in complete windows, a limited number at a time; the last one is padded with silence."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         for start in range(0, len(block), _MAX_WINDOWS * _WINDOW):

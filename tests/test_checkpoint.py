@@ -83,7 +83,7 @@ def test_everything_of_a_checkpoint(make):
     assert checkpoint.architecture.encoder.normalized_input
     assert set(checkpoint.tensors) | set(checkpoint.ignored) == set(directory.state())
     assert not set(checkpoint.tensors) & set(checkpoint.ignored)
-    assert set(checkpoint.ignored.values()) == {"counts training batches", "sinusoids, computed from positions"}
+    assert set(checkpoint.ignored.values()) == {"count of training batches", "sinusoids, computed from positions"}
     network = checkpoint.network()
     assert not network.training
     for name, tensor in network.state_dict().items():
@@ -214,7 +214,7 @@ class TestFiles:
             ({3: torch.ones(1)}, "has a key 3, expected names of tensors"),
             ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse, quantized or nested tensor"),
             ({"a": torch.ones(2, device="meta")}, "a is a meta tensor, which has no values"),
-            ({"a": torch.ones(1).expand(1 << 40)}, r"a \(1099511627776,\) repeats its elements"),
+            ({"a": torch.ones(1).expand(1 << 40)}, r"a \(1099511627776,\) has repeated"),
         ],
     )
     def test_what_is_not_a_state_dict(self, directory, state, message):
@@ -423,7 +423,7 @@ class TestStatistics:
 
     def test_half_of_them(self, directory):
         directory.drop(self.ISTD)
-        with pytest.raises(CheckpointError, match=r"has encoder.global_cmvn.mean alone, expected both"):
+        with pytest.raises(CheckpointError, match=r"has only encoder.global_cmvn.mean, expected both"):
             directory.open()
 
     def test_training_without(self, directory):

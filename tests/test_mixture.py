@@ -64,7 +64,9 @@ def test_names_of_before_say_what_attributes_say_now(name, expected):
 def test_what_is_no_mixture_is_none_and_what_makes_no_sense_is_refused():
     assert read_mixture("u2moe", "Int8Rows", {"activation": "relu"}) is None
     assert read_mixture("elsewhere", "MixtureOfExperts", {}) is None
-    with pytest.raises(ValueError, match="MixtureOfExperts_of_tomorrow: is no mixture of experts of this version"):
+    with pytest.raises(
+        ValueError, match="MixtureOfExperts_of_tomorrow: is not a mixture of experts that this version knows"
+    ):
         read_mixture("u2moe", "MixtureOfExperts_of_tomorrow", {})
     attributes = Mixture(num_experts=8, top_k=2, activation="swish").attributes()
     with pytest.raises(ValueError, match="MixtureOfExperts: top_k must be between 1 and num_experts 8, got 9"):

@@ -113,7 +113,7 @@ def test_the_runtime_knows_them_of_weights_beside_the_graph(float32, tmp_path):
 
 def test_a_weight_without_a_group_is_refused():
     g = GraphBuilder("test")
-    with g.scope("layer"), pytest.raises(ValueError, match=r"weight layer\.w: no scope around it has a group"):
+    with g.scope("layer"), pytest.raises(ValueError, match=r"weight layer\.w: no enclosing scope has a group"):
         g.weight("w", (1,), lambda: np.zeros(1, np.float32))
     with g.scope("layer", group="attention"), g.scope("inner"):
         assert group_of(g.weight("w", (1,), lambda: np.zeros(1, np.float32))) == "attention"

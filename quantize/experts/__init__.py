@@ -1,4 +1,4 @@
-"""What an expert is in each number format; the way of tokens to them and back is `runtime.graph.mixture`.
+"""Experts in each number format; `runtime.graph.mixture` dispatches tokens to them and combines the results.
 
 A new format is a file here, a line in `EXPERT_FORMATS`, and the name of its function in `runtime.mixture.FUNCTIONS`.
 """
@@ -26,4 +26,4 @@ EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe], ExpertCall
         "int4-qmoe": int4_qmoe,
     }
 )
-"""By format: the call that takes the place of a float32 layer."""
+"""By format: the call that replaces a float32 layer."""

@@ -1,4 +1,4 @@
-"""Experts in 4 bits: MatMulNBits, which quantizes the activations of each row itself, to int8."""
+"""Experts in 4 bits, with MatMulNBits, which itself quantizes the activations of each row to int8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from u2moe.runtime.mixture import Mixture
 
 
 def int4_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
-    """Weights in blocks of `Recipe.block_size` rows that share a scale."""
+    """Weights in blocks of `Recipe.block_size` rows with one scale each."""
     mixture = layer.in_format("int4", recipe, recipe.block_size)
     inputs: list[ir.Value] = []
     for index in range(mixture.num_experts):

@@ -18,7 +18,7 @@ from u2moe.runtime.mixture import Mixture
 
 
 def int8_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
-    """Weights with a scale for each column; the second biases of all experts are one input [experts, dim]."""
+    """Weights with one scale per column; the second biases of all experts form one input [experts, dim]."""
     mixture = layer.in_format("int8", recipe)
     inputs = [weights.stacked(layer.b2)] if mixture.bias else []
     for index, pair in enumerate(zip(layer.w1, layer.w2, strict=True)):
@@ -28,7 +28,7 @@ def int8_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> Expert
 
 
 def int8_mixture(mixture: Mixture) -> ir.Function:
-    """The function; its inputs behind the router are `w2_bias`, if there are biases, and those of each expert."""
+    """The function; after the router its inputs are `w2_bias`, if there are biases, and the weights of each expert."""
     parts = ("w1", "w1_scale", "w1_bias", "w2", "w2_scale") if mixture.bias else ("w1", "w1_scale", "w2", "w2_scale")
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
     return mixture_function(mixture, [*(["w2_bias"] if mixture.bias else []), *names], _experts)
@@ -37,10 +37,9 @@ def int8_mixture(mixture: Mixture) -> ir.Function:
 def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
     """Tokens are quantized once, before they are sorted.
 
-    Hidden activations are computed and searched for their largest values expert by expert, in parts that a cache
-    holds, but the scales of all of them together: there are few tokens in a chunk, and then starting an operator takes
-    longer than what it does. These scales are part of the weights in the sum over a token's experts, and so are the
-    biases of the second product.
+    Hidden activations and their peaks are computed expert by expert, so that they fit in the cache, but the scales of
+    all experts are computed together: with the few tokens of a chunk, starting an operator takes longer than running
+    it. The scales and the second biases are applied in the weighted sum over a token's experts.
     """
     g, mixture = dispatch.g, dispatch.mixture
     second_biases, weights = weights[: int(mixture.bias)], weights[int(mixture.bias) :]
@@ -68,23 +67,23 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
 
 
 def _hidden(g: GraphBuilder, rows: ir.Value, scale: ir.Value, parameters: Sequence[ir.Value], kind: str) -> ir.Value:
-    """Hidden activations of one expert, of its rows of the quantized tokens."""
+    """Hidden activations of one expert, from its rows of the quantized tokens."""
     weight, weight_scale, *biases = parameters
     y = g.op("Mul", _product(g, rows, weight, weight_scale), scale)
     return activation(g, g.op("Add", y, biases[0]) if biases else y, kind)
 
 
 def _product(g: GraphBuilder, q: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
-    """The product of integers, times the scale of the weight's columns: the scales of rows are left to others."""
+    """The integer product, times the scales of the weight's columns; the scales of the rows are applied later."""
     zero = np.array(ACTIVATION_ZERO, np.uint8)
     return g.op("MatMulIntegerToFloat", q, weight, 1.0, scale, zero, domain=CONTRIB)
 
 
 def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
-    """The largest magnitude of each row, of all experts.
+    """The largest magnitude of each row, for all experts.
 
-    onnxruntime before 1.32 gives the largest values of each row of an empty matrix the shape of that matrix; to put
-    them behind those of the others makes up for it, as nothing of them is left.
+    Before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix; concatenating it with the
+    others corrects this, because it holds no elements.
     """
     g, kind = dispatch.g, dispatch.mixture.activation
     sizes = hidden if kind in LOWEST else [g.op("Abs", y) for y in hidden]

@@ -1,4 +1,4 @@
-"""The mixtures of experts of a float32 graph, and the calls that take their places."""
+"""The mixtures of experts of a float32 graph, and the calls that replace them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from u2moe.runtime.mixture import Mixture
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayer:
-    """One mixture of experts in a float32 graph of ours.
+    """One mixture of experts in a float32 graph.
 
     Attributes:
         node: the call of the model-local function.
-        mixture: what it is.
-        x: what the layer reads [..., dim].
+        mixture: its description.
+        x: the layer's input [..., dim].
         gate: the router's weight [dim, experts].
         w1: first weight [dim, hidden] of each expert; `w2`: second [hidden, dim].
-        b1: first bias [hidden] of each; `b2`: second [dim]; none where the layer has none.
+        b1: first bias [hidden] of each; `b2`: second [dim]; empty if the layer has no biases.
     """
 
     node: ir.Node
@@ -40,24 +40,24 @@ class ExpertLayer:
 
     @property
     def weights(self) -> list[ir.Value]:
-        """The router's, and weights and biases of all experts, in the order of the node's inputs."""
+        """The router's weight, and weights and biases of all experts, in the order of the node's inputs."""
         return [value for value in self.node.inputs[1:] if value is not None]
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Inputs and hidden units of an expert."""
+        """Number of inputs and of hidden units of an expert."""
         dim, hidden = shape_of(self.w1[0])
         return dim, hidden
 
     def in_format(self, weights: str, recipe: Recipe, block_size: int = 0) -> Mixture:
-        """The mixture with experts in another format, of which tokens skip those that the recipe says."""
+        """The mixture with experts in another format, and the recipe's threshold for skipping experts."""
         skip_below = recipe.skip_expert_below if self.mixture.top_k > 1 else 0.0
         return dataclasses.replace(self.mixture, weights=weights, skip_below=skip_below, block_size=block_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertCall:
-    """What takes the place of a layer: the mixture that it is then, its function, and the weights of the experts."""
+    """The replacement of a layer: its new mixture, its function, and the weights of the experts."""
 
     mixture: Mixture
     function: ir.Function
@@ -68,7 +68,7 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
     """The float32 mixtures of experts of a graph, in order.
 
     Raises:
-        BundleError: one is not as the exporter writes them.
+        BundleError: one of them is not in the form that the exporter writes.
     """
     layers = []
     for node in model.graph:
@@ -78,7 +78,7 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
         values = [value for value in node.inputs if value is not None]
         parts = 4 if mixture.bias else 2
         if len(values) != len(node.inputs) or len(values) != 2 + parts * mixture.num_experts:
-            raise BundleError(f"node {node.name}: {node.op_type} with {len(values)} inputs is no mixture of experts")
+            raise BundleError(f"node {node.name}: {node.op_type} with {len(values)} inputs is not a mixture of experts")
         x, gate, *weights = values
         w1, w2 = weights[::parts], weights[parts // 2 :: parts]
         b1, b2 = (weights[1::parts], weights[3::parts]) if mixture.bias else ([], [])
@@ -87,11 +87,11 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
 
 
 def check_all_float(model: ir.Model) -> None:
-    """Raise a BundleError unless all calls of functions of ours in a graph are mixtures of experts in float32."""
+    """Raise a BundleError unless all calls of u2moe functions in a graph are mixtures of experts in float32."""
     for node in model.graph:
         mixture = _mixture(node)
         if node.domain == contract.MOE_DOMAIN and (mixture is None or mixture.weights != "fp32" or mixture.skip_below):
-            raise BundleError(f"node {node.name}: {node.op_type} is no mixture of experts in float32")
+            raise BundleError(f"node {node.name}: {node.op_type} is not a mixture of experts in float32")
 
 
 def _mixture(node: ir.Node) -> Mixture | None:

@@ -1,8 +1,8 @@
 """Experts in onnxruntime's own operator com.microsoft.QMoE instead of our dispatch.
 
-The operator rounds the weights of an expert to integers in blocks of input rows, and the activations to int8, too.
-Blocks are as large as layer sizes and operator allow: smaller ones cost more scales and time. In float32 it adds in an
-order that depends on how many tokens come together: a token's result may differ in its last bits with its chunk.
+The operator uses integer weights in blocks of input rows, and also quantizes the activations to int8. Blocks are as
+large as the layer sizes and the operator allow: smaller ones need more scales and time. The order of its float32 sums
+depends on the number of tokens in a call, so the last bits of a token's result may depend on its chunk.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from u2moe.runtime.graph.file import array_of, group_of
 from u2moe.runtime.mixture import Mixture
 
 ACTIVATIONS: Mapping[str, str] = MappingProxyType({"swish": "silu", "relu": "relu", "gelu": "gelu"})
-"""The operator's names of our activations; it has no others."""
+"""The operator's names for our activations; it supports no others."""
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 128
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A format: its name, weights [in, out] and rows of a block to integers and scales, and back."""
+    """A format: its name, and how weights [in, out] become integers and scales in blocks of rows, and back."""
 
     name: str
     quantize: Callable[[Array, int], tuple[Array, Array]]
@@ -39,12 +39,12 @@ class _Numbers:
 
 
 def int8_qmoe(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
-    """Weights of 8 bits."""
+    """Weights in 8 bits."""
     return _qmoe(layer, weights, recipe, _Numbers("int8-qmoe", int8_blocks, from_int8_blocks))
 
 
 def int4_qmoe(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
-    """Weights of 4 bits, two in a byte."""
+    """Weights in 4 bits, two per byte."""
     return _qmoe(layer, weights, recipe, _Numbers("int4-qmoe", _packed_blocks, _from_packed_blocks))
 
 
@@ -102,10 +102,10 @@ def block_size(layer: ExpertLayer) -> int:
 
 
 def qmoe_mixture(mixture: Mixture) -> ir.Function:
-    """The mixture of experts in one operator, with a float32 router, which the operator leaves to the graph.
+    """The mixture of experts in one operator, with the router outside it, in float32.
 
-    Its softmax over all experts, renormalised over the chosen ones, is the softmax over the chosen logits. `w1` is that
-    of all experts [experts, hidden, dim] (in 4 bits: dim / 2), and so are the others.
+    Its softmax over all experts, renormalised over the chosen ones, equals the softmax over the chosen logits. `w1`
+    holds the weights of all experts [experts, hidden, dim] (in 4 bits: dim / 2); likewise the others.
     """
     parts = ("", "_scale", "_bias") if mixture.bias else ("", "_scale")
     names = [f"{weight}{part}" for weight in ("w1", "w2") for part in parts]

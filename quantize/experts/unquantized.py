@@ -1,4 +1,4 @@
-"""Experts in float32, for graphs in which tokens skip some, and in half precision."""
+"""Experts in float32, for graphs in which tokens skip experts, and in half precision."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from u2moe.runtime.graph.mixture import float_mixture
 
 
 def float_experts(layer: ExpertLayer, _: Weights, recipe: Recipe) -> ExpertCall:
-    """The weights as they are."""
+    """The weights unchanged."""
     mixture = layer.in_format("fp32", recipe)
     return ExpertCall(mixture=mixture, function=float_mixture(mixture), inputs=layer.weights[1:])
 
 
 def half_experts(layer: ExpertLayer, _: Weights, recipe: Recipe) -> ExpertCall:
-    """The weights as they are, which must be in half precision."""
+    """The weights unchanged; they must already be in half precision."""
     mixture = layer.in_format("fp16", recipe)
     return ExpertCall(mixture=mixture, function=float_mixture(mixture), inputs=layer.weights[1:])

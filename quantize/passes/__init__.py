@@ -1,7 +1,7 @@
-"""The rewrites that quantize a graph, one a file, and the order in which they run.
+"""The rewrites that quantize a graph, one per file, and the order in which they run.
 
-Weights are found by the group that the exporter gave them and the node that reads them, never by operator type alone;
-anything that a recipe asks for and the graph has in another form is an error.
+Weights are found by the group that the exporter assigned and the node that reads them, never by operator type alone.
+If the graph has something a recipe asks for in an unknown form, that is an error.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
     """Quantize a graph in place; weights are read and converted only when the graph is saved.
 
     Returns:
-        What was replaced, by the name of the new weight.
+        The replaced weights, by the name of the new one.
 
     Raises:
-        BundleError: the graph holds a node that is not as the exporter writes it, or that its format cannot compute.
+        BundleError: a node is not in the form that the exporter writes, or the format cannot compute it.
     """
     changes: dict[str, Change] = {}
     for rewrite in _passes(recipe):

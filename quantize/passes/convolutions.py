@@ -1,7 +1,7 @@
 """Convolutions of the front end as integer matrix products over [batch, time, frequency, channels], as ONNX functions.
 
-An output frame has one activation scale, of all that it looks at: its numbers then do not depend on its chunk. What
-they look at is never below 0, but for the features themselves: the first convolution stays in float32.
+Each output frame has one activation scale, for its whole receptive field, so that its values do not depend on its
+chunk. Inputs are never negative, except for the features themselves: the first convolution stays in float32.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 STEP = 1 / POSITIVE_LEVELS
 ZERO = np.array(0, np.uint8)
 NUM_PORTIONS = 4
-"""In which frames go through the first convolution: its output in float32 is what takes most memory of all in full
-context, and only one of them is there at a time. Of few frames some are empty."""
+"""Portions in which frames go through the first convolution. Its float32 output would take the most memory with full
+context, so only one portion exists at a time. If there are few frames, some portions are empty."""
 END = 2**63 - 1
-"""The end of a slice that goes to the end."""
+"""As the end of a slice: everything to the end of the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a square convolution without padding looks at."""
+    """The kernel and stride of a square convolution without padding."""
 
     kernel: int
     stride: int
 
     def length(self, size: int) -> int:
-        """Positions of the output for `size` of the input."""
+        """Output positions for `size` input positions."""
         return (size - self.kernel) // self.stride + 1
 
 
@@ -41,15 +41,15 @@ class Window:
 class FirstConvolutions:
     """Y = relu(conv(relu(conv(x)))) over features x [batch, time, bins], to [batch, time, frequency, channels].
 
-    The first convolution is in float32, and computed anew for every frame of the second: what that looks at then lies
-    together, is searched for its largest value and rounded in one step, and nothing has to be cut out in float32.
-    It is one product for each of these frames, of a size that a cache holds. Its relu is in the rounding, which makes
-    zeros of what is negative. Frames go through it in portions, so that little of its output is there at a time.
+    The first convolution is in float32 and recomputed for every output frame of the second: the receptive field is then
+    contiguous and is quantized in one step, and nothing has to be gathered in float32. It is one matrix product per
+    output frame, small enough for the cache. Its relu is part of the rounding, which maps negative values to zero.
+    Frames go through it in portions, so that little of its output exists at a time.
 
     Attributes:
-        bins: of a feature frame.
-        channels: between the two.
-        first: window of the first; `second`: that of the second.
+        bins: mel bins of a feature frame.
+        channels: channels between the two convolutions.
+        first: window of the first convolution; `second`: that of the second.
     """
 
     bins: int
@@ -59,16 +59,16 @@ class FirstConvolutions:
 
     @property
     def inner(self) -> int:
-        """Frequencies between the two."""
+        """Frequencies between the two convolutions."""
         return self.first.length(self.bins)
 
     @property
     def outer(self) -> int:
-        """Frequencies behind both."""
+        """Frequencies after both convolutions."""
         return self.second.length(self.inner)
 
     def attributes(self) -> dict[str, Any]:
-        """Of the node."""
+        """The attributes of the node."""
         return {
             "bins": self.bins,
             "channels": self.channels,
@@ -77,7 +77,7 @@ class FirstConvolutions:
         }
 
     def function(self) -> ir.Function:
-        """With four more inputs behind x.
+        """The function, with four more inputs after x.
 
         `first_weight` [kernel * kernel + 1, channels] has the rows (time, frequency), and the bias in the last;
         `weight` is int8 [kernel * kernel * channels, out] in the order (time, frequency, channels), `scale` and `bias`
@@ -96,7 +96,7 @@ class FirstConvolutions:
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """What the first convolution looks at, and a 1 for its bias, for each frame; and how many frames there are.
+        """The inputs of the first convolution for each frame, with a 1 for its bias, and the number of frames.
 
         [batch * frames, kernel of the second * frequencies, kernel * kernel + 1]
         """
@@ -113,19 +113,19 @@ class FirstConvolutions:
         return g.op("Reshape", patches, shape), num_frames
 
     def _first(self, g: GraphBuilder, patches: ir.Value, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The first convolution as integers of each frame, and the scale of each frame."""
+        """The output of the first convolution as integers for each frame, and the scale of each frame."""
         num_frames = g.op("Shape", patches, start=0, end=1)
         sizes = g.op("Div", g.op("Add", num_frames, np.arange(NUM_PORTIONS)), [NUM_PORTIONS])
         portions = g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS)
         integers: list[ir.Value] = []
         scales: list[ir.Value] = []
         for portion in portions:
-            # what is added and taken off again makes a portion wait until that before it is rounded, its output freed
+            # adding and subtracting this makes a portion wait until the one before is rounded and its output freed
             before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
             size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
             weights = g.op("Expand", weight, g.op("Concat", size, g.op("Shape", weight), axis=0))
             rows = g.op("Flatten", g.op("MatMul", portion, weights), axis=1)
-            # onnxruntime before 1.32 gives the largest values of rows of an empty matrix the shape of that matrix
+            # before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix
             peak = g.op("Reshape", g.op("ReduceMax", rows, [-1], keepdims=0), size, allowzero=1)
             scales.append(g.op("Mul", g.op("Relu", peak), STEP))
             integers.append(g.op("QuantizeLinear", rows, scales[-1], axis=0))
@@ -144,7 +144,7 @@ class FirstConvolutions:
         return g.op("Relu", g.op("Add", product, bias))
 
     def _seen_by_first(self) -> npt.NDArray[np.int64]:
-        """Indices into a window [time * bins] and the 1 behind it, [kernel of second * inner, kernel ** 2 + 1]."""
+        """Indices into a window [time * bins] and the 1 after it, [kernel of second * inner, kernel ** 2 + 1]."""
         first, second = self.first, self.second
         time, frequency = np.meshgrid(np.arange(second.kernel), np.arange(self.inner), indexing="ij")
         corner = (time * self.bins + frequency).ravel() * first.stride
@@ -153,7 +153,7 @@ class FirstConvolutions:
         return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
 
     def _seen_by_second(self) -> npt.NDArray[np.int64]:
-        """Indices into what the first gives for a window [kernel of second * inner], [outer, kernel ** 2]."""
+        """Indices into the first convolution's output for a window [kernel of second * inner], [outer, kernel ** 2]."""
         kernel = self.second.kernel
         inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
         return np.arange(self.outer)[:, np.newaxis] * self.second.stride + inside
@@ -162,8 +162,8 @@ class FirstConvolutions:
 def int8_convolution(window: Window) -> ir.Function:
     """Y = relu(conv(x)) over [batch, time, frequency, channels] of x >= 0, without padding, as one matrix product.
 
-    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). Frames are quantized after they
-    are cut out in time, and cut in frequency as bytes.
+    `weight` is int8 [kernel * kernel * in, out] in the order (time, frequency, in). Windows are
+    gathered in time before quantization, and in frequency after it, as bytes.
     """
     kernel, stride = window.kernel, [window.stride]
     slices = [([index], [index - kernel + 1 if index < kernel - 1 else END]) for index in range(kernel)]

@@ -1,4 +1,4 @@
-"""Embeddings with an int8 table."""
+"""Embeddings as int8 tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from u2moe.runtime.graph.file import group_of
 
 
 class QuantizeEmbeddings(Rewrite):
-    """After it no row is looked up in a float32 embedding."""
+    """Afterwards no float32 embedding is looked up."""
 
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
         """Replace each look-up."""

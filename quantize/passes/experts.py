@@ -13,7 +13,7 @@ from u2moe.runtime.graph.mixture import mixture_of
 
 
 class QuantizeExperts(Rewrite):
-    """Before it all mixtures of experts are in float32; after it they are in the format `kind`."""
+    """Before, all mixtures of experts are in float32; afterwards they are in the format `kind`."""
 
     def __init__(self, kind: str, recipe: Recipe) -> None:
         super().__init__()
@@ -21,11 +21,11 @@ class QuantizeExperts(Rewrite):
         self.recipe = recipe
 
     def requires(self, model: ir.Model) -> None:
-        """All mixtures are as the exporter writes them."""
+        """All mixtures are in the form that the exporter writes."""
         check_all_float(model)
 
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Put a call of the format's function in the place of each."""
+        """Replace each by a call of the format's function."""
         layers = expert_layers(model)
         for layer in layers:
             model.functions.pop(layer.node.op_identifier(), None)

@@ -1,4 +1,4 @@
-"""The front end with convolutions as products of integers, and its projection behind them."""
+"""The front end with its convolutions as integer products, and the projection after them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
 class QuantizeFrontEnd(Rewrite):
-    """Before it the front end is a row of at least two convolutions that ends in a projection, or the graph has none.
+    """Before, the front end is a chain of at least two convolutions and a projection, or the graph has none.
 
-    After it there are none: they are products over [batch, time, frequency, channels], and the projection reads its
-    input frequency by frequency instead of channel by channel. The first stays in float32.
+    Afterwards the convolutions are products over [batch, time, frequency, channels], and the projection reads its input
+    frequency by frequency instead of channel by channel. The first convolution stays in float32.
     """
 
     def requires(self, model: ir.Model) -> None:
-        """The front end is as the exporter writes it."""
+        """The front end is in the form that the exporter writes."""
         nodes = _convolutions(model)
         if nodes:
             if len(nodes) < 2:
@@ -63,7 +63,7 @@ def _convolutions(model: ir.Model) -> list[ir.Node]:
 
 
 def _transpose(nodes: list[ir.Node]) -> ir.Node:
-    """What brings the channels behind the frequencies, after the relu of the last convolution."""
+    """The transposition that moves channels behind frequencies, after the relu of the last convolution."""
     return only_reader(only_reader(nodes[-1]))
 
 
@@ -72,7 +72,7 @@ def _projection(nodes: list[ir.Node]) -> ir.Node:
 
 
 def _features(model: ir.Model, node: ir.Node) -> tuple[ir.Value, int]:
-    """What the first convolution reads, before it gets an axis of channels [batch, time, bins], and how many bins."""
+    """The input of the first convolution before it gets a channel axis [batch, time, bins], and the number of bins."""
     unsqueeze, features = present(node, 0).producer(), model.graph.inputs[0]
     bins = features.shape[-1] if features.shape else None
     one_channel = shape_of(present(node, 1))[1] == 1
@@ -124,6 +124,6 @@ def _permuted(weights: Weights, projection: ir.Node, channels: int) -> Quantized
 
 
 def _window(node: ir.Node) -> Window:
-    """Of a convolution, as its weight and strides have it."""
+    """The window of a convolution, from its weight and strides."""
     kernel = shape_of(present(node, 1))[-1]
     return Window(kernel=kernel, stride=int(node.attributes["strides"].as_ints()[0]))

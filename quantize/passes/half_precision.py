@@ -1,4 +1,4 @@
-"""Half precision for the whole graph but what needs more: routers, positions, and log-probabilities stay float32."""
+"""Half precision for the whole graph, except routers, positions and log-probabilities, which stay float32."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from u2moe.quantize.weights import Array, Change, Weights
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 POSITIONS = "positional_encoding/"
-"""Scope of the sinusoids: half precision counts exactly to 2048 only."""
+"""Scope of the sinusoids: half precision is exact for integers only up to 2048."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
 class HalfPrecision(Rewrite):
-    """After it weights are in half precision, but inputs and outputs stay float32; mixtures still call their functions.
+    """Afterwards weights are in half precision; inputs and outputs stay float32.
 
-    Those are in float32: `QuantizeExperts` in "fp16" must follow.
+    Mixtures still call their float32 functions: `QuantizeExperts` in "fp16" must follow.
     """
 
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
@@ -31,9 +31,9 @@ class _Converter:
         self.graph = model.graph
         self.weights = weights
         self.halves: dict[ir.Value, ir.Value] = {}
-        """Half-precision twin of a float32 input, weight or position."""
+        """The half-precision copies of float32 inputs, weights and positions."""
         self.single: set[ir.Value] = set()
-        """Values that are float32 for good: those computed from log-probabilities."""
+        """Values that stay float32: those computed from log-probabilities."""
 
     def run(self) -> None:
         """All nodes in order, then the outputs."""
@@ -75,7 +75,7 @@ class _Converter:
         name, group = f"{value.name}.fp16", group_of(value)
 
         def read() -> Array:
-            # what masks scores is the smallest float32, which half precision would call infinite
+            # scores are masked with the smallest float32, which would be infinite in half precision
             half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
             return half
 

@@ -1,9 +1,9 @@
-"""Products with weights as products of integers, the activations with one scale per row (token).
+"""Products with weights as integer products, with one activation scale per row (token).
 
-The result of a token then depends neither on its chunk nor on its batch, and loud tokens do not drown quiet ones. Rows
-are divided by their largest magnitude, which makes the scale of the integers a constant, and multiplied by it again
-after the product. That magnitude is 0 for a row of zeros: its integers then mean nothing, but 0 times their product is
-what it should be.
+A token's result then depends neither on its chunk nor on its batch, and large tokens do not drown small ones. Rows are
+divided by their largest magnitude, which makes the scale of the integers a constant, and multiplied by it again after
+the product. For a row of zeros that magnitude is 0: its integers are then meaningless, but 0 times their product is
+correct.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ZERO = np.array(ACTIVATION_ZERO, np.uint8)
 
 
 class QuantizeProducts(Rewrite):
-    """After it no activation is multiplied with a float32 weight of these groups."""
+    """Afterwards no activation is multiplied by a float32 weight of these groups."""
 
     def __init__(self, groups: Collection[str]) -> None:
         super().__init__()
         self.groups = groups
 
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Replace each product; what several of them read is quantized once."""
+        """Replace each product; an input shared by several of them is quantized once."""
         rows = QuantizedRows(model)
         nodes = list(self._products(model))
         for node in nodes:
@@ -60,7 +60,7 @@ class QuantizedRows:
         """Integers and largest magnitudes."""
 
     def multiply(self, node: ir.Node, weight: Quantized, kind: str | None) -> None:
-        """Put a product of integers in the place of the MatMul `node`; `kind` is the activation that gave its rows."""
+        """Replace the MatMul `node` by an integer product; `kind` is the activation that its rows come from."""
         x = present(node, 0)
         if x not in self.rows:
             call = new_call(self.model, int8_rows(kind), node, [x], {"activation": kind or ""})
@@ -73,7 +73,7 @@ class QuantizedRows:
 
 
 def activation_of(x: ir.Value) -> str | None:
-    """The activation that gave x, if its lowest value is known and it ends in a node that tells."""
+    """The activation that x comes from, if it can be recognised and its lowest value is known."""
     node = x.producer()
     if node is None or node.op_type not in ("Relu", "Mul"):
         return None
@@ -87,11 +87,11 @@ def activation_of(x: ir.Value) -> str | None:
 def int8_rows(kind: str | None = None) -> ir.Function:
     """Rows of x [..., in] as uint8 and the largest magnitude of each [..., 1]: x = peak * (q - zero) * step.
 
-    Apart from `int8_matmul`, so that several products of one x quantize it once.
+    Separate from `int8_matmul`, so that several products of one x quantize it only once.
 
     Args:
-        kind: the activation that gave x, one of `LOWEST`: a row has no larger magnitude than its largest value, or than
-            how low the activation can reach.
+        kind: the activation that x comes from, one of `LOWEST`: a row's magnitude is then bounded by its largest value
+            and the lowest value of the activation.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:

@@ -1,4 +1,4 @@
-"""What a rewrite of a graph is, and how calls of functions are put into it."""
+"""The base of all rewrites, and how they put function calls into a graph."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from u2moe.runtime.graph.builder import define
 
 
 class Rewrite(ir.passes.InPlacePass):
-    """One rewrite of a graph of ours; `requires` and `ensures` say what holds before and after it.
+    """One rewrite of a graph; `requires` and `ensures` check what holds before and after it.
 
     Attributes:
-        changes: weights that were replaced in the last graph, by the name of the new one.
+        changes: the weights replaced in the last graph, by the name of the new one.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Rewrite(ir.passes.InPlacePass):
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Rewrite the graph, with new weights of `weights`; returns whether anything has changed."""
+        """Rewrite the graph, with new weights from `weights`; returns whether anything has changed."""
 
 
 def new_call(
@@ -43,7 +43,7 @@ def new_call(
     inputs: Sequence[ir.Value],
     attributes: Mapping[str, Any] | None = None,
 ) -> ir.Node:
-    """A call of `function`, named after the scope of the node `near`; not in the graph yet."""
+    """A call of `function`, named after the scope of the node `near`; not yet in the graph."""
     called = define(model.functions, function)
     for domain, version in {called.domain: 1, **called.opset_imports}.items():
         model.graph.opset_imports.setdefault(domain, version)
@@ -52,7 +52,7 @@ def new_call(
 
 
 def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put a node in the place of another; both have one output."""
+    """Replace a node by another; both have one output."""
     before, after = old.outputs[0], new.outputs[0]
     after.name, after.type, after.shape = before.name, before.type, before.shape
     graph.insert_before(old, new)
@@ -61,14 +61,14 @@ def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
 
 
 def insert(graph: ir.Graph, call: ir.Node, before: ir.Node) -> ir.Value:
-    """Put a new call with one output before a node; returns what it computes."""
+    """Insert a new call with one output before a node; returns its output."""
     call.outputs[0].name = call.name
     graph.insert_before(before, call)
     return call.outputs[0]
 
 
 def present(node: ir.Node, index: int) -> ir.Value:
-    """An input of a node that must be there."""
+    """A required input of a node."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         raise BundleError(f"node {node.name}: input {index} is missing")
@@ -76,7 +76,7 @@ def present(node: ir.Node, index: int) -> ir.Value:
 
 
 def only_reader(node: ir.Node) -> ir.Node:
-    """The node that reads the output of a node, if it is one."""
+    """The only node that reads the output of a node."""
     readers = list(node.outputs[0].uses())
     if len(readers) != 1:
         raise BundleError(f"node {node.name}: its output has {len(readers)} readers, expected 1")

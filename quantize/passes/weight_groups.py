@@ -1,4 +1,4 @@
-"""Graphs written before their weights said which group they belong to get that knowledge here."""
+"""Adds the group of each weight to graphs that were written before weights recorded it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from u2moe.runtime.graph.mixture import mixture_of
 
 
 class WeightGroups(Rewrite):
-    """After it every weight says its group; what names alone take for a router is one only if a mixture reads it."""
+    """Afterwards every weight records its group; one named like a router is a router only if a mixture reads it."""
 
     def rewrite(self, model: ir.Model, _: Weights) -> bool:
         """Write the groups of the weights that lack one."""

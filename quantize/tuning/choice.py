@@ -1,9 +1,9 @@
-"""Which kernel is fastest for the experts of a bundle, here? Layers of the bundle itself, timed in turn.
+"""Finds the fastest kernel for the experts of a bundle on this machine, by timing layers of the bundle in turn.
 
-Layers of a graph have the same sizes and differ in nothing that decides between kernels: a choice is of all of them.
-What they read decides: tokens of speech that come together choose fewer experts than random ones, more for each.
-One graph with two kernels, chosen by the tokens of a call, would hold all weights twice, on disk and in memory, since
-each kernel has an order of its own for them: so a graph has one.
+The layers of a graph have the same sizes and do not differ in anything that matters to kernels, so all get the same
+one. Their inputs do matter: neighbouring tokens of speech share experts, so that fewer experts get more tokens each
+than with random tokens. A graph that chose between two kernels by the tokens of a call would hold all weights twice,
+on disk and in memory, since each kernel has its own layout: so a graph has only one kernel.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ Array = npt.NDArray[Any]
 Timer = Callable[[str, int, Callable[[], object]], float]
 """Seconds of a call, for a format and a number of tokens."""
 LAYER_BYTES = 160_000_000
-"""Of the int8 weights of the layers that take turns: beyond the last cache of most processors."""
+"""Bytes of int8 weights in the layers that take turns: more than the last-level cache of most processors."""
 CALL_S = 0.03
-"""Seconds that one measurement lasts at least."""
+"""Minimum seconds of one measurement."""
 ERROR_LIMIT = 1.5
-"""A kernel that loses so many times what our dispatch of as many bits loses is no other way to compute the same."""
+"""A kernel whose error is this many times that of our dispatch with as many bits does not compute the same thing."""
 MARGIN, LOSSY_MARGIN = 0.98, 0.9
-"""Another kernel must take less than this part of the time, for less could be noise; one with fewer bits than that."""
+"""Another kernel is chosen if it takes less than this fraction of the time: smaller gains could be noise. The second
+fraction is for a kernel with fewer bits."""
 ERROR_TOKENS = 64
-"""Tokens whose results are compared with those of float32."""
+"""Number of tokens whose results are compared with float32."""
 RANDOM_TOKENS, NUM_WINDOWS = 512, 8
 """Where there is no speech; and calls of one measurement, with other tokens each, if there are so many."""
 
 
 def timed(_kind: str, _tokens: int, call: Callable[[], object]) -> float:
-    """Seconds of a call, as the clock says."""
+    """Seconds of a call, by the clock."""
     return mean_seconds(call, CALL_S)
 
 
@@ -60,14 +61,14 @@ def tuned(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Recipe, Tuning | None]:
-    """The recipe with the fastest kernels for the experts of each graph, and what was measured; None without `tune`.
+    """The recipe with the fastest kernels for the experts of each graph, and the measurements; None without `tune`.
 
-    The decoder gets all hypotheses of an utterance in one call: it counts at the largest number of tokens alone.
+    The decoder gets all hypotheses of an utterance in one call, so only the largest number of tokens counts for it.
 
     Args:
         source: a float32 bundle.
         recipe: formats, and how to choose.
-        features: of speech, float32 [frames, mel] each; none: layers of the encoder hear random tokens.
+        features: features of speech, float32 [frames, mel] each; if empty, the encoder's layers get random tokens.
         progress: called with a line for each step.
 
     Raises:
@@ -76,7 +77,7 @@ def tuned(
     if recipe.tune is None:
         return recipe, None
     found = {}
-    speech = _heard(source, features, max(recipe.tune.shares), progress)
+    speech = _speech_inputs(source, features, max(recipe.tune.shares), progress)
     for graph in source.manifest.model.graphs():
         model = ir.load(source.path / graph.file)
         if not expert_layers(model):
@@ -95,13 +96,13 @@ def tuned(
     return dataclasses.replace(recipe, experts_of=experts_of), Tuning.here(found, recipe.tune.num_threads)
 
 
-def _heard(
+def _speech_inputs(
     source: Bundle, features: Sequence[Array], num_tokens: int, progress: Callable[[str], None]
 ) -> dict[str, Array]:
-    """What the layers of the encoder read, [time, dim] by their scope, of as many features as give so many tokens."""
+    """Inputs of the encoder's layers, [time, dim] by their scope, for enough features to give that many tokens."""
     if not features:
         return {}
-    progress("what experts read when they hear speech")
+    progress("inputs of the experts for speech")
     inputs = ExpertInputs(source)
     parts: dict[str, list[Array]] = {layer: [] for layer in inputs.layers}
     total = 0
@@ -124,16 +125,16 @@ def tune_experts(
     title: str = "experts",
     progress: Callable[[str], None] = lambda _: None,
 ) -> TunedExperts:
-    """Time the kernels that the experts of a graph may get, and choose one.
+    """Time the candidate kernels for the experts of a graph, and choose one.
 
     Args:
-        model: a float32 graph with experts; it is left as it is.
-        recipe: the experts' format, which must be in `KERNELS`, and what else decides how they are computed.
-        tune: what counts.
-        speech: tokens [time, dim] by the scope of their layer, of which those around each other choose experts alike;
-            for layers without, random ones, which come to nearly all experts.
+        model: a float32 graph with experts; it is not changed.
+        recipe: the experts' format, which must be in `KERNELS`, and other settings that affect how they are computed.
+        tune: what to measure, and how it counts.
+        speech: tokens [time, dim] by the scope of their layer; neighbours choose similar experts. Layers that are not
+            listed get random tokens, which use nearly all experts.
         timer: how calls are timed; None: `timed`.
-        title: of the lines of progress.
+        title: prefix of the progress lines.
         progress: called with a line for each step.
 
     Raises:
@@ -173,10 +174,10 @@ def _run_all(session: onnxruntime.InferenceSession, calls: Sequence[Mapping[str,
 def _sessions(
     layers: _Layers, own: str, *, lossy: bool, progress: Callable[[str], None]
 ) -> tuple[dict[str, onnxruntime.InferenceSession], dict[str, float], dict[str, str]]:
-    """By format: what runs the layers, what it loses, and why it is left out.
+    """By format: the session that runs the layers, its error, and the reason if it is excluded.
 
     Raises:
-        BundleError: the recipe's own kernel is left out.
+        BundleError: the recipe's own kernel is excluded.
     """
     sessions: dict[str, onnxruntime.InferenceSession] = {}
     errors: dict[str, float] = {}
@@ -200,7 +201,7 @@ def _sessions(
 
 
 def _candidates(own: str, *, lossy: bool) -> Iterator[tuple[str, str]]:
-    """The formats that may be chosen, our dispatch of as many bits before each; the recipe's own first."""
+    """The candidate formats, each with our dispatch of as many bits; the recipe's own first."""
     bits = [own, *(first for first in KERNELS if lossy and list(KERNELS).index(first) > list(KERNELS).index(own))]
     for first in bits:
         for kind in KERNELS[first]:
@@ -208,12 +209,12 @@ def _candidates(own: str, *, lossy: bool) -> Iterator[tuple[str, str]]:
 
 
 def _shortened(message: str, begin: int = 60, end: int = 140) -> str:
-    """Onnxruntime lists all inputs of a node before it says what is wrong with it."""
+    """Shorten a message: onnxruntime lists all inputs of a node before the actual problem."""
     return message if len(message) <= begin + end + 5 else f"{message[:begin]} ... {message[-end:]}"
 
 
 def _choice(found: TunedExperts) -> str:
-    """Of the formats in their order, each takes the place of the one before it if it is faster by the margin."""
+    """The chosen format: in order, each replaces the choice so far if it is faster by the margin."""
     chosen = found.chosen
     for kind in found.times_ms:
         has_fewer_bits = kind.partition("-")[0] != chosen.partition("-")[0]
@@ -229,11 +230,11 @@ def _check_error(found: float, expected: float) -> None:
 
 
 class _Layers:
-    """Expert layers of a graph, in every format; as many as together no cache holds, or all.
+    """Expert layers of a graph, in every format: enough of them to exceed the caches, or all.
 
     Attributes:
-        indices: which layers take turns, from the first to the last.
-        streams: tokens [time, dim] that each of them hears.
+        indices: the layers that take turns, from first to last.
+        streams: tokens [time, dim] for each of them.
     """
 
     def __init__(self, model: ir.Model, recipe: Recipe, num_threads: int, speech: Mapping[str, Array]) -> None:
@@ -255,7 +256,7 @@ class _Layers:
         self.expected = alone.run(None, {"x0": self.compared["x0"]})[0]
 
     def windows(self, count: int) -> list[dict[str, Array]]:
-        """Calls of so many tokens in a row, [1, count, dim] for each layer, from several places of what they hear."""
+        """Calls of `count` consecutive tokens, [1, count, dim] for each layer, from several places of their streams."""
         num_tokens = len(self.streams[0])
         if num_tokens < count:
             return [self._feeds([np.resize(stream, (count, stream.shape[1])) for stream in self.streams])]
@@ -290,13 +291,13 @@ class _Layers:
 
     def _run(self, model: ir.Model) -> onnxruntime.InferenceSession:
         options = SessionSettings(num_threads=self.num_threads).session_options()
-        ir.external_data.load_to_model(model)  # what stays as it is may lie beside the graph it came from
+        ir.external_data.load_to_model(model)  # unchanged weights may be in a file beside the original graph
         content = ir.to_proto(model).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
 
 
 def layers_alone(model: ir.Model, indices: Sequence[int]) -> ir.Model:
-    """A graph of some expert layers of a graph: "x0", "x1", ... [batch, tokens, dim] in, "y0", "y1", ... out."""
+    """A graph of some of the expert layers: "x0", "x1", ... [batch, tokens, dim] in, "y0", "y1", ... out."""
     layers = expert_layers(model)
     inputs, outputs, nodes, initializers = [], [], [], []
     for number, index in enumerate(indices):
@@ -306,7 +307,7 @@ def layers_alone(model: ir.Model, indices: Sequence[int]) -> ir.Model:
         node = ir.Node(
             layer.node.domain, layer.node.op_type, [x, *weights], layer.node.attributes.values(), name=layer.node.name
         )
-        output = ir.node("Identity", node.outputs)  # rewrites replace no output of a graph
+        output = ir.node("Identity", node.outputs)  # rewrites never replace a graph output
         output.outputs[0].name = f"y{number}"
         output.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         inputs.append(x)

@@ -1,4 +1,4 @@
-"""What processor this is, as far as the system itself tells; for those who measure on it, and those who read that."""
+"""The processor of this machine, as reported by the system, for measurements and for those who read them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ INSTRUCTION_SETS = (
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "fphp", "sve", "sve2", "sme"),
 )
-"""Flags of /proc/cpuinfo that decide how fast matrices are multiplied, on x86 and ARM."""
+"""Flags in /proc/cpuinfo that determine the speed of matrix products, on x86 and ARM."""
 
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_fields(file: Path = CPUINFO) -> dict[str, str]:
-    """Fields of the first processor of /proc/cpuinfo, and those that stand behind all of them (ARM boards' model).
+    """Fields of the first processor in /proc/cpuinfo, and those after all processors (the model of ARM boards).
 
-    Without the file there are none.
+    Empty without the file.
     """
     fields: dict[str, str] = {}
     try:
@@ -34,7 +34,7 @@ def cpu_fields(file: Path = CPUINFO) -> dict[str, str]:
 
 
 def processor(fields: Mapping[str, str]) -> str:
-    """Name of the processor: x86 has one, ARM boards have numbers and the name of the board."""
+    """Name of the processor: on x86 its name, on ARM boards numbers and the name of the board."""
     if "model name" in fields:
         return fields["model name"]
     numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)

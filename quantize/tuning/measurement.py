@@ -1,4 +1,4 @@
-"""Repeated measurements in turn, and what is told of them: median and spread, never a single time."""
+"""Repeated measurements in turn, reported as median and spread, never as a single time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Measured = TypeVar("Measured")
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """What repeated measurements of one thing gave.
+    """The distribution of repeated measurements.
 
     Attributes:
-        median: the middle one.
-        low: first quartile, between the values where it falls there; `high`: third quartile.
-        count: how many there were.
+        median: the median.
+        low: first quartile, interpolated; `high`: third quartile.
+        count: number of measurements.
     """
 
     median: float
@@ -37,7 +37,7 @@ class Spread:
         return cls(median=median, low=low, high=high, count=len(values))
 
     def data(self) -> dict[str, float]:
-        """As it stands in JSON."""
+        """As JSON."""
         return asdict(self)
 
 
@@ -51,13 +51,13 @@ def interleaved(
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn, again and again: A B A B and not A A B B.
 
-    What else the machine does in the meantime, and how its clock rises and falls, then meets all of them alike.
+    Other load on the machine and changes of its clock rate then affect all of them alike.
 
     Args:
         cases: what to call, by name.
         repetitions: how often each is measured.
-        warm_up: rounds before those, whose results are dropped.
-        title: of the lines of progress.
+        warm_up: rounds before those, whose results are discarded.
+        title: prefix of the progress lines.
         progress: called with a line for each round.
 
     Returns:
@@ -76,7 +76,7 @@ def interleaved(
 
 
 def mean_seconds(call: Callable[[], object], at_least: float) -> float:
-    """Seconds of a call: the mean of as many as take `at_least` seconds together."""
+    """Seconds per call: the mean over enough calls to take `at_least` seconds in total."""
     count, begin = 0, time.perf_counter()
     while True:
         call()

@@ -1,4 +1,4 @@
-"""What was measured when the kernels of a bundle's experts were chosen, and where. Data, validation, and a table."""
+"""The measurements behind the choice of a bundle's expert kernels, and the machine. Data, validation, and a table."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class TunedExperts:
     """The experts of one graph.
 
     Attributes:
-        chosen: format that was chosen.
-        tokens: "speech", those that the layers read when the model heard some; or "random", as good as all experts.
-        num_layers: layers that took turns.
-        shares: share of the audio that comes in so many tokens per call, by their number; it says how calls count.
+        chosen: the chosen format.
+        tokens: "speech": the layers' inputs for real speech; or "random": tokens that use nearly all experts.
+        num_layers: number of layers that took turns.
+        shares: share of the audio by tokens per call, which weights the times.
         times_ms: milliseconds of one layer, by format and tokens per call.
         errors: relative error of a layer's output against float32, by format.
-        refused: why a format could not be chosen, and was not timed.
+        refused: the reason why a format was excluded and not timed, by format.
     """
 
     chosen: str
@@ -61,13 +61,13 @@ class TunedExperts:
                 raise ValueError(f"errors of {kind} must be at least 0, got {self.errors.get(kind)}")
 
     def ms_per_token(self, kind: str) -> float:
-        """Milliseconds of one layer for each token, the mean over all audio."""
+        """Milliseconds of one layer per token, averaged over all audio."""
         return sum(share * self.times_ms[kind][tokens].median / int(tokens) for tokens, share in self.shares.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The machine that measured, and what was chosen for each graph with experts."""
+    """The machine of the measurements, and the choice for each graph with experts."""
 
     processor: str
     instruction_sets: str
@@ -88,7 +88,7 @@ class Tuning:
 
     @classmethod
     def here(cls, graphs: dict[str, TunedExperts], num_threads: int) -> Tuning:
-        """Measured on this machine today."""
+        """A record of measurements made on this machine today."""
         fields = cpu_fields()
         return cls(
             processor=processor(fields),
@@ -101,10 +101,10 @@ class Tuning:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Tuning:
-        """What `data` wrote.
+        """Parse what `data` returned.
 
         Raises:
-            ValueError: no such record, or a damaged one.
+            ValueError: not such a record, or a damaged one.
         """
         try:
             graphs = {name: _experts_from(dict(item)) for name, item in data["graphs"].items()}
@@ -113,11 +113,11 @@ class Tuning:
             raise ValueError(f"fields are not those of a tuning record: {error}") from error
 
     def data(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
+        """As the manifest stores it."""
         return asdict(self)
 
     def differences(self) -> list[str]:
-        """What is not the same on this machine; none: what was measured holds here."""
+        """Differences from this machine; if there are none, the measurements hold here."""
         here = Tuning.here(self.graphs, self.num_threads)
         pairs = {
             "processor": (self.processor, here.processor),
@@ -134,7 +134,7 @@ def _experts_from(item: dict[str, Any]) -> TunedExperts:
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """`describe` of what a manifest keeps; one line says so where it cannot be read."""
+    """`describe` for a record as stored in a manifest; a single line if it cannot be read."""
     try:
         return describe(Tuning.from_data(record))
     except ValueError as error:
@@ -142,7 +142,7 @@ def describe_record(record: Mapping[str, Any]) -> str:
 
 
 def describe(tuning: Tuning) -> str:
-    """The machine, whether it is this one, and a table for each graph."""
+    """The machine, whether it is the present one, and a table for each graph."""
     threads = "1 thread" if tuning.num_threads == 1 else f"{tuning.num_threads} threads"
     differences = tuning.differences()
     sets = tuning.instruction_sets or "unknown instruction sets"
@@ -154,16 +154,16 @@ def describe(tuning: Tuning) -> str:
     software = f"onnxruntime {tuning.onnxruntime}, {threads}, {tuning.date}"
     lines = [f"tuned on {tuning.processor} with {sets}, {software} ({where})"]
     for name, experts in tuning.graphs.items():
-        heard = {"speech": "tokens of speech", "random": "random tokens"}[experts.tokens]
+        inputs = {"speech": "tokens of speech", "random": "random tokens"}[experts.tokens]
         lines += [
-            f"experts of {name}: {experts.chosen}; ms of a layer, {experts.num_layers} layers in turn on {heard}",
+            f"experts of {name}: {experts.chosen}; ms per layer, {experts.num_layers} layers in turn on {inputs}",
             *_rows(experts),
         ]
     return "\n".join(lines)
 
 
 def _rows(experts: TunedExperts) -> list[str]:
-    """Lines of a table: a format each, the chosen one marked; medians and quartiles."""
+    """Lines of a table, one per format, with medians and quartiles; the chosen one is marked."""
     head = ["tokens per call", *experts.shares, "us per token", "error"]
     shares = ["share of audio", *(f"{share:.1%}" for share in experts.shares.values()), "", ""]
     body = []

@@ -1,4 +1,4 @@
-"""Builds ONNX graphs and functions node by node, with names that follow the network. Knows no layer."""
+"""Builds ONNX graphs and functions node by node, with names that follow the network. Knows nothing of layers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from u2moe.runtime import contract
 
 OPSET = 18
 IR_VERSION = 8
-"""The first version with model-local functions; onnxruntime 1.17 is the oldest release that is tested with it."""
+"""The first version with model-local functions; onnxruntime 1.17 is the oldest release it is tested with."""
 
 CONTRIB = "com.microsoft"
-"""Operators of this domain are part of every onnxruntime build: no library of custom operators is needed."""
+"""Domain of operators that are in every onnxruntime build: no custom operator library is needed."""
 
 Array = npt.NDArray[Any]
 Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
@@ -29,8 +29,8 @@ Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
 class GraphBuilder:
     """Collects nodes, constants, weights and functions, and closes them into a model.
 
-    Node and value names are the path of the open scopes, the operator and a number, so that they stay the same from
-    one export to the next and tell a reader where they belong.
+    Node and value names consist of the open scopes, the operator and a number, so that they are the same in every
+    export and show a reader where they belong.
     """
 
     def __init__(self, name: str, *, constants_as_nodes: bool = False) -> None:
@@ -47,9 +47,9 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
-        """Prefix the names of what is built inside; weights there belong to `group`, one of `contract.WEIGHT_GROUPS`.
+        """Prefix the names of nodes built inside; weights there belong to `group`, one of `contract.WEIGHT_GROUPS`.
 
-        Without a group they belong to that of the scope around it.
+        Without a group they belong to that of the enclosing scope.
         """
         self._scopes.extend(names)
         self._groups.extend([group] if group else [])
@@ -58,7 +58,7 @@ class GraphBuilder:
         del self._groups[len(self._groups) - bool(group) :]
 
     def path(self, name: str) -> str:
-        """`name` behind the open scopes, dotted as in a state dict."""
+        """`name` after the open scopes, dotted as in a state dict."""
         return ".".join((*self._scopes, name))
 
     def op(self, op_type: str, *inputs: Operand | None, domain: str = "", **attributes: Any) -> ir.Value:
@@ -101,12 +101,12 @@ class GraphBuilder:
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
         """A float32 weight named by its path in the state dict, read when the graph is saved and not kept in memory.
 
-        Its metadata says which group it belongs to: that of the innermost scope that has one.
+        Its metadata records its group: that of the innermost scope that has one.
         """
         path = self.path(name)
         if path not in self._initializers:
             if not self._groups:
-                raise ValueError(f"weight {path}: no scope around it has a group")
+                raise ValueError(f"weight {path}: no enclosing scope has a group")
 
             def load() -> ir.TensorProtocol:
                 return ir.tensor(np.ascontiguousarray(read(), np.float32), name=path)
@@ -119,7 +119,7 @@ class GraphBuilder:
 
     @property
     def opset_imports(self) -> dict[str, int]:
-        """Versions of the operators so far."""
+        """Versions of the operator sets used so far."""
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
     def input(self, tensor: contract.Tensor, axes: Callable[[str], int | None]) -> ir.Value:
@@ -161,20 +161,20 @@ class GraphBuilder:
 
 
 Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
-"""Builds the nodes of a function of its parameters; returns its outputs."""
+"""Builds the nodes of a function from its parameters; returns its outputs."""
 
 
 def build_function(
     name: str, parameters: Sequence[str], body: Body, attributes: Mapping[str, Any] | None = None
 ) -> ir.Function:
-    """A model-local function in the project's domain, in no model yet.
+    """A model-local function in the project's domain, not yet part of a model.
 
     Args:
-        name: of the operator that nodes call.
+        name: name of the operator that nodes call.
         parameters: names of its inputs.
-        body: builds what it computes.
-        attributes: those that its nodes carry, for whoever reads the graph or puts an operator of its own in its place:
-            the body is built for these values and does not look at them.
+        body: builds the computation.
+        attributes: attributes of its nodes, for readers of the graph and for native operators that replace the
+            function. The body is built for these values and does not read them.
     """
     g = GraphBuilder(name, constants_as_nodes=True)
     inputs = [ir.Value(name=parameter) for parameter in parameters]
@@ -186,9 +186,9 @@ def build_function(
 
 
 def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:
-    """Put a function among those of a model, and return the one to call: an equal one that is there already, or it.
+    """Add a function to those of a model, unless an equal one is there; returns the one to call.
 
-    A function of the same name with another body stays; the new one gets a number behind its name.
+    If there is a function of the same name with another body, the new one gets a number after its name.
     """
     name = function.name
     for number in itertools.count(1):

@@ -1,4 +1,4 @@
-"""Reading weights of graphs, and saving graphs with their weights inside or beside them."""
+"""Reading the weights of graphs, and saving graphs with their weights inside or in a separate file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from u2moe.runtime import contract
 from u2moe.runtime.errors import BundleError
 
 EXTERNAL_DATA_LIMIT = 16_000_000
-"""Bytes of weights from which they are saved beside the graph: onnxruntime maps that file and packs weight after weight
-for its kernels, where it would read a graph with weights in it as a whole, and hold it beside what it packs from it."""
+"""Bytes of weights above which they are saved in a separate file. onnxruntime maps that file and packs the weights one
+at a time; a graph with its weights inside it reads as a whole, and holds it in memory besides the packed weights."""
 
 
 def save_graph(
     model: ir.Model, file: Path, *, limit: int | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Write a graph weight by weight.
+    """Write a graph one weight at a time.
 
     Args:
         model: the graph.
-        file: to write; weights of more than `limit` bytes go into a file of the same name with ".data" behind it.
+        file: file to write; weights of more than `limit` bytes in total go into a second file, with ".data" appended.
         limit: None: `EXTERNAL_DATA_LIMIT`.
-        progress: called with a line for every hundredth weight that goes beside the graph.
+        progress: called with a line for every hundredth weight written to the separate file.
     """
 
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
@@ -37,7 +37,7 @@ def save_graph(
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     external = f"{file.name}.data" if size > (EXTERNAL_DATA_LIMIT if limit is None else limit) else None
     if external is None:
-        ir.external_data.load_to_model(model)  # weights of a graph that was read may lie beside that one
+        ir.external_data.load_to_model(model)  # weights of a graph that was read may be in a file beside that one
     ir.save(model, file, external_data=external, callback=report)
 
 
@@ -47,12 +47,12 @@ def group_of(value: ir.Value) -> str:
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """Of an initializer."""
+    """The shape of an initializer."""
     return tuple(_tensor(value).shape.numpy())
 
 
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
-    """The float32 values of an initializer; nothing of a mapped file stays in memory."""
+    """The float32 values of an initializer; a mapped file does not stay in memory."""
     tensor = _tensor(value)
     if isinstance(tensor, ir.ExternalTensor):
         array = np.array(tensor.numpy(), np.float32)

@@ -1,7 +1,7 @@
-"""The sparse dispatch: a mixture of experts as a model-local function, whatever an expert is.
+"""The sparse dispatch: a mixture of experts as a model-local function, for experts of any format.
 
-Assignments of tokens to experts are sorted by expert: every expert then has its tokens as one matrix, and the rows of
-all of them go back to their tokens in one look-up. An expert without tokens works on an empty matrix.
+Assignments of tokens to experts are sorted by expert: each expert then processes its tokens as one matrix, and one
+look-up returns all rows to their tokens. An expert without tokens processes an empty matrix.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from u2moe.runtime.mixture import Mixture, read_mixture
 
 
 class SparseDispatch:
-    """The way of tokens to their experts and back, in nodes.
+    """The nodes that send tokens to their experts and combine the results.
 
     Attributes:
         tokens: [tokens, dim].
-        logits: of the router [tokens, experts], float32 whatever the tokens are.
-        experts: those of each token [tokens, k], the likeliest first.
-        probabilities: their weights [tokens, k], which sum to 1; 0 for those that are skipped.
-        counts: rows of each expert [experts].
-        token: of each row, in the order of the experts [rows].
+        logits: router logits [tokens, experts], float32 for tokens of any precision.
+        experts: the experts of each token [tokens, k], most likely first.
+        probabilities: their weights [tokens, k], which sum to 1; 0 for skipped experts.
+        counts: number of rows of each expert [experts].
+        token: token of each row, in the order of the experts [rows].
     """
 
     def __init__(self, g: GraphBuilder, x: ir.Value, gate: ir.Value, mixture: Mixture) -> None:
@@ -38,14 +38,14 @@ class SparseDispatch:
             self._sort(assigned)
 
     def _route(self, gate: ir.Value) -> ir.Value:
-        """Experts and weights of each token; returns the experts, with no expert's number where one is skipped."""
+        """Experts and weights of each token; returns the experts, with an invalid number for each skipped one."""
         g, limit = self.g, self.mixture.skip_below
         single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
         self.logits = g.op("MatMul", single, gate)
         values, self.experts = g.ops("TopK", self.logits, [self.mixture.top_k], axis=-1, num_outputs=2)
         shares, assigned = g.op("Softmax", values, axis=-1), self.experts
         if limit:
-            # weights of those that are left are normalised again, which is the softmax over them
+            # the remaining weights are normalised again, which equals the softmax over them
             least = g.op("Min", g.op("Gather", shares, [0], axis=1), limit)
             is_kept = g.op("GreaterOrEqual", shares, least)
             kept = g.op("Mul", shares, g.op("Cast", is_kept, to=ir.DataType.FLOAT))
@@ -55,7 +55,7 @@ class SparseDispatch:
         return assigned
 
     def _sort(self, assigned: ir.Value) -> None:
-        """The order of the assignments by expert; those to no expert come last, and have no row."""
+        """Sort the assignments by expert; skipped ones come last and have no row."""
         g, top_k = self.g, self.mixture.top_k
         assignments = g.op("Reshape", assigned, [-1])
         num_assignments = g.op("Shape", assignments)
@@ -67,30 +67,30 @@ class SparseDispatch:
         if self.mixture.skip_below:
             num_rows = g.op("ReduceSum", self.counts, [0], keepdims=1)
             order = g.op("Slice", order, [0], num_rows)
-            # an expert that is skipped has weight 0: any row will do
+            # a skipped expert has weight 0: any row will do
             self._places = g.op("Min", self._places, g.op("Sub", num_rows, [1]))
         self.token = g.op("Div", order, top_k)
 
     def gather(self, values: ir.Value) -> ir.Value:
-        """The values of each row, of values for each token [tokens, ...]."""
+        """The values for each row, from values for each token [tokens, ...]."""
         return self.g.op("Gather", values, self.token, axis=0)
 
     def split(self, rows: ir.Value) -> list[ir.Value]:
-        """The rows of each expert, of [rows, ...]."""
+        """The rows of each expert, from [rows, ...]."""
         return list(self.g.ops("Split", rows, self.counts, axis=0, num_outputs=self.mixture.num_experts))
 
     def merge(self, parts: Sequence[ir.Value]) -> ir.Value:
-        """The reverse of `split`."""
+        """The inverse of `split`."""
         return self.g.op("Concat", *parts, axis=0)
 
     def of_tokens(self, rows: ir.Value) -> ir.Value:
-        """Values [rows, ...] of the rows of each token, [tokens, k, ...]."""
+        """The values [rows, ...] arranged by token: [tokens, k, ...]."""
         return self.g.op("Gather", rows, self._places, axis=0)
 
     def weigh(self, rows: ir.Value, factors: ir.Value | None = None) -> ir.Value:
         """The sum of the rows of each token [tokens, dim], times `factors` [tokens, k], by default `probabilities`.
 
-        A product of a row and a matrix for each token: less work than multiplying, and then adding up, all of them.
+        Computed as a vector-matrix product per token, which is less work than multiplying and then summing.
         """
         g = self.g
         weights = g.op("Unsqueeze", self.probabilities if factors is None else factors, [1])
@@ -98,11 +98,11 @@ class SparseDispatch:
 
 
 Experts = Callable[[SparseDispatch, Sequence[ir.Value]], ir.Value]
-"""What experts say: the weighted sum for each token [tokens, dim], of a dispatch and the weights of all experts."""
+"""Computes the experts' weighted sum for each token [tokens, dim], from a dispatch and the weights of all experts."""
 
 
 def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Experts) -> ir.Function:
-    """The function of a mixture of experts, of x [..., dim], the router's weight [dim, experts], and `parameters`."""
+    """The function of a mixture of experts; its inputs: x [..., dim], the router [dim, experts], and `parameters`."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, gate, *weights = inputs
@@ -115,7 +115,7 @@ def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Exper
 
 
 def float_mixture(mixture: Mixture) -> ir.Function:
-    """In float32; or half precision, with the router and the activations, whose constants are single, in float32."""
+    """In float32 or half precision; the router and the activations, whose constants are float32, stay in float32."""
     parts = ("w1", "w1_bias", "w2", "w2_bias") if mixture.bias else ("w1", "w2")
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
     return mixture_function(mixture, names, _float_experts)
@@ -145,7 +145,7 @@ def _affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.
 
 
 def mixture_of(node: ir.Node) -> Mixture | None:
-    """The mixture of experts that a node is; see `read_mixture`."""
+    """The mixture of experts that a node calls, or None; see `read_mixture`."""
     return read_mixture(
         node.domain, node.op_type, {name: attribute.value for name, attribute in node.attributes.items()}
     )
