@@ -59,7 +59,7 @@ def test_a_bundle_that_was_taken_away_is_put_back(bundle, tmp_path):
     write(tmp_path / ".out.12345678.replaced", bundle)
     (tmp_path / ".other.12345678.partial").mkdir()
     with BundleWriter(tmp_path / "out", overwrite=True):
-        assert Bundle.open(tmp_path / "out")
+        assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.12345678.partial", "out"]
 
 
@@ -90,7 +90,7 @@ def test_writers_of_the_same_target_all_finish(bundle, tmp_path):
     for process in processes:
         process.communicate()
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    assert Bundle.open(tmp_path / "out")
+    assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
 
 
 def test_a_link_to_a_bundle_is_replaced(bundle, tmp_path):

@@ -153,8 +153,8 @@ def test_some_options_are_good_and_some_are_not():
     for seed in range(100):
         random = np.random.default_rng(seed)
         try:
-            assert isinstance(decoding_options(random), DecodingOptions)
-            assert isinstance(drawn(SubtitleOptions, random), SubtitleOptions)
+            decoding_options(random)
+            drawn(SubtitleOptions, random)
             counts["good"] += 1
         except ValueError:
             counts["odd"] += 1

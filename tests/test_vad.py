@@ -1,6 +1,7 @@
 """Speech in recordings, by a network with silero's inputs and outputs that hears by loudness."""
 
 import itertools
+import re
 import sys
 
 import numpy as np
@@ -146,7 +147,8 @@ def test_what_is_no_vad(content, tmp_path, bundle):
         model = onnx.load(write_vad(file))
         model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.FLOAT, [None, 512]))
         onnx.save(model, file)
-    with pytest.raises(BundleError, match=r"vad\.onnx|ctc\.onnx: is no silero VAD"):
+    refusal = "(no such file|onnxruntime refuses it|is not silero VAD)"
+    with pytest.raises(BundleError, match=f"{re.escape(str(file))}: {refusal}"):
         VoiceActivityDetector(file)
 
 
