@@ -14,7 +14,7 @@ from u2moe.benchmarks.endurance.damaged_bundles import damage_bundle
 from u2moe.benchmarks.endurance.damaged_configs import damaged_config, use_damaged_configs
 from u2moe.benchmarks.endurance.odd_options import decoding_options, drawn
 from u2moe.benchmarks.endurance.worker import Worker, outcome_of
-from u2moe.runtime import AudioError, DecodingOptions, SubtitleOptions
+from u2moe.runtime import AudioError, SubtitleOptions
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are of Unix alone")
 TRAIN_YAMLS = sorted(Path(__file__).parent.glob("golden/*/train.yaml"))
