@@ -319,7 +319,7 @@ def test_options_are_checked(options):
 
 
 def test_chunks_beyond_the_positions_are_refused(bundle):
-    with pytest.raises(UnsupportedError, match="chunks of 5040 frames"):
+    with pytest.raises(UnsupportedError, match="chunk plus left context is 5040 frames; the maximum is"):
         check_supported(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
 
 
