@@ -29,12 +29,12 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     """Symmetric int8 with one scale per column (output channel): [in, out] to integers [in, out] and scales [out].
 
-    x86 without VNNI multiplies rows 2k and 2k + 1 with two uint8 at once and adds the products in 16 bits, which hold
-    255 * 128 and not 255 * 129. The scale is therefore that of the largest weight of the column or, where that is
-    larger, of the largest sum of such a pair: two roundings make at most 128 of 127. Weights of 7 bits would do, too,
-    and lose half as much again; activations of 7 bits lose most.
+    x86 without VNNI multiplies rows 2k and 2k + 1 by two uint8 at once and adds the products in 16 bits, which hold
+    255 * 128 but not 255 * 129. The scale therefore comes from the largest weight of the column or, if that is larger,
+    from the largest sum of such a pair: two roundings turn 127 into at most 128. Weights of 7 bits would also work, with
+    half as much error again; activations of 7 bits have the largest error.
 
-    A column of zeros gets scale 1, so that it stays zeros.
+    A column of zeros gets scale 1 and stays zero.
     """
     paired = len(weight) - len(weight) % 2
     sums = np.abs(weight[0:paired:2] + weight[1:paired:2]).max(axis=0, initial=0)
@@ -44,14 +44,14 @@ def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     """Symmetric int8 with one scale per row, for embeddings: [rows, dim] to integers and scales [rows, 1].
 
-    They are multiplied with nothing but their scale, so that there are no sums of pairs.
+    They are multiplied only by their scale, so there are no sums of pairs.
     """
     integers, scale = _integers(weight.T, np.abs(weight).max(axis=1))
     return np.ascontiguousarray(integers.T), scale[:, np.newaxis]
 
 
 def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Float]:
-    """Integers and scales of columns, `largest` of which is `WEIGHT_LEVELS`."""
+    """Integers and scales of columns, in which `largest` becomes `WEIGHT_LEVELS`."""
     scale = np.where(largest > NOTHING, largest / WEIGHT_LEVELS, 1).astype(np.float32)
     return np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8), scale
 
