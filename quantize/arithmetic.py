@@ -31,8 +31,8 @@ def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
 
     x86 without VNNI multiplies rows 2k and 2k + 1 by two uint8 at once and adds the products in 16 bits, which hold
     255 * 128 but not 255 * 129. The scale therefore comes from the largest weight of the column or, if that is larger,
-    from the largest sum of such a pair: two roundings turn 127 into at most 128. Weights of 7 bits would also work, with
-    half as much error again; activations of 7 bits have the largest error.
+    from the largest sum of such a pair: two roundings turn 127 into at most 128. Weights of 7 bits would also work,
+    with half as much error again; activations of 7 bits have the largest error.
 
     A column of zeros gets scale 1 and stays zero.
     """
