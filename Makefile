@@ -3,12 +3,15 @@
 PYTHON ?= python3
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs unit oldest clean
+.PHONY: demo test check lint types docs unit fast oldest clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
 test: lint types docs unit oldest
+
+# What to run before every commit: about a minute once the environment is there.
+check: lint types fast
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -21,8 +24,12 @@ types: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
+# A process for each core; the tests of a file share what its fixtures made.
 unit: .venv/ready
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --dist loadfile
+
+fast: .venv/ready
+	.venv/bin/pytest -n auto --dist loadfile -m 'not slow'
 
 # The lowest onnxruntime that the graphs and the runtime are promised to run with.
 oldest: .venv-oldest/ready

@@ -1,5 +1,11 @@
 """Recognise speech with a U2++ bundle: onnxruntime and numpy, neither torch nor onnx."""
 
+try:
+    import onnxruntime  # noqa: F401
+except ModuleNotFoundError as error:
+    # An extra, since the wheels for CPU and GPU overwrite each other: its name alone does not say what to install.
+    raise ModuleNotFoundError("u2moe needs onnxruntime: pip install 'u2moe[cpu]', or [gpu]", name=error.name) from None
+
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.context import ContextGraph, parse_hotwords

@@ -68,6 +68,16 @@ def test_the_runtime_loads_neither_torch_nor_onnx():
     assert not {"torch", "onnx", "onnx_ir", "soundfile", "asyncio", "u2moe.export"} & set(loaded)
 
 
+def test_an_installation_without_onnxruntime_says_what_is_missing():
+    code = "import sys; sys.modules['onnxruntime'] = None; import u2moe; print(u2moe.__version__); import u2moe.runtime"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == version("u2moe")
+    assert (
+        run.stderr.splitlines()[-1]
+        == "ModuleNotFoundError: u2moe needs onnxruntime: pip install 'u2moe[cpu]', or [gpu]"
+    )
+
+
 def test_the_runtime_imports_nothing_else_of_ours():
     for file in (ROOT / "runtime").rglob("*.py"):
         imported = re.findall(r"^\s*(?:from|import) (u2moe\.\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
