@@ -1,12 +1,13 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.quality.processors import differences, main, values
+from u2moe.benchmarks.quality.processors import _file_name, differences, main, values
 from u2moe.quantize import RECIPES, quantize_bundle
 
 
@@ -41,7 +42,14 @@ def test_the_reference_runs_here_alone_and_a_twin_differs_in_nothing(results):
 def test_pages_show_a_row_for_each_bundle_processor_and_context(results):
     shown = values(results)
     assert len(shown["table"].splitlines()) == 2 + 3 * 2
-    assert (shown["num_recordings"], shown["num_words"]) == ("2", "4")
+    assert (shown["num_recordings"], shown["num_words"], shown["other_texts"]) == ("2", "4", "0")
+    assert 0 < float(shown["least"]) <= float(shown["most"])
+
+
+def test_commands_are_kept_without_the_folders_of_a_machine(results):
+    assert results["processors"]["twin"]["command"] == Path(sys.executable).name
+    found = _file_name("PYTHONPATH=/one/site:/two/u2moe")
+    assert found == "PYTHONPATH=site:u2moe"
 
 
 def test_differences_are_means_over_all_frames():

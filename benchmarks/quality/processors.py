@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -154,11 +155,14 @@ def measure(
 
 def _file_name(part: str) -> str:
     """A part of a command without the folders of this machine."""
-    return Path(part).name if part.startswith("/") else part
+    return re.sub(r"[^:=]*/", "", part)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each bundle, processor and context; and the sizes of what was recognised."""
+    """What pages show: a row for each bundle, processor and context, and how many recordings and words there were.
+
+    Of the second bundle: `least` and `most` mean difference from the reference, and `other_texts`, on any processor.
+    """
     header = (
         "bundle", "processor", "exact products", "context", "difference from reference", "divergence",
         "difference from here", "other texts", "errors",
@@ -176,11 +180,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             )
         )  # fmt: skip
     *_, last = _cells(results)
+    bundle = list(results["found"])[1]
+    away = [item["reference"]["mean"] for name, _, _, item in _cells(results) if name == bundle]
     return {
         "table": table(header, rows, left=4),
         "reference": next(iter(results["bundles"])),
         "num_recordings": str(last[-1]["num_recordings"]),
         "num_words": str(last[-1]["num_words"]),
+        "least": f"{min(away):.3f}",
+        "most": f"{max(away):.3f}",
+        "other_texts": str(sum(item["num_other_texts"] for name, _, _, item in _cells(results) if name == bundle)),
     }
 
 

@@ -29,6 +29,7 @@ MODULES = {
     "sherpa": "peers.sherpa",
     "systems": "peers.systems",
     "levers": "quality.levers",
+    "processors": "quality.processors",
     "calibration": "quality.calibration",
     "hotwords": "quality.hotwords",
     "word_times": "quality.word_times",
