@@ -1,0 +1,197 @@
+"""How many live speakers does `u2moe serve` hold, beside sherpa-onnx's server with the same weights?
+
+    python -m u2moe.benchmarks.serving.load FOLDER [--bundle BUNDLE] [--streams 8 16 32] [--seconds 30] [--cores 0]
+
+Speakers send 100 ms of speech every 100 ms, in a process of their own, each server has the cores of --cores, and each
+number of speakers is a cell that is written as soon as it is measured; cells that are there are not measured again
+without --again. Last, our server with the capacity that it measures itself: as many speakers, then four times as many.
+FOLDER keeps what sherpa-onnx needs. Its server has no second pass: ours chooses among its results by two decoders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.host import load_average
+from u2moe.benchmarks.instruments.statistics import percentiles
+from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.benchmarks.serving.servers import OURS, THEIRS, RunningServer, cpu_s, our_server, sherpa_server
+from u2moe.benchmarks.serving.speakers import BLOCK_S, Heard, Key, first_blocks, speak_together, speech_blocks
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+STREAMS = (8, 16, 24, 32, 48, 64, 96)
+LIMIT_S = 0.3
+"""Seconds within which 95 of 100 results must come, partial and final ones."""
+MOST_MISSING = 0.01
+"""Results, of all, that may not come at all: one that is late is replaced by the next."""
+RATIO = 1.5
+"""How many times as many streams as sherpa-onnx's server ours is to hold."""
+CROWD = 4
+MOST_SLOWER = 1.2
+"""How many times as long the accepted may wait while four times as many connect."""
+
+
+def measure(server: RunningServer, blocks: Sequence[bytes], count: int, first: dict[Key, int]) -> dict[str, Any]:
+    """What a cell holds of so many speakers."""
+    before = cpu_s(server.pid)
+    heard = asyncio.run(speak_together(server.url, blocks, count, first))
+    spoken_s = (count - heard.num_refused) * len(blocks) * BLOCK_S
+    per_second = (cpu_s(server.pid) - before) / spoken_s if spoken_s else None
+    return {"streams": count, "cpu_per_audio_s": per_second, "load_average": load_average(), **summary(heard)}
+
+
+def summary(heard: Heard) -> dict[str, Any]:
+    """Percentiles in seconds, and what else came or did not."""
+    num_found = len(heard.partials) + len(heard.finals)
+    return {
+        "partial": percentiles(heard.partials) if heard.partials else None,
+        "final": percentiles(heard.finals) if heard.finals else None,
+        "missing": 1 - num_found / heard.num_expected if heard.num_expected else 0.0,
+        "num_other": heard.num_other,
+        "num_refused": heard.num_refused,
+        "failures": heard.failures[:5],
+        "num_failed": len(heard.failures),
+        "sending_lag": percentiles(heard.lags) if heard.lags else None,
+    }
+
+
+def run(
+    results: Path,
+    folder: Path,
+    bundle: Path,
+    *,
+    streams: Sequence[int],
+    seconds: float,
+    cores: str | None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Measure what is missing in the results, and write them after each cell."""
+    content = resumed(results, {"cells": {}})
+    blocks = speech_blocks(seconds)
+    starts: dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]] = {
+        OURS: lambda: our_server(bundle, cores=cores),
+        THEIRS: lambda: sherpa_server(bundle, folder, cores=cores),
+    }
+
+    def keep(name: str, cell: dict[str, Any]) -> None:
+        content["cells"][name] = {"seconds": seconds, **cell}
+        write_json(results, recorded(content))
+
+    def missing(names: Sequence[str]) -> list[str]:
+        return [name for name in names if again or name not in content["cells"]]
+
+    for server, start in starts.items():
+        counts = {f"{bundle.name}/{server}/{count}": count for count in streams}
+        if todo := missing(list(counts)):
+            with start() as running:
+                first = asyncio.run(first_blocks(running.url, blocks))
+                for name in todo:
+                    report(name)
+                    keep(name, measure(running, blocks, counts[name], first))
+    crowd = f"{bundle.name}/crowd"
+    if missing([crowd]):
+        with our_server(bundle, capacity=None, cores=cores) as running:
+            capacity = running.capacity or 1
+            report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
+            first = asyncio.run(first_blocks(running.url, blocks))
+            cells = [measure(running, blocks, count, first) for count in (capacity, CROWD * capacity)]
+            keep(crowd, {"capacity": capacity, "alone": cells[0], "crowded": cells[1]})
+    return content
+
+
+def is_held(cell: Mapping[str, Any]) -> bool:
+    """Whether results came in time."""
+    late = any(cell[kind] is None or cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
+    return not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
+
+
+def held(cells: Mapping[str, Any], model: str, server: str) -> int:
+    """The largest number of speakers up to which all were held."""
+    own = sorted((cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")), key=_streams)
+    most = 0
+    for cell in own:
+        if not is_held(cell):
+            break
+        most = cell["streams"]
+    return most
+
+
+def _streams(cell: Mapping[str, Any]) -> int:
+    count: int = cell["streams"]
+    return count
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each cell, and how many speakers are held."""
+    latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
+    header = ("", "speakers", *latencies, "missing", "processor, ms per s of speech", "held")
+    cells = results["cells"]
+    rows = []
+    for name, cell in cells.items():
+        model, server, *_ = name.split("/")
+        if server == "crowd":
+            pairs = {f"capacity {cell['capacity']}": cell["alone"], f"{CROWD} times as many": cell["crowded"]}
+            rows += [_row(f"{model}, {OURS}, {title}", part) for title, part in pairs.items()]
+        else:
+            rows.append(_row(f"{model}, {server}", cell))
+    models = dict.fromkeys(name.split("/")[0] for name in cells)
+    counts = {
+        f"{model}.{name}": str(held(cells, model, server))
+        for model in models
+        for name, server in (("ours", OURS), ("theirs", THEIRS))
+    }
+    return {"table": table(header, rows), **counts}
+
+
+def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
+    def latency(kind: str) -> str:
+        found = cell[kind]
+        return ", ".join(f"{1000 * found[name]:.0f}" for name in ("p50", "p95", "p99")) if found else "none"
+
+    processor = f"{1000 * cell['cpu_per_audio_s']:.1f}" if cell["cpu_per_audio_s"] else ""
+    missing, is_in_time = f"{cell['missing']:.1%}", "yes" if is_held(cell) else "no"
+    return title, str(cell["streams"]), latency("partial"), latency("final"), missing, processor, is_in_time
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """Streams held beside sherpa-onnx, and what a crowd costs those inside."""
+    cells = results["cells"]
+    found = []
+    for model in dict.fromkeys(name.split("/")[0] for name in cells):
+        ours, theirs = (held(cells, model, server) for server in (OURS, THEIRS))
+        if theirs:
+            title = f"live speakers held, u2moe serve / sherpa-onnx's server, {model}"
+            found.append(Target(name=title, found=ours / theirs, limit=RATIO, at_most=False))
+        if crowd := cells.get(f"{model}/crowd"):
+            ratio = crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"]
+            title = f"p95 of partial results with {CROWD} times as many connections as places, {model}"
+            found.append(Target(name=title, found=ratio, limit=MOST_SLOWER, at_most=True))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = script_parser("serving.load", __doc__)
+    parser.add_argument("folder", type=Path, help="where sherpa-onnx's server and its graphs are kept")
+    parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
+    parser.add_argument("--seconds", type=float, default=30.0, help="that each speaks (default: 30)")
+    parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
+    parser.add_argument("--again", action="store_true", help="also measure what the results have")
+    parser.add_argument("--results", type=Path, help="JSON file")
+    args = parser.parse_args(arguments)
+    results = args.results or results_file("serving")
+    settings = {"streams": args.streams, "seconds": args.seconds, "cores": args.cores, "again": args.again}
+    print(values(run(results, args.folder, args.bundle, **settings))["table"])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,153 @@
+"""People who speak at the same time: audio at the pace of speech, and how long after it its results come.
+
+Each speaks sherpa-onnx's protocol, so that any server with it can be measured. When a result could come at the earliest
+is found beforehand, by one who speaks alone and waits after each block until the server has nothing more to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+SAMPLE_RATE = 16_000
+BLOCK_S = 0.1
+_QUIET_S = 0.15
+_SPREAD_S = 2.0
+"""Speakers begin within so many seconds."""
+_LAST_WAIT_S = 60.0
+
+Key = tuple[int, bool, str]
+"""A result: its segment, whether it is final, and its text."""
+
+
+@dataclass(kw_only=True)
+class Heard:
+    """What came back to one speaker or to several.
+
+    Attributes:
+        partials: seconds from the block that made a partial result possible to its arrival.
+        finals: the same of final results.
+        num_expected: results that came when one spoke alone.
+        num_other: results that did not come then.
+        num_refused: speakers whom the server did not let in.
+        failures: what went wrong otherwise.
+        lags: seconds by which blocks were sent too late; if they are many, it is the speakers that are measured.
+    """
+
+    partials: list[float] = field(default_factory=list)
+    finals: list[float] = field(default_factory=list)
+    num_expected: int = 0
+    num_other: int = 0
+    num_refused: int = 0
+    failures: list[str] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+
+    def add(self, other: Heard) -> None:
+        """Add what came back to another."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def speech_blocks(seconds: float) -> list[bytes]:
+    """The clips of the demo model with pauses between them, again and again, in blocks of 100 ms of float32."""
+    clips = [read_audio(clip, SAMPLE_RATE) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
+    pause = np.zeros(round(1.5 * SAMPLE_RATE), np.float32)
+    speech = np.concatenate([part for clip in clips for part in (clip, pause)])
+    samples: npt.NDArray[np.float32] = np.resize(speech, round(seconds * SAMPLE_RATE))
+    size = round(BLOCK_S * SAMPLE_RATE)
+    return [samples[start : start + size].tobytes() for start in range(0, len(samples), size)]
+
+
+async def first_blocks(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
+    """The number of the block after which each result comes, from one who speaks alone; that of the end is the last."""
+    found: dict[Key, int] = {}
+    async with connect(url, proxy=None) as websocket:
+        for number, block in enumerate(blocks):
+            await websocket.send(block)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    async with asyncio.timeout(_QUIET_S):
+                        message = await websocket.recv()
+                    found.setdefault(key_of(message), number)
+        await websocket.send("Done")
+        async for message in websocket:
+            if message == "Done!":
+                break
+            found.setdefault(key_of(message), len(blocks))
+    return found
+
+
+async def speak_together(url: str, blocks: Sequence[bytes], count: int, first: dict[Key, int]) -> Heard:
+    """So many speakers at once, who begin at slightly different times."""
+    random = np.random.default_rng(count)
+    delays = random.uniform(0, _SPREAD_S, count)
+    heard = Heard()
+    for result in await asyncio.gather(*(speak(url, blocks, float(delay), first) for delay in delays)):
+        heard.add(result)
+    return heard
+
+
+async def speak(url: str, blocks: Sequence[bytes], delay: float, first: dict[Key, int]) -> Heard:
+    """One speaker."""
+    heard = Heard(num_expected=len(first))
+    await asyncio.sleep(delay)
+    sent: list[float] = []
+    try:
+        async with connect(url, proxy=None, open_timeout=_LAST_WAIT_S, ping_timeout=None) as websocket:
+            listening = asyncio.create_task(_listen(websocket, sent, first, heard))
+            try:
+                begin = time.perf_counter()
+                for number, block in enumerate(blocks):
+                    due = begin + number * BLOCK_S
+                    await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                    heard.lags.append(time.perf_counter() - due)
+                    sent.append(time.perf_counter())
+                    await websocket.send(block)
+                sent.append(time.perf_counter())
+                await websocket.send("Done")
+                async with asyncio.timeout(_LAST_WAIT_S):
+                    await listening
+            finally:
+                listening.cancel()
+    except (OSError, TimeoutError, WebSocketException) as error:
+        code = getattr(getattr(error, "rcvd", None), "code", None)
+        if code == 1013:
+            return Heard(num_refused=1)
+        heard.failures.append(f"{type(error).__name__}: {error}"[:200])
+    return heard
+
+
+async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Key, int], heard: Heard) -> None:
+    seen: set[Key] = set()
+    async for message in websocket:
+        now = time.perf_counter()
+        if message == "Done!":
+            return
+        key = key_of(message)
+        number = first.get(key)
+        if key in seen:
+            continue
+        seen.add(key)
+        if number is None or number >= len(sent):
+            heard.num_other += 1
+        else:
+            (heard.finals if key[1] else heard.partials).append(now - sent[number])
+
+
+def key_of(message: str | bytes) -> Key:
+    """What a message says."""
+    result: dict[str, Any] = json.loads(message)
+    return result["segment"], bool(result["is_final"]), result["text"]
