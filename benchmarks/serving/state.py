@@ -40,7 +40,7 @@ class State:
 
 
 async def speaks_still(server: RunningServer) -> bool:
-    """Whether it recognises the demo model's clips, once what was left half done has settled."""
+    """Whether it recognises a clip, once what was left half done has settled."""
     await asyncio.sleep(_SETTLE_S)
-    found = await first_blocks(server.url, speech_blocks(5.0))
+    found = await first_blocks(server.url, speech_blocks(2.0))
     return any(is_final and text for _, is_final, text in found)

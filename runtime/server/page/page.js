@@ -28,7 +28,7 @@ function complain(text) {
 function refresh() {
   const hasText = transcript.segments.length > 0;
   find("empty").hidden = hasText || Boolean(recognition);
-  find("clear").disabled = !hasText;
+  find("clear").disabled = !hasText || Boolean(recognition);
   find("save").ariaDisabled = String(!hasText);
   find("microphone").ariaPressed = String(Boolean(microphone));
   find("microphone-label").textContent = microphone ? "Stop the microphone" : "Start the microphone";
