@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,8 @@ class ServerOptions:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.workers > 1 and not hasattr(socket, "send_fds"):
+            raise ValueError("several workers need a system that hands sockets to other processes: not Windows")
         if not 0 <= self.drain_s < math.inf:
             raise ValueError(f"drain_s must be a number of seconds, at least 0, got {self.drain_s}")
         if self.api_key is not None and not self.api_key.strip():

@@ -29,8 +29,9 @@ def test_segments(server, speech, expected, own_port, demo):
     finals = [answer for answer in found if answer["is_final"]]
     assert [final["text"] for final in finals] == [segment.text for segment in expected().segments]
     assert [final["segment"] for final in finals] == [segment.segment for segment in expected().segments]
-    for final in finals:
-        assert len(final["tokens"]) == len(final["timestamps"])
+    for final, segment in zip(finals, expected().segments, strict=True):
+        assert [final["start_time"] + time for time in final["timestamps"]] == segment.times
+        assert len(final["tokens"]) == len(segment.times)
         assert set(final["tokens"]) <= set(demo.vocabulary.symbols)
     assert any(not answer["is_final"] for answer in found)
 

@@ -46,7 +46,7 @@ def _answer(result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
         "context_scores": [],
         "segment": result.segment,
         "words": [],
-        "start_time": result.start,
+        "start_time": 0.0,  # what the timestamps count from
         "is_final": result.is_final,
         "is_eof": False,
     }
