@@ -187,7 +187,7 @@ def test_a_difference_is_told_from_the_spread(report):
     assert re.fullmatch(r"real-time factor, moe_tiny, full context, 1 thread .* 2\.000 +more", lines[3])
     assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[4])
     assert lines[5].endswith("within the spread")
-    assert lines[-1] == "5 measurements are in one of the reports only"
+    assert lines[-1] == "5 measurements are in only one of the reports"
 
 
 def test_the_only_bundles_are_compared_whatever_their_names(report):
@@ -261,7 +261,7 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         (["--report", "x.json", "bundle"], "--report measures nothing"),
         (["--report", "no.json"], "no.json: cannot be read as a report"),
         (["--compare", "no.json"], "no.json: cannot be read as a report"),
-        (["--plots", "/dev/null/plots"], "/dev/null/plots: cannot be made"),
+        (["--plots", "/dev/null/plots"], "/dev/null/plots: cannot be created"),
         (["--audio", "no.wav"], "no.wav"),
     ],
 )

@@ -138,7 +138,7 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         repository()
-    with pytest.raises(SystemExit, match=r"^error: .*: is no clone of u2moe; change to its root, or name the files"):
+    with pytest.raises(SystemExit, match=r"^error: .*: is not a clone of u2moe; change to its root, or name the files"):
         run_script(lambda: results_file("levers") and 0)
 
 

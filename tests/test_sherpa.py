@@ -342,7 +342,7 @@ def test_command_exports_a_checkpoint(exported, tmp_path, capsys, monkeypatch):
 
 def test_command_tells_what_a_bundle_needs_no_options_for(tmp_path, capsys):
     assert main(["export", str(GOLDEN / "moe_tiny"), str(tmp_path / "out"), "--chunk-size", "8"]) == 1
-    assert "--chunk-size is for --profile sherpa-onnx" in capsys.readouterr().err
+    assert "--chunk-size needs --profile sherpa-onnx" in capsys.readouterr().err
 
 
 def test_a_foreign_folder_is_not_overwritten(bundle, tmp_path):

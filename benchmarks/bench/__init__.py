@@ -1,1 +1,1 @@
-"""What `u2moe bench` is: one question per file, its report as text and as plots."""
+"""The command `u2moe bench`: one question per file, and its report as text and plots."""

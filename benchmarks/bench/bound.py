@@ -1,9 +1,9 @@
-"""How near is a bundle to what the machine can do? The least time of each part, and the time it takes.
+"""How close is a bundle to the limit of the machine? The minimum time of each part, and the actual time.
 
-The products that onnxruntime runs are counted (`kernels`), and so are the bytes of the weights, keys and values that
-they read: of experts, those that have tokens. No part can take less time than its arithmetic at the best rate of the
-machine, nor less than reading these bytes once per call (`rates`); the larger of the two is its bound. Everything else,
-such as normalisation, activations and copies, is in the time that a part takes but not in its bound.
+The products that onnxruntime runs are counted (`operators`), and so are the bytes of the weights, keys and values that
+they read; of experts, only those with tokens. No part can be faster than its arithmetic at the best rate of the
+machine, or than reading these bytes once per call (`rates`): the larger of the two is its bound. Everything else, such
+as normalisation, activations and copies, is included in the time of a part but not in its bound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BEAM_SIZE = 10
 _LARGE = 1 << 16
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
-"""Runs with the profiler: each writes a line per kernel."""
+"""Number of runs with the profiler; each writes a line per kernel."""
 
 
 def measure_bound(
@@ -42,14 +42,14 @@ def measure_bound(
     repetitions: int = 5,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Times of one utterance and their bounds, the bundles in turn.
+    """Times of one utterance and their bounds, for the bundles in turn.
 
     Args:
-        probes: loaded bundles by name, all with the threads that `rates` were measured with.
-        samples: one utterance, at the rate of the models.
+        probes: loaded bundles by name, all with the number of threads that `rates` were measured with.
+        samples: one utterance, at the models' sample rate.
         mode: the encoder's context.
-        rates: of the machine, from `rates.measure_rates`.
-        repetitions: how often each is measured.
+        rates: rates of the machine, from `rates.measure_rates`.
+        repetitions: number of measurements.
         progress: called with a line for each round.
 
     Returns:
@@ -82,7 +82,7 @@ def measure_bound(
 
 
 def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], None]:
-    """A function that runs every graph of a model as for one utterance: chunk by chunk, and the second pass."""
+    """A function that runs every graph of a model as for one utterance: chunk by chunk, then the second pass."""
     fbank = Fbank(probe.bundle.manifest.features)
     frames = np.concatenate([fbank.accept(samples), fbank.finish()])
 
@@ -114,11 +114,11 @@ def compare(
 ) -> dict[str, Any]:
     """Times and bounds by part.
 
-    The profiler itself takes time, about the same for each kernel: `stages`, measured without it, say how long a graph
-    takes, and the difference is taken off all of its kernels alike.
+    The profiler itself takes time, about the same for each kernel. `stages`, measured without it, give the real time of
+    a graph, and the difference is subtracted from its kernels in equal parts.
 
     Args:
-        rounds: kernels of several runs that do the same; the median of each counts.
+        rounds: kernels of several identical runs; the median of each counts.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: "integer", "float" and "read"; see `best_rates`.
 
@@ -129,10 +129,10 @@ def compare(
         stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
         operators: share of the time by operator, largest first.
-        by_order: share of that time of kernels without a telling name, which count with the kernel before them.
-        unknown: share of that time, by name, of products of no known part: they count as "other".
-        not_counted: operators that multiply or read large constants, but whose work is not known here: the bound of
-            their part is too low. Share of the time of each.
+        by_order: share of the time in kernels without a meaningful name, which count with the kernel before them.
+        unknown: share of the time, by name, in products of an unknown part, which count as "other".
+        not_counted: share of the time of operators that multiply or read large constants but are not understood here,
+            so that the bound of their part is too low.
     """
     kernels = [
         replace(kernel, seconds=statistics.median(each.seconds for each in same))
@@ -160,20 +160,20 @@ def compare(
 
 
 def _stage(part: str) -> str:
-    """The stage of `listening` that the graph of a part is timed as."""
+    """The stage under which the graph of a part is timed."""
     return {"ctc": "ctc", "decoder": "rescoring"}.get(part, "encoder")
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
-    """Kernels of a graph, all with as much less time (or more) that their sum is the median of what was measured.
+    """Kernels of a graph with the same time subtracted from (or added to) each; their sum is the measured median.
 
-    None gets less than nothing: the shortest end at 0.
+    No time becomes negative: the shortest end at 0.
     """
     if not kernels:
         return []
     seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
     ordered = np.sort(seconds)
-    # what to add if the k shortest end at 0, for every k; the first that leaves no other below 0 is right
+    # the amount to add if the k shortest end at 0, for every k; the first that leaves no other below 0 is right
     shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
     shift = shifts[np.argmax(ordered + shifts >= 0)]
     return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
@@ -208,12 +208,12 @@ def _is_not_counted(kernel: Kernel) -> bool:
 
 
 def _unknown(kernel: Kernel) -> str | None:
-    """A name without the numbers of layers."""
+    """A name without layer numbers."""
     return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
 
 
 def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
-    """Shares of the time of all kernels by key, largest first; those with the key None are left out."""
+    """Shares of the total time by key, largest first; kernels with the key None are omitted."""
     seconds = defaultdict[str, float](float)
     for kernel in kernels:
         if (name := key(kernel)) is not None:

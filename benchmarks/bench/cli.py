@@ -28,12 +28,12 @@ def add_bench(subparsers: Subparsers) -> None:
         "bench",
         help="measure bundles on this machine",
         description="Measure bundles on this machine, side by side in one run: speed end to end and where the time "
-        "goes, latency in real time, loading and memory, experts, and how near each part is to the machine's bound. "
-        "What each number means: docs/bench.md.",
+        "goes, latency in real time, loading and memory, experts, and how close each part is to the machine's bound. "
+        "docs/bench.md explains each number.",
     )
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="folders (default: the demo model)")
-    parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="audio files, and folders of them")
-    parser.add_argument("--manifest", metavar="TSV", help="path<TAB>transcript per line: words are counted too")
+    parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="audio files or folders")
+    parser.add_argument("--manifest", metavar="TSV", help="lines of path<TAB>transcript, for word error rates")
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     extent.add_argument("--full", action="store_true", help="more threads, more rounds, real time for all chunk sizes")
@@ -48,19 +48,19 @@ def add_bench(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="measure nothing: show, draw or compare this report"
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run_bench)
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    """Measure, print the tables, write what was asked for."""
+    """Measure, print the tables, and write the requested files."""
     earlier = read_report(args.compare) if args.compare else None
     if args.plots:
         require_matplotlib()
     if args.report and args.bundles:
-        raise ValueError("--report measures nothing: give it no bundles")
+        raise ValueError("--report measures nothing and takes no bundles")
     for folder in filter(None, (args.plots, args.json and args.json.parent)):
-        _make(folder)  # before anything is measured rather than after
+        _make(folder)  # before anything is measured
     try_to_write(args.json)
     report = read_report(args.report) if args.report else _measure(args)
     print(describe(report), flush=True)
@@ -78,7 +78,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be made: {error.strerror}") from error
+        raise ValueError(f"{folder}: cannot be created: {error.strerror}") from error
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
-    """The numbers of an option, each once."""
+    """The numbers of an option, without duplicates."""
     try:
         return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Two reports of `u2moe bench`: ratios, and which of them are more than the spread. Nothing is measured here."""
+"""Compares two reports of `u2moe bench`: ratios, and which of them exceed the spread. Measures nothing."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _WITHIN = "within the spread"
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """A report that was saved.
+    """A saved report.
 
     Raises:
-        ValueError: not one, or of another version; names the file.
+        ValueError: not a report, or one of another version; names the file.
     """
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read as a report: {error}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("version") != VERSION:
-        raise ValueError(f"{file}: is no report of this u2moe bench ({FORMAT} {VERSION})")
+        raise ValueError(f"{file}: is not a report of this version of u2moe bench ({FORMAT} {VERSION})")
     return report
 
 
 def compare_reports(before: Report, after: Report) -> str:
-    """A line for each measurement that both have, those that differ first, and what else is different between them.
+    """A line for each measurement in both reports, those that differ first, and other differences between them.
 
-    A ratio is of medians, after to before. It counts as a difference where the quartiles of both do not overlap. That
-    is less than a proof: it says that runs of this kind did not explain it. Sizes and word errors have no spread.
+    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, which is not a proof,
+    but means that the variation between runs does not explain it. Sizes and word errors have no spread.
     """
     return "\n".join(_lines(before, after))
 
@@ -49,7 +49,7 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
         if old != new:
             yield f"{name}: {old} -> {new}"
     if before["audio"] != after["audio"]:
-        yield "the recordings are not the same: times per second of audio may differ for that alone"
+        yield "the recordings are not the same: times per second of audio may differ for that reason alone"
     old_values, new_values = values(before), values(after)
     if (names := _only_bundles(before, after)) and names[0] != names[1]:
         yield f"{names[0]} is compared with {names[1]}, the only bundle of each report"
@@ -62,7 +62,7 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
     rows.sort(key=lambda row: row[-1] == _WITHIN)
     yield from table(["measurement", "before", "after", "ratio", ""], rows)
     if missing := len(old_values.keys() ^ new_values.keys()):
-        yield f"{missing} measurements are in one of the reports only"
+        yield f"{missing} measurements are in only one of the reports"
 
 
 def _only_bundles(before: Report, after: Report) -> tuple[str, str] | None:
@@ -82,9 +82,9 @@ def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str
 
 
 def values(report: Report) -> Values:
-    """Every measurement of a report that can be compared, by what it is, bundle, mode and threads.
+    """Every comparable measurement of a report, by its name, bundle, mode and threads.
 
-    What has no spread, such as a size, has its value as median and as quartiles, and no count.
+    A value without spread, such as a size, is its own median and quartiles, without a count.
     """
     found: Values = {}
     for entry in in_order(report):

@@ -1,4 +1,4 @@
-"""Which experts do the tokens of real speech touch, chunk by chunk, and how many bytes of weights is that?"""
+"""Which experts do the tokens of real speech use, chunk by chunk, and how many bytes of weights are they?"""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def measure_experts(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Experts that the chunks of recordings touch.
+    """Experts that the chunks of recordings use.
 
     Args:
-        bundle: whose encoder.
-        recordings: samples at the model's rate.
+        bundle: bundle of the encoder.
+        recordings: samples at the model's sample rate.
         modes: chunks; full context is one chunk per recording.
         progress: called with a line for each mode.
 
@@ -54,14 +54,15 @@ def chunk_counts(inputs: ExpertInputs, bundle: Bundle, samples: Samples, mode: M
 
 
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """What tokens per expert [chunks, layers, experts] mean.
+    """Statistics of the tokens per expert [chunks, layers, experts].
 
     Returns:
         num_chunks, num_experts, experts_per_token.
-        touched: mean number of experts with tokens in a chunk, by layer, and over all of them.
-        bytes_touched: percentiles over the chunks, of all layers together, and `bytes` of all experts.
-        load: share that each expert gets of the layer's choices, `experts_per_token` for each token.
-        load_entropy: of that, by layer, from 0 (one expert does all) to 1 (all do the same); and over all.
+        touched: mean number of experts with tokens in a chunk, by layer, and the mean over layers.
+        bytes_touched: percentiles over chunks, for all layers together; and `bytes` of all experts.
+        load: share of the layer's choices for each expert, with `experts_per_token` choices per token.
+        load_entropy: entropy of the load by layer, from 0 (one expert gets all tokens) to 1 (all get the same), and the
+            mean over layers.
     """
     touched = counts > 0
     sizes = np.array([layer.expert_bytes for layer in layers])

@@ -1,8 +1,8 @@
-"""What does it cost to begin? Import, load, and the first chunk and first final result with and without `warm_up`.
+"""What does starting cost? Import, load, and the first chunk and first final result with and without `warm_up`.
 
     python -m u2moe.benchmarks.bench.first_chunk [BUNDLE] [--audio FILE_OR_FOLDER] [--runs 7]
 
-Each run is a process of its own that streams the recordings as one, twice; with `warm_up` and without.
+Each run is a fresh process that streams all recordings as one, twice; half of the runs call `warm_up`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ measure(import_s, *sys.argv[1:])
 
 
 def measure(import_s: float, bundle: str, audio: str, warm: str) -> None:
-    """What a fresh process does; prints JSON."""
+    """The work of a fresh process; prints JSON."""
     begin = time.perf_counter()
     recognizer = Recognizer.from_pretrained(bundle, options=OPTIONS)
     load_s = time.perf_counter() - begin
@@ -66,7 +66,7 @@ def measure(import_s: float, bundle: str, audio: str, warm: str) -> None:
 
 
 def _stream(recognizer: Recognizer, samples: npt.NDArray[np.float32]) -> list[float]:
-    """Milliseconds that each chunk takes once its last sample is there; the last value is the final result's."""
+    """Milliseconds for each chunk after its last sample has arrived; the last value is for the final result."""
     stream, times, num_frames = recognizer.create_stream(), [], 0
     rate = recognizer.bundle.manifest.features.sample_rate
     for portion in np.array_split(samples, max(50 * len(samples) // rate, 1)):
@@ -84,7 +84,7 @@ def _stream(recognizer: Recognizer, samples: npt.NDArray[np.float32]) -> list[fl
 
 
 def first_chunk(bundle: Path, audio: Path, num_runs: int) -> dict[str, float]:
-    """Measure in processes of their own, cold and warm in turn.
+    """Measure in fresh processes, cold and warm in turn.
 
     Returns:
         Medians over runs, and `num_runs` of each kind: import_s, of `u2moe.runtime` with all that it needs; load_s, of

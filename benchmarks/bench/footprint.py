@@ -1,4 +1,4 @@
-"""What does a bundle cost before it recognises anything, in time, memory and bytes on disk? In fresh processes."""
+"""Time, memory and disk space that a bundle takes before it recognises anything, measured in fresh processes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def measure_footprint(
 
     Args:
         bundles: by name.
-        audio: a recording that each process recognises, whole and, where the bundle can, as a stream.
+        audio: a recording that each process recognises as a whole and, if the bundle can stream, as a stream.
         num_threads: threads within one operator.
         providers: execution providers; None: the CPU.
-        repetitions: processes for each bundle; one more before them leaves the files in the system's cache.
+        repetitions: processes per bundle; an extra one before them brings the files into the system's cache.
         progress: called with a line for each round.
 
     Returns:
@@ -75,7 +75,7 @@ def measure_footprint(
 
 
 def report(import_s: float, path: str, audio: str, num_threads: str, providers: str) -> None:
-    """What a fresh process does; prints JSON.
+    """The work of a fresh process; prints JSON.
 
     import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
     to make the sessions, with the files in the system's cache; start_s: both; first_s: to recognise the recording
@@ -110,7 +110,7 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
 def disk_bytes(bundle: Bundle) -> dict[str, Any]:
     """Bytes of a bundle: `files`, all of them; `groups`, its weights by `contract.WEIGHT_GROUPS`, all graphs together.
 
-    What the groups leave of the files is the graphs themselves, and the vocabulary. Without onnx-ir there are none.
+    The rest of the files is the graphs themselves and the vocabulary. Without onnx-ir there are no groups.
     """
     groups = defaultdict[str, int](int)
     if find_spec("onnx_ir"):

@@ -1,9 +1,9 @@
-"""How long does a listener wait? Chunks, first partial result, words and final result of a source in real time.
+"""How long does a user wait? Chunks, first partial result, words and final result of a source in real time.
 
-Each wait has two parts. The algorithmic part is audio that must come first: the rest of the chunk, the
-look-ahead of the convolutions, the portions in which audio arrives; no faster machine shortens it. The compute part is
-from the arrival of that audio to the result, queueing behind earlier chunks included. When a word was said is what the
-model itself says: where it starts and ends in the final result.
+Each wait has two parts. The algorithmic part is audio that must arrive first: the rest of the chunk, the look-ahead of
+the convolutions, the portions in which audio is delivered. No faster machine shortens it. The compute part lasts from
+the arrival of that audio to the result, including queueing behind earlier chunks. The time of a word is the one that
+the model gives in the final result.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def measure_latency(
     repetitions: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Recognise recordings as they would come live, the bundles in turn, recording by recording.
+    """Recognise recordings as if live, with the bundles in turn, recording by recording.
 
     Args:
-        probes: loaded bundles by name; those that cannot stream are left out.
-        recordings: samples at the rate of the models.
-        mode: chunks.
-        paced: in real time; False: portions follow each other at once, as in a file.
-        repetitions: of each.
+        probes: loaded bundles by name; those that cannot stream are omitted.
+        recordings: samples at the models' sample rate.
+        mode: chunk sizes.
+        paced: in real time; False: portions follow each other immediately, as in a file.
+        repetitions: number of measurements.
         progress: called with a line for each round.
 
     Returns:
         One entry for each bundle; see `summary`.
     """
     observed: dict[str, list[Observation]] = {name: [] for name, item in probes.items() if item.model.config.streaming}
-    # A chunk before, at full speed: what is measured is a host that has been running, not one that just began.
+    # One chunk at full speed first, so that a running process is measured and not one that has just started.
     for name in observed:
         probes[name].recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
@@ -70,18 +70,18 @@ def _case(probe: Probe, samples: Samples, mode: Mode, *, paced: bool) -> Callabl
 
 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
-    """Latencies over all utterances of what was observed.
+    """Latencies over all observed utterances.
 
     Returns:
-        chunk_latency_s: of the compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one
-            chunk to the next.
+        chunk_latency_s: compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one chunk to
+            the next.
         first_partial_s: from the start of the first word to the first partial result with a word.
-        word_s: from the end of each word to the partial (or final) result from which on it is shown and stays.
-        finalisation_s: from the end of the last word of an utterance to its final result. What comes after that word
-            is algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and
-            the second pass are compute.
+        word_s: from the end of each word to the partial (or final) result from which on it is shown permanently.
+        finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
+            algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
+            second pass are compute.
 
-        The last three have "algorithmic", "compute" and "total", percentiles each; no key where nothing was said.
+        The last three have percentiles of "algorithmic", "compute" and "total"; keys without any speech are missing.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
@@ -105,7 +105,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """The wait for the first tokens of an utterance, given the chunks within it and that which brought its end."""
+    """The wait for the first tokens of an utterance, given the chunks within it and the one that ended it."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)
@@ -113,7 +113,7 @@ def first_partial(segment: Result, events: Sequence[Event], final: Event) -> lis
 
 
 def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
-    """The waits for the words of an utterance, each until it is shown for good with all words before it."""
+    """The waits for the words of an utterance, each until it is shown permanently with all words before it."""
     waits = []
     for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=False):
         settled = final
@@ -134,5 +134,5 @@ def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
 
 
 def _silence(endpoint: EndpointConfig | None) -> float | None:
-    """Seconds of silence after words that end an utterance: rule 2 of the endpoints; None where no rule does."""
+    """Seconds of silence after speech that end an utterance (endpoint rule 2); None if no rule does."""
     return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None

@@ -1,4 +1,4 @@
-"""What pages show of the report of `u2moe bench` on the demo model. Measures nothing.
+"""The values that pages show from the report of `u2moe bench` on the demo model. Measures nothing.
 
 `u2moe bench --json benchmarks/results/bench.json --plots docs/results/bench` measures and draws.
 """

@@ -1,4 +1,4 @@
-"""All measurements of `u2moe bench` in one run, as one report of plain data."""
+"""All measurements of `u2moe bench` in one run, as a report of plain data."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from u2moe.runtime.session import DEFAULT_PROVIDER
 
 FORMAT, VERSION = "u2moe-bench", 1
 _ROUTED_S = 30.0
-"""Seconds of each recording whose routing is counted: full context takes memory with the square of the length."""
+"""Seconds of each recording for which routing is counted: memory with full context grows with the square."""
 _PROCESSES = 5
-"""Fresh processes for each bundle, at most."""
+"""Maximum number of fresh processes per bundle."""
 _PROFILED_S = 10.0
 """Seconds of the longest recording that are profiled."""
 
@@ -39,10 +39,10 @@ class Plan:
 
     Attributes:
         threads: numbers of threads within one operator.
-        chunk_sizes: encoder frames per chunk; each with every one of `left_chunks`. Full context is always measured.
+        chunk_sizes: encoder frames per chunk, each combined with every `left_chunks`. Full context is always measured.
         left_chunks: chunks of left context; -1: all.
-        repetitions: rounds of each measurement, after one that warms up.
-        paced_s: seconds of audio that each bundle recognises in real time too, in each chunk size, with the first of
+        repetitions: rounds of each measurement, after a warm-up.
+        paced_s: seconds of audio that each bundle also recognises in real time, in each chunk size, with the first of
             `left_chunks`; 0: none.
     """
 
@@ -63,7 +63,7 @@ class Plan:
             raise ValueError(f"seconds in real time must not be negative, got {self.paced_s}")
 
     def modes(self, bundle: Bundle) -> list[Mode]:
-        """The modes that a bundle is measured in: those that it can."""
+        """The modes of the plan that a bundle supports."""
         if not bundle.manifest.model.streaming:
             return [Mode()]
         streaming = [
@@ -81,7 +81,7 @@ PLANS = {
         paced_s=30.0,
     ),
 }
-"""What `--quick`, neither, and `--full` measure."""
+"""The plans for `--quick`, no option, and `--full`."""
 
 
 def run_suite(
@@ -92,27 +92,27 @@ def run_suite(
     providers: Sequence[str] | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure everything, the bundles in turn wherever times are compared.
+    """Measure everything, with the bundles in turn wherever times are compared.
 
     Args:
-        bundles: by the names that the report uses.
-        recordings: what is recognised; words are counted in those that have a transcript.
-        plan: how much.
+        bundles: bundles by their names in the report.
+        recordings: recordings to recognise; word errors are counted for those with a transcript.
+        plan: how much to measure.
         providers: execution providers; None: the CPU. On others there is no bound: its rates are those of the CPU.
         progress: called with a line for each step.
 
     Returns:
-        machine, plan, audio, bundles: what was measured, and with what; load_average: processes that ran before;
-            left_out: what needs the extra bench, where that is not installed.
+        machine, plan, audio, bundles: the conditions; load_average: load of the machine at the start; left_out:
+            measurements that need the extra bench, if it is not installed.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
         footprint: of `footprint.measure_footprint`, by bundle.
-        experts: of `experts.measure_experts`, by bundle; no entry for models without experts.
+        experts: of `expert_usage.measure_experts`, by bundle; no entry for models without experts.
         rates: of `rates.measure_rates`, for each number of threads; bound: entries of `bound.measure_bound`.
 
     Raises:
-        ValueError: bundles of different sample rates.
-        AudioError: a recording that cannot be read.
+        ValueError: the bundles have different sample rates.
+        AudioError: a recording cannot be read.
     """
     rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
     if len(rates_hz) != 1:
@@ -157,7 +157,7 @@ def run_suite(
 
 
 class _Measurement:
-    """A report under way."""
+    """A report in progress."""
 
     def __init__(
         self, report: dict[str, Any], samples: Sequence[Samples], sample_rate: int, plan: Plan, progress: Progress
@@ -194,7 +194,7 @@ class _Measurement:
             self.report["latency"] += [{"threads": num_threads, **entry} for entry in entries]
 
     def bound(self, probes: Mapping[str, Probe], num_threads: int) -> None:
-        """The machine's rates, and what they say of the bundles in the first chunk size and with full context."""
+        """The machine's rates, and the bundles' bounds with the first chunk size and with full context."""
         footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
         rates = measure_rates(footprints, num_threads, repetitions=self.plan.repetitions, progress=self.progress)
         self.report["rates"].append(rates)
@@ -207,7 +207,7 @@ class _Measurement:
                 )
 
     def experts(self, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
-        """What routers choose, in the same modes."""
+        """The routers' choices, in the same modes."""
         from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra bench
 
         samples = [part[: int(_ROUTED_S * self.sample_rate)] for part in self.samples]
@@ -226,7 +226,7 @@ class _Measurement:
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
-    """Names for folders of bundles: the last parts of their paths, as many as distinguish them.
+    """Names for bundle folders: as many of the last parts of their paths as distinguish them.
 
     Raises:
         ValueError: the same folder twice.

@@ -12,7 +12,7 @@ from u2moe.benchmarks.instruments.operators import PARTS
 from u2moe.runtime.errors import U2moeError
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-"""Of Okabe and Ito: distinct with any colour vision. The same bundle, stage or group has the same."""
+"""The palette of Okabe and Ito, safe for any colour vision; a bundle, stage or group keeps its colour."""
 _PERCENTILES = {"p50": "o", "p90": "D", "p95": "s", "p99": ">"}
 _SINCE = {
     "first_partial_s": "from the start of the first word to a result that shows one",
@@ -22,14 +22,14 @@ _SINCE = {
 _GROUPS_SHOWN = 6
 _WIDTH = 8.0
 _ROW = 0.24
-"""Inches: of all plots, and of a line in them."""
+"""Inches: the width of all plots, and the height of a row."""
 
 Axes = Any  # matplotlib has no types of its own
 Entry = Mapping[str, Any]
 
 
 def require_matplotlib() -> None:
-    """Refuse before anything is measured rather than after.
+    """Check that matplotlib is installed, before anything is measured.
 
     Raises:
         U2moeError: matplotlib is not installed.
@@ -41,11 +41,11 @@ def require_matplotlib() -> None:
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Write the plots that a report has numbers for, as PNG into a folder that exists; returns the files.
+    """Draw the plots for which a report has data, as PNG files in an existing folder; returns the files.
 
     Args:
-        report: of `u2moe bench`.
-        folder: where they are written.
+        report: a report of `u2moe bench`.
+        folder: where to write them.
 
     Raises:
         U2moeError: matplotlib is not installed.
@@ -117,7 +117,7 @@ def _stages(figure: Any, report: Report) -> bool:
 
 
 def _chunks(figure: Any, report: Report) -> bool:
-    """Percentiles of the chunk latency and the budget, as fast as it goes and in real time."""
+    """Percentiles of the chunk latency and the budget, at full speed and in real time."""
     first = report["plan"]["threads"][0]
     kinds = {
         "at full speed": [item for item in report["speed"] if "chunk_latency_s" in item and item["threads"] == first],
@@ -150,7 +150,7 @@ def _chunks(figure: Any, report: Report) -> bool:
 
 
 def _waits(figure: Any, report: Report) -> bool:
-    """What a listener waits for in real time: audio that must come first, and compute."""
+    """The wait in real time: audio that must arrive first, and compute."""
     entries = report["latency"]
     waits = {name: title for name, title in WAITS.items() if any(name in entry for entry in entries)}
     if not waits:
@@ -174,7 +174,7 @@ def _waits(figure: Any, report: Report) -> bool:
 
 
 def _footprint(figure: Any, report: Report) -> bool:
-    """Bytes on disk by group, memory, and what it takes to begin."""
+    """Bytes on disk by group, memory, and start-up time."""
     names, found = list(report["footprint"]), list(report["footprint"].values())
     figure.set_size_inches(_WIDTH, 4.2 + 3 * _ROW * len(names))
     disk, memory, start = figure.subplots(3)
@@ -216,7 +216,7 @@ def _stack(axes: Axes, names: Sequence[str], stacks: Mapping[str, Sequence[float
 
 
 def _experts(figure: Any, report: Report) -> bool:
-    """Share of the choices that each expert gets, by layer, in the last mode, for each bundle with experts."""
+    """Each expert's share of the choices, by layer, in the last mode, for each bundle with experts."""
     found = [(name, *list(modes.items())[-1]) for name, modes in report["experts"].items() if modes]
     if not found:
         return False
@@ -247,7 +247,7 @@ def _layer(name: str) -> str:
 
 
 def _bound(figure: Any, report: Report) -> bool:
-    """Time of each part, and the least it could take, for each mode and bundle with the first number of threads."""
+    """Time of each part and its lower bound, for each mode and bundle, with the first number of threads."""
     if not report["bound"]:
         return False
     threads = report["bound"][0]["threads"]
@@ -290,7 +290,7 @@ def _bars(
     axes: Axes, rows: Sequence[float], spreads: Sequence[Mapping[str, float]], height: float, *, scale: float = 1.0,
     **style: Any,
 ) -> None:  # fmt: skip
-    """Bars to the medians, with the quartiles as a line."""
+    """Bars for medians, lines for quartiles."""
     medians = [value["median"] * scale for value in spreads]
     below = [(value["median"] - value["low"]) * scale for value in spreads]
     above = [(value["high"] - value["median"]) * scale for value in spreads]

@@ -1,4 +1,4 @@
-"""How fast is a bundle end to end, and where does the time go? Several bundles in turn, in one run."""
+"""How fast is a bundle end to end, and where does the time go? Measures several bundles in turn."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def measure_speed(
     warm_up: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Recognise all recordings in every mode, the bundles in turn.
+    """Recognise all recordings in every mode, with the bundles in turn.
 
     Args:
         probes: loaded bundles by name.
-        recordings: samples at the rate of the models.
-        modes: what each of them shall be measured in.
-        transcripts: what is said in the recordings, "" where it is not known; None: of none.
-        repetitions: how often each is measured.
-        warm_up: rounds before those, which do not count.
+        recordings: samples at the models' sample rate.
+        modes: the modes to measure for each bundle.
+        transcripts: transcripts of the recordings, "" if unknown; None: all unknown.
+        repetitions: number of measurements.
+        warm_up: earlier rounds, which do not count.
         progress: called with a line for each round.
 
     Returns:
-        One entry for each mode and bundle; see `summary`, and where there are transcripts `words`, see `word_errors`.
+        One entry for each mode and bundle: see `summary`, and `word_errors` for `words`, if there are transcripts.
     """
 
     def case(probe: Probe, mode: Mode) -> Callable[[], list[Observation]]:
@@ -56,15 +56,15 @@ def measure_speed(
 
 
 def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:
-    """What the rounds of one mode gave.
+    """Summary of the rounds of one mode.
 
     Returns:
         real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
-        core_hours_per_hour: processor seconds, of all threads, per second of audio.
-        stages: the real-time factor of each stage; shares: their medians as parts of the sum of these.
+        core_hours_per_hour: CPU seconds of all threads per second of audio.
+        stages: the real-time factor of each stage; shares: their medians as fractions of the sum.
         finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
-        chunk_latency_s, chunk_budget_s: the same of the chunks at full speed, `late` among them, and the seconds from
-            one chunk to the next; without chunks they are missing.
+        chunk_latency_s, chunk_budget_s: percentiles for chunks at full speed, including `late`, and the seconds from
+            one chunk to the next; missing without chunks.
     """
     audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [
@@ -100,7 +100,7 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
 
 
 def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, float]:
-    """`num_words` of the transcripts that there are, and `rate`, the word error rate against them."""
+    """`num_words` of the known transcripts, and `rate`, the word error rate against them."""
     errors = WordErrors()
     for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:

@@ -1,4 +1,4 @@
-"""A report of `u2moe bench` as tables for a terminal. Nothing is measured here."""
+"""A report of `u2moe bench` as tables for a terminal. Measures nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Report = Mapping[str, Any]
 WAITS = {"first_partial_s": "first partial", "word_s": "word", "finalisation_s": "final"}
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
-"""Keys of reports, and how tables and plots call them."""
+"""Keys of reports, and their names in tables and plots."""
 
 _WHERE = ["mode", "threads", "bundle"]
 _BUSY = 0.5
@@ -42,7 +42,7 @@ def spread(value: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> s
 
 
 def count_threads(count: int) -> str:
-    """As it is said: 1 thread, 2 threads."""
+    """In words: 1 thread, 2 threads."""
     return "1 thread" if count == 1 else f"{count} threads"
 
 
@@ -111,7 +111,7 @@ def _chunks(report: Report) -> Iterator[str]:
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """The same in real time, and what a listener waits for."""
+    """The same in real time, and what a user waits for."""
     if not report["latency"]:
         return
     rows = []
@@ -203,12 +203,12 @@ def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
 
 
 def _times(ratio: float | None) -> str:
-    """A part without products has no bound."""
+    """The ratio, if there is one: a part without products has no bound."""
     return f" {ratio:5.1f}x" if ratio else "       "
 
 
 def _reservations(entry: Mapping[str, Any]) -> Iterator[str]:
-    """What the numbers of an entry leave open."""
+    """Reservations about the numbers of an entry."""
     name = f"{entry['bundle']}, {entry['mode']}"
     if entry["not_counted"]:
         operators = ", ".join(
@@ -225,7 +225,7 @@ def in_order(report: Report) -> list[Mapping[str, Any]]:
 
 
 def where(entry: Mapping[str, Any]) -> list[str]:
-    """The cells that say what an entry is of."""
+    """The cells that identify an entry."""
     return [entry["mode"], str(entry["threads"]), entry["bundle"]]
 
 

@@ -1,1 +1,1 @@
-"""Does it last: hours of audio, many streams, damaged files."""
+"""Endurance: hours of audio, many streams, damaged files."""

@@ -1,7 +1,7 @@
-"""Is anything lost or doubled where a long recording was cut? Its utterances against the graphs alone, with no stream.
+"""Is anything lost or duplicated where a long recording was cut? Compares utterances with the graphs alone, unstreamed.
 
-Each utterance is encoded and decoded again, from the recording's samples at its place: where the stream had dropped,
-repeated or moved frames, or mixed utterances up, other words would come out.
+Each utterance is encoded and decoded again from its samples in the recording: if the stream had dropped, repeated or
+moved frames, or mixed up utterances, the words would differ.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class LoggedUtterance:
     """An utterance that a recogniser has concluded.
 
     Attributes:
-        window_start: frame of features with which the last window began; `window_len`: its frames of features.
-        start: its first encoder frame; `num_frames`: how many it has.
-        text: what was recognised; `times`: seconds at which its tokens peak, from the recording's first sample.
+        window_start: feature frame at which the last window began; `window_len`: its number of feature frames.
+        start: its first encoder frame; `num_frames`: number of encoder frames.
+        text: recognised text; `times`: seconds at which its tokens peak, from the recording's first sample.
     """
 
     window_start: int
@@ -43,10 +43,9 @@ class Cuts:
     """How a recording was cut.
 
     Attributes:
-        num_utterances: utterances, those without words too.
-        num_lost: encoder frames that are in none; `num_doubled`: in two.
-        num_different: utterances whose text or times are not what the graphs alone give at their place; None where that
-            was not tried.
+        num_utterances: number of utterances, including those without words.
+        num_lost: encoder frames in no utterance; `num_doubled`: in two.
+        num_different: utterances whose text or times differ from those of the graphs alone; None if not checked.
     """
 
     num_utterances: int
@@ -76,13 +75,13 @@ def logged(recognizer: Recognizer) -> tuple[Recognizer, list[LoggedUtterance]]:
 def cuts_of(
     recognizer: Recognizer, utterances: Sequence[LoggedUtterance], num_samples: int, file: Path | None = None
 ) -> Cuts:
-    """Judge where a recording was cut.
+    """Check where a recording was cut.
 
     Args:
-        recognizer: what has recognised it.
-        utterances: in order.
+        recognizer: the recogniser that was used.
+        utterances: its utterances in order.
         num_samples: samples of the recording at the model's rate.
-        file: the recording, at that rate, to recognise its utterances again; only those of full context can be.
+        file: the recording at that rate, to recognise utterances again, which is possible only with full context.
     """
     config = recognizer.model.config
     features = _num_features(recognizer, num_samples)
@@ -104,14 +103,14 @@ def _num_features(recognizer: Recognizer, num_samples: int) -> int:
 
 
 def _frame_samples(recognizer: Recognizer) -> tuple[int, int]:
-    """Samples of a frame of features, and from one to the next."""
+    """Samples in a feature frame, and from one frame to the next."""
     config = recognizer.bundle.manifest.features
     per_ms = config.sample_rate / 1000
     return round(config.frame_length_ms * per_ms), round(config.frame_shift_ms * per_ms)
 
 
 def _recognized_alone(recognizer: Recognizer, utterance: LoggedUtterance, file: Path) -> LoggedUtterance:
-    """An utterance as it should be, by features, encoder, search and rescoring of its samples alone."""
+    """An utterance recognised from its samples alone: features, encoder, search and rescoring."""
     length, shift = _frame_samples(recognizer)
     model, manifest = recognizer.model, recognizer.bundle.manifest
     with soundfile.SoundFile(file) as source:

@@ -1,4 +1,4 @@
-"""Damage to bytes, and values that nobody expects: what all generators of fuzz inputs are made of."""
+"""Damage to bytes, and odd values: the building blocks of all fuzz inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ODD_VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 7, 10**9, 2**63, 10**400, 0.5, -0.5, 1e-9, 1e308, float("nan"), float("inf"), "",
     "x", "../tokens.txt", "/etc/passwd", "a\0b", "\ud800", [], {}, [[]], {"x": {}},
 )  # fmt: skip
-"""Of the kinds that JSON has."""
+"""Values of all JSON types."""
 
 
 def one_of(values: Sequence[Any], random: np.random.Generator) -> Any:
@@ -20,7 +20,7 @@ def one_of(values: Sequence[Any], random: np.random.Generator) -> Any:
 
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
-    """Bytes cut off, overwritten, put in, taken out or repeated; half of the time among the first hundred."""
+    """Bytes truncated, overwritten, inserted, removed or repeated; half of the time among the first hundred."""
     data = bytearray(content)
     for _ in range(int(random.integers(1, 4))):
         end = len(data) if random.random() < 0.5 else min(100, len(data))

@@ -17,7 +17,7 @@ FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_1
            ("AIFF", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("CAF", "PCM_16"), ("W64", "PCM_16"),
            ("OGG", "OPUS"), ("AU", "PCM_16"), ("WAV", "IMA_ADPCM"))  # fmt: skip
 OTHER_BYTES = 0.02
-"""Share of files that are any bytes."""
+"""Share of files that are random bytes."""
 
 
 def use_damaged_audio(
@@ -43,7 +43,7 @@ def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype:
 
 
 def damaged_audio(originals: Sequence[bytes], random: np.random.Generator) -> bytes:
-    """One of the files with some of its bytes changed, or any bytes."""
+    """One of the files with some bytes changed, or random bytes."""
     if random.random() < OTHER_BYTES:
         return random.bytes(int(random.integers(0, 5000)))
     return damaged(one_of(originals, random), random)

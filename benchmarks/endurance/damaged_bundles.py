@@ -37,7 +37,7 @@ def use_damaged_bundles(
 
 
 def damage_bundle(original: Path, target: Path, random: np.random.Generator) -> None:
-    """A copy with some damage; changed files have their old digest or a true one."""
+    """A damaged copy; changed files have their old digest or a correct one."""
     target.mkdir()
     for file in original.iterdir():
         os.link(file, target / file.name)
@@ -57,7 +57,7 @@ def _change_manifest(original: Path, target: Path, _name: str, random: np.random
 
 
 def _exchange(original: Path, target: Path, name: str, random: np.random.Generator) -> None:
-    """A file for another, or for nothing."""
+    """Replace a file by another, or remove it."""
     names = sorted(file.name for file in original.iterdir())
     if random.random() < 0.2:
         (target / name).unlink()
@@ -75,14 +75,14 @@ def _damage_file(original: Path, target: Path, name: str, random: np.random.Gene
 
 
 def _special(_original: Path, target: Path, name: str, random: np.random.Generator) -> None:
-    """A link to itself, a folder, or a pipe in the place of a file, which may be the manifest."""
+    """Replace a file, possibly the manifest, by a link to itself, a folder or a pipe."""
     file = target / one_of((name, MANIFEST_FILE), random)
     file.unlink()
     one_of((lambda: file.symlink_to(file), file.mkdir, lambda: os.mkfifo(file)), random)()
 
 
 def with_odd_value(manifest: Any, random: np.random.Generator) -> Any:
-    """A manifest with a value anywhere in it replaced by an odd one, taken away, or added."""
+    """A manifest in which a value is replaced by an odd one, removed or added."""
     changed = copy.deepcopy(manifest)
     place = changed
     while True:
@@ -101,6 +101,6 @@ def with_odd_value(manifest: Any, random: np.random.Generator) -> Any:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Not through the link: the original stays."""
+    """Write a new file rather than through the link, so that the original stays."""
     file.unlink()
     file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Training configurations with values exchanged, texts, aliases and depths that YAML allows, and changed bytes."""
+"""Training configurations with changed values, odd texts, aliases and nesting that YAML allows, and changed bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENCODINGS = ("utf-8-sig", "utf-16", "utf-32", "latin-1", "gbk", "cp037")
 
 
 def use_damaged_configs(originals: Sequence[Path], folder: Path) -> Callable[[np.random.Generator], str]:
-    """A function that reads a damaged file, and builds the network that it describes, without weights."""
+    """A function that reads a damaged file and builds the network that it describes, without weights."""
     texts, file = [original.read_text(encoding="utf-8") for original in originals], folder / "train.yaml"
 
     def use(random: np.random.Generator) -> str:
@@ -44,7 +44,7 @@ def use_damaged_configs(originals: Sequence[Path], folder: Path) -> Callable[[np
 
 
 def damaged_config(originals: Sequence[str], random: np.random.Generator) -> bytes:
-    """One of the originals with some of its values exchanged, then some of its text, or its encoding, or its bytes."""
+    """One of the originals with changed values, then changed text, encoding or bytes."""
     config = yaml.safe_load(one_of(originals, random))
     for _ in range(int(random.integers(0, 4))):
         one_of((_replace, _replace, _replace, _delete, _add, _share, _nest), random)(config, random)
@@ -99,7 +99,7 @@ def _nest(config: dict[Any, Any], random: np.random.Generator) -> None:
 
 
 def _with_odd_text(text: str, random: np.random.Generator) -> str:
-    """In the place of a value, or of a line."""
+    """Odd text instead of a value or a line."""
     lines = text.split("\n")
     number = int(random.integers(len(lines)))
     key, colon, _ = lines[number].partition(": ")
@@ -108,7 +108,7 @@ def _with_odd_text(text: str, random: np.random.Generator) -> str:
 
 
 def _with_laughs(text: str, random: np.random.Generator) -> str:
-    """Aliases of aliases, in lists or merged mappings, which grow without end."""
+    """Aliases of aliases, in lists or merged mappings, which grow exponentially."""
     width, depth = int(random.integers(2, 20)), int(random.integers(1, 40))
     form: Callable[[str], str] = one_of((lambda inner: f"[{inner}]", lambda inner: f"{{<<: [{inner}]}}"), random)
     lines = ["a0: &a0 {x: 1}"]
@@ -117,14 +117,14 @@ def _with_laughs(text: str, random: np.random.Generator) -> str:
 
 
 def _repeated(text: str, random: np.random.Generator) -> str:
-    """A line or the whole, many times."""
+    """A line or the whole file, repeated many times."""
     lines = text.split("\n")
     part = one_of((*lines, text), random)
     return text + f"\n{part}" * int(2 ** random.uniform(0, 12))
 
 
 def _deep(text: str, random: np.random.Generator) -> str:
-    """A value inside any number of brackets, which are closed or not."""
+    """A value inside many brackets, closed or not."""
     depth, bracket = int(2 ** random.uniform(0, 17)), one_of(("[", "{a: ", "- ", "? "), random)
     closing = {"[": "]", "{a: ": "}"}.get(bracket, "") * depth
     return f"{text}\nodd: {bracket * depth}1{closing if random.random() < 0.5 else ''}\n"

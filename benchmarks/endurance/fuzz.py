@@ -1,10 +1,10 @@
-"""Do damaged files and odd options ever do more than raise a documented error? Any number of them, each from its seed.
+"""Do damaged files and odd options ever cause more than a documented error? Any number of inputs, each from a seed.
 
     python -m u2moe.benchmarks.endurance.fuzz BUNDLE AUDIO... [--configs TRAIN_YAML...] [--inputs audio=100000] [--idle]
 
-Inputs are used in worker processes, one for each kind, with limits of time and memory: if one ends a process, that is
-counted, and another goes on behind it. Results are written now and then, and a second run goes on where the first was
-stopped. Exits with 1 on a failure.
+Worker processes, one per kind, try the inputs with limits on time and memory: if an input ends a process, that is
+counted, and a new process continues after it. Results are written regularly, and a second run continues where the first
+was stopped. Exits with 1 on a failure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TITLES = {
     "configs": "damaged train.yaml files",
 }
 _TURNS = 200
-"""Turns that all kinds take, so that a run that is stopped has tried some of each."""
+"""Number of turns between kinds, so that an interrupted run has tried some of each."""
 _WRITE_S = 30.0
 _NUM_REPORTED = 20
 
@@ -43,20 +43,21 @@ def fuzz(
     until: float | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Use inputs of all kinds that the results do not hold yet.
+    """Try inputs of all kinds that are not in the results yet.
 
     Args:
         start: starts a worker for a kind.
         results: JSON file, which may hold inputs already.
-        num_inputs: how many of each kind there shall be in it.
-        about: what else the results shall say.
-        until: when to stop, as `time.monotonic` has it; None: when all is done.
+        num_inputs: total number of inputs of each kind.
+        about: further content for the results.
+        until: when to stop, by `time.monotonic`; None: when finished.
         progress: called with a line for each turn.
 
     Returns:
-        kinds: of each `num_inputs`; `outcomes`, how many of each that is no failure; `num_failed`, those that raised
-            another error, made a library print, took too long, or ended the process; `failures`: "seed: what happened"
-            of the first of these; `memory_mb`: [number of inputs, resident megabytes of the worker], of every turn.
+        kinds: for each, `num_inputs`; `outcomes`, the count of each outcome that is not a failure; `num_failed`, inputs
+            that raised another error, made a library print, took too long, or ended the process; `failures`: "seed:
+            what happened" for the first of these; `memory_mb`: [number of inputs, resident megabytes of the worker] for
+            every turn.
     """
     content = resumed(results, {"kinds": {}})
     content |= about or {}
@@ -120,7 +121,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _counts(pairs: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
-    """Numbers of inputs, of pairs like "audio=1000"; of the others as many as usual."""
+    """Numbers of inputs from pairs such as "audio=1000"; the default for other kinds."""
     found = dict(known)
     for pair in pairs:
         kind, _, number = pair.partition("=")
@@ -140,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--inputs", nargs="+", default=[], metavar="KIND=NUMBER", help=f"default: {NUM_INPUTS}")
     parser.add_argument("--results", type=Path, help="JSON file, continued if it is there")
-    parser.add_argument("--minutes", type=float, help="stop after that time; another run goes on")
-    parser.add_argument("--idle", action="store_true", help="run only when nothing else does (SCHED_IDLE, Linux)")
+    parser.add_argument("--minutes", type=float, help="stop after this time; another run continues")
+    parser.add_argument("--idle", action="store_true", help="use only idle processors (SCHED_IDLE, Linux)")
     args = parser.parse_args(arguments)
     if args.idle:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""Is a file of hours recognised as well as its recordings? And as when it is cut by hand?"""
+"""Is a file of several hours recognised as well as its recordings, and as well as when cut by hand?"""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, words
 
 _PAUSES_S = (0.3, 2.0)
-"""Seconds between the recordings of the long file: some end an utterance, some do not."""
+"""Seconds between the recordings of the long file; some end an utterance, some do not."""
 _NOISE = 1e-4
-"""Deviation of the noise in them: no microphone records digital silence."""
+"""Standard deviation of the noise in them: no microphone records digital silence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongFile:
-    """A file of recordings one after the other, recognised as a whole with full context.
+    """A file of many recordings, recognised as a whole with full context.
 
     Attributes:
         audio_s: seconds of audio; `wall_s`: how long it took.
         num_recordings: recordings in it; `num_words`: words of their transcripts.
-        num_recognised: words recognised in the file; `num_recognised_by_hand`: in its samples cut amid the pauses by
-            hand; `num_recognised_alone`: in its recordings alone, without pauses and without noise at their ends.
+        num_recognised: words recognised in the file; `num_recognised_by_hand`: in its samples cut by hand in the middle
+            of the pauses; `num_recognised_alone`: in the separate recordings, without pauses and noise at their ends.
         num_errors, num_errors_by_hand, num_errors_alone: word errors of these, recording by recording.
-        cuts: what was cut.
-        memory: of the process.
+        cuts: how the file was cut.
+        memory: memory of the process.
     """
 
     audio_s: float
@@ -55,7 +55,7 @@ class LongFile:
 def run_long_file(
     recognizer: Recognizer, recordings: Sequence[Recording], hours: float, random: np.random.Generator
 ) -> LongFile:
-    """Recognise a long file, its samples cut by hand, and its recordings alone."""
+    """Recognise a long file, its samples cut by hand, and the separate recordings."""
     rate = recognizer.bundle.manifest.features.sample_rate
     measured: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def _parts(file: Path, ends: Sequence[float]) -> Iterator[Samples]:
 
 
 def _texts_until(ends: Sequence[float], transcript: Transcript) -> list[str]:
-    """The words of a transcript, those whose middle comes before each of these seconds, and not before the last one."""
+    """The words of a transcript, grouped by these end times: a word belongs where its middle is."""
     recognised = [word for segment in transcript.segments for word in segment.words]
     places = np.searchsorted(np.array(ends), [(word.start + word.end) / 2 for word in recognised]).clip(
         max=len(ends) - 1
@@ -120,7 +120,7 @@ def _num_words(texts: Sequence[str]) -> int:
 def _write_long(
     file: Path, recordings: Sequence[Recording], hours: float, random: np.random.Generator, rate: int
 ) -> Iterator[tuple[Recording, float]]:
-    """Write recordings with pauses after each; gives each, and the seconds in the middle of the pause after it."""
+    """Write recordings with a pause after each; yields each with the time of the middle of the pause after it."""
     time_s = 0.0
     with soundfile.SoundFile(file, "w", rate, 1, "PCM_16") as target:
         while time_s < 3600 * hours:

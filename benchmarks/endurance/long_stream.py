@@ -1,4 +1,4 @@
-"""Does one stream last for hours? It is fed recordings one after the other, in random portions."""
+"""Can one stream run for hours? It is fed recordings one after another, in random portions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from u2moe.runtime.corpus.word_errors import Recording
 
 @dataclass(frozen=True, kw_only=True)
 class LongStream:
-    """A stream that was fed recordings for hours.
+    """A stream that was fed hours of recordings.
 
     Attributes:
         audio_s: seconds of audio; `wall_s`: how long it took.
-        num_segments: segments that it gave; `num_disordered`: how many of them came twice, late or early.
-        cuts: what was cut.
-        memory: of the process.
+        num_segments: number of segments; `num_disordered`: those that were repeated or out of order.
+        cuts: how the audio was cut.
+        memory: memory of the process.
     """
 
     audio_s: float

@@ -1,4 +1,4 @@
-"""Do streams that are decoded together say what each says alone, and alone in random portions?"""
+"""Do streams decoded together give the same results as each alone, and as each alone in random portions?"""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class ManyStreams:
     """Streams that were decoded at once.
 
     Attributes:
-        num_streams: how many; `audio_s`: seconds of audio of all of them.
-        num_different: how many gave other segments than alone; `num_split_different`: than alone in random portions.
+        num_streams: number of streams; `audio_s`: seconds of audio in all of them.
+        num_different: streams whose segments differ from those alone; `num_split_different`: from those alone in random
+            portions.
         together_s, alone_s: seconds that these took.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MOST_GROWTH = 1.1
-"""Memory at the end, over what it was after a tenth of the time, from which on it counts as growing."""
+"""Ratio of the memory at the end to that after a tenth of the time above which it counts as growing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,12 @@ class Memory:
 
     @property
     def grew(self) -> bool:
-        """Whether there is more at the end."""
+        """Whether there is significantly more at the end."""
         return self.end_mb > _MOST_GROWTH * self.start_mb
 
 
 def resident_mb() -> float:
-    """Resident memory of this process in megabytes; of Linux only, elsewhere 0."""
+    """Resident memory of this process in megabytes; 0 except on Linux."""
     gc.collect()
     status = Path("/proc/self/statm")
     return int(status.read_text(encoding="ascii").split()[1]) * 4096 / 1e6 if status.exists() else 0.0

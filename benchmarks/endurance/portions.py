@@ -1,4 +1,4 @@
-"""Recordings in portions, as sources hand them over."""
+"""Recordings in portions, as sources deliver them."""
 
 from __future__ import annotations
 

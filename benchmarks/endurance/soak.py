@@ -1,10 +1,11 @@
-"""Does the recogniser last? Hours of audio at full speed, many streams at once, random portions; memory and texts.
+"""Does the recogniser run for hours? Audio at full speed, many streams at once, random portions; memory and texts.
 
     python -m u2moe.benchmarks.endurance.soak BUNDLE TEST.tsv... [--hours 1] [--streams 64] [--output soak.json]
 
-One stream is fed recordings for hours (`long_stream`). Several get a few each, together, alone, and in random portions
-(`many_streams`). A file of as many hours is recognised as a whole (`long_file`). Every encoder frame must be in one
-segment, and each segment say what the graphs alone recognise in its samples (`cuts`). Exits with 1 on a failure.
+One stream is fed hours of recordings (`long_stream`). Many streams get a few each, together, alone, and in random
+portions (`many_streams`). A file of the same length is recognised as a whole (`long_file`). Every encoder frame must be
+in exactly one segment, and each segment must equal what the graphs alone recognise in its samples (`cuts`). Exits with
+1 on a failure.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 _MOST_WORSE = 0.02
-"""Words, of all, that the long file may have more or fewer, or more wrong, than cut by hand."""
+"""Largest share of words by which the long file may differ in number, or have more errors, than when cut by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoakReport:
-    """What was tried and found."""
+    """The tests and their results."""
 
     stream: LongStream
     streams: ManyStreams
@@ -40,7 +41,7 @@ class SoakReport:
 
     @property
     def failures(self) -> list[str]:
-        """What is wrong, in words."""
+        """Descriptions of what went wrong."""
         file, streams = self.file, self.streams
         cuts = (self.stream.cuts, file.cuts)
         more = abs(file.num_recognised - file.num_recognised_by_hand) / max(file.num_recognised_by_hand, 1)
@@ -120,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = script_parser("endurance.soak", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
-    parser.add_argument("--hours", type=float, default=1.0, help="of audio in the long runs (default: 1)")
-    parser.add_argument("--streams", type=int, default=64, help="decoded at once (default: 64)")
+    parser.add_argument("--hours", type=float, default=1.0, help="hours of audio in the long runs (default: 1)")
+    parser.add_argument("--streams", type=int, default=64, help="streams decoded at once (default: 64)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recordings = [recording for manifest in args.manifests for recording in read_manifest(manifest)]

@@ -1,8 +1,9 @@
-"""A process that makes inputs of one kind, each from its seed, uses them, and answers what came of it; and its parent.
+"""A process that generates inputs of one kind from seeds, tries them and reports the outcomes; and its parent.
 
     python -m u2moe.benchmarks.endurance.worker KIND BUNDLE [--audio FILE...] [--configs TRAIN_YAML...]
 
-reads a seed per line, and writes "outcome<TAB>resident megabytes" per line. What libraries print is an outcome too.
+reads a seed per line and writes "outcome<TAB>resident megabytes" per line. Output printed by libraries is an outcome,
+too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from u2moe.runtime import Recognizer, U2moeError
 from u2moe.runtime.audio import find_audio, read_audio
 
 Use = Callable[[np.random.Generator], str]
-"""Makes an input, uses it, and returns an outcome: "accepted", or "partly" where it could be used in part."""
+"""Generates an input, tries it, and returns an outcome: "accepted", or "partly" if it was usable in part."""
 
 REFUSALS: Mapping[str, tuple[type[Exception], ...]] = {
     "audio": (U2moeError,),
@@ -38,21 +39,21 @@ REFUSALS: Mapping[str, tuple[type[Exception], ...]] = {
     "options": (U2moeError, ValueError),
     "configs": (U2moeError,),
 }
-"""Errors that are documented, by kind of input."""
+"""Documented errors, by kind of input."""
 GOOD = ("refused", "accepted", "partly")
 TIME_LIMIT_S = 20.0
 """Of an input: processor time, or time spent waiting for anything else. Waiting for a busy processor does not count."""
 START_LIMIT_S = 120.0
 _POLL_S = 0.5
 MEMORY_GB = 8
-"""A worker may not take more: beyond, allocations fail, and must be reported with typed errors too."""
+"""Memory limit of a worker: beyond it allocations fail, which must also be reported with typed errors."""
 _CLIP_S = 0.5
 _MEMORY_EVERY = 200
-"""Inputs from one look at the memory to the next."""
+"""Number of inputs between measurements of memory."""
 
 
 def use_of(kind: str, bundle: Path, audio: Sequence[Path], configs: Sequence[Path], folder: Path) -> Use:
-    """What uses inputs of a kind."""
+    """The function that tries inputs of a kind."""
     if kind == "configs":  # needs what the exporter needs
         from u2moe.benchmarks.endurance.damaged_configs import use_damaged_configs  # noqa: PLC0415
 
@@ -68,7 +69,7 @@ def use_of(kind: str, bundle: Path, audio: Sequence[Path], configs: Sequence[Pat
 
 
 def outcome_of(use: Callable[[], str], refusals: tuple[type[Exception], ...]) -> str:
-    """What it returns, or "refused", or the name of an error that is not among those that are documented."""
+    """Its return value, "refused", or the name of an undocumented error."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return use()
@@ -79,7 +80,7 @@ def outcome_of(use: Callable[[], str], refusals: tuple[type[Exception], ...]) ->
 
 
 def answer(seeds: Iterable[str], use: Use, refusals: tuple[type[Exception], ...]) -> None:
-    """Write an outcome for each seed to the standard output, and to it nothing else."""
+    """Write an outcome for each seed, and nothing else, to standard output."""
     memory = f"{resident_mb():.1f}"
     with tempfile.TemporaryFile(buffering=0) as printed, os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(printed.fileno(), 1)
@@ -100,12 +101,12 @@ def answer(seeds: Iterable[str], use: Use, refusals: tuple[type[Exception], ...]
 
 
 class Worker:
-    """The parent's side of a worker. Of Unix alone, where a pipe can be waited for."""
+    """The parent's side of a worker. Unix only, where pipes can be waited for."""
 
     def __init__(self, command: Sequence[str], *, limit_s: float = TIME_LIMIT_S) -> None:
-        """Start it; `command` is what follows the name of Python."""
+        """Start it; `command` holds the arguments of the Python interpreter."""
         self.limit_s = limit_s
-        # Decoders write what they think of damaged files to stderr.
+        # Decoders complain about damaged files on stderr.
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -139,7 +140,7 @@ class Worker:
         return outcome, float(memory)
 
     def _spent(self) -> tuple[float, bool]:
-        """Processor seconds, and whether it waits for anything but a processor. Without /proc, those of the clock."""
+        """CPU seconds, and whether it waits for anything other than a processor. Without /proc, wall-clock seconds."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         except OSError:
@@ -147,14 +148,14 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] != "R"
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
 
 
 class Workers:
-    """A worker for each kind that is asked for, and another once one has ended."""
+    """A worker for each requested kind, replaced when it has ended."""
 
     def __init__(self, start: Callable[[str], Worker]) -> None:
         self._start = start
@@ -180,7 +181,7 @@ class Workers:
 
 
 def limit_memory() -> None:
-    """Let this process have `MEMORY_GB` at most; of Unix only, elsewhere without a limit."""
+    """Limit the memory of this process to `MEMORY_GB`; only on Unix."""
     if os.name == "posix":
         import resource  # noqa: PLC0415 - of Unix only
 

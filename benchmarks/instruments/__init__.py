@@ -1,1 +1,1 @@
-"""What measures: a probe on the recogniser, operators, rates of the machine, statistics."""
+"""Measuring instruments: a probe on the recogniser, operators, rates of the machine, statistics."""

@@ -1,4 +1,4 @@
-"""What measures: processor, memory and software, as far as the system reports them."""
+"""The measuring machine: processor, memory and software, as far as the system reports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets,
 from u2moe.runtime.saturation import exact_products
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
-"""What distinguishes processors whose names virtual machines hide."""
+"""Fields that distinguish processors whose names virtual machines hide."""
 
 INTEGER_PRODUCTS = (
     ("amx_int8", "AMX", True),
@@ -30,8 +30,8 @@ INTEGER_PRODUCTS = (
     ("asimddp", "dot products of NEON", True),
     ("asimd", "NEON", True),
 )
-"""What onnxruntime multiplies uint8 and int8 with, the first that a processor has: flag, name, whether any products are
-exact."""
+"""Instructions with which onnxruntime multiplies uint8 and int8, in order of preference: flag, name, and whether all
+products are exact."""
 
 _CPUINFO = CPUINFO
 _MEMINFO = Path("/proc/meminfo")
@@ -63,14 +63,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def integer_products(sets: Sequence[str]) -> dict[str, Any]:
-    """What multiplies uint8 and int8 here.
+    """How uint8 and int8 are multiplied on this machine.
 
     Args:
-        sets: instruction sets, as the system tells them. In an emulator these may be those of the machine around it.
+        sets: instruction sets as reported by the system; in an emulator, possibly those of the host.
 
     Returns:
-        `instructions`: by what, None if that is unknown; `exact`: whether products of any values are exact, by trial;
-        `exact_in_pairs`: whether those of weights are, as `u2moe quantize` writes them.
+        `instructions`: their name, None if unknown; `exact`: whether products of any values are exact, by trial;
+        `exact_in_pairs`: whether products with weights written by `u2moe quantize` are exact.
     """
     found = exact_products()
     names = [name for flag, name, is_exact in INTEGER_PRODUCTS if flag in sets and is_exact == found.any]
@@ -83,7 +83,7 @@ def usable_cores() -> int:
 
 
 def load_average() -> float | None:
-    """Processes that ran or waited for a core during the last minute; above 0 somebody else uses the machine."""
+    """Processes that ran or waited for a core in the last minute; above 0, something else uses the machine."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -117,11 +117,11 @@ def _kilobytes(file: Path, name: str) -> int | None:
 
 
 def commit(file: Path) -> str | None:
-    """Commit of the repository that holds a source file, "+" behind it if it was changed since; None without one."""
+    """Commit of the repository that holds a source file, with "+" if the file has changed since; None without one."""
     try:
         _git(
             file.parent, "ls-files", "--error-unmatch", file.name
-        )  # a package installed inside a repository is not of it
+        )  # a package installed inside a repository is not part of it
         return _git(file.parent, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,7 +1,7 @@
-"""What onnxruntime runs for a bundle: every kernel with its time, its part of the network, and its products counted.
+"""The kernels that onnxruntime runs for a bundle, with their time, part of the network, and number of products.
 
-Counted from the graph as it runs, by the shapes in onnxruntime's own profile: an expert without tokens costs nothing,
-and a product that a rewrite saves is counted no more.
+Products are counted as they run, from the shapes in onnxruntime's profile: an expert without tokens costs nothing, and
+a product that a rewrite removes no longer counts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from u2moe.runtime import Bundle, Model
 from u2moe.runtime.session import Session, SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
-"""Parts of a model. `feed_forward` are the experts with their routers, or the dense layers; `other` is what joins the
-blocks and hands over caches."""
+"""Parts of a model. `feed_forward` is the experts with their routers, or the dense layers; `other` is everything
+between the blocks, and the caches."""
 
 _SCOPES = (
     ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
@@ -28,7 +28,7 @@ _SCOPES = (
     ("attention", ("self_attn", "norm_mha", "position", "encoder/frames", "norm1")),
     ("convolution", ("conv_module", "norm_conv")),
 )
-"""Parts of the encoder by what the names of their nodes contain; the first that fits counts."""
+"""Parts of the encoder by a substring of their nodes' names; the first match counts."""
 
 _INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
@@ -39,11 +39,11 @@ UNCOUNTED = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention", "QGemm"}
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
-"""Operators that multiply, but whose work is not known here. Others that read large constants are suspected of it."""
+"""Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
-"""A product of fewer is a sum of what was just computed, as over a token's experts: no part of the bound."""
+"""A smaller product is a sum of values just computed, as over a token's experts, and not part of the bound."""
 
 Shape = tuple[int, ...]
 
@@ -53,17 +53,17 @@ class Kernel:
     """One run of one node.
 
     Attributes:
-        name: of the node, as onnxruntime has it.
-        scope: its name in the graph, that of the function call where it comes from one.
-        op_type: what ran.
+        name: name of the node in onnxruntime.
+        scope: its name in the graph, or that of the function call that it comes from.
+        op_type: operator.
         part: one of `PARTS`.
-        by_order: its scope says nothing, and the part is that of the kernel before it.
-        seconds: by onnxruntime's profiler, which itself takes time: of use as a share.
-        multiply_adds: of matrix products and convolutions, else 0.
-        num_bytes: of the matrix on the right, weights as a rule, keys and values in attention; 0 when there was
-            nothing to multiply with it.
-        integer: whether the product is one of integers.
-        parameter_bytes: of the constants that it reads, as far as onnxruntime did not pack them before.
+        by_order: whether its scope has no meaning, so that it gets the part of the kernel before it.
+        seconds: time by onnxruntime's profiler, which itself takes time; useful as a share.
+        multiply_adds: multiply-adds of matrix products and convolutions, else 0.
+        num_bytes: bytes of the right matrix, usually weights, or keys and values in attention; 0 if there was nothing
+            to multiply by it.
+        integer: whether the product is of integers.
+        parameter_bytes: bytes of the constants that it reads, unless onnxruntime packed them earlier.
     """
 
     name: str
@@ -89,20 +89,20 @@ class Site:
 def profile(
     bundle: Bundle, run: Callable[[Model], object], *, num_threads: int = 1, repetitions: int = 3
 ) -> list[list[Kernel]]:
-    """The kernels of each of several runs of `run`, which is given the model; one before them warms up.
+    """The kernels of several runs of `run` on the model, after a warm-up run.
 
     Args:
-        bundle: what to load.
-        run: does the same every time.
+        bundle: bundle to load.
+        run: does the same work every time.
         num_threads: threads within one operator.
-        repetitions: runs that count.
+        repetitions: number of runs that count.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _profiled(bundle, Path(folder), num_threads)
         for _ in range(repetitions + 1):
             run(model)
         del model
-        gc.collect()  # a session writes its profile when it goes
+        gc.collect()  # a session writes its profile when it is destroyed
         rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
         sites = call_sites(bundle.path / bundle.manifest.model.graphs()[0].file)
         for file in sorted(Path(folder).iterdir()):
@@ -116,7 +116,7 @@ def profile(
 def _profiled(bundle: Bundle, folder: Path, num_threads: int) -> Model:
     """A model that writes the profile of each graph into `folder`.
 
-    Each has a name of its own: onnxruntime adds no more than the millisecond, and small graphs are loaded in less.
+    Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
@@ -129,7 +129,7 @@ def _profiled(bundle: Bundle, folder: Path, num_threads: int) -> Model:
 
 
 def _node_events(file: Path) -> Iterator[dict[str, Any]]:
-    """Events of kernels in a profile, which has one event per line and may be too large to be read as one."""
+    """Kernel events in a profile, which has one event per line and may be too large to parse as a whole."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if '"Node"' in line:
@@ -137,17 +137,17 @@ def _node_events(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def call_sites(file: Path) -> list[Site]:
-    """For each index that onnxruntime gives to a node: the operator that runs, and the name in the main graph.
+    """For each node index in onnxruntime: the operator, and the name in the main graph.
 
-    Nodes of the main graph come first. Calls of functions are replaced by the nodes of these, which are put at the end
-    in the order of the calls, and whose names say nothing; so are calls within functions, one level after the other.
-    Constants become initializers and get no index.
+    Nodes of the main graph come first. Function calls are replaced by the nodes of the functions, which are appended in
+    the order of the calls and have meaningless names; calls within functions follow level by level. Constants become
+    initializers and get no index.
     """
     import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
 
     model = ir.load(file)
     nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]
-    for node, name in nodes:  # grows
+    for node, name in nodes:  # grows during the loop
         function = model.functions.get(node.op_identifier())
         nodes += [(inner, name) for inner in function or () if inner.op_type != "Constant"]
     return [Site(op_type=node.op_type, name=name) for node, name in nodes]
@@ -156,8 +156,8 @@ def call_sites(file: Path) -> list[Site]:
 def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ()) -> Iterator[Kernel]:
     """The kernels of one graph, from node events of onnxruntime's profile in the order in which they ran.
 
-    A node whose own name says nothing is looked for among `sites`, `call_sites` of the encoder. One that onnxruntime
-    made when it optimised the graph belongs where the one before it belongs.
+    A node without a meaningful name is looked up in `sites`, the `call_sites` of the encoder. One that onnxruntime
+    created while optimising the graph counts with the node before it.
     """
     names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
     graph = next((graph for graph in ("ctc", "decoder") if any(name.startswith(f"{graph}/") for name in names)), None)
@@ -184,7 +184,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 
 
 def part_of(name: str) -> str | None:
-    """The part of the encoder that a node of this name belongs to; None where it does not say."""
+    """The part of the encoder that a node of this name belongs to; None if the name does not say."""
     for part, words in _SCOPES:
         if any(word in name for word in words):
             return part
@@ -196,7 +196,7 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, S
 
 
 def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
-    """Counts of a kernel. The matrix on the right is missing among the inputs where onnxruntime packed it before.
+    """Counts of a kernel. The right matrix is missing from the inputs if onnxruntime packed it earlier.
 
     [..., m, k] times [..., k, n] to [..., m, n]; either may be transposed by the kernel itself.
     """

@@ -1,7 +1,7 @@
-"""A bundle that recognises recordings as a live source or whole, with every stage timed.
+"""Recognises recordings with a bundle, live or as a whole, and times every stage.
 
-Time is taken around the calls that an application makes, and around the stages inside them, through the seams that the
-runtime has for it; nothing is replaced.
+Times are taken around the calls that an application makes and around the stages inside them, through the interfaces
+that the runtime provides for this; nothing is replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Samples = npt.NDArray[np.float32]
 
 STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
 PORTION_S = 0.1
-"""Seconds of audio that a live source hands over at once, as in `u2moe transcribe --stream`."""
+"""Seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`."""
 WHOLE_PORTION_S = 10.0
 """The same where there are no chunks, as in `u2moe transcribe`."""
 
@@ -39,7 +39,7 @@ class Mode:
     Attributes:
         chunk_size: encoder frames per chunk; None: full context.
         num_left_chunks: chunks of left context; -1: all.
-        num_streams: how many streams at once, in one batch.
+        num_streams: number of streams at once, in one batch.
     """
 
     chunk_size: int | None = None
@@ -48,7 +48,7 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """As tables show it."""
+        """Its name in tables."""
         left = "all" if self.num_left_chunks < 0 else self.num_left_chunks
         name = "full context" if self.chunk_size is None else f"chunk {self.chunk_size}, left {left}"
         return name if self.num_streams == 1 else f"{name}, {self.num_streams} streams"
@@ -56,13 +56,13 @@ class Mode:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A call that had work to do, a whole chunk most of all.
+    """A call that had work to do, usually a complete chunk.
 
     Attributes:
-        audio_s: seconds of audio that had been handed over.
-        compute_s: from the arrival of the last of them to the result. Paced, this counts from when they were due, so
-            that work that is late counts too.
-        tokens: what was shown then of the utterance at hand.
+        audio_s: seconds of audio delivered so far.
+        compute_s: seconds from the arrival of the last sample to the result. In real time this counts from when the
+            sample was due, so that falling behind counts, too.
+        tokens: tokens of the current utterance at that time.
         segment: number of that utterance.
     """
 
@@ -74,17 +74,17 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What recognising one recording (or several at once, in a batch) took and gave.
+    """Times and results of recognising one recording (or several at once, in a batch).
 
     Attributes:
-        audio_s: seconds of audio, of all streams together.
-        wall_s: seconds spent in calls of the runtime; pauses of a paced source are not counted.
-        cpu_s: processor seconds of all threads in these.
+        audio_s: seconds of audio, in all streams together.
+        wall_s: seconds spent in calls of the runtime, without waiting for a paced source.
+        cpu_s: CPU seconds of all threads in these calls.
         stages: seconds by stage, `STAGES`; their sum is `wall_s`.
         events: chunks of the first stream, in order.
         final_s: from the end of the input to the final result.
         segments: final results of the first stream.
-        texts: what each stream recognised.
+        texts: the text of each stream.
     """
 
     audio_s: float
@@ -98,34 +98,34 @@ class Observation:
 
 
 class Stopwatch:
-    """Seconds by stage, and of the calls that the stages are part of. Stages do not nest, and neither do calls."""
+    """Measures seconds by stage, and of the calls that contain the stages. Neither stages nor calls may nest."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Back to zero."""
+        """Set all times to zero."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.wall_s = 0.0
         self.cpu_s = 0.0
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
+        """Add the time of the block to a stage."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Add the time that the block takes, and the processor time of all threads."""
+        """Add the time of the block, and the CPU time of all threads, to the calls."""
         start, start_cpu = time.perf_counter(), time.process_time()
         yield
         self.wall_s += time.perf_counter() - start
         self.cpu_s += time.process_time() - start_cpu
 
     def stages(self) -> dict[str, float]:
-        """Seconds by stage; what the calls took besides is "other"."""
+        """Seconds by stage; the rest of the calls is "other"."""
         stages = {stage: self.seconds.get(stage, 0.0) for stage in STAGES[:-1]}
         return {**stages, "other": self.wall_s - sum(stages.values())}
 
@@ -134,7 +134,7 @@ class TimedSession(Session):
     """A session whose runs count as one stage."""
 
     def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
-        """Start with a stage, a watch, and what `Session` needs."""
+        """Create it from a stage, a watch, and the arguments of `Session`."""
         super().__init__(*session)
         self._stage = stage
         self._watch = watch
@@ -146,12 +146,12 @@ class TimedSession(Session):
 
 
 class Probe:
-    """A loaded bundle and a watch. Not for several threads: there is one watch.
+    """A loaded bundle and a stopwatch. Not thread-safe: there is only one stopwatch.
 
     Raises:
-        BundleError: no bundle, or a damaged one.
-        ProviderError: a provider that is not installed or did not start.
-        StreamError: a search that the bundle cannot do.
+        BundleError: not a bundle, or a damaged one.
+        ProviderError: a provider is not installed or did not start.
+        StreamError: the bundle does not support the search.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class Probe:
             bundle: what to measure.
             num_threads: threads within one operator.
             providers: execution providers; None: the CPU.
-            search: None: rescoring where there is a decoder, else prefix beam search.
-            endpoint: where utterances end, by default as in `u2moe transcribe`; None: only with the input.
+            search: None: rescoring if there is a decoder, else prefix beam search.
+            endpoint: rules by which utterances end, by default as in `u2moe transcribe`; None: only with the input.
         """
         self.bundle = bundle
         self.watch = Stopwatch()
@@ -205,9 +205,9 @@ class Probe:
 
         Args:
             samples: at the model's rate, float32 [n].
-            mode: chunks, and how many streams. Each further stream gets the recording from another place on, so that
-                streams do not say the same at the same time.
-            paced: hand portions over when a live source would, not before.
+            mode: chunks and number of streams. Each further stream starts at another place in the recording, so that
+                streams do not contain the same speech at the same time.
+            paced: deliver portions when a live source would, not earlier.
         """
         num = mode.num_streams
         streams = [self._stream(mode) for _ in range(num)]

@@ -1,4 +1,4 @@
-"""How fast can this machine multiply, and read? Measured with onnxruntime's own kernels, on models made for it."""
+"""How fast can this machine multiply and read? Measured with onnxruntime's kernels, on models made for the purpose."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from u2moe.runtime.session import SessionSettings
 Array = npt.NDArray[Any]
 
 KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
-"""What multiplies: uint8 tokens and int8 weights with a scale per column, as quantized bundles do, and float32."""
+"""Operators to measure: uint8 tokens by int8 weights with a scale per column, as in quantized bundles, and float32."""
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
-"""Sizes [rows, in, out] of products whose weights stay in the cache; the best of them is the machine's rate."""
+"""Sizes [rows, in, out] of products whose weights stay in the cache; the best one gives the machine's rate."""
 BEYOND_CACHE = 640_000_000
-"""Bytes of weights that no cache keeps, as far as the memory allows."""
+"""Bytes of weights that exceed every cache, if memory allows."""
 _WIDTH = 1024
 _WEIGHTS_PER_SESSION = 16
 _CALL_S = 0.05
-"""Seconds that one measurement lasts at least."""
+"""Minimum seconds of one measurement."""
 
 
 def measure_rates(
@@ -34,14 +34,14 @@ def measure_rates(
     """Rates of the machine, all measured in turn.
 
     Args:
-        footprints: bytes of weights that are read over and over, of each bundle; more than no cache keeps is not tried.
+        footprints: bytes of weights that each bundle reads repeatedly; limited to what exceeds every cache.
         num_threads: threads within one operator.
-        repetitions: how often each is measured.
+        repetitions: number of measurements.
         progress: called with a line for each round.
 
     Returns:
-        multiply_adds_per_s: by "integer" and "float", a spread for every size, and which is best.
-        read_bytes_per_s: by bytes of weights, a spread, of one row (a token) times float32 weights, which is bound by
+        multiply_adds_per_s: by "integer" and "float", a spread for every size, and the best size.
+        read_bytes_per_s: by bytes of weights, a spread for one row (a token) times float32 weights, which is limited by
             reading them.
     """
     random = np.random.default_rng(0)
@@ -67,32 +67,32 @@ def measure_rates(
 
 
 def readable(footprint: int) -> int:
-    """Bytes that stand for a footprint: whole weights, not more than what no cache keeps or a fourth of free memory."""
+    """Bytes to measure for a footprint: complete weights, at most `BEYOND_CACHE` and a quarter of the free memory."""
     one = 4 * _WIDTH * _WIDTH
     limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
     return max(min(footprint, limit) // one, 1) * one
 
 
 def best_rate(rates: dict[str, Any], kind: str) -> float:
-    """Multiply-adds per second of "integer" or "float" products, at the size that suits the machine best."""
+    """Multiply-adds per second of "integer" or "float" products, at the best size for the machine."""
     found = rates["multiply_adds_per_s"][kind]
     return float(found["sizes"][found["best"]]["median"])
 
 
 def read_rate(rates: dict[str, Any], footprint: int) -> float:
-    """Bytes per second at which weights of a footprint are read, by the measured size that is nearest to it."""
+    """Bytes per second at which weights of a footprint are read, from the nearest measured size."""
     found = rates["read_bytes_per_s"]
     nearest = min(found, key=lambda size: abs(int(size) - footprint))
     return float(found[nearest]["median"])
 
 
 def _stream(random: np.random.Generator, size: int, num_threads: int) -> tuple[list[onnxruntime.InferenceSession], int]:
-    """Sessions whose weights together have `size` bytes, each with weights of its own, and these bytes."""
+    """Sessions with separate weights of about `size` bytes in total, and the exact number of bytes."""
     weight, count = _weight(random, "float", _WIDTH, _WIDTH), size // (4 * _WIDTH * _WIDTH)
     sessions = []
     for start in range(0, count, _WEIGHTS_PER_SESSION):
         end = min(start + _WEIGHTS_PER_SESSION, count)
-        # no two are equal, so that nothing can share them
+        # all different, so that nothing can be shared
         weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
         sessions.append(_session("MatMul", weights, num_threads))
     return sessions, size
@@ -124,7 +124,7 @@ def _repeated(sessions: Sequence[onnxruntime.InferenceSession], x: Array) -> Cal
 
 
 def _rate(call: Callable[[], None], amount: int) -> Callable[[], float]:
-    """A function that measures how much of `amount`, of which one call does one, is done per second."""
+    """A function that measures a rate per second, given the `amount` of work in one call."""
     return lambda: amount / mean_seconds(call, _CALL_S)
 
 

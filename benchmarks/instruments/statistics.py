@@ -1,4 +1,4 @@
-"""What describes repeated measurements beside their spread; how they are made is `quantize.tuning.measurement`."""
+"""Statistics of repeated measurements besides their spread, which is in `quantize.tuning.measurement`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99 (linear between neighbours), the largest as max, and how many values there were."""
+    """p50, p90, p95, p99 (linear between neighbours), the largest as max, and the number of values as count."""
     if not values:
         raise ValueError("percentiles need at least one value")
     result = {f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES}
@@ -24,22 +24,22 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether two spreads, as they stand in JSON, differ by more than they spread: their quartiles do not overlap."""
+    """Whether two spreads, as JSON, really differ: their quartiles do not overlap."""
     return bool(before["high"] < after["low"] or after["high"] < before["low"])
 
 
 def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
-    """A spread as it stands in JSON, in another unit."""
+    """A spread from JSON, in another unit."""
     return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """How many times as large values are as others of the same rounds, in which the two took turns."""
+    """Ratios of values to others of the same rounds, in which the two took turns."""
     return Spread.of([value / other for value, other in zip(values, others, strict=True)])
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """A function that calls another and returns how many seconds that took."""
+    """A function that calls another and returns the seconds it took."""
 
     def seconds() -> float:
         begin = time.perf_counter()

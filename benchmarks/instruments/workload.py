@@ -1,4 +1,4 @@
-"""An utterance, and one round of each way to use a model on it. Imports the runtime alone."""
+"""An utterance, and one round of work in each mode. Imports only the runtime."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ Run = Callable[[], Any]
 
 CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
 NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
-"""Chunks that fill the left context, before any is measured."""
+"""Chunks that fill the left context before measuring starts."""
 CHUNK_S = 0.64
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
-"""Of the second pass; 40 tokens are what ten seconds of quick speech have."""
+"""For the second pass; ten seconds of fast speech have 40 tokens."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
-"""Of log-mel energies; what the random checkpoints normalise them with."""
+"""Of log-mel energies, as the random checkpoints normalise them."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
 """Chunks of one round, after the warm ones."""
 
 
 def clips() -> list[Path]:
-    """Recordings of people, which come with the package."""
+    """The real recordings that come with the package."""
     return find_audio([DEMO_FOLDER / "clips"])
 
 
 def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
-    """So many seconds of people's speech: the bundled clips one after the other, again and again."""
+    """`seconds` of real speech: the bundled clips, repeated as needed."""
     return np.resize(np.concatenate([read_audio(file, rate) for file in clips()]), round(seconds * rate))
 
 
 def utterance(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds of people's speech."""
+    """Features [frames, mel] of ten seconds of real speech."""
     config = bundle.manifest.features
     fbank = Fbank(config)
     frames = np.concatenate([fbank.accept(speech(UTTERANCE_S + 1, config.sample_rate)), fbank.finish()])
@@ -54,21 +54,21 @@ def utterance(bundle: Bundle) -> Frames:
 
 
 def random_frames(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds that are nothing alike from frame to frame, as loud as speech."""
+    """Features [frames, mel] of ten seconds, independent from frame to frame, as loud as speech."""
     config = bundle.manifest.features
     size = (round(UTTERANCE_S * 1000 / config.frame_shift_ms), bundle.manifest.model.feature_size)
     return np.random.default_rng(0).normal(LOUDNESS, LOUDNESS_DEVIATION, size).astype(np.float32)
 
 
 def audio_seconds(mode: str) -> float:
-    """Audio that one round of a mode works on, of all streams together."""
+    """Seconds of audio in one round of a mode, for all streams together."""
     if mode in NUM_CHUNKS:
         return NUM_CHUNKS[mode] * CHUNK_S * (NUM_STREAMS if mode == "streaming-8" else 1)
     return UTTERANCE_S
 
 
 def one_round(mode: str, model: Model, frames: Frames) -> Run:
-    """What one round of a mode does, ready to be called; search and features are left out.
+    """A function that does one round of a mode, without search and features.
 
     Args:
         mode: "streaming" or "streaming-8", chunks of one stream or of eight in steady state; "full", full context;
@@ -88,7 +88,7 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
-    """A function that encodes `num_chunks` chunks of every stream, from a state with its whole left context on."""
+    """A function that encodes `num_chunks` chunks of every stream, starting with a full left context."""
     chunks = list(windows(encoder.config, frames, num_streams))
     caches = encoder.start(num_streams)
     required = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS)
@@ -107,7 +107,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Features of chunks [streams, frames, mel]; every stream gets the same, each from another second on."""
+    """Features of chunks [streams, frames, mel]; all streams get the same features, each starting at another second."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

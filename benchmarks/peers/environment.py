@@ -80,7 +80,7 @@ def copy_source(repository: Path, target: Path) -> Path:
         return shutil.ignore_patterns(*_NOT_SOURCE, *measured)(folder, names)
 
     if not (repository / "pyproject.toml").exists():
-        raise FileNotFoundError(f"{repository}: is no clone of u2moe; change to its root")
+        raise FileNotFoundError(f"{repository}: is not a clone of u2moe; change to its root")
     return Path(shutil.copytree(repository, target, ignore=left_out))
 
 

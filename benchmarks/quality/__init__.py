@@ -1,1 +1,1 @@
-"""What it does to words: calibration, hotwords, word times, levers."""
+"""Effects on recognition quality: calibration, hotwords, word times, levers."""

@@ -1,9 +1,9 @@
-"""Does confidence mean something? Of the words that are said to be right with 70 %, about 70 % should be.
+"""Are confidences calibrated? Of the words with confidence 0.7, about 70 % should be correct.
 
     python -m u2moe.benchmarks.quality.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
     python -m u2moe.benchmarks.quality.calibration BUNDLE TEST.tsv ... --output calibration.json
 
-Every recording of the manifests is recognised; a word is right when it stands at its place in the transcript.
+Every recording of the manifests is recognised; a word is correct if the transcript has it at the same place.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ NUM_BINS = 10
 _SMALLEST = 1e-4
 
 Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
-"""Of recognised words: confidence [n], and whether they are right [n]."""
+"""Confidences of recognised words [n], and whether they are correct [n]."""
 
 
 def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
-    """Confidence of each word that is recognised, and whether it is right."""
+    """Confidence of each recognised word, and whether it is correct."""
     confidences: list[float] = []
     right: list[bool] = []
     for recording in recordings:
@@ -47,13 +47,13 @@ def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
 
 
 def reliability(found: Words) -> dict[str, Any]:
-    """How far confidence is to be believed.
+    """How reliable confidences are.
 
     Returns:
-        `bins`: for each tenth of the confidence the number of words, their mean confidence and the share that is right;
-        `expected_error`: mean difference of the two, by number of words (ECE); `area`: how often a right word is surer
-        than a wrong one (area under the ROC curve, 0.5: by chance); `information`: share of the uncertainty about what
-        is right that the confidence removes (normalised cross entropy of NIST; below 0: worse than knowing nothing).
+        `bins`: for each tenth of the range, the number of words, their mean confidence and the share that is correct;
+        `expected_error`: mean difference of the two, weighted by words (ECE); `area`: how often a correct word has a
+        higher confidence than a wrong one (area under the ROC curve; 0.5: chance); `information`: normalised cross
+        entropy of NIST, the share of uncertainty that confidence removes (below 0: worse than no confidence).
     """
     confidences, right = found
     places = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -81,7 +81,7 @@ def reliability(found: Words) -> dict[str, Any]:
 
 
 def area_under_roc(found: Words) -> float | None:
-    """How often a right word is surer than a wrong one; a tie counts half. None without one of either."""
+    """How often a correct word has a higher confidence than a wrong one; ties count half. None without both kinds."""
     confidences, right = found
     if right.all() or not right.any():
         return None
@@ -91,7 +91,7 @@ def area_under_roc(found: Words) -> float | None:
 
 
 def information(found: Words) -> float | None:
-    """Normalised cross entropy; None where all or none is right."""
+    """Normalised cross entropy; None if all or no words are correct."""
     confidences, right = found
     if right.all() or not right.any():
         return None
@@ -103,10 +103,10 @@ def information(found: Words) -> float | None:
 
 
 def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
-    """Scale and bias of the log-odds that make confidences most likely (Platt), by Newton's method.
+    """Scale and bias of the log-odds with maximum likelihood (Platt scaling), by Newton's method.
 
-    As Platt did, right words count as a little less than certain and wrong ones as a little more than impossible, so
-    that there is a best answer even where confidence separates them perfectly.
+    As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones, so that
+    there is an optimum even if confidence separates them perfectly.
     """
     confidences, right = found
     num_right, num_wrong = int(right.sum()), int((~right).sum())
@@ -130,12 +130,12 @@ def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
 
 
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
-    """Have a bundle scale and shift the log-odds of its confidences, on top of what it does. Returns what it does now.
+    """Add a scale and a bias to a bundle's calibration, on top of the existing one. Returns the new calibration.
 
-    Only its manifest changes, and of that only the calibration.
+    Only the calibration in the manifest changes.
 
     Raises:
-        ValueError: a scale that is not above 0: confidences that say the contrary.
+        ValueError: the scale is not above 0, which would reverse confidences.
     """
     before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
     found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
@@ -180,7 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
     parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
-    parser.add_argument("--fit", action="store_true", help="write into the bundle what makes confidences true here")
+    parser.add_argument(
+        "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))

@@ -1,9 +1,9 @@
-"""Does a bundle say the same on a GPU as on the CPU, and how fast? For machines with onnxruntime-gpu.
+"""Does a bundle give the same results on a GPU as on the CPU, and how fast? For machines with onnxruntime-gpu.
 
     python -m u2moe.benchmarks.quality.gpu FLOAT32_BUNDLE FP16_BUNDLE AUDIO...
 
 Compares encoder output, log-probabilities and second-pass scores of the fp16 bundle on CUDA with the float32 bundle on
-the CPU, and times both encoders. Exits with 1 when a difference is beyond the limit, or the provider is not at work.
+the CPU, and times both encoders. Exits with 1 if a difference exceeds the limit or the provider is not in use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from u2moe.quantize.report import features_of
 from u2moe.runtime import Bundle, ctc_prefix_beam_search
 
 LIMIT = 0.05
-"""Relative error of the encoder output: half precision rounds to 0.05 % in each of some hundred layers, and a router
-that is nearly undecided may choose another expert."""
+"""Relative error of the encoder output: half precision rounds to 0.05 % in each of about a hundred layers, and a router
+near a tie may choose another expert."""
 NUM_TIMINGS = 10
 
 

@@ -1,10 +1,10 @@
-"""Do hotwords find names that would be missed, and leave all else alone? On recordings with transcripts.
+"""Do hotwords find names that would be missed, without affecting the rest? Measured on recordings with transcripts.
 
     python -m u2moe.benchmarks.quality.hotwords BUNDLE TEST.tsv ... --output hotwords.json
 
-The rare words of the transcripts (long enough, in few of the recordings) play the names. Each recording is recognised
-three times: without hotwords; with its own rare words hidden among as many drawn from other recordings as fill the
-list; and with a list of others alone, none of which is said.
+Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
+without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
+from other recordings only, none of which is said.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from u2moe.runtime.context import DEFAULT_WEIGHT
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, matches, read_manifest, words
 
 SHORTEST = 5
-"""Letters of a rare word, at least."""
+"""Minimum letters of a rare word."""
 MOST_RECORDINGS = 3
-"""Recordings of a set in which a rare word is said, at most."""
+"""Maximum number of recordings of a set that contain a rare word."""
 LIST_LENS = (10, 100)
-"""Words of a list: the names of a meeting, and those of a company."""
+"""Words in a list: the names in a meeting, and those in a company."""
 
 
 @dataclass(kw_only=True)
 class Count:
-    """What was found under one condition."""
+    """Counts under one condition."""
 
     words: WordErrors = field(default_factory=WordErrors)
     num_rare: int = 0

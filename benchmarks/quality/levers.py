@@ -1,9 +1,9 @@
-"""What do the levers that cost words bring? Skipped experts and fewer left chunks: word errors and encoder time.
+"""What do the levers gain that cost accuracy? Skipped experts and less left context: word errors and encoder time.
 
     python -m u2moe.benchmarks.quality.levers BUNDLE --manifest TEST.tsv ... [--output levers.json]
 
-BUNDLE is a float32 bundle; it is quantized once for every limit below which experts are skipped (`u2moe quantize
---skip-expert-below`). All settings recognise the same recordings, and their encoders take turns on some of them.
+BUNDLE is a float32 bundle; it is quantized once for every threshold below which experts are skipped (`u2moe quantize
+--skip-expert-below`). All settings recognise the same recordings, and their encoders are timed in turn on some of them.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
 
 LIMITS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Of the weight of an expert; with two experts none uses the second above 0.5."""
+"""Thresholds for the weight of an expert; with two experts, above 0.5 no token uses the second."""
 LEFT_CHUNKS = (4, 2, 1, -1)
 TIMED_FRAMES = 3000
-"""Feature frames that encoders are timed on, at least, if the recordings have so many."""
+"""Minimum feature frames on which encoders are timed, if the recordings have that many."""
 COST_LIMIT = 0.02
-"""Of errors more, of those without skipped experts: what the lever may cost, with full context."""
+"""Largest relative increase of word errors that the lever may cost, with full context."""
 ROUTED_FRAMES = 60_000
 ROUTED_RECORDINGS = 20
-"""Recordings whose weights of experts are looked at, and their feature frames, at most."""
+"""Maximum number of recordings, and of feature frames, for which the weights of experts are examined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is compared: a limit below which experts are skipped, and the encoder's context."""
+    """A setting to compare: a threshold below which experts are skipped, and the encoder's context."""
 
     skip_below: float
     mode: Mode
 
 
 def settings(limits: Sequence[float], left_chunks: Sequence[int], *, streaming: bool) -> list[Setting]:
-    """All limits in full context and in chunks, and without skipped experts all numbers of left chunks."""
+    """All thresholds with full context and in chunks, and all numbers of left chunks without skipped experts."""
     chunks = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)] if streaming else []
     found = [Setting(skip_below=limit, mode=mode) for mode in (Mode(), *chunks) for limit in limits]
     lefts = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=left) for left in left_chunks] if streaming else []
@@ -72,7 +72,7 @@ def second_share(layer: RoutedLayer, tokens: Array) -> Array:
 def skipped_shares(bundle: Bundle, recordings: Sequence[Recording], limits: Sequence[float]) -> dict[str, float]:
     """Share of the encoder's tokens whose second expert weighs less than each limit, with full context.
 
-    The layers of a bundle that skips none are looked at: where experts are skipped, later layers see something else.
+    This examines a bundle without skipping, because skipped experts change the inputs of later layers.
     """
     inputs = ExpertInputs(bundle)
     layers = {name: layer for name, layer in inputs.layers.items() if layer.top_k > 1}
@@ -102,11 +102,11 @@ def measure(
     Args:
         bundle: folder of a float32 bundle with experts.
         sets: recordings with transcripts, by the name of their list.
-        folder: for the bundles that are made.
-        recipe_name: of these.
-        limits: below which experts are skipped; 0, none, is always among them.
+        folder: where to write the bundles.
+        recipe_name: their recipe.
+        limits: thresholds below which experts are skipped; 0 (no skipping) is always included.
         left_chunks: chunks of left context; -1: all.
-        repetitions: how often each encoder is timed.
+        repetitions: number of measurements of each encoder.
         progress: called with a line for each step.
 
     Returns:
@@ -140,7 +140,7 @@ def measure(
                 "mode": setting.mode.name,
                 "words": words[setting],
                 "encoder_s": Spread.of(seconds[setting]).data(),
-                # the same recordings in the same round: what else the machine did meets both
+                # the same recordings in the same round: other load on the machine affects both
                 "faster": Spread.of(np.divide(seconds[reference(setting, wanted)], seconds[setting]).tolist()).data(),
             }
             for setting in wanted
@@ -149,12 +149,12 @@ def measure(
 
 
 def reference(setting: Setting, wanted: Sequence[Setting]) -> Setting:
-    """What a setting is compared with: the first with chunks, or with full context; it skips none."""
+    """The setting to compare with: the first one with chunks, or with full context, which skips no experts."""
     return next(other for other in wanted if other.mode.chunk_size == setting.mode.chunk_size)
 
 
 def make(source: Path, folder: Path, recipe_name: str, limit: float, progress: Progress) -> Bundle:
-    """The bundle of one limit."""
+    """The bundle for one threshold."""
     if recipe_name == FLOAT32 and not limit:
         return Bundle.open(source)
     progress(f"making a bundle that skips below {limit:g}")
@@ -187,20 +187,21 @@ def _plain(errors: WordErrors) -> dict[str, Any]:
 
 
 def encode(model: Model, features: Sequence[Array], mode: Mode) -> None:
-    """Encode utterances one after the other."""
+    """Encode utterances one at a time."""
     for frames in features:
         model.encode(frames, mode.chunk_size, mode.num_left_chunks)
 
 
 def best(results: Mapping[str, Any], cost_limit: float = COST_LIMIT) -> dict[str, float]:
-    """The limit below which most experts are skipped among those that cost few enough words.
+    """The threshold that skips the most experts among those with an acceptable increase of word errors.
 
     Args:
-        results: see `measure`; none are fine.
-        cost_limit: errors more than without skipped experts, of these, with full context.
+        results: see `measure`; may be empty.
+        cost_limit: largest relative increase of word errors with full context.
 
     Returns:
-        `below`, the limit; `tokens`, the share that skips an expert; `cost`, as `cost_limit` is meant. Empty: none.
+        `below`, the threshold; `tokens`, the share of tokens that skip an expert; `cost`, the relative increase of word
+        errors. Empty if there is none.
     """
     settings = [item for item in results.get("settings", ()) if item["mode"] == Mode().name]
     errors = {item["skip_below"]: item["words"]["all"]["num_errors"] for item in settings}
@@ -242,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", choices=(*RECIPES, FLOAT32), default="int8", help="default: int8")
     parser.add_argument("--skip-below", type=float, nargs="+", default=list(LIMITS), metavar="WEIGHT")
     parser.add_argument("--left-chunks", type=int, nargs="+", default=list(LEFT_CHUNKS), help="-1: all")
-    parser.add_argument("--at-most", type=int, metavar="N", help="recordings of each list")
+    parser.add_argument("--at-most", type=int, metavar="N", help="use at most N recordings of each list")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""What a bundle gives for recordings on the processor that it runs on: one process of `processors`, the runtime alone.
+"""The outputs of a bundle for recordings on one processor: a process of `processors` that imports only the runtime.
 
     python -m u2moe.benchmarks.quality.outputs BUNDLE SAMPLES.npz OUT.npz
 
-It may run in an emulator, with another interpreter and other packages than the process that started it.
+It may run in an emulator, with a different interpreter and packages from those of the process that started it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEAM_SIZE = 10
 
 
 def describe_process() -> dict[str, Any]:
-    """What computes, and whether it gets products of uint8 and int8 right."""
+    """The processor and software, and whether products of uint8 and int8 are exact."""
     return {
         "architecture": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
@@ -40,7 +40,7 @@ def describe_process() -> dict[str, Any]:
 
 
 def outputs(bundle: Bundle, model: Model, samples: Array) -> Iterator[tuple[str, Array, str]]:
-    """By context: its name, log-probabilities [time, vocab], and the text of the last pass that the model has."""
+    """For each context: its name, log-probabilities [time, vocab], and the text of the model's last pass."""
     fbank = Fbank(bundle.manifest.features)
     frames = np.concatenate((fbank.accept(samples), fbank.finish()))
     for name, chunk_size in CONTEXTS.items():
@@ -51,7 +51,7 @@ def outputs(bundle: Bundle, model: Model, samples: Array) -> Iterator[tuple[str,
 
 
 def best_tokens(bundle: Bundle, model: Model, encoder_out: Array, log_probs: Array) -> Sequence[int]:
-    """What the second pass prefers, or a greedy search where there is none."""
+    """The best tokens of the second pass, or of a greedy search without one."""
     if not model.has_decoder or not len(encoder_out):
         return ctc_greedy_search(log_probs, model.config.blank).tokens
     beam = ctc_prefix_beam_search(log_probs, BEAM_SIZE, model.config.blank)
@@ -61,7 +61,7 @@ def best_tokens(bundle: Bundle, model: Model, encoder_out: Array, log_probs: Arr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read samples, write log-probabilities as "context/number", and what else there is as JSON in "about"."""
+    """Read samples; write log-probabilities as "context/number", and everything else as JSON in "about"."""
     folder, source, target = sys.argv[1:] if arguments is None else arguments
     bundle = Bundle.open(folder)
     model = bundle.load()

@@ -1,11 +1,11 @@
-"""Does a bundle give the same results on every processor? Recognised here and in emulators of others.
+"""Does a bundle give the same results on every processor? Compared on this machine and in emulators.
 
     python -m u2moe.benchmarks.quality.processors --bundle float32=FP32 --bundle int8=INT8 [--manifest TEST.tsv ...]
         --processor "AVX2=qemu-x86_64 -cpu Haswell python" [--output processors.json]
 
-The first bundle is what all are compared with; it runs here alone. A processor is a name and the command of an
-interpreter in which `u2moe` is installed; "here" is always the first. Without lists the clips of the demo model are
-recognised. Debian's qemu-user emulates processors; for another architecture it needs an interpreter and wheels of that,
+The first bundle is the reference, which runs only on this machine. A processor is a name and the command of an
+interpreter in which `u2moe` is installed; "here" always comes first. Without lists, the demo model's clips are
+recognised. Debian's qemu-user emulates processors; another architecture also needs an interpreter and wheels for it,
 such as `qemu-aarch64 -L ROOT ROOT/usr/bin/python3`.
 """
 
@@ -43,12 +43,12 @@ HERE = "here"
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What one bundle made of all recordings on one processor.
+    """The outputs of one bundle for all recordings on one processor.
 
     Attributes:
-        process: what computed, see `outputs.describe_process`.
-        texts: of every recording, by context.
-        log_probs: [time, vocab] of every recording, by context.
+        process: the processor and software, see `outputs.describe_process`.
+        texts: text of every recording, by context.
+        log_probs: log-probabilities [time, vocab] of every recording, by context.
     """
 
     process: Mapping[str, Any]
@@ -57,10 +57,10 @@ class Outputs:
 
 
 def outputs_of(command: Sequence[str], bundle: Path, samples: Path) -> Outputs:
-    """Run `outputs` by the command of an interpreter and read what it found.
+    """Run `outputs` with the command of an interpreter and read its results.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it wrote stands on standard error.
+        subprocess.CalledProcessError: it failed; its messages are on standard error.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "outputs.npz"
@@ -76,11 +76,11 @@ def outputs_of(command: Sequence[str], bundle: Path, samples: Path) -> Outputs:
 
 
 def compared(found: Outputs, reference: Outputs, same: Outputs, recordings: Sequence[Recording]) -> dict[str, Any]:
-    """By context: what a bundle on a processor differs in from the reference, and from the same bundle here.
+    """By context: the differences of a bundle on a processor from the reference, and from the same bundle here.
 
     Returns:
-        `reference`: differences of log-probabilities from it, see `differences`; `here`: those from the same bundle
-        here; `num_other_texts`: recordings with another text than here; `num_words` and `num_errors`.
+        `reference`: differences of log-probabilities from the reference, see `differences`; `here`: those from the
+        same bundle here; `num_other_texts`: recordings whose text differs from that here; `num_words` and `num_errors`.
     """
     result = {}
     for context, texts in found.texts.items():
@@ -99,10 +99,10 @@ def compared(found: Outputs, reference: Outputs, same: Outputs, recordings: Sequ
 
 
 def differences(expected: Sequence[Array], found: Sequence[Array]) -> dict[str, float]:
-    """Of log-probabilities [time, vocab] of several recordings.
+    """Differences between log-probabilities [time, vocab] of several recordings.
 
     Returns:
-        `mean` and `largest` magnitude of the difference; `divergence` of Kullback and Leibler, mean over frames.
+        `mean` and `largest` magnitude of the difference; `divergence`: mean Kullback-Leibler divergence per frame.
     """
     before, after = (np.concatenate(part).astype(np.float64) for part in (expected, found))
     difference = before - after
@@ -123,9 +123,9 @@ def measure(
     """Compare bundles on processors.
 
     Args:
-        bundles: folders by name; the first is the reference, which runs here alone.
-        processors: commands of interpreters by name, this one aside.
-        recordings: what is recognised.
+        bundles: folders by name; the first is the reference, which runs only here.
+        processors: commands of other interpreters by name.
+        recordings: recordings to recognise.
         progress: called with a line for each bundle on each processor.
 
     Returns:
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=_named, action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--processor", type=_named, action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--manifest", type=Path, action="append", help="list of recordings: path<TAB>transcript")
-    parser.add_argument("--first", type=int, help="so many recordings of each list (default: all)")
+    parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     manifests = args.manifest or [DEMO_FOLDER / "clips" / "transcripts.txt"]

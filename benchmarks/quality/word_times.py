@@ -1,10 +1,10 @@
-"""How far are word times from the truth? On speech whose word boundaries are known, with full context and in chunks.
+"""How accurate are word times? On speech with known word boundaries, with full context and in chunks.
 
     python -m u2moe.benchmarks.quality.word_times BUNDLE --isolated WORDS.tsv --sentences SENTENCES.tsv --output FILE
 
-Isolated words (a manifest, one word in each recording) are joined with pauses of known length: a word begins and ends
-where its recording becomes loud and quiet. Sentences (the texts of a manifest) are spoken by festival, if it is
-installed, which says where each word ends. Words that were recognised are compared with the truth, in milliseconds.
+Isolated words (a manifest with one word per recording) are joined with pauses of known length: a word begins and ends
+where its recording becomes loud and quiet. Sentences (the texts of a manifest) are synthesised by festival, if it is
+installed, which reports where each word ends. The times of recognised words are compared with these, in milliseconds.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
 _QUIET = 0.01
-"""A word lasts from the first to the last 10 ms that are louder than this part of its loudest 10 ms: 40 dB below."""
+"""A word lasts from the first to the last 10 ms above this fraction of its loudest 10 ms: 40 dB below."""
 _NOISE = 1e-4
-"""Deviation of the noise in pauses: no microphone records digital silence."""
+"""Standard deviation of the noise in pauses: no microphone records digital silence."""
 _FESTIVAL = """(voice_ked_diphone)
 (define (speak text name)
   (let ((utterance (SynthText text)))
@@ -48,7 +48,7 @@ _FESTIVAL = """(voice_ked_diphone)
 
 @dataclass(frozen=True, kw_only=True)
 class TimedWord:
-    """A word and where it lies, in seconds."""
+    """A word with its start and end in seconds."""
 
     word: str
     start: float
@@ -64,7 +64,7 @@ class Utterance:
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[Utterance]:
-    """Recordings of one word each, drawn at random and joined with pauses of quiet noise."""
+    """Recordings of single words, drawn at random and joined with pauses of quiet noise."""
     random = np.random.default_rng(seed)
     clips = [(read_audio(item.path, RATE), item.transcript) for item in recordings if len(words(item.transcript)) == 1]
     utterances = []
@@ -85,7 +85,7 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
 
 
 def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Seconds between which a recording is louder than 1 % of its loudest 10 ms."""
+    """Start and end in seconds of the part of a recording that is louder than 1 % of its loudest 10 ms."""
     step = int(_STEP_S * RATE)
     whole = samples[: len(samples) // step * step].reshape(-1, step)
     loudness = np.sqrt((whole.astype(np.float64) ** 2).mean(axis=1))
@@ -94,7 +94,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 
 def speak_sentences(texts: Sequence[str]) -> list[Utterance]:
-    """Sentences spoken by festival, with the word boundaries that it wrote.
+    """Sentences synthesised by festival, with its word boundaries.
 
     Raises:
         FileNotFoundError: festival is not installed.
@@ -119,13 +119,13 @@ def speak_sentences(texts: Sequence[str]) -> list[Utterance]:
 
 
 def _labels(path: str) -> list[tuple[float, str]]:
-    """Ends in seconds and names, from festival's label file: "end colour name" below a line "#"."""
+    """End times in seconds and names from a festival label file: lines of "end colour name" after a line "#"."""
     lines = Path(path).read_text(encoding="ascii").partition("#\n")[2].splitlines()
     return [(float(line.split()[0]), line.split()[2]) for line in lines]
 
 
 def _bounded(ends: list[tuple[float, str]], segments: list[tuple[float, str]]) -> list[TimedWord]:
-    """Words begin where the one before ends, or the pause after that."""
+    """Word boundaries: a word begins where the previous one, or the pause after it, ends."""
     pauses = [end for end, name in segments if name == "pau"]
     spoken, previous = [], 0.0
     for end, word in ends:
@@ -136,7 +136,7 @@ def _bounded(ends: list[tuple[float, str]], segments: list[tuple[float, str]]) -
 
 
 def compare(recognizer: Recognizer, utterances: Iterable[Utterance], options: DecodingOptions) -> dict[str, Any]:
-    """Errors of the times of those words that were recognised."""
+    """Timing errors of the words that were recognised."""
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
@@ -154,7 +154,7 @@ def compare(recognizer: Recognizer, utterances: Iterable[Utterance], options: De
 
 
 def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
-    """Errors in milliseconds: mean with its sign, and mean, median and 90th percentile of their sizes."""
+    """Errors in milliseconds: signed mean, and mean, median and 90th percentile of their magnitudes."""
     if not errors_s:
         return None
     errors = 1000 * np.asarray(errors_s)

@@ -1,1 +1,1 @@
-"""What was measured, as JSON, and what makes pages of it. Measures nothing."""
+"""Results as JSON, and the scripts that turn them into pages. Measures nothing."""

@@ -1,4 +1,4 @@
-"""Results in JSON files that are complete or as they were before, and where in a clone they lie. Measures nothing."""
+"""JSON files of results, written atomically, and their place in a clone. Measures nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def repository() -> Path:
     """The clone that scripts work in: the current folder.
 
     Raises:
-        FileNotFoundError: it is none. Scripts of an installed package have no other way to find one.
+        FileNotFoundError: it is not a clone. Scripts in an installed package have no other way to find one.
     """
     here = Path.cwd()
     if not (here / "benchmarks" / "results").is_dir():
-        raise FileNotFoundError(f"{here}: is no clone of u2moe; change to its root, or name the files to use")
+        raise FileNotFoundError(f"{here}: is not a clone of u2moe; change to its root, or name the files to use")
     return here
 
 
@@ -30,7 +30,7 @@ def results_file(name: str) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What a results file holds; nothing if there is none."""
+    """The content of a results file; empty if there is none."""
     if not file.exists():
         return {}
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a results file, whole or not at all."""
+    """Write a results file atomically."""
     written = file.with_suffix(".partial")
     written.parent.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tables and numbers as pages show them."""
+"""Tables and numbers in the format of the pages."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def quartiles(spread: Spread, digits: int = 2) -> str:
 
 
 def short(value: float) -> str:
-    """A number with three digits, or all before the point."""
+    """A number with three significant digits, or all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Numbers and tables in Markdown, between marks: prose is written by hand around them. The one writer of them all.
+"""Fills in numbers and tables between marks in Markdown; the prose around them is written by hand.
 
 Streaming takes <!-- begin ratio -->2.35<!-- end ratio --> times as long.
 """
@@ -16,7 +16,7 @@ def names(text: str, page: str) -> list[str]:
     """The names of the marks of a page.
 
     Raises:
-        ValueError: one that does not end would swallow the rest.
+        ValueError: a mark without an end, which would swallow the rest of the page.
     """
     begun, whole = _BEGIN.findall(text), [match["name"] for match in _MARKED.finditer(text)]
     if begun != whole:
@@ -26,7 +26,7 @@ def names(text: str, page: str) -> list[str]:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The page with the values between their marks, on lines of their own where marks are; other marks stay."""
+    """The page with the values between their marks, on separate lines if the marks are; other marks stay."""
 
     def marked(match: re.Match[str]) -> str:
         name = match["name"]

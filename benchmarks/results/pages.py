@@ -2,9 +2,10 @@
 
     python -m u2moe.benchmarks.results.pages [--check]
 
-What a page may show of results/NAME.json is what `values(results)` of its module returns, by name; docs/results/NAME.md
-knows them by these names, and every other page as NAME.name. What `targets(results)` of modules that have it return is
-gathered as the values of a page of its own. `--check` writes nothing and exits with 1 if a page is not up to date.
+The values that pages may show from results/NAME.json are those returned by `values(results)` of its module.
+docs/results/NAME.md uses their plain names, every other page NAME.name. The targets returned by `targets(results)` of
+the modules that have it are collected on a separate page. `--check` writes nothing and exits with 1 if a page is not up
+to date.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MODULES = {
     "soak": "endurance.soak",
     "fuzz": "endurance.fuzz",
 }
-"""The module that knows what each results file means, in the order in which targets are listed."""
+"""The module for each results file, in the order in which targets are listed."""
 TARGETS = "targets"
 ELSEWHERE = {"wer", "quantization"}
 """Of the demo model, which examples/train_demo/publish.py fills in."""
@@ -45,7 +46,7 @@ Values = dict[str, dict[str, str]]
 
 
 def all_values(folder: Path) -> Values:
-    """What may be shown of each results file in `folder` that there is, and of the targets."""
+    """The values from each results file in `folder`, and from the targets."""
     found: Values = {}
     targets: list[target_page.Target] = []
     for name in MODULES:
@@ -61,10 +62,10 @@ def _module(name: str) -> Any:
 
 
 def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Path, str]]:
-    """Pages of a clone that do not show these values, as they should be.
+    """Outdated pages of a clone, with their updated content.
 
     Raises:
-        ValueError: a mark that does not end, or of a value that there is not.
+        ValueError: a mark without an end, or with an unknown name.
     """
     everywhere = {f"{name}.{key}": value for name, own in values.items() for key, value in own.items()}
     for page in sorted((root / "docs").rglob("*.md")):
