@@ -1,4 +1,4 @@
-"""What is measured at full size: models, cases, and cells, each one setting of all models in turn; what cells hold."""
+"""The full-size measurements: models, cases, and cells, each one setting for all models in turn; and their content."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, N
 MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
 ROUTED = "routed"
-"""Behind the name of a model with experts, as a case: with routers turned so that it is routed as the demo model."""
+"""Suffix of a case of a model with experts: routers turned so that it is routed like the demo model."""
 SKIPPING = "skipping"
-"""The same: the bundle whose tokens skip their second expert where it weighs little, evenly routed."""
+"""Another suffix: evenly routed, and tokens skip their second expert if its weight is small."""
 SKIPPING_ROUTED = f"{SKIPPING}-{ROUTED}"
 AS_ROUTED = f"{MIXTURE}/{ROUTED}"
 OWN, EVEN, AS_DEMO, DEMO = "own routers, speech", "even", "as the demo model", "demo model, speech"
-"""Ways in which tokens are routed."""
+"""Kinds of routing."""
 
 TIMED = ("streaming", "streaming-8", "full", "second-pass")
 BOUNDS = {
@@ -37,7 +37,7 @@ SKIPPED = {
     f"{MIXTURE}/{SKIPPING}": (MIXTURE, "even routing"),
     f"{MIXTURE}/{SKIPPING_ROUTED}": (AS_ROUTED, "routed as the demo model"),
 }
-"""Cases that skip experts: the same without that, and how they are routed."""
+"""Cases that skip experts: the same case without skipping, and its routing."""
 TITLES = {
     "streaming": "streaming",
     "streaming-8": f"streaming, batch of {NUM_STREAMS}",
@@ -57,7 +57,7 @@ class Cell:
 
     Attributes:
         precision: "fp32" or "int8".
-        num_threads: of onnxruntime.
+        num_threads: threads of onnxruntime.
         mode: one of `MODES`.
     """
 
@@ -72,7 +72,7 @@ class Cell:
 
 
 def all_cells() -> list[Cell]:
-    """All settings, those of the targets first; float32 has no targets, and takes minutes to start a few times."""
+    """All settings, those with targets first; float32 has no targets and takes minutes for a few starts."""
     modes = {("int8", 1): MODES, ("int8", 2): TIMED, ("fp32", 1): TIMED, ("fp32", 2): TIMED}
     return [
         Cell(precision=precision, num_threads=num_threads, mode=mode)
@@ -82,25 +82,25 @@ def all_cells() -> list[Cell]:
 
 
 def cell_of(results: Results, mode: str, precision: str = "int8", num_threads: int = 1) -> Mapping[str, Any]:
-    """What was measured in one setting, by model; empty if it was not."""
+    """The measurements in one setting, by model; empty if there are none."""
     key = Cell(precision=precision, num_threads=num_threads, mode=mode).key
     found: Mapping[str, Any] = results["cells"].get(key, {})
     return found
 
 
 def spread(cell: Mapping[str, Any], mode: str, model: str) -> Spread:
-    """Median and quartiles of the real-time factor of a cell; of the second pass, of its seconds."""
+    """Median and quartiles of a cell's real-time factor; for the second pass, of its seconds."""
     scale = 1.0 if mode == "second-pass" else audio_seconds(mode)
     return Spread.of([value / scale for value in cell[model]["seconds"]])
 
 
 def ratio(cell: Mapping[str, Any], model: str, other: str) -> Spread:
-    """How many times as long `model` takes as `other`."""
+    """Ratio of the time of `model` to that of `other`."""
     return ratios(cell[model]["seconds"], cell[other]["seconds"])
 
 
 def encoder_parts(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Of an entry of a bound, what belongs to the encoder."""
+    """The parts of a bound entry that belong to the encoder."""
     return {name: entry["parts"][name] for name in ENCODER_PARTS if name in entry["parts"]}
 
 

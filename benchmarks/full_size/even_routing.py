@@ -1,8 +1,8 @@
-"""Routers of random weights, turned so that tokens spread over as many experts as is wanted: all of them, or a few.
+"""Random routers, adjusted ("turned") so that tokens spread over a given number of experts, or all of them.
 
-Random routers favour some experts, because all tokens have something in common. What tokens have in common is their
-mean; without its direction a router treats all experts alike, and along it any expert can be ruled out. The graphs stay
-as they are: a session takes the turned routers in place of those in the file.
+Random routers favour some experts because tokens have something in common: their mean. Without the direction of the
+mean, a router treats all experts alike, and along it any expert can be excluded. The graphs do not change: a session
+uses the adjusted routers instead of those in the file.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from u2moe.runtime.session import SessionSettings
 from u2moe.runtime.windows import Windows
 
 Gates = Mapping[str, Frames]
-"""Routers [dim, experts] by the names of their weights."""
+"""Routers [dim, experts] by the name of the weight."""
 
 RULED_OUT = -30.0
-"""Logit of an expert that is never chosen; the others' are of the size of 3."""
+"""Logit of an expert that is never chosen; the magnitude of the others is about 3."""
 _ROUNDS = 3
-"""A turned layer changes the tokens of those behind it, a little: the next round turns these once more."""
+"""Number of rounds: a turned layer slightly changes the inputs of later ones, which the next round turns again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Routed:
-    """How chunks are routed.
+    """The routing of chunks.
 
     Attributes:
-        layers: the mixtures of experts; `turned`: with the routers at work.
-        tokens: those that reach each layer [tokens, dim].
-        counts: how many each expert gets [chunks, layers, experts].
+        layers: the mixtures of experts; `turned`: the same with the routers in use.
+        tokens: the inputs of each layer [tokens, dim].
+        counts: number of tokens for each expert [chunks, layers, experts].
     """
 
     layers: list[RoutedLayer]
@@ -50,12 +50,12 @@ class Routed:
 
 
 def turned_gates(bundle: Bundle, frames: Frames, num_used: float | None = None) -> dict[str, Frames]:
-    """Routers under which chunks of `frames` touch as many experts as can be, or `num_used` in the mean of the layers.
+    """Routers with which chunks of `frames` use as many experts as possible, or `num_used` on average over the layers.
 
     Args:
-        bundle: of random weights, with experts.
-        frames: features [frames, mel], by which the routers are turned.
-        num_used: experts that are left to choose from; None: all. Layers have whole numbers, at least those of a token.
+        bundle: a bundle with random weights and experts.
+        frames: features [frames, mel] to adjust the routers with.
+        num_used: number of experts to choose from; None: all. Each layer has a whole number of them, at least top-k.
     """
     gates: dict[str, Frames] = {}
     for _ in range(_ROUNDS):
@@ -69,25 +69,25 @@ def turned_gates(bundle: Bundle, frames: Frames, num_used: float | None = None) 
 
 
 def routing(bundle: Bundle, frames: Frames, gates: Gates) -> dict[str, Any]:
-    """What chunks of `frames` touch under these routers; see `expert_usage.summary`."""
+    """The experts that chunks of `frames` use with these routers; see `expert_usage.summary`."""
     routed = _route(bundle, frames, gates)
     return summary(routed.turned, routed.counts)
 
 
 def second_shares(bundle: Bundle, frames: Frames, gates: Gates) -> Frames:
-    """Weights [tokens of all layers] of the second expert of each token, in chunks of `frames`, under these routers."""
+    """Weights [tokens of all layers] of the second expert of each token, in chunks of `frames`, with these routers."""
     routed = _route(bundle, frames, gates)
     return np.concatenate([second_share(layer, x) for layer, x in zip(routed.turned, routed.tokens, strict=True)])
 
 
 def _whole_numbers(layers: Sequence[RoutedLayer], mean: float | None) -> list[int]:
-    """Experts to use in each layer, with that mean."""
+    """The number of experts to use in each layer, with the given mean."""
     ends = [round(index * mean) if mean else index * layers[0].gate.shape[1] for index in range(len(layers) + 1)]
     return [max(end - start, layers[0].top_k) for start, end in pairwise(ends)]
 
 
 def _turned(layer: RoutedLayer, tokens: Frames, num_used: int) -> Frames:
-    """The router without the direction of the mean token, along which all experts but the first are ruled out."""
+    """The router without the direction of the mean token, along which all but the first `num_used` are excluded."""
     mean = tokens.mean(axis=0)
     logits_of_mean = np.zeros(layer.gate.shape[1], np.float32)
     logits_of_mean[num_used:] = RULED_OUT
@@ -96,7 +96,7 @@ def _turned(layer: RoutedLayer, tokens: Frames, num_used: int) -> Frames:
 
 
 def _route(bundle: Bundle, frames: Frames, gates: Gates) -> Routed:
-    """What reaches each layer, chunk by chunk, and what each expert gets, under these routers."""
+    """The inputs of each layer, chunk by chunk, and the tokens of each expert, with these routers."""
     settings = TurnedSettings(gates)
     inputs = ExpertInputs(bundle, settings.options())
     layers = list(inputs.layers.values())
@@ -113,13 +113,13 @@ def _route(bundle: Bundle, frames: Frames, gates: Gates) -> Routed:
 
 
 class TurnedSettings:
-    """Options of sessions that take these routers; must live as long as the sessions, which read them from here."""
+    """Session options that supply these routers; must outlive the sessions, which read them in place."""
 
     def __init__(self, gates: Gates) -> None:
         self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(gate) for name, gate in gates.items()}
 
     def options(self, num_threads: int = 1) -> onnxruntime.SessionOptions:
-        """Options as the runtime's own, but for the routers."""
+        """The runtime's options, with these routers."""
         options = SessionSettings(num_threads=num_threads).session_options()
         for name, value in self._values.items():
             options.add_initializer(name, value)

@@ -3,14 +3,14 @@
     python -m u2moe.benchmarks.full_size.measure FOLDER --prepare
     python -m u2moe.benchmarks.full_size.measure FOLDER [--results FILE] [--only int8/1/] [--at-most 1]
 
-FOLDER holds the bundles, random weights in WeNet's layout; those that are missing are made (`models`). What is
-measured is written to the results cell by cell, and a second run goes on where the first was stopped. `--at-most 1`
-ends after one cell, for machines that are quiet only now and then.
+FOLDER holds the bundles, random weights in WeNet's layout; missing ones are created (`models`). Results are written
+cell by cell, and a second run continues where the first was stopped. `--at-most 1` ends after one cell, for machines
+that are rarely idle.
 
-Time is that of encoder and CTC head, features and search left out: the search through random probabilities says
-nothing of that through a trained model's. Random routers are turned so that tokens spread evenly over all experts, the
-worst case, and once so that chunks touch as many as people's speech does in the demo model (`even_routing`). A further
-bundle skips second experts, of as many tokens as in the demo model at a limit that hardly costs words (`levers`).
+Times are those of the encoder and CTC head, without features and search: a search over random probabilities says
+nothing about a trained model. Random routers are adjusted so that tokens spread evenly over all experts, the worst
+case, and also so that chunks use as many experts as real speech does in the demo model (`even_routing`). Another bundle
+skips the second expert of as many tokens as in the demo model with a threshold that costs little accuracy (`levers`).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ NUM_STARTS, NUM_BOUNDS = 3, 5
 
 
 def measure(cell: Cell, networks: Networks, repetitions: int | None = None) -> dict[str, Any]:
-    """What one cell holds, by model: of a start what `measure_footprint` reports, else the seconds of every round.
+    """The content of one cell, by model: for a start the report of `measure_footprint`, else the seconds of each round.
 
     Args:
         cell: the setting.
-        networks: the models; all of them are loaded at once, but for a start.
-        repetitions: rounds; None: what is usual for the cell.
+        networks: the models; all are loaded at once, except for a start.
+        repetitions: rounds; None: the default for the cell.
     """
     if cell.mode == "start":
         networks.free()
@@ -63,14 +63,14 @@ def measure(cell: Cell, networks: Networks, repetitions: int | None = None) -> d
     cases = {
         case: timed(one_round(cell.mode, model, random_frames(bundles[case.partition("/")[0]])))
         for case, model in networks.models(cell.precision, cell.num_threads).items()
-        if cell.mode != "second-pass" or "/" not in case  # which differ in the encoder alone
+        if cell.mode != "second-pass" or "/" not in case  # the cases differ only in the encoder
     }
     seconds = interleaved(cases, repetitions or REPETITIONS[cell.precision])
     return {name: {"seconds": values} for name, values in seconds.items()}
 
 
 def _measure_bound(cell: Cell, networks: Networks, repetitions: int) -> dict[str, Any]:
-    """Time and bound of each part of the encoder, as `bound.compare` returns it, of all models but the large one."""
+    """Time and bound of each part of the encoder, as `bound.compare` returns it, for all models except the large one."""
     bundles = {name: bundle for name, bundle in networks.bundles(cell.precision).items() if name != LARGE}
     probes = {name: Probe(bundle, num_threads=cell.num_threads) for name, bundle in bundles.items()}
     footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]
@@ -92,20 +92,20 @@ def run(
     repetitions: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure what the results lack, and write them after every cell.
+    """Measure the missing cells, and write the results after each.
 
     Args:
-        root: folder of the bundles; models and routers that are missing there are made.
-        results: JSON file, which may hold cells already.
+        root: folder of the bundles; missing models and routers are created.
+        results: JSON file, which may already hold cells.
         models: presets of `random_checkpoint`, at most one of them with experts.
-        lever_results: those of `quality.levers`, which say how many tokens may skip an expert; None: none skips one.
+        lever_results: results of `quality.levers`, which say how many tokens may skip an expert; None: no skipping.
         cells: settings; None: all.
-        at_most: stop after so many new cells.
-        repetitions: rounds of a cell; None: what is usual.
+        at_most: stop after this many new cells.
+        repetitions: rounds of a cell; None: the default.
         progress: called with a line for each step.
 
     Raises:
-        ValueError: the results are of other models or another machine: ratios between machines say nothing.
+        ValueError: the results are from other models or another machine: ratios between machines are meaningless.
     """
     content = _opened(results, models)
     lever = levers.best(read_json(lever_results)) if lever_results else {}
@@ -130,12 +130,12 @@ def _is_as_demo(cell: Mapping[str, Any]) -> bool:
 def prepare(
     root: Path, models: Sequence[str], lever: Mapping[str, float], *, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[Networks, dict[str, Mapping[str, Any]], dict[str, Any]]:
-    """What needs no quiet machine: the models, their routers, what these do, and what skipping experts does.
+    """Preparation that needs no idle machine: the models, their routers, and the effects of routing and skipping.
 
     Args:
-        root: where it is kept for the next time, as long as the demo model stays the same.
+        root: folder in which it is kept, as long as the demo model stays the same.
         models: presets of `random_checkpoint`.
-        lever: what `quality.levers.best` returns.
+        lever: the result of `quality.levers.best`.
         progress: called with a line for each step.
     """
     artefacts = [make_artefact(name, root, parity=name == MIXTURE, progress=progress) for name in models]
@@ -164,10 +164,10 @@ def _opened(results: Path, models: Sequence[str]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("full_size.measure", __doc__)
-    parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, help="JSON file, continued if it is there")
-    parser.add_argument("--prepare", action="store_true", help="make what is missing in FOLDER, and measure nothing")
-    parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
+    parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
+    parser.add_argument("--results", type=Path, help="JSON file; continued if it exists")
+    parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")
+    parser.add_argument("--at-most", type=int, metavar="CELLS", help="stop after this many new cells")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as int8/1/")
     args = parser.parse_args(arguments)
     lever_results = results_file("levers")

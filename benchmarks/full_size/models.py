@@ -1,7 +1,7 @@
-"""Bundles of seeded random weights at any of the sizes of `random_checkpoint`, made where they are not there yet.
+"""Bundles of seeded random weights in any of the sizes of `random_checkpoint`, created if missing.
 
-The comparison with torch takes minutes and is left out unless asked for: the graphs are made by the same code that the
-tests compare at small sizes. With it, the bundle is what the command `u2moe export` makes in a process of its own.
+The comparison with torch takes minutes and is skipped unless requested: the same code builds the graphs that the tests
+compare at small sizes. With it, the bundle is made by the command `u2moe export` in a separate process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Artefact:
 
     Attributes:
         name: preset of `random_checkpoint`.
-        folder: where its bundles lie.
+        folder: folder of its bundles.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Artefact:
 
     @property
     def export(self) -> dict[str, Any]:
-        """What the export with parity took: `cpu_s`, `peak_bytes`, and `said`, its comparison; empty without."""
+        """Costs of the export with parity: `cpu_s`, `peak_bytes`, and `said`, its summary; empty without parity."""
         return read_json(self.folder / "export.json")
 
     def bundle(self, precision: str) -> Path:
@@ -63,7 +63,7 @@ class Artefact:
 
     @property
     def ready(self) -> bool:
-        """Whether both bundles are there; they are written all or nothing."""
+        """Whether both bundles exist; they are written atomically."""
         return all(self.bundle(precision).is_dir() for precision in PRECISIONS)
 
 
@@ -75,17 +75,17 @@ def make_artefact(
     parity: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Artefact:
-    """Make what is missing of the bundles of preset `name` in `root`/`name`.
+    """Create the missing bundles of preset `name` in `root`/`name`.
 
     Args:
         name: preset of `random_checkpoint`.
         root: folder of all models.
-        again: make bundles anew, with the exporter and quantizer of today; old ones stay until new ones are complete.
-        parity: compare the graphs with torch, if they are made.
+        again: recreate bundles with the current exporter and quantizer; old ones stay until the new ones are complete.
+        parity: compare newly created graphs with torch.
         progress: called with a line for each step.
 
     Raises:
-        RuntimeError: the export with parity failed; says what it wrote last.
+        RuntimeError: the export with parity failed; the message has its last output.
         BundleError: a folder cannot be written.
     """
     artefact = Artefact(name=name, folder=root / name)
@@ -105,7 +105,7 @@ def make_artefact(
 
 
 def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
-    """The command that users have, and what it took."""
+    """Run the command `u2moe export`, and record its costs."""
     folders = [str(artefact.checkpoint), str(artefact.bundle("fp32"))]
     command = [sys.executable, "-c", _EXPORT, *folders, "--quiet", *(["--overwrite"] if overwrite else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
@@ -116,7 +116,7 @@ def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
 
 
 def _export(artefact: Artefact, *, overwrite: bool) -> None:
-    """The export without its comparison with torch."""
+    """Export without the comparison with torch."""
     checkpoint = Checkpoint.open(artefact.checkpoint)
     manifest = bundle_manifest(checkpoint)
     with BundleWriter(artefact.bundle("fp32"), overwrite=overwrite) as staging:

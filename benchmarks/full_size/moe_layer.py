@@ -1,12 +1,12 @@
-"""How near is one mixture of experts to what the machine can do, by tokens per call? Our recipes side by side.
+"""How close is one mixture of experts to the limit of the machine, by tokens per call? Compares our recipes.
 
     python -m u2moe.benchmarks.full_size.moe_layer [--results moe_layer.json] [--tokens 1 16 250] [--recipes int8]
 
-The layers of the preset moe-1b, with seeded random weights: routing is then near uniform, the worst case. Several
-layers with weights of their own take turns, so that no cache holds them, as in a network. The bound is the larger of
-the time to read the weights of the experts that have tokens, and of the time of their products, at the rates that
-onnxruntime's own kernels reach in the same run (`rates`). No kernel has to reach both at once: so the products of a
-layer are measured alone, too, with as many rows for each expert, and nothing around them.
+The layers are those of the preset moe-1b with seeded random weights, so that routing is nearly uniform, the worst case.
+Several layers with separate weights take turns, so that no cache holds them, as in a network. The bound is the larger
+of the time to read the weights of the experts with tokens and the time of their products, at the rates that
+onnxruntime's kernels reach in the same run (`rates`). No kernel reaches both at once, so the products of a layer are
+also measured separately, with the same number of rows per expert and nothing else.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from u2moe.runtime.session import SessionSettings
 Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
 BITS = {FLOAT: 32, INT8: 8, INT4: 4}
-"""Of a weight of an expert, by recipe."""
+"""Bits of an expert's weight, by recipe."""
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 250, 500)
-"""16 is a chunk of the encoder, 250 ten seconds of audio."""
+"""16 tokens are a chunk of the encoder, 250 are ten seconds of audio."""
 LIMIT = 1.15
 BOUNDS = {"read_s": "memory-read", "arithmetic_s": "arithmetic"}
 TARGETS = {16: "read_s", 250: "arithmetic_s"}
-"""Bounds that a layer in int8 shall keep to within `LIMIT`, by tokens."""
+"""Bounds that a layer in int8 should meet within `LIMIT`, by tokens."""
 LAYER_BYTES = 160_000_000
-"""Of all weights that take turns: beyond the last cache of most processors."""
+"""Bytes of all weights that take turns: more than the last-level cache of most processors."""
 CALL_S = 0.03
-"""Seconds that one measurement lasts at least."""
+"""Minimum seconds of one measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Sizes of a mixture of experts; those of the preset moe-1b where nothing else is said."""
+    """Sizes of a mixture of experts; by default those of the preset moe-1b."""
 
     dim: int = 576
     hidden: int = 1920
@@ -69,15 +69,15 @@ class Layer:
 
     @property
     def multiply_adds(self) -> int:
-        """Of both products of one expert for one token."""
+        """Multiply-adds of both products of one expert for one token."""
         return 2 * self.dim * self.hidden
 
 
 class Layers:
-    """Mixtures of experts with random weights in one recipe, as many as no cache holds, run in turn on the same tokens.
+    """Mixtures of experts with random weights in one recipe, too many for any cache, run in turn on the same tokens.
 
     Attributes:
-        bytes_per_expert: weights with their scales and biases.
+        bytes_per_expert: bytes of an expert's weights, scales and biases.
     """
 
     def __init__(self, sizes: Layer, recipe: str, num_bytes: int, *, num_threads: int = 1) -> None:
@@ -95,16 +95,16 @@ class Layers:
         self.products = _session(products_graph(model, sizes, recipe), num_threads)
 
     def run(self, x: Array) -> list[Array]:
-        """What each layer says of the tokens [tokens, dim]."""
+        """The output of each layer for the tokens [tokens, dim]."""
         outputs: list[Array] = self.layers.run(None, {"x": x})
         return outputs
 
     def seconds(self, x: Array) -> float:
-        """Of one layer, the mean of several calls of all."""
+        """Seconds of one layer, averaged over several calls of all."""
         return mean_seconds(lambda: self.layers.run(None, {"x": x}), CALL_S) / len(self.gates)
 
     def products_seconds(self, x: Array) -> float:
-        """Of the products alone in one layer: of the experts that have tokens, each with the mean number of rows."""
+        """Seconds of the products in one layer, for the experts with tokens, each with the mean number of rows."""
         experts = self.touched(x)
         rows = round(len(x) * self.sizes.top_k / experts)
         random = np.random.default_rng(0)
@@ -118,7 +118,7 @@ class Layers:
         return all_experts * experts / self.sizes.num_experts
 
     def touched(self, x: Array) -> float:
-        """Experts with at least one token, the mean of the layers."""
+        """Number of experts with at least one token, averaged over the layers."""
         chosen = [
             np.argpartition(-(x @ gate), self.sizes.top_k - 1, axis=1)[:, : self.sizes.top_k] for gate in self.gates
         ]
@@ -132,7 +132,7 @@ def _session(model: ir.Model, num_threads: int) -> onnxruntime.InferenceSession:
 
 
 def moe_graph(sizes: Layer, num_layers: int) -> ir.Model:
-    """A graph of `num_layers` layers on the same input "x" [tokens, dim], each with an output of its own."""
+    """A graph of `num_layers` layers on the same input "x" [tokens, dim], each with its own output."""
     config = FeedForward(
         kind="moe",
         hidden=sizes.hidden,
@@ -159,7 +159,7 @@ def moe_graph(sizes: Layer, num_layers: int) -> ir.Model:
 
 
 def products_graph(model: ir.Model, sizes: Layer, recipe: str) -> ir.Model:
-    """The products of all experts of a graph of layers and nothing else, by the operator that the recipe has for them.
+    """Only the products of all experts of a graph of layers, with the operator of the recipe.
 
     Inputs are "tokens" [rows, dim] for the first products and "inner" [rows, hidden] for the second, bytes in int8;
     every product is an output.
@@ -208,7 +208,7 @@ def _expert_weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value | None
 
 
 def _copy(value: ir.Value) -> ir.Value:
-    """The same constant for another graph."""
+    """A copy of the constant for another graph."""
     return ir.val(str(value.name), const_value=value.const_value)
 
 
@@ -225,16 +225,16 @@ def measure(
     """Times of one layer and their bounds, all recipes in turn, after the rates of the machine.
 
     Args:
-        sizes: of the layer.
-        recipes: names of `BITS`.
-        tokens: per call.
-        num_bytes: of the weights that take turns.
+        sizes: sizes of the layer.
+        recipes: names in `BITS`.
+        tokens: numbers of tokens per call.
+        num_bytes: bytes of the weights that take turns.
         num_threads: threads within one operator.
-        repetitions: how often each is measured.
+        repetitions: number of measurements.
         progress: called with a line for each step.
 
     Returns:
-        rates: of the machine.
+        rates: rates of the machine.
         layers: an entry for each recipe and number of tokens: `seconds` (a spread), `products_s` (a spread, of the
             products alone), `experts` that have tokens, `read_s` and `arithmetic_s`, `least_s` (the larger), and
             `ratio`, of the median to it.
@@ -262,7 +262,7 @@ def measure(
 
 
 def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
-    """The bound of one recipe for these tokens, and what it is of."""
+    """The bound of one recipe for these tokens, and its components."""
     experts = own.touched(x)
     read_s = experts * own.bytes_per_expert / read_rate(dict(rates), LAYER_BYTES)
     kind = "float" if own.recipe == FLOAT else "integer"
@@ -278,7 +278,7 @@ def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """A layer in int8 on one thread against the bounds that were set."""
+    """A layer in int8 on one thread against the target bounds."""
     return [
         Target(
             name=f"MoE layer at {item['tokens']} tokens / its {BOUNDS[TARGETS[item['tokens']]]} bound",
@@ -320,12 +320,12 @@ def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("full_size.moe_layer", __doc__)
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file to write what was measured to")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     parser.add_argument("--recipes", nargs="+", choices=tuple(BITS), default=list(BITS))
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--bytes", type=int, default=LAYER_BYTES, help="of the weights that take turns")
+    parser.add_argument("--bytes", type=int, default=LAYER_BYTES, help="bytes of the weights that take turns")
     for name, size in asdict(Layer()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The models of full size, on disk with routers turned for them, and those in memory that the last cell needed."""
+"""The full-size models on disk with their adjusted routers, and those in memory for the latest cell."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 
 
 class Networks:
-    """Models on disk with routers turned for them, and those in memory that the last cell needed."""
+    """Models on disk with adjusted routers, and those in memory for the latest cell."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Networks:
 
         Args:
             artefacts: the models.
-            demo: what `demo_routing` returns.
-            lever: what `quality.levers.best` returns; empty: nothing skips experts.
+            demo: the result of `demo_routing`.
+            lever: the result of `quality.levers.best`; empty: no skipping.
             progress: called with a line for each step.
         """
         self.artefacts = {item.name: item for item in artefacts}
@@ -48,7 +48,7 @@ class Networks:
         self.free()
 
     def free(self) -> None:
-        """Leave no model in memory."""
+        """Remove all models from memory."""
         self._key: tuple[str, int] | None = None
         self._models: dict[str, Model] = {}
         self._settings: list[TurnedSettings] = []
@@ -58,7 +58,7 @@ class Networks:
         return {name: Bundle.open(item.bundle(precision), verify=False) for name, item in self.artefacts.items()}
 
     def models(self, precision: str, num_threads: int) -> dict[str, Model]:
-        """All models, evenly routed; in int8 on one thread also routed as the demo model, and with skipped experts."""
+        """All models, evenly routed; in int8 on one thread also routed like the demo model and with skipping."""
         if self._key != (precision, num_threads):
             self.free()
             for name, bundle in self.bundles(precision).items():
@@ -78,7 +78,7 @@ class Networks:
         self._settings.append(settings)
 
     def gates(self, name: str, title: str) -> Gates:
-        """Routers of a model, turned; made once, none without experts."""
+        """The adjusted routers of a model, created once; empty without experts."""
         if not has_experts(name):
             return {}
         num_used = self.demo["touched"] if title == AS_DEMO else None
@@ -91,7 +91,7 @@ class Networks:
             return dict(arrays)
 
     def skipping(self, name: str) -> Bundle:
-        """The int8 bundle in which as many tokens skip their second expert as in the demo model; made once."""
+        """The int8 bundle in which as many tokens skip their second expert as in the demo model; created once."""
         share = self.lever["tokens"]
         folder = self.artefacts[name].folder / f"int8-skip-{share:.3f}"
         if not folder.is_dir():
@@ -103,7 +103,7 @@ class Networks:
         return Bundle.open(folder, verify=False)
 
     def skipped(self) -> dict[str, Any]:
-        """What the lever is, and what it does here: `below`, and the share of `tokens` by routing; none without."""
+        """The lever and its effect here: `below`, and the share of `tokens` by routing; empty without a lever."""
         for name in self.artefacts if self.lever else ():
             if has_experts(name):
                 bundle = self.skipping(name)
@@ -117,7 +117,7 @@ class Networks:
         return {}
 
     def routings(self) -> dict[str, Mapping[str, Any]]:
-        """Experts that chunks touch: in the demo model, and in another with its own routers and with turned ones."""
+        """Experts that chunks use: in the demo model, and in another model with its own and with adjusted routers."""
         found = {DEMO: self.demo}
         for name, bundle in self.bundles("int8").items():
             if has_experts(name):
@@ -128,7 +128,7 @@ class Networks:
 
 
 def has_experts(name: str) -> bool:
-    """Whether a preset's encoder has any."""
+    """Whether a preset's encoder has experts."""
     return "n_expert" in PRESETS[name]["encoder_conf"]
 
 

@@ -1,4 +1,4 @@
-"""What pages show of the results at full size. Measures nothing."""
+"""The values that pages show from the full-size results. Measures nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _row(cell: Cell, measured: Mapping[str, Any]) -> list[object]:
 
 
 def _skipping(results: Results) -> str:
-    """Real-time factors with skipped experts, and what they are of those without and of the small model's."""
+    """Real-time factors with skipped experts, relative to those without skipping and to the small model."""
     rows: list[list[str]] = []
     for mode in ("streaming", "streaming-8", "full"):
         cell = cell_of(results, mode)
@@ -89,7 +89,7 @@ def _skipping(results: Results) -> str:
 
 
 def _bounds(results: Results) -> str:
-    """Times of the parts of the encoder, and how many times their bounds."""
+    """Times of the encoder's parts, and their ratios to the bounds."""
     columns = [
         (f"{NAMES[name]}, {TITLES[mode]}", entry, 1e3 * _per_chunk(mode, entry))
         for mode in BOUNDS
@@ -108,7 +108,7 @@ def _bounds(results: Results) -> str:
 
 
 def _per_chunk(mode: str, entry: Mapping[str, Any]) -> float:
-    """What a time is to be multiplied with to be that of one chunk; 1 with full context."""
+    """Factor from a time to that of one chunk; 1 with full context."""
     return float(CHUNK_S / entry["audio_s"]) if mode == "bound-streaming" else 1.0
 
 
@@ -132,7 +132,7 @@ def _starts(results: Results) -> str:
 
 
 def _ratios(results: Results) -> dict[str, str]:
-    """Of real-time factors: `streaming.even` and the like, and how many times as long a dense model as large takes."""
+    """Ratios of real-time factors: `streaming.even` and so on, and for a dense model of the same size."""
     found = {}
     for mode in ("streaming", "streaming-8", "full"):
         if cell := cell_of(results, mode):
@@ -146,7 +146,7 @@ def _ratios(results: Results) -> dict[str, str]:
 
 
 def _models(results: Results) -> dict[str, str]:
-    """Millions of parameters, and what the export took."""
+    """Millions of parameters, and the costs of the export."""
     found = {name: f"{number / 1e6:.0f}" for name, number in results["parameters"].items()}
     for export in results["exports"].values():
         found |= {
@@ -158,7 +158,7 @@ def _models(results: Results) -> dict[str, str]:
 
 
 def _routings(results: Results) -> dict[str, str]:
-    """Experts that a chunk touches, entropies of the loads, and what skipping does."""
+    """Experts used by a chunk, entropies of the load, and the effect of skipping."""
     names = {OWN: "own", EVEN: "even", AS_DEMO: "as_demo", DEMO: "demo"}
     found = {}
     for title, item in results["routings"].items():
@@ -177,7 +177,7 @@ def _routings(results: Results) -> dict[str, str]:
 
 
 def _limits(results: Results) -> dict[str, str]:
-    """What stands in the way of the targets of streaming: reading experts, and products that read, then multiply."""
+    """What limits streaming: reading experts, and products that first read and then multiply."""
     bound, streaming = cell_of(results, "bound-streaming"), cell_of(results, "streaming")
     if not bound or not streaming:
         return {}

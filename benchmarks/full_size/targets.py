@@ -1,4 +1,4 @@
-"""The targets that were set for models of full size, int8 on one thread. Measures nothing."""
+"""The targets for full-size models in int8 on one thread. Measures nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from u2moe.benchmarks.instruments.workload import NUM_HYPOTHESES, NUM_STREAMS, U
 from u2moe.benchmarks.results.targets import Target
 
 MEMORY_FACTOR, MEMORY_MB = 1.15, 300
-"""A process may take so many times its bundle, and so many megabytes besides."""
+"""Memory limit of a process: a multiple of its bundle's size, plus a number of megabytes."""
 
 
 def targets(results: Results) -> list[Target]:
@@ -76,7 +76,7 @@ def _second_pass(results: Results) -> Iterator[Target]:
         one, eight = spread(alone, "streaming", MIXTURE), spread(together, "streaming-8", MIXTURE)
         found = Spread(
             median=one.median / eight.median, low=one.low / eight.high, high=one.high / eight.low, count=one.count
-        )  # of two cells: the widest that their quartiles allow
+        )  # from two cells: the widest range that their quartiles allow
         name = f"throughput of {NUM_STREAMS} streams of MoE-1B in a batch / one"
         yield Target(name=name, found=found, limit=1.4, at_most=False)
 

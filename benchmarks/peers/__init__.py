@@ -1,1 +1,1 @@
-"""Other runtimes, other graphs and other recognisers beside ours."""
+"""Comparisons with other runtimes, other graphs and other recognisers."""

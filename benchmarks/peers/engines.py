@@ -1,9 +1,9 @@
-"""Recognisers behind one face, each run as a process of its own in whatever environment has its package installed.
+"""Recognisers behind one interface, each run as a separate process in the environment that has its package.
 
     python engines.py NAME [JSON]      reads a JSON request per line, writes a JSON reply per line
 
-Needs nothing but the standard library and the package of the recogniser that is named: other environments run this file
-by its path. `peer_process` is the other side. Recordings are WAV files of one channel and 16 bits.
+Needs only the standard library and the package of the recogniser: other environments run this file by its path.
+`process` is the other side. Recordings are WAV files with one channel of 16 bits.
 """
 # ruff: noqa: D102 - what the methods of engines do is documented once, in Engine
 
@@ -24,22 +24,22 @@ INT16_SCALE = 32768.0
 
 
 class Engine(Protocol):
-    """One recogniser, one recording at a time. The methods are called in the order in which they stand."""
+    """A recogniser for one recording at a time. Its methods are called in the order of their definition."""
 
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose versions are reported."""
+    """Names of distributions whose versions are reported."""
 
     def begin(self, sample_rate: int) -> None:
-        """Get ready for a recording."""
+        """Start a recording."""
 
     def accept(self, samples: array[int]) -> str:
-        """Take the next samples; returns the text so far, "" where there is none before the end."""
+        """Accept the next samples; returns the text so far, or "" if there is no text before the end."""
 
     def finish(self) -> str:
-        """The final text; nothing follows."""
+        """End the recording; returns the final text."""
 
     def details(self) -> dict[str, Any]:
-        """What else there is to report of the recording just recognised."""
+        """Further details to report about the recording just recognised."""
         return {}
 
 
@@ -133,7 +133,7 @@ class SherpaOnline(Engine):
 
 
 class Whole(Engine):
-    """Keeps a recording until its end."""
+    """An engine that collects the recording until its end."""
 
     def begin(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -189,7 +189,7 @@ class FasterWhisper(Whole):
 
 
 class Moonshine(Engine):
-    """Moonshine tiny with the weights that its package carries, through its own streaming interface."""
+    """Moonshine tiny with the weights in its package, through its streaming interface."""
 
     packages = ("moonshine-voice",)
 
@@ -225,7 +225,7 @@ class Moonshine(Engine):
 
 
 class PocketSphinx(Engine):
-    """PocketSphinx with the US English models that its package carries, streaming."""
+    """PocketSphinx with the US English models in its package, streaming."""
 
     packages = ("pocketsphinx",)
 
@@ -263,15 +263,15 @@ ENGINES: dict[str, Any] = {
 
 
 def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
-    """Recognise a WAV file in portions, as they would come from a live source, but without waiting for them.
+    """Recognise a WAV file in portions as from a live source, but without waiting for them.
 
-    The time of day is reckoned: a portion is there when its last sample has been spoken, and work on it begins then or
-    when the work before is done, and takes what it took. So a second of audio costs less than a second, and the delays
-    are those that a listener would see.
+    Time is simulated: a portion arrives when its last sample has been spoken; work on it starts then, or when the work
+    before it is finished, and takes the measured time. A second of audio thus costs less than a second, and the delays
+    are those that a user would see.
 
     Returns:
         audio_s, text, compute_s and cpu_s (of this process, all threads); first_partial_s: from the start of the
-        recording until text was there; final_s: from the end of the recording until the final text was there.
+        recording to the first text; final_s: from the end of the recording to the final text.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
@@ -311,7 +311,7 @@ def recognise(engine: Engine, wav: str, portion_s: float) -> dict[str, Any]:
 def peak_mb() -> float:
     """Largest resident memory so far, in megabytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # where there is none, memory of the process that started this one counts too
+    if status.exists():  # otherwise the memory of the parent process counts, too
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -329,9 +329,9 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> None:
-    """Start an engine, and answer until the requests end."""
+    """Start an engine and answer requests until they end."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # keep output of libraries out of the replies
     empty_mb, began = peak_mb(), time.perf_counter()
     engine = ENGINES[argv[0]](**json.loads(argv[1] if len(argv) > 1 else "{}"))
     load_s = time.perf_counter() - began

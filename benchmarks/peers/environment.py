@@ -1,4 +1,4 @@
-"""Environments of their own for other recognisers: made with what they need and nothing else, and how large that is."""
+"""Separate environments for other recognisers, with only what they need, and the size of the installation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from u2moe.benchmarks.results.files import read_json, write_json
 
 _RECORD = "installed.json"
 _NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "exp", "tests", "examples", "docs")
-"""What is left out of a copy of a repository that is installed from; and what was measured."""
+"""What is excluded from the copy of a repository for installation, including results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class PeerEnvironment:
 
     Attributes:
         python: its interpreter.
-        installed_bytes: all files that the installation put there: packages, those that they need, and models in them.
+        installed_bytes: size of all installed files: packages, their dependencies, and the models in them.
     """
 
     python: Path
@@ -37,16 +37,16 @@ def make_environment(
     made_of: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> PeerEnvironment:
-    """The environment in `folder`, made if it is not there or was made of something else.
+    """The environment in `folder`, created if it is missing or was made from other requirements.
 
     Args:
-        folder: of the environment.
-        requirements: as pip takes them.
-        made_of: what the requirements stand for, where that changes while they stay.
-        progress: called with a line where something is made.
+        folder: folder of the environment.
+        requirements: requirements for pip.
+        made_of: version of what the requirements refer to, if that can change while they do not.
+        progress: called with a line when something is installed.
 
     Raises:
-        RuntimeError: what is required cannot be installed; says what pip wrote last.
+        RuntimeError: the requirements cannot be installed; the message has the last output of pip.
     """
     python = folder / "bin" / "python"
     record, wanted = read_json(folder / _RECORD), {"requirements": list(requirements), "made_of": made_of}
@@ -66,13 +66,13 @@ def make_environment(
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files but those that the interpreter writes by itself."""
+    """Bytes of all files except those that the interpreter writes."""
     files = (file for file in folder.rglob("*") if "__pycache__" not in file.parts)
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 
 def copy_source(repository: Path, target: Path) -> Path:
-    """What is installed of a repository: building where it lies would leave files behind. Returns `target`."""
+    """Copy the packaged files of a repository, because building in place would leave files. Returns `target`."""
     shutil.rmtree(target, ignore_errors=True)
 
     def left_out(folder: str, names: list[str]) -> set[str]:
@@ -85,7 +85,7 @@ def copy_source(repository: Path, target: Path) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """The sha256 of names and content of all files below a folder."""
+    """The sha256 of the names and contents of all files below a folder."""
     result = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         content = file.read_bytes()

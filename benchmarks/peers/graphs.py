@@ -1,7 +1,7 @@
-"""Our encoder graph as others would have written it: other ways through the experts, and onnxruntime's own quantizer.
+"""Alternative forms of our encoder graph: other ways to compute the experts, and onnxruntime's own quantizer.
 
-Every graph keeps the contract, so that the runtime runs it in the place of ours. Only the experts differ, except with
-`stock_dynamic`, which leaves nothing of our quantization.
+Every graph keeps the contract, so that the runtime can run it instead of ours. Only the experts differ, except with
+`stock_dynamic`, which replaces our quantization entirely.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def moe_layers(model: ir.Model) -> list[ExpertLayer]:
 
     Raises:
         ValueError: there are none, or they have no biases.
-        BundleError: they are not as the exporter writes them.
+        BundleError: they are not in the form that the exporter writes.
     """
     layers = expert_layers(model)
     if not layers or not all(layer.b1 for layer in layers):
@@ -38,7 +38,7 @@ def moe_layers(model: ir.Model) -> list[ExpertLayer]:
 
 
 def masked(source: Path, target: Path) -> None:
-    """Write `target`, in which every expert computes every token and a mask of zeros drops what was not asked for."""
+    """Write `target`, in which every expert processes every token and a mask of zeros drops the unwanted results."""
     model = ir.load(source)
     for layer in moe_layers(model):
         function = define(model.functions, _masked_function(layer.mixture))
@@ -84,14 +84,14 @@ def contrib_moe(source: Path, target: Path) -> None:
 
 
 def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
-    """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE, as recipes with -qmoe have it.
+    """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE, as in recipes with -qmoe.
 
-    All but the experts is our int8, so that they alone differ.
+    Everything else is our int8, so that only the experts differ.
 
     Args:
-        source: a float32 encoder of ours.
+        source: a float32 encoder.
         target: the graph to write.
-        bits: 4 or 8, of the experts.
+        bits: bits of the experts' weights, 4 or 8.
     """
     model = ir.load(source)
     moe_layers(model)
@@ -100,9 +100,9 @@ def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
 
 
 def _contrib_moe(layer: ExpertLayer, weights: Sequence[ir.Value]) -> list[ir.Node]:
-    """The router, which the operator leaves to the graph, and the operator, on [batch, time, dim].
+    """The router, which is outside the operator, and the operator, on [batch, time, dim].
 
-    Its softmax over all experts, renormalised over the chosen ones, is the softmax over the chosen logits.
+    Its softmax over all experts, renormalised over the chosen ones, equals the softmax over the chosen logits.
     """
     logits = ir.node("MatMul", [layer.x, layer.gate], name=f"{layer.node.name}/router")
     flat = ir.node("Flatten", [logits.outputs[0]], {"axis": 2}, name=f"{layer.node.name}/tokens")
@@ -116,7 +116,7 @@ def _contrib_moe(layer: ExpertLayer, weights: Sequence[ir.Value]) -> list[ir.Nod
 
 
 def _replace(model: ir.Model, layer: ExpertLayer, nodes: Sequence[ir.Node]) -> None:
-    """Put `nodes`, of which the last gives the result, in the place of the layer's node."""
+    """Replace the layer's node by `nodes`, the last of which gives the result."""
     old, new = layer.node.outputs[0], nodes[-1].outputs[0]
     new.type, new.shape = old.type, old.shape
     name = old.name
@@ -127,7 +127,7 @@ def _replace(model: ir.Model, layer: ExpertLayer, nodes: Sequence[ir.Node]) -> N
 
 
 def _save(model: ir.Model, target: Path) -> None:
-    """Save without the functions and weights that nothing uses any more."""
+    """Save without functions and weights that are no longer used."""
     RemoveUnusedNodesPass()(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     domains = {node.domain for node in model.graph} - set(model.graph.opset_imports)
@@ -143,12 +143,12 @@ def inlined(source: Path, target: Path) -> None:
 
 
 def stock_dynamic(source: Path, target: Path, *, matmuls_only: bool) -> None:
-    """Write `target` with onnxruntime's `quantize_dynamic`, per channel as our int8, or as it is by default.
+    """Write `target` with onnxruntime's `quantize_dynamic`, per channel like our int8, or with its defaults.
 
     Args:
-        source: a float32 graph; only what lies outside of model-local functions is quantized.
+        source: a float32 graph; only nodes outside model-local functions are quantized.
         target: the graph to write.
-        matmuls_only: leave convolutions as they are, which is what those do who found ConvInteger slow.
+        matmuls_only: do not quantize convolutions, as is common because ConvInteger is slow.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415 - takes seconds to import
 

@@ -16,22 +16,22 @@ import soundfile
 
 ENGINES = Path(__file__).with_name("engines.py")
 PORTION_S = 0.1
-"""Seconds of audio that a live source hands over at once."""
+"""Seconds of audio that a live source delivers at once."""
 LAST_LINES = 5
 NUM_STARTS = 3
-"""Processes that are started for the time to load, of which the last stays."""
+"""Number of processes started to measure the loading time; the last one is kept."""
 
 
 class PeerError(Exception):
-    """A recogniser that did not start, failed at a recording, or ended by itself; the message is what it wrote last."""
+    """A recogniser did not start, failed on a recording, or ended unexpectedly; the message is its last output."""
 
 
 class PeerProcess:
-    """A running recogniser. Not for several threads.
+    """A running recogniser. Not thread-safe.
 
     Attributes:
-        started: what it said when it was ready: load_s, empty_mb (memory of the interpreter alone), versions.
-        load_s: of those that were started before it too, see `timed`.
+        started: its report when it was ready: load_s, empty_mb (memory of the interpreter alone), versions.
+        load_s: loading times, including those of processes started before it, see `timed`.
 
     Raises:
         PeerError: it did not start.
@@ -40,7 +40,7 @@ class PeerProcess:
     def __init__(self, engine: str, options: dict[str, Any], *, python: str | Path = sys.executable) -> None:
         command = [str(python), str(ENGINES), engine, json.dumps(options)]
         self.engine = engine
-        # a pipe that nobody reads would stop a talkative one
+        # a pipe that is not read would block a verbose process
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(  # noqa: S603 - what is run is ours
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8"
@@ -54,7 +54,7 @@ class PeerProcess:
 
     @classmethod
     def timed(cls, engine: str, options: dict[str, Any], *, python: str | Path = sys.executable) -> Self:
-        """A recogniser that was started, ended and started again, as often as a spread of `load_s` needs."""
+        """A recogniser that was started several times, for a spread of `load_s`."""
         load_s: list[float] = []
         for _ in range(NUM_STARTS - 1):
             with cls(engine, options, python=python) as process:
@@ -64,7 +64,7 @@ class PeerProcess:
         return process
 
     def recognise(self, wav: Path, portion_s: float = PORTION_S) -> dict[str, Any]:
-        """What `engines.recognise` returns for a WAV file, and the largest memory of the process so far as peak_mb.
+        """The result of `engines.recognise` for a WAV file, with the peak memory of the process so far as peak_mb.
 
         Raises:
             PeerError: it failed, or has ended.
@@ -112,6 +112,6 @@ class PeerProcess:
 
 
 def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
-    """Samples float32 in [-1, 1] as the WAV file that all engines read; returns its path."""
+    """Write samples, float32 in [-1, 1], as a WAV file that all engines can read; returns its path."""
     soundfile.write(file, samples, sample_rate, subtype="PCM_16")
     return file

@@ -1,4 +1,4 @@
-"""What written text may be read out as: recognisers differ in what they write for the same numbers. No errors here."""
+"""Possible readings of written text: recognisers differ in how they write the same numbers. Counts no errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SHORT = {"MR": "MISTER", "MRS": "MISSUS", "DR": "DOCTOR"}
 
 
 def readings(text: str) -> list[list[str]]:
-    """Lists of words that a text may stand for; the first reads numbers as numbers, others digit by digit or in pairs.
+    """The word sequences that a text may represent: with numbers as such, digit by digit, or in pairs.
 
-    "735" is SEVEN HUNDRED THIRTY FIVE, SEVEN THREE FIVE, or SEVEN THIRTY FIVE. Who scores a text takes the reading with
-    the fewest errors, and so counts none for how something is written.
+    "735" is SEVEN HUNDRED THIRTY FIVE, SEVEN THREE FIVE, or SEVEN THIRTY FIVE. Scoring uses the reading with
+    the fewest errors, so that spelling conventions do not count.
     """
     found: list[list[str]] = []
     for read in (cardinal, _digits, _pairs):
@@ -44,7 +44,7 @@ def _read(text: str, read: Callable[[int], str]) -> list[str]:
 
 
 def _in_words(digits: str, read: Callable[[int], str]) -> str:
-    """A number; zeros in front are read one by one."""
+    """A number in words; leading zeros are read one by one."""
     number = digits.lstrip("0")
     zeros = ["ZERO"] * (len(digits) - len(number))
     return " ".join((*zeros, read(int(number)))) if number else " ".join(zeros)
@@ -61,7 +61,7 @@ def cardinal(number: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """The same for its place: 21 is TWENTY FIRST."""
+    """An ordinal number in words: 21 is TWENTY FIRST."""
     *head, last = cardinal(number).split()
     regular = (last[:-1] + "IE" if last.endswith("Y") else last) + "TH"
     return " ".join((*head, _ORDINALS.get(last, regular)))
@@ -72,7 +72,7 @@ def _digits(number: int) -> str:
 
 
 def _pairs(number: int) -> str:
-    """As times and years are read: 1984 is NINETEEN EIGHTY FOUR."""
+    """A number read in pairs, like times and years: 1984 is NINETEEN EIGHTY FOUR."""
     text = str(number)
     parts = [text[: len(text) % 2], *(text[start : start + 2] for start in range(len(text) % 2, len(text), 2))]
     return " ".join(_in_words(part, cardinal) for part in parts if part)

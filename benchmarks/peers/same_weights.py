@@ -1,11 +1,11 @@
-"""The same weights by other means, beside ours: torch, other graphs, and onnxruntime's own operators and quantizer.
+"""The same weights in other implementations: torch, other graphs, and onnxruntime's own operators and quantizer.
 
     python -m u2moe.benchmarks.peers.same_weights FOLDER [--results FILE] [--at-most 1]
 
-FOLDER holds the bundles of a random model (`full_size.models`); what is missing there is made, peers too. They do not
-fit into memory together: they are measured group by group, our int8 in every group, all of a group in turn, one thread.
-Results are written cell by cell; a second run goes on where the first was stopped. Where a process finds its memory
-makes a difference of several percent while experts are read: `--more` adds the rounds of another.
+FOLDER holds the bundles of a random model (`full_size.models`); missing ones, and peers, are created. They do not fit
+into memory together, so they are measured in groups that all include our int8, in turn on one thread. Results are
+written cell by cell; a second run continues where the first was stopped. The placement of memory changes the times of
+a process by several percent while experts are read: `--more` adds the rounds of another process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MIXTURE = "moe-1b"
 REFERENCE = "ours, int8"
 MODES = {"streaming": "streaming", "full": "full context"}
 REPETITIONS = {"torch": 3, "float32": 3, "int8": 5}
-"""Rounds of each group, after one that warms up."""
+"""Rounds of each group, after a warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Peer:
     """Another way to compute the encoder.
 
     Attributes:
-        name: as the table shows it.
-        kind: "fp32" or "int8" or "int4": of the experts.
-        limit: relative error of the encoder output of a small model that is still the same computation: float32 adds
-            in another order; integers round activations and weights, and a router that is nearly undecided may then
-            choose another expert.
-        needed: how many times as fast ours in int8 shall be; None: nothing was set.
+        name: its name in the table.
+        kind: format of the experts, "fp32", "int8" or "int4".
+        limit: largest relative error of a small model's encoder output that still counts as the same computation:
+            float32 sums have another order, and integers round activations and weights, so that a router near a tie
+            may choose another expert.
+        needed: target for the speedup of our int8; None: no target.
     """
 
     name: str
@@ -78,9 +78,9 @@ MASKED = Peer(name="all experts under a mask", kind="fp32", limit=FLOAT, needed=
 MOE = Peer(name="contrib MoE", kind="fp32", limit=FLOAT)
 QMOE8 = Peer(name="contrib QMoE 8 bit, the rest ours", kind="int8", limit=INTEGER, needed=1.5)
 QMOE4 = Peer(name="contrib QMoE 4 bit, the rest ours", kind="int4", limit=INTEGER, needed=1.5)
-# inlined, since it does not look into functions and would leave experts float32
+# inlined, because it does not look into functions and would leave the experts in float32
 STOCK = Peer(name="quantize_dynamic, matrices", kind="int8", limit=INTEGER, needed=1.5)
-# its convolutions have one scale for all frames that they see
+# its convolutions have one scale for all frames
 STOCK_ALL = Peer(name="quantize_dynamic, all it can", kind="int8", limit=0.1, needed=1.5)
 OURS = Peer(name=REFERENCE, kind="int8", limit=INTEGER)
 OURS_FLOAT = Peer(name="ours, float32", kind="fp32", limit=0)
@@ -89,7 +89,7 @@ GROUPS: Mapping[str, tuple[Peer, ...]] = {
     "float32": (OURS, MASKED, MOE),
     "int8": (OURS, QMOE8, QMOE4, STOCK, STOCK_ALL),
 }
-"""What is in memory together."""
+"""Peers that are in memory together."""
 KEYS = {
     TORCH: "torch",
     MASKED: "masked",
@@ -99,12 +99,12 @@ KEYS = {
     STOCK: "stock",
     STOCK_ALL: "stock_all",
 }
-"""Names of the graphs of peers, and of what pages show of them."""
+"""Keys of peers in file names and on pages."""
 ALL_PEERS = tuple(dict.fromkeys(peer for group in GROUPS.values() for peer in group))
 
 
 class Peers:
-    """The encoders of one model by all means, made where they are missing."""
+    """All implementations of one model's encoder, created if missing."""
 
     def __init__(self, artefact: Artefact, progress: Callable[[str], None] = lambda _: None) -> None:
         self.artefact = artefact
@@ -153,7 +153,7 @@ class Peers:
         return Encoder(session, manifest.model)
 
     def one_round(self, encoder: Encoder | TorchEncoder, mode: str, frames: Frames) -> Run:
-        """What one round of "streaming" or "full" does; returns the encoder output, chunk by chunk."""
+        """A function that does one round of "streaming" or "full" and returns the encoder output, chunk by chunk."""
         if mode == "full":
             return lambda: [encoder.whole(frames)[None]]
         if isinstance(encoder, Encoder):
@@ -164,7 +164,7 @@ class Peers:
         return lambda: encoder.stream(following, caches, offset)[0]
 
     def expected(self, mode: str) -> Frames:
-        """Encoder output [time, dim] of our float32 graph, kept: it takes time to load that graph for this alone."""
+        """Encoder output [time, dim] of our float32 graph, stored because loading that graph takes long."""
         file = self.folder / f"expected-{mode}.npy"
         if not file.exists():
             self.progress(f"what to expect, {mode}")
@@ -174,7 +174,7 @@ class Peers:
         return found
 
     def make(self, wanted: Iterable[Peer]) -> None:
-        """Make all that these need, so that measuring loads and runs and does nothing else."""
+        """Create everything that these need, so that measuring only loads and runs."""
         for peer in wanted:
             if peer != TORCH:
                 self.file(peer)
@@ -193,16 +193,16 @@ def run(
     more: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure what the results lack, and write them after every cell, which is a mode of a group.
+    """Measure the missing cells (a group in a mode), and write the results after each.
 
     Args:
         root: folder of the bundles.
-        results: JSON file, which may hold cells already.
+        results: JSON file, which may already hold cells.
         name: preset of `random_checkpoint`, one with experts.
         groups: peers that are measured in turn.
-        at_most: stop after so many new cells.
-        repetitions: rounds of a cell; None: what is usual for its group.
-        more: measure what they have, too, and add the rounds of this process to it.
+        at_most: stop after this many new cells.
+        repetitions: rounds of a cell; None: the default of its group.
+        more: also measure existing cells, and add the rounds of this process to them.
         progress: called with a line for each step.
     """
     content = resumed(results, {"model": name, "cells": {}})
@@ -228,7 +228,7 @@ def run(
 
 
 def _measure(runs: Mapping[str, Run], expected: Frames, repetitions: int) -> dict[str, dict[str, Any]]:
-    """Seconds of every round and the error against what is expected, by the name of the peer."""
+    """Seconds of every round and the error against the expected output, by the name of the peer."""
     errors = {name: relative_error(expected, _joined(call)) for name, call in runs.items()}  # warms up, too
     cases = {name: timed(call) for name, call in runs.items()}
     seconds = interleaved(cases, repetitions, warm_up=0)
@@ -241,7 +241,7 @@ def _joined(run: Run) -> Frames:
 
 
 def speedup(cell: Mapping[str, Any], peer: Peer) -> Spread:
-    """How many times as long a peer takes as ours in int8."""
+    """Ratio of a peer's time to that of our int8."""
     return ratios(cell[peer.name]["seconds"], cell[REFERENCE]["seconds"])
 
 
@@ -252,7 +252,7 @@ def _cell(content: Mapping[str, Any], peer: Peer, mode: str) -> dict[str, Any] |
 
 
 def targets(content: Mapping[str, Any]) -> list[Target]:
-    """How many times as fast ours in int8 is, against what was set for each peer."""
+    """The speedup of our int8 over each peer, against its target."""
     measured = [(peer, mode, _cell(content, peer, mode)) for peer in ALL_PEERS if peer.needed for mode in MODES]
     return [
         Target(
@@ -304,13 +304,13 @@ def _row(content: Mapping[str, Any], peer: Peer) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("peers.same_weights", __doc__)
-    parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, help="JSON file, continued if it is there")
+    parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
+    parser.add_argument("--results", type=Path, help="JSON file; continued if it exists")
     parser.add_argument("--model", default=MIXTURE, help=f"preset with experts (default: {MIXTURE})")
-    parser.add_argument("--at-most", type=int, metavar="CELLS", help="end after so many new cells")
-    parser.add_argument("--more", action="store_true", help="add rounds to what has been measured, too")
+    parser.add_argument("--at-most", type=int, metavar="CELLS", help="stop after this many new cells")
+    parser.add_argument("--more", action="store_true", help="also add rounds to existing cells")
     parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
-    parser.add_argument("--make", action="store_true", help="make the graphs of all peers, and measure nothing")
+    parser.add_argument("--make", action="store_true", help="create the graphs of all peers, and measure nothing")
     args = parser.parse_args(arguments)
     groups = {name: GROUPS[name] for name in args.groups}
     if args.make:

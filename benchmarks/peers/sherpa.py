@@ -1,11 +1,10 @@
-"""sherpa-onnx's C++ runtime beside our Python one: the same weights and audio, in turn, each in a process of its own.
+"""sherpa-onnx's C++ runtime compared with our Python one: the same weights and audio, in turn, in separate processes.
 
     python -m u2moe.benchmarks.peers.sherpa FOLDER [--make] [--only demo/]
 
-Both in int8. FOLDER holds the bundles of random weights (`full_size.models`); what is missing there is made, graphs for
-sherpa-onnx too. What is measured is written to the results cell by cell, and replaces what they held of it. The table
-comes from the results alone (`results.pages`). That both find the same tokens on the same features is what
-tests/test_sherpa.py is for.
+Both use int8. FOLDER holds the bundles of random weights (`full_size.models`); missing ones, and graphs for
+sherpa-onnx, are created. Results are written cell by cell and replace earlier ones. The table is made only from the
+results (`results.pages`). tests/test_sherpa.py checks that both find the same tokens for the same features.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ MODES = {"streaming": "sherpa-online", "full": "sherpa-offline"}
 """Engine of sherpa-onnx for each mode."""
 REPETITIONS = 7
 LIMIT = 1.05
-"""How many times as long ours may take, at full size."""
+"""Target for the ratio of our time to theirs, at full size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +71,14 @@ def all_cells(model: str = "dense-225m") -> list[Cell]:
 
 
 def bundle_of(cell: Cell, root: Path, progress: Callable[[str], None] = lambda _: None) -> Bundle:
-    """The bundle of a cell, made if it is missing."""
+    """The bundle of a cell, created if missing."""
     if cell.model == DEMO:
         return Bundle.open(DEMO_FOLDER)
     return Bundle.open(make_artefact(cell.model, root, progress=progress).bundle("int8"), verify=False)
 
 
 def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """Folder of the bundle's graphs for sherpa-onnx, made if they are missing or older than the bundle."""
+    """Folder of the bundle's graphs for sherpa-onnx, created if missing or older than the bundle."""
     folder = root / cell.model / "sherpa"
     made_of = bundle.path / MANIFEST_FILE
     if not folder.is_dir() or folder.stat().st_mtime < made_of.stat().st_mtime:
@@ -91,7 +90,7 @@ def graphs_of(cell: Cell, bundle: Bundle, root: Path, progress: Callable[[str], 
 
 
 def recording(manifest: Manifest, seconds: float = UTTERANCE_S) -> npt.NDArray[np.float32]:
-    """At most `seconds` of people's speech that fill whole chunks: sherpa-onnx drops the rest."""
+    """At most `seconds` of real speech, in complete chunks: sherpa-onnx drops the rest."""
     features, config = manifest.features, manifest.model
     samples = speech(seconds, features.sample_rate)
     shift, length = (
@@ -105,7 +104,7 @@ def recording(manifest: Manifest, seconds: float = UTTERANCE_S) -> npt.NDArray[n
 
 
 def engines(cell: Cell, bundle: Bundle, graphs: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name and options of the engine of both: greedy search, one thread, no endpoints."""
+    """Name and options of both engines: greedy search, one thread, no endpoints."""
     streaming = cell.mode == "streaming"
     chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if streaming else {}
     ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, "num_threads": 1}
@@ -120,13 +119,13 @@ def engines(cell: Cell, bundle: Bundle, graphs: Path) -> dict[str, tuple[str, di
 
 
 def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """What a cell holds: seconds of audio; of each runtime seconds in every round, memory, and time to load.
+    """The content of a cell: seconds of audio; for each runtime the seconds of every round, memory and loading time.
 
     Args:
         cell: the setting.
-        bundle: of the cell.
-        graphs: the same for sherpa-onnx.
-        repetitions: rounds after one that warms up.
+        bundle: bundle of the cell.
+        graphs: its graphs for sherpa-onnx.
+        repetitions: rounds after a warm-up.
 
     Raises:
         PeerError: a runtime failed.
@@ -155,7 +154,7 @@ def measure(cell: Cell, bundle: Bundle, graphs: Path, repetitions: int = REPETIT
 
 
 def letters(text: str) -> str:
-    """Without spaces: the two mark the beginnings of words in different ways."""
+    """The text without spaces: the runtimes mark word boundaries differently."""
     return "".join(text.split())
 
 
@@ -167,13 +166,13 @@ def run(
     repetitions: int = REPETITIONS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure cells anew, and write the results after each.
+    """Measure cells again, and write the results after each.
 
     Args:
-        root: folder of the bundles; those that are missing there are made.
-        results: JSON file, which may hold other cells already.
+        root: folder of the bundles; missing ones are created.
+        results: JSON file, which may already hold other cells.
         cells: settings.
-        repetitions: rounds of a cell.
+        repetitions: rounds per cell.
         progress: called with a line for each step.
     """
     content = resumed(results, {"cells": {}})
@@ -188,7 +187,7 @@ def run(
 
 
 def sherpa_versions() -> dict[str, str]:
-    """Version of the wheel's own onnxruntime, which is not the one that we run on; empty where it cannot be found."""
+    """Version of onnxruntime inside the sherpa-onnx wheel, which is not ours; empty if it cannot be found."""
     spec = find_spec("sherpa_onnx")
     library = Path(spec.origin).parent / "lib" / "libonnxruntime.so" if spec and spec.origin else None
     if library is None or not library.exists():
@@ -198,12 +197,12 @@ def sherpa_versions() -> dict[str, str]:
 
 
 def ratio(cell: Mapping[str, Any]) -> Spread:
-    """How many times as long ours takes."""
+    """Ratio of our time to theirs."""
     return ratios(cell[OURS]["seconds"], cell[THEIRS]["seconds"])
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each cell, the ratio of each, and the version of onnxruntime in sherpa-onnx."""
+    """Values for pages: a row and the ratio of each cell, and the version of onnxruntime in sherpa-onnx."""
     header = ("", "u2moe", "sherpa-onnx", "ours / theirs", "memory, MB", "load, s", "letters")
     cells = results["cells"]
     return {
@@ -214,7 +213,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Of the cells at full size."""
+    """Targets for the cells at full size."""
     return [
         Target(name=f"u2moe / sherpa-onnx, {key.replace('/', ', ')}", found=ratio(cell), limit=LIMIT, at_most=True)
         for key, cell in results["cells"].items()
@@ -238,11 +237,11 @@ def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("peers.sherpa", __doc__)
-    parser.add_argument("folder", type=Path, help="where the bundles lie, or are made")
-    parser.add_argument("--results", type=Path, help="JSON file; cells are measured anew")
-    parser.add_argument("--model", default="dense-225m", choices=sorted(PRESETS), help="of random weights")
+    parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
+    parser.add_argument("--results", type=Path, help="JSON file; cells are measured again")
+    parser.add_argument("--model", default="dense-225m", choices=sorted(PRESETS), help="preset of random weights")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as demo/")
-    parser.add_argument("--make", action="store_true", help="make bundles and graphs, and measure nothing")
+    parser.add_argument("--make", action="store_true", help="create bundles and graphs, and measure nothing")
     args = parser.parse_args(arguments)
     cells = [cell for cell in all_cells(args.model) if args.only in cell.key]
     if args.make:

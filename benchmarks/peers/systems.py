@@ -1,11 +1,11 @@
-"""The demo model in our runtime beside other recognisers that install with a model: speed, delays, memory, words.
+"""The demo model compared with other recognisers that are installed with a model: speed, delays, memory, word errors.
 
     python -m u2moe.benchmarks.peers.systems WORK [--make] [--manifest FILE…] [--untimed FILE…]
 
-These are different models, trained on different data: what is compared is what a user gets for `pip install`. Each
-recogniser is installed into an environment of its own below WORK, and runs as a process of its own on one processor
-core. All recognise the same recordings, in turn: the bundled clips, and the lists given ("path<TAB>transcript"),
-each of which has rows of its own. The table comes from the results alone (`results.pages`).
+These are different models, trained on different data: the comparison is between what users get from `pip install`. Each
+recogniser is installed in a separate environment below WORK and runs as a separate process on one processor core. All
+recognise the same recordings in turn: the bundled clips, and the given lists ("path<TAB>transcript"), each of which has
+its own rows. The table is made only from the results (`results.pages`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 SAMPLE_RATE = 16000
 CLIPS = "bundled clips"
 REPETITIONS = 5
-"""Rounds over the bundled clips; lists are recognised once."""
+"""Rounds over the bundled clips; lists are recognised only once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class Peer:
     """A recogniser with a model.
 
     Attributes:
-        title: as the table shows it.
-        requirements: what pip installs; `{u2moe}` is this repository.
+        title: its name in the table.
+        requirements: requirements for pip; `{u2moe}` is this repository.
         engine: its name in `engines`.
-        options: of the engine.
+        options: options of the engine.
         streams: whether it gives text before the end of the speech.
     """
 
@@ -83,18 +83,18 @@ PEERS = {
     ),
 }
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""For children: most of these libraries make a thread for every core of the machine unless told otherwise."""
+"""Environment of child processes: by default most of these libraries start a thread for every core."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingSet:
-    """Recordings that have rows of their own.
+    """A set of recordings with its own rows.
 
     Attributes:
-        name: as the table shows it.
-        recordings: with what is said in them.
-        repetitions: how often all recognise them.
-        timed: whether times are kept; words alone may be counted on a machine that does other things too.
+        name: its name in the table.
+        recordings: recordings with transcripts.
+        repetitions: number of times that all recognise them.
+        timed: whether to keep times; word errors alone can be counted on a busy machine.
     """
 
     name: str
@@ -110,10 +110,10 @@ def started(
     """Running recognisers by name, and the bytes that each installed.
 
     Args:
-        names: of `PEERS`.
+        names: names in `PEERS`.
         work: folder of the environments.
-        source: a clone that ours is installed from.
-        progress: called with a line where something is made.
+        source: clone from which ours is installed.
+        progress: called with a line when something is installed.
 
     Raises:
         RuntimeError: something cannot be installed.
@@ -131,7 +131,7 @@ def started(
 def environments(
     names: Sequence[str], work: Path, source: Path, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, PeerEnvironment]:
-    """The environment of each recogniser, made where it is missing or older than ours is by now.
+    """The environment of each recogniser, created if it is missing or our source has changed.
 
     Raises:
         RuntimeError: something cannot be installed.
@@ -156,12 +156,12 @@ def measure(
     work: Path,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
-    """What every recogniser makes of a set of recordings.
+    """The results of every recogniser for a set of recordings.
 
     Returns:
-        By name: `words` of the transcripts and `errors` against them; texts; and, where it is timed, `compute_s` and
-        `cpu_s` of all recordings in each round, percentiles of `first_partial_s` (from the start of a recording until
-        text was there) and `final_s` (from its end until the final text was there), and `peak_mb`.
+        By name: `words` of the transcripts and `errors` against them; texts; and, if timed, `compute_s` and `cpu_s` of
+        all recordings in each round, percentiles of `first_partial_s` (from the start of a recording to the first text)
+        and `final_s` (from its end to the final text), and `peak_mb`.
 
     Raises:
         PeerError: a recogniser failed.
@@ -184,7 +184,7 @@ def measure(
 def _summary(
     rounds_of: Sequence[Sequence[Mapping[str, Any]]], transcripts: Sequence[str], *, timed: bool
 ) -> dict[str, Any]:
-    """Of one recogniser, from its replies in each round of each recording."""
+    """The results of one recogniser, from its replies in each round for each recording."""
     texts = [rounds[-1]["text"] for rounds in rounds_of]
     result: dict[str, Any] = {
         "words": sum(len(words(transcript)) for transcript in transcripts),
@@ -202,7 +202,7 @@ def _summary(
 
 
 def num_errors(transcript: str, text: str) -> int:
-    """Words that differ, in the reading of the text that is nearest to the transcript."""
+    """Number of word errors, for the reading of the text that is closest to the transcript."""
     return min(edit_distance(words(transcript), reading) for reading in readings(text))
 
 
@@ -215,14 +215,14 @@ def run(
     source: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure, and write the results after each set; sets that they hold already and that are not given stay.
+    """Measure, and write the results after each set; other sets in the results are kept.
 
     Args:
         work: folder of environments and recordings.
         results: JSON file.
-        sets: what is recognised.
-        names: of `PEERS`.
-        source: a clone that ours is installed from; None: the current folder.
+        sets: sets of recordings to recognise.
+        names: names in `PEERS`.
+        source: clone from which ours is installed; None: the current folder.
         progress: called with a line for each step.
     """
     content = resumed(results, {"peers": {}, "sets": {}})
@@ -239,7 +239,7 @@ def run(
 
 @contextmanager
 def single_core() -> Iterator[None]:
-    """Children that are started meanwhile run on one core, with one thread where that can be set."""
+    """Child processes started within the block run on one core, with one thread if that can be set."""
     before = dict(os.environ)
     os.environ.update(SINGLE_THREAD)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
@@ -255,7 +255,7 @@ def single_core() -> Iterator[None]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a table of what each recogniser is and takes, one for each set, and numbers of the clips."""
+    """Values for pages: a table of the recognisers and their costs, one for each set, and numbers for the clips."""
     found = {"costs": _costs(results["peers"])}
     for name, own in results["sets"].items():
         first = next(iter(own.values()))
@@ -307,12 +307,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("peers.systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments and recordings")
-    parser.add_argument("--results", type=Path, help="JSON file; other sets that it holds stay")
+    parser.add_argument("--results", type=Path, help="JSON file; its other sets are kept")
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
     parser.add_argument("--manifest", nargs="+", type=Path, default=[], metavar="FILE", help="lists of recordings")
-    parser.add_argument("--untimed", nargs="+", type=Path, default=[], metavar="FILE", help="lists, words alone")
-    parser.add_argument("--make", action="store_true", help="make the environments, and measure nothing")
-    parser.add_argument("--no-clips", action="store_true", help="leave the bundled clips out")
+    parser.add_argument(
+        "--untimed",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="lists for which only word errors are counted",
+    )
+    parser.add_argument("--make", action="store_true", help="create the environments, and measure nothing")
+    parser.add_argument("--no-clips", action="store_true", help="do not use the bundled clips")
     args = parser.parse_args(arguments)
     if args.make:
         environments(args.peers, args.work, repository(), report)

@@ -1,7 +1,7 @@
-"""The encoder in torch eager with the experts as WeNet's loop runs them: one after the other, rows picked and added up.
+"""The encoder in torch eager with WeNet's loop over the experts, which selects and adds up rows for one at a time.
 
-The rest is the network that the exporter proves its graphs with, which is WeNet's mathematics. Where the two differ in
-effort it is in torch's favour: keys, values and the convolution's past are cached here as WeNet caches them or better.
+The rest is the network that the exporter compares its graphs with, which has WeNet's mathematics. Any difference in
+work favours torch: keys, values and the convolution's history are cached as in WeNet, or better.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Frames = npt.NDArray[np.float32]
 
 
 class LoopedExperts(nn.Module):
-    """The layer as WeNet's `MoEFFNLayer` computes it; takes over the weights of ours."""
+    """The layer as computed by WeNet's `MoEFFNLayer`, with the weights of ours."""
 
     def __init__(self, layer: MixtureOfExperts) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class LoopedExperts(nn.Module):
 
 
 def with_loops(encoder: SpeechEncoder) -> SpeechEncoder:
-    """The same encoder, changed in place: every mixture of experts is WeNet's loop."""
+    """The same encoder, changed in place to use WeNet's loop for every mixture of experts."""
     for module in list(encoder.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, MixtureOfExperts):
@@ -52,7 +52,7 @@ def with_loops(encoder: SpeechEncoder) -> SpeechEncoder:
 
 
 class TorchEncoder:
-    """An encoder in torch over numpy arrays, for one stream."""
+    """An encoder in torch on numpy arrays, for one stream."""
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         self.encoder = encoder
@@ -67,7 +67,7 @@ class TorchEncoder:
     def stream(
         self, chunks: list[Frames], caches: list[BlockCache] | None = None, offset: int = 0
     ) -> tuple[list[Frames], list[BlockCache] | None, int]:
-        """Encode chunks [1, frames, mel] one after the other; returns outputs, caches and the next position."""
+        """Encode chunks [1, frames, mel] in order; returns outputs, caches and the next position."""
         required, outputs = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS), []
         for chunk in chunks:
             output, caches = self.encoder.forward_chunk(torch.from_numpy(chunk), offset, caches, required)
