@@ -1,4 +1,4 @@
-"""Recognise speech with a U2++ bundle: onnxruntime and numpy, neither torch nor onnx."""
+"""Speech recognition with a U2++ bundle, using onnxruntime; needs neither torch nor onnx."""
 
 try:
     import onnxruntime  # noqa: F401

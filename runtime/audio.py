@@ -1,9 +1,9 @@
-"""Any file or array to mono float32 samples at the model's rate.
+"""Converts any file or array to mono float32 samples at the model's sample rate.
 
 Files are read with soundfile (libsndfile: WAV, FLAC, MP3, Ogg, AIFF and more, at any rate and channel count), not with
-onnxruntime-extensions' AudioDecoder operator: that one does not tell the sample rate, cannot raise it, and decodes a
-file only as a whole, so that an hour of audio would have to fit into memory. Rates are changed with soxr, whose stream
-gives the same samples to the last bit for any split, and exactly as many as the ratio of rates says.
+onnxruntime-extensions' AudioDecoder operator, which does not report the sample rate, cannot upsample, and decodes a
+file only as a whole, so that an hour of audio would have to fit into memory. Resampling uses soxr, whose stream gives
+the same samples to the last bit for any split, and exactly the number of samples given by the ratio of the rates.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
-"""Suffixes of files that are taken for audio when a folder is searched."""
+"""Suffixes of files that count as audio when a folder is searched."""
 
 _CANCELLED = 0.01
-"""Averaging that leaves less than this share of the energy takes away what the channels have."""
+"""If averaging leaves less than this share of the energy, the channels cancel each other."""
 _MOST_NAMED = 5
 _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
 _LOUDEST = 8.0
-"""Floats may overshoot 1 (resampled or decoded audio does), but this is integers taken for floats."""
+"""Floats may exceed 1 (after resampling or decoding), but beyond this they are unscaled integers."""
 
 
 def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -66,10 +66,10 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 class Resampler:
-    """Samples of one channel at one rate, in any portions, to another rate: any split gives the same samples.
+    """Resamples one channel incrementally: any split gives the same samples.
 
     Raises:
-        AudioError: a rate that is no sample rate.
+        AudioError: an invalid sample rate.
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
@@ -87,7 +87,7 @@ class Resampler:
         )
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Samples at the target rate that are known so far; some are held back for the filter."""
+        """The next samples at the target rate; some are held back for the filter."""
         if self._stream is None:
             return samples
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(samples)
@@ -107,7 +107,7 @@ def convert(
     """Samples of one channel at `sample_rate`, in blocks of about `block_s` seconds.
 
     Raises:
-        AudioError: samples or rate that cannot be used; before there is a block.
+        AudioError: invalid samples or rate; raised before the first block.
     """
     resampler = Resampler(source_rate, sample_rate)
     accepted = as_samples(samples)
@@ -123,15 +123,15 @@ def read_blocks(
     """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
 
     Args:
-        path: of the file, or of a pipe, which is read to its end first.
-        sample_rate: of the samples, in Hz.
-        block_s: seconds in a block.
-        channel: index of the only channel to read, 0 the left one; None: the average of all. Where that is far softer
-            than the channels are, because they cancel each other, there is an AudioWarning.
+        path: a file, or a pipe, which is first read to its end.
+        sample_rate: sample rate of the blocks in Hz.
+        block_s: seconds per block.
+        channel: index of the only channel to read, 0 for the left one; None: the average of all. If the channels cancel
+            each other in the average, there is an AudioWarning.
 
     Raises:
-        AudioError: no such file, not audio, damaged, of an impossible rate, or without that channel; names the file.
-        TruncatedAudioError: the file was longer once; after its last samples.
+        AudioError: no such file, not audio, damaged, an invalid rate, or no such channel; names the file.
+        TruncatedAudioError: the file is truncated; raised after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
 
@@ -154,7 +154,7 @@ def read_blocks(
 
 
 class _Mixer:
-    """Several channels to one, and whether they cancel each other."""
+    """Mixes channels to one, and detects whether they cancel each other."""
 
     def __init__(self, name: str, num_channels: int, channel: int | None) -> None:
         if channel is not None and not 0 <= channel < num_channels:
@@ -162,10 +162,10 @@ class _Mixer:
         self._name = name
         self._channel = channel
         self._energies = np.zeros(2)
-        """Of the average, and the average of those of the channels."""
+        """Energy of the average, and average energy of the channels."""
 
     def mix(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """One channel [n] of frames [n, channels]."""
+        """One channel [n] from frames [n, channels]."""
         if self._channel is not None or block.shape[1] == 1:
             return as_samples(block[:, self._channel or 0])
         mixed = as_samples(block.mean(axis=1))
@@ -187,7 +187,7 @@ class _Mixer:
 def read_audio(
     path: str | os.PathLike[str], sample_rate: int, *, channel: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """All samples of a file, or with an AudioWarning those that are there; see `read_blocks`."""
+    """All samples of a file, or with an AudioWarning those of a truncated file; see `read_blocks`."""
     blocks = [np.zeros(0, np.float32)]
     try:
         blocks += read_blocks(path, sample_rate, channel=channel)
@@ -197,7 +197,7 @@ def read_audio(
 
 
 def duration_of(path: str | os.PathLike[str]) -> float:
-    """Seconds of a file by its header; 0 where that cannot be read, and for pipes."""
+    """Duration of a file in seconds by its header; 0 if unreadable, and for pipes."""
     import soundfile  # noqa: PLC0415
 
     try:
@@ -212,10 +212,10 @@ def duration_of(path: str | os.PathLike[str]) -> float:
 def find_audio(paths: list[Path]) -> list[Path]:
     """Files as given, and the audio files below every folder, sorted by name.
 
-    Recordings in formats that cannot be read, and folders that may not be, are named in an AudioWarning.
+    An AudioWarning names recordings in unsupported formats and folders that cannot be read.
 
     Raises:
-        AudioError: a folder without audio files.
+        AudioError: a folder has no audio files.
     """
     found: list[Path] = []
     for path in paths:
@@ -234,7 +234,7 @@ def find_audio(paths: list[Path]) -> list[Path]:
 
 
 def _search(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Audio files below a folder, and what may be some but cannot be read."""
+    """Audio files below a folder, and files and folders that cannot be read."""
     inside: list[Path] = []
     passed_over: list[Path] = []
     for place, _, names in os.walk(folder, onerror=lambda error: passed_over.append(Path(error.filename))):

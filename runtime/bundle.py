@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MANIFEST_LIMIT = 4 << 20
 _TOKENS_LIMIT = 64 << 20
 _MOST_ATTEMPTS = 10
-"""Times that a bundle is opened again which is replaced while it is loaded."""
+"""How often to open a bundle again that is replaced while it is being loaded."""
 
 
 class Bundle:
@@ -31,7 +31,7 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        manifest: what the bundle says about itself.
+        manifest: the manifest.
         tokens: symbols of the vocabulary by id.
     """
 
@@ -42,21 +42,21 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True, manifest_file: str = MANIFEST_FILE) -> Bundle:
-        """Read the manifest and the vocabulary of the bundle in folder `path`, and check every file.
+        """Read the manifest and vocabulary of the bundle in folder `path`, and check every file.
 
-        A graph whose weights lie outside the folder, or in a file that the manifest does not list, is refused here if
-        `verify` is true, and by `load` in any case.
+        A graph with weights outside the folder, or in a file that the manifest does not list, is refused here if
+        `verify` is true, and always by `load`.
 
         Args:
             path: the folder.
-            verify: compare the sha256 of every file with the manifest (about a second per gigabyte). Sizes and names
-                are always checked, and the sha256 of what is read here. `load` verifies what it reads again, since
-                files may have been replaced in between.
-            manifest_file: name of the manifest; that of a bundle which is still being written is another.
+            verify: compare the sha256 of every file with the manifest (about a second per gigabyte). Names, sizes, and
+                the sha256 of the files read here are always checked. `load` verifies what it reads again, because
+                files may have been replaced in the meantime.
+            manifest_file: name of the manifest, which is different while a bundle is being written.
 
         Raises:
-            BundleError: not a bundle, of another version, incomplete, or with unknown or wrong fields.
-            IntegrityError: a file that differs from its digest.
+            BundleError: not a bundle, another version, incomplete, or with unknown or invalid fields.
+            IntegrityError: a file differs from its digest.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -78,7 +78,7 @@ class Bundle:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Symbols and the rules that join them."""
+        """The vocabulary, with the rules for joining symbols."""
         return Vocabulary(self.tokens, self.manifest.text)
 
     @property
@@ -95,24 +95,24 @@ class Bundle:
         sess_options: onnxruntime.SessionOptions | None = None,
         verify: bool = True,
     ) -> Model:
-        """Make the onnxruntime sessions of the graphs.
+        """Create the onnxruntime sessions of the graphs.
 
-        What is on disk may change afterwards: the sessions keep what they have read. With `sess_options` of the caller
-        they go on reading files of weights that lie beside a graph, so that those must not be shortened or overwritten
-        in place (`BundleWriter` replaces the whole folder, and does neither).
+        Files on disk may change afterwards: the sessions keep what they have read. Exception: with the caller's
+        `sess_options` they keep reading external weight files, which must then not be truncated or overwritten in
+        place. (`BundleWriter` does neither: it replaces the whole folder.)
 
         Args:
-            providers: execution providers in order of preference, never silently replaced by another; None: only
+            providers: execution providers in order of preference, with no silent fallback; None: only
                 CPUExecutionProvider.
             provider_options: one mapping for each provider.
-            num_threads: threads within one operator; None: 1, or what `sess_options` says.
-            sess_options: used as they are, for all graphs.
+            num_threads: threads within one operator; None: 1, or as in `sess_options`.
+            sess_options: used unchanged for all graphs.
             verify: compare the sha256 of every graph and of its weights with the manifest.
 
         Raises:
-            ProviderError: a provider that is not installed or did not start.
-            BundleError: a graph that differs from its contract, or has weights in a file that is not listed.
-            IntegrityError: a file that differs from its digest, as when another bundle has taken this one's place.
+            ProviderError: a provider is not installed or did not start.
+            BundleError: a graph differs from its contract, or has weights in an unlisted file.
+            IntegrityError: a file differs from its digest, for example because the bundle was replaced.
         """
         return Model.load(
             self.path,
@@ -126,16 +126,16 @@ class Bundle:
 
 
 def open_and_load(path: str | os.PathLike[str], load: Callable[[Bundle], Model] = Bundle.load) -> tuple[Bundle, Model]:
-    """Open the bundle in folder `path` and load it; again, where another has taken its place meanwhile.
+    """Open and load the bundle in folder `path`; retry if it is replaced in the meantime.
 
-    Every byte that is loaded is compared with its digest, once.
+    Every loaded byte is compared with its digest exactly once.
 
     Args:
         path: the folder.
         load: calls `Bundle.load`.
 
     Raises:
-        BundleError, IntegrityError, ProviderError: as `Bundle.open` and `Bundle.load`.
+        BundleError, IntegrityError, ProviderError: as for `Bundle.open` and `Bundle.load`.
     """
     for attempt in range(_MOST_ATTEMPTS):
         before = _identity(path)
@@ -149,7 +149,7 @@ def open_and_load(path: str | os.PathLike[str], load: Callable[[Bundle], Model] 
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
-    """What tells a bundle from another one at the same place; None: there is none."""
+    """Identity of the bundle at this path, to detect its replacement; None if there is none."""
     try:
         status = Path(path, MANIFEST_FILE).stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files of one folder, each opened once: what is compared with its digest is what is read. No format is known here."""
+"""Files of one folder, opened only once, so that what is verified is what is read. Independent of file formats."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PORTION = 1 << 20
 
 
 class BundleFile:
-    """A regular file that lies in `folder` itself, open for reading; close it, or use it in a `with` block.
+    """A regular file directly in `folder`, open for reading; close it, or use it in a `with` block.
 
     Raises:
-        BundleError: no plain name, missing, unreadable, not a regular file, or a link to a file elsewhere.
-        IntegrityError: the size is not that of `digest`.
+        BundleError: not a plain name, missing, unreadable, not a regular file, or a link to a file elsewhere.
+        IntegrityError: the size differs from `digest`.
     """
 
     def __init__(self, folder: Path, name: str, digest: FileDigest | None = None) -> None:
         self.path = folder / plain_name(name, str(folder))
         self._digest = digest
-        # A named pipe would wait for its writer; of regular files the flag changes nothing.
+        # Opening a named pipe would block until it has a writer; for regular files the flag has no effect.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
             self._descriptor = os.open(self.path, flags)
@@ -61,14 +61,14 @@ class BundleFile:
 
     @property
     def size(self) -> int:
-        """Bytes, when it was opened."""
+        """Size in bytes when it was opened."""
         return self._status.st_size
 
     def read(self, limit: int) -> bytes:
-        """All of the file, compared with its digest, if there is one.
+        """The whole content, compared with its digest, if there is one.
 
         Raises:
-            BundleError: more than `limit` bytes, or reading fails.
+            BundleError: more than `limit` bytes, or a read error.
             IntegrityError: it differs from its digest.
         """
         if self.size > limit:
@@ -76,19 +76,19 @@ class BundleFile:
         return b"".join(self.portions())
 
     def verify(self) -> None:
-        """Read all of the file, only to compare it with its digest; see `read`."""
+        """Read the whole file only to compare it with its digest; see `read`."""
         for _ in self.portions():
             pass
 
     def sha256(self) -> str:
-        """Digest of all of the file."""
+        """Digest of the whole file."""
         computed = hashlib.sha256()
         for portion in self.portions():
             computed.update(portion)
         return computed.hexdigest()
 
     def portions(self) -> Iterator[bytes]:
-        """All of the file, about a megabyte at a time; after the last it is compared with its digest."""
+        """The content in portions of about a megabyte; after the last one it is compared with its digest."""
         computed, left = hashlib.sha256(), self.size
         with self._reading():
             os.lseek(self._descriptor, 0, os.SEEK_SET)
@@ -104,10 +104,10 @@ class BundleFile:
             raise IntegrityError(f"{self.path}: sha256 is {computed.hexdigest()}, expected {self._digest.sha256}")
 
     def check_unchanged(self) -> None:
-        """Refuse a file that was replaced or written to since it was opened: its path may have been read meanwhile.
+        """Check that the file was not replaced or modified since it was opened: others may have read it by its path.
 
         Raises:
-            IntegrityError: it was.
+            IntegrityError: it was replaced or modified.
         """
         try:
             by_path = os.stat(self.path)  # noqa: PTH116 - beside fstat

@@ -1,4 +1,4 @@
-"""Writes a folder all or nothing: staged beside its target, sealed, and moved there in one step."""
+"""Writes a folder atomically: staged beside its target, sealed, and moved there in one step."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SEALED_FILE = f"{MANIFEST_FILE}.staged"
-"""The manifest of a bundle that is staged: without `MANIFEST_FILE` it is no bundle to anybody else."""
+"""The manifest of a staged bundle: without `MANIFEST_FILE`, nothing else takes the folder for a bundle."""
 _STAGED, _REPLACED = ".partial", ".replaced"
 _LINUX_AT_FDCWD, _LINUX_RENAME_EXCHANGE = -100, 2
 _ATTEMPTS = 20
-"""Moves that are tried where other writers take the target away or put theirs there."""
+"""Number of attempts to move the folder, if other writers remove or replace the target."""
 
 
 class BundleWriter:
-    """Writes a bundle all or nothing.
+    """Writes a bundle atomically.
 
-    Files are staged in a temporary folder beside the target, which takes the target's name in `finish`::
+    Files are staged in a temporary folder beside the target, which `finish` renames to the target::
 
         with BundleWriter(out) as staging:
             staging.add("tokens.txt", content)              # or write into staging.path directly
@@ -43,14 +43,14 @@ class BundleWriter:
             bundle = staging.finish(manifest)
 
     Leaving the block without `finish`, or by an exception, removes the staged files and leaves the target as it was.
-    A target that exists and is not empty is refused, unless `overwrite` is true and it is a bundle itself: holds the
-    file `marker`. Folders that are no bundles, for other runtimes, have another marker and end with `publish`.
+    A target that exists and is not empty is refused, unless `overwrite` is true and it is a bundle, that is, holds the
+    file `marker`. Folders for other runtimes have another marker and end with `publish` instead of `finish`.
 
-    A bundle that is replaced has its whole folder exchanged, on Linux in one step: a reader finds the old bundle or the
-    new one. What a writer left behind that was killed is removed by the next one for the same target.
+    To replace a bundle, the whole folder is exchanged, on Linux in one step: readers find either the old bundle or the
+    new one. Leftovers of a killed writer are removed by the next writer of the same target.
 
     Raises:
-        BundleError: entering the block, before any work: the target is occupied or cannot be replaced.
+        BundleError: on entering the block: the target is occupied or cannot be replaced.
     """
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = MANIFEST_FILE) -> None:
@@ -83,7 +83,7 @@ class BundleWriter:
             raise BundleError(f"{self.target}: cannot be written: {error.strerror or error}") from error
 
     def add(self, name: str, content: str | bytes | Path) -> None:
-        """Stage one file from text (UTF-8), bytes, or a file that is copied."""
+        """Stage one file from text (UTF-8), bytes, or an existing file to copy."""
         target = self.path / plain_name(name, "add")
         if isinstance(content, Path):
             shutil.copyfile(content, target)
@@ -93,11 +93,11 @@ class BundleWriter:
     def seal(self, manifest: Manifest) -> Bundle:
         """Hash every staged file, write the manifest, and open the staged bundle (still in the temporary folder).
 
-        `manifest.files` is replaced by what was found. Sealing again after a change is fine. Until `finish` the
-        manifest has another name than that of a bundle.
+        `manifest.files` is replaced by the staged files. Sealing again after a change is allowed. Until `finish`, the
+        manifest has a different name.
 
         Raises:
-            BundleError: a graph or tokens.txt is missing, or the staged files are no bundle.
+            BundleError: a graph or tokens.txt is missing, or the staged files are not a valid bundle.
         """
         digests = {
             name: _digest(self.path, name)
@@ -111,15 +111,15 @@ class BundleWriter:
     def finish(self, manifest: Manifest) -> Bundle:
         """Seal, and move the staged folder to the target. Returns the bundle at the target.
 
-        Sessions that were made from the staged bundle keep working where the system allows to rename open files (not
-        on Windows: release them first).
+        Sessions created from the staged bundle keep working if the system can rename open files (on Windows, release
+        them first).
         """
         bundle = self.seal(manifest)
         (self.path / SEALED_FILE).replace(self.path / MANIFEST_FILE)
         return Bundle(self.publish(), bundle.manifest, bundle.tokens)
 
     def publish(self) -> Path:
-        """Move the staged folder to the target as it is. Returns the target."""
+        """Move the staged folder to the target without sealing it. Returns the target."""
         for attempt in range(_ATTEMPTS):
             self._check_target()
             try:
@@ -127,7 +127,7 @@ class BundleWriter:
                     self._exchange()
                 else:
                     self.path.rename(self.target)
-            except OSError as error:  # another writer was quicker
+            except OSError as error:  # another writer was faster
                 if attempt == _ATTEMPTS - 1 or error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                     raise
             else:
@@ -135,7 +135,7 @@ class BundleWriter:
         return self.target
 
     def _exchange(self) -> None:
-        """Have the staged folder and the target change places, or take the target away first."""
+        """Exchange the staged folder and the target, or else move the target away first."""
         if _exchanged(self.path, self.target):
             return
         replaced = self.path.with_suffix(_REPLACED)
@@ -158,14 +158,14 @@ class BundleWriter:
             raise BundleError(f"{self.target}: holds no {self.marker}: only a folder of the same kind is overwritten")
 
     def _make_folder(self) -> None:
-        """Make the temporary folder, locked before it has the name by which other writers look for stale ones."""
+        """Create the temporary folder, locked before it gets a name that other writers recognise as stale."""
         fresh = self.path.with_suffix(".new")
         fresh.mkdir()
         self._lock = _locked(fresh)
         fresh.rename(self.path)
 
     def _try_to_replace(self) -> None:
-        """Move the target, if there is one, where it cannot go, which the system says of a mount point otherwise."""
+        """Try an impossible move of the target, if any: for a mount point the system gives a different error."""
         if not self.target.exists() or self.target.is_symlink():
             return
         occupied = self.path / "occupied"
@@ -182,7 +182,7 @@ class BundleWriter:
         occupied.unlink()
 
     def _remove_stale(self) -> None:
-        """Remove what killed writers have left here, and put back what one of them had taken away."""
+        """Remove leftovers of killed writers, and restore a target that one of them had moved away."""
         left = [
             path
             for path in (self.target.parent.iterdir() if self.target.parent.is_dir() else ())
@@ -190,7 +190,7 @@ class BundleWriter:
         ]
         for path in left:
             lock = _locked(path)
-            if lock is None:  # its writer is at work
+            if lock is None:  # its writer is still running
                 continue
             if path.suffix == _REPLACED and not self.target.exists():
                 path.rename(self.target)
@@ -200,7 +200,7 @@ class BundleWriter:
 
     def _clean_up(self) -> None:
         for path in (self.path, self.path.with_suffix(_REPLACED)):
-            if path.is_symlink():  # the target was one
+            if path.is_symlink():  # the target was a link
                 path.unlink()
             shutil.rmtree(path, ignore_errors=True)
         if self._lock is not None:
@@ -214,7 +214,7 @@ def _digest(folder: Path, name: str) -> FileDigest:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that keeps a folder locked until it is closed; None: somebody else has it, or locks are unknown."""
+    """A descriptor that locks a folder until closed; None: locked by another process, or locks are unsupported."""
     if sys.platform == "win32":
         return None
     try:
@@ -230,7 +230,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Have two folders change places in one step, which Python has no function for; False: this system has none."""
+    """Exchange two folders in one step, for which Python has no function; False: not supported by the system."""
     if sys.platform != "linux":
         return False
     try:

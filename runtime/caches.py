@@ -1,4 +1,4 @@
-"""The caches of the encoder, for one stream and for a batch of them. No graph runs here."""
+"""The caches of the encoder, for one stream and for a batch. Runs no graph."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
-    """What the encoder keeps of the audio before a chunk, for a batch of streams. Never modified in place.
+    """The encoder's memory of the audio before a chunk, for a batch of streams. Never modified in place.
 
     Attributes:
-        offset: encoder frames before the next chunk, its position: int64 [batch].
+        offset: position of the next chunk in encoder frames, int64 [batch].
         att: keys and values, float32 [blocks, batch, kv_heads, cache, 2*head_dim].
         cnn: last frames before the depthwise convolution, float32 [blocks, batch, conv_dim, kernel-1], or None.
     """
@@ -26,30 +26,30 @@ class Caches:
 
 
 class CacheRow:
-    """Caches of one stream, as a row of those of its batch for as long as the batch stays the same.
+    """Caches of one stream, as a row in the caches of its batch for as long as the batch stays the same.
 
-    Such a batch is neither split nor joined between its chunks; with eight streams that took a tenth of the time. When
-    it changes, `join_rows` copies the rows, also those of streams that have left it, so that no stream keeps the memory
-    of others alive.
+    An unchanged batch is neither split nor joined between chunks, which took a tenth of the time with eight streams.
+    When it changes, `join_rows` copies the rows, including those of streams that have left, so that no stream keeps
+    the memory of others alive.
 
     Attributes:
         offset: encoder frames before the next chunk.
-        num_cached: frames of keys and values. Before them the batch may hold more, at negative positions.
+        num_cached: frames of keys and values. The batch may hold padding before them, at negative positions.
     """
 
     def __init__(self, caches: Caches, index: int, num_cached: int, mates: Sequence[weakref.ref[CacheRow]]) -> None:
         """Start as row `index` of `caches`, whose rows are `mates`."""
-        self.place = (caches, index, mates)  # one attribute: another thread may move the row while it is read
+        self.place = (caches, index, mates)  # a single attribute, because another thread may move the row during a read
         self.offset = int(caches.offset[index])
         self.num_cached = num_cached
 
     def begin_anew(self, num_frames: int) -> None:
-        """Go on as if the stream had begun with its last `num_frames` frames, the first of them at position zero."""
+        """Continue as if the stream had begun with its last `num_frames` frames, the first at position zero."""
         self.offset = num_frames
         self.num_cached = min(num_frames, self.num_cached)
 
     def views(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """`Caches.att` and `Caches.cnn` of this stream alone, not copied."""
+        """Views of `Caches.att` and `Caches.cnn` for this stream."""
         caches, index, _ = self.place
         first = caches.att.shape[3] - self.num_cached
         cnn = None if caches.cnn is None else caches.cnn[:, index : index + 1]
@@ -63,7 +63,7 @@ class CacheRow:
 
 
 def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
-    """Caches of each stream of a batch, given how many of the cached frames are its own. Copies nothing."""
+    """Caches of each stream of a batch, given the number of cached frames of each. Copies nothing."""
     mates: list[weakref.ref[CacheRow]] = []
     rows = [CacheRow(caches, index, num, mates) for index, num in enumerate(num_cached)]
     mates += map(weakref.ref, rows)
@@ -71,11 +71,11 @@ def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
 
 
 def join_rows(rows: Sequence[CacheRow]) -> Caches:
-    """Caches of several streams as those of a batch. Copies nothing if they are all the rows of one batch.
+    """Caches of several streams as a batch. Copies nothing if they are exactly the rows of one batch.
 
-    Shorter attention caches are padded in front. That is valid only if they reach back to the start of their stream:
-    the padding is then at negative positions, which the graph masks. So the streams of a batch must have the same left
-    context.
+    Shorter attention caches are padded at the front. This is valid only if they reach back to the start of their
+    stream: the padding is then at negative positions, which the graph masks. The streams of a batch must therefore have
+    the same left context.
     """
     offset = np.array([row.offset for row in rows], np.int64)
     longest = max(row.num_cached for row in rows)

@@ -1,6 +1,6 @@
 """Names, types and axes of every graph's tensors, written here and nowhere else.
 
-Exporters derive dynamic axes from a `Graph`; sessions refuse a file that differs from it. Names follow WeNet's own
+Exporters derive dynamic axes from a `Graph`; sessions reject a file that differs from it. Names follow WeNet's own
 ONNX export where the meaning is the same. Axes given as a string are symbolic: those of `Geometry` are fixed by the
 checkpoint, all others are dynamic.
 """
@@ -21,7 +21,7 @@ PAIR_SUMS_FIT = "16 bits"
 2k + 1 of a weight, each times any uint8, have a sum that fits. See `saturation`."""
 
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
-"""Key in the metadata of an initializer whose value says to which of the `WEIGHT_GROUPS` it belongs."""
+"""Metadata key of an initializer for its group, one of `WEIGHT_GROUPS`."""
 
 WEIGHT_GROUPS = (
     "experts",
@@ -37,14 +37,13 @@ WEIGHT_GROUPS = (
     "output_layers",
     "normalization",
 )
-"""Groups of weights: what quantization and reports speak of. Constants of a graph are in none, which is "other"."""
+"""Groups of weights, for quantization and reports. Constants of a graph have no group: "other"."""
 
 
 def weight_group(name: str, metadata: Mapping[str, str]) -> str:
     """The group of the initializer with this name and this metadata, "other" for constants.
 
-    Graphs that were written before they said so are judged by names alone, which takes the gates of gated layers for
-    routers.
+    In graphs from before groups were recorded, names decide, so that the gates of gated layers count as routers.
     """
     if GROUP_METADATA in metadata:
         return metadata[GROUP_METADATA]
@@ -67,7 +66,7 @@ _NAMES_BEFORE = {
     "output_layers": (".output_layer.", "ctc.ctc_lo."),
     "normalization": ("norm", "global_cmvn."),
 }
-"""What the names of a group contained; the first that fits counts."""
+"""Substrings of names in each group; the first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +107,11 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
     Inputs:
         chunk: log-mel features, not normalised [batch, frames, mel].
         chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
-        offset: encoder frames that each stream has already produced, its position [batch]. Cached frames whose
-            position would be negative do not exist: streams at different positions share a batch by padding their
-            caches at the front.
-        required_cache_size: cached frames to keep for the next call, negative: all. Scalar.
+        offset: position of each stream, the number of encoder frames it has produced [batch]. Cached frames at negative
+            positions are masked: streams at different positions share a batch by padding their caches at the front.
+        required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
-        cnn_cache: last frames of the input of the depthwise convolution, after the gated linear unit
+        cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
             [blocks, batch, conv_dim, kernel-1]. Frames before the start are filled in by the graph.
 
     Outputs:
@@ -159,10 +157,10 @@ def decoder(*, bidirectional: bool) -> Graph:
         encoder_out: [batch, time, dim]; encoder_lens: valid frames of each utterance [batch].
 
     Outputs (log-probabilities):
-        score: of each token by the left-to-right decoder; position `hyps_lens` holds that of eos, later ones zero
+        score: score of each token by the left-to-right decoder; position `hyps_lens` is for eos, later ones are zero
             [batch, nbest, length+1]. The sum over the last axis is the score of the hypothesis.
-        r_score: the same by the right-to-left decoder, in reading order (its eos at position `hyps_lens` too).
-        next_log_probs: distribution over what follows each hypothesis, left-to-right [batch, nbest, vocab].
+        r_score: the same by the right-to-left decoder, in reading order (with eos at position `hyps_lens`, too).
+        next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
     """
     scores = ("batch", "nbest", "length_and_eos")
     outputs: tuple[Tensor, ...] = (_float("score", *scores), _float("next_log_probs", "batch", "nbest", "vocab_size"))

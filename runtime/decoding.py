@@ -1,4 +1,4 @@
-"""How to decode: options, checked when they are constructed. What they mean is in `ctc`, `rescore` and `encoder`."""
+"""Decoding options, validated at construction. Implemented in `ctc`, `rescore` and `encoder`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attent
 SEARCHES: tuple[Search, ...] = get_args(Search)
 
 MOST_BEAMS = 1000
-"""A search takes time in proportion to its beams, and more than a few dozen find nothing new."""
+"""Largest beam: time is proportional to it, and more than a few dozen prefixes find nothing new."""
 
 STREAM_CHUNK_SIZE = 16
-"""Encoder frames per chunk of a stream that names none: 640 ms where an encoder frame is 40 ms."""
+"""Default encoder frames per chunk of a stream: 640 ms with encoder frames of 40 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +23,19 @@ class DecodingOptions:
     """How a recogniser decodes.
 
     Attributes:
-        search: `attention_rescoring`: prefix beam search, then the decoder chooses among its n best; `ctc_prefix_beam`
-            and `ctc_greedy`: one pass; `attention`: beam search with the decoder alone once the utterance has ended
-            (partial results come from greedy search). None: rescoring where the model has a decoder, else prefix beam.
-        beam_size: prefixes kept by a beam search, and length of the n-best list at most; at most 1000.
-        ctc_weight: weight of the first pass when rescoring; None: as trained (in the bundle).
-        reverse_weight: share of the right-to-left decoder when rescoring, 0 to 1; None: as trained (in the bundle).
-        length_penalty: exponent of the length that scores of `attention` are divided by, -10 to 10.
-        chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream the chunk size that the
-            encoder was trained for, or 16 where it was trained for any.
-        num_left_chunks: chunks of left context; -1: all. A stream of unbounded left context grows slower and larger as
-            it goes on, so bound it where utterances may last for minutes, or let them end by `endpoint`.
-        endpoint: rules by which utterances end, and the next segment begins. None: a stream is one utterance, and
-            `transcribe` takes the default rules.
+        search: `attention_rescoring`: prefix beam search, then the decoder rescores its n-best list; `ctc_prefix_beam`
+            and `ctc_greedy`: one pass; `attention`: beam search with only the decoder at the end of the utterance
+            (partial results come from greedy search). None: rescoring if the model has a decoder, else prefix beam.
+        beam_size: prefixes kept by a beam search, and maximum length of the n-best list; at most 1000.
+        ctc_weight: weight of the first pass in rescoring; None: as in training (recorded in the bundle).
+        reverse_weight: weight of the right-to-left decoder in rescoring, 0 to 1; None: as in training.
+        length_penalty: exponent of the length by which scores of `attention` are divided, -10 to 10.
+        chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream, the chunk size that the
+            encoder was trained for, or 16 if it was trained for any.
+        num_left_chunks: chunks of left context; -1: all. With unlimited left context a stream becomes slower and larger
+            over time, so limit it if utterances may last for minutes, or let them end by `endpoint`.
+        endpoint: rules by which an utterance ends and the next segment begins. None: a stream is one utterance, and
+            `transcribe` uses the default rules.
     """
 
     search: Search | None = None

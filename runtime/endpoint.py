@@ -1,6 +1,6 @@
-"""Where an utterance ends: Kaldi's rules on the blanks of the CTC head, and with full context pauses in the audio.
+"""Endpoint detection: Kaldi's rules on the blanks of the CTC head and, with full context, pauses in the audio.
 
-Pure arithmetic on frames. Where an utterance that is ended amid speech is cut is for `alignment.find_cut` to say.
+Pure arithmetic on frames. If an utterance is ended within speech, `alignment.find_cut` decides where to cut it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from u2moe.runtime.validation import checked_flag, checked_number
 SILENCE_LOG_PROB = math.log(0.8)
 """A frame is silence where blank is more probable than this, as in WeNet."""
 SHORTEST_PAUSE_S = 0.4
-"""An utterance that ends with less silence than this may end within a word."""
+"""Seconds: an utterance with less silence at its end may end within a word."""
 PAUSE = 0
-"""Instead of the number of a rule: the audio itself is quiet."""
+"""Used instead of a rule number: a pause in the audio."""
 
 _SILENT_BEFORE_CUT_S = 0.12
-"""With a token so shortly before its middle, a pause is quiet speech."""
+"""A pause with a token this close before its middle is quiet speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRule:
-    """A rule fires when all its conditions hold at once; the names are those of Kaldi and sherpa-onnx.
+    """A rule fires when all its conditions hold; names are as in Kaldi and sherpa-onnx.
 
     Attributes:
-        must_contain_nonsilence: whether there must have been a frame that is not silence.
+        must_contain_nonsilence: whether the utterance must contain a frame that is not silence.
         min_trailing_silence: seconds of silence at the end.
         min_utterance_length: seconds since the utterance began, silence included.
     """
@@ -49,15 +49,15 @@ class EndpointRule:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """An utterance ends when any of the rules fires. Defaults are those of sherpa-onnx; None switches a rule off.
+    """An utterance ends when any rule fires. Defaults are as in sherpa-onnx; None disables a rule.
 
     Attributes:
-        rule1: nothing has been said for long.
-        rule2: something has been said, and then nothing for a while.
+        rule1: long silence without speech before it.
+        rule2: shorter silence after speech.
         rule3: the utterance has become too long.
-        pause: with full context, seconds of quiet audio at which a recording of more than 30 s is cut before it is
-            encoded, so that each stretch of speech is encoded by itself; at least 0.4, since words contain shorter
-            pauses. Without rules nothing is cut.
+        pause: with full context, seconds of quiet audio at which a recording of more than 30 s is cut before encoding,
+            so that each stretch of speech is encoded separately; at least 0.4, because words contain shorter pauses.
+            Without rules nothing is cut.
     """
 
     rule1: EndpointRule | None = field(default_factory=lambda: EndpointRule(min_trailing_silence=2.4))
@@ -79,23 +79,23 @@ class EndpointConfig:
 
     @property
     def rules(self) -> tuple[tuple[int, EndpointRule], ...]:
-        """The rules that are switched on, with their numbers."""
+        """The enabled rules with their numbers."""
         rules = enumerate((self.rule1, self.rule2, self.rule3), start=1)
         return tuple((number, rule) for number, rule in rules if rule is not None)
 
     @property
     def min_pause(self) -> float | None:
-        """Seconds of quiet audio that end an utterance with full context; None: it does not end there."""
+        """Seconds of quiet audio that end an utterance with full context; None: pauses do not end it."""
         return self.pause if self.rules else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """That an utterance ended.
+    """The end of an utterance.
 
     Attributes:
-        num_frames: frames of those just given that belong to it: it ends after them.
-        rule: number of the rule that fired, the smallest if several did, or `PAUSE`.
+        num_frames: how many of the frames just given belong to the utterance.
+        rule: number of the rule that fired (the lowest if several did), or `PAUSE`.
         trailing_silence: frames of silence at its end.
     """
 
@@ -103,16 +103,16 @@ class Endpoint:
     rule: int
     trailing_silence: int
 
-    def is_amid_speech(self, frame_s: float) -> bool:
-        """Whether there is so little silence before it that it may be within a word."""
+    def is_within_speech(self, frame_s: float) -> bool:
+        """Whether there is so little silence before it that it may split a word."""
         return self.trailing_silence * frame_s < SHORTEST_PAUSE_S
 
 
 class Endpointer:
-    """Finds the first frame at which a rule fires, however the frames are split into portions."""
+    """Finds the first frame at which a rule fires, for any split of the frames."""
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0) -> None:
-        """Start an utterance of frames `frame_s` seconds apart."""
+        """Start an utterance with frames `frame_s` seconds apart."""
         self._blank = blank
         # Seconds as whole frames: 1.2 s of 40 ms is 30 frames although 30 * 0.04 < 1.2 in floating point.
         self._rules = [
@@ -123,20 +123,20 @@ class Endpointer:
         self.reset()
 
     def reset(self) -> None:
-        """Begin the next utterance."""
+        """Start the next utterance."""
         self._num_frames = 0
         self._num_silent = 0
         self._has_speech = False
 
     @property
     def trailing_silence(self) -> int:
-        """Frames of silence at the end so far."""
+        """Number of silent frames at the end so far."""
         return self._num_silent
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> Endpoint | None:
         """Continue through log-probabilities [time, vocab]; None while no rule fires.
 
-        Once one fires the utterance has ended: `reset`, and pass the frames after `Endpoint.num_frames` again.
+        When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
@@ -153,35 +153,35 @@ class Endpointer:
 
 
 class PauseRule:
-    """With full context, a window of a long recording ends amid the first pause of the audio, as does the utterance.
+    """With full context, ends a window of a long recording, and the utterance, in the middle of its first pause.
 
-    In two steps, since the loudness of a window is known before it is encoded, and its tokens only afterwards:
-    `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there. A recording
-    that one window holds is encoded as a whole, as WeNet does.
+    This takes two steps, because the loudness of a window is known before it is encoded, but its tokens only
+    afterwards: `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there.
+    A recording that fits into one window is encoded as a whole, as in WeNet.
     """
 
     def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
         """Start a recording.
 
         Args:
-            min_pause: seconds that a pause lasts at least; None: no window is ended.
-            frame_s: seconds from one encoder frame to the next.
-            level_s: seconds from one frame of loudness to the next.
+            min_pause: minimum seconds of a pause; None: do not end windows.
+            frame_s: seconds per encoder frame.
+            level_s: seconds per loudness frame.
         """
         self._min_pause = min_pause
         self._frame_s = frame_s
         self._level_s = level_s
         self._is_long = False
         self._rejected_until = 0  # encoder frame up to which pauses were quiet speech
-        self._pause_len = 0  # encoder frames of the pause amid which the last window ends, if it does
+        self._pause_len = 0  # encoder frames of the pause in which the last window ends, if any
 
     def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
-        """Encoder frames of a window before the middle of its first pause; None: take the window as it is.
+        """Encoder frames of a window up to the middle of its first pause; None: use the whole window.
 
         Args:
-            levels: loudness of its frames of features [frames].
-            start: encoder frame of the recording with which it begins.
-            is_full: whether it is as long as windows can be.
+            levels: loudness of its feature frames [frames].
+            start: encoder frame of the recording at which it begins.
+            is_full: whether it has the maximum length.
             is_last: whether the recording ends with it.
         """
         self._pause_len = 0
@@ -195,11 +195,11 @@ class PauseRule:
         return int(sum(pause) / 2 / self._frame_s)
 
     def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
-        """That the utterance ends with the window, if this ends amid a pause that the CTC head finds silent too.
+        """The end of the utterance, if the window ends in a pause that is also silent for the CTC head.
 
         Args:
             num_frames: encoder frames of the recording so far.
-            trailing_silence: frames at their end in which blank is probable.
+            trailing_silence: number of final frames in which blank is probable.
         """
         pause_len, self._pause_len = self._pause_len, 0
         if not pause_len:

@@ -1,20 +1,20 @@
-"""The error tree: every error that u2moe raises on purpose, apart from ValueError and TypeError for bad arguments.
+"""The error tree: all errors that u2moe raises deliberately, except ValueError and TypeError for invalid arguments.
 
 U2moeError
 ├── AudioError               audio that cannot be read or used
-│   ├── AudioOverflowError   audio that comes faster than it is recognised, and was not taken
-│   ├── TruncatedAudioError  a file that was cut off; raised after its last samples
-│   └── MicrophoneError      a microphone that cannot be opened, or has stopped; or sounddevice is not installed
-├── BundleError              a bundle that is incomplete, damaged, or not one
+│   ├── AudioOverflowError   audio that arrives faster than it is recognised, and was not accepted
+│   ├── TruncatedAudioError  a truncated file; raised after its last samples
+│   └── MicrophoneError      a microphone that cannot be opened or has stopped, or sounddevice is not installed
+├── BundleError              an incomplete or damaged bundle, or not a bundle
 │   └── IntegrityError       a file differs from the digest in the manifest
 ├── CheckpointError          a checkpoint directory that cannot be read
-│   └── UnsupportedError     a checkpoint that is whole, but of a kind that is not supported
+│   └── UnsupportedError     a valid checkpoint of a kind that is not supported
 ├── ParityError              a graph differs from the network it was exported from
-├── QuantizationError        a quantized bundle that loses more words than allowed; carries the report
-├── ProviderError            an execution provider that is not installed, or that failed
-└── StreamError              a stream used after its end, or asked for what its bundle cannot do
+├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
+├── ProviderError            an execution provider that is not installed or has failed
+└── StreamError              a stream used after its end, or for something its bundle does not support
 
-AudioWarning is a UserWarning: audio that can be used, but may not be what was meant.
+AudioWarning is a UserWarning: audio that is usable, but may not be what was intended.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ __all__ = [
 
 
 class U2moeError(Exception):
-    """Base of all errors of this project. All can be pickled, so that they reach the parent of a worker process."""
+    """Base class of all errors of this project. All can be pickled, to reach the parent of a worker process."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is otherwise made again by its class of its message alone, which fails where more is required.
+        # By default an exception is recreated from its message alone, which fails if its class requires more.
         return _restored, (type(self), self.args), self.__dict__
 
 
 def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
-    """An error without its `__init__`: pickle sets its attributes next."""
+    """An error created without `__init__`: pickle then sets its attributes."""
     return kind.__new__(kind, *args)
 
 
@@ -57,10 +57,10 @@ class AudioError(U2moeError):
 
 
 class AudioOverflowError(AudioError):
-    """Audio that came faster than it is recognised, and was not taken; names its seconds.
+    """Audio arrived faster than it is recognised and was not accepted; states how many seconds.
 
     Attributes:
-        duration: seconds that were not taken; 0 where only the audio system knows.
+        duration: seconds that were not accepted; 0 if only the audio system knows.
     """
 
     def __init__(self, message: str, duration: float) -> None:
@@ -69,11 +69,11 @@ class AudioOverflowError(AudioError):
 
 
 class TruncatedAudioError(AudioError):
-    """A file that was cut off; raised after its last samples. Names the file, and what shows it."""
+    """A truncated file; raised after its last samples. Names the file and the evidence."""
 
 
 class MicrophoneError(AudioError):
-    """A microphone that cannot be opened, or has stopped; or its Python package is not installed."""
+    """A microphone cannot be opened or has stopped, or its Python package is not installed."""
 
 
 class BundleError(U2moeError):
@@ -101,10 +101,10 @@ class ProviderError(U2moeError):
 
 
 class QuantizationError(U2moeError):
-    """A quantized bundle loses more words than allowed.
+    """A quantized bundle has a larger loss of accuracy than allowed.
 
     Attributes:
-        report: what was measured, as `report.json` would hold it.
+        report: the measurements, in the form of `report.json`.
     """
 
     def __init__(self, message: str, report: dict[str, Any]) -> None:
@@ -113,8 +113,8 @@ class QuantizationError(U2moeError):
 
 
 class StreamError(U2moeError):
-    """A stream was used after its end, or asked for what its bundle cannot do."""
+    """A stream was used after its end, or for something its bundle does not support."""
 
 
 class AudioWarning(UserWarning):
-    """Audio that can be used, but may not be what was meant: unfinished, cut off, or with channels that cancel."""
+    """Audio that is usable, but may not be what was intended: unfinished, truncated, or with channels that cancel."""

@@ -1,4 +1,4 @@
-"""Which weights of a graph lie in other files: as much of protobuf as that takes, since the runtime has no onnx."""
+"""Finds the weights of a graph in external files; reads the protobuf itself, because the runtime has no onnx."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _KEY, _VALUE = 1, 2
 _EXTERNAL = 1
 """`onnx.TensorProto.EXTERNAL`."""
 _DEEPEST = 100
-"""Messages within messages, as protobuf itself limits them."""
+"""Limit on nested messages, as in protobuf itself."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalTensor:
-    """Where the values of a weight are that the graph file does not hold.
+    """The location of a weight whose values are not in the graph file.
 
     Attributes:
-        name: of the weight.
-        location: of the file, relative to the graph.
-        offset: where its bytes begin.
-        length: how many bytes; None: as many as shape and type need.
-        data_type: number of its element type, `onnx.TensorProto.DataType`.
-        shape: of the weight.
-        is_initializer: of the graph itself, not a constant in a node, a function or a graph within.
-        metadata: what the graph says about it, such as its group.
+        name: name of the weight.
+        location: path of the file, relative to the graph.
+        offset: offset of its first byte.
+        length: number of bytes; None: as required by shape and type.
+        data_type: number of its element type in `onnx.TensorProto.DataType`.
+        shape: shape of the weight.
+        is_initializer: whether it belongs to the graph itself, not to a node, a function or a subgraph.
+        metadata: its metadata in the graph, such as its group.
     """
 
     name: str
@@ -56,16 +56,16 @@ class ExternalTensor:
 
 
 def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
-    """All tensors of a graph file whose values lie in other files, wherever they are in the graph.
+    """All tensors of a graph file, at any depth, whose values are in other files.
 
     Args:
-        path: of the graph, for messages.
-        content: the graph file.
+        path: path of the graph, for messages.
+        content: content of the graph file.
 
     Raises:
-        BundleError: this is no graph, or does not say where its weights are.
+        BundleError: not a graph, or it does not say where its weights are.
     """
-    if b"location" not in content:  # the key that every such tensor has: nothing to look for
+    if b"location" not in content:  # a key of every such tensor, so there are none
         return []
     try:
         tensors = list(_tensors("model", memoryview(content), ()))
@@ -75,7 +75,7 @@ def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
         metadata = dict(_metadata(memoryview(content)))
         return [replace(tensor, metadata=metadata.get(tensor.name, {})) for tensor in external]
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: is no graph: {error}") from error
+        raise BundleError(f"{path}: is not a graph: {error}") from error
 
 
 def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[tuple[memoryview, bool]]:
@@ -84,7 +84,7 @@ def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[t
         yield message, way == ("model", _GRAPH)
         return
     if len(way) > _DEEPEST:
-        raise ValueError(f"it has messages in messages, more than {_DEEPEST} deep")
+        raise ValueError(f"it has nested messages, more than {_DEEPEST} deep")
     inside = _INSIDE[kind]
     for number, wire_type, value in _fields(message):
         if number in inside and wire_type == _BYTES and isinstance(value, memoryview):
@@ -92,7 +92,7 @@ def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[t
 
 
 def _metadata(model: memoryview) -> Iterator[tuple[str, dict[str, str]]]:
-    """Names and metadata of the values of the graph itself."""
+    """Names and metadata of the values in the main graph."""
     graphs = [value for number, _, value in _fields(model) if _INSIDE["model"].get(number) == _GRAPH]
     for graph in graphs:
         for number, _, value in _fields(graph) if isinstance(graph, memoryview) else ():
@@ -112,7 +112,7 @@ def _value_info(message: memoryview) -> tuple[str, dict[str, str]]:
 
 
 def _external(tensor: memoryview, is_initializer: bool) -> ExternalTensor | None:
-    """Where the values of a tensor lie; None: in the tensor itself."""
+    """The location of a tensor's values; None: in the tensor itself."""
     name, data_type, data_location = "", 0, 0
     shape: list[int] = []
     entries: dict[str, str] = {}
@@ -147,7 +147,7 @@ def _external(tensor: memoryview, is_initializer: bool) -> ExternalTensor | None
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Number, wire type and value of each field; numbers of fixed length are passed over."""
+    """Number, wire type and value of each field; numbers of fixed length are skipped."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -168,7 +168,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A number of 64 bits with sign, and the position behind it."""
+    """A signed 64-bit number, and the position after it."""
     result = 0
     for shift in range(0, 70, 7):
         if position >= len(message):

@@ -1,4 +1,4 @@
-"""Transcripts as text: one table of output formats, which the command line reads. Subtitles are cut elsewhere."""
+"""Transcripts as text: the table of output formats, also used by the command line. Cutting subtitles is elsewhere."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class OutputFormat:
     """One way to write transcripts.
 
     Attributes:
-        write: the content of a file, from a transcript, the name of the recording, and how to cut subtitles.
-        can_be_joined: whether the contents of several recordings, one after the other, are a valid content too.
+        write: returns the content of a file, given a transcript, the name of the recording, and subtitle options.
+        can_be_joined: whether the concatenated contents of several recordings are also valid.
     """
 
     write: Callable[[Transcript, str, SubtitleOptions | None], str]
@@ -32,20 +32,20 @@ class OutputFormat:
 def format_transcript(
     transcript: Transcript, file_format: str, *, name: str = "audio", options: SubtitleOptions | None = None
 ) -> str:
-    """The content of a file of that format; it ends in a line feed, unless it is empty.
+    """The content of a file in a format; it ends in a line feed, unless it is empty.
 
-    txt: the text of each segment on a line. json: one object on a line, with everything. srt, vtt: subtitles. ctm:
-    "file channel start duration word confidence" for each word, seconds, as NIST's tools read it. tsv: start and end in
-    milliseconds, and text, for each segment, below a header.
+    txt: one line of text per segment. json: one line with an object that has everything. srt, vtt: subtitles. ctm:
+    "file channel start duration word confidence" per word, in seconds, as read by NIST's tools. tsv: start and end in
+    milliseconds, and text, for each segment, after a header.
 
     Args:
-        transcript: what was recognised.
+        transcript: the transcript.
         file_format: one of `FORMATS`.
-        name: of the recording, for json and ctm.
+        name: name of the recording, for json and ctm.
         options: how to cut subtitles.
 
     Raises:
-        ValueError: another format.
+        ValueError: an unknown format.
     """
     if file_format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {file_format!r}")
@@ -112,4 +112,4 @@ FORMATS: Mapping[str, OutputFormat] = MappingProxyType(
         "tsv": OutputFormat(write=_tsv, can_be_joined=False),
     }
 )
-"""The output formats by name, which is the suffix of their files too: a new one is a function and a line here."""
+"""The output formats by name, which is also the file suffix. A new format is a function and a line here."""

@@ -1,8 +1,8 @@
-"""A graph file and the files that hold weights of it: what must be true of them before onnxruntime opens them.
+"""A graph file and its external weight files, checked before onnxruntime opens them.
 
-onnxruntime maps files of weights into memory. Its kernels keep copies of matrices in a layout of their own; vectors and
-embeddings it reads where they are mapped, for as long as there is a session. These are therefore read here and handed
-over, so that nothing of a file is mapped any more once a session is made, whatever becomes of the file.
+onnxruntime maps weight files into memory. Its kernels copy matrices into their own layout, but vectors and embeddings
+are read from the mapping as long as the session exists. These are therefore read here and handed over, so that no file
+remains mapped once a session has been created, whatever happens to the file.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import FileDigest
 
 _GRAPH_LIMIT = (1 << 31) - 1
-"""Bytes of a protobuf message; a graph with larger weights has them beside it."""
+"""Largest protobuf message in bytes; a graph with larger weights has them in a separate file."""
 _SMALL = 1 << 16
-"""Bytes of a weight that is handed over whatever it is: twice in memory it takes little."""
+"""Weights up to this many bytes are always handed over: a second copy in memory costs little."""
 _MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
-"""Names of matrices, quantized or not; what belongs to one, such as its scales, has a longer name."""
+"""Names of matrices, quantized or not; associated weights, such as scales, have longer names."""
 _READ_IN_PLACE = ("embeddings", "routers")
-"""Groups of weights whose matrices are read in place too."""
+"""Groups of weights whose matrices are also read in place."""
 _NUMPY_TYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
     11: "float64", 12: "uint32", 13: "uint64",
 }  # fmt: skip
-"""Of `onnx.TensorProto.DataType`, those that numpy has."""
+"""The numpy types of `onnx.TensorProto.DataType`."""
 
 
 class GraphFile:
-    """The files of one graph, open and compared with their digests; close it when the session is made.
+    """The files of one graph, open and compared with their digests; close it when the session has been created.
 
     Attributes:
         path: the graph.
-        weights: those to hand over to onnxruntime, by name. Who makes a session of them keeps them as long as it.
+        weights: weights to hand over to onnxruntime, by name; they must live as long as the session.
 
     Args:
         path: the graph.
-        digests: size and sha256 that files of its folder must have, by name; None: they are not compared.
+        digests: expected size and sha256 of the files in its folder, by name; None: do not compare.
 
     Raises:
-        BundleError: a file that is missing, unreadable, not listed in `digests`, outside the folder, or no graph.
-        IntegrityError: a file that differs from its digest.
+        BundleError: a file is missing, unreadable, not listed in `digests`, outside the folder, or not a graph.
+        IntegrityError: a file differs from its digest.
     """
 
     def __init__(self, path: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
@@ -73,15 +73,15 @@ class GraphFile:
             self._stack = stack.pop_all()
 
     def hand_over(self, options: onnxruntime.SessionOptions) -> None:
-        """Have a session with these options use `weights` instead of the files."""
+        """Make sessions with these options use `weights` instead of the files."""
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
         options.add_external_initializers(list(self.weights), values)
 
     def check_unchanged(self) -> None:
-        """Refuse what was replaced or written to since it was read: a session may be made of something else.
+        """Check that no file was replaced or modified since it was read: the session might have read something else.
 
         Raises:
-            IntegrityError: it was.
+            IntegrityError: a file was replaced or modified.
         """
         for file in self._files:
             file.check_unchanged()
@@ -97,7 +97,7 @@ class GraphFile:
         return file
 
     def _read_weights(self, location: str, tensors: list[ExternalTensor]) -> None:
-        """Read a file of weights from its begin to its end, and keep those to hand over."""
+        """Read a weight file from start to end, and keep the weights to hand over."""
         file = self._open(location)
         kept = []
         for tensor in tensors:
@@ -121,32 +121,32 @@ class GraphFile:
 
 
 def check_locations(file: BundleFile, digests: Mapping[str, FileDigest]) -> None:
-    """Read a graph file, and refuse it if weights of it lie outside its folder or in a file that is not listed.
+    """Read a graph file, and check that its weights are inside its folder and in listed files.
 
     Args:
         file: the graph.
-        digests: size and sha256 of the files that are listed, by name.
+        digests: size and sha256 of the listed files, by name.
 
     Raises:
-        BundleError: they do, or this is no graph.
+        BundleError: they are not, or this is not a graph.
         IntegrityError: the graph differs from its digest.
     """
     _locations(file.path, external_tensors(file.path, file.read(_GRAPH_LIMIT)), digests)
 
 
 def _locations(path: Path, tensors: list[ExternalTensor], digests: Mapping[str, FileDigest] | None) -> list[str]:
-    """Names of the files that hold weights of a graph, which must be in its folder, and among `digests`."""
+    """Names of a graph's weight files, which must be in its folder and in `digests`."""
     locations = sorted({tensor.location for tensor in tensors})
     for location in locations:
         name = plain_name(location, f"{path}: external data")
         if digests is not None and name not in digests:
-            raise BundleError(f"{path}: weights lie in {name!r:.200}, which the manifest does not list")
+            raise BundleError(f"{path}: weights are in {name!r:.200}, which the manifest does not list")
     return locations
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Bytes of a file, and the element type that they have for numpy; None: it has none."""
+    """A range of bytes in a file, and its numpy element type; None: numpy has no such type."""
 
     begin: int
     end: int
@@ -168,7 +168,7 @@ def _place(file: BundleFile, tensor: ExternalTensor) -> _Place:
 
 
 def _is_read_in_place(tensor: ExternalTensor, place: _Place) -> bool:
-    """Whether kernels may use a weight as it is: all but the matrices of products, which they copy."""
+    """Whether kernels may use a weight in place: all except the matrices of products, which they copy."""
     if place.kind is None:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None

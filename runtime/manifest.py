@@ -1,4 +1,4 @@
-"""What a bundle says about itself: sizes, features, text, files. Data and validation only, no reading or writing."""
+"""The manifest of a bundle: sizes, features, text, files. Data and validation only, no reading or writing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ModelConfig:
     """Sizes and kinds that the runtime needs to run the graphs; axis names of `contract` are fields of it."""
 
     streaming: bool
-    """False: the encoder was not trained for chunks or looks ahead; it transcribes whole utterances only."""
+    """False: the encoder looks ahead or was not trained on chunks; it can only transcribe whole utterances."""
     convolution: bool
-    """Whether streams remember frames for a causal convolution of more than one tap."""
+    """Whether streams cache frames for a causal convolution with more than one tap."""
     decoder: Literal["bitransformer", "transformer", "none"]
     feature_size: int
     output_size: int
@@ -38,7 +38,7 @@ class ModelConfig:
     sos: int
     eos: int
     max_position: int = 5000
-    """Encoder frames after which a stream with bounded left context moves its positions back."""
+    """Encoder frames after which a stream with limited left context moves its positions back."""
 
     def __post_init__(self) -> None:
         for name in ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate", "max_position"):
@@ -55,12 +55,12 @@ class ModelConfig:
 
     @property
     def bidirectional(self) -> bool:
-        """Whether the decoder scores right-to-left too."""
+        """Whether the decoder also scores right to left."""
         return self.decoder == "bitransformer"
 
     @property
     def window(self) -> int:
-        """Feature frames behind one encoder frame."""
+        """Feature frames that one encoder frame is computed from."""
         return self.right_context + 1
 
     def graphs(self) -> tuple[contract.Graph, ...]:
@@ -78,7 +78,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """The front end that the checkpoint was trained with: Kaldi log-mel filter banks of samples times 32768."""
+    """The front end of the checkpoint's training: Kaldi log-mel filter banks of samples times 32768."""
 
     sample_rate: int = 16000
     num_mel_bins: int = 80
@@ -102,7 +102,7 @@ class TextConfig:
     """How token ids become text."""
 
     tokenizer: Literal["char", "bpe"] = "char"
-    """char: symbols are joined as they are; bpe: U+2581 starts a word."""
+    """char: symbols are concatenated; bpe: U+2581 starts a word."""
     unk: int | None = None
 
     def __post_init__(self) -> None:
@@ -126,12 +126,12 @@ class DecodingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What confidences of words are worth, as `u2moe.benchmarks.quality.calibration --fit` finds it."""
+    """Calibration of word confidences, as fitted by `u2moe.benchmarks.quality.calibration --fit`."""
 
     scale: float = 1.0
-    """Of the log-odds of a confidence."""
+    """Factor of the log-odds of a confidence."""
     bias: float = 0.0
-    """What is added to them then."""
+    """Added to the scaled log-odds."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
@@ -157,17 +157,17 @@ class Manifest:
     text: TextConfig
     decoding: DecodingConfig
     producer: str
-    """Name and version of what wrote the bundle."""
+    """Name and version of the program that wrote the bundle."""
     files: dict[str, FileDigest]
-    """Every file of the bundle but the manifest, by plain name."""
+    """Every file of the bundle except the manifest, by plain name."""
     architecture: dict[str, Any] = field(default_factory=dict)
-    """The network in words, for readers: blocks, heads, experts; not used by the runtime."""
+    """A description of the network for people: blocks, heads, experts; not used by the runtime."""
     quantization: dict[str, Any] = field(default_factory=dict)
     """Recipe of a quantized bundle; empty in fp32."""
     calibration: Calibration | None = None
-    """What confidences are worth; None: they are given as they are. Not in the graphs' metadata: it is found later."""
+    """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
     tuning: dict[str, Any] | None = None
-    """How the kernels of the experts were chosen, for readers (`u2moe.quantize.tuning.record`); None: unmeasured."""
+    """How the experts' kernels were chosen, for people (`u2moe.quantize.tuning.record`); None: not measured."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class Manifest:
             )
 
     def metadata(self) -> dict[str, str]:
-        """Runtime-critical values as `metadata_props` of each graph, so that a graph stands alone."""
+        """Runtime-critical values as `metadata_props` of each graph, so that a graph is self-contained."""
         result = {f"{contract.METADATA_PREFIX}version": str(self.version)}
         for section in ("model", "features", "text", "decoding"):
             part = getattr(self, section)

@@ -1,4 +1,4 @@
-"""bundle.json as text: to a `Manifest` and from it. No file is opened here."""
+"""Converts the text of bundle.json to and from a `Manifest`. Opens no files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         where: the file, for messages.
 
     Raises:
-        BundleError: no JSON, of another format or version, or with unknown, missing or wrong fields.
+        BundleError: not JSON, another format or version, or unknown, missing or invalid fields.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
@@ -39,7 +39,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         found = content.get("format") if isinstance(content, dict) else content
         raise BundleError(f"{where}: format: found {found!r:.80}, expected {FORMAT!r}")
     del content["format"]
-    # Before anything else: a manifest of another version may have any fields.
+    # First of all: a manifest of another version may have any fields.
     if content.get("version") != contract.FORMAT_VERSION or isinstance(content["version"], bool):
         raise BundleError(
             f"{where}: version: found {content.get('version')!r:.80}, expected {contract.FORMAT_VERSION}; "
@@ -61,7 +61,7 @@ def _no_constant(name: str) -> float:
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` out of JSON as the type `kind`: a scalar, Literal, optional, dict or dataclass of these."""
+    """Convert a JSON `value` to the type `kind`: a scalar, Literal, optional, dict or dataclass of these."""
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
@@ -81,7 +81,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise BundleError(f"{where}: is beyond what a number of 64 bits holds") from error
+            raise BundleError(f"{where}: is too large for a 64-bit number") from error
     elif type(value) is kind:
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)

@@ -1,4 +1,4 @@
-"""Feeds a transcriber from a microphone, live. It recognises nothing."""
+"""Feeds a transcriber live from a microphone. Recognises nothing itself."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Microphone:
 
     The device is opened at the model's sample rate if it supports that, else at its own. The audio callback never
     waits: audio that the transcriber does not accept is lost, counted, and reported to the transcriber's `on_error` as
-    an AudioOverflowError, as is audio that the audio system loses; a device that disappears is reported as a
-    MicrophoneError. Times of results count only the audio that was accepted.
+    an AudioOverflowError, as is audio lost by the audio system; a device that disappears is reported as a
+    MicrophoneError. Times of results count only accepted audio.
 
     Attributes:
         sample_rate: in Hz.
-        num_overflows: how often audio was lost, whatever the length of the gap.
-        lost_s: seconds lost, without those that the audio system lost.
+        num_overflows: number of gaps in the audio.
+        lost_s: seconds lost, except those lost by the audio system.
 
     Args:
-        transcriber: what to feed. Close it after the microphone, which does not close it.
-        device: number of an input device, or a part of its name; None: the system's default. See `input_devices`.
+        transcriber: the transcriber to feed; to be closed separately, after the microphone.
+        device: number of an input device, or part of its name; None: the system's default. See `input_devices`.
         block_s: seconds of audio per call of `feed`.
 
     Raises:
@@ -57,7 +57,7 @@ class Microphone:
             self._stream = self._sounddevice.InputStream(
                 samplerate=self.sample_rate,
                 blocksize=round(self.sample_rate * block_s),
-                callback=self._hear,
+                callback=self._on_audio,
                 finished_callback=self._finish,
                 **settings,
             )
@@ -79,11 +79,11 @@ class Microphone:
             self._is_closed = True
             self._stream.stop()
             self._stream.close()
-            self._tell_loss()
+            self._report_loss()
 
     @property
     def is_active(self) -> bool:
-        """Whether it records; False once the device has disappeared or the transcriber has ended."""
+        """Whether it is recording; False once the device has disappeared or the transcriber has ended."""
         with _device_errors(self._sounddevice):
             return not self._is_closed and bool(self._stream.active)
 
@@ -103,20 +103,20 @@ class Microphone:
             return float(self._sounddevice.query_devices(settings["device"], "input")["default_samplerate"])
         return self._transcriber.sample_rate
 
-    # What follows runs in PortAudio's thread, which must not wait and in which exceptions are lost.
+    # The rest runs in PortAudio's thread, which must not wait and where exceptions are lost.
 
-    def _hear(self, block: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
+    def _on_audio(self, block: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
         if status.input_overflow:
             self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
         try:
             self._transcriber.feed(block[:, 0], self.sample_rate)
-        except StreamError:  # the transcriber is closed, or has ended and said why
+        except StreamError:  # the transcriber is closed, or has ended and reported why
             raise self._sounddevice.CallbackStop from None
-        except AudioError as error:  # too much is waiting, or the samples are not finite
+        except AudioError as error:  # the queue is full, or the samples are not finite
             self._lose(num_frames / self.sample_rate, error)
         else:
             if not status.input_overflow:
-                self._tell_loss()
+                self._report_loss()
 
     def _lose(self, seconds: float, cause: AudioError) -> None:
         if self._cause is None:
@@ -125,8 +125,8 @@ class Microphone:
         self._cause_s += seconds
         self.lost_s += seconds
 
-    def _tell_loss(self) -> None:
-        """Report a gap as a whole once it is over, so that the queue holds no more reports than blocks."""
+    def _report_loss(self) -> None:
+        """Report a gap once it is over, so that the queue never holds more reports than blocks."""
         if self._cause is None:
             return
         amount = f"{self._cause_s:.2f} s of audio" if self._cause_s else "audio"
@@ -142,7 +142,7 @@ class Microphone:
             self._report(MicrophoneError("the microphone has stopped: is it still there?"))
 
     def _report(self, error: AudioError) -> None:
-        with contextlib.suppress(StreamError):  # the transcriber has ended, and takes no reports
+        with contextlib.suppress(StreamError):  # the transcriber has ended and accepts no reports
             self._transcriber.report(error)
 
 
@@ -162,7 +162,7 @@ def _import_sounddevice() -> Any:
         return importlib.import_module("sounddevice")
     except ImportError as error:
         raise MicrophoneError("a microphone needs sounddevice: pip install 'u2moe[microphone]'") from error
-    except OSError as error:  # its wheels for Linux come without the library that they load
+    except OSError as error:  # its Linux wheels come without the library that they load
         raise MicrophoneError(f"sounddevice: {error}: install libportaudio2 (Debian) or portaudio") from error
 
 

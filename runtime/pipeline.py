@@ -1,4 +1,4 @@
-"""The way of many sources through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
+"""Runs many sources through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from u2moe.runtime.source import Source
 
 _MAX_BATCH = 32
-"""Chunks that go through the encoder together: beyond, a larger batch saves no time but takes memory."""
+"""Largest encoder batch in chunks: a larger one saves no time but takes more memory."""
 
 Chunk = tuple["Source", npt.NDArray[np.float32]]
-"""A source, and a window of its features [frames, mel]."""
+"""A source and a window of its features [frames, mel]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concluded:
-    """An utterance that has ended, whether it has words or not; in frames of the encoder, from its source's first.
+    """An utterance that has ended, with or without words; encoder frames count from the start of the source.
 
     Attributes:
-        start: its first frame.
-        num_frames: how many it has.
-        window_start: first frame of the window that was encoded last.
-        window_len: frames of features of that window.
-        result: what was recognised.
+        start: its first encoder frame.
+        num_frames: its number of encoder frames.
+        window_start: first encoder frame of the last encoded window.
+        window_len: number of feature frames of that window.
+        result: its final result.
     """
 
     start: int
@@ -51,11 +51,11 @@ class Concluded:
 
 @dataclass(frozen=True, kw_only=True)
 class Observer:
-    """What measurements see of a pipeline, called in the thread that decodes.
+    """Hooks for measurements, called in the decoding thread.
 
     Attributes:
-        searching: makes a context in which a part of the first pass runs: CTC search, hotwords and endpoints.
-        concluded: called with each utterance that has ended, before the next one begins.
+        searching: returns a context manager around each part of the first pass: CTC search, hotwords and endpoints.
+        concluded: called with each finished utterance before the next one begins.
     """
 
     searching: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
@@ -63,7 +63,7 @@ class Observer:
 
 
 class Pipeline:
-    """Decodes sources of one bundle, any number together. It holds no state of them."""
+    """Decodes any number of sources of one bundle together. Holds no state of them."""
 
     def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
         self._model = model
@@ -72,7 +72,7 @@ class Pipeline:
         self._observer = observer or Observer()
 
     def decode(self, sources: Sequence[Source]) -> None:
-        """Do all the work that is ready: every whole window, and the second pass of every utterance that has ended."""
+        """Do all work that is ready: every complete window, and the second pass of every finished utterance."""
         with contextlib.ExitStack() as claims:
             for source in sources:
                 claims.enter_context(source.claim())
@@ -86,24 +86,24 @@ class Pipeline:
                     self._search(batch)
 
     def _settle(self, sources: Sequence[Source]) -> None:
-        """Conclude the utterances that have ended, and decide on those that full context leaves open."""
+        """Conclude finished utterances, and decide about those left open with full context."""
         while ended := [source for source in sources if source.state is State.SEARCHED]:
             for source in ended:
                 endpoint = source.utterance.endpoint
-                if endpoint is not None and endpoint.is_amid_speech(source.frame_s):
+                if endpoint is not None and endpoint.is_within_speech(source.frame_s):
                     self._cut(source)
             self._conclude(ended)
         for source in sources:
             if not source.may_go_on:
                 continue
-            # What may go on is encoded again with what follows, unless that would be most of the window.
+            # An utterance that may continue is encoded again with the next audio, unless it fills most of the window.
             if source.takes_most_of_window:
                 self._cut(source)
                 self._conclude([source])
             source.begin_again()
 
     def _cut(self, source: Source) -> None:
-        """End the utterance at hand between two of its words, so that none is cut, if there are two."""
+        """End the current utterance between two of its words, if there are two, so that no word is cut."""
         log_probs = self._model.ctc(source.utterance.encoder_out())
         best = source.utterance.hypotheses()[0]
         num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
@@ -111,7 +111,7 @@ class Pipeline:
             source.cut(num_frames, log_probs)
 
     def _conclude(self, sources: Sequence[Source]) -> None:
-        """Give each utterance at hand, whose frames are searched, its final result."""
+        """Give each current utterance, whose search is complete, its final result."""
         hypotheses = []
         for source in sources:
             with self._observer.searching():
@@ -130,7 +130,7 @@ class Pipeline:
             source.conclude(result)
 
     def _search(self, chunks: Sequence[Chunk]) -> None:
-        """Take one chunk of each source through the encoder, the CTC head and the first pass."""
+        """Run one chunk of each source through the encoder, the CTC head and the first pass."""
         output, caches = self._encode(chunks)
         log_probs = self._model.ctc(np.concatenate(output))
         start = 0
@@ -141,7 +141,7 @@ class Pipeline:
                 source.advance(frames, row)
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[npt.NDArray[np.float32]], list[CacheRow]]:
-        """Encoder output [time, dim] and following caches of each source, from one call."""
+        """Encoder output [time, dim] and next caches of each source, from one call."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
         features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
@@ -160,7 +160,7 @@ class Pipeline:
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-    """Chunks that may share an encoder call: of the same chunk size and left context, and not too many."""
+    """Batches of chunks that may share an encoder call: same chunk size and left context, limited in number."""
     groups: dict[tuple[int | None, int], list[Chunk]] = {}
     for source, window in chunks:
         key = (source.options.chunk_size, source.options.num_left_chunks)

@@ -1,4 +1,4 @@
-"""What is received of one source: samples at any rate to windows of features, and how loud they are. No model runs."""
+"""The input of one source: samples at any rate to windows of features, and their loudness. Runs no model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Reception:
-    """Samples in any portions to windows of features, for chunks of `chunk_size` encoder frames; None: one window.
+    """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
     Attributes:
         num_samples: samples received, at the model's rate.
-        is_finished: whether no samples follow.
-        window: features [frames, mel] of the window that was taken last.
+        is_finished: whether the input is finished.
+        window: features [frames, mel] of the last window taken.
     """
 
     def __init__(self, manifest: Manifest, chunk_size: int | None) -> None:
@@ -36,16 +36,16 @@ class Reception:
         self._resampler: Resampler | None = None
         self._features = Fbank(manifest.features)
         self._windows = Windows(manifest.model, chunk_size)
-        self._unmeasured: list[npt.NDArray[np.float32]] = []  # features whose loudness is not known yet
+        self._unmeasured: list[npt.NDArray[np.float32]] = []  # features whose loudness has not been computed yet
         self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
         self._levels_start = 0
 
     def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
-        """Append samples, float32 [n]. The first rate is that of all.
+        """Append samples, float32 [n]. The first rate applies to all.
 
         Raises:
             StreamError: the input is finished.
-            AudioError: no sample rate, or another one than before; nothing is appended.
+            AudioError: an invalid rate, or a different one than before; nothing is appended.
         """
         if self.is_finished:
             raise StreamError("the input of this stream is finished: reset it, or create another stream")
@@ -57,13 +57,13 @@ class Reception:
         self._append(self._resampler.accept(samples))
 
     def finish(self) -> None:
-        """Say that no samples follow, so that the last window may be short.
+        """Finish the input, so that the last window may be short.
 
         Raises:
-            StreamError: it was said before.
+            StreamError: the input is already finished.
         """
         if self.is_finished:
-            raise StreamError("the input of this stream is finished already")
+            raise StreamError("the input of this stream is already finished")
         if self._resampler is not None:
             self._append(self._resampler.finish())
         self._add(self._features.finish())
@@ -72,17 +72,17 @@ class Reception:
 
     @property
     def has_window(self) -> bool:
-        """Whether `take_window` finds one."""
+        """Whether `take_window` will succeed."""
         return self._windows.ready
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether all windows were taken, and none follows."""
+        """Whether all windows have been taken."""
         return self.is_finished and not self._windows.ready
 
     @property
     def window_is_full(self) -> bool:
-        """Whether the last window is as long as windows can be."""
+        """Whether the last window has the maximum length."""
         return len(self.window) >= self._windows.length
 
     @property
@@ -91,33 +91,33 @@ class Reception:
         return (len(self.window) - self._config.window) // self._config.subsampling_rate + 1
 
     def take_window(self) -> bool:
-        """Make the next window the last one taken; False: there is none."""
+        """Take the next window; False: there is none."""
         window = self._windows.take()
         if window is None:
             return False
-        if self._unmeasured:  # many frames together
+        if self._unmeasured:  # many frames at once
             self._levels.frombytes(loudness(np.concatenate(self._unmeasured)).tobytes())
             self._unmeasured = []
         self.window = window
         return True
 
     def shorten_window(self, num_frames: int) -> None:
-        """End the last window after `num_frames` encoder frames: the next one begins with what is left of it."""
+        """End the last window after `num_frames` encoder frames: the next one begins with the rest of it."""
         rate = self._config.subsampling_rate
         self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
         self.window = self.window[: (num_frames - 1) * rate + self._config.window]
 
     def repeat_window(self, num_frames: int) -> None:
-        """Let the next window begin with the last `num_frames` encoder frames of the last one."""
+        """Make the next window begin with the last `num_frames` encoder frames of this one."""
         rate, end = self._config.subsampling_rate, self.num_window_frames
         self._windows.put_back(self.window[(end - num_frames) * rate : end * rate])
 
     def levels(self, num_frames: int) -> npt.NDArray[np.float32]:
-        """Loudness of the first `num_frames` frames of features that are not forgotten."""
+        """Loudness of the first `num_frames` feature frames that have not been discarded."""
         return np.array(self._levels[:num_frames], np.float32)
 
     def forget(self, num_frames: int) -> None:
-        """Forget the loudness of what comes before this encoder frame."""
+        """Discard the loudness of everything before this encoder frame."""
         start = num_frames * self._config.subsampling_rate
         del self._levels[: start - self._levels_start]
         self._levels_start = start

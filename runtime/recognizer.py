@@ -1,4 +1,4 @@
-"""The public face: recognises files, arrays and streams with a bundle."""
+"""The public interface: recognises files, arrays and streams with a bundle."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from u2moe.runtime.vad import VoiceActivityDetector
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
-"""The demo model that comes with the package, and `clips/` to try it on."""
+"""The demo model in the package, with recordings in `clips/` to try it on."""
 
 
 class Recognizer:
     """Recognises speech with the model of a bundle.
 
-    The model holds no state: any number of streams share it, and any thread may use it, each with its own streams.
+    The model is stateless: any number of streams share it, and any thread may use it, each with its own streams.
 
     Raises:
-        StreamError: `options` that the bundle does not support.
+        StreamError: the bundle does not support `options`.
         BundleError: the bundle's features cannot be computed.
     """
 
@@ -54,14 +54,14 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Recognise with a bundle that is open and its model that is loaded; see `from_pretrained`.
+        """Create a recogniser from an open bundle and its loaded model; see also `from_pretrained`.
 
         Args:
-            bundle: says what the model is.
+            bundle: the bundle.
             model: its sessions.
             options: how to decode; None: the defaults.
             hotwords: phrases to prefer.
-            observer: sees what is decoded; for measurements.
+            observer: hooks for measurements.
         """
         self.bundle = bundle
         self.model = model
@@ -70,7 +70,7 @@ class Recognizer:
         self._check(self.options)
         self.context = self._context(hotwords)
         self._pipeline = Pipeline(bundle, model, observer)
-        Fbank(bundle.manifest.features)  # refuses what cannot be computed now, not with the first sample
+        Fbank(bundle.manifest.features)  # fails here rather than with the first sample
 
     @classmethod
     def from_pretrained(
@@ -84,23 +84,23 @@ class Recognizer:
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
-        """A recogniser of the bundle in `directory`; None: the demo model.
+        """A recogniser for the bundle in `directory`; None: the demo model.
 
         Args:
             directory: folder of a bundle.
-            providers: execution providers in order of preference, never silently replaced; None: the CPU.
+            providers: execution providers in order of preference, with no silent fallback; None: the CPU.
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1.
-            sess_options: of onnxruntime, used as they are.
+            sess_options: onnxruntime options, used unchanged.
             options: how to decode.
             hotwords: phrases to prefer, each with an optional weight; see `ContextGraph`.
 
         Raises:
-            BundleError: no bundle there, or a damaged one.
-            ProviderError: a provider that is not installed or did not start.
+            BundleError: not a bundle, or a damaged one.
+            ProviderError: a provider is not installed or did not start.
         """
         if directory is None and not (DEMO_FOLDER / MANIFEST_FILE).is_file():
-            raise BundleError(f"{DEMO_FOLDER}: this installation holds no demo model; name the folder of a bundle")
+            raise BundleError(f"{DEMO_FOLDER}: this installation has no demo model; name the folder of a bundle")
         bundle, model = open_and_load(
             DEMO_FOLDER if directory is None else directory,
             lambda bundle: bundle.load(
@@ -113,7 +113,7 @@ class Recognizer:
         return cls(bundle, model, options, hotwords)
 
     def warm_up(self) -> None:
-        """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Changes no result.
+        """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Affects no results.
 
         Raises:
             ProviderError: running a graph failed.
@@ -136,7 +136,7 @@ class Recognizer:
 
         Raises:
             StreamError: the bundle cannot stream, or does not support `options`.
-            ValueError: hotwords that cannot be written with the vocabulary.
+            ValueError: the vocabulary cannot spell a hotword.
         """
         options = options or self.options
         chunk_size = options.chunk_size or self.model.config.static_chunk_size or STREAM_CHUNK_SIZE
@@ -144,12 +144,12 @@ class Recognizer:
         return self._stream(options, chunk_size, hotwords)
 
     def decode_streams(self, streams: Sequence[Stream]) -> None:
-        """Do all the work that is ready: every whole chunk, and the second pass of every utterance that has ended.
+        """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
 
-        Chunks of streams of the same chunk size and left context go through the encoder together.
+        Chunks of streams with the same chunk size and left context are encoded together.
 
         Raises:
-            ProviderError: running a graph failed; of the streams given, those that were decoded must be reset.
+            ProviderError: running a graph failed; the streams that were being decoded must be reset.
             StreamError: another thread is decoding one of the streams.
         """
         self._pipeline.decode([stream.source for stream in dict.fromkeys(streams)])
@@ -167,26 +167,26 @@ class Recognizer:
     ) -> Transcript:
         """Recognise a recording of any length.
 
-        It is cut into segments where speakers pause (`DecodingOptions.endpoint`, by default the rules of
-        `EndpointConfig`), so that memory is bounded. With full context, recordings of up to 30 seconds are encoded at
-        once; longer ones are cut amid pauses of half a second before they are encoded (`EndpointConfig.pause`).
+        It is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the rules of
+        `EndpointConfig`), so that memory is limited. With full context, recordings of up to 30 seconds are encoded as a
+        whole; longer ones are cut in pauses of half a second before they are encoded (`EndpointConfig.pause`).
 
-        A file that is damaged after some seconds of audio is recognised up to there: the transcript is then not
-        `complete`, and its `error` says why.
+        A file that is damaged after some seconds of audio is recognised up to that point: the transcript is then not
+        `complete`, and its `error` gives the reason.
 
         Args:
             audio: path of an audio file, or samples of one channel (float32 in [-1, 1] or int16).
-            sample_rate: of samples, in Hz; None: the model's. Files know theirs.
-            options: how to decode; None: the recogniser's. Without `chunk_size` with full context.
+            sample_rate: sample rate of an array in Hz; None: the model's. Files have their own.
+            options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
             hotwords: phrases to prefer; None: the recogniser's.
-            vad: recognises only where it finds speech, each stretch by itself, cut further by the endpoints.
-            on_progress: called now and then with the seconds of the recording that are done.
-            channel: index of the only channel of a file to recognise, 0 the left one; None: the average of all.
+            vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
+            on_progress: called from time to time with the seconds of the recording processed so far.
+            channel: index of the only channel of a file to recognise, 0 for the left one; None: the average of all.
 
         Raises:
-            AudioError: audio of which nothing can be read or used.
+            AudioError: none of the audio can be read or used.
             StreamError: the bundle does not support `options`.
-            ValueError: hotwords that cannot be written with the vocabulary.
+            ValueError: the vocabulary cannot spell a hotword.
         """
         samples = self._samples(audio, sample_rate, channel)
         blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
@@ -204,14 +204,13 @@ class Recognizer:
         on_progress: Callable[[float], object] | None = None,
         channel: int | None = None,
     ) -> Iterator[Result]:
-        """The final results that `transcribe` puts into a transcript, one by one, each as soon as it is found.
+        """The final results that `transcribe` would return, one at a time, each as soon as it is found.
 
-        Memory stays flat however long the recording is. Arguments and errors are those of `transcribe`; all but damage
-        to the audio is raised by the call itself, before the first segment is asked for.
+        Memory use is constant for any length. Arguments and errors are those of `transcribe`; except for damaged audio,
+        errors are raised by the call itself, before the first segment is requested.
 
         Raises:
-            AudioError: also for a file that is damaged after some seconds of audio, once all segments before have been
-                given.
+            AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
         """
         samples = self._samples(audio, sample_rate, channel)
         blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
@@ -224,10 +223,10 @@ class Recognizer:
         model_rate = self.bundle.manifest.features.sample_rate
         if isinstance(audio, str | os.PathLike):
             if sample_rate is not None:
-                raise ValueError("sample_rate is for arrays: a file knows its own")
+                raise ValueError("sample_rate is only for arrays: a file has its own")
             return read_blocks(audio, model_rate, channel=channel)
         if channel is not None:
-            raise ValueError("channel is for files: an array has one channel")
+            raise ValueError("channel is only for files: an array has one channel")
         return convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
 
     def _recognize(
@@ -238,7 +237,7 @@ class Recognizer:
         vad: VoiceActivityDetector | None,
         on_progress: Callable[[float], object] | None,
     ) -> tuple[Blocks, Iterator[Result]]:
-        """Blocks of a recording, and the results that come as these are read."""
+        """Blocks of a recording, and the results that appear as they are read."""
         options = options or self.options
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         chunk_size = options.chunk_size

@@ -1,4 +1,4 @@
-"""A recording from its blocks of samples to the results of its segments, as they are found. Holds none of them."""
+"""From the blocks of a recording to the results of its segments, as they are found. Stores none of them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class Blocks:
-    """Blocks of samples up to the end of a recording, or to where it breaks off. To be iterated over once.
+    """Blocks of samples up to the end of a recording, or to where it breaks off. Can be iterated over only once.
 
-    The first is read at once, so that a recording that cannot be read at all is refused before any work is done.
+    The first block is read immediately, so that an unreadable recording is refused before any work is done.
 
     Attributes:
         num_samples: samples so far.
-        error: why no more can be read; None while there are more, and at the end of an undamaged recording.
+        error: why no more can be read; None until then, and at the end of an undamaged recording.
 
     Args:
         blocks: samples at the model's rate, float32 [n] each.
         sample_rate: the model's, in Hz.
-        on_progress: called with the seconds so far when the next block is asked for.
+        on_progress: called with the seconds so far when the next block is requested.
 
     Raises:
-        AudioError: no samples could be read.
+        AudioError: no samples can be read.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ def recognize(
     """Final results of the segments of a recording, each as soon as it is found.
 
     Args:
-        recognizer: decodes.
-        stream: takes the samples; new, or reset.
-        blocks: of the recording.
-        vad: finds the speech in it, and each stretch of that is recognised as a source of its own; None: all of it is
-            one source.
+        recognizer: decodes the stream.
+        stream: receives the samples; new or reset.
+        blocks: blocks of the recording.
+        vad: detects speech, each stretch of which is recognised as a separate source; None: the whole recording is one
+            source.
     """
     if vad is None:
         return _whole(recognizer, stream, blocks)

@@ -1,4 +1,4 @@
-"""Results as data: text, words with times and confidences, alternatives; and how token peaks become spans."""
+"""Results as data: text, words with times and confidences, alternatives; and spans from token peaks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from u2moe.runtime.text import Word
 
 LONGEST_TOKEN_S = 1.0
-"""A token extends no further from its peak than half of this."""
+"""Longest span of a token in seconds: it extends at most half of this from its peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordResult:
     """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
 
-    Words begin and end at pauses in the audio; without one they meet halfway between the peaks of their tokens.
+    Words begin and end at pauses in the audio; without a pause they meet halfway between the peaks of their tokens.
 
-    The confidence is the probability of the word's least probable token: by the CTC head where it peaks, and with a
-    second pass the mean of that and of each decoder's. A bundle may have a `Calibration` for them, so that of words
-    with 0.7 seven in ten are correct.
+    The confidence is the probability of the word's least probable token: that of the CTC head at its peak or, with a
+    second pass, the mean of that and of each decoder's. If a bundle has a `Calibration`, seven in ten words with a
+    confidence of 0.7 are correct.
     """
 
     word: str
@@ -38,11 +38,11 @@ class Alternative:
     """One hypothesis of the n-best list.
 
     Attributes:
-        text: what was said.
+        text: recognised text.
         tokens: token ids.
-        score: what the list is sorted by: of both passes, or of the first where there is no second.
-        ctc_score: of the first pass; None where the decoder searched alone.
-        attention_score: of the second pass; None without one.
+        score: score that the list is sorted by: of both passes, or of the first if there is no second.
+        ctc_score: score of the first pass; None if only the decoder searched.
+        attention_score: score of the second pass; None without one.
     """
 
     text: str
@@ -54,22 +54,21 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was recognised in one utterance, so far or finally.
+    """The partial or final result of one utterance.
 
     Attributes:
-        text: what was said.
-        is_final: False: a partial result of the first pass, which may grow and change.
-        segment: number of the utterance in its stream or recording, from 0. It never changes, and each has one final
-            result. Utterances without words have none and are not counted, except that the last result of a stream is
-            always final.
-        start: first word's start in seconds from the start of the audio; 0 without words.
-        end: last word's end in seconds; 0 without words.
+        text: recognised text.
+        is_final: False: a partial result of the first pass, which may still change.
+        segment: number of the segment in its stream or recording, from 0. Each has exactly one final result. Utterances
+            without words are not counted and have none, except that the last result of a stream is always final.
+        start: start of the first word in seconds from the start of the audio; 0 without words.
+        end: end of the last word in seconds; 0 without words.
         tokens: token ids.
         times: seconds at which each token peaks.
-        words: with times. (Tokens that the decoder alone has found may fit no alignment, and then have no times.)
-        confidence: mean of the words' confidences, about the share of them that are correct; None without words.
-        score: of the best alternative.
-        nbest: alternatives, best first, each text once (with the best of its spellings); none in a partial result.
+        words: words with times. (Tokens found only by the decoder may have no alignment, and then no times.)
+        confidence: mean confidence of the words, roughly the share of correct ones; None without words.
+        score: score of the best alternative.
+        nbest: alternatives, best first, each text once (with its best tokenization); empty in a partial result.
     """
 
     text: str
@@ -85,7 +84,7 @@ class Result:
     nbest: list[Alternative] = field(default_factory=list)
 
     def moved(self, seconds: float, segment: int) -> Result:
-        """The same as segment number `segment` of a longer recording in which it begins after `seconds`."""
+        """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
         words = [
             replace(word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3)) for word in self.words
         ]
@@ -101,14 +100,14 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """What was recognised in one recording.
+    """The transcript of one recording.
 
     Attributes:
-        text: of all segments.
+        text: text of all segments.
         duration: seconds of audio that were read.
         segments: final results, in order.
-        complete: whether the recording was read to its end; False: it is damaged, and what was recognised before the
-            damage is here.
+        complete: whether the recording was read to its end; False: it is damaged, and this is the transcript up to the
+            damage.
         error: what is wrong with the recording, if it is not complete.
     """
 
@@ -120,7 +119,7 @@ class Transcript:
 
     @classmethod
     def of(cls, segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
-        """Transcript of final results, in order, of a recording that breaks off with `error`, if it does."""
+        """A transcript from final results in order, and the `error` with which the recording breaks off, if any."""
         return cls(
             text=join_texts([segment.text for segment in segments]),
             duration=duration,
@@ -133,8 +132,8 @@ class Transcript:
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[tuple[float, float]]:
     """Start and end of each token in seconds, from the encoder frames at which they peak.
 
-    As WeNet's `gen_timestamps_from_peak`: tokens meet halfway between their peaks, but extend no further than half a
-    second from their own, and stay within the audio.
+    As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, but extend at most half a second
+    from their own peak, and stay within the audio.
     """
     spans = []
     for index, time in enumerate(times):

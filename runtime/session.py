@@ -1,4 +1,4 @@
-"""One onnxruntime session that is known to fit its contract, run by tensor name. Stateless; any thread may use it."""
+"""One onnxruntime session, checked against its contract and run by tensor name. Stateless and thread-safe."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """Where and how graphs run, checked at birth.
+    """Where and how graphs run, validated at construction.
 
     Attributes:
         providers: execution providers in order of preference. All must be installed and start.
         provider_options: options of each provider, in the order of `providers`; empty: none.
-        num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or what
-            `sess_options` says. One thread is the default because it makes results repeatable to the last bit and
-            leaves the host's other cores alone.
-        sess_options: used as they are instead of our own (no spinning after a run, no memory pattern: shapes change
-            from chunk to chunk, and a pattern would be kept for each). With these, files of weights stay mapped.
+        num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
+            `sess_options`. The default is one thread because results are then reproducible to the last bit, and other
+            cores stay free.
+        sess_options: used unchanged instead of our own (which disable spinning after a run and memory patterns, since
+            shapes change from chunk to chunk and a pattern would be kept for each). Weight files then stay mapped.
     """
 
     providers: tuple[str, ...] = (DEFAULT_PROVIDER,)
@@ -96,27 +96,27 @@ def _is_integer(value: object) -> bool:
 
 
 def _most_threads() -> int:
-    """More gain nothing, and onnxruntime takes minutes to start a thousand."""
+    """More threads gain nothing, and onnxruntime takes minutes to start a thousand."""
     return max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
 
 
 class Session:
     """A graph file as an onnxruntime session.
 
-    What becomes of the file later does not matter: nothing of it is mapped any more, unless the settings have
-    `sess_options`, to which weights cannot be handed over.
+    The file may change afterwards: no part of it stays mapped, unless the settings have `sess_options`, to which
+    weights cannot be handed over.
 
     Args:
         file: the graph.
         graph: its contract.
-        manifest: of its bundle.
+        manifest: manifest of its bundle.
         settings: where and how it runs.
         verify: compare the graph and its weights with the digests of the manifest.
 
     Raises:
         ProviderError: a provider did not start.
-        BundleError: onnxruntime refuses the file, or it differs from `graph` or from the manifest.
-        IntegrityError: a file that differs from its digest, or was changed while it was loaded.
+        BundleError: onnxruntime rejects the file, or it differs from `graph` or from the manifest.
+        IntegrityError: a file differs from its digest, or was changed while it was loaded.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Session:
         with contextlib.closing(GraphFile(file, manifest.files if verify else None)) as opened:
             self._session = _inference_session(opened, settings, manifest)
             if manifest.quantization and must_be_precise(file.parent, self._metadata(file), settings.sess_options):
-                del self._session  # they would be in memory together
+                del self._session  # otherwise both would be in memory at once
                 self._session = _inference_session(opened, settings, manifest, PRECISE)
             opened.check_unchanged()
             self._weights = opened.weights  # onnxruntime uses their memory
-        self._session.disable_fallback()  # of runs, which older versions are only told here
+        self._session.disable_fallback()  # for runs; in older versions only possible here
         active = self._session.get_providers()
         for provider in settings.providers:
             if provider not in active:
@@ -141,21 +141,21 @@ class Session:
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
             _check_metadata(file, self._metadata(file), manifest)
         except UnicodeDecodeError as error:
-            raise BundleError(f"{file}: a name in it is no text: {error}") from error
+            raise BundleError(f"{file}: a name in it is not text: {error}") from error
 
     def _metadata(self, file: Path) -> dict[str, str]:
         try:
             return dict(self._session.get_modelmeta().custom_metadata_map)
         except UnicodeDecodeError as error:
-            raise BundleError(f"{file}: a name in it is no text: {error}") from error
+            raise BundleError(f"{file}: a name in it is not text: {error}") from error
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers at work, as onnxruntime says."""
+        """Execution providers in use, as reported by onnxruntime."""
         return tuple(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name for inputs by name; both are those of the contract.
+        """Outputs by name for inputs by name, as in the contract.
 
         Raises:
             ProviderError: the provider failed.
@@ -182,10 +182,10 @@ def _inference_session(
             sess_options=options,
             providers=list(settings.providers),
             provider_options=[dict(options) for options in settings.provider_options] or None,
-            enable_fallback=False,  # else it prints, and tries again
+            enable_fallback=False,  # otherwise it prints a message and retries
         )
     except ONNXRUNTIME_ERRORS as error:
-        opened.check_unchanged()  # else that is the reason
+        opened.check_unchanged()  # if not, that is the reason
         message = str(error).strip().splitlines()[0][:300]
         if settings.providers != (DEFAULT_PROVIDER,):
             raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
@@ -193,7 +193,7 @@ def _inference_session(
 
 
 def _tuned_elsewhere(manifest: Manifest) -> str:
-    """What may be the reason, behind a message: kernels that this onnxruntime does not have."""
+    """A possible reason, for the end of a message: kernels that this onnxruntime does not have."""
     tuned = (manifest.tuning or {}).get("onnxruntime", onnxruntime.__version__)
     if tuned == onnxruntime.__version__:
         return ""
@@ -220,7 +220,7 @@ def _check_tensors(
 
 
 def _check_metadata(file: Path, metadata: Mapping[str, str], manifest: Manifest) -> None:
-    """Compare what the graph says about itself, as far as it does: a graph of another bundle is found here."""
+    """Compare the graph's metadata, if any, with the manifest: this detects a graph from another bundle."""
     expected = manifest.metadata()
     for key, value in metadata.items():
         if key.startswith(METADATA_PREFIX) and key in expected and value != expected[key]:

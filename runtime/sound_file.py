@@ -1,4 +1,4 @@
-"""A sound file as libsndfile opens it, and what libsndfile does not say: that it was cut off, or never finished."""
+"""Opens sound files with libsndfile, and detects what it does not report: truncated or unfinished files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import soundfile
 
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""What libsndfile's log says of the length of audio in a WAV, AIFF, AU or W64 file that is shorter."""
+"""libsndfile's log message about a WAV, AIFF, AU or W64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
-"""From here on a length in a header means "until the end": programs that write to pipes put it there."""
+"""Lengths from this value on mean "until the end", as written by programs that write to pipes."""
 _LONGEST_HEADER = 1 << 20
 _OGG_TAIL = 1 << 17
-"""Bytes at the end of an Ogg file that hold its last page, which has at most 65307."""
+"""Bytes at the end of an Ogg file that contain its last page, which has at most 65307."""
 _OGG_HEADER = 27
-"""Bytes of a page before the lengths of its segments, whose number is the last of them; the sixth holds flags."""
+"""Bytes of a page header before the segment lengths; the last is their number, the sixth holds flags."""
 _OGG_LAST_PAGE = 4
 FOREIGN_SUFFIXES = (".3gp", ".aac", ".amr", ".m4a", ".m4b", ".mkv", ".mov", ".mp4", ".webm", ".wma")
 """Suffixes of recordings that libsndfile cannot read."""
@@ -36,7 +36,7 @@ FOREIGN_SUFFIXES = (".3gp", ".aac", ".amr", ".m4a", ".m4b", ".mkv", ".mov", ".mp
 
 @contextlib.contextmanager
 def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
-    """A sound file, open for reading. Pipes are read to their end first.
+    """Open a sound file for reading. Pipes are first read to their end.
 
     Raises:
         AudioError: missing, unreadable, or not audio; names the file.
@@ -53,7 +53,7 @@ def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
 
 
 def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
-    """What shows that a file, of which `num_read` frames were read to its end, was longer once; None: nothing does."""
+    """Evidence that a file, read to its end with `num_read` frames, is truncated; None if there is none."""
     for stated, found in _STATED_SIZE.findall(sound.extra_info):
         if int(found) < int(stated) < _UNKNOWN_SIZE:
             return f"holds {found} of the {stated} bytes of audio that its header states"
@@ -68,7 +68,7 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[Any]:
-    """What soundfile can open: the path, or an open file where that will not do."""
+    """What soundfile can open: the path, or an open file if the path does not work."""
     try:
         mode = file.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -91,7 +91,7 @@ def _readable(file: Path) -> Iterator[Any]:
                 return
             try:
                 os.fspath(file).encode()
-            except UnicodeEncodeError:  # a name of other bytes than UTF-8, which soundfile refuses
+            except UnicodeEncodeError:  # a name that is not UTF-8, which soundfile refuses
                 yield stream
                 return
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def _reason(file: Path, error: Exception) -> str:
 
 
 def _unfinished(stream: BinaryIO) -> int | None:
-    """Position of the length of the audio in a WAV file that states 0 although audio follows; None: it is none."""
+    """Position of the audio length in a WAV file that states 0 although audio follows; None for other files."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -125,7 +125,7 @@ def _unfinished(stream: BinaryIO) -> int | None:
 
 
 class _Repaired(io.RawIOBase):
-    """A WAV file as if its header stated that the audio goes on to the end of the file."""
+    """A WAV file as if its header stated that the audio continues to the end of the file."""
 
     def __init__(self, stream: BinaryIO, position: int) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""One source of audio while it is recognised, behind the public `Stream`. It runs no graph: `pipeline` does."""
+"""One source of audio during recognition, behind the public `Stream`. Runs no graph; `pipeline` does."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     from u2moe.runtime.text import Vocabulary
 
 LONGEST_WINDOW_S = 30.0
-"""Seconds that are encoded at once with full context, at most, where utterances end by endpoints."""
+"""Maximum seconds encoded at once with full context, if utterances end by endpoints."""
 
 
 class Source:
-    """What is received of a source, the utterance at hand, the results of those before, and the caches of the encoder.
+    """The input of a source, its current utterance, the results of earlier ones, and the caches of the encoder.
 
-    The utterance at hand goes from state to state (`State`), and the next one begins where it ends:
+    The current utterance goes through these states (`State`), and the next one begins where it ends:
 
         RECEIVING  accept, finish                  -> WINDOWS
-        WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or by an endpoint or the last window SEARCHED
-        SEARCHED   perhaps cut, then conclude      -> the next utterance is at hand; after the last one CONCLUDED
+        WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or SEARCHED at an endpoint or the last window
+        SEARCHED   perhaps cut, then conclude      -> the next utterance; after the last one CONCLUDED
 
-    With full context, an utterance that may go on after its window is either cut and concluded, or begun again with the
-    next window (`begin_again`).
+    With full context, an utterance that may continue after its window is either cut and concluded, or restarted with
+    the next window (`begin_again`).
 
-    One thread may feed (`accept`, `finish`) while another decodes (all that follows `claim`) and a third asks for
+    One thread may feed (`accept`, `finish`) while another decodes (everything after `claim`) and a third requests
     results.
 
     Attributes:
-        options: `search` is chosen, and `chunk_size` None means full context.
+        options: options with a definite `search`; `chunk_size` None means full context.
         context: hotwords.
-        caches: of the encoder, for the next chunk.
-        utterance: the one at hand.
-        window_start: encoder frame with which the window that was taken last begins.
-        frame_s: seconds from one encoder frame to the next.
+        caches: caches of the encoder for the next chunk.
+        utterance: the current utterance.
+        window_start: encoder frame at which the last window begins.
+        frame_s: seconds per encoder frame.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Source:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: what follows is another source."""
+        """Discard everything and start a new source."""
         with self._lock:
             chunk_size = self.options.chunk_size
             if chunk_size is None and self.options.endpoint is not None:
@@ -84,7 +84,7 @@ class Source:
             self.window_start = 0
             self._begin_utterance(0, 0)
 
-    # What a program does with a stream.
+    # Called by programs, through a stream.
 
     def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Append samples; see `Reception.accept`."""
@@ -93,25 +93,25 @@ class Source:
             self._reception.accept(sample_rate, samples)
 
     def finish(self) -> None:
-        """Say that no samples follow; see `Reception.finish`."""
+        """Finish the input; see `Reception.finish`."""
         with self._lock:
             self._check()
             self._reception.finish()
 
     def result(self) -> Result:
-        """Of the utterance at hand, so far or finally."""
+        """The partial or final result of the current utterance."""
         with self._lock:
             return self.utterance.result(self._vocabulary, self.frame_s)
 
     def take_segments(self) -> list[Result]:
-        """Final results of the utterances that ended since the last call; none of those without words."""
+        """Final results of the utterances that ended since the last call, except those without words."""
         with self._lock:
             finished, self._finished = self._finished, []
             return finished
 
     @property
     def has_segments(self) -> bool:
-        """Whether `take_segments` returns any."""
+        """Whether `take_segments` would return anything."""
         return bool(self._finished)
 
     @property
@@ -121,12 +121,12 @@ class Source:
 
     @property
     def num_frames(self) -> int:
-        """Encoder frames so far, of all utterances."""
+        """Encoder frames so far, in all utterances."""
         return self.utterance.end
 
     @property
     def state(self) -> State:
-        """How far the utterance at hand is."""
+        """The state of the current utterance."""
         with self._lock:
             if self.utterance.endpoint is not None:
                 return State.SEARCHED
@@ -136,11 +136,11 @@ class Source:
                 return State.RECEIVING
             return State.CONCLUDED if self.utterance.is_concluded else State.SEARCHED
 
-    # What the pipeline does.
+    # Called by the pipeline.
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Claim the source for a thread: chunks follow each other. If that fails, audio is lost: only `reset` helps."""
+        """Claim the source for a thread, because chunks must be in order. An error loses audio: only `reset` helps."""
         if not self._claim.acquire(blocking=False):
             raise StreamError("this stream is being decoded by another thread")
         try:
@@ -155,7 +155,7 @@ class Source:
             self._claim.release()
 
     def take_window(self) -> npt.NDArray[np.float32] | None:
-        """Features [frames, mel] of the next chunk, or None. With full context it may end amid a pause."""
+        """Features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
         with self._lock:
             received = self._reception
             if not received.take_window():
@@ -173,18 +173,18 @@ class Source:
             return received.window
 
     def advance(self, frames: Frames, caches: CacheRow) -> None:
-        """Take over the encoder frames of a chunk, and the caches for the next."""
+        """Add the encoder frames of a chunk, and store the caches for the next."""
         with self._lock:
             self.caches = caches
             self._advance(frames)
 
     def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
-        """End the utterance at hand after `num_frames` of its frames, given log-probabilities [time, vocab] of all."""
+        """End the current utterance after `num_frames` frames, given the log-probabilities [time, vocab] of all."""
         with self._lock:
             self.utterance.shorten(num_frames, log_probs)
 
     def conclude(self, result: Result) -> None:
-        """Make `result` the final one of the utterance at hand, and go on with the next unless it was the last."""
+        """Set the final result of the current utterance, and continue with the next one unless it was the last."""
         with self._lock:
             number = self.utterance.number
             if result.text:
@@ -202,28 +202,28 @@ class Source:
 
     @property
     def window_len(self) -> int:
-        """Frames of features of the window that was taken last."""
+        """Feature frames of the last window."""
         return len(self._reception.window)
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the utterance at hand has frames of a window with full context, and more may belong to it."""
+        """Whether the current utterance has frames of a window with full context and may continue."""
         is_undecided = self.state in (State.RECEIVING, State.WINDOWS)
         return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
 
     @property
     def takes_most_of_window(self) -> bool:
-        """Whether the utterance at hand takes more than half of the window that was taken last."""
+        """Whether the current utterance fills more than half of the last window."""
         return 2 * self.utterance.num_frames > self._reception.num_window_frames
 
     def begin_again(self) -> None:
-        """Forget the frames of the utterance at hand: the next window begins with them."""
+        """Discard the frames of the current utterance: the next window begins with them."""
         with self._lock:
             self._reception.repeat_window(self.utterance.num_frames)
             self._begin_utterance(self.utterance.number, self.utterance.start)
 
     def pauses(self) -> list[tuple[float, float]]:
-        """Where the utterance at hand is quiet, in seconds from the source's first sample."""
+        """Pauses in the current utterance, in seconds from the source's first sample."""
         begin = self.utterance.start * self.frame_s
         with self._lock:
             levels = self._reception.levels(self.utterance.num_frames * self._model.config.subsampling_rate)
@@ -242,7 +242,7 @@ class Source:
             self._endpointer.reset()
 
     def _advance(self, frames: Frames) -> None:
-        """Let the utterance at hand take frames as far as it goes."""
+        """Add frames to the current utterance, up to its end."""
         self.utterance.advance(frames, self._endpointer)
         if self.utterance.endpoint is None and self._endpointer is not None:
             silence = self._endpointer.trailing_silence

@@ -1,4 +1,4 @@
-"""The public face of one source: samples in, results out. What happens in between is in `source` and `pipeline`."""
+"""The public interface of one source: samples in, results out. The work is done in `source` and `pipeline`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Stream:
     does the work; `get_result` is what is known of the utterance at hand. After `input_finished` and a decode it is
     final, and `reset` makes the stream ready for another source.
 
-    With `DecodingOptions.endpoint` utterances end by its rules, to the frame. `take_segments` hands over each finished
-    one once, and the stream goes on, its times counted from its first sample. Without, there is one utterance.
+    With `DecodingOptions.endpoint`, utterances end by its rules, exact to the frame. `take_segments` returns each
+    finished one once, and the stream continues, with times from its first sample. Otherwise there is one utterance.
 
-    One thread may feed while another decodes; a second that decodes gets a StreamError. Memory is flat but for what the
-    second pass needs, encoder output (dim * 4 bytes per encoder frame) until the utterance ends, and the caches, as
-    long as the left context.
+    One thread may feed while another decodes; a second decoding thread gets a StreamError. Memory use is constant,
+    except for the encoder output needed by the second pass (dim * 4 bytes per encoder frame, until the utterance ends)
+    and caches as long as the left context.
 
     Attributes:
-        source: what the recogniser decodes. Not part of the public interface: it may change with any version.
+        source: the source that the recogniser decodes. Not public: it may change with any version.
     """
 
     def __init__(self, source: Source) -> None:
@@ -38,44 +38,44 @@ class Stream:
 
     @property
     def options(self) -> DecodingOptions:
-        """How this stream is decoded: `search` is chosen, and `chunk_size` None means full context."""
+        """How this stream is decoded, with a definite `search`; `chunk_size` None means full context."""
         return self.source.options
 
     def accept_waveform(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of one channel.
 
         Args:
-            sample_rate: in Hz, the same throughout; any rate is converted to the model's.
+            sample_rate: sample rate in Hz, constant throughout; converted to the model's.
             samples: float32 in [-1, 1] or int16 [n], any length.
 
         Raises:
-            StreamError: the input was finished, or decoding has failed.
-            AudioError: samples or rate that cannot be used; nothing was appended.
+            StreamError: the input is finished, or decoding has failed.
+            AudioError: invalid samples or rate; nothing was appended.
         """
         self.source.accept(sample_rate, as_samples(samples))
 
     def input_finished(self) -> None:
-        """Say that no samples follow. The next decode flushes the last, shorter chunk.
+        """Finish the input. The next decode flushes the last, shorter chunk.
 
         Raises:
-            StreamError: it was said before, or decoding has failed.
+            StreamError: the input is already finished, or decoding has failed.
         """
         self.source.finish()
 
     def get_result(self) -> Result:
-        """What is recognised of the utterance at hand so far, or finally. Cheap; does no work on audio."""
+        """The partial or final result of the current utterance. Cheap; processes no audio."""
         return self.source.result()
 
     def is_endpoint(self) -> bool:
-        """Whether an utterance has ended: `take_segments` returns something."""
+        """Whether an utterance has ended, so that `take_segments` returns something."""
         return self.source.has_segments
 
     def take_segments(self) -> list[Result]:
-        """Final results of the utterances that ended since the last call, each once; none of those without words."""
+        """Final results of the utterances that ended since the last call, each once, except those without words."""
         return self.source.take_segments()
 
     def reset(self) -> None:
-        """Forget everything: the next samples are those of a new source, at time zero."""
+        """Discard everything: the next samples start a new source at time zero."""
         self.source.reset()
 
     @property

@@ -1,4 +1,4 @@
-"""How segments are cut into subtitles: what each shows, in which lines, and for how long. Writes no file format."""
+"""Cuts segments into subtitles: their text, lines and times. Writes no file format."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SubtitleOptions:
-    """How subtitles are cut; the defaults are what broadcasters ask for.
+    """How subtitles are cut; the defaults follow broadcasters' guidelines.
 
     Attributes:
-        max_line_width: columns of a line; characters of East Asian width take two.
+        max_line_width: columns per line; East Asian wide characters take two.
         max_lines: lines shown at once.
-        min_duration: seconds that a subtitle stays at least, where the next one leaves the time.
-        max_duration: seconds that the words of one subtitle span at most, unless it is a single word.
-        max_chars_per_s: columns per second that can be read; a subtitle stays longer where the next leaves the time.
+        min_duration: minimum seconds of a subtitle, if the next one leaves time.
+        max_duration: maximum seconds spanned by the words of a subtitle, unless it is a single word.
+        max_chars_per_s: reading speed in columns per second; a subtitle stays longer if the next one leaves time.
         max_pause: seconds of silence that a subtitle never spans.
-        gap: seconds between a subtitle that was made to stay longer and the next: two frames at 24 per second.
+        gap: seconds between an extended subtitle and the next one: two frames at 24 per second.
     """
 
     max_line_width: int = 42
@@ -58,7 +58,7 @@ class Cue:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A word, or as much of it as fits a line, with the space before it, if any; columns, and milliseconds."""
+    """A word, or the part of it that fits on a line, with the space before it, if any, its columns, and its times."""
 
     text: str
     space: str
@@ -68,12 +68,12 @@ class _Part:
 
 
 def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None) -> list[Cue]:
-    """Cut segments into subtitles, in order and apart. Every word is in exactly one; none spans two segments."""
+    """Cut segments into subtitles, in order, not overlapping. Every word is in exactly one; none spans two segments."""
     options = options or SubtitleOptions()
     groups = [group for segment in segments for group in _cut(_parts(segment, options), options)]
     cues: list[Cue] = []
     for index, group in enumerate(groups):
-        # Words may meet, but a subtitle must be over before the next begins.
+        # Words may touch, but a subtitle must end before the next begins.
         start = max(group[0].start_ms, cues[-1].end_ms if cues else 0)
         spoken = max(group[-1].end_ms, start + 1)
         readable = math.ceil(1000 * _columns(group) / options.max_chars_per_s)
@@ -86,7 +86,7 @@ def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None
 
 
 def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
-    """The cheapest way to cut the parts of a segment: few subtitles, ends where speakers pause, none nearly empty."""
+    """The cheapest way to cut the parts of a segment: few subtitles, ending at pauses, none nearly empty."""
     costs, begins = [0.0], [0]
     for end in range(1, len(parts) + 1):
         best, best_begin = math.inf, end - 1
@@ -118,15 +118,13 @@ def _cost(group: list[_Part], options: SubtitleOptions) -> float:
 def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
     if group[-1].end_ms - group[0].start_ms > 1000 * options.max_duration:
         return False
-    if (
-        group[1].start_ms - group[0].end_ms > 1000 * options.max_pause
-    ):  # later pauses were looked at with shorter groups
+    if group[1].start_ms - group[0].end_ms > 1000 * options.max_pause:  # later pauses were checked with shorter groups
         return False
     return len(_fill(group, options.max_line_width)) <= options.max_lines
 
 
 def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
-    """Lines of a subtitle: as few as hold it, and of those as even as can be, the lower ones longer."""
+    """Lines of a subtitle: as few as possible, as even as possible, lower ones longer."""
     lines = _fill(group, options.max_line_width)
     for width in range(_columns(group) // len(lines), options.max_line_width):
         narrower = _fill(group, width)
@@ -137,7 +135,7 @@ def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
 
 
 def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
-    """Lines filled from the last word upwards, so that the first is the short one."""
+    """Lines filled from the last word upwards, so that the first line is the short one."""
     starts = [len(group)]
     width, space = 0, 0
     for index in range(len(group) - 1, -1, -1):
@@ -151,7 +149,7 @@ def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
 
 
 def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
-    """Words of a segment, with the spaces that its text has between them, none wider than a line."""
+    """Words of a segment with the spaces between them in its text, split if wider than a line."""
     parts: list[_Part] = []
     position = 0
     for word, start, end in timed_words(segment):
@@ -175,7 +173,7 @@ def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
 
 
 def timed_words(segment: Result) -> list[tuple[str, int, int]]:
-    """Words with start and end in milliseconds; without word times they share the time of the segment evenly."""
+    """Words with start and end in milliseconds; without word times, the segment's time is divided evenly."""
     if segment.words:
         return [(word.word, to_ms(word.start), max(to_ms(word.start), to_ms(word.end))) for word in segment.words]
     words = segment.text.split()
@@ -201,7 +199,7 @@ def _columns(group: list[_Part]) -> int:
 
 
 def _width(text: str) -> int:
-    """Columns of a text; combining marks take none."""
+    """Columns of a text; combining marks take no column."""
     if text.isascii():
         return len(text)
     return sum(

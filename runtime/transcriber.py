@@ -1,4 +1,4 @@
-"""Events for applications: audio is fed from anywhere, a thread recognises it, and calls back or is iterated over."""
+"""Events for applications: audio is fed from any thread and recognised in its own; results by callback or iteration."""
 
 from __future__ import annotations
 
@@ -29,40 +29,41 @@ if TYPE_CHECKING:
     from u2moe.runtime.result import Result
 
 _MAX_KEPT = 1000
-"""Results that wait for `async for`: an hour of speech. A program that takes none of them has a mistake."""
+"""Maximum results waiting for `async for`, about an hour of speech: a program that takes none has a bug."""
 
 
 class Transcriber:
-    """Recognises one source in a thread of its own, and calls back with the results.
+    """Recognises one source in its own thread, and calls back with the results.
 
-    `feed` takes samples and never waits, so that it may be called from an audio callback. `on_partial` gets what is
-    recognised of the utterance at hand whenever its text has changed (and an empty text where it turns out that nothing
-    was said); `on_final` gets each finished segment exactly once, in order, with times from the first sample. Both are
-    called in the transcriber's thread, one after the other.
+    `feed` accepts samples and never waits, so that it can be called from an audio callback. `on_partial` gets the
+    result of the current utterance whenever its text has changed (and an empty text if it turns out to contain no
+    speech); `on_final` gets each finished segment exactly once, in order, with times from the first sample. Both are
+    called in the transcriber's thread, one at a time.
 
-    `on_error` gets what fails: decoding (which ends the transcriber), what a callback raises and what a source reports
-    (after which it goes on). An error that cannot be reported, because there is no `on_error` or it raises itself, ends
-    the transcriber too, and `close` raises it. A transcriber that has ended refuses audio with StreamError.
+    `on_error` gets failures of decoding (which end the transcriber), exceptions from callbacks, and errors reported by
+    a source (after both of which it continues). An error that cannot be reported, because there is no `on_error` or it
+    raises an exception, also ends the transcriber, and `close` raises it. A transcriber that has ended refuses audio
+    with StreamError.
 
-    Within `async with`, what has no callback is for `async for`: partial and final results, and errors are raised.
+    Within `async with`, `async for` yields the partial and final results that have no callback, and raises errors.
 
-    Close it, or use it in a `with` block: it first recognises what it was fed. One that is garbage-collected without
-    that gives a ResourceWarning, as files do; an interpreter that exits without it waits for the chunk in progress
-    only. Any number of transcribers share a recogniser; any threads may feed one, each `feed` as a whole, in the order
-    of the calls.
+    Close it, or use it in a `with` block: it first recognises everything it was fed. If it is garbage-collected
+    without being closed, there is a ResourceWarning, as for files; an interpreter that exits waits only for the chunk
+    in progress. Any number of transcribers can share a recogniser; any thread may feed one, and calls of `feed` are
+    processed whole and in order.
 
     Args:
-        recognizer: whose model to use.
+        recognizer: the recogniser to use.
         on_partial: called with a `Result`.
         on_final: called with a `Result`.
         on_error: called with an exception.
-        options: how to decode; None: the recogniser's. Utterances always end by endpoints, if none are set by those of
+        options: how to decode; None: the recogniser's. Utterances always end by endpoints, by default those of
             `EndpointConfig`.
         hotwords: phrases to prefer; None: the recogniser's.
         max_queue_s: seconds of audio that may wait to be recognised. Beyond that, `feed` raises AudioOverflowError.
 
     Raises:
-        StreamError: the bundle cannot stream, or not decode as `options` ask.
+        StreamError: the bundle cannot stream or does not support `options`.
     """
 
     def __init__(
@@ -87,23 +88,23 @@ class Transcriber:
         self._is_closed = False
 
     def feed(self, samples: npt.ArrayLike, sample_rate: float | None = None) -> None:
-        """Append samples of one channel: all of them or, with an error, none. Never waits for recognition.
+        """Append samples of one channel: either all of them or, on an error, none. Never waits for recognition.
 
         Args:
             samples: float32 in [-1, 1] or int16 [n]; they are copied.
-            sample_rate: in Hz, the same throughout; None: the model's.
+            sample_rate: sample rate in Hz, constant throughout; None: the model's.
 
         Raises:
-            AudioOverflowError: too much is waiting; the samples are still the caller's, to feed later or to drop.
-            AudioError: samples or rate that cannot be used.
-            StreamError: the transcriber is closed, or has ended by an error, which is the cause of this one.
+            AudioOverflowError: the queue is full; the caller may feed the samples later or drop them.
+            AudioError: invalid samples or rate.
+            StreamError: the transcriber is closed, or was ended by an error, which is this one's cause.
         """
         self._worker.feed(as_samples(samples), sample_rate)
 
     def report(self, error: Exception) -> None:
-        """Have `on_error` called with an error of the source once everything fed before is recognised.
+        """Call `on_error` with an error of the source once everything fed before has been recognised.
 
-        Beyond a thousand waiting reports further ones are dropped: the queue is bounded, and these say enough.
+        If a thousand reports are waiting, further ones are dropped.
 
         Raises:
             StreamError: the transcriber is closed or has ended.
@@ -111,17 +112,17 @@ class Transcriber:
         self._worker.report(error)
 
     def input_finished(self) -> None:
-        """Say that no samples follow; waits for nothing. The last segment comes, and `async for` ends.
+        """Finish the input without waiting. The last segment follows, and `async for` ends.
 
         Raises:
-            StreamError: it was said before, or the transcriber is closed or has ended.
+            StreamError: the input is already finished, or the transcriber is closed or has ended.
         """
         with self._worker.changed:
             self._worker.check_open()
             self._worker.finish()
 
     def close(self) -> None:
-        """Recognise everything that was fed, to the last event; from within a callback without waiting. Idempotent.
+        """Recognise everything that was fed, up to the last event; within a callback, does not wait. Idempotent.
 
         Raises:
             Exception: the error that ended the transcriber, if it could not be reported.
@@ -132,7 +133,7 @@ class Transcriber:
 
     @property
     def sample_rate(self) -> float:
-        """In Hz, of what is fed; the model's before there is any."""
+        """Sample rate of the input in Hz; the model's before there is any input."""
         return self._worker.sample_rate
 
     @property
@@ -142,7 +143,7 @@ class Transcriber:
 
     @property
     def queued_s(self) -> float:
-        """Seconds of audio that wait to be recognised."""
+        """Seconds of audio waiting to be recognised."""
         return self._worker.num_queued / self.sample_rate
 
     def __enter__(self) -> Self:
@@ -154,15 +155,15 @@ class Transcriber:
         try:
             self.close()
         except Exception:
-            if error is None:  # else what went wrong in the block is what its caller must know
+            if error is None:  # an error in the block is more important to the caller
                 raise
 
     def __del__(self) -> None:
         if not self._is_closed:
             warnings.warn(f"unclosed transcriber {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self._worker.finish()  # what was fed is recognised, as what was written to a file is flushed
+            self._worker.finish()  # recognise what was fed, as files flush what was written
 
-    # What follows is for programs with an event loop.
+    # The rest is for programs with an event loop.
 
     async def __aenter__(self) -> Self:
         import asyncio  # noqa: PLC0415 - programs without an event loop need not wait for its import
@@ -188,9 +189,9 @@ class Transcriber:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     async def feed_async(self, samples: npt.ArrayLike, sample_rate: float | None = None) -> None:
-        """Append samples of any length, waiting where too much is queued already; else as `feed`.
+        """Append samples of any length, waiting while the queue is full; otherwise like `feed`.
 
-        If the task is cancelled, some of the samples may have been taken.
+        If the task is cancelled, some of the samples may have been accepted.
         """
         accepted = as_samples(samples)
         news = self._async_kept().news
@@ -229,7 +230,7 @@ class Transcriber:
 
 
 class _KeptResults:
-    """Results that wait for `async for`, under a lock, and the event by which whoever waits for a change is woken."""
+    """Results waiting for `async for`, under a lock, and the event that wakes tasks waiting for a change."""
 
     def __init__(self, lock: threading.Condition, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         self._lock = lock
@@ -238,7 +239,7 @@ class _KeptResults:
         self._loop = loop
 
     def keep(self, result: Result) -> None:
-        """Keep a result; of partial ones only the last."""
+        """Keep a result; of partial results only the last."""
         with self._lock:
             if self.results and not self.results[-1].is_final:
                 self.results.pop()
@@ -248,6 +249,6 @@ class _KeptResults:
         self.announce()
 
     def announce(self) -> None:
-        """Wake what awaits room in the queue, a result or the end."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
+        """Wake tasks that wait for space in the queue, a result or the end."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is waiting
             self._loop.call_soon_threadsafe(self.news.set)

@@ -1,4 +1,4 @@
-"""One utterance: the audio from one endpoint to the next while it is being recognised, from its encoder frames on."""
+"""One utterance: the audio from one endpoint to the next while it is being recognised, as encoder frames."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """How far an utterance is on its way from audio to its result; see `Source` for what leads from one to the next."""
+    """The state of an utterance between audio and result; see `Source` for the transitions."""
 
     RECEIVING = "receiving"
     """Too little audio for the next window of features."""
     WINDOWS = "windows"
     """At least one window waits for the encoder."""
     SEARCHED = "searched"
-    """It has ended, and its last frame is through the first pass: the second pass is missing."""
+    """It has ended and the first pass is complete; the second pass is missing."""
     CONCLUDED = "concluded"
-    """It has its final result, and nothing follows in its source."""
+    """It has its final result, and the source has ended."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,15 +43,15 @@ class Frames:
         return len(self.output)
 
     def before(self, end: int) -> Frames:
-        """The frames before number `end`."""
+        """The frames before index `end`."""
         return Frames(output=self.output[:end], log_probs=self.log_probs[:end])
 
     def after(self, start: int) -> Frames:
-        """The frames from number `start` on."""
+        """The frames from index `start` on."""
         return Frames(output=self.output[start:], log_probs=self.log_probs[start:])
 
     def followed_by(self, others: Frames) -> Frames:
-        """These frames, and then others."""
+        """These frames followed by others."""
         return Frames(
             output=np.concatenate([self.output, others.output]),
             log_probs=np.concatenate([self.log_probs, others.log_probs]),
@@ -59,21 +59,21 @@ class Frames:
 
 
 class Utterance:
-    """What is known of an utterance.
+    """An utterance while it is being recognised.
 
     Attributes:
-        number: of its segment, if it gets words.
-        start: encoder frame of the source with which it begins.
-        num_frames: its encoder frames so far.
-        endpoint: by which it ended, if it did.
-        surplus: frames after its end, with which the next one begins; None: there are none.
+        number: number of its segment, if it gets words.
+        start: encoder frame of the source at which it begins.
+        num_frames: number of its encoder frames so far.
+        endpoint: the endpoint that ended it, if any.
+        surplus: frames after its end, with which the next utterance begins; None: none.
 
     Args:
         number: see above.
         start: see above.
-        new_search: makes the first pass.
+        new_search: creates the first-pass search.
         output_size: width of the encoder output.
-        keeps_output: whether `encoder_out` will be asked for.
+        keeps_output: whether `encoder_out` will be needed.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Utterance:
 
     @property
     def end(self) -> int:
-        """Encoder frame of the source before which it ends, so far."""
+        """Encoder frame of the source after its last one so far."""
         return self.start + self.num_frames
 
     def advance(self, frames: Frames, endpointer: Endpointer | None) -> None:
-        """Take over frames and search them, up to where the rules of `endpointer` end the utterance."""
+        """Add frames and search them, up to the point where the rules of `endpointer` end the utterance."""
         if endpointer is not None:
             self.endpoint = endpointer.advance(frames.log_probs)
         if self.endpoint is not None:
@@ -115,11 +115,11 @@ class Utterance:
         self._result = None
 
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
-        """End it after `num_frames` of its frames: those after are surplus.
+        """End it after `num_frames` frames; the rest is surplus.
 
         Args:
-            num_frames: how many are left.
-            log_probs: of the CTC head [time, vocab], for all frames so far.
+            num_frames: number of frames to keep.
+            log_probs: CTC log-probabilities [time, vocab] of all frames so far.
         """
         frames = Frames(output=self.encoder_out(), log_probs=log_probs)
         surplus = frames.after(num_frames)
@@ -131,11 +131,11 @@ class Utterance:
         self._result = None
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """Hypotheses of the first pass so far, best first; times from its first frame."""
+        """First-pass hypotheses so far, best first; times count from its first frame."""
         return self._search.hypotheses(limit)
 
     def finish_search(self) -> list[Hypothesis]:
-        """The same, now that no frames follow."""
+        """Finish the search; returns the final hypotheses."""
         self._search.finish()
         return self._search.hypotheses()
 
@@ -148,7 +148,7 @@ class Utterance:
 
         Args:
             vocabulary: turns tokens into text.
-            frame_s: seconds from one encoder frame to the next.
+            frame_s: seconds per encoder frame.
         """
         if self._result is None:
             best = next(iter(self._search.hypotheses(1)), None)
@@ -168,6 +168,6 @@ class Utterance:
         return self._result is not None and self._result.is_final
 
     def conclude(self, result: Result) -> None:
-        """Make `result` the final one, and let go of what it was made from."""
+        """Set the final result, and release the data it was computed from."""
         self._result = result
         self._outputs = [self._outputs[0][:0]]

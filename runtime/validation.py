@@ -1,4 +1,4 @@
-"""Types and ranges of options, checked where they are constructed. Values come back as Python's own numbers."""
+"""Checks types and ranges of options at construction. Values are returned as Python numbers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numbers
 import operator
 
 MOST_INTEGER = 1_000_000
-"""Above every count that makes sense, and so low that products of two of them are exact everywhere."""
+"""Above every sensible count, and low enough for products of two of them to be exact everywhere."""
 
 
 def checked_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> int:
-    """A count of that name: an integer of Python or numpy, no bool.
+    """Check a count: an integer of Python or numpy, but not a bool.
 
     Raises:
-        ValueError: of another type, or out of range.
+        ValueError: another type, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004 - wrong options are all one error
@@ -35,18 +35,18 @@ def checked_number(
     most: float | None = None,
     unit: str = "",
 ) -> float:
-    """A quantity of that name: a finite number of Python or numpy, no bool.
+    """Check a quantity: a finite number of Python or numpy, but not a bool.
 
     Args:
-        name: for the error.
-        value: what was given.
-        least: smallest value allowed.
-        above: or the value that it must be above.
-        most: largest value allowed.
-        unit: for the error, such as "seconds".
+        name: name of the option, for the error.
+        value: the value to check.
+        least: smallest allowed value.
+        above: alternatively, an exclusive lower limit.
+        most: largest allowed value.
+        unit: unit for the error, such as "seconds".
 
     Raises:
-        ValueError: of another type, NaN, infinite, or out of range.
+        ValueError: another type, NaN, infinite, or out of range.
     """
     try:
         found = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
@@ -64,7 +64,7 @@ def checked_number(
 
 
 def checked_flag(name: str, value: object) -> bool:
-    """A bool of that name.
+    """Check a bool.
 
     Raises:
         ValueError: anything else.

@@ -1,4 +1,4 @@
-"""Cuts features into the overlapping windows that chunks are computed from. No audio here, and no graph."""
+"""Cuts features into the overlapping windows that chunks are computed from. No audio and no graph."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Windows:
     With `chunk_size` None there is one window: all features, once they are finished.
 
     Attributes:
-        length: frames of a window that is not the last.
-        stride: frames from the start of one window to that of the next.
+        length: frames per window, except the last one.
+        stride: frames from the start of one window to the start of the next.
     """
 
     def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
@@ -44,16 +44,16 @@ class Windows:
             self._num_frames += len(features) - skipped
 
     def finish(self) -> None:
-        """Say that no features follow, so that the last window may be short."""
+        """Finish the input, so that the last window may be short."""
         self._finished = True
 
     @property
     def ready(self) -> bool:
-        """Whether `take` returns a window."""
+        """Whether `take` would return a window."""
         return self._num_frames >= (self._shortest if self._finished else self.length)
 
     def take(self) -> npt.NDArray[np.float32] | None:
-        """The next window [frames, mel], or None before there is one."""
+        """The next window [frames, mel], or None if there is none yet."""
         if not self.ready:
             return None
         frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
@@ -64,6 +64,6 @@ class Windows:
         return frames[: self.length]
 
     def put_back(self, features: npt.NDArray[np.float32]) -> None:
-        """Features [frames, mel] before those that are left: the next window begins with them."""
+        """Put features [frames, mel] before the remaining ones: the next window begins with them."""
         self._parts.insert(0, features)
         self._num_frames += len(features)

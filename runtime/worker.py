@@ -1,4 +1,4 @@
-"""The thread behind a `Transcriber`: a bounded queue of audio, recognised in order, with a callback for each event."""
+"""The thread behind a `Transcriber`: a bounded queue of audio, processed in order, with a callback for each event."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from u2moe.runtime.stream import Stream
 
 _MAX_REPORTS = 1000
-"""Errors of the source that wait to be reported."""
+"""Maximum number of source errors waiting to be reported."""
 _LONGEST_EXIT_S = 5.0
-"""Seconds that an interpreter that exits without `close` waits for the chunk in progress."""
+"""Seconds to wait for the chunk in progress when the interpreter exits without `close`."""
 
 
 @dataclass(kw_only=True)
 class Callbacks:
-    """What a worker calls, in its thread; None: nothing.
+    """Functions that a worker calls in its thread; None: none.
 
     Attributes:
-        on_partial: with each new partial result.
-        on_final: with each final result.
-        on_error: with each error.
-        on_change: after audio was taken from the queue, and at the end.
+        on_partial: called with each new partial result.
+        on_final: called with each final result.
+        on_error: called with each error.
+        on_change: called after audio was taken from the queue, and at the end.
     """
 
     on_partial: Callable[[Result], object] | None = None
@@ -46,16 +46,16 @@ class Callbacks:
 
 
 class Worker:
-    """Recognises what it is fed in a thread of its own. It does not know its `Transcriber`, which may be collected.
+    """Recognises its input in its own thread. Holds no reference to its `Transcriber`, which may be collected.
 
     Attributes:
-        thread: where it works.
+        thread: the thread.
         callbacks: may be replaced until audio is fed.
-        changed: lock of everything here, notified when there is something to do.
-        sample_rate: in Hz, of what is fed; the model's before there is any.
-        max_queue_s: seconds of audio that may wait.
-        num_queued: samples that wait; `num_fed`: samples fed altogether.
-        has_ended: whether nothing is recognised any more.
+        changed: lock for all state, notified when there is something to do.
+        sample_rate: sample rate of the input in Hz; the model's before there is any.
+        max_queue_s: maximum seconds of audio in the queue.
+        num_queued: samples in the queue; `num_fed`: samples fed in total.
+        has_ended: whether it has stopped recognising.
     """
 
     def __init__(self, recognizer: Recognizer, stream: Stream, callbacks: Callbacks, max_queue_s: float) -> None:
@@ -80,7 +80,7 @@ class Worker:
         self.thread.start()
         atexit.register(self._abandon)
 
-    # What follows is called in the threads of the program.
+    # Called in the program's threads.
 
     def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None) -> None:
         """Append samples to the queue; see `Transcriber.feed`."""
@@ -111,7 +111,7 @@ class Worker:
                 self.changed.notify()
 
     def finish(self) -> None:
-        """Say that nothing follows. Idempotent; waits for nothing."""
+        """Finish the input. Idempotent; does not wait."""
         with self.changed:
             self._input_finished = True
             self.changed.notify()
@@ -123,20 +123,20 @@ class Worker:
             self.raise_unreported()
 
     def raise_unreported(self) -> None:
-        """Raise the error that ended it, once, unless it was reported."""
+        """Raise the error that ended it, only once, unless it was reported."""
         if self._error is not None and not self._is_reported:
             self._is_reported = True
             raise self._error
 
     def check_open(self) -> None:
-        """Refuse use after the end; under the lock."""
+        """Raise StreamError after the end; requires the lock."""
         if self._error is not None:
             raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
         if self._input_finished:
             raise StreamError("the input of this transcriber is finished: create another")
 
     def check_rate(self, sample_rate: float | None) -> float:
-        """The rate of what is fed, None being the model's; under the lock. Validates here, not in the thread."""
+        """The sample rate of new input, by default the model's; requires the lock. Validates here, not in the thread."""
         rate = self._model_rate if sample_rate is None else sample_rate
         if not self._has_rate:
             Resampler(rate, self._model_rate)
@@ -145,7 +145,7 @@ class Worker:
             raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
         return rate
 
-    # What follows runs in the worker's thread.
+    # Called in the worker's thread.
 
     def _work(self) -> None:
         error: BaseException | None = None
@@ -173,7 +173,7 @@ class Worker:
             self._decode()
 
     def _take(self) -> npt.NDArray[np.float32] | Exception | None:
-        """What was fed or reported next; None after the last."""
+        """The next samples or report from the queue; None at the end."""
         with self.changed:
             self.changed.wait_for(lambda: self._items or self._input_finished)
             if not self._items:
@@ -191,7 +191,7 @@ class Worker:
             self.callbacks.on_change()
 
     def _decode(self) -> None:
-        """Do the work that is ready, and call back with what is new."""
+        """Do the work that is ready, and call back with new results."""
         try:
             self._recognizer.decode_streams([self.stream])
         except Exception as error:
@@ -215,17 +215,17 @@ class Worker:
         if callback is not None:
             try:
                 callback(result)
-            except Exception as error:  # noqa: BLE001 - the program's own; recognition goes on if it can be reported
+            except Exception as error:  # noqa: BLE001 - of the program; recognition continues if it can be reported
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Report an error, or raise it without `on_error`."""
+        """Report an error, or raise it if there is no `on_error`."""
         if self.callbacks.on_error is None:
             raise error
         self.callbacks.on_error(error)
 
     def _abandon(self) -> None:
-        """Let go of the interpreter: it must not end while the thread runs in onnxruntime."""
+        """Wait for the chunk in progress: the interpreter must not exit while the thread is in onnxruntime."""
         with self.changed:
             self._is_abandoned = self._input_finished = True
             self._items.clear()

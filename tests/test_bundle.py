@@ -190,7 +190,7 @@ def test_special_files(folder):
         (lambda c: c["model"].update(feature_size=40), "feature_size of the model must be num_mel_bins 80, got 40"),
         (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms and frame_length_ms must be"),
         (lambda c: c["decoding"].update(reverse_weight=2), "reverse_weight must be between 0 and 1, got 2"),
-        (lambda c: c["decoding"].update(ctc_weight=10**400), "ctc_weight: is beyond what a number of 64 bits holds"),
+        (lambda c: c["decoding"].update(ctc_weight=10**400), "ctc_weight: is too large for a 64-bit number"),
         (lambda c: c["decoding"].update(ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
         (lambda c: c["model"].update(decoder="lstm"), "model: decoder: found 'lstm'"),
         (lambda c: c.update(model=None), "model: found None, expected an object"),

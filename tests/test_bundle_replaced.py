@@ -191,7 +191,7 @@ def test_weights_that_the_manifest_does_not_list(beside, tmp_path):
     files = {name: digest for name, digest in bundle.manifest.files.items() if name != "encoder.onnx.data"}
     bundle.manifest.files.clear()
     bundle.manifest.files.update(files)
-    with pytest.raises(BundleError, match=r"encoder\.onnx: weights lie in 'encoder\.onnx\.data', which the manifest"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx: weights are in 'encoder\.onnx\.data', which the manifest"):
         bundle.load()
 
 

@@ -16,7 +16,7 @@ def test_one_channel_is_recognised(recognizer, sound, tmp_path):
         assert recognizer.transcribe(tmp_path / "anti.wav") != expected
     with pytest.raises(AudioError, match="there is no channel 2"):
         recognizer.transcribe(tmp_path / "anti.wav", channel=2)
-    with pytest.raises(ValueError, match="channel is for files"):
+    with pytest.raises(ValueError, match="channel is only for files"):
         recognizer.transcribe(sound, channel=0)
 
 

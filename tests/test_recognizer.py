@@ -198,7 +198,7 @@ def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
     recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
     assert recognizer.transcribe(sound) == Recognizer(bundle, bundle.load(), options).transcribe(sound)
     monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", tmp_path)
-    with pytest.raises(BundleError, match="holds no demo model"):
+    with pytest.raises(BundleError, match="has no demo model"):
         Recognizer.from_pretrained()
     monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
     assert Recognizer.from_pretrained().bundle.path == bundle.path

@@ -96,7 +96,7 @@ def test_use_after_finish(recognizer, sound):
     with pytest.raises(StreamError, match="finished: reset it"):
         stream.accept_waveform(16_000, sound)
     assert stream.duration == len(sound) / 16_000  # nothing was appended
-    with pytest.raises(StreamError, match="finished already"):
+    with pytest.raises(StreamError, match="already finished"):
         stream.input_finished()
     recognizer.decode_streams([stream])
     with pytest.raises(StreamError, match="finished"):

@@ -70,7 +70,7 @@ def measure(cell: Cell, networks: Networks, repetitions: int | None = None) -> d
 
 
 def _measure_bound(cell: Cell, networks: Networks, repetitions: int) -> dict[str, Any]:
-    """Time and bound of each part of the encoder, as `bound.compare` returns it, for all models except the large one."""
+    """Time and bound of each part of the encoder, as `bound.compare` returns it, except for the large model."""
     bundles = {name: bundle for name, bundle in networks.bundles(cell.precision).items() if name != LARGE}
     probes = {name: Probe(bundle, num_threads=cell.num_threads) for name, bundle in bundles.items()}
     footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]

@@ -1,1 +1,1 @@
-"""Lists of recordings with what is said in them, and scoring of recognised text against that."""
+"""Lists of recordings with transcripts, and scoring of recognised text against them."""

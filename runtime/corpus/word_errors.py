@@ -1,4 +1,4 @@
-"""Word errors of recognised text against transcripts, and the lists of recordings that carry them. No model here."""
+"""Lists of recordings with transcripts, and word errors of recognised text. Independent of models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from u2moe.runtime.errors import AudioError
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """An audio file and what is said in it."""
+    """An audio file and its transcript."""
 
     path: Path
     transcript: str
 
 
 def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
-    """Recordings of a text file with "path<TAB>transcript" per line; paths are relative to the file's folder.
+    """Recordings from a text file with lines of "path<TAB>transcript"; paths are relative to the file's folder.
 
     Raises:
-        AudioError: a file that cannot be read, or a line that is not of that form; names file and line.
+        AudioError: the file cannot be read, or a line is malformed; names file and line.
     """
     path = Path(file)
     try:
@@ -44,13 +44,13 @@ def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
 
 
 def words(text: str) -> list[str]:
-    """The words that are compared: upper case, without punctuation, apostrophes kept, CJK characters one by one."""
+    """The words to compare: upper case, without punctuation except apostrophes, CJK characters as single words."""
     spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", text.upper().replace("\u2019", "'"))
     return re.findall(r"[\w']+", spaced)
 
 
 def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
-    """Fewest substitutions, deletions and insertions that turn one sequence into the other."""
+    """The minimum number of substitutions, deletions and insertions between the two sequences."""
     row = list(range(len(hypothesis) + 1))
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
@@ -63,7 +63,7 @@ def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> 
 
 
 def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
-    """Places in both sequences of what is equal in one of the alignments with the fewest edits, in order."""
+    """Index pairs of equal items in an alignment with the minimum number of edits, in order."""
     rows = [list(range(len(hypothesis) + 1))]
     for number, expected in enumerate(reference, 1):
         above, row = rows[-1], [number]
@@ -87,13 +87,13 @@ def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[t
 
 @dataclass(kw_only=True)
 class WordErrors:
-    """Errors over any number of texts."""
+    """Word errors, accumulated over texts."""
 
     num_errors: int = 0
     num_words: int = 0
 
     def add(self, transcript: str, text: str) -> None:
-        """Count one text against its transcript."""
+        """Count the errors of one text against its transcript."""
         reference = words(transcript)
         self.num_errors += edit_distance(reference, words(text))
         self.num_words += len(reference)

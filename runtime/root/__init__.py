@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# onnxruntime reads this when it is imported, and every import of ours, of `u2moe.runtime` too, first passes here. It
-# would else collect telemetry (a device id and a database below the home folder, look-ups in the network), and forked
-# processes would hang at their exit. Whoever sets the variable keeps what it says.
+# onnxruntime reads this when it is imported, and every import of u2moe, including `u2moe.runtime`, executes this file
+# first. Otherwise it would collect telemetry (a device id and a database below the home folder, network look-ups), and
+# forked processes would hang on exit. A value set by the user is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Look a name up in `u2moe.runtime` (PEP 562): `import u2moe`, which every sub-package implies, loads nothing."""
+    """Look up a name in `u2moe.runtime` (PEP 562), so that `import u2moe`, part of every import, loads nothing."""
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 
