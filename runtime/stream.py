@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Recognises one source, one utterance after the other. Made by `Recognizer.create_stream`.
+    """Recognises one source, one utterance at a time. Created by `Recognizer.create_stream`.
 
-    Samples go in by `accept_waveform` in any portions: how they are split changes nothing. `Recognizer.decode_streams`
-    does the work; `get_result` is what is known of the utterance at hand. After `input_finished` and a decode it is
-    final, and `reset` makes the stream ready for another source.
+    `accept_waveform` takes samples in any portions; the split does not matter. `Recognizer.decode_streams` does the
+    work; `get_result` returns the partial or final result of the current utterance. After `input_finished` and a decode
+    it is final, and `reset` prepares the stream for another source.
 
     With `DecodingOptions.endpoint`, utterances end by its rules, exact to the frame. `take_segments` returns each
     finished one once, and the stream continues, with times from its first sample. Otherwise there is one utterance.

@@ -136,7 +136,7 @@ class Worker:
             raise StreamError("the input of this transcriber is finished: create another")
 
     def check_rate(self, sample_rate: float | None) -> float:
-        """The sample rate of new input, by default the model's; requires the lock. Validates here, not in the thread."""
+        """Sample rate of new input, by default the model's; requires the lock. Validated here, not in the worker."""
         rate = self._model_rate if sample_rate is None else sample_rate
         if not self._has_rate:
             Resampler(rate, self._model_rate)
