@@ -138,7 +138,7 @@ def test_audio_that_is_refused(recognizer, tmp_path):
         recognizer.transcribe(tmp_path / "none.wav")
     with pytest.raises(AudioError, match="NaN"):
         recognizer.transcribe(np.array([np.nan]))
-    with pytest.raises(ValueError, match="a file knows its own"):
+    with pytest.raises(ValueError, match="a file has its own"):
         recognizer.transcribe("a.wav", 16_000)
 
 
