@@ -458,7 +458,7 @@ def test_options_are_checked_at_birth():
         (["--tune", "--tune-for", "full", "--tune-tokens", "4"], "--tune-for and --tune-tokens exclude each other"),
         (["--tune", "--tune-tokens", "few"], "--tune-tokens must be COUNT or COUNT=SHARE, got 'few'"),
         (["--tune", "--tune-tokens", "4=much"], "--tune-tokens must be COUNT or COUNT=SHARE, got '4=much'"),
-        (["--tune", "--tune-tokens", "4", "4=2"], "--tune-tokens must name every count once, got 4 twice"),
+        (["--tune", "--tune-tokens", "4", "4=2"], "--tune-tokens must name each count once, got 4 twice"),
         (["--tune", "--tune-tokens", "0"], "tokens per call must be at least 1, got 0"),
         (["--tune", "--tune-threads", "0"], "num_threads must be at least 1, got 0"),
         (["--tune", "--recipe", "fp16"], "tune chooses kernels for experts in int8 or int4, got experts in fp32"),

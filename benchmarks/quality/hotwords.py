@@ -119,11 +119,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         "table": table(header, rows),
         "weight": f"{results['weight']:g}",
-        "found_without": f"{sum(found['without']['num_rare_found'] for found in longest) / num_rare:.0%}",
-        "found_with": f"{sum(found['with']['num_rare_found'] for found in longest) / num_rare:.0%}",
+        "found_without": _share(sum(found["without"]["num_rare_found"] for found in longest), num_rare),
+        "found_with": _share(sum(found["with"]["num_rare_found"] for found in longest), num_rare),
         "errors_without": f"{sum(found['without']['num_errors'] for found in longest) / num_words:.1%}",
         "errors_unrelated": f"{sum(found['unrelated']['num_errors'] for found in longest) / num_words:.1%}",
     }
+
+
+def _share(num_found: int, num_rare: int) -> str:
+    """The share of rare words that are found; recordings of common words alone have none."""
+    return f"{num_found / num_rare:.0%}" if num_rare else "none"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
