@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -236,7 +237,9 @@ class Source:
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self._model.config.output_size
-        self.utterance = Utterance(number, start, self._new_search, output_size=output_size, keeps_output=needs_output)
+        # Not a method: an utterance that referred to its source would keep the model until the garbage is collected.
+        new_search = partial(_new_search, self.options, self._model.config.blank, self.context)
+        self.utterance = Utterance(number, start, new_search, output_size=output_size, keeps_output=needs_output)
         self._reception.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()
@@ -248,12 +251,6 @@ class Source:
             silence = self._endpointer.trailing_silence
             self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
 
-    def _new_search(self) -> GreedySearch | PrefixBeamSearch:
-        blank = self._model.config.blank
-        if self.options.search in ("ctc_greedy", "attention"):
-            return GreedySearch(blank)
-        return PrefixBeamSearch(self.options.beam_size, blank, self.context)
-
     def _no_caches(self) -> CacheRow:
         return split_rows(self._model.encoder.start(), [0])[0]
 
@@ -262,3 +259,9 @@ class Source:
         return Frames(
             output=np.zeros((0, config.output_size), np.float32), log_probs=np.zeros((0, config.vocab_size), np.float32)
         )
+
+
+def _new_search(options: DecodingOptions, blank: int, context: ContextGraph | None) -> GreedySearch | PrefixBeamSearch:
+    if options.search in ("ctc_greedy", "attention"):
+        return GreedySearch(blank)
+    return PrefixBeamSearch(options.beam_size, blank, context)

@@ -1,5 +1,7 @@
 import dataclasses
+import gc
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -217,3 +219,19 @@ def test_warm_up_runs_every_graph_and_changes_no_result(bundle, model, sound, mo
     assert (ran.count("encoder") > 1) == streaming
     monkeypatch.undo()
     assert recognizer.transcribe(sound) == expected
+
+
+def test_what_is_dropped_is_freed_at_once(bundle, sound):
+    """Not when the garbage is collected: a model may hold a gigabyte."""
+    recognizer = Recognizer(bundle, bundle.load())
+    recognizer.transcribe(sound)
+    stream = recognizer.create_stream()
+    stream.accept_waveform(16_000, sound)
+    recognizer.decode_streams([stream])
+    model = weakref.ref(recognizer.model)
+    gc.disable()
+    try:
+        del recognizer, stream
+        assert model() is None
+    finally:
+        gc.enable()
