@@ -24,6 +24,10 @@ _LIVE_LEAD_S = 1.0
 """A session whose audio is further ahead of the clock than this is no live one."""
 _MAX_AHEAD = 4
 """Sessions that are not live and yet served in one round: they get what the live ones leave."""
+_INTERVAL_S = 0.002
+"""Seconds for each session from one round of live ones to the next, at least. Chunks decoded together take down
+to a third of the time, so the more sessions there are, the longer they wait for each other; within these bounds:"""
+_SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 0.02, 0.1
 _ROUND_S = 0.64
 """Seconds of audio that a session gets recognised in one round, at most."""
 
@@ -45,8 +49,9 @@ class Scheduler:
         self._sessions: dict[Inbox, Session] = {}
         self._changed = threading.Condition()
         self._has_news = False
-        self._is_stopped = False
+        self._stopping = threading.Event()
         self._round = 0
+        self._next_time = 0.0
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
         self._thread.start()
@@ -67,11 +72,13 @@ class Scheduler:
     def stop(self) -> None:
         """End the thread after the round at hand, and wait for that."""
         with self._changed:
-            self._is_stopped = True
+            self._stopping.set()
             self._changed.notify()
         self._thread.join()
 
     def _wake(self) -> None:
+        if self._has_news:  # set back before the thread looks for news: what is put there before this is seen
+            return
         with self._changed:
             self._has_news = True
             self._changed.notify()
@@ -86,13 +93,16 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._has_news or self._is_stopped)
-                if self._is_stopped:
+                self._changed.wait_for(lambda: self._has_news or self._stopping.is_set())
+            self._stopping.wait(max(0.0, self._next_time - time.monotonic()))
+            with self._changed:
+                if self._stopping.is_set():
                     return
+                self._has_news = False
                 for inbox in [inbox for inbox in self._sessions if inbox.is_closed]:
                     del self._sessions[inbox]
                 inboxes = self._choose([inbox for inbox in self._sessions if inbox.has_work])
-                self._has_news = bool(inboxes)
+                self._has_news = self._has_news or bool(inboxes)
             if inboxes:
                 self._serve(inboxes)
 
@@ -103,6 +113,8 @@ class Scheduler:
         ahead: list[Inbox] = []
         for inbox in ready:
             (ahead if inbox.taken_s - (now - inbox.start) > _LIVE_LEAD_S else live).append(inbox)
+        interval = min(max(_INTERVAL_S * len(self._sessions), _SHORTEST_INTERVAL_S), _LONGEST_INTERVAL_S)
+        self._next_time = 0.0 if ahead else now + interval
         ahead.sort(key=lambda inbox: inbox.last_round)
         return live + ahead[:_MAX_AHEAD]
 
@@ -129,7 +141,7 @@ class Scheduler:
         try:
             self._loop.call_soon_threadsafe(self._deliver, outcomes)
         except RuntimeError:  # the loop is closed: nobody waits
-            self._is_stopped = True
+            self._stopping.set()
 
     def _count(self, feed: _Feed, outcome: Outcome, now: float) -> None:
         self._metrics.count("audio_seconds", "stream", feed.duration)
