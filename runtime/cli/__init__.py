@@ -1,4 +1,4 @@
-"""The command `u2moe`: parse, one call. Sub-commands of other packages are imported when asked for."""
+"""The command `u2moe`: parse, one call. Sub-commands of other packages are imported on demand."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 OTHER_COMMANDS = {
     "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
-    "inspect": ("u2moe.quantize.cli", "add_inspect", "show what is in a bundle"),
+    "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
-    "serve": ("u2moe.runtime.server.cli", "add_serve", "a server for the clients that people have"),
+    "serve": ("u2moe.runtime.server.cli", "add_serve", "run a server for existing speech recognition clients"),
     "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
-"""Module, function and help of each sub-command that lives in another package."""
+"""Module, function and help text of each sub-command in another package."""
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
     "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
 }  # fmt: skip
-"""The extra that brings each package which only some sub-commands need."""
+"""The extra that installs each package needed by only some sub-commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 good, 1 something failed, 2 wrong usage."""
+    """Run the command line; returns the exit code: 0 for success, 1 for a failure, 2 for wrong usage."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     with standard_streams(), warnings_as_lines():
         return _run(arguments)

@@ -1,4 +1,4 @@
-"""Options that several sub-commands have: which model, and how it decodes."""
+"""Options shared by several sub-commands: the model, and how to decode."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ Subparsers = Any  # argparse has no public name for it
 
 
 def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
-    """Options of model and decoding; `chunk_size` says what the default chunk size is."""
+    """Options for model and decoding; `chunk_size` describes the default chunk size."""
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument("--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
-    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring where there is a decoder")
+    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
     parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
-    parser.add_argument("--ctc-weight", type=float, metavar="X", help="of the first pass (default: from the bundle)")
-    parser.add_argument("--reverse-weight", type=float, metavar="X", help="of the right-to-left decoder, 0 to 1")
+    parser.add_argument(
+        "--ctc-weight", type=float, metavar="X", help="weight of the first pass (default: from the bundle)"
+    )
+    parser.add_argument("--reverse-weight", type=float, metavar="X", help="weight of the right-to-left decoder, 0 to 1")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
 
 
 def make_recognizer(args: argparse.Namespace) -> Recognizer:
-    """The recogniser that the options ask for."""
+    """The recogniser for the options."""
     return Recognizer.from_pretrained(
         args.model,
         providers=args.providers.split(",") if args.providers else None,
@@ -48,7 +50,7 @@ def make_recognizer(args: argparse.Namespace) -> Recognizer:
 
 
 def read_hotwords(file: Path) -> list[str | tuple[str, float]]:
-    """Phrases of a file, those with a weight of their own with it."""
+    """Hotwords in a file, with their weights if given."""
     try:
         return parse_hotwords(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

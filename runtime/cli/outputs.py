@@ -1,4 +1,4 @@
-"""A folder of transcripts, and the record of what made each: so a second run does what is missing or has changed."""
+"""A folder of transcripts with a record of how each was made, so that a second run redoes only what has changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from u2moe.runtime.cli.terminal import escaped
 from u2moe.runtime.errors import U2moeError
 
 RECORDS = ".u2moe.jsonl"
-"""One line for each transcript that was written: its name and digest, what made it, and of which recording."""
+"""One line per written transcript: its name and digest, how it was made, and from which recording."""
 _PART = ".part"
 _STALE_S = 3600.0
 
@@ -25,12 +25,12 @@ State = Literal["missing", "done", "outdated", "foreign"]
 
 
 class OutputFolder:
-    """Where transcripts go; any number of processes may write into the same folder.
+    """A folder for transcripts; several processes may write to it at once.
 
     Args:
-        folder: made if it is missing.
-        file_format: name of the format, the suffix of the files.
-        files: recordings, each with a name of its own.
+        folder: created if missing.
+        file_format: name of the format, also the suffix of the files.
+        files: recordings with distinct names.
 
     Raises:
         ValueError: two recordings would be written to the same file.
@@ -42,25 +42,27 @@ class OutputFolder:
         self._format = file_format
         for output, count in Counter(map(self.output_of, files)).items():
             if count > 1:
-                raise ValueError(f"{count} files would be written to {output}: rename them, or recognise them apart")
+                raise ValueError(
+                    f"{count} files would be written to {output}: rename them, or recognise them separately"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         self._remove_stale_parts()
         self._part().unlink()
         self._records = self._read_records()
 
     def output_of(self, file: Path) -> Path:
-        """Where the transcript of a recording goes."""
+        """The file for the transcript of a recording."""
         return self.folder / f"{file.stem}.{self._format}"
 
     def partial_of(self, file: Path) -> Path:
-        """Where what there is of a transcript goes that is not complete."""
+        """The file for an incomplete transcript of a recording."""
         return self.folder / f"{file.stem}.{self._format}.partial"
 
     def state_of(self, file: Path, made_by: Any) -> State:
-        """Whether there is a transcript, and whether it was made by this, of the recording as it is now.
+        """Whether there is a transcript, made in the same way from the present recording.
 
-        `made_by` is what decides a transcript besides its recording, model and options, as JSON holds them.
-        "foreign": it is not as it was written here, or was never.
+        `made_by` describes everything that affects a transcript besides the recording, such as model and options, as
+        JSON. "foreign": it was not written here, or has been edited since.
         """
         try:
             content = self.output_of(file).read_bytes()
@@ -73,7 +75,7 @@ class OutputFolder:
         return "done" if _record(file, made_by) in map(_without_output, records) else "outdated"
 
     def write(self, file: Path, content: str, made_by: Any) -> None:
-        """Write a complete transcript: all or nothing, so that whatever is there is whole.
+        """Write a complete transcript atomically.
 
         Raises:
             U2moeError: it cannot be written; names the file.
@@ -81,7 +83,7 @@ class OutputFolder:
         encoded, output = _encoded(content, self._format), self.output_of(file)
         record = {"output": output.name, "sha256": hashlib.sha256(encoded).hexdigest(), **_record(file, made_by)}
         with _writing(output):
-            # The record comes first, and counts only for a file of the same content: none is without one.
+            # The record comes first and counts only for a file with the same content, so no file lacks one.
             with (self.folder / RECORDS).open("ab") as records:
                 records.write(b"\n" + json.dumps(record).encode() + b"\n")
             self._replace(output, encoded)
@@ -89,7 +91,7 @@ class OutputFolder:
                 self.partial_of(file).unlink()
 
     def write_partial(self, file: Path, content: str) -> Path:
-        """Write what there is of a transcript that is not complete, under a name that says so. Returns that."""
+        """Write an incomplete transcript under a name that says so. Returns the file."""
         partial = self.partial_of(file)
         with _writing(partial):
             self._replace(partial, _encoded(content, self._format))
@@ -106,20 +108,20 @@ class OutputFolder:
             raise
 
     def _part(self) -> Path:
-        """A new empty file that nobody else writes to."""
+        """A new empty file that no other process writes to."""
         part = self.folder / f".{secrets.token_hex(8)}{_PART}"
         part.touch(exist_ok=False)
         return part
 
     def _remove_stale_parts(self) -> None:
-        """Remove what killed processes have left; writing one takes no hour."""
+        """Remove leftovers of killed processes: files older than an hour."""
         for part in self.folder.glob(f".*{_PART}"):
             with contextlib.suppress(OSError):
                 if time.time() - part.stat().st_mtime > _STALE_S:
                     part.unlink()
 
     def _read_records(self) -> list[dict[str, Any]]:
-        """Records of all that was written here; a line that a killed process left unfinished is none."""
+        """Records of all files written here; ignores a line left unfinished by a killed process."""
         try:
             lines = (self.folder / RECORDS).read_bytes().splitlines()
         except FileNotFoundError:
@@ -134,10 +136,10 @@ class OutputFolder:
 
 
 def try_to_write(file: Path | None) -> None:
-    """Find out before long work whether its report can be written to `file`, which is left as it is.
+    """Check before long work whether its report can be written to `file`, without changing it.
 
     Raises:
-        OSError: it cannot.
+        OSError: it cannot be written.
     """
     if file is None:
         return
@@ -149,7 +151,7 @@ def try_to_write(file: Path | None) -> None:
 
 
 def _record(file: Path, made_by: Any) -> dict[str, Any]:
-    """What made a transcript, with what tells a recording from a changed one."""
+    """How a transcript was made, with data to detect a changed recording."""
     source: Any = None
     with contextlib.suppress(OSError):
         status = file.stat()
@@ -162,7 +164,7 @@ def _without_output(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(content: str, file_format: str) -> bytes:
-    """The content of a file; the name of a recording in it may be no text."""
+    """The encoded content of a file; the name of a recording in it may not be valid text."""
     if file_format == "json":
         with contextlib.suppress(UnicodeEncodeError):
             return content.encode()
@@ -177,5 +179,5 @@ def _writing(file: Path) -> Iterator[None]:
     except OSError as error:
         message = f"{file}: cannot be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(message) from error  # the next file fares no better
+            raise OSError(message) from error  # the next file would also fail
         raise U2moeError(message) from error

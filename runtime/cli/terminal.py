@@ -1,4 +1,4 @@
-"""What the command line writes to stdout and stderr, be they terminals, files, pipes or closed."""
+"""Output of the command line to stdout and stderr, whether they are terminals, files, pipes or closed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _BAR_WIDTH = 20
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make sure that there are a stdout and a stderr, whatever the program was started with.
+    """Make sure that stdout and stderr exist, however the program was started.
 
-    File names that are no text are written as the bytes they are. A stdout that is closed refuses what is written.
+    File names that are not valid text are written as their original bytes. Writing to a closed stdout is an error.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, so that no file of ours gets it
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so that no other file gets it
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
     with contextlib.ExitStack() as stack:
@@ -48,7 +48,7 @@ class _Closed(io.TextIOBase):
 
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Write an AudioWarning as a line on stderr, each as often as it comes."""
+    """Write every AudioWarning as a line on stderr."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", AudioWarning)
         show = warnings.showwarning
@@ -71,10 +71,10 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def print_result(text: str) -> None:
-    """Write a result, with its line feed, to stdout at once.
+    """Write a result, including its line feed, to stdout immediately.
 
     Raises:
-        BrokenPipeError: nobody reads it any more.
+        BrokenPipeError: the reader has closed the pipe.
         U2moeError: it cannot be written, or not in the encoding of stdout.
     """
     try:
@@ -93,7 +93,7 @@ def print_result(text: str) -> None:
 
 
 def print_json(line: str) -> None:
-    """Write a line of JSON as `print_result`, with escapes where the encoding of stdout lacks a character."""
+    """Write a line of JSON like `print_result`, escaping characters that stdout cannot encode."""
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -107,13 +107,13 @@ def escaped(line: str) -> str:
 
 
 def silence_stdout() -> None:
-    """Forget what stdout could not take, which Python would complain about at its exit."""
+    """Discard unwritten output, about which Python would complain on exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_progress(text: str, *, keep: bool = False) -> None:
-    """Show a line on stderr: in place on a terminal; elsewhere only those to `keep`."""
+    """Show a line on stderr: in place on a terminal; elsewhere only lines to `keep`."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")
@@ -122,7 +122,7 @@ def show_progress(text: str, *, keep: bool = False) -> None:
 
 
 def complain(message: str) -> None:
-    """Say on stderr what failed, on a line of its own."""
+    """Report an error on stderr, on a separate line."""
     _tell("error", message)
 
 
@@ -132,13 +132,13 @@ def _tell(kind: str, message: str) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens: results do not depend on it
+    with contextlib.suppress(OSError):  # messages are lost, but results do not depend on them
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 class ProgressBar:
-    """How far several files are, on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
+    """The progress of several files, on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
@@ -147,12 +147,12 @@ class ProgressBar:
         self._begin = time.monotonic()
 
     def begin(self, number: int) -> None:
-        """Go to a file."""
+        """Start a file."""
         self._number = number
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
-        """Draw it with so many seconds of the file done."""
+        """Draw it with `seconds` of the file done."""
         done = sum(self._durations[: self._number]) + min(seconds, self._durations[self._number])
         share = done / max(sum(self._durations), 1e-9)
         drawn = round(share * _BAR_WIDTH)

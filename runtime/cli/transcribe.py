@@ -1,4 +1,4 @@
-"""`u2moe transcribe`: files, folders and pipes, one after the other; what fails with one does not stop the others."""
+"""`u2moe transcribe`: files, folders and pipes, one at a time; a failure of one does not stop the others."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def add_transcribe(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "transcribe",
         help="recognise audio files",
-        description="Recognise audio files (WAV, FLAC, MP3, Ogg and more, any rate and channel count). Without files "
-        "the clips that come with the package, without --model the model that comes with it. One file as text is "
-        "printed segment by segment, as they are found.",
+        description="Recognise audio files (WAV, FLAC, MP3, Ogg and more, any sample rate and number of channels). By "
+        "default, uses the demo model and its clips. The text of a single file is printed segment by segment as it "
+        "is recognised.",
     )
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="audio files, folders of them, pipes; -: standard input"
+        "files", nargs="*", type=Path, metavar="FILE", help="audio files, folders, pipes; -: standard input"
     )
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
     parser.add_argument(
@@ -48,25 +48,28 @@ def add_transcribe(subparsers: Subparsers) -> None:
         action="store_true",
         help="recognise only where silero VAD finds speech (pip install --no-deps silero-vad)",
     )
-    parser.add_argument("--vad-model", type=Path, metavar="FILE", help="the same with this ONNX file of silero VAD")
+    parser.add_argument("--vad-model", type=Path, metavar="FILE", help="like --vad, with this ONNX file of silero VAD")
     parser.add_argument(
-        "--channel", type=int, metavar="N", help="only this channel, 0 the left one (default: the average of all)"
+        "--channel",
+        type=int,
+        metavar="N",
+        help="use only this channel, 0 for the left one (default: the average of all)",
     )
-    add_decoding(parser, chunk_size="full context, or with --stream what the model was trained for")
+    add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
     parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
     parser.add_argument(
         "-o",
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="write one file per recording, except those that this model and these options have made there before",
+        help="write one file per recording, except those already made with the same model and options",
     )
-    parser.add_argument("--overwrite", action="store_true", help="with -o: write all, whatever is there")
+    parser.add_argument("--overwrite", action="store_true", help="with -o: write all files, replacing existing ones")
     parser.set_defaults(run=run_transcribe)
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
-    """Recognise every file; one that fails is reported, and the rest done."""
+    """Recognise every file; failures are reported, and the rest continues."""
     _check(args)
     files, num_failed = _find(args.files or [DEMO_FOLDER / "clips"])
     num_asked = len(files) + num_failed
@@ -100,9 +103,9 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other, or would do nothing."""
+    """Raise ValueError for options that contradict each other or would have no effect."""
     if _has_vad(args) and args.stream:
-        raise ValueError("--vad is for recordings as a whole: leave out --stream")
+        raise ValueError("--vad needs whole recordings: leave out --stream")
     if args.left_chunks is not None and args.chunk_size is None and not args.stream:
         raise ValueError("--left-chunks needs --chunk-size or --stream: full context has no chunks")
     if args.overwrite and args.output_dir is None:
@@ -114,7 +117,7 @@ def _has_vad(args: argparse.Namespace) -> bool:
 
 
 def _find(paths: list[Path]) -> tuple[list[Path], int]:
-    """Recordings at these places, and how many of these have none."""
+    """Recordings at these paths, and the number of paths without any."""
     files, num_failed = [], 0
     for path in paths:
         try:
@@ -126,7 +129,7 @@ def _find(paths: list[Path]) -> tuple[list[Path], int]:
 
 
 def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]:
-    """What decides a transcript besides its recording."""
+    """Everything that affects a transcript besides its recording."""
 
     def digest(file: Path | None) -> str | None:
         return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
@@ -143,7 +146,7 @@ def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]
 
 
 def _missing(outputs: OutputFolder, files: list[Path], made_by: Any) -> list[Path]:
-    """Recordings to recognise: those without a transcript, and those whose transcript something else has made."""
+    """Recordings to recognise: those without a transcript, or with one made in another way."""
     states = {file: outputs.state_of(file, made_by) for file in files}
     counts = Counter(states.values())
     if counts["done"]:
@@ -165,7 +168,7 @@ def _missing(outputs: OutputFolder, files: list[Path], made_by: Any) -> list[Pat
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """How one recording after the other is recognised, and where its transcript goes."""
+    """Recognises recordings one at a time, and writes their transcripts."""
 
     args: argparse.Namespace
     recognizer: Recognizer
@@ -180,7 +183,7 @@ class _Job:
         return self.is_single and self.outputs is None and self.args.format == "txt"
 
     def recognize(self, file: Path, on_progress: Callable[[float], None]) -> tuple[Transcript, bool]:
-        """A transcript, and whether Ctrl-C has ended it: it then holds what was recognised before."""
+        """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before."""
         segments: list[Result] = []
         seconds, error = 0.0, None
 
@@ -214,7 +217,7 @@ class _Job:
         return Transcript.of(segments, seconds, error), False
 
     def _stream(self, file: Path, on_progress: Callable[[float], None], found: Callable[[Result], None]) -> None:
-        """Recognise a file as if it were live, showing on stderr how the text grows."""
+        """Recognise a file as if it were live, showing partial results on stderr."""
         stream = self.recognizer.create_stream()
         sample_rate = self.recognizer.bundle.manifest.features.sample_rate
         shown = ""
@@ -228,7 +231,7 @@ class _Job:
                     shown = text
                     show_progress(text, keep=True)
         except (AudioError, KeyboardInterrupt):
-            with contextlib.suppress(U2moeError):  # what was recognised so far is what counts now
+            with contextlib.suppress(U2moeError):  # keep what was recognised so far
                 stream.input_finished()
                 self._decode(stream, found)
             raise
@@ -241,7 +244,7 @@ class _Job:
             found(segment)
 
     def write(self, file: Path, transcript: Transcript) -> None:
-        """Write a transcript where it goes; one that is not complete never takes the place of one that is."""
+        """Write a transcript to its file; an incomplete one never replaces a complete one."""
         if self.prints_segments:
             return
         name = str(file)
