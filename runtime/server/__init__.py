@@ -1,4 +1,4 @@
-"""`u2moe serve`: the recogniser as a server. One session type, one scheduler, one file for each protocol, and a page.
+"""`u2moe serve`: the recogniser as a server. One session type, one scheduler, one file per protocol, and a web page.
 
-Needs the packages of the extra `[server]`; nothing else of the runtime imports it.
+Needs the packages of the extra `[server]`; nothing else in the runtime imports it.
 """

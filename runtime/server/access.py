@@ -1,4 +1,4 @@
-"""Who may ask: the API key, and the origins whose pages may. Wraps the application, and knows no protocol."""
+"""Access control: the API key and allowed origins. Wraps the application, independently of protocols."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.metrics import Metrics
 
 _KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
-"""Pages cannot set headers of a WebSocket: they offer the key as a subprotocol."""
+"""Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""
 
 
 class Access:
-    """Lets through what may be asked, and refuses the rest with 401 or 403.
+    """Passes allowed requests on, and refuses others with 401 or 403.
 
     The key is taken from `Authorization: Bearer KEY`, from a WebSocket's subprotocol, or from `?api_key=KEY` for
-    clients that can only be told a URL. Pages of other origins may only use the server if their origin is listed, but
-    for those that speak one of the protocols that have a port of their own.
+    clients that are configured only with a URL. Pages from other origins may use the server only if their origin is
+    listed, except with a protocol on its own port.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Access:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let the application do so."""
+        """Refuse the request, or pass it to the application."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -81,14 +81,14 @@ class Access:
 
 
 class RootProtocols:
-    """Lets `/` of certain ports speak a protocol whose clients cannot name a path."""
+    """Serves a protocol at `/` on certain ports, for clients that cannot name a path."""
 
     def __init__(self, app: ASGIApp, ports: Mapping[int, str]) -> None:
         self._app = app
         self._ports = ports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer."""
+        """Pass the request to the application."""
         if scope["type"] == "websocket" and scope["path"] == "/" and scope.get("server"):
             protocol = self._ports.get(scope["server"][1])
             if protocol is not None:

@@ -1,4 +1,4 @@
-"""How many live streams the server takes, so that those it has taken are recognised as they come."""
+"""Limits the number of live streams, so that accepted ones are recognised in real time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.metrics import Metrics
 
 _SHARE = 0.6
-"""Of the measured throughput is promised: the rest is for the event loop, and for streams whose chunks coincide."""
+"""Share of the measured throughput to use; the rest is for the event loop and for streams whose chunks coincide."""
 _MEASURED_STREAMS = 8
 _MEASURED_S = 4.0
 
 
 class Admission:
-    """Places for live streams. One that has none free refuses at once, so that those inside keep their pace.
+    """Places for live streams. If none is free it refuses immediately, so that running streams stay in real time.
 
     Attributes:
         capacity: number of places.
-        is_stopping: whether nobody is let in any more.
+        is_stopping: whether new streams are refused.
     """
 
     def __init__(self, capacity: int, metrics: Metrics) -> None:
@@ -39,14 +39,14 @@ class Admission:
 
     @property
     def num_taken(self) -> int:
-        """Places that are taken."""
+        """Number of occupied places."""
         return self._num_taken
 
     def enter(self) -> None:
-        """Take a place, which must be given back by `leave`.
+        """Take a place, to be returned by `leave`.
 
         Raises:
-            UnavailableError: there is none, or the server is about to stop.
+            UnavailableError: none is free, or the server is about to stop.
         """
         if self.is_stopping:
             self._metrics.count("refusals", "stopping")
@@ -58,15 +58,15 @@ class Admission:
         self._metrics.set("streams", self._num_taken)
 
     def leave(self) -> None:
-        """Give a place back."""
+        """Return a place."""
         self._num_taken -= 1
         self._metrics.set("streams", self._num_taken)
 
 
 def measure_capacity(recognizer: Recognizer, options: DecodingOptions) -> int:
-    """How many live streams one thread of this machine recognises with time to spare, by trying it for a moment.
+    """Number of live streams that one thread of this machine can recognise with time to spare, by a short measurement.
 
-    Eight streams of speech are decoded as fast as it goes, second pass included; the better of two runs counts.
+    Eight streams of speech are decoded at full speed, including the second pass; the better of two runs counts.
     """
     rate = recognizer.bundle.manifest.features.sample_rate
     samples = _speech(rate)
@@ -74,7 +74,7 @@ def measure_capacity(recognizer: Recognizer, options: DecodingOptions) -> int:
 
 
 def _seconds(recognizer: Recognizer, options: DecodingOptions, samples: np.ndarray, rate: int) -> float:
-    """Seconds of work for each second of one stream."""
+    """Seconds of work per second of one stream."""
     streams = [recognizer.create_stream(options) for _ in range(_MEASURED_STREAMS)]
     begin = time.perf_counter()
     for start in range(0, len(samples), rate // 5):
@@ -88,7 +88,7 @@ def _seconds(recognizer: Recognizer, options: DecodingOptions, samples: np.ndarr
 
 
 def _speech(rate: int) -> np.ndarray:
-    """People speaking, where the clips of the demo model are there; else noise."""
+    """Real speech, if the demo model's clips are installed; else noise."""
     clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
     if not clips:
         return np.random.default_rng(0).normal(0, 0.1, round(_MEASURED_S * rate)).astype(np.float32)

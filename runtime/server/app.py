@@ -1,4 +1,4 @@
-"""The application: which path speaks what."""
+"""The application: which path serves which protocol."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ _PAGE_HEADERS = {
 
 
 def make_app(service: Service, root_protocols: Mapping[int, str] | None = None) -> ASGIApp:
-    """The application of a service that is started.
+    """The application for a running service.
 
     Args:
-        service: what all share.
-        root_protocols: by port, the protocol that `/` speaks there.
+        service: shared by all protocols.
+        root_protocols: the protocol at `/`, by port.
     """
     page = _page()
     routes = [
@@ -73,7 +73,7 @@ def make_app(service: Service, root_protocols: Mapping[int, str] | None = None) 
 
 
 def _operation(service: Service) -> list[Route]:
-    """What those who run the server ask for."""
+    """Routes for operators of the server."""
 
     async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -104,7 +104,7 @@ def _respond_with(file: Traversable) -> Callable[[Request], Awaitable[Response]]
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
-    """Paths and methods that there are not, in the form of all other errors."""
+    """Errors for unknown paths and methods, in the form of all other errors."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = str(error.detail) if isinstance(error, HTTPException) else str(error)
     return rest.error_response(RequestError(message), status)

@@ -15,38 +15,48 @@ def add_serve(subparsers: Any) -> None:
     """`u2moe serve [BUNDLE]`."""
     parser = subparsers.add_parser(
         "serve",
-        help="a server for the clients that people have",
-        description="Recognise what clients send: OpenAI's REST and realtime API, WeNet, sherpa-onnx, vosk, Wyoming, a "
-        "WebSocket of its own (/stream), and a page to try it (/). Needs pip install 'u2moe[cpu,server]'.",
+        help="run a server for existing speech recognition clients",
+        description="Serve clients of OpenAI's REST and realtime APIs, WeNet, sherpa-onnx, vosk and Wyoming, our own "
+        "WebSocket protocol (/stream), and a web page to try it (/). Needs pip install 'u2moe[cpu,server]'.",
     )
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the bundled model")
-    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=int, default=8000, help="of HTTP and WebSocket (default: 8000)")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, only this machine")
+    parser.add_argument("--port", type=int, default=8000, help="port of HTTP and WebSocket (default: 8000)")
     parser.add_argument(
         "--protocol",
         action="append",
         default=[],
         metavar="NAME=PORT",
-        help="wenet, sherpa or vosk on / of a port of its own, for clients that cannot name a path; may be repeated",
+        help="serve wenet, sherpa or vosk at / on a separate port, for clients without paths; may be repeated",
     )
-    parser.add_argument("--wyoming", type=int, metavar="PORT", help="for Home Assistant (usually 10300)")
+    parser.add_argument("--wyoming", type=int, metavar="PORT", help="port for Home Assistant (usually 10300)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--capacity", type=int, metavar="N", help="live streams per worker (default: measured)")
     parser.add_argument("--max-files", type=int, default=16, metavar="N", help="uploads per worker (default: 16)")
     parser.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
-    parser.add_argument("--max-duration", type=float, default=14400, metavar="S", help="of audio (default: 14400)")
-    parser.add_argument("--idle-timeout", type=float, default=60, metavar="S", help="without audio (default: 60)")
-    parser.add_argument("--drain-timeout", type=float, default=30, metavar="S", help="after SIGTERM (default: 30)")
+    parser.add_argument(
+        "--max-duration", type=float, default=14400, metavar="S", help="limit on audio in seconds (default: 14400)"
+    )
+    parser.add_argument(
+        "--idle-timeout", type=float, default=60, metavar="S", help="seconds without audio (default: 60)"
+    )
+    parser.add_argument(
+        "--drain-timeout", type=float, default=30, metavar="S", help="seconds to finish after SIGTERM (default: 30)"
+    )
     parser.add_argument(
         "--api-key", type=Path, metavar="FILE", help=f"file with the key that clients must send (or ${_KEY_VARIABLE})"
     )
     parser.add_argument(
-        "--cors-origin", action="append", default=[], metavar="URL", help="whose pages may use it; may be repeated"
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="origin whose pages may use it; may be repeated",
     )
-    parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="speak HTTPS and WSS")
+    parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate for HTTPS and WSS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of the certificate")
     parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: 16)")
-    parser.add_argument("--left-chunks", type=int, default=4, metavar="N", help="of context (default: 4)")
+    parser.add_argument("--left-chunks", type=int, default=4, metavar="N", help="chunks of left context (default: 4)")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')

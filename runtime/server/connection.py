@@ -1,4 +1,4 @@
-"""A WebSocket as the protocols see it: messages in and out, in time and of bounded size, and one way to end."""
+"""A WebSocket for the protocols: messages in and out with limits on time and size, and one way to end."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.service import Place, Service
 
 _MAX_REASON = 120
-"""Bytes of the reason that a WebSocket is closed with, at most (123 by RFC 6455)."""
+"""Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
 _CLOSE_CODE = 1008
-"""For what else a client does wrong."""
+"""Close code for other errors of the client."""
 
 _log = logging.getLogger("u2moe.server")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How one kind of client is spoken to.
+    """A WebSocket protocol.
 
     Attributes:
-        name: of the protocol, and of its path.
-        run: speaks to one client until it is done; what it raises is told to the client.
-        tell_error: the message that tells a client of this protocol of an error; None: there is none.
-        subprotocols: of the WebSocket, of which the first that the client offers is chosen.
+        name: name of the protocol and of its path.
+        run: serves one client until it is done; exceptions are reported to the client.
+        tell_error: returns the message that reports an error to the client; None: the protocol has none.
+        subprotocols: supported WebSocket subprotocols, of which the first that the client offers is chosen.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Connection:
     """A WebSocket whose client has a place.
 
     Attributes:
-        service: what all share.
+        service: shared by all connections.
         place: opens sessions.
         query: parameters of the URL.
     """
@@ -71,15 +71,15 @@ class Connection:
 
     @property
     def limits(self) -> Limits:
-        """What the client may use."""
+        """The limits of the client."""
         return self.service.options.limits
 
     async def receive(self) -> str | bytes:
         """The next message.
 
         Raises:
-            ClientGoneError: there is none any more.
-            IdleError: none came for too long.
+            ClientGoneError: the client has disconnected.
+            IdleError: no message arrived for too long.
         """
         try:
             async with asyncio.timeout(self.limits.idle_s):
@@ -114,7 +114,7 @@ class Connection:
 
 
 async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSocket) -> None:
-    """Speak a protocol to a client, if there is a place; every error is told to it, and ends the connection."""
+    """Serve a client with a protocol, if there is a place; errors are reported to it and end the connection."""
     chosen = next((name for name in protocol.subprotocols if name in websocket.scope["subprotocols"]), None)
     with contextlib.suppress(ClientGoneError, WebSocketDisconnect, WebSocketDisconnected, OSError, TimeoutError):
         code, reason = 1000, ""
@@ -133,14 +133,16 @@ async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSo
         except U2moeError as error:
             code, reason = getattr(error, "close_code", _CLOSE_CODE), str(error)
             count_failure(service, error)
-            if websocket.application_state == WebSocketState.CONNECTING:  # pages only see why if it is opened first
+            if (
+                websocket.application_state == WebSocketState.CONNECTING
+            ):  # web pages see the reason only if it was accepted first
                 await websocket.accept(chosen)
             if protocol.tell_error is not None:
                 async with asyncio.timeout(service.options.limits.send_s):
                     await websocket.send_text(protocol.tell_error(error))
         except ClientGoneError:
             raise
-        except Exception as error:  # noqa: BLE001 - a mistake of ours ends one connection, not the server
+        except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             code, reason = 1011, "an error within the server"
             count_failure(service, error)
             _log.exception("a connection (%s) was ended by an error", protocol.name)
@@ -149,7 +151,7 @@ async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSo
 
 
 def count_failure(service: Service, error: Exception) -> None:
-    """Count what ended a connection or request; refusals are counted where they are made."""
+    """Count the error that ended a connection or request; refusals are counted where they occur."""
     if isinstance(error, UnavailableError):
         return
     kinds = ((IdleError, "idle"), (TooLargeError, "too_large"), (RecognitionError, "recognition"))
@@ -158,7 +160,7 @@ def count_failure(service: Service, error: Exception) -> None:
 
 
 async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, None]) -> None:
-    """Read from a client and write to it at the same time, until all is written; the first error ends both."""
+    """Read from and write to a client concurrently until everything is written; the first error ends both."""
     reader, writer = asyncio.create_task(read), asyncio.create_task(write)
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -174,10 +176,10 @@ async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, N
 
 
 def parse_object(message: str | bytes) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is not one.
     """
     if isinstance(message, bytes):
         raise RequestError("expected text with a JSON object, got binary data")
@@ -191,10 +193,10 @@ def parse_object(message: str | bytes) -> dict[str, Any]:
 
 
 def int16_samples(data: bytes) -> npt.NDArray[np.int16]:
-    """Little-endian int16.
+    """Samples from little-endian int16.
 
     Raises:
-        RequestError: half a sample.
+        RequestError: an incomplete sample.
     """
     if len(data) % 2:
         raise RequestError(f"16-bit samples need an even number of bytes, got {len(data)}")
@@ -202,10 +204,10 @@ def int16_samples(data: bytes) -> npt.NDArray[np.int16]:
 
 
 def float32_samples(data: bytes) -> npt.NDArray[np.float32]:
-    """Little-endian float32.
+    """Samples from little-endian float32.
 
     Raises:
-        RequestError: a part of a sample.
+        RequestError: an incomplete sample.
     """
     if len(data) % 4:
         raise RequestError(f"32-bit samples need a multiple of four bytes, got {len(data)}")

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the server. Each protocol says it in a form of its own."""
+"""Errors between a client and the server. Each protocol reports them in its own form."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class RequestError(U2moeError):
     """The client asked for something that cannot be done, or broke the protocol.
 
     Attributes:
-        close_code: what a WebSocket is closed with.
-        status: the same for HTTP.
-        parameter: the field that is wrong, where there is one.
+        close_code: close code for WebSockets.
+        status: status for HTTP.
+        parameter: the invalid field, if any.
     """
 
     close_code = 1008
@@ -23,13 +23,13 @@ class RequestError(U2moeError):
 
 
 class IdleError(RequestError):
-    """The client sent nothing, or read nothing, for longer than it may."""
+    """The client sent or read nothing for too long."""
 
     status = 408
 
 
 class TooLargeError(RequestError):
-    """The client sent more than it may, in bytes or in seconds of audio."""
+    """The client exceeded the limit on bytes or on seconds of audio."""
 
     close_code = 1009
     status = 413
@@ -45,7 +45,7 @@ class UnavailableError(RequestError):
     """The server is full, or is about to stop.
 
     Attributes:
-        retry_after_s: seconds after which another try may succeed.
+        retry_after_s: seconds after which a retry may succeed.
     """
 
     close_code = 1013
@@ -60,11 +60,11 @@ class StoppingError(UnavailableError):
 
 
 class RecognitionError(U2moeError):
-    """Recognition itself has failed: it is not the client's fault."""
+    """Recognition has failed, through no fault of the client."""
 
     close_code = 1011
     status = 500
 
 
 class ClientGoneError(Exception):
-    """The client has closed the connection, or lost it."""
+    """The client has closed or lost the connection."""

@@ -1,4 +1,4 @@
-"""Uploaded files, recognised in threads of their own, a few at a time."""
+"""Uploaded files, recognised in separate threads, a few at a time."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.options import Limits
 
 _NICENESS = 5
-"""Of the threads that recognise files: live streams come first."""
+"""Niceness of the threads that recognise files: live streams have priority."""
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for the file any more."""
+    """The client is no longer waiting for the file."""
 
 
 class FileQueue:
-    """Recognises files of any length, in the order in which they come.
+    """Recognises files of any length, in the order of arrival.
 
     Attributes:
-        is_stopping: whether no more are taken.
+        is_stopping: whether new files are refused.
     """
 
     def __init__(self, recognizer: Recognizer, metrics: Metrics, limits: Limits, *, threads: int, places: int) -> None:
@@ -49,15 +49,15 @@ class FileQueue:
 
     @property
     def num_taken(self) -> int:
-        """Files that are taken."""
+        """Number of occupied places."""
         return self._num_taken
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the queue, from the first byte of an upload to the last of the answer.
+        """A place in the queue, from the first byte of an upload to the last byte of the response.
 
         Raises:
-            UnavailableError: there is none, or the server is about to stop.
+            UnavailableError: none is free, or the server is about to stop.
         """
         if self.is_stopping:
             self._metrics.count("refusals", "stopping")
@@ -72,11 +72,11 @@ class FileQueue:
             self._change(-1)
 
     def recognize(self, file: Path, hotwords: ContextGraph | None) -> FileTask:
-        """Recognise a file, when its turn comes."""
+        """Recognise a file when its turn comes."""
         return FileTask(self._recognizer, self._pool, file, hotwords, self._limits.duration_s, self._metrics)
 
     def stop(self) -> None:
-        """Begin no more files; those at hand go on in their threads."""
+        """Start no more files; running ones continue in their threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _change(self, number: int) -> None:
@@ -85,11 +85,11 @@ class FileQueue:
 
 
 class FileTask:
-    """One file on its way: iterate over it for its segments as they are found, then `duration` is known.
+    """A file being recognised: iterate over its segments as they are found; afterwards `duration` is known.
 
     Raises:
-        AudioError: the file is no audio that can be read.
-        TooLargeError: it is longer than it may be.
+        AudioError: the file cannot be read as audio.
+        TooLargeError: it is too long.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class FileTask:
         finally:
             self._is_abandoned.set()
 
-    # What follows runs in a thread.
+    # The rest runs in a thread.
 
     def _work(self) -> None:
         begin = time.perf_counter()
@@ -132,7 +132,7 @@ class FileTask:
             for segment in self._recognizer.segments(self._file, hotwords=self._hotwords, on_progress=self._check):
                 self._tell(segment)
             self._tell(None)
-        except Exception as error:  # noqa: BLE001 - it is raised where the file is waited for
+        except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
             self._tell(error)
         self._metrics.count("audio_seconds", "file", self.duration)
         self._metrics.count("compute_seconds", "file", time.perf_counter() - begin)
@@ -148,11 +148,11 @@ class FileTask:
         raise TooLargeError(f"the audio of a file may last {self._max_duration_s:g} seconds", "file")
 
     def _tell(self, item: Result | Exception | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting
             self._loop.call_soon_threadsafe(self._results.put_nowait, item)
 
 
 def _be_nice() -> None:
-    """Let other threads of the machine go first, where a thread can be told so."""
+    """Lower the priority of this thread, if the system supports that."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""From options to a running server: loads the model, opens the ports, and says where it listens."""
+"""Starts a server from options: loads the model, opens the ports, and reports where it listens."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Tell = Callable[[str], object]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What each worker loads.
+    """The model that each worker loads.
 
     Attributes:
         bundle: folder of a bundle; None: the bundled model.
-        chunk_size: encoder frames per chunk of live streams; None: as trained, or 16.
+        chunk_size: encoder frames per chunk of live streams; None: as in training, or 16.
         num_left_chunks: chunks of left context of live streams.
         providers: execution providers; None: the CPU.
         num_threads: threads within one operator; None: 1.
@@ -43,7 +43,7 @@ class ModelOptions:
     hotwords: Path | None = None
 
     def load(self) -> Recognizer:
-        """The recogniser of one process."""
+        """Load the recogniser of one process."""
         return Recognizer.from_pretrained(
             self.bundle,
             providers=self.providers,
@@ -65,13 +65,13 @@ def launch(options: ServerOptions, model: ModelOptions, tell: Tell) -> int:
     """Serve until told to stop; returns the exit code.
 
     Args:
-        options: of the server.
-        model: what it recognises with.
-        tell: is told where the server listens, and what is unsafe.
+        options: options of the server.
+        model: the model to load.
+        tell: called with lines about where the server listens, and with warnings.
 
     Raises:
-        OSError: a port that cannot be opened.
-        BundleError: no bundle there, or a damaged one.
+        OSError: a port cannot be opened.
+        BundleError: not a bundle, or a damaged one.
     """
     _log_to_stderr()
     listeners = open_listeners(options)
@@ -97,7 +97,7 @@ async def _serve(
 
 
 def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> None:
-    """Serve in a process of its own what is handed over."""
+    """Serve connections that are handed over, in a separate process."""
     _log_to_stderr()
 
     async def serve() -> None:
@@ -109,7 +109,7 @@ def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> No
 
 
 def _addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Iterator[str]:
-    """Where the server listens, and a warning where anybody may use it."""
+    """Where the server listens, and a warning if anybody may use it."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     tls = "s" if options.tls_certificate else ""
     for listener in listeners:
@@ -125,6 +125,6 @@ def _addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Iterato
 
 
 def _log_to_stderr() -> None:
-    """Warnings of the server and of uvicorn; neither audio, nor text, nor URLs."""
+    """Log warnings of the server and of uvicorn, without audio, text or URLs."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("u2moe.server").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""The sockets of one process, what is spoken on each, and how they are closed without cutting anybody off."""
+"""The sockets of one process, their protocols, and how they are closed without interrupting clients."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ WYOMING = "wyoming"
 HTTP = "http"
 
 _SYSTEM_BUFFER = 128 << 10
-"""Bytes that the system holds for a client that sends faster than it is recognised, or reads too slowly. So what lies
-before its pings in the queue is soon read, and it does not take the server for dead."""
+"""Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
+sure that its pings are read soon, so that it does not take the server for dead."""
 _BACKLOG = 512
 _NAME_BYTES = 16
-"""Of the message with which a connection is handed over."""
+"""Bytes of the message with which a connection is handed over."""
 _HEADER_S = 20.0
-"""Seconds that a client has to ask for something."""
+"""Seconds that a client has to send a request."""
 _CLOSE_S = 15.0
-"""Seconds that a client has to close what is closed here."""
+"""Seconds that a client has to close a connection that is closed here."""
 _PING_S = 20.0
 _SAME_SIGNAL_S = 0.5
-"""Some who send a signal, such as timeout(1), send it to the process and to its group: that is one."""
+"""Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
 
 _log = logging.getLogger("u2moe.server")
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening socket, and what is spoken on it: `HTTP`, `WYOMING`, or the protocol of its `/`."""
+    """A listening socket and its protocol: `HTTP`, `WYOMING`, or the protocol at `/`."""
 
     socket: socket.socket
     speaks: str
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         port: int = self.socket.getsockname()[1]
         return port
 
 
 def open_listeners(options: ServerOptions) -> list[Listener]:
-    """Sockets for all ports, the one of HTTP first.
+    """Sockets for all ports, that of HTTP first.
 
     Raises:
-        OSError: a port that is taken or may not be opened; names it.
+        OSError: a port is in use or may not be opened; names it.
     """
     wanted = [(HTTP, options.port), *options.protocol_ports.items()]
     if options.wyoming_port is not None:
@@ -84,7 +84,7 @@ def open_listeners(options: ServerOptions) -> list[Listener]:
 
 
 def spoken_on(listeners: Sequence[Listener]) -> dict[int, str]:
-    """What is spoken on each port."""
+    """The protocol of each port."""
     return {listener.port: listener.speaks for listener in listeners}
 
 
@@ -92,8 +92,8 @@ def hand_over(channel: socket.socket, speaks: str, connection: socket.socket) ->
     """Send a connection to another process, and close it here.
 
     Raises:
-        BlockingIOError: the other process has not taken what was sent before.
-        OSError: it is gone.
+        BlockingIOError: the other process has not received earlier connections yet.
+        OSError: it has ended.
     """
     name = speaks.encode().ljust(_NAME_BYTES)
     socket.send_fds(channel, [name], [connection.fileno()])
@@ -101,7 +101,7 @@ def hand_over(channel: socket.socket, speaks: str, connection: socket.socket) ->
 
 
 def receive_connection(channel: socket.socket) -> tuple[str, socket.socket | None]:
-    """What was handed over, and what is spoken on it; None at the end."""
+    """The protocol and the connection that was handed over; None at the end."""
     name, handles, _, _ = socket.recv_fds(channel, _NAME_BYTES, 1)
     if not name or not handles:
         return "", None
@@ -131,15 +131,15 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """One process' server: `run` it with sockets of its own, or with a channel through which connections come."""
+    """The server of one process: run it with its own sockets, or behind a channel that delivers connections."""
 
     def __init__(self, service: Service, speaks: Mapping[int, str], ready: Callable[[], object] | None = None) -> None:
-        """A server that is not running yet.
+        """Create a server without starting it.
 
         Args:
-            service: what all protocols share; started and stopped here.
-            speaks: what is spoken on each port.
-            ready: called when connections are taken.
+            service: shared by all protocols; started and stopped here.
+            speaks: the protocol of each port.
+            ready: called when connections are accepted.
         """
         options = service.options
         super().__init__(
@@ -172,7 +172,7 @@ class Server(uvicorn.Server):
         self._handovers: set[asyncio.Task[Any]] = set()
 
     async def run_here(self, listeners: Sequence[Listener]) -> None:
-        """Serve until told to stop; then finish what is running."""
+        """Serve until told to stop, then finish running streams."""
         self._listeners = listeners
         await self._service.start()
         try:
@@ -181,12 +181,12 @@ class Server(uvicorn.Server):
             self._service.stop()
 
     async def run_behind(self, channel: socket.socket) -> None:
-        """The same for connections that another process accepts and hands over."""
+        """Like `run_here`, for connections that another process accepts and hands over."""
         self._channel = channel
         await self.run_here([])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take connections."""
+        """Start to accept connections."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
@@ -198,8 +198,8 @@ class Server(uvicorn.Server):
             self._ready()
 
     def _protocol(self, speaks: str) -> tuple[Callable[[], asyncio.BaseProtocol], ssl.SSLContext | None]:
-        """What speaks to one connection."""
-        if speaks == WYOMING:  # becomes a stream much later
+        """The protocol handler for one connection."""
+        if speaks == WYOMING:  # it becomes a stream much later
             self._service.metrics.know_connection()
             return self._wyoming_protocol, None
         http = functools.partial(_Http, self._service.metrics, self.config, self.server_state, self.lifespan.state)
@@ -216,7 +216,7 @@ class Server(uvicorn.Server):
         await serve_wyoming(self._service, reader, writer)
 
     def _take_over(self, channel: socket.socket) -> None:
-        """Take a connection out of the channel; at its end, stop: the process at the other end is gone."""
+        """Receive a connection from the channel; stop at its end, when the other process has ended."""
         speaks, connection = receive_connection(channel)
         if connection is None:
             asyncio.get_running_loop().remove_reader(channel)
@@ -231,10 +231,10 @@ class Server(uvicorn.Server):
     def _end_handover(self, task: asyncio.Task[Any]) -> None:
         self._handovers.discard(task)
         if not task.cancelled():
-            task.exception()  # a handshake that failed concerns the client alone
+            task.exception()  # a failed handshake concerns only the client
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, let those that there are finish, and close what is left."""
+        """Accept no more connections, let existing ones finish, and close the rest."""
         if self._channel is not None:
             asyncio.get_running_loop().remove_reader(self._channel)
         for server in self.servers:
@@ -249,7 +249,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first signal stops the server, the second ends the process; uvicorn's own way ends it in either case."""
+        """The first signal stops the server, the second ends the process; uvicorn would end it in either case."""
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT)
         try:
@@ -265,7 +265,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Take a signal."""
+        """Handle a signal."""
         now = time.monotonic()
         if self._stop_time is None:
             _log.info("stopping: running utterances are finished first")
@@ -277,21 +277,21 @@ class Server(uvicorn.Server):
 
 
 class _Newcomer:
-    """A connection of which it is not known yet whether it becomes a stream."""
+    """A connection that may or may not become a stream."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._is_known = False
 
     def become_known(self) -> None:
-        """Say that it is known now. Twice is once."""
+        """Mark it as known. Idempotent."""
         if not self._is_known:
             self._is_known = True
             self._metrics.know_connection()
 
 
 class _Http(H11Protocol):
-    """HTTP that does not wait for ever for somebody who connects and asks for nothing."""
+    """HTTP that does not wait forever for clients that connect without sending a request."""
 
     def __init__(self, metrics: Metrics, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -322,10 +322,10 @@ class _Http(H11Protocol):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket that is gone some time after it is closed here, even if the client does not read."""
+    """A WebSocket that ends some time after it is closed here, even if the client does not read."""
 
     async def send(self, message: Any) -> None:
-        """Send something: whatever comes first, the client has been let in or refused."""
+        """Send a message; after the first one the client has been accepted or refused."""
         self.app_state["newcomer"].become_known()
         await super().send(message)
 
@@ -334,7 +334,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     async def run_asgi(self) -> None:
-        """Serve it, and see to it that it ends."""
+        """Serve it, and make sure that it ends."""
         await super().run_asgi()
         self.loop.call_later(_CLOSE_S, self._abort)
 

@@ -1,4 +1,4 @@
-"""What the server counts, as Prometheus reads it. Rows of one shared array, so that all workers are summed."""
+"""Metrics of the server for Prometheus, in rows of one shared array, so that workers can be summed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _GAUGES = {
     "ready": "Workers that take connections.",
 }
 _INTERNAL = ("known_connections",)
-"""For the process that hands connections to the workers, not for Prometheus."""
+"""For the process that distributes connections to workers, not for Prometheus."""
 _HISTOGRAMS = {
     "partial_latency_seconds": "From the arrival of audio to the partial result that it gave.",
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
@@ -57,12 +57,12 @@ _PLACES = {name: index for index, name in enumerate(_places())}
 
 
 def shared_rows(workers: int) -> Any:
-    """Memory for the numbers of so many workers, to be given to each when it is started."""
+    """Shared memory for the metrics of `workers` workers, passed to each when it starts."""
     return multiprocessing.get_context("spawn").RawArray("d", workers * len(_PLACES))
 
 
 class Metrics:
-    """The numbers of one worker, and the text about all. Any thread may count."""
+    """The metrics of one worker, and the text for all workers. Thread-safe."""
 
     def __init__(self, rows: Any = None, worker: int = 0) -> None:
         memory = shared_rows(1) if rows is None else rows
@@ -72,7 +72,7 @@ class Metrics:
         self.forget(worker)
 
     def forget(self, worker: int) -> None:
-        """Set the gauges of a worker that has ended to 0; its counters go on with the next."""
+        """Set the gauges of a worker that has ended to 0; its counters continue with its successor."""
         for name in (*_GAUGES, *_INTERNAL):
             self._rows[worker, _PLACES[name]] = 0
 
@@ -82,7 +82,7 @@ class Metrics:
             self._row[_PLACES[f"{name}:{label}"]] += amount
 
     def know_connection(self) -> None:
-        """Say that a connection is no longer new: it is counted as a stream, or known to be none."""
+        """Mark a connection as no longer new: it counts as a stream, or is known not to be one."""
         with self._lock:
             self._row[_PLACES["known_connections"]] += 1
 
@@ -98,16 +98,16 @@ class Metrics:
             self._row[_PLACES[f"{name}:sum"]] += seconds
 
     def total(self, name: str, label: str | None = None) -> float:
-        """A counter or a gauge, of all workers."""
+        """A counter or gauge, summed over all workers."""
         return float(self._rows[:, _PLACES[name if label is None else f"{name}:{label}"]].sum())
 
     def each(self, name: str) -> list[float]:
-        """A number of each worker."""
+        """A value of each worker."""
         values: list[float] = self._rows[:, _PLACES[name]].tolist()
         return values
 
     def text(self) -> str:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         lines: list[str] = []
         for name, (summary, label) in _COUNTERS.items():
             values = [(f'{{{label}="{value}"}}', self.total(name, value)) for value in _LABELS[name]]

@@ -1,4 +1,4 @@
-"""What a server may be told: data, checked when it is made."""
+"""Options of a server, validated at construction."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT_PROTOCOLS = ("wenet", "sherpa", "vosk")
-"""Protocols whose clients cannot name a path: each may have `/` of a port of its own."""
+"""Protocols whose clients cannot name a path: each can have `/` on its own port."""
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one client may use.
+    """Limits for one client.
 
     Attributes:
         upload_bytes: size of an uploaded file; it is streamed to disk.
         message_bytes: size of one WebSocket message, or of one Wyoming event.
         duration_s: seconds of audio of one stream or file.
-        queue_s: seconds of a stream's audio that wait to be recognised; a client that sends faster is slowed.
+        queue_s: seconds of a stream's audio in the queue; a client that sends faster is slowed down.
         idle_s: seconds for which a client may send nothing.
-        send_s: seconds for which a client may read nothing of what it is sent.
+        send_s: seconds for which a client may not read what it is sent.
         hotwords: number of phrases.
     """
 
@@ -47,22 +47,22 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """How a server listens, and what it takes.
+    """How a server listens, and how much it accepts.
 
     Attributes:
-        host: address to listen at.
-        port: of HTTP and WebSocket; 0: any that is free.
-        protocol_ports: further ports, by the protocol (`ROOT_PROTOCOLS`) that `/` speaks there.
-        wyoming_port: for Home Assistant; None: none.
-        workers: processes, each with a model and a scheduler of its own.
-        capacity: live streams that each worker takes; None: measured when it starts.
+        host: address to listen on.
+        port: port of HTTP and WebSocket; 0: any free port.
+        protocol_ports: further ports, by the protocol (`ROOT_PROTOCOLS`) at `/`.
+        wyoming_port: port for Home Assistant; None: none.
+        workers: number of processes, each with its own model and scheduler.
+        capacity: live streams per worker; None: measured at the start.
         file_threads: files that each worker recognises at once.
-        max_files: files that each worker takes at once, those that wait included.
-        limits: of each client.
-        drain_s: seconds that running utterances have when the server is stopped.
-        api_key: what clients must send; None: nothing.
+        max_files: files that each worker accepts at once, including waiting ones.
+        limits: limits for each client.
+        drain_s: seconds for running utterances to finish when the server is stopped.
+        api_key: key that clients must send; None: none.
         cors_origins: origins whose pages may use the server; "*": all.
-        tls_certificate: PEM file of the certificate chain; with it HTTPS and WSS are spoken.
+        tls_certificate: PEM file of the certificate chain, for HTTPS and WSS.
         tls_key: PEM file of its key.
     """
 
@@ -111,5 +111,5 @@ class ServerOptions:
 
     @property
     def is_local(self) -> bool:
-        """Whether only programs of this machine can reach the server."""
+        """Whether only programs on this machine can reach the server."""
         return self.host in _LOOPBACK

@@ -1,4 +1,4 @@
-"""One thread that recognises for all sessions: in rounds, each a batch of what they have sent."""
+"""One thread that recognises for all sessions, in rounds, each a batch of their audio."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
-"""A session whose audio is further ahead of the clock than this is no live one."""
+"""A session whose audio is more seconds ahead of the clock than this is not live."""
 _MAX_AHEAD = 4
-"""Sessions that are not live and yet served in one round: they get what the live ones leave."""
+"""Number of other sessions served in one round, with the time that live ones leave."""
 _INTERVAL_S = 0.002
-"""Seconds for each session from one round of live ones to the next, at least. Chunks decoded together take down
-to a third of the time, so the more sessions there are, the longer they wait for each other; within these bounds:"""
+"""Minimum seconds per session between rounds of live sessions. Decoding chunks together takes as little as a third of
+the time, so with more sessions chunks wait longer for each other, within these limits:"""
 _SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 0.02, 0.1
 _ROUND_S = 0.64
-"""Seconds of audio that a session gets recognised in one round, at most."""
+"""Maximum seconds of a session's audio in one round."""
 
 _log = logging.getLogger("u2moe.server")
 
 
 class Scheduler:
-    """Decodes the audio of all sessions in a thread of its own, so that the event loop never waits for it.
+    """Decodes the audio of all sessions in its own thread, so that the event loop never waits for it.
 
-    Each round takes of every session with audio at most a chunk of it and decodes them together. Sessions that send as
-    fast as somebody speaks come first. Those that send faster, as files do, share a few places in each round, so that
-    they get whatever time is left and no live one waits for them.
+    Each round takes at most one chunk of every session with audio and decodes them together. Sessions that send in real
+    time come first. Those that send faster, like files, share a few places in each round, so that they get the
+    remaining time and live ones do not wait for them.
     """
 
     def __init__(self, recognizer: Recognizer, metrics: Metrics, limits: Limits) -> None:
@@ -65,12 +65,12 @@ class Scheduler:
 
     @property
     def sessions(self) -> list[Session]:
-        """Those that are not over."""
+        """The sessions that are not over."""
         with self._changed:
             return list(self._sessions.values())
 
     def stop(self) -> None:
-        """End the thread after the round at hand, and wait for that."""
+        """End the thread after the current round, and wait for it."""
         with self._changed:
             self._stopping.set()
             self._changed.notify()
@@ -88,7 +88,7 @@ class Scheduler:
             session.deliver(outcome)
         self._metrics.set("queue_seconds", sum(session.queued_s for session in self.sessions))
 
-    # What follows runs in the scheduler's thread.
+    # The rest runs in the scheduler's thread.
 
     def _work(self) -> None:
         while True:
@@ -107,7 +107,7 @@ class Scheduler:
                 self._serve(inboxes)
 
     def _choose(self, ready: Sequence[Inbox]) -> list[Inbox]:
-        """Those that are live, and of the others the few that have waited longest."""
+        """The live ones, and the few others that have waited longest."""
         now = time.monotonic()
         live: list[Inbox] = []
         ahead: list[Inbox] = []
@@ -119,7 +119,7 @@ class Scheduler:
         return live + ahead[:_MAX_AHEAD]
 
     def _serve(self, inboxes: list[Inbox]) -> None:
-        """One round: take audio, decode, and hand over what it gave."""
+        """One round: take audio, decode it, and deliver the results."""
         begin = time.perf_counter()
         self._round += 1
         feeds = [_Feed(inbox, self._round) for inbox in inboxes]
@@ -127,7 +127,7 @@ class Scheduler:
         failure: Exception | None = None
         try:
             self._recognizer.decode_streams(streams)
-        except Exception as error:  # noqa: BLE001 - whatever it was: these streams have lost audio, and others go on
+        except Exception as error:  # noqa: BLE001 - these streams have lost audio; others continue
             _log.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
             failure = RecognitionError("recognition has failed")
         outcomes = [(self._sessions[feed.inbox], feed.outcome(failure)) for feed in feeds]
@@ -154,7 +154,7 @@ class Scheduler:
 
 
 class _Feed:
-    """What one session gets recognised in one round."""
+    """The audio of one session in one round."""
 
     def __init__(self, inbox: Inbox, number: int) -> None:
         self.inbox = inbox
@@ -181,7 +181,7 @@ class _Feed:
         return self.num_samples / self.inbox.sample_rate
 
     def outcome(self, failure: Exception | None) -> Outcome:
-        """What the round gave, once it is decoded, or what went wrong."""
+        """The results of the round after decoding, or the error."""
         error = self.error or failure
         if error is not None:
             return Outcome(num_samples=self.num_samples, finals=[], partial=None, is_over=True, error=error)
@@ -190,7 +190,7 @@ class _Feed:
         result = stream.get_result()
         text = "" if self.ends else result.text
         partial = result if text != self.inbox.shown and not self.ends else None
-        if finals and not text:  # a final result says it all
+        if finals and not text:  # a final result is enough
             partial = None
         self.inbox.shown = text
         return Outcome(num_samples=self.num_samples, finals=finals, partial=partial, is_over=self.ends)

@@ -1,4 +1,4 @@
-"""What all protocols of one process share: the recogniser, its scheduler, and who is let in."""
+"""Shared by all protocols of one process: the recogniser, its scheduler, and admission."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _MAX_HOTWORD_LEN = 200
 _STREAM_LEFT_CHUNKS = 4
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
-"""Seconds for the last results of what had to be cut off."""
+"""Seconds for the last results of interrupted streams."""
 
 _log = logging.getLogger("u2moe.server")
 
 
 class Service:
-    """Everything of a server but its sockets. `start` it in an event loop before use, `stop` it at the end.
+    """A server without its sockets. `start` it in an event loop before use, `stop` it at the end.
 
     Attributes:
-        recognizer: of all streams and files; files are decoded by its options.
-        options: of the server.
-        metrics: what is counted.
+        recognizer: recogniser of all streams and files; files are decoded with its options.
+        options: options of the server.
+        metrics: metrics of the server.
         stream_options: how live streams are decoded, unless a client says otherwise.
     """
 
@@ -75,10 +75,10 @@ class Service:
         _log.info("ready: %d live streams at a time", capacity)
 
     async def hotwords(self, phrases: Sequence[str | tuple[str, float]]) -> ContextGraph | None:
-        """Hotwords of a client, or None where it has none.
+        """Hotwords of a client, or None if it has none.
 
         Raises:
-            RequestError: too many or too long, or some that the vocabulary cannot write.
+            RequestError: too many, too long, or not spellable with the vocabulary.
         """
         limit = self.options.limits.hotwords
         if len(phrases) > limit:
@@ -95,7 +95,7 @@ class Service:
             raise RequestError(str(error), "hotwords") from error
 
     async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
-        """Hotwords of a client that may not know that they are some: what the vocabulary cannot write is left out."""
+        """Hotwords of a client that may not intend them as such: omits what the vocabulary cannot spell."""
         writable = []
         for phrase in dict.fromkeys(phrases[: self.options.limits.hotwords]):
             with contextlib.suppress(RequestError):
@@ -105,10 +105,10 @@ class Service:
 
     @contextlib.contextmanager
     def place(self, protocol: str) -> Iterator[Place]:
-        """A place for live streams, one after the other, for as long as the connection of the task at hand lasts.
+        """A place for live streams, one at a time, as long as the connection of the current task lasts.
 
         Raises:
-            UnavailableError: there is none.
+            UnavailableError: none is free.
         """
         self.admission.enter()
         self.metrics.count("connections", protocol)
@@ -123,7 +123,7 @@ class Service:
                 place.session.close()
 
     async def drain(self) -> None:
-        """Let nobody in, and wait until the running utterances and files are finished, or their time is over."""
+        """Refuse new clients, and wait until running utterances and files are finished, or time is up."""
         self.is_ready = False
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.is_stopping = True
@@ -136,7 +136,7 @@ class Service:
             await self._wait_until_idle(_AFTER_DRAIN_S)
 
     def stop(self) -> None:
-        """End the threads; sessions that are not over get nothing more."""
+        """End the threads; unfinished sessions get no more results."""
         self.is_ready = False
         self.scheduler.stop()
         self.files.stop()
@@ -152,10 +152,10 @@ class Service:
 
 
 class Place:
-    """What one connection may use: one session at a time.
+    """The right of one connection to use one session at a time.
 
     Attributes:
-        session: the last one that was opened.
+        session: the latest session.
         is_drained: whether the connection was asked to end because the server stops.
     """
 
@@ -168,17 +168,17 @@ class Place:
     async def open_session(
         self, sample_rate: float, decoding: DecodingOptions | None = None, hotwords: ContextGraph | None = None
     ) -> Session:
-        """A session for a source; the one before is given up.
+        """A session for a source; the previous one is abandoned.
 
         Raises:
-            AudioError: no sample rate.
-            StreamError: the bundle cannot do what `decoding` asks.
+            AudioError: an invalid sample rate.
+            StreamError: the bundle does not support `decoding`.
             StoppingError: the server is about to stop.
         """
         service = self._service
         if service.admission.is_stopping:
             raise StoppingError("the server is about to stop")
-        Resampler(sample_rate, service.recognizer.bundle.manifest.features.sample_rate)  # refuses what is no rate
+        Resampler(sample_rate, service.recognizer.bundle.manifest.features.sample_rate)  # validates the rate
         stream = service.recognizer.create_stream(decoding or service.stream_options, hotwords=hotwords)
         if self.session is not None:
             self.session.close()
@@ -186,7 +186,7 @@ class Place:
         return self.session
 
     def drain(self) -> None:
-        """End with the utterance at hand; at once where there is none."""
+        """End after the current utterance, immediately if there is none."""
         self.is_drained = True
         if self.session is not None and not self.session.is_over:
             self.session.drain()
@@ -194,7 +194,7 @@ class Place:
             self._task.cancel()
 
     def finish(self) -> None:
-        """End now: what came so far is recognised, but nothing more is waited for."""
+        """End now: audio so far is recognised, but no more is awaited."""
         if self.session is not None and not self.session.is_over:
             self.session.finish()
         elif self._task is not None:

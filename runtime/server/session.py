@@ -1,6 +1,6 @@
-"""One source of audio on its way through the server: samples in, partial and final results out.
+"""One source of audio in the server: samples in, partial and final results out.
 
-Everything here runs in the event loop, but for `Inbox`, through which the scheduler's thread gets the samples.
+Everything here runs in the event loop, except `Inbox`, through which the scheduler's thread gets the samples.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from u2moe.runtime.stream import Stream
 
 _BLOCK_S = 0.16
-"""Seconds of the blocks that longer audio is cut into, so that no client takes more than its share of a round."""
+"""Longer audio is cut into blocks of this many seconds, so that no client takes more than its share of a round."""
 _MAX_UNREAD = 100
-"""Final results that wait for a client that does not read; then it is not listened to either."""
+"""Maximum final results waiting for a client that does not read; beyond that its audio is not read, either."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Samples, and when they came."""
+    """Samples and their time of arrival."""
 
     samples: npt.NDArray[np.float32]
     arrival: float
@@ -41,14 +41,14 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a round of the scheduler gave a session.
+    """The results of a scheduler round for a session.
 
     Attributes:
-        num_samples: samples that were taken from its queue.
-        finals: segments that have ended.
-        partial: what is recognised of the next so far, if that has changed.
-        is_over: nothing follows.
-        error: why, if it is over too early.
+        num_samples: samples taken from its queue.
+        finals: finished segments.
+        partial: partial result of the next one, if it has changed.
+        is_over: whether the session is over.
+        error: the reason, if it is over too early.
     """
 
     num_samples: int
@@ -59,18 +59,18 @@ class Outcome:
 
 
 class Inbox:
-    """Where a session leaves its audio for the scheduler: one thread puts in, another takes out.
+    """The queue from a session to the scheduler, between two threads.
 
     Attributes:
-        stream: what the scheduler feeds and decodes.
-        sample_rate: of the samples, in Hz.
-        shown: text of the last partial result; the scheduler's.
-        taken_s: seconds of audio that were taken; the scheduler's.
-        start: when the session began.
-        last_round: number of the round in which it was served last; the scheduler's.
-        finish_time: when the client said that nothing follows; None: not yet.
-        is_draining: the source is to end with the utterance at hand.
-        is_closed: nobody waits for results any more.
+        stream: the stream that the scheduler feeds and decodes.
+        sample_rate: sample rate of the samples in Hz.
+        shown: text of the last partial result; used by the scheduler.
+        taken_s: seconds of audio taken; used by the scheduler.
+        start: start time of the session.
+        last_round: number of the last round that served it; used by the scheduler.
+        finish_time: when the client finished the input; None: not yet.
+        is_draining: whether the source should end after the current utterance.
+        is_closed: whether results are no longer wanted.
     """
 
     def __init__(self, stream: Stream, sample_rate: float) -> None:
@@ -87,23 +87,23 @@ class Inbox:
 
     @property
     def has_work(self) -> bool:
-        """Whether a round would do something for it."""
+        """Whether there is work for a round."""
         return bool(self.blocks) or self.finish_time is not None or (self.is_draining and not self.shown)
 
 
 class Session:
-    """A source that is recognised by rules of endpoints, until `finish` or `close`.
+    """A source that is recognised with endpoint rules, until `finish` or `close`.
 
-    `feed` samples; iterate over it for results: partial ones whenever the text has changed (of those that nobody has
-    taken only the last is kept) and each segment's final one once, in order. Iteration ends after `finish`.
+    `feed` samples; iterate over it for results: partial ones whenever the text has changed (only the latest is kept)
+    and each segment's final one exactly once, in order. Iteration ends after `finish`.
 
     Attributes:
-        partial_text: what is recognised so far of the segment at hand.
-        is_over: whether nothing follows.
+        partial_text: partial text of the current segment.
+        is_over: whether no more results follow.
     """
 
     def __init__(self, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]) -> None:
-        """A session of a scheduler that `wake` wakes up."""
+        """Create a session for a scheduler that `wake` wakes up."""
         self.inbox = Inbox(stream, sample_rate)
         self._limits = limits
         self._wake = wake
@@ -123,22 +123,22 @@ class Session:
 
     @property
     def queued_s(self) -> float:
-        """Seconds of audio that wait to be recognised."""
+        """Seconds of audio waiting to be recognised."""
         return (self._num_fed - self._num_done) / self.inbox.sample_rate
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether the input is finished."""
         return self.inbox.finish_time is not None
 
     async def feed(self, samples: npt.ArrayLike) -> None:
         """Append samples of one channel, float32 in [-1, 1] or int16 [n]; waits while too many are queued.
 
-        What is fed after the session is over (as the server stops) is dropped.
+        Audio fed after the session is over (because the server is stopping) is dropped.
 
         Raises:
-            AudioError: samples that cannot be used; nothing was appended.
-            TooLargeError: the stream would be longer than it may.
+            AudioError: invalid samples; nothing was appended.
+            TooLargeError: the stream would be too long.
             Exception: the error that ended the session.
         """
         accepted = as_samples(samples)
@@ -159,25 +159,25 @@ class Session:
             self._wake()
 
     def finish(self) -> None:
-        """Say that nothing follows: what was fed is recognised to its end. Twice is once."""
+        """Finish the input: everything fed is still recognised. Idempotent."""
         if self.inbox.finish_time is None:
             self.inbox.finish_time = time.monotonic()
             self._wake()
 
     def drain(self) -> None:
-        """Let the source end with the utterance at hand, and at once where nothing is being said."""
+        """End the source after the current utterance, immediately if there is no speech."""
         self.inbox.is_draining = True
         self._wake()
 
     def close(self) -> None:
-        """Give it up: nothing more is recognised. Twice is once."""
+        """Abandon it: nothing more is recognised. Idempotent."""
         self.is_over = True
         self.inbox.is_closed = True
         self._changed.set()
         self._wake()
 
     async def settle(self) -> None:
-        """Wait until all that was fed is recognised, and if it is finished to the last result.
+        """Wait until everything fed is recognised and, if the input is finished, until the last result.
 
         Raises:
             Exception: the error that ended the session.
@@ -186,7 +186,7 @@ class Session:
         self._check()
 
     def take_finals(self) -> list[Result]:
-        """The final results that nobody has taken yet."""
+        """The final results that have not been taken yet."""
         finals = list(self._finals)
         self._finals.clear()
         self._changed.set()
@@ -198,7 +198,7 @@ class Session:
     async def __anext__(self) -> Result:
         await self._until(lambda: bool(self._finals) or self._partial is not None or self.is_over)
         if self._finals:
-            self._changed.set()  # there is room for more
+            self._changed.set()  # there is space for more
             return self._finals.popleft()
         if self._partial is not None:
             partial, self._partial = self._partial, None
@@ -207,7 +207,7 @@ class Session:
         raise StopAsyncIteration
 
     def deliver(self, outcome: Outcome) -> None:
-        """Take over what a round gave; called by the scheduler in the event loop."""
+        """Accept the results of a round; called by the scheduler in the event loop."""
         self._num_done += outcome.num_samples
         if outcome.finals:
             self._partial = None
@@ -225,7 +225,7 @@ class Session:
             raise self._error
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait for something that `deliver` or another task brings about."""
+        """Wait for a condition that `deliver` or another task fulfils."""
         while not holds():
             self._changed.clear()
             if not holds():

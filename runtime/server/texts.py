@@ -1,4 +1,4 @@
-"""Texts on their way in and out: hotwords in what others call a prompt, and what a segment adds to a transcript."""
+"""Texts in and out: hotwords from what other APIs call a prompt, and the text that a segment adds to a transcript."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def added_text(before: Sequence[str], text: str) -> str:
-    """What the transcript of the segments `before` gets longer by, a space included where there is one."""
+    """The text to append to the transcript of the segments `before`, including a space if needed."""
     return join_texts([*before, text])[len(join_texts(before)) :]

@@ -1,4 +1,4 @@
-"""An upload on its way to disk: the fields of a form, and its file, which is never held in memory."""
+"""Receives an upload to disk: the fields of a form, and its file, which is never held in memory."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Upload:
 
 
 class Body:
-    """The body of a request, as it comes, in time and of bounded size.
+    """The body of a request as it arrives, with limits on time and size.
 
     Raises:
-        TooLargeError: it is larger than it may be; said before it is read where it tells its size.
-        IdleError: nothing came for too long.
-        ClientGoneError: the client has gone.
+        TooLargeError: it is too large; raised before reading if its size is declared.
+        IdleError: nothing arrived for too long.
+        ClientGoneError: the client has disconnected.
     """
 
     def __init__(self, request: Request, limits: Limits) -> None:
@@ -74,7 +74,7 @@ class Body:
             raise ClientGoneError from error
 
     async def discard(self) -> None:
-        """Read what is left, for a moment: an answer to a client that is still sending would be lost."""
+        """Read the rest for a short time: a response to a client that is still sending would be lost."""
         with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_LINGER_S):
                 async for _ in self._timely():
@@ -95,11 +95,11 @@ class Body:
 
 @contextlib.asynccontextmanager
 async def receive_upload(content_type: str, body: Body) -> AsyncIterator[Upload]:
-    """A form with a file named "file", streamed to a temporary file that is gone at the end.
+    """A form with a file named "file", streamed to a temporary file that is removed at the end.
 
     Raises:
-        RequestError: no form, or a damaged one, or without a file; or what is wrong with the body.
-        ClientGoneError: the client has gone.
+        RequestError: not a form, damaged, without a file, or an error in the body.
+        ClientGoneError: the client has disconnected.
     """
     kind, parameters = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not parameters.get(b"boundary"):
@@ -131,7 +131,7 @@ class _Part:
 
 
 class _Form:
-    """Sorts the parts of a form as they come."""
+    """Sorts the parts of a form as they arrive."""
 
     def __init__(self, boundary: bytes, target: IO[bytes]) -> None:
         self.fields: dict[str, list[str]] = {}
@@ -156,14 +156,14 @@ class _Form:
         self._name, self._value = b"", b""
 
     def write(self, data: bytes) -> None:
-        """Take what has come."""
+        """Process data."""
         self._parser.write(data)
 
     def finish(self) -> None:
-        """Nothing follows.
+        """End the form.
 
         Raises:
-            RequestError: something should.
+            RequestError: it is incomplete.
         """
         self._parser.finalize()
         if not self._is_complete:

@@ -1,4 +1,4 @@
-"""Several processes that serve together: one accepts connections and hands each to the worker with the most room."""
+"""Several server processes: one accepts connections and hands each to the worker with the most free capacity."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _log = logging.getLogger("u2moe.server")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerPlace:
-    """What a worker is given by the process that started it.
+    """What a worker gets from the process that starts it.
 
     Attributes:
-        number: of the worker, from 0.
-        channel: through which its connections come.
-        speaks: what is spoken on each port.
-        rows: memory for the numbers of all workers.
+        number: number of the worker, from 0.
+        channel: channel that delivers its connections.
+        speaks: the protocol of each port.
+        rows: shared memory for the metrics of all workers.
     """
 
     number: int
@@ -48,14 +48,14 @@ def run_workers(
 ) -> int:
     """Start workers and hand connections to them until told to stop; returns the exit code.
 
-    One that ends by itself is started again. The first signal to stop is passed on to the workers, who finish what is
-    running; the second ends them.
+    A worker that ends unexpectedly is restarted. The first stop signal is passed on to the workers, which finish
+    running streams; the second ends them.
 
     Args:
         count: number of workers.
-        work: what each does, in a process of its own; it must be importable there.
-        listeners: where connections come from.
-        ready: called when all workers take connections.
+        work: the function that each runs in its own process; it must be importable there.
+        listeners: sources of connections.
+        ready: called when all workers accept connections.
 
     Raises:
         U2moeError: a worker ended before it was ready.
@@ -64,7 +64,7 @@ def run_workers(
 
 
 class _Worker:
-    """One process, from here."""
+    """The parent's side of one worker process."""
 
     def __init__(self, number: int, work: Callable[[WorkerPlace], None], speaks: Mapping[int, str], rows: Any) -> None:
         self.number = number

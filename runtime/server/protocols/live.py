@@ -30,7 +30,7 @@ Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
 _MAX_NBEST = 100
 _LONGEST_SEGMENT_S = 60.0
-"""What a segment needs in memory, and its second pass in time, grows with its length."""
+"""Longest segment in seconds: its memory and the time of its second pass grow with the length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class StreamRequest:
     """The first message.
 
     Attributes:
-        sample_rate: of the audio, in Hz.
-        encoding: of its samples, which are little-endian.
-        chunk_size: encoder frames per chunk; None: the server's. Smaller than that it may not be.
+        sample_rate: sample rate of the audio in Hz.
+        encoding: encoding of the samples, which are little-endian.
+        chunk_size: encoder frames per chunk, not below the server's; None: the server's.
         hotwords: phrases to prefer, each alone or as [phrase, weight].
         endpoint: rules by which segments end, as in `EndpointConfig`; None: the server's.
-        partials: whether partial results are sent.
-        words: whether final results have words.
-        nbest: alternatives of a final result, at most.
+        partials: whether to send partial results.
+        words: whether final results include words.
+        nbest: maximum number of alternatives in a final result.
     """
 
     sample_rate: float = 16_000.0
@@ -74,10 +74,10 @@ class StreamRequest:
 
     @classmethod
     def parse(cls, message: str | bytes) -> StreamRequest:
-        """The request in a message.
+        """Parse the request in a message.
 
         Raises:
-            RequestError: it is none; names the field.
+            RequestError: it is invalid; names the field.
         """
         values = parse_object(message)
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -93,7 +93,7 @@ class StreamRequest:
         """How to decode.
 
         Raises:
-            RequestError: a chunk size that the server's capacity does not allow for.
+            RequestError: a chunk size smaller than the server's capacity allows.
         """
         chunk_size = self.chunk_size or default.chunk_size
         if default.chunk_size is not None and chunk_size is not None and chunk_size < default.chunk_size:

@@ -1,6 +1,6 @@
 """OpenAI's realtime transcription over WebSocket: JSON events with audio in base64, on `/v1/realtime`.
 
-Deltas cannot take words back, so they come with the final result, as those of whisper-1 do.
+Deltas cannot retract words, so they are sent with the final result, as with whisper-1.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _DETECTIONS = ("server_vad", "semantic_vad")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Config:
-    """What the client has set, and may set anew between two items.
+    """Settings of the client, which can change between two items.
 
     Attributes:
-        sample_rate: of the audio, in Hz.
-        detects_turns: whether items end where the server finds that speech ends; else where the client says so.
-        silence_s: that ends an item; None: the server's.
+        sample_rate: sample rate of the audio in Hz.
+        detects_turns: whether the server detects the ends of items; else the client commits them.
+        silence_s: seconds of silence that end an item; None: the server's.
         prompt: hotwords.
     """
 
@@ -55,7 +55,7 @@ async def run(connection: Connection) -> None:
 
 
 class _Conversation:
-    """The state of one connection: what is set, and the item at hand."""
+    """The state of one connection: its settings and the current item."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -71,7 +71,7 @@ class _Conversation:
         await self._connection.send({"type": kind, "event_id": _new_id("event"), **values})
 
     def description(self) -> dict[str, Any]:
-        """The session, as the client is told."""
+        """The description of the session for the client."""
         detection: dict[str, Any] | None = None
         if self._config.detects_turns:
             silence_s = self._config.silence_s
@@ -91,7 +91,7 @@ class _Conversation:
         }
 
     async def read(self) -> None:
-        """Do what the client says; what it says wrong is answered, and the connection goes on."""
+        """Handle the client's events; invalid ones are answered with an error, and the connection continues."""
         while True:
             message = await self._connection.receive()
             event: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class _Conversation:
         self._config = config
 
     async def write(self) -> None:
-        """Tell what each source gives, until one ends because the server does."""
+        """Send the results of each source, until one ends because the server stops."""
         while True:
             session, config = await self._sessions.get()
             if config.detects_turns:
@@ -203,7 +203,7 @@ class _Conversation:
 
 
 def _read_settings(settings: Any, before: _Config) -> _Config:
-    """Both forms of the session: today's, and the one that was there before it."""
+    """Read the settings of a session, in the present form or the older one."""
     session = _object(settings, "session")
     if session.get("type", "transcription") != "transcription":
         raise RequestError(f"the type of a session must be 'transcription', got {session['type']!r}", "session.type")

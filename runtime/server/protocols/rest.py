@@ -33,7 +33,7 @@ _LEAST_CONFIDENCE = 1e-6
 
 
 def routes(service: Service) -> list[Route]:
-    """What there is below `/v1`."""
+    """The routes below `/v1`."""
 
     async def transcriptions(request: Request) -> Response:
         return await _transcribe(request, service)
@@ -82,7 +82,7 @@ async def _transcribe(request: Request, service: Service) -> Response:
             task = service.files.recognize(upload.file, hotwords)
             if wanted.is_stream:
                 segments = aiter(task)
-                first = await anext(segments, None)  # what cannot be read gets an answer of its own
+                first = await anext(segments, None)  # unreadable audio gets an error response
                 events = _events(first, segments, stack.pop_all())
                 return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
             return wanted.response(await _collect(request, task))
@@ -91,14 +91,14 @@ async def _transcribe(request: Request, service: Service) -> Response:
         except U2moeError as error:
             count_failure(service, error)
             await body.discard()
-            if isinstance(error, AudioError):  # it names a file of ours
+            if isinstance(error, AudioError):  # it names a temporary file
                 message = str(error).replace(str(upload.file), upload.value("filename", "file"))
                 return error_response(RequestError(message, "file"))
             return error_response(error)
 
 
 async def _collect(request: Request, task: FileTask) -> Transcript:
-    """The whole transcript, unless the client goes meanwhile."""
+    """The whole transcript, unless the client disconnects in the meantime."""
 
     async def collect() -> list[Result]:
         return [segment async for segment in task]
@@ -144,10 +144,10 @@ def _event(value: dict[str, Any]) -> str:
 
 
 class _Wanted:
-    """What the form asks for.
+    """The request in a form.
 
     Raises:
-        RequestError: what there is not.
+        RequestError: an unsupported value.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -164,7 +164,7 @@ class _Wanted:
         self.is_stream = upload.value("stream").lower() in ("true", "1")
 
     def response(self, transcript: Transcript) -> Response:
-        """The transcript in that form."""
+        """The transcript in the requested format."""
         match self._format:
             case "text":
                 return PlainTextResponse(transcript.text + "\n")
@@ -198,7 +198,7 @@ class _Wanted:
 
 
 def _segment(number: int, segment: Result) -> dict[str, Any]:
-    """A segment as whisper has it; what only whisper knows is constant."""
+    """A segment in whisper's form; fields specific to whisper are constant."""
     return {
         "id": number,
         "seek": 0,

@@ -16,7 +16,7 @@ _SAMPLE_RATE = 16_000
 
 
 async def run(connection: Connection) -> None:
-    """Audio until "Done"; results of one segment replace each other until one is final."""
+    """Serve audio until "Done"; results of a segment replace each other until one is final."""
     session = await connection.place.open_session(_SAMPLE_RATE)
     await converse(_read(connection, session), _write(connection, session))
     await connection.send("Done!")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.result import Alternative, Result
 
 _UNKNOWN = "[unk]"
-"""Stands in lists of phrases for everything else; that may be said here anyway."""
+"""In lists of phrases, represents any other speech, which is always allowed here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class _Config:
 
 
 async def run(connection: Connection) -> None:
-    """Audio until "eof"; after "reset" the next audio is that of another source."""
+    """Serve audio until "eof"; after "reset" a new source begins."""
     config, hotwords = _Config(), None
     session = None
     while True:
@@ -55,7 +55,7 @@ async def run(connection: Connection) -> None:
             if command is None or "eof" in command:
                 return
             session = None
-        elif finals and connection.place.is_drained:  # what was being said is finished
+        elif finals and connection.place.is_drained:  # the current utterance is finished
             return
 
 
@@ -79,7 +79,7 @@ def _read_config(value: Any) -> _Config:
 
 
 async def _hotwords(connection: Connection, config: _Config) -> ContextGraph | None:
-    """A list of phrases restricts vosk to them; here they are preferred."""
+    """Hotwords from a list of phrases. It restricts vosk to the phrases; here they are only preferred."""
     return await connection.service.hotwords(config.phrases)
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _SAMPLE_RATE = 16_000
 _MAX_NBEST = 100
 _LATE_AUDIO_S = 0.1
-"""After "end" the last block of audio may still come, as it does from WeNet's own web page."""
+"""After "end", one more block of audio may arrive, as from WeNet's web page."""
 
 
 async def run(connection: Connection) -> None:
-    """One utterance, or with `continuous_decoding` as many as there are."""
+    """Serve one utterance or, with `continuous_decoding`, any number."""
     start = parse_object(await _expect_text(connection))
     if start.get("signal") != "start":
         raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
@@ -69,17 +69,17 @@ async def _write(connection: Connection, session: Session, nbest: int, *, is_con
                 return
         else:
             await _send(connection, "partial_result", [{"sentence": result.text}])
-    if not has_final:  # nothing was said, and that is a result too
+    if not has_final:  # without speech, an empty result is still expected
         await _send(connection, "final_result", [{"sentence": "", "word_pieces": []}])
 
 
 async def _send(connection: Connection, kind: str, sentences: list[dict[str, object]]) -> None:
-    """`nbest` is a string of JSON, as WeNet's server has it."""
+    """Send a result; `nbest` is a JSON string, as from WeNet's server."""
     await connection.send({"status": "ok", "type": kind, "nbest": json.dumps(sentences, ensure_ascii=False)})
 
 
 def _sentence(result: Result, text: str) -> dict[str, object]:
-    """An alternative; times, in milliseconds, are known of the best."""
+    """An alternative; only the best one has times, in milliseconds."""
     words = result.words if text == result.text else []
     pieces = [{"word": word.word, "start": round(word.start * 1000), "end": round(word.end * 1000)} for word in words]
     return {"sentence": text, "word_pieces": pieces}

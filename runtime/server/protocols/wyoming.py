@@ -1,6 +1,6 @@
 """Wyoming, for Home Assistant: over TCP, each event a line of JSON, then its data and audio.
 
-Written out here because the reader of the package `wyoming` takes events of any size into memory.
+Implemented here because the reader in the package `wyoming` accepts events of any size into memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.session import Session
 
 LINE_BYTES = 64 << 10
-"""Of the line that an event begins with, at most."""
+"""Maximum bytes of the line at the start of an event."""
 
 _HOME = "https://github.com/rhasspy/wyoming"
 _log = logging.getLogger("u2moe.server")
@@ -45,7 +45,7 @@ class Event:
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Speak to one client until it has gone; errors are told to it as events, and end the connection."""
+    """Serve one client until it disconnects; errors are sent to it as events and end the connection."""
     client = _Client(service, reader, writer)
     with contextlib.suppress(ClientGoneError, OSError):
         try:
@@ -56,7 +56,7 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
                 await client.send("error", text=str(error), code=type(error).__name__)
         except ClientGoneError:
             raise
-        except Exception as error:  # noqa: BLE001 - a mistake of ours ends one connection, not the server
+        except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             count_failure(service, error)
             _log.exception("a connection (wyoming) was ended by an error")
     writer.close()
@@ -68,7 +68,7 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
 
 
 class _Client:
-    """One connection: any number of requests, one after the other."""
+    """One connection with any number of requests in sequence."""
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._service = service
@@ -92,11 +92,11 @@ class _Client:
                     return
                 case "audio-chunk" | "audio-stop":
                     raise RequestError("expected 'audio-start' before audio")
-                case _:  # of a newer version, or not for us
+                case _:  # from a newer version, or for another service
                     pass
 
     async def _transcribe(self, place: Place, audio: _Format) -> None:
-        """From the start of audio to the transcript, after which the client closes."""
+        """Serve one request, from the start of audio to the transcript, after which the client closes."""
         try:
             session = await place.open_session(audio.rate, hotwords=self._hotwords)
             await converse(self._read(session, audio), self._write(session))
