@@ -29,7 +29,7 @@ unit: .venv/ready
 	.venv/bin/pytest -n auto --dist loadfile
 
 fast: .venv/ready
-	.venv/bin/pytest -n auto --dist loadfile -m 'not slow'
+	.venv/bin/pytest -n auto --dist loadfile -m 'not slow' --ignore tests/server
 
 # The lowest onnxruntime that the graphs and the runtime are promised to run with.
 oldest: .venv-oldest/ready

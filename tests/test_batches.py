@@ -12,6 +12,8 @@ from tones import say
 
 from u2moe.runtime import Recognizer
 
+pytestmark = pytest.mark.slow
+
 
 def test_many_streams_go_through_the_encoder_together(toy):
     sounds = [say("ABCD"[i % 4 :] + "ABCD", [0.2 + 0.1 * i] * (8 - i % 4))[0][: 50_000 + 3000 * i] for i in range(20)]

@@ -20,6 +20,8 @@ from u2moe.benchmarks.instruments import rates
 from u2moe.runtime import Bundle, ProviderError, cli
 from u2moe.runtime.corpus.word_errors import Recording, words
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan(threads=(1, 2), chunk_sizes=(16,), left_chunks=(4,), repetitions=2, paced_s=0.3)
 MODES = ["full context", "chunk 16, left 4"]
 PNG = b"\x89PNG\r\n"

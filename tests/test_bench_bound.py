@@ -14,6 +14,8 @@ from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
 
+pytestmark = pytest.mark.slow
+
 STREAM = Mode(chunk_size=16, num_left_chunks=4)
 GROUPS = {
     "experts": "feed_forward",

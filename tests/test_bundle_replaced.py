@@ -15,6 +15,8 @@ from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer, graph
 from u2moe.runtime.bundle import open_and_load
 from u2moe.runtime.bundle_writer import BundleWriter
 
+pytestmark = pytest.mark.slow
+
 MAPS = Path("/proc/self/maps")
 WRITER = """
 import itertools, random, sys, time

@@ -9,6 +9,8 @@ import pytest
 
 from u2moe.runtime import Bundle, BundleError, BundleWriter, bundle_writer
 
+pytestmark = pytest.mark.slow
+
 WRITE = """
 import sys
 from pathlib import Path

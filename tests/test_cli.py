@@ -15,6 +15,8 @@ from u2moe.runtime import cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.formats import FORMATS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def clips(tmp_path, sound):

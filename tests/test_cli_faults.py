@@ -15,6 +15,8 @@ from commands import transcribe
 
 from u2moe.runtime import cli
 
+pytestmark = pytest.mark.slow
+
 FULL = Path("/dev/full")
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 

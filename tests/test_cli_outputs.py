@@ -14,6 +14,8 @@ import soundfile
 from u2moe.runtime import cli
 from u2moe.runtime.bundle_writer import BundleWriter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(bundle, clips, capsys):

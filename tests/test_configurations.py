@@ -12,6 +12,8 @@ from checkpoints import CONFIGURATIONS, write_configuration
 
 from u2moe.export.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden" / "configurations"
 DIGESTS = json.loads((GOLDEN / "digests.json").read_text(encoding="utf-8"))
 HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]

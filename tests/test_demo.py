@@ -18,6 +18,8 @@ from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.word_errors import WordErrors, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples" / "train_demo"
 CLIPS = DEMO_FOLDER / "clips"

@@ -30,6 +30,8 @@ from u2moe.runtime.corpus.word_errors import read_manifest, words
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.vad import Speech
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 GUIDE = Path(__file__).parents[1] / "docs" / "embedding.md"
 TEXT = GUIDE.read_text(encoding="utf-8")

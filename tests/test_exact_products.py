@@ -20,6 +20,8 @@ from u2moe.quantize.passes.products import int8_matmul, int8_rows
 from u2moe.runtime.mixture import Mixture
 from u2moe.runtime.saturation import exact_products
 
+pytestmark = pytest.mark.slow
+
 EMULATOR = shutil.which("qemu-x86_64")
 DIM = 32
 

@@ -23,6 +23,8 @@ from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.graph.mixture import float_mixture
 from u2moe.runtime.mixture import Mixture
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass(frozen=True)
 class Experts:

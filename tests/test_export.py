@@ -23,6 +23,8 @@ from u2moe.runtime.cli import main
 from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.mixture import Mixture
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -16,6 +16,8 @@ from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, audio_seconds, one
 from u2moe.benchmarks.quality import levers
 from u2moe.runtime import Bundle
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("streaming", "streaming-8", "full", "second-pass")
 
 

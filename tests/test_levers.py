@@ -9,6 +9,8 @@ from u2moe.benchmarks.quality.levers import Setting, main, reference, second_sha
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, BundleError
 
+pytestmark = pytest.mark.slow
+
 CHUNKS = Mode(chunk_size=16, num_left_chunks=4)
 
 

@@ -6,6 +6,8 @@ import pytest
 from u2moe.benchmarks.full_size.moe_layer import BITS, FLOAT, INT8, LAYER_BYTES, Layer, Layers, main, targets, values
 from u2moe.quantize.arithmetic import relative_error
 
+pytestmark = pytest.mark.slow
+
 SMALL = Layer(dim=32, hidden=48, num_experts=4, top_k=2)
 LIMITS = {"int8": 0.03, "int4-experts": 0.2}
 """Relative errors of one layer: integers round weights and activations to 1/127, or weights to 1/7, of the largest."""

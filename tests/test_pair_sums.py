@@ -9,6 +9,8 @@ from u2moe.runtime import Bundle, contract
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
+pytestmark = pytest.mark.slow
+
 
 def factors(model):
     """The int8 weights of a graph that are multiplied with activations, by name."""

@@ -10,6 +10,8 @@ import soundfile
 from u2moe.benchmarks.quality.processors import _file_name, differences, main, values
 from u2moe.quantize import RECIPES, quantize_bundle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(exported, sound, tmp_path_factory):

@@ -17,6 +17,8 @@ from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def float32(exported):

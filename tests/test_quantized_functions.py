@@ -9,6 +9,8 @@ from u2moe.quantize.arithmetic import LOWEST, int8_columns, relative_error
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.passes.products import int8_matmul, int8_rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_int8_matmul_is_what_it_says(session_of):
     random = np.random.default_rng(0)

@@ -16,6 +16,8 @@ from u2moe.export.random_checkpoint import (
 )
 from u2moe.export.training_config import parse_training_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("preset", "millions"), [("tiny", 1.24), ("dense-225m", 223.5), ("moe-1b", 1060.7), ("dense-1b", 1061.0)]

@@ -7,6 +7,8 @@ from u2moe.quantize.experts import EXPERT_FORMATS
 from u2moe.runtime import contract
 from u2moe.runtime.mixture import FUNCTIONS
 
+pytestmark = pytest.mark.slow
+
 
 def test_recipes_are_checked_at_birth():
     with pytest.raises(ValueError, match=r"routers.*always fp32"):

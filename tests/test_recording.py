@@ -12,6 +12,8 @@ from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.formats import FORMATS
 from u2moe.runtime.recording import Blocks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def long(sound):

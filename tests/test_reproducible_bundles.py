@@ -12,6 +12,8 @@ import pytest
 
 from u2moe.quantize import RECIPES, quantize_bundle
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 CHECKPOINT = TESTS.parent / "examples" / "train_demo" / "checkpoint"
 EMULATOR = shutil.which("qemu-x86_64")

@@ -13,6 +13,8 @@ from u2moe.export.architecture import FeedForward
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.arithmetic import relative_error
 
+pytestmark = pytest.mark.slow
+
 PEERS = list(dict.fromkeys(peer for group in GROUPS.values() for peer in group))
 
 

@@ -29,6 +29,8 @@ from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.windows import Windows
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 TAIL_S = 1.2
 """Silence behind a recording: sherpa-onnx drops what fills no whole chunk."""

@@ -23,6 +23,8 @@ from u2moe.benchmarks.peers.sherpa import (
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.windows import Windows
 
+pytestmark = pytest.mark.slow
+
 TINY = Cell(model="tiny", mode="streaming")
 
 

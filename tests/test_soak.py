@@ -16,6 +16,8 @@ from u2moe.runtime.second_pass import SecondPass
 from u2moe.runtime.source import Source
 from u2moe.runtime.windows import Windows
 
+pytestmark = pytest.mark.slow
+
 
 def cuts(num_lost=0, num_doubled=0, num_different=0):
     return Cuts(num_utterances=9, num_lost=num_lost, num_doubled=num_doubled, num_different=num_different)

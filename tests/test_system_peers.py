@@ -16,6 +16,8 @@ from u2moe.benchmarks.peers.systems import CLIPS, PEERS, RecordingSet, main, num
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
+pytestmark = pytest.mark.slow
+
 CLIP_RECORDINGS = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
 
 

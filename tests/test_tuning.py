@@ -28,6 +28,8 @@ from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.cli import _parser, main
 from u2moe.runtime.manifest import FileDigest
 
+pytestmark = pytest.mark.slow
+
 FEW = {"shares": {4: 1.0, 16: 1.0}, "repetitions": 1}
 
 
