@@ -139,12 +139,17 @@ def test_bundles_of_before_are_inspected(before):
 
 
 def test_bundles_of_before_are_quantized(before, features, tmp_path):
-    """To the bit as before; and then they say what they are as bundles of today do, gates of the decoder included."""
+    """As near to float32 as then, and described as bundles of today are, gates of the decoder included.
+
+    Not to the bit: int8 weights have since left room for sums of pairs, which moves results by a part of what
+    quantization itself does.
+    """
     bundle, _ = quantize_bundle(before / "fp32", tmp_path / "out", recipe("int8", skip_expert_below=0.25))
-    old = Bundle.open(before / "int8").load()
-    np.testing.assert_array_equal(bundle.load().encode(features), old.encode(features))
-    np.testing.assert_array_equal(bundle.load().rescore(old.encode(features), [[3, 4]]), old.rescore(
-        old.encode(features), [[3, 4]]))  # fmt: skip
+    new, old, exact = (folder.load() for folder in (bundle, Bundle.open(before / "int8"), Bundle.open(before / "fp32")))
+    encoded = [model.encode(features) for model in (new, old, exact)]
+    assert np.abs(encoded[0] - encoded[1]).mean() < np.abs(encoded[1] - encoded[2]).mean() / 2
+    scores = [model.rescore(encoded[1], [[3, 4]])[0] for model in (new, old, exact)]
+    assert np.abs(scores[0] - scores[1]) < np.abs(scores[1] - scores[2])
     expected = Mixture(num_experts=4, top_k=2, activation="swish", skip_below=0.25, weights="int8")
     encoder = ir.load(bundle.path / "encoder.onnx")
     assert [mixture for node in encoder.graph if (mixture := mixture_of(node))] == [expected] * 2
