@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.listeners import Listener, Server, open_listeners, spoken_on
 from u2moe.runtime.server.metrics import Metrics
@@ -48,7 +50,7 @@ class ModelOptions:
             self.bundle,
             providers=self.providers,
             num_threads=self.num_threads,
-            hotwords=parse_hotwords(self.hotwords.read_text(encoding="utf-8")) if self.hotwords else None,
+            hotwords=_read_hotwords(self.hotwords) if self.hotwords else None,
         )
 
     def decoding(self, recognizer: Recognizer) -> DecodingOptions:
@@ -105,7 +107,17 @@ def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> No
         service = Service(recognizer, options, model.decoding(recognizer), Metrics(place.rows, place.number))
         await Server(service, place.speaks).run_behind(place.channel)
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except (U2moeError, ValueError, OSError) as error:
+        sys.exit(f"u2moe: error: {error}")
+
+
+def _read_hotwords(file: Path) -> list[str | tuple[str, float]]:
+    try:
+        return parse_hotwords(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Iterator[str]:

@@ -114,6 +114,13 @@ def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 1
     assert "before it was ready" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("ALICE :much\n", encoding="utf-8")
+    assert cli.main(["serve", "--port", "0", "--hotwords", str(tmp_path / "names.txt")]) == 1
+    assert str(tmp_path / "names.txt") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
