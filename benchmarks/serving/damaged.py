@@ -4,7 +4,7 @@
 
 So many conversations of each protocol, in which messages are cut, mixed up, repeated or overwritten. Every one must be
 answered or closed in time, never by an error within the server, which must recognise all the same at the end, with no
-more memory and file descriptors than after a tenth of them. Exits with 1 on a failure.
+more memory and file descriptors than after a tenth of them (or 1500, if that is more). Exits with 1 on a failure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.benchmarks.serving.messages import WEBSOCKETS, Messages, upload, wyoming
 from u2moe.benchmarks.serving.servers import RunningServer, free_port, our_server
-from u2moe.benchmarks.serving.state import State, speaks_still
+from u2moe.benchmarks.serving.state import WARM_UP, State, speaks_still
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
@@ -152,7 +152,7 @@ async def try_all(server: RunningServer, wyoming_port: int, num_inputs: int) -> 
             outcomes[protocol][outcome] += 1
             if outcome != "answered or closed":
                 failures.append(f"{protocol} {seed}: {outcome}")
-        if start is None and begin >= len(turns) // 10:
+        if start is None and begin >= max(len(turns) // 10, WARM_UP):
             start = State.of(server.pid)
         if begin % 1000 < _AT_ONCE:
             report(f"{begin} of {len(turns)}")

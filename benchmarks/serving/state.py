@@ -10,6 +10,8 @@ from typing import Self
 from u2moe.benchmarks.serving.servers import RunningServer
 from u2moe.benchmarks.serving.speakers import first_blocks, speech_blocks
 
+WARM_UP = 1500
+"""Connections after which the allocators of the libraries have what they need; before, growth says nothing."""
 _MOST_GROWTH = 1.1
 _MORE_FILES = 8
 _PAGE_BYTES = 4096
