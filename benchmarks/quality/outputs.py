@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, source, target = sys.argv[1:] if arguments is None else arguments
     bundle = Bundle.open(folder)
     model = bundle.load()
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
     with np.load(source) as recordings:
         for number in range(len(recordings.files)):
