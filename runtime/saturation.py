@@ -1,8 +1,8 @@
-"""Products of uint8 and int8 that some processors get wrong, and onnxruntime's option that gets them right there.
+"""Products of uint8 and int8 that some processors compute wrongly, and onnxruntime's option that corrects this.
 
-x86 without VNNI multiplies two rows of a weight at once and adds the two products in 16 bits, which end at 32767. Where
-the sum is larger, that is what it stays: the result is wrong, and nobody is told. `u2moe quantize` writes weights whose
-pairs of rows never come so far; bundles of versions before that need the option.
+x86 without VNNI multiplies two rows of a weight at once and adds the two products in 16 bits, which saturate at 32767:
+a larger sum is silently wrong. `u2moe quantize` writes weights whose pairs of rows never saturate; bundles from earlier
+versions need the option.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRECISE = ("session.x64quantprecision", "1")
-"""Name and value of the option: onnxruntime then takes kernels for uint8 weights, which add in 32 bits and take longer,
-on processors that need it."""
+"""Name and value of the option: on processors that need it, onnxruntime then uses the slower kernels for uint8 weights,
+which add in 32 bits."""
 OLDEST_PRECISE = (1, 30)
-"""onnxruntime before it ends the process when it is given a graph of ours with the option."""
+"""Earlier versions of onnxruntime crash if they load one of our graphs with the option."""
 
 _PRODUCT = bytes.fromhex(
     "08073a3e0a180a01610a0162120179220d4d61744d756c496e74656765721201675a090a016112040a0208025a090a016212040a020803"
@@ -38,12 +38,12 @@ _PAIRED = [
     [127, 64, 1, -127, -1, -64],
     [1, 64, 127, 127, -127, -64],
 ]
-"""Weights of which each pair of rows fits into 16 bits, as extreme as they come."""
+"""The most extreme weights for which each pair of rows fits into 16 bits."""
 _ACTIVATIONS = [[255, 255, 255, 255], [255, 0, 255, 0], [0, 255, 0, 255]]
 
 
 class Products(NamedTuple):
-    """Which products of uint8 and int8 are exact on this processor: of any weights, and of those in fitting pairs."""
+    """Whether products of uint8 and int8 are exact on this processor: for any weights, and for pairs that fit."""
 
     any: bool
     paired: bool
@@ -51,7 +51,7 @@ class Products(NamedTuple):
 
 @cache
 def exact_products() -> Products:
-    """What this processor makes of the largest values, by onnxruntime; computed once in a process."""
+    """Test the products of the largest values with onnxruntime; computed once per process."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -72,12 +72,12 @@ def exact_products() -> Products:
 def must_be_precise(bundle: Path, metadata: Mapping[str, str], options: onnxruntime.SessionOptions | None) -> bool:
     """Whether a quantized graph must be loaded with `PRECISE`: without it, results would be wrong on this processor.
 
-    Warns if so: of the time that it takes, or, where it cannot be done, of wrong results. False then.
+    If so, warns that this takes longer; or, if it is impossible, warns of wrong results and returns False.
 
     Args:
         bundle: folder of the graph.
-        metadata: what the graph says about itself.
-        options: those that the caller brought, which are used as they are.
+        metadata: metadata of the graph.
+        options: the caller's options, which are used unchanged.
     """
     products = exact_products()
     if products.paired if metadata.get(PAIR_SUMS) == PAIR_SUMS_FIT else products.any:

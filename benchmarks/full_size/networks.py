@@ -133,7 +133,7 @@ def has_experts(name: str) -> bool:
 
 
 def demo_routing() -> dict[str, Any]:
-    """Experts that chunks of people's speech touch in the demo model, and which `bundle` that is."""
+    """Experts that chunks of real speech use in the demo model, and which `bundle` that is."""
     bundle = Bundle.open(DEMO_FOLDER)
     rate = bundle.manifest.features.sample_rate
     modes = [Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)]

@@ -46,7 +46,7 @@ fraction is for a kernel with fewer bits."""
 ERROR_TOKENS = 64
 """Number of tokens whose results are compared with float32."""
 RANDOM_TOKENS, NUM_WINDOWS = 512, 8
-"""Where there is no speech; and calls of one measurement, with other tokens each, if there are so many."""
+"""Number of random tokens if there is no speech; and calls per measurement, each with different tokens if possible."""
 
 
 def timed(_kind: str, _tokens: int, call: Callable[[], object]) -> float:
@@ -86,9 +86,9 @@ def tuned(
         if graph.name != "encoder":
             shares = dict.fromkeys(tune.shares, 0.0) | {max(tune.shares): 1.0}
             tune = dataclasses.replace(tune, shares=shares)
-        heard = speech if graph.name == "encoder" else {}
+        inputs = speech if graph.name == "encoder" else {}
         title = f"experts of {graph.name}"
-        found[graph.name] = tune_experts(model, recipe, tune, heard, title=title, progress=progress)
+        found[graph.name] = tune_experts(model, recipe, tune, inputs, title=title, progress=progress)
         progress(f"experts of {graph.name}: {found[graph.name].chosen}")
     if not found:
         raise BundleError(f"{source.path}: tune chooses kernels for experts, but no graph has any")
