@@ -15,7 +15,7 @@ from u2moe.runtime.text import Vocabulary
 CHUNKS = Mode(chunk_size=4, num_left_chunks=4)
 
 
-def heard(*, wall_s=1.0, events=(), segments=(), final_s=0.5, audio_s=10.0, text=""):
+def observed(*, wall_s=1.0, events=(), segments=(), final_s=0.5, audio_s=10.0, text=""):
     stages = dict.fromkeys(STAGES, 0.0) | {"encoder": 0.75 * wall_s, "search": 0.25 * wall_s}
     return Observation(
         audio_s=audio_s, wall_s=wall_s, cpu_s=2 * wall_s, stages=stages, events=list(events), final_s=final_s,
@@ -65,7 +65,7 @@ def test_stages_and_the_rest_make_the_whole():
 
 def test_speed_is_the_median_of_the_rounds():
     chunk = [event(1.0, seconds) for seconds in (0.1, 0.2, 0.6)]
-    rounds = [[heard(wall_s=wall_s, events=chunk), heard(wall_s=1.0, events=chunk)] for wall_s in (1.0, 3.0, 2.0)]
+    rounds = [[observed(wall_s=wall_s, events=chunk), observed(wall_s=1.0, events=chunk)] for wall_s in (1.0, 3.0, 2.0)]
     entry = speed.summary(rounds, chunk_s=0.5)
     assert entry["real_time_factor"] == {"median": 0.15, "low": 0.125, "high": 0.175, "count": 3}
     assert entry["core_hours_per_hour"]["median"] == 0.3
@@ -78,7 +78,7 @@ def test_speed_is_the_median_of_the_rounds():
 
 
 def test_word_errors_of_known_transcripts():
-    results = [heard(text="a b c"), heard(text="d"), heard(text="e f")]
+    results = [observed(text="a b c"), observed(text="d"), observed(text="e f")]
     assert speed.word_errors(results, ["A X C", "", "E F"]) == {"num_words": 5, "rate": 0.2}
 
 
@@ -111,7 +111,7 @@ def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
 def test_waits_end_with_their_utterance(vocabulary):
     first, second = utterance([1, 3], [(0.25, 0.5), (0.5, 1.0)]), utterance([4], [(6.0, 6.5)], segment=1)
     events = [event(1.0, 0.1, [1]), event(2.0, 0.2, [], segment=1), event(7.0, 0.3, [4], segment=1)]
-    found = latency.summary([heard(events=events, segments=[first, second], audio_s=8.0)], vocabulary, chunk_s=0.25)
+    found = latency.summary([observed(events=events, segments=[first, second], audio_s=8.0)], vocabulary, chunk_s=0.25)
     assert found["first_partial_s"]["algorithmic"] == percentiles([0.75, 1.0])
     assert found["word_s"]["compute"]["max"] == 0.3
     # an endpoint ended the first, 1 s after its last word, and the source the second, 1.5 s after
@@ -123,7 +123,7 @@ def test_waits_end_with_their_utterance(vocabulary):
 
 
 def test_nothing_said_gives_no_waits(vocabulary):
-    found = latency.summary([heard(events=[event(1.0, 0.1)], segments=[utterance([], [])])], vocabulary, chunk_s=1.0)
+    found = latency.summary([observed(events=[event(1.0, 0.1)], segments=[utterance([], [])])], vocabulary, chunk_s=1.0)
     assert set(found) == {"chunk_latency_s", "chunk_budget_s"}
 
 
@@ -152,7 +152,7 @@ def test_chunks_are_events(probe, sound):
     assert 0 < shown[0] < shown[-1]
 
 
-def test_several_streams_are_heard_at_once(probe, sound):
+def test_several_streams_are_recognised_at_once(probe, sound):
     found = probe.recognise(sound, Mode(chunk_size=16, num_left_chunks=4, num_streams=3))
     assert found.audio_s == 12.0
     assert len(set(found.texts)) == len(found.texts) == 3

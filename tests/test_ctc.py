@@ -224,7 +224,7 @@ def test_long_utterances_do_not_recurse():
     del search
 
 
-def test_nothing_heard():
+def test_no_frames():
     nothing = np.zeros((0, 5), np.float32)
     assert ctc_greedy_search(nothing).tokens == []
     assert [(h.tokens, h.score, h.times) for h in ctc_prefix_beam_search(nothing, 4)] == [([], 0.0, [])]

@@ -140,7 +140,7 @@ def test_what_it_says_of_partial_and_final_results(demo, clip):
     assert found[1] == found[2] == found[0]
 
 
-def test_hotwords_that_are_not_heard_change_nothing(demo, clip):
+def test_hotwords_that_are_not_said_change_nothing(demo, clip):
     samples, _ = clip
     plain = demo.transcribe(samples)
     assert demo.transcribe(samples, hotwords=["xylophone quartet"]) == plain

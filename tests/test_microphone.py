@@ -42,7 +42,7 @@ def segments_of(recognizer, *sounds, rate=16_000):
     return stream.take_segments()
 
 
-def test_what_is_heard_is_recognised(segmenting, sound, sounddevice):
+def test_what_is_played_is_recognised(segmenting, sound, sounddevice):
     finals = []
     with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
         assert microphone.is_active

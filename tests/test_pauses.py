@@ -114,7 +114,7 @@ def test_times_are_those_of_the_sound(chunk_size):
     assert np.percentile(errors, 90) <= 0.08
 
 
-def test_a_recording_is_heard_alike_beside_others():
+def test_a_recording_is_recognised_alike_beside_others():
     """Clips of three people with pauses between them; encoded together the demo model hears them otherwise."""
     rate, random = 16_000, np.random.default_rng(0)
     recognizer = Recognizer.from_pretrained()

@@ -128,7 +128,7 @@ def test_bad_samples_change_nothing(recognizer, sound):
     assert recognise(recognizer, sound[20_000:], stream=stream) == expected
 
 
-def test_int16_is_heard_as_float(recognizer, sound):
+def test_int16_is_recognised_as_float(recognizer, sound):
     as_int16 = (sound * 32767).astype(np.int16)
     as_float = as_int16.astype(np.float32) / 32768
     assert recognise(recognizer, as_int16) == recognise(recognizer, as_float)

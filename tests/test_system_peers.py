@@ -34,14 +34,14 @@ def here(monkeypatch):
     return made
 
 
-def heard(text, *, compute_s=1.0, first_partial_s=0.5, final_s=0.1):
+def reply(text, *, compute_s=1.0, first_partial_s=0.5, final_s=0.1):
     return {
         "text": text, "audio_s": 2.0, "compute_s": compute_s, "cpu_s": compute_s, "first_partial_s": first_partial_s,
         "final_s": final_s, "peak_mb": 50.0,
     }  # fmt: skip
 
 
-def test_ours_hears_the_clips_as_a_stream_and_whole(here, tmp_path):
+def test_ours_recognises_the_clips_as_a_stream_and_whole(here, tmp_path):
     results, sets = tmp_path / "results.json", [RecordingSet(name=CLIPS, recordings=CLIP_RECORDINGS, repetitions=2)]
     content = run(tmp_path, results, sets, names=["u2moe", "u2moe-whole"], source=Path(__file__).parents[1])
     assert content == json.loads(results.read_text())
@@ -74,7 +74,7 @@ def test_a_list_for_words_alone_has_no_times(here, tmp_path):
     assert values(content)["list"].startswith("|  | word errors |\n")
 
 
-def test_results_keep_sets_and_peers_that_are_not_heard_again(here, tmp_path):
+def test_results_keep_sets_and_peers_that_are_not_measured_again(here, tmp_path):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"peers": {"moonshine": {}}, "sets": {"a": {}, "list": {"moonshine": {"words": 1}}}}))
     sets = [RecordingSet(name="list", recordings=CLIP_RECORDINGS[:1], timed=False)]
@@ -86,8 +86,8 @@ def test_results_keep_sets_and_peers_that_are_not_heard_again(here, tmp_path):
 
 def test_summary_is_over_recordings_and_rounds():
     rounds = [
-        [heard("one two", compute_s=1.0, final_s=0.3), heard("one", compute_s=2.0, final_s=0.1)],
-        [heard("x", compute_s=10.0), heard("three", compute_s=20.0, first_partial_s=4.0)],
+        [reply("one two", compute_s=1.0, final_s=0.3), reply("one", compute_s=2.0, final_s=0.1)],
+        [reply("x", compute_s=10.0), reply("three", compute_s=20.0, first_partial_s=4.0)],
     ]
     found = system_peers._summary(rounds, ["ONE", "FOUR"], timed=True)
     assert (found["words"], found["errors"], found["texts"]) == (2, 1, ["one", "three"])
@@ -237,7 +237,7 @@ def test_command_takes_lists(here, tmp_path, capsys, sound):
     assert CLIPS not in printed
 
 
-def test_recordings_of_any_rate_are_heard_at_one(here, tmp_path, sound):
+def test_recordings_of_any_rate_are_recognised_at_one(here, tmp_path, sound):
     write_wav(tmp_path / "slow.wav", sound[:8000], 8000)
     sets = [RecordingSet(name="list", recordings=[Recording(path=tmp_path / "slow.wav", transcript="")], timed=False)]
     content = run(tmp_path, tmp_path / "results.json", sets, names=["u2moe-whole"])

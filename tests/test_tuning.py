@@ -188,7 +188,7 @@ def test_weights_may_lie_beside_the_graph(encoder, float32, tmp_path):
 
 
 @pytest.mark.parametrize("can_link", [True, False])
-def test_experts_are_heard_where_weights_lie_beside_the_graph(float32, tmp_path, monkeypatch, can_link):
+def test_inputs_of_experts_are_found_where_weights_lie_beside_the_graph(float32, tmp_path, monkeypatch, can_link):
     frames = np.random.default_rng(5).normal(8, 2, (100, 80)).astype(np.float32)
     expected = ExpertInputs(float32).tokens(frames)
     ir.save(ir.load(float32.path / "encoder.onnx"), tmp_path / "encoder.onnx", external_data="encoder.onnx.data")

@@ -47,15 +47,15 @@ def test_words_begin_where_the_one_before_ends_or_the_pause_after_it():
     ]  # fmt: skip
 
 
-def test_errors_are_those_of_the_words_that_were_heard():
-    class Hearer:
+def test_errors_are_those_of_the_words_that_were_recognised():
+    class FakeRecognizer:
         def transcribe(self, samples, options):
             heard = [WordResult(word=w, start=s, end=e, confidence=None) for w, s, e in
                      (("ONE", 0.11, 0.48), ("SIX", 0.6, 0.9), ("TWO", 1.03, 1.5))]  # fmt: skip
             return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=heard)])
 
     spoken = [TimedWord(word=w, start=s, end=e) for w, s, e in (("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))]
-    found = word_times.compare(Hearer(), [Utterance(samples=np.zeros(9, np.float32), words=spoken)], None)
+    found = word_times.compare(FakeRecognizer(), [Utterance(samples=np.zeros(9, np.float32), words=spoken)], None)
     assert (found["num_words"], found["num_recognised"]) == (3, 2)
     assert found["start"] == {"bias_ms": 20.0, "mean_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0}
     assert found["end"] == {"bias_ms": -10.0, "mean_ms": 10.0, "median_ms": 10.0, "p90_ms": 18.0}
