@@ -224,7 +224,7 @@ def test_options_that_would_do_nothing_are_refused(bundle, clips, capsys, argume
 
 
 def test_help_names_the_defaults_of_each_command(capsys):
-    for command, expected in (("listen", "what the model was trained for, or 16"), ("transcribe", "full context, or")):
+    for command, expected in (("listen", "as in training, or 16"), ("transcribe", "full context; with --stream")):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         assert f"encoder frames per chunk (default: {expected}" in " ".join(capsys.readouterr().out.split())
