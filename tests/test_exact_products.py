@@ -16,7 +16,7 @@ from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.experts.qmoe import qmoe_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
-from u2moe.quantize.passes.products import int8_matmul, int8_rows
+from u2moe.quantize.token_scales import int8_matmul, int8_rows
 from u2moe.runtime.mixture import Mixture
 from u2moe.runtime.saturation import exact_products
 

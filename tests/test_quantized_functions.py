@@ -7,7 +7,7 @@ from quantized import ACTIVATIONS, rounded_rows
 
 from u2moe.quantize.arithmetic import LOWEST, int8_columns, relative_error
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
-from u2moe.quantize.passes.products import int8_matmul, int8_rows
+from u2moe.quantize.token_scales import int8_matmul, int8_rows
 
 pytestmark = pytest.mark.slow
 

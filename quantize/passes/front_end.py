@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
-from u2moe.quantize.passes.products import QuantizedRows
 from u2moe.quantize.passes.rewrite import Rewrite, insert, new_call, only_reader, present
+from u2moe.quantize.token_scales import QuantizedRows
 from u2moe.quantize.weights import Array, Quantized, Weights
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
