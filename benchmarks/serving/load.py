@@ -109,8 +109,8 @@ def run(
 
 def is_held(cell: Mapping[str, Any]) -> bool:
     """Whether results came in time."""
-    late = any(cell[kind] is None or cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
-    return not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
+    late = any(cell[kind] and cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
+    return cell["partial"] is not None and not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:

@@ -73,6 +73,7 @@ def our_server(
 @contextlib.contextmanager
 def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> Iterator[RunningServer]:
     """sherpa-onnx's server with graphs of the same weights; `folder` keeps these and its installation."""
+    folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS, progress=report)
     graphs = folder / "graphs" / bundle.name
     if not graphs.is_dir():
@@ -89,7 +90,8 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
         "--num-work-threads=1",
         "--max-batch-size=32",
     ]
-    with _process(command, cores, port=port) as (process, _):
+    # It writes a log.txt into the folder that it is started in.
+    with _process(command, cores, port=port, folder=folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)
 
 
@@ -109,12 +111,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _process(
-    command: Sequence[str], cores: str | None, *, until: str | None = None, port: int | None = None
+    command: Sequence[str],
+    cores: str | None,
+    *,
+    until: str | None = None,
+    port: int | None = None,
+    folder: Path | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A process that has said something, or listens at a port; and all that it said so far."""
     command = [*(["taskset", "-c", cores] if cores else []), *command]
     with tempfile.NamedTemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - one of two servers
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)  # noqa: S603 - one of two servers
         try:
             deadline = time.monotonic() + _START_S
             while True:
