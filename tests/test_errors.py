@@ -5,6 +5,7 @@ import pickle
 import pkgutil
 
 import pytest
+from worker_processes import fail
 
 import u2moe.benchmarks
 import u2moe.export
@@ -50,13 +51,9 @@ def test_errors_are_pickled_with_all_they_carry(kind, protocol):
         assert vars(again) == vars(error)
 
 
-def fail(kind):
-    raise kind(*ARGUMENTS[kind])
-
-
 def test_errors_come_out_of_worker_processes():
     """A pool whose worker raises what cannot be unpickled never answers."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for kind, arguments in ARGUMENTS.items():
             with pytest.raises(kind, match=arguments[0]):
-                pool.apply_async(fail, (kind,)).get(timeout=120)
+                pool.apply_async(fail, (kind, arguments)).get(timeout=120)

@@ -185,7 +185,7 @@ def test_networks_without_a_second_expert_cannot_skip_it(exported, tmp_path):
 
 def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantized, exported, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(BundleError, match="quantized already"):
+    with pytest.raises(BundleError, match="is already quantized"):
         quantize_bundle(quantized("int8").path, out, RECIPES["int8"])
     with pytest.raises(BundleError, match="not quantized in place"):
         quantize_bundle(float32.path, float32.path, RECIPES["int8"], overwrite=True)
