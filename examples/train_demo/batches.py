@@ -1,10 +1,10 @@
 """Feature packs -> batches of similar length. Some utterances are joined, some change tempo, so that lengths vary."""
 
 import random
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import sentencepiece
@@ -19,6 +19,9 @@ MAX_FRAMES = 1600
 FRAME_GRID = 96
 """Batches are padded to multiples of this: 16 frames of the encoder."""
 TOKEN_GRID = 8
+JOINED = 0.125
+"""Share of the utterances that others of the same pack follow."""
+NO_PORTIONS: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,11 @@ class Batch:
     token_lengths: Tensor
     texts: list[str]
 
+    def to(self, device: str) -> Self:
+        """The batch with its tensors on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("mels", "lengths", "tokens", "token_lengths")}
+        return replace(self, **tensors)
+
 
 class Tokenizer:
     """WeNet's bpe tokenizer for normalized English text: sentencepiece pieces, ids from units.txt."""
@@ -40,10 +48,14 @@ class Tokenizer:
         lines = (folder / "units.txt").read_text(encoding="utf-8").splitlines()
         self.units = [line.split()[0] for line in lines]
         self.ids = {unit: index for index, unit in enumerate(self.units)}
+        self.known: dict[str, tuple[int, ...]] = {}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a normalized text."""
-        return [self.ids.get(piece, self.ids["<unk>"]) for piece in self.model.encode(text, out_type=str)]
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a normalized text; they are remembered, since every epoch asks for all of them again."""
+        if text not in self.known:
+            pieces = self.model.encode(text, out_type=str)
+            self.known[text] = tuple(self.ids.get(piece, self.ids["<unk>"]) for piece in pieces)
+        return self.known[text]
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids."""
@@ -57,6 +69,7 @@ class Clip:
     pack: int
     offset: int
     length: int
+    voice: str
     tokens: tuple[int, ...]
     text: str
 
@@ -70,19 +83,30 @@ class Item:
 
 
 class Corpus:
-    """The utterances of some packs whose words all occur `min_word_count` times there."""
+    """The utterances of some packs that `wanted` accepts; `sizes` is how many each pack had when they were read.
 
-    def __init__(self, paths: list[Path], tokenizer: Tokenizer, min_word_count: int = 1) -> None:
+    Packs may grow while a network is trained on them. Who gives `sizes` gets the corpus as it was then.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        tokenizer: Tokenizer,
+        wanted: Callable[[str], bool] = lambda _: True,
+        sizes: dict[str, int] | None = None,
+    ) -> None:
         packs = [Pack(path, MELS) for path in paths]
-        counts = Counter(word for pack in packs for entry in pack.utterances for word in entry.text.split())
+        self.sizes = {path.name: len(pack.utterances) for path, pack in zip(paths, packs, strict=True)}
+        self.sizes = self.sizes if sizes is None else sizes
+        self.names = [path.name for path in paths]
         self.rows: list[NDArray[np.uint8]] = [pack.map() for pack in packs]
         self.clips = [
             [
-                Clip(number, entry.offset, entry.length, tuple(tokenizer.encode(entry.text)), entry.text)
-                for entry in pack.utterances
-                if entry.length <= MAX_FRAMES and all(counts[word] >= min_word_count for word in entry.text.split())
+                Clip(number, entry.offset, entry.length, entry.voice, tokenizer.encode(entry.text), entry.text)
+                for entry in pack.utterances[: self.sizes[path.name]]
+                if entry.length <= MAX_FRAMES and wanted(entry.text)
             ]
-            for number, pack in enumerate(packs)
+            for number, (path, pack) in enumerate(zip(paths, packs, strict=True))
         ]
 
     @property
@@ -102,7 +126,9 @@ class Corpus:
     def batch(self, items: list[Item]) -> Batch:
         """A batch of items, padded to a multiple of `FRAME_GRID` frames and `TOKEN_GRID` tokens."""
         mels = [torch.cat([self.frames(clip, item.tempo) for clip in item.clips]) for item in items]
-        tokens = [torch.tensor([token for clip in item.clips for token in clip.tokens]) for item in items]
+        tokens = [
+            torch.tensor([token for clip in item.clips for token in clip.tokens], dtype=torch.long) for item in items
+        ]
         padded_mels = pad_sequence(mels, batch_first=True, padding_value=MEL_FLOOR)
         padded_tokens = pad_sequence(tokens, batch_first=True, padding_value=-1)
         return Batch(
@@ -113,29 +139,39 @@ class Corpus:
             texts=[" ".join(clip.text for clip in item.clips) for item in items],
         )
 
-    def items(self, rng: random.Random, longest: int) -> list[Item]:
-        """All clips up to a length, half of them at another tempo; one time in eight some of one voice are joined."""
+    def items(self, rng: random.Random, longest: int, portions: Mapping[str, float]) -> list[Item]:
+        """Clips up to a length, half of them at another tempo; one time in eight some of one voice are joined.
+
+        `portions` says how much of a pack is taken (1: every clip once, 0.5: every second one, 2: all of them twice).
+        """
         items: list[Item] = []
-        for clips in self.clips:
+        for name, clips in zip(self.names, self.clips, strict=True):
             room = 0
-            for clip in rng.sample(clips, len(clips)):
+            times = portions.get(name, 1.0)
+            chosen = [clip for _ in range(int(times)) for clip in rng.sample(clips, len(clips))]
+            for clip in chosen + rng.sample(clips, round(times % 1 * len(clips))):
                 if clip.length > longest:
                     continue
-                if clip.length < room:
+                if clip.length < room and clip.voice == items[-1].clips[0].voice:
                     items[-1].clips.append(clip)
                 else:
                     items.append(Item([clip], rng.uniform(0.85, 1.2) if rng.random() < 0.5 else 1.0))
-                    joins = longest == MAX_FRAMES and rng.random() < 0.125
+                    joins = longest == MAX_FRAMES and rng.random() < JOINED
                     room = rng.randrange(300, MAX_FRAMES) if joins else 0
                 room -= clip.length
         return items
 
-    def epoch(self, batch_frames: int, rng: random.Random, longest: int = MAX_FRAMES) -> Iterator[Batch]:
-        """Training batches of at most `batch_frames` padded frames, in random order, each clip once."""
-        batches = bucketed(self.items(rng, longest), batch_frames)
+    def epoch(
+        self,
+        batch_frames: int,
+        rng: random.Random,
+        longest: int = MAX_FRAMES,
+        portions: Mapping[str, float] = NO_PORTIONS,
+    ) -> list[list[Item]]:
+        """What goes into each training batch of at most `batch_frames` padded frames, in random order."""
+        batches = bucketed(self.items(rng, longest, portions), batch_frames)
         rng.shuffle(batches)
-        for items in batches:
-            yield self.batch(items)
+        return batches
 
     def in_order(self, batch_frames: int) -> Iterator[Batch]:
         """Batches of unchanged clips, short ones first."""

@@ -38,15 +38,18 @@ class Utterance:
 
 
 class Pack:
-    """An appendable pack. A half-written last utterance is cut off when it is opened for writing (`with`)."""
+    """An appendable pack. It can be read while another process writes; a half-written last utterance does not count."""
 
     def __init__(self, path: Path, kind: Kind) -> None:
         self.kind = kind
         self.rows_path = path.with_suffix(kind.suffix)
         self.table_path = path.with_suffix(".tsv")
         self.utterances: list[Utterance] = []
+        self._table_size = 0
         if self.table_path.exists():
-            for line in self.table_path.read_text(encoding="utf-8").splitlines():
+            whole, end, _ = self.table_path.read_text(encoding="utf-8").rpartition("\n")
+            self._table_size = len((whole + end).encode())
+            for line in whole.splitlines():
                 offset, length, voice, text = line.split("\t")
                 self.utterances.append(Utterance(offset=int(offset), length=int(length), voice=voice, text=text))
 
@@ -55,6 +58,7 @@ class Pack:
         self._rows = self.rows_path.open("ab")
         self._rows.truncate(self.num_rows * np.dtype(self.kind.dtype).itemsize * self.kind.width)
         self._table = self.table_path.open("a", encoding="utf-8")
+        self._table.truncate(self._table_size)
         return self
 
     def __exit__(self, *_: object) -> None:

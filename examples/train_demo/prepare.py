@@ -1,11 +1,14 @@
-"""Packs of speech -> packs of 8-bit log-mel features with speed and reverberation variants, and the BPE vocabulary.
+"""Packs of speech -> packs of 8-bit log-mels at other speeds, in rooms and over telephones; and the vocabulary.
 
-Noise, gain, band limits and masks are not applied here: `augment` draws them anew for every batch.
+Run it again when there is more speech. Noise, gain, band limits and masks are not applied here: `augment` draws them
+anew for every batch.
 """
 
 import argparse
 import io
+import random
 import subprocess
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -15,11 +18,13 @@ import soundfile
 from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_pcm
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
-from texts import normalize, queen_lines
+from texts import Sentences, Sources, normalize, queen_lines
 
 FRAME_LEN, FRAME_SHIFT, FFT_SIZE, LOW_FREQ = 400, 160, 512, 20.0
 SHORTEST = SAMPLE_RATE // 8
 NUM_PIECES = 320
+NUM_SENTENCES = 100_000
+NUM_SILENCES = 500
 BLANKET_SOUNDS = "/com/rafaelmardojai/Blanket/sounds"
 
 
@@ -36,17 +41,28 @@ def mel_filters() -> NDArray[np.float32]:
     return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
+def spectrum_matrix() -> NDArray[np.float32]:
+    """Kaldi's way from a frame to its spectrum as one matrix [samples, 2 bins]: real parts, then imaginary ones.
+
+    Mean removal, pre-emphasis, window and Fourier transform are all linear; as a product they take a fifth of the time.
+    """
+    identity = np.eye(FRAME_LEN)
+    centered = identity - 1 / FRAME_LEN
+    emphasized = centered - 0.97 * np.concatenate([centered[:, :1], centered[:, :-1]], 1)
+    spectrum = np.fft.rfft(emphasized * np.hanning(FRAME_LEN) ** 0.85, FFT_SIZE)
+    return np.concatenate([spectrum.real, spectrum.imag], 1).astype(np.float32)
+
+
 FILTERS = mel_filters()
-WINDOW = (np.hanning(FRAME_LEN) ** 0.85).astype(np.float32)
+SPECTRUM = spectrum_matrix()
 
 
 def log_mels(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """Kaldi's fbank without dither, all frames at once: [frames, mels]."""
     frames = np.lib.stride_tricks.sliding_window_view(samples * 32768, FRAME_LEN)[::FRAME_SHIFT]
-    frames = frames - frames.mean(1, keepdims=True)
-    frames = frames - 0.97 * np.concatenate([frames[:, :1], frames[:, :-1]], 1)
-    power = np.abs(np.fft.rfft(frames * WINDOW, FFT_SIZE)) ** 2
-    return np.log(np.maximum(power @ FILTERS, np.finfo(np.float32).eps)).astype(np.float32)
+    real, imaginary = np.split(frames @ SPECTRUM, 2, axis=1)
+    energies = (real * real + imaginary * imaginary) @ FILTERS
+    return np.log(np.maximum(energies, np.finfo(np.float32).eps)).astype(np.float32)
 
 
 def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -59,11 +75,23 @@ def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDAr
     return fftconvolve(samples, tail)[: len(samples)].astype(np.float32)
 
 
+def telephoned(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """The speech at 8 kHz in the 8 bits of mu-law (G.711), at a random level, sometimes clipped."""
+    narrow = resample(samples, SAMPLE_RATE, 8000)
+    level = rng.uniform(0.05, 1.0) if rng.random() < 0.8 else rng.uniform(1.5, 4.0)
+    narrow = np.clip(narrow * (level / max(np.abs(narrow).max(), 1e-5)), -1, 1)
+    codes = np.round(np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256) * 127) / 127
+    return resample(
+        (np.sign(codes) * np.expm1(np.abs(codes) * np.log(256)) / 255).astype(np.float32), 8000, SAMPLE_RATE
+    )
+
+
 def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech at a random speed (and pitch) and, one time in three, in a random room."""
+    """The speech at a random speed (and pitch); one time in three in a random room, one in eight over a telephone."""
     speed = round(40 * rng.uniform(1 - spread, 1 + spread))
     samples = resample(samples, speed, 40)
-    return reverberated(samples, rng) if rng.random() < 0.33 else samples
+    samples = reverberated(samples, rng) if rng.random() < 0.33 else samples
+    return telephoned(samples, rng) if rng.random() < 0.125 else samples
 
 
 def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
@@ -109,10 +137,24 @@ def read_noises(blanket: Path, music: Path, folder: Path) -> None:
             pack.append(piece.astype(np.float32) * (16000 / peak), "noise", "-")
 
 
-def write_vocabulary(texts: list[str], folder: Path) -> None:
+def cut_silence(noise: Pack, folder: Path) -> None:
+    """Pieces of the noise, and of hiss, that say nothing -> the pack `silence`."""
+    samples = noise.map()
+    with Pack(folder / "silence", SPEECH) as pack:
+        for number in range(len(pack.utterances), NUM_SILENCES):
+            rng = np.random.default_rng(number)
+            length = int(rng.uniform(1, 8) * SAMPLE_RATE)
+            start = rng.integers(len(samples) - length)
+            piece = samples[start : start + length] / 32768
+            hiss = rng.standard_normal(length) * 10 ** rng.uniform(-4.5, -2)
+            piece = piece * 10 ** rng.uniform(-2, 0) * (rng.random() < 0.7) + hiss
+            pack.append(to_pcm(piece.astype(np.float32)), f"silence-{number}", "")
+
+
+def write_vocabulary(texts: Iterable[str], folder: Path, num_pieces: int = NUM_PIECES) -> None:
     """`bpe.model` and `units.txt` in WeNet's present layout."""
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_prefix=str(folder / "bpe"), model_type="bpe", vocab_size=NUM_PIECES,
+        sentence_iterator=iter(texts), model_prefix=str(folder / "bpe"), model_type="bpe", vocab_size=num_pieces,
         character_coverage=1.0, bos_id=-1, eos_id=-1, minloglevel=1,
     )  # fmt: skip
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "bpe.model"))
@@ -134,16 +176,23 @@ def main() -> None:
     for split in ("train", "dev"):
         read_queen(archive, args.queen_table, speech, split)
     read_noises(args.debian / "usr/share/blanket/blanket.gresource", args.debian / "usr/share/asterisk/moh", speech)
+    cut_silence(Pack(speech / "noise", SPEECH), speech)
+    if not (args.work_dir / "units.txt").exists():
+        sentences, rng = Sentences(Sources(queen_table=args.queen_table, debian=args.debian)), random.Random(0)
+        write_vocabulary((normalize(sentences.draw(rng)) for _ in range(NUM_SENTENCES)), args.work_dir)
     packs = sorted(path.with_suffix("") for path in speech.glob("*.tsv"))
-    plans = {"queen-train": (3, 0.12), "queen-dev": (1, 0.0), "heldout": (1, 0.0), "noise": (1, 0.0)}
+    unchanged = (1, 0.0)
+    plans = {
+        "queen-train": (5, 0.12),
+        "queen-dev": unchanged,
+        "heldout": unchanged,
+        "noise": unchanged,
+        "silence": unchanged,
+    }
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = [pool.submit(extract, path, features, *plans.get(path.name, (1, 0.16))) for path in packs]
         for job in jobs:
             print(job.result(), flush=True)
-    if not (args.work_dir / "units.txt").exists():
-        skipped = {"queen-dev", "heldout", "noise"}
-        training = [Pack(features / path.name, MELS) for path in packs if path.name not in skipped]
-        write_vocabulary([utterance.text for pack in training for utterance in pack.utterances], args.work_dir)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ Also holds `normalize`, the one spelling that training, testing and scoring shar
 """
 # ruff: noqa: SIM905 - lists of words read better as words
 
+import html
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from csv import QUOTE_NONE, DictReader
+from dataclasses import dataclass
 from pathlib import Path
 
 UNITS = (
@@ -193,16 +195,44 @@ def prompt(rng: random.Random) -> str:
     return expand(rng.choice(PROMPTS), rng)
 
 
+def isolated(rng: random.Random) -> str:
+    """One word or number on its own, as it is said to a telephone."""
+    kinds: list[Callable[[], str]] = [
+        lambda: rng.choice(UNITS),
+        lambda: rng.choice(UNITS[:10]),
+        lambda: rng.choice(TENS),
+        lambda: rng.choice(LETTERS),
+        lambda: rng.choice(LETTERS),
+        lambda: rng.choice(SPELLING),
+        lambda: ordinal(rng.randrange(1, 32)),
+        lambda: rng.choice(DAYS + MONTHS),
+        lambda: rng.choice("hundred thousand million minus point and a.m. p.m. o'clock dollars pounds cents".split()),
+        lambda: rng.choice("dash dot slash star pound space at plus equals comma".split()),
+        lambda: rng.choice("yes no okay stop help cancel next hello goodbye please thanks sorry".split()),
+        lambda: rng.choice(
+            "second seconds minute minutes hour hours day today tomorrow yesterday noon midnight".split()
+        ),
+    ]
+    return rng.choice(kinds)()
+
+
+def spelled_name(rng: random.Random) -> str:
+    """A name and its letters, or its letters alone."""
+    name = rng.choice(NAMES)
+    letters = ", ".join(name.upper())
+    return rng.choice([letters, f"{name}, {letters}", f"that is spelled {letters}", f"my name is {name}, {letters}"])
+
+
 def grammar_line(rng: random.Random) -> str:
     """One random line of all grammars."""
     kind = rng.choices(
-        [quantity, spoken_time, spoken_date, spelled, command, prompt, spoken_year, None],
-        weights=[14, 14, 14, 9, 16, 18, 2, 13],
+        [quantity, spoken_time, spoken_date, spelled, spelled_name, command, prompt, spoken_year, isolated, None],
+        weights=[11, 12, 11, 7, 3, 15, 17, 2, 10, 12],
     )[0]
     if kind is None:
         return digits(rng, rng.choice([1, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8, 10]))
     line = kind(rng)
-    if rng.random() < 0.12:
+    if kind is not isolated and rng.random() < 0.12:
         line += ", " + rng.choice([quantity, spoken_date, command])(rng)
     return " ".join(line.split())
 
@@ -225,17 +255,63 @@ def wordnet_phrases(folder: Path) -> list[str]:
     return sorted(phrases)
 
 
-def endless(lines: list[str], rng: random.Random) -> Iterator[str]:
-    """The lines in random order, again and again."""
-    while True:
-        yield from rng.sample(lines, len(lines))
+def wordnet_definitions(folder: Path) -> list[str]:
+    """What WordNet says that its words mean, where it is plain English of 3 to 14 words."""
+    found = set()
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="utf-8", errors="replace").splitlines():
+            definition = line.partition("|")[2].partition('"')[0].partition(";")[0].strip()
+            if 3 <= len(definition.split()) <= 14 and re.fullmatch(r"[a-z', -]+", definition):
+                found.add(definition)
+    return sorted(found)
 
 
-def mixture(queen_table: Path, wordnet: Path, seed: int) -> Iterator[str]:
-    """An endless stream of sentences: 45 % grammar, 25 % game lines, the rest WordNet."""
-    rng = random.Random(seed)
-    queen = endless([row["text"] for row in queen_lines(queen_table, "train") if float(row["cer"]) < 0.8], rng)
-    phrases = endless(wordnet_phrases(wordnet), rng)
-    while True:
-        draw = rng.random()
-        yield grammar_line(rng) if draw < 0.45 else next(queen) if draw < 0.70 else next(phrases)
+def prose_sentences(paths: Iterable[Path]) -> list[str]:
+    """Whole sentences of 3 to 20 plain words out of texts or web pages: sayings, jokes, articles."""
+    found = set()
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        text = html.unescape(re.sub(r"<[^>]*>", " ", text)) if path.suffix == ".html" else text
+        for paragraph in re.split(r"\n\s*\n|\n%\n|\n\s*--", text):
+            plain = " ".join(paragraph.split()).replace("\u2019", "'")
+            for sentence in re.findall(r"(?:^|(?<=[.!?] ))[A-Z][a-z ',;-][A-Za-z ',;-]*[.!?](?= |$|\")", plain):
+                words = sentence.split()
+                if 3 <= len(words) <= 20 and all(len(word) < 14 for word in words):
+                    found.add(sentence)
+    return sorted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where sentences come from: the table of game lines, and the folder of the unpacked Debian packages."""
+
+    queen_table: Path
+    debian: Path
+
+    def queen(self) -> list[str]:
+        """What is said in the game, but for the characters of the test and validation sets."""
+        return [row["text"] for row in queen_lines(self.queen_table, "train") if float(row["cer"]) < 0.8]
+
+    def wordnet(self) -> list[str]:
+        """WordNet's example phrases, and a quarter as many of its definitions."""
+        folder = self.debian / "usr/share/wordnet"
+        phrases, definitions = wordnet_phrases(folder), wordnet_definitions(folder)
+        return phrases + definitions[:: max(4 * len(definitions) // len(phrases), 1)]
+
+    def prose(self) -> list[str]:
+        """Fortune cookies and articles."""
+        fortunes = (self.debian / "usr/share/games/fortunes").glob("*")
+        articles = (self.debian / "usr/share/doc/anarchism").rglob("*.html")
+        return prose_sentences(sorted([path for path in fortunes if not path.suffix] + list(articles)))
+
+
+class Sentences:
+    """Sentences to be spoken: 36 % of the grammars, 20 % of the game, the rest WordNet and prose."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.written = [sources.queen(), sources.wordnet(), sources.prose()]
+
+    def draw(self, rng: random.Random) -> str:
+        """A sentence."""
+        kind = rng.choices([None, *self.written], weights=[36, 20, 20, 24])[0]
+        return grammar_line(rng) if kind is None else rng.choice(kind)

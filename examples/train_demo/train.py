@@ -1,132 +1,138 @@
-"""Trains the demo model for a given number of minutes; every few minutes it saves, and with `--resume` it goes on.
+"""Trains the demo model, step by step, for as long as it is left to run; `--resume` goes on exactly where it stopped.
 
-The learning rate follows the time spent, and so does the noise on the routers.
+It reads what `prepare.py` wrote and looks for more at the start of every epoch. `--decay-steps` ends a run: the
+learning rate falls to zero over so many steps.
 """
 
 import argparse
 import json
 import math
 import os
+import platform
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import torch
 import yaml
 from augment import Augmenter
-from batches import Batch, Corpus, Tokenizer
+from batches import Corpus, Item, Tokenizer
 from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
-from muon import Muon, muon_weights
-from torch import Tensor, nn
+from gradients import GradientPool, GradientSource, Outcome, Task
+from network import lower_precision, narrow_front
+from objective import Objective
+from optimizers import Optimizer
+from routing import RouterNoise, round_shapes
+from schedule import Schedule
+from validation import Score, validate
+from withheld import Withheld, read_sentences
 
-from u2moe.export.decoder import AttentionDecoder
 from u2moe.export.model import SpeechModel
-from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 from u2moe.export.training_config import parse_training_config
-from u2moe.runtime.corpus.word_errors import WordErrors
 
-WARMUP_STEPS = 250
-REPORT_STEPS = 50
-MAX_CHUNK = 25
-ROW_GRID = 64
-ROUTER_NOISE, NOISE_ENDS = 1.0, 0.4
-"""Relative noise on the routers, which fades until this share of the time."""
-EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
 VALIDATION = ("queen-dev", "heldout")
+TESTS = ("queen-test", "asterisk-words", "asterisk-sentences", "saytime", "pocketsphinx")
+EASY_VOICES, EASY_FRAMES, EASY_UNTIL = ("hibari", "pico-us"), 250, 2.5
+PORTIONS = {"espeak": 0.5, "flite-kal16": 0.5}
+"""How much of a pack is taken in an epoch, where it is not all of it."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    batches: int = 0
+    """Batches worked on in all."""
+    epoch: int = 0
+    position: int = 0
+    """Batches of this epoch that are done."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Utterances in each pack when the epoch began."""
+    easy: bool = True
+    """Short, clean clips and CTC alone, until CTC has found its alignment."""
+    ctc: float = 10.0
+    """Running mean of the CTC loss."""
+    seconds: float = 0.0
+    speech_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Losses:
-    """The parts of the training loss, each per token."""
+class Options:
+    """What determines the steps of a run besides its data."""
 
-    ctc: Tensor
-    left: Tensor
-    right: Tensor
+    lr: float = 3e-3
+    warmup_steps: int = 300
+    decay_from: int | None = None
+    decay_steps: int = 0
+    batch_frames: int = 9600
+    """Padded frames in a batch."""
+    num_batches: int = 2
+    """Batches in a step."""
+    augment: float = 0.7
+    """Share of the utterances under new conditions."""
+    channels: int = 32
+    """Of the first convolution."""
+    router_noise: float = 0.3
+    """Relative to the routers' logits; it falls with the learning rate."""
+    seed: int = 1
 
-    def total(self, conf: dict[str, float]) -> Tensor:
-        """U2++: CTC, and both directions of attention."""
-        reverse = conf["reverse_weight"]
-        attention = (1 - reverse) * self.left + reverse * self.right
-        return conf["ctc_weight"] * self.ctc + (1 - conf["ctc_weight"]) * attention
-
-
-def random_chunk(num_frames: int) -> int | None:
-    """WeNet's dynamic chunk: full context half of the time, else 1 to 25 encoder frames."""
-    chunk = random.randint(1, max(num_frames - 1, 1))
-    return None if chunk > num_frames // 2 else chunk % MAX_CHUNK + 1
-
-
-def losses(model: SpeechModel, batch: Batch, chunk_size: int | None, smoothing: float) -> Losses:
-    """The losses of a batch whose encoder sees `chunk_size` frames at once (None: everything)."""
-    config = model.config
-    encoder_out, times = model.encoder(batch.mels, batch.lengths, chunk_size)
-    log_probs = torch.log_softmax(model.ctc.ctc_lo(encoder_out).float(), dim=-1).transpose(0, 1)
-    num_tokens = batch.token_lengths.sum()
-    ctc = nn.functional.ctc_loss(
-        log_probs, batch.tokens.clamp(min=0), times, batch.token_lengths, config.blank, "sum", zero_infinity=True
-    )
-
-    steps = torch.arange(batch.tokens.shape[1])
-    inside = steps < batch.token_lengths.unsqueeze(1)
-    mirror = torch.where(inside, batch.token_lengths.unsqueeze(1) - 1 - steps, steps)
-
-    def attention(decoder: AttentionDecoder, tokens: Tensor) -> Tensor:
-        start = tokens.new_full((len(tokens), 1), config.sos)
-        inputs = torch.cat((start, tokens.masked_fill(~inside, config.eos)), 1)
-        targets = torch.cat((tokens, tokens.new_full((len(tokens), 1), -1)), 1)
-        targets.scatter_(1, batch.token_lengths.unsqueeze(1), config.eos)
-        logits = decoder(inputs, batch.token_lengths + 1, encoder_out, times).float()
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum", label_smoothing=smoothing
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate."""
+        return Schedule(
+            peak=self.lr, warmup_steps=self.warmup_steps, decay_from=self.decay_from, decay_steps=self.decay_steps
         )
-        return loss / (num_tokens + len(tokens))
-
-    right_decoder = model.right_decoder
-    if right_decoder is None:
-        raise ValueError("this recipe trains both directions")
-    return Losses(
-        ctc=ctc / num_tokens,
-        left=attention(model.left_decoder, batch.tokens),
-        right=attention(right_decoder, batch.tokens.gather(1, mirror)),
-    )
 
 
-def greedy(log_probs: Tensor, blank: int) -> list[int]:
-    """Tokens of the best path [time, vocab]: repeats merged, blanks dropped."""
-    best = torch.unique_consecutive(log_probs.argmax(-1)).tolist()
-    return [token for token in best if token != blank]
+class Data:
+    """Packs of features, and what is read of them for an epoch."""
 
+    def __init__(self, work_dir: Path, options: Options) -> None:
+        self.features = work_dir / "features"
+        self.tokenizer = Tokenizer(work_dir)
+        self.options = options
+        self.withheld = Withheld(read_sentences(work_dir / "test", TESTS))
+        self.validation = {name: Corpus([self.features / name], self.tokenizer) for name in VALIDATION}
+        self.noise = torch.from_numpy(Pack(self.features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
 
-@torch.inference_mode()
-def validate(model: SpeechModel, corpus: Corpus, tokenizer: Tokenizer, chunk_size: int | None, num_frames: int) -> str:
-    """Losses and greedy word error rate, as a line for the log."""
-    model.eval()
-    errors, sums, count = WordErrors(), torch.zeros(3), 0
-    for batch in corpus.in_order(num_frames):
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = losses(model, batch, chunk_size, 0.0)
-            encoder_out, times = model.encoder(batch.mels, batch.lengths, chunk_size)
-            log_probs = model.ctc.ctc_lo(encoder_out)
-        sums += torch.stack((parts.ctc, parts.left, parts.right)) * len(batch.texts)
-        count += len(batch.texts)
-        for row, time_, text in zip(log_probs, times.tolist(), batch.texts, strict=True):
-            errors.add(text, tokenizer.decode(greedy(row[:time_], model.config.blank)))
-    model.train()
-    ctc, left, right = (sums / count).tolist()
-    return f"chunk {chunk_size or 'all'}: ctc {ctc:.3f} left {left:.3f} right {right:.3f} WER {errors.rate:.1%}"
+    def corpus(self, progress: Progress) -> Corpus:
+        """What there is to train on in this epoch; its sizes are noted when it begins."""
+        if progress.position == 0:
+            names = sorted(path.stem for path in self.features.glob("*.mel"))
+            progress.sizes = {}
+        else:
+            names = sorted(progress.sizes)
+        names = [name for name in names if name not in {*VALIDATION, "noise"}]
+        paths = [self.features / name for name in names]
+        corpus = Corpus(paths, self.tokenizer, self.withheld.allows, progress.sizes or None)
+        progress.sizes = corpus.sizes
+        return corpus
 
+    def epoch(self, corpus: Corpus, progress: Progress) -> list[list[Item]]:
+        """The batches of an epoch, from the place that was reached."""
+        rng = random.Random(f"{self.options.seed} {progress.epoch}")
+        if progress.easy:
+            rest = {name: 0.0 for name in corpus.names if name not in EASY_VOICES}
+            batches = corpus.epoch(self.options.batch_frames // 2, rng, EASY_FRAMES, rest)
+        else:
+            batches = corpus.epoch(self.options.batch_frames, rng, portions=PORTIONS)
+        return batches[progress.position :]
 
-def feature_statistics(corpus: Corpus, augmenter: Augmenter, num_frames: int) -> dict[str, Any]:
-    """WeNet's global_cmvn, from 60 augmented batches."""
-    total, square, count = torch.zeros(NUM_MELS, dtype=torch.double), torch.zeros(NUM_MELS, dtype=torch.double), 0
-    for _, batch in zip(range(60), corpus.epoch(num_frames, random.Random(0)), strict=False):
-        mels = augmenter(batch.mels, batch.lengths)
-        frames = mels[torch.arange(mels.shape[1]) < batch.lengths.unsqueeze(1)].double()
-        total, square, count = total + frames.sum(0), square + (frames**2).sum(0), count + len(frames)
-    return {"mean_stat": total.tolist(), "var_stat": square.tolist(), "frame_num": count}
+    def statistics(self, corpus: Corpus, augmenter: Augmenter) -> dict[str, Any]:
+        """WeNet's global_cmvn, from 60 augmented batches."""
+        torch.manual_seed(self.options.seed)
+        total, square, count = torch.zeros(NUM_MELS, dtype=torch.double), torch.zeros(NUM_MELS, dtype=torch.double), 0
+        for items in corpus.epoch(self.options.batch_frames, random.Random(0))[:60]:
+            batch = corpus.batch(items)
+            mels = augmenter(batch.mels, batch.lengths)
+            frames = mels[torch.arange(mels.shape[1]) < batch.lengths.unsqueeze(1)].double()
+            total, square, count = total + frames.sum(0), square + (frames**2).sum(0), count + len(frames)
+        return {"mean_stat": total.tolist(), "var_stat": square.tolist(), "frame_num": count}
 
 
 def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
@@ -139,82 +145,70 @@ def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
     model.encoder.global_cmvn.istd.copy_(variance.clamp(min=1e-20).rsqrt())
 
 
-def course(
-    corpus: Corpus, easy_corpus: Corpus, num_frames: int, seed: int, easy: Callable[[], bool]
-) -> Iterator[tuple[Batch, bool]]:
-    """Batches, epoch after epoch, and whether they are easy: short ones of few voices, to be heard as they are.
+class Trainer:
+    """A network, its optimizer and how far they have come."""
 
-    So CTC finds its alignment soonest; only then do the decoders have something to listen to.
-    """
-    rng = random.Random(seed)
-    while True:
-        started_easy = easy()
-        if started_easy:
-            batches = easy_corpus.epoch(num_frames // 2, rng, longest=EASY_FRAMES)
-        else:
-            batches = corpus.epoch(num_frames, rng)
-        for batch in batches:
-            yield batch, started_easy
-            if started_easy and not easy():
-                break
+    def __init__(self, config: dict[str, Any], statistics: dict[str, Any], options: Options, device: str) -> None:
+        self.options, self.schedule, self.statistics = options, options.schedule, statistics
+        torch.manual_seed(options.seed)
+        self.model = SpeechModel(parse_training_config(config).architecture)
+        set_statistics(self.model, statistics)
+        narrow_front(self.model, options.channels)
+        self.model.to(device)
+        self.optimizer = Optimizer(self.model)
+        lower_precision(self.model)
+        self.optimizer.write(self.optimizer.masters)
+        round_shapes(self.model)
+        self.router_noise = RouterNoise(self.model)
+        self.model.train()
+        self.progress = Progress()
 
+    def step(self, pool: GradientPool, batches: list[list[Item]]) -> tuple[list[Outcome], float]:
+        """One step on some batches: their outcomes, and the norm of the gradient."""
+        progress = self.progress
+        rate = self.schedule.rate(progress.step)
+        noise = self.options.router_noise * rate / self.schedule.peak
+        tasks = [
+            Task(number=progress.batches + index, items=items, easy=progress.easy, router_noise=noise)
+            for index, items in enumerate(batches)
+        ]
+        gradients, outcomes = pool.step(tasks)
+        norm = self.optimizer.step(gradients, rate, progress.step)
+        progress.step += 1
+        progress.batches += len(tasks)
+        progress.position += len(tasks)
+        progress.speech_seconds += sum(outcome.num_frames for outcome in outcomes) / 100
+        mean = sum(outcome.ctc for outcome in outcomes) / len(outcomes)
+        progress.ctc += (mean - progress.ctc) / min(progress.step, 50)
+        return outcomes, norm
 
-def round_shapes(model: SpeechModel) -> None:
-    """Lets every expert see a multiple of `ROW_GRID` tokens, padding with zeros.
+    def next_epoch(self) -> None:
+        """Begins another epoch, on clips of all kinds if the easy ones are understood."""
+        progress = self.progress
+        progress.easy = progress.easy and progress.ctc > EASY_UNTIL
+        progress.epoch += 1
+        progress.position = 0
 
-    How many tokens an expert gets changes with every batch, and oneDNN compiles a kernel for each shape that it meets:
-    without this two thirds of the time go there.
-    """
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "options": asdict(self.options),
+            "statistics": self.statistics,
+        }
 
-    def attach(expert: DenseFeedForward) -> None:
-        rows = 0
-
-        def pad(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            nonlocal rows
-            rows = len(inputs[0])
-            return (nn.functional.pad(inputs[0], (0, 0, 0, -rows % ROW_GRID)),)
-
-        def cut(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output[:rows]
-
-        expert.register_forward_pre_hook(pad)
-        expert.register_forward_hook(cut)
-
-    for module in model.modules():
-        if isinstance(module, DenseFeedForward):
-            attach(module)
-
-
-def make_optimizers(model: SpeechModel, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of hidden layers, AdamW for everything else."""
-    matrices = muon_weights(model)
-    taken = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in taken]
-    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    return [Muon(matrices, lr=lr, weight_decay=0.05), adam]
-
-
-class RouterNoise:
-    """Random numbers on the logits of every router, so that no expert is forgotten before it has learnt something.
-
-    `scale` is their standard deviation, relative to that of the logits; the trained model knows nothing of them.
-    """
-
-    def __init__(self, model: SpeechModel, scale: float) -> None:
-        self.scale = scale
-        for module in model.modules():
-            if isinstance(module, MixtureOfExperts):
-                module.gate.register_forward_hook(self._disturbed)
-
-    def _disturbed(self, router: nn.Module, _: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        return logits + self.scale * logits.detach().std() * torch.randn_like(logits) if router.training else logits
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
 
 
 class Log:
-    """Lines on the terminal and in a file."""
+    """Lines on the terminal and in a file, and validation scores in a table beside it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.path, self.table = folder / "train.log", folder / "validation.tsv"
 
     def __call__(self, line: str) -> None:
         """Writes one line."""
@@ -222,173 +216,227 @@ class Log:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def score(self, progress: Progress, name: str, score: Score) -> None:
+        """Writes a line for a validation set, in the log and in the table."""
+        self(f"       {name} {score}")
+        hours = f"{progress.seconds / 3600:.3f}\t{progress.speech_seconds / 3600:.1f}"
+        with self.table.open("a", encoding="utf-8") as file:
+            file.write(f"{progress.step}\t{hours}\t{name}\t{score.columns()}\n")
+
 
 class Report:
-    """Mean losses since the last line of the log."""
+    """Means since the last line of the log."""
 
     def __init__(self) -> None:
-        self.sums, self.steps, self.frames, self.since = torch.zeros(4), 0, 0, time.time()
+        self.outcomes: list[Outcome] = []
+        self.norms: list[float] = []
+        self.since = time.monotonic()
 
-    def add(self, parts: Losses, norm: Tensor, batch: Batch) -> None:
-        """Counts one step and the norm of its gradient."""
-        self.sums += torch.stack((parts.ctc.detach(), parts.left.detach(), parts.right.detach(), norm))
-        self.steps += 1
-        self.frames += int(batch.lengths.sum())
-
-    def ctc(self) -> float:
-        """Mean CTC loss."""
-        return float(self.sums[0]) / self.steps
+    def add(self, outcomes: list[Outcome], norm: float) -> None:
+        """Counts one step."""
+        self.outcomes += outcomes
+        self.norms.append(norm)
 
     def __str__(self) -> str:
-        ctc, left, right, norm = (self.sums / self.steps).tolist()
-        speed = self.frames / 100 / (time.time() - self.since)
-        return f"ctc {ctc:.3f} left {left:.3f} right {right:.3f} grad {norm:.2f} x{speed:.0f}"
+        def mean(name: str) -> float:
+            values = [value for value in (getattr(outcome, name) for outcome in self.outcomes) if not math.isnan(value)]
+            return sum(values) / max(len(values), 1)
+
+        speech = sum(outcome.num_frames for outcome in self.outcomes) / 100
+        speed = speech / (time.monotonic() - self.since)
+        norm = sum(self.norms) / len(self.norms)
+        return f"ctc {mean('ctc'):.3f} left {mean('left'):.3f} right {mean('right'):.3f} grad {norm:.2f} x{speed:.0f}"
 
 
-class Trainer:
-    """A model, its optimizers and how far they have come: `step`, seconds `spent`, and the `ctc` loss reached."""
+class Clock:
+    """Says when something that happens every few minutes is due."""
 
-    def __init__(self, model: SpeechModel, model_conf: dict[str, float], lr: float) -> None:
-        self.model, self.model_conf, self.lr = model, model_conf, lr
-        round_shapes(model)
-        model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
-        self.router_noise = RouterNoise(model, ROUTER_NOISE)
-        self.optimizers = make_optimizers(model, lr)
-        self.step, self.spent, self.ctc = 0, 0.0, math.inf
+    def __init__(self, minutes: float) -> None:
+        self.period = 60 * minutes
+        self.since = time.monotonic()
 
-    def train(self, batch: Batch, progress: float, *, easy: bool) -> tuple[Losses, Tensor]:
-        """One step, after this share of the time: losses and norm of the gradient."""
-        self.router_noise.scale = ROUTER_NOISE * max(1 - progress / NOISE_ENDS, 0)
-        chunk_size = None if easy else random_chunk(batch.mels.shape[1] // self.model.config.encoder.subsampling_rate)
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = losses(self.model, batch, chunk_size, self.model_conf["lsm_weight"])
-        total = parts.ctc if easy else parts.total(self.model_conf)
-        self.model.zero_grad()
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        for optimizer in self.optimizers if norm.isfinite() else ():
-            optimizer.param_groups[0]["lr"] = self.learning_rate(progress)
-            optimizer.step()
-        self.step += 1
-        return parts, norm
-
-    def learning_rate(self, progress: float) -> float:
-        """Warm-up, then a half cosine that ends at zero with the last minute."""
-        return self.lr * min((self.step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * progress))
-
-    def save(self, folder: Path) -> None:
-        """Writes a checkpoint from which training goes on."""
-        path = folder / f"step_{self.step:06d}.pt"
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "progress": (self.step, self.spent, self.ctc),
-        }
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
-
-    def load(self, path: Path) -> None:
-        """Goes on from such a checkpoint."""
-        state = torch.load(path)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.spent, self.ctc = state["progress"]
-
-    def load_weights(self, path: Path) -> None:
-        """Starts from the weights of a WeNet checkpoint, past the easy phase."""
-        self.model.load_state_dict({name: value.float() for name, value in torch.load(path).items()})
-        self.ctc = 0.0
+    def due(self) -> bool:
+        """Whether the time is up; then it starts anew."""
+        if time.monotonic() - self.since < self.period:
+            return False
+        self.since = time.monotonic()
+        return True
 
 
-def parse_args() -> argparse.Namespace:
+class Session:
+    """Training from one start of the program to its end."""
+
+    def __init__(self, trainer: Trainer, data: Data, folder: Path, args: argparse.Namespace) -> None:
+        self.trainer, self.data, self.folder, self.args = trainer, data, folder, args
+        self.log = Log(folder)
+        model_conf = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))["model_conf"]
+        self.objective = Objective(
+            ctc_weight=model_conf["ctc_weight"],
+            reverse_weight=model_conf["reverse_weight"],
+            smoothing=model_conf["lsm_weight"],
+            channels=trainer.options.channels,
+        )
+        self.deadline = time.monotonic() + 60 * args.minutes
+        self.save_clock, self.validate_clock = Clock(args.save_every), Clock(args.validate_every)
+
+    def finished(self) -> bool:
+        """Whether it is time to stop."""
+        end, step = self.trainer.schedule.end, self.trainer.progress.step
+        over = end is not None and step >= end
+        return over or time.monotonic() > self.deadline or step >= self.args.until_step
+
+    def run(self) -> None:
+        """Epoch after epoch until it is finished."""
+        while not self.finished():
+            corpus = self.data.corpus(self.trainer.progress)
+            progress = self.trainer.progress
+            place = f"epoch {progress.epoch} from batch {progress.position}"
+            self.log(f"{place}: {corpus.hours:.1f} h in {len(corpus.names)} packs")
+            augmenter = Augmenter(self.data.noise, self.trainer.options.augment)
+            source = GradientSource(
+                self.trainer.model,
+                corpus,
+                augmenter,
+                self.objective,
+                self.trainer.router_noise,
+                seed=self.trainer.options.seed,
+                device=self.args.device,
+            )
+            with GradientPool(source, self.args.processes) as pool:
+                self._epoch(pool, self.data.epoch(corpus, progress))
+        self.save()
+        if self.trainer.schedule.decay_from is not None or self.validate_clock.due():
+            self.validate()
+
+    def _epoch(self, pool: GradientPool, batches: list[list[Item]]) -> None:
+        trainer, report = self.trainer, Report()
+        before = time.monotonic()
+        for step_batches in in_groups(batches, trainer.options.num_batches):
+            if self.finished():
+                return
+            report.add(*trainer.step(pool, step_batches))
+            now = time.monotonic()
+            trainer.progress.seconds += now - before
+            before = now
+            if len(report.norms) == self.args.report_steps:
+                self.log(f"{self._place()} lr {trainer.schedule.rate(trainer.progress.step):.2e} {report}")
+                report = Report()
+            if self.save_clock.due():
+                self.save()
+            if self.validate_clock.due():
+                self.validate()
+                before = time.monotonic()
+                report = Report()
+            if trainer.progress.easy and trainer.progress.step > 50 and trainer.progress.ctc <= EASY_UNTIL:
+                break
+        trainer.next_epoch()
+
+    def _place(self) -> str:
+        progress = self.trainer.progress
+        return f"{progress.seconds / 3600:7.3f} h step {progress.step} heard {progress.speech_seconds / 3600:.1f} h"
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        checkpoints.save(self.trainer.state(), self.folder, self.trainer.progress.step)
+
+    def validate(self) -> None:
+        """Scores the averaged weights; while the learning rate falls, the weights themselves."""
+        optimizer = self.trainer.optimizer
+        decaying = self.trainer.schedule.decay_from is not None
+        optimizer.write(optimizer.masters if decaying else optimizer.average)
+        for name, corpus in self.data.validation.items():
+            for score in validate(
+                self.trainer.model, corpus, self.data.tokenizer, self.objective, self.trainer.options.batch_frames
+            ):
+                self.log.score(self.trainer.progress, name, score)
+        optimizer.write(optimizer.masters)
+
+
+def in_groups(batches: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
+    """The batches, so many at a time; what does not fill a group is left out."""
+    for start in range(0, len(batches) - size + 1, size):
+        yield batches[start : start + size]
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("train.yaml"))
-    parser.add_argument("--name", default="model", help="folder for checkpoints and log, inside the work directory")
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--save-every", type=float, default=3, help="minutes between checkpoints")
-    parser.add_argument("--validate-every", type=float, default=6, help="minutes between validations")
-    parser.add_argument("--batch-frames", type=int, default=12000)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--augment", type=float, default=0.6, help="share of the utterances under new conditions")
-    parser.add_argument("--min-word-count", type=int, default=3, help="leave out utterances with words rarer than this")
-    parser.add_argument("--easy-until", type=float, default=2.5, help="CTC on short, clean speech down to this loss")
-    parser.add_argument("--weights", type=Path, help="a final.pt to start from, such as that of `checkpoint/`")
-    parser.add_argument("--resume", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("dense.yaml"))
+    parser.add_argument("--name", default="dense", help="folder for checkpoints and log, inside the work directory")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
+    parser.add_argument("--until-step", type=int, default=1 << 60, help="stop at this step")
+    parser.add_argument("--save-every", type=float, default=5, help="minutes between checkpoints")
+    parser.add_argument("--validate-every", type=float, default=15, help="minutes between validations")
+    parser.add_argument("--report-steps", type=int, default=50, help="steps between lines of the log")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--processes", type=int, default=1, help="how many share the batches of a step")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this name")
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint, exact or compact, under a new name")
+    for name, kind, text in (
+        ("lr", float, "peak of the learning rate"),
+        ("decay-steps", int, "let the learning rate fall to zero in so many steps from here, then stop"),
+        ("batch-frames", int, "padded frames in a batch"),
+        ("num-batches", int, "batches in a step"),
+        ("augment", float, "share of the utterances under new conditions"),
+        ("seed", int, "of all that is drawn"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: as before, or {Options.__name__})")
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    args = parse_args()
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-    folder = args.work_dir / args.name
+def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Options:
+    """The options of a checkpoint, or their defaults, changed where the command line says so."""
+    options = Options(**state["options"]) if state else Options()
+    names = ("lr", "decay_steps", "batch_frames", "num_batches", "augment", "seed")
+    options = replace(options, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
+    if args.decay_steps and options.decay_from is None:
+        options = replace(options, decay_from=state["progress"]["step"] if state else 0)
+    return options
+
+
+def prepared_folder(args: argparse.Namespace, data: Data, state: dict[str, Any] | None) -> Path:
+    """The run's folder with `train.yaml` and `global_cmvn` in it."""
+    folder: Path = args.work_dir / args.name
     folder.mkdir(parents=True, exist_ok=True)
-    log = Log(folder / "train.log")
-    torch.manual_seed(1)
-    random.seed(1)
-
-    tokenizer = Tokenizer(args.work_dir)
-    config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-    config |= {"input_dim": NUM_MELS, "output_dim": len(tokenizer.units), "vocab_size": len(tokenizer.units)}
-    features = args.work_dir / "features"
-    names = sorted(path.stem for path in features.glob("*.mel") if path.stem not in {*VALIDATION, "noise"})
-    corpus = Corpus([features / name for name in names], tokenizer, args.min_word_count)
-    easy_corpus = Corpus([features / name for name in EASY_VOICES], tokenizer)
-    validation = {name: Corpus([features / name], tokenizer) for name in VALIDATION}
-    noise = torch.from_numpy(Pack(features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
-    augmenter = Augmenter(noise, args.augment)
-
-    trainer = Trainer(SpeechModel(parse_training_config(config).architecture), config["model_conf"], args.lr)
-    checkpoints = sorted(folder.glob("step_*.pt"))
-    if args.resume and checkpoints:
-        trainer.load(checkpoints[-1])
-    else:
-        if args.weights:
-            statistics = json.loads(args.weights.with_name("global_cmvn").read_text(encoding="utf-8"))
-        else:
-            statistics = feature_statistics(corpus, augmenter, args.batch_frames)
-        set_statistics(trainer.model, statistics)
-        if args.weights:
-            trainer.load_weights(args.weights)
-        (folder / "global_cmvn").write_text(json.dumps(statistics), encoding="utf-8")
+    if not (folder / "train.yaml").exists():
+        config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+        size = len(data.tokenizer.units)
+        config |= {"input_dim": NUM_MELS, "output_dim": size, "vocab_size": size}
         (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    log(f"{corpus.hours:.1f} h of {', '.join(names)}")
-    log(f"{parameters / 1e6:.2f} M parameters; from step {trainer.step}, {trainer.spent:.0f} s")
+    if not (folder / "global_cmvn").exists():
+        if state:
+            statistics = state["statistics"]
+        else:
+            augmenter = Augmenter(data.noise, data.options.augment)
+            statistics = data.statistics(data.corpus(Progress()), augmenter)
+        (folder / "global_cmvn").write_text(json.dumps(statistics), encoding="utf-8")
+    return folder
 
-    def validate_all(title: str) -> None:
-        for name, part in validation.items():
-            for size in (None, 16):
-                log(f"{title:6} {name} {validate(trainer.model, part, tokenizer, size, args.batch_frames)}")
 
-    trainer.model.train()
-    start = time.time() - trainer.spent
-    saved = validated = time.time()
-    report = Report()
-    batches = course(
-        corpus, easy_corpus, args.batch_frames, seed=trainer.step, easy=lambda: trainer.ctc > args.easy_until
-    )
-    for batch, easy in batches:
-        progress = trainer.spent / (60 * args.minutes)
-        if progress >= 1:
-            break
-        heard = batch if easy else replace(batch, mels=augmenter(batch.mels, batch.lengths))
-        report.add(*trainer.train(heard, progress, easy=easy), batch)
-        trainer.spent = time.time() - start
-        if report.steps == REPORT_STEPS:
-            trainer.ctc = report.ctc() if easy else min(report.ctc(), trainer.ctc)
-            log(f"{trainer.spent / 60:6.1f} min step {trainer.step} lr {trainer.learning_rate(progress):.2e} {report}")
-            report = Report()
-        if time.time() - saved > 60 * args.save_every:
-            trainer.save(folder)
-            saved = time.time()
-        if time.time() - validated > 60 * args.validate_every:
-            validate_all("")
-            validated = time.time()
-            report = Report()
-    trainer.save(folder)
-    validate_all("final")
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    torch.set_num_threads(1)
+    path = args.start
+    earlier = checkpoints.all_of(args.work_dir / args.name)
+    if earlier and not args.resume:
+        raise SystemExit(f"{earlier[-1]} exists: give --resume to go on from it, or another --name")
+    path = earlier[-1] if earlier else path
+    state = checkpoints.load(path) if path else None
+    options = chosen_options(args, state)
+    data = Data(args.work_dir, options)
+    folder = prepared_folder(args, data, state)
+    config = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))
+    statistics = json.loads((folder / "global_cmvn").read_text(encoding="utf-8"))
+    trainer = Trainer(config, statistics, options, args.device)
+    if state:
+        trainer.load(state)
+    session = Session(trainer, data, folder, args)
+    count = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
+    session.log(f"{time.strftime('%F %T')} {count:.2f} M parameters; {options}")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    session.log(f"from step {trainer.progress.step} of {path}; {machine}, {args.device}, {args.processes} processes")
+    session.run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""Gradients of a step: a few batches, shared out among processes, each batch under conditions drawn for it alone.
+
+What is drawn depends on the seed and on the batch's number only, never on the process that works on it or on what was
+drawn before. So a run that is stopped and resumed, or that goes on with more processes, takes the same steps.
+"""
+
+import multiprocessing
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Self
+
+import torch
+from augment import Augmenter
+from batches import Corpus, Item
+from objective import Losses, Objective, losses, random_chunk
+from routing import RouterNoise
+from torch import Tensor
+
+from u2moe.export.model import SpeechModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What to do with one batch."""
+
+    number: int
+    """Counts the batches of the run; with the seed it determines all that is drawn."""
+    items: list[Item]
+    easy: bool
+    """CTC alone, on clips as they are, with full context."""
+    router_noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Losses of a batch (nan: not trained) and its frames."""
+
+    ctc: float
+    left: float
+    right: float
+    num_frames: int
+
+
+class GradientSource:
+    """Works out the gradient of a task on a network."""
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        corpus: Corpus,
+        augmenter: Augmenter,
+        objective: Objective,
+        router_noise: RouterNoise,
+        *,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.model, self.corpus, self.augmenter = model, corpus, augmenter
+        self.objective, self.seed, self.device = objective, seed, device
+        self.router_noise = router_noise
+
+    def losses(self, task: Task) -> tuple[Losses, int]:
+        """Losses of a batch, and its frames."""
+        drawn = zlib.crc32(f"{self.seed} {task.number}".encode())
+        rng = random.Random(drawn)
+        torch.manual_seed(drawn)
+        self.router_noise.scale = task.router_noise
+        batch = self.corpus.batch(task.items)
+        frames = int(batch.lengths.sum())
+        chunk_size, directions = None, ()
+        if not task.easy:
+            batch = replace(batch, mels=self.augmenter(batch.mels, batch.lengths))
+            chunk_size = random_chunk(batch.mels.shape[1] // self.model.config.encoder.subsampling_rate, rng)
+            directions = (rng.random() < self.objective.reverse_weight,)
+        parts, _, _ = losses(self.model, batch.to(self.device), self.objective, chunk_size, directions)
+        return parts, frames
+
+    def add(self, task: Task, gradients: list[Tensor]) -> Outcome:
+        """Puts the gradient of a task into `gradients`, in order of the parameters."""
+        self.model.zero_grad()
+        parts, frames = self.losses(task)
+        parts.total(self.objective).backward()
+        for gradient, weight in zip(gradients, self.model.parameters(), strict=True):
+            if weight.grad is None:
+                gradient.zero_()
+            else:
+                gradient.copy_(weight.grad)
+        ctc, left, right = (
+            float("nan") if part is None else float(part.detach()) for part in (parts.ctc, parts.left, parts.right)
+        )
+        return Outcome(ctc=ctc, left=left, right=right, num_frames=frames)
+
+
+def serve(source: GradientSource, gradients: list[Tensor], requests: Connection) -> None:
+    """The loop of a helping process; None ends it."""
+    torch.set_num_threads(1)
+    while (task := requests.recv()) is not None:
+        requests.send(source.add(task, gradients))
+
+
+class GradientPool:
+    """This process and helpers that are forked from it; they share the network's weights and live for one epoch."""
+
+    def __init__(self, source: GradientSource, num_processes: int) -> None:
+        self.source = source
+        self.sums = [torch.empty(weight.shape, device=weight.device) for weight in source.model.parameters()]
+        self.own = [torch.empty_like(weight) for weight in source.model.parameters()]
+        self.helpers: list[tuple[Connection, list[Tensor], multiprocessing.process.BaseProcess]] = []
+        if num_processes > 1:
+            source.model.share_memory()
+        context = multiprocessing.get_context("fork")
+        for _ in range(num_processes - 1):
+            gradients = [torch.empty_like(weight).share_memory_() for weight in source.model.parameters()]
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(source, gradients, theirs), daemon=True)
+            process.start()
+            self.helpers.append((ours, gradients, process))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for requests, _, process in self.helpers:
+            requests.send(None)
+            process.join()
+
+    def step(self, tasks: Sequence[Task]) -> tuple[list[Tensor], list[Outcome]]:
+        """Mean gradient in float32 of some tasks, summed in their order, and the outcome of each."""
+        outcomes: list[Outcome] = []
+        for total in self.sums:
+            total.zero_()
+        while len(outcomes) < len(tasks):
+            share = tasks[len(outcomes) : len(outcomes) + 1 + len(self.helpers)]
+            busy = self.helpers[: len(share) - 1]
+            for (requests, _, _), task in zip(busy, share[1:], strict=True):
+                requests.send(task)
+            outcomes.append(self.source.add(share[0], self.own))
+            self._sum(self.own, len(tasks))
+            for requests, gradients, _ in busy:
+                outcomes.append(requests.recv())
+                self._sum(gradients, len(tasks))
+        return self.sums, outcomes
+
+    def _sum(self, gradients: list[Tensor], num_tasks: int) -> None:
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            total.add_(gradient, alpha=1 / num_tasks)

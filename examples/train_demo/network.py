@@ -1,0 +1,163 @@
+"""The network of `u2moe.export.model`, computed so that training on a CPU is fast: same weights, same results.
+
+Only what the recipe's train.yaml uses is here: a pre-norm conformer with WeNet's relative attention and causal
+convolutions, dense or with experts, and two attention decoders.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from u2moe.export.attention import MultiHeadAttention, positional_encoding
+from u2moe.export.decoder import AttentionDecoder, DecoderBlock
+from u2moe.export.encoder import ConformerBlock, ConvolutionModule, SpeechEncoder, Subsampling, chunk_mask
+from u2moe.export.model import SpeechModel
+from u2moe.export.moe import MixtureOfExperts
+
+HIDDEN = -1e4
+"""Added to the score of a key that a query may not see."""
+
+
+@torch.no_grad()
+def narrow_front(model: SpeechModel, channels: int) -> None:
+    """Takes all but so many channels of the first convolution out of use, by zeros."""
+    first, second = model.encoder.embed.conv[0], model.encoder.embed.conv[2]
+    for unused in (first.weight[channels:], first.bias[channels:], second.weight[:, channels:]):
+        unused.zero_()
+
+
+def lower_precision(model: SpeechModel) -> None:
+    """Weights in bfloat16, but for the routers and the statistics of the features."""
+    model.bfloat16()
+    if model.encoder.global_cmvn is not None:
+        model.encoder.global_cmvn.float()
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.gate.float()
+    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the frames of one encoder call may see, and where they are."""
+
+    keys: Tensor
+    """0 for frames that exist, `HIDDEN` for padding [batch, 1, 1, time]."""
+    chunks: Tensor | None
+    """0 inside the chunk and before it, `HIDDEN` behind it [time, time]; None: full context."""
+    valid: Tensor
+    """1 for frames that exist, 0 for padding [batch, time, 1]."""
+    positions: Tensor
+    """Sinusoids [time, dim]."""
+
+
+def heads(x: Tensor, num_heads: int) -> Tensor:
+    """[batch, time, heads * size] to [batch, heads, time, size]."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Softmax of query times keys plus bias, times values: [batch, heads, time, size] to [batch, time, dim]."""
+    scores = (query @ keys.transpose(-2, -1)).float() + bias.float()  # softmax is slow, and coarse, in bfloat16
+    return (scores.softmax(-1).to(values.dtype) @ values).transpose(1, 2).flatten(2)
+
+
+def projections(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Several linear layers of one input as one product."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return functional.linear(x, weight, bias).chunk(len(layers), dim=-1)
+
+
+def self_attention(layer: MultiHeadAttention, x: Tensor, sight: Sight) -> Tensor:
+    """WeNet's relative attention: (q + u) k + (q + v) p = q (k + p) + (u k + v p); the last is the key's alone."""
+    scale = 1 / math.sqrt(layer.config.head_dim)
+    query, keys, values = (
+        heads(part, layer.config.num_heads) for part in projections(x, layer.linear_q, layer.linear_k, layer.linear_v)
+    )
+    places = heads(layer.linear_pos(sight.positions).unsqueeze(0), layer.config.num_heads)
+    content, place = layer.pos_bias_u.unsqueeze(-1), layer.pos_bias_v.unsqueeze(-1)
+    bias = scale * (keys @ content + places @ place).transpose(-2, -1) + sight.keys
+    bias = bias if sight.chunks is None else bias + sight.chunks
+    return cast("Tensor", layer.linear_out(attention(scale * query, keys + places, values, bias)))
+
+
+def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
+    """Pointwise, gated, depthwise over past frames, pointwise; channels stay last."""
+    first, last = layer.pointwise_conv1, layer.pointwise_conv2
+    gated = functional.glu(functional.linear(x * sight.valid, first.weight.squeeze(-1), first.bias), dim=-1)
+    start = functional.glu(first.bias, dim=0).expand(len(x), layer.config.kernel - 1, -1)
+    history = torch.cat((start, gated), 1).transpose(1, 2).unsqueeze(2)
+    depthwise = layer.depthwise_conv
+    # with two dimensions, of which one is empty, oneDNN takes channels where they lie: five times as fast
+    y = functional.conv2d(history, depthwise.weight.unsqueeze(2), depthwise.bias, groups=history.shape[1])
+    y = y.squeeze(2).transpose(1, 2)
+    y = layer.activation(layer.norm(y))
+    return functional.linear(y, last.weight.squeeze(-1), last.bias)
+
+
+def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
+    """One conformer block [batch, time, dim]."""
+    x = x + 0.5 * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+    x = x + self_attention(layer.self_attn, layer.norm_mha(x), sight)
+    x = x + convolution(layer.conv_module, layer.norm_conv(x), sight)
+    x = x + 0.5 * layer.feed_forward(layer.norm_ff(x))
+    return layer.norm_final(x)
+
+
+def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
+    """The convolutions, of whose first only some channels are in use (the others have no weights)."""
+    first, second = layer.conv[0], layer.conv[2]
+    x = mels.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+    x = functional.conv2d(x, first.weight[:channels], first.bias[:channels], first.stride).relu()
+    x = functional.conv2d(x, second.weight[:, :channels], second.bias, second.stride).relu()
+    return layer.projection[0](x.transpose(1, 2).flatten(2)) * layer.scale
+
+
+def encode(
+    encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
+) -> tuple[Tensor, Tensor]:
+    """As `SpeechEncoder.forward`."""
+    kind = encoder.after_norm.weight.dtype
+    x = subsample(encoder.embed, encoder.global_cmvn(mels).to(kind), channels)
+    time = x.shape[1]
+    times = encoder.embed.output_lengths(lengths)
+    valid = torch.arange(time, device=x.device) < times.unsqueeze(1)
+    chunks = None if chunk_size is None else HIDDEN * (~chunk_mask(time, chunk_size, -1)).to(x)
+    sight = Sight(
+        keys=HIDDEN * (~valid).to(kind).view(len(x), 1, 1, time),
+        chunks=chunks,
+        valid=valid.to(kind).unsqueeze(-1),
+        positions=positional_encoding(torch.arange(time, device=x.device), encoder.config.dim).to(kind),
+    )
+    for layer in encoder.encoders:
+        x = block(layer, x, sight)
+    return encoder.after_norm(x), times
+
+
+def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+    """One decoder block [rows, length, dim]."""
+    own, other = layer.self_attn, layer.src_attn
+    scale, num_heads = 1 / math.sqrt(own.config.head_dim), own.config.num_heads
+    q, k, v = (heads(part, num_heads) for part in projections(layer.norm1(x), own.linear_q, own.linear_k, own.linear_v))
+    x = x + own.linear_out(attention(scale * q, k, v, mask))
+    q = heads(other.linear_q(layer.norm2(x)), num_heads)
+    k, v = (heads(part, num_heads) for part in projections(memory, other.linear_k, other.linear_v))
+    x = x + other.linear_out(attention(scale * q, k, v, memory_mask))
+    return x + layer.feed_forward(layer.norm3(x))
+
+
+def decode(decoder: AttentionDecoder, inputs: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
+    """Logits as of `AttentionDecoder.forward`; what follows a row's end is undefined."""
+    length, kind = inputs.shape[1], memory.dtype
+    steps = torch.arange(length, device=inputs.device)
+    mask = HIDDEN * (steps.unsqueeze(1) < steps).to(kind)
+    hidden = torch.arange(memory.shape[1], device=inputs.device) >= memory_lengths.view(-1, 1, 1, 1)
+    x = decoder.embed(inputs) * math.sqrt(decoder.config.dim) + positional_encoding(steps, decoder.config.dim).to(kind)
+    for layer in decoder.decoders:
+        x = decoder_block(layer, x, mask, memory, HIDDEN * hidden.to(kind))
+    return cast("Tensor", decoder.output_layer(decoder.after_norm(x)))

@@ -1,0 +1,95 @@
+"""The loss of U2++: CTC, and attention decoders in both directions, of which every batch trains one at random."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from batches import Batch
+from network import decode, encode
+from torch import Tensor
+from torch.nn import functional
+
+from u2moe.export.model import SpeechModel
+
+MAX_CHUNK = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Weights of the parts of the loss, and what of the network takes part in training."""
+
+    ctc_weight: float
+    reverse_weight: float
+    """Share of the right-to-left decoder in the attention loss."""
+    smoothing: float
+    channels: int
+    """Channels of the first convolution that are in use: it makes a third of all work with 128, a tenth with 32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Mean loss per token of each part; a decoder that was left out has none."""
+
+    ctc: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def total(self, objective: Objective) -> Tensor:
+        """The weighted sum. One decoder alone stands for both."""
+        parts = [part for part in (self.left, self.right) if part is not None]
+        if not parts:
+            return self.ctc
+        attention = parts[0]
+        if self.left is not None and self.right is not None:
+            attention = torch.lerp(self.left, self.right, objective.reverse_weight)
+        return objective.ctc_weight * self.ctc + (1 - objective.ctc_weight) * attention
+
+
+def random_chunk(num_frames: int, rng: random.Random) -> int | None:
+    """WeNet's dynamic chunk: full context half of the time, else 1 to 25 encoder frames."""
+    chunk = rng.randint(1, max(num_frames - 1, 1))
+    return None if chunk > num_frames // 2 else chunk % MAX_CHUNK + 1
+
+
+def ctc_loss(model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch) -> Tensor:
+    """Mean CTC loss per token."""
+    log_probs = model.ctc.ctc_lo(encoder_out).float().log_softmax(-1).transpose(0, 1)
+    total = functional.ctc_loss(
+        log_probs, batch.tokens.clamp(min=0), times, batch.token_lengths, model.config.blank, "sum", zero_infinity=True
+    )
+    return total / batch.token_lengths.sum()
+
+
+def attention_loss(
+    model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch, smoothing: float, *, backwards: bool
+) -> Tensor:
+    """Mean cross entropy per token of the decoder that reads forwards, or backwards."""
+    decoder = model.right_decoder if backwards else model.left_decoder
+    if decoder is None:
+        raise ValueError("this recipe trains decoders in both directions")
+    tokens, lengths = batch.tokens, batch.token_lengths.unsqueeze(1)
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
+    inside = steps < lengths
+    if backwards:
+        tokens = tokens.gather(1, torch.where(inside, lengths - 1 - steps, steps))
+    start = tokens.new_full((len(tokens), 1), model.config.sos)
+    inputs = torch.cat((start, tokens.masked_fill(~inside, model.config.eos)), 1)
+    targets = torch.cat((tokens, torch.full_like(start, -1)), 1).scatter(1, lengths, model.config.eos)
+    logits = decode(decoder, inputs, encoder_out, times).float()
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, label_smoothing=smoothing)
+
+
+def losses(
+    model: SpeechModel, batch: Batch, objective: Objective, chunk_size: int | None, directions: tuple[bool, ...]
+) -> tuple[Losses, Tensor, Tensor]:
+    """Losses of a batch whose encoder sees `chunk_size` frames at once (None: all), the encoder's output and times.
+
+    `directions` are the decoders that take part: False reads forwards, True backwards.
+    """
+    encoder_out, times = encode(model.encoder, batch.mels, batch.lengths, chunk_size, objective.channels)
+    attention = {
+        backwards: attention_loss(model, encoder_out, times, batch, objective.smoothing, backwards=backwards)
+        for backwards in directions
+    }
+    parts = Losses(ctc=ctc_loss(model, encoder_out, times, batch), left=attention.get(False), right=attention.get(True))
+    return parts, encoder_out, times

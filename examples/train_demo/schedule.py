@@ -1,0 +1,36 @@
+"""How the learning rate and the noise on the routers go with the steps of a stage."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Warm-up, then constant, and when a stage is to end a decay to zero (WSD, arXiv 2404.06395).
+
+    So the number of steps need not be known when training begins: it goes on for days at a constant rate, and at any
+    step a decay can be branched off that ends in a finished model.
+    """
+
+    peak: float
+    warmup_steps: int
+    decay_from: int | None = None
+    """Step at which the rate begins to fall; None: not yet."""
+    decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0 or self.warmup_steps < 1:
+            raise ValueError(f"peak must be above 0 and warmup_steps at least 1, got {self}")
+        if self.decay_from is not None and self.decay_steps < 1:
+            raise ValueError(f"decay_steps must be at least 1, got {self.decay_steps}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (the first is 0); it falls as one minus a square root (arXiv 2405.18392)."""
+        rate = self.peak * min((step + 1) / self.warmup_steps, 1.0)
+        if self.decay_from is None or step < self.decay_from:
+            return rate
+        return rate * max(1 - ((step - self.decay_from + 1) / self.decay_steps) ** 0.5, 0.0)
+
+    @property
+    def end(self) -> int | None:
+        """The step before which training ends."""
+        return None if self.decay_from is None else self.decay_from + self.decay_steps

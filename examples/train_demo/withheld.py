@@ -1,0 +1,41 @@
+"""Keeps the sentences of the test sets out of training, and measures what remains in common."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+SHORTEST = 4
+"""Words; shorter sentences are numbers, names of days and the like, which no speech recogniser may be kept from."""
+
+
+def read_sentences(folder: Path, names: Iterable[str]) -> list[str]:
+    """Normalized sentences of the test sets that `testsets.py` wrote."""
+    lines = [line for name in names for line in (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()]
+    return [line.partition("\t")[2] for line in lines]
+
+
+class Withheld:
+    """Sentences of at least `SHORTEST` words that no training text may contain."""
+
+    def __init__(self, sentences: Iterable[str]) -> None:
+        self.sentences = {words for words in (tuple(text.split()) for text in sentences) if len(words) >= SHORTEST}
+        self.lengths = sorted({len(words) for words in self.sentences})
+
+    def allows(self, text: str) -> bool:
+        """Whether the text contains none of the sentences."""
+        words = tuple(text.split())
+        return not any(
+            words[start : start + length] in self.sentences
+            for length in self.lengths
+            for start in range(len(words) - length + 1)
+        )
+
+
+def overlap(tests: Iterable[str], training: Iterable[str], length: int) -> float:
+    """Share of the tests' n-grams of a length that occur in the training texts."""
+
+    def grams(texts: Iterable[str]) -> set[tuple[str, ...]]:
+        rows = (text.split() for text in texts)
+        return {tuple(row[start : start + length]) for row in rows for start in range(len(row) - length + 1)}
+
+    wanted = grams(tests)
+    return len(wanted & grams(training)) / max(len(wanted), 1)

@@ -1,0 +1,218 @@
+"""The recipe of the demo model, on seconds of noise: it trains, and a run that is resumed takes the same steps."""
+# ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
+
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+pytest.importorskip("sentencepiece")
+import torch
+
+RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
+sys.path.insert(0, str(RECIPE))
+import batches
+import checkpoints
+import corpus
+import network
+import prepare
+import train
+import upcycle
+import yaml
+from schedule import Schedule
+from withheld import Withheld, overlap
+
+from u2moe.export.model import SpeechModel
+from u2moe.export.training_config import parse_training_config
+
+WORDS = ["GO FORWARD TEN METERS", "STOP", "TURN LEFT NOW", "OPEN THE KITCHEN DOOR", "ONE TWO THREE FOUR"]
+
+
+def small_config(experts=0):
+    config = yaml.safe_load((RECIPE / "dense.yaml").read_text(encoding="utf-8"))
+    config["encoder_conf"] |= {"output_size": 16, "linear_units": 32, "num_blocks": 2}
+    config["decoder_conf"] |= {"linear_units": 32}
+    if experts:
+        for part in ("encoder_conf", "decoder_conf"):
+            config[part] |= {"linear_units": 16, "mlp_type": "moe", "n_expert": experts, "n_expert_activated": 2}
+    return config
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory):
+    """Packs of noise that say something, a vocabulary, a test set and a small network's configuration."""
+    folder = tmp_path_factory.mktemp("exp")
+    rng = np.random.default_rng(1)
+    for name, count in (("hibari", 24), ("pico-us", 24), ("espeak", 12), ("queen-dev", 4), ("heldout", 4)):
+        with corpus.Pack(folder / "features" / name, corpus.MELS) as pack:
+            for number in range(count):
+                shape = (int(rng.integers(120, 240)), corpus.NUM_MELS)
+                pack.append(rng.integers(60, 160, shape), name, WORDS[number % len(WORDS)])
+    with corpus.Pack(folder / "features" / "noise", corpus.MELS) as pack:
+        pack.append(rng.integers(60, 160, (3000, corpus.NUM_MELS)), "noise", "-")
+    (folder / "test").mkdir()
+    for name in train.TESTS:
+        (folder / "test" / f"{name}.tsv").write_text("a.flac\tONE TWO THREE FOUR\n", encoding="utf-8")
+    prepare.write_vocabulary(WORDS * 20, folder, num_pieces=30)
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_config()), encoding="utf-8")
+    return folder
+
+
+def run(folder, name, until_step, *more):
+    """Trains up to a step and returns the last checkpoint."""
+    arguments = ["--work-dir", folder, "--config", folder / "small.yaml", "--name", name, "--until-step", until_step]
+    options = ["--batch-frames", 800, "--num-batches", 2, "--report-steps", 2]
+    train.main([str(argument) for argument in [*arguments, *options, *more]])
+    return checkpoints.load(checkpoints.all_of(folder / name)[-1])
+
+
+def differences(first, second):
+    """Largest difference of the masters of two checkpoints."""
+    pairs = ((value, second["optimizer"]["masters"][name]) for name, value in first["optimizer"]["masters"].items())
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+@pytest.fixture
+def no_easy_phase(monkeypatch):
+    monkeypatch.setattr(train, "EASY_UNTIL", 1e9)
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_a_resumed_run_takes_the_same_steps(work_dir):
+    whole = run(work_dir, "whole", 24)
+    run(work_dir, "parts", 7)
+    parts = run(work_dir, "parts", 24, "--resume")
+    assert whole["progress"]["epoch"] >= 1
+    assert differences(whole, parts) == 0
+    for name in ("step", "batches", "epoch", "position", "ctc", "speech_seconds"):
+        assert whole["progress"][name] == parts["progress"][name]
+    assert torch.equal(*(next(iter(run["optimizer"]["average"].values())) for run in (whole, parts)))
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_two_processes_take_the_steps_of_one(work_dir):
+    assert differences(run(work_dir, "one", 6), run(work_dir, "two", 6, "--processes", 2)) == 0
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_the_network_of_the_training_computes_what_the_exported_one_does(experts, chunk_size):
+    torch.manual_seed(1)
+    config = small_config(experts) | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
+    model = SpeechModel(parse_training_config(config).architecture)
+    network.narrow_front(model, 5)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.1)
+    network.narrow_front(model, 5)
+    mels, lengths = torch.randn(3, 192, 80), torch.tensor([192, 150, 100])
+    with torch.no_grad():
+        expected, times = model.encoder(mels, lengths, chunk_size)
+        found, found_times = network.encode(model.encoder, mels, lengths, chunk_size, 5)
+        valid = torch.arange(expected.shape[1]) < times.unsqueeze(1)
+        assert torch.equal(times, found_times)
+        # float32 sums in another order; values are about 1
+        assert float((expected - found)[valid].abs().max()) < 2e-5
+        inputs = torch.randint(30, (3, 9))
+        for decoder in (model.left_decoder, model.right_decoder):
+            logits = decoder(inputs, torch.tensor([9, 9, 9]), expected, times)
+            assert float((logits - network.decode(decoder, inputs, expected, times)).abs().max()) < 2e-5
+
+
+def test_a_mixture_out_of_a_dense_network_computes_the_same():
+    torch.manual_seed(1)
+    sizes = {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
+    config = small_config() | sizes
+    dense = SpeechModel(parse_training_config(config).architecture)
+    mixture = SpeechModel(parse_training_config(upcycle.mixture_config(config)).architecture)
+    weights = dict(dense.named_parameters())
+    mixture.load_state_dict(upcycle.upcycled(weights, noise=0.0, seed=1), strict=False)
+    mels, lengths = torch.randn(2, 192, 80), torch.tensor([192, 150])
+    with torch.no_grad():
+        first, second = (model.encoder(mels, lengths)[0] for model in (dense, mixture))
+        assert float((first - second).abs().max()) < 2e-5
+        mixture.load_state_dict(upcycle.upcycled(weights, noise=0.1, seed=1), strict=False)
+        assert float((first - mixture.encoder(mels, lengths)[0]).abs().max()) > 1e-3
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_an_upcycled_run_goes_on(work_dir, monkeypatch):
+    run(work_dir, "before", 4)
+    path = checkpoints.all_of(work_dir / "before")[-1]
+    monkeypatch.setattr(sys, "argv", ["upcycle.py", str(path), "--work-dir", str(work_dir), "--dense", "before"])
+    upcycle.main()
+    after = run(work_dir, "mixture", 6, "--resume")
+    assert after["progress"]["step"] == 6
+    assert any(".experts.7.w_1.weight" in name for name in after["optimizer"]["masters"])
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_a_compact_checkpoint_is_small_and_goes_on(work_dir):
+    exact = run(work_dir, "exact", 6)
+    small, large = work_dir / "compact.pt", checkpoints.all_of(work_dir / "exact")[-1]
+    checkpoints.save_compact(exact, small)
+    assert small.stat().st_size < 0.5 * large.stat().st_size
+    restored = checkpoints.load(small)
+    for name, weight in exact["optimizer"]["average"].items():
+        assert torch.allclose(restored["optimizer"]["masters"][name], weight, rtol=1e-3, atol=1e-6)
+    momentum = [state["optimizer"]["parts"][0]["state"][0]["momentum"] for state in (exact, restored)]
+    assert float((momentum[0] - momentum[1]).abs().max()) <= float(momentum[0].abs().max()) / 254
+    assert run(work_dir, "further", 8, "--start", small)["progress"]["step"] == 8
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_a_decay_ends_the_run(work_dir):
+    run(work_dir, "trunk", 4)
+    path = checkpoints.all_of(work_dir / "trunk")[-1]
+    ended = run(work_dir, "branch", 100, "--start", path, "--decay-steps", 5)
+    assert ended["progress"]["step"] == 9
+    assert ended["options"]["decay_from"] == 4
+
+
+def test_the_rate_rises_stays_and_falls():
+    schedule = Schedule(peak=1.0, warmup_steps=10, decay_from=100, decay_steps=50)
+    assert [schedule.rate(step) for step in (0, 9, 50, 99)] == pytest.approx([0.1, 1, 1, 1])
+    falling = [schedule.rate(step) for step in range(100, 150)]
+    assert falling == sorted(falling, reverse=True)
+    assert schedule.rate(149) == 0
+    assert schedule.end == 150
+    assert Schedule(peak=1.0, warmup_steps=10).end is None
+
+
+def test_sentences_of_the_tests_are_withheld():
+    withheld = Withheld(["GO FORWARD TEN METERS", "ONE TWO"])
+    assert not withheld.allows("PLEASE GO FORWARD TEN METERS NOW")
+    assert withheld.allows("GO FORWARD TEN FEET")
+    assert withheld.allows("ONE TWO THREE")
+    assert overlap(["A B C", "C D"], ["X A B", "Y"], 2) == pytest.approx(1 / 3)
+
+
+def test_training_leaves_out_what_the_tests_say(work_dir):
+    data = train.Data(work_dir, train.Options())
+    texts = {clip.text for clips in data.corpus(train.Progress()).clips for clip in clips}
+    assert texts == {*WORDS} - {"ONE TWO THREE FOUR"}
+
+
+def test_an_utterance_joins_only_others_of_its_voice(work_dir, monkeypatch):
+    monkeypatch.setattr(batches, "JOINED", 1.0)
+    corpus_ = batches.Corpus([work_dir / "features" / "espeak"], batches.Tokenizer(work_dir))
+    corpus_.clips = [[replace(clip, voice=str(number % 2)) for number, clip in enumerate(corpus_.clips[0])]]
+    items = [item for batch in corpus_.epoch(5000, random.Random(1)) for item in batch]
+    assert any(len(item.clips) > 1 for item in items)
+    assert all(len({clip.voice for clip in item.clips}) == 1 for item in items)
+
+
+def test_a_pack_can_be_read_while_it_is_written(tmp_path):
+    with corpus.Pack(tmp_path / "a", corpus.SPEECH) as pack:
+        pack.append(np.zeros(5), "voice", "ONE")
+    with (tmp_path / "a.tsv").open("a") as file:
+        file.write("5\t7\tvoi")
+    with corpus.Pack(tmp_path / "a", corpus.SPEECH) as pack:
+        assert len(pack.utterances) == 1
+        pack.append(np.zeros(3), "voice", "")
+    assert [utterance.text for utterance in corpus.Pack(tmp_path / "a", corpus.SPEECH).utterances] == ["ONE", ""]
