@@ -42,8 +42,13 @@ class Augmenter:
         """Log-mels [batch, frames, mels], a share of them under new conditions; `lengths` are the valid frames."""
         clean = mels
         batch, num_frames, _ = mels.shape
-        uniform = lambda low, high: torch.empty(batch, 1, 1).uniform_(low, high)  # noqa: E731
-        chance = lambda probability: torch.rand(batch, 1, 1) < probability  # noqa: E731
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(batch, 1, 1)
+
+        def chance(probability: float) -> Tensor:
+            return torch.rand(batch, 1, 1) < probability
+
         choice = torch.randint(len(self.warps), (batch,)) * chance(0.6).flatten()
         mels = mels @ self.warps[choice]
         level = (mels.exp().sum((1, 2)) / lengths / self.num_mels).log().view(-1, 1, 1)

@@ -71,7 +71,8 @@ class GradientSource:
         self.router_noise.scale = task.router_noise
         batch = self.corpus.batch(task.items)
         frames = int(batch.lengths.sum())
-        chunk_size, directions = None, ()
+        chunk_size: int | None = None
+        directions: tuple[bool, ...] = ()
         if not task.easy:
             batch = replace(batch, mels=self.augmenter(batch.mels, batch.lengths))
             chunk_size = random_chunk(batch.mels.shape[1] // self.model.config.encoder.subsampling_rate, rng)

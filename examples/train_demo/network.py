@@ -57,7 +57,7 @@ class Sight:
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
     """[batch, time, heads * size] to [batch, heads, time, size]."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

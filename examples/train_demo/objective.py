@@ -52,12 +52,12 @@ def random_chunk(num_frames: int, rng: random.Random) -> int | None:
 
 
 def ctc_loss(model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch) -> Tensor:
-    """Mean CTC loss per token."""
+    """Mean CTC loss per token; a clip that says nothing counts as one."""
     log_probs = model.ctc.ctc_lo(encoder_out).float().log_softmax(-1).transpose(0, 1)
     total = functional.ctc_loss(
         log_probs, batch.tokens.clamp(min=0), times, batch.token_lengths, model.config.blank, "sum", zero_infinity=True
     )
-    return total / batch.token_lengths.sum()
+    return total / batch.token_lengths.clamp(min=1).sum()
 
 
 def attention_loss(

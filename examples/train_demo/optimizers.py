@@ -46,8 +46,9 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     alike[len(weight), weight[0].numel()].append(weight)
-            for (rows, columns), weights in alike.items():
-                moves = torch.stack([self._momentum(weight) for weight in weights])
+            for (rows, columns), alike_weights in alike.items():
+                weights: list[Tensor] = [*alike_weights]
+                moves = torch.stack([self._momentum(weight) for weight in alike_weights])
                 moves = orthogonalized(moves.mT).mT if rows > columns else orthogonalized(moves)
                 size = group["lr"] * UPDATE_RMS * max(rows, columns) ** 0.5
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
@@ -103,7 +104,8 @@ class Optimizer:
             for part in self.parts:
                 part.param_groups[0]["lr"] = lr
                 part.step()
-            averages, masters = list(self.average.values()), list(self.masters.values())
+            averages: list[Tensor] = [*self.average.values()]
+            masters: list[Tensor] = [*self.masters.values()]
             torch._foreach_lerp_(averages, masters, 1 / min(num_steps + 1, AVERAGED_STEPS))
             self.write(self.masters)
         return float(norm)

@@ -1,5 +1,6 @@
 """How the learning rate and the noise on the routers go with the steps of a stage."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -28,7 +29,7 @@ class Schedule:
         rate = self.peak * min((step + 1) / self.warmup_steps, 1.0)
         if self.decay_from is None or step < self.decay_from:
             return rate
-        return rate * max(1 - ((step - self.decay_from + 1) / self.decay_steps) ** 0.5, 0.0)
+        return rate * max(1 - math.sqrt((step - self.decay_from + 1) / self.decay_steps), 0.0)
 
     @property
     def end(self) -> int | None:

@@ -179,7 +179,7 @@ class Trainer:
         progress.position += len(tasks)
         progress.speech_seconds += sum(outcome.num_frames for outcome in outcomes) / 100
         mean = sum(outcome.ctc for outcome in outcomes) / len(outcomes)
-        progress.ctc += (mean - progress.ctc) / min(progress.step, 50)
+        progress.ctc += (mean - progress.ctc) / min(progress.step, 50) if math.isfinite(mean) else 0.0
         return outcomes, norm
 
     def next_epoch(self) -> None:
