@@ -90,6 +90,11 @@ def to_pcm(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
+def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Samples as int16, in [-1, 1]."""
+    return np.asarray(samples, np.float32) / np.float32(32768)
+
+
 def to_bytes(mels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Log-mel energies in steps of `MEL_STEP`."""
     return np.clip(np.round((mels - MEL_FLOOR) / MEL_STEP), 0, 255).astype(np.uint8)
@@ -100,4 +105,4 @@ def resample(samples: NDArray[np.float32], rate: int, target: int = SAMPLE_RATE)
     if rate == target:
         return samples
     step = gcd(rate, target)
-    return resample_poly(samples, target // step, rate // step).astype(np.float32)
+    return np.asarray(resample_poly(samples, target // step, rate // step), np.float32)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import soundfile
-from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_pcm
+from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_float, to_pcm
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from texts import Sentences, Sources, normalize, queen_lines
@@ -62,7 +62,7 @@ def log_mels(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     frames = np.lib.stride_tricks.sliding_window_view(samples * 32768, FRAME_LEN)[::FRAME_SHIFT]
     real, imaginary = np.split(frames @ SPECTRUM, 2, axis=1)
     energies = (real * real + imaginary * imaginary) @ FILTERS
-    return np.log(np.maximum(energies, np.finfo(np.float32).eps)).astype(np.float32)
+    return np.asarray(np.log(np.maximum(energies, np.finfo(np.float32).eps)), np.float32)
 
 
 def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDAr
     tail[: int(rng.uniform(0.001, 0.01) * SAMPLE_RATE)] = 0
     tail *= rng.uniform(0.2, 0.9) / np.sqrt(np.sum(tail**2))
     tail[0] = 1
-    return fftconvolve(samples, tail)[: len(samples)].astype(np.float32)
+    return np.asarray(fftconvolve(samples, tail)[: len(samples)], np.float32)
 
 
 def telephoned(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -102,7 +102,7 @@ def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
     with Pack(folder / speech_path.stem, MELS) as mels:
         for number in range(len(mels.utterances), copies * len(utterances)):
             utterance = utterances[number // copies]
-            clip = samples[utterance.offset : utterance.offset + utterance.length].astype(np.float32) / 32768
+            clip = to_float(samples[utterance.offset : utterance.offset + utterance.length])
             if spread:
                 clip = variant(clip, spread, np.random.default_rng(number))
             mels.append(to_bytes(log_mels(clip)), utterance.voice, utterance.text)

@@ -34,7 +34,7 @@ def trimmed(samples: Samples, rng: random.Random) -> Samples:
         return samples[:0]
     start = max(0, loud[0] - int(rng.uniform(0.05, 0.4) * SAMPLE_RATE))
     speech = samples[start : loud[-1] + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)]
-    return 0.5 * speech / np.abs(speech).max()
+    return np.asarray(speech * (0.5 / np.abs(speech).max()), np.float32)
 
 
 def hours(pack: Pack) -> float:

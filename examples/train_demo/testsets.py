@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from corpus import SAMPLE_RATE, SPEECH, Pack, resample
+from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_float
 from numpy.typing import NDArray
 from texts import normalize, queen_lines
 
@@ -42,7 +42,7 @@ def decoded(path: Path, *options: str) -> Samples:
     """Any recording as 16 kHz mono."""
     output = ["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
     pcm = subprocess.check_output(["ffmpeg", "-v", "error", *options, "-i", str(path), *output])
-    return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+    return to_float(np.frombuffer(pcm, "<i2"))
 
 
 def queen(debian: Path, table: Path) -> Iterator[Item]:
@@ -97,7 +97,7 @@ def packed(work_dir: Path, name: str) -> Iterator[Item]:
     pack = Pack(work_dir / "speech" / name, SPEECH)
     rows = pack.map()
     for number, entry in enumerate(pack.utterances):
-        samples = rows[entry.offset : entry.offset + entry.length].astype(np.float32) / 32768
+        samples = to_float(rows[entry.offset : entry.offset + entry.length])
         yield f"{entry.voice}-{number:03d}", samples, entry.text
 
 

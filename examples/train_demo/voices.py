@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from corpus import to_float
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
@@ -82,7 +83,7 @@ def pico(voice: str) -> Speaker:
 
     def speak(text: str, rng: random.Random) -> Speech:
         pcm = engine.speak(text, voice, speed=rng.uniform(0.75, 1.35), pitch=rng.uniform(0.75, 1.3), volume=1.0)
-        return Speech(np.frombuffer(pcm, "<i2").astype(np.float32) / 32768, 16000)
+        return Speech(to_float(np.frombuffer(pcm, "<i2")), 16000)
 
     return speak
 
