@@ -156,12 +156,12 @@ def test_a_compact_checkpoint_is_small_and_goes_on(work_dir):
     exact = run(work_dir, "exact", 6)
     small, large = work_dir / "compact.pt", checkpoints.all_of(work_dir / "exact")[-1]
     checkpoints.save_compact(exact, small)
-    assert small.stat().st_size < 0.5 * large.stat().st_size
+    assert small.stat().st_size < 0.3 * large.stat().st_size
     restored = checkpoints.load(small)
     for name, weight in exact["optimizer"]["average"].items():
         assert torch.allclose(restored["optimizer"]["masters"][name], weight, rtol=1e-3, atol=1e-6)
-    momentum = [state["optimizer"]["parts"][0]["state"][0]["momentum"] for state in (exact, restored)]
-    assert float((momentum[0] - momentum[1]).abs().max()) <= float(momentum[0].abs().max()) / 254
+    assert restored["progress"]["position"] == 0
+    assert restored["progress"]["epoch"] == exact["progress"]["epoch"] + 1
     assert run(work_dir, "further", 8, "--start", small)["progress"]["step"] == 8
 
 

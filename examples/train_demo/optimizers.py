@@ -17,7 +17,7 @@ UPDATE_RMS = 0.2
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MAX_NORM = 5.0
-AVERAGED_STEPS = 1000
+AVERAGED_STEPS, AVERAGED_SHARE = 1000, 0.1
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ def suits_muon(name: str, weight: Tensor) -> bool:
 class Optimizer:
     """Float32 masters of a network's weights, moved by gradients that were found with the network's own type.
 
-    `average` follows the masters: a mean over about `AVERAGED_STEPS` steps, smoother than any one of them.
+    `average` follows the masters: a mean over about the last tenth of all steps, at most `AVERAGED_STEPS`, which is
+    smoother than any one of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -106,7 +107,7 @@ class Optimizer:
                 part.step()
             averages: list[Tensor] = [*self.average.values()]
             masters: list[Tensor] = [*self.masters.values()]
-            torch._foreach_lerp_(averages, masters, 1 / min(num_steps + 1, AVERAGED_STEPS))
+            torch._foreach_lerp_(averages, masters, 1 / min(num_steps * AVERAGED_SHARE + 1, AVERAGED_STEPS))
             self.write(self.masters)
         return float(norm)
 
