@@ -29,13 +29,11 @@ from optimizers import Optimizer
 from routing import RouterNoise, round_shapes
 from schedule import Schedule
 from validation import Score, validate
-from withheld import Withheld, read_sentences
+from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 
-VALIDATION = ("queen-dev", "heldout")
-TESTS = ("queen-test", "asterisk-words", "asterisk-sentences", "saytime", "pocketsphinx")
 EASY_VOICES, EASY_FRAMES, EASY_UNTIL = ("hibari", "pico-us"), 250, 2.5
 PORTIONS = {"espeak": 0.5, "flite-kal16": 0.5}
 """How much of a pack is taken in an epoch, where it is not all of it."""
@@ -221,6 +219,8 @@ class Log:
         self(f"       {name} {score}")
         hours = f"{progress.seconds / 3600:.3f}\t{progress.speech_seconds / 3600:.1f}"
         with self.table.open("a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write("step\thours\thours heard\tset\tchunk\tctc\tleft\tright\tword error rate\n")
             file.write(f"{progress.step}\t{hours}\t{name}\t{score.columns()}\n")
 
 

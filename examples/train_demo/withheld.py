@@ -1,8 +1,13 @@
-"""Keeps the sentences of the test sets out of training, and measures what remains in common."""
+"""Keeps the sentences of the test sets out of training; run as a script, it says how much remains in common."""
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from corpus import MELS, Pack
+
+TESTS = ("queen-test", "asterisk-words", "asterisk-sentences", "saytime", "pocketsphinx")
+VALIDATION = ("queen-dev", "heldout")
 SHORTEST = 4
 """Words; shorter sentences are numbers, names of days and the like, which no speech recogniser may be kept from."""
 
@@ -39,3 +44,28 @@ def overlap(tests: Iterable[str], training: Iterable[str], length: int) -> float
 
     wanted = grams(tests)
     return len(wanted & grams(training)) / max(len(wanted), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    args = parser.parse_args()
+    withheld = Withheld(read_sentences(args.work_dir / "test", TESTS))
+    paths = [
+        path for path in sorted((args.work_dir / "features").glob("*.tsv")) if path.stem not in {*VALIDATION, "noise"}
+    ]
+    spoken = {entry.text for path in paths for entry in Pack(path, MELS).utterances}
+    training = {text for text in spoken if withheld.allows(text)}
+    print(f"{len(training)} training texts, {len(spoken) - len(training)} withheld")
+    print(
+        "share of the n-grams of each test set that training has:\n\n| test set | 2 | 3 | 4 | 5 |\n| --- |"
+        + " ---: |" * 4
+    )
+    for name in TESTS:
+        sentences = read_sentences(args.work_dir / "test", [name])
+        shares = " | ".join(f"{overlap(sentences, training, length):.1%}" for length in (2, 3, 4, 5))
+        print(f"| {name} | {shares} |")
+
+
+if __name__ == "__main__":
+    main()
