@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.result import Result
 
+_MOST_S = 1e9
+"""Longer than any recording, and short enough to be counted in milliseconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubtitleOptions:
@@ -41,10 +44,14 @@ class SubtitleOptions:
     def __post_init__(self) -> None:
         for name, least in (("max_line_width", 2), ("max_lines", 1)):
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), least=least))
-        for name, unit in (("max_duration", "seconds"), ("max_chars_per_s", "columns"), ("max_pause", "seconds")):
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, unit=unit))
+        for name in ("max_duration", "max_pause"):
+            seconds = checked_number(name, getattr(self, name), above=0, most=_MOST_S, unit="seconds")
+            object.__setattr__(self, name, seconds)
         for name in ("min_duration", "gap"):
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), least=0, unit="seconds"))
+            seconds = checked_number(name, getattr(self, name), least=0, most=_MOST_S, unit="seconds")
+            object.__setattr__(self, name, seconds)
+        speed = checked_number("max_chars_per_s", self.max_chars_per_s, least=0.1, most=1e6, unit="columns")
+        object.__setattr__(self, "max_chars_per_s", speed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,18 @@ def test_content_ends_in_a_line_feed(file_format):
     assert not content.endswith("\n\n")
 
 
-@pytest.mark.parametrize("arguments", [{"max_line_width": 1}, {"max_lines": 0}, {"gap": -1.0}, {"max_pause": 0.0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_line_width": 1},
+        {"max_lines": 0},
+        {"gap": -1.0},
+        {"max_pause": 0.0},
+        {"min_duration": 1e308},  # milliseconds would be infinite
+        {"max_duration": 1e308},
+        {"max_chars_per_s": 1e-320},
+    ],
+)
 def test_options_that_cannot_be(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         SubtitleOptions(**arguments)
