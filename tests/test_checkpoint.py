@@ -14,6 +14,8 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.runtime import CheckpointError, UnsupportedError
 
+pytestmark = pytest.mark.slow
+
 BATCH_NORM = {"cnn_module_norm": "batch_norm"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import CONFIGURATIONS, write_configuration
+from wenet_directories import CONFIGURATIONS, write_configuration
 
 from u2moe.export.checkpoint import Checkpoint
 

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from checkpoints import CONFIGURATIONS, write_configuration
+from wenet_directories import CONFIGURATIONS, write_configuration
 
 from u2moe.export import exporter
 from u2moe.export.checkpoint import Checkpoint

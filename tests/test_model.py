@@ -14,6 +14,8 @@ from u2moe.runtime import (
 )
 from u2moe.runtime.model import Model, _alike, _Size
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def golden_model(golden, exported):

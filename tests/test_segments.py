@@ -11,6 +11,8 @@ from tones import say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, Recognizer
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     CHUNKED,
     dataclasses.replace(CHUNKED, num_left_chunks=-1),

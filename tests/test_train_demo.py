@@ -30,6 +30,8 @@ from withheld import Withheld, overlap
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["GO FORWARD TEN METERS", "STOP", "TURN LEFT NOW", "OPEN THE KITCHEN DOOR", "ONE TWO THREE FOUR"]
 
 
