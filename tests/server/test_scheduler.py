@@ -5,8 +5,10 @@ import contextlib
 
 import numpy as np
 import pytest
+from feeding import CHUNKED, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tones import say, toy_recognizer
 
 from u2moe.runtime import AudioError, StreamError
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
@@ -50,23 +52,26 @@ def options(server):
     lengths=st.lists(st.lists(st.integers(1, 40_000), min_size=1, max_size=8), min_size=1, max_size=4),
     start=st.integers(0, 60_000),
 )
-def test_sessions_that_run_together_give_what_each_gives_alone(demo, speech, options, lengths, start):
-    sources = [np.roll(speech(), start * number)[: sum(own)] for number, own in enumerate(lengths)]
+def test_sessions_that_run_together_give_what_each_gives_alone(lengths, start):
+    """Of the toy, since a batch of a real model rounds differently from processor to processor."""
+    toy = toy_recognizer()
+    tones = say("ABCD" * 3, [0.2, 1.0, 0.4] * 4)[0]
+    sources = [np.roll(tones, start * number)[: sum(own)] for number, own in enumerate(lengths)]
 
     async def recognise(scheduler, source, own):
-        session = scheduler.open(demo.create_stream(options), 16_000)
+        session = scheduler.open(toy.create_stream(CHUNKED), 16_000)
         for block in np.split(source, np.cumsum(own)[:-1]):
             await session.feed(block)
         session.finish()
         return [result async for result in session if result.is_final]
 
     async def recognise_all():
-        async with scheduling(demo) as scheduler:
+        async with scheduling(toy) as scheduler:
             tasks = (recognise(scheduler, source, own) for source, own in zip(sources, lengths, strict=True))
             return await asyncio.gather(*tasks)
 
     for source, results in zip(sources, run(recognise_all()), strict=True):
-        assert results == demo.transcribe(source, options=options).segments
+        assert results == feed(toy, source)
 
 
 def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, options):

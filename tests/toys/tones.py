@@ -42,7 +42,10 @@ class ToySession:
         following = following[:, :, :, max(following.shape[3] - num, 0) if num >= 0 else 0 :]
         for row, offset in enumerate(feeds["offset"].tolist()):
             positions = offset + np.arange(-cache.shape[3], 0)
-            assert cache[0, row, 0, :, 0].tolist() == (positions >= 0).tolist()
+            cached = cache[0, row, 0, :, 0]
+            assert cached[positions >= 0].all()
+            # In a batch, what a row held before it began anew may stay there: the graphs mask negative positions.
+            assert len(chunk) > 1 or not cached[positions < 0].any()
         return {"output": output, "output_lens": (lengths - 7) // 4 + 1, "r_att_cache": following}
 
 
