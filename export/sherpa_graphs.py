@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import Graph, Tensor
+from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT, Graph, Tensor
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.manifest import Manifest, ModelConfig
@@ -192,7 +192,7 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             "next_att_cache": g.op("Squeeze", results["r_att_cache"], [1]),
             "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
         }
-    metadata = online_metadata(config, options)
+    metadata = online_metadata(config, options) | _pair_sums(encoder, ctc)
     return _closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
 
 
@@ -237,7 +237,7 @@ def offline_graph(bundle: Bundle) -> ir.Model:
         encoder, ctc = _joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
         outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
-    metadata = offline_metadata(config)
+    metadata = offline_metadata(config) | _pair_sums(encoder, ctc)
     return _closed(
         g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc
     )
@@ -283,6 +283,12 @@ def _joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Mo
     output = next(value for value in encoder.graph.outputs if value.name == "output")
     ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
     return encoder, ctc
+
+
+def _pair_sums(*parts: ir.Model) -> dict[str, str]:
+    """Metadata that says so if the weights of all parts are exact on every processor."""
+    fit = all(part.metadata_props.get(PAIR_SUMS) == PAIR_SUMS_FIT for part in parts)
+    return {PAIR_SUMS: PAIR_SUMS_FIT} if fit else {}
 
 
 def _closed(model: ir.Model, *parts: ir.Model) -> ir.Model:

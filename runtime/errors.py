@@ -11,7 +11,7 @@ U2moeError
 │   └── UnsupportedError     a valid checkpoint of a kind that is not supported
 ├── ParityError              a graph differs from the network it was exported from
 ├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
-├── ProviderError            an execution provider that is not installed or has failed
+├── ProviderError            an execution provider that is not installed, has failed or computes wrongly
 └── StreamError              a stream used after its end, or for something its bundle does not support
 
 AudioWarning is a UserWarning: audio that is usable, but may not be what was intended.
@@ -97,7 +97,7 @@ class ParityError(U2moeError):
 
 
 class ProviderError(U2moeError):
-    """An execution provider that is not installed or failed; names those that are installed."""
+    """An execution provider that is not installed, failed, or would compute a bundle wrongly; says what would do."""
 
 
 class QuantizationError(U2moeError):

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT
+from u2moe.runtime.errors import ProviderError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,30 +73,41 @@ def exact_products() -> Products:
 def must_be_precise(bundle: Path, metadata: Mapping[str, str], options: onnxruntime.SessionOptions | None) -> bool:
     """Whether a quantized graph must be loaded with `PRECISE`: without it, results would be wrong on this processor.
 
-    If so, warns that this takes longer; or, if it is impossible, warns of wrong results and returns False.
+    If so, warns that this takes longer.
 
     Args:
         bundle: folder of the graph.
         metadata: metadata of the graph.
         options: the caller's options, which are used unchanged.
+
+    Raises:
+        ProviderError: results would be wrong, and the option cannot be set: onnxruntime is too old for it, or the
+            caller's options lack it.
     """
     products = exact_products()
     if products.paired if metadata.get(PAIR_SUMS) == PAIR_SUMS_FIT else products.any:
         return False
     name, value = PRECISE
-    advice = "quantize the float32 bundle again with this version of u2moe"
-    if options is not None:
-        if _config_entry(options, name) != value:
-            advice = f"set {name} to {value!r} in sess_options, or {advice}"
-            warnings.warn(f"{bundle}: results are wrong on this processor, which lacks VNNI: {advice}", stacklevel=2)
-        return False
+    again = "quantize the float32 bundle again with this version of u2moe (u2moe quantize)"
     if _version(onnxruntime.__version__) < OLDEST_PRECISE:
         oldest = ".".join(map(str, OLDEST_PRECISE))
-        advice = f"use onnxruntime {oldest} or newer, or {advice}"
-        warnings.warn(f"{bundle}: results are wrong on this processor, which lacks VNNI: {advice}", stacklevel=2)
-        return False
-    warnings.warn(f"{bundle}: takes longer on this processor, which lacks VNNI, than it must: {advice}", stacklevel=2)
-    return True
+        raise _refused(bundle, f"use onnxruntime {oldest} or newer (this is {onnxruntime.__version__}), or {again}")
+    if options is None:
+        warnings.warn(
+            f"{bundle}: takes longer on this processor, which lacks VNNI, than it must: {again}", stacklevel=2
+        )
+        return True
+    if _config_entry(options, name) != value:
+        raise _refused(bundle, f"set {name} to {value!r} in sess_options, or {again}")
+    return False
+
+
+def _refused(bundle: Path, remedy: str) -> ProviderError:
+    return ProviderError(
+        f"{bundle}: results would be wrong on this processor, which lacks VNNI: it adds products of uint8 and int8 in "
+        f"pairs of 16 bits, and the bundle's metadata has no {PAIR_SUMS} = {PAIR_SUMS_FIT!r}, so its weights may be "
+        f"too large for that: {remedy}"
+    )
 
 
 def _config_entry(options: onnxruntime.SessionOptions, name: str) -> str | None:

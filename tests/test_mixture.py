@@ -17,6 +17,9 @@ from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import float_mixture, mixture_of
 from u2moe.runtime.mixture import FUNCTIONS, Mixture, read_mixture
 
+# Of bundles of before, on a processor without VNNI.
+pytestmark = pytest.mark.filterwarnings("ignore:.* takes longer on this processor")
+
 MIXTURES = st.builds(
     lambda num_experts, share, **others: Mixture(
         num_experts=num_experts, top_k=max(1, round(share * num_experts)), **others

@@ -1,17 +1,17 @@
 """What is done where the processor adds pairs of products in 16 bits, and about bundles that were quantized before."""
 
-import dataclasses
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from u2moe.quantize import RECIPES, quantize_bundle
-from u2moe.runtime import Bundle, BundleWriter, contract, saturation
+from u2moe.runtime import contract, saturation
+from u2moe.runtime.cli import main
+from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.saturation import PRECISE, Products, exact_products, must_be_precise
 
 FITTING = {contract.PAIR_SUMS: contract.PAIR_SUMS_FIT}
@@ -58,41 +58,28 @@ def test_a_processor_that_gets_even_these_wrong_is_noticed(monkeypatch):
         assert must_be_precise(FOLDER, FITTING, None)
 
 
-@pytest.mark.parametrize(
-    ("version", "is_precise"), [("1.30.0", True), ("1.32.0", True), ("2.0", True), ("1.29.1", False)]
-)
-def test_weights_of_before_need_an_option_that_older_versions_break_on(without_vnni, monkeypatch, version, is_precise):
+@pytest.mark.parametrize("version", ["1.30.0", "1.32.0", "2.0"])
+def test_weights_of_before_need_an_option(without_vnni, monkeypatch, version):
     monkeypatch.setattr(onnxruntime, "__version__", version)
-    message = "bundle: takes longer" if is_precise else r"bundle: results are wrong .* onnxruntime 1\.30 or newer"
-    with pytest.warns(UserWarning, match=message):
-        assert must_be_precise(FOLDER, {}, None) == is_precise
+    with pytest.warns(UserWarning, match="bundle: takes longer"):
+        assert must_be_precise(FOLDER, {}, None)
+
+
+def test_weights_of_before_are_refused_by_versions_that_break_on_the_option(without_vnni, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.29.1")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*PRECISE)
+    for given in (None, options):
+        with pytest.raises(ProviderError, match=r"bundle: .* onnxruntime 1\.30 or newer \(this is 1\.29\.1\)"):
+            must_be_precise(FOLDER, {}, given)
 
 
 def test_options_of_the_caller_are_left_alone(without_vnni):
     options = onnxruntime.SessionOptions()
-    with pytest.warns(UserWarning, match=r"results are wrong .* set session\.x64quantprecision to '1'"):
-        assert not must_be_precise(FOLDER, {}, options)
+    with pytest.raises(ProviderError, match=r"results would be wrong .* set session\.x64quantprecision to '1'"):
+        must_be_precise(FOLDER, {}, options)
     options.add_session_config_entry(*PRECISE)
     assert not must_be_precise(FOLDER, {}, options)
-
-
-@pytest.fixture(scope="module")
-def quantized(exported, tmp_path_factory):
-    return quantize_bundle(exported("moe_tiny"), tmp_path_factory.mktemp("int8") / "new", RECIPES["int8"])[0]
-
-
-@pytest.fixture(scope="module")
-def quantized_before(quantized, tmp_path_factory):
-    """The same, of a version that did not look at pairs."""
-    target = tmp_path_factory.mktemp("int8") / "before"
-    with BundleWriter(target) as staging:
-        for name in quantized.manifest.files:
-            staging.add(name, quantized.path / name)
-        for graph in quantized.manifest.model.graphs():
-            model = ir.load(quantized.path / graph.file)
-            del model.metadata_props[contract.PAIR_SUMS]
-            ir.save(model, staging.path / graph.file)
-        return staging.finish(dataclasses.replace(quantized.manifest, files={}))
 
 
 def option_of(model):
@@ -121,6 +108,14 @@ def precise_options():
 
 
 def test_bundles_of_today_and_float32_ones_are_not(without_vnni, quantized, bundle):
-    assert option_of(quantized.load()) is None
+    assert option_of(quantized("int8").load()) is None
     assert option_of(bundle.load()) is None
-    assert Bundle.open(quantized.path).manifest == quantized.manifest
+
+
+def test_bundles_of_before_are_refused_if_the_option_cannot_be_set(without_vnni, quantized_before, monkeypatch, capsys):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(ProviderError, match="quantize the float32 bundle again"):
+        quantized_before.load()
+    clip = str(DEMO_FOLDER / "clips" / "card.flac")
+    assert main(["transcribe", "--model", str(quantized_before.path), clip]) == 1
+    assert "results would be wrong on this processor" in capsys.readouterr().err
