@@ -9,6 +9,7 @@ the same samples to the last bit for any split, and exactly the number of sample
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +19,12 @@ import numpy.typing as npt
 import soxr
 
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.sound_file import FOREIGN_SUFFIXES, cut_off, open_sound
+from u2moe.runtime.sound_file import FOREIGN_SUFFIXES, SoundBytes, cut_off, open_sound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import soundfile
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
@@ -118,19 +121,28 @@ def convert(
 
 
 def read_blocks(
-    path: str | os.PathLike[str], sample_rate: int, block_s: float = 10.0, *, channel: int | None = None
+    path: str | os.PathLike[str] | SoundBytes,
+    sample_rate: int,
+    block_s: float = 10.0,
+    *,
+    channel: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
 
     Args:
-        path: a file, or a pipe, which is first read to its end.
+        path: a file, its bytes, or a pipe, which is first read to its end.
         sample_rate: sample rate of the blocks in Hz.
         block_s: seconds per block.
         channel: index of the only channel to read, 0 for the left one; None: the average of all. If the channels cancel
             each other in the average, there is an AudioWarning.
+        start: seconds of the file to skip.
+        end: seconds into the file at which to stop; None, or beyond its end: the end.
 
     Raises:
-        AudioError: no such file, not audio, damaged, an invalid rate, or no such channel; names the file.
+        AudioError: no such file, not audio, damaged, an invalid rate, no such channel, or nothing between `start` and
+            `end`; names the file.
         TruncatedAudioError: the file is truncated; raised after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
@@ -139,18 +151,33 @@ def read_blocks(
         try:
             resampler = Resampler(source.samplerate, sample_rate)
             mixer = _Mixer(str(path), source.channels, channel)
-            size, num_read = max(int(block_s * source.samplerate), 1), 0
-            while len(block := source.read(size, dtype="float32", always_2d=True)):
+            num_read, stop = _span(source, start, end)
+            size = max(int(block_s * source.samplerate), 1)
+            while len(block := source.read(min(size, stop - num_read), dtype="float32", always_2d=True)):
                 num_read += len(block)
                 yield resampler.accept(mixer.mix(block))
             yield resampler.finish()
-            missing = cut_off(source, num_read)
+            missing = cut_off(source, num_read) if num_read < stop else None
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
             raise AudioError(f"{path}: cannot be read as audio: {error}") from error
         except AudioError as error:
             raise AudioError(f"{path}: {error}") from error
     if missing is not None:
         raise TruncatedAudioError(f"{path}: {missing}: it was cut off")
+
+
+def _span(source: soundfile.SoundFile, start: float, end: float | None) -> tuple[int, int]:
+    """The first frame to read, to which the file is moved, and the one to stop before, which may be beyond its end."""
+    first = round(start * source.samplerate)
+    stop = sys.maxsize if end is None else round(end * source.samplerate)
+    if first >= stop or (first > 0 and first >= source.frames):
+        stated_s = source.frames / source.samplerate
+        raise AudioError(
+            f"has no audio from {start:g} s to {'its end' if end is None else f'{end:g} s'}: it lasts {stated_s:g} s"
+        )
+    if first:
+        source.seek(first)
+    return first, stop
 
 
 class _Mixer:

@@ -9,6 +9,7 @@ U2moeError
 │   └── IntegrityError       a file differs from the digest in the manifest
 ├── CheckpointError          a checkpoint directory that cannot be read
 │   └── UnsupportedError     a valid checkpoint of a kind that is not supported
+├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
 ├── ParityError              a graph differs from the network it was exported from
 ├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
 ├── ProviderError            an execution provider that is not installed, has failed or computes wrongly
@@ -27,6 +28,7 @@ __all__ = [
     "AudioWarning",
     "BundleError",
     "CheckpointError",
+    "CorpusError",
     "IntegrityError",
     "MicrophoneError",
     "ParityError",
@@ -90,6 +92,10 @@ class CheckpointError(U2moeError):
 
 class UnsupportedError(CheckpointError):
     """A checkpoint of a kind that is not supported; names the key, its value and what is supported."""
+
+
+class CorpusError(U2moeError):
+    """A list of recordings that cannot be read, or a folder of results that cannot be used; names file and line."""
 
 
 class ParityError(U2moeError):

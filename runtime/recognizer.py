@@ -143,6 +143,29 @@ class Recognizer:
         check_chunks(self.model.config, chunk_size, options.num_left_chunks)
         return self._stream(options, chunk_size, hotwords)
 
+    def create_recording_stream(
+        self, options: DecodingOptions | None = None, *, hotwords: Hotwords | ContextGraph | None = None
+    ) -> Stream:
+        """A stream that decodes as `transcribe` does: with full context unless told otherwise, in segments.
+
+        Several of them, each fed with a whole recording and finished, are decoded together by `decode_streams`. What
+        was not decoded yet stays in memory.
+
+        Args:
+            options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
+            hotwords: phrases to prefer; None: the recogniser's.
+
+        Raises:
+            StreamError: the bundle does not support `options`.
+            ValueError: the vocabulary cannot spell a hotword.
+        """
+        options = options or self.options
+        options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
+        chunk_size = options.chunk_size
+        if chunk_size is None and self.model.config.streaming:
+            chunk_size = self.model.config.static_chunk_size or None
+        return self._stream(options, chunk_size, hotwords)
+
     def decode_streams(self, streams: Sequence[Stream]) -> None:
         """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
 
@@ -238,12 +261,7 @@ class Recognizer:
         on_progress: Callable[[float], object] | None,
     ) -> tuple[Blocks, Iterator[Result]]:
         """Blocks of a recording, and the results that appear as they are read."""
-        options = options or self.options
-        options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
-        chunk_size = options.chunk_size
-        if chunk_size is None and self.model.config.streaming:
-            chunk_size = self.model.config.static_chunk_size or None
-        stream = self._stream(options, chunk_size, hotwords)
+        stream = self.create_recording_stream(options, hotwords=hotwords)
         blocks = Blocks(samples, self.bundle.manifest.features.sample_rate, on_progress)
         return blocks, recognize(self, stream, blocks, vad)
 

@@ -34,8 +34,19 @@ FOREIGN_SUFFIXES = (".3gp", ".aac", ".amr", ".m4a", ".m4b", ".mkv", ".mov", ".mp
 """Suffixes of recordings that libsndfile cannot read."""
 
 
+class SoundBytes(io.BytesIO):
+    """The bytes of a sound file that is not on a disk, with a name for messages."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
 @contextlib.contextmanager
-def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+def open_sound(path: str | os.PathLike[str] | SoundBytes) -> Iterator[soundfile.SoundFile]:
     """Open a sound file for reading. Pipes are first read to their end.
 
     Raises:
@@ -44,11 +55,13 @@ def open_sound(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
 
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_readable(Path(path)))
+        source = (
+            _repaired(path, str(path)) if isinstance(path, SoundBytes) else stack.enter_context(_readable(Path(path)))
+        )
         try:
             sound = stack.enter_context(soundfile.SoundFile(source))
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
-            raise AudioError(f"{path}: cannot be read as audio: {_reason(Path(path), error)}") from error
+            raise AudioError(f"{path}: cannot be read as audio: {_reason(Path(str(path)), error)}") from error
         yield sound
 
 
@@ -80,14 +93,9 @@ def _readable(file: Path) -> Iterator[Any]:
                     copy.seek(0)
                     yield copy
                 return
-            position = _unfinished(stream)
-            if position is not None:
-                warnings.warn(
-                    f"{file}: its header states no audio, as where a recorder crashed: read to the end of the file",
-                    AudioWarning,
-                    stacklevel=2,
-                )
-                yield _Repaired(stream, position)
+            repaired = _repaired(stream, str(file))
+            if repaired is not stream:
+                yield repaired
                 return
             try:
                 os.fspath(file).encode()
@@ -105,6 +113,19 @@ def _reason(file: Path, error: Exception) -> str:
     if file.suffix.lower() not in FOREIGN_SUFFIXES:
         return str(error)
     return f"{file.suffix} is not supported; convert it, as with: ffmpeg -i {file.name} {file.stem}.flac"
+
+
+def _repaired(stream: BinaryIO, name: str) -> Any:
+    """The stream, or one that states the audio that it holds, with a warning, where its header states none."""
+    position = _unfinished(stream)
+    if position is None:
+        return stream
+    warnings.warn(
+        f"{name}: its header states no audio, as where a recorder crashed: read to the end of the file",
+        AudioWarning,
+        stacklevel=2,
+    )
+    return _Repaired(stream, position)
 
 
 def _unfinished(stream: BinaryIO) -> int | None:

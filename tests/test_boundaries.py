@@ -23,6 +23,7 @@ PUBLIC = [
     "BundleWriter",
     "CheckpointError",
     "ContextGraph",
+    "CorpusError",
     "DecodingOptions",
     "EndpointConfig",
     "EndpointRule",

@@ -1,0 +1,42 @@
+"""The audio files below a folder, in the order of their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from u2moe.runtime.audio import FILE_SUFFIXES
+from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.utterance import AudioFile, Utterance
+from u2moe.runtime.errors import CorpusError
+
+
+def read(manifest: str, _options: ManifestOptions) -> Iterator[Utterance]:
+    """Utterances of a folder: each audio file below it; the key is its path from the folder.
+
+    Only the names of one folder and of those above it are in memory. Links to folders are not followed.
+
+    Raises:
+        CorpusError: a folder cannot be read, or there are no audio files.
+    """
+    is_empty = True
+    for path in _walk(manifest):
+        is_empty = False
+        yield Utterance(key=Path(path).relative_to(manifest).as_posix(), source=AudioFile(path=path))
+    if is_empty:
+        raise CorpusError(f"{manifest}: holds no audio files")
+
+
+def _walk(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        raise CorpusError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    for name, is_folder in found:
+        path = os.path.join(folder, name)  # noqa: PTH118 - ten million Paths take longer than their files' names
+        if is_folder:
+            yield from _walk(path)
+        elif os.path.splitext(name)[1].lower() in FILE_SUFFIXES:  # noqa: PTH122
+            yield path

@@ -1,0 +1,45 @@
+"""How the entries of a manifest are to be understood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from u2moe.runtime.corpus.storage import parent, resolve
+from u2moe.runtime.corpus.utterance import AudioFile, AudioSource, Command
+from u2moe.runtime.errors import CorpusError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestOptions:
+    """How the entries of a manifest are to be understood.
+
+    Attributes:
+        root: folder to which paths are relative; None: the folder of the manifest.
+        allow_pipes: whether entries that are shell commands (ending in "|") may be run.
+    """
+
+    root: str | None = None
+    allow_pipes: bool = False
+
+    def path(self, path: str, manifest: str) -> str:
+        """The path of an entry of a manifest."""
+        return resolve(path, self.root if self.root is not None else parent(manifest))
+
+    def source(self, entry: str, manifest: str) -> AudioSource:
+        """The audio of an entry: a path, or a command that ends in "|".
+
+        Raises:
+            CorpusError: a command, and those are not allowed.
+            ValueError: the entry is empty.
+        """
+        if not entry:
+            raise ValueError("found no path")
+        if entry.endswith("|"):
+            return self.command(entry[:-1].strip(), manifest)
+        return AudioFile(path=self.path(entry, manifest))
+
+    def command(self, command: str, manifest: str) -> Command:
+        """A command, if those are allowed; raises CorpusError otherwise."""
+        if not self.allow_pipes:
+            raise CorpusError(f"{manifest}: found the command {command!r:.80}: --allow-pipes runs what a manifest says")
+        return Command(command=command)

@@ -1,0 +1,83 @@
+"""WeNet's shards: tar archives with KEY.wav (or another suffix) and KEY.txt side by side, and lists of those."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+from u2moe.runtime.audio import FILE_SUFFIXES
+from u2moe.runtime.corpus.manifests.lines import read_lines
+from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.storage import base_name, open_binary
+from u2moe.runtime.corpus.utterance import TarMember, Unreadable, Utterance
+from u2moe.runtime.errors import CorpusError
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_LONGEST_TEXT = 1 << 20
+
+
+def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+    """Utterances of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
+
+    Members that are links, devices or folders are passed over. An archive that breaks off becomes an `Unreadable`
+    utterance after those before.
+    """
+    for archive in archives(manifest, options):
+        yield from _members(archive)
+
+
+def archives(manifest: str, options: ManifestOptions) -> Iterator[str]:
+    """The archives of a manifest: itself, or those that it lists."""
+    if is_archive(manifest):
+        yield manifest
+        return
+    for _, line in read_lines(manifest):
+        yield options.path(line, manifest)
+
+
+def is_archive(path: str) -> bool:
+    """Whether a name is that of a tar archive."""
+    return path.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def _members(archive: str) -> Iterator[Utterance]:
+    try:
+        with open_binary(archive) as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
+            yield from _pairs(archive, tar)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise CorpusError(f"{archive}: no such file") from error
+        message = f"{archive}: cannot be read to its end as a tar archive: {error}"
+        yield Utterance(key=base_name(archive), source=Unreadable(error=message))
+
+
+def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Utterance]:
+    """Members that follow each other and differ only in their suffixes are one utterance."""
+    stem, source, text = "", None, None
+    for member in tar:
+        tar.members.clear()  # type: ignore[attr-defined]  # which would otherwise grow with the archive
+        if not member.isreg():
+            continue
+        name, _, suffix = member.name.rpartition(".")
+        if name != stem and stem:
+            yield _utterance(archive, stem, source, text)
+        if name != stem:
+            stem, source, text = name, None, None
+        if suffix == "txt" and member.size <= _LONGEST_TEXT:
+            text = _content(tar, member).decode("utf-8", "replace").strip()
+        elif f".{suffix.lower()}" in FILE_SUFFIXES:
+            source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
+    if stem:
+        yield _utterance(archive, stem, source, text)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content: IO[bytes] | None = tar.extractfile(member)
+    return content.read() if content is not None else b""
+
+
+def _utterance(archive: str, stem: str, source: TarMember | None, text: str | None) -> Utterance:
+    missing = Unreadable(error=f"{archive}: {stem}: holds no audio file of this name")
+    return Utterance(key=stem, source=source or missing, text=text)

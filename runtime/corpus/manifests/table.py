@@ -1,0 +1,125 @@
+"""The formats of manifests by name, how one is recognised, and the digest by which a run knows its manifest again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from u2moe.runtime.corpus.manifests import folder, kaldi, lhotse, nemo, paths, shards, wenet
+from u2moe.runtime.corpus.manifests.lines import first_line, json_object
+from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
+from u2moe.runtime.corpus.utterance import Utterance
+from u2moe.runtime.errors import CorpusError
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestFormat:
+    """One kind of manifest.
+
+    Attributes:
+        read: yields the utterances, given path and options; memory does not grow with their number.
+        description: what it is, for people.
+        files: the files that make up the manifest, whose contents are its identity.
+    """
+
+    read: Callable[[str, ManifestOptions], Iterator[Utterance]]
+    description: str
+    files: Callable[[str], list[str]] = lambda manifest: [manifest]
+
+
+FORMATS: Mapping[str, ManifestFormat] = MappingProxyType(
+    {
+        "wenet": ManifestFormat(read=wenet.read, description="WeNet's data.list (key, wav, txt)"),
+        "shards": ManifestFormat(read=shards.read, description="a tar shard of WeNet's, or a list of them"),
+        "kaldi": ManifestFormat(
+            read=kaldi.read, files=kaldi.files, description="a data folder of Kaldi's, or its wav.scp"
+        ),
+        "nemo": ManifestFormat(read=nemo.read, description="NeMo's jsonl (audio_filepath)"),
+        "lhotse": ManifestFormat(read=lhotse.read, description="Lhotse's cuts"),
+        "folder": ManifestFormat(read=folder.read, description="a folder of audio files"),
+        "paths": ManifestFormat(read=paths.read, description="a path for each line, perhaps with tab and transcript"),
+    }
+)
+"""The formats of manifests by name. A new format is a file with a generator, and a line here."""
+
+
+def read_utterances(
+    manifest: str | os.PathLike[str], *, file_format: str | None = None, options: ManifestOptions | None = None
+) -> Iterator[Utterance]:
+    """The utterances of a manifest, as a stream.
+
+    Args:
+        manifest: a file, folder or URL.
+        file_format: one of `FORMATS`; None: found out from names and the first line.
+        options: how its entries are to be understood.
+
+    Raises:
+        CorpusError: it cannot be read, or is no manifest of this format. A later line that cannot be understood is
+            an utterance whose source is `Unreadable`.
+    """
+    path = os.fspath(manifest)
+    return FORMATS[file_format or find_format(path)].read(path, options or ManifestOptions())
+
+
+def find_format(manifest: str) -> str:
+    """The name of a manifest's format.
+
+    Raises:
+        CorpusError: it cannot be read, or is empty or of no known format.
+    """
+    if os.path.isdir(manifest):  # noqa: PTH112
+        return "kaldi" if os.path.isfile(os.path.join(manifest, "wav.scp")) else "folder"  # noqa: PTH113, PTH118
+    if shards.is_archive(manifest):
+        return "shards"
+    line = first_line(manifest)
+    if line.startswith("{"):
+        return _json_format(manifest, line)
+    if base_name(manifest).endswith(".scp"):
+        return "kaldi"
+    return "shards" if shards.is_archive(line) else "paths"
+
+
+def _json_format(manifest: str, line: str) -> str:
+    try:
+        record = json_object(line)
+    except (ValueError, TypeError) as error:
+        raise CorpusError(f"{manifest}: {error}") from error
+    for name, field in (("nemo", "audio_filepath"), ("wenet", "wav"), ("lhotse", "recording"), ("lhotse", "tracks")):
+        if field in record:
+            return name
+    fields = ", ".join(record) or "no fields"
+    raise CorpusError(
+        f"{manifest}: found {fields:.80}, expected audio_filepath (NeMo), wav (WeNet) or recording (Lhotse)"
+    )
+
+
+def digest(manifest: str, file_format: str, options: ManifestOptions) -> str:
+    """SHA-256 of what a manifest lists: the contents of its files, with the sizes of shards.
+
+    Raises:
+        CorpusError: one of its files cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        if file_format == "shards":
+            for archive in shards.archives(manifest, options):
+                found.update(f"{base_name(archive)} {size_of(archive)}\n".encode("utf-8", "surrogateescape"))
+            return found.hexdigest()
+        if file_format == "folder":
+            for utterance in folder.read(manifest, options):
+                found.update(f"{utterance.key}\n".encode("utf-8", "surrogateescape"))
+            return found.hexdigest()
+        for number, file in enumerate(FORMATS[file_format].files(manifest)):
+            found.update(f"{base_name(file)}\n".encode() if number else b"")
+            with open_binary(file) as stream:
+                while block := stream.read(_BLOCK):
+                    found.update(block)
+    except OSError as error:
+        raise CorpusError(f"{manifest}: cannot be read: {error}") from error
+    return found.hexdigest()

@@ -1,0 +1,29 @@
+"""WeNet's data.list: a JSON object for each line, with `key`, `wav`, `txt`, perhaps `start` and `end` in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, others, parse_lines, seconds_of, text_of
+from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.utterance import Utterance
+
+
+def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+    """Utterances of a data.list of the kind "raw"."""
+
+    def parse(line: str) -> Utterance:
+        record = json_object(line)
+        start, end = seconds_of(record, "start") or 0.0, seconds_of(record, "end")
+        return Utterance(
+            key=text_of(record, "key"),
+            source=options.source(text_of(record, "wav").strip(), manifest),
+            start=start,
+            end=end,
+            duration=end - start if end is not None else seconds_of(record, "duration"),
+            text=optional_text(record, "txt"),
+            speaker=optional_text(record, "speaker"),
+            fields=others(record, "key", "wav", "txt", "start", "end", "speaker", "duration"),
+        )
+
+    return parse_lines(manifest, parse)

@@ -1,0 +1,344 @@
+"""Manifests of every format as streams of utterances, and the audio that they point to."""
+
+import dataclasses
+import gzip
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from u2moe.runtime.corpus.manifests import ManifestOptions, digest, find_format, read_utterances
+from u2moe.runtime.corpus.manifests.sorted_table import open_table
+from u2moe.runtime.corpus.sources import Sources
+from u2moe.runtime.corpus.utterance import AudioFile, Command, Unreadable, Utterance
+from u2moe.runtime.errors import AudioError, CorpusError
+
+RATE = 16000
+
+
+def wav(samples, rate=RATE):
+    content = io.BytesIO()
+    soundfile.write(content, samples, rate, format="WAV", subtype="PCM_16")
+    return content.getvalue()
+
+
+def ramp(seconds=0.1):
+    return (np.arange(int(seconds * RATE)) % 1000 / 32768).astype(np.float32)
+
+
+def samples_of(utterance):
+    with Sources() as sources:
+        return np.concatenate(list(sources.read_blocks(utterance, RATE)))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(ramp()))
+    return tmp_path / "a.wav"
+
+
+def write(path, *lines):
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def only(manifest, **options):
+    return list(read_utterances(manifest, options=ManifestOptions(**options)))
+
+
+def test_data_list_of_wenet(clip, tmp_path):
+    manifest = write(
+        tmp_path / "data.list",
+        {"key": "k1", "wav": "a.wav", "txt": "ONE", "speaker": "s"},
+        {"key": "k2", "wav": "/b.wav", "txt": "TWO", "start": 0.5, "end": 2, "set": "dev"},
+    )
+    assert find_format(str(manifest)) == "wenet"
+    assert only(manifest) == [
+        Utterance(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
+        Utterance(
+            key="k2",
+            source=AudioFile(path="/b.wav"),
+            text="TWO",
+            start=0.5,
+            end=2.0,
+            duration=1.5,
+            fields={"set": "dev"},
+        ),
+    ]
+
+
+def test_manifest_of_nemo(clip, tmp_path):
+    lines = [
+        {"audio_filepath": "a.wav", "duration": 0.1, "text": "one", "lang": "en"},
+        {"audio_filepath": "a.wav", "offset": 0.05, "duration": 0.025},
+    ]
+    first, second = only(write(tmp_path / "manifest.json", *lines))
+    assert (first.key, first.end, first.duration, first.text) == ("a.wav", None, 0.1, "one")
+    assert (second.key, second.start, round(second.end, 6), second.text) == ("a.wav#0.05", 0.05, 0.075, None)
+    assert [first.fields, second.fields] == lines
+    assert np.array_equal(samples_of(second), ramp()[800:1200])
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_cuts_of_lhotse(clip, tmp_path, suffix):
+    recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], "duration": 0.1}
+    cuts = [
+        {
+            "id": "c1",
+            "start": 0.05,
+            "duration": 0.02,
+            "channel": 0,
+            "recording": recording,
+            "supervisions": [{"text": "ONE", "speaker": "s"}, {"text": "TWO", "speaker": "s"}],
+            "custom": {"set": "dev"},
+            "type": "MonoCut",
+        },
+        {"id": "c2", "start": 0, "duration": 0.1, "channel": 0, "recording": recording, "supervisions": []},
+        {"id": "c3", "tracks": [], "type": "MixedCut"},
+    ]
+    manifest = tmp_path / f"cuts.jsonl{suffix}"
+    content = "".join(json.dumps(cut) + "\n" for cut in cuts).encode()
+    manifest.write_bytes(gzip.compress(content) if suffix else content)
+    first, second, third = only(manifest)
+    assert first == Utterance(
+        key="c1",
+        source=AudioFile(path=str(clip)),
+        start=0.05,
+        end=0.07,
+        duration=0.02,
+        text="ONE TWO",
+        speaker="s",
+        fields={"set": "dev"},
+    )
+    assert (second.end, second.text) == (None, None)
+    assert third.key == f"{manifest.name}:3"
+    with pytest.raises(AudioError, match="line 3: found a cut of type 'MixedCut'"):
+        samples_of(third)
+
+
+def kaldi(folder, **tables):
+    for name, lines in tables.items():
+        write(folder / name.replace("_", "."), *lines)
+    return folder
+
+
+def test_data_folder_of_kaldi(clip, tmp_path):
+    folder = kaldi(tmp_path, wav_scp=["r1 a.wav", "r2\tb c.wav"], text=["r1 ONE  TWO", "r2"], utt2spk=["r1 s1"])
+    assert find_format(str(folder)) == "kaldi"
+    expected = [
+        Utterance(key="r1", source=AudioFile(path=str(clip)), text="ONE  TWO", speaker="s1"),
+        Utterance(key="r2", source=AudioFile(path=str(tmp_path / "b c.wav")), text=""),
+    ]
+    assert only(folder) == only(folder / "wav.scp") == expected
+
+
+def test_segments_of_kaldi(clip, tmp_path):
+    segments = ["u1 r2 0.5 1.5", "u2 r1 0.02 -1", "u3 r9 0 1", "u4 r1 0"]
+    folder = kaldi(tmp_path, wav_scp=["r1 a.wav", "r2 b.wav"], segments=segments, text=["u2 TWO"])
+    first, second, third, fourth = only(folder)
+    assert (first.source.path, first.start, first.end, first.text) == (str(tmp_path / "b.wav"), 0.5, 1.5, None)
+    assert (second.source.path, second.start, second.end, second.text) == (str(clip), 0.02, None, "TWO")
+    assert "recording 'r9' is not in" in third.source.error
+    assert "expected: utterance recording start end" in fourth.source.error
+
+
+def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path):
+    folder = kaldi(tmp_path, wav_scp=["b b.wav", "a a.wav"], text=["b B", "a A"])
+    assert [utterance.text for utterance in only(folder)] == ["B", "A"]  # side by side
+    kaldi(tmp_path, text=["a A", "b B", "aa AA"])
+    with pytest.raises(CorpusError, match=r"text: is not sorted as by LC_ALL=C sort -u: met 'aa' too late"):
+        only(folder)
+
+
+@settings(max_examples=50, deadline=None)
+@given(table=st.dictionaries(st.text("ab\u00e9", min_size=1, max_size=4), st.text("xy ", max_size=3)), data=st.data())
+def test_sorted_tables_find_what_a_dict_finds(tmp_path_factory, table, data):
+    path = tmp_path_factory.mktemp("table") / "text"
+    keys = sorted(table, key=str.encode)
+    path.write_text("".join(f"{key} {table[key]}\n" for key in keys) + data.draw(st.sampled_from(["", "\n"])))
+    with open_table(str(path)) as found:
+        for key in data.draw(st.lists(st.sampled_from([*keys, "b", "zz"]))):
+            assert found.find(key) == (table[key].strip() if key in table else None)
+
+
+def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
+    folder = kaldi(tmp_path, wav_scp=[f"k cat {clip} |", "l cat missing |"])
+    with pytest.raises(CorpusError, match=r"found the command 'cat .*': --allow-pipes"):
+        only(folder)
+    first, second = only(folder, allow_pipes=True)
+    assert first.source == Command(command=f"cat {clip}")
+    assert np.array_equal(samples_of(first), ramp())
+    with pytest.raises(AudioError, match="cat missing: ended with status 1, 0 bytes: cat: missing: No such file"):
+        samples_of(second)
+
+
+def shard(path, members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz")])
+def test_shards_are_read_in_place(tmp_path, suffix, mode):
+    members = {
+        "k1.wav": wav(ramp()),
+        "k1.txt": b"ONE\n",
+        "../../k2.txt": b"TWO",
+        "../../k2.wav": wav(-ramp()),
+        "k3.txt": b"no audio",
+        "k4.wav": "/etc/passwd",
+        "k5.flac": b"no audio either",
+    }
+    archive = shard(tmp_path / f"0{suffix}", members, mode)
+    other = shard(tmp_path / f"1{suffix}", {"k6.wav": wav(ramp(0.2))}, mode)
+    manifest = write(tmp_path / "shards.list", archive.name, str(other))
+    assert find_format(str(manifest)) == find_format(str(archive)) == "shards"
+    found = only(manifest)
+    assert [(item.key, item.text) for item in found] == [
+        ("k1", "ONE"),
+        ("../../k2", "TWO"),  # a name, never a place
+        ("k3", "no audio"),
+        ("k5", None),
+        ("k6", None),
+    ]
+    assert found[:4] == only(archive)
+    with Sources() as sources:
+        for index, expected in ((1, -ramp()), (0, ramp()), (4, ramp(0.2))):
+            assert np.array_equal(np.concatenate(list(sources.read_blocks(found[index], RATE))), expected)
+    for index in (2, 3):
+        with pytest.raises(AudioError, match=found[index].key):
+            samples_of(found[index])
+
+
+def test_a_shard_that_breaks_off_keeps_what_is_before(tmp_path):
+    archive = shard(
+        tmp_path / "0.tar.gz",
+        {f"k{i}.wav": wav(np.random.default_rng(i).normal(0, 0.1, 9999)) for i in range(9)},
+        "w:gz",
+    )
+    archive.write_bytes(archive.read_bytes()[:-60000])
+    *found, last = only(archive)
+    assert 2 < len(found) < 9
+    assert last.key == "0.tar.gz"
+    assert "cannot be read to its end" in last.source.error
+    with pytest.raises(CorpusError, match=r"missing\.tar: no such file"):
+        only(write(tmp_path / "shards.list", "missing.tar"))
+
+
+def test_folders_and_lists_of_paths(clip, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/b.flac", "sub/c.txt", "Z.MP3"):
+        (tmp_path / name).touch()
+    assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac"]
+    manifest = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")
+    assert only(manifest) == [
+        Utterance(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
+        Utterance(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
+        Utterance(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
+    ]
+    assert only(manifest, root="/elsewhere")[0].source.path == "/elsewhere/a.wav"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
+def test_names_need_not_be_utf8(tmp_path):
+    name = os.fsdecode(b"\xff.wav")
+    (tmp_path / name).write_bytes(wav(ramp()))
+    (tmp_path / "list").write_bytes(b"\xff.wav\n")
+    for found in (only(tmp_path / "list"), only(tmp_path)[:1]):
+        assert np.array_equal(samples_of(found[0]), ramp())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as a list of recordings: No such file"),
+        (b"", "lists no recordings"),
+        (b'{"wav": "a"', "expected a JSON object"),
+        (b'{"path": "a"}', r"found path, expected audio_filepath \(NeMo\), wav \(WeNet\) or recording"),
+        (b'{"key": 1, "wav": "a"}', "line 1: field 'key': found 1, expected a text"),
+        (b'{"key": "k", "wav": "a", "start": -1}', "line 1: field 'start': found -1, expected seconds"),
+        (b"\x1f\x8bno gzip", "cannot be read as a list"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path, content, message):
+    path = tmp_path / "data.list"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CorpusError, match=rf"data\.list: .*{message}"):
+        only(path)
+
+
+LHOTSE_FIELDS = ["id", "start", "duration", "channel", "recording", "sources", "type", "source", "supervisions", "text"]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(LHOTSE_FIELDS),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=12,
+)
+FIRST = {
+    "wenet": {"key": "k", "wav": "a.wav"},
+    "nemo": {"audio_filepath": "a.wav"},
+    "lhotse": {"id": "c", "recording": {"sources": [{"type": "file", "source": "a.wav"}]}},
+}
+
+
+@pytest.mark.parametrize("file_format", FIRST)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_later_line_stops_a_manifest(tmp_path_factory, file_format, data):
+    path = tmp_path_factory.mktemp("manifest") / "data"
+    changed = FIRST[file_format] | data.draw(
+        st.dictionaries(st.sampled_from(["key", "wav", "txt", "end", "offset", *FIRST["lhotse"]]), json_values)
+    )
+    lines = [FIRST[file_format], changed, data.draw(json_values), FIRST[file_format]]
+    write(path, *map(json.dumps, lines), "\x00{")
+    found = list(read_utterances(path, file_format=file_format))
+    assert len(found) == 5
+    assert found[3] == found[0]
+    for utterance in found[1:]:
+        assert isinstance(utterance, Utterance)
+        assert isinstance(utterance.source, AudioFile | Unreadable)
+        assert isinstance(utterance.text, str | None)
+
+
+def test_a_digest_follows_the_content_not_the_place(tmp_path):
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        kaldi(tmp_path / name, wav_scp=["a a.wav"], text=["a A"])
+        digests.add(digest(str(tmp_path / name), "kaldi", ManifestOptions()))
+    assert len(digests) == 1
+    kaldi(tmp_path / "two", text=["a B"])
+    assert digest(str(tmp_path / "two"), "kaldi", ManifestOptions()) not in digests
+    archive = shard(tmp_path / "0.tar", {"k.wav": wav(ramp())})
+    before = digest(str(archive), "shards", ManifestOptions())
+    shard(archive, {"k.wav": wav(ramp(3))})
+    assert digest(str(archive), "shards", ManifestOptions()) != before
+
+
+def test_parts_of_files_are_exactly_their_samples(clip):
+    whole = Utterance(key="k", source=AudioFile(path=str(clip)))
+    part = dataclasses.replace(whole, start=0.025, end=9.0)
+    assert np.array_equal(samples_of(part), ramp()[400:])
+    for start, end in ((0.1, None), (0.2, 0.3), (0.05, 0.05)):
+        with pytest.raises(AudioError, match=f"a.wav: has no audio from {start:g} s to"):
+            samples_of(dataclasses.replace(whole, start=start, end=end))
