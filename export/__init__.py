@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from u2moe.export.checkpoint import Checkpoint
+    from u2moe.export.comparison import Comparison, ParityReport
     from u2moe.export.exporter import export_bundle, validate_bundle
-    from u2moe.export.parity import Comparison, ParityReport
     from u2moe.export.sherpa import SherpaExport, export_sherpa
     from u2moe.export.sherpa_graphs import SherpaOptions
 
@@ -25,8 +25,8 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Comparison": "parity",
-    "ParityReport": "parity",
+    "Comparison": "comparison",
+    "ParityReport": "comparison",
     "SherpaExport": "sherpa",
     "SherpaOptions": "sherpa_graphs",
     "export_bundle": "exporter",

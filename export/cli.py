@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from u2moe.export.parity import ParityReport
+    from u2moe.export.comparison import ParityReport
 
 Subparsers = Any  # argparse has no public name for it
 

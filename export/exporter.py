@@ -12,12 +12,14 @@ import onnx_ir as ir
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.comparison import ParityReport
 from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
 from u2moe.export.model import SpeechModel
-from u2moe.export.parity import Parity, ParityReport
+from u2moe.export.parity import Parity
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.manifest import TOKENS_FILE, Manifest
 
@@ -107,6 +109,7 @@ def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
 def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:
     """The graphs of a bundle, one at a time; their weights are read when they are saved."""
     metadata = manifest.metadata()
+    yield features_graph(manifest)
     yield encoder_graph(network.encoder, manifest.model, metadata)
     yield ctc_graph(network, manifest.model, metadata)
     if manifest.model.decoder != "none":

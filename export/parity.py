@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from u2moe.export.comparison import Array, ParityReport, compared
 from u2moe.export.encoder import BlockCache, ConformerBlock
+from u2moe.export.feature_parity import compare_features
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime import contract
@@ -26,53 +25,15 @@ from u2moe.runtime.errors import ParityError
 from u2moe.runtime.manifest import Manifest
 from u2moe.runtime.session import Session, SessionSettings
 
-Array = npt.NDArray[Any]
 Pairs = dict[str, list[tuple[Array, Array]]]
 """For each tensor, the values of torch and of onnxruntime."""
 
-LIMIT = 1e-4
-"""Largest absolute difference for values in the usual range; for larger ones the limit grows in proportion, as
-float32 rounding does. Two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24
-blocks."""
-LOG_PROBABILITIES = ("log_probs", "score", "r_score", "next_log_probs")
-REACH_OF_LOG_PROBABILITIES = 100.0
-"""In trained networks they reach down to -30 and so differ by 1e-4 at most. In an untrained network with tied
-embeddings they reach -330, where float32 has steps of 3e-5."""
 NEAR_TIE = 1e-4
 """If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and then
 everything downstream differs. An input that hits such a tie and exceeds the limit proves nothing: it is redrawn."""
 MAX_DRAWS = 8
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
 """(chunk size, left chunks) for the comparison of streams: upstream's usual values and odd ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The comparison of one tensor in one case."""
-
-    case: str
-    tensor: str
-    difference: float
-    """Largest absolute difference."""
-    limit: float
-    num_values: int
-
-
-@dataclass(kw_only=True)
-class ParityReport:
-    """The results of all comparisons."""
-
-    sides: str = "torch and onnxruntime"
-    comparisons: list[Comparison] = field(default_factory=list)
-    tokens_per_expert: dict[str, list[int]] = field(default_factory=dict)
-    """Number of tokens that each expert of each layer processed during the comparisons."""
-    num_redrawn: int = 0
-    """Inputs that were replaced because of a near tie in a router."""
-
-    @property
-    def worst(self) -> Comparison:
-        """The comparison closest to its limit."""
-        return max(self.comparisons, key=lambda item: item.difference / item.limit)
 
 
 class RouterWatch:
@@ -127,6 +88,8 @@ class Parity:
         self.report = ParityReport()
         self.watch = RouterWatch(network)
 
+        self.features = (folder / contract.features().file, manifest)
+
     @torch.inference_mode()
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
         """Compare everything.
@@ -135,6 +98,9 @@ class Parity:
             ParityError: a difference beyond its limit; names case, tensor, difference and limit.
         """
         config = self.config
+        if self.features[0].is_file():  # not in bundles from before it was part of them
+            progress("features")
+            self.report.comparisons.append(compare_features(*self.features))
         for frames in (config.window, config.window + 1, 150, 700):
             self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
         self._case("padded batch, full context", self._padded_batch, progress)
@@ -354,21 +320,6 @@ def _in_memory(value: ir.Value) -> ir.Value:
         raise ParityError(f"weight {value.name}: has no value")
     tensor = ir.tensor(value.const_value.numpy(), name=value.name)
     return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
-
-
-def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
-    """The largest difference between expected and found values, with its limit."""
-    difference = largest = 0.0
-    for expected, found in pairs:
-        if expected.shape != found.shape:
-            raise ParityError(f"{case}: {tensor}: shape is {found.shape}, expected {expected.shape}")
-        if expected.size:
-            # NaN counts as the largest difference, so that it never passes
-            difference = max(difference, float(np.nan_to_num(np.abs(expected - found), nan=np.inf).max()))
-            largest = max(largest, float(np.abs(expected).max()))
-    limit = LIMIT * max(1.0, largest / (REACH_OF_LOG_PROBABILITIES if tensor in LOG_PROBABILITIES else 1.0))
-    num_values = sum(expected.size for expected, _ in pairs)
-    return Comparison(case=case, tensor=tensor, difference=difference, limit=limit, num_values=num_values)
 
 
 def _stacked(caches: list[BlockCache], name: str) -> Array:

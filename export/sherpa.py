@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from u2moe.export import exporter
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.parity import ParityReport
+from u2moe.export.comparison import ParityReport
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
 from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle import Bundle

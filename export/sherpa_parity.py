@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from u2moe.export.parity import ParityReport, compared
+from u2moe.export.comparison import ParityReport, compared
+from u2moe.export.feature_parity import parity_features
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.caches import Caches
 from u2moe.runtime.contract import Graph
 from u2moe.runtime.encoder import required_cache_size
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.features import Fbank
-from u2moe.runtime.manifest import Manifest
 from u2moe.runtime.model import Model
 from u2moe.runtime.session import Session, SessionSettings
 
@@ -150,12 +149,3 @@ class SherpaParity:
                 raise ParityError(f"{self.subject}: log_probs_lens is {log_probs_lens[row]}, expected {time}")
             pairs.append((expected, log_probs[row, :time]))
         return pairs
-
-
-def parity_features(manifest: Manifest, seconds: float) -> npt.NDArray[np.float32]:
-    """Features [frames, mel] of seeded noise that swells and fades as speech does."""
-    num_samples = int(seconds * manifest.features.sample_rate)
-    noise = np.random.default_rng(0).standard_normal(num_samples)
-    swell = np.abs(np.sin(np.arange(num_samples) / 3000)) * 0.2
-    fbank = Fbank(manifest.features)
-    return np.concatenate((fbank.accept((noise * swell).astype(np.float32)), fbank.finish()))

@@ -22,6 +22,7 @@ from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.errors import BundleError, QuantizationError
+from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.graph.mixture import mixture_of
 
@@ -80,6 +81,7 @@ def quantize_bundle(
         _check_found(source, recipe, counts)
         if recipe.skip_expert_below and not num_skipping:
             raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")
+        save_graph(features_graph(source.manifest), staging.path / contract.features().file)
         for name in source.manifest.files:
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)

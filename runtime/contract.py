@@ -101,6 +101,22 @@ def _int(name: str, *axes: str) -> Tensor:
     return Tensor(name=name, dtype="int64", axes=axes)
 
 
+def features() -> Graph:
+    """Front end, for programs that cannot compute Kaldi's features themselves; the runtime does not need it.
+
+    Inputs:
+        samples: one channel at the model's rate, in [-1, 1] [batch, samples]. Frames are complete windows.
+
+    Outputs:
+        features: log-mel features, not normalised [batch, frames, mel]; no frames for less than a window.
+    """
+    return Graph(
+        name="features",
+        inputs=(_float("samples", "batch", "samples"),),
+        outputs=(_float("features", "batch", "frames", "feature_size"),),
+    )
+
+
 def encoder(*, streaming: bool, convolution: bool) -> Graph:
     """Encoder: features and caches to encoder output and new caches.
 

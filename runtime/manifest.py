@@ -96,6 +96,16 @@ class FeatureConfig:
                 f"got {self.frame_shift_ms} and {self.frame_length_ms}"
             )
 
+    @property
+    def frame_len(self) -> int:
+        """Samples of a frame, rounded down as in Kaldi."""
+        return int(self.sample_rate * self.frame_length_ms / 1000)
+
+    @property
+    def shift_len(self) -> int:
+        """Samples from the start of one frame to the start of the next, rounded down as in Kaldi."""
+        return int(self.sample_rate * self.frame_shift_ms / 1000)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:

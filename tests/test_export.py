@@ -12,9 +12,10 @@ from wenet_directories import CONFIGURATIONS, write_configuration
 
 from u2moe.export import exporter
 from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.comparison import LIMIT, LOG_PROBABILITIES
 from u2moe.export.exporter import build_graphs, bundle_manifest, export_bundle, validate_bundle
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.export.parity import LIMIT, LOG_PROBABILITIES, Parity, moe_session
+from u2moe.export.parity import Parity, moe_session
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError, StreamError, contract

@@ -3,50 +3,13 @@ import resource
 
 import numpy as np
 import pytest
+from fbanks import CONFIG, CONFIGS, plain_fbank
 from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.manifest import FeatureConfig
-
-CONFIG = FeatureConfig()
-
-
-def mel(frequency):
-    return 1127.0 * np.log(1.0 + frequency / 700.0)
-
-
-def plain_fbank(samples, config):
-    """Kaldi's filter banks as torchaudio.compliance.kaldi.fbank defines them, in double precision."""
-    samples = samples.astype(np.float64) * 32768
-    window_len = int(config.sample_rate * config.frame_length_ms / 1000)
-    shift = int(config.sample_rate * config.frame_shift_ms / 1000)
-    num_frames = 1 + (len(samples) - window_len) // shift if len(samples) >= window_len else 0
-    padded_len = 1 << (window_len - 1).bit_length()
-    povey = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_len) / (window_len - 1))) ** 0.85
-    points = np.linspace(mel(20.0), mel(config.sample_rate / 2), config.num_mel_bins + 2)
-    bins = mel(np.arange(padded_len // 2) * config.sample_rate / padded_len)
-    rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
-    falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
-    banks = np.maximum(0, np.minimum(rising, falling))
-    frames = np.zeros((num_frames, config.num_mel_bins))
-    for i in range(num_frames):
-        frame = samples[i * shift : i * shift + window_len]
-        frame = frame - frame.mean()
-        frame = frame - 0.97 * np.concatenate((frame[:1], frame[:-1]))
-        power = np.abs(np.fft.rfft(frame * povey, padded_len)) ** 2
-        frames[i] = np.log(np.maximum(banks @ power[: padded_len // 2], np.finfo(np.float32).eps))
-    return frames
-
-
-CONFIGS = [
-    CONFIG,
-    FeatureConfig(num_mel_bins=40),
-    FeatureConfig(sample_rate=8000, num_mel_bins=23),
-    FeatureConfig(sample_rate=11_025, num_mel_bins=40),  # a frame of 275.625 samples, a shift of 110.25
-    FeatureConfig(frame_length_ms=32.0, frame_shift_ms=16.0),
-]
 
 
 @pytest.mark.parametrize("config", CONFIGS)

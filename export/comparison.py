@@ -1,0 +1,66 @@
+"""Expected against found values of tensors: their largest difference and its limit. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import ParityError
+
+Array = npt.NDArray[Any]
+
+LIMIT = 1e-4
+"""Largest absolute difference for values in the usual range; for larger ones the limit grows in proportion, as
+float32 rounding does. Two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24
+blocks."""
+LOG_PROBABILITIES = ("log_probs", "score", "r_score", "next_log_probs")
+REACH_OF_LOG_PROBABILITIES = 100.0
+"""In trained networks they reach down to -30 and so differ by 1e-4 at most. In an untrained network with tied
+embeddings they reach -330, where float32 has steps of 3e-5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The comparison of one tensor in one case."""
+
+    case: str
+    tensor: str
+    difference: float
+    """Largest absolute difference."""
+    limit: float
+    num_values: int
+
+
+@dataclass(kw_only=True)
+class ParityReport:
+    """The results of all comparisons."""
+
+    sides: str = "torch and onnxruntime"
+    comparisons: list[Comparison] = field(default_factory=list)
+    tokens_per_expert: dict[str, list[int]] = field(default_factory=dict)
+    """Number of tokens that each expert of each layer processed during the comparisons."""
+    num_redrawn: int = 0
+    """Inputs that were replaced because of a near tie in a router."""
+
+    @property
+    def worst(self) -> Comparison:
+        """The comparison closest to its limit."""
+        return max(self.comparisons, key=lambda item: item.difference / item.limit)
+
+
+def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Comparison:
+    """The largest difference between expected and found values, with its limit."""
+    difference = largest = 0.0
+    for expected, found in pairs:
+        if expected.shape != found.shape:
+            raise ParityError(f"{case}: {tensor}: shape is {found.shape}, expected {expected.shape}")
+        if expected.size:
+            # NaN counts as the largest difference, so that it never passes
+            difference = max(difference, float(np.nan_to_num(np.abs(expected - found), nan=np.inf).max()))
+            largest = max(largest, float(np.abs(expected).max()))
+    limit = LIMIT * max(1.0, largest / (REACH_OF_LOG_PROBABILITIES if tensor in LOG_PROBABILITIES else 1.0))
+    num_values = sum(expected.size for expected, _ in pairs)
+    return Comparison(case=case, tensor=tensor, difference=difference, limit=limit, num_values=num_values)
