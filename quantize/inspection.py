@@ -12,8 +12,11 @@ import onnx_ir as ir
 
 from u2moe.quantize.tuning.record import describe_record
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.contract import MOE_DOMAIN
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.native import checked_kernels, choose_kernels
+from u2moe.runtime.session import DEFAULT_PROVIDER
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,
+        "kernels": choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER]).data(),
     }
 
 
@@ -51,6 +55,7 @@ def _graph(model: ir.Model) -> dict[str, Any]:
         "inputs": [_tensor(value) for value in model.graph.inputs],
         "outputs": [_tensor(value) for value in model.graph.outputs],
         "parameters": dict(parameters),
+        "functions": dict(Counter(node.op_type for node in model.graph if node.domain == MOE_DOMAIN)),
         "moe_layers": [
             {"node": node.name, "function": node.op_type, **mixture.attributes()} for node, mixture in layers
         ],
@@ -94,9 +99,25 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         )
         lines += [f"  in  {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["inputs"]]
         lines += [f"  out {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["outputs"]]
+    lines += _kernels(content)
     lines.append("metadata:")
     lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
     return "\n".join(lines)
+
+
+def _kernels(content: dict[str, Any]) -> list[str]:
+    """Which functions of the graphs would run in native kernels here."""
+    kernels = content["kernels"]
+    functions: Counter[str] = Counter()
+    for graph in content["graphs"]:
+        functions.update(graph["functions"])
+    native = [f"{count} x {name}" for name, count in functions.items() if name in kernels["operators"]]
+    others = [f"{count} x {name}" for name, count in functions.items() if name not in kernels["operators"]]
+    return [
+        f"kernels here: {kernels['description']}",
+        f"  native       {', '.join(native) or 'none'}",
+        f"  onnxruntime  {', '.join(others) or 'none'}",
+    ]
 
 
 def _layer(*, function: str, top_k: int, num_experts: int, activation: str, skip_below: float, **_: Any) -> str:

@@ -20,6 +20,7 @@ from u2moe.runtime.errors import (
     CheckpointError,
     CorpusError,
     IntegrityError,
+    KernelsError,
     MicrophoneError,
     ParityError,
     ProviderError,
@@ -32,6 +33,7 @@ from u2moe.runtime.errors import (
 from u2moe.runtime.formats import format_transcript
 from u2moe.runtime.microphone import Microphone
 from u2moe.runtime.model import Model
+from u2moe.runtime.native import Kernels
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
@@ -56,6 +58,8 @@ __all__ = [
     "EndpointRule",
     "Hypothesis",
     "IntegrityError",
+    "Kernels",
+    "KernelsError",
     "Microphone",
     "MicrophoneError",
     "Model",

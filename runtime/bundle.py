@@ -93,6 +93,7 @@ class Bundle:
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         num_threads: int | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
+        kernels: str | None = None,
         verify: bool = True,
     ) -> Model:
         """Create the onnxruntime sessions of the graphs.
@@ -107,10 +108,14 @@ class Bundle:
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1, or as in `sess_options`.
             sess_options: used unchanged for all graphs.
+            kernels: "native" for those of the package u2moe-kernels, "onnxruntime" for its own alone, or "auto" for
+                native ones where they are installed and can run the graphs. None: the environment variable
+                U2MOE_KERNELS, or "auto".
             verify: compare the sha256 of every graph and of its weights with the manifest.
 
         Raises:
             ProviderError: a provider is not installed or did not start.
+            KernelsError: native kernels were requested, but are not installed or cannot run here.
             BundleError: a graph differs from its contract, or has weights in an unlisted file.
             IntegrityError: a file differs from its digest, for example because the bundle was replaced.
         """
@@ -121,6 +126,7 @@ class Bundle:
             provider_options=provider_options,
             num_threads=num_threads,
             sess_options=sess_options,
+            kernels=kernels,
             verify=verify,
         )
 

@@ -7,6 +7,7 @@ U2moeError
 │   └── MicrophoneError      a microphone that cannot be opened or has stopped, or sounddevice is not installed
 ├── BundleError              an incomplete or damaged bundle, or not a bundle
 │   └── IntegrityError       a file differs from the digest in the manifest
+├── KernelsError             native kernels that are not installed, or cannot run a bundle here
 ├── CheckpointError          a checkpoint directory that cannot be read
 │   └── UnsupportedError     a valid checkpoint of a kind that is not supported
 ├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "CorpusError",
     "IntegrityError",
+    "KernelsError",
     "MicrophoneError",
     "ParityError",
     "ProviderError",
@@ -84,6 +86,10 @@ class BundleError(U2moeError):
 
 class IntegrityError(BundleError):
     """A file of a bundle differs from the digest in its manifest."""
+
+
+class KernelsError(U2moeError):
+    """Native kernels were requested, but are not installed or cannot run here; says what to install."""
 
 
 class CheckpointError(U2moeError):

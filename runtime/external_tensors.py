@@ -1,4 +1,7 @@
-"""Finds the weights of a graph in external files; reads the protobuf itself, because the runtime has no onnx."""
+"""Finds the weights of a graph that are in external files, and the functions that it calls.
+
+Reads the protobuf itself, because the runtime has no onnx.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from u2moe.runtime import contract
 from u2moe.runtime.errors import BundleError
 
 # Field numbers of onnx.proto: messages that may hold tensors, by the field that leads to them.
@@ -23,6 +27,7 @@ _INSIDE = {
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
 _VALUE_INFO, _VALUE_NAME, _METADATA = 13, 1, 4
 _KEY, _VALUE = 1, 2
+_OP_TYPE, _DOMAIN = 4, 7
 _EXTERNAL = 1
 """`onnx.TensorProto.EXTERNAL`."""
 _DEEPEST = 100
@@ -76,6 +81,34 @@ def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
         return [replace(tensor, metadata=metadata.get(tensor.name, {})) for tensor in external]
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: is not a graph: {error}") from error
+
+
+def called_functions(path: Path, content: bytes) -> set[str]:
+    """Names of the functions in our domain that the main graph calls.
+
+    Args:
+        path: path of the graph, for messages.
+        content: content of the graph file.
+
+    Raises:
+        BundleError: not a graph.
+    """
+    try:
+        nodes = (
+            node for graph in _inside(memoryview(content), _GRAPH, "model") for node in _inside(graph, _NODE, _GRAPH)
+        )
+        calls = ({number: value for number, _, value in _fields(node)} for node in nodes)
+        domain = contract.MOE_DOMAIN.encode()
+        return {str(call[_OP_TYPE], "utf-8") for call in calls if call.get(_DOMAIN) == domain}  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: is not a graph: {error}") from error
+
+
+def _inside(message: memoryview, kind: str, outside: str) -> Iterator[memoryview]:
+    """The messages of one kind directly in another."""
+    for number, _, value in _fields(message):
+        if _INSIDE[outside].get(number) == kind and isinstance(value, memoryview):
+            yield value
 
 
 def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[tuple[memoryview, bool]]:

@@ -22,7 +22,7 @@ import onnxruntime
 from u2moe.runtime.bundle_files import BundleFile, plain_name
 from u2moe.runtime.contract import weight_group
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.external_tensors import ExternalTensor, external_tensors
+from u2moe.runtime.external_tensors import ExternalTensor, called_functions, external_tensors
 
 if TYPE_CHECKING:
     from u2moe.runtime.manifest import FileDigest
@@ -76,6 +76,10 @@ class GraphFile:
         """Make sessions with these options use `weights` instead of the files."""
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
         options.add_external_initializers(list(self.weights), values)
+
+    def functions(self) -> set[str]:
+        """Names of the functions of ours that the graph calls."""
+        return called_functions(self.path, self._files[0].read(_GRAPH_LIMIT))
 
     def check_unchanged(self) -> None:
         """Check that no file was replaced or modified since it was read: the session might have read something else.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from u2moe.runtime.manifest import Manifest
+    from u2moe.runtime.native import Kernels
 
 
 Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
@@ -75,6 +76,7 @@ class Model:
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         num_threads: int | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
+        kernels: str | None = None,
         verify: bool = False,
     ) -> Model:
         """Create the sessions; see `Bundle.load`."""
@@ -83,6 +85,7 @@ class Model:
             provider_options=_several("provider_options", provider_options or (), Mapping),
             num_threads=num_threads,
             sess_options=sess_options,
+            kernels=kernels,
         )
         sessions = {
             graph.name: Session(folder / graph.file, graph, manifest, settings, verify=verify)
@@ -94,6 +97,11 @@ class Model:
     def providers(self) -> tuple[str, ...]:
         """Execution providers of the encoder."""
         return self.encoder.session.providers
+
+    @property
+    def kernels(self) -> Kernels:
+        """What computes the functions of the encoder."""
+        return self.encoder.session.kernels
 
     @property
     def has_decoder(self) -> bool:

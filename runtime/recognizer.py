@@ -81,6 +81,7 @@ class Recognizer:
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         num_threads: int | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
+        kernels: str | None = None,
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
@@ -92,12 +93,16 @@ class Recognizer:
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1.
             sess_options: onnxruntime options, used unchanged.
+            kernels: "native" for those of the package u2moe-kernels, "onnxruntime" for its own alone, or "auto" for
+                native ones where they are installed and can run the graphs. None: the environment variable
+                U2MOE_KERNELS, or "auto".
             options: how to decode.
             hotwords: phrases to prefer, each with an optional weight; see `ContextGraph`.
 
         Raises:
             BundleError: not a bundle, or a damaged one.
             ProviderError: a provider is not installed or did not start.
+            KernelsError: native kernels were requested, but are not installed or cannot run here.
         """
         if directory is None and not (DEMO_FOLDER / MANIFEST_FILE).is_file():
             raise BundleError(f"{DEMO_FOLDER}: this installation has no demo model; name the folder of a bundle")
@@ -108,6 +113,7 @@ class Recognizer:
                 provider_options=provider_options,
                 num_threads=num_threads,
                 sess_options=sess_options,
+                kernels=kernels,
             ),
         )
         return cls(bundle, model, options, hotwords)

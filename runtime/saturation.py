@@ -7,6 +7,7 @@ versions need the option.
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,7 @@ from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT
 from u2moe.runtime.errors import ProviderError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 PRECISE = ("session.x64quantprecision", "1")
@@ -41,6 +42,12 @@ _PAIRED = [
 ]
 """The most extreme weights for which each pair of rows fits into 16 bits."""
 _ACTIVATIONS = [[255, 255, 255, 255], [255, 0, 255, 0], [0, 255, 0, 255]]
+
+
+_WITHOUT_PRODUCTS = ("Int8Rows", "Int8Embedding")
+"""Functions of quantized graphs that multiply no uint8 by int8. All others may."""
+_NUMBER = re.compile(r"_\d+$")
+"""What distinguishes functions of one name in a graph."""
 
 
 class Products(NamedTuple):
@@ -68,6 +75,16 @@ def exact_products() -> Products:
         )
 
     return Products(any=is_exact(_LARGEST), paired=is_exact(_PAIRED))
+
+
+def has_no_other_products(functions: Collection[str], operators: Collection[str]) -> bool:
+    """Whether a graph that calls these functions leaves no products of uint8 and int8 to onnxruntime.
+
+    Args:
+        functions: names of the functions that it calls.
+        operators: names of the native operators that replace functions; their products are exact on every processor.
+    """
+    return all(name in operators or _NUMBER.sub("", name) in _WITHOUT_PRODUCTS for name in functions)
 
 
 def must_be_precise(bundle: Path, metadata: Mapping[str, str], options: onnxruntime.SessionOptions | None) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import numbers
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
-from u2moe.runtime.errors import BundleError, ProviderError
+from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.graph_file import GraphFile
-from u2moe.runtime.saturation import PRECISE, must_be_precise
+from u2moe.runtime.native import ONNXRUNTIME_ERRORS, Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.saturation import PRECISE, has_no_other_products, must_be_precise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import Manifest, ModelConfig
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
-ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    # The exceptions of onnxruntime's C++ side have no public base class.
-    *(
-        kind
-        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED_THREADS = 32
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -51,12 +42,16 @@ class SessionSettings:
             cores stay free.
         sess_options: used unchanged instead of our own (which disable spinning after a run and memory patterns, since
             shapes change from chunk to chunk and a pattern would be kept for each). Weight files then stay mapped.
+        kernels: "native" for those of u2moe-kernels, "onnxruntime" for its own alone, or "auto" for native
+            ones where they are installed and can run a graph. None: the environment variable U2MOE_KERNELS, or "auto".
+            The caller's `sess_options` are not changed: register the library yourself.
     """
 
     providers: tuple[str, ...] = (DEFAULT_PROVIDER,)
     provider_options: tuple[Mapping[str, Any], ...] = ()
     num_threads: int | None = None
     sess_options: onnxruntime.SessionOptions | None = None
+    kernels: str | None = None
 
     def __post_init__(self) -> None:
         if not self.providers:
@@ -77,6 +72,25 @@ class SessionSettings:
         for provider in self.providers:
             if provider not in available:
                 raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}")
+        if self.kernels == "native" and self.sess_options is not None:
+            raise ValueError(
+                "kernels and sess_options exclude each other: "
+                "sess_options.register_custom_ops_library(str(u2moe_kernels.library_path()))"
+            )
+        self.chosen  # noqa: B018 - fails here rather than with the first session
+
+    @property
+    def chosen(self) -> Kernels:
+        """The kernels to use where they can run a graph.
+
+        Raises:
+            ValueError: `kernels` is unknown.
+            KernelsError: native kernels were requested, but are not installed or cannot run here.
+        """
+        kernels = checked_kernels(self.kernels)
+        if self.sess_options is not None:
+            return Kernels(native=False, reason="or as in sess_options")
+        return choose_kernels(kernels, self.providers)
 
     def session_options(self) -> onnxruntime.SessionOptions:
         """Options for onnxruntime."""
@@ -88,6 +102,7 @@ class SessionSettings:
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
+        self.chosen.register(options)
         return options
 
 
@@ -103,6 +118,10 @@ def _most_threads() -> int:
 class Session:
     """A graph file as an onnxruntime session.
 
+    Attributes:
+        graph: its contract.
+        kernels: what computes its functions.
+
     The file may change afterwards: no part of it stays mapped, unless the settings have `sess_options`, to which
     weights cannot be handed over.
 
@@ -115,6 +134,7 @@ class Session:
 
     Raises:
         ProviderError: a provider did not start.
+        KernelsError: native kernels were requested, and cannot run the graph.
         BundleError: onnxruntime rejects the file, or it differs from `graph` or from the manifest.
         IntegrityError: a file differs from its digest, or was changed while it was loaded.
     """
@@ -125,10 +145,10 @@ class Session:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
         with contextlib.closing(GraphFile(file, manifest.files if verify else None)) as opened:
-            self._session = _inference_session(opened, settings, manifest)
-            if manifest.quantization and must_be_precise(file.parent, self._metadata(file), settings.sess_options):
+            self._session, self.kernels = _with_kernels(opened, settings, manifest)
+            if manifest.quantization and self._must_be_precise(opened, settings):
                 del self._session  # otherwise both would be in memory at once
-                self._session = _inference_session(opened, settings, manifest, PRECISE)
+                self._session, self.kernels = _with_kernels(opened, settings, manifest, PRECISE)
             opened.check_unchanged()
             self._weights = opened.weights  # onnxruntime uses their memory
         self._session.disable_fallback()  # for runs; in older versions only possible here
@@ -142,6 +162,12 @@ class Session:
             _check_metadata(file, self._metadata(file), manifest)
         except UnicodeDecodeError as error:
             raise BundleError(f"{file}: a name in it is not text: {error}") from error
+
+    def _must_be_precise(self, opened: GraphFile, settings: SessionSettings) -> bool:
+        """Whether onnxruntime would compute some products wrongly on this processor; native ones are always exact."""
+        if self.kernels.native and has_no_other_products(opened.functions(), self.kernels.operators):
+            return False
+        return must_be_precise(opened.path.parent, self._metadata(opened.path), settings.sess_options)
 
     def _metadata(self, file: Path) -> dict[str, str]:
         try:
@@ -166,6 +192,29 @@ class Session:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _with_kernels(
+    opened: GraphFile, settings: SessionSettings, manifest: Manifest, *config_entries: tuple[str, str]
+) -> tuple[onnxruntime.InferenceSession, Kernels]:
+    """A session with the chosen kernels, or, unless these were requested, on onnxruntime alone if they refuse a graph.
+
+    They refuse what they do not know: attributes of another version of u2moe, for example.
+    """
+    kernels = settings.chosen
+    try:
+        return _inference_session(opened, settings, manifest, *config_entries), kernels
+    except IntegrityError:
+        raise
+    except BundleError as error:
+        if not kernels.native:
+            raise
+        message = str(error)
+    alone = replace(settings, kernels="onnxruntime")
+    session = _inference_session(opened, alone, manifest, *config_entries)  # fails if the graph itself is damaged
+    if checked_kernels(settings.kernels) == "native":
+        raise KernelsError(f"u2moe-kernels {kernels.version} cannot run it, onnxruntime alone can: {message}")
+    return session, kernels.without(f"u2moe-kernels {kernels.version} cannot run it: {message}")
 
 
 def _inference_session(

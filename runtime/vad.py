@@ -13,7 +13,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.runtime.errors import BundleError, ProviderError
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS, SessionSettings
+from u2moe.runtime.native import ONNXRUNTIME_ERRORS
+from u2moe.runtime.session import SessionSettings
 from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class VoiceActivityDetector:
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path),
-                SessionSettings().session_options(),
+                SessionSettings(kernels="onnxruntime").session_options(),
                 providers=["CPUExecutionProvider"],
                 enable_fallback=False,  # otherwise it prints a message and retries
             )

@@ -29,6 +29,8 @@ PUBLIC = [
     "EndpointRule",
     "Hypothesis",
     "IntegrityError",
+    "Kernels",
+    "KernelsError",
     "Microphone",
     "MicrophoneError",
     "Model",

@@ -15,6 +15,7 @@ from u2moe.benchmarks.bench.plots import draw, require_matplotlib
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import find_audio
+from u2moe.runtime.cli.options import add_kernels
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -42,6 +43,7 @@ def add_bench(subparsers: Subparsers) -> None:
     parser.add_argument("--paced", type=float, metavar="SECONDS", help="audio to recognise in real time (default: 10)")
     parser.add_argument("--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5)")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
+    add_kernels(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw it as PNG; needs matplotlib")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier report: show what changed")
@@ -87,6 +89,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         _recordings(args),
         _plan(args),
         providers=args.providers.split(",") if args.providers else None,
+        kernels=args.kernels,
         progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr, flush=True)),
     )
 

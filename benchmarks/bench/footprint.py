@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Bundle
+from u2moe.runtime.native import VARIABLE, checked_kernels
 
 _CHILD = """
 import sys, time
@@ -35,6 +37,7 @@ def measure_footprint(
     *,
     num_threads: int = 1,
     providers: Sequence[str] | None = None,
+    kernels: str | None = None,
     repetitions: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
@@ -45,6 +48,7 @@ def measure_footprint(
         audio: a recording that each process recognises as a whole and, if the bundle can stream, as a stream.
         num_threads: threads within one operator.
         providers: execution providers; None: the CPU.
+        kernels: as in `Bundle.load`.
         repetitions: processes per bundle; an extra one before them brings the files into the system's cache.
         progress: called with a line for each round.
 
@@ -55,9 +59,10 @@ def measure_footprint(
     def case(bundle: Bundle) -> Callable[[], dict[str, float]]:
         arguments = [str(bundle.path), str(audio), str(num_threads), ",".join(providers or ())]
         command = [sys.executable, "-c", _CHILD, *arguments]
+        environment = {**os.environ, VARIABLE: checked_kernels(kernels)}
 
         def run() -> dict[str, float]:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)  # noqa: S603 - ourselves
             found: dict[str, float] = json.loads(done.stdout)
             return found
 

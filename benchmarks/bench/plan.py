@@ -90,6 +90,7 @@ def run_suite(
     plan: Plan,
     *,
     providers: Sequence[str] | None = None,
+    kernels: str | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Measure everything, with the bundles in turn wherever times are compared.
@@ -99,11 +100,13 @@ def run_suite(
         recordings: recordings to recognise; word errors are counted for those with a transcript.
         plan: how much to measure.
         providers: execution providers; None: the CPU. On others there is no bound: its rates are those of the CPU.
+        kernels: as in `Bundle.load`.
         progress: called with a line for each step.
 
     Returns:
         machine, plan, audio, bundles: the conditions; load_average: load of the machine at the start; left_out:
             measurements that need the extra bench, if it is not installed.
+        kernels: what runs each bundle, see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
         footprint: of `footprint.measure_footprint`, by bundle.
@@ -138,7 +141,11 @@ def run_suite(
     measurement = _Measurement(report, samples, sample_rate, plan, progress)
     transcripts = [recording.transcript for recording in recordings]
     for index, num_threads in enumerate(plan.threads):
-        probes = {name: Probe(bundle, num_threads=num_threads, providers=providers) for name, bundle in bundles.items()}
+        probes = {
+            name: Probe(bundle, num_threads=num_threads, providers=providers, kernels=kernels)
+            for name, bundle in bundles.items()
+        }
+        report["kernels"] = {name: item.model.kernels.data() for name, item in probes.items()}
         measurement.speed(probes, num_threads, transcripts)
         if index == 0:
             measurement.latency(probes, num_threads)
@@ -149,6 +156,7 @@ def run_suite(
         recordings[0].path,
         num_threads=plan.threads[0],
         providers=providers,
+        kernels=kernels,
         repetitions=min(plan.repetitions, _PROCESSES),
         progress=progress,
     )

@@ -71,7 +71,9 @@ def _head(report: Report) -> Iterator[str]:
     if left_out := report.get("left_out"):
         yield f"left out: {', '.join(left_out)}, which need onnx-ir: pip install 'u2moe[bench]'"
     for name, bundle in report["bundles"].items():
-        yield f"{name}: {bundle['recipe']}, {report['footprint'][name]['disk']['files'] / 1e6:.1f} MB"
+        kernels = report.get("kernels", {}).get(name, {"description": "onnxruntime"})  # older reports lack them
+        size = report["footprint"][name]["disk"]["files"]
+        yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, kernels: {kernels['description']}"
 
 
 def _speed(report: Report) -> Iterator[str]:

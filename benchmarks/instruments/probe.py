@@ -160,6 +160,7 @@ class Probe:
         *,
         num_threads: int = 1,
         providers: Sequence[str] | None = None,
+        kernels: str | None = None,
         search: Search | None = None,
         endpoint: EndpointConfig | None = EndpointConfig(),  # noqa: B008 - frozen
     ) -> None:
@@ -169,12 +170,15 @@ class Probe:
             bundle: what to measure.
             num_threads: threads within one operator.
             providers: execution providers; None: the CPU.
+            kernels: as in `Bundle.load`.
             search: None: rescoring if there is a decoder, else prefix beam search.
             endpoint: rules by which utterances end, by default as in `u2moe transcribe`; None: only with the input.
         """
         self.bundle = bundle
         self.watch = Stopwatch()
-        settings = SessionSettings(num_threads=num_threads, providers=tuple(providers or (DEFAULT_PROVIDER,)))
+        settings = SessionSettings(
+            num_threads=num_threads, providers=tuple(providers or (DEFAULT_PROVIDER,)), kernels=kernels
+        )
         stages = {"encoder": "encoder", "ctc": "ctc", "decoder": "rescoring"}
         sessions = {
             graph.name: TimedSession(

@@ -9,6 +9,7 @@ from typing import Any
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.native import KERNELS, VARIABLE
 from u2moe.runtime.recognizer import Recognizer
 
 Subparsers = Any  # argparse has no public name for it
@@ -27,7 +28,17 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     parser.add_argument("--reverse-weight", type=float, metavar="X", help="weight of the right-to-left decoder, 0 to 1")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
+    add_kernels(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+
+
+def add_kernels(parser: argparse.ArgumentParser) -> None:
+    """The option `--kernels`."""
+    parser.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        help=f"native: those of u2moe-kernels; auto: these where they are installed (default: ${VARIABLE} or auto)",
+    )
 
 
 def make_recognizer(args: argparse.Namespace) -> Recognizer:
@@ -36,6 +47,7 @@ def make_recognizer(args: argparse.Namespace) -> Recognizer:
         args.model,
         providers=args.providers.split(",") if args.providers else None,
         num_threads=args.num_threads,
+        kernels=args.kernels,
         options=DecodingOptions(
             search=args.search,
             beam_size=args.beam_size,

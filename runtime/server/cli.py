@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.cli.options import add_kernels
+
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
 
@@ -59,6 +61,7 @@ def add_serve(subparsers: Any) -> None:
     parser.add_argument("--left-chunks", type=int, default=4, metavar="N", help="chunks of left context (default: 4)")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
+    add_kernels(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
     parser.set_defaults(run=run_serve)
 
@@ -89,6 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
         num_left_chunks=args.left_chunks,
         providers=tuple(args.providers.split(",")) if args.providers else None,
         num_threads=args.num_threads,
+        kernels=args.kernels,
         hotwords=args.hotwords,
     )
     return launch(options, model, tell=lambda line: print(line, file=sys.stderr, flush=True))

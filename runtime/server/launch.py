@@ -34,6 +34,7 @@ class ModelOptions:
         num_left_chunks: chunks of left context of live streams.
         providers: execution providers; None: the CPU.
         num_threads: threads within one operator; None: 1.
+        kernels: "auto", "native" or "onnxruntime", see `Recognizer.from_pretrained`; None: the default.
         hotwords: file of phrases to prefer.
     """
 
@@ -42,6 +43,7 @@ class ModelOptions:
     num_left_chunks: int = 4
     providers: tuple[str, ...] | None = None
     num_threads: int | None = None
+    kernels: str | None = None
     hotwords: Path | None = None
 
     def load(self) -> Recognizer:
@@ -50,6 +52,7 @@ class ModelOptions:
             self.bundle,
             providers=self.providers,
             num_threads=self.num_threads,
+            kernels=self.kernels,
             hotwords=_read_hotwords(self.hotwords) if self.hotwords else None,
         )
 

@@ -1,0 +1,212 @@
+"""Which kernels a model gets; another package stands in for u2moe-kernels, which may or may not be installed."""
+
+import sys
+import types
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from u2moe.runtime import Bundle, BundleError, KernelsError, Recognizer, contract, native
+from u2moe.runtime.cli import main
+from u2moe.runtime.external_tensors import called_functions
+from u2moe.runtime.native import CONTRACT, Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.saturation import has_no_other_products
+from u2moe.runtime.session import SessionSettings
+
+CPU = ("CPUExecutionProvider",)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """The environment of a user who has set nothing, and nothing known of what is installed."""
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    native.installed_kernels.cache_clear()
+    yield
+    native.installed_kernels.cache_clear()
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "u2moe_kernels", None)
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """A function that puts a package in the place of u2moe_kernels; its library is no library."""
+
+    def install(contract=CONTRACT, library=b"no library"):
+        file = tmp_path / "library.so"
+        file.write_bytes(library)
+        package = types.ModuleType("u2moe_kernels")
+        package.__version__ = "9.8.7"
+        package.library_path = lambda: file
+        package.description = lambda: {"isa": "abacus", "operators": ["Int8MatMul"], "contract": contract}
+        monkeypatch.setitem(sys.modules, "u2moe_kernels", package)
+        return file
+
+    return install
+
+
+@pytest.fixture
+def registered(installed, monkeypatch):
+    """An installed library that onnxruntime accepts; the files that are registered."""
+    installed()
+    files = []
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions, "register_custom_ops_library", lambda _, file: files.append(file), raising=False
+    )
+    native.installed_kernels()
+    files.clear()
+    return files
+
+
+def test_without_the_package_auto_is_onnxruntime_and_native_says_what_to_install(missing):
+    found = choose_kernels("auto", CPU)
+    assert not found.native
+    assert str(found) == (
+        f"onnxruntime {onnxruntime.__version__} (native kernels are not installed: pip install u2moe-kernels)"
+    )
+    with pytest.raises(KernelsError, match="pip install u2moe-kernels"):
+        choose_kernels("native", CPU)
+    with pytest.raises(KernelsError, match="pip install u2moe-kernels"):
+        Recognizer.from_pretrained(kernels="native")
+
+
+def test_a_fault_inside_the_package_is_not_taken_for_its_absence(monkeypatch, tmp_path):
+    (tmp_path / "u2moe_kernels.py").write_text("import nothing_of_this_name", encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "u2moe_kernels", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KernelsError, match="u2moe-kernels cannot be loaded: No module named 'nothing_of_this_name'"):
+        choose_kernels("native", CPU)
+
+
+@pytest.mark.parametrize(
+    ("contract", "message"),
+    [
+        (CONTRACT - 1, r"9\.8\.7 is too old: .* pip install u2moe-kernels --upgrade"),
+        (None, r"9\.8\.7 is too old"),
+        (CONTRACT + 1, r"9\.8\.7 is too new: .* contract \d+, this version of u2moe needs \d+: pip install u2moe --up"),
+    ],
+)
+def test_a_library_of_another_contract_is_refused(installed, contract, message):
+    installed(contract=contract)
+    with pytest.raises(KernelsError, match=message):
+        choose_kernels("native", CPU)
+    assert not choose_kernels("auto", CPU).native
+
+
+def test_a_library_that_cannot_be_loaded_is_refused_by_name_and_auto_goes_without(installed):
+    installed()
+    with pytest.raises(KernelsError, match=r"u2moe-kernels 9\.8\.7 cannot run with onnxruntime"):
+        choose_kernels("native", CPU)
+    recognizer = Recognizer.from_pretrained()
+    assert not recognizer.model.kernels.native
+    assert "cannot run with onnxruntime" in recognizer.model.kernels.reason
+
+
+def test_other_providers_than_the_cpu_have_no_native_kernels(registered):
+    providers = ("CUDAExecutionProvider", *CPU)
+    with pytest.raises(KernelsError, match="run on the CPU alone, not on CUDAExecutionProvider, CPUExecution"):
+        choose_kernels("native", providers)
+    assert not choose_kernels("auto", providers).native
+
+
+def test_options_of_sessions_have_the_library_unless_it_is_not_wanted(registered, monkeypatch):
+    SessionSettings(kernels="onnxruntime").session_options()
+    assert registered == []
+    for settings in (SessionSettings(), SessionSettings(kernels="native")):
+        settings.session_options()
+        assert settings.chosen.native
+    assert len(registered) == 2
+    monkeypatch.setenv(native.VARIABLE, "onnxruntime")
+    assert not SessionSettings().chosen.native
+
+
+def test_options_of_the_caller_stay_as_they_are(registered):
+    options = onnxruntime.SessionOptions()
+    assert SessionSettings(sess_options=options).session_options() is options
+    assert registered == []
+    with pytest.raises(ValueError, match=r"exclude each other: .*register_custom_ops_library"):
+        SessionSettings(sess_options=options, kernels="native")
+
+
+def test_the_default_comes_from_the_environment(monkeypatch):
+    assert checked_kernels(None) == "auto"
+    monkeypatch.setenv(native.VARIABLE, "onnxruntime")
+    assert checked_kernels(None) == "onnxruntime"
+    assert checked_kernels("native") == "native"
+    monkeypatch.setenv(native.VARIABLE, "abacus")
+    with pytest.raises(ValueError, match="U2MOE_KERNELS must be one of auto, native, onnxruntime, got 'abacus'"):
+        SessionSettings()
+    with pytest.raises(ValueError, match="kernels must be one of"):
+        SessionSettings(kernels="abacus")
+
+
+class Refusing:
+    """onnxruntime with a library that refuses every graph."""
+
+    def __init__(self, real, registered):
+        self.real = real
+        self.registered = registered
+
+    def __call__(self, *arguments, **named):
+        if self.registered:
+            self.registered.clear()
+            raise RuntimeError("attribute activation: 'cube' is unknown")
+        return self.real(*arguments, **named)
+
+
+def test_a_graph_that_the_library_refuses_runs_on_onnxruntime(registered, monkeypatch, quantized):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Refusing(onnxruntime.InferenceSession, registered))
+    bundle = quantized("int8")
+    found = bundle.load().kernels
+    assert not found.native
+    assert found.reason.startswith("u2moe-kernels 9.8.7 cannot run it: ")
+    assert "'cube' is unknown" in found.reason
+    with pytest.raises(KernelsError, match=r"encoder\.onnx: .*'cube' is unknown"):
+        bundle.load(kernels="native")
+
+
+def test_a_library_with_another_operator_changes_nothing_here(registered, quantized):
+    bundle = quantized("int8")
+    features = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
+    one, other = (bundle.load(kernels=kernels).encode(features) for kernels in ("native", "onnxruntime"))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("functions", "expected"),
+    [
+        ({"Int8MatMul", "Int8Rows_2"}, True),
+        ({"Int8MatMul", "Int8Embedding", "Int8MixtureOfExperts"}, False),
+        (set(), True),
+    ],
+)
+def test_products_that_are_left_to_onnxruntime(functions, expected):
+    assert has_no_other_products(functions, {"Int8MatMul"}) == expected
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "ctc"])
+def test_functions_that_a_graph_calls(name):
+    file = DEMO_FOLDER / f"{name}.onnx"
+    expected = {node.op_type for node in onnx.load(file).graph.node if node.domain == contract.MOE_DOMAIN}
+    assert called_functions(file, file.read_bytes()) == expected != set()
+    with pytest.raises(BundleError, match="is not a graph"):
+        called_functions(file, b"\xff\xff")
+
+
+def test_the_command_line(missing, capsys):
+    clip = str(next((DEMO_FOLDER / "clips").glob("*.wav"), next((DEMO_FOLDER / "clips").glob("*.flac"))))
+    assert main(["transcribe", clip, "--kernels", "native"]) == 1
+    assert "pip install u2moe-kernels" in capsys.readouterr().err
+    assert main(["transcribe", clip, "--kernels", "onnxruntime"]) == 0
+
+
+def test_kernels_as_data():
+    data = Kernels(native=False, reason="as requested").data()
+    assert data["operators"] == []
+    assert data["library"] is None
+    assert Bundle.open(DEMO_FOLDER).load(kernels="onnxruntime").kernels == Kernels(native=False, reason="as requested")
