@@ -15,7 +15,7 @@ from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.contract import MOE_DOMAIN
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.native import checked_kernels, choose_kernels
+from u2moe.runtime.native import checked_kernels, choose_kernels, is_replaced
 from u2moe.runtime.session import DEFAULT_PROVIDER
 
 
@@ -111,8 +111,9 @@ def _kernels(content: dict[str, Any]) -> list[str]:
     functions: Counter[str] = Counter()
     for graph in content["graphs"]:
         functions.update(graph["functions"])
-    native = [f"{count} x {name}" for name, count in functions.items() if name in kernels["operators"]]
-    others = [f"{count} x {name}" for name, count in functions.items() if name not in kernels["operators"]]
+    calls = {name: f"{count} x {name}" for name, count in functions.items()}
+    native = [call for name, call in calls.items() if is_replaced(name, kernels["operators"])]
+    others = [call for call in calls.values() if call not in native]
     return [
         f"kernels here: {kernels['description']}",
         f"  native       {', '.join(native) or 'none'}",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ VARIABLE = "U2MOE_KERNELS"
 CONTRACT = 1
 """Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
 CPU = "CPUExecutionProvider"
+_NUMBER, _TWIN = re.compile(r"_\d+$"), re.compile(r"_[2-9]$")
 _INSTALL = "pip install u2moe-kernels"
 
 
@@ -37,7 +39,7 @@ class Kernels:
         native: whether the library of u2moe-kernels is registered.
         version: version of u2moe-kernels, "" without it.
         isa: instruction set that it uses on this processor, "" without it.
-        operators: names of the functions that it replaces.
+        operators: names of the functions that it replaces, without numbers; see `is_replaced`.
         library: file of the library; None without it.
         reason: why it is not registered, "" if it is.
     """
@@ -68,6 +70,16 @@ class Kernels:
     def without(self, reason: str) -> Kernels:
         """Onnxruntime alone, for this reason."""
         return replace(self, native=False, library=None, operators=frozenset(), reason=reason)
+
+
+def plain_name(function: str) -> str:
+    """The name of a function without the number that distinguishes it from others of that name in a graph."""
+    return _NUMBER.sub("", function)
+
+
+def is_replaced(function: str, operators: Collection[str]) -> bool:
+    """Whether native operators replace a function; each is registered with the numbers 2 to 9, too."""
+    return _TWIN.sub("", function) in operators
 
 
 def checked_kernels(kernels: str | None) -> str:

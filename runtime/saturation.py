@@ -7,7 +7,6 @@ versions need the option.
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +16,7 @@ import onnxruntime
 
 from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT
 from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.native import is_replaced, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -46,8 +46,6 @@ _ACTIVATIONS = [[255, 255, 255, 255], [255, 0, 255, 0], [0, 255, 0, 255]]
 
 _WITHOUT_PRODUCTS = ("Int8Rows", "Int8Embedding")
 """Functions of quantized graphs that multiply no uint8 by int8. All others may."""
-_NUMBER = re.compile(r"_\d+$")
-"""What distinguishes functions of one name in a graph."""
 
 
 class Products(NamedTuple):
@@ -84,7 +82,7 @@ def has_no_other_products(functions: Collection[str], operators: Collection[str]
         functions: names of the functions that it calls.
         operators: names of the native operators that replace functions; their products are exact on every processor.
     """
-    return all(name in operators or _NUMBER.sub("", name) in _WITHOUT_PRODUCTS for name in functions)
+    return all(is_replaced(name, operators) or plain_name(name) in _WITHOUT_PRODUCTS for name in functions)
 
 
 def must_be_precise(bundle: Path, metadata: Mapping[str, str], options: onnxruntime.SessionOptions | None) -> bool:

@@ -180,7 +180,8 @@ def test_a_library_with_another_operator_changes_nothing_here(registered, quanti
 @pytest.mark.parametrize(
     ("functions", "expected"),
     [
-        ({"Int8MatMul", "Int8Rows_2"}, True),
+        ({"Int8MatMul", "Int8MatMul_9", "Int8Rows_12"}, True),
+        ({"Int8MatMul_10"}, False),
         ({"Int8MatMul", "Int8Embedding", "Int8MixtureOfExperts"}, False),
         (set(), True),
     ],
