@@ -21,6 +21,7 @@ from u2moe.runtime.errors import (
     CorpusError,
     IntegrityError,
     KernelsError,
+    LanguageModelError,
     MicrophoneError,
     ParityError,
     ProviderError,
@@ -31,6 +32,8 @@ from u2moe.runtime.errors import (
     UnsupportedError,
 )
 from u2moe.runtime.formats import format_transcript
+from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.microphone import Microphone
 from u2moe.runtime.model import Model
 from u2moe.runtime.native import Kernels
@@ -56,10 +59,14 @@ __all__ = [
     "DecodingOptions",
     "EndpointConfig",
     "EndpointRule",
+    "Fusion",
     "Hypothesis",
     "IntegrityError",
     "Kernels",
     "KernelsError",
+    "LanguageModel",
+    "LanguageModelError",
+    "LanguageModelOptions",
     "Microphone",
     "MicrophoneError",
     "Model",

@@ -1,5 +1,7 @@
 """Prefix beam search, frame by frame: prefixes as a tree, their alignments, and pruning.
 
+Prefixes are ranked by the log-probability of their alignments plus the score of a language model, if there is one.
+
 The results are WeNet's (`wenet/transformer/search.py`), including its quirks: times are the peaks of the single best
 (Viterbi) alignment, not of the sum, and the Viterbi score of an alignment ending in blank is overwritten each frame.
 """
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.language.fusion import Fusion, FusionState
 
 _NEVER = -math.inf
 
@@ -24,16 +27,21 @@ class Prefix:
     """A token sequence as a node of a tree. Equal sequences share one node while any beam needs it.
 
     `state` is the hotword state after it, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking,
-    which includes the share of an incomplete one.
+    which includes the share of an incomplete one. `language`, `spoken` and `language_score` are the same for the
+    language model: its state, the score of complete words, and the score for ranking. `extra` is what the search adds
+    to the log-probability of its alignments.
     """
 
-    __slots__ = ("__weakref__", "bonus", "earned", "parent", "state", "token")
+    __slots__ = (
+        "__weakref__", "bonus", "earned", "extra", "language", "language_score", "parent", "spoken", "state", "token",
+    )  # fmt: skip
 
-    def __init__(self, parent: Prefix | None, token: int, state: int = 0) -> None:
+    def __init__(self, parent: Prefix | None, token: int, state: int = 0, language: FusionState | None = None) -> None:
         self.parent = parent
         self.token = token
         self.state = state
-        self.earned = self.bonus = 0.0
+        self.language = language
+        self.earned = self.bonus = self.spoken = self.language_score = self.extra = 0.0
 
     def tokens(self) -> list[int]:
         """Token ids from the first to the last."""
@@ -48,15 +56,18 @@ class Prefix:
 class Beam:
     """A prefix and the log-probability of its alignments with the frames so far.
 
-    `blank` sums the alignments that end in blank, `token` those that end in the prefix's last token, `total` both.
-    `best_blank` and `best_token` are those of the single best alignment, `blank_times` and `token_times` its peaks.
+    `blank` sums the alignments that end in blank, `token` those that end in the prefix's last token, `total` both;
+    `rank` is the total plus what the search adds for the prefix. `best_blank` and `best_token` are those of the single
+    best alignment, `blank_times` and `token_times` its peaks.
     """
 
-    __slots__ = ("best_blank", "best_token", "blank", "blank_times", "order", "prefix", "token", "token_times", "total")
+    __slots__ = (
+        "best_blank", "best_token", "blank", "blank_times", "order", "prefix", "rank", "token", "token_times", "total",
+    )  # fmt: skip
 
     def __init__(self, prefix: Prefix) -> None:
         self.prefix = prefix
-        self.blank = self.token = self.total = self.best_blank = self.best_token = _NEVER
+        self.blank = self.token = self.total = self.rank = self.best_blank = self.best_token = _NEVER
         self.blank_times: _Times = None
         self.token_times: _Times = None
         self.order = 0
@@ -67,6 +78,7 @@ class Beam:
             self.best_blank, self.blank_times = self.best_token, self.token_times
         self.best_blank += score
         self.blank = self.total = self.total + score
+        self.rank = self.total + self.prefix.extra
         self.token = self.best_token = _NEVER
         self.token_times = None
 
@@ -96,23 +108,33 @@ class BeamSearch:
 
     The work per frame depends on its likely tokens. Extensions of a prefix are tried in order of probability until they
     fall below the worst prefix that is kept anyway. If blank is so probable that all of them would, as in most frames,
-    none is tried (`_nothing_grows`). The result equals that of the full search. If hotwords affect the ranking, every
-    extension is tried, because a bonus may lift it.
+    none is tried (`_nothing_grows`). The result equals that of the full search. A language model lifts an extension at
+    most by the bonus of a word (`Fusion.most_gain`), which both take into account. If hotwords affect the ranking,
+    every extension is tried, because a bonus may lift it.
 
     Attributes:
         beams: the best prefixes, best first.
     """
 
     def __init__(
-        self, beam_size: int, blank: int, context: ContextGraph | None, *, ranks_by_bonus: bool = False
+        self,
+        beam_size: int,
+        blank: int,
+        context: ContextGraph | None = None,
+        fusion: Fusion | None = None,
+        *,
+        ranks_by_bonus: bool = False,
     ) -> None:
         self.beam_size = beam_size
         self.blank = blank
         self.num_frames = 0
         self.context = context
+        self.fusion = fusion
         self.ranks_by_bonus = ranks_by_bonus
-        root = Beam(Prefix(None, -1, 0 if context is None else context.start))
-        root.blank = root.total = root.best_blank = root.best_token = 0.0
+        self._most_gain = 0.0 if fusion is None else fusion.most_gain
+        state, language = 0 if context is None else context.start, None if fusion is None else fusion.start
+        root = Beam(Prefix(None, -1, state, language))
+        root.blank = root.total = root.rank = root.best_blank = root.best_token = 0.0
         self.beams = [root]
         # A prefix may leave the beam and return while longer prefixes survive: it must then be the same node.
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
@@ -126,22 +148,26 @@ class BeamSearch:
         self.num_frames += 1
 
     def finish(self) -> None:
-        """Keep only the earned bonus."""
-        if self.context is not None:
-            for beam in self.beams:
-                beam.prefix.bonus = beam.prefix.earned + self.context.finish(beam.prefix.state)
+        """Keep only the earned bonus, and score the last word by the language model."""
+        for beam in self.beams:
+            prefix = beam.prefix
+            if self.context is not None:
+                prefix.bonus = prefix.earned + self.context.finish(prefix.state)
+            if self.fusion is not None and prefix.language is not None and prefix.parent is not None:
+                prefix.language_score = prefix.spoken + self.fusion.finish(prefix.language)
 
     def _nothing_grows(self, tokens: list[int], scores: list[float]) -> bool:
         """Whether all prefixes stay and no new one can enter the beam.
 
         This holds if the best prefix, extended by the second most probable token, scores below the worst one extended
         by blank, the most probable: no extension exceeds the former, and every prefix that stays reaches the latter.
+        (With a language model, an extension gains at most the bonus of a word.)
         """
         beams = self.beams
         if tokens[0] != self.blank or len(beams) < self.beam_size or self.ranks_by_bonus:
             return False
-        grown = beams[0].total + scores[1] if len(scores) > 1 else _NEVER
-        return grown < beams[-1].total + scores[0]
+        grown = beams[0].rank + scores[1] + self._most_gain if len(scores) > 1 else _NEVER
+        return grown < beams[-1].rank + scores[0]
 
     def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
         """`_advance_frame` when nothing grows: most prefixes only add blank, which keeps their order."""
@@ -158,7 +184,7 @@ class BeamSearch:
         for index, beam in moved:
             beams[index] = beam
         if moved:
-            beams.sort(key=lambda beam: -beam.total)
+            beams.sort(key=lambda beam: -beam.rank)
 
     def _advance_frame(self, tokens: list[int], scores: list[float]) -> None:
         beams = self.beams
@@ -179,19 +205,21 @@ class BeamSearch:
             self.beams = self._prune_by_bonus(kept, merged, tokens, scores)
             return
         # Anything below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
-        limit = min(beam.total for beam in kept) if len(kept) >= self.beam_size else _NEVER
-        candidates: list[tuple[float, int, int, int]] = []
+        limit = min(beam.rank for beam in kept) if len(kept) >= self.beam_size else _NEVER
+        candidates: list[tuple[float, int, int, int, float]] = []
         width = 2 * len(beams)
         for index, beam in enumerate(beams):
             last = beam.prefix.token
+            most = beam.rank + self._most_gain
             for rank, token in enumerate(tokens):
-                if beam.total + scores[rank] < limit:
+                if most + scores[rank] < limit:
                     break
                 if token == self.blank or (index, rank) in merged:
                     continue
                 total = (beam.blank if token == last else beam.total) + scores[rank]
-                if total >= limit and total > _NEVER:
-                    candidates.append((-total, rank * width + 2 * index + 1, index, rank))
+                score = total if self.fusion is None else total + self._language_score(beam.prefix, token)
+                if score >= limit and total > _NEVER:
+                    candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
         self.beams = self._prune(kept, candidates, tokens, scores)
 
     def _stay(
@@ -228,6 +256,7 @@ class BeamSearch:
                 self._grow(new, self.beams[parent], score)
             new.order = min(new.order, rank * width + 2 * index)
         new.total = _log_add(new.blank, new.token)
+        new.rank = new.total + old.prefix.extra
         return new
 
     def _grow(self, new: Beam, parent: Beam, score: float) -> None:
@@ -242,23 +271,27 @@ class BeamSearch:
             new.token_times = (times, self.num_frames, score)
 
     def _prune(
-        self, kept: list[Beam], candidates: list[tuple[float, int, int, int]], tokens: list[int], scores: list[float]
+        self,
+        kept: list[Beam],
+        candidates: list[tuple[float, int, int, int, float]],
+        tokens: list[int],
+        scores: list[float],
     ) -> list[Beam]:
-        """The best `beam_size` of the prefixes that stay and the candidate extensions (-score, order, beam, rank)."""
-        ranked: list[tuple[float, int, int, int]] = [
-            (-beam.total, beam.order, place, -1) for place, beam in enumerate(kept)
+        """The best `beam_size` of the prefixes that stay and the extensions (-score, order, beam, rank, total)."""
+        ranked: list[tuple[float, int, int, int, float]] = [
+            (-beam.rank, beam.order, place, -1, beam.total) for place, beam in enumerate(kept)
         ]
         ranked += candidates
         ranked.sort(key=itemgetter(0, 1))
         result = []
-        for negative, _, index, rank in ranked[: self.beam_size]:
+        for negative, _, index, rank, total in ranked[: self.beam_size]:
             if rank < 0:
                 result.append(kept[index])
                 continue
             parent = self.beams[index]
             new = Beam(self._prefix(parent.prefix, tokens[rank]))
             self._grow(new, parent, scores[rank])
-            new.total = -negative
+            new.total, new.rank = total, -negative
             result.append(new)
         return result
 
@@ -275,10 +308,18 @@ class BeamSearch:
                 new = Beam(self._prefix(parent.prefix, token))
                 self._grow(new, parent, scores[rank])
                 new.total, new.order = new.token, rank * width + 2 * index + 1
+                new.rank = new.total + new.prefix.extra
                 if new.total > _NEVER:
                     beams.append(new)
-        beams.sort(key=lambda beam: (-(beam.total + beam.prefix.bonus), beam.order))
+        beams.sort(key=lambda beam: (-beam.rank, beam.order))
         return beams[: self.beam_size]
+
+    def _language_score(self, prefix: Prefix, token: int) -> float:
+        """The score of the language model for a prefix with another token."""
+        if self.fusion is None or prefix.language is None:
+            return 0.0
+        state, score = prefix.language.moves.get(token) or self.fusion.advance(prefix.language, token)
+        return prefix.spoken + score + state.open
 
     def _prefix(self, parent: Prefix, token: int) -> Prefix:
         prefix = self._prefixes.get((parent, token))
@@ -288,6 +329,11 @@ class BeamSearch:
                 prefix.state, bonus = self.context.advance(parent.state, token)
                 prefix.earned = parent.earned + bonus
                 prefix.bonus = prefix.earned + self.context.partial(prefix.state)
+            if self.fusion is not None and parent.language is not None:
+                prefix.language, score = self.fusion.advance(parent.language, token)
+                prefix.spoken = parent.spoken + score
+                prefix.language_score = prefix.spoken + prefix.language.open
+            prefix.extra = prefix.language_score + (prefix.bonus if self.ranks_by_bonus else 0.0)
             self._prefixes[parent, token] = prefix
         return prefix
 

@@ -1,4 +1,6 @@
-"""CTC searches over log-probabilities, whole or frame by frame: greedy, and prefix beam search, also with hotwords.
+"""CTC searches over log-probabilities, whole or frame by frame: greedy, and prefix beam search.
+
+Prefix beam search may prefer hotwords and follow a language model.
 
 Pure functions, and the incremental searches behind them. The beam itself is in `beam_search`.
 """
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.beam_search import BeamSearch
+from u2moe.runtime.beam_search import Beam, BeamSearch
 
 if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.language.fusion import Fusion
 
 _NUM_BLOCKS = 8
 """Blocks per wanted token into which the vocabulary is divided: few enough to save work."""
@@ -27,10 +30,12 @@ class Hypothesis:
     Attributes:
         tokens: token ids, without blank, sos and eos.
         score: log-probability of all alignments (prefix beam search) or of the best one (greedy search), including the
-            bonus of hotwords.
+            bonus of hotwords and the score of a language model.
         times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
         context_score: the bonus of hotwords in `score`.
         probabilities: CTC probability of each token at that frame.
+        language_score: the score of a language model in `score`; before `finish`, with that of the best completion of
+            the last word.
     """
 
     tokens: list[int]
@@ -38,6 +43,7 @@ class Hypothesis:
     times: list[int]
     context_score: float = 0.0
     probabilities: list[float] = field(default_factory=list)
+    language_score: float = 0.0
 
 
 def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hypothesis:
@@ -53,7 +59,11 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hyp
 
 
 def ctc_prefix_beam_search(
-    log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0, context: ContextGraph | None = None
+    log_probs: npt.NDArray[np.float32],
+    beam_size: int,
+    blank: int = 0,
+    context: ContextGraph | None = None,
+    fusion: Fusion | None = None,
 ) -> list[Hypothesis]:
     """The most probable token sequences over all their alignments, best first.
 
@@ -64,8 +74,9 @@ def ctc_prefix_beam_search(
         beam_size: prefixes kept from frame to frame, and tokens per frame that may extend them.
         blank: id of the blank token.
         context: hotwords to prefer.
+        fusion: language model to follow.
     """
-    search = PrefixBeamSearch(beam_size, blank, context)
+    search = PrefixBeamSearch(beam_size, blank, context, fusion)
     search.advance(log_probs)
     search.finish()
     return search.hypotheses()
@@ -117,21 +128,26 @@ class GreedySearch:
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
 
+    A language model adds its score to that of the prefixes, by which they are ranked.
+
     With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
     second prune). The hypotheses are all of the first, and those of the second that have a bonus. Hotwords that no
     hypothesis contains therefore change nothing, to the last bit. `finish` removes the bonus of incomplete phrases.
     """
 
-    def __init__(self, beam_size: int, blank: int = 0, context: ContextGraph | None = None) -> None:
+    def __init__(
+        self, beam_size: int, blank: int = 0, context: ContextGraph | None = None, fusion: Fusion | None = None
+    ) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         self.beam_size = beam_size
         self.blank = blank
         self.num_frames = 0
         self.context = context
-        self._searches = [BeamSearch(beam_size, blank, context)]
+        self.fusion = fusion
+        self._searches = [BeamSearch(beam_size, blank, context, fusion)]
         if context is not None:
-            self._searches.append(BeamSearch(beam_size, blank, context, ranks_by_bonus=True))
+            self._searches.append(BeamSearch(beam_size, blank, context, fusion, ranks_by_bonus=True))
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with the next log-probabilities [time, vocab]."""
@@ -145,7 +161,7 @@ class PrefixBeamSearch:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """End the input: phrases that are complete at the end earn their bonus, incomplete ones do not."""
+        """End the input: complete phrases at the end earn their bonus, and the language model scores the last word."""
         for search in self._searches:
             search.finish()
 
@@ -156,19 +172,25 @@ class PrefixBeamSearch:
             named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]
             known = {tuple(beam.prefix.tokens()) for beam in beams} if named else set()
             beams = [*beams, *(beam for beam in named if tuple(beam.prefix.tokens()) not in known)]
-            beams.sort(key=lambda beam: -(beam.total + beam.prefix.bonus))
+        if self.context is not None or self.fusion is not None:
+            beams = sorted(beams, key=_score_of, reverse=True)
         found = []
         for beam in beams[:limit]:
             times, probabilities = beam.peaks()
             hypothesis = Hypothesis(
                 tokens=beam.prefix.tokens(),
-                score=beam.total + beam.prefix.bonus,
+                score=_score_of(beam),
                 times=times,
                 context_score=beam.prefix.bonus,
                 probabilities=probabilities,
+                language_score=beam.prefix.language_score,
             )
             found.append(hypothesis)
         return found
+
+
+def _score_of(beam: Beam) -> float:
+    return beam.total + beam.prefix.bonus + beam.prefix.language_score
 
 
 def _check(log_probs: npt.NDArray[np.float32], blank: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.validation import checked_integer, checked_number
 
 Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
@@ -36,6 +37,7 @@ class DecodingOptions:
             over time, so limit it if utterances may last for minutes, or let them end by `endpoint`.
         endpoint: rules by which an utterance ends and the next segment begins. None: a stream is one utterance, and
             `transcribe` uses the default rules.
+        language_model: language model for the prefix beam search and the second pass; None: none.
     """
 
     search: Search | None = None
@@ -46,12 +48,14 @@ class DecodingOptions:
     chunk_size: int | None = None
     num_left_chunks: int = -1
     endpoint: EndpointConfig | None = None
+    language_model: LanguageModelOptions | None = None
 
     def __post_init__(self) -> None:
         if self.search is not None and self.search not in SEARCHES:
             raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
         if self.endpoint is not None and not isinstance(self.endpoint, EndpointConfig):
             raise ValueError(f"endpoint must be an EndpointConfig or None, got {self.endpoint!r}")
+        self._check_language_model()
         checked: dict[str, float] = {
             "beam_size": checked_integer("beam_size", self.beam_size, least=1, most=MOST_BEAMS),
             "num_left_chunks": checked_integer("num_left_chunks", self.num_left_chunks, least=-1),
@@ -65,3 +69,13 @@ class DecodingOptions:
             checked["chunk_size"] = checked_integer("chunk_size", self.chunk_size, least=1)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def _check_language_model(self) -> None:
+        if self.language_model is None:
+            return
+        if not isinstance(self.language_model, LanguageModelOptions):
+            raise ValueError(  # noqa: TRY004 - wrong options are all one error
+                f"language_model must be LanguageModelOptions or None, got {self.language_model!r}"
+            )
+        if self.search in ("ctc_greedy", "attention"):
+            raise ValueError(f"language_model needs a prefix beam search or rescoring, search is {self.search!r}")

@@ -11,6 +11,7 @@ U2moeError
 ├── CheckpointError          a checkpoint directory that cannot be read
 │   └── UnsupportedError     a valid checkpoint of a kind that is not supported
 ├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
+├── LanguageModelError       a file that is not a language model, or a damaged one
 ├── ParityError              a graph differs from the network it was exported from
 ├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
 ├── ProviderError            an execution provider that is not installed, has failed or computes wrongly
@@ -32,6 +33,7 @@ __all__ = [
     "CorpusError",
     "IntegrityError",
     "KernelsError",
+    "LanguageModelError",
     "MicrophoneError",
     "ParityError",
     "ProviderError",
@@ -106,6 +108,10 @@ class CorpusError(U2moeError):
 
 class ParityError(U2moeError):
     """A graph differs from torch by more than the limit; names the tensor, the largest difference and the limit."""
+
+
+class LanguageModelError(U2moeError):
+    """A file that is not a language model, or a damaged one; names the file, the line or part, and what was found."""
 
 
 class ProviderError(U2moeError):

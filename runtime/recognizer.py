@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from u2moe.runtime.encoder import check_chunks
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
+from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.pipeline import Observer, Pipeline
 from u2moe.runtime.recording import Blocks, recognize
@@ -67,8 +70,10 @@ class Recognizer:
         self.model = model
         self.vocabulary = bundle.vocabulary
         self.options = options or DecodingOptions()
+        self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
         self._check(self.options)
         self.context = self._context(hotwords)
+        self._fusion(self.options)
         self._pipeline = Pipeline(bundle, model, observer)
         Fbank(bundle.manifest.features)  # fails here rather than with the first sample
 
@@ -288,6 +293,16 @@ class Recognizer:
             return hotwords
         return ContextGraph(hotwords, self.vocabulary)
 
+    def _fusion(self, options: DecodingOptions) -> Fusion | None:
+        """The language model of these options for this vocabulary; streams with the same model share it."""
+        chosen = options.language_model
+        if chosen is None:
+            return None
+        fusion = self._fusions.get(chosen)
+        if fusion is None:
+            fusion = self._fusions[chosen] = Fusion(chosen, self.vocabulary)
+        return fusion
+
     def _stream(
         self, options: DecodingOptions, chunk_size: int | None, hotwords: Hotwords | ContextGraph | None
     ) -> Stream:
@@ -297,4 +312,4 @@ class Recognizer:
         context = self._context(hotwords) or self.context
         if context is not None and chosen.search in ("ctc_greedy", "attention"):
             raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
-        return Stream(Source(self.model, self.vocabulary, chosen, context))
+        return Stream(Source(self.model, self.vocabulary, chosen, context, self._fusion(chosen)))

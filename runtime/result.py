@@ -43,6 +43,7 @@ class Alternative:
         score: score that the list is sorted by: of both passes, or of the first if there is no second.
         ctc_score: score of the first pass; None if only the decoder searched.
         attention_score: score of the second pass; None without one.
+        language_score: score of the language model, part of `ctc_score`; None without one.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Alternative:
     score: float
     ctc_score: float | None
     attention_score: float | None
+    language_score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ class SecondPass:
             scores,
             defaults.ctc_weight if options.ctc_weight is None else options.ctc_weight,
             defaults.reverse_weight if options.reverse_weight is None else options.reverse_weight,
+            1.0 if options.language_model is None else options.language_model.rescoring_weight,
         )
 
     def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
@@ -108,6 +109,7 @@ class SecondPass:
                 score=rescored[i].score if rescored else hypothesis.score,
                 ctc_score=hypothesis.score if source.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
+                language_score=hypothesis.language_score if source.fusion is not None else None,
             )
         alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have added more
         return Result(

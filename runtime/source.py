@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.context import ContextGraph
     from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.language.fusion import Fusion
     from u2moe.runtime.model import Model
     from u2moe.runtime.result import Result
     from u2moe.runtime.text import Vocabulary
@@ -50,6 +51,7 @@ class Source:
     Attributes:
         options: options with a definite `search`; `chunk_size` None means full context.
         context: hotwords.
+        fusion: language model.
         caches: caches of the encoder for the next chunk.
         utterance: the current utterance.
         window_start: encoder frame at which the last window begins.
@@ -57,10 +59,16 @@ class Source:
     """
 
     def __init__(
-        self, model: Model, vocabulary: Vocabulary, options: DecodingOptions, context: ContextGraph | None = None
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        options: DecodingOptions,
+        context: ContextGraph | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         self.options = options
         self.context = context
+        self.fusion = fusion
         self.frame_s = model.config.subsampling_rate * model.manifest.features.frame_shift_ms / 1000
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
@@ -238,7 +246,7 @@ class Source:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self._model.config.output_size
         # Not a method: an utterance that referred to its source would keep the model until the garbage is collected.
-        new_search = partial(_new_search, self.options, self._model.config.blank, self.context)
+        new_search = partial(_new_search, self.options, self._model.config.blank, self.context, self.fusion)
         self.utterance = Utterance(number, start, new_search, output_size=output_size, keeps_output=needs_output)
         self._reception.forget(start)
         if self._endpointer is not None:
@@ -261,7 +269,9 @@ class Source:
         )
 
 
-def _new_search(options: DecodingOptions, blank: int, context: ContextGraph | None) -> GreedySearch | PrefixBeamSearch:
+def _new_search(
+    options: DecodingOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
+) -> GreedySearch | PrefixBeamSearch:
     if options.search in ("ctc_greedy", "attention"):
         return GreedySearch(blank)
-    return PrefixBeamSearch(options.beam_size, blank, context)
+    return PrefixBeamSearch(options.beam_size, blank, context, fusion)

@@ -1,0 +1,1 @@
+"""N-gram language models: reading, compact files, training, and their scores inside the search."""

@@ -1,0 +1,144 @@
+"""ARPA files, plain or compressed with gzip: the text format of n-gram models."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from array import array
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from u2moe.runtime.errors import LanguageModelError
+from u2moe.runtime.language.ngrams import MOST_ORDER, MOST_WORDS, Ngrams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from u2moe.runtime.language.ngrams import Order
+
+_LONGEST_LINE = 1 << 16
+_GZIP = b"\x1f\x8b"
+
+
+def read_arpa(path: Path) -> Ngrams:
+    """The model in an ARPA file.
+
+    Raises:
+        LanguageModelError: the file cannot be read or is malformed; names file and line.
+    """
+    try:
+        with _open(path) as file:
+            return _Reader(path, file).model()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise LanguageModelError(f"{path}: cannot be read as an ARPA file: {error}") from error
+
+
+def write_arpa(ngrams: Ngrams, path: Path) -> None:
+    """Write a model as an ARPA file; a name that ends in .gz: compressed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8") as file:
+        file.write("\\data\\\n")
+        for length, count in enumerate(ngrams.num_ngrams, start=1):
+            file.write(f"ngram {length}={count}\n")
+        for length in range(1, ngrams.order + 1):
+            file.write(f"\n\\{length}-grams:\n")
+            rows, log_probs, backoffs = ngrams.rows(length)
+            for row, log_prob, backoff in zip(rows.tolist(), log_probs, backoffs, strict=True):
+                text = " ".join(ngrams.words[number] for number in row)
+                end = f"\t{backoff!s}" if length < ngrams.order else ""
+                file.write(f"{log_prob!s}\t{text}{end}\n")
+        file.write("\n\\end\\\n")
+
+
+def _open(path: Path) -> IO[str]:
+    with path.open("rb") as file:
+        is_compressed = file.read(2) == _GZIP
+    if is_compressed:
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
+
+
+class _Reader:
+    """Reads one file, and knows the number of the line for errors."""
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self._path = path
+        self._file = file
+        self._number = 0
+        self._ids: dict[str, int] = {}
+
+    def model(self) -> Ngrams:
+        lines = self._lines()
+        counts = self._counts(lines)
+        orders = [self._order(lines, length, count, len(counts)) for length, count in enumerate(counts, start=1)]
+        self._expect(next(lines, ""), "\\end\\")
+        return Ngrams.of(list(self._ids), orders, source=str(self._path))
+
+    def _lines(self) -> Iterator[str]:
+        """Lines that are not empty."""
+        for line in iter(lambda: self._file.readline(_LONGEST_LINE), ""):
+            self._number += 1
+            if len(line) == _LONGEST_LINE:
+                raise self._error("the line is too long")
+            stripped = line.strip(" \t\r\n")
+            if stripped:
+                yield stripped
+
+    def _counts(self, lines: Iterator[str]) -> list[int]:
+        """The numbers of n-grams of each order, from the header."""
+        for line in lines:  # a file may begin with remarks
+            if line == "\\data\\":
+                break
+        else:
+            raise self._error("there is no \\data\\: not an ARPA file")
+        counts: list[int] = []
+        for line in lines:
+            if line == "\\1-grams:":
+                break
+            found = re.fullmatch(r"ngram\s+(\d{1,2})\s*=\s*(\d{1,10})", line)
+            if not found or int(found[1]) != len(counts) + 1 or len(counts) == MOST_ORDER:
+                raise self._error(
+                    f"found {line[:60]!r}, expected 'ngram {len(counts) + 1}=' and a count, or '\\1-grams:'"
+                )
+            counts.append(int(found[2]))
+        while len(counts) > 1 and counts[-1] == 0:
+            counts.pop()
+        if not counts or not 0 < counts[0] <= MOST_WORDS:
+            raise self._error("the header counts no unigrams, or too many")
+        return counts
+
+    def _order(self, lines: Iterator[str], length: int, count: int, highest: int) -> Order:
+        """The n-grams of one order, whose title is the next line unless they are unigrams."""
+        if length > 1:
+            self._expect(next(lines, ""), f"\\{length}-grams:")
+        ids, log_probs, backoffs = array("I"), array("f"), array("f")
+        for _ in range(count):
+            fields = next(lines, "").split()
+            if len(fields) not in (length + 1, length + 2):
+                raise self._error(f"found {' '.join(fields)[:60]!r}, expected a {length}-gram of {count}")
+            try:
+                log_probs.append(float(fields[0]))
+                backoffs.append(float(fields[-1]) if len(fields) == length + 2 and length < highest else 0.0)
+                if length == 1:
+                    ids.append(self._ids.setdefault(fields[1], len(self._ids)))
+                else:
+                    ids.extend([self._ids[word] for word in fields[1 : length + 1]])
+            except (ValueError, OverflowError):
+                raise self._error(f"found {' '.join(fields)[:60]!r}, expected numbers around words") from None
+            except KeyError as error:
+                raise self._error(f"{error.args[0]!r} is not among the unigrams") from None
+        rows = np.array(ids, np.uint32).reshape(count, length)
+        return rows, np.array(log_probs, np.float32), np.array(backoffs, np.float32)
+
+    def _expect(self, found: str, expected: str) -> None:
+        if found != expected:
+            raise self._error(f"found {found[:60]!r}, expected {expected!r}")
+
+    def _error(self, message: str) -> LanguageModelError:
+        return LanguageModelError(f"{self._path}: line {self._number}: {message}")

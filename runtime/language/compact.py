@@ -1,0 +1,133 @@
+"""The compact file of a model: a few bytes for each n-gram. Holds what an ARPA file holds, with rounded numbers.
+
+After the magic bytes and the length of the header follow a header in JSON (words and sizes), and one block each of
+child counts, words, probabilities and backoffs, as little-endian integers. Probabilities and backoffs are indices into
+tables of 256 or 65536 values, one table for each order. A digest of all of it detects damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import LanguageModelError
+from u2moe.runtime.language.ngrams import Ngrams
+
+MAGIC = b"u2moe-lm\x01"
+BITS = (8, 16)
+"""Sizes of a probability."""
+_DIGEST_SIZE = 32
+_LENGTH_SIZE = 4
+
+
+def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
+    """Write a model; `bits` for each probability and each backoff.
+
+    Raises:
+        ValueError: `bits` is neither 8 nor 16.
+        OSError: it cannot be written.
+    """
+    if bits not in BITS:
+        raise ValueError(f"bits must be 8 or 16, got {bits!r}")
+    children = np.diff(ngrams.first_child.astype(np.int64))
+    tables, codes = [], []
+    begin = 1
+    for number, count in enumerate(ngrams.num_ngrams):
+        rows = slice(begin, begin + count)
+        is_highest = number + 1 == ngrams.order
+        for values in (ngrams.log_prob[rows], *([] if is_highest else [ngrams.backoff[rows]])):
+            table, code = _quantize(values, bits)
+            tables.append(table)
+            codes.append(code)
+        begin += count
+    num_parents = 1 + sum(ngrams.num_ngrams[:-1])
+    words = ngrams.word[1 + len(ngrams.words) :]
+    counts = children[:num_parents]
+    blocks = [_smallest(counts), _smallest(words), *tables, *codes]
+    header = {
+        "words": list(ngrams.words),
+        "num_ngrams": ngrams.num_ngrams,
+        "blocks": [[block.dtype.str, len(block)] for block in blocks],
+    }
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    content = b"".join([len(encoded).to_bytes(_LENGTH_SIZE, "little"), encoded, *(block.tobytes() for block in blocks)])
+    path.write_bytes(MAGIC + hashlib.sha256(content).digest() + content)
+
+
+def read_compact(path: Path) -> Ngrams:
+    """The model in a compact file. It is read into memory: later changes of the file do not matter.
+
+    Raises:
+        LanguageModelError: the file cannot be read or is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LanguageModelError(f"{path}: cannot be read as a language model: {error}") from error
+    start = len(MAGIC) + _DIGEST_SIZE
+    if not content.startswith(MAGIC):
+        raise LanguageModelError(f"{path}: is not a compact language model of this version")
+    if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(MAGIC) : start]:
+        raise LanguageModelError(f"{path}: is damaged: its content differs from its digest")
+    try:
+        return _parse(content, start, str(path))
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise LanguageModelError(f"{path}: is damaged: {error}") from error
+
+
+def is_compact(path: Path) -> bool:
+    """Whether a file begins like a compact model, of this version or another."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC) - 1) == MAGIC[:-1]
+
+
+def _parse(content: bytes, start: int, source: str) -> Ngrams:
+    place = start + _LENGTH_SIZE + int.from_bytes(content[start : start + _LENGTH_SIZE], "little")
+    header = json.loads(content[start + _LENGTH_SIZE : place])
+    words, num_ngrams = header["words"], header["num_ngrams"]
+    if not (isinstance(words, list) and all(isinstance(word, str) and word for word in words)):
+        raise ValueError("its words are no list of texts")
+    blocks: list[npt.NDArray[Any]] = []
+    for dtype, length in header["blocks"]:
+        if dtype not in ("|u1", "<u2", "<u4", "<f4"):
+            raise ValueError(f"it has a block of type {dtype!r}")
+        blocks.append(np.frombuffer(content, dtype, length, place))
+        place += blocks[-1].nbytes
+    if place != len(content) or len(blocks) != 2 + 2 * (2 * len(num_ngrams) - 1):
+        raise ValueError("its blocks do not fill it")
+    counts, later = blocks[:2]
+    tables, codes = blocks[2 : 1 + len(blocks) // 2], blocks[1 + len(blocks) // 2 :]
+    columns = [table[code] for table, code in zip(tables, codes, strict=True)]
+    zero = np.zeros(1, np.float32)
+    log_prob = np.concatenate([zero, *columns[::2]])
+    backoff = np.concatenate([zero, *columns[1::2], np.zeros(len(columns[-1]), np.float32)])
+    word = np.concatenate([[0], np.arange(len(words)), later]).astype(np.uint32)
+    children = np.zeros(len(word), np.int64)
+    children[: len(counts)] = counts
+    if not len(word) == len(log_prob) == len(backoff):
+        raise ValueError("the numbers of n-grams do not add up")
+    return Ngrams(words, children, word, log_prob, backoff, source=source)
+
+
+def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    """A table of values, and the place in it of each value: exact if there are few, else means of equal shares."""
+    distinct, codes = np.unique(values, return_inverse=True)
+    most = 1 << bits
+    if len(distinct) > most:
+        shares = np.array_split(np.sort(values), most - 1)
+        means = [share.mean(dtype=np.float64) for share in shares if len(share)]
+        distinct = np.unique(np.array([0.0, *means], np.float32))  # 0 stays 0: no backoff, or a certain word
+        edges = (distinct[1:] + distinct[:-1]) / 2
+        codes = np.searchsorted(edges, values)
+    return distinct.astype("<f4"), codes.astype("|u1" if bits == 8 else "<u2")
+
+
+def _smallest(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers in the smallest type that holds them."""
+    most = int(values.max(initial=0))
+    return values.astype("|u1" if most < 1 << 8 else "<u2" if most < 1 << 16 else "<u4")

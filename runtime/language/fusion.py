@@ -1,0 +1,210 @@
+"""The score of a language model for a hypothesis that grows token by token, with look-ahead inside words.
+
+A word is scored where it ends. Before that the hypothesis holds the score that its most probable completion would have,
+which is never less than the final one: a hypothesis only loses score, except for the bonus with which a word begins.
+The search relies on this to leave out what cannot win.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.language.ngrams import LN10, is_special
+from u2moe.runtime.text import WORD_BOUNDARY, stands_alone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from u2moe.runtime.language.model import LanguageModelOptions
+    from u2moe.runtime.language.ngrams import Ngrams
+    from u2moe.runtime.text import Vocabulary
+
+_UNREADABLE = "\0"
+"""Represents symbols that are not text, such as <unk>, and the beginnings of words that the model does not have."""
+_LAST = "\U0010ffff"
+_MAX_STATES = 1 << 17
+_SLACK = 1e-9
+"""More than the rounding of sums of scores."""
+
+
+class FusionState:
+    """What the score of further tokens depends on: history and the beginning of the current word.
+
+    Attributes:
+        history: words before the current one, as a node of the model.
+        begun: the letters of the current word so far; empty between words.
+        open: score of its best completion; 0 between words.
+        moves: cache of the states after each token, and the scores of the words that it ends.
+    """
+
+    __slots__ = ("begun", "history", "moves", "open")
+
+    def __init__(self, history: int, begun: str, score: float) -> None:
+        self.history = history
+        self.begun = begun
+        self.open = score
+        self.moves: dict[int, tuple[FusionState, float]] = {}
+
+
+class Fusion:
+    """The scores of a language model for the tokens of a vocabulary.
+
+    States are cached, up to a number. Any thread may use it: a race between two of them computes a state twice.
+
+    Attributes:
+        start: state of an empty hypothesis.
+        most_gain: no token adds more to the score than this.
+    """
+
+    def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
+        # Keeps no options: the cache of a recogniser is by options, and must not keep them alive.
+        self._scale = options.weight * LN10
+        self._word_bonus = options.word_bonus
+        self._unknown_score = options.unknown_score / LN10
+        spell = _spelling_of(vocabulary.symbols)
+        self._ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
+        words = self._ngrams.words
+        self._classes: dict[str, list[tuple[int, float]]] = {}
+        for name, entries in options.classes.items():
+            for entry in entries:
+                share = (words.index(name), -math.log10(len(entries)))
+                self._classes.setdefault(spell(entry), []).append(share)
+        self._listed = sorted(self._classes)
+        self._by_token: list[int | None] = []
+        if (options.level or options.model.level) == "token":
+            ids = {word: number for number, word in enumerate(words)}
+            self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
+        self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
+        starts = 1 if self._by_token else max(map(_num_starts, self._spellings), default=1)
+        self.most_gain = max(options.word_bonus, 0.0) * starts + _SLACK
+        self._states: dict[tuple[int, str], FusionState] = {}
+        self.start = FusionState(self._ngrams.begin, "", 0.0)
+
+    def advance(self, state: FusionState, token: int) -> tuple[FusionState, float]:
+        """State after `token`, and the score of the words that it ends."""
+        move = state.moves.get(token)
+        if move is None:
+            move = self._read_token(state, token) if self._by_token else self._read(state, self._spellings[token])
+            state.moves[token] = move
+        return move
+
+    def finish(self, state: FusionState) -> float:
+        """The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`."""
+        state, score = self._read(state, WORD_BOUNDARY)
+        if self._ngrams.end is not None:
+            score += self._scale * self._ngrams.step(state.history, self._ngrams.end)[0]
+        return score
+
+    def score(self, tokens: Sequence[int]) -> float:
+        """The score of a finished hypothesis; 0 for an empty one."""
+        state, total = self.start, 0.0
+        for token in tokens:
+            state, score = self.advance(state, token)
+            total += score
+        return total + self.finish(state) if tokens else 0.0
+
+    def _read(self, state: FusionState, characters: str) -> tuple[FusionState, float]:
+        history, begun, score = state.history, state.begun, 0.0
+        for character in characters:
+            if character != WORD_BOUNDARY:
+                begun += character
+            elif begun:
+                word_score, history = self._word(history, begun)
+                score += word_score
+                begun = ""
+        return self._state(history, begun), score
+
+    def _read_token(self, state: FusionState, token: int) -> tuple[FusionState, float]:
+        word = self._by_token[token]
+        score, history = self._unknown(state.history) if word is None else self._ngrams.step(state.history, word)
+        return self._state(history, ""), self._scale * score + self._word_bonus
+
+    def _state(self, history: int, begun: str) -> FusionState:
+        if begun and not self._is_beginning(begun):
+            begun = _UNREADABLE
+        state = self._states.get((history, begun))
+        if state is None:
+            if len(self._states) >= _MAX_STATES:
+                states, self._states = self._states, {}
+                for old in states.values():  # states in use remain, and reach no others
+                    old.moves = {}
+                self.start.moves = {}
+            state = FusionState(history, begun, self._open(history, begun) if begun else 0.0)
+            self._states[history, begun] = state
+        return state
+
+    def _open(self, history: int, begun: str) -> float:
+        """The score of the most probable word with this beginning; never below that of an actual one."""
+        best, _ = self._unknown(history)
+        low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
+        if low < high:
+            best = max(best, self._ngrams.best(history, low, high))
+        for entry in self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]:
+            for word, share in self._classes[entry]:
+                best = max(best, self._ngrams.step(history, word)[0] + share)
+        return self._scale * best + self._word_bonus
+
+    def _word(self, history: int, spelled: str) -> tuple[float, int]:
+        """The score of a word, and the history after it; if it may be read in several ways, of the most probable."""
+        best: tuple[float, int] | None = None
+        for place in range(bisect_left(self._spelled, spelled), len(self._spelled)):
+            if self._spelled[place] != spelled:
+                break
+            best = max(best or (-math.inf, 0), self._ngrams.step(history, place))
+        for word, share in self._classes.get(spelled, ()):
+            score, after = self._ngrams.step(history, word)
+            best = max(best or (-math.inf, 0), (score + share, after))
+        score, after = best or self._unknown(history)
+        return self._scale * score + self._word_bonus, after
+
+    def _unknown(self, history: int) -> tuple[float, int]:
+        """The log10 probability of a word that the model does not have, and the history after it."""
+        score, after = 0.0, 0
+        if self._ngrams.unknown is not None:
+            score, after = self._ngrams.step(history, self._ngrams.unknown)
+        return score + self._unknown_score, after
+
+    def _is_beginning(self, begun: str) -> bool:
+        """Whether a word of the model, or of a list, begins so."""
+        return any(
+            place < len(words) and words[place].startswith(begun)
+            for words in (self._spelled, self._listed)
+            for place in (bisect_left(words, begun),)
+        )
+
+
+def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:
+    """The model, and its words in the spelling of the vocabulary, in their order."""
+    num_spelled = sum(not is_special(word) for word in ngrams.words)
+    spelled = [spell(word) for word in ngrams.words[:num_spelled]]
+    if any(before > after for before, after in pairwise(spelled)) or any(map(is_special, ngrams.words[:num_spelled])):
+        ngrams = ngrams.spelled_by(spell)
+        spelled = [spell(word) for word in ngrams.words[:num_spelled]]
+    return ngrams, spelled
+
+
+def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
+    """Puts words into the letter case of a vocabulary, if it has only one."""
+    letters = "".join(symbol for symbol in symbols if not is_special(symbol))
+    if letters == letters.upper():
+        return str.upper
+    return str.lower if letters == letters.lower() else str
+
+
+def _read(symbol: str) -> str:
+    """Characters of a symbol, with a boundary for spaces and around characters that are words."""
+    if is_special(symbol):
+        return _UNREADABLE
+    return "".join(
+        f"{WORD_BOUNDARY}{character}{WORD_BOUNDARY}" if stands_alone(character)
+        else WORD_BOUNDARY if character.isspace() else character
+        for character in symbol
+    )  # fmt: skip
+
+
+def _num_starts(characters: str) -> int:
+    """The number of words that may begin in these characters."""
+    return max(sum(bool(part) for part in characters.split(WORD_BOUNDARY)), 1)

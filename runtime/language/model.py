@@ -1,0 +1,139 @@
+"""A language model as users name it: a file that was read, and the options with which a search uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from u2moe.runtime.errors import LanguageModelError
+from u2moe.runtime.language.arpa import read_arpa
+from u2moe.runtime.language.compact import is_compact, read_compact
+from u2moe.runtime.language.ngrams import Ngrams
+from u2moe.runtime.text import WORD_BOUNDARY
+from u2moe.runtime.validation import checked_number
+
+Level = Literal["word", "token"]
+MOST_WEIGHT = 100.0
+
+
+class LanguageModel:
+    """An n-gram model of words, or of the tokens of a vocabulary. Immutable, and shared by any number of recognisers.
+
+    Attributes:
+        ngrams: the probabilities.
+        fingerprint: SHA-256 of the file.
+    """
+
+    def __init__(self, ngrams: Ngrams, fingerprint: str = "") -> None:
+        self.ngrams = ngrams
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, file: str | os.PathLike[str]) -> Self:
+        """The model in an ARPA file (plain or .gz) or in a compact file, which `u2moe lm build` writes.
+
+        The file is read into memory, so that later changes of it do not matter.
+
+        Raises:
+            LanguageModelError: it cannot be read, or is damaged.
+        """
+        path = Path(file)
+        try:
+            fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+            compact = is_compact(path)
+        except (OSError, ValueError) as error:
+            raise LanguageModelError(f"{path}: cannot be read as a language model: {error}") from error
+        return cls(read_compact(path) if compact else read_arpa(path), fingerprint)
+
+    @property
+    def level(self) -> Level:
+        """What it predicts: tokens, if U+2581 is among its symbols, and words otherwise."""
+        return "token" if any(WORD_BOUNDARY in word for word in self.ngrams.words) else "word"
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LanguageModelOptions:
+    """How a search uses a language model.
+
+    A hypothesis gets `weight` times the natural logarithm of its probability, plus `word_bonus` for each word. (For a
+    model of tokens: for each token.)
+
+    Attributes:
+        model: the model, or the file to read it from.
+        weight: weight of its log-probabilities, where those of the CTC head count once; 0 to 100.
+        word_bonus: added for each word, -100 to 100: a language model prefers few words, and this makes up for it.
+        unknown_score: added to the log-probability of a word that the model does not have, -1000 to 0, before `weight`.
+        rescoring_weight: factor for the score of the model in the second pass, whose decoder knows the language, too.
+        level: whether the model predicts words or tokens; None: tokens if U+2581 is among its symbols, else words.
+        classes: words of a list that are as probable as a word of the model, usually a marker such as <name>, but it
+            may be a word like them: `{"<name>": ["Kowalski", "Nguyen"]}`. They share its probability equally. The words
+            of a phrase count one by one.
+    """
+
+    model: LanguageModel
+    weight: float = 0.5
+    word_bonus: float = 0.5
+    unknown_score: float = -5.0
+    rescoring_weight: float = 1.0
+    level: Level | None = None
+    classes: Mapping[str, Iterable[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model: Any = self.model
+        if isinstance(model, str | os.PathLike):
+            object.__setattr__(self, "model", LanguageModel.open(model))
+        elif not isinstance(model, LanguageModel):
+            raise ValueError(  # noqa: TRY004 - wrong options are all one error
+                f"model must be a LanguageModel or the path of a file, got {model!r}"
+            )
+        checked = {
+            "weight": checked_number("weight", self.weight, least=0, most=MOST_WEIGHT),
+            "word_bonus": checked_number("word_bonus", self.word_bonus, least=-MOST_WEIGHT, most=MOST_WEIGHT),
+            "unknown_score": checked_number("unknown_score", self.unknown_score, least=-1000, most=0),
+            "rescoring_weight": checked_number("rescoring_weight", self.rescoring_weight, least=0, most=MOST_WEIGHT),
+        }
+        if self.level is not None and self.level not in get_args(Level):
+            raise ValueError(f"level must be 'word', 'token' or None, got {self.level!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "classes", _checked_classes(self.classes, self.model))
+
+    @property
+    def digest(self) -> dict[str, Any]:
+        """Everything that affects results, as JSON."""
+        return {
+            "model": self.model.fingerprint,
+            "weight": self.weight,
+            "word_bonus": self.word_bonus,
+            "unknown_score": self.unknown_score,
+            "rescoring_weight": self.rescoring_weight,
+            "level": self.level,
+            "classes": {name: list(words) for name, words in self.classes.items()},
+        }
+
+
+def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:
+    """Words of each class, each once, in order."""
+    if not isinstance(classes, Mapping):
+        raise ValueError(f"classes must be a mapping from words of the model to lists of words, got {classes!r}")  # noqa: TRY004 - wrong options are all one error
+    checked = {}
+    for name, phrases in classes.items():
+        if name not in model.ngrams.words:
+            raise ValueError(f"classes: the language model has no word {name!r}")
+        if isinstance(phrases, str | bytes) or not isinstance(phrases, Iterable):
+            raise ValueError(f"classes: {name!r} needs a list of words, got {phrases!r}")  # noqa: TRY004
+        listed = list(phrases)
+        if not all(isinstance(phrase, str) for phrase in listed):
+            raise ValueError(f"classes: {name!r} has an entry that is no text")
+        words = tuple(dict.fromkeys(word for phrase in listed for word in phrase.split()))
+        if not words:
+            raise ValueError(f"classes: {name!r} is empty")
+        checked[name] = words
+    return checked

@@ -1,0 +1,259 @@
+"""An n-gram model as a trie in arrays: probabilities with backoff, and the best completion of the beginning of a word.
+
+Node 0 is the empty history, and the nodes of each order follow those of the order below, sorted by history and word:
+the followers of a history are therefore consecutive, sorted nodes, and those in a range of words are found by
+bisection. Words that are read letter by letter come first and in the order of their upper-case spelling, so that the
+words with a common beginning are such a range.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import LanguageModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BEGIN, END = "<s>", "</s>"
+UNKNOWN = ("<unk>", "<UNK>")
+MOST_ORDER = 9
+MOST_WORDS = 1 << 24
+LN10 = math.log(10)
+_MOST_NODES = 1 << 31
+_MOST_LOG = 1e-4
+"""Logarithms of probabilities slightly above 0 come from rounding."""
+
+Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""N-grams of one order: word ids [n, order], log10 probabilities [n], log10 backoffs [n]."""
+
+
+def is_special(word: str) -> bool:
+    """Whether a word is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser."""
+    return len(word) > 2 and word.startswith("<") and word.endswith(">")
+
+
+class Ngrams:
+    """Probabilities of words after histories. Immutable, and used by any number of threads.
+
+    Attributes:
+        words: words by id.
+        order: length of the longest n-grams.
+        num_ngrams: number of n-grams of each order.
+        word: word id of each node.
+        log_prob: log10 of the probability of each node's word after the rest of its n-gram.
+        backoff: log10 of the factor for words that do not follow in any n-gram of the model.
+        first_child: the first node that continues each node; one longer than the others.
+        begin: the history at the beginning of a sentence.
+        end: id of the end of a sentence; None: the model has none.
+        unknown: id of the unknown word; None: the model has none.
+
+    Args:
+        words: see above.
+        num_children: number of nodes that continue each node, in the order of nodes.
+        word: see above; that of node 0 is ignored.
+        log_prob: see above.
+        backoff: see above.
+        source: name of the file, for errors.
+
+    Raises:
+        LanguageModelError: the arrays are not a trie, or hold numbers that are no probabilities.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        num_children: npt.NDArray[np.integer],
+        word: npt.NDArray[np.uint32],
+        log_prob: npt.NDArray[np.float32],
+        backoff: npt.NDArray[np.float32],
+        *,
+        source: str = "language model",
+    ) -> None:
+        self.words = tuple(words)
+        num_nodes = len(word)
+        self.first_child = np.empty(num_nodes + 1, np.uint32)
+        ends = np.cumsum(num_children, dtype=np.uint64)
+        if len(num_children) != num_nodes or not num_nodes or ends[-1] + 1 != num_nodes or ends[0] != len(self.words):
+            raise LanguageModelError(f"{source}: the numbers of n-grams do not add up")
+        self.first_child[0] = 1
+        self.first_child[1:] = ends + 1
+        if (self.first_child[1:-1] <= np.arange(1, num_nodes)).any():
+            raise LanguageModelError(f"{source}: an n-gram continues a later one")
+        self.word, self.log_prob, self.backoff = word, np.minimum(log_prob, 0, dtype=np.float32), backoff
+        parent = np.repeat(np.arange(num_nodes, dtype=np.uint32), num_children)
+        self._check(parent, log_prob, source)
+        self.num_ngrams = self._counts()
+        self.order = len(self.num_ngrams)
+        if self.order > MOST_ORDER:
+            raise LanguageModelError(f"{source}: has n-grams of {self.order} words, expected at most {MOST_ORDER}")
+        self._link = self._links(parent)
+        # Single numbers are read from these many times faster than from arrays.
+        self._words, self._first = memoryview(self.word), memoryview(self.first_child)
+        self._log_probs, self._backoffs, self._shorter = map(memoryview, (self.log_prob, self.backoff, self._link))
+        ids = {text: number for number, text in enumerate(self.words) if is_special(text)}
+        self.end = ids.get(END)
+        self.unknown = next((ids[text] for text in UNKNOWN if text in ids), None)
+        self.begin = self._state(1 + ids[BEGIN]) if BEGIN in ids else 0
+
+    @classmethod
+    def of(
+        cls,
+        words: Sequence[str],
+        orders: Sequence[Order],
+        *,
+        source: str = "language model",
+        spell: Callable[[str], str] = str.upper,
+    ) -> Ngrams:
+        """A model from n-grams in any order; every word needs a unigram, and every n-gram the one that it continues."""
+        places = sorted(
+            range(len(words)), key=lambda place: (is_special(words[place]), spell(words[place]), words[place])
+        )
+        rank = np.empty(len(words), np.uint32)
+        rank[places] = np.arange(len(words), dtype=np.uint32)
+        keys, start = np.zeros(0, np.uint64), 0
+        parts, children = [], np.zeros(1, np.int64)
+        parent = np.zeros(0, np.int64)
+        for length, (rows, log_prob, backoff) in enumerate(orders, start=1):
+            ranks = rank[rows].reshape(len(rows), length)
+            parent = np.zeros(len(ranks), np.int64)
+            for column in range(length - 1):
+                parent = _find(keys, parent, ranks[:, column], len(words))
+                if (parent < 0).any():
+                    row = rows[int(np.argmin(parent))]
+                    found = " ".join(words[number] for number in row)
+                    raise LanguageModelError(
+                        f"{source}: the {length}-gram {found!r} continues an n-gram that is missing"
+                    )
+            key = parent.astype(np.uint64) * np.uint64(len(words)) + ranks[:, -1]
+            order = np.argsort(key, kind="stable")
+            key = key[order]
+            if (key[1:] == key[:-1]).any():
+                row = rows[order[int(np.argmax(key[1:] == key[:-1]))]]
+                found = " ".join(words[number] for number in row)
+                raise LanguageModelError(f"{source}: the {length}-gram {found!r} is there twice")
+            children[start:] += np.bincount(parent - start, minlength=len(children) - start)
+            start = len(children)
+            children = np.concatenate([children, np.zeros(len(rows), np.int64)])
+            parts.append((ranks[order, -1], log_prob[order], backoff[order]))
+            keys = np.concatenate([keys, key])
+        if len(orders[0][0]) != len(words):
+            raise LanguageModelError(f"{source}: has {len(orders[0][0])} unigrams for {len(words)} words")
+        nothing = (np.zeros(1, np.uint32), np.zeros(1, np.float32), np.zeros(1, np.float32))
+        columns = [np.ascontiguousarray(np.concatenate(column)) for column in zip(nothing, *parts, strict=True)]
+        word, log_probs, backoffs = columns
+        return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)
+
+    def spelled_by(self, spell: Callable[[str], str]) -> Ngrams:
+        """This model with its words in the order of another spelling."""
+        orders = [self.rows(length) for length in range(1, self.order + 1)]
+        return Ngrams.of(self.words, orders, spell=spell)
+
+    def step(self, history: int, word: int) -> tuple[float, int]:
+        """The log10 probability of a word after a history, and the history after it."""
+        penalty = 0.0
+        while True:
+            child = self._child(history, word)
+            if child:
+                return min(penalty + self._log_probs[child], 0.0), self._state(child)
+            penalty += self._backoffs[history]
+            history = self._shorter[history]
+
+    def best(self, history: int, low: int, high: int) -> float:
+        """At least the log10 probability of the likeliest word with `low` <= id < `high`, at least one word."""
+        first, words = self._first, self._words
+        penalty, best = 0.0, -math.inf
+        while history:
+            end = first[history + 1]
+            begin = bisect_left(words, low, first[history], end)
+            if begin < end and words[begin] < high:
+                end = bisect_left(words, high, begin, end)
+                best = max(best, penalty + float(self.log_prob[begin:end].max()))
+            penalty += self._backoffs[history]
+            history = self._shorter[history]
+        return min(max(best, penalty + float(self.log_prob[1 + low : 1 + high].max())), 0.0)
+
+    def rows(self, length: int) -> Order:
+        """The n-grams of an order."""
+        start = 1 + sum(self.num_ngrams[: length - 1])
+        end = start + self.num_ngrams[length - 1]
+        parent = np.repeat(np.arange(len(self.word), dtype=np.uint32), np.diff(self.first_child.astype(np.int64)))
+        nodes = np.arange(start, end, dtype=np.uint32)
+        ids = np.empty((len(nodes), length), np.uint32)
+        for column in range(length - 1, -1, -1):
+            ids[:, column] = self.word[nodes]
+            nodes = parent[nodes - 1]
+        return ids, self.log_prob[start:end], self.backoff[start:end]
+
+    def _child(self, history: int, word: int) -> int:
+        """The node of a word after a history; 0: none."""
+        if history == 0:
+            return 1 + word
+        end = self._first[history + 1]
+        place = bisect_left(self._words, word, self._first[history], end)
+        return place if place < end and self._words[place] == word else 0
+
+    def _state(self, node: int) -> int:
+        """The shortest history that predicts as well as all of the n-gram of a node."""
+        if self._first[node] != self._first[node + 1] or self._backoffs[node]:
+            return node
+        return int(self._shorter[node])
+
+    def _check(self, parent: npt.NDArray[np.uint32], log_prob: npt.NDArray[np.float32], source: str) -> None:
+        if len(self.word) >= _MOST_NODES or not 0 < len(self.words) <= MOST_WORDS:
+            raise LanguageModelError(f"{source}: {len(self.words)} words and {len(self.word) - 1} n-grams are too many")
+        if (self.word[1 : 1 + len(self.words)] != np.arange(len(self.words))).any():
+            raise LanguageModelError(f"{source}: the unigrams are not those of its words")
+        if self.word[1:].max() >= len(self.words):
+            raise LanguageModelError(f"{source}: an n-gram has a word that is not among its {len(self.words)} words")
+        if ((parent[1:] == parent[:-1]) & (self.word[2:] <= self.word[1:-1])).any():
+            raise LanguageModelError(f"{source}: n-grams are not sorted")
+        if not (np.isfinite(log_prob).all() and log_prob.max() <= _MOST_LOG):
+            raise LanguageModelError(f"{source}: found {log_prob.max():g}, expected logarithms of probabilities")
+        if not np.isfinite(self.backoff).all():
+            raise LanguageModelError(f"{source}: a backoff is not finite")
+
+    def _counts(self) -> list[int]:
+        """Numbers of n-grams of each order, from the first nodes of the orders."""
+        counts, begin, end = [], 1, int(self.first_child[1])
+        while begin < end:
+            counts.append(end - begin)
+            begin, end = end, int(self.first_child[end])
+        return counts
+
+    def _links(self, parent: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """For each node the history without its first words that predicts what the node itself does not."""
+        keys = parent.astype(np.uint64) * np.uint64(len(self.words)) + self.word[1:]
+        suffix = np.zeros(len(self.word), np.int64)
+        state = np.arange(len(self.word), dtype=np.int64)
+        is_state = (np.diff(self.first_child.astype(np.int64)) > 0) | (self.backoff != 0)
+        link = np.zeros(len(self.word), np.int64)
+        begin = 1
+        for number, count in enumerate(self.num_ngrams):
+            nodes = np.arange(begin, begin + count)
+            if number:
+                shorter, todo = suffix[parent[nodes - 1]], nodes
+                while len(todo):
+                    found = _find(keys, shorter, self.word[todo], len(self.words))
+                    suffix[todo[found >= 0]] = found[found >= 0]
+                    todo, shorter = todo[found < 0], suffix[shorter[found < 0]]
+            link[nodes] = state[suffix[nodes]]
+            state[nodes] = np.where(is_state[nodes], nodes, link[nodes])
+            begin += count
+        return link.astype(np.uint32)
+
+
+def _find(
+    keys: npt.NDArray[np.uint64], parents: npt.NDArray[np.int64], words: npt.NDArray[np.uint32], num_words: int
+) -> npt.NDArray[np.int64]:
+    """The node of each word after its parent; -1: none."""
+    wanted = parents.astype(np.uint64) * np.uint64(num_words) + words
+    places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    if not len(keys):
+        return np.full(len(wanted), -1, np.int64)
+    return np.where(keys[places] == wanted, places.astype(np.int64) + 1, -1)

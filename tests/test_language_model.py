@@ -1,0 +1,346 @@
+"""Language models in the search against brute force: all token sequences and alignments, n-grams by definition."""
+
+import dataclasses
+import gzip
+import itertools
+import math
+import re
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from language_models import Definition, random_arpa
+from log_probs import random_log_probs
+
+from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions
+from u2moe.runtime.context import ContextGraph
+from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
+from u2moe.runtime.language.arpa import read_arpa, write_arpa
+from u2moe.runtime.language.compact import write_compact
+from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.language.ngrams import LN10
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.model import TokenScores
+from u2moe.runtime.rescore import attention_rescoring
+from u2moe.runtime.text import Vocabulary
+
+B = "\u2581"
+BPE = Vocabulary(["<blank>", B + "A", B + "B", "A", "B", B], TextConfig(tokenizer="bpe"))
+CHINESE = Vocabulary(["<blank>", "\u4e00", "\u4e01", "A", B], TextConfig())
+WORDS = ("a", "ab", "b", "aab", "ba")
+LONG = Vocabulary(["<blank>", "<unk>", B + "A", B + "B", "A", "B", B], TextConfig(tokenizer="bpe"))
+SCORES = {"weight": 0.7, "word_bonus": 0.4, "unknown_score": -3.0}
+
+
+def opened(tmp_path, arpa, name="toy.arpa"):
+    path = tmp_path / name
+    path.write_text(arpa, encoding="utf-8")
+    return LanguageModel.open(path)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Models of words by order, each with its definition in the vocabulary's letter case."""
+    folder = tmp_path_factory.mktemp("toys")
+    arpas = {order: random_arpa(order, WORDS, order) for order in (1, 2, 3, 4)}
+    return {
+        order: (
+            opened(folder, arpa, f"{order}.arpa"),
+            Definition(arpa.replace("a", "A").replace("b", "B").replace("dAtA", "data")),
+        )
+        for order, arpa in arpas.items()
+    }
+
+
+def brute_force(log_probs, vocabulary, definition, scores):
+    """The score of every token sequence: the sum over all alignments, plus that of its words."""
+    totals = defaultdict(lambda: -math.inf)
+    for alignment in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        tokens = tuple(token for token, _ in itertools.groupby(alignment) if token)
+        score = math.fsum(float(row[token]) for row, token in zip(log_probs, alignment, strict=True))
+        totals[tokens] = np.logaddexp(totals[tokens], score)
+    return {
+        tokens: total + (definition.score([word.text for word in vocabulary.words(tokens)], **scores) if tokens else 0)
+        for tokens, total in totals.items()
+    }
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("word_bonus", [0.4, -0.5, 2.0])
+def test_the_search_equals_brute_force(toys, order, word_bonus):
+    model, definition = toys[order]
+    scores = SCORES | {"word_bonus": word_bonus}
+    log_probs = random_log_probs(order, 4, len(BPE), scale=1.0)
+    expected = brute_force(log_probs, BPE, definition, scores)
+    found = ctc_prefix_beam_search(log_probs, 1000, fusion=Fusion(LanguageModelOptions(model=model, **scores), BPE))
+    assert {tuple(hypothesis.tokens) for hypothesis in found} == set(expected)
+    assert [hypothesis.score for hypothesis in found] == pytest.approx(sorted(expected.values(), reverse=True))
+    for hypothesis in found:
+        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
+
+
+def test_characters_without_spaces_are_words(tmp_path):
+    arpa = random_arpa(3, ("\u4e00", "\u4e01", "A"), 3)
+    scores = SCORES | {"weight": 1.5}
+    log_probs = random_log_probs(1, 4, len(CHINESE), scale=1.0)
+    expected = brute_force(log_probs, CHINESE, Definition(arpa), scores)
+    fusion = Fusion(LanguageModelOptions(model=opened(tmp_path, arpa), **scores), CHINESE)
+    for hypothesis in ctc_prefix_beam_search(log_probs, 1000, fusion=fusion):
+        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
+
+
+def test_a_model_of_tokens_equals_brute_force(tmp_path):
+    arpa = random_arpa(5, BPE.symbols[1:-1], 3)
+    definition = Definition(arpa)
+    model = opened(tmp_path, arpa)
+    assert model.level == "token"
+    log_probs = random_log_probs(2, 4, len(BPE), scale=1.0)
+    found = ctc_prefix_beam_search(log_probs, 1000, fusion=Fusion(LanguageModelOptions(model=model, **SCORES), BPE))
+    plain = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in ctc_prefix_beam_search(log_probs, 1000)}
+    assert len(found) == len(plain)
+    for hypothesis in found:
+        symbols = [BPE.symbols[token] for token in hypothesis.tokens]
+        expected = plain[tuple(hypothesis.tokens)] + (definition.score(symbols, **SCORES) if symbols else 0)
+        assert hypothesis.score == pytest.approx(expected)
+
+
+class Unpruned(PrefixBeamSearch):
+    """Tries every extension in every frame, by leaving no room for what cannot be."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        for search in self._searches:
+            search._most_gain = 1e9
+
+
+def summary(hypotheses):
+    return [dataclasses.astuple(hypothesis) for hypothesis in hypotheses]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    order=st.integers(1, 4),
+    beam_size=st.integers(1, 12),
+    scale=st.floats(0.5, 6),
+    blank=st.floats(0, 10),
+    word_bonus=st.floats(-2, 3),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+)
+def test_no_split_and_no_short_cut_changes_anything(toys, seed, order, beam_size, scale, blank, word_bonus, cuts):
+    model, _ = toys[order]
+    options = LanguageModelOptions(model=model, weight=0.8, word_bonus=word_bonus)
+    log_probs = random_log_probs(seed, 40, len(LONG), scale)
+    log_probs[::2, 0] += np.float32(blank)
+    whole = Unpruned(beam_size, 0, None, Fusion(options, LONG))
+    whole.advance(log_probs)
+    search, start = PrefixBeamSearch(beam_size, 0, None, Fusion(options, LONG)), 0
+    for end in [*sorted(cuts), 40]:
+        search.advance(log_probs[start:end])
+        start = end
+    assert summary(search.hypotheses()) == summary(whole.hypotheses())
+    whole.finish()
+    search.finish()
+    assert summary(search.hypotheses()) == summary(whole.hypotheses())
+
+
+@settings(deadline=None, max_examples=40)
+@given(tokens=st.lists(st.integers(1, len(LONG) - 1), max_size=12), order=st.integers(1, 4))
+def test_a_growing_hypothesis_only_loses_except_for_the_bonus(toys, tokens, order):
+    model, definition = toys[order]
+    fusion = Fusion(LanguageModelOptions(model=model, **SCORES), LONG)
+    state, spoken, scores = fusion.start, 0.0, [0.0]
+    for token in tokens:
+        state, score = fusion.advance(state, token)
+        spoken += score
+        scores.append(spoken + state.open)
+    assert all(after <= before + fusion.most_gain for before, after in itertools.pairwise(scores))
+    if tokens:
+        assert spoken + fusion.finish(state) <= scores[-1] + 1e-9
+    words = [word.text for word in LONG.words(tokens)]
+    if "<unk>" not in "".join(words):
+        assert fusion.score(tokens) == pytest.approx(definition.score(words, **SCORES) if tokens else 0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), beam_size=st.integers(1, 8))
+def test_hotwords_that_are_not_found_change_nothing(toys, seed, beam_size):
+    log_probs = random_log_probs(seed, 20, len(LONG), 3)
+    fusion = Fusion(LanguageModelOptions(model=toys[3][0]), LONG)
+    context = ContextGraph(["ABABABABABABABAB"], LONG)
+    with_hotword = PrefixBeamSearch(beam_size, 0, context, fusion)
+    with_hotword.advance(log_probs)
+    with_hotword.finish()
+    assert summary(with_hotword.hypotheses()) == summary(ctc_prefix_beam_search(log_probs, beam_size, fusion=fusion))
+
+
+def test_hotwords_and_a_model_add_up(toys):
+    model, definition = toys[3]
+    log_probs = random_log_probs(5, 4, len(BPE), scale=1.0)
+    expected = brute_force(log_probs, BPE, definition, SCORES)
+    context, fusion = ContextGraph({"ab": 2.0}, BPE), Fusion(LanguageModelOptions(model=model, **SCORES), BPE)
+    found = ctc_prefix_beam_search(log_probs, 1000, context=context, fusion=fusion)
+    assert any(hypothesis.context_score for hypothesis in found)
+    for hypothesis in found:
+        assert hypothesis.context_score == context.score(hypothesis.tokens)
+        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)] + hypothesis.context_score)
+
+
+def test_the_words_of_a_class_share_its_probability(tmp_path):
+    arpa = random_arpa(7, ("A", "<name>"), 3)
+    model = opened(tmp_path, arpa)
+    fusion = Fusion(LanguageModelOptions(model=model, classes={"<name>": ["bb", "ba bab"]}, **SCORES), LONG)
+    definition = Definition(arpa)
+
+    def tokens(text):
+        return [LONG.symbols.index(symbol) for symbol in text.split()]
+
+    expected = definition.score(["A", "<name>", "A"], **SCORES) + 0.7 * math.log(1 / 3)
+    for name in (f"{B}B B", f"{B}B A", f"{B}B A B"):
+        assert fusion.score(tokens(f"{B}A {name} {B}A")) == pytest.approx(expected)
+    expected = definition.score(["A", "X", "A"], **SCORES)
+    assert fusion.score(tokens(f"{B}A {B}B {B}A")) == pytest.approx(expected)  # the beginning of one is none
+    # Before it ends it is at least what it will be.
+    state, _ = fusion.advance(fusion.start, tokens(f"{B}B")[0])
+    assert state.open >= 0.7 * LN10 * definition.log10(["<s>"], "<name>") + 0.7 * math.log(1 / 3) + 0.4 - 1e-6
+
+
+def test_the_second_pass_adds_the_score_of_the_model():
+    hypotheses = [
+        Hypothesis(tokens=[1], score=-5.0, times=[0], language_score=-3.0, context_score=1.0),
+        Hypothesis(tokens=[2], score=-6.0, times=[0], language_score=-1.0),
+    ]
+    scores = TokenScores(left=np.float32([[-1, -1], [-1, -1]]), right=None, next=np.zeros((2, 3), np.float32))
+    plain = attention_rescoring(hypotheses, scores, 0.5, 0.0, 0.0)
+    assert [item.score for item in plain] == pytest.approx([-2 - 0.5 * 3 + 1, -2 - 0.5 * 5])
+    doubled = attention_rescoring(hypotheses, scores, 0.5, 0.0, 2.0)
+    assert [item.score for item in doubled] == pytest.approx([-2 - 0.5 * 5 - 2, -2 - 0.5 * 3 + 1 - 6])
+    assert doubled[0].hypothesis.tokens == [2]
+
+
+def test_models_for_letters_in_either_case_and_both(tmp_path):
+    """One spelling of the model's may stand for several of its words: the most probable counts."""
+    arpa = "\\data\\\nngram 1=5\n\n\\1-grams:\n-1 the\n-2 The\n-1.5 Ab\n-3 <unk>\n-2 </s>\n\n\\end\\\n"
+    model = opened(tmp_path, arpa)
+    for text in ("THE", "the"):
+        symbols = ["<blank>", *(B + text[0] + text[1:] for _ in "."), *("AB" if text == "THE" else "ab")]
+        fusion = Fusion(
+            LanguageModelOptions(model=model, weight=1, word_bonus=0), Vocabulary(symbols, TextConfig(tokenizer="bpe"))
+        )
+        assert fusion.score([1]) == pytest.approx(-3 * LN10)
+        assert fusion.score([1, 2, 3]) < -6 * LN10
+    mixed = Vocabulary(["<blank>", B + "The", B + "the", B + "Ab", B + "THE"], TextConfig(tokenizer="bpe"))
+    fusion = Fusion(LanguageModelOptions(model=model, weight=1, word_bonus=0, unknown_score=0), mixed)
+    assert [fusion.score([token]) / LN10 for token in (1, 2, 3, 4)] == pytest.approx([-4, -3, -3.5, -5])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_files_give_the_same_probabilities(tmp_path, order, bits):
+    arpa = random_arpa(order, WORDS, order, positive_backoffs=True)
+    definition, model = Definition(arpa), opened(tmp_path, arpa)
+    assert sum(model.ngrams.num_ngrams) == len(definition.log_probs)
+    write_arpa(model.ngrams, tmp_path / "again.arpa.gz")
+    write_compact(model.ngrams, tmp_path / "compact.lm", bits=bits)
+    assert gzip.decompress((tmp_path / "again.arpa.gz").read_bytes()).startswith(b"\\data\\")
+    for ngrams in (
+        model.ngrams,
+        read_arpa(tmp_path / "again.arpa.gz"),
+        LanguageModel.open(tmp_path / "compact.lm").ngrams,
+    ):
+        ids = {word: number for number, word in enumerate(ngrams.words)}
+        for words in itertools.product((*WORDS, "<unk>"), repeat=3):
+            history = ngrams.begin
+            for place, word in enumerate((*words, "</s>")):
+                log_prob, history = ngrams.step(history, ids[word])
+                expected = min(definition.log10(["<s>", *words[:place]], word), 0)
+                assert log_prob == pytest.approx(expected, abs=2e-5)  # sums of float32
+
+
+def test_a_file_may_lack_what_others_have(tmp_path):
+    """No markers, a lower order pruned away, remarks before the data, a highest order without n-grams."""
+    arpa = (
+        "made by hand\n\\data\\\nngram 1=3\nngram 2=2\nngram 3=1\nngram 4=0\n\n"
+        "\\1-grams:\n-1\ta\t-0.5\n-2\tb\n-3\tc\t-0.25\n\n"
+        "\\2-grams:\n-0.5\ta b\t-0.125\n-0.75\tc a\n\n\\3-grams:\n-0.25 c a b\n\n\\end\\\n"
+    )
+    ngrams = opened(tmp_path, arpa.replace("-0.5\ta b", "-0.5\ta c")).ngrams
+    a, b, c = range(3)
+    _, history = ngrams.step(ngrams.begin, c)
+    _, history = ngrams.step(history, a)
+    assert ngrams.step(history, b)[0] == pytest.approx(-0.25)  # c a b, though there is no a b
+    assert ngrams.step(ngrams.step(history, b)[1], a)[0] == pytest.approx(-1)
+    assert ngrams.step(ngrams.step(0, a)[1], b)[0] == pytest.approx(-2.5)
+    assert ngrams.end is None
+
+
+DAMAGE = {
+    "no data": (r"\\data", "data", "not an ARPA file"),
+    "no counts": ("ngram 1=", "ngram 7=", "line 2: found"),
+    "count too high": ("ngram 2=", "ngram 2=9", "line "),
+    "not a number": (r"grams:\n-\S+", "grams:\nx", "expected numbers"),
+    "nan": (r"grams:\n-\S+", "grams:\nnan", "logarithms of probabilities"),
+    "infinite": (r"grams:\n-\S+", "grams:\n-1e99", "logarithms of probabilities"),
+    "certain": (r"grams:\n-\S+", "grams:\n0.5", "logarithms of probabilities"),
+    "no end": (r"\\end\\", "", r"expected '\\end\\'"),
+    "another word": (r"2-grams:\n(\S+)\t\S+ ", r"2-grams:\n\1\tzz ", "'zz' is not among the unigrams"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_says_where(tmp_path, damage):
+    before, after, message = DAMAGE[damage]
+    arpa = random_arpa(1, WORDS, 2)
+    damaged = re.sub(before, after, arpa)
+    assert damaged != arpa
+    path = tmp_path / "damaged.arpa"
+    path.write_text(damaged, encoding="utf-8")
+    with pytest.raises(LanguageModelError, match=r"damaged\.arpa.*" + re.escape(message)):
+        LanguageModel.open(path)
+
+
+def test_ngrams_that_are_there_twice_or_continue_none_are_named(tmp_path):
+    for lines, message in (("-1 a b\n-1 a b", "'a b' is there twice"), ("-1 b a\n-1 b b", None)):
+        arpa = f"\\data\\\nngram 1=2\nngram 2=2\nngram 3=1\n\n\\1-grams:\n-1 a 0\n-1 b 0\n\n\\2-grams:\n{lines}\n\n"
+        arpa += "\\3-grams:\n-1 a b a\n\n\\end\\\n"
+        with pytest.raises(
+            LanguageModelError, match=message or "the 3-gram 'a b a' continues an n-gram that is missing"
+        ):
+            opened(tmp_path, arpa)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    for name, content in {
+        "empty": b"",
+        "noise": bytes(range(256)),
+        "gz": b"\x1f\x8b\x08",
+        "compact": b"u2moe-lm\x02",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(LanguageModelError, match=name):
+            LanguageModel.open(tmp_path / name)
+    with pytest.raises(LanguageModelError, match="missing"):
+        LanguageModel.open(tmp_path / "missing")
+
+
+def test_a_compact_file_detects_damage(toys, tmp_path):
+    path = tmp_path / "compact.lm"
+    write_compact(toys[3][0].ngrams, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LanguageModelError, match="differs from its digest"):
+        LanguageModel.open(path)
+
+
+def test_options_are_checked(toys):
+    model = toys[2][0]
+    for wrong in (
+        {"model": 5}, {"weight": -1}, {"weight": math.nan}, {"word_bonus": 1e9}, {"unknown_score": 1},
+        {"level": "letter"}, {"classes": ["a"]}, {"classes": {"zz": ["x"]}}, {"classes": {"a": "xyz"}}, {"classes": {"a": []}},
+        {"classes": {"a": [1]}}, {"rescoring_weight": -1},
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            LanguageModelOptions(**({"model": model} | wrong))
