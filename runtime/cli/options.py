@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.cli.language_model import add_language_model, language_model_options
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
@@ -30,6 +31,7 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+    add_language_model(parser)
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +58,7 @@ def make_recognizer(args: argparse.Namespace) -> Recognizer:
             chunk_size=args.chunk_size,
             num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
             endpoint=EndpointConfig(),
+            language_model=language_model_options(args),
         ),
         hotwords=read_hotwords(args.hotwords) if args.hotwords else None,
     )

@@ -134,15 +134,19 @@ def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]
     def digest(file: Path | None) -> str | None:
         return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
-    return {
+    options = recognizer.options
+    made_by = {
         "model": recognizer.bundle.fingerprint,
         "providers": recognizer.model.providers,
-        "options": dataclasses.asdict(recognizer.options),
+        "options": dataclasses.asdict(dataclasses.replace(options, language_model=None)),
         "hotwords": digest(args.hotwords),
         "vad": digest(args.vad_model) or args.vad,
         "stream": args.stream,
         "channel": args.channel,
     }
+    if options.language_model is not None:
+        made_by["language_model"] = options.language_model.digest
+    return made_by
 
 
 def _missing(outputs: OutputFolder, files: list[Path], made_by: Any) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,11 @@ class Ngrams:
         self.end = ids.get(END)
         self.unknown = next((ids[text] for text in UNKNOWN if text in ids), None)
         self.begin = self._state(1 + ids[BEGIN]) if BEGIN in ids else 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without views of memory, to reach worker processes."""
+        children = np.diff(self.first_child.astype(np.int64))
+        return Ngrams, (self.words, children, self.word, self.log_prob, self.backoff)
 
     @classmethod
     def of(

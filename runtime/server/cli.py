@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.options import add_kernels
+from u2moe.runtime.cli.language_model import add_language_model, language_model_options
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -63,6 +64,7 @@ def add_serve(subparsers: Any) -> None:
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+    add_language_model(parser)
     parser.set_defaults(run=run_serve)
 
 
@@ -94,6 +96,7 @@ def run_serve(args: argparse.Namespace) -> int:
         num_threads=args.num_threads,
         kernels=args.kernels,
         hotwords=args.hotwords,
+        language_model=language_model_options(args),
     )
     return launch(options, model, tell=lambda line: print(line, file=sys.stderr, flush=True))
 

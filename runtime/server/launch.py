@@ -14,6 +14,7 @@ from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.listeners import Listener, Server, open_listeners, spoken_on
 from u2moe.runtime.server.metrics import Metrics
@@ -36,6 +37,7 @@ class ModelOptions:
         num_threads: threads within one operator; None: 1.
         kernels: "auto", "native" or "onnxruntime", see `Recognizer.from_pretrained`; None: the default.
         hotwords: file of phrases to prefer.
+        language_model: language model of all streams and files.
     """
 
     bundle: Path | None = None
@@ -45,6 +47,7 @@ class ModelOptions:
     num_threads: int | None = None
     kernels: str | None = None
     hotwords: Path | None = None
+    language_model: LanguageModelOptions | None = None
 
     def load(self) -> Recognizer:
         """Load the recogniser of one process."""
@@ -53,6 +56,7 @@ class ModelOptions:
             providers=self.providers,
             num_threads=self.num_threads,
             kernels=self.kernels,
+            options=DecodingOptions(language_model=self.language_model),
             hotwords=_read_hotwords(self.hotwords) if self.hotwords else None,
         )
 
@@ -63,6 +67,7 @@ class ModelOptions:
             chunk_size=self.chunk_size or config.static_chunk_size or STREAM_CHUNK_SIZE,
             num_left_chunks=self.num_left_chunks,
             endpoint=EndpointConfig(),
+            language_model=self.language_model,
         )
 
 

@@ -1,0 +1,123 @@
+"""Language models of a recogniser and of single streams, through the public face and the command line."""
+
+import dataclasses
+import gc
+import json
+import pickle
+import weakref
+
+import pytest
+from commands import transcribe
+from feeding import CHUNKED, feed, feed_together
+from language_models import random_arpa
+from tones import SYMBOLS, say
+
+from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
+from u2moe.runtime.language.fusion import Fusion
+
+
+def arpa_of(**log_probs):
+    lines = "\n".join(f"{log_prob}\t{word}" for word, log_prob in {"<unk>": -9, "</s>": -1, **log_probs}.items())
+    return f"\\data\\\nngram 1={len(log_probs) + 2}\n\n\\1-grams:\n{lines}\n\n\\end\\\n"
+
+
+@pytest.fixture
+def options(tmp_path):
+    """A function from word probabilities to options with that model."""
+
+    def options(*, weight=1.0, **log_probs):
+        path = tmp_path / "words.arpa"
+        path.write_text(arpa_of(**log_probs), encoding="utf-8")
+        return LanguageModelOptions(model=path, weight=weight, word_bonus=0)
+
+    return options
+
+
+def with_model(language_model):
+    return dataclasses.replace(CHUNKED, language_model=language_model)
+
+
+def test_streams_that_are_decoded_together_keep_their_own_models(toy, options):
+    models = [None, options(A=-0.1, B=-30, C=-1, D=-1), options(A=-30, B=-0.1, C=-1, D=-1), None]
+    samples, _ = say("ABCDBA", [0.3] * 6)
+    chosen = [with_model(model) for model in models]
+    alone = [feed(toy, samples, options=item) for item in chosen]
+    assert feed_together(toy, [samples] * 4, chosen) == alone
+    texts = [" ".join(segment.text for segment in segments) for segments in alone]
+    assert texts[0] == texts[3] == "A B C D B A"
+    assert "B" not in texts[1].split()
+    assert "A" not in texts[2].split()
+
+
+def test_any_split_of_the_audio_gives_the_same(toy, options):
+    chosen = with_model(options(A=-0.3, B=-3, C=-1, D=-2))
+    samples, _ = say("ABCD" * 3, [0.1, 0.9, 0.2, 0.1] * 3)
+    whole = feed(toy, samples, options=chosen)
+    assert feed(toy, samples, [1, 700, 12_345, 3, 20_000], chosen) == whole
+    assert any(segment.nbest[0].language_score for segment in whole)
+
+
+def test_a_model_that_counts_for_nothing_changes_no_text_and_no_score(toy, options):
+    samples, _ = say("ABCD", [0.3] * 4)
+    plain = feed(toy, samples)
+    weightless = feed(toy, samples, options=with_model(options(weight=0, A=-1)))
+    for segment, other in zip(plain, weightless, strict=True):
+        for alternative in other.nbest:
+            assert alternative.language_score == 0
+        assert [dataclasses.replace(item, language_score=None) for item in other.nbest] == segment.nbest
+        assert dataclasses.replace(other, nbest=segment.nbest) == segment
+
+
+def test_a_recogniser_shares_its_model_and_forgets_those_of_streams(toy, options):
+    recognizer = Recognizer(toy.bundle, toy.model, with_model(options(A=-1, B=-1)))
+    first, second = recognizer.create_stream(), recognizer.create_stream()
+    assert first.source.fusion is second.source.fusion is not None
+    own = options(A=-2)
+    stream = recognizer.create_stream(with_model(own))
+    assert stream.source.fusion is not first.source.fusion
+    gone = weakref.ref(own)
+    del own, stream
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_search_that_cannot_use_a_model_says_so(options):
+    for search in ("ctc_greedy", "attention"):
+        with pytest.raises(ValueError, match=f"search is '{search}'"):
+            DecodingOptions(search=search, language_model=options(A=-1))
+    with pytest.raises(ValueError, match="must be LanguageModelOptions"):
+        DecodingOptions(language_model="words.arpa")
+
+
+def test_options_reach_worker_processes(toy, tmp_path):
+    (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCD", 3), encoding="utf-8")
+    options = LanguageModelOptions(model=LanguageModel.open(tmp_path / "toy.arpa"), weight=0.25)
+    copied = pickle.loads(pickle.dumps(options))
+    tokens = [1, 2, SYMBOLS.index("\u2581D"), 3]
+    assert Fusion(copied, toy.vocabulary).score(tokens) == Fusion(options, toy.vocabulary).score(tokens) != 0
+
+
+@pytest.mark.slow
+def test_the_command_line_has_a_model_and_records_it(bundle, clips, capsys):
+    words = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    (clips / "toy.arpa").write_text(random_arpa(1, words, 2, share=0.1), encoding="utf-8")
+    (clips / "names.txt").write_text("ANNA\nBOB\n", encoding="utf-8")
+    options = ["--lm", clips / "toy.arpa", "--lm-weight", 0.3, "--lm-class", f"A={clips / 'names.txt'}"]
+    assert transcribe(bundle, "-f", "json", *options, clips / "a.wav") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    alternatives = json.loads(line)["segments"][0]["nbest"]
+    assert all(alternative["language_score"] for alternative in alternatives)
+    for alternative in alternatives:  # the second pass adds it in full
+        acoustic = alternative["ctc_score"] - alternative["language_score"]
+        expected = alternative["attention_score"] + 0.3 * acoustic + alternative["language_score"]
+        assert alternative["score"] == pytest.approx(expected, abs=1e-3)
+    out = clips / "out"
+    for weight, written in ((0.3, True), (0.3, False), (0.4, True)):
+        before = (out / "a.txt").stat().st_mtime_ns if out.exists() else 0
+        assert transcribe(bundle, "-o", out, "--lm", clips / "toy.arpa", "--lm-weight", weight, clips / "a.wav") == 0
+        assert ((out / "a.txt").stat().st_mtime_ns > before) is written
+    capsys.readouterr()
+    assert transcribe(bundle, "--lm-weight", 1, clips / "a.wav") == 1
+    assert "need --lm FILE" in capsys.readouterr().err
+    assert transcribe(bundle, "--lm", clips / "a.wav", clips / "a.wav") == 1
+    assert "a.wav: cannot be read as an ARPA file" in capsys.readouterr().err
