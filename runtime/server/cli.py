@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.cli.options import add_kernels
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
+from u2moe.runtime.cli.options import add_kernels
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
