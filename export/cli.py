@@ -7,9 +7,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from u2moe.export.comparison import ParityReport
 
 Subparsers = Any  # argparse has no public name for it
+
+_PROFILES = ("streaming", "offline", "clip", "ort")
+_ORT_HELP = "also write the graphs in ORT format, and the operators that a reduced build of onnxruntime needs"
 
 
 def add_export(subparsers: Subparsers) -> None:
@@ -20,16 +25,17 @@ def add_export(subparsers: Subparsers) -> None:
         description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX. Ends with a comparison "
         "of torch and onnxruntime; a bundle that differs by more than 1e-4 is not written. With --profile sherpa-onnx "
         "write the encoder and CTC head as the graphs that sherpa-onnx's WeNet clients load, from a checkpoint or a "
-        "bundle, quantized or not.",
+        "bundle, quantized or not; the other profiles are those of u2moe convert.",
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
     parser.add_argument(
         "--profile",
-        choices=("bundle", "sherpa-onnx"),
+        choices=("bundle", "sherpa-onnx", *_PROFILES),
         default="bundle",
-        help="what will run the graphs: u2moe (a bundle, the default) or sherpa-onnx",
+        help="what will run the graphs: u2moe (a bundle, the default), sherpa-onnx, or another program",
     )
+    parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
     parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 16)")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
     parser.add_argument(
@@ -39,6 +45,25 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.set_defaults(run=run_export)
+
+
+def add_convert(subparsers: Subparsers) -> None:
+    """`u2moe convert BUNDLE OUT`."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="make one graph of a bundle, for programs that want fewer",
+        description="Make fewer graphs of a bundle, quantized or not, and prove them equal to it. streaming: one chunk "
+        "of samples and caches in, log-probabilities, encoder frames and caches out. offline: samples in, greedy "
+        "tokens, times and log-probabilities out. clip: bytes of a WAV, FLAC or MP3 file of less than 30 seconds in, "
+        "text out, with onnxruntime-extensions. ort: the graphs of the bundle as they are, in ORT format.",
+    )
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("out", help="folder to write")
+    parser.add_argument("--profile", choices=_PROFILES, required=True)
+    parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder of this kind that is already there")
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    parser.set_defaults(run=run_convert)
 
 
 def add_validate(subparsers: Subparsers) -> None:
@@ -72,6 +97,8 @@ def run_export(args: argparse.Namespace) -> int:
     """Export and print what was compared."""
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args)
+    if args.profile != "bundle":
+        return _run_profile(args)
     from u2moe.export.exporter import export_bundle
 
     for name in ("chunk_size", "left_chunks", "only"):
@@ -79,6 +106,8 @@ def run_export(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"--{name.replace('_', '-')} needs --profile sherpa-onnx: a bundle is not limited to one setting"
             )
+    if args.ort:
+        raise ValueError("--ort needs a profile; 'u2moe convert BUNDLE OUT --profile ort' has the graphs of a bundle")
     bundle, report = export_bundle(
         args.checkpoint,
         args.out,
@@ -112,6 +141,44 @@ def _run_sherpa(args: argparse.Namespace) -> int:
     _print_report(written.report, quiet=args.quiet)
     print(f"wrote {written.path}; to load it:")
     print(written.usage())
+    return 0
+
+
+def _run_profile(args: argparse.Namespace) -> int:
+    """Write a profile from a checkpoint, by way of a bundle that is discarded, or from a bundle."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from u2moe.runtime.manifest import MANIFEST_FILE
+
+    if (Path(args.checkpoint) / MANIFEST_FILE).is_file():
+        return _convert(args, args.checkpoint)
+    from u2moe.export.exporter import export_bundle
+
+    with TemporaryDirectory() as folder:
+        bundle, _ = export_bundle(
+            args.checkpoint,
+            Path(folder) / "bundle",
+            weights=args.weights,
+            units=args.units,
+            progress=_printer(args.quiet),
+        )
+        return _convert(args, bundle.path)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Convert a bundle and print what was compared."""
+    return _convert(args, args.bundle)
+
+
+def _convert(args: argparse.Namespace, bundle: str | Path) -> int:
+    from u2moe.export.profiles.conversion import convert_bundle
+
+    written = convert_bundle(
+        bundle, args.out, args.profile, ort=args.ort, overwrite=args.overwrite, progress=_printer(args.quiet)
+    )
+    _print_report(written.report, quiet=args.quiet)
+    print(f"wrote {written.path}: {', '.join(written.files)}")
     return 0
 
 

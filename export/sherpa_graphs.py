@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from u2moe.export.joining import closed, joined, pair_sums
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT, Graph, Tensor
+from u2moe.runtime.contract import Graph, Tensor
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.manifest import Manifest, ModelConfig
@@ -185,15 +185,15 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             "att_cache": g.op("Unsqueeze", inputs["attn_cache"], [1]),
             "cnn_cache": inputs["conv_cache"],
         }
-        encoder, ctc = _joined(bundle, feeds)
+        encoder, ctc = joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
         outputs = {
             "log_probs": results["log_probs"],
             "next_att_cache": g.op("Squeeze", results["r_att_cache"], [1]),
             "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
         }
-    metadata = online_metadata(config, options) | _pair_sums(encoder, ctc)
-    return _closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
+    metadata = online_metadata(config, options) | pair_sums(encoder, ctc)
+    return closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
 
 
 def _position(
@@ -234,13 +234,11 @@ def offline_graph(bundle: Bundle) -> ir.Model:
             feeds["required_cache_size"] = g.op("Squeeze", g.constant([0]), [0])
             feeds["att_cache"] = zeros(np.float32, blocks, batch, [*heads, 0, config.kv_dim])
             feeds["cnn_cache"] = zeros(np.float32, blocks, batch, [config.conv_dim, config.conv_cache])
-        encoder, ctc = _joined(bundle, feeds)
+        encoder, ctc = joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
         outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
-    metadata = offline_metadata(config) | _pair_sums(encoder, ctc)
-    return _closed(
-        g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc
-    )
+    metadata = offline_metadata(config) | pair_sums(encoder, ctc)
+    return closed(g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
@@ -272,66 +270,3 @@ def _axis(config: ModelConfig) -> Callable[[str], int | None]:
     without = {} if config.convolution else {"conv_dim": config.output_size, "conv_cache": 0}
     fixed = {"one": 1, **without}
     return lambda name: fixed.get(name, config.axis(name))
-
-
-def _joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:
-    """The bundle's encoder reading `feeds` by name, and its CTC head reading the encoder."""
-    encoder = ir.load(bundle.path / "encoder.onnx")
-    ctc = ir.load(bundle.path / "ctc.onnx")
-    for value in encoder.graph.inputs:
-        ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
-    output = next(value for value in encoder.graph.outputs if value.name == "output")
-    ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
-    return encoder, ctc
-
-
-def _pair_sums(*parts: ir.Model) -> dict[str, str]:
-    """Metadata that says so if the weights of all parts are exact on every processor."""
-    fit = all(part.metadata_props.get(PAIR_SUMS) == PAIR_SUMS_FIT for part in parts)
-    return {PAIR_SUMS: PAIR_SUMS_FIT} if fit else {}
-
-
-def _closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
-    """The model with the nodes, weights and functions of its parts, without those that no output depends on."""
-    graph = model.graph
-    nodes = {node.name for node in graph}
-    values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
-    for part in parts:
-        _take_weights(graph, part.graph)
-        for node in list(part.graph):
-            part.graph.remove(node)
-            _rename(node, nodes, part.graph.name)
-            for value in node.outputs:
-                _rename(value, values, part.graph.name)
-            graph.append(node)
-        graph.opset_imports.update(part.graph.opset_imports)
-        model.functions.update(part.functions)
-        model.ir_version = max(model.ir_version or 0, part.ir_version or 0)
-    graph.sort()
-    RemoveUnusedNodesPass()(model)
-    return model
-
-
-def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None) -> None:
-    if item.name in taken:
-        item.name = f"{prefix}/{item.name}"
-    taken.add(item.name)
-
-
-def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
-    """Move initializers; small constants are named by their values, so that equal ones are shared."""
-    for name, value in list(part.initializers.items()):
-        del part.initializers[name]
-        if name not in graph.initializers:
-            graph.register_initializer(value)
-            continue
-        mine = graph.initializers[name]
-        if _bytes(mine) == _bytes(value):
-            ir.convenience.replace_all_uses_with(value, mine)
-        else:
-            value.name = f"{part.name}/{name}"
-            graph.register_initializer(value)
-
-
-def _bytes(value: ir.Value) -> bytes:
-    return b"" if value.const_value is None else value.const_value.tobytes()

@@ -99,13 +99,7 @@ class BundleWriter:
         Raises:
             BundleError: a graph or tokens.txt is missing, or the staged files are not a valid bundle.
         """
-        digests = {
-            name: _digest(self.path, name)
-            for name in sorted(file.name for file in self.path.iterdir())
-            if name not in (MANIFEST_FILE, SEALED_FILE)
-        }
-        text = format_manifest(dataclasses.replace(manifest, files=digests))
-        (self.path / SEALED_FILE).write_text(text, encoding="utf-8", newline="\n")
+        write_manifest(self.path, manifest, SEALED_FILE)
         return Bundle.open(self.path, verify=False, manifest_file=SEALED_FILE)
 
     def finish(self, manifest: Manifest) -> Bundle:
@@ -206,6 +200,14 @@ class BundleWriter:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
+    """Hash every file of a folder, and write the manifest with their digests into its file `name`."""
+    names = sorted(file.name for file in folder.iterdir() if file.name not in (MANIFEST_FILE, SEALED_FILE))
+    files = {file: _digest(folder, file) for file in names}
+    text = format_manifest(dataclasses.replace(manifest, files=files))
+    (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _digest(folder: Path, name: str) -> FileDigest:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OTHER_COMMANDS = {
     "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
+    "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
     "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
     "serve": ("u2moe.runtime.server.cli", "add_serve", "run a server for existing speech recognition clients"),
@@ -28,6 +29,7 @@ OTHER_COMMANDS = {
 """Module, function and help text of each sub-command in another package."""
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
+    "onnxruntime_extensions": "clip",
     "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
 }  # fmt: skip
 """The extra that installs each package needed by only some sub-commands."""

@@ -98,6 +98,13 @@ class GraphBuilder:
                 self._constants[name] = self._tape.initializer(ir.tensor(value, name=name))
         return self._constants[name]
 
+    def constant_strings(self, values: Sequence[str]) -> ir.Value:
+        """A constant of strings [n]."""
+        name = f"const_strings_{self.path(str(len(self._constants)))}"
+        tensor = ir.StringTensor([value.encode() for value in values], shape=ir.Shape([len(values)]), name=name)
+        self._constants[name] = self._tape.initializer(tensor)
+        return self._constants[name]
+
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
         """A float32 weight named by its path in the state dict, read when the graph is saved and not kept in memory.
 
@@ -204,7 +211,7 @@ def _content(function: ir.Function) -> bytes:
     return content
 
 
-_TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
+_TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8", "str": "STRING"}
 
 
 def _shape(tensor: contract.Tensor, axes: Callable[[str], int | None]) -> ir.Shape:

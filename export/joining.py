@@ -1,0 +1,72 @@
+"""Graphs of a bundle as parts of one: the encoder reading given values, and the CTC head reading the encoder."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT
+
+
+def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:
+    """The bundle's encoder reading `feeds` by name, and its CTC head reading the encoder."""
+    encoder = ir.load(bundle.path / "encoder.onnx")
+    ctc = ir.load(bundle.path / "ctc.onnx")
+    for value in encoder.graph.inputs:
+        ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
+    output = next(value for value in encoder.graph.outputs if value.name == "output")
+    ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
+    return encoder, ctc
+
+
+def pair_sums(*parts: ir.Model) -> dict[str, str]:
+    """Metadata that says so if the weights of all parts are exact on every processor."""
+    fit = all(part.metadata_props.get(PAIR_SUMS) == PAIR_SUMS_FIT for part in parts)
+    return {PAIR_SUMS: PAIR_SUMS_FIT} if fit else {}
+
+
+def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
+    """The model with the nodes, weights and functions of its parts, without those that no output depends on."""
+    graph = model.graph
+    nodes = {node.name for node in graph}
+    values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    for part in parts:
+        _take_weights(graph, part.graph)
+        for node in list(part.graph):
+            part.graph.remove(node)
+            _rename(node, nodes, part.graph.name)
+            for value in node.outputs:
+                _rename(value, values, part.graph.name)
+            graph.append(node)
+        graph.opset_imports.update(part.graph.opset_imports)
+        model.functions.update(part.functions)
+        model.ir_version = max(model.ir_version or 0, part.ir_version or 0)
+    graph.sort()
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None) -> None:
+    if item.name in taken:
+        item.name = f"{prefix}/{item.name}"
+    taken.add(item.name)
+
+
+def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
+    """Move initializers; small constants are named by their values, so that equal ones are shared."""
+    for name, value in list(part.initializers.items()):
+        del part.initializers[name]
+        if name not in graph.initializers:
+            graph.register_initializer(value)
+            continue
+        mine = graph.initializers[name]
+        if _bytes(mine) == _bytes(value):
+            ir.convenience.replace_all_uses_with(value, mine)
+        else:
+            value.name = f"{part.name}/{name}"
+            graph.register_initializer(value)
+
+
+def _bytes(value: ir.Value) -> bytes:
+    return b"" if value.const_value is None else value.const_value.tobytes()

@@ -1,0 +1,307 @@
+"""A bundle's graphs as one: `streaming` for a chunk of samples, `offline` for a recording, `clip` for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+
+from u2moe.export.joining import closed, joined, pair_sums
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
+from u2moe.runtime.errors import UnsupportedError
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.features import fbank
+from u2moe.runtime.manifest import Manifest, ModelConfig
+from u2moe.runtime.text import WORD_BOUNDARY
+
+Profile = Literal["streaming", "offline", "clip", "ort"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+EXTENSIONS = "ai.onnx.contrib"
+"""Domain of the operators of onnxruntime-extensions."""
+LONGEST_CLIP_S = 30
+"""AudioDecoder cuts whatever is longer, without a message."""
+_LONGEST_CLIP = 480_000
+"""The same in samples, whatever their rate."""
+
+_ATT = ("num_blocks", "batch", "num_kv_heads")
+_CNN = ("num_blocks", "batch", "conv_dim", "conv_cache")
+
+
+def _float(name: str, *axes: str) -> Tensor:
+    return Tensor(name=name, dtype="float32", axes=axes)
+
+
+def _int(name: str, *axes: str) -> Tensor:
+    return Tensor(name=name, dtype="int64", axes=axes)
+
+
+def streaming_contract(config: ModelConfig) -> Graph:
+    """One chunk of a stream: samples and caches in, log-probabilities, encoder frames and caches out.
+
+    Inputs:
+        samples: the window of the chunk [batch, samples], in [-1, 1]. It begins `samples_per_frame` times the encoder
+            frames so far after the first sample, and has `window_samples` and `samples_per_frame` for every further
+            frame of the chunk (both are in the graph's metadata). The last window may be shorter.
+        offset: position of the chunk [batch]: 0, then `next_offset` of the chunk before.
+        required_cache_size: encoder frames of left context to keep; negative: all. Scalar.
+        att_cache, cnn_cache: as for a bundle's encoder.
+
+    Outputs:
+        log_probs: [batch, time, vocab]; encoder_out: [batch, time, dim], for the decoder; next_offset: [batch], which
+            never exceeds `max_position` if the left context is limited; the new caches.
+    """
+    inputs: tuple[Tensor, ...] = (
+        _float("samples", "batch", "samples"),
+        _int("offset", "batch"),
+        _int("required_cache_size"),
+        _float("att_cache", *_ATT, "cache_time", "kv_dim"),
+    )
+    outputs: tuple[Tensor, ...] = (
+        _float("log_probs", "batch", "time", "vocab_size"),
+        _float("encoder_out", "batch", "time", "output_size"),
+        _int("next_offset", "batch"),
+        _float("r_att_cache", *_ATT, "next_cache_time", "kv_dim"),
+    )
+    if config.convolution:
+        inputs = (*inputs, _float("cnn_cache", *_CNN))
+        outputs = (*outputs, _float("r_cnn_cache", *_CNN))
+    return Graph(name="streaming", inputs=inputs, outputs=outputs)
+
+
+def offline_contract() -> Graph:
+    """A recording with full context: samples [1, samples] to the greedy tokens, when they begin, and log-probabilities.
+
+    Any number of samples is allowed; too few give no tokens and no frames.
+    """
+    return Graph(
+        name="offline",
+        inputs=(_float("samples", "one", "samples"),),
+        outputs=(
+            _int("tokens", "tokens"),
+            _float("times", "tokens"),
+            _float("log_probs", "one", "time", "vocab_size"),
+            _float("encoder_out", "one", "time", "output_size"),
+        ),
+    )
+
+
+def clip_contract() -> Graph:
+    """A short file: its bytes [1, bytes] to text [1], and the tokens behind it with the seconds at which they begin.
+
+    WAV, FLAC and MP3 of less than 30 seconds at the model's rate; channels are averaged. Others are refused: the run
+    fails, and the name of the failing node says why.
+    """
+    return Graph(
+        name="clip",
+        inputs=(Tensor(name="audio", dtype="uint8", axes=("one", "bytes")),),
+        outputs=(
+            Tensor(name="text", dtype="str", axes=("one",)),
+            _int("tokens", "tokens"),
+            _float("times", "tokens"),
+        ),
+    )
+
+
+def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
+    """The graph of a profile that has one.
+
+    Raises:
+        UnsupportedError: the bundle's encoder cannot run that way.
+    """
+    builders: dict[str, Callable[[Bundle], ir.Model]] = {
+        "streaming": streaming_graph,
+        "offline": offline_graph,
+        "clip": clip_graph,
+    }
+    return builders[profile](bundle)
+
+
+def streaming_graph(bundle: Bundle) -> ir.Model:
+    """Front end, encoder and CTC head for one chunk; see `streaming_contract`."""
+    config, features = bundle.manifest.model, bundle.manifest.features
+    if not config.streaming:
+        raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: ask for the profile offline")
+    contract = streaming_contract(config)
+    g = GraphBuilder(contract.name)
+    inputs = {tensor.name: g.input(tensor, config.axis) for tensor in contract.inputs}
+    with g.scope("streaming"):
+        frames = fbank(g, inputs["samples"], features)
+        offset = _position(g, inputs, frames, config)
+        feeds = {name: value for name, value in inputs.items() if name != "samples"}
+        feeds |= {"chunk": frames, "chunk_lens": _chunk_lens(g, frames), "offset": offset}
+        encoder, ctc = joined(bundle, feeds)
+        results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
+        outputs = {
+            **{str(name): value for name, value in results.items()},
+            "encoder_out": results["output"],
+            "next_offset": g.op("Add", offset, results["output_lens"]),
+        }
+    return closed(
+        g.model(contract, inputs, outputs, config.axis, _metadata(bundle, "streaming", encoder, ctc)), encoder, ctc
+    )
+
+
+def offline_graph(bundle: Bundle) -> ir.Model:
+    """Everything for a recording with full context, up to the greedy search; see `offline_contract`."""
+    contract = offline_contract()
+    g, axes = GraphBuilder(contract.name), _axis(bundle.manifest.model)
+    inputs = {tensor.name: g.input(tensor, axes) for tensor in contract.inputs}
+    with g.scope("offline"):
+        outputs, parts = _offline(g, bundle, inputs["samples"])
+    return closed(g.model(contract, inputs, outputs, axes, _metadata(bundle, "offline", *parts)), *parts)
+
+
+def clip_graph(bundle: Bundle) -> ir.Model:
+    """`offline_graph` between a decoder of files and one of tokens; see `clip_contract`."""
+    contract = clip_contract()
+    g, axes = GraphBuilder(contract.name), _axis(bundle.manifest.model)
+    inputs = {tensor.name: g.input(tensor, axes) for tensor in contract.inputs}
+    with g.scope("clip"):
+        samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
+        outputs, parts = _offline(g, bundle, samples)
+        outputs["text"] = _text(g, outputs["tokens"], bundle.tokens)
+    model = g.model(contract, inputs, outputs, axes, _metadata(bundle, "clip", *parts))
+    return closed(model, *parts)
+
+
+def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
+    return g.op("Expand", g.op("Shape", frames, start=1, end=2), g.op("Shape", frames, start=0, end=1))
+
+
+def _position(g: GraphBuilder, inputs: dict[str, ir.Value], frames: ir.Value, config: ModelConfig) -> ir.Value:
+    """The position of the chunk; as in `Encoder.step`, it is moved back before it passes `max_position`."""
+    with g.scope("position"):
+        offset = inputs["offset"]
+        rate = config.subsampling_rate
+        num_frames = g.op("Shape", frames, start=1, end=2)
+        time = g.op("Div", g.op("Sub", num_frames, [config.window - rate]), [rate])
+        base = g.op("Max", g.op("Shape", inputs["att_cache"], start=3, end=4), [config.conv_cache])
+        is_late = g.op("Greater", g.op("Add", offset, time), [config.max_position])
+        is_limited = g.op("GreaterOrEqual", inputs["required_cache_size"], np.array(0, np.int64))
+        return g.op("Where", g.op("And", is_late, is_limited), g.op("Min", offset, base), offset)
+
+
+def _offline(
+    g: GraphBuilder, bundle: Bundle, samples: ir.Value
+) -> tuple[dict[str, ir.Value], tuple[ir.Model, ir.Model]]:
+    """Outputs of the offline graph for samples [1, samples], and the parts of the bundle that they come from."""
+    config, features = bundle.manifest.model, bundle.manifest.features
+    if config.streaming and config.static_chunk_size:
+        raise UnsupportedError(
+            f"{bundle.path}: static_chunk_size is {config.static_chunk_size}: this encoder was trained only with "
+            "chunks: ask for the profile streaming"
+        )
+    # Too few samples for one encoder frame get zeros after them, and their one frame is discarded at the end.
+    shortest = window_samples(bundle.manifest)
+    missing = g.op("Max", g.op("Sub", [shortest], g.op("Shape", samples, start=1, end=2)), [0])
+    zeros = g.op("ConstantOfShape", g.op("Concat", [1], missing, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
+    frames = fbank(g, g.op("Concat", samples, zeros, axis=1), features)
+    feeds = {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)}
+    if config.streaming:
+        feeds["offset"] = g.constant([0])
+        feeds["required_cache_size"] = g.constant(np.array(0, np.int64))
+        feeds["att_cache"] = _zeros(g, config.num_blocks, 1, config.num_kv_heads, 0, config.kv_dim)
+        feeds["cnn_cache"] = _zeros(g, config.num_blocks, 1, config.conv_dim, config.conv_cache)
+    parts = joined(bundle, feeds)
+    results = {value.name: value for part in parts for value in part.graph.outputs}
+    with g.scope("greedy"):
+        num_frames = g.op("Where", g.op("Equal", missing, [0]), results["output_lens"], [0])
+        log_probs = g.op("Slice", results["log_probs"], [0], num_frames, [1])
+        encoder_out = g.op("Slice", results["output"], [0], num_frames, [1])
+        best = g.op("Squeeze", g.op("ArgMax", log_probs, axis=2, keepdims=0), [0])
+        before = g.op("Slice", g.op("Concat", [-1], best, axis=0), [0], [-1], [0])
+        begins = g.op("And", _not_equal(g, best, g.constant([config.blank])), _not_equal(g, best, before))
+        places = g.op("Squeeze", g.op("NonZero", begins), [0])
+        frame_s = config.subsampling_rate * features.frame_shift_ms / 1000
+        outputs = {
+            "tokens": g.op("Gather", best, places),
+            "times": g.op("Mul", g.op("Cast", places, to=ir.DataType.FLOAT), float(frame_s)),
+            "log_probs": log_probs,
+            "encoder_out": encoder_out,
+        }
+    return outputs, (parts[0], parts[1])
+
+
+def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
+    """Samples [1, samples] of a file, or a node that fails."""
+    with g.scope("decoder"):
+        # A tag hides the format of an MP3 file from AudioDecoder.
+        first = g.op("Slice", g.op("Pad", audio, [0, 0, 0, 3]), [0], [3], [1])
+        tag = g.constant(np.frombuffer(b"ID3", np.uint8)[np.newaxis].astype(np.int64))
+        matches = g.op("Cast", g.op("Equal", g.op("Cast", first, to=ir.DataType.INT64), tag), to=ir.DataType.INT64)
+        is_tagged = g.op("Equal", g.op("ReduceMin", matches, [1], keepdims=0), [1])
+        kind = g.op("Where", is_tagged, _string(g, "mp3"), _string(g, ""))
+        as_it_is = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, stereo_to_mono=1)
+        samples = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, downsampling_rate=sample_rate, stereo_to_mono=1)
+        length = g.op("Shape", samples, start=1, end=2)
+        # Its resampling folds what is above half the new rate back into speech, so files at other rates are refused.
+        other_rate = _not_equal(g, length, g.op("Shape", as_it_is, start=1, end=2))
+        longest = min(LONGEST_CLIP_S * sample_rate, _LONGEST_CLIP)
+        too_long = g.op("GreaterOrEqual", length, [longest])
+        length = _refused(g, other_rate, length, f"the sample rate must be {sample_rate} Hz")
+        length = _refused(g, too_long, length, f"the clip must be shorter than {longest / sample_rate:g} s")
+        return g.op("Slice", samples, [0], length, [1])
+
+
+def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str) -> ir.Value:
+    """`value` [1], or a failing node named by the reason if `condition` holds: an index that does not exist."""
+    with g.scope(f"REFUSED: {reason}"):
+        return g.op("Gather", value, g.op("Cast", condition, to=ir.DataType.INT64))
+
+
+def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
+    """Text [1] of token ids, as `Vocabulary.text` gives it."""
+    with g.scope("text"):
+        table = g.constant_strings([*(symbol.replace(WORD_BOUNDARY, " ") for symbol in symbols), ""])
+        # An empty symbol after the last: without any string there is nothing to join.
+        ids = g.op("Concat", tokens, [len(symbols)], axis=0)
+        axis = g.constant([0])
+        text = g.op("StringJoin", g.op("Gather", table, ids), _string(g, ""), axis, domain=EXTENSIONS)
+        text = g.op("Reshape", text, [1])
+        for pattern, replacement in ((r"\s+", " "), (r"^ | $", "")):
+            text = g.op("StringRegexReplace", text, _string(g, pattern), _string(g, replacement), domain=EXTENSIONS)
+        return text
+
+
+def _string(g: GraphBuilder, value: str) -> ir.Value:
+    return g.constant_strings([value])
+
+
+def _not_equal(g: GraphBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+    return g.op("Not", g.op("Equal", one, other))
+
+
+def _zeros(g: GraphBuilder, *shape: int) -> ir.Value:
+    return g.op("ConstantOfShape", list(shape), value=ir.tensor(np.zeros(1, np.float32)))
+
+
+def _axis(config: ModelConfig) -> Callable[[str], int | None]:
+    return lambda name: 1 if name == "one" else config.axis(name)
+
+
+def window_samples(manifest: Manifest) -> int:
+    """Samples that one encoder frame is computed from."""
+    features = manifest.features
+    return (manifest.model.window - 1) * features.shift_len + features.frame_len
+
+
+def samples_per_frame(manifest: Manifest) -> int:
+    """Samples from one encoder frame to the next."""
+    return manifest.model.subsampling_rate * manifest.features.shift_len
+
+
+def _metadata(bundle: Bundle, profile: Profile, *parts: ir.Model) -> dict[str, str]:
+    values: dict[str, Any] = {
+        "profile": profile,
+        "window_samples": window_samples(bundle.manifest),
+        "samples_per_frame": samples_per_frame(bundle.manifest),
+    }
+    return (
+        bundle.manifest.metadata()
+        | pair_sums(*parts)
+        | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}
+    )

@@ -1,0 +1,202 @@
+"""Graphs of profiles against the graphs of the bundle that they were made from, run as the runtime runs those."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+import soundfile
+
+from u2moe.export.comparison import Comparison, ParityReport, compared
+from u2moe.export.feature_parity import parity_samples
+from u2moe.export.profiles.graphs import LONGEST_CLIP_S, Profile, samples_per_frame, window_samples
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.ctc import ctc_greedy_search
+from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.errors import ParityError
+from u2moe.runtime.graph.features import features_graph
+from u2moe.runtime.session import ONNXRUNTIME_ERRORS, SessionSettings
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+"""From inputs by name to outputs by name."""
+
+CHUNKS = ((16, -1), (16, 4), (5, 2))
+"""(chunk size, left chunks) of the streams compared."""
+
+
+NOT_PORTABLE = ["NchwcTransformer"]
+"""Optimizers that graphs in ORT format go without: what they write runs only on some processors."""
+
+
+def session_of(file: Path | bytes, *, extensions: bool = False, portable: bool = False) -> Run:
+    """Runs a graph in either format.
+
+    Args:
+        file: the graph, or its content.
+        extensions: register the operators of onnxruntime-extensions.
+        portable: optimize only as for the ORT format. Another sum of a convolution rounds differently, and in a
+            quantized network a last bit can turn into a whole step.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
+    """
+    options = SessionSettings().session_options()
+    if extensions:
+        import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
+
+        options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
+    session = onnxruntime.InferenceSession(
+        file, options, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_PORTABLE if portable else None
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+class ProfileParity:
+    """Compares the graph of one profile with a bundle; errors name the `subject`."""
+
+    def __init__(self, bundle: Bundle, run: Run, *, subject: Path) -> None:
+        self.bundle = bundle
+        self.config = bundle.manifest.model
+        self.model = bundle.load()
+        self.run = run
+        self.subject = subject
+        # Not those of kaldi-native-fbank: in a quantized network a last bit can turn into a whole step.
+        self._front_end = session_of(ir.to_proto(features_graph(bundle.manifest)).SerializeToString())
+        self.samples = parity_samples(bundle.manifest, 6.0)
+        self.report = ParityReport(sides="the bundle and the graph made from it")
+
+    def compare(self, profile: Profile, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
+        """Compare.
+
+        Raises:
+            ParityError: a difference; names case, tensor, difference and limit.
+        """
+        if profile == "streaming":
+            for chunk_size, left in CHUNKS:
+                case = f"stream, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
+                progress(case)
+                self._stream(case, chunk_size, left, 0)
+            progress("stream, where positions are moved back")
+            self._stream("stream, where positions are moved back", 16, 4, self.config.max_position - 20)
+        for num_samples in (0, 1, window_samples(self.bundle.manifest), len(self.samples)):
+            if profile == "offline":
+                progress(f"recording of {num_samples} samples")
+                self._recording(num_samples)
+        if profile == "clip":
+            for kind in ("WAV", "FLAC"):
+                progress(f"{kind} file")
+                self._clip(kind)
+            progress("files that are refused")
+            self._refusals()
+        return self.report
+
+    def features(self, samples: Array) -> Array:
+        """Features [frames, mel] by the graph of the front end."""
+        return self._front_end({"samples": samples[np.newaxis]})["features"][0]
+
+    def _stream(self, case: str, chunk_size: int, left: int, start: int) -> None:
+        """A stream that begins at position `start`, on either side with its own caches."""
+        encoder, required = self.model.encoder, required_cache_size(chunk_size, left)
+        caches = encoder.start()
+        caches.offset[:] = start
+        mine = {"offset": caches.offset, "att_cache": caches.att}
+        if caches.cnn is not None:
+            mine["cnn_cache"] = caches.cnn
+        step = samples_per_frame(self.bundle.manifest)
+        shortest = window_samples(self.bundle.manifest)
+        length = (chunk_size - 1) * step + shortest
+        pairs: dict[str, list[tuple[Array, Array]]] = {}
+        for begin in range(0, len(self.samples) - shortest + 1, chunk_size * step):
+            window = self.samples[begin : begin + length]
+            found = self.run({"samples": window[np.newaxis], "required_cache_size": np.array(required), **mine})
+            output, caches = encoder.step(self.features(window)[np.newaxis], caches, required_cache_size=required)
+            expected = {
+                "log_probs": self.model.ctc(output[0])[np.newaxis],
+                "encoder_out": output,
+                "next_offset": caches.offset,
+                "r_att_cache": caches.att,
+            }
+            if caches.cnn is not None:
+                expected["r_cnn_cache"] = caches.cnn
+            for name, value in expected.items():
+                pairs.setdefault(name, []).append((value, found[name]))
+            mine = {"offset": found["next_offset"], "att_cache": found["r_att_cache"]}
+            if "r_cnn_cache" in found:
+                mine["cnn_cache"] = found["r_cnn_cache"]
+        for name, values in pairs.items():
+            self._add(compared(case, name, values))
+
+    def _recording(self, num_samples: int) -> None:
+        case, samples = f"recording of {num_samples} samples", self.samples[:num_samples]
+        found = self.run({"samples": samples[np.newaxis]})
+        encoder_out = self.model.encode(self.features(samples))
+        log_probs = self.model.ctc(encoder_out)
+        best = ctc_greedy_search(log_probs, self.config.blank)
+        expected = {
+            "log_probs": log_probs[np.newaxis],
+            "encoder_out": encoder_out[np.newaxis],
+            "tokens": np.array(best.tokens, np.int64),
+            "times": np.array(best.times, np.float32) * np.float32(self._frame_s),
+        }
+        for name, value in expected.items():
+            self._add(compared(case, name, [(value, found[name])]))
+
+    def _clip(self, kind: str) -> None:
+        rate = self.bundle.manifest.features.sample_rate
+        content = encoded(self.samples, rate, kind)
+        samples, _ = soundfile.read(io.BytesIO(content.tobytes()), dtype="float32")
+        log_probs = self.model.ctc(self.model.encode(self.features(samples)))
+        best = ctc_greedy_search(log_probs, self.config.blank)
+        found = self.run({"audio": content})
+        expected = np.array(best.tokens, np.int64)
+        self._add(compared(f"{kind} file", "tokens", [(expected, found["tokens"])]))
+        text = self.bundle.vocabulary.text(best.tokens)
+        if found["text"].tolist() != [text]:
+            raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
+
+    def _refusals(self) -> None:
+        """What AudioDecoder would silently cut or fold must fail by name, and an empty clip must not fail."""
+        rate = self.bundle.manifest.features.sample_rate
+        refused = {
+            "shorter than": np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32),
+            f"must be {rate} Hz": np.zeros(rate, np.float32),
+        }
+        for reason, samples in refused.items():
+            content = encoded(samples, 2 * rate if "Hz" in reason else rate, "WAV")
+            try:
+                self.run({"audio": content})
+            except ONNXRUNTIME_ERRORS as error:
+                if reason in str(error):
+                    continue
+                raise ParityError(f"{self.subject}: a file that {reason} failed with {error}") from error
+            raise ParityError(f"{self.subject}: a file was recognised that should have been refused: {reason}")
+        nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
+        if nothing["text"].tolist() != [""]:
+            raise ParityError(f"{self.subject}: 10 ms of silence gave {nothing['text'].tolist()}, expected no text")
+
+    @property
+    def _frame_s(self) -> float:
+        return self.config.subsampling_rate * self.bundle.manifest.features.frame_shift_ms / 1000
+
+    def _add(self, found: Comparison) -> None:
+        if not found.difference <= found.limit:
+            raise ParityError(
+                f"{self.subject}: {found.case}: {found.tensor}: largest difference {found.difference:.3g} between the "
+                f"graph and the bundle, limit {found.limit:.3g}"
+            )
+        self.report.comparisons.append(found)
+
+
+def encoded(samples: Array, rate: int, kind: str) -> Array:
+    """Bytes [1, bytes] of a file."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype="PCM_16")
+    return np.frombuffer(file.getvalue(), np.uint8)[np.newaxis]

@@ -1,0 +1,197 @@
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+
+from u2moe.export.profiles import conversion
+from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.export.profiles.graphs import samples_per_frame, window_samples
+from u2moe.export.profiles.parity import encoded, session_of
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.runtime import Bundle, DecodingOptions, ctc_prefix_beam_search
+from u2moe.runtime.cli import main
+from u2moe.runtime.errors import BundleError, ParityError, UnsupportedError
+from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
+
+GOLDEN = Path(__file__).parent / "golden"
+CLIPS = sorted(DEMO_FOLDER.glob("clips/*.flac"))
+needs_extensions = pytest.mark.skipif(
+    find_spec("onnxruntime_extensions") is None, reason="needs onnxruntime-extensions: pip install 'u2moe[clip]'"
+)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Bundle.open(DEMO_FOLDER)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A function from a profile to the folder that the demo bundle gives, made once."""
+    folders = {}
+
+    def convert(profile):
+        if profile not in folders:
+            folder = tmp_path_factory.mktemp(profile) / "out"
+            folders[profile] = convert_bundle(DEMO_FOLDER, folder, profile, ort=True).path
+        return folders[profile]
+
+    return convert
+
+
+def streamed(run, manifest, samples, chunk_size=16, left=4):
+    """Log-probabilities of a stream, as a program in any language would compute them."""
+    config, step = manifest.model, samples_per_frame(manifest)
+    state = {
+        "offset": np.zeros(1, np.int64),
+        "att_cache": np.zeros((config.num_blocks, 1, config.num_kv_heads, 0, config.kv_dim), np.float32),
+        "cnn_cache": np.zeros((config.num_blocks, 1, config.conv_dim, config.conv_cache), np.float32),
+    }
+    shortest, parts = window_samples(manifest), []
+    for begin in range(0, len(samples) - shortest + 1, chunk_size * step):
+        window = samples[begin : begin + (chunk_size - 1) * step + shortest]
+        found = run({"samples": window[None], "required_cache_size": np.array(chunk_size * left), **state})
+        state = {"offset": found["next_offset"], "att_cache": found["r_att_cache"], "cnn_cache": found["r_cnn_cache"]}
+        parts.append(found["log_probs"][0])
+    return np.concatenate(parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["onnx", "ort"])
+def test_clips_as_streams_of_samples(converted, demo, suffix):
+    run = session_of(converted("streaming") / f"streaming.{suffix}")
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, search="ctc_prefix_beam")
+    recognizer = Recognizer.from_pretrained(options=options)
+    for clip in CLIPS:
+        samples, _ = soundfile.read(clip, dtype="float32")
+        best = ctc_prefix_beam_search(streamed(run, demo.manifest, samples), 10)[0]
+        assert demo.vocabulary.text(best.tokens) == recognizer.transcribe(clip).text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["onnx", "ort"])
+def test_clips_as_recordings(converted, demo, suffix):
+    run = session_of(converted("offline") / f"offline.{suffix}")
+    recognizer = Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))
+    for clip in CLIPS:
+        samples, _ = soundfile.read(clip, dtype="float32")
+        found, expected = run({"samples": samples[None]}), recognizer.transcribe(clip)
+        assert demo.vocabulary.text(found["tokens"]) == expected.text
+        np.testing.assert_allclose(found["times"], expected.segments[0].times, atol=1e-3)
+
+
+@pytest.mark.slow
+@needs_extensions
+@pytest.mark.parametrize("suffix", ["onnx", "ort"])
+def test_clips_as_files(converted, suffix, tmp_path):
+    run = session_of(converted("clip") / f"clip.{suffix}", extensions=True)
+    recognizer = Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))
+    for clip in CLIPS:
+        samples, rate = soundfile.read(clip, dtype="float32")
+        stereo = np.stack([samples, samples], axis=1)
+        for name in ("a.wav", "b.flac"):
+            soundfile.write(tmp_path / name, stereo, rate)
+            found = run({"audio": np.frombuffer((tmp_path / name).read_bytes(), np.uint8)[None]})
+            assert found["text"].tolist() == [recognizer.transcribe(tmp_path / name).text]
+        # AudioDecoder keeps the silence that MP3 encoders put in front, which libsndfile removes: words may differ.
+        soundfile.write(tmp_path / "c.mp3", stereo, rate)
+        content = (tmp_path / "c.mp3").read_bytes()
+        tagged = b"ID3\x03\x00\x00\x00\x00\x00\x0a" + bytes(10) + content
+        texts = [run({"audio": np.frombuffer(each, np.uint8)[None]})["text"].tolist() for each in (content, tagged)]
+        assert texts[0] == texts[1] != [""]
+
+
+@needs_extensions
+def test_what_a_clip_cannot_be(bundle, tmp_path):
+    folder = convert_bundle(bundle.path, tmp_path / "clip", "clip").path
+    run = session_of(folder / "clip.onnx", extensions=True)
+    second, noise = np.zeros(16_000, np.float32), np.random.default_rng(0).normal(0, 0.1, 480_000).astype(np.float32)
+    assert len(run({"audio": encoded(noise[:-1], 16_000, "FLAC")})["tokens"]) > 0
+    for content, reason in (
+        (encoded(noise, 16_000, "WAV"), "REFUSED: the clip must be shorter than 30 s"),
+        (encoded(second, 16_100, "WAV"), "REFUSED: the sample rate must be 16000 Hz"),
+        (encoded(second, 48_000, "FLAC"), "REFUSED: the sample rate must be 16000 Hz"),
+        (encoded(second, 8000, "WAV"), "only down-sampling"),
+        (np.frombuffer(b"no sound at all", np.uint8)[None], "Cannot detect audio stream format"),
+        (np.zeros((1, 0), np.uint8), "AudioDecoder"),
+    ):
+        with pytest.raises(Exception, match=reason):  # of onnxruntime, without a public base class
+            run({"audio": content})
+
+
+def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):
+    """From a float32 bundle; without convolution; without streams. Each conversion compares."""
+    assert convert_bundle(bundle.path, tmp_path / "1", "streaming", ort=True).report.worst.difference < 1e-4
+    assert convert_bundle(bundle.path, tmp_path / "2", "offline").report.worst.difference < 1e-4
+    write_random_checkpoint(tmp_path / "plain", random_config(encoder="transformer"), seed=1)
+    plain = export_quickly(tmp_path / "plain", tmp_path / "plain-bundle")
+    assert convert_bundle(plain, tmp_path / "3", "streaming").files == ("decoder.onnx", "streaming.onnx", "tokens.txt")
+    looks_ahead = random_config(encoder_conf={"causal": False, "cnn_module_kernel": 7})
+    write_random_checkpoint(tmp_path / "ahead", looks_ahead, seed=1)
+    ahead = export_quickly(tmp_path / "ahead", tmp_path / "ahead-bundle")
+    convert_bundle(ahead, tmp_path / "4", "offline")
+    with pytest.raises(UnsupportedError, match="trained for full context: ask for the profile offline"):
+        convert_bundle(ahead, tmp_path / "5", "streaming")
+    chunks = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
+    write_random_checkpoint(tmp_path / "chunks", chunks, seed=1)
+    static = export_quickly(tmp_path / "chunks", tmp_path / "chunks-bundle")
+    with pytest.raises(UnsupportedError, match="static_chunk_size is 4: this encoder was trained only with chunks"):
+        convert_bundle(static, tmp_path / "6", "offline")
+    assert not (tmp_path / "5").exists()
+    assert not (tmp_path / "6").exists()
+
+
+def test_a_bundle_in_ort_format(bundle, tmp_path):
+    found = convert_bundle(bundle.path, tmp_path / "ort", "ort")
+    files = json.loads((found.path / "bundle.json").read_text(encoding="utf-8"))["files"]
+    names = {"encoder.ort", "ctc.ort", "decoder.ort", "features.ort", "tokens.txt", "required_operators.config"}
+    assert set(files) == names
+    assert set(found.files) == names | {"bundle.json"}
+    operators = (found.path / "required_operators.config").read_text(encoding="utf-8")
+    assert operators.startswith("ai.onnx;")
+    session = onnxruntime.InferenceSession(found.path / "ctc.ort")
+    assert session.get_inputs()[0].name == "encoder_out"
+    with pytest.raises(BundleError, match=r"'encoder\.onnx' is not listed"):
+        Bundle.open(found.path)
+
+
+def test_a_changed_graph_is_not_written(bundle, tmp_path, monkeypatch):
+    original = conversion.profile_graph
+
+    def changed(opened, profile):
+        model = original(opened, profile)
+        next(node for node in model.graph if node.op_type == "Log").op_type = "Sqrt"
+        return model
+
+    monkeypatch.setattr(conversion, "profile_graph", changed)
+    with pytest.raises(ParityError, match="log_probs: largest difference"):
+        convert_bundle(bundle.path, tmp_path / "out", "streaming")
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets_and_names(bundle, tmp_path):
+    with pytest.raises(ValueError, match="profile must be one of streaming, offline, clip, ort, got 'other'"):
+        convert_bundle(bundle.path, tmp_path / "out", "other")
+    with pytest.raises(UnsupportedError, match="not converted in place"):
+        convert_bundle(bundle.path, bundle.path, "offline", overwrite=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("")
+    with pytest.raises(BundleError, match=r"holds no tokens\.txt"):
+        convert_bundle(bundle.path, tmp_path / "precious", "offline", overwrite=True)
+
+
+def test_commands(bundle, tmp_path, capsys, monkeypatch):
+    assert main(["convert", str(bundle.path), str(tmp_path / "1"), "--profile", "offline", "--quiet"]) == 0
+    assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
+    # the long comparison of the passing bundle with torch has tests of its own
+    monkeypatch.setattr("u2moe.export.exporter.Parity.run", lambda parity, _: parity.report)
+    for source in (GOLDEN / "moe_tiny", bundle.path):
+        out = tmp_path / source.name
+        assert main(["export", str(source), str(out), "--profile", "streaming", "--quiet"]) == 0
+        assert f"wrote {out}: decoder.onnx, streaming.onnx, tokens.txt" in capsys.readouterr().out
+    assert main(["export", str(GOLDEN / "moe_tiny"), str(tmp_path / "2"), "--ort"]) == 1
+    assert "--ort needs a profile" in capsys.readouterr().err
