@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 _MAX_BATCH = 32
 """Largest encoder batch in chunks: a larger one saves no time but takes more memory."""
+_MAX_WHOLE = 8
+_MAX_WHOLE_FRAMES = 6000
+"""Largest batch of windows with full context, in windows and in feature frames (a minute of audio): attention needs
+memory by the square of the length, and larger batches save no more time."""
+_MOST_PADDING = 1.1
+"""Longest window of such a batch, in lengths of its shortest."""
 
 Chunk = tuple["Source", npt.NDArray[np.float32]]
 """A source and a window of its features [frames, mel]."""
@@ -166,6 +172,23 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         key = (source.options.chunk_size, source.options.num_left_chunks)
         groups.setdefault(key, []).append((source, window))
     for (chunk_size, _), group in groups.items():
-        size = 1 if chunk_size is None else _MAX_BATCH
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+        if chunk_size is None:
+            yield from _alike(group)
+        else:
+            for start in range(0, len(group), _MAX_BATCH):
+                yield group[start : start + _MAX_BATCH]
+
+
+def _alike(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Batches of windows with full context whose lengths are so alike that padding costs less than a call saves."""
+    batch: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: len(chunk[1])):
+        num_frames = len(chunk[1])
+        is_longer = num_frames > _MOST_PADDING * len((batch or [chunk])[0][1])
+        is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
+        if batch and (is_longer or is_full):
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
