@@ -23,6 +23,7 @@ OTHER_COMMANDS = {
     "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
     "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
+    "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
     "serve": ("u2moe.runtime.server.cli", "add_serve", "run a server for existing speech recognition clients"),
     "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
@@ -31,6 +32,7 @@ EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
     "onnxruntime_extensions": "clip",
     "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
+    "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip
 """The extra that installs each package needed by only some sub-commands."""
 

@@ -50,17 +50,22 @@ def make_recognizer(args: argparse.Namespace) -> Recognizer:
         providers=args.providers.split(",") if args.providers else None,
         num_threads=args.num_threads,
         kernels=args.kernels,
-        options=DecodingOptions(
-            search=args.search,
-            beam_size=args.beam_size,
-            ctc_weight=args.ctc_weight,
-            reverse_weight=args.reverse_weight,
-            chunk_size=args.chunk_size,
-            num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
-            endpoint=EndpointConfig(),
-            language_model=language_model_options(args),
-        ),
+        options=decoding_options(args),
         hotwords=read_hotwords(args.hotwords) if args.hotwords else None,
+    )
+
+
+def decoding_options(args: argparse.Namespace) -> DecodingOptions:
+    """How to decode."""
+    return DecodingOptions(
+        search=args.search,
+        beam_size=args.beam_size,
+        ctc_weight=args.ctc_weight,
+        reverse_weight=args.reverse_weight,
+        chunk_size=args.chunk_size,
+        num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
+        endpoint=EndpointConfig(),
+        language_model=language_model_options(args),
     )
 
 

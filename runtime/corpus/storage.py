@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
+import secrets
+import time
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from u2moe.runtime.errors import CorpusError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_PART = ".part"
 
 
 def is_url(path: str) -> bool:
@@ -27,9 +31,7 @@ def resolve(path: str, folder: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """A path below a folder or URL."""
-    if is_url(folder):
-        return posixpath.normpath(name).join((f"{folder.rstrip('/')}/", ""))
-    return os.path.join(folder, name)  # noqa: PTH118
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
 
 
 def parent(path: str) -> str:
@@ -86,3 +88,126 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise CorpusError(f"{url}: {error}") from error
     return filesystem, str(name)
+
+
+def read_bytes(path: str) -> bytes | None:
+    """The content of a file; None if there is no such file."""
+    try:
+        with open_binary(path) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    if is_url(path):
+        filesystem, name = filesystem_of(path)
+        return bool(filesystem.exists(name))
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def list_files(folder: str) -> list[str]:
+    """Paths of all files below a folder, from that folder, without hidden ones; none if there is no such folder."""
+    if is_url(folder):
+        filesystem, name = filesystem_of(folder)
+        filesystem.invalidate_cache()
+        try:
+            found = [str(file) for file in filesystem.find(name)]
+        except FileNotFoundError:
+            return []
+        return sorted(file.removeprefix(f"{name.rstrip('/')}/") for file in found)
+    names = []
+    for place, _, files in os.walk(folder):
+        names += [os.path.relpath(join(place, file), folder) for file in files if not file.startswith(".")]
+    return sorted(names)
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all, also after a power failure; replaces one that exists.
+
+    On disks: written beside it, flushed, renamed, and the folder flushed. Object stores show an object when it is
+    whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if is_url(path):
+        filesystem, name = filesystem_of(path)
+        filesystem.makedirs(parent(name), exist_ok=True)
+        filesystem.pipe_file(name, content)
+        return
+    part = _write_part(path, content)
+    try:
+        os.replace(part, path)  # noqa: PTH105
+    except BaseException:
+        _remove(part)
+        raise
+    _flush_folder(parent(path))
+
+
+def write_first(path: str, content: bytes) -> bool:
+    """Write a file whole, unless it exists; of several processes that try at once one succeeds.
+
+    Object stores have no such operation here: two that begin in the same moment may both succeed.
+    """
+    if is_url(path):
+        if exists(path):
+            return False
+        write_whole(path, content)
+        return True
+    part = _write_part(path, content)
+    try:
+        os.link(part, path)  # unlike a rename it never replaces
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if exists(path):
+            return False
+        os.replace(part, path)  # noqa: PTH105
+    finally:
+        _remove(part)
+    return True
+
+
+def remove_parts(folder: str, age_s: float) -> None:
+    """Remove what killed writers left below a folder, if it has not changed for this many seconds."""
+    if is_url(folder):
+        return
+    for place, _, files in os.walk(folder):
+        for file in files:
+            if file.startswith(".") and file.endswith(_PART):
+                path = join(place, file)
+                with contextlib.suppress(OSError):
+                    if time.time() - os.stat(path).st_mtime > age_s:  # noqa: PTH116
+                        _remove(path)
+
+
+def _write_part(path: str, content: bytes) -> str:
+    folder = parent(path)
+    os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+    part = join(folder, f".{secrets.token_hex(8)}{_PART}")
+    try:
+        with open(part, "xb") as stream:  # noqa: PTH123
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        _remove(part)
+        raise
+    return part
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def _flush_folder(folder: str) -> None:
+    """Make a rename in a folder last; where folders cannot be opened (Windows) the system does that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

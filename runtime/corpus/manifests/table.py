@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from u2moe.runtime.corpus.manifests import folder, kaldi, lhotse, nemo, paths, shards, wenet
-from u2moe.runtime.corpus.manifests.lines import first_line, json_object
+from u2moe.runtime.corpus.manifests.lines import first_line, json_object, read_lines
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
 from u2moe.runtime.corpus.utterance import Utterance
@@ -97,6 +97,17 @@ def _json_format(manifest: str, line: str) -> str:
     raise CorpusError(
         f"{manifest}: found {fields:.80}, expected audio_filepath (NeMo), wav (WeNet) or recording (Lhotse)"
     )
+
+
+def count_lines(manifest: str, file_format: str) -> int | None:
+    """The number of utterances, where each has a line; None for shards, whose members have to be read for it."""
+    if file_format == "shards":
+        return None
+    if file_format == "folder":
+        return sum(1 for _ in folder.read(manifest, ManifestOptions()))
+    files = FORMATS[file_format].files(manifest)
+    segments = [file for file in files if base_name(file) == "segments"]
+    return sum(1 for _ in read_lines((segments or files)[0]))
 
 
 def digest(manifest: str, file_format: str, options: ManifestOptions) -> str:

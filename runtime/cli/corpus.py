@@ -1,0 +1,111 @@
+"""`u2moe corpus`: a corpus on this machine, or on a Ray cluster; and `status`, `merge` and `score` of its results."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from types import FrameType
+
+from u2moe.runtime.cli.options import Subparsers, add_decoding, decoding_options, read_hotwords
+from u2moe.runtime.cli.terminal import complain, show_progress
+from u2moe.runtime.corpus.blocks import Shard
+from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
+from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.corpus.runner import OUTPUT_FORMATS, CorpusOptions, RunProgress, run_corpus
+
+
+def add_corpus(subparsers: Subparsers) -> None:
+    """`u2moe corpus MANIFEST OUT`."""
+    parser = subparsers.add_parser(
+        "corpus",
+        help="recognise a corpus, each utterance exactly once",
+        description="Recognise the utterances of a manifest. Results are written in blocks; a second run does what is "
+        "missing. Any number of machines may work on one folder.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="formats of manifests:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
+    )
+    parser.add_argument("manifest", metavar="MANIFEST", help="manifest, folder or URL")
+    parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
+    parser.add_argument("--manifest-format", choices=FORMATS, help="default: found out")
+    parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the manifest's)")
+    parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
+    parser.add_argument("-f", "--format", choices=OUTPUT_FORMATS, default="jsonl", help="of results (default: jsonl)")
+    parser.add_argument(
+        "--block-size", type=int, default=256, metavar="N", help="utterances written at once (default: 256)"
+    )
+    parser.add_argument(
+        "--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores that may be used)")
+    parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
+    add_decoding(parser, chunk_size="full context")
+    parser.set_defaults(run=run_corpus_command)
+
+
+def run_corpus_command(args: argparse.Namespace) -> int:
+    """Recognise what is missing; failed utterances are counted, and the exit code tells of them."""
+    signal.signal(signal.SIGTERM, _stop)  # as SLURM and Kubernetes end what takes too long: claims are given up
+    progress = run_corpus(
+        args.manifest,
+        args.output,
+        ModelChoice(
+            directory=None if args.model is None else str(args.model),
+            providers=tuple(args.providers.split(",")) if args.providers else None,
+            num_threads=args.num_threads,
+            kernels=args.kernels,
+            options=decoding_options(args),
+            hotwords=tuple(read_hotwords(args.hotwords)) if args.hotwords else None,
+        ),
+        corpus_options(args),
+        on_progress=lambda progress: show_progress(describe_progress(progress)),
+    )
+    return report(progress)
+
+
+def corpus_options(args: argparse.Namespace) -> CorpusOptions:
+    """How the corpus is read, divided and written."""
+    return CorpusOptions(
+        manifest_format=args.manifest_format,
+        manifest=ManifestOptions(root=args.root, allow_pipes=args.allow_pipes),
+        output_format=args.format,
+        block_size=args.block_size,
+        shard=args.shard,
+        num_workers=args.workers,
+        retry_failed=args.retry_failed,
+    )
+
+
+def report(progress: RunProgress) -> int:
+    """Say what was done; returns the exit code."""
+    hours, speed = progress.seconds / 3600, progress.seconds / max(progress.elapsed_s, 1e-9)
+    show_progress(
+        f"{progress.num_done} utterances, {hours:.2f} hours of audio in {progress.elapsed_s:.1f} s "
+        f"({speed:.0f} times real time); {progress.num_before} were there before",
+        keep=True,
+    )
+    if progress.num_elsewhere:
+        show_progress(f"{progress.num_elsewhere} are being recognised by other processes", keep=True)
+    if progress.num_deaths:
+        show_progress(f"{progress.num_deaths} worker processes died and were replaced", keep=True)
+    if progress.num_failed:
+        complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")
+    return 1 if progress.num_failed else 0
+
+
+def describe_progress(progress: RunProgress) -> str:
+    """How far a run is: "1200 of 20000, 43 times real time, 1:10:05 left"."""
+    done = progress.num_before + progress.num_recognized
+    parts = [f"{done}" if progress.total is None else f"{done} of {progress.total}"]
+    if progress.elapsed_s > 0:
+        parts.append(f"{progress.seconds / progress.elapsed_s:.0f} times real time")
+    if progress.total is not None and progress.num_recognized:
+        left = round(progress.elapsed_s * max(progress.total - done, 0) / progress.num_recognized)
+        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+    if progress.num_failed:
+        parts.append(f"{progress.num_failed} failed")
+    return ", ".join(parts)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,138 @@
+"""From the utterances of a block to rows: short ones in batches of like length, long ones alone, failures as rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from u2moe.runtime.corpus.rows import Row, RowMaker
+from u2moe.runtime.corpus.sources import Sources
+from u2moe.runtime.corpus.utterance import Utterance
+from u2moe.runtime.errors import AudioError, AudioWarning
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.recording import Blocks
+from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.stream import Stream
+
+LONGEST_BATCHED_S = 30.0
+"""Longer utterances are decoded as they are read, so that memory does not grow with their length."""
+_BATCH_S = 300.0
+_BATCH_LEN = 64
+"""Audio and number of the utterances that are decoded together. The pipeline sorts them by length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caution:
+    """What is known of a block at which a process has died; see `pool`.
+
+    Attributes:
+        left_out: why utterances, by their index, are not tried again.
+        alone: indices of utterances that are decoded alone.
+    """
+
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    alone: Collection[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """An utterance whose audio was read: what remains to be decoded is in the stream."""
+
+    index: int
+    stream: Stream
+    segments: list[Result]
+    duration: float
+    error: AudioError | None
+
+
+class BlockRecognizer:
+    """Recognises blocks. The same block gives the same rows, since batches depend on nothing but the block.
+
+    Args:
+        recognizer: the recogniser.
+        rows: makes the rows.
+        on_progress: called with numbers of utterances and seconds of audio that were recognised since the last call.
+        on_attempt: called with the indices of the utterances that are about to be read or decoded.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        rows: RowMaker,
+        *,
+        on_progress: Callable[[int, float], object] = lambda _num, _seconds: None,
+        on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
+    ) -> None:
+        self._recognizer = recognizer
+        self._rows = rows
+        self._on_progress = on_progress
+        self._on_attempt = on_attempt
+        self._sample_rate = recognizer.bundle.manifest.features.sample_rate
+
+    def recognize(self, utterances: Sequence[Utterance], caution: Caution | None = None) -> list[Row]:
+        """A row for each utterance, in order; one that cannot be recognised has an `error`, whatever it is."""
+        caution = caution or Caution()
+        rows: dict[int, Row] = {}
+        waiting: list[_Read] = []
+        with warnings.catch_warnings(), Sources() as sources:
+            warnings.simplefilter("ignore", AudioWarning)
+
+            def decode_waiting() -> None:
+                rows.update(self._decode(utterances, waiting, sources))
+                waiting.clear()
+
+            for index, utterance in enumerate(utterances):
+                if index in caution.left_out:
+                    rows[index] = self._rows.of_error(utterance, caution.left_out[index])
+                    continue
+                if index in caution.alone:
+                    rows[index] = self._alone(index, utterance, sources)
+                    continue
+                try:
+                    waiting.append(self._read(index, utterance, sources))
+                except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
+                    rows[index] = self._rows.of_error(utterance, error)
+                    self._on_progress(1, 0.0)
+                if len(waiting) == _BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S:
+                    decode_waiting()
+            decode_waiting()
+        return [rows[index] for index in range(len(utterances))]
+
+    def _read(self, index: int, utterance: Utterance, sources: Sources) -> _Read:
+        """Read an utterance; a long one is decoded on the way."""
+        self._on_attempt([index])
+        blocks = Blocks(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
+        stream, segments = self._recognizer.create_recording_stream(), []
+        for block in blocks:
+            stream.accept_waveform(self._sample_rate, block)
+            if blocks.duration > LONGEST_BATCHED_S:
+                self._recognizer.decode_streams([stream])
+                segments += stream.take_segments()
+        stream.input_finished()
+        return _Read(index=index, stream=stream, segments=segments, duration=blocks.duration, error=blocks.error)
+
+    def _decode(self, utterances: Sequence[Utterance], reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
+        """Rows of what was read, decoded together or, if that fails, each alone."""
+        self._on_attempt([read.index for read in reads])
+        try:
+            self._recognizer.decode_streams([read.stream for read in reads])
+        except Exception:  # noqa: BLE001 - one of them: each is tried alone
+            return {read.index: self._alone(read.index, utterances[read.index], sources) for read in reads}
+        rows = {read.index: self._row(read, utterances[read.index]) for read in reads}
+        self._on_progress(len(reads), sum(read.duration for read in reads))
+        return rows
+
+    def _alone(self, index: int, utterance: Utterance, sources: Sources) -> Row:
+        try:
+            read = self._read(index, utterance, sources)
+            self._recognizer.decode_streams([read.stream])
+            row = self._row(read, utterance)
+        except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
+            read, row = None, self._rows.of_error(utterance, error)
+        self._on_progress(1, read.duration if read else 0.0)
+        return row
+
+    def _row(self, read: _Read, utterance: Utterance) -> Row:
+        segments = read.segments + read.stream.take_segments()
+        return self._rows.of_transcript(utterance, Transcript.of(segments, read.duration, read.error))

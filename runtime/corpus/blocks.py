@@ -1,0 +1,79 @@
+"""Blocks of a manifest: consecutive utterances, by position, so that all machines cut it alike without talking."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from u2moe.runtime.corpus.utterance import Utterance
+
+_BLOCKS_PER_FOLDER = 1000
+_NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.[a-z]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Consecutive utterances of a manifest.
+
+    Attributes:
+        number: its place among the blocks.
+        start: position of its first utterance in the manifest.
+        utterances: at least one.
+    """
+
+    number: int
+    start: int
+    utterances: Sequence[Utterance]
+
+    @property
+    def stop(self) -> int:
+        """Position after its last utterance."""
+        return self.start + len(self.utterances)
+
+    def file_name(self, suffix: str) -> str:
+        """The file of its results in a folder of results; says which positions it covers."""
+        return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.{suffix}"
+
+
+def cut_into_blocks(utterances: Iterable[Utterance], size: int) -> Iterator[Block]:
+    """Blocks of `size` utterances, the last one shorter; one is in memory at a time."""
+    remaining = iter(utterances)
+    number = 0
+    while content := tuple(islice(remaining, size)):
+        yield Block(number=number, start=number * size, utterances=content)
+        number += 1
+
+
+def range_of(file_name: str) -> tuple[int, int] | None:
+    """The positions (first, after the last) that a file of results covers by its name; None: it is no such file."""
+    found = _NAME.fullmatch(file_name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A share of the blocks: those whose number leaves `index` when divided by `count`.
+
+    Raises:
+        ValueError: `index` is not between 0 and `count` - 1.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard must be i/n with 0 <= i < n, got {self.index}/{self.count}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """A shard from "i/n"; raises ValueError for anything else."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if found is None:
+            raise ValueError(f"shard must be i/n, such as 0/4, got {text!r}")
+        return cls(index=int(found[1]), count=int(found[2]))
+
+    def __contains__(self, number: int) -> bool:
+        return number % self.count == self.index

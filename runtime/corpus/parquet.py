@@ -1,0 +1,86 @@
+"""Rows as Parquet, with the same columns for every manifest. Needs pyarrow (extra `parquet`)."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from u2moe.runtime.corpus.rows import Row
+
+_WORD = pa.struct({"word": pa.string(), "start": pa.float64(), "end": pa.float64(), "confidence": pa.float64()})
+_SEGMENT = pa.struct(
+    {
+        "text": pa.string(),
+        "start": pa.float64(),
+        "end": pa.float64(),
+        "confidence": pa.float64(),
+        "words": pa.list_(_WORD),
+    }
+)
+_RESULTS = {"segments": pa.list_(_SEGMENT), "model": pa.string(), "options": pa.string(), "error": pa.string()}
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "text": pa.string(),
+        "duration": pa.float64(),
+        "reference": pa.string(),
+        "speaker": pa.string(),
+        "fields": pa.string(),
+        **_RESULTS,
+    }
+)
+"""Columns of results; `options` and `fields` hold JSON."""
+NEMO_SCHEMA = pa.schema(
+    {"key": pa.string(), "pred_text": pa.string(), "read_duration": pa.float64(), "fields": pa.string(), **_RESULTS}
+)
+"""Columns for a NeMo manifest, whose own fields are JSON in `fields`."""
+_JSON_COLUMNS = ("options", "fields")
+
+
+def to_table(rows: Iterable[Row]) -> pa.Table:
+    """A table of rows, all of one kind."""
+    flat = list(rows)
+    is_nemo = bool(flat) and "pred_text" in flat[0]
+    schema = NEMO_SCHEMA if is_nemo else SCHEMA
+    if is_nemo:
+        flat = [_with_fields(row) for row in flat]
+    content = [{name: _flat(name, row.get(name)) for name in schema.names} for row in flat]
+    return pa.Table.from_pylist(content, schema=schema)
+
+
+def encode_rows(rows: Iterable[Row]) -> bytes:
+    """Rows as the content of a Parquet file."""
+    content = io.BytesIO()
+    pq.write_table(to_table(rows), content, compression="zstd")
+    return content.getvalue()
+
+
+def decode_rows(content: bytes) -> Iterator[Row]:
+    """Rows from the content of a Parquet file."""
+    for row in pq.read_table(io.BytesIO(content)).to_pylist():
+        known = {name: json.loads(value) if name in _JSON_COLUMNS and value else value for name, value in row.items()}
+        if "pred_text" in known:
+            yield {**(known.pop("fields") or {}), **known}
+        else:
+            yield known
+
+
+def _with_fields(row: Row) -> Row:
+    own = {name: row[name] for name in NEMO_SCHEMA.names if name in row and name != "fields"}
+    return own | {"fields": {name: value for name, value in row.items() if name not in own}}
+
+
+def _flat(name: str, value: Any) -> Any:
+    if name in _JSON_COLUMNS:
+        return None if value is None else json.dumps(value)
+    return _valid(value) if isinstance(value, str) else value
+
+
+def _valid(text: str) -> str:
+    """A text that Parquet can hold: bytes of a name that are not UTF-8 are shown as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,155 @@
+"""A row of results for each utterance, and rows as JSON lines. Parquet is in `parquet`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from u2moe.runtime.corpus.utterance import Utterance
+from u2moe.runtime.decoding import DecodingOptions
+from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.result import Result, Transcript
+
+_DIGITS = 4
+"""Decimals of confidences: more of them are noise, and a fifth of a row."""
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowMaker:
+    """Makes rows.
+
+    Attributes:
+        model: fingerprint of the bundle.
+        options: decoding options that differ from the defaults, as JSON.
+        is_nemo: whether rows are for NeMo's tools: all fields of the manifest, in which `text` is the transcript, and
+            the recognised text as `pred_text`.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    is_nemo: bool = False
+
+    def of_transcript(self, utterance: Utterance, transcript: Transcript) -> Row:
+        """The row of a recognised utterance; one that breaks off has both a text and an error."""
+        return self._row(
+            utterance,
+            transcript.text,
+            round(transcript.duration, 3),
+            [_segment(segment) for segment in transcript.segments],
+            transcript.error,
+        )
+
+    def of_error(self, utterance: Utterance, error: Exception | str) -> Row:
+        """The row of an utterance that cannot be recognised."""
+        return self._row(utterance, "", 0.0, [], " ".join(str(error).split()) or type(error).__name__)
+
+    def _row(
+        self, utterance: Utterance, text: str, duration: float, segments: list[dict[str, Any]], error: str | None
+    ) -> Row:
+        made = {"segments": segments, "model": self.model, "options": self.options, "error": error}
+        if self.is_nemo:
+            return {**utterance.fields, "key": utterance.key, "pred_text": text, "read_duration": duration, **made}
+        said = {"reference": utterance.text, "speaker": utterance.speaker, "fields": dict(utterance.fields) or None}
+        known = {name: value for name, value in said.items() if value is not None}
+        return {"key": utterance.key, "text": text, "duration": duration, **known, **made}
+
+
+def options_as_json(options: DecodingOptions) -> dict[str, Any]:
+    """Decoding options as a run states them, with the endpoints that recordings are cut at by default."""
+    model = options.language_model
+    definite = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig(), language_model=None)
+    content = dataclasses.asdict(definite) | {"language_model": model.digest if model is not None else None}
+    as_json: dict[str, Any] = json.loads(json.dumps(content))
+    return as_json
+
+
+def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of a run that differ from the defaults: ten million rows need not repeat the others."""
+    defaults = options_as_json(DecodingOptions())
+    return {name: value for name, value in options.items() if value != defaults.get(name)}
+
+
+def _segment(segment: Result) -> dict[str, Any]:
+    return {
+        "text": segment.text,
+        "start": segment.start,
+        "end": segment.end,
+        "confidence": _rounded(segment.confidence),
+        "words": [
+            {"word": word.word, "start": word.start, "end": word.end, "confidence": _rounded(word.confidence)}
+            for word in segment.words
+        ],
+    }
+
+
+def _rounded(confidence: float | None) -> float | None:
+    return None if confidence is None else round(confidence, _DIGITS)
+
+
+def encode_rows(rows: Iterable[Row]) -> bytes:
+    """Rows as JSON lines in UTF-8; one with a name that is no valid text is escaped."""
+    return b"".join(_encode(row) for row in rows)
+
+
+def _encode(row: Row) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_rows(content: bytes) -> Iterator[Row]:
+    """Rows from JSON lines."""
+    for line in content.splitlines():
+        yield json.loads(line)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a row says, whichever kind it is.
+
+    Attributes:
+        key: key of the utterance.
+        text: recognised text.
+        duration: seconds of audio that were read.
+        reference: transcript of the manifest.
+        speaker: speaker of the manifest.
+        fields: what else the manifest says.
+        error: why it is not recognised, or only in part.
+    """
+
+    key: str
+    text: str
+    duration: float
+    reference: str | None
+    speaker: str | None
+    fields: Mapping[str, Any]
+    error: str | None
+
+
+def outcome_of(row: Row) -> Outcome:
+    """What a row says."""
+    if "pred_text" in row:
+        reference, speaker = row.get("text"), row.get("speaker")
+        return Outcome(
+            key=row["key"],
+            text=row["pred_text"],
+            duration=row["read_duration"],
+            reference=None if reference is None else str(reference),
+            speaker=None if speaker is None else str(speaker),
+            fields=row,
+            error=row["error"],
+        )
+    return Outcome(
+        key=row["key"],
+        text=row["text"],
+        duration=row["duration"],
+        reference=row.get("reference"),
+        speaker=row.get("speaker"),
+        fields=row.get("fields") or {},
+        error=row["error"],
+    )

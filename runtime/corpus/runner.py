@@ -1,0 +1,239 @@
+"""A run over a corpus on this machine: what is missing in the folder is done by worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from u2moe.runtime.corpus.block_writer import BlockDone, decode
+from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
+from u2moe.runtime.corpus.claims import LEASE_S, Claims
+from u2moe.runtime.corpus.cores import num_cores
+from u2moe.runtime.corpus.manifests import ManifestOptions, count_lines, digest, find_format, read_utterances
+from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.pool import Died, WorkerPool, may_fork
+from u2moe.runtime.corpus.rows import options_as_json
+from u2moe.runtime.corpus.run_description import RunDescription
+from u2moe.runtime.corpus.worker import Progress, WorkerSetup
+from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.validation import checked_integer
+
+OUTPUT_FORMATS = ("jsonl", "parquet")
+"""Formats of results, which are also suffixes of their files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """How a corpus is read, divided and written.
+
+    Attributes:
+        manifest_format: name of the manifest's format; None: found out.
+        manifest: how the entries of the manifest are to be understood.
+        output_format: jsonl or parquet.
+        block_size: utterances in a block, which is what is written at once, and lost if the machine fails.
+        shard: the share of the blocks to do.
+        num_workers: processes; None: as many as fill the usable cores.
+        retry_failed: whether blocks with failed utterances are done again.
+    """
+
+    manifest_format: str | None = None
+    manifest: ManifestOptions = field(default_factory=ManifestOptions)
+    output_format: str = "jsonl"
+    block_size: int = 256
+    shard: Shard = field(default_factory=Shard)
+    num_workers: int | None = None
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output_format not in OUTPUT_FORMATS:
+            raise ValueError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {self.output_format!r}")
+        checked_integer("block_size", self.block_size, least=1, most=1_000_000)
+        if self.num_workers is not None:
+            checked_integer("num_workers", self.num_workers, least=1, most=4096)
+
+
+@dataclass(kw_only=True)
+class RunProgress:
+    """How far a run is.
+
+    Attributes:
+        total: utterances in the manifest, if it can be known before it is read.
+        num_before: utterances whose results were there before.
+        num_done: utterances recognised by this call, in blocks that are finished.
+        num_failed: those of them with an error.
+        num_elsewhere: utterances that other processes were working on when this one had nothing left to do.
+        num_deaths: workers that died and were replaced.
+        num_recognized: utterances recognised by this call, also in blocks that are not finished.
+        seconds: seconds of audio of these.
+        elapsed_s: seconds since workers began.
+    """
+
+    total: int | None = None
+    num_before: int = 0
+    num_done: int = 0
+    num_failed: int = 0
+    num_elsewhere: int = 0
+    num_deaths: int = 0
+    num_recognized: int = 0
+    seconds: float = 0.0
+    elapsed_s: float = 0.0
+
+
+def run_corpus(
+    manifest: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    model: ModelChoice | None = None,
+    options: CorpusOptions | None = None,
+    *,
+    on_progress: Callable[[RunProgress], object] = lambda _: None,
+) -> RunProgress:
+    """Recognise what is missing of a corpus, each utterance exactly once, whatever was interrupted before.
+
+    Utterances that cannot be recognised become rows with an `error`; they stop nothing.
+
+    Args:
+        manifest: a manifest of any of the formats, a folder or a URL.
+        output: folder of the results, or a URL; see `OutputFolder`. Any number of machines may share one.
+        model: the model; None: the demo model.
+        options: how the corpus is read, divided and written.
+        on_progress: called about once a second.
+
+    Raises:
+        CorpusError: the manifest cannot be read, or the folder belongs to another run.
+        OSError: results cannot be written.
+    """
+    model, options = model or ModelChoice(), options or CorpusOptions()
+    recognizer = model.load()
+    folder = OutputFolder(os.fspath(output))
+    run = describe_run(os.fspath(manifest), recognizer, model, options)
+    folder.begin(run)
+    progress = RunProgress(total=folder.num_utterances)
+    if progress.total is None:
+        progress.total = count_lines(run.manifest, run.manifest_format)
+    session = _Session(run=run, folder=folder, options=options, progress=progress)
+    shared = recognizer if model.can_be_forked and may_fork() else None
+    del recognizer
+    num_workers = options.num_workers or max(num_cores() // (model.num_threads or 1), 1)
+    setup = WorkerSetup(folder=folder.path, run=run, model=model, recognizer=shared, parent=os.getpid())
+    with WorkerPool(setup, num_workers) as pool, contextlib.closing(session):
+        session.work(pool, on_progress)
+    return progress
+
+
+def describe_run(manifest: str, recognizer: Recognizer, model: ModelChoice, options: CorpusOptions) -> RunDescription:
+    """The description of a run with a loaded model.
+
+    Raises:
+        CorpusError: the manifest cannot be read.
+    """
+    manifest_format = options.manifest_format or find_format(manifest)
+    return RunDescription(
+        u2moe=version("u2moe"),
+        manifest=manifest,
+        manifest_format=manifest_format,
+        manifest_digest=digest(manifest, manifest_format, options.manifest),
+        model=recognizer.bundle.fingerprint,
+        providers=tuple(recognizer.model.providers),
+        kernels="native" if recognizer.model.kernels.native else "onnxruntime",
+        options=options_as_json(recognizer.options),
+        hotwords=model.hotwords_digest,
+        block_size=options.block_size,
+        output_format=options.output_format,
+    )
+
+
+@dataclass(kw_only=True)
+class _Session:
+    """One call of `run_corpus`."""
+
+    run: RunDescription
+    folder: OutputFolder
+    options: CorpusOptions
+    progress: RunProgress
+
+    def __post_init__(self) -> None:
+        self._claims = Claims(self.folder.claims) if self.folder.claims is not None else None
+        self._finished = set(finished_blocks(self.folder, self.run, retry_failed=self.options.retry_failed))
+        self._begin = self._renewed = time.monotonic()
+        self._num_taken = 0
+
+    def work(self, pool: WorkerPool, on_progress: Callable[[RunProgress], object]) -> None:
+        """Go through the manifest until there is nothing left to do, or only what others are doing."""
+        while True:
+            self._num_taken = self.progress.num_before = self.progress.num_elsewhere = 0
+            for event in pool.run(self._missing()):
+                if isinstance(event, BlockDone):
+                    self._finish(event)
+                elif isinstance(event, Progress):
+                    self.progress.num_recognized += event.num_utterances
+                    self.progress.seconds += event.seconds
+                elif isinstance(event, Died):
+                    self.progress.num_deaths += 1
+                self.progress.elapsed_s = time.monotonic() - self._begin
+                self._renew_claims()
+                on_progress(self.progress)
+            if not (self.progress.num_elsewhere and self._num_taken):
+                return
+
+    def close(self) -> None:
+        """Give up what is not done."""
+        if self._claims is not None:
+            self._claims.release_all()
+
+    def _missing(self) -> Iterator[Block]:
+        """Blocks to do, in order, each claimed. Reads the manifest to its end."""
+        position = 0
+        utterances = read_utterances(
+            self.run.manifest, file_format=self.run.manifest_format, options=self.options.manifest
+        )
+        for block in cut_into_blocks(utterances, self.run.block_size):
+            position = block.stop
+            if block.start in self._finished:
+                self.progress.num_before += len(block.utterances)
+            elif block.number in self.options.shard and self._take(block):
+                self._num_taken += 1
+                yield block
+        self.progress.total = position
+        if self.folder.num_utterances is None:
+            self.folder.num_utterances = position
+
+    def _take(self, block: Block) -> bool:
+        if self._claims is None:
+            return True
+        if not self._claims.take(block.number):
+            self.progress.num_elsewhere += len(block.utterances)
+            return False
+        if self.options.retry_failed or not self.folder.is_finished(block, self.run.output_format):
+            return True
+        self._claims.release(block.number)
+        self._finished.add(block.start)
+        self.progress.num_before += len(block.utterances)
+        return False
+
+    def _finish(self, done: BlockDone) -> None:
+        self._finished.add(done.number * self.run.block_size)
+        self.progress.num_done += done.num_utterances
+        self.progress.num_failed += done.num_failed
+        if self._claims is not None:
+            self._claims.release(done.number)
+
+    def _renew_claims(self) -> None:
+        if self._claims is not None and time.monotonic() - self._renewed > LEASE_S / 10:
+            self._claims.renew()
+            self._renewed = time.monotonic()
+
+
+def finished_blocks(folder: OutputFolder, run: RunDescription, *, retry_failed: bool = False) -> list[int]:
+    """First positions of the blocks that are finished; with `retry_failed` only of those without failures."""
+    if not retry_failed:
+        return list(folder.finished_blocks())
+    return [
+        start
+        for start, content in folder.contents()
+        if all(row["error"] is None for row in decode(content, run.output_format))
+    ]

@@ -1,0 +1,304 @@
+"""Runs over corpora: each utterance exactly once, whatever is damaged, killed, repeated or divided."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from corpora import ToyChoice, files_in, rows_in, write_corpus, write_list
+from hypothesis import given
+from hypothesis import strategies as st
+from tones import RATE, say, toy_recognizer
+
+from u2moe.runtime import CorpusError, DecodingOptions
+from u2moe.runtime.corpus import claims as claims_module
+from u2moe.runtime.corpus.block_recognizer import BlockRecognizer
+from u2moe.runtime.corpus.blocks import Shard, cut_into_blocks, range_of
+from u2moe.runtime.corpus.claims import LEASE_S, Claims
+from u2moe.runtime.corpus.cores import cores_of, num_cores, usable_cores
+from u2moe.runtime.corpus.manifests import ManifestOptions, read_utterances
+from u2moe.runtime.corpus.rows import RowMaker
+from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
+from u2moe.runtime.corpus.utterance import AudioFile, Utterance
+
+TWO = CorpusOptions(block_size=4, num_workers=2)
+ONE = CorpusOptions(block_size=4, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_corpus(corpus, output, ToyChoice(), TWO)
+    return output
+
+
+def listed(corpus):
+    return [json.loads(line) for line in corpus.read_text().splitlines()]
+
+
+def test_every_utterance_has_its_row_in_order(corpus, undisturbed):
+    rows = rows_in(undisturbed)
+    assert [(row["key"], row["text"], row["speaker"]) for row in rows] == [
+        (line["key"], line["txt"], line["speaker"]) for line in listed(corpus)
+    ]
+    for row, line in zip(rows, listed(corpus), strict=True):
+        transcript = toy_recognizer().transcribe(corpus.with_name(line["wav"]))
+        assert row["duration"] == round(transcript.duration, 3)
+        assert (row["error"], row["options"], row["reference"]) == (None, {}, line["txt"])
+        words = [word for segment in row["segments"] for word in segment["words"]]
+        expected = [word for segment in transcript.segments for word in segment.words]
+        assert [(word["word"], word["start"], word["end"]) for word in words] == [
+            (word.word, word.start, word.end) for word in expected
+        ]
+        assert all(
+            word["confidence"] == pytest.approx(other.confidence, abs=1e-4)
+            for word, other in zip(words, expected, strict=True)
+        )
+    assert sorted(files_in(undisturbed)) == [
+        "000000000000-000000000004.jsonl", "000000000004-000000000008.jsonl", "000000000008-000000000010.jsonl"
+    ]  # fmt: skip
+
+
+def test_a_second_run_does_what_is_missing(corpus, undisturbed, tmp_path):
+    run_corpus(corpus, tmp_path, ToyChoice(), ONE)
+    assert files_in(tmp_path) == files_in(undisturbed)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("blocks/*/*")}
+    removed = sorted(before)[1]
+    removed.unlink()
+    progress = run_corpus(corpus, tmp_path, ToyChoice(), ONE)
+    assert (progress.num_before, progress.num_done, progress.total) == (6, 4, 10)
+    assert files_in(tmp_path) == files_in(undisturbed)
+    after = {file: file.stat().st_mtime_ns for file in tmp_path.glob("blocks/*/*")}
+    assert {file for file in before if before[file] != after[file]} == {removed}
+
+
+@pytest.mark.slow
+def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbed, tmp_path):
+    run_corpus(corpus, tmp_path, ToyChoice(can_be_forked=False), TWO)
+    assert files_in(tmp_path) == files_in(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": ToyChoice(threshold=18.0)}, "another model: its model is"),
+        ({"model": ToyChoice(options=DecodingOptions(beam_size=3))}, "other options: its options is"),
+        ({"model": ToyChoice(hotwords_digest="0")}, "other hotwords"),
+        ({"options": dataclasses.replace(ONE, block_size=5)}, "another block size: its block_size is 4, now it is 5"),
+        ({"options": dataclasses.replace(ONE, output_format="parquet")}, "another output format"),
+        ({"manifest": {"key": "k", "wav": "0.wav"}}, "another manifest"),
+    ],
+)
+def test_another_run_is_refused(corpus, undisturbed, tmp_path, changed, message):
+    manifest = write_list(tmp_path / "data.list", [changed["manifest"]]) if "manifest" in changed else corpus
+    with pytest.raises(CorpusError, match=f"was begun with {message}"):
+        run_corpus(manifest, undisturbed, changed.get("model", ToyChoice()), changed.get("options", ONE))
+
+
+def test_folders_of_something_else_are_refused(corpus, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(CorpusError, match=r"holds files, but no run\.json"):
+        run_corpus(corpus, tmp_path, ToyChoice(), ONE)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(CorpusError, match=r"run\.json: is no description of a run"):
+        run_corpus(corpus, tmp_path, ToyChoice(), ONE)
+
+
+def test_what_fails_becomes_a_row(corpus, tmp_path):
+    long = np.concatenate([say("ABC", [0.2] * 3)[0]] * 20)
+    soundfile.write(tmp_path / "long.wav", long, RATE)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "long.wav").read_bytes()[:-RATE])
+    (tmp_path / "text.wav").write_text("no audio")
+    lines = [
+        {"key": "missing", "wav": "missing.wav"},
+        {"key": "good", "wav": str(corpus.with_name("0.wav"))},
+        {"key": "text", "wav": "text.wav"},
+        {"key": "long", "wav": "long.wav"},
+        {"key": "cut", "wav": "cut.wav"},
+        {"wav": "no key"},
+        {"key": "empty", "wav": "long.wav", "start": 900},
+    ]
+    manifest = write_list(tmp_path / "data.list", [lines[1], lines[0], *lines[2:]])
+    progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), ONE)
+    rows = {row["key"]: row for row in rows_in(tmp_path / "out")}
+    assert (progress.num_done, progress.num_failed) == (7, 5)
+    assert rows["good"]["text"] == listed(corpus)[0]["txt"]
+    for key, error in {
+        "missing": "no such file",
+        "text": "cannot be read as audio",
+        "cut": "it was cut off",
+        "data.list:6": "line 6: field 'key'",
+        "empty": "has no audio from 900 s",
+    }.items():
+        assert error in rows[key]["error"]
+    for key in ("long", "cut"):
+        transcript = toy_recognizer().transcribe(tmp_path / f"{key}.wav")
+        assert rows[key]["text"] == transcript.text
+        assert len(rows[key]["segments"]) == len(transcript.segments) > 1
+
+
+def test_failures_are_tried_again_where_that_is_asked_for(corpus, tmp_path):
+    lines = listed(corpus)[:6]
+    manifest = write_list(tmp_path / "data.list", [line | {"wav": f"{line['key']}.wav"} for line in lines])
+    for line in lines[1:]:
+        (tmp_path / f"{line['key']}.wav").write_bytes(corpus.with_name(line["wav"]).read_bytes())
+    assert run_corpus(manifest, tmp_path / "out", ToyChoice(), ONE).num_failed == 1
+    (tmp_path / "k0.wav").write_bytes(corpus.with_name("0.wav").read_bytes())
+    assert run_corpus(manifest, tmp_path / "out", ToyChoice(), ONE).num_done == 0
+    again = run_corpus(manifest, tmp_path / "out", ToyChoice(), dataclasses.replace(ONE, retry_failed=True))
+    assert (again.num_before, again.num_done, again.num_failed) == (2, 4, 0)
+    assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in lines]
+
+
+def test_rows_for_nemo_keep_its_fields(corpus, tmp_path):
+    line = {"audio_filepath": str(corpus.with_name("0.wav")), "duration": 1, "text": "b", "lang": "en"}
+    run_corpus(write_list(tmp_path / "manifest.json", [line]), tmp_path / "out", ToyChoice(), ONE)
+    (row,) = rows_in(tmp_path / "out")
+    assert {name: row[name] for name in line} == line
+    assert row["pred_text"] == listed(corpus)[0]["txt"]
+
+
+def test_shards_share_a_folder(corpus, undisturbed, tmp_path):
+    for index in (2, 0, 1):
+        run_corpus(corpus, tmp_path, ToyChoice(), dataclasses.replace(ONE, shard=Shard(index=index, count=3)))
+        assert len(files_in(tmp_path)) == (2, 0, 1).index(index) + 1
+    assert files_in(tmp_path) == files_in(undisturbed)
+
+
+@given(num=st.integers(0, 40), size=st.integers(1, 12), count=st.integers(1, 5))
+def test_blocks_cover_a_manifest_once(num, size, count):
+    utterances = [Utterance(key=str(i), source=AudioFile(path="x")) for i in range(num)]
+    blocks = list(cut_into_blocks(iter(utterances), size))
+    assert [utterance for block in blocks for utterance in block.utterances] == utterances
+    for block in blocks:
+        assert range_of(f"blocks/{block.file_name('jsonl')}") == (block.start, block.stop)
+        assert sum(block.number in Shard(index=i, count=count) for i in range(count)) == 1
+        assert block.utterances[0].key == str(block.start)
+
+
+@pytest.mark.parametrize("text", ["", "1", "2/2", "0/0", "-1/2", "a/b"])
+def test_shards_that_are_none(text):
+    with pytest.raises(ValueError, match="shard must be i/n"):
+        Shard.parse(text)
+
+
+def test_short_utterances_are_decoded_together(corpus):
+    recognizer = ToyChoice().load()
+    utterances = list(read_utterances(corpus))
+    rows = BlockRecognizer(recognizer, RowMaker(model="m", options={})).recognize(utterances)
+    assert 1 < max(recognizer.model.session.batches) <= 8
+    recognizer.model.session.fails = True  # then each is tried alone
+    failed = BlockRecognizer(recognizer, RowMaker(model="m", options={})).recognize(utterances)
+    assert [row["text"] for row in rows] == [line["txt"] for line in listed(corpus)]
+    assert {row["error"] for row in failed} == {"the device is gone"}
+
+
+def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
+    claims = Claims(tmp_path)
+    assert claims.take(3)
+    script = (
+        f"from u2moe.runtime.corpus.claims import Claims; c = Claims({str(tmp_path)!r}); print(c.take(3), c.take(4))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True"]
+    assert [(claim.number, claim.process) for claim in claims.held() if claim.number == 3] == [(3, os.getpid())]
+    assert claims.take(4)  # whose owner has ended
+    claims.release(3)
+    assert Claims(tmp_path).take(3)
+
+    monkeypatch.setattr(claims_module.socket, "gethostname", lambda: "another")
+    other = Claims(tmp_path)
+    assert not other.take(4)
+    claims.renew()
+    os.utime(tmp_path / f"{4:012}", (time.time() - LEASE_S - 5,) * 2)
+    assert other.take(4)
+    other.release_all()
+    assert [claim.number for claim in other.held()] == [3]
+
+
+def test_cores(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    quota.write_text("150000 100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 7, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
+    assert usable_cores() == [1, 3, 5, 7]
+    assert num_cores(quota) == 2
+    quota.write_text("max 100000\n")
+    assert num_cores(quota) == num_cores(tmp_path / "none") == 4
+    if num_cores() == 4:
+        assert [cores_of(i, 2, 2) for i in range(2)] == [[1, 3], [5, 7]]
+    assert cores_of(0, 3, 1) is None
+
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")
+
+
+def crashing(corpus, folder, command):
+    """A Kaldi folder in which one entry is a command that does something to the worker which runs it."""
+    folder.mkdir()
+    lines = [f"{line['key']} {corpus.with_name(line['wav'])}\n" for line in listed(corpus)[:6]]
+    lines[2] = f"k2 {command} |\n"
+    (folder / "wav.scp").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_its_reader_becomes_a_row(corpus, tmp_path):
+    manifest = crashing(corpus, tmp_path / "kaldi", "kill -SEGV $PPID; sleep 9")
+    options = dataclasses.replace(ONE, manifest=ManifestOptions(allow_pipes=True))
+    progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), options)
+    rows = rows_in(tmp_path / "out")
+    assert (progress.num_deaths, progress.num_failed) == (3, 1)
+    assert rows[2]["error"] == "left out: the process that recognised it died (SIGSEGV)"
+    expected = [line["txt"] for line in listed(corpus)[:6]]
+    assert [row["text"] for row in rows] == [*expected[:2], "", *expected[3:]]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(corpus, undisturbed, tmp_path):
+    manifest = crashing(
+        corpus,
+        tmp_path / "kaldi",
+        f"test -e {tmp_path}/once || {{ touch {tmp_path}/once; kill -9 $PPID; }}; cat {corpus.with_name('2.wav')}",
+    )
+    options = dataclasses.replace(TWO, manifest=ManifestOptions(allow_pipes=True))
+    progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), options)
+    assert (progress.num_deaths, progress.num_failed, progress.num_done) == (1, 0, 6)
+    assert [row["text"] for row in rows_in(tmp_path / "out")] == [row["text"] for row in rows_in(undisturbed)][:6]
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_fails_goes_on_elsewhere(corpus, tmp_path):
+    """All processes of a run are killed at once; nothing of a block that was not finished is left."""
+    script = (
+        "import sys; from corpora import ToyChoice; from u2moe.runtime.corpus.runner import *\n"
+        "run_corpus(sys.argv[1], sys.argv[2], ToyChoice(), CorpusOptions(block_size=2, num_workers=2, "
+        "manifest=ManifestOptions(allow_pipes=True)))"
+    )
+    marker = tmp_path / "once"
+    sound = corpus.with_name("2.wav")
+    command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {sound}"
+    manifest = crashing(corpus, tmp_path / "kaldi", command)
+    arguments = [sys.executable, "-c", script, str(manifest), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.Popen(arguments, env=environment, start_new_session=True)
+    while not (marker.exists() and len(files_in(tmp_path / "out")) == 2):
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert len(files_in(tmp_path / "out")) == 2
+    subprocess.run(arguments, env=environment, check=True)
+    assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in listed(corpus)[:6]]
+    assert not list((tmp_path / "out" / "claims").glob("[0-9]*"))

@@ -1,0 +1,63 @@
+"""Small corpora of tones, and the toy model as the workers of a run load it."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import soundfile
+from tones import RATE, TONES, ToyBundle, ToyModel, say
+
+from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime.native import Kernels
+
+
+class ToyRunBundle(ToyBundle):
+    fingerprint = "f" * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyChoice:
+    """In the place of a `ModelChoice`."""
+
+    threshold: float = 19.0
+    options: DecodingOptions = field(default_factory=DecodingOptions)
+    num_threads: int | None = None
+    hotwords_digest: str | None = None
+    can_be_forked: bool = True
+
+    def load(self):
+        model = ToyModel(self.threshold)
+        model.providers = ("CPUExecutionProvider",)
+        model.kernels = Kernels(native=False)
+        bundle = ToyRunBundle()
+        bundle.fingerprint = f"{self.threshold:064}"
+        return Recognizer(bundle, model, self.options)
+
+
+def write_corpus(folder, num=10, seed=0):
+    """A data.list of `num` utterances of tones with their transcripts, of different lengths and speakers."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(num):
+        words = rng.choice(list(TONES), rng.integers(1, 4))
+        samples, _ = say(words, [0.15] * len(words))
+        soundfile.write(folder / f"{number}.wav", samples, RATE)
+        lines.append({"key": f"k{number}", "wav": f"{number}.wav", "txt": " ".join(words), "speaker": f"s{number % 3}"})
+    return write_list(folder / "data.list", lines)
+
+
+def write_list(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def rows_in(output):
+    """The rows of a folder of results, in order."""
+    files = sorted(output.glob("blocks/*/*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def files_in(output):
+    """Names and contents of all results."""
+    return {file.name: file.read_bytes() for file in output.glob("blocks/*/*")}
