@@ -37,6 +37,7 @@ from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.microphone import Microphone
 from u2moe.runtime.model import Model
 from u2moe.runtime.native import Kernels
+from u2moe.runtime.raw_audio import RawAudio
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
@@ -74,6 +75,7 @@ __all__ = [
     "PrefixBeamSearch",
     "ProviderError",
     "QuantizationError",
+    "RawAudio",
     "Recognizer",
     "Rescored",
     "Result",

@@ -1,9 +1,10 @@
 """Converts any file or array to mono float32 samples at the model's sample rate.
 
-Files are read with soundfile (libsndfile: WAV, FLAC, MP3, Ogg, AIFF and more, at any rate and channel count), not with
-onnxruntime-extensions' AudioDecoder operator, which does not report the sample rate, cannot upsample, and decodes a
-file only as a whole, so that an hour of audio would have to fit into memory. Resampling uses soxr, whose stream gives
-the same samples to the last bit for any split, and exactly the number of samples given by the ratio of the rates.
+Files are read with soundfile (libsndfile: WAV, FLAC, MP3, Ogg, AIFF and more, at any rate and channel count) or, where
+it cannot and the extra [media] is installed, with PyAV; not with onnxruntime-extensions' AudioDecoder operator, which
+does not report the sample rate, cannot upsample, and decodes a file only as a whole, so that an hour of audio would
+have to fit into memory. Resampling uses soxr, whose stream gives the same samples to the last bit for any split, and
+exactly the number of samples given by the ratio of the rates.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from u2moe.runtime.audio_file import MEDIA_SUFFIXES, File, damage, has_media, name_of, open_audio
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.sound_file import FOREIGN_SUFFIXES, SoundBytes, cut_off, open_sound
+from u2moe.runtime.media_file import EXTRA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import soundfile
+    from u2moe.runtime.audio_file import Sound
+    from u2moe.runtime.raw_audio import RawAudio
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
@@ -121,52 +124,56 @@ def convert(
 
 
 def read_blocks(
-    path: str | os.PathLike[str] | SoundBytes,
+    file: File | RawAudio,
     sample_rate: int,
     block_s: float = 10.0,
     *,
     channel: int | None = None,
+    track: int | None = None,
     start: float = 0.0,
     end: float | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
 
     Args:
-        path: a file, its bytes, or a pipe, which is first read to its end.
+        file: a path, the bytes of a file, a binary file object, or `RawAudio`, which is read as it comes. What cannot
+            seek (pipes) is first read to its end, unless it is raw.
         sample_rate: sample rate of the blocks in Hz.
         block_s: seconds per block.
         channel: index of the only channel to read, 0 for the left one; None: the average of all. If the channels cancel
             each other in the average, there is an AudioWarning.
+        track: index among the audio tracks of a media file, counted from 0; None: the default one.
         start: seconds of the file to skip.
         end: seconds into the file at which to stop; None, or beyond its end: the end.
 
     Raises:
-        AudioError: no such file, not audio, damaged, an invalid rate, no such channel, or nothing between `start` and
-            `end`; names the file.
-        TruncatedAudioError: the file is truncated; raised after its last samples.
+        AudioError: no such file, not audio, damaged, an invalid rate, no such channel or track, or nothing between
+            `start` and `end`; names the file.
+        TruncatedAudioError: the file is truncated, or parts of it are damaged; raised after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
 
-    with open_sound(path) as source:
+    name = name_of(file)
+    with open_audio(file, track) as source:
         try:
             resampler = Resampler(source.samplerate, sample_rate)
-            mixer = _Mixer(str(path), source.channels, channel)
+            mixer = _Mixer(name, source.channels, channel)
             num_read, stop = _span(source, start, end)
             size = max(int(block_s * source.samplerate), 1)
             while len(block := source.read(min(size, stop - num_read), dtype="float32", always_2d=True)):
                 num_read += len(block)
                 yield resampler.accept(mixer.mix(block))
             yield resampler.finish()
-            missing = cut_off(source, num_read) if num_read < stop else None
+            missing = damage(source, num_read) if num_read < stop else None
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
-            raise AudioError(f"{path}: cannot be read as audio: {error}") from error
+            raise AudioError(f"{name}: cannot be read as audio: {error}") from error
         except AudioError as error:
-            raise AudioError(f"{path}: {error}") from error
+            raise AudioError(f"{name}: {error}") from error
     if missing is not None:
-        raise TruncatedAudioError(f"{path}: {missing}: it was cut off")
+        raise TruncatedAudioError(f"{name}: {missing}")
 
 
-def _span(source: soundfile.SoundFile, start: float, end: float | None) -> tuple[int, int]:
+def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
     """The first frame to read, to which the file is moved, and the one to stop before, which may be beyond its end."""
     first = round(start * source.samplerate)
     stop = sys.maxsize if end is None else round(end * source.samplerate)
@@ -212,34 +219,32 @@ class _Mixer:
 
 
 def read_audio(
-    path: str | os.PathLike[str], sample_rate: int, *, channel: int | None = None
+    file: File | RawAudio, sample_rate: int, *, channel: int | None = None, track: int | None = None
 ) -> npt.NDArray[np.float32]:
     """All samples of a file, or with an AudioWarning those of a truncated file; see `read_blocks`."""
     blocks = [np.zeros(0, np.float32)]
     try:
-        blocks += read_blocks(path, sample_rate, channel=channel)
+        blocks += read_blocks(file, sample_rate, channel=channel, track=track)
     except TruncatedAudioError as error:
         warnings.warn(str(error), AudioWarning, stacklevel=2)
     return np.concatenate(blocks)
 
 
 def duration_of(path: str | os.PathLike[str]) -> float:
-    """Duration of a file in seconds by its header; 0 if unreadable, and for pipes."""
-    import soundfile  # noqa: PLC0415
-
+    """Duration of a file in seconds by its header; 0 if unreadable or not stated, and for pipes."""
     try:
         if not Path(path).is_file():
             return 0.0
-        info = soundfile.info(Path(path))
-    except (soundfile.SoundFileError, TypeError, RuntimeError, OSError, ValueError):
+        with open_audio(path) as sound:
+            return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
+    except (AudioError, OSError, ValueError):
         return 0.0
-    return info.frames / info.samplerate if info.samplerate > 0 else 0.0
 
 
 def find_audio(paths: list[Path]) -> list[Path]:
     """Files as given, and the audio files below every folder, sorted by name.
 
-    An AudioWarning names recordings in unsupported formats and folders that cannot be read.
+    An AudioWarning names recordings that need the extra [media], and folders that cannot be read.
 
     Raises:
         AudioError: a folder has no audio files.
@@ -253,7 +258,8 @@ def find_audio(paths: list[Path]) -> list[Path]:
         if passed_over:
             named = ", ".join(str(file) for file in passed_over[:_MOST_NAMED])
             more = f" and {len(passed_over) - _MOST_NAMED} more" if len(passed_over) > _MOST_NAMED else ""
-            warnings.warn(f"{path}: cannot read {named}{more}", AudioWarning, stacklevel=2)
+            needs = f" (media files need: {EXTRA})" if any(_is_media(file) for file in passed_over) else ""
+            warnings.warn(f"{path}: cannot read {named}{more}{needs}", AudioWarning, stacklevel=2)
         if not inside:
             raise AudioError(f"{path}: holds no audio files")
         found += inside
@@ -266,8 +272,12 @@ def _search(folder: Path) -> tuple[list[Path], list[Path]]:
     passed_over: list[Path] = []
     for place, _, names in os.walk(folder, onerror=lambda error: passed_over.append(Path(error.filename))):
         for file in (Path(place, name) for name in names):
-            if file.suffix.lower() in FILE_SUFFIXES:
+            if file.suffix.lower() in FILE_SUFFIXES or (_is_media(file) and has_media()):
                 inside.append(file)
-            elif file.suffix.lower() in FOREIGN_SUFFIXES:
+            elif _is_media(file):
                 passed_over.append(file)
     return sorted(inside), sorted(passed_over)
+
+
+def _is_media(file: Path) -> bool:
+    return file.suffix.lower() in MEDIA_SUFFIXES

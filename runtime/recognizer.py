@@ -7,11 +7,12 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from u2moe.runtime.audio import convert, read_blocks
+from u2moe.runtime.audio_file import File
 from u2moe.runtime.bundle import Bundle, open_and_load
 from u2moe.runtime.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
@@ -23,6 +24,7 @@ from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.pipeline import Observer, Pipeline
+from u2moe.runtime.raw_audio import RawAudio
 from u2moe.runtime.recording import Blocks, recognize
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.source import Source
@@ -190,7 +192,7 @@ class Recognizer:
 
     def transcribe(
         self,
-        audio: str | os.PathLike[str] | npt.ArrayLike,
+        audio: File | RawAudio | npt.ArrayLike,
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
@@ -198,6 +200,7 @@ class Recognizer:
         vad: VoiceActivityDetector | None = None,
         on_progress: Callable[[float], object] | None = None,
         channel: int | None = None,
+        track: int | None = None,
     ) -> Transcript:
         """Recognise a recording of any length.
 
@@ -209,27 +212,29 @@ class Recognizer:
         `complete`, and its `error` gives the reason.
 
         Args:
-            audio: path of an audio file, or samples of one channel (float32 in [-1, 1] or int16).
+            audio: an audio file (a path, its bytes, or a binary file object), `RawAudio`, or samples of one channel
+                (float32 in [-1, 1] or int16).
             sample_rate: sample rate of an array in Hz; None: the model's. Files have their own.
             options: how to decode; None: the recogniser's. Without `chunk_size`, full context is used.
             hotwords: phrases to prefer; None: the recogniser's.
             vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
             on_progress: called from time to time with the seconds of the recording processed so far.
             channel: index of the only channel of a file to recognise, 0 for the left one; None: the average of all.
+            track: index of the audio track of a media file, counted from 0; None: the default one.
 
         Raises:
             AudioError: none of the audio can be read or used.
             StreamError: the bundle does not support `options`.
             ValueError: the vocabulary cannot spell a hotword.
         """
-        samples = self._samples(audio, sample_rate, channel)
+        samples = self._samples(audio, sample_rate, channel, track)
         blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
         return Transcript.of(segments, blocks.duration, blocks.error)
 
     def segments(
         self,
-        audio: str | os.PathLike[str] | npt.ArrayLike,
+        audio: File | RawAudio | npt.ArrayLike,
         sample_rate: float | None = None,
         *,
         options: DecodingOptions | None = None,
@@ -237,6 +242,7 @@ class Recognizer:
         vad: VoiceActivityDetector | None = None,
         on_progress: Callable[[float], object] | None = None,
         channel: int | None = None,
+        track: int | None = None,
     ) -> Iterator[Result]:
         """The final results that `transcribe` would return, one at a time, each as soon as it is found.
 
@@ -246,22 +252,23 @@ class Recognizer:
         Raises:
             AudioError: also for a file that is damaged after some seconds of audio, after all segments before.
         """
-        samples = self._samples(audio, sample_rate, channel)
+        samples = self._samples(audio, sample_rate, channel, track)
         blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
         return self._until_damage(blocks, results)
 
     def _samples(
-        self, audio: str | os.PathLike[str] | npt.ArrayLike, sample_rate: float | None, channel: int | None
+        self, audio: File | RawAudio | npt.ArrayLike, sample_rate: float | None, channel: int | None, track: int | None
     ) -> Iterator[npt.NDArray[np.float32]]:
         """Samples of a file or array at the model's rate, in blocks."""
         model_rate = self.bundle.manifest.features.sample_rate
-        if isinstance(audio, str | os.PathLike):
+        if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
             if sample_rate is not None:
                 raise ValueError("sample_rate is only for arrays: a file has its own")
-            return read_blocks(audio, model_rate, channel=channel)
-        if channel is not None:
-            raise ValueError("channel is only for files: an array has one channel")
-        return convert(audio, model_rate if sample_rate is None else sample_rate, model_rate)
+            return read_blocks(cast("File | RawAudio", audio), model_rate, channel=channel, track=track)
+        if channel is not None or track is not None:
+            raise ValueError("channel and track are only for files: an array has one channel")
+        samples = cast("npt.ArrayLike", audio)
+        return convert(samples, model_rate if sample_rate is None else sample_rate, model_rate)
 
     def _recognize(
         self,

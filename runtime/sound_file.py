@@ -1,21 +1,16 @@
-"""Opens sound files with libsndfile, and detects what it does not report: truncated or unfinished files."""
+"""Detects what libsndfile does not report of a sound file: that it is truncated or unfinished."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
-import shutil
-import stat
 import struct
-import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from u2moe.runtime.errors import AudioError, AudioWarning
+from u2moe.runtime.errors import AudioWarning
 
 if TYPE_CHECKING:
     import soundfile
@@ -30,8 +25,6 @@ _OGG_TAIL = 1 << 17
 _OGG_HEADER = 27
 """Bytes of a page header before the segment lengths; the last is their number, the sixth holds flags."""
 _OGG_LAST_PAGE = 4
-FOREIGN_SUFFIXES = (".3gp", ".aac", ".amr", ".m4a", ".m4b", ".mkv", ".mov", ".mp4", ".webm", ".wma")
-"""Suffixes of recordings that libsndfile cannot read."""
 
 
 class SoundBytes(io.BytesIO):
@@ -45,77 +38,21 @@ class SoundBytes(io.BytesIO):
         return self._name
 
 
-@contextlib.contextmanager
-def open_sound(path: str | os.PathLike[str] | SoundBytes) -> Iterator[soundfile.SoundFile]:
-    """Open a sound file for reading. Pipes are first read to their end.
-
-    Raises:
-        AudioError: missing, unreadable, or not audio; names the file.
-    """
-    import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
-
-    with contextlib.ExitStack() as stack:
-        source = (
-            _repaired(path, str(path)) if isinstance(path, SoundBytes) else stack.enter_context(_readable(Path(path)))
-        )
-        try:
-            sound = stack.enter_context(soundfile.SoundFile(source))
-        except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
-            raise AudioError(f"{path}: cannot be read as audio: {_reason(Path(str(path)), error)}") from error
-        yield sound
-
-
 def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
     """Evidence that a file, read to its end with `num_read` frames, is truncated; None if there is none."""
     for stated, found in _STATED_SIZE.findall(sound.extra_info):
         if int(found) < int(stated) < _UNKNOWN_SIZE:
-            return f"holds {found} of the {stated} bytes of audio that its header states"
+            return f"holds {found} of the {stated} bytes of audio that its header states: it was cut off"
     missing_s = (sound.frames - num_read) / sound.samplerate
     if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
         stated_s = sound.frames / sound.samplerate
-        return f"holds {stated_s - missing_s:.1f} of the {stated_s:.1f} s that its header states"
+        return f"holds {stated_s - missing_s:.1f} of the {stated_s:.1f} s that its header states: it was cut off"
     if sound.format == "OGG" and isinstance(sound.name, str | os.PathLike) and not _has_last_ogg_page(Path(sound.name)):
-        return "ends without the last page of its Ogg stream"
+        return "ends without the last page of its Ogg stream: it was cut off"
     return None
 
 
-@contextlib.contextmanager
-def _readable(file: Path) -> Iterator[Any]:
-    """What soundfile can open: the path, or an open file if the path does not work."""
-    try:
-        mode = file.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise AudioError(f"{file}: is a folder, expected a file")
-        with file.open("rb") as stream:
-            if not stat.S_ISREG(mode):
-                with tempfile.TemporaryFile() as copy:
-                    shutil.copyfileobj(stream, copy)
-                    copy.seek(0)
-                    yield copy
-                return
-            repaired = _repaired(stream, str(file))
-            if repaired is not stream:
-                yield repaired
-                return
-            try:
-                os.fspath(file).encode()
-            except UnicodeEncodeError:  # a name that is not UTF-8, which soundfile refuses
-                yield stream
-                return
-    except FileNotFoundError:
-        raise AudioError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise AudioError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    yield file
-
-
-def _reason(file: Path, error: Exception) -> str:
-    if file.suffix.lower() not in FOREIGN_SUFFIXES:
-        return str(error)
-    return f"{file.suffix} is not supported; convert it, as with: ffmpeg -i {file.name} {file.stem}.flac"
-
-
-def _repaired(stream: BinaryIO, name: str) -> Any:
+def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     """The stream, or one that states the audio that it holds, with a warning, where its header states none."""
     position = _unfinished(stream)
     if position is None:
@@ -125,7 +62,7 @@ def _repaired(stream: BinaryIO, name: str) -> Any:
         AudioWarning,
         stacklevel=2,
     )
-    return _Repaired(stream, position)
+    return cast("BinaryIO", _Repaired(stream, position))
 
 
 def _unfinished(stream: BinaryIO) -> int | None:

@@ -16,7 +16,7 @@ def test_one_channel_is_recognised(recognizer, sound, tmp_path):
         assert recognizer.transcribe(tmp_path / "anti.wav") != expected
     with pytest.raises(AudioError, match="there is no channel 2"):
         recognizer.transcribe(tmp_path / "anti.wav", channel=2)
-    with pytest.raises(ValueError, match="channel is only for files"):
+    with pytest.raises(ValueError, match="channel and track are only for files"):
         recognizer.transcribe(sound, channel=0)
 
 
@@ -30,10 +30,17 @@ def test_a_file_that_was_cut_off_gives_what_is_there(recognizer, sound, tmp_path
     assert "cut.wav: holds 63978 of the 128000 bytes of audio that its header states: it was cut off" in found.error
 
 
-@pytest.mark.parametrize("audio", [b"talk.wav", None, bytearray(2)])
-def test_what_is_neither_path_nor_array(recognizer, audio):
-    with pytest.raises(AudioError, match="samples must be an array, got"):
+@pytest.mark.parametrize("audio", [b"talk.wav", bytearray(2)])
+def test_bytes_that_are_no_file(recognizer, audio):
+    with pytest.raises(AudioError, match=f"{len(audio)} bytes: cannot be read as audio: Format not recognised"):
         recognizer.transcribe(audio)
+    with pytest.raises(AudioError, match=r"samples must be an array, got .* raw 16-bit audio is np\.frombuffer"):
+        recognizer.create_stream().accept_waveform(16_000, audio)
+
+
+def test_what_is_neither_file_nor_array(recognizer):
+    with pytest.raises(AudioError, match="samples must be an array, got"):
+        recognizer.transcribe(None)
 
 
 def test_providers_are_a_sequence(bundle):

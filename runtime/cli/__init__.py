@@ -30,7 +30,7 @@ OTHER_COMMANDS = {
 """Module, function and help text of each sub-command in another package."""
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
-    "onnxruntime_extensions": "clip",
+    "onnxruntime_extensions": "clip", "av": "media",
     "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip

@@ -1,0 +1,197 @@
+"""Reads one audio track of a media file (m4a, mp4, webm, mkv, wma, amr, video and more) with PyAV, the extra [media].
+
+A `MediaFile` has the members of `soundfile.SoundFile` that `audio` uses. Samples are those of ffmpeg's own decoding.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import AudioError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import av
+
+EXTRA = "pip install 'u2moe[media]'"
+
+_CONTAINERS = (
+    "3gp,aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,matroska,mov,mp3,mp4,mpc,mpc8,mpeg,"
+    "mpegts,mxf,nut,ogg,oma,rm,tak,tta,voc,w64,wav,webm,wtv,wv"
+)
+"""What is opened. Others that ffmpeg knows are lists of further files and addresses (hls, concat), or take anything."""
+_STATES_LENGTH = re.compile("mov|matroska|asf")
+"""Containers whose header states the length; that of others is an estimate."""
+_TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_CUT_OFF_S = 0.5
+
+
+class MediaFile:
+    """One audio track of an open media file.
+
+    Attributes:
+        samplerate: in Hz.
+        channels: number of channels.
+        frames: length by the header, in samples of each channel; `sys.maxsize` if it does not state one.
+
+    Args:
+        stream: the file, open for reading; can seek.
+        track: index among its audio tracks; None: the one that is marked as the default, or the first.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not installed.
+        AudioError: not a media file, damaged, or without such a track.
+    """
+
+    def __init__(self, stream: BinaryIO, track: int | None = None) -> None:
+        import av  # noqa: PLC0415 - an extra
+
+        self._av = av
+        self._errors = av.FFmpegError
+        try:
+            self._container = av.open(
+                stream,
+                metadata_errors="ignore",
+                options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
+            )
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise AudioError(_reason(error)) from error
+        self.num_damaged = 0
+        self.lost_s = 0.0
+        try:
+            self._stream = self._track(track)
+            self._blocks = self._decode()
+            self._rest = next(self._blocks, None)
+        except BaseException:
+            self.close()
+            raise
+        if self._rest is None:
+            self.close()
+            raise AudioError("its audio cannot be decoded" if self.num_damaged else "its audio track is empty")
+        self.channels: int = self._rest.shape[1]
+        stated_s = self._stated_s()
+        self.frames = sys.maxsize if stated_s is None else round(stated_s * self.samplerate)
+
+    def close(self) -> None:
+        """Close the decoder; the stream stays open."""
+        self._container.close()
+
+    def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
+        """Up to `size` frames [frames, channels], float32 in [-1, 1]; none at the end.
+
+        Raises:
+            AudioError: the file is damaged here.
+        """
+        del dtype, always_2d  # there is nothing else to have
+        parts = []
+        while size > 0 and self._rest is not None:
+            parts.append(self._rest[:size])
+            size -= len(parts[-1])
+            left = self._rest[len(parts[-1]) :]
+            self._rest = left if len(left) else next(self._blocks, None)
+        return np.concatenate(parts) if parts else np.zeros((0, self.channels), np.float32)
+
+    def seek(self, frame: int) -> None:
+        """Move forward to a frame, counted from here, by decoding what lies before."""
+        while frame > 0 and (block := self.read(min(frame, self.samplerate))).size:
+            frame -= len(block)
+
+    def damage(self, num_read: int) -> str | None:
+        """What is missing of a file that was read to its end with `num_read` frames; None: nothing."""
+        if self.frames < sys.maxsize and (self.frames - num_read) / self.samplerate > _CUT_OFF_S:
+            stated_s, found_s = self.frames / self.samplerate, num_read / self.samplerate
+            return f"holds {found_s:.1f} of the {stated_s:.1f} s that its header states: it was cut off"
+        if self.num_damaged:
+            return f"{self.num_damaged} packets of its audio ({self.lost_s:.1f} s) are damaged: silence in their place"
+        return None
+
+    def _track(self, track: int | None) -> Any:
+        tracks = self._container.streams.audio
+        if not tracks:
+            raise AudioError("holds no audio track")
+        if track is not None and not 0 <= track < len(tracks):
+            known = ", ".join(f"{index} ({_describe(item)})" for index, item in enumerate(tracks))
+            raise AudioError(f"there is no audio track {track}: it has {known}")
+        found = self._container.streams.best("audio") if track is None else tracks[track]
+        found = found or tracks[0]
+        if found.codec_context is None:
+            raise AudioError("the format of its audio track is not known")
+        found.codec_context.thread_count = 1
+        if discard := getattr(self._av.stream, "Discard", None):  # not in older versions
+            for other in self._container.streams:
+                if other.index != found.index:
+                    other.discard = discard.all
+        return found
+
+    def _decode(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Blocks [frames, channels]. Silence takes the place of a packet that cannot be decoded: times stay right."""
+        packets = self._container.demux(self._stream)
+        self.samplerate = num_channels = 0
+        while True:
+            try:
+                packet = next(packets, None)
+            except self._errors as error:
+                raise AudioError(f"is damaged: {_reason(error)}") from error
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except self._errors:
+                self.num_damaged += 1
+                lost_s = float(packet.duration * packet.time_base) if packet.duration and packet.time_base else 0.0
+                self.lost_s += lost_s
+                if num_channels:
+                    yield np.zeros((round(lost_s * self.samplerate), num_channels), np.float32)
+                continue
+            for frame in frames:
+                samples = _samples(frame)
+                self.samplerate = self.samplerate or frame.sample_rate
+                num_channels = num_channels or samples.shape[1]
+                if (frame.sample_rate, samples.shape[1]) != (self.samplerate, num_channels):
+                    raise AudioError(
+                        f"changes from {num_channels} channels at {self.samplerate} Hz to {samples.shape[1]} at "
+                        f"{frame.sample_rate} Hz"
+                    )
+                if len(samples):
+                    yield samples
+
+    def _stated_s(self) -> float | None:
+        """Length of the track in seconds by the header."""
+        if not _STATES_LENGTH.search(self._container.format.name):
+            return None
+        if self._container.format.name.startswith("mov") and self._stream.duration is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        tagged = _TAGGED_LENGTH.match(self._stream.metadata.get("DURATION", ""))
+        if tagged:
+            hours, minutes, seconds = tagged.groups()
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        if len(self._container.streams) == 1 and self._container.duration is not None:
+            return float(self._container.duration / 1e6)
+        return None
+
+
+def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+    """Samples [frames, channels] as float32, scaled as ffmpeg does."""
+    array = frame.to_ndarray()
+    samples = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    if samples.dtype.kind == "u":
+        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
+    return samples.astype(np.float32) * np.float32(2.0 ** (1 - 8 * samples.dtype.itemsize))
+
+
+def _describe(track: Any) -> str:
+    language = track.metadata.get("language", "")
+    codec = track.codec_context.name if track.codec_context else "unknown"
+    return ", ".join(part for part in (language if language != "und" else "", codec) if part)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

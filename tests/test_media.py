@@ -1,0 +1,251 @@
+"""Media files with the extra [media]: the samples of ffmpeg, tracks, damage, bytes and file objects; and raw audio."""
+
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.runtime import RawAudio
+from u2moe.runtime.audio import duration_of, find_audio, read_audio, read_blocks
+from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.media_file import MediaFile
+
+RATE = 16_000
+FFMPEG = shutil.which("ffmpeg")
+CODECS = {
+    "m4a": "aac", "aac": "aac", "mp4": "alac", "webm": "libopus", "mkv": "flac", "wma": "wmav2", "avi": "pcm_u8",
+    "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac",
+}  # fmt: skip
+SPEECH = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
+
+
+def write_media(file, tracks=(SPEECH,), *, with_video=False, rate=RATE, languages=(), **options):
+    """A file with an audio track for each array, encoded by PyAV as its suffix asks for."""
+    container_format = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}
+    suffix = file.suffix[1:]
+    with av.open(file, "w", format=container_format.get(suffix, suffix), options=options) as container:
+        if with_video:
+            video = container.add_stream("mpeg4", rate=5, width=16, height=16, pix_fmt="yuv420p")
+        streams = [container.add_stream(CODECS[suffix], rate=rate) for _ in tracks]
+        for stream, language in zip(streams, languages, strict=False):
+            stream.metadata["language"] = language
+        for stream, samples in zip(streams, tracks, strict=True):
+            stream.bit_rate = 64_000
+            stream.layout = "mono" if samples.ndim == 1 else "stereo"
+        if with_video:
+            for _ in range(5 * len(tracks[0]) // rate):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+            container.mux(video.encode())
+        for stream, samples in zip(streams, tracks, strict=True):
+            array = np.ascontiguousarray(samples.reshape(len(samples), -1).T)
+            frame = av.AudioFrame.from_ndarray(array, format="fltp", layout=stream.layout.name)
+            frame.rate = rate
+            resampler = av.AudioResampler(stream.format, stream.layout, rate)
+            fifo = av.AudioFifo()
+            for part in resampler.resample(frame):
+                fifo.write(part)
+            size = stream.codec_context.frame_size or 1024
+            while part := fifo.read(size) or fifo.read():
+                container.mux(stream.encode(part))
+            container.mux(stream.encode())
+    return file
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_files_give_their_samples(tmp_path, suffix):
+    rate = 48_000 if suffix == "webm" else 32_000 if suffix == "ac3" else 44_100 if suffix == "flv" else RATE
+    samples = np.sin(np.arange(2 * rate, dtype=np.float32) * (2 * np.pi * 440 / rate)) * np.float32(0.5)
+    file = write_media(tmp_path / f"a.{suffix}", [samples], rate=rate)
+    read = read_audio(file, RATE)
+    assert abs(len(read) - 2 * RATE) < 0.12 * RATE  # codecs pad to whole frames
+    spectrum = np.abs(np.fft.rfft(read[: 2 * RATE]))
+    assert abs(spectrum.argmax() * RATE / min(len(read), 2 * RATE) - 440) < 2
+    assert 0.3 < np.sqrt(np.mean(read**2)) < 0.4
+    assert abs(duration_of(file) - 2) < 0.1 or suffix in ("aac", "avi", "ac3", "flv")  # they do not state it
+    if suffix in ("mp4", "mkv", "mov"):
+        np.testing.assert_allclose(read[: len(samples)], samples, atol=2**-15)
+
+
+@pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("suffix", CODECS)
+def test_samples_are_those_of_ffmpeg(tmp_path, suffix):
+    rate = 48_000 if suffix == "webm" else 32_000 if suffix == "ac3" else 44_100
+    stereo = np.stack((np.resize(SPEECH, rate), np.resize(SPEECH, rate)[::-1]), axis=1)
+    file = write_media(tmp_path / f"a.{suffix}", [stereo], rate=rate)
+    command = [FFMPEG, "-v", "error", "-i", file, "-map", "0:a:0", "-f", "f32le", "-"]
+    expected = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4").reshape(-1, 2)
+    with file.open("rb") as stream:
+        media = MediaFile(stream)
+        blocks = []
+        while len(block := media.read(7000)):
+            blocks.append(block)
+        read = np.concatenate(blocks)
+        media.close()
+    assert read.shape == expected.shape
+    # Another version of ffmpeg may round the last bits of lossy formats differently.
+    np.testing.assert_allclose(read, expected, atol=0 if suffix in ("mkv", "mov", "mka", "mp4", "avi") else 1e-5)
+
+
+def test_a_track_is_chosen(tmp_path):
+    second = SPEECH[::-1].copy()
+    file = write_media(tmp_path / "a.mkv", [SPEECH, second], with_video=True, languages=["eng", "deu"])
+    np.testing.assert_allclose(read_audio(file, RATE), SPEECH, atol=2**-15)
+    np.testing.assert_allclose(read_audio(file, RATE, track=0), SPEECH, atol=2**-15)
+    np.testing.assert_allclose(read_audio(file, RATE, track=1), second, atol=2**-15)
+    np.testing.assert_allclose(
+        np.concatenate(list(read_blocks(file, RATE, start=0.5, end=1))), SPEECH[8000:16000], atol=1e-4
+    )
+    with pytest.raises(AudioError, match=r"a\.mkv: .* no audio track 2: it has 0 \(eng, flac\), 1 \(deu, flac\)"):
+        read_audio(file, RATE, track=2)
+    soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
+    assert len(read_audio(tmp_path / "a.wav", RATE, track=0)) == len(SPEECH)
+    with pytest.raises(AudioError, match=r"a\.wav: .* no audio track 1"):
+        read_audio(tmp_path / "a.wav", RATE, track=1)
+
+
+def test_a_video_without_sound_is_refused(tmp_path):
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        video = container.add_stream("mpeg4", rate=5, width=16, height=16, pix_fmt="yuv420p")
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        container.mux(video.encode())
+    with pytest.raises(AudioError, match=r"a\.mp4: cannot be read as audio: holds no audio track"):
+        read_audio(tmp_path / "a.mp4", RATE)
+    assert duration_of(tmp_path / "a.mp4") == 0
+
+
+def test_lists_of_other_files_are_not_followed(tmp_path):
+    """A playlist may name any file or address: an upload must not make a server read them."""
+    write_media(tmp_path / "a.m4a")
+    (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXTINF:2,\na.m4a\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.m4a\n")
+    for name in ("a.m3u8", "list.mp4"):
+        with pytest.raises(AudioError, match="cannot be read as audio"):
+            read_audio(tmp_path / name, RATE)
+
+
+def test_media_in_folders(tmp_path):
+    for name in ("a.m4a", "b.WEBM", "c.wav", "notes.txt"):
+        (tmp_path / name).touch()
+    assert find_audio([tmp_path]) == [tmp_path / name for name in ("a.m4a", "b.WEBM", "c.wav")]
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "mkv", "wma"])
+def test_what_was_cut_off_gives_what_is_there(tmp_path, suffix):
+    options = {"movflags": "faststart"} if suffix == "m4a" else {}
+    whole = write_media(tmp_path / f"a.{suffix}", [np.tile(SPEECH, 5)], **options).read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+    message = f"cut.{suffix}: holds .* of the .* s that its header states: it was cut off"
+    with pytest.raises(TruncatedAudioError, match=message):
+        list(read_blocks(tmp_path / f"cut.{suffix}", RATE))
+    with pytest.warns(AudioWarning, match=message):
+        assert 3 * RATE < len(read_audio(tmp_path / f"cut.{suffix}", RATE)) < 7 * RATE
+
+
+def test_damaged_packets_become_silence(tmp_path):
+    content = bytearray(write_media(tmp_path / "a.m4a", [np.tile(SPEECH, 2)]).read_bytes())
+    begin = content.index(b"mdat") + 4
+    middle = begin + (content.index(b"moov") - begin) // 2
+    content[middle : middle + 2000] = bytes([0xFF]) * 2000
+    (tmp_path / "b.m4a").write_bytes(content)
+    with pytest.warns(AudioWarning, match=r"b\.m4a: \d+ packets of its audio \(.* s\) are damaged"):
+        samples = read_audio(tmp_path / "b.m4a", RATE)
+    assert abs(len(samples) - 4 * RATE) < RATE // 10
+
+
+def test_damaged_containers_are_samples_or_a_typed_error(tmp_path):
+    """A small part of the fuzz of `benchmarks.endurance`."""
+    generator = random.Random(0)
+    for suffix in ("m4a", "mkv", "webm"):
+        rate = 48_000 if suffix == "webm" else RATE
+        content = write_media(tmp_path / f"a.{suffix}", [SPEECH[:4000]], rate=rate).read_bytes()
+        for _ in range(25):
+            damaged = bytearray(content[: generator.randrange(len(content))] if generator.random() < 0.3 else content)
+            for _ in range(generator.randrange(1, 30)):
+                if damaged:
+                    damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+            try:
+                blocks = sum(map(len, read_blocks(bytes(damaged), RATE)))
+            except AudioError:
+                continue
+            assert blocks < 60 * RATE
+
+
+def test_bytes_and_file_objects(tmp_path, recognizer, sound):
+    soundfile.write(tmp_path / "a.flac", sound, RATE)
+    expected = recognizer.transcribe(tmp_path / "a.flac")
+    content = (tmp_path / "a.flac").read_bytes()
+    assert recognizer.transcribe(content) == expected
+    assert recognizer.transcribe(io.BytesIO(content)) == expected
+    with (tmp_path / "a.flac").open("rb") as file:
+        assert list(recognizer.segments(file)) == expected.segments
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=lambda: (os.write(writer, content), os.close(writer)))
+    thread.start()
+    with os.fdopen(reader, "rb") as pipe:
+        assert recognizer.transcribe(pipe) == expected
+    thread.join()
+    media = write_media(tmp_path / "a.mkv", [sound]).read_bytes()
+    assert recognizer.transcribe(media).text == expected.text
+    with pytest.raises(AudioError, match="3 bytes: cannot be read as audio"):
+        recognizer.transcribe(b"abc")
+    with pytest.raises(AudioError, match="a StringIO: cannot be read"):
+        recognizer.transcribe(io.StringIO("abc"))
+    with pytest.raises(ValueError, match="sample_rate is only for arrays"):
+        recognizer.transcribe(content, RATE)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kind", "scale"), [("s16le", "<i2", 32768), ("s32le", "<i4", 2**31), ("f32le", "<f4", 1)]
+)
+def test_raw_audio(tmp_path, encoding, kind, scale):
+    content = (SPEECH.astype(np.float64) * scale).astype(kind).tobytes()
+    (tmp_path / "a.raw").write_bytes(content)
+    for file in (content, io.BytesIO(content), tmp_path / "a.raw"):
+        samples = read_audio(RawAudio(file=file, sample_rate=RATE, encoding=encoding), RATE)
+        np.testing.assert_allclose(samples, SPEECH, atol=2**-15)
+    pairs = RawAudio(file=content, sample_rate=RATE, encoding=encoding, num_channels=2)
+    np.testing.assert_allclose(read_audio(pairs, RATE, channel=1), SPEECH[1::2], atol=2**-15)
+
+
+def test_raw_audio_comes_as_it_is_written():
+    reader, writer = os.pipe()
+    content = (SPEECH * 32768).astype("<i2").tobytes()
+    with os.fdopen(reader, "rb") as file:
+        blocks = read_blocks(RawAudio(file=file, sample_rate=RATE), RATE)
+        os.write(writer, content[:2001])
+        assert len(next(blocks)) == 1000  # before the rest, and before the end
+        os.write(writer, content[2001:4001])
+        assert len(next(blocks)) == 1000
+        os.close(writer)
+        with pytest.raises(TruncatedAudioError, match="raw audio: ends with 1 bytes of an unfinished sample"):
+            list(blocks)
+
+
+@pytest.mark.parametrize("options", [{"encoding": "mp3"}, {"num_channels": 0}, {"num_channels": True}])
+def test_raw_audio_that_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        RawAudio(file=b"", sample_rate=RATE, **options)
+
+
+def test_raw_audio_that_cannot_be_read(tmp_path):
+    with pytest.raises(AudioError, match=r"nothing\.raw: cannot be read: No such file"):
+        read_audio(RawAudio(file=tmp_path / "nothing.raw", sample_rate=RATE), RATE)
+    with pytest.raises(AudioError, match="sample rate must be"):
+        read_audio(RawAudio(file=b"ab", sample_rate=1), RATE)
+    with pytest.raises(AudioError, match="no audio track 1"):
+        read_audio(RawAudio(file=b"ab", sample_rate=RATE), RATE, track=1)
+
+
+def test_the_runtime_loads_pyav_for_media_alone(tmp_path):
+    soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
+    code = "import sys; from u2moe.runtime.audio import read_audio; read_audio(sys.argv[1], 16000); assert 'av' not in "
+    code += "sys.modules"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True)
