@@ -30,6 +30,8 @@ _STATES_LENGTH = re.compile("mov|matroska|asf")
 """Containers whose header states the length; that of others is an estimate."""
 _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _CUT_OFF_S = 0.5
+_LONGEST_PACKET_S = 2.0
+"""A damaged packet may state any duration."""
 
 
 class MediaFile:
@@ -145,6 +147,8 @@ class MediaFile:
             except self._errors:
                 self.num_damaged += 1
                 lost_s = float(packet.duration * packet.time_base) if packet.duration and packet.time_base else 0.0
+                if not 0 <= lost_s <= _LONGEST_PACKET_S:
+                    continue
                 self.lost_s += lost_s
                 if num_channels:
                     yield np.zeros((round(lost_s * self.samplerate), num_channels), np.float32)

@@ -42,6 +42,7 @@ PUBLIC = [
     "PrefixBeamSearch",
     "ProviderError",
     "QuantizationError",
+    "RawAudio",
     "Recognizer",
     "Rescored",
     "Result",

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from media import CODECS, write_media
 
 from u2moe.runtime import RawAudio
 from u2moe.runtime.audio import duration_of, find_audio, read_audio, read_blocks
@@ -20,43 +21,7 @@ from u2moe.runtime.media_file import MediaFile
 
 RATE = 16_000
 FFMPEG = shutil.which("ffmpeg")
-CODECS = {
-    "m4a": "aac", "aac": "aac", "mp4": "alac", "webm": "libopus", "mkv": "flac", "wma": "wmav2", "avi": "pcm_u8",
-    "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac",
-}  # fmt: skip
 SPEECH = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
-
-
-def write_media(file, tracks=(SPEECH,), *, with_video=False, rate=RATE, languages=(), **options):
-    """A file with an audio track for each array, encoded by PyAV as its suffix asks for."""
-    container_format = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}
-    suffix = file.suffix[1:]
-    with av.open(file, "w", format=container_format.get(suffix, suffix), options=options) as container:
-        if with_video:
-            video = container.add_stream("mpeg4", rate=5, width=16, height=16, pix_fmt="yuv420p")
-        streams = [container.add_stream(CODECS[suffix], rate=rate) for _ in tracks]
-        for stream, language in zip(streams, languages, strict=False):
-            stream.metadata["language"] = language
-        for stream, samples in zip(streams, tracks, strict=True):
-            stream.bit_rate = 64_000
-            stream.layout = "mono" if samples.ndim == 1 else "stereo"
-        if with_video:
-            for _ in range(5 * len(tracks[0]) // rate):
-                container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
-            container.mux(video.encode())
-        for stream, samples in zip(streams, tracks, strict=True):
-            array = np.ascontiguousarray(samples.reshape(len(samples), -1).T)
-            frame = av.AudioFrame.from_ndarray(array, format="fltp", layout=stream.layout.name)
-            frame.rate = rate
-            resampler = av.AudioResampler(stream.format, stream.layout, rate)
-            fifo = av.AudioFifo()
-            for part in resampler.resample(frame):
-                fifo.write(part)
-            size = stream.codec_context.frame_size or 1024
-            while part := fifo.read(size) or fifo.read():
-                container.mux(stream.encode(part))
-            container.mux(stream.encode())
-    return file
 
 
 @pytest.mark.parametrize("suffix", CODECS)
@@ -123,7 +88,7 @@ def test_a_video_without_sound_is_refused(tmp_path):
 
 def test_lists_of_other_files_are_not_followed(tmp_path):
     """A playlist may name any file or address: an upload must not make a server read them."""
-    write_media(tmp_path / "a.m4a")
+    write_media(tmp_path / "a.m4a", [SPEECH])
     (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXTINF:2,\na.m4a\n#EXT-X-ENDLIST\n")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.m4a\n")
     for name in ("a.m3u8", "list.mp4"):

@@ -22,7 +22,7 @@ from typing import Self
 
 import numpy as np
 
-from u2moe.benchmarks.endurance.damaged_audio import use_damaged_audio
+from u2moe.benchmarks.endurance.damaged_audio import use_damaged_audio, use_damaged_media
 from u2moe.benchmarks.endurance.damaged_bundles import use_damaged_bundles
 from u2moe.benchmarks.endurance.memory import resident_mb
 from u2moe.benchmarks.endurance.odd_options import use_odd_options
@@ -35,6 +35,7 @@ Use = Callable[[np.random.Generator], str]
 
 REFUSALS: Mapping[str, tuple[type[Exception], ...]] = {
     "audio": (U2moeError,),
+    "media": (U2moeError,),
     "bundles": (U2moeError,),
     "options": (U2moeError, ValueError),
     "configs": (U2moeError,),
@@ -63,6 +64,8 @@ def use_of(kind: str, bundle: Path, audio: Sequence[Path], configs: Sequence[Pat
     clips = [read_audio(file, rate)[: int(_CLIP_S * rate)] for file in find_audio(list(audio))]
     if kind == "audio":
         return use_damaged_audio(recognizer, clips, folder)
+    if kind == "media":
+        return use_damaged_media(recognizer, clips, folder)
     if kind == "bundles":
         return use_damaged_bundles(bundle, clips[0], folder)
     return use_odd_options(recognizer, clips[0])

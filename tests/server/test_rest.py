@@ -4,6 +4,7 @@ import httpx
 import openai
 import pytest
 import soundfile
+from media import write_media
 
 from u2moe.runtime import format_transcript
 
@@ -30,6 +31,12 @@ def test_json(client, talk, transcript):
     answer = client.audio.transcriptions.create(model="whisper-1", file=talk)
     assert answer.text == transcript.text
     assert answer.usage.seconds == pytest.approx(transcript.duration, abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_media_files(client, talk, transcript, tmp_path, suffix):
+    file = write_media(tmp_path / f"talk.{suffix}", [soundfile.read(talk, dtype="float32")[0]])  # a lossless codec
+    assert client.audio.transcriptions.create(model="u2moe", file=file).text == transcript.text
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt"])
