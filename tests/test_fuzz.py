@@ -27,6 +27,7 @@ def clip(tmp_path, sound):
 
 
 def test_inputs_of_all_kinds_are_refused_or_used(bundle, clip, tmp_path, capsys):
+    pytest.importorskip("av")
     file = tmp_path / "fuzz.json"
     configs = ["--configs", *map(str, TRAIN_YAMLS)]
     inputs = ["--inputs", "audio=24", "media=24", "bundles=12", "options=12", "configs=40"]

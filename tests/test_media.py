@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -18,6 +17,8 @@ from u2moe.runtime import RawAudio
 from u2moe.runtime.audio import duration_of, find_audio, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
 from u2moe.runtime.media_file import MediaFile
+
+av = pytest.importorskip("av")
 
 RATE = 16_000
 FFMPEG = shutil.which("ffmpeg")

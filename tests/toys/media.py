@@ -1,7 +1,7 @@
 """Media files to read back, written by PyAV."""
 
-import av
 import numpy as np
+import pytest
 
 CODECS = {
     "m4a": "aac", "aac": "aac", "mp4": "alac", "webm": "libopus", "mkv": "flac", "wma": "wmav2", "avi": "pcm_u8",
@@ -12,6 +12,7 @@ CODECS = {
 
 def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), **options):
     """A file with an audio track for each array, encoded by PyAV as its suffix asks for."""
+    av = pytest.importorskip("av")
     container_format = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}
     suffix = file.suffix[1:]
     with av.open(file, "w", format=container_format.get(suffix, suffix), options=options) as container:
