@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from u2moe.runtime.utterance import Frames, State
 if TYPE_CHECKING:
     from u2moe.runtime.bundle import Bundle
     from u2moe.runtime.caches import CacheRow
+    from u2moe.runtime.ctc import Hypothesis
     from u2moe.runtime.model import Model
     from u2moe.runtime.result import Result
     from u2moe.runtime.source import Source
@@ -34,6 +35,10 @@ _MOST_PADDING = 1.1
 
 Chunk = tuple["Source", npt.NDArray[np.float32]]
 """A source and a window of its features [frames, mel]."""
+Ended = tuple["Source", "list[Hypothesis]"]
+"""A source and the first-pass hypotheses of its current utterance, which has ended."""
+T = TypeVar("T", bound="tuple[Source, Any]")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,35 +83,45 @@ class Pipeline:
         self._observer = observer or Observer()
 
     def decode(self, sources: Sequence[Source]) -> None:
-        """Do all work that is ready: every complete window, and the second pass of every finished utterance."""
+        """Do all work that is ready: every complete window, and the second pass of every finished utterance.
+
+        Raises:
+            Exception: the error of a source that has failed (`Source.failure`), after the work of all others.
+        """
         with contextlib.ExitStack() as claims:
             for source in sources:
                 claims.enter_context(source.claim())
             while True:
-                self._settle(sources)
-                windows = ((source, source.take_window()) for source in sources)
+                self._settle(_working(sources))
+                windows = ((source, source.take_window()) for source in _working(sources))
                 chunks = [(source, window) for source, window in windows if window is not None]
                 if not chunks:
-                    return
+                    break
                 for batch in _batches(chunks):
                     self._search(batch)
+        failure = next((source.failure for source in sources if source.failure is not None), None)
+        if failure is not None:
+            raise failure
 
     def _settle(self, sources: Sequence[Source]) -> None:
         """Conclude finished utterances, and decide about those left open with full context."""
-        while ended := [source for source in sources if source.state is State.SEARCHED]:
+        while ended := [source for source in _working(sources) if source.state is State.SEARCHED]:
             for source in ended:
                 endpoint = source.utterance.endpoint
                 if endpoint is not None and endpoint.is_within_speech(source.frame_s):
-                    self._cut(source)
-            self._conclude(ended)
-        for source in sources:
+                    with source.failing():
+                        self._cut(source)
+            self._conclude(_working(ended))
+        for source in _working(sources):
             if not source.may_go_on:
                 continue
-            # An utterance that may continue is encoded again with the next audio, unless it fills most of the window.
-            if source.takes_most_of_window:
-                self._cut(source)
-                self._conclude([source])
-            source.begin_again()
+            with source.failing():
+                # An utterance that may continue is encoded again with the next audio, unless it fills most of the
+                # window.
+                if source.takes_most_of_window:
+                    self._cut(source)
+                    self._conclude([source])
+                source.begin_again()
 
     def _cut(self, source: Source) -> None:
         """End the current utterance between two of its words, if there are two, so that no word is cut."""
@@ -118,11 +133,11 @@ class Pipeline:
 
     def _conclude(self, sources: Sequence[Source]) -> None:
         """Give each current utterance, whose search is complete, its final result."""
-        hypotheses = []
+        ended: list[Ended] = []
         for source in sources:
-            with self._observer.searching():
-                hypotheses.append(source.utterance.finish_search())
-        for source, result in zip(sources, self._second_pass.results(sources, hypotheses), strict=True):
+            with source.failing(), self._observer.searching():
+                ended.append((source, source.utterance.finish_search()))
+        for (source, _), result in _apart(self._results, ended):
             utterance = source.utterance
             self._observer.concluded(
                 Concluded(
@@ -133,18 +148,26 @@ class Pipeline:
                     result=result,
                 )
             )
-            source.conclude(result)
+            with source.failing():
+                source.conclude(result)
+
+    def _results(self, ended: Sequence[Ended]) -> list[Result]:
+        return self._second_pass.results([source for source, _ in ended], [hypotheses for _, hypotheses in ended])
 
     def _search(self, chunks: Sequence[Chunk]) -> None:
         """Run one chunk of each source through the encoder, the CTC head and the first pass."""
+        for (source, _), (frames, row) in _apart(self._frames, chunks):
+            with source.failing(), self._observer.searching():
+                source.advance(frames, row)
+
+    def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
+        """Encoder frames and next caches of each source."""
         output, caches = self._encode(chunks)
         log_probs = self._model.ctc(np.concatenate(output))
-        start = 0
-        for (source, _), own, row in zip(chunks, output, caches, strict=True):
-            frames = Frames(output=own.copy(), log_probs=log_probs[start : start + len(own)])
-            start += len(own)
-            with self._observer.searching():
-                source.advance(frames, row)
+        ends = np.cumsum([len(own) for own in output])
+        parts = np.split(log_probs, ends[:-1])
+        frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(output, parts, strict=True))
+        return list(zip(frames, caches, strict=True))
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[npt.NDArray[np.float32]], list[CacheRow]]:
         """Encoder output [time, dim] and next caches of each source, from one call."""
@@ -192,3 +215,27 @@ def _alike(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         batch.append(chunk)
     if batch:
         yield batch
+
+
+def _working(sources: Sequence[Source]) -> list[Source]:
+    """The sources that have not failed."""
+    return [source for source in sources if source.failure is None]
+
+
+def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+    """Each item with its result, all computed together.
+
+    If that fails, each half is computed apart, down to the items that fail alone: their sources have failed, and the
+    others have not.
+    """
+    try:
+        results = compute(items)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it concerns only some of them
+        if len(items) == 1:
+            items[0][0].failure = error
+            return
+        middle = len(items) // 2
+        yield from _apart(compute, items[:middle])
+        yield from _apart(compute, items[middle:])
+        return
+    yield from zip(items, results, strict=True)

@@ -182,10 +182,11 @@ class Recognizer:
     def decode_streams(self, streams: Sequence[Stream]) -> None:
         """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
 
-        Chunks of streams with the same chunk size and left context are encoded together.
+        Chunks of streams with the same chunk size and left context are encoded together. If that fails, they are
+        encoded apart, so that a stream fails alone: see `Stream.failure`.
 
         Raises:
-            ProviderError: running a graph failed; the streams that were being decoded must be reset.
+            ProviderError: running a graph failed; the streams that have a `failure` must be reset.
             StreamError: another thread is decoding one of the streams.
         """
         self._pipeline.decode([stream.source for stream in dict.fromkeys(streams)])

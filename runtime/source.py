@@ -56,6 +56,7 @@ class Source:
         utterance: the current utterance.
         window_start: encoder frame at which the last window begins.
         frame_s: seconds per encoder frame.
+        failure: the error by which decoding has failed, and audio was lost, until `reset`; None: it has not.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Source:
             min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
             self._reception = Reception(self._model.manifest, chunk_size)
             self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
-            self._has_failed = False
+            self.failure: BaseException | None = None
             self._finished: list[Result] = []
             self.caches = self._no_caches()
             self.window_start = 0
@@ -149,7 +150,10 @@ class Source:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Claim the source for a thread, because chunks must be in order. An error loses audio: only `reset` helps."""
+        """Claim the source for a thread, because chunks must be in order.
+
+        What ends the thread in the middle of its work, such as KeyboardInterrupt, loses audio: only `reset` helps.
+        """
         if not self._claim.acquire(blocking=False):
             raise StreamError("this stream is being decoded by another thread")
         try:
@@ -157,11 +161,19 @@ class Source:
             yield
         except StreamError:
             raise
-        except BaseException:
-            self._has_failed = True
+        except BaseException as error:
+            self.failure = error
             raise
         finally:
             self._claim.release()
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Work for this source alone: an error becomes its `failure`, and other sources continue."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the work is lost, whatever the error is
+            self.failure = error
 
     def take_window(self) -> npt.NDArray[np.float32] | None:
         """Features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
@@ -239,7 +251,7 @@ class Source:
         return [(begin + start, begin + end) for start, end in find_pauses(levels, self._level_s)]
 
     def _check(self) -> None:
-        if self._has_failed:
+        if self.failure is not None:
             raise StreamError("decoding of this stream has failed, and audio was lost: reset it, or create another")
 
     def _begin_utterance(self, number: int, start: int) -> None:

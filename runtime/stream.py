@@ -79,6 +79,11 @@ class Stream:
         self.source.reset()
 
     @property
+    def failure(self) -> BaseException | None:
+        """The error by which decoding has failed, so that audio was lost and only `reset` helps; None: it has not."""
+        return self.source.failure
+
+    @property
     def is_ready(self) -> bool:
         """Whether there is work for `decode_streams`."""
         return self.source.state in (State.WINDOWS, State.SEARCHED)

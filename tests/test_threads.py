@@ -1,6 +1,7 @@
 """Streams and recognisers in several threads, and after a failure."""
 
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -88,3 +89,20 @@ def test_after_a_failure_a_stream_must_be_reset(toy):
     stream.accept_waveform(RATE, samples)
     toy.decode_streams([stream])
     assert stream.get_result().text == "A B"
+
+
+def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
+    """Those decoded with it give what they give without it."""
+    samples, _ = say("AB", [0.3, 0.3])
+    for step in ("advance", "conclude"):
+        streams = [toy.create_stream(CHUNKED) for _ in range(5)]
+        for stream in streams:
+            stream.accept_waveform(RATE, samples)
+            stream.input_finished()
+        monkeypatch.setattr(streams[3].source, step, Mock(side_effect=ValueError(step)))
+        with pytest.raises(ValueError, match=step):
+            toy.decode_streams(streams)
+        assert [stream.failure is None for stream in streams] == [True, True, True, False, True]
+        assert {stream.get_result().text for stream in streams if stream.failure is None} == {"A B"}
+        streams[3].reset()
+        assert streams[3].failure is None

@@ -124,13 +124,8 @@ class Scheduler:
         self._round += 1
         feeds = [_Feed(inbox, self._round) for inbox in inboxes]
         streams = [feed.inbox.stream for feed in feeds if feed.error is None]
-        failure: Exception | None = None
-        try:
-            self._recognizer.decode_streams(streams)
-        except Exception as error:  # noqa: BLE001 - these streams have lost audio; others continue
-            _log.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
-            failure = RecognitionError("recognition has failed")
-        outcomes = [(self._sessions[feed.inbox], feed.outcome(failure)) for feed in feeds]
+        failed = self._decode(streams)
+        outcomes = [(self._sessions[feed.inbox], feed.outcome(feed.inbox.stream in failed)) for feed in feeds]
         now = time.monotonic()
         for feed, (_, outcome) in zip(feeds, outcomes, strict=True):
             self._count(feed, outcome, now)
@@ -142,6 +137,15 @@ class Scheduler:
             self._loop.call_soon_threadsafe(self._deliver, outcomes)
         except RuntimeError:  # the loop is closed: nobody waits
             self._stopping.set()
+
+    def _decode(self, streams: list[Stream]) -> set[Stream]:
+        """Decode streams; returns those that have failed and lost audio."""
+        try:
+            self._recognizer.decode_streams(streams)
+        except Exception as error:  # noqa: BLE001 - the others continue
+            _log.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
+            return {stream for stream in streams if stream.failure is not None} or set(streams)
+        return set()
 
     def _count(self, feed: _Feed, outcome: Outcome, now: float) -> None:
         self._metrics.count("audio_seconds", "stream", feed.duration)
@@ -180,9 +184,9 @@ class _Feed:
         """Seconds of audio taken."""
         return self.num_samples / self.inbox.sample_rate
 
-    def outcome(self, failure: Exception | None) -> Outcome:
+    def outcome(self, has_failed: bool) -> Outcome:
         """The results of the round after decoding, or the error."""
-        error = self.error or failure
+        error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
             return Outcome(num_samples=self.num_samples, finals=[], partial=None, is_over=True, error=error)
         stream = self.inbox.stream

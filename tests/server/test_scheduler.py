@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import say, toy_recognizer
 
-from u2moe.runtime import AudioError, StreamError
+from u2moe.runtime import AudioError, ProviderError, StreamError
+from u2moe.runtime.audio import as_samples
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Scheduler
-from u2moe.runtime.server.session import Inbox, Session
+from u2moe.runtime.server.session import Block, Inbox, Session
 
 PATIENCE_S = 120
 
@@ -177,6 +178,38 @@ def test_a_stream_that_fails_alone(demo, speech, options):
             return [result.text async for result in whole if result.is_final]
 
     assert run(feed()) == [segment.text for segment in demo.transcribe(speech(), options=options).segments]
+
+
+def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monkeypatch):
+    texts = [segment.text for segment in demo.transcribe(speech(), options=options).segments]
+    run_encoder, batches = demo.model.encoder.session.run, []
+
+    def refuse_silence(feeds):
+        batches.append(len(feeds["chunk"]))
+        if ((feeds["chunk"] < -15).all(axis=(1, 2)) & (feeds["offset"] == 0)).any():
+            raise ProviderError("it begins with digital silence")
+        return run_encoder(feeds)
+
+    monkeypatch.setattr(demo.model.encoder.session, "run", refuse_silence)
+
+    async def feed():
+        async with scheduling(demo) as scheduler:
+            sessions = [scheduler.open(demo.create_stream(options), 16_000) for _ in range(4)]
+            for session, samples in zip(
+                sessions, (speech(), np.zeros(48_000, np.int16), speech(), speech()), strict=True
+            ):
+                session.inbox.blocks.append(Block(as_samples(samples[:24_000]), 0.0))  # all in the same round
+            scheduler._wake()
+            await until(lambda: sessions[1].is_over)
+            with pytest.raises(RecognitionError):
+                await sessions[1].settle()
+            for session in (sessions[0], *sessions[2:]):
+                await session.feed(speech()[24_000:])
+                session.finish()
+            return [[result.text async for result in session if result.is_final] for session in sessions[::2]]
+
+    assert run(feed()) == [texts, texts]
+    assert batches[:5] == [4, 2, 1, 1, 2]
 
 
 def test_those_in_a_round_that_fails_are_told(held, speech, options):
