@@ -34,8 +34,14 @@ class Fbank:
             self._fbank = kaldi_native_fbank.OnlineFbank(_options(config))
         except ValueError as error:
             raise BundleError(f"features of {config} cannot be computed: {error}") from error
+        self._frame_len = int(config.sample_rate * config.frame_length_ms / 1000)
+        self._frame_shift = int(config.sample_rate * config.frame_shift_ms / 1000)
         self._num_taken = 0
         self._finished = False
+
+    def num_needed(self, num_frames: int) -> int:
+        """Number of samples, from the first on, that `num_frames` more frames need."""
+        return self._frame_len + (self._num_taken + num_frames - 1) * self._frame_shift
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Frames [frames, mel] completed by these samples, float32 [n] in [-1, 1]."""

@@ -76,6 +76,14 @@ class Reception:
         return self._windows.ready
 
     @property
+    def missing_s(self) -> float:
+        """Seconds of audio without which there is no next window. The resampler may hold back some more."""
+        num_frames = self._windows.num_missing
+        if num_frames == 0:
+            return 0.0
+        return max(self._features.num_needed(num_frames) - self.num_samples, 0) / self._sample_rate
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether all windows have been taken."""
         return self.is_finished and not self._windows.ready

@@ -130,6 +130,12 @@ class Source:
         return self._reception.num_samples / self._model.manifest.features.sample_rate
 
     @property
+    def missing_s(self) -> float:
+        """Seconds of audio without which there is no next window."""
+        with self._lock:
+            return self._reception.missing_s
+
+    @property
     def num_frames(self) -> int:
         """Encoder frames so far, in all utterances."""
         return self.utterance.end

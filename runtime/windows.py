@@ -52,6 +52,11 @@ class Windows:
         """Whether `take` would return a window."""
         return self._num_frames >= (self._shortest if self._finished else self.length)
 
+    @property
+    def num_missing(self) -> int:
+        """Frames without which there is no next window, unless the input is finished."""
+        return max(self.length + self._skip - self._num_frames, 0)
+
     def take(self) -> npt.NDArray[np.float32] | None:
         """The next window [frames, mel], or None if there is none yet."""
         if not self.ready:

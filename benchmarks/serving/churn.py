@@ -3,8 +3,8 @@
     python -m u2moe.benchmarks.serving.churn [--bundle BUNDLE] [--connections 10000] [--hours 1] [--output churn.json]
 
 Clients of all protocols connect at random, a few at a time, and leave: as they should, by closing early, or by losing
-the connection in the middle. It ends when both the connections and the time are used up. Exits with 1 if memory or open
-files grew after a tenth (and 1500 connections), or if it no longer recognises what it did.
+the connection in the middle, evenly over the time. Exits with 1 if memory or open files grew after a tenth (and 1500
+connections), or if it no longer recognises what it did.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 ENDS = ("to the end", "closed early", "lost")
 _AT_ONCE = 16
 _LAST_S = 30.0
-_REPORT_S = 30.0
 
 
 async def visit(server: RunningServer, samples: np.ndarray, random: np.random.Generator) -> str:
@@ -63,36 +62,35 @@ async def churn(server: RunningServer, num_connections: int, seconds: float) -> 
     samples = (read_audio(DEMO_FOLDER / "clips" / "card.flac", 16_000) * 32767).astype(np.int16)
     random = np.random.default_rng(0)
     outcomes: Counter[str] = Counter()
-    begin = told = time.monotonic()
-    start = None
-
-    def share() -> float:
-        return min(outcomes.total() / num_connections, (time.monotonic() - begin) / seconds if seconds else 1.0)
-
-    while share() < 1:
+    begin = time.monotonic()
+    start, tenths = None, [State.of(server.pid)]
+    while outcomes.total() < num_connections:
         outcomes.update(await asyncio.gather(*(visit(server, samples, random) for _ in range(_AT_ONCE))))
-        if start is None and share() >= 0.1 and outcomes.total() >= WARM_UP:
+        share = outcomes.total() / num_connections
+        if start is None and share >= 0.1 and outcomes.total() >= WARM_UP:
             start = State.of(server.pid)
-        if time.monotonic() - told > _REPORT_S:
-            told = time.monotonic()
-            report(f"{outcomes.total()} connections, {State.of(server.pid)}")
+        if share >= len(tenths) / 10:
+            tenths.append(State.of(server.pid))
+            report(f"{outcomes.total()} connections, {tenths[-1]}")
+        await asyncio.sleep(share * seconds - (time.monotonic() - begin))
     failures = [f"{count} {outcome}" for outcome, count in outcomes.items() if outcome not in ENDS]
     if not await speaks_still(server):
         failures.append("afterwards it does not recognise what it did before")
     end = State.of(server.pid)
     failures += end.grown_since(start or end)
     found = {"outcomes": dict(outcomes), "wall_s": time.monotonic() - begin, "failures": failures}
-    return {**found, "start": vars(start or end), "end": vars(end)}
+    return {**found, "start": vars(start or end), "end": vars(end), "tenths": [vars(state) for state in tenths]}
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """What pages show: how connections ended, and what the process held."""
-    start, end = results["start"], results["end"]
+    start, end, tenths = results["start"], results["end"], results["tenths"]
     rows = [
         (f"connections in {results['wall_s'] / 60:.0f} minutes", str(sum(results["outcomes"].values()))),
         *((f"... {outcome}", str(count)) for outcome, count in sorted(results["outcomes"].items())),
-        ("memory, MB, after a tenth and at the end", f"{start['resident_mb']:.0f}, {end['resident_mb']:.0f}"),
-        ("open files", f"{start['num_files']}, {end['num_files']}"),
+        ("memory, MB, before and after each tenth", ", ".join(f"{state['resident_mb']:.0f}" for state in tenths)),
+        ("memory, MB, after the warm-up and at the end", f"{start['resident_mb']:.0f}, {end['resident_mb']:.0f}"),
+        ("open files, likewise", f"{start['num_files']}, {end['num_files']}"),
         ("failures", "; ".join(results["failures"]) or "none"),
     ]
     return {"table": table(("", ""), rows)}

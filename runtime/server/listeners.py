@@ -324,6 +324,8 @@ class _Http(H11Protocol):
 class _WebSocket(WebSocketsSansIOProtocol):
     """A WebSocket that ends some time after it is closed here, even if the client does not read."""
 
+    _deadline: asyncio.TimerHandle | None = None
+
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
         self.app_state["newcomer"].become_known()
@@ -331,13 +333,12 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.app_state["newcomer"].become_known()
+        if self._deadline is not None:
+            self._deadline.cancel()
         super().connection_lost(exc)
 
     async def run_asgi(self) -> None:
         """Serve it, and make sure that it ends."""
         await super().run_asgi()
-        self.loop.call_later(_CLOSE_S, self._abort)
-
-    def _abort(self) -> None:
         if not self.disconnected:
-            self.transport.abort()
+            self._deadline = self.loop.call_later(_CLOSE_S, self.transport.abort)

@@ -28,8 +28,6 @@ _INTERVAL_S = 0.002
 """Minimum seconds per session between rounds of live sessions. Decoding chunks together takes as little as a third of
 the time, so with more sessions chunks wait longer for each other, within these limits:"""
 _SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 0.02, 0.1
-_ROUND_S = 0.64
-"""Maximum seconds of a session's audio in one round."""
 
 _log = logging.getLogger("u2moe.server")
 
@@ -37,7 +35,7 @@ _log = logging.getLogger("u2moe.server")
 class Scheduler:
     """Decodes the audio of all sessions in its own thread, so that the event loop never waits for it.
 
-    Each round takes at most one chunk of every session with audio and decodes them together. Sessions that send in real
+    Each round takes one chunk of every session that has one and decodes them together. Sessions that send in real
     time come first. Those that send faster, like files, share a few places in each round, so that they get the
     remaining time and live ones do not wait for them.
     """
@@ -86,7 +84,7 @@ class Scheduler:
     def _deliver(self, outcomes: list[tuple[Session, Outcome]]) -> None:
         for session, outcome in outcomes:
             session.deliver(outcome)
-        self._metrics.set("queue_seconds", sum(session.queued_s for session in self.sessions))
+        self._metrics.set("queue_seconds", sum(session.queued_s for session in self.sessions if session.inbox.has_work))
 
     # The rest runs in the scheduler's thread.
 
@@ -125,6 +123,8 @@ class Scheduler:
         feeds = [_Feed(inbox, self._round) for inbox in inboxes]
         streams = [feed.inbox.stream for feed in feeds if feed.error is None]
         failed = self._decode(streams)
+        for feed in feeds:
+            feed.inbox.want(self._limits)
         outcomes = [(self._sessions[feed.inbox], feed.outcome(feed.inbox.stream in failed)) for feed in feeds]
         now = time.monotonic()
         for feed, (_, outcome) in zip(feeds, outcomes, strict=True):
@@ -166,8 +166,9 @@ class _Feed:
         self.arrival = inbox.finish_time or time.monotonic()
         self.error: Exception | None = None
         inbox.last_round = number
+        inbox.num_rounds += 1
         try:
-            while inbox.blocks and self.duration < _ROUND_S:
+            while inbox.blocks and (self.num_samples == 0 or self.duration < inbox.wanted_s):
                 block = inbox.blocks.popleft()
                 self.num_samples += len(block.samples)
                 self.arrival = block.arrival
@@ -177,6 +178,7 @@ class _Feed:
                 inbox.stream.input_finished()
         except Exception as error:  # noqa: BLE001 - of this session alone
             self.error = error
+        inbox.num_taken += self.num_samples
         inbox.taken_s += self.duration
 
     @property

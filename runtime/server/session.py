@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _BLOCK_S = 0.16
 """Longer audio is cut into blocks of this many seconds, so that no client takes more than its share of a round."""
+_ROUND_S = 2.0
+"""Seconds of audio that are worth a round although they complete no chunk."""
 _MAX_UNREAD = 100
 """Maximum final results waiting for a client that does not read; beyond that its audio is not read, either."""
 
@@ -64,10 +66,14 @@ class Inbox:
     Attributes:
         stream: the stream that the scheduler feeds and decodes.
         sample_rate: sample rate of the samples in Hz.
+        num_fed: samples put in.
+        num_taken: samples taken out.
+        wanted_s: seconds of audio that are worth a round, because they complete a chunk; set by the scheduler.
+        num_rounds: rounds that have served it, including the current one.
         shown: text of the last partial result; used by the scheduler.
         taken_s: seconds of audio taken; used by the scheduler.
         start: start time of the session.
-        last_round: number of the last round that served it; used by the scheduler.
+        last_round: number of the last round that served it, of all rounds; used by the scheduler.
         finish_time: when the client finished the input; None: not yet.
         is_draining: whether the source should end after the current utterance.
         is_closed: whether results are no longer wanted.
@@ -77,6 +83,9 @@ class Inbox:
         self.stream = stream
         self.sample_rate = sample_rate
         self.blocks: deque[Block] = deque()
+        self.num_fed = self.num_taken = 0
+        self.wanted_s = 0.0
+        self.num_rounds = 0
         self.shown = ""
         self.taken_s = 0.0
         self.start = time.monotonic()
@@ -88,7 +97,13 @@ class Inbox:
     @property
     def has_work(self) -> bool:
         """Whether there is work for a round."""
-        return bool(self.blocks) or self.finish_time is not None or (self.is_draining and not self.shown)
+        waiting_s = (self.num_fed - self.num_taken) / self.sample_rate
+        is_worth_it = waiting_s >= self.wanted_s and bool(self.blocks)
+        return is_worth_it or self.finish_time is not None or (self.is_draining and not self.shown)
+
+    def want(self, limits: Limits) -> None:
+        """Set `wanted_s`."""
+        self.wanted_s = min(self.stream.missing_s, _ROUND_S, limits.queue_s)
 
 
 class Session:
@@ -105,10 +120,11 @@ class Session:
     def __init__(self, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]) -> None:
         """Create a session for a scheduler that `wake` wakes up."""
         self.inbox = Inbox(stream, sample_rate)
+        self.inbox.want(limits)
         self._limits = limits
         self._wake = wake
-        self._num_fed = 0
         self._num_done = 0
+        self._num_rounds = 0
         self._finals: deque[Result] = deque()
         self._partial: Result | None = None
         self._error: Exception | None = None
@@ -119,12 +135,12 @@ class Session:
     @property
     def duration(self) -> float:
         """Seconds of audio fed."""
-        return self._num_fed / self.inbox.sample_rate
+        return self.inbox.num_fed / self.inbox.sample_rate
 
     @property
     def queued_s(self) -> float:
-        """Seconds of audio waiting to be recognised."""
-        return (self._num_fed - self._num_done) / self.inbox.sample_rate
+        """Seconds of audio that are not recognised yet."""
+        return (self.inbox.num_fed - self._num_done) / self.inbox.sample_rate
 
     @property
     def is_finished(self) -> bool:
@@ -143,7 +159,7 @@ class Session:
         """
         accepted = as_samples(samples)
         rate = self.inbox.sample_rate
-        if (self._num_fed + len(accepted)) / rate > self._limits.duration_s:
+        if (self.inbox.num_fed + len(accepted)) / rate > self._limits.duration_s:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
         size = max(round(_BLOCK_S * rate), 1)
         for start in range(0, len(accepted), size):
@@ -154,9 +170,10 @@ class Session:
             if self.is_over or self.is_finished:
                 return
             block = accepted[start : start + size]
-            self._num_fed += len(block)
             self.inbox.blocks.append(Block(block, time.monotonic()))
-            self._wake()
+            self.inbox.num_fed += len(block)
+            if self.inbox.has_work:
+                self._wake()
 
     def finish(self) -> None:
         """Finish the input: everything fed is still recognised. Idempotent."""
@@ -177,13 +194,18 @@ class Session:
         self._wake()
 
     async def settle(self) -> None:
-        """Wait until everything fed is recognised and, if the input is finished, until the last result.
+        """Wait until all complete chunks are recognised and, if the input is finished, until the last result.
 
         Raises:
             Exception: the error that ended the session.
         """
-        await self._until(lambda: self.is_over or (self._num_done == self._num_fed and not self.is_finished))
+        await self._until(lambda: self.is_over or self._is_settled)
         self._check()
+
+    @property
+    def _is_settled(self) -> bool:
+        # In this order: a round that begins in between has work no more, but it is counted before it takes the work.
+        return not self.inbox.has_work and self._num_rounds == self.inbox.num_rounds
 
     def take_finals(self) -> list[Result]:
         """The final results that have not been taken yet."""
@@ -209,6 +231,7 @@ class Session:
     def deliver(self, outcome: Outcome) -> None:
         """Accept the results of a round; called by the scheduler in the event loop."""
         self._num_done += outcome.num_samples
+        self._num_rounds += 1
         if outcome.finals:
             self._partial = None
             self._finals += outcome.finals

@@ -20,7 +20,7 @@ from u2moe.runtime.server.listeners import Server, open_listeners, spoken_on
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.service import Service
 
-PATIENCE_S = 120
+PATIENCE_S = 40
 """How long anything may take before it counts as hanging: the machine may be busy."""
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 

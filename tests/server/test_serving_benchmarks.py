@@ -86,7 +86,7 @@ def test_clients_come_and_go(process, server):
     found = asyncio.run(churn.churn(process, 16, 0.0))
     assert sum(found["outcomes"].values()) == 16
     assert found["outcomes"].keys() <= set(churn.ENDS)
-    assert "| open files |" in churn.values(found)["table"]
+    assert "| open files, likewise |" in churn.values(found)["table"]
     server.wait_until_empty()
 
 
