@@ -89,11 +89,6 @@ class Stream:
         return self.source.state in (State.WINDOWS, State.SEARCHED)
 
     @property
-    def missing_s(self) -> float:
-        """Seconds of audio without which the next chunk is incomplete, so that there is nothing to decode before."""
-        return self.source.missing_s
-
-    @property
     def duration(self) -> float:
         """Seconds of audio accepted."""
         return self.source.duration

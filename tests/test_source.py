@@ -6,6 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 from feeding import CHUNKED, RATE, feed
+from hypothesis import given
+from hypothesis import strategies as st
 from tones import ToyBundle, ToyModel, say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
@@ -41,6 +43,23 @@ def test_an_utterance_goes_from_state_to_state(toy):
     assert stream.get_result().text == "A B"
     stream.reset()
     assert source.state is State.RECEIVING
+
+
+@given(st.integers(1, 20), st.lists(st.integers(1, 30_000), max_size=4))
+def test_what_is_missing_completes_a_window(chunk_size, lengths):
+    """With less there is none, with as much there is one."""
+    toy = toy_recognizer()
+    stream = toy.create_stream(dataclasses.replace(CHUNKED, chunk_size=chunk_size))
+    for length in lengths:
+        stream.accept_waveform(RATE, np.zeros(length, np.float32))
+        toy.decode_streams([stream])
+    missing_s = stream.source.missing_s
+    assert 0 < missing_s <= 0.04 * chunk_size + 0.055
+    stream.accept_waveform(RATE, np.zeros(round(missing_s * RATE) - 1, np.float32))
+    assert not stream.is_ready
+    stream.accept_waveform(RATE, np.zeros(1, np.float32))
+    assert stream.is_ready
+    assert stream.source.missing_s == 0
 
 
 def test_the_next_utterance_begins_with_the_surplus_of_an_ended_one(toy):
