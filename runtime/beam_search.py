@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from heapq import heapify, heappushpop, nlargest
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ _NEVER = -math.inf
 
 _Times = tuple["_Times", int, float] | None
 """Peaks of a prefix's tokens, (frame, log-probability), as a linked list from the last token, shared by prefixes."""
+
+
+_Candidate = tuple[float, int, int, int, float]
+"""An extension: minus its score, order, index of the prefix, rank of the token, log-probability of its alignments."""
 
 
 class Prefix:
@@ -131,6 +136,7 @@ class BeamSearch:
         self.context = context
         self.fusion = fusion
         self.ranks_by_bonus = ranks_by_bonus
+        self._gains = None if fusion is None else fusion.gains
         self._most_gain = 0.0 if fusion is None else fusion.most_gain
         state, language = 0 if context is None else context.start, None if fusion is None else fusion.start
         root = Beam(Prefix(None, -1, state, language))
@@ -204,12 +210,14 @@ class BeamSearch:
         if self.ranks_by_bonus:
             self.beams = self._prune_by_bonus(kept, merged, tokens, scores)
             return
+        fusion = self.fusion
         # Anything below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
         limit = min(beam.rank for beam in kept) if len(kept) >= self.beam_size else _NEVER
-        candidates: list[tuple[float, int, int, int, float]] = []
+        gains = [] if self._gains is None else [self._gains[token] for token in tokens]
+        candidates: list[_Candidate] = []
         width = 2 * len(beams)
         for index, beam in enumerate(beams):
-            last = beam.prefix.token
+            last, extra = beam.prefix.token, beam.prefix.extra
             most = beam.rank + self._most_gain
             for rank, token in enumerate(tokens):
                 if most + scores[rank] < limit:
@@ -217,9 +225,15 @@ class BeamSearch:
                 if token == self.blank or (index, rank) in merged:
                     continue
                 total = (beam.blank if token == last else beam.total) + scores[rank]
-                score = total if self.fusion is None else total + self._language_score(beam.prefix, token)
+                score = total
+                if fusion is not None:
+                    score += extra + gains[rank]
+                    if score >= limit and beam.prefix.language is not None:
+                        score += fusion.loss(beam.prefix.language, token)
                 if score >= limit and total > _NEVER:
                     candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
+        if fusion is not None:
+            candidates = self._scored(fusion, kept, candidates, tokens)
         self.beams = self._prune(kept, candidates, tokens, scores)
 
     def _stay(
@@ -273,14 +287,12 @@ class BeamSearch:
     def _prune(
         self,
         kept: list[Beam],
-        candidates: list[tuple[float, int, int, int, float]],
+        candidates: list[_Candidate],
         tokens: list[int],
         scores: list[float],
     ) -> list[Beam]:
         """The best `beam_size` of the prefixes that stay and the extensions (-score, order, beam, rank, total)."""
-        ranked: list[tuple[float, int, int, int, float]] = [
-            (-beam.rank, beam.order, place, -1, beam.total) for place, beam in enumerate(kept)
-        ]
+        ranked: list[_Candidate] = [(-beam.rank, beam.order, place, -1, beam.total) for place, beam in enumerate(kept)]
         ranked += candidates
         ranked.sort(key=itemgetter(0, 1))
         result = []
@@ -314,12 +326,28 @@ class BeamSearch:
         beams.sort(key=lambda beam: (-beam.rank, beam.order))
         return beams[: self.beam_size]
 
-    def _language_score(self, prefix: Prefix, token: int) -> float:
-        """The score of the language model for a prefix with another token."""
-        if self.fusion is None or prefix.language is None:
-            return 0.0
-        state, score = prefix.language.moves.get(token) or self.fusion.advance(prefix.language, token)
-        return prefix.spoken + score + state.open
+    def _scored(
+        self, fusion: Fusion, kept: list[Beam], candidates: list[_Candidate], tokens: list[int]
+    ) -> list[_Candidate]:
+        """Candidates with the score of the language model instead of its bound; without those that cannot win."""
+        candidates.sort()
+        best = nlargest(self.beam_size, (beam.rank for beam in kept))
+        best += [_NEVER] * (self.beam_size - len(best))
+        heapify(best)
+        scored = []
+        for bound, order, index, rank, total in candidates:
+            if -bound < best[0]:
+                break
+            prefix = self.beams[index].prefix
+            if prefix.language is None:
+                continue
+            token = tokens[rank]
+            state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
+            score = total + (prefix.spoken + earned + state.open)
+            if score >= best[0]:
+                heappushpop(best, score)
+                scored.append((-score, order, index, rank, total))
+        return scored
 
     def _prefix(self, parent: Prefix, token: int) -> Prefix:
         prefix = self._prefixes.get((parent, token))

@@ -152,9 +152,14 @@ class PrefixBeamSearch:
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with the next log-probabilities [time, vocab]."""
         _check(log_probs, self.blank)
-        if len(log_probs) == 0:
-            return
-        tokens, scores = _most_probable(log_probs, min(self.beam_size, log_probs.shape[1]))
+        if len(log_probs):
+            self.advance_by(*most_probable(log_probs, min(self.beam_size, log_probs.shape[1])))
+
+    def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> None:
+        """Continue the search with the most probable tokens of the next frames and their log-probabilities.
+
+        Both are [time, n], n the beam size, as `most_probable` gives them.
+        """
         for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
             for search in self._searches:
                 search.advance(frame_tokens, frame_scores)
@@ -198,7 +203,7 @@ def _check(log_probs: npt.NDArray[np.float32], blank: int) -> None:
         raise ValueError(f"log_probs must be [time, vocab] with blank {blank} below vocab, got {log_probs.shape}")
 
 
-def _most_probable(
+def most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The `num` most probable tokens of each frame and their scores, descending, ties by id: both [time, num]."""

@@ -11,9 +11,9 @@ from u2moe.runtime.beam_search import BeamSearch
 from u2moe.runtime.ctc import (
     GreedySearch,
     PrefixBeamSearch,
-    _most_probable,
     ctc_greedy_search,
     ctc_prefix_beam_search,
+    most_probable,
 )
 
 
@@ -161,7 +161,7 @@ def test_most_frames_of_speech_go_the_short_way(monkeypatch):
     num=st.integers(1, 12),
     kind=st.sampled_from(["different", "equal", "impossible"]),
 )
-def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
+def testmost_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
     rng = np.random.default_rng(seed)
     num = min(num, vocab)
     log_probs = -rng.random((7, vocab), np.float32)
@@ -169,7 +169,7 @@ def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
         log_probs = np.round(log_probs * 4) / 4
     elif kind == "impossible":
         log_probs[log_probs < -0.1] = -np.inf
-    tokens, scores = _most_probable(log_probs, num)
+    tokens, scores = most_probable(log_probs, num)
     assert np.array_equal(tokens, np.argsort(-log_probs, axis=1, kind="stable")[:, :num])
     assert np.array_equal(scores, np.take_along_axis(log_probs, tokens, axis=1))
 

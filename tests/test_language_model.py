@@ -169,7 +169,7 @@ def test_a_growing_hypothesis_only_loses_except_for_the_bonus(toys, tokens, orde
 def test_hotwords_that_are_not_found_change_nothing(toys, seed, beam_size):
     log_probs = random_log_probs(seed, 20, len(LONG), 3)
     fusion = Fusion(LanguageModelOptions(model=toys[3][0]), LONG)
-    context = ContextGraph(["ABABABABABABABAB"], LONG)
+    context = ContextGraph(["AB" * 12], LONG)  # longer than 20 frames
     with_hotword = PrefixBeamSearch(beam_size, 0, context, fusion)
     with_hotword.advance(log_probs)
     with_hotword.finish()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from u2moe.runtime.language.ngrams import LN10, is_special
 from u2moe.runtime.text import WORD_BOUNDARY, stands_alone
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from u2moe.runtime.language.model import LanguageModelOptions
     from u2moe.runtime.language.ngrams import Ngrams
     from u2moe.runtime.text import Vocabulary
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 _UNREADABLE = "\0"
 """Represents symbols that are not text, such as <unk>, and the beginnings of words that the model does not have."""
@@ -38,14 +41,18 @@ class FusionState:
         begun: the letters of the current word so far; empty between words.
         open: score of its best completion; 0 between words.
         moves: cache of the states after each token, and the scores of the words that it ends.
+        ended: cache of the score of the current word if it ends here, and the history after it.
+        loss: cache of what a hypothesis loses by that.
     """
 
-    __slots__ = ("begun", "history", "moves", "open")
+    __slots__ = ("begun", "ended", "history", "loss", "moves", "open")
 
     def __init__(self, history: int, begun: str, score: float) -> None:
         self.history = history
         self.begun = begun
         self.open = score
+        self.ended: tuple[float, int] | None = None
+        self.loss: float | None = None
         self.moves: dict[int, tuple[FusionState, float]] = {}
 
 
@@ -56,7 +63,8 @@ class Fusion:
 
     Attributes:
         start: state of an empty hypothesis.
-        most_gain: no token adds more to the score than this.
+        gains: no token adds more to the score than these: the bonus of the words that it may begin.
+        most_gain: the largest of them.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
@@ -78,9 +86,14 @@ class Fusion:
             ids = {word: number for number, word in enumerate(words)}
             self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
         self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
-        starts = 1 if self._by_token else max(map(_num_starts, self._spellings), default=1)
-        self.most_gain = max(options.word_bonus, 0.0) * starts + _SLACK
+        bonus = max(options.word_bonus, 0.0)
+        self._bonus = bonus
+        self._ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
+        self.gains = [bonus * (1 if self._by_token else _num_starts(spelling)) + _SLACK for spelling in self._spellings]
+        self.most_gain = max(self.gains)
         self._states: dict[tuple[int, str], FusionState] = {}
+        self._beginnings: dict[str, _Beginning | None] = {}
+        self._unknowns: dict[int, tuple[float, int]] = {}
         self.start = FusionState(self._ngrams.begin, "", 0.0)
 
     def advance(self, state: FusionState, token: int) -> tuple[FusionState, float]:
@@ -112,10 +125,30 @@ class Fusion:
             if character != WORD_BOUNDARY:
                 begun += character
             elif begun:
-                word_score, history = self._word(history, begun)
+                word_score, history = self._ended(state) if begun is state.begun else self._word(history, begun)
                 score += word_score
                 begun = ""
         return self._state(history, begun), score
+
+    def loss(self, state: FusionState, token: int) -> float:
+        """What a hypothesis certainly loses by `token`, up to its `gains`; 0 or less.
+
+        It ends the current word, which is then less probable than its best completion; or it continues that, and begins
+        one word less.
+        """
+        if not state.begun:
+            return 0.0
+        if not self._ends_word[token]:
+            return -self._bonus
+        if state.loss is None:
+            state.loss = self._ended(state)[0] - state.open
+        return state.loss
+
+    def _ended(self, state: FusionState) -> tuple[float, int]:
+        """The score of the current word if it ends here: the same for every token that begins another."""
+        if state.ended is None:
+            state.ended = self._word(state.history, state.begun)
+        return state.ended
 
     def _read_token(self, state: FusionState, token: int) -> tuple[FusionState, float]:
         word = self._by_token[token]
@@ -123,7 +156,8 @@ class Fusion:
         return self._state(history, ""), self._scale * score + self._word_bonus
 
     def _state(self, history: int, begun: str) -> FusionState:
-        if begun and not self._is_beginning(begun):
+        beginning = self._beginning(begun) if begun else None
+        if begun and beginning is None:
             begun = _UNREADABLE
         state = self._states.get((history, begun))
         if state is None:
@@ -132,19 +166,19 @@ class Fusion:
                 for old in states.values():  # states in use remain, and reach no others
                     old.moves = {}
                 self.start.moves = {}
-            state = FusionState(history, begun, self._open(history, begun) if begun else 0.0)
+            state = FusionState(history, begun, self._open(history, beginning) if begun else 0.0)
             self._states[history, begun] = state
         return state
 
-    def _open(self, history: int, begun: str) -> float:
+    def _open(self, history: int, beginning: _Beginning | None) -> float:
         """The score of the most probable word with this beginning; never below that of an actual one."""
         best, _ = self._unknown(history)
-        low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
-        if low < high:
-            best = max(best, self._ngrams.best(history, low, high))
-        for entry in self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]:
-            for word, share in self._classes[entry]:
-                best = max(best, self._ngrams.step(history, word)[0] + share)
+        if beginning is not None:
+            if beginning.low < beginning.high:
+                best = max(best, self._ngrams.best(history, beginning.low, beginning.high, beginning.best_alone))
+            for entry in beginning.entries:
+                for word, share in self._classes[entry]:
+                    best = max(best, self._ngrams.step(history, word)[0] + share)
         return self._scale * best + self._word_bonus
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
@@ -162,18 +196,41 @@ class Fusion:
 
     def _unknown(self, history: int) -> tuple[float, int]:
         """The log10 probability of a word that the model does not have, and the history after it."""
-        score, after = 0.0, 0
-        if self._ngrams.unknown is not None:
-            score, after = self._ngrams.step(history, self._ngrams.unknown)
-        return score + self._unknown_score, after
+        found = self._unknowns.get(history)
+        if found is None:
+            score, after = 0.0, 0
+            if self._ngrams.unknown is not None:
+                score, after = self._ngrams.step(history, self._ngrams.unknown)
+            found = score + self._unknown_score, after
+            _remember(self._unknowns, history, found)
+        return found
 
-    def _is_beginning(self, begun: str) -> bool:
-        """Whether a word of the model, or of a list, begins so."""
-        return any(
-            place < len(words) and words[place].startswith(begun)
-            for words in (self._spelled, self._listed)
-            for place in (bisect_left(words, begun),)
-        )
+    def _beginning(self, begun: str) -> _Beginning | None:
+        """The words of the model, or of a list, that begin so; None: there are none."""
+        if begun not in self._beginnings:
+            low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
+            listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
+            alone = self._ngrams.best_alone(low, high) if low < high else 0.0
+            found = _Beginning(low, high, alone, listed) if low < high or listed else None
+            _remember(self._beginnings, begun, found)
+            return found
+        return self._beginnings[begun]
+
+
+class _Beginning(NamedTuple):
+    """The words of the model that begin in the same way, the best of them without a history, and entries of lists."""
+
+    low: int
+    high: int
+    best_alone: float
+    entries: list[str]
+
+
+def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Add to a cache, which is emptied when it is full."""
+    if len(cache) >= _MAX_STATES:
+        cache.clear()
+    cache[key] = value
 
 
 def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:
@@ -206,5 +263,5 @@ def _read(symbol: str) -> str:
 
 
 def _num_starts(characters: str) -> int:
-    """The number of words that may begin in these characters."""
-    return max(sum(bool(part) for part in characters.split(WORD_BOUNDARY)), 1)
+    """The number of words that may begin in these characters: also the first one, unless a word goes on in them."""
+    return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

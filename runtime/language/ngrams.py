@@ -26,6 +26,7 @@ MOST_ORDER = 9
 MOST_WORDS = 1 << 24
 LN10 = math.log(10)
 _MOST_NODES = 1 << 31
+_FEW = 64
 _MOST_LOG = 1e-4
 """Logarithms of probabilities slightly above 0 come from rounding."""
 
@@ -128,7 +129,7 @@ class Ngrams:
             ranks = rank[rows].reshape(len(rows), length)
             parent = np.zeros(len(ranks), np.int64)
             for column in range(length - 1):
-                parent = _find(keys, parent, ranks[:, column], len(words))
+                parent = find_nodes(keys, parent, ranks[:, column], len(words))
                 if (parent < 0).any():
                     row = rows[int(np.argmin(parent))]
                     found = " ".join(words[number] for number in row)
@@ -169,8 +170,15 @@ class Ngrams:
             penalty += self._backoffs[history]
             history = self._shorter[history]
 
-    def best(self, history: int, low: int, high: int) -> float:
-        """At least the log10 probability of the likeliest word with `low` <= id < `high`, at least one word."""
+    def best_alone(self, low: int, high: int) -> float:
+        """The largest log10 probability without a history of a word with `low` <= id < `high`, at least one word."""
+        return float(self.log_prob[1 + low : 1 + high].max())
+
+    def best(self, history: int, low: int, high: int, alone: float) -> float:
+        """At least the log10 probability of the likeliest word with `low` <= id < `high`, at least one word.
+
+        `alone` is their `best_alone`.
+        """
         first, words = self._first, self._words
         penalty, best = 0.0, -math.inf
         while history:
@@ -178,10 +186,12 @@ class Ngrams:
             begin = bisect_left(words, low, first[history], end)
             if begin < end and words[begin] < high:
                 end = bisect_left(words, high, begin, end)
-                best = max(best, penalty + float(self.log_prob[begin:end].max()))
+                few = end - begin < _FEW  # for so many Python is faster than numpy
+                most = max(self._log_probs[begin:end]) if few else float(self.log_prob[begin:end].max())
+                best = max(best, penalty + most)
             penalty += self._backoffs[history]
             history = self._shorter[history]
-        return min(max(best, penalty + float(self.log_prob[1 + low : 1 + high].max())), 0.0)
+        return min(max(best, penalty + alone), 0.0)
 
     def rows(self, length: int) -> Order:
         """The n-grams of an order."""
@@ -244,7 +254,7 @@ class Ngrams:
             if number:
                 shorter, todo = suffix[parent[nodes - 1]], nodes
                 while len(todo):
-                    found = _find(keys, shorter, self.word[todo], len(self.words))
+                    found = find_nodes(keys, shorter, self.word[todo], len(self.words))
                     suffix[todo[found >= 0]] = found[found >= 0]
                     todo, shorter = todo[found < 0], suffix[shorter[found < 0]]
             link[nodes] = state[suffix[nodes]]
@@ -253,7 +263,7 @@ class Ngrams:
         return link.astype(np.uint32)
 
 
-def _find(
+def find_nodes(
     keys: npt.NDArray[np.uint64], parents: npt.NDArray[np.int64], words: npt.NDArray[np.uint32], num_words: int
 ) -> npt.NDArray[np.int64]:
     """The node of each word after its parent; -1: none."""

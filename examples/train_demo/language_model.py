@@ -1,0 +1,107 @@
+"""Language models for the demo model, of text in Debian packages: three sizes of a general one, and one of the game.
+
+No sentence of a test set is in the text; how much they have in common is in the table that
+`u2moe.benchmarks.quality.language_models` makes.
+"""
+
+import argparse
+import gzip
+import html
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from texts import grammar_line, normalize, prose_sentences, queen_lines, wordnet_definitions, wordnet_phrases
+from withheld import TESTS, VALIDATION, Withheld, read_sentences
+
+from u2moe.runtime.language.compact import write_compact
+from u2moe.runtime.language.counts import count_ngrams
+from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+
+SIZES = {
+    "small": (TrainingOptions(order=3, prune=(0, 0, 2), min_word_count=3), 8),
+    "medium": (TrainingOptions(order=3, prune=(0, 0, 1), min_word_count=2), 8),
+    "large": (TrainingOptions(order=4), 16),
+}
+"""Options of training, and bits of a probability."""
+DOMAIN = TrainingOptions(order=3)
+NUM_SPOKEN = 30_000
+"""Lines of the grammars of numbers, dates, times and commands."""
+
+
+def dictionary_sentences(file: Path) -> list[str]:
+    """Whole sentences in the definitions and quotations of GCIDE."""
+    plain = Path(f"{file}.txt")
+    plain.write_bytes(gzip.decompress(file.read_bytes()))
+    found = prose_sentences([plain])
+    plain.unlink()
+    return found
+
+
+def articles(folder: Path) -> Iterator[str]:
+    """All sentences of web pages and fortune cookies, of any length."""
+    for path in sorted(folder.rglob("*.html")):
+        text = html.unescape(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8", errors="replace")))
+        for paragraph in re.split(r"\n\s*\n", text):
+            yield from re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split()))
+
+
+def general(debian: Path) -> Iterator[str]:
+    """Sentences of all packages, with repetitions."""
+    share = debian / "usr/share"
+    yield from wordnet_phrases(share / "wordnet")
+    yield from wordnet_definitions(share / "wordnet")
+    yield from prose_sentences(sorted(path for path in (share / "games/fortunes").glob("*") if not path.suffix))
+    yield from articles(share / "doc/anarchism")
+    yield from dictionary_sentences(share / "dictd/gcide.dict.dz")
+    rng = random.Random(0)
+    for _ in range(NUM_SPOKEN):
+        yield grammar_line(rng)
+
+
+def game(table: Path) -> Iterator[str]:
+    """The lines of the characters that the demo model was trained on."""
+    for row in queen_lines(table, "train"):
+        yield row["text"]
+
+
+def written(path: Path, sentences: Iterable[str], withheld: Withheld) -> list[list[str]]:
+    """Normalized sentences without those of the tests; also written to a file."""
+    allowed = [text for text in (normalize(sentence) for sentence in sentences) if text and withheld.allows(text)]
+    path.write_text("".join(f"{text.lower()}\n" for text in allowed), encoding="utf-8")
+    return [text.lower().split() for text in allowed]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
+    parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
+    parser.add_argument("--output", type=Path, required=True, help="folder for texts and models")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    withheld = Withheld(
+        [
+            *read_sentences(args.work_dir / "test", TESTS),
+            *(read_sentences(args.work_dir / "test", VALIDATION[1:])),
+        ]
+    )
+    texts = {
+        "general": written(args.output / "general.txt", general(args.debian), withheld),
+        "game": written(args.output / "game.txt", game(args.queen_table), withheld),
+    }
+    for name, (options, bits) in {**SIZES, "game": (DOMAIN, 8)}.items():
+        text = texts["game" if name == "game" else "general"]
+        counts = count_ngrams(text, options.order, min_word_count=options.min_word_count)
+        ngrams = train(counts, options, warn=print)
+        path = args.output / f"{name}.lm"
+        write_compact(ngrams, path, bits=bits)
+        print(
+            f"{name}: {len(text)} sentences, n-grams {ngrams.num_ngrams}, {path.stat().st_size / 1e6:.2f} MB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

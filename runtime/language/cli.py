@@ -1,0 +1,156 @@
+"""`u2moe lm`: train, convert and tune language models."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from u2moe.runtime.cli.terminal import complain, print_result, show_progress
+from u2moe.runtime.language.arpa import write_arpa
+from u2moe.runtime.language.compact import BITS, write_compact
+from u2moe.runtime.language.ngrams import Ngrams
+
+
+def add_lm(subparsers: Any) -> None:
+    """`u2moe lm train|build|tune`."""
+    parser = subparsers.add_parser(
+        "lm",
+        help="make language models for a domain",
+        description="N-gram language models for 'u2moe transcribe --lm FILE', 'u2moe listen' and 'u2moe serve'.",
+    )
+    commands = parser.add_subparsers(dest="lm_command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_build(commands)
+    _add_tune(commands)
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="make a model from text",
+        description="Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
+        "end at full stops and lines.",
+    )
+    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
+    _add_output(parser)
+    parser.add_argument("--order", type=int, default=3, metavar="N", help="longest n-grams, 1 to 5 (default: 3)")
+    parser.add_argument(
+        "--prune",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="counts up to which n-grams of each order are left out, such as 0 0 1 (default: 0, none)",
+    )
+    parser.add_argument(
+        "--min-word-count", type=int, default=1, metavar="N", help="rarer words count as <unk> (default: 1)"
+    )
+    parser.add_argument("--raw", action="store_true", help="use lines as they are: words or tokens between spaces")
+    parser.add_argument("--keep-case", action="store_true", help="keep capital letters, for vocabularies with both")
+    parser.set_defaults(run=run_train)
+
+
+def _add_build(commands: Any) -> None:
+    parser = commands.add_parser(
+        "build", help="convert a model", description="Convert an ARPA file into a compact file, or back."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="ARPA file (also .gz) or compact file")
+    _add_output(parser)
+    parser.set_defaults(run=run_build)
+
+
+def _add_tune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="find the weights of a model",
+        description="Find the weights with the fewest word errors on recordings with transcripts, which no test may "
+        "contain.",
+    )
+    parser.add_argument("list", type=Path, metavar="LIST", help="lines of 'path<TAB>transcript'")
+    parser.add_argument("--lm", type=Path, required=True, metavar="FILE", help="the language model")
+    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
+    parser.add_argument("--first-pass", action="store_true", help="for --search ctc_prefix_beam")
+    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write all trials as JSON")
+    parser.set_defaults(run=run_tune)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help=".arpa or .arpa.gz; otherwise a compact file"
+    )
+    parser.add_argument(
+        "--bits", type=int, choices=BITS, default=16, help="bits of a probability in a compact file (default: 16)"
+    )
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Estimate a model from text."""
+    from u2moe.runtime.language.counts import count_ngrams
+    from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+    from u2moe.runtime.language.sentences import TextOptions, read_sentences
+
+    options = TrainingOptions(order=args.order, prune=tuple(args.prune), min_word_count=args.min_word_count)
+    sentences = read_sentences(args.texts, TextOptions(raw=args.raw, keep_case=args.keep_case))
+    counts = count_ngrams(sentences, options.order, min_word_count=options.min_word_count)
+    show_progress(f"{counts.num_sentences} sentences, {counts.counts.sum()} words", keep=True)
+    _write(train(counts, options, warn=lambda line: show_progress(line, keep=True)), args)
+    return 0
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """Convert a model."""
+    from u2moe.runtime.language.model import LanguageModel
+
+    _write(LanguageModel.open(args.file).ngrams, args)
+    return 0
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    """Find weights on recordings with transcripts."""
+    from u2moe.runtime.audio import read_audio
+    from u2moe.runtime.corpus.word_errors import read_manifest
+    from u2moe.runtime.errors import AudioError
+    from u2moe.runtime.language.model import LanguageModelOptions
+    from u2moe.runtime.language.tuning import EncodedRecordings, Trial, tune
+    from u2moe.runtime.recognizer import Recognizer
+
+    recognizer = Recognizer.from_pretrained(args.model)
+    start = LanguageModelOptions(model=args.lm)
+    listed = read_manifest(args.list)
+    encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=args.beam_size)
+    for number, recording in enumerate(listed):
+        show_progress(f"encoding {number + 1} of {len(listed)}")
+        try:
+            encoded.add(
+                recording.transcript, read_audio(recording.path, recognizer.bundle.manifest.features.sample_rate)
+            )
+        except AudioError as error:
+            complain(str(error))
+    show_progress("")
+
+    def told(trial: Trial) -> None:
+        weights = ", ".join(f"{name} {value:g}" for name, value in trial.weights.items()) or "no language model"
+        show_progress(f"{trial.num_errors / max(trial.num_words, 1):7.2%}  {weights}", keep=True)
+
+    second_pass = recognizer.model.has_decoder and not args.first_pass
+    best, trials = tune(encoded, start, second_pass=second_pass, on_trial=told)
+    if args.report:
+        content = [dataclasses.asdict(trial) for trial in trials]
+        args.report.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    options = [f"--lm-{name.replace('_', '-')} {getattr(best, name):g}" for name in trials[-1].weights]
+    print_result(" ".join([f"--lm {args.lm}", *options]) + "\n")
+    return 0
+
+
+def _write(ngrams: Ngrams, args: argparse.Namespace) -> None:
+    output: Path = args.output
+    if output.name.endswith((".arpa", ".arpa.gz")):
+        write_arpa(ngrams, output)
+    else:
+        write_compact(ngrams, output, bits=args.bits)
+    numbers = ", ".join(f"{count} {length}-grams" for length, count in enumerate(ngrams.num_ngrams, start=1))
+    show_progress(f"{output}: {numbers}, {output.stat().st_size / 1e6:.1f} MB", keep=True)

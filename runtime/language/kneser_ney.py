@@ -1,0 +1,194 @@
+"""Modified Kneser-Ney estimation, interpolated, as Chen and Goodman (1998) define it and KenLM's lmplz computes it.
+
+Counts of lower orders are numbers of different words before the n-gram, except at the beginning of a sentence. For an
+n-gram with count c and history h, where b(h) is the probability that the discounts D free::
+
+    p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
+
+Unigrams are interpolated with the uniform distribution, from which <unk> gets its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.language.counts import MARKERS, Counts, NgramCounts, Rows
+from u2moe.runtime.language.ngrams import Ngrams, find_nodes
+from u2moe.runtime.validation import checked_integer
+
+MOST_ORDER = 5
+_BEGIN = MARKERS.index("<s>")
+_FALLBACK = (0.0, 0.5, 1.0, 1.5)
+_NEVER = -99.0
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How a model is estimated.
+
+    Attributes:
+        order: longest n-grams, 1 to 5.
+        prune: for each order the count up to which n-grams are left out; that of unigrams must be 0, and the last one
+            applies to all longer n-grams. Must not decrease.
+        min_word_count: words that occur less often count as <unk>.
+    """
+
+    order: int = 3
+    prune: tuple[int, ...] = (0,)
+    min_word_count: int = 1
+
+    def __post_init__(self) -> None:
+        checked_integer("order", self.order, least=1, most=MOST_ORDER)
+        checked_integer("min_word_count", self.min_word_count, least=1)
+        for threshold in self.prune:
+            checked_integer("prune", threshold, least=0)
+        if not self.prune or self.prune[0] != 0 or list(self.prune) != sorted(self.prune):
+            raise ValueError(f"prune must begin with 0 and not decrease, got {' '.join(map(str, self.prune))}")
+        if len(self.prune) > self.order:
+            raise ValueError(f"prune has {len(self.prune)} numbers for n-grams of up to {self.order} words")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Level:
+    """The n-grams of one order, sorted by history and word.
+
+    `counts` are adjusted, `occurrences` are not. `parents` and `suffixes` are the places, one order below, of the
+    n-grams without their last and first word. `keys` finds n-grams by parent and word.
+    """
+
+    rows: Rows
+    counts: Counts
+    occurrences: Counts
+    parents: Counts
+    suffixes: Counts
+    keys: npt.NDArray[np.uint64]
+
+
+def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], object] = lambda _: None) -> Ngrams:
+    """Estimate a model.
+
+    Args:
+        counts: counts of n-grams of the order of the model.
+        options: how it is estimated.
+        warn: called with a line if a text is too small or too regular to estimate discounts: those of lmplz's
+            `--discount_fallback` are then used.
+
+    Raises:
+        ValueError: the text has no words.
+    """
+    if not len(counts.rows):
+        raise ValueError("the text has no words")
+    levels = _levels(counts)
+    num_words = len(counts.words)
+    probabilities: list[Floats] = []
+    backoffs: list[Floats] = []
+    kept: list[npt.NDArray[np.bool_]] = []
+    for number, level in enumerate(levels):
+        discounts = _discounts(level.counts[level.counts > 0], number + 1, warn)
+        threshold = options.prune[min(number, len(options.prune) - 1)] if number else 0
+        keep = (level.occurrences > threshold) | (number == 0)
+        classes = np.minimum(level.counts, 3)
+        discounted = level.counts - discounts[classes]
+        freed = np.where(keep, discounts[classes], level.counts)
+        histories = len(levels[number - 1].rows) if number else 1
+        totals = np.bincount(level.parents, weights=level.counts, minlength=histories)
+        shares = np.bincount(level.parents, weights=freed, minlength=histories) / np.maximum(totals, 1)
+        if number == 0:
+            lower = np.full(num_words, 1 / (num_words - 1))  # all words but <s>
+        else:
+            lower = probabilities[-1][level.suffixes]
+            backoffs.append(np.where(totals > 0, shares, 1.0))
+        probability = discounted / totals[level.parents] + shares[level.parents] * lower
+        if number == 0:
+            probability[_BEGIN] = 1.0
+        probabilities.append(probability)
+        kept.append(keep)
+    backoffs.append(np.ones(len(levels[-1].rows)))
+    orders = [
+        (level.rows[keep], _log10(probability[keep]), _log10(backoff[keep]))
+        for level, keep, probability, backoff in zip(levels, kept, probabilities, backoffs, strict=True)
+    ]
+    while len(orders) > 1 and not len(orders[-1][0]):
+        orders.pop()
+    return Ngrams.of(counts.words, orders)
+
+
+def _levels(counts: NgramCounts) -> list[_Level]:
+    """N-grams of all orders, with adjusted counts, from those of the highest."""
+    num_words, order = len(counts.words), counts.rows.shape[1]
+    by_ending = np.lexsort(counts.rows.T)
+    rows, occurrences = counts.rows[by_ending], counts.counts[by_ending]
+    differs = np.ones((len(rows), order), bool)
+    differs[1:] = np.logical_or.accumulate((rows[1:] != rows[:-1])[:, ::-1], axis=1)
+    levels: list[_Level] = []
+    for length in range(1, order + 1):
+        starts = np.flatnonzero(differs[:, length - 1])
+        endings = rows[starts, order - length :]
+        seen = np.add.reduceat(occurrences, starts)
+        if length < order:
+            before = np.add.reduceat(differs[:, length].astype(np.int64), starts)
+            adjusted = np.where(endings[:, 0] == _BEGIN, seen, before)
+        else:
+            adjusted = seen
+        if length == 1:
+            levels.append(_unigrams(num_words, endings, adjusted, seen))
+            continue
+        is_real = endings[:, 1] != _BEGIN
+        endings, adjusted, seen = endings[is_real], adjusted[is_real], seen[is_real]
+        parents = _places(levels, endings[:, :-1], num_words)
+        keys = parents.astype(np.uint64) * np.uint64(num_words) + endings[:, -1]
+        sorting = np.argsort(keys)
+        endings = endings[sorting]
+        levels.append(
+            _Level(
+                rows=endings,
+                counts=adjusted[sorting],
+                occurrences=seen[sorting],
+                parents=parents[sorting],
+                suffixes=_places(levels, endings[:, 1:], num_words),
+                keys=keys[sorting],
+            )
+        )
+    return levels
+
+
+def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> _Level:
+    """All words, even if they do not occur, as <s> and <unk>."""
+    of_word, occurrences = np.zeros(num_words, np.int64), np.zeros(num_words, np.int64)
+    of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
+    ids = np.arange(num_words, dtype=np.uint32)
+    none = np.zeros(num_words, np.int64)
+    return _Level(
+        rows=ids[:, np.newaxis], counts=of_word, occurrences=occurrences, parents=none, suffixes=none,
+        keys=ids.astype(np.uint64),
+    )  # fmt: skip
+
+
+def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
+    """Where the n-grams stand in the level of their order."""
+    places = rows[:, 0].astype(np.int64)
+    for column in range(1, rows.shape[1]):
+        places = find_nodes(levels[column].keys, places, rows[:, column], num_words) - 1
+    return places
+
+
+def _discounts(counts: Counts, length: int, warn: Callable[[str], object]) -> Floats:
+    """Discounts of n-grams with counts 0, 1, 2 and 3 or more (equation 26 of Chen and Goodman)."""
+    number = np.bincount(np.minimum(counts, 5), minlength=6).astype(np.float64)
+    if number[1:4].all():
+        y = number[1] / (number[1] + 2 * number[2])
+        found = [0.0, *(j - (j + 1) * y * number[j + 1] / number[j] for j in (1, 2, 3))]
+        if all(0 <= discount <= j for j, discount in enumerate(found)):
+            return np.array(found)
+    warn(f"{length}-grams are too few or too regular to estimate discounts: using {_FALLBACK[1:]}")
+    return np.array(_FALLBACK)
+
+
+def _log10(values: Floats) -> npt.NDArray[np.float32]:
+    return np.log10(np.maximum(values, 10.0**_NEVER)).astype(np.float32)

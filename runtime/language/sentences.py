@@ -1,0 +1,76 @@
+"""Sentences from text as people write it: words without punctuation, in the form that a recogniser writes them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2moe.runtime.errors import LanguageModelError
+from u2moe.runtime.language.counts import MARKERS
+from u2moe.runtime.text import stands_alone
+
+_UNKNOWN = MARKERS[0]
+_END_OF_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=[\"')\]\u201d\u2019]*(?:\s|$))|[\u3002\uff01\uff1f]")
+_WORD = re.compile(r"<[^<>\s]+>|\w+(?:['\u2019]\w+)*['\u2019]?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How text is read.
+
+    Attributes:
+        raw: each line is a sentence of words (or tokens) separated by spaces, and is used as it is.
+        keep_case: keep capital letters; otherwise all become small. (A model fits a vocabulary in capitals either way.)
+    """
+
+    raw: bool = False
+    keep_case: bool = False
+
+
+def read_sentences(files: Iterable[Path], options: TextOptions | None = None) -> Iterator[list[str]]:
+    """Sentences in text files, plain or .gz, one line at a time.
+
+    Raises:
+        LanguageModelError: a file cannot be read, or is not UTF-8.
+    """
+    options = options or TextOptions()
+    for file in files:
+        try:
+            with (
+                gzip.open(file, "rt", encoding="utf-8")
+                if file.suffix == ".gz"
+                else file.open(encoding="utf-8") as lines
+            ):
+                for line in lines:
+                    yield from [line.split()] if options.raw else sentences_of(line, keep_case=options.keep_case)
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise LanguageModelError(f"{file}: cannot be read as text: {error}") from error
+
+
+def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
+    """Sentences of a line: cut at full stops, without punctuation.
+
+    Names of classes (<name>) stay. Hyphens separate words, and every character of a script without spaces is a word.
+    A word with digits, whose spoken form is not known, becomes <unk>.
+    """
+    for part in _END_OF_SENTENCE.split(text):
+        words = []
+        for word in _WORD.findall(part):
+            if word.startswith("<"):
+                words.append(word)
+            elif any(character.isdigit() for character in word):
+                words.append(_UNKNOWN)
+            else:
+                plain = word.replace("\u2019", "'").replace("_", "")
+                words += _split(plain if keep_case else plain.lower())
+        if any(word != _UNKNOWN for word in words):
+            yield words
+
+
+def _split(word: str) -> list[str]:
+    """A word, or the characters that are words by themselves."""
+    spaced = "".join(f" {character} " if stands_alone(character) else character for character in word)
+    return spaced.split()
