@@ -1,0 +1,83 @@
+// What differs between instruction sets: six loops, as functions of a table. Everything above them is written once.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace u2moe {
+
+enum class Activation { relu, swish, gelu, tanh, hardtanh, selu };
+
+// Rows of activations to integers with one scale each (int8).
+struct Rounding8 {
+  const float* x;  // [rows, k]
+  size_t k;
+  float lowest;  // the peak of a row is at least this
+  bool by_peak;  // as `Int8Rows`: (x / peak) / step, and the peak as scale; otherwise x / scale, with scale = peak * step
+  void* codes;   // [rows, stride]
+  size_t stride;
+  float* scale;  // [rows]
+};
+
+// Rows of activations to integers with a scale for each group (int4, as MatMulNBits with accuracy level 4).
+struct Rounding4 {
+  const float* x;  // [rows, k]
+  size_t k, group;
+  int8_t* codes;  // [rows, groups * group]
+  float* scale;   // [rows, groups]
+  int32_t* sum;   // [rows, groups]: -8 times the sum of the group
+};
+
+enum class Then { linear, hidden, scatter };
+
+// A product of rows with packed weights, and what is done with its elements:
+// linear: out = unit * scale + bias; hidden: the activation of that; scatter: out[token] += scale * unit + share * bias.
+struct Product {
+  const void* codes;  // [rows, stride]
+  size_t stride, rows;
+  const uint8_t* weights;
+  size_t k, n;
+  const float* scale;  // [rows]; null: 1
+  Then then;
+  Activation activation;
+  float* out;  // [rows or tokens, out_stride]
+  size_t out_stride;
+  const uint32_t* token;  // [rows]
+  const float* share;     // [rows]
+  // int4 only
+  size_t group;
+  const float* group_scale;  // [rows, groups]
+  const int32_t* group_sum;  // [rows, groups]
+};
+
+struct Routing {
+  const float* x;     // [tokens, dim]
+  const float* gate;  // [dim, experts rounded up to whole panels], zeros beyond the experts
+  size_t dim, experts, top_k;
+  float skip_below;
+  uint32_t* expert;  // [tokens, top_k]; `experts` for a skipped one
+  float* share;      // [tokens, top_k]
+};
+constexpr size_t kMostExperts = 1024;
+
+struct InstructionSet {
+  const char* name;
+  size_t code_bytes;  // of an activation in int8; in int4 it is always one
+  void (*round8)(const Rounding8&, size_t first_row, size_t last_row);
+  void (*round_bytes)(const Rounding8&, size_t first_row, size_t last_row);  // to uint8 around 128, for graphs
+  void (*from_bytes)(const uint8_t* bytes, size_t k, void* codes, size_t stride, size_t rows);
+  void (*round4)(const Rounding4&, size_t first_row, size_t last_row);
+  void (*multiply8)(const Product&, size_t first_block, size_t last_block);
+  void (*multiply4)(const Product&, size_t first_block, size_t last_block);
+  void (*route)(const Routing&, size_t first_token, size_t last_token);
+};
+
+// The best instruction set of this processor, or the one that the environment names; null, with a message, if that is
+// unknown or missing.
+const InstructionSet* instruction_set(const char** message);
+
+// All that this processor has, best first; returns their number.
+size_t available(const InstructionSet* (&sets)[8]);
+
+constexpr float kStep = 1.0f / 127;
+
+}  // namespace u2moe

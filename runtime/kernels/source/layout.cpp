@@ -1,0 +1,66 @@
+#include "layout.h"
+
+#include <cstring>
+
+namespace u2moe {
+namespace {
+
+// `count` numbers of a block, then zeros.
+template <class T>
+uint8_t* append(uint8_t* to, const T* from, size_t count) {
+  T padded[kBlock] = {};
+  if (from != nullptr && count > 0) std::memcpy(padded, from, count * sizeof(T));
+  std::memcpy(to, padded, sizeof padded);
+  return to + sizeof padded;
+}
+
+size_t columns_of(size_t first, size_t n) { return n - first < kBlock ? n - first : kBlock; }
+
+}  // namespace
+
+void pack8(const Int8Weight& from, uint8_t* to) {
+  const size_t depth = depth8(from.k);
+  for (size_t first = 0; first < from.n; first += kBlock) {
+    const size_t columns = columns_of(first, from.n);
+    int32_t sums[kBlock] = {};
+    float scale[kBlock] = {};
+    std::memset(to, 0, depth * kBlock);
+    for (size_t k = 0; k < from.k; k++) {
+      const int8_t* row = from.weight + k * from.n + first;
+      uint8_t* step = to + k / 4 * 4 * kBlock + k % 4;
+      for (size_t c = 0; c < columns; c++) {
+        step[c * 4] = static_cast<uint8_t>(row[c]);
+        sums[c] -= 128 * row[c];
+      }
+    }
+    for (size_t c = 0; c < columns; c++) scale[c] = from.scale[first + c] * from.step;
+    to = append(to + depth * kBlock, scale, kBlock);
+    to = append(to, sums, kBlock);
+    to = append(to, from.bias ? from.bias + first : nullptr, columns);
+  }
+}
+
+void pack4(const Int4Weight& from, uint8_t* to) {
+  const size_t groups = groups4(from.k, from.group);
+  for (size_t first = 0; first < from.n; first += kBlock) {
+    const size_t columns = columns_of(first, from.n);
+    for (size_t g = 0; g < groups; g++) {
+      std::memset(to, 0x88, from.group / 2 * kBlock);
+      float scale[kBlock] = {};
+      for (size_t c = 0; c < columns; c++) {
+        const uint8_t* column = from.weight + ((first + c) * groups + g) * (from.group / 2);
+        for (size_t k = 0; k < from.group; k++) {
+          // rows beyond the last are zero activations: whatever is stored for them does not count
+          const uint8_t value = k % 2 ? column[k / 2] >> 4 : column[k / 2] & 15;
+          uint8_t& byte = to[k / 8 * 4 * kBlock + c * 4 + k % 4];
+          byte = static_cast<uint8_t>(k % 8 < 4 ? (byte & 0xF0) | value : (byte & 0x0F) | (value << 4));
+        }
+        scale[c] = from.scale[(first + c) * groups + g];
+      }
+      to = append(to + from.group / 2 * kBlock, scale, kBlock);
+    }
+    to = append(to, from.bias ? from.bias + first : nullptr, columns);
+  }
+}
+
+}  // namespace u2moe

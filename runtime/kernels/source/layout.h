@@ -1,0 +1,49 @@
+// How weights lie in memory once they are packed; docs/how/kernels.md has the picture.
+//
+// Columns (outputs) are in blocks of 32, each of two panels of 16; a block holds all that its columns need, in the order
+// in which it is read. One layout serves every instruction set.
+//
+// int8: for every 4 rows: 2 panels x 16 columns x 4 rows int8 | scale float[32] | correction int32[32] | bias float[32]
+//   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations.
+// int4: for every block_size rows { for every 8 rows: 2 panels x 16 columns x 4 bytes, each with row i in the low half
+//   and row i + 4 in the high half | scale float[32] } | bias float[32]
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace u2moe {
+
+constexpr size_t kPanel = 16;
+constexpr size_t kBlock = 32;
+
+static constexpr size_t rounded_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static constexpr size_t blocks_of(size_t columns) { return (columns + kBlock - 1) / kBlock; }
+
+// int8. `depth` is the number of rows that a block holds: a multiple of 64, which AMX reads at once.
+static constexpr size_t depth8(size_t k) { return rounded_up(k, 64); }
+static constexpr size_t block_bytes8(size_t k) { return (depth8(k) + 12) * kBlock; }
+static constexpr size_t packed_bytes8(size_t k, size_t n) { return blocks_of(n) * block_bytes8(k); }
+
+// int4
+static constexpr size_t groups4(size_t k, size_t group) { return (k + group - 1) / group; }
+static constexpr size_t block_bytes4(size_t k, size_t group) { return (groups4(k, group) * (group / 2 + 4) + 4) * kBlock; }
+static constexpr size_t packed_bytes4(size_t k, size_t n, size_t group) { return blocks_of(n) * block_bytes4(k, group); }
+
+struct Int8Weight {
+  const int8_t* weight;  // [k, n]
+  const float* scale;    // [n]
+  const float* bias;     // [n] or null
+  size_t k, n;
+  float step;  // the scales are multiplied by it
+};
+void pack8(const Int8Weight& from, uint8_t* to);
+
+struct Int4Weight {
+  const uint8_t* weight;  // [n, groups, group / 2], the even row in the low half, biased by 8
+  const float* scale;     // [n, groups]
+  const float* bias;      // [n] or null
+  size_t k, n, group;
+};
+void pack4(const Int4Weight& from, uint8_t* to);
+
+}  // namespace u2moe

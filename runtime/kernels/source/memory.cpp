@@ -1,0 +1,135 @@
+#include "memory.h"
+
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "layout.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace u2moe {
+
+namespace {
+constexpr size_t kLine = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kChunk = size_t{32} << 20;
+constexpr std::align_val_t kAlignment{kLine};
+}  // namespace
+
+// Address space in which weights lie one after the other; released when the last of them is.
+struct Chunk {
+  uint8_t* begin;
+  size_t size, used, users;
+};
+
+namespace {
+
+std::mutex& lock() {
+  static auto* mutex = new std::mutex;  // never destroyed: kernels may outlive static objects
+  return *mutex;
+}
+Chunk* open_chunk = nullptr;  // the one that has room, or null
+
+Chunk* make_chunk(size_t size) {
+#if defined(__linux__)
+  // Pages come into being when they are written, so what is never used costs nothing.
+  const size_t space = size + kHugePage;
+  void* mapped = mmap(nullptr, space, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  auto* start = static_cast<uint8_t*>(mapped);
+  auto* begin = reinterpret_cast<uint8_t*>(rounded_up(reinterpret_cast<uintptr_t>(start), kHugePage));
+  const size_t before = static_cast<size_t>(begin - start), after = space - before - size;
+  if (before > 0) munmap(start, before);
+  if (after > 0) munmap(begin + size, after);
+  madvise(begin, size, MADV_HUGEPAGE);  // a wish: without huge pages everything works, a little slower
+#else
+  auto* begin = static_cast<uint8_t*>(::operator new(size, kAlignment));
+#endif
+  return new Chunk{begin, size, 0, 0};
+}
+
+void release(Chunk* chunk) {
+#if defined(__linux__)
+  munmap(chunk->begin, chunk->size);
+#else
+  ::operator delete(chunk->begin, kAlignment);
+#endif
+  delete chunk;
+}
+
+}  // namespace
+
+Weights::Weights(size_t bytes) {
+  bytes = rounded_up(bytes, kLine);
+  const std::lock_guard<std::mutex> guard(lock());
+  if (open_chunk == nullptr || open_chunk->size - open_chunk->used < bytes) {
+    Chunk* made = make_chunk(rounded_up(bytes > kChunk ? bytes : kChunk, kHugePage));
+    if (open_chunk != nullptr && open_chunk->users == 0) release(open_chunk);
+    open_chunk = made;
+  }
+  chunk_ = open_chunk;
+  data_ = chunk_->begin + chunk_->used;
+  chunk_->used += bytes;
+  chunk_->users++;
+}
+
+Weights& Weights::operator=(Weights&& other) noexcept {
+  std::swap(chunk_, other.chunk_);
+  std::swap(data_, other.data_);
+  return *this;
+}
+
+Weights::~Weights() {
+  if (chunk_ == nullptr) return;
+  const std::lock_guard<std::mutex> guard(lock());
+  if (--chunk_->users > 0) return;
+  if (chunk_ == open_chunk) open_chunk = nullptr;
+  release(chunk_);
+}
+
+Scratch::~Scratch() {
+  for (uint8_t* array : arrays_) ::operator delete(array, kAlignment);
+}
+
+uint8_t* Scratch::bytes(size_t number, size_t size) {
+  size = rounded_up(size + kLine, kLine);
+  if (sizes_[number] < size) {
+    ::operator delete(arrays_[number], kAlignment);
+    arrays_[number] = nullptr;
+    sizes_[number] = 0;
+    arrays_[number] = static_cast<uint8_t*>(::operator new(size, kAlignment));
+    sizes_[number] = size;
+  }
+  return arrays_[number];
+}
+
+namespace {
+std::vector<std::unique_ptr<Scratch>>& pool() {
+  static auto* free = new std::vector<std::unique_ptr<Scratch>>;
+  return *free;
+}
+}  // namespace
+
+Borrowed::Borrowed() {
+  {
+    const std::lock_guard<std::mutex> guard(lock());
+    if (!pool().empty()) {
+      scratch_ = std::move(pool().back());
+      pool().pop_back();
+    }
+  }
+  if (!scratch_) scratch_ = std::make_unique<Scratch>();
+}
+
+Borrowed::~Borrowed() {
+  const std::lock_guard<std::mutex> guard(lock());
+  try {
+    pool().push_back(std::move(scratch_));
+  } catch (const std::bad_alloc&) {  // then it is freed
+  }
+}
+
+}  // namespace u2moe

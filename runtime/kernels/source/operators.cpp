@@ -1,0 +1,398 @@
+// The operators of domain "u2moe", and the two functions that the library exports. docs/kernels.md describes them.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "layout.h"
+#include "ort.h"
+
+#if defined(_WIN32)
+#define U2MOE_EXPORT extern "C" __declspec(dllexport)
+#else
+#define U2MOE_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace u2moe {
+namespace {
+
+constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+constexpr auto kAny = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+constexpr int64_t kMostElements = int64_t{1} << 31;
+
+const InstructionSet& isa() {
+  const char* message;
+  const InstructionSet* chosen = instruction_set(&message);
+  if (chosen == nullptr) throw Invalid(message);
+  return *chosen;
+}
+
+// ------------------------------------------------------------------------------------------------ attributes
+
+Activation activation_named(const std::string& name) {
+  static constexpr const char* kNames[] = {"relu", "swish", "gelu", "tanh", "hardtanh", "selu"};
+  for (size_t i = 0; i < 6; i++)
+    if (name == kNames[i]) return static_cast<Activation>(i);
+  throw Invalid("attribute activation must be relu, swish, gelu, tanh, hardtanh or selu, got '" + name + "'");
+}
+
+// How far below zero the output of an activation can go; `quantize.arithmetic.LOWEST`.
+float lowest_of(const std::string& name) {
+  if (name == "swish") return 0.2785f;
+  if (name == "gelu") return 0.17f;
+  return 0.0f;
+}
+
+// ------------------------------------------------------------------------------------------------ weights
+
+// One weight matrix as the graph has it.
+struct Matrix {
+  Int8Weight eight{};
+  Int4Weight four{};
+  size_t k = 0, n = 0, group = 0;
+
+  size_t bytes() const { return group ? packed_bytes4(k, n, group) : packed_bytes8(k, n); }
+  void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
+};
+
+// Reads weight, scale and bias; `k` and `n` are -1 if any size will do.
+Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step) {
+  std::vector<int64_t> shape;
+  Matrix m;
+  m.eight.weight = node.constant<int8_t>("weight", {k, n}, &shape);
+  if (shape[0] > kMostElements / shape[1]) throw Invalid("a weight has too many elements");
+  m.k = m.eight.k = static_cast<size_t>(shape[0]);
+  m.n = m.eight.n = static_cast<size_t>(shape[1]);
+  m.eight.scale = node.constant<float>("scale", {shape[1]});
+  m.eight.bias = bias ? node.constant<float>("bias", {shape[1]}) : nullptr;
+  m.eight.step = step;
+  return m;
+}
+
+Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias) {
+  std::vector<int64_t> shape;
+  Matrix m;
+  const int64_t groups = (k + group - 1) / group;
+  m.four.weight = node.constant<uint8_t>("weight", {n, groups, group / 2}, &shape);
+  if (shape[0] > kMostElements / (groups * group)) throw Invalid("a weight has too many elements");
+  m.k = m.four.k = static_cast<size_t>(k);
+  m.n = m.four.n = static_cast<size_t>(shape[0]);
+  m.group = m.four.group = static_cast<size_t>(group);
+  m.four.scale = node.constant<float>("scale", {shape[0] * groups});
+  m.four.bias = bias ? node.constant<float>("bias", {shape[0]}) : nullptr;
+  return m;
+}
+
+LinearLayer linear_of(const Matrix& matrix, float lowest) {
+  LinearLayer layer;
+  layer.k = matrix.k;
+  layer.n = matrix.n;
+  layer.lowest = lowest;
+  layer.weights = Weights(matrix.bytes());
+  matrix.pack(layer.weights.data());
+  return layer;
+}
+
+void check_all_read(const Node& node) {
+  if (node.num_constants() != node.num_inputs())
+    throw Invalid("has " + std::to_string(node.num_inputs()) + " inputs, expected " +
+                  std::to_string(node.num_constants()));
+}
+
+// ------------------------------------------------------------------------------------------------ operators
+//
+// Each is a class that is constructed when a session is, and computes when it runs.
+
+class Rows {
+ public:
+  static constexpr const char* kName = "Int8Rows";
+  static constexpr size_t kOutputs = 2;
+  explicit Rows(Node& node) : isa_(isa()), lowest_(lowest_of(node.text("activation"))) {
+    node.skip();
+    check_all_read(node);
+  }
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.last() == 0) throw Invalid("input 0 has rows without elements");
+    std::vector<int64_t> shape = x.shape;
+    auto* q = static_cast<uint8_t*>(call.output(0, shape));
+    shape.back() = 1;
+    auto* peak = static_cast<float*>(call.output(1, shape));
+    run_rows(isa_, x.as<float>(), x.rows(), x.last(), lowest_, q, peak, CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  float lowest_;
+};
+
+class MatMul {
+ public:
+  static constexpr const char* kName = "Int8MatMul";
+  static constexpr size_t kOutputs = 1;
+  explicit MatMul(Node& node) : isa_(isa()) {
+    node.skip();
+    node.skip();
+    layer_ = linear_of(read_int8(node, -1, -1, node.num_inputs() == 5, kStep), 0.0f);
+    check_all_read(node);
+  }
+  void compute(const Call& call) const {
+    const Tensor q = call.input(0, kUint8), peak = call.input(1, kFloat);
+    std::vector<int64_t> shape = q.shape;
+    shape.back() = 1;
+    if (q.last() != layer_.k || peak.shape != shape)
+      throw Invalid("inputs 0 and 1 must be [..., " + std::to_string(layer_.k) + "] and [..., 1]");
+    shape.back() = static_cast<int64_t>(layer_.n);
+    auto* y = static_cast<float*>(call.output(0, shape));
+    run_matmul(isa_, layer_, q.as<uint8_t>(), peak.as<float>(), q.rows(), y, CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  LinearLayer layer_;
+};
+
+class Linear {
+ public:
+  static constexpr const char* kName = "Int8Linear";
+  static constexpr size_t kOutputs = 1;
+  explicit Linear(Node& node) : isa_(isa()) {
+    node.skip();
+    const float lowest = lowest_of(node.text("activation"));
+    layer_ = linear_of(read_int8(node, -1, -1, node.num_inputs() == 4, kStep), lowest);
+    check_all_read(node);
+  }
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.last() != layer_.k) throw Invalid("input 0 must be [..., " + std::to_string(layer_.k) + "]");
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = static_cast<int64_t>(layer_.n);
+    auto* y = static_cast<float*>(call.output(0, shape));
+    run_linear(isa_, layer_, x.as<float>(), x.rows(), y, CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  LinearLayer layer_;
+};
+
+class ExpertsOperator {
+ public:
+  static constexpr size_t kOutputs = 1;
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.last() != layer_.dim) throw Invalid("input 0 must be [..., " + std::to_string(layer_.dim) + "]");
+    auto* y = static_cast<float*>(call.output(0, x.shape));
+    run_experts(isa_, layer_, x.as<float>(), x.rows(), y, CallThreads(call));
+  }
+
+ protected:
+  ExpertsOperator() : isa_(isa()) {}
+
+  void read_activation(const Node& node) {
+    const std::string name = node.text("activation");
+    layer_.activation = activation_named(name);
+    layer_.lowest = lowest_of(name);
+  }
+
+  void read_router(Node& node) {
+    layer_.experts = static_cast<size_t>(node.integer("num_experts", 1, kMostExperts));
+    layer_.top_k = static_cast<size_t>(node.integer("top_k", 1, static_cast<int64_t>(layer_.experts)));
+    layer_.skip_below = layer_.top_k > 1 ? node.number("skip_below", 0, 1) : 0.0f;
+    std::vector<int64_t> shape;
+    const auto* gate = node.constant<float>("gate", {-1, static_cast<int64_t>(layer_.experts)}, &shape);
+    layer_.dim = static_cast<size_t>(shape[0]);
+    const size_t width = rounded_up(layer_.experts, kPanel);
+    layer_.gate = Weights(layer_.dim * width * sizeof(float));
+    auto* to = reinterpret_cast<float*>(layer_.gate.data());
+    for (size_t d = 0; d < layer_.dim; d++)
+      for (size_t e = 0; e < width; e++) to[d * width + e] = e < layer_.experts ? gate[d * layer_.experts + e] : 0.0f;
+  }
+
+  // The products of all experts, first and second in turn.
+  void pack(const std::vector<Matrix>& matrices) {
+    layer_.hidden = matrices[0].n;
+    layer_.group = matrices[0].group;
+    layer_.first_bytes = matrices[0].bytes();
+    layer_.second_bytes = matrices[1].bytes();
+    layer_.weights = Weights((layer_.first_bytes + layer_.second_bytes) * layer_.experts);
+    uint8_t* to = layer_.weights.data();
+    for (const Matrix& matrix : matrices) {
+      matrix.pack(to);
+      to += matrix.bytes();
+    }
+  }
+
+  const InstructionSet& isa_;
+  ExpertLayer layer_;
+};
+
+class Int8Experts : public ExpertsOperator {
+ public:
+  static constexpr const char* kName = "Int8MixtureOfExperts";
+  explicit Int8Experts(Node& node) {
+    const bool bias = node.integer("bias", 0, 1) != 0;
+    read_activation(node);
+    node.skip();
+    read_router(node);
+    const auto dim = static_cast<int64_t>(layer_.dim), experts = static_cast<int64_t>(layer_.experts);
+    const float* second_bias = bias ? node.constant<float>("w2_bias", {experts, dim}) : nullptr;
+    std::vector<Matrix> matrices;
+    int64_t hidden = -1;
+    for (size_t e = 0; e < layer_.experts; e++) {
+      matrices.push_back(read_int8(node, dim, hidden, bias, 1.0f));
+      hidden = static_cast<int64_t>(matrices.back().n);
+      matrices.push_back(read_int8(node, hidden, dim, false, 1.0f));
+      if (bias) matrices.back().eight.bias = second_bias + e * layer_.dim;
+    }
+    check_all_read(node);
+    pack(matrices);
+  }
+};
+
+class Int4Experts : public ExpertsOperator {
+ public:
+  static constexpr const char* kName = "Int4MixtureOfExperts";
+  explicit Int4Experts(Node& node) {
+    const bool bias = node.integer("bias", 0, 1) != 0;
+    const int64_t group = node.integer("block_size", 16, 128);
+    if ((group & (group - 1)) != 0) throw Invalid("attribute block_size must be 16, 32, 64 or 128");
+    read_activation(node);
+    node.skip();
+    read_router(node);
+    const auto dim = static_cast<int64_t>(layer_.dim);
+    std::vector<Matrix> matrices;
+    int64_t hidden = -1;
+    for (size_t e = 0; e < layer_.experts; e++) {
+      matrices.push_back(read_int4(node, dim, hidden, group, bias));
+      hidden = static_cast<int64_t>(matrices.back().n);
+      matrices.push_back(read_int4(node, hidden, dim, group, bias));
+    }
+    check_all_read(node);
+    pack(matrices);
+  }
+};
+
+class FeedForward : public ExpertsOperator {
+ public:
+  static constexpr const char* kName = "Int8FeedForward";
+  explicit FeedForward(Node& node) {
+    const bool bias = node.integer("bias", 0, 1) != 0;
+    read_activation(node);
+    node.skip();
+    std::vector<Matrix> matrices;
+    matrices.push_back(read_int8(node, -1, -1, bias, 1.0f));
+    const auto dim = static_cast<int64_t>(matrices[0].k), hidden = static_cast<int64_t>(matrices[0].n);
+    matrices.push_back(read_int8(node, hidden, dim, bias, 1.0f));
+    check_all_read(node);
+    layer_.dim = matrices[0].k;
+    pack(matrices);
+  }
+};
+
+// ------------------------------------------------------------------------------------------------ registration
+
+// One operator under one name. The first input and all after it are of any type here: what they must be is checked when
+// the kernel is created, with a message.
+template <class Op>
+struct Registered : OrtCustomOp {
+  std::string name;
+
+  void fill(const std::string& with_number) {
+    name = with_number;
+    static_cast<OrtCustomOp&>(*this) = OrtCustomOp{};
+    version = kApiVersion;
+    GetName = [](const OrtCustomOp* self) { return static_cast<const Registered*>(self)->name.c_str(); };
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+    GetInputType = [](const OrtCustomOp*, size_t) { return kAny; };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_VARIADIC; };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Op::kOutputs; };
+    GetOutputType = [](const OrtCustomOp*, size_t index) { return index + 1 == Op::kOutputs ? kFloat : kUint8; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+    GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) -> OrtStatusPtr {
+      return guarded(Op::kName, [&] {
+        Node node(info);
+        *kernel = new Op(node);
+      });
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
+      return guarded(Op::kName, [&] { static_cast<const Op*>(kernel)->compute(Call(context)); });
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+  }
+};
+
+constexpr size_t kNumbers = 9;
+
+template <class Op>
+void add(OrtCustomOpDomain* domain) {
+  static Registered<Op> registered[kNumbers];  // they live as long as the library
+  static const bool is_filled = [] {
+    for (size_t i = 0; i < kNumbers; i++)
+      registered[i].fill(i ? std::string(Op::kName) + "_" + std::to_string(i + 1) : Op::kName);
+    return true;
+  }();
+  (void)is_filled;
+  for (Registered<Op>& op : registered) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
+}
+
+template <class... Ops>
+struct List {
+  static void add_to(OrtCustomOpDomain* domain) { (add<Ops>(domain), ...); }
+  static std::string names() {
+    std::string text;
+    ((text += (text.empty() ? "\"" : ", \"") + std::string(Ops::kName) + "\""), ...);
+    return text;
+  }
+};
+using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward>;
+
+std::string description() {
+  const char* message;
+  const InstructionSet* chosen = instruction_set(&message);
+  if (chosen == nullptr) return std::string("{\"error\": \"") + message + "\"}";
+  const InstructionSet* sets[8];
+  std::string names;
+  for (size_t i = 0, count = available(sets); i < count; i++)
+    names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
+  return std::string("{\"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
+         std::to_string(kApiVersion) + ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names() + "]}";
+}
+
+}  // namespace
+}  // namespace u2moe
+
+// Called by onnxruntime's `RegisterCustomOpsLibrary`.
+U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(u2moe::kApiVersion);
+  if (api == nullptr) return nullptr;  // older than the API: without an API there is no way to report it
+  u2moe::Api::set(api);
+  return u2moe::guarded("u2moe-kernels", [&] {
+    u2moe::isa();
+    static OrtCustomOpDomain* domain = nullptr;
+    if (domain == nullptr) {
+      u2moe::Api::check(api->CreateCustomOpDomain("u2moe", &domain));
+      u2moe::Operators::add_to(domain);
+    }
+    u2moe::Api::check(api->AddCustomOpDomain(options, domain));
+  });
+}
+
+// What this library is, as JSON; written to `text` if `size` is enough. Returns the bytes needed, with a final zero.
+U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
+  try {
+    const std::string found = u2moe::description();
+    if (found.size() < size) std::memcpy(text, found.c_str(), found.size() + 1);
+    return found.size() + 1;
+  } catch (...) {
+    return 0;
+  }
+}

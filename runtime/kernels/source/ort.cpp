@@ -1,0 +1,147 @@
+#include "ort.h"
+
+namespace u2moe {
+namespace {
+
+const OrtApi* the_api = nullptr;
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + (size < 0 ? "any" : std::to_string(size));
+  return text + "]";
+}
+
+struct TensorInfo {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  explicit TensorInfo(const OrtValue* value) { Api::check(Api::get().GetTensorTypeAndShape(value, &info)); }
+  ~TensorInfo() { Api::get().ReleaseTensorTypeAndShapeInfo(info); }
+  TensorInfo(const TensorInfo&) = delete;
+  TensorInfo& operator=(const TensorInfo&) = delete;
+};
+
+}  // namespace
+
+void Api::set(const OrtApi* api) { the_api = api; }
+
+const OrtApi& Api::get() { return *the_api; }
+
+void Api::check(OrtStatus* status) {
+  if (status == nullptr) return;
+  const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owned(status, the_api->ReleaseStatus);
+  throw Invalid(the_api->GetErrorMessage(status));
+}
+
+OrtStatus* Api::failed(const char* op, const char* message) noexcept {
+  char text[512];
+  std::snprintf(text, sizeof text, "%s: %s", op, message);
+  return the_api->CreateStatus(ORT_INVALID_ARGUMENT, text);
+}
+
+size_t Tensor::size() const {
+  size_t count = 1;
+  for (const int64_t size : shape) count *= static_cast<size_t>(size);
+  return count;
+}
+
+size_t Tensor::rows() const {
+  size_t count = 1;
+  for (size_t i = 0; i + 1 < shape.size(); i++) count *= static_cast<size_t>(shape[i]);
+  return count;
+}
+
+Tensor tensor_of(const OrtValue* value) {
+  if (value == nullptr) throw Invalid("an input is missing");
+  const OrtApi& api = Api::get();
+  int is_tensor = 0;
+  Api::check(api.IsTensor(value, &is_tensor));
+  if (!is_tensor) throw Invalid("an input is no tensor");
+  Tensor tensor;
+  const TensorInfo info(value);
+  size_t count = 0;
+  Api::check(api.GetDimensionsCount(info.info, &count));
+  tensor.shape.resize(count);
+  Api::check(api.GetDimensions(info.info, tensor.shape.data(), count));
+  Api::check(api.GetTensorElementType(info.info, &tensor.type));
+  void* data = nullptr;
+  Api::check(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  tensor.data = data;
+  return tensor;
+}
+
+Node::Node(const OrtKernelInfo* info) : info_(info) {
+  Api::check(Api::get().KernelInfo_GetInputCount(info, &num_inputs_));
+}
+
+int64_t Node::integer(const char* name, int64_t least, int64_t most) const {
+  int64_t value = 0;
+  Api::check(Api::get().KernelInfoGetAttribute_int64(info_, name, &value));
+  if (value < least || value > most)
+    throw Invalid(std::string("attribute ") + name + " must be from " + std::to_string(least) + " to " +
+                  std::to_string(most) + ", got " + std::to_string(value));
+  return value;
+}
+
+float Node::number(const char* name, float least, float most) const {
+  float value = 0;
+  Api::check(Api::get().KernelInfoGetAttribute_float(info_, name, &value));
+  if (!(value >= least && value <= most))
+    throw Invalid(std::string("attribute ") + name + " must be from " + std::to_string(least) + " to " +
+                  std::to_string(most) + ", got " + std::to_string(value));
+  return value;
+}
+
+std::string Node::text(const char* name) const {
+  size_t size = 0;
+  Api::check(Api::get().KernelInfoGetAttribute_string(info_, name, nullptr, &size));
+  if (size > 256) throw Invalid(std::string("attribute ") + name + " is too long");
+  std::string text(size, '\0');
+  Api::check(Api::get().KernelInfoGetAttribute_string(info_, name, text.data(), &size));
+  text.resize(size);
+  while (!text.empty() && text.back() == '\0') text.pop_back();
+  return text;
+}
+
+const void* Node::next(const char* what, ONNXTensorElementDataType type, const std::vector<int64_t>& shape,
+                       std::vector<int64_t>* found) {
+  const std::string where = std::string("input ") + std::to_string(next_) + " (" + what + ")";
+  if (next_ >= num_inputs_) throw Invalid(where + " is missing");
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  Api::check(Api::get().KernelInfoGetConstantInput_tensor(info_, next_, &is_constant, &value));
+  if (!is_constant || value == nullptr) throw Invalid(where + " must be a constant");
+  const Tensor tensor = tensor_of(value);
+  bool fits = tensor.type == type && tensor.shape.size() == shape.size();
+  for (size_t i = 0; fits && i < shape.size(); i++)
+    fits = shape[i] < 0 ? tensor.shape[i] > 0 : tensor.shape[i] == shape[i];
+  if (!fits)
+    throw Invalid(where + " must be of element type " + std::to_string(type) + " and shape " + shape_text(shape) +
+                  ", got type " + std::to_string(tensor.type) + " and " + shape_text(tensor.shape));
+  next_++;
+  if (found != nullptr) *found = tensor.shape;
+  return tensor.data;
+}
+
+Tensor Call::input(size_t index, ONNXTensorElementDataType type) const {
+  const OrtValue* value = nullptr;
+  Api::check(Api::get().KernelContext_GetInput(context_, index, &value));
+  Tensor tensor = tensor_of(value);
+  if (tensor.type != type || tensor.shape.empty())
+    throw Invalid("input " + std::to_string(index) + " must be of element type " + std::to_string(type) +
+                  " with at least one axis, got type " + std::to_string(tensor.type) + " and " +
+                  shape_text(tensor.shape));
+  return tensor;
+}
+
+void* Call::output(size_t index, const std::vector<int64_t>& shape) const {
+  OrtValue* value = nullptr;
+  Api::check(Api::get().KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
+  void* data = nullptr;
+  Api::check(Api::get().GetTensorMutableData(value, &data));
+  return data;
+}
+
+void CallThreads::run(Task task, size_t count, void* state) const {
+  Api::check(Api::get().KernelContext_ParallelFor(call_.context(), task, count, 0, state));
+}
+
+}  // namespace u2moe

@@ -1,0 +1,109 @@
+// onnxruntime's C API as far as operators need it: statuses become exceptions here, and statuses again at the boundary.
+#pragma once
+#include <onnxruntime_c_api.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "layers.h"
+
+namespace u2moe {
+
+constexpr uint32_t kApiVersion = 17;
+static_assert(ORT_API_VERSION >= kApiVersion, "onnxruntime_c_api.h is older than onnxruntime 1.17");
+
+// What a graph or a caller did wrong; becomes an error of onnxruntime.
+struct Invalid : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Api {
+ public:
+  static void set(const OrtApi* api);
+  static const OrtApi& get();
+  static void check(OrtStatus* status);  // throws `Invalid` with its message
+  static OrtStatus* failed(const char* op, const char* message) noexcept;
+};
+
+// Runs `work`; no exception gets past it.
+template <class F>
+OrtStatus* guarded(const char* op, F&& work) noexcept {
+  try {
+    work();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return Api::failed(op, error.what());
+  } catch (...) {
+    return Api::failed(op, "unknown error");
+  }
+}
+
+// A tensor whose shape is known; shapes of tensors that are no constants may change from call to call.
+struct Tensor {
+  const void* data = nullptr;
+  std::vector<int64_t> shape;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+
+  size_t size() const;
+  size_t last() const { return static_cast<size_t>(shape.back()); }
+  size_t rows() const;  // the product of all axes but the last
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+};
+Tensor tensor_of(const OrtValue* value);
+
+// Node attributes and constant inputs, while a kernel is created.
+class Node {
+ public:
+  explicit Node(const OrtKernelInfo* info);
+  size_t num_inputs() const { return num_inputs_; }
+  size_t num_constants() const { return next_; }
+  int64_t integer(const char* name, int64_t least, int64_t most) const;
+  float number(const char* name, float least, float most) const;
+  std::string text(const char* name) const;
+  // Input `next`, which must be a constant of this type and shape; -1 stands for any size of at least 1.
+  template <class T>
+  const T* constant(const char* what, const std::vector<int64_t>& shape, std::vector<int64_t>* found = nullptr) {
+    return static_cast<const T*>(next(what, type_of(static_cast<const T*>(nullptr)), shape, found));
+  }
+  void skip() { next_++; }  // an input that changes
+
+ private:
+  static ONNXTensorElementDataType type_of(const float*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+  static ONNXTensorElementDataType type_of(const int8_t*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8; }
+  static ONNXTensorElementDataType type_of(const uint8_t*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8; }
+  const void* next(const char* what, ONNXTensorElementDataType type, const std::vector<int64_t>& shape,
+                   std::vector<int64_t>* found);
+
+  const OrtKernelInfo* info_;
+  size_t num_inputs_ = 0, next_ = 0;
+};
+
+// Inputs and outputs of one call.
+class Call {
+ public:
+  explicit Call(OrtKernelContext* context) : context_(context) {}
+  Tensor input(size_t index, ONNXTensorElementDataType type) const;
+  void* output(size_t index, const std::vector<int64_t>& shape) const;
+  OrtKernelContext* context() const { return context_; }
+
+ private:
+  OrtKernelContext* context_;
+};
+
+// onnxruntime's own threads.
+class CallThreads final : public Threads {
+ public:
+  explicit CallThreads(const Call& call) : call_(call) {}
+  void run(Task task, size_t count, void* state) const override;
+
+ private:
+  const Call& call_;
+};
+
+}  // namespace u2moe

@@ -1,0 +1,167 @@
+// AVX2 with FMA: 16 lanes in two registers. With U2MOE_AVX_VNNI defined before, products use AVX-VNNI.
+//
+// Without it they are exact all the same: weights and activations are widened to 16 bits, in which pairs are multiplied
+// and added to 32 bits; _mm256_maddubs_epi16 would saturate.
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+namespace {
+
+struct Avx2 {
+  struct Floats { __m256 a, b; };
+  struct Ints { __m256i a, b; };
+
+#if defined(U2MOE_AVX_VNNI)
+  static constexpr const char* kName = "avx-vnni";
+  static constexpr size_t kRows = 6, kRows4 = 3, kPanels = 1;
+  static constexpr int kZero = 128;
+  using Code = uint8_t;
+  using Weights = Ints;
+  using Four = __m256i;
+  using Sums4 = Ints;
+#else
+  static constexpr const char* kName = "avx2";
+  static constexpr size_t kRows = 4, kRows4 = 2, kPanels = 1;
+  static constexpr int kZero = 0;
+  using Code = int16_t;  // in the order 0 2 1 3 of every four
+  struct Weights { Ints even, odd; };
+  struct Four { __m256i even, odd; };
+  using Sums4 = Ints;  // 32 lanes of 16 bits
+#endif
+  using Nibbles = Ints;
+
+  static Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store(float* p, Floats x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+  }
+  static Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+  static Floats sub(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+  static Floats mul(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static Floats div(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+  static Floats fma(Floats x, Floats y, Floats z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+  }
+  static Floats min(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+  static Floats max(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+  static Floats abs(Floats x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+  }
+  static Floats copy_sign(Floats x, Floats y) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(_mm256_andnot_ps(sign, x.a), _mm256_and_ps(sign, y.a)),
+            _mm256_or_ps(_mm256_andnot_ps(sign, x.b), _mm256_and_ps(sign, y.b))};
+  }
+  static Floats select_less(Floats x, Floats y, Floats yes, Floats no) {
+    return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
+  }
+
+  static Ints seti(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+  static Ints loadi(const int32_t* p) { return {half(p), half(p + 8)}; }
+  static Ints addi(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+  static Ints maxi(Ints x, Ints y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+  static Ints magnitude_bits(Floats x) {
+    const Floats size = abs(x);
+    return {_mm256_castps_si256(size.a), _mm256_castps_si256(size.b)};
+  }
+  static int32_t largest(Ints x) {
+    const __m256i both = _mm256_max_epi32(x.a, x.b);
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
+  }
+  static int32_t total(Ints x) {
+    const __m256i both = _mm256_add_epi32(x.a, x.b);
+    __m128i m = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
+  }
+  static Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+  static Ints round(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+  static Floats scale_by_power(Floats x, Ints n) {
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.a), _mm256_slli_epi32(n.a, 23))),
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.b), _mm256_slli_epi32(n.b, 23)))};
+  }
+
+  static void store_bytes(Ints x, uint8_t* p) {
+    const __m256i byte = _mm256_set1_epi32(255);
+    const __m256i words = in_order(_mm256_packus_epi32(_mm256_and_si256(x.a, byte), _mm256_and_si256(x.b, byte)));
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
+  static void store_signed(Ints x, int8_t* p) { store_bytes(x, reinterpret_cast<uint8_t*>(p)); }
+
+#if defined(U2MOE_AVX_VNNI)
+  static void store_codes(Ints x, Code* p) { store_bytes(x, p); }
+  static void codes_of_bytes(const uint8_t* b, Code* p) { std::memcpy(p, b, 16); }
+  static Weights load_weights(const uint8_t* p) { return loadi(reinterpret_cast<const int32_t*>(p)); }
+  static Four four(const Code* a) { return broadcast(a); }
+  static Ints dot(Ints sum, Weights w, Four a) {
+    return {_mm256_dpbusd_avx_epi32(sum.a, a, w.a), _mm256_dpbusd_avx_epi32(sum.b, a, w.b)};
+  }
+  static Sums4 no_sums() { return seti(0); }
+  static Sums4 dot4(Sums4 sum, Nibbles w, __m256i a) {
+    return {_mm256_dpbusd_avx_epi32(sum.a, w.a, a), _mm256_dpbusd_avx_epi32(sum.b, w.b, a)};
+  }
+  static Ints sums(Sums4 sum) { return sum; }
+#else
+  static void store_codes(Ints x, Code* p) {
+    const __m256i words = in_order(_mm256_packs_epi32(x.a, x.b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), swap_middle(words));
+  }
+  static void codes_of_bytes(const uint8_t* b, Code* p) {
+    const __m256i words = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+    const __m256i codes = swap_middle(_mm256_sub_epi16(words, _mm256_set1_epi16(128)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes);
+  }
+  static Weights load_weights(const uint8_t* p) {
+    const Ints w = loadi(reinterpret_cast<const int32_t*>(p));
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(w.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(w.b, 8), 8)},
+            {_mm256_srai_epi16(w.a, 8), _mm256_srai_epi16(w.b, 8)}};
+  }
+  static Four four(const Code* a) { return {broadcast(a), broadcast(a + 2)}; }
+  static Ints dot(Ints sum, const Weights& w, Four a) {
+    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(w.even.a, a.even));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.even.b, a.even));
+    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(w.odd.a, a.odd));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.odd.b, a.odd));
+    return sum;
+  }
+  // A pair of nibbles times activations is at most 15 * 128 * 2 = 3840: eight of them fit in 16 bits.
+  static Sums4 no_sums() { return seti(0); }
+  static Sums4 dot4(Sums4 sum, Nibbles w, __m256i a) {
+    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, a)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, a))};
+  }
+  static Ints sums(Sums4 sum) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(sum.a, one), _mm256_madd_epi16(sum.b, one)};
+  }
+#endif
+  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    const Ints w = loadi(reinterpret_cast<const int32_t*>(p));
+    low = {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+    high = {_mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask)};
+  }
+  static __m256i four4(const int8_t* a) { return broadcast(a); }
+
+ private:
+  static __m256i half(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static __m256i broadcast(const void* a) {
+    int32_t v;
+    std::memcpy(&v, a, 4);
+    return _mm256_set1_epi32(v);
+  }
+  // Packing works in each half of a register; this puts the quarters in order again.
+  static __m256i in_order(__m256i words) { return _mm256_permute4x64_epi64(words, 0xD8); }
+  static __m256i swap_middle(__m256i words) {
+    return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,90 @@
+// AVX-512 with VNNI: 16 lanes in one register.
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+namespace {
+
+struct Avx512 {
+  static constexpr const char* kName = "avx512-vnni";
+  static constexpr size_t kRows = 14, kRows4 = 12, kPanels = 2;
+  static constexpr int kZero = 128;  // the instruction multiplies unsigned activations with signed weights
+  using Code = uint8_t;
+  using Floats = __m512;
+  using Ints = __m512i;
+  using Weights = __m512i;
+  using Four = __m512i;
+  using Nibbles = __m512i;
+  using Sums4 = __m512i;
+
+  static Floats set(float x) { return _mm512_set1_ps(x); }
+  static Floats load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  static Floats abs(Floats a) { return _mm512_abs_ps(a); }
+  static Floats copy_sign(Floats a, Floats b) {
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b), _mm512_castps_si512(a), 0xCA));
+  }
+  static Floats select_less(Floats a, Floats b, Floats yes, Floats no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+  }
+
+  static Ints seti(int32_t x) { return _mm512_set1_epi32(x); }
+  static Ints loadi(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Ints addi(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  static Ints maxi(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+  static Ints magnitude_bits(Floats a) { return _mm512_castps_si512(abs(a)); }
+  static int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a); }
+  static int32_t total(Ints a) { return _mm512_reduce_add_epi32(a); }
+  static Floats to_float(Ints a) { return _mm512_cvtepi32_ps(a); }
+  static Ints round(Floats a) { return _mm512_cvtps_epi32(a); }
+  static Floats scale_by_power(Floats a, Ints n) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(n, 23)));
+  }
+
+  static void store_bytes(Ints a, uint8_t* p) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+  static void store_codes(Ints a, Code* p) { store_bytes(a, p); }
+  static void store_signed(Ints a, int8_t* p) { store_bytes(a, reinterpret_cast<uint8_t*>(p)); }
+  static void codes_of_bytes(const uint8_t* b, Code* p) { std::memcpy(p, b, 16); }
+
+  static Weights load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static Four four(const Code* a) {
+    int32_t v;
+    std::memcpy(&v, a, 4);
+    return _mm512_set1_epi32(v);
+  }
+  static Ints dot(Ints sum, Weights w, Four a) { return multiply(sum, a, w); }
+
+  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+    const __m512i mask = _mm512_set1_epi8(15), both = _mm512_loadu_si512(p);
+    low = _mm512_and_si512(both, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+  static Four four4(const int8_t* a) { return four(reinterpret_cast<const uint8_t*>(a)); }
+  static Sums4 no_sums() { return _mm512_setzero_si512(); }
+  static Sums4 dot4(Sums4 sum, Nibbles w, Four a) { return multiply(sum, w, a); }
+  static Ints sums(Sums4 sum) { return sum; }
+
+ private:
+  static __m512i multiply(__m512i sum, __m512i u, __m512i s) {
+#if defined(__GNUC__)
+    // GCC 12 to 14 copy accumulators around the intrinsic
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+    return sum;
+#else
+    return _mm512_dpbusd_epi32(sum, u, s);
+#endif
+  }
+};
+
+}  // namespace

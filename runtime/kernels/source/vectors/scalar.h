@@ -1,0 +1,78 @@
+// 16 lanes in plain C++, for processors that have nothing better, and as the definition of what the others compute.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Scalar {
+  static constexpr const char* kName = "scalar";
+  static constexpr size_t kRows = 4, kRows4 = 4, kPanels = 1;
+  static constexpr int kZero = 0;
+  using Code = int8_t;
+
+  struct Floats { float v[16]; };
+  struct Ints { int32_t v[16]; };
+  struct Weights { int8_t v[64]; };
+  struct Four { int32_t v[4]; };
+  using Nibbles = Weights;
+  using Sums4 = Ints;
+
+  template <class F> static Floats each(F f) { Floats r; for (int i = 0; i < 16; i++) r.v[i] = f(i); return r; }
+  template <class F> static Ints each_int(F f) { Ints r; for (int i = 0; i < 16; i++) r.v[i] = f(i); return r; }
+
+  static Floats set(float x) { return each([&](int) { return x; }); }
+  static Floats load(const float* p) { Floats r; std::memcpy(r.v, p, 64); return r; }
+  static void store(float* p, Floats a) { std::memcpy(p, a.v, 64); }
+  static Floats add(Floats a, Floats b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
+  static Floats sub(Floats a, Floats b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
+  static Floats mul(Floats a, Floats b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
+  static Floats div(Floats a, Floats b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
+  static Floats fma(Floats a, Floats b, Floats c) { return each([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); }); }
+  static Floats min(Floats a, Floats b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+  static Floats max(Floats a, Floats b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+  static Floats abs(Floats a) { return each([&](int i) { return fabsf(a.v[i]); }); }
+  static Floats copy_sign(Floats a, Floats b) { return each([&](int i) { return copysignf(a.v[i], b.v[i]); }); }
+  static Floats select_less(Floats a, Floats b, Floats yes, Floats no) {
+    return each([&](int i) { return a.v[i] < b.v[i] ? yes.v[i] : no.v[i]; });
+  }
+
+  static Ints seti(int32_t x) { return each_int([&](int) { return x; }); }
+  static Ints loadi(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
+  static Ints addi(Ints a, Ints b) { return each_int([&](int i) { return a.v[i] + b.v[i]; }); }
+  static Ints maxi(Ints a, Ints b) { return each_int([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+  static Ints magnitude_bits(Floats a) { Ints r; std::memcpy(r.v, abs(a).v, 64); return r; }
+  static int32_t largest(Ints a) { int32_t r = a.v[0]; for (int32_t x : a.v) r = x > r ? x : r; return r; }
+  static int32_t total(Ints a) { int32_t r = 0; for (int32_t x : a.v) r += x; return r; }
+  static Floats to_float(Ints a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
+  static Ints round(Floats a) {  // half to even; as x86, the lowest integer for what does not fit
+    return each_int([&](int i) {
+      return fabsf(a.v[i]) < 2147483648.0f ? static_cast<int32_t>(nearbyintf(a.v[i])) : INT32_MIN;
+    });
+  }
+  static Floats scale_by_power(Floats a, Ints n) { return each([&](int i) { return ldexpf(a.v[i], n.v[i]); }); }
+
+  static void store_bytes(Ints a, uint8_t* p) { for (int i = 0; i < 16; i++) p[i] = static_cast<uint8_t>(a.v[i]); }
+  static void store_codes(Ints a, Code* p) { for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(a.v[i]); }
+  static void store_signed(Ints a, int8_t* p) { store_codes(a, p); }
+  static void codes_of_bytes(const uint8_t* b, Code* p) { for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(b[i] - 128); }
+
+  static Weights load_weights(const uint8_t* p) { Weights r; std::memcpy(r.v, p, 64); return r; }
+  static Four four(const Code* a) { return {{a[0], a[1], a[2], a[3]}}; }
+  static Ints dot(Ints sum, const Weights& w, Four a) {
+    for (int i = 0; i < 16; i++)
+      for (int k = 0; k < 4; k++) sum.v[i] += w.v[4 * i + k] * a.v[k];
+    return sum;
+  }
+
+  static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
+    for (int i = 0; i < 64; i++) { low.v[i] = p[i] & 15; high.v[i] = p[i] >> 4; }
+  }
+  static Four four4(const int8_t* a) { return four(a); }
+  static Sums4 no_sums() { return seti(0); }
+  static Sums4 dot4(Sums4 sum, const Nibbles& w, Four a) { return dot(sum, w, a); }
+  static Ints sums(Sums4 sum) { return sum; }
+};
+
+}  // namespace
