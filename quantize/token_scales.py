@@ -1,9 +1,12 @@
-"""Activations as integers with one scale per token, which is a row of them, and products of these.
+"""Activations as integers with one scale per token, which is a row of them, and products of these, as ONNX functions.
 
 A token's result then depends neither on its chunk nor on its batch, and large tokens do not drown small ones. Rows are
 divided by their largest magnitude, which makes the scale of the integers a constant, and multiplied by it again after
 the product. For a row of zeros that magnitude is 0: its integers are then meaningless, but 0 times their product is
 correct.
+
+Native kernels run whole functions, so a product whose input nobody else reads is one function with its rounding and
+bias, and so is a feed-forward layer.
 """
 
 from __future__ import annotations
@@ -14,46 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
-from u2moe.quantize.passes.rewrite import new_call, present, replace
-from u2moe.quantize.weights import Quantized
+from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
 STEP = 1 / ACTIVATION_LEVELS
 """Scale of the integers of a row whose largest magnitude is 1."""
 ZERO = np.array(ACTIVATION_ZERO, np.uint8)
-
-
-class QuantizedRows:
-    """Rows of activations as integers, quantized once for all products that read them."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
-        self.rows: dict[ir.Value, Sequence[ir.Value]] = {}
-        """Integers and largest magnitudes."""
-
-    def multiply(self, node: ir.Node, weight: Quantized, kind: str | None) -> None:
-        """Replace the MatMul `node` by an integer product; `kind` is the activation that its rows come from."""
-        x = present(node, 0)
-        if x not in self.rows:
-            call = new_call(self.model, int8_rows(kind), node, [x], {"activation": kind or ""})
-            for output, part in zip(call.outputs, ("q", "peak"), strict=True):
-                output.name = f"{call.name}/{part}"
-            self.model.graph.insert_before(node, call)
-            self.rows[x] = call.outputs
-        inputs = [*self.rows[x], weight.weight, weight.scale]
-        replace(self.model.graph, node, new_call(self.model, int8_matmul(), node, inputs))
-
-
-def activation_of(x: ir.Value) -> str | None:
-    """The activation that x comes from, if it can be recognised and its lowest value is known."""
-    node = x.producer()
-    if node is None or node.op_type not in ("Relu", "Mul"):
-        return None
-    if node.op_type == "Relu":
-        return "relu"
-    gate = node.inputs[1].producer() if node.inputs[1] is not None else None
-    is_swish = gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is node.inputs[0]
-    return "swish" if is_swish else None
 
 
 def int8_rows(kind: str | None = None) -> ir.Function:
@@ -65,22 +34,55 @@ def int8_rows(kind: str | None = None) -> ir.Function:
         kind: the activation that x comes from, one of `LOWEST`: a row's magnitude is then bounded by its largest value
             and the lowest value of the activation.
     """
-
-    def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
-        (x,) = inputs
-        peak = g.op("ReduceMax", g.op("Abs", x) if kind is None else x, [-1], keepdims=1)
-        if kind is not None and LOWEST[kind]:
-            peak = g.op("Max", peak, LOWEST[kind])
-        return [g.op("QuantizeLinear", g.op("Div", x, peak), STEP, ZERO), peak]
-
-    return build_function("Int8Rows", ["x"], body, {"activation": kind or ""})
+    return build_function("Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], kind), {"activation": kind or ""})
 
 
-def int8_matmul() -> ir.Function:
-    """Y = x @ weight of quantized rows of x, see `int8_rows`, and weight int8 [in, out] with a scale per column."""
+def int8_matmul(*, bias: bool = False) -> ir.Function:
+    """Y = x @ weight + bias of quantized rows of x, see `int8_rows`; weight int8 [in, out] with a scale per column."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        q, peak, weight, scale = inputs
-        return g.op("Mul", g.op("MatMulIntegerToFloat", q, weight, STEP, scale, ZERO, domain=CONTRIB), peak)
+        q, peak, *parameters = inputs
+        return _product(g, (q, peak), parameters)
 
-    return build_function("Int8MatMul", ["q", "peak", "weight", "scale"], body)
+    return build_function("Int8MatMul", ["q", "peak", *_parameters("", bias=bias)], body)
+
+
+def int8_linear(kind: str | None = None, *, bias: bool = False) -> ir.Function:
+    """Y = x @ weight + bias, `int8_rows` and `int8_matmul` in one."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, *parameters = inputs
+        return _product(g, _rows(g, x, kind), parameters)
+
+    return build_function("Int8Linear", ["x", *_parameters("", bias=bias)], body, {"activation": kind or ""})
+
+
+def int8_feed_forward(kind: str, *, bias: bool) -> ir.Function:
+    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, *parameters = inputs
+        first, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+        hidden = activation(g, _product(g, _rows(g, x, None), first), kind)
+        return _product(g, _rows(g, hidden, kind if kind in LOWEST else None), second)
+
+    parameters = [*_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
+    return build_function("Int8FeedForward", ["x", *parameters], body, {"activation": kind, "bias": int(bias)})
+
+
+def _parameters(prefix: str, *, bias: bool) -> list[str]:
+    names = (prefix, f"{prefix}_scale", f"{prefix}_bias") if prefix else ("weight", "scale", "bias")
+    return list(names if bias else names[:2])
+
+
+def _rows(g: GraphBuilder, x: ir.Value, kind: str | None) -> tuple[ir.Value, ir.Value]:
+    peak = g.op("ReduceMax", g.op("Abs", x) if kind is None else x, [-1], keepdims=1)
+    if kind is not None and LOWEST[kind]:
+        peak = g.op("Max", peak, LOWEST[kind])
+    return g.op("QuantizeLinear", g.op("Div", x, peak), STEP, ZERO), peak
+
+
+def _product(g: GraphBuilder, rows: tuple[ir.Value, ir.Value], parameters: Sequence[ir.Value]) -> ir.Value:
+    (q, peak), (weight, scale, *biases) = rows, parameters
+    y = g.op("Mul", g.op("MatMulIntegerToFloat", q, weight, STEP, scale, ZERO, domain=CONTRIB), peak)
+    return g.op("Add", y, biases[0]) if biases else y

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
+from u2moe.quantize.passes.quantized_rows import QuantizedRows
 from u2moe.quantize.passes.rewrite import Rewrite, insert, new_call, only_reader, present
-from u2moe.quantize.token_scales import QuantizedRows
 from u2moe.quantize.weights import Array, Quantized, Weights
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
@@ -46,7 +46,7 @@ class QuantizeFrontEnd(Rewrite):
             x = insert(model.graph, new_call(model, int8_convolution(window), node, inputs, attributes), flatten)
         flatten.replace_input_with(0, x)
         channels = shape_of(present(nodes[-1], 1))[0]
-        QuantizedRows(model).multiply(projection, _permuted(weights, projection, channels), "relu")
+        QuantizedRows(model, [projection]).multiply(projection, _permuted(weights, projection, channels), "relu")
         replaced = [part for node in reversed(nodes) for part in (only_reader(node), node)]
         model.graph.remove([transpose, *replaced], safe=True)
         return True

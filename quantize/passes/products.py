@@ -6,10 +6,13 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from u2moe.quantize.passes.quantized_rows import QuantizedRows, activation_of, feed_forward_of
 from u2moe.quantize.passes.rewrite import Rewrite, present
-from u2moe.quantize.token_scales import QuantizedRows, activation_of
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.file import group_of
+
+_WITH_KNOWN_LOWEST = ("relu", "swish")
+"""Activations whose lowest value is used for the scale of a product alone."""
 
 
 class QuantizeProducts(Rewrite):
@@ -20,11 +23,19 @@ class QuantizeProducts(Rewrite):
         self.groups = groups
 
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Replace each product; an input shared by several of them is quantized once."""
-        rows = QuantizedRows(model)
+        """Replace each feed-forward layer and each other product; an input shared by several is quantized once."""
         nodes = list(self._products(model))
+        rows = QuantizedRows(model, nodes)
+        done: set[ir.Node] = set()
         for node in nodes:
-            rows.multiply(node, weights.int8(present(node, 1)), activation_of(present(node, 0)))
+            layer = feed_forward_of(node)
+            if layer is not None and layer.first in nodes:
+                rows.feed_forward(layer, [weights.int8(present(own, 1)) for own in (layer.first, layer.second)])
+                done |= {layer.first, layer.second}
+        for node in nodes:
+            if node not in done:
+                kind, _ = activation_of(present(node, 0))
+                rows.multiply(node, weights.int8(present(node, 1)), kind if kind in _WITH_KNOWN_LOWEST else None)
         return bool(nodes)
 
     def ensures(self, model: ir.Model) -> None:

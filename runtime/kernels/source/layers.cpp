@@ -50,9 +50,10 @@ Rows rows_of(Scratch& scratch, const InstructionSet& isa, size_t count, size_t k
   return r;
 }
 
-void round_rows(const InstructionSet& isa, const float* x, size_t count, size_t k, size_t group, float lowest,
-                const Rows& to, const Threads& threads) {
-  const Rounding8 eight{x, k, lowest, false, to.codes, to.stride, to.scale};
+void round_rows(const InstructionSet& isa, const ExpertLayer& layer, const float* x, size_t count, size_t k,
+                float lowest, const Rows& to, const Threads& threads) {
+  const size_t group = layer.group;
+  const Rounding8 eight{x, k, lowest, layer.by_peak, to.codes, to.stride, to.scale};
   const Rounding4 four{x, k, group, reinterpret_cast<int8_t*>(to.codes), to.scale, to.sum};
   const size_t tasks = (count + kRowsOfTask - 1) / kRowsOfTask;
   threads.each(tasks, [&](size_t task) {
@@ -90,7 +91,7 @@ class Experts {
     std::memset(y_, 0, tokens_ * layer_.dim * sizeof(float));
     route(x);
     const Rows tokens = rows_of(scratch_, isa_, tokens_, layer_.dim, layer_.group, kCodes, kScales, kSums);
-    round_rows(isa_, x, tokens_, layer_.dim, layer_.group, 0.0f, tokens, threads_);
+    round_rows(isa_, layer_, x, tokens_, layer_.dim, 0.0f, tokens, threads_);
     const size_t row_bytes = layer_.hidden * sizeof(float);
     const size_t most = std::max(kLeastRows, kHiddenBytes / row_bytes);
     // Segments whose hidden activations fit in the cache together are computed together.
@@ -166,7 +167,7 @@ class Experts {
       multiply(p, part_of(blocks, task % parts, parts));
     });
     const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, size, kHiddenCodes, kHiddenScale, kHiddenSum);
-    round_rows(isa_, h, num_rows, hidden, size, layer_.lowest, inner, threads_);
+    round_rows(isa_, layer_, h, num_rows, hidden, layer_.lowest, inner, threads_);
     if (!size)
       for (size_t row = 0; row < num_rows; row++) inner.scale[row] *= share_of_[first_row + row];
     const size_t out_blocks = blocks_of(dim);

@@ -35,7 +35,8 @@ struct PackedProduct {
 struct ExpertLayer {
   size_t dim = 0, hidden = 0, experts = 1, top_k = 1, group = 0;
   Activation activation = Activation::relu;
-  float lowest = 0;  // of hidden activations, as `Rounding8`
+  float lowest = 0;      // of hidden activations, as `Rounding8`
+  bool by_peak = false;  // as `Rounding8`
   float skip_below = 0;
   Weights gate;     // [dim, experts rounded up to panels]; unused without a router
   Weights weights;  // both products of each expert, one after the other

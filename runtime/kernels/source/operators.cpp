@@ -281,11 +281,12 @@ class FeedForward : public ExpertsOperator {
     read_activation(node);
     node.skip();
     std::vector<Matrix> matrices;
-    matrices.push_back(read_int8(node, -1, -1, bias, 1.0f));
+    matrices.push_back(read_int8(node, -1, -1, bias, kStep));
     const auto dim = static_cast<int64_t>(matrices[0].k), hidden = static_cast<int64_t>(matrices[0].n);
-    matrices.push_back(read_int8(node, hidden, dim, bias, 1.0f));
+    matrices.push_back(read_int8(node, hidden, dim, bias, kStep));
     check_all_read(node);
     layer_.dim = matrices[0].k;
+    layer_.by_peak = true;
     pack(matrices);
   }
 };
@@ -363,7 +364,7 @@ std::string description() {
   std::string names;
   for (size_t i = 0, count = available(sets); i < count; i++)
     names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
-  return std::string("{\"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
+  return std::string("{\"contract\": 1, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
          std::to_string(kApiVersion) + ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names() + "]}";
 }
 

@@ -1,0 +1,240 @@
+"""Native operators against plain numpy and against the functions whose place they take.
+
+Integer sums are exact, so the results differ by the order in which floats are added. Where that moves a hidden
+activation across the middle between two integers, it is rounded to the other one: one step of 1/127 of the largest
+in its row. This is rare in int8 (on processors with FMA the functions compute hidden activations to the same bit), and
+happens in most rows in int4, where both products have been added up in another order.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_layers import int4_weights, int8_weights, layer_model, random_matrix, row_errors, session_with
+
+from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int8_columns
+from u2moe.quantize.experts.int4 import int4_mixture
+from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.quantize.token_scales import int8_matmul, int8_rows
+from u2moe.runtime.graph.activation import ACTIVATIONS
+from u2moe.runtime.mixture import Mixture
+
+ROUNDING = 3e-6
+"""Relative error of a row by the order of additions alone."""
+STEPS = 0.03
+"""The same where a few of its few hidden activations are rounded to the other integer."""
+
+
+def check_rows(expected, found, kind):
+    errors = row_errors(expected, found)
+    assert found.shape == expected.shape
+    assert (errors < STEPS).all(), errors.max()
+    if kind == "int8":
+        assert np.count_nonzero(errors > ROUNDING) <= 2 + len(errors) // 20, np.sort(errors)
+
+
+def chosen_experts(tokens, gate, mixture):
+    """Experts and shares of each token, as float64; skipped ones have share 0."""
+    logits = tokens.astype(np.float64) @ gate
+    experts = np.argsort(-logits, axis=1, kind="stable")[:, : mixture.top_k]
+    shares = np.exp(np.take_along_axis(logits, experts, axis=1) - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    shares[shares < np.minimum(mixture.skip_below, shares[:, :1])] = 0
+    return experts, shares / shares.sum(axis=1, keepdims=True)
+
+
+def activated(x, kind):
+    """The activation in float64, rounded to float32."""
+    x = x.astype(np.float64)
+    if kind == "gelu":
+        from math import erf  # noqa: PLC0415
+
+        return (0.5 * x * (1 + np.vectorize(erf, otypes=[np.float64])(x / np.sqrt(2)))).astype(np.float32)
+    with np.errstate(over="ignore"):
+        found = {
+            "relu": np.maximum(x, 0),
+            "swish": x / (1 + np.exp(-x)),
+            "tanh": np.tanh(x),
+            "hardtanh": np.clip(x, -1, 1),
+            "selu": 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * (np.exp(np.minimum(x, 0)) - 1)),
+        }[kind]
+    return found.astype(np.float32)
+
+
+def int8_rounded(x, lowest=0.0):
+    """Integers and scales of rows."""
+    scale = np.maximum(np.abs(x).max(axis=1, initial=0), np.float32(lowest)) * np.float32(1 / 127)
+    return np.rint(x / np.where(scale > 0, scale, 1)[:, np.newaxis]), scale[:, np.newaxis]
+
+
+def int4_rounded(x, block_size):
+    """Rows after quantization in blocks and back."""
+    blocks = -(-x.shape[1] // block_size)
+    padded = np.pad(x, ((0, 0), (0, blocks * block_size - x.shape[1]))).reshape(len(x), blocks, block_size)
+    peak = np.abs(padded).max(axis=2, keepdims=True)
+    inverse = np.divide(np.float32(127), peak, where=peak > 0, out=np.zeros_like(peak))
+    return (np.rint(padded * inverse) * (peak / np.float32(127))).reshape(len(x), blocks * block_size)[:, : x.shape[1]]
+
+
+def int8_expert(x, parts, bias, kind):
+    q, scale = int8_rounded(x)
+    hidden = (q @ parts["w1"].astype(np.float64)).astype(np.float32) * parts["w1_scale"] * scale
+    hidden = activated(hidden + parts.get("w1_bias", np.float32(0)), kind)
+    q, scale = int8_rounded(hidden, LOWEST.get(kind, 0.0))
+    return (q @ parts["w2"].astype(np.float64)) * parts["w2_scale"] * scale + bias
+
+
+def int4_expert(x, parts, block_size, kind):
+    shapes = {"w1": x.shape[1], "w2": len(parts["w1"])}
+    weights = {
+        name: from_int4_blocks(parts[name], parts[f"{name}_scale"].reshape(parts[name].shape[:2]), rows)
+        for name, rows in shapes.items()
+    }
+    hidden = int4_rounded(x, block_size).astype(np.float64) @ weights["w1"] + parts.get("w1_bias", 0)
+    hidden = int4_rounded(activated(hidden, kind), block_size)
+    return hidden.astype(np.float64) @ weights["w2"] + parts.get("w2_bias", 0)
+
+
+def mixture_in_numpy(tokens, weights, mixture):
+    """What the mixture computes, expert by expert."""
+    experts, shares = chosen_experts(tokens, weights["gate"], mixture)
+    y = np.zeros(tokens.shape, np.float64)
+    for expert in range(mixture.num_experts):
+        prefix = f"e{expert}_"
+        parts = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+        share = np.where(experts == expert, shares, 0).sum(axis=1)
+        rows = np.flatnonzero(share)
+        if mixture.weights == "int8":
+            bias = weights["w2_bias"][expert] if mixture.bias else 0
+            found = int8_expert(tokens[rows], parts, bias, mixture.activation)
+        else:
+            found = int4_expert(tokens[rows], parts, mixture.block_size, mixture.activation)
+        y[rows] += share[rows, np.newaxis] * found
+    return y
+
+
+MIXTURES = st.builds(
+    lambda num_experts, top_k, activation, bias, skip_below, block_size: Mixture(
+        num_experts=num_experts,
+        top_k=min(top_k, num_experts),
+        activation=activation,
+        bias=bias,
+        skip_below=skip_below if min(top_k, num_experts) > 1 else 0.0,
+        weights="int4" if block_size else "int8",
+        block_size=block_size,
+    ),
+    num_experts=st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33, 64])),
+    top_k=st.integers(1, 4),
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=st.booleans(),
+    skip_below=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+    block_size=st.sampled_from([0, 0, 16, 32, 64, 128]),
+)
+SIZES = st.tuples(st.integers(1, 70), st.one_of(st.integers(1, 70), st.integers(120, 140)))
+TOKENS = st.one_of(st.integers(0, 40), st.sampled_from([64, 129, 300]))
+
+
+def mixture_model(mixture, dim, hidden, seed):
+    random = np.random.default_rng(seed)
+    made = int8_weights if mixture.weights == "int8" else int4_weights
+    weights = made(random, mixture, dim, hidden)
+    function = int8_mixture(mixture) if mixture.weights == "int8" else int4_mixture(mixture, dim, hidden)
+    return layer_model(function, {"x": np.float32}, weights, mixture.attributes()), weights, random
+
+
+@given(mixture=MIXTURES, sizes=SIZES, num_tokens=TOKENS, seed=st.integers(0, 99))
+@settings(max_examples=60)
+def test_a_mixture_computes_what_numpy_does(library, mixture, sizes, num_tokens, seed):
+    model, weights, random = mixture_model(mixture, *sizes, seed)
+    x = (random.standard_normal((num_tokens, sizes[0])) * random.lognormal(0, 1, (num_tokens, 1))).astype(np.float32)
+    x[:1] = 0
+    (found,) = session_with(model, library).run(None, {"x": x})
+    check_rows(mixture_in_numpy(x, weights, mixture)[1:], found[1:], mixture.weights)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 40])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_mixture_computes_what_its_function_does(library, kind, activation, num_tokens):
+    block_size = 32 if kind == "int4" else 0
+    mixture = Mixture(num_experts=8, top_k=2, activation=activation, weights=kind, block_size=block_size)
+    model, _, random = mixture_model(mixture, 64, 96, seed=1)
+    x = random.standard_normal((2, num_tokens, 64)).astype(np.float32)
+    expected, found = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
+    check_rows(expected, found, kind)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_threads_and_neighbours_change_no_bit(library, kind):
+    """However many threads there are, and whatever else is in the call."""
+    mixture = Mixture(num_experts=5, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
+    model, _, random = mixture_model(mixture, 200, 330, seed=2)
+    x = random.standard_normal((150, 200)).astype(np.float32)
+    (whole,) = session_with(model, library).run(None, {"x": x})
+    for num_threads in (2, 3, 5):
+        np.testing.assert_array_equal(session_with(model, library, num_threads).run(None, {"x": x})[0], whole)
+    session = session_with(model, library)
+    np.testing.assert_array_equal(
+        np.vstack([session.run(None, {"x": x[i : i + 7]})[0] for i in range(0, 150, 7)]), whole
+    )
+
+
+@given(st.integers(0, 40), st.integers(1, 140), st.integers(1, 100), st.sampled_from(["", *LOWEST]), st.integers(0, 9))
+def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kind, seed):
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((num_rows, inner)) * random.lognormal(0, 2, (num_rows, 1))).astype(np.float32)
+    weight, scale = int8_columns(random_matrix(random, inner, columns))
+    rows = layer_model(int8_rows(kind or None), {"x": np.float32}, {}, {"activation": kind})
+    weights = {"weight": weight, "scale": scale}
+    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    q, peak = session_with(rows, library).run(None, {"x": x})
+    lowest = np.float32(LOWEST.get(kind, 0.0))
+    np.testing.assert_array_equal(peak, np.maximum(np.abs(x).max(axis=1, keepdims=True), lowest))
+    with np.errstate(invalid="ignore"):
+        integers = np.rint(np.float32(x / peak) / np.float32(1 / 127)) + 128
+    np.testing.assert_array_equal(q, integers)
+    (found,) = session_with(product, library).run(None, {"q": q, "peak": peak})
+    exact = (q.astype(np.int64) - 128) @ weight.astype(np.int64)
+    expected = (exact.astype(np.float32) * (scale * np.float32(1 / 127))) * peak
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_and_products_are_those_of_the_functions(library):
+    random = np.random.default_rng(3)
+    x = random.standard_normal((2, 9, 70)).astype(np.float32)
+    weight, scale = int8_columns(random_matrix(random, 70, 50))
+    rows = layer_model(int8_rows(), {"x": np.float32}, {}, {"activation": ""})
+    weights = {"weight": weight, "scale": scale}
+    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    found = [session_with(rows, file).run(None, {"x": x}) for file in (None, library)]
+    for plain, native in zip(*found, strict=True):
+        np.testing.assert_array_equal(native, plain)
+    feeds = dict(zip(("q", "peak"), found[0], strict=True))
+    plain, native = (session_with(product, file).run(None, feeds)[0] for file in (None, library))
+    np.testing.assert_allclose(native, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_pairs_beyond_16_bits_are_exact(library):
+    """All weights and activations as large as they can be, which saturates where pairs are added in 16 bits."""
+    x = np.ones((5, 128), np.float32)
+    weights = {"weight": np.full((128, 40), 127, np.int8), "scale": np.ones(40, np.float32)}
+    rows = layer_model(int8_rows(), {"x": np.float32}, {}, {"activation": ""})
+    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    q, peak = session_with(rows, library).run(None, {"x": x})
+    (found,) = session_with(product, library).run(None, {"q": q, "peak": peak})
+    np.testing.assert_allclose(found, np.full((5, 40), 128 * 127.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38, 1e-44])
+def test_numbers_at_the_limits_stay_in_their_rows(library, bad):
+    mixture = Mixture(num_experts=4, top_k=2, activation="swish", weights="int8")
+    model, _, random = mixture_model(mixture, 48, 64, seed=4)
+    x = random.standard_normal((6, 48)).astype(np.float32)
+    session = session_with(model, library)
+    (expected,) = session.run(None, {"x": x})
+    x[2] = bad
+    (found,) = session.run(None, {"x": x})
+    np.testing.assert_array_equal(np.delete(found, 2, axis=0), np.delete(expected, 2, axis=0))
+    assert np.isfinite(found[2]).all() or bad > 1 or np.isnan(bad)
+    assert not np.isfinite(found[2]).all() or bad < 1e38
