@@ -15,7 +15,7 @@ from native_layers import int4_weights, int8_weights, layer_model, random_matrix
 from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import int8_matmul, int8_rows
+from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.mixture import Mixture
 
@@ -238,3 +238,40 @@ def test_numbers_at_the_limits_stay_in_their_rows(library, bad):
     np.testing.assert_array_equal(np.delete(found, 2, axis=0), np.delete(expected, 2, axis=0))
     assert np.isfinite(found[2]).all() or bad > 1 or np.isnan(bad)
     assert not np.isfinite(found[2]).all() or bad < 1e38
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 70])
+@pytest.mark.parametrize("kind", [None, "swish"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num_rows):
+    random = np.random.default_rng(5)
+    weight, scale = int8_columns(random_matrix(random, 80, 90))
+    weights = {"weight": weight, "scale": scale}
+    if bias:
+        weights["bias"] = random.standard_normal(90).astype(np.float32)
+    x = random.standard_normal((2, num_rows, 80)).astype(np.float32)
+    x = np.maximum(x, -0.2) if kind else x
+    model = layer_model(int8_linear(kind, bias=bias), {"x": np.float32}, weights, {"activation": kind or ""})
+    plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
+    np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-6)
+    model = layer_model(int8_matmul(bias=bias), {"q": np.uint8, "peak": np.float32}, weights, {})
+    feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "peak": np.abs(x[..., :1])}
+    plain, native = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
+    np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 40, 150])
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_feed_forward_layer_computes_what_its_function_does(library, bias, kind, num_rows):
+    random = np.random.default_rng(6)
+    weights = {}
+    for name, shape in (("w1", (72, 130)), ("w2", (130, 72))):
+        weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
+        if bias:
+            weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
+    x = random.standard_normal((num_rows, 72)).astype(np.float32)
+    attributes = {"activation": kind, "bias": int(bias)}
+    model = layer_model(int8_feed_forward(kind, bias=bias), {"x": np.float32}, weights, attributes)
+    plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
+    check_rows(plain, native, "int8")
