@@ -1,0 +1,26 @@
+// The microphone, in the audio thread: blocks of the average of its channels, at the device's own rate.
+
+const BLOCK_LEN = 4096;
+
+class Capture extends AudioWorkletProcessor {
+  #block = new Float32Array(BLOCK_LEN);
+  #length = 0;
+
+  process([channels]) {
+    if (!channels?.length) return true;
+    for (let i = 0; i < channels[0].length; i += 1) {
+      let sum = 0;
+      for (const channel of channels) sum += channel[i];
+      this.#block[this.#length] = sum / channels.length;
+      this.#length += 1;
+      if (this.#length === BLOCK_LEN) {
+        this.port.postMessage(this.#block, [this.#block.buffer]);
+        this.#block = new Float32Array(BLOCK_LEN);
+        this.#length = 0;
+      }
+    }
+    return true;
+  }
+}
+
+registerProcessor('capture', Capture);

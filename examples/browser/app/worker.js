@@ -1,0 +1,48 @@
+// The recogniser, in a thread of its own: it loads the model once, and recognises one source after another.
+
+import * as ort from './ort/ort.wasm.bundle.min.mjs';
+import { Recognizer } from './u2moe/index.js';
+
+ort.env.wasm.numThreads = 1; // more need headers that static hosts do not send, and gain nothing for chunks this small
+ort.env.wasm.wasmPaths = { wasm: new URL('./ort/ort-wasm-simd-threaded.wasm', import.meta.url).href };
+
+const MODEL = new URL('./model/', import.meta.url).href;
+const streams = new Map();
+
+const loading = Recognizer.fromBundle(MODEL, {
+  ort,
+  onProgress: ({ loaded, total }) => postMessage({ type: 'progress', loaded, total }),
+});
+loading.then(
+  ({ sampleRate }) => postMessage({ type: 'ready', sampleRate }),
+  (error) => postMessage({ type: 'failed', message: error.message }),
+);
+
+const actions = {
+  start(id, { options }, recognizer) {
+    const stream = recognizer.createStream(options);
+    for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => postMessage({ type, id, result: detail }));
+    stream.addEventListener('error', ({ detail }) => postMessage({ type: 'problem', id, message: detail.message }));
+    streams.set(id, stream);
+  },
+  audio(id, { sampleRate, samples }) {
+    const taken = () => postMessage({ type: 'taken', id, length: samples.length });
+    streams.get(id)?.acceptWaveform(sampleRate, samples).then(taken, () => {}); // an error is an event, too
+  },
+  finish(id) {
+    const done = () => postMessage({ type: 'done', id });
+    streams.get(id)?.inputFinished().then(done, () => {});
+    streams.delete(id);
+  },
+  close(id) {
+    streams.delete(id);
+  },
+};
+
+addEventListener('message', async ({ data }) => {
+  try {
+    actions[data.type](data.id, data, await loading);
+  } catch (error) {
+    postMessage({ type: 'problem', id: data.id, message: error.message });
+  }
+});

@@ -1,0 +1,59 @@
+"""Puts the page together, ready for any static host: the page, the module, onnxruntime-web and a model in ORT format.
+
+npm ci --ignore-scripts
+python make_site.py site [--model BUNDLE]
+python -m http.server --directory site --bind 127.0.0.1
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.server import page
+
+HERE = Path(__file__).parent
+ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
+ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+SHARED_FILES = ("favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
+"""Parts that this page has in common with that of the server."""
+
+
+def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
+    """Write the site into `out`, which is replaced."""
+    if not ORT.is_dir():
+        raise SystemExit(f"{ORT}: missing; run 'npm ci --ignore-scripts' in {HERE} first")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(HERE / "app", out)
+    shutil.copytree(HERE / "u2moe", out / "u2moe", ignore=shutil.ignore_patterns("*.d.ts"))
+    (out / "ort").mkdir()
+    for name in ORT_FILES:
+        shutil.copyfile(ORT / name, out / "ort" / name)
+    for name in SHARED_FILES:
+        shutil.copyfile(Path(page.__path__[0]) / name, out / name)
+    _fill_in(out)
+    convert_bundle(model, out / "model", "ort")
+
+
+def _fill_in(out: Path) -> None:
+    """Tell the service worker which files it keeps; another version of any of them is another version of the page."""
+    worker = out / "service-worker.js"
+    files = sorted(file for file in out.rglob("*") if file.is_file() and file != worker)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    names = ["./", *(file.relative_to(out).as_posix() for file in files)]
+    text = worker.read_text(encoding="utf-8")
+    text = text.replace("{{ version }}", digest[:16]).replace("{{ files }}", json.dumps(names))
+    worker.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Put the page together.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, default=DEMO_FOLDER, metavar="BUNDLE")
+    arguments = parser.parse_args()
+    make_site(arguments.out, arguments.model)

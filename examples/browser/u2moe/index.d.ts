@@ -1,0 +1,156 @@
+/** Speech recognition with a u2moe bundle in browsers and in Node, on onnxruntime-web or onnxruntime-node. */
+
+/** Base of all errors of this module. */
+export class U2moeError extends Error {}
+/** Not a bundle, or one that this module cannot run. */
+export class BundleError extends U2moeError {}
+/** A file differs from its digest in the manifest. */
+export class IntegrityError extends BundleError {}
+/** Invalid samples or sample rate. */
+export class AudioError extends U2moeError {}
+/** A stream was used in a state that does not allow it. */
+export class StreamError extends U2moeError {}
+
+/** A word, its times in seconds from the start of the audio, and its confidence between 0 and 1. */
+export interface Word {
+  word: string;
+  start: number;
+  end: number;
+  confidence: number;
+}
+
+/** One hypothesis of the n-best list. */
+export interface Alternative {
+  text: string;
+  tokens: number[];
+  /** Of both passes, or of the first if there is no second. */
+  score: number;
+  ctcScore: number;
+  attentionScore: number | null;
+}
+
+/** What is recognised so far of an utterance; it may still change. */
+export interface PartialResult {
+  text: string;
+  isFinal: false;
+  segment: number;
+  tokens: number[];
+  /** Seconds at which each token peaks. */
+  times: number[];
+}
+
+/** The final result of an utterance. */
+export interface FinalResult {
+  text: string;
+  isFinal: true;
+  segment: number;
+  start: number;
+  end: number;
+  tokens: number[];
+  times: number[];
+  words: Word[];
+  /** Mean confidence of the words; null without words. */
+  confidence: number | null;
+  score: number;
+  /** Alternatives, best first, each text once. */
+  nbest: Alternative[];
+}
+
+/** A rule fires when all its conditions hold; seconds. */
+export interface EndpointRule {
+  mustContainNonsilence?: boolean;
+  minTrailingSilence?: number;
+  minUtteranceLength?: number;
+}
+
+/** Rules that replace the defaults; null disables one. */
+export interface EndpointConfig {
+  rule1?: EndpointRule | null;
+  rule2?: EndpointRule | null;
+  rule3?: EndpointRule | null;
+}
+
+export const DEFAULT_RULES: Readonly<Record<'rule1' | 'rule2' | 'rule3', Required<EndpointRule>>>;
+
+export interface StreamOptions {
+  /** Phrases to prefer, each alone or with a weight above 0 and at most 100. */
+  hotwords?: Array<string | [string, number]> | null;
+  /** When an utterance ends; false: only with the input. Default: true, the default rules. */
+  endpoint?: boolean | EndpointConfig | null;
+  /** Prefixes that the search keeps, and the longest n-best list. Default: 10. */
+  beamSize?: number;
+  /** Encoder frames per chunk. Default: as in training, or 16. */
+  chunkSize?: number | null;
+  /** Chunks of left context; -1, the default: all. */
+  numLeftChunks?: number;
+  /** Weight of the first pass in the second. Default: from the bundle. */
+  ctcWeight?: number | null;
+  /** Weight of the right-to-left decoder, 0 to 1. Default: from the bundle. */
+  reverseWeight?: number | null;
+  /** False: no second pass. Default: true, if the bundle has a decoder. */
+  rescore?: boolean;
+}
+
+export interface StreamEventMap {
+  partial: CustomEvent<PartialResult>;
+  final: CustomEvent<FinalResult>;
+  error: CustomEvent<Error>;
+}
+
+/** A stream of audio; created by `Recognizer.createStream`. */
+export class Stream extends EventTarget {
+  private constructor();
+  /** The partial result of the current utterance. */
+  readonly result: PartialResult;
+  /**
+   * Append samples of one channel, in [-1, 1] or int16, any length, at a rate that stays the same. The promise is fulfilled
+   * when they have been recognised as far as possible.
+   */
+  acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
+  /** Finish the input. The promise is fulfilled when the last result has been found. */
+  inputFinished(): Promise<void>;
+  addEventListener<K extends keyof StreamEventMap>(
+    type: K, listener: (event: StreamEventMap[K]) => void, options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof StreamEventMap>(
+    type: K, listener: (event: StreamEventMap[K]) => void, options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+export interface LoadOptions {
+  /** The module 'onnxruntime-web' (or 'onnxruntime-web/wasm') or 'onnxruntime-node'. */
+  ort: { InferenceSession: unknown; Tensor: unknown };
+  /** Name of a Cache to keep the files in, where there is the Cache API; null for none. Default: 'u2moe'. */
+  cache?: string | null;
+  onProgress?: (progress: { loaded: number; total: number }) => void;
+  /** For `InferenceSession.create`. */
+  sessionOptions?: Record<string, unknown>;
+}
+
+/** Where files of a bundle come from, if not from a URL. */
+export interface BundleReader {
+  read(name: string): Promise<Uint8Array>;
+}
+
+/** Recognises speech with the model of a bundle. Any number of streams share it. */
+export class Recognizer {
+  private constructor();
+  /** Load the bundle in the folder at a URL, or in a reader; every file is compared with its sha256 in the manifest. */
+  static fromBundle(source: string | URL | BundleReader, options: LoadOptions): Promise<Recognizer>;
+  /** The model's sample rate in Hz. Streams take any. */
+  readonly sampleRate: number;
+  createStream(options?: StreamOptions): Stream;
+  /** Final results of samples at a rate (default: the model's), as a stream gives them. */
+  transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: StreamOptions): Promise<FinalResult[]>;
+  /** Recognise a second of noise, so that the first audio takes no longer than later audio. */
+  warmUp(): Promise<void>;
+  /** Free the memory of the model. */
+  release(): Promise<void>;
+}
+
+/** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
+export class Resampler {
+  constructor(sourceRate: number, targetRate: number);
+  accept(samples: Float32Array): Float32Array;
+  finish(): Float32Array;
+}

@@ -1,0 +1,89 @@
+/** The public interface: a recogniser for a bundle, and its streams. */
+
+import { openBundle } from './bundle.js';
+import { endpointRules } from './endpoint.js';
+import { Graphs } from './graphs.js';
+import { ContextGraph } from './hotwords.js';
+import { Stream } from './stream.js';
+
+const CHUNK_SIZE = 16;
+const MOST_BEAMS = 1000;
+
+/** Recognises speech with the model of a bundle. Any number of streams share it. */
+export class Recognizer {
+  #graphs;
+
+  /**
+   * Load the bundle at a URL, or in {read(name)}.
+   *
+   * @param source folder of the bundle.
+   * @param options {ort, cache, onProgress, sessionOptions}; `ort` is the module onnxruntime-web or onnxruntime-node.
+   */
+  static async fromBundle(source, { ort, cache, onProgress, sessionOptions } = {}) {
+    if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
+    const { manifest, vocabulary, files } = await openBundle(source, { cache, onProgress });
+    return new Recognizer(manifest, vocabulary, await Graphs.create(ort, files, manifest, sessionOptions));
+  }
+
+  constructor(manifest, vocabulary, graphs) {
+    this.manifest = manifest;
+    this.vocabulary = vocabulary;
+    this.#graphs = graphs;
+  }
+
+  /** The model's sample rate in Hz. Streams take any. */
+  get sampleRate() {
+    return this.manifest.features.sample_rate;
+  }
+
+  /**
+   * A stream for one source of audio.
+   *
+   * @param options {hotwords, endpoint, beamSize, chunkSize, numLeftChunks, ctcWeight, reverseWeight}
+   */
+  createStream({
+    hotwords = null, endpoint = true, beamSize = 10, chunkSize = null, numLeftChunks = -1, ctcWeight = null,
+    reverseWeight = null, rescore = true,
+  } = {}) {
+    const { model, decoding } = this.manifest;
+    const options = {
+      beamSize: checked('beamSize', beamSize, 1, MOST_BEAMS),
+      chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || CHUNK_SIZE), 1, 1e6),
+      ctcWeight: ctcWeight ?? decoding.ctc_weight,
+      reverseWeight: reverseWeight ?? decoding.reverse_weight,
+      rules: endpointRules(endpoint),
+      rescore: rescore && this.#graphs.hasDecoder,
+    };
+    options.required = checked('numLeftChunks', numLeftChunks, -1, 1e6) < 0 ? -1 : options.chunkSize * numLeftChunks;
+    const context = hotwords?.length ? new ContextGraph(hotwords, this.vocabulary) : null;
+    return new Stream({ graphs: this.#graphs, manifest: this.manifest, vocabulary: this.vocabulary, options, context });
+  }
+
+  /** Final results of samples at a rate, as a stream gives them. */
+  async transcribe(samples, sampleRate = this.sampleRate, options = {}) {
+    const stream = this.createStream(options), segments = [];
+    stream.addEventListener('final', ({ detail }) => segments.push(detail));
+    for (let start = 0; start < samples.length; start += sampleRate) {
+      await stream.acceptWaveform(sampleRate, samples.subarray(start, start + sampleRate));
+    }
+    await stream.inputFinished();
+    return segments;
+  }
+
+  /** Recognise a second of noise, so that the first audio takes no longer than later audio. */
+  async warmUp() {
+    await this.transcribe(Float32Array.from({ length: this.sampleRate }, () => Math.random() * 0.2 - 0.1));
+  }
+
+  /** Free the memory of the model. */
+  async release() {
+    await this.#graphs.release();
+  }
+}
+
+function checked(name, value, least, most) {
+  if (!Number.isInteger(value) || value < least || value > most) {
+    throw new RangeError(`${name} must be an integer between ${least} and ${most}, got ${value}`);
+  }
+  return value;
+}

@@ -1,0 +1,288 @@
+"""The JavaScript module beside the Python runtime: the same numbers in, the same words out."""
+
+import json
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from manifests import edit_manifest
+
+from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, EndpointRule, Recognizer
+from u2moe.runtime.alignment import find_cut
+from u2moe.runtime.ctc import PrefixBeamSearch
+from u2moe.runtime.endpoint import Endpointer
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.pauses import end_at_pauses, find_pauses
+from u2moe.runtime.text import Vocabulary
+
+BROWSER = Path(__file__).parents[1] / "examples" / "browser"
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
+needs_onnxruntime = pytest.mark.skipif(
+    not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
+    reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",
+)
+
+
+def run(code, data=None):
+    """What a module prints as JSON that reads `input`; imports are relative to the package."""
+    script = f"const input = JSON.parse(await new Response(process.stdin).text());\n{code}"
+    command = [NODE, "--input-type=module", "-e", script]
+    done = subprocess.run(command, input=json.dumps(data), cwd=BROWSER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+SYMBOLS = ["<blank>", "<unk>", "▁A", "A", "▁B", "B", "C", "▁", "▁CA", "中", "文", "D"]
+PHRASES = [["A B", 2.0], ["CAB", 1.5], ["中", 3.0]]
+
+
+def random_log_probs(seed, num_frames):
+    """Frames of which most are sure of blank or of a token, some of nothing, and some hold equal values."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (num_frames, len(SYMBOLS))).round(1)
+    logits[random.random(num_frames) < 0.5, 0] += 6
+    logits = logits.astype(np.float32)
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+@pytest.mark.parametrize("phrases", [None, PHRASES], ids=["alone", "hotwords"])
+def test_search(phrases):
+    cases = [random_log_probs(seed, 1 + 3 * seed) for seed in range(24)]
+    vocabulary = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
+    found = run(
+        """
+        const { PrefixBeamSearch } = await import('./u2moe/ctc.js');
+        const { ContextGraph } = await import('./u2moe/hotwords.js');
+        const { Vocabulary } = await import('./u2moe/text.js');
+        const vocabulary = new Vocabulary(input.symbols);
+        console.log(JSON.stringify(input.cases.map((frames, index) => {
+          const context = input.phrases && new ContextGraph(input.phrases, vocabulary);
+          const search = new PrefixBeamSearch(1 + (index % 10), 0, context);
+          const split = Math.floor(frames.length / 3); // any split gives the same
+          for (const part of [frames.slice(0, split), frames.slice(split)]) {
+            search.advance(Float32Array.from(part.flat()), input.symbols.length);
+          }
+          const partial = search.hypotheses(1)[0].tokens;
+          search.finish();
+          const words = vocabulary.words(search.hypotheses(1)[0].tokens);
+          return { partial, found: search.hypotheses(), words, text: vocabulary.text(search.hypotheses(1)[0].tokens) };
+        })));
+        """,
+        {"cases": [frames.tolist() for frames in cases], "symbols": SYMBOLS, "phrases": phrases},
+    )
+    num_bonuses = 0
+    for index, (frames, theirs) in enumerate(zip(cases, found, strict=True)):
+        context = ContextGraph([tuple(phrase) for phrase in phrases], vocabulary) if phrases else None
+        search = PrefixBeamSearch(1 + index % 10, 0, context)
+        search.advance(frames)
+        assert theirs["partial"] == search.hypotheses(1)[0].tokens
+        search.finish()
+        ours = search.hypotheses()
+        assert [item["tokens"] for item in theirs["found"]] == [item.tokens for item in ours]
+        assert [item["times"] for item in theirs["found"]] == [item.times for item in ours]
+        for one, other in zip(theirs["found"], ours, strict=True):
+            assert one["score"] == pytest.approx(other.score, rel=1e-12)
+            assert one["contextScore"] == pytest.approx(other.context_score, rel=1e-12)
+            assert one["probabilities"] == pytest.approx(other.probabilities, rel=1e-12)
+            num_bonuses += other.context_score > 0
+        words = [{"text": word.text, "begin": word.begin, "end": word.end} for word in vocabulary.words(ours[0].tokens)]
+        assert theirs["words"] == words
+        assert theirs["text"] == vocabulary.text(ours[0].tokens)
+    assert (num_bonuses > 5) == (phrases is not None)
+
+
+def test_endpoints_cuts_and_pauses():
+    random = np.random.default_rng(1)
+    cases = []
+    for seed in range(30):
+        words = np.cumsum(random.uniform(0.1, 1.2, (6, 2)).ravel()).reshape(6, 2)
+        cases.append({
+            "frames": random_log_probs(seed, 40 + seed).tolist(),
+            "tokens": random.choice([2, 4, 8, 3, 9], random.integers(0, 9)).tolist(),
+            "levels": np.convolve(random.normal(0, 4, 80), np.ones(9) / 3, "same").astype(np.float32).tolist(),
+            "words": words.tolist(),
+            "peaks": (words + np.array([0.03, -0.03])).tolist(),
+        })  # fmt: skip
+    rule = {"mustContainNonsilence": True, "minTrailingSilence": 0.12}
+    found = run(
+        """
+        const { Endpointer, endpointRules } = await import('./u2moe/endpoint.js');
+        const { findCut } = await import('./u2moe/alignment.js');
+        const { endAtPauses, findPauses } = await import('./u2moe/pauses.js');
+        const { Vocabulary } = await import('./u2moe/text.js');
+        const vocabulary = new Vocabulary(input.symbols), width = input.symbols.length;
+        const rules = endpointRules({ rule1: null, rule2: input.rule, rule3: { minUtteranceLength: 1.9 } });
+        console.log(JSON.stringify(input.cases.map(({ frames, tokens, levels, words, peaks }) => {
+          const logProbs = Float32Array.from(frames.flat());
+          const pauses = findPauses(Float32Array.from(levels), 0.01);
+          return {
+            endpoint: new Endpointer(rules, 0.04, 0).advance(logProbs, width),
+            cut: findCut(vocabulary, tokens, logProbs, width, 0),
+            pauses,
+            words: endAtPauses(words, peaks, pauses),
+          };
+        })));
+        """,
+        {"cases": cases, "symbols": SYMBOLS, "rule": rule},
+    )
+    config = EndpointConfig(
+        rule1=None,
+        rule2=EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.12),
+        rule3=EndpointRule(min_utterance_length=1.9),
+    )
+    vocabulary = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
+    kinds = {"endpoint": set(), "cut": set()}
+    for case, theirs in zip(cases, found, strict=True):
+        frames = np.array(case["frames"], np.float32)
+        endpoint = Endpointer(config, 0.04).advance(frames)
+        expected = endpoint and {
+            "numFrames": endpoint.num_frames, "rule": endpoint.rule, "trailingSilence": endpoint.trailing_silence,
+        }  # fmt: skip
+        assert theirs["endpoint"] == expected
+        cut = find_cut(vocabulary, case["tokens"], frames)
+        assert theirs["cut"] == cut
+        pauses = find_pauses(np.array(case["levels"], np.float32), 0.01)
+        assert theirs["pauses"] == [list(pause) for pause in pauses]
+        ours = end_at_pauses([tuple(word) for word in case["words"]], [tuple(peak) for peak in case["peaks"]], pauses)
+        assert theirs["words"] == [list(word) for word in ours]
+        kinds["endpoint"].add(expected and expected["rule"])
+        kinds["cut"].add(cut is None)
+    assert kinds == {"endpoint": {2, 3, None}, "cut": {True, False}}
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
+def test_resampling(rate):
+    """Any split gives the same samples, exactly as many as the rates say, with the tone that was there."""
+    seconds = np.arange(rate) / rate
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * seconds)
+    whole, split = run(
+        """
+        const { Resampler } = await import('./u2moe/resampler.js');
+        const samples = Float32Array.from(input.samples);
+        const resample = (sizes) => {
+          const resampler = new Resampler(input.rate, 16000), out = [];
+          let start = 0;
+          for (const size of [...sizes, samples.length]) {
+            out.push(...resampler.accept(samples.slice(start, start + size)));
+            start += size;
+          }
+          return [...out, ...resampler.finish()];
+        };
+        console.log(JSON.stringify([resample([]), resample([1, 0, 300, 7, 4000])]));
+        """,
+        {"samples": tone.tolist(), "rate": rate},
+    )
+    assert whole == split
+    assert len(whole) == 16_000
+    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
+    assert np.abs(np.array(whole) - expected)[200:-200].max() < 1e-4
+
+
+def test_what_would_fold_back_is_removed():
+    tone = np.sin(2 * np.pi * 9000 * np.arange(48_000) / 48_000)
+    (loudest,) = run(
+        """
+        const { Resampler } = await import('./u2moe/resampler.js');
+        const resampler = new Resampler(48000, 16000), samples = Float32Array.from(input);
+        const out = [...resampler.accept(samples), ...resampler.finish()].slice(300, -300);
+        console.log(JSON.stringify([Math.max(...out.map(Math.abs))]));
+        """,
+        tone.tolist(),
+    )
+    assert 20 * math.log10(loudest) < -80
+
+
+@pytest.fixture(scope="module")
+def ort_bundle(bundle, tmp_path_factory):
+    return convert_bundle(bundle.path, tmp_path_factory.mktemp("ort") / "bundle", "ort").path
+
+
+OPTIONS = {
+    "chunkSize": 8, "numLeftChunks": 3, "beamSize": 6,
+    "endpoint": {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.5}},
+}  # fmt: skip
+
+
+def transcribed(folder, file, options=OPTIONS):
+    command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", json.dumps(options), folder, file]
+    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["segments"]
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("kind", ["onnx", "ort"])
+def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
+    """Segments, tokens, times, words and n-best of WebAssembly and of Python are the same, with hotwords, too."""
+    file = tmp_path / "sound.wav"
+    soundfile.write(file, sound, 16_000, subtype="PCM_16")
+    samples, _ = soundfile.read(file, dtype="int16")
+    hotwords = [bundle.tokens[7], bundle.tokens[9]] if kind == "ort" else None
+    options = DecodingOptions(
+        chunk_size=8,
+        num_left_chunks=3,
+        beam_size=6,
+        endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
+    )
+    stream = Recognizer(bundle, model, options).create_stream(hotwords=hotwords)
+    stream.accept_waveform(16_000, samples)
+    stream.input_finished()
+    Recognizer(bundle, model, options).decode_streams([stream])
+    expected = stream.take_segments()
+    folder = bundle.path if kind == "onnx" else ort_bundle
+    found = transcribed(folder, file, {**OPTIONS, **({"hotwords": hotwords} if hotwords else {})})
+    assert len(found) == len(expected) > 1
+    for theirs, ours in zip(found, expected, strict=True):
+        assert (theirs["text"], theirs["tokens"], theirs["times"]) == (ours.text, ours.tokens, ours.times)
+        assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]
+        assert theirs["score"] == pytest.approx(ours.score, abs=1e-2)
+        assert theirs["confidence"] == pytest.approx(ours.confidence, abs=1e-3)
+        words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
+        assert words == [(word.word, word.start, word.end) for word in ours.words]
+
+
+@needs_onnxruntime
+def test_damage_is_refused_by_name(ort_bundle, tmp_path):
+    code = """
+    const { readFile } = await import('node:fs/promises');
+    const ort = await import('onnxruntime-web/wasm');
+    const { Recognizer } = await import('./u2moe/index.js');
+    const source = { read: (name) => readFile(`${input}/${name}`) };
+    const error = await Recognizer.fromBundle(source, { ort }).catch((each) => each);
+    console.log(JSON.stringify([error.name, error.message]));
+    """
+    damaged = tmp_path / "bundle"
+    shutil.copytree(ort_bundle, damaged)
+    content = bytearray((damaged / "ctc.ort").read_bytes())
+    content[-1] ^= 1
+    (damaged / "ctc.ort").write_bytes(content)
+    name, message = run(code, str(damaged))
+    assert name == "IntegrityError"
+    assert message.startswith("ctc.ort: sha256 is ")
+    edit_manifest(damaged, lambda manifest: manifest.update(version=2))
+    assert run(code, str(damaged)) == ["BundleError", "bundle.json: version: found 2, expected 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (BROWSER / "node_modules" / "typescript").is_dir(), reason="needs npm ci in examples/browser")
+def test_types_describe_the_module():
+    options = [
+        "--module",
+        "nodenext",
+        "--target",
+        "es2022",
+        "--lib",
+        "es2023,dom",
+        "--strict",
+        "--noEmit",
+        "--skipLibCheck",
+    ]
+    command = ["node_modules/.bin/tsc", *options, "types.test.ts"]
+    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
