@@ -27,7 +27,7 @@ _INSIDE = {
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
 _VALUE_INFO, _VALUE_NAME, _METADATA = 13, 1, 4
 _KEY, _VALUE = 1, 2
-_OP_TYPE, _DOMAIN = 4, 7
+_INPUT, _OP_TYPE, _DOMAIN = 1, 4, 7
 _EXTERNAL = 1
 """`onnx.TensorProto.EXTERNAL`."""
 _DEEPEST = 100
@@ -83,8 +83,16 @@ def external_tensors(path: Path, content: bytes) -> list[ExternalTensor]:
         raise BundleError(f"{path}: is not a graph: {error}") from error
 
 
-def called_functions(path: Path, content: bytes) -> set[str]:
-    """Names of the functions in our domain that the main graph calls.
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A node of the main graph that calls a function of ours; `function` is "" for all other nodes."""
+
+    function: str
+    inputs: tuple[str, ...]
+
+
+def calls(path: Path, content: bytes) -> list[Call]:
+    """The nodes of the main graph, in order.
 
     Args:
         path: path of the graph, for messages.
@@ -94,13 +102,9 @@ def called_functions(path: Path, content: bytes) -> set[str]:
         BundleError: not a graph.
     """
     try:
-        nodes = (
-            node for graph in _inside(memoryview(content), _GRAPH, "model") for node in _inside(graph, _NODE, _GRAPH)
-        )
-        calls = ({number: value for number, _, value in _fields(node)} for node in nodes)
-        domain = contract.MOE_DOMAIN.encode()
-        return {str(call[_OP_TYPE], "utf-8") for call in calls if call.get(_DOMAIN) == domain}  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError) as error:
+        graphs = _inside(memoryview(content), _GRAPH, "model")
+        return [_call(node) for graph in graphs for node in _inside(graph, _NODE, _GRAPH)]
+    except ValueError as error:
         raise BundleError(f"{path}: is not a graph: {error}") from error
 
 
@@ -109,6 +113,15 @@ def _inside(message: memoryview, kind: str, outside: str) -> Iterator[memoryview
     for number, _, value in _fields(message):
         if _INSIDE[outside].get(number) == kind and isinstance(value, memoryview):
             yield value
+
+
+def _call(node: memoryview) -> Call:
+    texts: dict[int, list[str]] = {_INPUT: [], _OP_TYPE: [""], _DOMAIN: [""]}
+    for number, _, value in _fields(node):
+        if number in texts and isinstance(value, memoryview):
+            texts[number].append(str(value, "utf-8"))
+    is_ours = texts[_DOMAIN][-1] == contract.MOE_DOMAIN
+    return Call(function=texts[_OP_TYPE][-1] if is_ours else "", inputs=tuple(texts[_INPUT]))
 
 
 def _tensors(kind: str, message: memoryview, way: tuple[str, ...]) -> Iterator[tuple[memoryview, bool]]:

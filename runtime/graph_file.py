@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ import onnxruntime
 from u2moe.runtime.bundle_files import BundleFile, plain_name
 from u2moe.runtime.contract import weight_group
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.external_tensors import ExternalTensor, called_functions, external_tensors
+from u2moe.runtime.external_tensors import Call, ExternalTensor, calls, external_tensors
+from u2moe.runtime.native import is_replaced
 
 if TYPE_CHECKING:
     from u2moe.runtime.manifest import FileDigest
@@ -48,17 +49,24 @@ class GraphFile:
     Attributes:
         path: the graph.
         weights: weights to hand over to onnxruntime, by name; they must live as long as the session.
+        functions: names of the functions of ours that the graph calls; unknown, and empty, without `operators`.
 
     Args:
         path: the graph.
         digests: expected size and sha256 of the files in its folder, by name; None: do not compare.
+        operators: native operators; they copy all their weights, which are therefore not handed over.
 
     Raises:
         BundleError: a file is missing, unreadable, not listed in `digests`, outside the folder, or not a graph.
         IntegrityError: a file differs from its digest.
     """
 
-    def __init__(self, path: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        digests: Mapping[str, FileDigest] | None = None,
+        operators: Collection[str] = (),
+    ) -> None:
         self.path = path
         self.weights: dict[str, npt.NDArray[Any]] = {}
         self._digests = digests
@@ -67,9 +75,13 @@ class GraphFile:
             self._stack = stack
             content = self._open(path.name).read(_GRAPH_LIMIT)
             tensors = external_tensors(path, content)
+            nodes = calls(path, content) if operators else []
             del content
+            self.functions = {node.function for node in nodes} - {""}
+            copied = _read_by_none_but(operators, nodes)
+            self._copied = [tensor for tensor in tensors if tensor.name in copied]
             for location in _locations(path, tensors, digests):
-                self._read_weights(location, [tensor for tensor in tensors if tensor.location == location])
+                self._read_weights(location, [tensor for tensor in tensors if tensor.location == location], copied)
             self._stack = stack.pop_all()
 
     def hand_over(self, options: onnxruntime.SessionOptions) -> None:
@@ -77,9 +89,11 @@ class GraphFile:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
         options.add_external_initializers(list(self.weights), values)
 
-    def functions(self) -> set[str]:
-        """Names of the functions of ours that the graph calls."""
-        return called_functions(self.path, self._files[0].read(_GRAPH_LIMIT))
+    def keep_for_onnxruntime(self) -> None:
+        """Read what was left to native operators, too, because onnxruntime runs the functions instead."""
+        for location in sorted({tensor.location for tensor in self._copied}):
+            self._read_weights(location, [tensor for tensor in self._copied if tensor.location == location])
+        self._copied = []
 
     def check_unchanged(self) -> None:
         """Check that no file was replaced or modified since it was read: the session might have read something else.
@@ -100,13 +114,13 @@ class GraphFile:
         self._files.append(file)
         return file
 
-    def _read_weights(self, location: str, tensors: list[ExternalTensor]) -> None:
+    def _read_weights(self, location: str, tensors: list[ExternalTensor], without: Collection[str] = ()) -> None:
         """Read a weight file from start to end, and keep the weights to hand over."""
         file = self._open(location)
         kept = []
         for tensor in tensors:
             place = _place(file, tensor)
-            if tensor.is_initializer and _is_read_in_place(tensor, place):
+            if tensor.is_initializer and tensor.name not in without and _is_read_in_place(tensor, place):
                 array = np.empty(tensor.shape, place.kind)
                 self.weights[tensor.name] = array
                 kept.append((place, array.reshape(-1).view(np.uint8).data))
@@ -169,6 +183,13 @@ def _place(file: BundleFile, tensor: ExternalTensor) -> _Place:
     if length is None or length < 0 or not 0 <= tensor.offset <= file.size - length:
         raise BundleError(f"{where}: found {length} bytes at offset {tensor.offset}, expected them within {file.size}")
     return _Place(begin=tensor.offset, end=tensor.offset + length, kind=kind)
+
+
+def _read_by_none_but(operators: Collection[str], nodes: Sequence[Call]) -> set[str]:
+    """Names of the inputs that only calls of functions read that these native operators replace."""
+    native = [node for node in nodes if is_replaced(node.function, operators)]
+    others = {name for node in nodes if not is_replaced(node.function, operators) for name in node.inputs}
+    return {name for node in native for name in node.inputs} - others
 
 
 def _is_read_in_place(tensor: ExternalTensor, place: _Place) -> bool:

@@ -144,7 +144,8 @@ class Session:
     ) -> None:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
-        with contextlib.closing(GraphFile(file, manifest.files if verify else None)) as opened:
+        digests = manifest.files if verify else None
+        with contextlib.closing(GraphFile(file, digests, settings.chosen.operators)) as opened:
             self._session, self.kernels = _with_kernels(opened, settings, manifest)
             if manifest.quantization and self._must_be_precise(opened, settings):
                 del self._session  # otherwise both would be in memory at once
@@ -165,7 +166,7 @@ class Session:
 
     def _must_be_precise(self, opened: GraphFile, settings: SessionSettings) -> bool:
         """Whether onnxruntime would compute some products wrongly on this processor; native ones are always exact."""
-        if self.kernels.native and has_no_other_products(opened.functions(), self.kernels.operators):
+        if self.kernels.native and has_no_other_products(opened.functions, self.kernels.operators):
             return False
         return must_be_precise(opened.path.parent, self._metadata(opened.path), settings.sess_options)
 
@@ -211,6 +212,7 @@ def _with_kernels(
             raise
         message = str(error)
     alone = replace(settings, kernels="onnxruntime")
+    opened.keep_for_onnxruntime()
     session = _inference_session(opened, alone, manifest, *config_entries)  # fails if the graph itself is damaged
     if checked_kernels(settings.kernels) == "native":
         raise KernelsError(f"u2moe-kernels {kernels.version} cannot run it, onnxruntime alone can: {message}")
