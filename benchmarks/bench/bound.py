@@ -13,11 +13,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, profile
+from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, is_native, profile
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
@@ -72,10 +73,13 @@ def measure_bound(
     for name, probe in probes.items():
         progress(f"bound, {mode.name}: profile of {name}")
         run, num_threads = utterance(probe, samples, mode), int(rates["threads"])
-        rounds = profile(probe.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
+        kernels = "native" if probe.model.kernels.native else "onnxruntime"
+        repeated = partial(profile, probe.bundle, run, num_threads=num_threads, repetitions=min(repetitions, _PROFILES))
+        rounds = repeated(kernels=kernels)
+        counted = rounds if kernels == "onnxruntime" else repeated(kernels="onnxruntime")
         stages = {stage: [seconds.get(stage, 0.0) for seconds in measured[name]] for stage in measured[name][0]}
         footprint = sum(file.size for file in probe.bundle.manifest.files.values())
-        entry = compare(rounds, stages, best_rates(rates, footprint))
+        entry = compare(rounds, stages, best_rates(rates, footprint), counted[0])
         audio_s = len(samples) / probe.sample_rate
         entries.append({"bundle": name, "mode": mode.name, "threads": rates["threads"], "audio_s": audio_s, **entry})
     return entries
@@ -110,7 +114,10 @@ def best_rates(rates: Mapping[str, Any], footprint: int) -> dict[str, float]:
 
 
 def compare(
-    rounds: Sequence[Sequence[Kernel]], stages: Mapping[str, Sequence[float]], rates: Mapping[str, float]
+    rounds: Sequence[Sequence[Kernel]],
+    stages: Mapping[str, Sequence[float]],
+    rates: Mapping[str, float],
+    counted: Sequence[Kernel] | None = None,
 ) -> dict[str, Any]:
     """Times and bounds by part.
 
@@ -121,6 +128,8 @@ def compare(
         rounds: kernels of several identical runs; the median of each counts.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: "integer", "float" and "read"; see `best_rates`.
+        counted: kernels of such a run on onnxruntime alone, whose products count: those within native ones are unknown.
+            None: those of `rounds`.
 
     Returns:
         rates: as given.
@@ -144,7 +153,12 @@ def compare(
         for stage, seconds in stages.items()
         for kernel in without_profiler([item for item in kernels if _stage(item.part) == stage], seconds)
     ]
-    parts = {part: _part(own, rates) for part in PARTS if (own := [item for item in kernels if item.part == part])}
+    work = rounds[0] if counted is None else counted
+    parts = {
+        part: _part(own, [item for item in work if item.part == part], rates)
+        for part in PARTS
+        if (own := [item for item in kernels if item.part == part])
+    }
     spread = Spread.of([sum(seconds) for seconds in zip(*stages.values(), strict=True)])
     least_s = sum(part["least_s"] for part in parts.values())
     return {
@@ -179,13 +193,13 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
     return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
 
 
-def _part(kernels: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Time and bound of the kernels of one part."""
-    integer = sum(kernel.multiply_adds for kernel in kernels if kernel.integer)
-    floating = sum(kernel.multiply_adds for kernel in kernels if not kernel.integer)
-    num_bytes = sum(kernel.num_bytes for kernel in kernels)
+def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
+    """Time of the kernels of one part, and the bound of its work."""
+    integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
+    floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
+    num_bytes = sum(kernel.num_bytes for kernel in work)
     seconds = sum(kernel.seconds for kernel in kernels)
-    products = sum(kernel.seconds for kernel in kernels if kernel.multiply_adds)
+    products = sum(kernel.seconds for kernel in kernels if kernel.multiply_adds or is_native(kernel))
     arithmetic_s = integer / rates["integer"] + floating / rates["float"]
     read_s = num_bytes / rates["read"]
     least_s = max(arithmetic_s, read_s)
@@ -204,7 +218,7 @@ def _part(kernels: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, An
 
 def _is_not_counted(kernel: Kernel) -> bool:
     is_large = kernel.parameter_bytes >= _LARGE and kernel.op_type not in _LOOKUPS | PRODUCTS
-    return is_large or kernel.op_type in UNCOUNTED
+    return (is_large and not is_native(kernel)) or kernel.op_type in UNCOUNTED
 
 
 def _unknown(kernel: Kernel) -> str | None:

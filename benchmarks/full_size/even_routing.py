@@ -118,9 +118,9 @@ class TurnedSettings:
     def __init__(self, gates: Gates) -> None:
         self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(gate) for name, gate in gates.items()}
 
-    def options(self, num_threads: int = 1) -> onnxruntime.SessionOptions:
+    def options(self, num_threads: int = 1, kernels: str = "onnxruntime") -> onnxruntime.SessionOptions:
         """The runtime's options, with these routers."""
-        options = SessionSettings(num_threads=num_threads).session_options()
+        options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
         for name, value in self._values.items():
             options.add_initializer(name, value)
         return options

@@ -55,7 +55,9 @@ def measure(cell: Cell, networks: Networks, repetitions: int | None = None) -> d
         rate = next(iter(bundles.values())).manifest.features.sample_rate
         with tempfile.TemporaryDirectory() as folder:
             audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
-            return measure_footprint(bundles, audio, num_threads=cell.num_threads, repetitions=rounds)
+            return measure_footprint(
+                bundles, audio, num_threads=cell.num_threads, kernels="onnxruntime", repetitions=rounds
+            )
     if cell.mode in BOUNDS:
         networks.free()
         return _measure_bound(cell, networks, repetitions or NUM_BOUNDS)
@@ -72,7 +74,9 @@ def measure(cell: Cell, networks: Networks, repetitions: int | None = None) -> d
 def _measure_bound(cell: Cell, networks: Networks, repetitions: int) -> dict[str, Any]:
     """Time and bound of each part of the encoder, as `bound.compare` returns it, except for the large model."""
     bundles = {name: bundle for name, bundle in networks.bundles(cell.precision).items() if name != LARGE}
-    probes = {name: Probe(bundle, num_threads=cell.num_threads) for name, bundle in bundles.items()}
+    probes = {
+        name: Probe(bundle, num_threads=cell.num_threads, kernels="onnxruntime") for name, bundle in bundles.items()
+    }
     footprints = [sum(file.size for file in bundle.manifest.files.values()) for bundle in bundles.values()]
     rates = measure_rates(footprints, cell.num_threads, repetitions=repetitions, progress=networks.progress)
     rate = next(iter(bundles.values())).manifest.features.sample_rate

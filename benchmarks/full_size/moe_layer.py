@@ -126,7 +126,7 @@ class Layers:
 
 
 def _session(model: ir.Model, num_threads: int) -> onnxruntime.InferenceSession:
-    options = SessionSettings(num_threads=num_threads).session_options()
+    options = SessionSettings(num_threads=num_threads, kernels="onnxruntime").session_options()
     content = ir.to_proto(model).SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

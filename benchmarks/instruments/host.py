@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets, processor
+from u2moe.runtime.native import CPU, checked_kernels, choose_kernels
 from u2moe.runtime.saturation import exact_products
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
@@ -56,6 +57,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
+        "kernels": str(choose_kernels(checked_kernels(None), [CPU])),
         "providers": onnxruntime.get_available_providers(),
         "u2moe": version("u2moe"),
         "commit": commit(Path(__file__)),

@@ -9,13 +9,15 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from u2moe.runtime import Bundle, Model
+from u2moe.runtime.native import is_replaced
 from u2moe.runtime.session import Session, SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
@@ -40,6 +42,7 @@ UNCOUNTED = frozenset(
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
 """Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
+_NATIVE = re.compile(r"Int[48][A-Z]")
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
@@ -87,7 +90,12 @@ class Site:
 
 
 def profile(
-    bundle: Bundle, run: Callable[[Model], object], *, num_threads: int = 1, repetitions: int = 3
+    bundle: Bundle,
+    run: Callable[[Model], object],
+    *,
+    num_threads: int = 1,
+    kernels: str = "onnxruntime",
+    repetitions: int = 3,
 ) -> list[list[Kernel]]:
     """The kernels of several runs of `run` on the model, after a warm-up run.
 
@@ -95,32 +103,34 @@ def profile(
         bundle: bundle to load.
         run: does the same work every time.
         num_threads: threads within one operator.
+        kernels: "onnxruntime" or "native". Products within native ones cannot be counted.
         repetitions: number of runs that count.
     """
+    chosen = SessionSettings(num_threads=num_threads, kernels=kernels)
     with tempfile.TemporaryDirectory() as folder:
-        model = _profiled(bundle, Path(folder), num_threads)
+        model = _profiled(bundle, Path(folder), chosen)
         for _ in range(repetitions + 1):
             run(model)
         del model
         gc.collect()  # a session writes its profile when it is destroyed
         rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
-        sites = call_sites(bundle.path / bundle.manifest.model.graphs()[0].file)
+        sites = call_sites(bundle.path / bundle.manifest.model.graphs()[0].file, chosen.chosen.operators)
         for file in sorted(Path(folder).iterdir()):
-            kernels = list(read_events(list(_node_events(file)), sites))
-            size = len(kernels) // (repetitions + 1)
+            found = list(read_events(list(_node_events(file)), sites))
+            size = len(found) // (repetitions + 1)
             for number, own in enumerate(rounds, start=1):
-                own.extend(kernels[number * size : (number + 1) * size])
+                own.extend(found[number * size : (number + 1) * size])
     return rounds
 
 
-def _profiled(bundle: Bundle, folder: Path, num_threads: int) -> Model:
+def _profiled(bundle: Bundle, folder: Path, chosen: SessionSettings) -> Model:
     """A model that writes the profile of each graph into `folder`.
 
     Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
-        options = SessionSettings(num_threads=num_threads).session_options()
+        options = chosen.session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
         settings = SessionSettings(sess_options=options)
@@ -136,19 +146,19 @@ def _node_events(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.strip().strip(",[]"))
 
 
-def call_sites(file: Path) -> list[Site]:
+def call_sites(file: Path, operators: Collection[str] = ()) -> list[Site]:
     """For each node index in onnxruntime: the operator, and the name in the main graph.
 
     Nodes of the main graph come first. Function calls are replaced by the nodes of the functions, which are appended in
     the order of the calls and have meaningless names; calls within functions follow level by level. Constants become
-    initializers and get no index.
+    initializers and get no index. Calls of functions that native `operators` replace stay as they are.
     """
     import onnx_ir as ir  # noqa: PLC0415 - of the extra bench
 
     model = ir.load(file)
     nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]
     for node, name in nodes:  # grows during the loop
-        function = model.functions.get(node.op_identifier())
+        function = None if is_replaced(node.op_type, operators) else model.functions.get(node.op_identifier())
         nodes += [(inner, name) for inner in function or () if inner.op_type != "Constant"]
     return [Site(op_type=node.op_type, name=name) for node, name in nodes]
 
@@ -181,6 +191,11 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
             parameter_bytes=int(arguments.get("parameter_size", 0)),
             **product,
         )
+
+
+def is_native(kernel: Kernel) -> bool:
+    """Whether a kernel is an operator of u2moe-kernels, which bears the name of a function of ours."""
+    return _NATIVE.match(kernel.op_type) is not None
 
 
 def part_of(name: str) -> str | None:

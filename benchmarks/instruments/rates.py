@@ -111,7 +111,7 @@ def _tokens(random: np.random.Generator, kind: str, rows: int, inner: int) -> Ar
 
 
 def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxruntime.InferenceSession:
-    options = SessionSettings(num_threads=num_threads).session_options()
+    options = SessionSettings(num_threads=num_threads, kernels="onnxruntime").session_options()
     return onnxruntime.InferenceSession(product_model(op_type, weights), options, providers=["CPUExecutionProvider"])
 
 

@@ -149,7 +149,7 @@ class Peers:
             torch.set_num_threads(1)
             return TorchEncoder(with_loops(Checkpoint.open(self.artefact.checkpoint).network().encoder))
         manifest = self.bundle.manifest
-        session = Session(self.file(peer), self.graph, manifest, SessionSettings(num_threads=1))
+        session = Session(self.file(peer), self.graph, manifest, SessionSettings(num_threads=1, kernels="onnxruntime"))
         return Encoder(session, manifest.model)
 
     def one_round(self, encoder: Encoder | TorchEncoder, mode: str, frames: Frames) -> Run:

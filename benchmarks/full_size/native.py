@@ -1,0 +1,291 @@
+"""The native kernels at full size: MoE-1B in int8 and int4 and Dense-225M in int8, each with them and without.
+
+    python -m u2moe.benchmarks.full_size.native FOLDER --prepare
+    python -m u2moe.benchmarks.full_size.native FOLDER [--results FILE]
+
+FOLDER holds the bundles, random weights in WeNet's layout; `--prepare` creates those that are missing. The results file
+holds one entry for each kind of machine, and a run replaces that of this machine alone. Encoder and CTC head, without
+features and search, on one thread; routers are adjusted so that tokens spread evenly over all experts, the worst case.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.bench.bound import measure_bound
+from u2moe.benchmarks.bench.footprint import measure_footprint
+from u2moe.benchmarks.full_size.cells import MIXTURE, SMALL, encoder_ratio
+from u2moe.benchmarks.full_size.even_routing import TurnedSettings, turned_gates
+from u2moe.benchmarks.full_size.models import make_artefact
+from u2moe.benchmarks.full_size.networks import has_experts
+from u2moe.benchmarks.instruments.probe import Mode, Probe
+from u2moe.benchmarks.instruments.rates import measure_rates
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
+from u2moe.benchmarks.instruments.workload import (
+    CHUNK_SIZE,
+    NUM_LEFT_CHUNKS,
+    UTTERANCE_S,
+    audio_seconds,
+    one_round,
+    random_frames,
+    speech,
+)
+from u2moe.benchmarks.peers.process import write_wav
+from u2moe.benchmarks.results.files import read_json, results_file, write_json
+from u2moe.benchmarks.results.markdown import quartiles, table
+from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.quantize.config import recipe
+from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.native import CPU, KERNELS, choose_kernels
+
+NATIVE, PLAIN = KERNELS[1:]
+RECIPES = {"int8": "int8", "int4": "int4-experts"}
+ROUNDS = {"streaming": 7, "streaming-8": 5, "full": 5}
+TITLES = {"streaming": "streaming", "streaming-8": "streaming, batch of 8", "full": "full context"}
+BOUNDS = {"streaming": Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), "full": Mode()}
+BOUND_S = {"streaming": 3.0, "full": UTTERANCE_S}
+NUM_BOUNDS, NUM_STARTS = 3, 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in a precision, and what computes it."""
+
+    model: str
+    precision: str
+    kernels: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{self.model}/{self.precision}/{self.kernels}"
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        name = {MIXTURE: "MoE-1B", SMALL: "Dense-225M"}[self.model]
+        experts = " experts" if self.precision == "int4" else ""
+        return f"{name}, {self.precision}{experts}, {'native' if self.kernels == NATIVE else 'onnxruntime alone'}"
+
+    def bundle(self, root: Path) -> Bundle:
+        """Its bundle."""
+        return Bundle.open(root / self.model / self.precision, verify=False)
+
+
+CASES = tuple(
+    Case(model, precision, kernels)
+    for model, precision in ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8"))
+    for kernels in (NATIVE, PLAIN)
+)
+BASELINE = Case(SMALL, "int8", PLAIN)
+"""What the model with experts is to keep up with."""
+
+
+def prepare(root: Path, *, again: bool = False, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Create what is missing: bundles, and routers.
+
+    Args:
+        root: folder of all models.
+        again: quantize anew.
+        progress: called with a line for each step.
+    """
+    for model in dict.fromkeys(case.model for case in CASES):
+        make_artefact(model, root, progress=progress)
+    for model, precision in dict.fromkeys((case.model, case.precision) for case in CASES):
+        if again or not (root / model / precision).is_dir():
+            progress(f"{model}: {precision}")
+            quantize_bundle(
+                root / model / "bundle", root / model / precision, recipe(RECIPES[precision]), overwrite=again
+            )
+    for case in CASES:
+        _gates(root, case)
+
+
+def _gates(root: Path, case: Case) -> dict[str, Any]:
+    """Routers with which tokens spread evenly, created once; empty without experts."""
+    if not has_experts(case.model):
+        return {}
+    file = root / case.model / "routers-all.npz"
+    if not file.exists():
+        bundle = Case(case.model, "int8", PLAIN).bundle(root)
+        np.savez(file, **turned_gates(bundle, random_frames(bundle)))  # type: ignore[arg-type]
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def measure(root: Path, *, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """All measurements on this machine.
+
+    Returns:
+        kernels: see `Kernels.data`; seconds: of each round, by mode and case; bounds: entries of `measure_bound` for
+        the case of each key, by mode; starts: of `measure_footprint`, by case.
+
+    Raises:
+        KernelsError: u2moe-kernels is not installed or cannot run here.
+    """
+    kernels = choose_kernels(NATIVE, [CPU]).data()
+    return {
+        "kernels": kernels,
+        "seconds": _seconds(root, progress),
+        "bounds": _bounds(root, progress),
+        "starts": _starts(root, progress),
+    }
+
+
+def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
+    settings = {case: TurnedSettings(_gates(root, case)) for case in CASES}  # must outlive the sessions
+    models = {}
+    for case, own in settings.items():
+        progress(f"loading {case.title}")
+        options = own.options(kernels=case.kernels)
+        models[case] = case.bundle(root).load(sess_options=options, verify=False)
+    frames = {case: random_frames(case.bundle(root)) for case in CASES}
+    found = {}
+    for mode, rounds in ROUNDS.items():
+        runs = {case.key: timed(one_round(mode, models[case], frames[case])) for case in CASES}
+        found[mode] = interleaved(runs, rounds, title=mode, progress=progress)
+    return found
+
+
+def _bounds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Time and bound of the encoder's parts in int8, with the models' own routers and speech."""
+    cases = [case for case in CASES if case.precision == "int8"]
+    probes = {case.key: Probe(case.bundle(root), kernels=case.kernels) for case in cases}
+    footprints = sorted({sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()})
+    rates = measure_rates(footprints, 1, repetitions=NUM_BOUNDS, progress=progress)
+    rate = next(iter(probes.values())).sample_rate
+    found = {}
+    for mode, context in BOUNDS.items():
+        samples = speech(BOUND_S[mode], rate)
+        entries = measure_bound(probes, samples, context, rates, repetitions=NUM_BOUNDS, progress=progress)
+        found[mode] = {entry["bundle"]: entry for entry in entries}
+    return found
+
+
+def _starts(root: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = CASES[0].bundle(root)
+        rate = bundle.manifest.features.sample_rate
+        audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
+        for kernels in (NATIVE, PLAIN):
+            bundles = {case.key: case.bundle(root) for case in CASES if case.kernels == kernels}
+            found |= measure_footprint(bundles, audio, kernels=kernels, repetitions=NUM_STARTS, progress=progress)
+    return {case.key: found[case.key] for case in CASES}
+
+
+def machine_key(content: Mapping[str, Any]) -> str:
+    """The kind of a machine: its processor, and the instruction set that the native kernels use on it."""
+    return f"{content['machine']['processor']}, {content['kernels']['isa']}"
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: the tables of all machines, one after the other."""
+    machines = results["machines"].values()
+    return {"tables": "\n\n".join(line for content in machines for line in _page(content))}
+
+
+def _page(content: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {machine_key(content)}"
+    yield f"{measured(content)} {content['kernels']['description']}."
+    yield _times(content)
+    yield _encoders(content)
+    yield _memory(content)
+
+
+def _times(content: Mapping[str, Any]) -> str:
+    """Real-time factors, and their ratios to the same bundle without native kernels and to the dense model without."""
+    rows = []
+    for mode, seconds in content["seconds"].items():
+        for case in CASES:
+            factor = Spread.of([value / audio_seconds(mode) for value in seconds[case.key]])
+            plain = Case(case.model, case.precision, PLAIN)
+            faster = quartiles(ratios(seconds[plain.key], seconds[case.key])) if case != plain else ""
+            beside = quartiles(ratios(seconds[case.key], seconds[BASELINE.key])) if case != BASELINE else ""
+            rows.append([f"{TITLES[mode]}: {case.title}", quartiles(factor, 4), faster, beside])
+    return table(("", "real-time factor", "times as fast", f"time / {BASELINE.title}"), rows)
+
+
+def _encoders(content: Mapping[str, Any]) -> str:
+    rows = []
+    for mode, entries in content["bounds"].items():
+        for case in CASES:
+            if entry := entries.get(case.key):
+                seconds = spread_of(entry["stages"]["encoder"], 1e3 / entry["audio_s"])
+                rows.append(
+                    [f"{TITLES[mode]}: {case.title}", quartiles(seconds, 1), f"{encoder_ratio(entry).median:.2f}"]
+                )
+    return table(("encoder in int8, own routers, speech", "ms for a second", "time / bound"), rows)
+
+
+def _memory(content: Mapping[str, Any]) -> str:
+    rows = []
+    for case in CASES:
+        item = content["starts"][case.key]
+        sizes = [quartiles(spread_of(item[part], 1e-6), 0) for part in ("loaded_bytes", "peak_bytes")]
+        rows.append([case.title, f"{item['disk']['files'] / 1e6:.0f}", quartiles(spread_of(item["load_s"])), *sizes])
+    return table(("fresh process, one thread", "bundle, MB", "sessions, s", "memory then, MB", "at its peak"), rows)
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """The targets of native kernels, on each machine."""
+    return [target for content in results["machines"].values() for target in _targets(content)]
+
+
+def _targets(content: Mapping[str, Any]) -> Iterator[Target]:
+    where = machine_key(content)
+    eight, four, dense = (Case(*which, NATIVE) for which in ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8")))
+    plain = Case(MIXTURE, "int8", PLAIN)
+    amx = "amx" in content["kernels"]["isa"]
+    for one, other, mode, limit, at_most in (
+        (plain, eight, "streaming", 1.6, False),
+        (plain, eight, "full", 1.8 if amx else 1.6, False),
+        (plain, four, "streaming", 2.3, False),
+        (four, BASELINE, "streaming", 1.3, True),
+        (four, dense, "streaming", 1.7, True),
+        (four, BASELINE, "full", 0.8, True),
+        (eight, BASELINE, "full", 0.8, True),
+        (four, dense, "full", 1.35, True),
+        (eight, dense, "full", 1.35, True),
+        (BASELINE, dense, "streaming", 1.2, False),
+        (plain, eight, "streaming-8", 1.5, False),
+    ):
+        seconds = content["seconds"][mode]
+        found = ratios(seconds[one.key], seconds[other.key])
+        name = f"{where}: time of {one.title} / {other.title}, {TITLES[mode]}"
+        yield Target(name=name, found=found, limit=limit, at_most=at_most)
+    for mode, limit in (("streaming", 1.5), ("full", 1.0)):
+        name = f"{where}: encoder of {eight.title} / its bound, {TITLES[mode]}"
+        yield Target(name=name, found=encoder_ratio(content["bounds"][mode][eight.key]), limit=limit, at_most=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = script_parser("full_size.native", __doc__)
+    parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
+    parser.add_argument("--results", type=Path, help="JSON file; other machines in it are kept")
+    parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")
+    parser.add_argument("--again", action="store_true", help="with --prepare: quantize anew")
+    args = parser.parse_args(arguments)
+    if args.prepare:
+        prepare(args.folder, again=args.again, progress=report)
+        return
+    file = args.results or results_file("native")
+    content = {**measured_here(), **measure(args.folder, progress=report)}
+    results = read_json(file) or {"machines": {}}
+    results["machines"][machine_key(content)] = content
+    write_json(file, {**measured_here(), **results})
+    print(values({"machines": {"": content}})["tables"])
+
+
+if __name__ == "__main__":
+    run_script(main)
