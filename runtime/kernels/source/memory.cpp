@@ -1,5 +1,7 @@
 #include "memory.h"
 
+#include <cinttypes>
+#include <cstdio>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -8,6 +10,8 @@
 #include "layout.h"
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #endif
 
 namespace u2moe {
@@ -61,6 +65,20 @@ void release(Chunk* chunk) {
 }
 
 }  // namespace
+
+void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
+#if defined(__linux__)
+  // onnxruntime maps each weight by itself, so its pages are a mapping of their own. The system lists those of files by
+  // their bounds: if there is one of exactly these, it can be read again at any time, and nothing is lost.
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = rounded_up(reinterpret_cast<uintptr_t>(data) + bytes, page);
+  char name[64];
+  std::snprintf(name, sizeof name, "/proc/self/map_files/%" PRIxPTR "-%" PRIxPTR, begin, end);
+  struct stat status;
+  if (lstat(name, &status) == 0) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#endif
+}
 
 Weights::Weights(size_t bytes) {
   bytes = rounded_up(bytes, kLine);

@@ -23,6 +23,10 @@ class Weights {
   uint8_t* data_ = nullptr;
 };
 
+// Gives back the memory of a constant that onnxruntime has mapped from a file, and leaves any other as it is: weights are
+// then in memory once, packed. The mapping stays; whoever reads it reads the file again.
+void give_back_file_pages(const void* data, size_t bytes) noexcept;
+
 // Arrays that grow when needed and stay for the next call.
 class Scratch {
  public:

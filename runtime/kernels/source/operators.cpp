@@ -322,6 +322,7 @@ struct Registered : OrtCustomOp {
       return guarded(Op::kName, [&] {
         Node node(info);
         *kernel = new Op(node);
+        node.give_back();
       });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {

@@ -11,6 +11,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+size_t bytes_of(ONNXTensorElementDataType type) { return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 1; }
+
 struct TensorInfo {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   explicit TensorInfo(const OrtValue* value) { Api::check(Api::get().GetTensorTypeAndShape(value, &info)); }
@@ -117,6 +119,7 @@ const void* Node::next(const char* what, ONNXTensorElementDataType type, const s
     throw Invalid(where + " must be of element type " + std::to_string(type) + " and shape " + shape_text(shape) +
                   ", got type " + std::to_string(tensor.type) + " and " + shape_text(tensor.shape));
   next_++;
+  constants_.emplace_back(tensor.data, tensor.size() * bytes_of(type));
   if (found != nullptr) *found = tensor.shape;
   return tensor.data;
 }

@@ -6,9 +6,11 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layers.h"
+#include "memory.h"
 
 namespace u2moe {
 
@@ -72,6 +74,10 @@ class Node {
     return static_cast<const T*>(next(what, type_of(static_cast<const T*>(nullptr)), shape, found));
   }
   void skip() { next_++; }  // an input that changes
+  // Called when all constants have been copied, after which they are not read again.
+  void give_back() const {
+    for (const auto& [data, bytes] : constants_) give_back_file_pages(data, bytes);
+  }
 
  private:
   static ONNXTensorElementDataType type_of(const float*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
@@ -82,6 +88,7 @@ class Node {
 
   const OrtKernelInfo* info_;
   size_t num_inputs_ = 0, next_ = 0;
+  std::vector<std::pair<const void*, size_t>> constants_;
 };
 
 // Inputs and outputs of one call.
