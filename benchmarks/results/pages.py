@@ -36,6 +36,7 @@ MODULES = {
     "word_times": "quality.word_times",
     "soak": "endurance.soak",
     "fuzz": "endurance.fuzz",
+    "long_video": "endurance.long_video",
 }
 """The module for each results file, in the order in which targets are listed."""
 TARGETS = "targets"
