@@ -103,13 +103,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     header = ("container", "size", "audio", "words spoken", "recognised", "memory after a tenth", "at the end")
     rows = []
     for suffix, found in results["found"].items():
-        memory = found["memory_mb"]
-        rows.append(
-            (
-                f"{suffix}, {CONTAINERS[suffix]}", f"{found['file_mb']:.0f} MB", f"{found['audio_s'] / 3600:.2f} h",
-                f"{found['num_words']:,}", f"{found['num_recognised']:,}", *(f"{memory[place]:.0f} MB" for place in (0, -1)),
-            )
-        )  # fmt: skip
+        first, *_, last = (f"{megabytes:.0f} MB" for megabytes in found["memory_mb"])
+        size, hours = f"{found['file_mb']:.0f} MB", f"{found['audio_s'] / 3600:.2f} h"
+        counts = (f"{found[name]:,}" for name in ("num_words", "num_recognised"))
+        rows.append((f"{suffix}, {CONTAINERS[suffix]}", size, hours, *counts, first, last))
     growth = max(found["memory_mb"][-1] - found["memory_mb"][0] for found in results["found"].values())
     return {"table": table(header, rows), "growth": f"{max(growth, 0):.0f}"}
 
