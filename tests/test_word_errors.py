@@ -1,0 +1,56 @@
+"""Word errors by kind, and the most confused words; checked against jiwer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime.corpus.word_errors import WordErrorReport, WordErrors, alignment, edit_distance
+
+TEXTS = st.lists(st.sampled_from(["A", "B", "C", "IT'S", "D"]), max_size=8).map(" ".join)
+
+
+@given(st.lists(st.tuples(TEXTS.filter(bool), TEXTS), min_size=1, max_size=5))
+def test_numbers_are_those_of_jiwer(pairs):
+    jiwer = pytest.importorskip("jiwer")
+    report, errors = WordErrorReport(), WordErrors()
+    for transcript, text in pairs:
+        report.add(transcript, text)
+        errors.add(transcript, text)
+    expected = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
+    assert report.rate == errors.rate == pytest.approx(expected.wer)
+    # Several alignments may have the fewest errors: the kinds of errors may then differ, but not their difference.
+    assert report.num_errors == expected.insertions + expected.deletions + expected.substitutions
+    assert report.num_insertions - report.num_deletions == expected.insertions - expected.deletions
+
+
+@given(TEXTS.map(str.split), TEXTS.map(str.split))
+def test_an_alignment_has_every_word_once_and_the_fewest_edits(reference, hypothesis):
+    pairs = alignment(reference, hypothesis)
+    assert [place for place, _ in pairs if place is not None] == list(range(len(reference)))
+    assert [place for _, place in pairs if place is not None] == list(range(len(hypothesis)))
+    edits = [None in pair or reference[pair[0]] != hypothesis[pair[1]] for pair in pairs]
+    assert sum(edits) == edit_distance(reference, hypothesis)
+
+
+def test_what_was_confused():
+    report = WordErrorReport()
+    report.add("the cat sat on the mat", "The bat sat on mat.")
+    report.add("a cat", "please a bat")
+    report.add("good", "good")
+    found = report.data(2)
+    assert found["confusions"] == [
+        {"expected": "CAT", "found": "BAT", "count": 2},
+        {"expected": "", "found": "PLEASE", "count": 1},
+    ]
+    del found["confusions"]
+    assert found == {
+        "texts": 3, "wrong_texts": 2, "words": 9, "errors": 4, "rate": 0.444444, "insertions": 1, "deletions": 1,
+        "substitutions": 2,
+    }  # fmt: skip
+    assert report.lines() == [
+        "44.44% word errors: 4 of 9 words in 3 texts (2 with errors): 1 insertions, 1 deletions, 2 substitutions",
+        "most confused: CAT > BAT 2, (nothing) > PLEASE 1, THE > (nothing) 1",
+    ]
+    assert WordErrorReport().lines() == [
+        "0.00% word errors: 0 of 0 words in 0 texts (0 with errors): 0 insertions, 0 deletions, 0 substitutions"
+    ]
