@@ -94,8 +94,11 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
             return
     with _open_binary(source) as stream:
         stream.seek(0)
-        is_media = Path(name).suffix.lower() in MEDIA_SUFFIXES or _MEDIA.match(stream.read(16)) is not None
+        head = stream.read(16)
         stream.seek(0)
+        if not head:
+            raise AudioError(f"{name}: cannot be read as audio: it is empty")
+        is_media = Path(name).suffix.lower() in MEDIA_SUFFIXES or _MEDIA.match(head) is not None
         try:
             media = MediaFile(stream, track)
         except ModuleNotFoundError as error:

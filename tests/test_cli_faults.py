@@ -129,7 +129,7 @@ def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_p
     segments = recognizer.segments(tmp_path / "long.wav")
     expected = [segment.text for segment in segments]
     assert len(expected) > 1
-    monkeypatch.setattr("u2moe.runtime.cli.transcribe.print_result", order.append)
+    monkeypatch.setattr("u2moe.runtime.cli.results.print_result", order.append)
     monkeypatch.setattr(cli.transcribe.ProgressBar, "show", lambda _, seconds: order.append(seconds))
     assert transcribe(bundle, tmp_path / "long.wav") == 0
     assert [item for item in order if isinstance(item, str)] == [f"{text}\n" for text in expected]
@@ -147,16 +147,17 @@ def test_ctrl_c_keeps_what_was_recognised(bundle, sound, tmp_path, arguments):
     arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
     program = """
 import sys
-from u2moe.runtime import Recognizer, cli
+from u2moe.runtime import cli
+from u2moe.runtime.cli import recognition
 
-real = Recognizer.segments
+real = recognition.recognize
 def segments(*arguments, **settings):
     for number, segment in enumerate(real(*arguments, **settings)):
         if number == 2:
             sys.stderr.write("two\\n")
             sys.stderr.flush()
         yield segment
-Recognizer.segments = segments
+recognition.recognize = segments
 sys.exit(cli.main(sys.argv[1:]))
 """
     command = [
@@ -198,7 +199,8 @@ def test_a_file_that_was_cut_off_is_recognised_and_told(bundle, clips, capsys):
     assert err.endswith("1 of 2 files failed\n")
 
 
-def test_warnings_are_lines(bundle, clips, sound, capsys):
+def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.audio.has_media", lambda: False)
     soundfile.write(clips / "a.wav", np.stack([sound, -sound], axis=1), 16_000)
     (clips / "c.m4a").touch()
     for _ in range(2):

@@ -9,10 +9,11 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.cli.terminal import escaped
 from u2moe.runtime.errors import U2moeError
 
@@ -30,69 +31,84 @@ class OutputFolder:
     Args:
         folder: created if missing.
         file_format: name of the format, also the suffix of the files.
-        files: recordings with distinct names.
+        inputs: recordings with distinct places.
 
     Raises:
         ValueError: two recordings would be written to the same file.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, file_format: str, files: list[Path]) -> None:
+    def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input]) -> None:
         self.folder = folder
         self._format = file_format
-        for output, count in Counter(map(self.output_of, files)).items():
+        for output, count in Counter(map(self.output_of, inputs)).items():
             if count > 1:
                 raise ValueError(
-                    f"{count} files would be written to {output}: rename them, or recognise them separately"
+                    f"{count} recordings would be written to {output}: rename them, or recognise them separately"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         self._remove_stale_parts()
         self._part().unlink()
         self._records = self._read_records()
 
-    def output_of(self, file: Path) -> Path:
+    def output_of(self, recording: Input) -> Path:
         """The file for the transcript of a recording."""
-        return self.folder / f"{file.stem}.{self._format}"
+        return self.folder / f"{recording.place}.{self._format}"
 
-    def partial_of(self, file: Path) -> Path:
+    def partial_of(self, recording: Input) -> Path:
         """The file for an incomplete transcript of a recording."""
-        return self.folder / f"{file.stem}.{self._format}.partial"
+        return self.folder / f"{recording.place}.{self._format}.partial"
 
-    def state_of(self, file: Path, made_by: Any) -> State:
+    def text_of(self, recording: Input) -> str | None:
+        """The text of a transcript that is there; None: this format does not tell, or there is none."""
+        try:
+            content = self.output_of(recording).read_text(encoding="utf-8", errors="surrogateescape")
+            if self._format == "json":
+                return str(json.loads(content)["text"])
+        except (OSError, ValueError, LookupError):
+            return None
+        return " ".join(content.splitlines()) if self._format == "txt" else None
+
+    def state_of(self, recording: Input, made_by: Any) -> State:
         """Whether there is a transcript, made in the same way from the present recording.
 
         `made_by` describes everything that affects a transcript besides the recording, such as model and options, as
         JSON. "foreign": it was not written here, or has been edited since.
         """
         try:
-            content = self.output_of(file).read_bytes()
+            content = self.output_of(recording).read_bytes()
         except (OSError, ValueError):  # missing, or what writing will say of this file alone
             return "missing"
         records = [record for record in self._records if record.get("sha256") == hashlib.sha256(content).hexdigest()]
-        records = [record for record in records if record.get("output") == self.output_of(file).name]
+        records = [record for record in records if record.get("output") == self._name_of(recording)]
         if not records:
             return "foreign"
-        return "done" if _record(file, made_by) in map(_without_output, records) else "outdated"
+        return "done" if _record(recording, made_by) in map(_without_output, records) else "outdated"
 
-    def write(self, file: Path, content: str, made_by: Any) -> None:
+    def _name_of(self, recording: Input) -> str:
+        """The name of an output in records."""
+        return self.output_of(recording).relative_to(self.folder).as_posix()
+
+    def write(self, recording: Input, content: str, made_by: Any) -> None:
         """Write a complete transcript atomically.
 
         Raises:
             U2moeError: it cannot be written; names the file.
         """
-        encoded, output = _encoded(content, self._format), self.output_of(file)
-        record = {"output": output.name, "sha256": hashlib.sha256(encoded).hexdigest(), **_record(file, made_by)}
+        encoded, output = _encoded(content, self._format), self.output_of(recording)
+        record = {"output": self._name_of(recording), "sha256": hashlib.sha256(encoded).hexdigest()}
+        record |= _record(recording, made_by)
         with _writing(output):
             # The record comes first and counts only for a file with the same content, so no file lacks one.
             with (self.folder / RECORDS).open("ab") as records:
                 records.write(b"\n" + json.dumps(record).encode() + b"\n")
             self._replace(output, encoded)
             with contextlib.suppress(OSError):
-                self.partial_of(file).unlink()
+                self.partial_of(recording).unlink()
 
-    def write_partial(self, file: Path, content: str) -> Path:
+    def write_partial(self, recording: Input, content: str) -> Path:
         """Write an incomplete transcript under a name that says so. Returns the file."""
-        partial = self.partial_of(file)
+        partial = self.partial_of(recording)
         with _writing(partial):
             self._replace(partial, _encoded(content, self._format))
         return partial
@@ -100,6 +116,7 @@ class OutputFolder:
     def _replace(self, file: Path, content: bytes) -> None:
         part = self._part()
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(content)
             part.replace(file)
         except BaseException:
@@ -150,12 +167,13 @@ def try_to_write(file: Path | None) -> None:
         file.unlink()
 
 
-def _record(file: Path, made_by: Any) -> dict[str, Any]:
+def _record(recording: Input, made_by: Any) -> dict[str, Any]:
     """How a transcript was made, with data to detect a changed recording."""
     source: Any = None
-    with contextlib.suppress(OSError):
-        status = file.stat()
-        source = [status.st_size, status.st_mtime_ns]
+    if recording.file is not None:
+        with contextlib.suppress(OSError):
+            status = recording.file.stat()
+            source = [status.st_size, status.st_mtime_ns]
     return {"made_by": json.loads(json.dumps(made_by)), "recording": source}
 
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
-import os
 import signal
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.audio import find_audio, read_blocks
+from u2moe.runtime.cli.inputs import Input, find_inputs
 from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer
 from u2moe.runtime.cli.outputs import OutputFolder
-from u2moe.runtime.cli.terminal import ProgressBar, complain, print_json, print_result, show_progress
-from u2moe.runtime.errors import AudioError, U2moeError
-from u2moe.runtime.formats import FORMATS, format_transcript
-from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
-from u2moe.runtime.result import Result, Transcript
-from u2moe.runtime.stream import Stream
+from u2moe.runtime.cli.recognition import Recognition
+from u2moe.runtime.cli.results import Results
+from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
+from u2moe.runtime.corpus.sources import Sources
+from u2moe.runtime.corpus.word_errors import WordErrorReport
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.formats import FORMATS
+from u2moe.runtime.raw_audio import ENCODINGS
+from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.vad import VoiceActivityDetector
-
-_STREAM_BLOCK_S = 0.1
-_STDIN = Path("/dev/stdin")
-_INTERRUPTED = "interrupted; what was recognised is kept"
 
 
 def add_transcribe(subparsers: Subparsers) -> None:
@@ -40,8 +36,13 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "is recognised.",
     )
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="audio files, folders, pipes; -: standard input"
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="audio files, media files, folders, pipes; -: standard input",
     )
+    _add_audio(parser)
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
     parser.add_argument(
         "--vad",
@@ -49,57 +50,112 @@ def add_transcribe(subparsers: Subparsers) -> None:
         help="recognise only where silero VAD finds speech (pip install --no-deps silero-vad)",
     )
     parser.add_argument("--vad-model", type=Path, metavar="FILE", help="like --vad, with this ONNX file of silero VAD")
+    add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
+    parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
+    parser.add_argument(
+        "--json-lines",
+        action="store_true",
+        help="for programs: a JSON object on a line for each segment as it is found, each partial result (--stream), "
+        "and the end of each recording",
+    )
+    parser.add_argument(
+        "-o",
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="write one file per recording, in the folders of the recordings, except those already made with the same "
+        "model and options",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="with -o: write all files, replacing existing ones")
+    parser.set_defaults(run=run_transcribe)
+
+
+def _add_audio(parser: argparse.ArgumentParser) -> None:
+    """Options about where the audio is."""
+    parser.add_argument(
+        "--manifest",
+        action="append",
+        metavar="FILE",
+        help="recordings of a list (path and transcript with a tab between them, WeNet's data.list, and others); word "
+        "errors are counted where there are transcripts; may be repeated",
+    )
     parser.add_argument(
         "--channel",
         type=int,
         metavar="N",
         help="use only this channel, 0 for the left one (default: the average of all)",
     )
-    add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
-    parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="json: one object per line")
     parser.add_argument(
-        "-o",
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="write one file per recording, except those already made with the same model and options",
+        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="with -o: write all files, replacing existing ones")
-    parser.set_defaults(run=run_transcribe)
+    parser.add_argument("--raw", choices=ENCODINGS, help="files are samples without a header, read as they come")
+    parser.add_argument("--rate", type=float, metavar="HZ", help="with --raw: the sample rate")
+    parser.add_argument("--raw-channels", type=int, metavar="N", help="with --raw: number of channels (default: 1)")
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
-    """Recognise every file; failures are reported, and the rest continues."""
+    """Recognise every recording; failures are reported, and the rest continues."""
     _check(args)
-    files, num_failed = _find(args.files or [DEMO_FOLDER / "clips"])
-    num_asked = len(files) + num_failed
-    if args.output_dir is None and not FORMATS[args.format].can_be_joined and len(files) > 1:
+    with Sources() as sources:
+        inputs, num_failed = find_inputs(args, sources)
+        return _recognize(args, inputs, num_failed)
+
+
+def _recognize(args: argparse.Namespace, inputs: list[Input], num_failed: int) -> int:
+    num_asked = len(inputs) + num_failed
+    if args.output_dir is None and not FORMATS[args.format].can_be_joined and len(inputs) > 1:
         raise ValueError(f"{args.format} of several files needs --output-dir: one output would be many files")
-    outputs = OutputFolder(args.output_dir, args.format, files) if args.output_dir else None
+    outputs = OutputFolder(args.output_dir, args.format, inputs) if args.output_dir else None
     recognizer = make_recognizer(args)
     vad = VoiceActivityDetector(args.vad_model) if _has_vad(args) else None
     made_by = _made_by(args, recognizer) if outputs else None
-    todo = _missing(outputs, files, made_by) if outputs and not args.overwrite else files
-    job = _Job(args=args, recognizer=recognizer, vad=vad, outputs=outputs, made_by=made_by, is_single=len(files) == 1)
-    bar = ProgressBar(todo)
-    for number, file in enumerate(todo):
+    todo = _missing(outputs, inputs, made_by) if outputs and not args.overwrite else inputs
+    recognition = Recognition(recognizer=recognizer, vad=vad, is_stream=args.stream)
+    results = Results(args=args, outputs=outputs, made_by=made_by, is_single=len(inputs) == 1)
+    errors = _errors_before(outputs, inputs, todo)
+    bar = ProgressBar([Path(item.name) for item in todo])
+    for number, item in enumerate(todo):
         bar.begin(number)
         try:
-            transcript, is_interrupted = job.recognize(file, bar.show)
+            transcript, is_interrupted = recognition.transcript(
+                item, bar.show, found=partial(results.show, item), partial=partial(results.show_partial, item)
+            )
             show_progress("")
-            job.write(file, transcript)
+            results.write(item, transcript)
         except (U2moeError, UnicodeError) as error:
-            complain(str(error))
+            results.fail(item, str(error))
             num_failed += 1
+            if item.transcript is not None:
+                errors.add(item.transcript, "")
             continue
+        if item.transcript is not None:
+            errors.add(item.transcript, transcript.text)
         if transcript.error is not None:
             complain(transcript.error)
             num_failed += 1
         if is_interrupted:
             return 128 + signal.SIGINT
+    results.score(errors)
     if num_failed:
         complain(f"{num_failed} of {num_asked} files failed")
     return 1 if num_failed else 0
+
+
+def _errors_before(outputs: OutputFolder | None, inputs: list[Input], todo: list[Input]) -> WordErrorReport:
+    """Word errors of transcripts that are there already."""
+    errors, skipped, places = WordErrorReport(), 0, {item.place for item in todo}
+    for item in inputs:
+        if outputs and item.transcript is not None and item.place not in places:
+            text = outputs.text_of(item)
+            if text is None:
+                skipped += 1
+            else:
+                errors.add(item.transcript, text)
+    if skipped:
+        show_progress(
+            f"word errors leave out {skipped} that are already there: -f txt and json include them", keep=True
+        )
+    return errors
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -110,22 +166,19 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--left-chunks needs --chunk-size or --stream: full context has no chunks")
     if args.overwrite and args.output_dir is None:
         raise ValueError("--overwrite needs --output-dir")
+    if args.raw and args.rate is None:
+        raise ValueError("--raw needs --rate: nothing else tells the sample rate")
+    if args.raw and args.manifest:
+        raise ValueError("--raw is for files: a manifest lists files with headers")
+    for name in ("rate", "raw_channels"):
+        if getattr(args, name) is not None and not args.raw:
+            raise ValueError(f"--{name.replace('_', '-')} needs --raw: other files have headers")
+    if args.json_lines and (args.output_dir is not None or args.format != "txt"):
+        raise ValueError("--json-lines is a format of its own, for stdout: leave out --format and --output-dir")
 
 
 def _has_vad(args: argparse.Namespace) -> bool:
     return args.vad or args.vad_model is not None
-
-
-def _find(paths: list[Path]) -> tuple[list[Path], int]:
-    """Recordings at these paths, and the number of paths without any."""
-    files, num_failed = [], 0
-    for path in paths:
-        try:
-            files += find_audio([_STDIN if str(path) == "-" and os.name == "posix" else path])
-        except AudioError as error:
-            complain(str(error))
-            num_failed += 1
-    return files, num_failed
 
 
 def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]:
@@ -143,18 +196,19 @@ def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]
         "vad": digest(args.vad_model) or args.vad,
         "stream": args.stream,
         "channel": args.channel,
+        **{name: getattr(args, name) for name in ("track", "raw", "rate", "raw_channels") if getattr(args, name)},
     }
     if options.language_model is not None:
         made_by["language_model"] = options.language_model.digest
     return made_by
 
 
-def _missing(outputs: OutputFolder, files: list[Path], made_by: Any) -> list[Path]:
+def _missing(outputs: OutputFolder, inputs: list[Input], made_by: Any) -> list[Input]:
     """Recordings to recognise: those without a transcript, or with one made in another way."""
-    states = {file: outputs.state_of(file, made_by) for file in files}
-    counts = Counter(states.values())
+    states = [outputs.state_of(item, made_by) for item in inputs]
+    counts = Counter(states)
     if counts["done"]:
-        show_progress(f"{counts['done']} of {len(files)} are already in {outputs.folder}", keep=True)
+        show_progress(f"{counts['done']} of {len(inputs)} are already in {outputs.folder}", keep=True)
     if counts["outdated"]:
         show_progress(
             f"{counts['outdated']} in {outputs.folder} are of another model, other options or changed recordings: "
@@ -167,100 +221,4 @@ def _missing(outputs: OutputFolder, files: list[Path], made_by: Any) -> list[Pat
             "(--overwrite replaces them)",
             keep=True,
         )
-    return [file for file in files if states[file] in ("missing", "outdated")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """Recognises recordings one at a time, and writes their transcripts."""
-
-    args: argparse.Namespace
-    recognizer: Recognizer
-    vad: VoiceActivityDetector | None
-    outputs: OutputFolder | None
-    made_by: Any
-    is_single: bool
-
-    @property
-    def prints_segments(self) -> bool:
-        """Whether segments are printed as they are found."""
-        return self.is_single and self.outputs is None and self.args.format == "txt"
-
-    def recognize(self, file: Path, on_progress: Callable[[float], None]) -> tuple[Transcript, bool]:
-        """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before."""
-        segments: list[Result] = []
-        seconds, error = 0.0, None
-
-        def progressed(done: float) -> None:
-            nonlocal seconds
-            seconds = done
-            on_progress(done)
-
-        def found(segment: Result) -> None:
-            segments.append(segment)
-            if self.prints_segments:
-                show_progress("")
-                print_result(f"{segment.text}\n")
-
-        try:
-            if self.args.stream:
-                self._stream(file, progressed, found)
-            else:
-                for segment in self.recognizer.segments(
-                    file, vad=self.vad, channel=self.args.channel, on_progress=progressed
-                ):
-                    found(segment)
-        except KeyboardInterrupt:
-            return Transcript.of(segments, seconds, AudioError(f"{file}: {_INTERRUPTED}")), True
-        except AudioError as damage:
-            if seconds == 0:
-                raise
-            error = damage
-        if self.prints_segments and not segments:
-            print_result("\n")
-        return Transcript.of(segments, seconds, error), False
-
-    def _stream(self, file: Path, on_progress: Callable[[float], None], found: Callable[[Result], None]) -> None:
-        """Recognise a file as if it were live, showing partial results on stderr."""
-        stream = self.recognizer.create_stream()
-        sample_rate = self.recognizer.bundle.manifest.features.sample_rate
-        shown = ""
-        try:
-            for block in read_blocks(file, sample_rate, _STREAM_BLOCK_S, channel=self.args.channel):
-                stream.accept_waveform(sample_rate, block)
-                self._decode(stream, found)
-                on_progress(stream.duration)
-                text = stream.get_result().text
-                if text != shown:
-                    shown = text
-                    show_progress(text, keep=True)
-        except (AudioError, KeyboardInterrupt):
-            with contextlib.suppress(U2moeError):  # keep what was recognised so far
-                stream.input_finished()
-                self._decode(stream, found)
-            raise
-        stream.input_finished()
-        self._decode(stream, found)
-
-    def _decode(self, stream: Stream, found: Callable[[Result], None]) -> None:
-        self.recognizer.decode_streams([stream])
-        for segment in stream.take_segments():
-            found(segment)
-
-    def write(self, file: Path, transcript: Transcript) -> None:
-        """Write a transcript to its file; an incomplete one never replaces a complete one."""
-        if self.prints_segments:
-            return
-        name = str(file)
-        content = format_transcript(transcript, self.args.format, name=name)
-        if self.outputs is not None and transcript.complete:
-            self.outputs.write(file, content, self.made_by)
-        elif self.outputs is not None:
-            partial = self.outputs.write_partial(file, content)
-            show_progress(f"{file}: not complete: {partial}", keep=True)
-        elif self.args.format == "txt":
-            print_result(f"{file}\t{transcript.text}\n")
-        elif self.args.format == "json":
-            print_json(content)
-        else:
-            print_result(content)
+    return [item for item, state in zip(inputs, states, strict=True) if state in ("missing", "outdated")]

@@ -183,8 +183,8 @@ class WordErrorReport(WordErrors):
         lines = [
             (
                 f"{self.rate:.2%} word errors: {self.num_errors} of {self.num_words} words in {self.num_texts} texts "
-                f"({self.num_wrong_texts} with errors): {self.num_insertions} insertions, {self.num_deletions} deletions, "
-                f"{self.num_substitutions} substitutions"
+                f"({self.num_wrong_texts} with errors): {self.num_insertions} insertions, "
+                f"{self.num_deletions} deletions, {self.num_substitutions} substitutions"
             )
         ]
         confusions = self.data(num_confusions)["confusions"]

@@ -1,0 +1,145 @@
+"""What `u2moe transcribe` takes: trees, standard input, raw audio, tracks, manifests; and its JSON lines."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from commands import transcribe
+from media import write_media
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def clips(tmp_path, sound):
+    soundfile.write(tmp_path / "a.wav", sound, 16_000)
+    soundfile.write(tmp_path / "b.wav", sound[:40_000], 16_000)
+    return tmp_path
+
+
+@pytest.fixture
+def feed(monkeypatch):
+    """A function that puts bytes on the standard input."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def written(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.txt"))
+
+
+def test_folders_are_mirrored_and_equal_stems_allowed(bundle, clips, capsys):
+    (clips / "deep" / "er").mkdir(parents=True)
+    for name in ("deep/a.wav", "deep/er/a.wav", "deep/er/a.flac"):
+        soundfile.write(clips / name, soundfile.read(clips / "b.wav")[0], 16_000)
+    out = clips / "out"
+    for expected in ("", f"5 of 5 are already in {out}\n"):
+        assert transcribe(bundle, "-o", out, clips) == 0
+        assert capsys.readouterr().err == expected
+    assert written(out) == ["a.txt", "b.txt", "deep/a.txt", "deep/er/a.flac.txt", "deep/er/a.wav.txt"]
+
+
+def test_files_of_one_name_in_several_folders(bundle, clips):
+    (clips / "c").mkdir()
+    (clips / "c" / "a.wav").write_bytes((clips / "b.wav").read_bytes())
+    other = clips / "c" / ".." / "c" / "a.wav"
+    assert transcribe(bundle, "-o", clips / "out", clips / "a.wav", clips / "c" / "a.wav") == 0
+    assert written(clips / "out") == ["c/a.txt", f"{clips.name}/a.txt"]
+    assert transcribe(bundle, "-o", clips / "again", clips / "c" / "a.wav", other) == 0  # the same, spelled otherwise
+    assert len(written(clips / "again")) == 2
+
+
+def test_a_file_from_standard_input(bundle, recognizer, clips, capsys, feed):
+    feed((clips / "a.wav").read_bytes())
+    assert transcribe(bundle, "-f", "json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["file"], found["text"]) == ("stdin", recognizer.transcribe(clips / "a.wav").text)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, capsys, feed, arguments):
+    feed((sound * 32767).astype("<i2").tobytes())
+    assert transcribe(bundle, "--raw", "s16le", "--rate", "16000", "--stream", *arguments) == 0
+    out, err = capsys.readouterr()
+    stream = recognizer.create_stream()
+    stream.accept_waveform(16_000, (sound * 32767).astype(np.int16))
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    assert out.split() == stream.get_result().text.split()
+    assert len(err.splitlines()) > 3  # partial results
+
+
+def test_raw_audio_with_channels(bundle, recognizer, sound, capsys, tmp_path):
+    pairs = np.stack([np.zeros_like(sound), sound], axis=1)
+    (tmp_path / "a.pcm").write_bytes(pairs.astype("<f4").tobytes())
+    options = ["--raw", "f32le", "--rate", "16000", "--raw-channels", "2", "--channel", "1"]
+    assert transcribe(bundle, *options, tmp_path / "a.pcm") == 0
+    assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
+
+
+def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
+    file = write_media(tmp_path / "a.mkv", [np.zeros_like(sound), sound], with_video=True)
+    assert transcribe(bundle, "--track", "1", file) == 0
+    assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--raw", "s16le"], "--raw needs --rate"),
+        (["--rate", "8000"], "--rate needs --raw"),
+        (["--raw", "s16le", "--rate", "1"], "sample rate must be between"),
+        (["--raw", "s16le", "--rate", "8000", "--manifest", "x"], "--raw is for files"),
+        (["--json-lines", "-f", "srt"], "--json-lines is a format of its own"),
+    ],
+)
+def test_options_that_make_no_sense(bundle, clips, capsys, arguments, message):
+    assert transcribe(bundle, *arguments, clips / "a.wav") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_manifest_is_scored(bundle, recognizer, clips, capsys):
+    texts = [recognizer.transcribe(clips / name).text for name in ("a.wav", "b.wav")]
+    (clips / "list.tsv").write_text(f"a.wav\t{texts[0]}\nb.wav\t{texts[1]}一\nmissing.wav\t一二\n", encoding="utf-8")
+    assert transcribe(bundle, "--manifest", clips / "list.tsv") == 1
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[1] for line in out.splitlines()] == texts
+    num_words = len(texts[0]) + len(texts[1]) + 3
+    assert f"3 of {num_words} words in 3 texts (2 with errors): 0 insertions, 3 deletions, 0 substitutions" in err
+    assert "most confused: 一 > (nothing) 2, 二 > (nothing) 1\n" in err
+    arguments = ["-o", clips / "out", "--manifest", clips / "list.tsv"]
+    for _ in range(2):  # the second time from what is there
+        assert transcribe(bundle, *arguments) == 1
+        assert f"3 of {num_words} words in 3 texts" in capsys.readouterr().err
+
+
+def test_a_manifest_of_wenet(bundle, recognizer, clips, capsys):
+    lines = [{"key": name, "wav": str(clips / f"{name}.wav"), "txt": "一"} for name in ("a", "b")]
+    (clips / "data.list").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert transcribe(bundle, "--json-lines", "--manifest", clips / "data.list") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ends = [event for event in events if event["type"] == "end"]
+    assert [event["file"] for event in ends] == ["a", "b"]
+    assert events[-1]["type"] == "word_errors"
+    assert events[-1]["words"] == 2
+    (clips / "data.list").write_text("")
+    assert transcribe(bundle, "--manifest", clips / "data.list", clips / "a.wav") == 1
+    assert "data.list" in capsys.readouterr().err
+
+
+def test_json_lines_are_events_in_their_order(bundle, recognizer, clips, capsys):
+    (clips / "c.wav").write_text("no audio")
+    assert transcribe(bundle, "--json-lines", "--stream", clips) == 1
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["file"] for event in events} == {str(clips / name) for name in ("a.wav", "b.wav", "c.wav")}
+    kinds = [event["type"] for event in events if event["file"].endswith("a.wav")]
+    assert set(kinds[:-2]) == {"partial"}
+    assert kinds[-2:] == ["segment", "end"]
+    segment, end = (event for event in events if event["file"].endswith("a.wav") and event["type"] != "partial")
+    assert set(segment["words"][0]) == {"word", "start", "end", "confidence"}
+    assert (end["text"], end["complete"], end["error"]) == (segment["text"], True, None)
+    assert events[-1]["type"] == "error"
+    assert "c.wav: cannot be read as audio" in events[-1]["error"]
