@@ -206,7 +206,7 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
     for _ in range(2):
         assert transcribe(bundle, clips) == 0
         assert capsys.readouterr().err.splitlines() == [
-            f"u2moe: warning: {clips}: cannot read {clips / 'c.m4a'}",
+            f"u2moe: warning: {clips}: cannot read {clips / 'c.m4a'} (media files need: pip install 'u2moe[media]')",
             f"u2moe: warning: {clips / 'a.wav'}: its channels cancel each other when averaged: choose one channel",
         ]
     assert transcribe(bundle, "--channel", "0", clips / "a.wav") == 0
