@@ -1,4 +1,4 @@
-"""Language models for the demo model, of text in Debian packages: three sizes of a general one, and one of the game.
+"""Language models for the demo model, of text in Debian packages: three sizes of a general one, and two of domains.
 
 No sentence of a test set is in the text; how much they have in common is in the table that
 `u2moe.benchmarks.quality.language_models` makes.
@@ -20,12 +20,13 @@ from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 
 SIZES = {
-    "small": (TrainingOptions(order=3, prune=(0, 0, 2), min_word_count=3), 8),
+    "small": (TrainingOptions(order=3, prune=(0, 2, 3), min_word_count=5), 8),
     "medium": (TrainingOptions(order=3, prune=(0, 0, 1), min_word_count=2), 8),
     "large": (TrainingOptions(order=4), 16),
+    "game": (TrainingOptions(order=3), 8),
+    "numbers": (TrainingOptions(order=4), 8),
 }
-"""Options of training, and bits of a probability."""
-DOMAIN = TrainingOptions(order=3)
+"""Options of training, and bits of a probability. The first three are general."""
 NUM_SPOKEN = 30_000
 """Lines of the grammars of numbers, dates, times and commands."""
 
@@ -55,6 +56,11 @@ def general(debian: Path) -> Iterator[str]:
     yield from prose_sentences(sorted(path for path in (share / "games/fortunes").glob("*") if not path.suffix))
     yield from articles(share / "doc/anarchism")
     yield from dictionary_sentences(share / "dictd/gcide.dict.dz")
+    yield from spoken()
+
+
+def spoken() -> Iterator[str]:
+    """Numbers, dates, times, letters and commands."""
     rng = random.Random(0)
     for _ in range(NUM_SPOKEN):
         yield grammar_line(rng)
@@ -87,20 +93,15 @@ def main() -> None:
             *(read_sentences(args.work_dir / "test", VALIDATION[1:])),
         ]
     )
-    texts = {
-        "general": written(args.output / "general.txt", general(args.debian), withheld),
-        "game": written(args.output / "game.txt", game(args.queen_table), withheld),
-    }
-    for name, (options, bits) in {**SIZES, "game": (DOMAIN, 8)}.items():
-        text = texts["game" if name == "game" else "general"]
+    sources = {"general": general(args.debian), "game": game(args.queen_table), "numbers": spoken()}
+    texts = {name: written(args.output / f"{name}.txt", text, withheld) for name, text in sources.items()}
+    for name, (options, bits) in SIZES.items():
+        text = texts[name if name in texts else "general"]
         counts = count_ngrams(text, options.order, min_word_count=options.min_word_count)
         ngrams = train(counts, options, warn=print)
         path = args.output / f"{name}.lm"
         write_compact(ngrams, path, bits=bits)
-        print(
-            f"{name}: {len(text)} sentences, n-grams {ngrams.num_ngrams}, {path.stat().st_size / 1e6:.2f} MB",
-            flush=True,
-        )
+        print(f"{name}: n-grams {ngrams.num_ngrams}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 
 if __name__ == "__main__":
