@@ -45,6 +45,7 @@ from u2moe.runtime.stream import Stream
 from u2moe.runtime.subtitles import SubtitleOptions
 from u2moe.runtime.transcriber import Transcriber
 from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
+from u2moe.runtime.writing.formatter import TextFormat, TextFormatter
 
 __all__ = [
     "Alternative",
@@ -82,6 +83,8 @@ __all__ = [
     "Stream",
     "StreamError",
     "SubtitleOptions",
+    "TextFormat",
+    "TextFormatter",
     "Transcriber",
     "Transcript",
     "TruncatedAudioError",

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.validation import checked_integer, checked_number
+from u2moe.runtime.writing.formatter import TextFormat
 
 Search = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
@@ -38,6 +39,7 @@ class DecodingOptions:
         endpoint: rules by which an utterance ends and the next segment begins. None: a stream is one utterance, and
             `transcribe` uses the default rules.
         language_model: language model for the prefix beam search and the second pass; None: none.
+        text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
     """
 
     search: Search | None = None
@@ -49,6 +51,7 @@ class DecodingOptions:
     num_left_chunks: int = -1
     endpoint: EndpointConfig | None = None
     language_model: LanguageModelOptions | None = None
+    text_format: TextFormat | None = None
 
     def __post_init__(self) -> None:
         if self.search is not None and self.search not in SEARCHES:
@@ -56,6 +59,8 @@ class DecodingOptions:
         if self.endpoint is not None and not isinstance(self.endpoint, EndpointConfig):
             raise ValueError(f"endpoint must be an EndpointConfig or None, got {self.endpoint!r}")
         self._check_language_model()
+        if self.text_format is not None and not isinstance(self.text_format, TextFormat):
+            raise ValueError(f"text_format must be a TextFormat or None, got {self.text_format!r}")
         checked: dict[str, float] = {
             "beam_size": checked_integer("beam_size", self.beam_size, least=1, most=MOST_BEAMS),
             "num_left_chunks": checked_integer("num_left_chunks", self.num_left_chunks, least=-1),

@@ -16,6 +16,7 @@ from u2moe.runtime.errors import StreamError
 from u2moe.runtime.pauses import find_pauses
 from u2moe.runtime.reception import Reception
 from u2moe.runtime.utterance import Frames, State, Utterance
+from u2moe.runtime.writing.formatter import formatter_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,7 @@ class Source:
         self.options = options
         self.context = context
         self.fusion = fusion
+        self._formatter = None if options.text_format is None else formatter_of(options.text_format)
         self.frame_s = model.config.subsampling_rate * model.manifest.features.frame_shift_ms / 1000
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
@@ -111,7 +113,12 @@ class Source:
     def result(self) -> Result:
         """The partial or final result of the current utterance."""
         with self._lock:
-            return self.utterance.result(self._vocabulary, self.frame_s)
+            result = self.utterance.result(self._vocabulary, self.frame_s)
+        return result if result.is_final else self.written(result)
+
+    def written(self, result: Result) -> Result:
+        """A result as `DecodingOptions.text_format` has it."""
+        return result if self._formatter is None else self._formatter.result(result)
 
     def take_segments(self) -> list[Result]:
         """Final results of the utterances that ended since the last call, except those without words."""

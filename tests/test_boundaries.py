@@ -49,6 +49,8 @@ PUBLIC = [
     "Stream",
     "StreamError",
     "SubtitleOptions",
+    "TextFormat",
+    "TextFormatter",
     "Transcriber",
     "Transcript",
     "TruncatedAudioError",

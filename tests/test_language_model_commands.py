@@ -120,6 +120,7 @@ def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     assert out.startswith(f"--lm {tmp_path / 'toy.arpa'} --lm-weight ")
     assert "missing.wav" in err
     assert "no language model" in err
-    trials = json.loads(report.read_text(encoding="utf-8"))
-    assert trials[0]["weights"] == {}
-    assert {trial["num_words"] for trial in trials} == {2}
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert list(found) == ["first"]
+    assert found["first"][0]["weights"] == {}
+    assert {trial["num_words"] for trial in found["first"]} == {2}

@@ -1,10 +1,9 @@
 """Word errors with language models in the first pass, and what they have in common with the tests.
 
-    python -m u2moe.benchmarks.quality.language_models BUNDLE --sets LIST.tsv ... --model NAME FILE TEXT DEV[,DEV] ...
-
     python -m u2moe.benchmarks.quality.language_models BUNDLE --sets LIST.tsv ... --model NAME FILE TEXT DEV ...
 
-pass by itself; all other sets are tests.
+Every recording is encoded once, with full context. The weights of each model are tuned on its development sets (names
+separated by commas), first for the first pass, then its factor for the second; all other sets are tests.
 """
 
 from __future__ import annotations
@@ -94,9 +93,9 @@ def judge(bundle: Bundle, model: Model, sets: Mapping[str, EncodedRecordings], c
     language_model = LanguageModel.open(candidate.file)
     dev = together(bundle, model, [sets[name] for name in candidate.dev])
     passes = {}
+    best = LanguageModelOptions(model=language_model, **_START)
     for name, second_pass in PASSES.items():
-        start = LanguageModelOptions(model=language_model, **_START)
-        best, trials = tune(dev, start, second_pass=second_pass)
+        best, trials = tune(dev, best, second_pass=second_pass)
         errors = {other: own.word_errors(best, second_pass=second_pass).num_errors for other, own in sets.items()}
         weights = {key: getattr(best, key) for key in trials[-1].weights}
         passes[name] = {"weights": weights, "num_trials": len(trials), "num_errors": errors}

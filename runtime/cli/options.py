@@ -10,8 +10,10 @@ from u2moe.runtime.cli.language_model import add_language_model, language_model_
 from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import SEARCHES, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.native import KERNELS, VARIABLE
 from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.writing.formatter import TextFormat
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -31,6 +33,11 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
+    group = parser.add_argument_group("written text")
+    group.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
+    group.add_argument(
+        "--capitalized", type=Path, metavar="FILE", help="further words that --format-text writes with capitals"
+    )
     add_language_model(parser)
 
 
@@ -57,6 +64,7 @@ def make_recognizer(args: argparse.Namespace) -> Recognizer:
 
 def decoding_options(args: argparse.Namespace) -> DecodingOptions:
     """How to decode."""
+    language_model = language_model_options(args)
     return DecodingOptions(
         search=args.search,
         beam_size=args.beam_size,
@@ -65,8 +73,22 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
         chunk_size=args.chunk_size,
         num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
         endpoint=EndpointConfig(),
-        language_model=language_model_options(args),
+        language_model=language_model,
+        text_format=_text_format(args, language_model),
     )
+
+
+def _text_format(args: argparse.Namespace, language_model: LanguageModelOptions | None) -> TextFormat | None:
+    if not args.format_text:
+        if args.capitalized:
+            raise ValueError("--capitalized needs --format-text")
+        return None
+    try:
+        lines = args.capitalized.read_text(encoding="utf-8-sig").splitlines() if args.capitalized else []
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{args.capitalized}: {error}") from error
+    known = language_model.model.capitalized() if language_model else ()
+    return TextFormat(capitalized=(*known, *(line.strip() for line in lines if line.strip())))
 
 
 def read_hotwords(file: Path) -> list[str | tuple[str, float]]:

@@ -115,7 +115,7 @@ def run_tune(args: argparse.Namespace) -> int:
     from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import AudioError
     from u2moe.runtime.language.model import LanguageModelOptions
-    from u2moe.runtime.language.tuning import EncodedRecordings, Trial, tune
+    from u2moe.runtime.language.tuning import FIRST_GRID, SECOND_GRID, EncodedRecordings, Trial, tune
     from u2moe.runtime.recognizer import Recognizer
 
     recognizer = Recognizer.from_pretrained(args.model)
@@ -136,12 +136,16 @@ def run_tune(args: argparse.Namespace) -> int:
         weights = ", ".join(f"{name} {value:g}" for name, value in trial.weights.items()) or "no language model"
         show_progress(f"{trial.num_errors / max(trial.num_words, 1):7.2%}  {weights}", keep=True)
 
-    second_pass = recognizer.model.has_decoder and not args.first_pass
-    best, trials = tune(encoded, start, second_pass=second_pass, on_trial=told)
+    best, found = start, {}
+    passes = ("first", "second") if recognizer.model.has_decoder and not args.first_pass else ("first",)
+    for name in passes:
+        show_progress(f"{name} pass", keep=True)
+        best, trials = tune(encoded, best, second_pass=name == "second", on_trial=told)
+        found[name] = [dataclasses.asdict(trial) for trial in trials]
     if args.report:
-        content = [dataclasses.asdict(trial) for trial in trials]
-        args.report.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    options = [f"--lm-{name.replace('_', '-')} {getattr(best, name):g}" for name in trials[-1].weights]
+        args.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tuned = [*FIRST_GRID, *(SECOND_GRID if "second" in found else ())]
+    options = [f"--lm-{name.replace('_', '-')} {getattr(best, name):g}" for name in tuned]
     print_result(" ".join([f"--lm {args.lm}", *options]) + "\n")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.arpa import read_arpa
 from u2moe.runtime.language.compact import is_compact, read_compact
-from u2moe.runtime.language.ngrams import Ngrams
+from u2moe.runtime.language.ngrams import Ngrams, is_special
 from u2moe.runtime.text import WORD_BOUNDARY
 from u2moe.runtime.validation import checked_number
 
@@ -53,6 +54,20 @@ class LanguageModel:
     def level(self) -> Level:
         """What it predicts: tokens, if U+2581 is among its symbols, and words otherwise."""
         return "token" if any(WORD_BOUNDARY in word for word in self.ngrams.words) else "word"
+
+    def capitalized(self) -> tuple[str, ...]:
+        """Words that the text of the model has with capitals more often than without, in the middle of sentences.
+
+        Unigrams of a Kneser-Ney model are as probable as the number of different words before them, so that capitals
+        at the beginning of sentences count for little.
+        """
+        log_probs = self.ngrams.log_prob[1 : 1 + len(self.ngrams.words)].tolist()
+        best: dict[str, tuple[float, str]] = {}
+        for word, log_prob in zip(self.ngrams.words, log_probs, strict=True):
+            if not is_special(word):
+                best[word.lower()] = max(best.get(word.lower(), (-math.inf, "")), (log_prob, word))
+        least = min(log_probs)
+        return tuple(word for lower, (log_prob, word) in best.items() if word != lower and log_prob > least)
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self

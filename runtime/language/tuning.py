@@ -34,8 +34,8 @@ FIRST_GRID: dict[str, tuple[float, ...]] = {
     "unknown_score": (-10.0, -5.0, -2.0, 0.0),
 }
 """Values that are tried in the first pass."""
-SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)} | FIRST_GRID
-"""Values that are tried with the second pass."""
+SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
+"""Values that are tried with the second pass, once the weights of the first pass are chosen."""
 _NUM_ROUNDS = 2
 
 

@@ -1,0 +1,237 @@
+"""Numbers, times, dates and money as digits, sentences with small letters; scores and times stay."""
+
+import dataclasses
+import json
+
+import pytest
+from commands import transcribe
+from feeding import CHUNKED, feed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tones import say
+
+from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormatter
+from u2moe.runtime.language.counts import count_ngrams
+from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
+from u2moe.runtime.writing.english import write
+from u2moe.runtime.writing.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
+
+SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}
+ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
+            "twelve": "twelfth"}  # fmt: skip
+
+
+def spell(number, join=""):
+    """A number from 1 in words, with `join` (such as "and") before tens and units."""
+    for scale, size in reversed(SCALES.items()):
+        if number >= size:
+            rest = number % size
+            link = f" {join}" if join and 0 < rest < 100 else ""
+            return f"{spell(number // size, join)} {scale}{link}{f' {spell(rest, join)}' if rest else ''}"
+    if number >= 100:
+        rest = number % 100
+        link = f" {join}" if join and rest else ""
+        return f"{SPELLED[number // 100]} hundred{link}{f' {spell(rest)}' if rest else ''}"
+    if number in SPELLED:
+        return SPELLED[number]
+    return f"{SPELLED[number // 10 * 10]} {SPELLED[number % 10]}"
+
+
+def written(text):
+    return " ".join(part.text for part in write(text.split()))
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 10**12 - 1), st.sampled_from(["", "and"]))
+def test_every_number_is_read_as_it_is_spelled(number, join):
+    words = spell(number, join).split()
+    assert cardinal(words, 0) == (number, len(words))
+    assert cardinal(["the", *words, "dogs"], 1) == (number, len(words) + 1)
+
+
+@given(st.integers(1, 10**6))
+def test_every_ordinal_is_read_as_it_is_spelled(number):
+    *head, last = spell(number).split()
+    regular = f"{last[:-1]}ie" if last.endswith("y") else last
+    words = [*head, ORDINALS.get(last, f"{regular}th")]
+    assert ordinal(["the", *words, "dog"], 1) == (number, len(words) + 1)
+
+
+@given(st.integers(1300, 2099))
+def test_every_year_is_read_as_it_is_said(number):
+    century, rest = divmod(number, 100)
+    if rest and century >= 13:
+        said = f"{spell(century)} {'oh ' if rest < 10 else ''}{spell(rest)}".split()
+        assert year(said, 0) == (number, len(said))
+        assert written(" ".join(said)) == str(number)
+
+
+EXAMPLES = {
+    "i have one apple and twelve pears": "i have one apple and 12 pears",
+    "two hundred thirty four thousand": "234,000",
+    "one hundred and one dalmatians": "101 dalmatians",
+    "nine thousand nine hundred": "9900",
+    "twenty five twenty six": "25 26",
+    "a hundred times": "a hundred times",
+    "five hundred and": "500 and",
+    "on the twenty first of may": "on the 21st of may",
+    "the fifth of june": "the 5th of june",
+    "the second one": "the second one",
+    "the hundredth time": "the 100th time",
+    "january fifth twenty twenty six": "january 5, 2026",
+    "march second nineteen hundred": "march 2, 1900",
+    "june nineteen eighty four": "june 1984",
+    "december twenty five": "december 25",
+    "may fifth": "may 5",
+    "you may five": "you may five",
+    "january fortieth": "january 40th",
+    "at ten thirty": "at 10:30",
+    "from nine fifteen to ten oh five": "from 9:15 to 10:05",
+    "seven thirty p m": "7:30 p.m.",
+    "seven pm tomorrow": "7 p.m. tomorrow",
+    "five o'clock": "5 o'clock",
+    "half past four": "half past four",
+    "five dollars and twenty cents": "$5.20",
+    "one dollar": "$1",
+    "a million dollars": "$1 million",
+    "two point five million euros": "\u20ac2.5 million",
+    "two million five hundred thousand": "2,500,000",
+    "three million": "3 million",
+    "fifty five percent": "55%",
+    "three point one four percent": "3.14%",
+    "zero point five": "0.5",
+    "call one two three four": "call 1234",
+    "zero zero seven": "007",
+    "one two": "one two",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("spoken", EXAMPLES)
+def test_english_as_it_is_written(spoken):
+    assert written(spoken) == EXAMPLES[spoken]
+
+
+VOCABULARY = sorted({*UNITS, *TEENS, *TENS, *SCALES, "hundred", "zero", "oh", "and", "a", "point", "percent", "dollars",
+                     "cents", "cent", "p", "m", "am", "o'clock", "at", "may", "june", "first", "twentieth", "of", "dog",
+                     "i", "monday", "new", "york"})  # fmt: skip
+
+
+def result_of(words, confidences=None):
+    spoken = [
+        WordResult(word=word, start=float(place), end=place + 0.75, confidence=0.5 + place / 100)
+        for place, word in enumerate(words)
+    ]
+    text = " ".join(words)
+    best = Alternative(text=text, tokens=[1], score=-1.0, ctc_score=-1.0, attention_score=None)
+    return Result(
+        text=text, is_final=True, segment=3, start=0.0, end=len(words) - 0.25 if words else 0.0, tokens=[1, 2],
+        times=[0.1, 0.2], words=spoken, confidence=0.7, score=-1.0, nbest=[best],
+    )  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(VOCABULARY), max_size=12), st.booleans(), st.booleans())
+def test_words_keep_their_times_whatever_is_said(words, numbers, capitals):
+    spoken = result_of([word.upper() if capitals else word for word in words])
+    parts = write(words)
+    assert [part.begin for part in parts] == [0, *(part.end for part in parts[:-1])][: len(parts)]
+    assert sum(part.end - part.begin for part in parts) == len(words)
+    found = TextFormatter(TextFormat(numbers=numbers)).result(spoken)
+    assert found.text == " ".join(word.word for word in found.words)
+    assert all(word.word and " " not in word.word for word in found.words)
+    own = parts if numbers else [(word, place, place + 1) for place, word in enumerate(words)]
+    for word, (_, begin, end) in zip(found.words, own, strict=True):
+        assert (word.start, word.end) == (spoken.words[begin].start, spoken.words[end - 1].end)
+        assert word.confidence == min(other.confidence for other in spoken.words[begin:end])
+    untouched = dataclasses.replace(found, text=spoken.text, words=spoken.words, nbest=spoken.nbest)
+    assert untouched == spoken
+    (best,) = found.nbest
+    assert dataclasses.replace(best, text=spoken.text) == spoken.nbest[0]
+    assert best.text == found.text
+
+
+@pytest.mark.parametrize(
+    ("spoken", "expected"),
+    [
+        ("I THINK MAY FIFTH IS FINE FOR MCDONALD", "I think May 5 is fine for McDonald"),
+        ("IN NEW YORK ON MONDAY I'M OLD MCDONALD'S DOG", "In New York on Monday I'm old McDonald's dog"),
+        ("NEW SHOES MAY BE NICE", "New shoes may be nice"),
+        ("TWENTY FIVE", "25"),
+        ("He lives in new York", "He lives in new York"),
+        ("He said Twenty five", "He said 25"),
+        ("\u4f60\u597d ONE HUNDRED", "\u4f60\u597d ONE HUNDRED"),
+        ("", ""),
+    ],
+)
+def test_capitals_are_for_what_has_them(spoken, expected):
+    assert TextFormatter(TextFormat(capitalized=("McDonald",))).text(spoken) == expected
+
+
+def test_a_language_model_knows_what_has_capitals():
+    text = [
+        ["The", "dog", "of", "Anna", "is", "old"],
+        ["Old", "dog", "and", "Anna"],
+        ["so", "the", "Dog"],
+        ["a", "dog"],
+    ]
+    model = LanguageModel(train(count_ngrams(text, 2), TrainingOptions(order=2)))
+    assert model.capitalized() == ("Anna",)
+
+
+def test_only_one_alternative_is_left_of_those_that_are_written_alike():
+    spoken = result_of(["ZERO", "OH", "ONE"])
+    other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
+    found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
+    assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
+
+
+def test_transcripts_are_written_segment_by_segment():
+    segments = [result_of(["TWENTY", "ONE"]), result_of(["DOGS"])]
+    transcript = Transcript.of(segments, 5.0)
+    found = TextFormatter().transcript(transcript)
+    assert found.text == "21 Dogs"
+    assert found.duration == 5.0
+    assert found.segments[0].words == [WordResult(word="21", start=0.0, end=1.75, confidence=0.5)]
+
+
+def test_streams_write_when_they_are_told_to(toy):
+    samples, _ = say("ABCD", [0.3, 0.3, 1.2, 0.3])
+    plain = feed(toy, samples)
+    options = dataclasses.replace(CHUNKED, text_format=TextFormat(capitalized=("B",)))
+    formatted = feed(toy, samples, options=options)
+    assert [segment.text for segment in plain] == ["A B", "C D"]
+    assert [segment.text for segment in formatted] == ["A B", "C d"]
+    assert [segment.times for segment in formatted] == [segment.times for segment in plain]
+    assert [segment.score for segment in formatted] == [segment.score for segment in plain]
+    stream = toy.create_stream(options)
+    stream.accept_waveform(16_000, samples[:20_000])
+    toy.decode_streams([stream])
+    assert stream.get_result().text == "A b"[: len(stream.get_result().text)]
+
+
+def test_formats_are_checked():
+    for wrong in ({"numbers": 1}, {"casing": None}, {"capitalized": "Anna"}, {"capitalized": [1]}):
+        with pytest.raises(ValueError):
+            TextFormat(**wrong)
+    with pytest.raises(ValueError, match="must be a TextFormat"):
+        DecodingOptions(text_format=True)
+
+
+@given(st.integers(1, 10**6))
+def test_suffixes(number):
+    expected = "th" if number // 10 % 10 == 1 else ("th", "st", "nd", "rd", *["th"] * 6)[number % 10]
+    assert suffixed(number) == f"{number}{expected}"
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_on_request(bundle, clips, capsys):
+    for options in ((), ("--format-text",)):
+        assert transcribe(bundle, "-f", "json", *options, clips / "a.wav") == 0
+    plain, formatted = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert formatted["text"] == TextFormatter().text(plain["text"]) != plain["text"]
+    for name in ("tokens", "times", "score"):
+        assert formatted["segments"][0][name] == plain["segments"][0][name]
+    assert transcribe(bundle, "--capitalized", clips / "missing", clips / "a.wav") == 1
+    assert "--capitalized needs --format-text" in capsys.readouterr().err
