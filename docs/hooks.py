@@ -21,7 +21,7 @@ from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MARK = re.compile(r"^\{\{ (\w+) ?([\w./]*) \}\}$", re.MULTILINE)
+MARK = re.compile(r"^\{\{ (\w+) ?([\w./ ]*) \}\}$", re.MULTILINE)
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?!\w+:)[^)#]+)(?P<anchor>#[^)]*)?\)")
 ORDER = ("runtime", "export", "quantize", "benchmarks")
 HELP_WIDTH = "100"
@@ -93,7 +93,7 @@ def summary(file: Path) -> str:
 def help_of(command: str) -> str:
     """What `u2moe COMMAND --help` prints, folded."""
     done = subprocess.run(
-        [sys.executable, "-m", "u2moe", command, "--help"],
+        [sys.executable, "-m", "u2moe", *command.split(), "--help"],
         env={**os.environ, "COLUMNS": HELP_WIDTH, "NO_COLOR": "1"},
         capture_output=True,
         text=True,

@@ -4,15 +4,15 @@ import dataclasses
 import json
 
 import pytest
-from commands import transcribe
 from feeding import CHUNKED, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import say
 
-from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormatter
+from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormatter, cli
 from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
+from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.writing.english import write
 from u2moe.runtime.writing.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
@@ -226,12 +226,13 @@ def test_suffixes(number):
 
 
 @pytest.mark.slow
-def test_the_command_line_writes_on_request(bundle, clips, capsys):
+def test_the_command_line_writes_on_request(capsys):
+    clip = DEMO_FOLDER / "clips" / "phone_number.flac"
     for options in ((), ("--format-text",)):
-        assert transcribe(bundle, "-f", "json", *options, clips / "a.wav") == 0
+        assert cli.main(["transcribe", "-f", "json", *options, str(clip)]) == 0
     plain, formatted = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert formatted["text"] == TextFormatter().text(plain["text"]) != plain["text"]
     for name in ("tokens", "times", "score"):
         assert formatted["segments"][0][name] == plain["segments"][0][name]
-    assert transcribe(bundle, "--capitalized", clips / "missing", clips / "a.wav") == 1
+    assert cli.main(["transcribe", "--capitalized", "missing", str(clip)]) == 1
     assert "--capitalized needs --format-text" in capsys.readouterr().err
