@@ -8,7 +8,7 @@ KERNELS = $(shell git ls-files runtime/kernels)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 LARGEST_WHEEL = 2000000
 
-.PHONY: demo test check lint types docs unit kernels fast oldest clean
+.PHONY: demo test check lint types docs unit kernels fast oldest examples clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
@@ -66,6 +66,15 @@ endif
 .venv/kernels: .venv/ready build/kernels/ready
 	.venv/$(PIP_INSTALL) --no-deps --force-reinstall build/kernels/wheels/*.whl
 	touch $@
+
+# The examples in other languages; what a missing package prevents is left out with a message.
+examples: .venv/ready
+	@if command -v cmake >/dev/null && test -f /usr/include/onnxruntime/onnxruntime_cxx_api.h; \
+	then cmake -S examples/cpp -B build/cpp >/dev/null && cmake --build build/cpp; \
+	else echo "C++ left out: apt-get install cmake g++ libonnxruntime-dev"; fi
+	@if command -v npm >/dev/null; \
+	then cd examples/browser && npm ci --ignore-scripts --no-audit --no-fund && ../../.venv/bin/python make_site.py ../../build/site; \
+	else echo "browser left out: apt-get install nodejs npm"; fi
 
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
 SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks))

@@ -1,0 +1,180 @@
+// The graphs of a bundle as functions on arrays. Holds no state of streams.
+#pragma once
+
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+
+namespace u2moe {
+
+using Floats = std::vector<float>;
+
+// What the encoder keeps of the past of a stream.
+struct Caches {
+  int64_t offset = 0;
+  int64_t length = 0;  // frames of att
+  Floats att, cnn;
+};
+
+// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
+struct TokenScores {
+  Floats left, right;
+  std::size_t width;
+};
+
+class Graphs {
+ public:
+  Graphs(const Bundle& bundle, int num_threads)
+      : m_(bundle.manifest),
+        env_(ORT_LOGGING_LEVEL_ERROR, "u2moe"),
+        features_(session(bundle, "features", num_threads)),
+        encoder_(session(bundle, "encoder", num_threads)),
+        ctc_(session(bundle, "ctc", num_threads)),
+        decoder_(m_.has_decoder ? session(bundle, "decoder", num_threads) : Ort::Session(nullptr)) {}
+
+  // Features [frames, mel] of the whole frames of samples.
+  Floats features(Floats samples) {
+    const std::array<int64_t, 2> shape = {1, static_cast<int64_t>(samples.size())};
+    const auto outputs = run(features_, {"samples"}, tensor(samples, shape), {"features"});
+    return values(outputs[0]);
+  }
+
+  Caches start() const {
+    Caches caches;
+    if (m_.convolution) caches.cnn.assign(static_cast<std::size_t>(m_.num_blocks) * m_.conv_dim * m_.conv_cache, 0.0F);
+    return caches;
+  }
+
+  // Encoder output [time, dim] of one chunk; the caches become those for the next. With limited left context, a position
+  // that would exceed the model's maximum is moved back first.
+  Floats encode(Floats window, Caches& caches, int64_t required) {
+    int64_t num_frames = static_cast<int64_t>(window.size()) / m_.feature_size;
+    const int64_t time = (num_frames - m_.right_context - 1) / m_.subsampling_rate + 1;
+    if (required >= 0 && caches.offset + time > m_.max_position) {
+      caches.offset = std::min(caches.offset, std::max<int64_t>(caches.length, m_.conv_cache));
+    }
+    const std::array<int64_t, 1> one = {1};
+    const std::array<int64_t, 3> window_shape = {1, num_frames, m_.feature_size};
+    const std::array<int64_t, 5> att_shape = {m_.num_blocks, 1, m_.num_kv_heads, caches.length, m_.kv_dim};
+    const std::array<int64_t, 4> cnn_shape = {m_.num_blocks, 1, m_.conv_dim, m_.conv_cache};
+    std::vector<const char*> inputs = {"chunk", "chunk_lens", "offset", "required_cache_size", "att_cache"};
+    std::vector<const char*> outputs = {"output", "r_att_cache"};
+    std::vector<Ort::Value> feeds;
+    feeds.push_back(tensor(window, window_shape));
+    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &num_frames, 1, one.data(), 1));
+    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &caches.offset, 1, one.data(), 1));
+    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &required, 1, nullptr, 0));
+    feeds.push_back(tensor(caches.att, att_shape));
+    if (m_.convolution) {
+      inputs.push_back("cnn_cache");
+      outputs.push_back("r_cnn_cache");
+      feeds.push_back(tensor(caches.cnn, cnn_shape));
+    }
+    const auto found = run(encoder_, inputs, feeds, outputs);
+    const int64_t kept = required >= 0 ? std::min(caches.length + time, required) : caches.length + time;
+    caches.offset += time;
+    caches.length = found[1].GetTensorTypeAndShapeInfo().GetShape()[3];
+    caches.att = values(found[1]);
+    if (m_.convolution) caches.cnn = values(found[2]);
+    keep_last(caches, kept);
+    return values(found[0]);
+  }
+
+  // Keep only the last frames of the attention cache.
+  void keep_last(Caches& caches, int64_t length) const {
+    if (caches.length <= length) return;
+    Floats att;
+    for (int64_t row = 0; row < int64_t{m_.num_blocks} * m_.num_kv_heads; ++row) {
+      const auto end = caches.att.begin() + (row + 1) * caches.length * m_.kv_dim;
+      att.insert(att.end(), end - length * m_.kv_dim, end);
+    }
+    caches.att = std::move(att);
+    caches.length = length;
+  }
+
+  // Log-probabilities [time, vocab] of encoder output [time, dim].
+  Floats ctc(Floats output) {
+    const std::array<int64_t, 3> shape = {1, static_cast<int64_t>(output.size()) / m_.output_size, m_.output_size};
+    return values(run(ctc_, {"encoder_out"}, tensor(output, shape), {"log_probs"})[0]);
+  }
+
+  // Scores of token sequences by the decoders.
+  TokenScores score(Floats output, const std::vector<std::vector<int>>& hypotheses) {
+    int64_t num_frames = static_cast<int64_t>(output.size()) / m_.output_size;
+    std::size_t length = 1;
+    std::vector<int64_t> hyps, lens;
+    for (const auto& tokens : hypotheses) length = std::max(length, tokens.size());
+    for (const auto& tokens : hypotheses) {
+      hyps.insert(hyps.end(), tokens.begin(), tokens.end());
+      hyps.insert(hyps.end(), length - tokens.size(), m_.eos);
+      lens.push_back(static_cast<int64_t>(tokens.size()));
+    }
+    const int64_t num = static_cast<int64_t>(hypotheses.size());
+    const std::array<int64_t, 3> hyps_shape = {1, num, static_cast<int64_t>(length)};
+    const std::array<int64_t, 2> lens_shape = {1, num};
+    const std::array<int64_t, 3> output_shape = {1, num_frames, m_.output_size};
+    const std::array<int64_t, 1> one = {1};
+    std::vector<Ort::Value> feeds;
+    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, hyps.data(), hyps.size(), hyps_shape.data(), 3));
+    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, lens.data(), lens.size(), lens_shape.data(), 2));
+    feeds.push_back(tensor(output, output_shape));
+    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &num_frames, 1, one.data(), 1));
+    std::vector<const char*> outputs = {"score"};
+    if (m_.bidirectional) outputs.push_back("r_score");
+    const auto found = run(decoder_, {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, feeds, outputs);
+    return {values(found[0]), m_.bidirectional ? values(found[1]) : Floats{}, length + 1};
+  }
+
+  bool has_decoder() const { return m_.has_decoder; }
+
+ private:
+  // The session reads the bytes that were verified, not the file a second time.
+  Ort::Session session(const Bundle& bundle, const std::string& name, int num_threads) {
+    const std::string file = name + ".onnx", data = file + ".data";
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(num_threads);
+    options.SetInterOpNumThreads(1);
+    options.DisableMemPattern();
+    std::vector<char> weights;
+    if (bundle.has(data)) {
+      weights = bundle.verified(data);
+      options.AddExternalInitializersFromFilesInMemory({data}, {weights.data()}, {weights.size()});
+    }
+    const std::vector<char> content = bundle.verified(file);
+    return Ort::Session(env_, content.data(), content.size(), options);
+  }
+
+  template <std::size_t N>
+  Ort::Value tensor(Floats& data, const std::array<int64_t, N>& shape) const {
+    return Ort::Value::CreateTensor<float>(memory_, data.data(), data.size(), shape.data(), N);
+  }
+
+  template <class Feeds>
+  std::vector<Ort::Value> run(Ort::Session& session, const std::vector<const char*>& inputs, const Feeds& feeds,
+                              const std::vector<const char*>& outputs) const {
+    return session.Run(Ort::RunOptions{nullptr}, inputs.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size());
+  }
+
+  std::vector<Ort::Value> run(Ort::Session& session, const std::vector<const char*>& inputs, Ort::Value feed,
+                              const std::vector<const char*>& outputs) const {
+    return session.Run(Ort::RunOptions{nullptr}, inputs.data(), &feed, 1, outputs.data(), outputs.size());
+  }
+
+  static Floats values(const Ort::Value& value) {
+    const float* data = value.GetTensorData<float>();
+    return Floats(data, data + value.GetTensorTypeAndShapeInfo().GetElementCount());
+  }
+
+  Manifest m_;
+  Ort::Env env_;
+  Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  Ort::Session features_, encoder_, ctc_, decoder_;
+};
+
+}  // namespace u2moe
