@@ -6,7 +6,9 @@ import argparse
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
+from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
 from u2moe.runtime.cli.options import Subparsers, add_decoding, decoding_options, read_hotwords
 from u2moe.runtime.cli.terminal import complain, show_progress
 from u2moe.runtime.corpus.blocks import Shard
@@ -14,14 +16,19 @@ from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import OUTPUT_FORMATS, CorpusOptions, RunProgress, run_corpus
 
+_ACTIONS = {"status": add_status, "merge": add_merge, "score": add_score}
+
 
 def add_corpus(subparsers: Subparsers) -> None:
-    """`u2moe corpus MANIFEST OUT`."""
-    parser = subparsers.add_parser(
-        "corpus",
-        help="recognise a corpus, each utterance exactly once",
-        description="Recognise the utterances of a manifest. Results are written in blocks; a second run does what is "
-        "missing. Any number of machines may work on one folder.",
+    """`u2moe corpus MANIFEST OUT`, and `u2moe corpus status`, `merge` and `score`."""
+    listed = subparsers.add_parser("corpus", help="recognise a corpus, each utterance exactly once")
+    parser = subparsers.choices["corpus"] = _Parser(  # argparse makes sub-commands of the class of their parents alone
+        prog=listed.prog,
+        description="Recognise the utterances of a manifest. Results are written in blocks; a second run does what is\n"
+        "missing. Any number of machines may work on one folder. Of its results:\n\n"
+        "  u2moe corpus status OUT      what is done, and what is missing\n"
+        "  u2moe corpus merge OUT FILE  all rows in one file\n"
+        "  u2moe corpus score OUT       word errors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="formats of manifests:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
     )
@@ -41,6 +48,18 @@ def add_corpus(subparsers: Subparsers) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
     add_decoding(parser, chunk_size="full context")
     parser.set_defaults(run=run_corpus_command)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Hands the arguments to the parser of an action if they begin with its name; a manifest of that name is ./NAME."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """The options, and arguments that are none."""
+        if args and args[0] in _ACTIONS:
+            parser = argparse.ArgumentParser(prog=f"{self.prog} {args[0]}", description=_ACTIONS[args[0]].__doc__)
+            _ACTIONS[args[0]](parser)
+            return parser.parse_known_args(args[1:], namespace)
+        return super().parse_known_args(args, namespace)
 
 
 def run_corpus_command(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,3 +84,18 @@ def _flat(name: str, value: Any) -> Any:
 def _valid(text: str) -> str:
     """A text that Parquet can hold: bytes of a name that are not UTF-8 are shown as escapes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def merge(contents: Iterable[bytes], target: BinaryIO) -> int:
+    """Write the rows of several Parquet files into one; returns their number."""
+    num_rows, writer = 0, None
+    for content in contents:
+        table = pq.read_table(io.BytesIO(content))
+        writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
+        writer.write_table(table)
+        num_rows += len(table)
+    if writer is None:
+        pq.write_table(to_table([]), target)
+    else:
+        writer.close()
+    return num_rows

@@ -1,0 +1,123 @@
+"""`u2moe corpus status`, `merge` and `score`: what was done, in one file, and how well."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+from u2moe.runtime.cli.terminal import print_result, show_progress
+from u2moe.runtime.corpus.claims import LEASE_S, Claims
+from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.results import merge, read_outcomes
+from u2moe.runtime.corpus.score import GroupScore, Score, score
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """`u2moe corpus status OUT`."""
+    parser.add_argument("output", metavar="OUT", help="folder of results")
+    parser.add_argument("--failures", action="store_true", help="name the utterances with errors (reads all results)")
+    parser.set_defaults(run=run_status)
+
+
+def add_merge(parser: argparse.ArgumentParser) -> None:
+    """`u2moe corpus merge OUT FILE`."""
+    parser.add_argument("output", metavar="OUT", help="folder of results")
+    parser.add_argument("file", metavar="FILE", help="one file with all rows, in the order of the manifest")
+    parser.add_argument("--partial", action="store_true", help="also if utterances are missing")
+    parser.set_defaults(run=run_merge)
+
+
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """`u2moe corpus score OUT...`."""
+    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results with transcripts in the manifest")
+    parser.add_argument("--by", metavar="FIELD", help="speaker, length, or a field of the manifest, such as set")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with most errors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_score)
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Show what is done; exit code 1 while something is missing or, with --failures, has failed."""
+    folder = OutputFolder(args.output)
+    run = folder.description()
+    blocks = folder.finished_blocks()
+    num_done, total = sum(stop - start for start, stop in blocks.items()), folder.num_utterances
+    print_result(f"{run.manifest} ({run.manifest_format}), model {run.model[:12]}, {run.output_format}\n")
+    print_result(
+        f"{num_done} of {'an unknown number of' if total is None else total} utterances, {len(blocks)} blocks\n"
+    )
+    for claim in Claims(folder.claims).held() if folder.claims is not None else []:
+        state = "abandoned" if claim.age_s > LEASE_S else f"renewed {claim.age_s:.0f} s ago"
+        print_result(f"block {claim.number}: {claim.host}, process {claim.process}, {state}\n")
+    num_failed = 0
+    if args.failures:
+        for outcome in read_outcomes(folder):
+            if outcome.error is not None:
+                num_failed += 1
+                print_result(f"{outcome.key}\t{outcome.error}\n")
+        print_result(f"{num_failed} failed\n")
+    return 0 if num_done == total and not num_failed else 1
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Merge all results into one file."""
+    num_rows = merge(OutputFolder(args.output), args.file, allow_missing=args.partial)
+    show_progress(f"{args.file}: {num_rows} rows", keep=True)
+    return 0
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Show word errors."""
+    folders = [OutputFolder(output) for output in args.outputs]
+    found = score(itertools.chain.from_iterable(map(read_outcomes, folders)), by=args.by, num_worst=max(args.worst, 0))
+    num_missing = [folder.num_missing() for folder in folders]
+    if any(number != 0 for number in num_missing):
+        show_progress("utterances are missing: this is the score of those that are there", keep=True)
+    print_result(json.dumps(_as_json(found), ensure_ascii=False) + "\n" if args.json else _as_text(found))
+    return 0
+
+
+def _as_json(found: Score) -> dict[str, Any]:
+    return {
+        "total": _group(found.total),
+        "groups": {name: _group(group) for name, group in found.groups.items()},
+        "worst": [dataclasses.asdict(utterance) for utterance in found.worst],
+        "num_without_transcript": found.num_without_transcript,
+        "num_failed": found.num_failed,
+    }
+
+
+def _group(group: GroupScore) -> dict[str, Any]:
+    return {
+        "num_utterances": group.num_utterances,
+        "num_errors": group.num_errors,
+        "num_words": group.num_words,
+        "rate": round(group.rate, 6),
+        "interval": [round(limit, 6) for limit in group.interval()],
+    }
+
+
+def _as_text(found: Score) -> str:
+    lines = [_line(name, group) for name, group in (found.groups | {"all": found.total}).items()]
+    lines += [f"{found.num_failed} failed, in whole or in part: their missing words count as errors"] * (
+        found.num_failed > 0
+    )
+    lines += [f"{found.num_without_transcript} have no transcript"] * (found.num_without_transcript > 0)
+    for utterance in found.worst:
+        lines += [
+            f"{utterance.key}: {utterance.num_errors} errors, {utterance.num_words} words",
+            f"  - {utterance.reference}",
+            f"  + {utterance.text}",
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _line(name: str, group: GroupScore) -> str:
+    low, high = group.interval()
+    return (
+        f"{name}: {group.rate:.2%} word errors (95 %: {low:.2%} to {high:.2%}), {group.num_words} words, "
+        f"{group.num_utterances} utterances"
+    )

@@ -1,0 +1,69 @@
+"""The results of a run: read in order, and merged into one file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from u2moe.runtime.corpus.block_writer import decode
+from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.rows import Outcome, outcome_of
+from u2moe.runtime.errors import CorpusError
+
+
+def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
+    """What the rows of a run say, in the order of the manifest.
+
+    Raises:
+        CorpusError: there is no run in the folder.
+    """
+    output_format = folder.description().output_format
+    for _, content in folder.contents():
+        yield from map(outcome_of, decode(content, output_format))
+
+
+def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing: bool = False) -> int:
+    """Write all rows into one file of the same format, in the order of the manifest. Returns their number.
+
+    Args:
+        folder: the folder of a run.
+        target: the file, which appears when it is whole.
+        allow_missing: whether utterances may be missing.
+
+    Raises:
+        CorpusError: there is no run in the folder, or utterances are missing.
+        OSError: the file cannot be written.
+    """
+    output_format = folder.description().output_format
+    num_missing = folder.num_missing()
+    if num_missing != 0 and not allow_missing:
+        missing = "the manifest was not read to its end" if num_missing is None else f"{num_missing} are missing"
+        raise CorpusError(f"{folder.path}: {missing}: run it to its end, or merge what is there with --partial")
+    path = Path(target)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as stream:
+            num_rows = (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return num_rows
+
+
+def _merge_lines(folder: OutputFolder, stream: BinaryIO) -> int:
+    num_rows = 0
+    for _, content in folder.contents():
+        stream.write(content)
+        num_rows += content.count(b"\n")
+    return num_rows
+
+
+def _merge_tables(folder: OutputFolder, stream: BinaryIO) -> int:
+    from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
+
+    return parquet.merge((content for _, content in folder.contents()), stream)

@@ -1,0 +1,152 @@
+"""What becomes of the results of a run: status, one file, word errors; and the command line."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from corpora import ToyChoice, rows_in, write_corpus, write_list
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2moe.runtime import CorpusError
+from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.block_writer import decode, encode
+from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.results import merge, read_outcomes
+from u2moe.runtime.corpus.rows import Outcome
+from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
+from u2moe.runtime.corpus.score import GroupScore, score
+from u2moe.runtime.corpus.word_errors import edit_distance, words
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+ONE = CorpusOptions(block_size=4, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    corpus = write_corpus(tmp_path_factory.mktemp("corpus"), 6)
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    lines[1] |= {"txt": f"{lines[1]['txt']} A", "set": "dev"}  # one word is missing
+    lines[3] |= {"wav": "missing.wav", "txt": "A B"}
+    del lines[4]["txt"]
+    run_corpus(write_list(corpus, lines), corpus.parent / "out", ToyChoice(), ONE)
+    return corpus.parent / "out"
+
+
+def test_score_by_speaker_and_field(results):
+    outcomes = list(read_outcomes(OutputFolder(str(results))))
+    found = score(outcomes, by="speaker", num_worst=3)
+    num_words = sum(len(outcome.reference.split()) for outcome in outcomes if outcome.reference is not None)
+    assert (found.total.num_errors, found.total.num_words, found.total.num_utterances) == (3, num_words, 5)
+    assert (found.num_failed, found.num_without_transcript) == (1, 1)
+    assert {name: group.num_errors for name, group in found.groups.items()} == {"s0": 2, "s1": 1, "s2": 0}
+    assert [(worst.key, worst.num_errors) for worst in found.worst] == [("k3", 2), ("k1", 1)]
+    assert list(score(outcomes, by="set").groups) == ["dev", "unknown"]
+    assert sum(group.num_utterances for group in score(outcomes, by="length").groups.values()) == 5
+    with pytest.raises(CorpusError, match="no utterance has a transcript"):
+        score(outcome for outcome in outcomes if outcome.reference is None)
+
+
+def outcome(reference, text, number=0):
+    return Outcome(key=str(number), text=text, duration=1.0, reference=reference, speaker=None, fields={}, error=None)
+
+
+texts = st.lists(st.sampled_from(["a", "B", "c."]), max_size=4).map(" ".join)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8))
+def test_scores_add_up(pairs):
+    found = score((outcome(*pair, number) for number, pair in enumerate(pairs)), by="length", num_worst=2)
+    errors = [edit_distance(words(reference), words(text)) for reference, text in pairs]
+    assert found.total.num_errors == sum(errors) == sum(group.num_errors for group in found.groups.values())
+    assert [worst.num_errors for worst in found.worst] == sorted(filter(None, errors), reverse=True)[:2]
+    low, high = found.total.interval()
+    assert low <= high
+
+
+def test_intervals_are_those_of_resampled_utterances():
+    """Against the plain bootstrap, and the standard error of a mean."""
+    rng = np.random.default_rng(1)
+    errors, lengths = rng.binomial(10, 0.2, 400), np.full(400, 10)
+    group = GroupScore()
+    for number in range(400):
+        group.add(int(errors[number]), int(lengths[number]))
+    drawn = rng.integers(0, 400, (1000, 400))
+    expected = np.quantile(errors[drawn].sum(1) / lengths[drawn].sum(1), [0.025, 0.975])
+    assert group.interval() == pytest.approx(tuple(expected), abs=0.003)
+    assert np.subtract(*group.interval()[::-1]) == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 4000), rel=0.15)
+
+
+def test_merge_has_every_row_once_in_order(results, tmp_path):
+    folder = OutputFolder(str(results))
+    assert merge(folder, tmp_path / "all.jsonl") == 6
+    assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
+
+
+def test_merge_of_what_is_not_complete(results, tmp_path):
+    out = tmp_path / "out"
+    corpus = results.parent / "data.list"
+    from u2moe.runtime.corpus.blocks import Shard  # noqa: PLC0415
+
+    run_corpus(corpus, out, ToyChoice(), CorpusOptions(block_size=4, num_workers=1, shard=Shard(index=1, count=2)))
+    with pytest.raises(CorpusError, match="4 are missing"):
+        merge(OutputFolder(str(out)), tmp_path / "all.jsonl")
+    assert not (tmp_path / "all.jsonl").exists()
+    assert merge(OutputFolder(str(out)), tmp_path / "all.jsonl", allow_missing=True) == 2
+
+
+def parquet():
+    return pytest.importorskip("pyarrow.parquet")
+
+
+def test_parquet_holds_what_jsonl_holds(results, tmp_path):
+    pq = parquet()
+    out = tmp_path / "out"
+    options = CorpusOptions(block_size=4, num_workers=1, output_format="parquet")
+    run_corpus(results.parent / "data.list", out, ToyChoice(), options)
+    folder = OutputFolder(str(out))
+    assert list(read_outcomes(folder)) == list(read_outcomes(OutputFolder(str(results))))
+    assert merge(folder, tmp_path / "all.parquet") == 6
+    table = pq.read_table(tmp_path / "all.parquet")
+    assert table["segments"].to_pylist() == [row["segments"] for row in rows_in(results)]
+    assert Counter(table["error"].is_null().to_pylist()) == {True: 5, False: 1}
+
+
+def test_parquet_for_nemo_keeps_all_fields():
+    parquet()
+    row = {
+        "audio_filepath": "a\udcff.wav", "text": "b", "lang": [1], "key": "a", "pred_text": "c", "read_duration": 1.0,
+        "segments": [], "model": "m", "options": {"beam_size": 3}, "error": None,
+    }  # fmt: skip
+    assert list(decode(encode([row, row], "parquet"), "parquet")) == [row, row]
+
+
+@pytest.mark.slow
+def test_the_command_line(tmp_path, capsys):
+    out, clips = str(tmp_path / "out"), DEMO_FOLDER / "clips"
+    lines = [line.split("\t") for line in (clips / "transcripts.txt").read_text().splitlines()]
+    manifest = tmp_path / "list.tsv"
+    manifest.write_text("".join(f"{clips / name}\t{text}\n" for name, text in lines) + "missing.wav\tA\n")
+    arguments = ["corpus", str(manifest), out, "--workers", "1", "--block-size", "3"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "4 utterances, 0.00 hours of audio in" in error
+    assert "1 of 4 utterances failed: their rows have an error" in error
+    assert main(arguments) == 0
+    assert "0 utterances" in capsys.readouterr().err
+    assert main([*arguments, "--beam-size", "3"]) == 1
+    assert "was begun with other options" in capsys.readouterr().err
+    assert main(["corpus", "status", out, "--failures"]) == 1
+    status = capsys.readouterr().out
+    assert "4 of 4 utterances, 2 blocks\nmissing.wav\t" in status
+    assert status.endswith("missing.wav: no such file\n1 failed\n")
+    assert main(["corpus", "score", out, "--worst", "1", "--by", "length"]) == 0
+    scored = capsys.readouterr().out
+    assert "1 failed, in whole or in part" in scored
+    assert scored.endswith("missing.wav: 1 errors, 1 words\n  - A\n  + \n")
+    assert main(["corpus", "score", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["num_utterances"] == 4
+    assert main(["corpus", "merge", out, str(tmp_path / "all.jsonl")]) == 0
+    texts = [json.loads(line)["text"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert texts == [text for _, text in lines] + [""]
