@@ -1,7 +1,6 @@
 """Runs over corpora: each utterance exactly once, whatever is damaged, killed, repeated or divided."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from corpora import ToyChoice, files_in, rows_in, write_corpus, write_list
+from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_corpus, write_list
 from hypothesis import given
 from hypothesis import strategies as st
 from tones import RATE, say, toy_recognizer
@@ -41,10 +40,6 @@ def undisturbed(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     run_corpus(corpus, output, ToyChoice(), TWO)
     return output
-
-
-def listed(corpus):
-    return [json.loads(line) for line in corpus.read_text().splitlines()]
 
 
 def test_every_utterance_has_its_row_in_order(corpus, undisturbed):
@@ -242,15 +237,6 @@ def test_cores(tmp_path, monkeypatch):
 
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")
-
-
-def crashing(corpus, folder, command):
-    """A Kaldi folder in which one entry is a command that does something to the worker which runs it."""
-    folder.mkdir()
-    lines = [f"{line['key']} {corpus.with_name(line['wav'])}\n" for line in listed(corpus)[:6]]
-    lines[2] = f"k2 {command} |\n"
-    (folder / "wav.scp").write_text("".join(lines))
-    return folder
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -45,6 +48,9 @@ def add_corpus(subparsers: Subparsers) -> None:
         "--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores that may be used)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help='run on this Ray cluster; "auto": the one found here, "local": this machine'
+    )
     parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
     add_decoding(parser, chunk_size="full context")
     parser.set_defaults(run=run_corpus_command)
@@ -65,17 +71,24 @@ class _Parser(argparse.ArgumentParser):
 def run_corpus_command(args: argparse.Namespace) -> int:
     """Recognise what is missing; failed utterances are counted, and the exit code tells of them."""
     signal.signal(signal.SIGTERM, _stop)  # as SLURM and Kubernetes end what takes too long: claims are given up
-    progress = run_corpus(
+    model = ModelChoice(
+        directory=None if args.model is None else str(args.model),
+        providers=tuple(args.providers.split(",")) if args.providers else None,
+        num_threads=args.num_threads,
+        kernels=args.kernels,
+        options=decoding_options(args),
+        hotwords=tuple(read_hotwords(args.hotwords)) if args.hotwords else None,
+    )
+    run: Callable[..., RunProgress] = run_corpus
+    if args.ray is not None:
+        from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        run = functools.partial(run_on_ray, address=args.ray)
+    progress = run(
         args.manifest,
         args.output,
-        ModelChoice(
-            directory=None if args.model is None else str(args.model),
-            providers=tuple(args.providers.split(",")) if args.providers else None,
-            num_threads=args.num_threads,
-            kernels=args.kernels,
-            options=decoding_options(args),
-            hotwords=tuple(read_hotwords(args.hotwords)) if args.hotwords else None,
-        ),
+        model,
         corpus_options(args),
         on_progress=lambda progress: show_progress(describe_progress(progress)),
     )

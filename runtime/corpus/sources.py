@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from u2moe.runtime.audio import read_blocks
 from u2moe.runtime.corpus.storage import is_url, open_binary
-from u2moe.runtime.corpus.utterance import AudioFile, Command, TarMember, Utterance
+from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, Command, TarMember, Utterance
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.sound_file import SoundBytes
 
@@ -66,6 +66,8 @@ class Sources:
             if isinstance(source, AudioFile):
                 with open_binary(source.path) as stream:
                     return SoundBytes(stream.read(), source.path)
+            if isinstance(source, AudioBytes):
+                return SoundBytes(source.content, source.name)
             if isinstance(source, TarMember):
                 return SoundBytes(self._member(source), str(source))
             if isinstance(source, Command):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import time
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from u2moe.runtime.errors import CorpusError
 
@@ -54,8 +55,8 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)
-        with filesystem.open(name, "rb") as stream:
-            yield cast("IO[bytes]", stream)
+        with filesystem.open(name, "rb") as stream, io.BufferedReader(stream) as buffered:
+            yield buffered  # fsspec's own readline takes no limit
     else:
         with open(path, "rb") as stream:  # noqa: PTH123
             yield stream

@@ -38,6 +38,17 @@ class TarMember:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioBytes:
+    """The bytes of a sound file, already in memory."""
+
+    content: bytes = field(repr=False)
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A shell command that writes a sound file to its standard output; only made where the caller allows it."""
 
@@ -57,7 +68,7 @@ class Unreadable:
         return self.error
 
 
-AudioSource = AudioFile | TarMember | Command | Unreadable
+AudioSource = AudioFile | AudioBytes | TarMember | Command | Unreadable
 
 
 @dataclass(frozen=True, kw_only=True)

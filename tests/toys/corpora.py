@@ -21,6 +21,7 @@ class ToyChoice:
 
     threshold: float = 19.0
     options: DecodingOptions = field(default_factory=DecodingOptions)
+    providers: tuple[str, ...] | None = None
     num_threads: int | None = None
     hotwords_digest: str | None = None
     can_be_forked: bool = True
@@ -61,3 +62,17 @@ def rows_in(output):
 def files_in(output):
     """Names and contents of all results."""
     return {file.name: file.read_bytes() for file in output.glob("blocks/*/*")}
+
+
+def listed(corpus):
+    """The lines of a data.list."""
+    return [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+
+
+def crashing(corpus, folder, command):
+    """A Kaldi folder of six, in which the third is a command that does something to the worker which runs it."""
+    folder.mkdir()
+    lines = [f"{line['key']} {corpus.with_name(line['wav'])}\n" for line in listed(corpus)[:6]]
+    lines[2] = f"k2 {command} |\n"
+    (folder / "wav.scp").write_text("".join(lines), encoding="utf-8")
+    return folder

@@ -1,0 +1,178 @@
+"""Runs on Ray Data, and folders on S3: where Ray, moto and s3fs are installed, which CI has not."""
+
+import contextlib
+import os
+import socket
+import sys
+
+import pytest
+from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_corpus, write_list
+
+from u2moe.runtime import CorpusError
+from u2moe.runtime.corpus.blocks import Block
+from u2moe.runtime.corpus.manifests import ManifestOptions
+from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.results import read_outcomes
+from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
+from u2moe.runtime.corpus.utterance import AudioFile, Utterance
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+OPTIONS = CorpusOptions(block_size=4, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_corpus(corpus, output, ToyChoice(), OPTIONS)
+    return output
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine, with two CPUs."""
+    ray = pytest.importorskip("ray")
+    path = os.pathsep.join(filter(None, sys.path))
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield ray
+    ray.shutdown()
+
+
+def run_on_ray(*arguments, **options):
+    from u2moe.runtime.corpus.ray import run_on_ray as run  # noqa: PLC0415
+
+    return run(*arguments, **options)
+
+
+def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, tmp_path):
+    """Two actors take all CPUs: the manifest is read without one."""
+    progress = run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(block_size=4))
+    assert (progress.num_done, progress.num_failed, progress.total) == (10, 0, 10)
+    assert files_in(tmp_path) == files_in(undisturbed)
+    next(tmp_path.glob("blocks/*/*4-*8.jsonl")).unlink()
+    progress = run_on_ray(corpus, tmp_path, ToyChoice(), OPTIONS)
+    assert (progress.num_before, progress.num_done) == (6, 4)
+    assert files_in(tmp_path) == files_in(undisturbed)
+
+
+def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path):
+    with pytest.raises(CorpusError, match=r"3 actors with .* do not fit into the cluster"):
+        run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(num_workers=3))
+
+
+def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_path):
+    marker = tmp_path / "once"
+    command = f"test -e {marker} || {{ touch {marker}; kill -9 $PPID; }}; cat {corpus.with_name('2.wav')}"
+    options = CorpusOptions(block_size=2, num_workers=2, manifest=ManifestOptions(allow_pipes=True))
+    run_on_ray(crashing(corpus, tmp_path / "killed", command), tmp_path / "out", ToyChoice(), options)
+    assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in listed(corpus)[:6]]
+    always = crashing(corpus, tmp_path / "always", "kill -9 $PPID; sleep 9")
+    with pytest.raises(CorpusError, match="2 utterances are missing"):
+        run_on_ray(always, tmp_path / "rest", ToyChoice(), options)
+    assert [row["key"] for row in rows_in(tmp_path / "rest")] == ["k0", "k1", "k4", "k5"]
+    run_corpus(always, tmp_path / "rest", ToyChoice(), options)
+    assert [row["error"] is None for row in rows_in(tmp_path / "rest")] == [True, True, False, True, True, True]
+
+
+def test_a_step_of_a_pipeline(cluster, corpus, tmp_path):
+    from u2moe.runtime.corpus.ray import Recognize  # noqa: PLC0415
+
+    files = [str(corpus.with_name(f"{i}.wav")) for i in range(4)]
+    (tmp_path / "bad.wav").write_text("no audio")
+    dataset = cluster.data.read_binary_files([*files, str(tmp_path / "bad.wav")], include_paths=True)
+    compute = cluster.data.ActorPoolStrategy(size=1)
+    found = dataset.map_batches(Recognize, fn_constructor_args=(ToyChoice(),), batch_size=2, compute=compute)
+    rows = {row["key"]: row for row in found.take_all()}
+    assert [rows[file]["text"] for file in files] == [line["txt"] for line in listed(corpus)[:4]]
+    assert "cannot be read as audio" in rows[str(tmp_path / "bad.wav")]["error"]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The URL of a bucket on an S3 server in this process."""
+    server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    running.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("corpora")
+        yield "s3://corpora"
+    running.stop()
+
+
+def put(bucket, name, content):
+    import fsspec  # noqa: PLC0415
+
+    with fsspec.open(f"{bucket}/{name}", "wb") as stream:
+        stream.write(content)
+
+
+def contents(output):
+    return list(OutputFolder(str(output)).contents())
+
+
+def test_manifest_audio_and_results_on_s3(corpus, undisturbed, bucket):
+    for number in range(10):
+        put(bucket, f"in/{number}.wav", corpus.with_name(f"{number}.wav").read_bytes())
+    put(bucket, "in/data.list", corpus.read_bytes())
+    progress = run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS)
+    assert (progress.num_done, progress.num_failed) == (10, 0)
+    folder = OutputFolder(f"{bucket}/out")
+    assert [content for _, content in folder.contents()] == [
+        content for _, content in sorted(files_in(undisturbed).items())
+    ]
+    assert run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS).num_before == 10
+    missing = write_list(corpus.with_name("missing.list"), [{"key": "k", "wav": f"{bucket}/none.wav"}])
+    run_corpus(missing, f"{bucket}/failed", ToyChoice(), OPTIONS)
+    assert "none.wav: cannot be read" in next(read_outcomes(OutputFolder(f"{bucket}/failed"))).error
+
+
+def test_a_folder_of_fsspec(tmp_path):
+    """Without a server: what `OutputFolder` needs of any file system."""
+    pytest.importorskip("fsspec")
+    folder = OutputFolder("memory://corpus-test/out")
+    assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)
+    block = Block(number=0, start=0, utterances=[Utterance(key="k", source=AudioFile(path="x"))])
+    folder.write_block(block, b"content\n", "jsonl")
+    folder.num_utterances = 1
+    assert folder.is_finished(block, "jsonl")
+    assert list(folder.contents()) == [(0, b"content\n")]
+    assert (folder.finished_blocks(), folder.num_missing()) == ({0: 1}, 0)
+    with pytest.raises(CorpusError, match="Protocol not known: nosuch"):
+        OutputFolder("nosuch://x").finished_blocks()
+
+
+def test_a_cluster_on_s3(corpus, undisturbed, bucket):
+    """A cluster of its own, whose processes know the server."""
+    ray = pytest.importorskip("ray")
+    ray.shutdown()
+    put(bucket, "ray/data.list", corpus.read_bytes().replace(b'"wav": "', f'"wav": "{corpus.parent}/'.encode()))
+    environment = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    try:
+        run_on_ray(f"{bucket}/ray/data.list", f"{bucket}/ray/out", ToyChoice(), OPTIONS)
+    finally:
+        ray.shutdown()
+    assert contents(f"{bucket}/ray/out") == contents(undisturbed)
