@@ -38,7 +38,7 @@ RATE = 16_000
 VICTIMS = ("worker", "driver", "machine")
 """One process that recognises; the one that directs these; all of a machine at once."""
 _BLOCK_SIZE = 50
-_MOST_BLOCKS = 3
+_MOST_BLOCKS = 2
 """Blocks that are finished between two kills, at most."""
 
 
@@ -94,7 +94,7 @@ def make_corpus(folder: Path, num_files: int) -> Path:
     with manifest.open("w", encoding="utf-8") as lines:
         for number in range(num_files):
             clip = clips[rng.integers(len(clips))]
-            length = int(rng.uniform(0.4, 1.2) * RATE)
+            length = int(rng.uniform(0.3, 0.6) * RATE)
             start = int(rng.integers(max(len(clip) - length, 1)))
             file = folder / f"{number // 1000:03}" / f"{number:06}.wav"
             lines.write(f"{file.relative_to(folder)}\n")

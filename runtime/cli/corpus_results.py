@@ -101,7 +101,7 @@ def _group(group: GroupScore) -> dict[str, Any]:
 
 
 def _as_text(found: Score) -> str:
-    lines = [_line(name, group) for name, group in (found.groups | {"all": found.total}).items()]
+    lines = [_line(name, group) for name, group in {**found.groups, "all": found.total}.items()]
     lines += [f"{found.num_failed} failed, in whole or in part: their missing words count as errors"] * (
         found.num_failed > 0
     )

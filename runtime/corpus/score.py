@@ -102,7 +102,8 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
     Raises:
         CorpusError: no utterance has a transcript.
     """
-    total, groups = GroupScore(), {}
+    total = GroupScore()
+    groups: dict[str, GroupScore] = {}
     worst: list[tuple[int, float, int, ScoredUtterance]] = []
     num_without = num_failed = 0
     group_of = _grouping(by)

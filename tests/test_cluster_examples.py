@@ -1,0 +1,85 @@
+"""The files for clusters are valid, and the commands in them are understood."""
+
+import ast
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from u2moe.runtime import cli
+from u2moe.runtime.corpus.blocks import Shard
+
+CLUSTER = Path(__file__).parent.parent / "examples" / "cluster"
+
+
+def understood(command, **variables):
+    """The options of a `u2moe corpus` command with these variables."""
+    text = re.sub(r"\$\{?(\w+)\}?", lambda found: variables[found[1]], command.replace('"$@"', ""))
+    program, *arguments = shlex.split(text)
+    assert program == "u2moe"
+    return cli._parser("corpus").parse_args(arguments)
+
+
+def documents(name):
+    yaml = pytest.importorskip("yaml")
+    (document,) = yaml.safe_load_all((CLUSTER / name).read_text(encoding="utf-8"))
+    return document
+
+
+def test_slurm():
+    file = CLUSTER / "slurm.sbatch"
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    text = file.read_text(encoding="utf-8")
+    command = re.search(r"^exec (.*)$", text, re.MULTILINE)[1]
+    args = understood(command, manifest="m", output="o", SLURM_CPUS_PER_TASK="32")
+    assert (args.manifest, args.output, args.workers) == ("m", "o", 32)
+    directives = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
+    assert re.fullmatch(r"0-\d+", directives["array"])
+    assert {"cpus-per-task", "time", "requeue", "signal"} <= directives.keys()
+    assert text.rindex("#SBATCH") < text.index("\nset ")  # sbatch reads none after the first command
+    shard = re.search(r'--shard "(\S+)"', text)[1]
+    assert shard == "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+
+
+def test_kubernetes():
+    job = documents("kubernetes.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec = job["spec"]
+    assert spec["completionMode"] == "Indexed"  # needs restartPolicy Never for a policy by pod and index
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    (container,) = spec["template"]["spec"]["containers"]
+    command = shlex.join([*container["command"], *container["args"]]).replace("$(JOB_COMPLETION_INDEX)", "$INDEX")
+    found = [understood(command.replace("'", ""), INDEX=str(index)) for index in range(spec["completions"])]
+    assert [args.shard for args in found] == [Shard(index=i, count=spec["completions"]) for i in range(len(found))]
+    assert found[0].workers == int(container["resources"]["limits"]["cpu"])
+
+
+def test_ray():
+    job = documents("ray_job.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert understood(job["spec"]["entrypoint"]).ray == "auto"
+    cluster = job["spec"]["rayClusterSpec"]
+    assert all(isinstance(value, str) for value in cluster["headGroupSpec"]["rayStartParams"].values())
+    assert cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    comment = re.search(
+        r"ray job submit -- (.*)$", (CLUSTER / "ray_job.yaml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert understood(comment[1]).ray == "auto"
+
+
+def test_the_pipeline_names_what_is_there():
+    tree = ast.parse((CLUSTER / "ray_pipeline.py").read_text(encoding="utf-8"))
+    imported = {
+        node.module: [name.name for name in node.names] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
+    assert imported["u2moe.runtime.corpus.model_choice"] == ["ModelChoice"]
+    source = (CLUSTER.parent.parent / "runtime" / "corpus" / "ray.py").read_text(encoding="utf-8")
+    assert all(f"class {name}" in source for name in imported["u2moe.runtime.corpus.ray"])
+
+
+def test_the_image_is_of_this_project():
+    text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    assert text.count("FROM ") == 2
+    assert 'ENTRYPOINT ["u2moe", "corpus"]' in text
