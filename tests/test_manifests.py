@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime.corpus.manifests import ManifestOptions, digest, find_format, read_utterances
+from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions, digest, find_format, read_utterances
 from u2moe.runtime.corpus.manifests.sorted_table import open_table
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.utterance import AudioFile, Command, Unreadable, Utterance
@@ -342,3 +343,8 @@ def test_parts_of_files_are_exactly_their_samples(clip):
     for start, end in ((0.1, None), (0.2, 0.3), (0.05, 0.05)):
         with pytest.raises(AudioError, match=f"a.wav: has no audio from {start:g} s to"):
             samples_of(dataclasses.replace(whole, start=start, end=end))
+
+
+def test_every_format_is_described():
+    guide = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in guide for name in FORMATS)

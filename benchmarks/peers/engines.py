@@ -188,6 +188,22 @@ class FasterWhisper(Whole):
         return " ".join(segment.text.strip() for segment in segments)
 
 
+class FasterWhisperBatched(FasterWhisper):
+    """The same model behind faster-whisper's pipeline for batches: of the parts of one recording, not of several."""
+
+    def __init__(self, **options: Any) -> None:
+        from faster_whisper import BatchedInferencePipeline  # noqa: PLC0415
+
+        super().__init__(**options)
+        self.pipeline = BatchedInferencePipeline(self.model)
+
+    def finish(self) -> str:
+        segments, _ = self.pipeline.transcribe(
+            floats(self.samples), language="en", beam_size=self.beam_size, batch_size=8
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+
 class Moonshine(Engine):
     """Moonshine tiny with the weights in its package, through its streaming interface."""
 
@@ -257,6 +273,7 @@ ENGINES: dict[str, Any] = {
     "sherpa-online": SherpaOnline,
     "sherpa-offline": SherpaOffline,
     "faster-whisper": FasterWhisper,
+    "faster-whisper-batched": FasterWhisperBatched,
     "moonshine": Moonshine,
     "pocketsphinx": PocketSphinx,
 }

@@ -37,6 +37,8 @@ MODULES = {
     "soak": "endurance.soak",
     "fuzz": "endurance.fuzz",
     "long_video": "endurance.long_video",
+    "corpora": "peers.corpora",
+    "kills": "endurance.kills",
 }
 """The module for each results file, in the order in which targets are listed."""
 TARGETS = "targets"
