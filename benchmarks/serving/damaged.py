@@ -3,8 +3,9 @@
     python -m u2moe.benchmarks.serving.damaged [--bundle BUNDLE] [--inputs 10000] [--output damaged.json]
 
 So many conversations of each protocol, in which messages are cut, mixed up, repeated or overwritten. Every one must be
-answered or closed in time, never by an error within the server, which must recognise all the same at the end, with no
-more memory and file descriptors than after a tenth of them (or 1500, if that is more). Exits with 1 on a failure.
+answered or closed within a minute, never by an error within the server, which must recognise all the same at the end,
+with no more memory and file descriptors than after a tenth of them (or 1500, if that is more). Exits with 1 on a
+failure.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import soundfile
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.results.provenance import measured, of_bundle, recorded, resumed
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.benchmarks.serving.messages import WEBSOCKETS, Messages, upload, wyoming
 from u2moe.benchmarks.serving.servers import RunningServer, free_port, our_server
@@ -34,8 +36,8 @@ REST, WYOMING = "/v1/audio/transcriptions", "wyoming"
 PROTOCOLS = (*WEBSOCKETS, REST, WYOMING)
 _AT_ONCE = 32
 _PATIENCE_S = 60.0
-_NUM_SAMPLES = 24_000
-"""Enough for a chunk and its second pass: it is the messages that are damaged."""
+_NUM_SAMPLES = 8_000
+"""Enough for a last, shorter chunk and its second pass: it is the messages that are damaged."""
 _ODD_TEXTS = ("", "{", "[" * 5000, "null", "NaN", '"\\ud800"', "[]", "1e999", '{"type": 7}', '{"eof": {}}', "Done")
 _INTERNAL = 1011
 
@@ -140,30 +142,27 @@ def _joined(pieces: Messages) -> bytes:
     return b"".join(piece.encode(errors="replace") if isinstance(piece, str) else piece for piece in pieces)
 
 
-async def try_all(server: RunningServer, wyoming_port: int, num_inputs: int) -> dict[str, Any]:
-    """So many conversations of each protocol, a few at a time."""
+async def try_all(server: RunningServer, wyoming_port: int, protocol: str, num_inputs: int) -> dict[str, Any]:
+    """So many conversations of a protocol, a few at a time."""
     samples = (read_audio(DEMO_FOLDER / "clips" / "card.flac", 16_000)[:_NUM_SAMPLES] * 32767).astype(np.int16)
-    outcomes: dict[str, Counter[str]] = {protocol: Counter() for protocol in PROTOCOLS}
+    outcomes: Counter[str] = Counter()
     failures: list[str] = []
-    turns = [(seed, protocol) for seed in range(num_inputs) for protocol in PROTOCOLS]
     start = None
-    for begin in range(0, len(turns), _AT_ONCE):
-        batch = turns[begin : begin + _AT_ONCE]
-        tasks = (try_one(server, wyoming_port, protocol, seed, samples) for seed, protocol in batch)
-        for (seed, protocol), outcome in zip(batch, await asyncio.gather(*tasks), strict=True):
-            outcomes[protocol][outcome] += 1
+    for begin in range(0, num_inputs, _AT_ONCE):
+        seeds = range(begin, min(begin + _AT_ONCE, num_inputs))
+        tasks = (try_one(server, wyoming_port, protocol, seed, samples) for seed in seeds)
+        for seed, outcome in zip(seeds, await asyncio.gather(*tasks), strict=True):
+            outcomes[outcome] += 1
             if outcome != "answered or closed":
                 failures.append(f"{protocol} {seed}: {outcome}")
-        if start is None and begin >= max(len(turns) // 10, WARM_UP):
+        if start is None and begin >= max(num_inputs // 10, WARM_UP):
             start = State.of(server.pid)
-        if begin % 1000 < _AT_ONCE:
-            report(f"{begin} of {len(turns)}")
     if not await speaks_still(server):
-        failures.append("afterwards it does not recognise what it did before")
+        failures.append(f"{protocol}: afterwards it does not recognise what it did before")
     end = State.of(server.pid)
-    failures += end.grown_since(start or end)
+    failures += [f"{protocol}: {growth}" for growth in end.grown_since(start or end)]
     return {
-        "outcomes": {protocol: dict(found) for protocol, found in outcomes.items()},
+        "outcomes": dict(outcomes),
         "start": vars(start or end),
         "end": vars(end),
         "num_failures": len(failures),
@@ -171,18 +170,34 @@ async def try_all(server: RunningServer, wyoming_port: int, num_inputs: int) -> 
     }
 
 
+def run(bundle: Path, protocols: Sequence[str], num_inputs: int, file: Path | None) -> dict[str, Any]:
+    """A server and so many conversations for each protocol; written to `file` after each."""
+    content: dict[str, Any] = {"protocols": {}} if file is None else resumed(file, {"protocols": {}})
+    for protocol in protocols:
+        report(protocol)
+        port = free_port()
+        with our_server(bundle, arguments=["--wyoming", str(port), "--idle-timeout", "20"]) as server:
+            content["protocols"][protocol] = asyncio.run(try_all(server, port, protocol, num_inputs))
+        content = {**recorded(content), **of_bundle(bundle)}
+        if file is not None:
+            write_json(file, content)
+    return content
+
+
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each protocol, and the server's memory."""
-    rows = [
-        (protocol, str(sum(found.values())), "; ".join(f"{count} {outcome}" for outcome, count in found.items()))
-        for protocol, found in results["outcomes"].items()
-    ]
-    start, end = results["start"], results["end"]
+    """What pages show: a row for each protocol."""
+    rows = []
+    found = {name: results["protocols"][name] for name in PROTOCOLS if name in results["protocols"]}
+    for protocol, own in found.items():
+        start, end = own["start"], own["end"]
+        outcomes = "; ".join(f"{count} {outcome}" for outcome, count in own["outcomes"].items())
+        memory = f"{start['resident_mb']:.0f}, {end['resident_mb']:.0f}"
+        rows.append((protocol, outcomes, memory, f"{start['num_files']}, {end['num_files']}"))
+    header = ("protocol", "conversations", "memory, MB, after the warm-up and at the end", "open files, likewise")
     return {
-        "table": table(("protocol", "conversations", "what became of them"), rows, left=1),
-        "memory": f"{start['resident_mb']:.0f} MB after a tenth, {end['resident_mb']:.0f} MB at the end",
-        "files": f"{start['num_files']} after a tenth, {end['num_files']} at the end",
-        "failures": str(results["num_failures"]),
+        "table": table(header, rows, left=2),
+        "failures": str(sum(own["num_failures"] for own in found.values())),
+        "inputs": str(min((sum(own["outcomes"].values()) for own in found.values()), default=0)),
     }
 
 
@@ -191,15 +206,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = script_parser("serving.damaged", __doc__)
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
     parser.add_argument("--inputs", type=int, default=10_000, help="conversations of each protocol (default: 10000)")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--protocols", nargs="+", default=PROTOCOLS, choices=PROTOCOLS, help="default: all")
+    parser.add_argument("--output", type=Path, help="JSON file, which keeps the results of other protocols")
     args = parser.parse_args(arguments)
-    port = free_port()
-    with our_server(args.bundle, arguments=["--wyoming", str(port), "--idle-timeout", "20"]) as server:
-        found = asyncio.run(try_all(server, port, args.inputs))
-    publish(args.bundle, found, values, args.output)
-    for failure in found["failures"]:
+    results = run(args.bundle, args.protocols, args.inputs, args.output)
+    print(f"{measured(results)}\n\n{values(results)['table']}")
+    failures = [failure for own in results["protocols"].values() for failure in own["failures"]]
+    for failure in failures:
         print(f"FAILED: {failure}")
-    return int(bool(found["failures"]))
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

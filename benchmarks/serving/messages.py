@@ -30,6 +30,12 @@ def _sherpa(samples: np.ndarray) -> Messages:
     return [*((block / np.float32(32768)).astype("<f4").tobytes() for block in _blocks(samples)), "Done"]
 
 
+def _sherpa_offline(samples: np.ndarray) -> Messages:
+    data = (samples / np.float32(32768)).astype("<f4").tobytes()
+    recording = np.array([16_000, len(data)], "<i4").tobytes() + data
+    return [*(recording[start : start + 4 * _BLOCK_LEN] for start in range(0, len(recording), 4 * _BLOCK_LEN)), "Done"]
+
+
 def _vosk(samples: np.ndarray) -> Messages:
     config = json.dumps({"config": {"sample_rate": 16_000, "max_alternatives": 2, "phrase_list": ["seven"]}})
     return [config, *(block.tobytes() for block in _blocks(samples)), '{"eof" : 1}']
@@ -49,6 +55,7 @@ WEBSOCKETS: dict[str, Callable[[np.ndarray], Messages]] = {
     "/stream": _stream,
     "/wenet": _wenet,
     "/sherpa": _sherpa,
+    "/sherpa-offline": _sherpa_offline,
     "/vosk": _vosk,
     "/v1/realtime": _realtime,
 }

@@ -18,7 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from u2moe.runtime.server.access import Access, RootProtocols
 from u2moe.runtime.server.connection import serve_websocket
 from u2moe.runtime.server.errors import RequestError
-from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, vosk, wenet
+from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, sherpa_offline, vosk, wenet
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -30,6 +30,7 @@ _PATHS = {
     "/v1/realtime": realtime.PROTOCOL,
     "/wenet": wenet.PROTOCOL,
     "/sherpa": sherpa.PROTOCOL,
+    "/sherpa-offline": sherpa_offline.PROTOCOL,
     "/vosk": vosk.PROTOCOL,
 }
 _MEDIA_TYPES = {

@@ -30,9 +30,17 @@ def add_serve(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=PORT",
-        help="serve wenet, sherpa or vosk at / on a separate port, for clients without paths; may be repeated",
+        help="serve wenet, sherpa, sherpa-offline or vosk at / on a separate port, for clients without paths; "
+        "may be repeated",
     )
     parser.add_argument("--wyoming", type=int, metavar="PORT", help="port for Home Assistant (usually 10300)")
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="language of the model, for Home Assistant; may be repeated (default: zh and en, by the vocabulary)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--capacity", type=int, metavar="N", help="live streams per worker (default: measured)")
     parser.add_argument("--max-files", type=int, default=16, metavar="N", help="uploads per worker (default: 16)")
@@ -78,6 +86,7 @@ def run_serve(args: argparse.Namespace) -> int:
         port=args.port,
         protocol_ports=dict(map(_protocol_port, args.protocol)),
         wyoming_port=args.wyoming,
+        languages=tuple(args.language),
         workers=args.workers,
         capacity=args.capacity,
         max_files=args.max_files,

@@ -21,7 +21,7 @@ _COUNTERS = {
     "results": ("Results sent.", "kind"),
 }
 _LABELS = {
-    "connections": ("stream", "realtime", "wenet", "sherpa", "vosk", "wyoming", "file"),
+    "connections": ("stream", "realtime", "wenet", "sherpa", "sherpa-offline", "vosk", "wyoming", "file"),
     "refusals": ("full", "stopping", "key", "origin"),
     "failures": ("request", "idle", "too_large", "recognition"),
     "audio_seconds": ("stream", "file"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT_PROTOCOLS = ("wenet", "sherpa", "vosk")
+ROOT_PROTOCOLS = ("wenet", "sherpa", "sherpa-offline", "vosk")
 """Protocols whose clients cannot name a path: each can have `/` on its own port."""
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -29,7 +29,7 @@ class Limits:
     """
 
     upload_bytes: int = 512 << 20
-    message_bytes: int = 4 << 20
+    message_bytes: int = 16 << 20
     duration_s: float = 4 * 3600.0
     queue_s: float = 5.0
     idle_s: float = 60.0
@@ -54,6 +54,7 @@ class ServerOptions:
         port: port of HTTP and WebSocket; 0: any free port.
         protocol_ports: further ports, by the protocol (`ROOT_PROTOCOLS`) at `/`.
         wyoming_port: port for Home Assistant; None: none.
+        languages: language codes of the model, by which Home Assistant chooses it; empty: by its vocabulary.
         workers: number of processes, each with its own model and scheduler.
         capacity: live streams per worker; None: measured at the start.
         file_threads: files that each worker recognises at once.
@@ -70,6 +71,7 @@ class ServerOptions:
     port: int = 8000
     protocol_ports: Mapping[str, int] = field(default_factory=dict)
     wyoming_port: int | None = None
+    languages: tuple[str, ...] = ()
     workers: int = 1
     capacity: int | None = None
     file_threads: int = 1

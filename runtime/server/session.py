@@ -214,6 +214,11 @@ class Session:
         self._changed.set()
         return finals
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether iteration has returned the last result."""
+        return self.is_over and not self._finals and self._partial is None
+
     def __aiter__(self) -> Session:
         return self
 

@@ -241,5 +241,5 @@ def held(demo):
 @pytest.fixture(scope="session")
 def server(running):
     """The server that most tests share."""
-    with running(wyoming_port=0, protocol_ports={"wenet": 0, "sherpa": 0, "vosk": 0}) as server:
+    with running(wyoming_port=0, protocol_ports={"wenet": 0, "sherpa": 0, "sherpa-offline": 0, "vosk": 0}) as server:
         yield server

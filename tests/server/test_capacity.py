@@ -30,7 +30,7 @@ def test_a_place_is_free_again_when_its_client_leaves(running):
             again.start()
 
 
-@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/vosk", "/v1/realtime"])
+@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/sherpa-offline", "/vosk", "/v1/realtime"])
 def test_each_protocol_says_that_it_is_full(running, path):
     with running(capacity=1) as small, small.connect() as first:
         first.start()

@@ -41,7 +41,7 @@ def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech,
         server.join()
 
 
-@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/vosk", "/v1/realtime"])
+@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/sherpa-offline", "/vosk", "/v1/realtime"])
 def test_those_that_say_nothing_are_closed_at_once(running, path):
     with running(drain_s=PATIENCE_S) as server, server.connect(path) as client:
         if path == "/stream":

@@ -90,13 +90,11 @@ def test_clients_come_and_go(process, server):
     server.wait_until_empty()
 
 
-def test_damaged_conversations(process, server):
-    found = asyncio.run(damaged.try_all(process, server.ports["wyoming"], 3))
-    assert {protocol: sum(own.values()) for protocol, own in found["outcomes"].items()} == dict.fromkeys(
-        damaged.PROTOCOLS, 3
-    )
-    assert all(own.keys() == {"answered or closed"} for own in found["outcomes"].values())
-    assert damaged.values(found)["table"]
+@pytest.mark.parametrize("protocol", damaged.PROTOCOLS)
+def test_damaged_conversations(process, server, protocol):
+    found = asyncio.run(damaged.try_all(process, server.ports["wyoming"], protocol, 3))
+    assert found["outcomes"] == {"answered or closed": 3}
+    assert damaged.values({"protocols": {protocol: found}})["inputs"] == "3"
     server.wait_until_empty()
 
 

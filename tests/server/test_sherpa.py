@@ -36,11 +36,21 @@ def test_segments(server, speech, expected, own_port, demo):
     assert any(not answer["is_final"] for answer in found)
 
 
+def test_the_end_of_the_audio_within_a_segment(server, speech):
+    with server.connect("/sherpa") as client:
+        play(client, speech()[:24_000])
+        client.send("Done")
+        found = answers(client)
+    assert [answer["is_eof"] for answer in found] == [False] * (len(found) - 1) + [True]
+
+
 def test_nothing_said(server):
     with server.connect("/sherpa") as client:
         play(client, np.zeros(16_000))
         client.send("Done")
-        assert [answer["text"] for answer in answers(client) if answer["text"]] == []
+        found = answers(client)
+    assert found[-1]["is_final"]  # its Python client parses the last one
+    assert [answer["text"] for answer in found if answer["text"]] == []
 
 
 @pytest.mark.parametrize("message", [b"\0\0\0", "Stop", np.full(100, np.inf, np.float32).tobytes()])

@@ -60,6 +60,18 @@ def test_reset_begins_anew(server, speech, expected):
     assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in expected().segments]
 
 
+def test_a_later_configuration(server, speech, expected):
+    """What it can still change applies, as in vosk's server."""
+    with server.connect("/vosk") as client:
+        client.send('{"config": {"sample_rate": 16000}}')
+        client.send(speech()[:8000].tobytes())
+        assert client.receive() == {"partial": ""}
+        client.send('{"config": {"sample_rate": 8000, "words": 0}}')
+        found = speak(client, speech()[8000:])
+    finals = [answer for answer in found if answer.get("text")]
+    assert finals == [{"text": segment.text} for segment in expected().segments]
+
+
 def test_phrases_are_hotwords(server, speech, demo):
     phrases = ["seventy", "what do you"]
     wanted = demo.transcribe(speech(), options=server.service.stream_options, hotwords=phrases)

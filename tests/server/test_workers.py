@@ -127,7 +127,7 @@ def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
     ("arguments", "complaint"),
     [
         (["--port", "70000"], "between 0 and 65535"),
-        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, vosk"),
+        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk"),
         (["--protocol", "vosk"], "NAME=PORT"),
         (["--workers", "0"], "workers must be at least 1"),
         (["--capacity", "0"], "capacity must be at least 1"),

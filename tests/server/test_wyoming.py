@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
+from u2moe.runtime.server.texts import languages_of
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of audioop, which it imports where there still is one
     from wyoming.asr import Transcribe, Transcript, TranscriptChunk
@@ -76,8 +78,22 @@ def test_describe_and_ping(server, demo):
 
     info, pong = asyncio.run(ask())
     assert info.asr[0].models[0].name == demo.bundle.path.name
+    assert info.asr[0].models[0].languages == ["en"]  # without one Home Assistant does not offer it
     assert info.asr[0].supports_transcript_streaming
     assert (pong.type, pong.data["text"]) == ("pong", "here")
+
+
+@pytest.mark.parametrize(
+    ("symbols", "languages"),
+    [
+        (["<blank>", "\u2581the"], ["en"]),
+        (["<blank>", "\u4e2d"], ["zh"]),
+        (["\u4e2d", "A"], ["zh", "en"]),
+        (["<unk>"], []),
+    ],
+)
+def test_languages_by_vocabulary(symbols, languages):
+    assert languages_of(symbols) == languages
 
 
 def event(kind, data=None, payload=b"", **head):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
 from u2moe.runtime.server.errors import RequestError
 
 if TYPE_CHECKING:
-    from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import Session
     from u2moe.runtime.text import Vocabulary
 
@@ -32,11 +32,15 @@ async def _read(connection: Connection, session: Session) -> None:
 
 async def _write(connection: Connection, session: Session) -> None:
     vocabulary = connection.service.recognizer.vocabulary
+    has_answered = False
     async for result in session:
-        await connection.send(_answer(result, vocabulary))
+        has_answered = True
+        await connection.send(_answer(result, vocabulary, is_eof=session.is_exhausted))
+    if not has_answered:  # its clients take the last message before "Done!" for the result, so there must be one
+        await connection.send(_answer(Result(text="", is_final=True, segment=0), vocabulary, is_eof=True))
 
 
-def _answer(result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
+def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str, Any]:
     return {
         "text": result.text,
         "tokens": [vocabulary.symbols[token] for token in result.tokens],
@@ -48,7 +52,7 @@ def _answer(result: Result, vocabulary: Vocabulary) -> dict[str, Any]:
         "words": [],
         "start_time": 0.0,  # what the timestamps count from
         "is_final": result.is_final,
-        "is_eof": False,
+        "is_eof": is_eof,
     }
 
 

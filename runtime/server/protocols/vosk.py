@@ -27,15 +27,16 @@ class _Config:
 
 
 async def run(connection: Connection) -> None:
-    """Serve audio until "eof"; after "reset" a new source begins."""
+    """Serve audio until "eof"; after "reset" a new source begins.
+
+    The sample rate and the phrases of a configuration apply to the next source, the rest of it immediately.
+    """
     config, hotwords = _Config(), None
     session = None
     while True:
         message = await connection.receive()
         command = None if isinstance(message, bytes) else parse_object(message)
         if command is not None and "config" in command:
-            if session is not None:
-                raise RequestError("the configuration comes before the audio")
             config = _read_config(command["config"])
             hotwords = await _hotwords(connection, config)
             continue

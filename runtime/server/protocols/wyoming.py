@@ -19,7 +19,7 @@ import numpy.typing as npt
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import converse, count_failure, int16_samples
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
-from u2moe.runtime.server.texts import added_text
+from u2moe.runtime.server.texts import added_text, languages_of
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
@@ -232,6 +232,7 @@ def _info(service: Service) -> dict[str, Any]:
     attribution = {"name": "u2moe", "url": _HOME}
     named = {"attribution": attribution, "installed": True, "version": version("u2moe")}
     name = service.recognizer.bundle.path.name
-    model = {"name": name, "description": f"u2moe {name}", "languages": [], **named}
+    languages = list(service.options.languages) or languages_of(service.recognizer.vocabulary.symbols)
+    model = {"name": name, "description": f"u2moe {name}", "languages": languages, **named}
     program = {"name": "u2moe", "description": "U2++ speech recognition", **named}
     return {"asr": [{**program, "models": [model], "supports_transcript_streaming": True}]}

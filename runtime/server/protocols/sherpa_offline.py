@@ -1,0 +1,77 @@
+"""The protocol of sherpa-onnx's non-streaming WebSocket server: whole recordings, one answer to each, then "Done".
+
+A recording is its sample rate and its number of bytes, both int32, then float32; in messages cut anywhere.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
+from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.text import join_texts
+
+if TYPE_CHECKING:
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.text import Vocabulary
+
+_HEAD = struct.Struct("<ii")
+_SAMPLE_BYTES = 4
+
+
+async def run(connection: Connection) -> None:
+    """Serve any number of recordings in sequence, until "Done"."""
+    vocabulary = connection.service.recognizer.vocabulary
+    while isinstance(message := await connection.receive(), bytes):
+        if len(message) < _HEAD.size:
+            raise RequestError(f"a recording begins with {_HEAD.size} bytes: its sample rate and number of bytes")
+        sample_rate, num_bytes = _HEAD.unpack_from(message)
+        if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
+            raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
+        session = await connection.place.open_session(sample_rate)
+        results: list[Result] = []
+        await converse(_read(connection, session, message[_HEAD.size :], num_bytes), _collect(session, results))
+        await connection.send(_answer(results, vocabulary))
+    if message != "Done":
+        raise RequestError('expected a recording or the text "Done"')
+
+
+async def _read(connection: Connection, session: Session, data: bytes, num_missing: int) -> None:
+    """Feed a recording, of which `data` is the beginning."""
+    while True:
+        num_missing -= len(data)
+        if num_missing < 0:
+            raise RequestError(f"the recording has {-num_missing} bytes more than announced")
+        whole = len(data) - len(data) % _SAMPLE_BYTES
+        await session.feed(float32_samples(data[:whole]))
+        if num_missing == 0:
+            session.finish()
+            return
+        message = await connection.receive()
+        if isinstance(message, str):
+            raise RequestError(f"{num_missing} bytes of the recording are missing")
+        num_missing += len(data) - whole
+        data = data[whole:] + message
+
+
+async def _collect(session: Session, results: list[Result]) -> None:
+    results += [result async for result in session if result.is_final]
+
+
+def _answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "lang": "",
+        "emotion": "",
+        "event": "",
+        "text": join_texts([result.text for result in results]),
+        "timestamps": [time for result in results for time in result.times],
+        "durations": [],
+        "tokens": [vocabulary.symbols[token] for result in results for token in result.tokens],
+        "ys_log_probs": [],
+        "words": [],
+    }
+
+
+PROTOCOL = Protocol(name="sherpa-offline", run=run)
