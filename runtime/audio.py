@@ -9,6 +9,7 @@ exactly the number of samples given by the ratio of the rates.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
 
+_log = logging.getLogger(__name__)
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
 _MOST_NAMED = 5
@@ -155,6 +157,9 @@ def read_blocks(
 
     name = name_of(file)
     with open_audio(file, track) as source:
+        _log.debug(
+            "%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, type(source).__name__
+        )
         try:
             resampler = Resampler(source.samplerate, sample_rate)
             mixer = _Mixer(name, source.channels, channel)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.model import Model
     from u2moe.runtime.vad import VoiceActivityDetector
 
+_log = logging.getLogger(__name__)
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """The demo model in the package, with recordings in `clips/` to try it on."""
 
@@ -113,6 +116,7 @@ class Recognizer:
         """
         if directory is None and not (DEMO_FOLDER / MANIFEST_FILE).is_file():
             raise BundleError(f"{DEMO_FOLDER}: this installation has no demo model; name the folder of a bundle")
+        begin = time.perf_counter()
         bundle, model = open_and_load(
             DEMO_FOLDER if directory is None else directory,
             lambda bundle: bundle.load(
@@ -123,6 +127,7 @@ class Recognizer:
                 kernels=kernels,
             ),
         )
+        _log.info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
         return cls(bundle, model, options, hotwords)
 
     def warm_up(self) -> None:

@@ -7,6 +7,7 @@ versions need the option.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+_log = logging.getLogger(__name__)
 PRECISE = ("session.x64quantprecision", "1")
 """Name and value of the option: on processors that need it, onnxruntime then uses the slower kernels for uint8 weights,
 which add in 32 bits."""
@@ -72,7 +74,9 @@ def exact_products() -> Products:
             for rows in calls
         )
 
-    return Products(any=is_exact(_LARGEST), paired=is_exact(_PAIRED))
+    found = Products(any=is_exact(_LARGEST), paired=is_exact(_PAIRED))
+    _log.debug("products of uint8 and int8 are exact: of any weights %s, of pairs that fit %s", *found)
+    return found
 
 
 def has_no_other_products(functions: Collection[str], operators: Collection[str]) -> bool:

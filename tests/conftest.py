@@ -12,6 +12,7 @@ from pathlib import Path
 # Before torch and numpy are imported, here and in processes that tests start: with more threads than free cores they
 # wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["XDG_CONFIG_HOME"] = os.devnull  # nobody's own options
 
 import numpy as np
 import pytest

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import signal
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from u2moe.runtime.cli.completion import add_completion
+from u2moe.runtime.cli.configuration import add_config, apply_configuration
 from u2moe.runtime.cli.listen import add_listen
-from u2moe.runtime.cli.terminal import complain, show_progress, silence_stdout, standard_streams, warnings_as_lines
+from u2moe.runtime.cli.terminal import (
+    complain,
+    logging_to_stderr,
+    show_progress,
+    silence_stdout,
+    standard_streams,
+    warnings_as_lines,
+)
 from u2moe.runtime.cli.transcribe import add_transcribe
 from u2moe.runtime.errors import U2moeError
 
@@ -47,8 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        args = _parser(arguments[0] if arguments else None).parse_args(arguments)
-        code: int = args.run(args)
+        command = arguments[0] if arguments else None
+        parser, commands = _build(command)
+        if command in commands:
+            apply_configuration(arguments[1:], command, commands[command], commands)
+        args = parser.parse_args(arguments)
+        with logging_to_stderr(is_verbose=args.verbose):
+            code: int = args.run(args)
     except KeyboardInterrupt:
         show_progress("")
         return 128 + signal.SIGINT
@@ -66,17 +82,37 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of all commands whose packages are installed, by name."""
+    found = dict(_build(None)[1])
+    for name in OTHER_COMMANDS:
+        with contextlib.suppress(ModuleNotFoundError):
+            found[name] = _build(name)[1][name]
+    return found
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
+    return _build(command)[0]
+
+
+def _build(command: str | None) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands of which the options are known: our own, and `command`."""
     parser = argparse.ArgumentParser(
         prog="u2moe", description="U2++ Mixture-of-Experts speech recognition with onnxruntime."
     )
     parser.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_transcribe(subparsers)
-    add_listen(subparsers)
+    for add in (add_transcribe, add_listen, add_config, add_completion):
+        add(subparsers)
     for name, (module, function, summary) in OTHER_COMMANDS.items():
         if name == command:
             getattr(importlib.import_module(module), function)(subparsers)
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
-    return parser
+    known = {name: each for name, each in subparsers.choices.items() if name == command or name not in OTHER_COMMANDS}
+    for each in known.values():
+        each.add_argument(
+            "--config", type=Path, metavar="FILE", help="options in TOML (default: ~/.config/u2moe/config.toml)"
+        )
+        each.add_argument("--verbose", action="store_true", help="log what is loaded and recognised on stderr")
+    return parser, known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -68,6 +69,23 @@ def warnings_as_lines() -> Iterator[None]:
 
         warnings.showwarning = show_line
         yield
+
+
+@contextlib.contextmanager
+def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
+    """Write what the package logs as lines on stderr, if asked for."""
+    logger = logging.getLogger("u2moe")
+    level = logger.level
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("u2moe: %(message)s"))
+    if is_verbose:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def print_result(text: str) -> None:

@@ -1,0 +1,156 @@
+"""Options used every day, from a TOML file, as defaults of the command line; and `u2moe config`, which shows them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from u2moe.runtime.cli.options import Subparsers
+from u2moe.runtime.cli.terminal import print_result
+
+_NOT_KEPT = ("help", "config", "version")
+
+
+def add_config(subparsers: Subparsers) -> None:
+    """`u2moe config`."""
+    parser = subparsers.add_parser(
+        "config",
+        help="show the options of the configuration file",
+        description="Check the configuration file, and show its options. It is TOML: options by their names, in a "
+        "table for each command, or before the tables for all commands that have them.",
+    )
+    parser.set_defaults(run=run_config)
+
+
+def run_config(args: argparse.Namespace) -> int:
+    """Check the file for all commands, and show what it sets."""
+    from u2moe.runtime.cli import command_parsers  # noqa: PLC0415 - which imports this module
+
+    file = args.config or default_file()
+    if file is None or not (args.config or file.exists()):
+        print_result(f"no options are set: {file or 'the configuration file'} does not exist\n")
+        return 0
+    content = _read(file)
+    parsers = command_parsers()
+    lines = [f"# {file}\n"]
+    known = {name for parser in parsers.values() for name in options_of(parser)}
+    for name, value in content.items():
+        if not isinstance(value, dict):
+            _check_known(file, name, name, known)
+            lines.append(f"{name} = {_shown(value)}\n")
+    for command, parser in parsers.items():
+        defaults = _defaults(file, content, command, parser, known)
+        section = content.get(command, {})
+        if section:
+            lines.append(f"\n[{command}]\n")
+            lines += [f"{name} = {_shown(defaults[_action(parser, name).dest])}\n" for name in section]
+    print_result("".join(lines))
+    return 0
+
+
+def default_file() -> Path | None:
+    """~/.config/u2moe/config.toml, or in $XDG_CONFIG_HOME; None: there is no home folder."""
+    folder = os.environ.get("XDG_CONFIG_HOME")
+    with contextlib.suppress(RuntimeError):
+        return (Path(folder) if folder else Path.home() / ".config") / "u2moe" / "config.toml"
+    return None
+
+
+def apply_configuration(
+    arguments: list[str], command: str, parser: argparse.ArgumentParser, others: Mapping[str, argparse.ArgumentParser]
+) -> None:
+    """Take the options of a command from the file in its arguments, or else from the default file, if there is one.
+
+    Raises:
+        ValueError: the file cannot be read, or has an option that no command knows, or an impossible value; names them.
+    """
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--config", type=Path)
+    explicit = chosen.parse_known_args(arguments)[0].config
+    file = explicit or default_file()
+    if file is None or not (explicit or file.exists()):
+        return
+    known = {name for other in (parser, *others.values()) for name in options_of(other)}
+    parser.set_defaults(**_defaults(file, _read(file), command, parser, known))
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """The options of a command by their long names, without dashes."""
+    actions = parser._option_string_actions.items()  # noqa: SLF001 - argparse has no public list of its options
+    return {name[2:]: action for name, action in actions if name.startswith("--") and name[2:] not in _NOT_KEPT}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as TOML: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _defaults(
+    file: Path, content: Mapping[str, Any], command: str, parser: argparse.ArgumentParser, known: set[str]
+) -> dict[str, Any]:
+    """The values that a file sets for a command, by destination."""
+    options = options_of(parser)
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if not isinstance(value, dict):
+            _check_known(file, name, name, known)
+            if name in options:
+                found[options[name].dest] = _value(file, name, value, options[name])
+    section = content.get(command, {})
+    if not isinstance(section, dict):
+        raise ValueError(f"{file}: {command} must be a table of options, got {section!r}")  # noqa: TRY004
+    for name, value in section.items():
+        _check_known(file, f"[{command}] {name}", name, options.keys())
+        found[options[name].dest] = _value(file, f"[{command}] {name}", value, options[name])
+    return found
+
+
+def _check_known(file: Path, where: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{file}: {where}: there is no such option, expected one of {', '.join(sorted(known))}")
+
+
+def _action(parser: argparse.ArgumentParser, name: str) -> argparse.Action:
+    return options_of(parser)[name]
+
+
+def _value(file: Path, where: str, value: Any, action: argparse.Action) -> Any:
+    """A value as the command line would give it."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{file}: {where} must be true or false, got {value!r}")
+        return action.const if value else action.default
+    if isinstance(action, argparse._AppendAction) or action.nargs in ("*", "+"):  # noqa: SLF001 - has no public name
+        return [_single(file, where, each, action) for each in (value if isinstance(value, list) else [value])]
+    return _single(file, where, value, action)
+
+
+def _single(file: Path, where: str, value: Any, action: argparse.Action) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{file}: {where} must be text or a number, got {value!r}")  # noqa: TRY004
+    try:
+        converted = action.type(str(value)) if callable(action.type) else str(value)
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"{file}: {where}: {value!r} is not possible: {error}") from error
+    if action.choices is not None and converted not in action.choices:
+        raise ValueError(f"{file}: {where} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+    if isinstance(converted, Path):  # relative to the file, wherever the command is called
+        return file.absolute().parent / converted.expanduser()
+    return converted
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, int | float):
+        return repr(value)
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,136 @@
+"""Options from a TOML file, completion in shells, and what is logged."""
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import soundfile
+
+from u2moe.runtime import Recognizer, cli
+from u2moe.runtime.cli import configuration
+
+
+@pytest.fixture
+def clip(tmp_path, sound):
+    soundfile.write(tmp_path / "a.wav", sound[:20_000], 16_000)
+    return tmp_path / "a.wav"
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A function that writes the default configuration file."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "u2moe").mkdir(parents=True)
+    file = tmp_path / "home" / "u2moe" / "config.toml"
+
+    def write(text):
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def parsed(monkeypatch, *arguments):
+    """What `u2moe transcribe` is called with."""
+    seen = []
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe._check", lambda args: seen.append(args) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        cli.main(["transcribe", *map(str, arguments)])
+    return seen[0]
+
+
+def test_options_are_defaults_of_the_command_line(config, monkeypatch, tmp_path):
+    file = config(
+        'beam-size = 4\nproviders = "CPUExecutionProvider"\n'
+        '[transcribe]\nmodel = "bundle"\nhotwords = "~/names"\nstream = true\nctc-weight = 1\nmanifest = ["a", "b"]\n'
+        "[listen]\nbeam-size = 2\n"
+    )
+    args = parsed(monkeypatch, "x.wav")
+    assert (args.beam_size, args.providers, args.stream, args.ctc_weight) == (4, "CPUExecutionProvider", True, 1.0)
+    assert args.model == file.parent / "bundle"
+    assert args.hotwords.name == "names"
+    assert args.hotwords.is_absolute()
+    assert args.manifest == ["a", "b"]
+    assert parsed(monkeypatch, "--beam-size", "7").beam_size == 7
+    (tmp_path / "other.toml").write_text("beam-size = 3", encoding="utf-8")
+    other = parsed(monkeypatch, "--config", tmp_path / "other.toml")
+    assert (other.beam_size, other.providers) == (3, None)
+
+
+def test_config_shows_what_is_set(config, capsys, tmp_path):
+    assert cli.main(["config", "--config", str(tmp_path / "none.toml")]) == 1
+    assert "none.toml: cannot be read as TOML: No such file" in capsys.readouterr().err
+    assert cli.main(["config"]) == 0
+    assert re.match(r"no options are set: .*config\.toml does not exist\n", capsys.readouterr().out)
+    text = 'beam-size = 4\n\n[transcribe]\nstream = true\nsearch = "ctc_greedy"\n\n[serve]\nport = 1234\n'
+    file = config(text)
+    assert cli.main(["config"]) == 0
+    assert capsys.readouterr().out == f"# {file}\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("beam-size = ", "cannot be read as TOML: Invalid value"),
+        (
+            "[transcribe]\nbeamsize = 3",
+            r"\[transcribe\] beamsize: there is no such option, expected one of beam-size, ",
+        ),
+        ("beamsize = 3", "config.toml: beamsize: there is no such option"),
+        ("[transcribe]\nbeam-size = 'x'", r"\[transcribe\] beam-size: 'x' is not possible: invalid literal"),
+        ("[transcribe]\nbeam-size = [3]", "beam-size must be text or a number"),
+        ("[transcribe]\nbeam-size = true", "beam-size must be text or a number"),
+        ("[transcribe]\nsearch = 'viterbi'", "search must be one of attention_rescoring, .*, got 'viterbi'"),
+        ("[transcribe]\nstream = 1", "stream must be true or false"),
+        ("transcribe = 1", "transcribe: there is no such option"),
+    ],
+)
+def test_files_that_are_refused_name_the_option(config, clip, capsys, text, message):
+    file = config(text)
+    assert cli.main(["transcribe", str(clip)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"u2moe: error: {file}: ")
+    assert re.search(message, err)
+
+
+def test_no_home_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert configuration.default_file() is None
+
+
+def test_completion_knows_all_commands_and_options(capsys):
+    assert cli.main(["completion", "fish"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("-a transcribe -d 'recognise audio files'", "-l search -d 'default' -x -a 'attention_rescoring"):
+        assert expected in out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_completion_in_bash(capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+
+    def complete(*words):
+        call = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _u2moe; printf "%s\\n" "${COMPREPLY[@]}"'
+        command = ["bash", "--norc", "-c", f"{script}\n{call}", "bash", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert complete("u2moe", "tr") == ["transcribe"]
+    assert complete("u2moe", "transcribe", "--be") == ["--beam-size"]
+    assert complete("u2moe", "transcribe", "--search", "ctc") == ["ctc_prefix_beam", "ctc_greedy"]
+    assert complete("u2moe", "listen", "--list") == ["--list-devices"]
+
+
+def test_the_library_is_silent_and_tells_what_it_does_if_asked(bundle, clip, capsys, caplog):
+    with caplog.at_level(logging.DEBUG, "u2moe"):
+        Recognizer.from_pretrained(bundle.path).transcribe(clip)
+    assert re.search(r"loaded in .* s on CPUExecutionProvider", caplog.text)
+    assert "a.wav: 16000 Hz, channels: 1, read by SoundFile" in caplog.text
+    assert capsys.readouterr() == ("", "")
+    for is_verbose in (False, True):
+        assert cli.main(["transcribe", "--model", str(bundle.path), str(clip), *["--verbose"] * is_verbose]) == 0
+        assert ("loaded in" in capsys.readouterr().err) == is_verbose
