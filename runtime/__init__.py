@@ -6,8 +6,6 @@ except ModuleNotFoundError as error:
     # An extra, since the wheels for CPU and GPU overwrite each other: its name alone does not say what to install.
     raise ModuleNotFoundError("u2moe needs onnxruntime: pip install 'u2moe[cpu]', or [gpu]", name=error.name) from None
 
-import logging
-
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.context import ContextGraph, parse_hotwords
@@ -48,8 +46,6 @@ from u2moe.runtime.subtitles import SubtitleOptions
 from u2moe.runtime.transcriber import Transcriber
 from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
 from u2moe.runtime.writing.formatter import TextFormat, TextFormatter
-
-logging.getLogger("u2moe").addHandler(logging.NullHandler())  # a library does not print, unless it is asked to
 
 __all__ = [
     "Alternative",

@@ -9,7 +9,6 @@ exactly the number of samples given by the ratio of the rates.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -22,6 +21,7 @@ import soxr
 
 from u2moe.runtime.audio_file import MEDIA_SUFFIXES, File, damage, has_media, name_of, open_audio
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.log import log_debug
 from u2moe.runtime.media_file import EXTRA
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
 
-_log = logging.getLogger(__name__)
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
 _MOST_NAMED = 5
@@ -157,7 +156,7 @@ def read_blocks(
 
     name = name_of(file)
     with open_audio(file, track) as source:
-        _log.debug(
+        log_debug(
             "%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, type(source).__name__
         )
         try:

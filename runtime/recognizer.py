@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import time
 import weakref
@@ -24,6 +23,7 @@ from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.features import Fbank
 from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.log import log_info
 from u2moe.runtime.manifest import MANIFEST_FILE
 from u2moe.runtime.pipeline import Observer, Pipeline
 from u2moe.runtime.raw_audio import RawAudio
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from u2moe.runtime.model import Model
     from u2moe.runtime.vad import VoiceActivityDetector
 
-_log = logging.getLogger(__name__)
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """The demo model in the package, with recordings in `clips/` to try it on."""
 
@@ -127,7 +126,7 @@ class Recognizer:
                 kernels=kernels,
             ),
         )
-        _log.info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
+        log_info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
         return cls(bundle, model, options, hotwords)
 
     def warm_up(self) -> None:

@@ -7,7 +7,6 @@ versions need the option.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,13 +16,13 @@ import onnxruntime
 
 from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT
 from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.log import log_debug
 from u2moe.runtime.native import is_replaced, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-_log = logging.getLogger(__name__)
 PRECISE = ("session.x64quantprecision", "1")
 """Name and value of the option: on processors that need it, onnxruntime then uses the slower kernels for uint8 weights,
 which add in 32 bits."""
@@ -75,7 +74,7 @@ def exact_products() -> Products:
         )
 
     found = Products(any=is_exact(_LARGEST), paired=is_exact(_PAIRED))
-    _log.debug("products of uint8 and int8 are exact: of any weights %s, of pairs that fit %s", *found)
+    log_debug("products of uint8 and int8 are exact: of any weights %s, of pairs that fit %s", *found)
     return found
 
 
