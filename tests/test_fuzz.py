@@ -30,14 +30,14 @@ def test_inputs_of_all_kinds_are_refused_or_used(bundle, clip, tmp_path, capsys)
     pytest.importorskip("av")
     file = tmp_path / "fuzz.json"
     configs = ["--configs", *map(str, TRAIN_YAMLS)]
-    inputs = ["--inputs", "audio=24", "media=24", "bundles=12", "options=12", "configs=40"]
+    inputs = ["--inputs", "audio=24", "media=24", "bundles=12", "options=12", "models=40", "configs=40"]
     code = fuzz.main([str(bundle.path), str(clip), *configs, *inputs, "--results", str(file)])
     results = json.loads(file.read_text(encoding="utf-8"))
     kinds = results["kinds"]
     assert {kind: found["failures"] for kind, found in kinds.items()} == {kind: [] for kind in kinds}
     assert code == 0
     assert {kind: found["num_inputs"] for kind, found in kinds.items()} == {
-        "audio": 24, "media": 24, "bundles": 12, "options": 12, "configs": 40,
+        "audio": 24, "media": 24, "bundles": 12, "options": 12, "models": 40, "configs": 40,
     }  # fmt: skip
     for found in kinds.values():
         assert sum(found["outcomes"].values()) == found["num_inputs"]
@@ -45,7 +45,7 @@ def test_inputs_of_all_kinds_are_refused_or_used(bundle, clip, tmp_path, capsys)
         assert found["memory_mb"][-1][1] > 10
     assert kinds["configs"]["outcomes"]["accepted"] > 0
     assert fuzz.values(results)["table"] in capsys.readouterr().out
-    assert (fuzz.values(results)["tried"], fuzz.values(results)["failed"]) == ("112", "0")
+    assert (fuzz.values(results)["tried"], fuzz.values(results)["failed"]) == ("152", "0")
 
 
 def test_numbers_of_inputs_are_checked():

@@ -21,12 +21,20 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, recorded, resumed
 from u2moe.benchmarks.script import report, run_script, script_parser
 
-NUM_INPUTS = {"audio": 100_000, "media": 10_000, "bundles": 10_000, "options": 10_000, "configs": 10_000}
+NUM_INPUTS = {
+    "audio": 100_000,
+    "media": 10_000,
+    "bundles": 10_000,
+    "options": 10_000,
+    "models": 10_000,
+    "configs": 10_000,
+}
 TITLES = {
     "audio": "damaged audio files",
     "media": "damaged media files",
     "bundles": "damaged bundles",
     "options": "odd options and samples",
+    "models": "damaged language models",
     "configs": "damaged train.yaml files",
 }
 _TURNS = 200

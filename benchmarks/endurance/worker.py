@@ -24,6 +24,7 @@ import numpy as np
 
 from u2moe.benchmarks.endurance.damaged_audio import use_damaged_audio, use_damaged_media
 from u2moe.benchmarks.endurance.damaged_bundles import use_damaged_bundles
+from u2moe.benchmarks.endurance.damaged_language_models import use_damaged_models
 from u2moe.benchmarks.endurance.memory import resident_mb
 from u2moe.benchmarks.endurance.odd_options import use_odd_options
 from u2moe.benchmarks.script import run_script, script_parser
@@ -38,6 +39,7 @@ REFUSALS: Mapping[str, tuple[type[Exception], ...]] = {
     "media": (U2moeError,),
     "bundles": (U2moeError,),
     "options": (U2moeError, ValueError),
+    "models": (U2moeError,),
     "configs": (U2moeError,),
 }
 """Documented errors, by kind of input."""
@@ -66,6 +68,8 @@ def use_of(kind: str, bundle: Path, audio: Sequence[Path], configs: Sequence[Pat
         return use_damaged_audio(recognizer, clips, folder)
     if kind == "media":
         return use_damaged_media(recognizer, clips, folder)
+    if kind == "models":
+        return use_damaged_models(recognizer.vocabulary, folder)
     if kind == "bundles":
         return use_damaged_bundles(bundle, clips[0], folder)
     return use_odd_options(recognizer, clips[0])

@@ -21,7 +21,7 @@ from u2moe.runtime.language.ngrams import Ngrams
 MAGIC = b"u2moe-lm\x01"
 BITS = (8, 16)
 """Sizes of a probability."""
-_DIGEST_SIZE = 32
+DIGEST_SIZE = 32
 _LENGTH_SIZE = 4
 
 
@@ -69,7 +69,7 @@ def read_compact(path: Path) -> Ngrams:
         content = path.read_bytes()
     except OSError as error:
         raise LanguageModelError(f"{path}: cannot be read as a language model: {error}") from error
-    start = len(MAGIC) + _DIGEST_SIZE
+    start = len(MAGIC) + DIGEST_SIZE
     if not content.startswith(MAGIC):
         raise LanguageModelError(f"{path}: is not a compact language model of this version")
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(MAGIC) : start]:
@@ -90,8 +90,8 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
     place = start + _LENGTH_SIZE + int.from_bytes(content[start : start + _LENGTH_SIZE], "little")
     header = json.loads(content[start + _LENGTH_SIZE : place])
     words, num_ngrams = header["words"], header["num_ngrams"]
-    if not (isinstance(words, list) and all(isinstance(word, str) and word for word in words)):
-        raise ValueError("its words are no list of texts")
+    if not (isinstance(words, list) and all(isinstance(word, str) and word.split() == [word] for word in words)):
+        raise ValueError("its words are no list of words")
     blocks: list[npt.NDArray[Any]] = []
     for dtype, length in header["blocks"]:
         if dtype not in ("|u1", "<u2", "<u4", "<f4"):

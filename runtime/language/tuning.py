@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Samples = npt.NDArray[np.float32]
 
 FIRST_GRID: dict[str, tuple[float, ...]] = {
-    "weight": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
-    "word_bonus": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
-    "unknown_score": (-10.0, -5.0, -2.0, 0.0),
+    "weight": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
+    "word_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5),
+    "unknown_score": (-10.0, -5.0, -2.0),
 }
 """Values that are tried in the first pass."""
 SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
