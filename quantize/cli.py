@@ -45,6 +45,12 @@ def add_quantize(subparsers: Subparsers) -> None:
         "(0 to 1), but never the most likely one; above 0.5 no token has a second expert (default: skip none)",
     )
     _add_tuning(parser)
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="write weights as native kernels (u2moe-kernels) use them: the bundle loads at once, processes share its "
+        "memory, and it cannot run without these kernels",
+    )
     parser.add_argument("--audio", metavar="FILE", type=Path, nargs="+", default=[], help="audio to measure errors on")
     parser.add_argument(
         "--manifest", metavar="TSV", help="lines of path<TAB>transcript, to measure the word error rate on"
@@ -150,7 +156,13 @@ def run_quantize(args: argparse.Namespace) -> int:
         bundle, report = quantize_bundle(
             args.bundle,
             args.out,
-            recipe(args.recipe, _groups(args.group), skip_expert_below=args.skip_expert_below, tune=_tune(args)),
+            recipe(
+                args.recipe,
+                _groups(args.group),
+                skip_expert_below=args.skip_expert_below,
+                tune=_tune(args),
+                packed=args.packed,
+            ),
             audio=audio,
             recordings=read_manifest(args.manifest) if args.manifest else [],
             max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,

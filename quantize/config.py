@@ -88,6 +88,8 @@ class Recipe:
             most likely one; the remaining weights are normalised again, so a token that skips the second of two
             experts uses only the first, with weight 1. 0: skip none. Faster, but costs accuracy.
         tune: choose the format of each graph's experts from `KERNELS` by measurement; None: do not.
+        packed: write weights in the layout of the native kernels, which then use them where they lie in the file. The
+            bundle cannot be loaded without these kernels, and its files must not change in place while it is loaded.
         experts_of: format of the experts by graph, where tuning has chosen another one than `groups` says.
     """
 
@@ -98,6 +100,7 @@ class Recipe:
     required: tuple[str, ...] = ()
     skip_expert_below: float = 0.0
     tune: Tune | None = None
+    packed: bool = False
     experts_of: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -176,6 +179,7 @@ def recipe(
     *,
     skip_expert_below: float = 0.0,
     tune: Tune | None = None,
+    packed: bool = False,
 ) -> Recipe:
     """The recipe of that name, optionally with other formats for some groups, skipped experts, and tuning.
 
@@ -190,4 +194,4 @@ def recipe(
     else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
     changed = plain.replaced(changes, skip_expert_below=skip_expert_below)
-    return replace(changed, tune=tune) if tune else changed
+    return replace(changed, tune=tune, packed=packed)

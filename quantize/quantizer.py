@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.config import Recipe
+from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.tuning.choice import tuned
@@ -25,6 +26,8 @@ from u2moe.runtime.errors import BundleError, QuantizationError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.manifest import Manifest
+from u2moe.runtime.native import CPU, choose_kernels
 
 REPORT_FILE = "report.json"
 SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"
@@ -60,10 +63,12 @@ def quantize_bundle(
 
     Raises:
         BundleError: not a float32 bundle, a requested group that no graph has, or a target that cannot be written.
+        KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
         QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
     """
     if max_wer_increase is not None and not recordings:
         raise ValueError("max_wer_increase needs recordings with transcripts")
+    layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
     with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
         features = features_of(source, [*audio, *(recording.path for recording in recordings)])
@@ -95,7 +100,30 @@ def quantize_bundle(
             report = build_report(source, staged, changes, features, recordings, progress=progress)
             _check_words(report, max_wer_increase)
             staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
+        if layout is not None:
+            manifest = _pack(staging, manifest, layout, progress)
         return staging.finish(manifest), report
+
+
+def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:
+    """Pack the weights of the staged graphs; returns the manifest, which then says so."""
+    num_packed = 0
+    for graph in manifest.model.graphs():
+        progress(f"packing {graph.file}")
+        model = ir.load(staging.path / graph.file)
+        num_packed += pack_graph(model, layout)
+        folder = staging.path / "packed"
+        folder.mkdir()
+        save_mapped(model, folder / graph.file, progress)
+        for file in folder.iterdir():
+            file.replace(staging.path / file.name)
+        folder.rmdir()
+    if not num_packed:
+        found = manifest.quantization["recipe"]
+        raise BundleError(f"{staging.target}: native kernels use no weights of recipe {found}, so none can be packed")
+    manifest = dataclasses.replace(manifest, quantization={**manifest.quantization, contract.PACKED: layout})
+    staging.seal(manifest).load()
+    return manifest
 
 
 def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:

@@ -20,6 +20,9 @@ PAIR_SUMS_FIT = "16 bits"
 """Metadata of a quantized graph whose int8 weights are exact where pairs of products are added in 16 bits: rows 2k and
 2k + 1 of a weight, each times any uint8, have a sum that fits. See `saturation`."""
 
+PACKED = "packed"
+"""Key of `Manifest.quantization` where weights are packed for native kernels; its value: the version of the layout."""
+
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
 """Metadata key of an initializer for its group, one of `WEIGHT_GROUPS`."""
 

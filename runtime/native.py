@@ -39,6 +39,7 @@ class Kernels:
         native: whether the library of u2moe-kernels is registered.
         version: version of u2moe-kernels, "" without it.
         isa: instruction set that it uses on this processor, "" without it.
+        layout: version of the layout in which it reads packed weights; 0 without it.
         operators: names of the functions that it replaces, without numbers; see `is_replaced`.
         library: file of the library; None without it.
         reason: why it is not registered, "" if it is.
@@ -47,6 +48,7 @@ class Kernels:
     native: bool
     version: str = ""
     isa: str = ""
+    layout: int = 0
     operators: frozenset[str] = frozenset()
     library: Path | None = None
     reason: str = ""
@@ -69,7 +71,7 @@ class Kernels:
 
     def without(self, reason: str) -> Kernels:
         """Onnxruntime alone, for this reason."""
-        return replace(self, native=False, library=None, operators=frozenset(), reason=reason)
+        return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason)
 
 
 def plain_name(function: str) -> str:
@@ -140,8 +142,34 @@ def installed_kernels() -> Kernels:
         raise KernelsError(
             f"u2moe-kernels {version} cannot run with onnxruntime {onnxruntime.__version__}: {message}"
         ) from error
-    isa, operators = str(description["isa"]), frozenset(map(str, description["operators"]))
-    return Kernels(native=True, version=version, isa=isa, operators=operators, library=library)
+    return Kernels(
+        native=True,
+        version=version,
+        isa=str(description["isa"]),
+        layout=int(description["layout"]),
+        operators=frozenset(map(str, description["operators"])),
+        library=library,
+    )
+
+
+def check_layout(kernels: Kernels, layout: int, where: str) -> None:
+    """Check that weights that were packed in this layout can be used.
+
+    Args:
+        kernels: what is to compute the graph.
+        layout: version of the layout.
+        where: beginning of the message.
+
+    Raises:
+        KernelsError: there are no native kernels, or they read another layout.
+    """
+    if not kernels.native:
+        raise KernelsError(f"{where}: weights are packed for native kernels, which it needs: {kernels.reason}")
+    if kernels.layout != layout:
+        raise KernelsError(
+            f"{where}: weights are packed in layout {layout}, u2moe-kernels {kernels.version} reads {kernels.layout}: "
+            "quantize the float32 bundle again with the installed version"
+        )
 
 
 def _check_contract(version: str, contract: Any) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
+from u2moe.runtime.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.graph_file import GraphFile
-from u2moe.runtime.native import ONNXRUNTIME_ERRORS, Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels, choose_kernels
 from u2moe.runtime.saturation import PRECISE, has_no_other_products, must_be_precise
 
 if TYPE_CHECKING:
@@ -202,13 +202,15 @@ def _with_kernels(
 
     They refuse what they do not know: attributes of another version of u2moe, for example.
     """
-    kernels = settings.chosen
+    kernels, layout = settings.chosen, manifest.quantization.get(PACKED)
+    if layout is not None and settings.sess_options is None:
+        check_layout(kernels, layout, str(opened.path))
     try:
         return _inference_session(opened, settings, manifest, *config_entries), kernels
     except IntegrityError:
         raise
     except BundleError as error:
-        if not kernels.native:
+        if not kernels.native or layout is not None:
             raise
         message = str(error)
     alone = replace(settings, kernels="onnxruntime")

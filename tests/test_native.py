@@ -43,7 +43,7 @@ def installed(monkeypatch, tmp_path):
         package = types.ModuleType("u2moe_kernels")
         package.__version__ = "9.8.7"
         package.library_path = lambda: file
-        package.description = lambda: {"isa": "abacus", "operators": ["Int8MatMul"], "contract": contract}
+        package.description = lambda: {"isa": "abacus", "operators": ["Int8MatMul"], "contract": contract, "layout": 1}
         monkeypatch.setitem(sys.modules, "u2moe_kernels", package)
         return file
 

@@ -13,8 +13,11 @@
 
 namespace u2moe {
 
+// Version of the layout, for weights that are packed in advance.
+constexpr int64_t kLayout = 1;
 constexpr size_t kPanel = 16;
 constexpr size_t kBlock = 32;
+constexpr size_t kLine = 64;  // bytes of a cache line
 
 static constexpr size_t rounded_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static constexpr size_t blocks_of(size_t columns) { return (columns + kBlock - 1) / kBlock; }

@@ -17,7 +17,6 @@
 namespace u2moe {
 
 namespace {
-constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunk = size_t{32} << 20;
 constexpr std::align_val_t kAlignment{kLine};

@@ -13,6 +13,8 @@ class Weights {
  public:
   Weights() = default;
   explicit Weights(size_t bytes);
+  // Bytes that somebody else owns, and that lie at the start of a cache line.
+  explicit Weights(const uint8_t* lent) : data_(const_cast<uint8_t*>(lent)) {}
   Weights(Weights&& other) noexcept { *this = static_cast<Weights&&>(other); }
   Weights& operator=(Weights&& other) noexcept;
   ~Weights();

@@ -19,6 +19,7 @@ constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr auto kAny = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr int64_t kMostElements = int64_t{1} << 31;
+constexpr int64_t kMostSize = int64_t{1} << 24;  // of one axis of a weight
 
 const InstructionSet& isa() {
   const char* message;
@@ -45,13 +46,17 @@ float lowest_of(const std::string& name) {
 
 // ------------------------------------------------------------------------------------------------ weights
 
+size_t packed_bytes(size_t k, size_t n, size_t group) {
+  return group ? packed_bytes4(k, n, group) : packed_bytes8(k, n);
+}
+
 // One weight matrix as the graph has it.
 struct Matrix {
   Int8Weight eight{};
   Int4Weight four{};
   size_t k = 0, n = 0, group = 0;
 
-  size_t bytes() const { return group ? packed_bytes4(k, n, group) : packed_bytes8(k, n); }
+  size_t bytes() const { return packed_bytes(k, n, group); }
   void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
 };
 
@@ -90,6 +95,21 @@ LinearLayer linear_of(const Matrix& matrix, float lowest) {
   layer.lowest = lowest;
   layer.weights = Weights(matrix.bytes());
   matrix.pack(layer.weights.data());
+  return layer;
+}
+
+// Whether weights were packed in advance, by `u2moe quantize --packed`.
+bool is_packed(const Node& node) { return node.has("layout") && node.integer("layout", kLayout, kLayout); }
+
+size_t size_of(const Node& node, const char* name) { return static_cast<size_t>(node.integer(name, 1, kMostSize)); }
+
+LinearLayer read_linear(Node& node, bool bias, float lowest) {
+  if (!is_packed(node)) return linear_of(read_int8(node, -1, -1, bias, kStep), lowest);
+  LinearLayer layer;
+  layer.k = size_of(node, "in");
+  layer.n = size_of(node, "out");
+  layer.lowest = lowest;
+  layer.weights = node.packed(packed_bytes8(layer.k, layer.n));
   return layer;
 }
 
@@ -133,7 +153,7 @@ class MatMul {
   explicit MatMul(Node& node) : isa_(isa()) {
     node.skip();
     node.skip();
-    layer_ = linear_of(read_int8(node, -1, -1, node.num_inputs() == 5, kStep), 0.0f);
+    layer_ = read_linear(node, node.num_inputs() == 5, 0.0f);
     check_all_read(node);
   }
   void compute(const Call& call) const {
@@ -159,7 +179,7 @@ class Linear {
   explicit Linear(Node& node) : isa_(isa()) {
     node.skip();
     const float lowest = lowest_of(node.text("activation"));
-    layer_ = linear_of(read_int8(node, -1, -1, node.num_inputs() == 4, kStep), lowest);
+    layer_ = read_linear(node, node.num_inputs() == 4, lowest);
     check_all_read(node);
   }
   void compute(const Call& call) const {
@@ -209,6 +229,16 @@ class ExpertsOperator {
       for (size_t e = 0; e < width; e++) to[d * width + e] = e < layer_.experts ? gate[d * layer_.experts + e] : 0.0f;
   }
 
+  // All products, where they are packed already.
+  void read_packed(Node& node, size_t group) {
+    layer_.hidden = size_of(node, "hidden");
+    layer_.group = group;
+    layer_.first_bytes = packed_bytes(layer_.dim, layer_.hidden, group);
+    layer_.second_bytes = packed_bytes(layer_.hidden, layer_.dim, group);
+    layer_.weights = node.packed((layer_.first_bytes + layer_.second_bytes) * layer_.experts);
+    check_all_read(node);
+  }
+
   // The products of all experts, first and second in turn.
   void pack(const std::vector<Matrix>& matrices) {
     layer_.hidden = matrices[0].n;
@@ -235,6 +265,10 @@ class Int8Experts : public ExpertsOperator {
     read_activation(node);
     node.skip();
     read_router(node);
+    if (is_packed(node)) {
+      read_packed(node, 0);
+      return;
+    }
     const auto dim = static_cast<int64_t>(layer_.dim), experts = static_cast<int64_t>(layer_.experts);
     const float* second_bias = bias ? node.constant<float>("w2_bias", {experts, dim}) : nullptr;
     std::vector<Matrix> matrices;
@@ -260,6 +294,10 @@ class Int4Experts : public ExpertsOperator {
     read_activation(node);
     node.skip();
     read_router(node);
+    if (is_packed(node)) {
+      read_packed(node, static_cast<size_t>(group));
+      return;
+    }
     const auto dim = static_cast<int64_t>(layer_.dim);
     std::vector<Matrix> matrices;
     int64_t hidden = -1;
@@ -280,13 +318,18 @@ class FeedForward : public ExpertsOperator {
     const bool bias = node.integer("bias", 0, 1) != 0;
     read_activation(node);
     node.skip();
+    layer_.by_peak = true;
+    if (is_packed(node)) {
+      layer_.dim = size_of(node, "in");
+      read_packed(node, 0);
+      return;
+    }
     std::vector<Matrix> matrices;
     matrices.push_back(read_int8(node, -1, -1, bias, kStep));
     const auto dim = static_cast<int64_t>(matrices[0].k), hidden = static_cast<int64_t>(matrices[0].n);
     matrices.push_back(read_int8(node, hidden, dim, bias, kStep));
     check_all_read(node);
     layer_.dim = matrices[0].k;
-    layer_.by_peak = true;
     pack(matrices);
   }
 };
@@ -366,7 +409,8 @@ std::string description() {
   for (size_t i = 0, count = available(sets); i < count; i++)
     names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
   return std::string("{\"contract\": 1, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
-         std::to_string(kApiVersion) + ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names() + "]}";
+         std::to_string(kApiVersion) + ", \"layout\": " + std::to_string(kLayout) +
+         ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names() + "]}";
 }
 
 }  // namespace
@@ -397,4 +441,19 @@ U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   } catch (...) {
     return 0;
   }
+}
+
+// Packs a weight [k, n] for the operators; with `to` null, only returns the bytes that it takes. The scales are multiplied
+// by `step`; `bias` may be null.
+U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* scale, const float* bias, size_t k,
+                                            size_t n, float step, uint8_t* to) {
+  if (to != nullptr) u2moe::pack8({weight, scale, bias, k, n, step}, to);
+  return u2moe::packed_bytes8(k, n);
+}
+
+// The same for 4 bits, of a weight [n, groups, group / 2] as MatMulNBits reads it.
+U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const float* scale, const float* bias, size_t k,
+                                            size_t n, size_t group, uint8_t* to) {
+  if (to != nullptr) u2moe::pack4({weight, scale, bias, k, n, group}, to);
+  return u2moe::packed_bytes4(k, n, group);
 }

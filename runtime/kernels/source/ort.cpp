@@ -1,5 +1,9 @@
 #include "ort.h"
 
+#include <cstring>
+
+#include "layout.h"
+
 namespace u2moe {
 namespace {
 
@@ -101,6 +105,25 @@ std::string Node::text(const char* name) const {
   text.resize(size);
   while (!text.empty() && text.back() == '\0') text.pop_back();
   return text;
+}
+
+bool Node::has(const char* attribute) const {
+  int64_t value = 0;
+  OrtStatus* status = Api::get().KernelInfoGetAttribute_int64(info_, attribute, &value);
+  if (status == nullptr) return true;
+  Api::get().ReleaseStatus(status);
+  return false;
+}
+
+Weights Node::packed(size_t bytes) {
+  const auto* data = constant<uint8_t>("packed weights", {static_cast<int64_t>(bytes)});
+  if (reinterpret_cast<uintptr_t>(data) % kLine != 0) {
+    Weights copied(bytes);
+    std::memcpy(copied.data(), data, bytes);
+    return copied;
+  }
+  constants_.pop_back();  // stays in memory
+  return Weights(data);
 }
 
 const void* Node::next(const char* what, ONNXTensorElementDataType type, const std::vector<int64_t>& shape,

@@ -73,6 +73,10 @@ class Node {
   const T* constant(const char* what, const std::vector<int64_t>& shape, std::vector<int64_t>* found = nullptr) {
     return static_cast<const T*>(next(what, type_of(static_cast<const T*>(nullptr)), shape, found));
   }
+  bool has(const char* attribute) const;
+  // Input `next`, weights that were packed in advance: used in place, in a file that is mapped, or copied if they do not
+  // lie at the start of a cache line.
+  Weights packed(size_t bytes);
   void skip() { next_++; }  // an input that changes
   // Called when all constants have been copied, after which they are not read again.
   void give_back() const {

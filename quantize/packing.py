@@ -1,0 +1,243 @@
+"""Weights in the layout of the native kernels, which then use them where they lie in the file.
+
+A graph with packed weights has native operators in the place of our functions, and no longer the functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from u2moe.quantize.weights import Array
+from u2moe.runtime import contract
+from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.file import group_of, shape_of
+from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.native import CPU, choose_kernels, plain_name
+
+STEP = 1 / 127
+"""Factor of the scales of products whose rows are divided by their peaks; see `token_scales`."""
+ALIGNMENT = 4096
+"""Bytes at a multiple of which packed weights begin: onnxruntime maps pages."""
+_LINE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One weight, its scale and its bias, in int8 [in, out] or in 4 bits as MatMulNBits reads it.
+
+    Attributes:
+        weight: the integers; `scale`: one per column or block; `bias`: None without one.
+        sizes: rows and columns.
+        block_size: rows that share a scale in 4 bits; 0: int8.
+        step: the scales are multiplied by it.
+        expert: index of this expert's bias in `bias`; None: all of it.
+    """
+
+    weight: ir.Value
+    scale: ir.Value
+    bias: ir.Value | None
+    sizes: tuple[int, int]
+    block_size: int = 0
+    step: float = 1.0
+    expert: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed weight."""
+        return self._call(None, None, None, None)
+
+    def packed(self) -> Array:
+        """The packed weight, uint8 [bytes]."""
+        weight, scale = _stored(self.weight), _stored(self.scale)
+        bias = None if self.bias is None else _stored(self.bias)
+        if bias is not None and self.expert is not None:
+            bias = np.ascontiguousarray(bias[self.expert])
+        to = np.empty(self.num_bytes, np.uint8)
+        self._call(weight, scale, bias, to)
+        return to
+
+    def _call(self, weight: Array | None, scale: Array | None, bias: Array | None, to: Array | None) -> int:
+        pointers = [None if array is None else array.ctypes.data for array in (weight, scale, bias, to)]
+        *given, target = pointers
+        if self.block_size:
+            found = _library().u2moe_kernels_pack_int4(*given, *self.sizes, self.block_size, target)
+        else:
+            found = _library().u2moe_kernels_pack_int8(*given, *self.sizes, self.step, target)
+        return int(found)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(choose_kernels("native", [CPU]).library))
+    sizes, pointer = [ctypes.c_size_t] * 2, ctypes.c_void_p
+    for function, kind in (
+        (library.u2moe_kernels_pack_int8, ctypes.c_float),
+        (library.u2moe_kernels_pack_int4, ctypes.c_size_t),
+    ):
+        function.argtypes, function.restype = [pointer] * 3 + sizes + [kind, pointer], ctypes.c_size_t
+    return library
+
+
+def pack_graph(model: ir.Model, layout: int) -> int:
+    """Pack the weights of all calls that native kernels compute, in place; returns the number of calls.
+
+    Args:
+        model: a quantized graph; its weights are read and packed one at a time when it is saved.
+        layout: version of the layout.
+
+    Raises:
+        BundleError: a call is not in the form that `u2moe quantize` writes.
+    """
+    calls = [
+        node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _READERS
+    ]
+    for node in calls:
+        name = plain_name(node.op_type)
+        values = [value for value in node.inputs if value is not None]
+        num_others, attributes, products = _READERS[name](node, values)
+        weights = _blob(f"{node.name}/packed", products, group_of(products[0].weight))
+        model.graph.register_initializer(weights)
+        kept = {key: attribute.value for key, attribute in node.attributes.items()}
+        packed = ir.node(
+            name, [*values[:num_others], weights], {**kept, **attributes, "layout": layout},
+            domain=node.domain, name=node.name,
+        )  # fmt: skip
+        before, after = node.outputs[0], packed.outputs[0]
+        after.name, after.type, after.shape = before.name, before.type, before.shape
+        model.graph.insert_before(node, packed)
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+        model.functions.pop(node.op_identifier(), None)
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]
+    return len(calls)
+
+
+def _blob(name: str, products: Sequence[Product], group: str) -> ir.Value:
+    """An initializer with all these weights, one after the other."""
+    shape = ir.Shape([sum(product.num_bytes for product in products)])
+
+    def load() -> ir.TensorProtocol:
+        return ir.tensor(np.concatenate([product.packed() for product in products]), name=name)
+
+    tensor = ir.LazyTensor(load, ir.DataType.UINT8, shape, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.UINT8), shape=shape, const_value=tensor)
+    if group in contract.WEIGHT_GROUPS:
+        value.metadata_props[contract.GROUP_METADATA] = group
+    return value
+
+
+_Read = tuple[int, dict[str, int], list[Product]]
+"""Inputs before the weights, further attributes, and the weights."""
+
+
+def _linear(num_others: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
+    def read(_: ir.Node, values: list[ir.Value]) -> _Read:
+        weight, scale, *biases = values[num_others:]
+        rows, columns = shape_of(weight)
+        product = Product(
+            weight=weight, scale=scale, bias=biases[0] if biases else None, sizes=(rows, columns), step=STEP
+        )
+        return num_others, {"in": rows, "out": columns}, [product]
+
+    return read
+
+
+def _feed_forward(_: ir.Node, values: list[ir.Value]) -> _Read:
+    parts = iter(values[1:])
+    has_bias = len(values) == 7  # x, and three for each of two products
+    products = [
+        Product(weight=weight, scale=scale, bias=bias, sizes=_sizes(weight), step=STEP)
+        for weight, scale, bias in _triples(parts, has_bias)
+    ]
+    rows, hidden = products[0].sizes
+    return 1, {"in": rows, "hidden": hidden}, products
+
+
+def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
+    mixture = mixture_of(node)
+    if mixture is None:
+        raise BundleError(f"node {node.name}: is not a mixture of experts")
+    second_biases = values[2] if mixture.bias else None
+    parts = iter(values[2 + mixture.bias :])
+    products: list[Product] = []
+    for expert in range(mixture.num_experts):
+        first, first_scale = next(parts), next(parts)
+        bias = next(parts) if mixture.bias else None
+        second, second_scale = next(parts), next(parts)
+        products += [
+            Product(weight=first, scale=first_scale, bias=bias, sizes=_sizes(first)),
+            Product(weight=second, scale=second_scale, bias=second_biases, sizes=_sizes(second), expert=expert),
+        ]
+    return 2, {"hidden": products[0].sizes[1]}, products
+
+
+def _int4_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
+    mixture = mixture_of(node)
+    if mixture is None:
+        raise BundleError(f"node {node.name}: is not a mixture of experts")
+    hidden, dim = shape_of(values[2])[0], shape_of(values[1])[0]
+    sizes = itertools.cycle([(dim, hidden), (hidden, dim)])
+    products = [
+        Product(weight=weight, scale=scale, bias=bias, sizes=next(sizes), block_size=mixture.block_size)
+        for weight, scale, bias in _triples(iter(values[2:]), mixture.bias)
+    ]
+    return 2, {"hidden": hidden}, products
+
+
+def _triples(parts: Iterator[ir.Value], has_bias: bool) -> Iterator[tuple[ir.Value, ir.Value, ir.Value | None]]:
+    """Weights, scales and biases in turn."""
+    for weight in parts:
+        yield weight, next(parts), next(parts) if has_bias else None
+
+
+def _sizes(weight: ir.Value) -> tuple[int, int]:
+    rows, columns = shape_of(weight)
+    return rows, columns
+
+
+_READERS: dict[str, Callable[[ir.Node, list[ir.Value]], _Read]] = {
+    "Int8MatMul": _linear(2),
+    "Int8Linear": _linear(1),
+    "Int8FeedForward": _feed_forward,
+    "Int8MixtureOfExperts": _int8_experts,
+    "Int4MixtureOfExperts": _int4_experts,
+}
+
+
+def _stored(value: ir.Value) -> Array:
+    """The values of an initializer as they are stored; a mapped file does not stay in memory."""
+    tensor: Any = value.const_value
+    array = np.array(tensor.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
+
+
+def save_mapped(model: ir.Model, file: Path, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Write a graph and, beside it, its weights: large ones begin with a page, others with a cache line."""
+    location = f"{file.name}.data"
+    with (file.parent / location).open("wb") as data:
+        for number, (name, value) in enumerate(model.graph.initializers.items()):
+            if value.const_value is None or value.const_value.nbytes < _LINE:
+                continue
+            if number % 100 == 0:
+                progress(f"{file.name}: weight {number + 1} of {len(model.graph.initializers)}: {name}")
+            content = value.const_value.numpy()
+            data.write(bytes(-data.tell() % (ALIGNMENT if content.nbytes >= ALIGNMENT else _LINE)))
+            offset = data.tell()
+            data.write(np.ascontiguousarray(content).view(np.uint8).reshape(-1).data)
+            value.const_value = ir.ExternalTensor(
+                location, offset, content.nbytes, value.const_value.dtype,
+                shape=ir.Shape(content.shape), name=name, base_dir=file.parent,
+            )  # fmt: skip
+    ir.save(model, file)
