@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from u2moe.quantize.tuning.record import describe_record
 from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import MOE_DOMAIN
+from u2moe.runtime.contract import MOE_DOMAIN, PACKED
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.native import checked_kernels, choose_kernels, is_replaced
@@ -75,12 +75,14 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
     manifest = content["manifest"]
     model = manifest["model"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"
+    packed = manifest["quantization"].get(PACKED)
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
-        f"quantization: {manifest['quantization'].get('recipe', 'none')}",
+        f"quantization: {manifest['quantization'].get('recipe', 'none')}"
+        + (f", weights in native kernels' layout {packed}" if packed else ""),
         f"parameters: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]

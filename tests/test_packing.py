@@ -1,0 +1,118 @@
+"""Bundles whose weights are packed for native kernels: equal results, from the file itself, and refused elsewhere."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from u2moe.quantize import quantize_bundle, recipe
+from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, contract
+from u2moe.runtime.cli import main
+
+pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+
+RECIPES = ("int8", "int4-experts")
+LOADED = """
+import os, sys
+import numpy as np
+from u2moe.runtime import Bundle
+model = Bundle.open(sys.argv[1]).load(kernels="native")
+features = np.random.default_rng(0).normal(10, 3, (200, 80)).astype(np.float32)
+before = model.encode(features)
+for file in os.scandir(sys.argv[1]):
+    os.unlink(file)
+print(bool(np.array_equal(model.encode(features), before)))
+"""
+
+
+@pytest.fixture(scope="module", params=["moe_tiny", "dense_tiny"])
+def float32(request, exported):
+    return exported(request.param)
+
+
+def outputs(bundle):
+    model = bundle.load(kernels="native")
+    features = np.random.default_rng(0).normal(10, 3, (200, model.config.feature_size)).astype(np.float32)
+    encoder_out = model.encode(features)
+    scores = model.rescore(encoder_out, [[5, 6], [7]])
+    return [encoder_out, model.encode(features, 4, 2), model.ctc(encoder_out), *scores]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_to_the_last_bit(float32, tmp_path, name):
+    if name != "int8" and "moe" not in Path(float32).parent.name:
+        pytest.skip("a network without experts")
+    plain, _ = quantize_bundle(float32, tmp_path / "plain", recipe(name))
+    packed, _ = quantize_bundle(float32, tmp_path / "packed", recipe(name, packed=True))
+    for one, other in zip(outputs(plain), outputs(packed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert packed.manifest.quantization[contract.PACKED] == 1
+
+
+@pytest.fixture(scope="module")
+def packed(exported, tmp_path_factory):
+    return quantize_bundle(
+        exported("moe_tiny"), tmp_path_factory.mktemp("packed") / "bundle", recipe("int8", packed=True)
+    )[0]
+
+
+def test_weights_are_used_where_they_lie(packed):
+    model = packed.load()
+    assert model.kernels.native
+    assert str(packed.path / "encoder.onnx.data") in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+def test_a_removed_bundle_stays_loaded(packed, tmp_path):
+    copy = tmp_path / "copy"
+    with BundleWriter(copy) as staging:
+        for name in packed.manifest.files:
+            staging.add(name, packed.path / name)
+        staging.finish(packed.manifest)
+    done = subprocess.run([sys.executable, "-c", LOADED, str(copy)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_without_native_kernels_it_is_an_error_that_says_so(packed, monkeypatch):
+    with pytest.raises(KernelsError, match=r"encoder\.onnx: weights are packed for native kernels, which it needs"):
+        packed.load(kernels="onnxruntime")
+    monkeypatch.setitem(sys.modules, "u2moe_kernels", None)
+    from u2moe.runtime import native  # noqa: PLC0415
+
+    native.installed_kernels.cache_clear()
+    try:
+        with pytest.raises(KernelsError, match="pip install u2moe-kernels"):
+            packed.load(kernels="auto")
+        with pytest.raises(KernelsError, match="pip install u2moe-kernels"):
+            quantize_bundle(packed.path, packed.path.parent / "other", recipe("int8", packed=True))
+    finally:
+        native.installed_kernels.cache_clear()
+
+
+def test_another_layout_is_refused_by_name(packed, tmp_path):
+    with BundleWriter(tmp_path / "later") as staging:
+        for name in packed.manifest.files:
+            staging.add(name, packed.path / name)
+        quantization = {**packed.manifest.quantization, contract.PACKED: 2}
+        later = staging.finish(dataclasses.replace(packed.manifest, quantization=quantization))
+    with pytest.raises(KernelsError, match=r"packed in layout 2, u2moe-kernels \S+ reads 1: quantize"):
+        later.load()
+
+
+def test_nothing_to_pack_is_an_error(exported, tmp_path):
+    with pytest.raises(BundleError, match="native kernels use no weights of recipe fp16"):
+        quantize_bundle(exported("moe_tiny"), tmp_path / "half", recipe("fp16", packed=True))
+    assert not (tmp_path / "half").exists()
+
+
+def test_the_command(exported, tmp_path, capsys):
+    out = tmp_path / "packed"
+    assert main(["quantize", str(exported("moe_tiny")), str(out), "--packed", "--no-report", "--quiet"]) == 0
+    assert main(["inspect", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "native kernels' layout 1" in text
+    assert Bundle.open(out).load().kernels.native
+    assert (out / "encoder.onnx.data").stat().st_size > 100_000
