@@ -146,7 +146,7 @@ def installed_kernels() -> Kernels:
         native=True,
         version=version,
         isa=str(description["isa"]),
-        layout=int(description["layout"]),
+        layout=int(description.get("layout", 0)),
         operators=frozenset(map(str, description["operators"])),
         library=library,
     )
