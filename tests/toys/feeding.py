@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
 
 RATE = 16_000
@@ -55,6 +57,22 @@ def feed_together(recognizer, sounds, options=None, step=7000):
         stream.input_finished()
     recognizer.decode_streams(streams)
     return [own + stream.take_segments() for stream, own in zip(streams, segments, strict=True)]
+
+
+def check_equal(found, expected):
+    """The same tokens at the same times; floats but for what products of other heights round otherwise.
+
+    For real models in batches of another composition: some processors then round the last bits differently.
+    """
+    assert [(each.text, each.tokens, each.times) for each in found] == [
+        (each.text, each.tokens, each.times) for each in expected
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.segment, one.is_final, one.start, one.end) == (
+            other.segment, other.is_final, other.start, other.end,
+        )  # fmt: skip
+        assert one.score == pytest.approx(other.score, abs=1e-3)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
 
 
 def check_segments(segments, duration):
