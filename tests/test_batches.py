@@ -55,6 +55,32 @@ def test_a_batch_gives_what_one_by_one_gives(either, precision, sound, num_left_
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_recordings_of_like_length_share_a_call_with_full_context(either, precision, sound, monkeypatch):
+    recognizer = either(precision)
+    encoder, calls = recognizer.model.encoder, []
+    step = encoder.step
+    monkeypatch.setattr(
+        encoder, "step", lambda chunk, *args, **options: calls.append(chunk.shape) or step(chunk, *args, **options)
+    )
+    lengths = [20_000, 50_000, 20_900, 52_000, 21_800, 51_000, 30_000]
+    sounds = [np.roll(sound, 5000 * i)[:length] * (0.2 + 0.2 * i) for i, length in enumerate(lengths)]
+    alone = [recognizer.transcribe(samples).segments for samples in sounds]
+    calls.clear()
+    streams = [recognizer.create_recording_stream() for _ in sounds]
+    for stream, samples in zip(streams, sounds, strict=True):
+        stream.accept_waveform(RATE, samples)
+        stream.input_finished()
+    recognizer.decode_streams(streams)
+    assert [batch for batch, *_ in calls] == [3, 1, 3]
+    for segments, stream in zip(alone, streams, strict=True):
+        together = stream.take_segments()
+        assert [segment.tokens for segment in together] == [segment.tokens for segment in segments]
+        assert [segment.times for segment in together] == [segment.times for segment in segments]
+        for one, other in zip(segments, together, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @settings(max_examples=8)
 @given(st.data())
 def test_batches_may_change_from_chunk_to_chunk(either, precision, sound, data):

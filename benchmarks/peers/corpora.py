@@ -30,7 +30,7 @@ from u2moe.benchmarks.results.markdown import quartiles, short, table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.manifests import ManifestOptions, count_lines, digest, read_utterances
+from u2moe.runtime.corpus.manifests import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
 from u2moe.runtime.corpus.sources import Sources
@@ -46,7 +46,6 @@ OTHERS = {
     "moonshine": ("moonshine", "Moonshine tiny-en, a plain loop"),
 }
 """Peers of `systems` with the engine to use for a corpus."""
-_NUM_LINES = 200_000
 _AUDIO_RATE_MB = 16_000 * 2 * 3600 / 1e6
 """Megabytes of an hour of 16 kHz audio, not compressed."""
 
@@ -172,22 +171,10 @@ def _recognise(process: PeerProcess, manifest: Path, budget_s: float) -> dict[st
     return {"num_files": num_files, "audio_s": audio_s, "seconds": seconds}
 
 
-def measure_reading(work: Path) -> dict[str, float]:
-    """Seconds that each line of a data.list takes: to be hashed and counted first, then to be read."""
-    manifest = work / "long.list"
-    with manifest.open("w", encoding="utf-8") as lines:
-        for number in range(_NUM_LINES):
-            record = {"key": f"speaker{number % 999}-{number:012}", "wav": f"/corpora/{number:012}.wav", "txt": "A B C"}
-            lines.write(json.dumps(record) + "\n")
-    begin = time.perf_counter()
-    digest(str(manifest), "wenet", ManifestOptions())
-    count_lines(str(manifest), "wenet")
-    middle = time.perf_counter()
-    for _ in read_utterances(manifest):
-        pass
-    end = time.perf_counter()
-    manifest.unlink()
-    return {"first_s": (middle - begin) / _NUM_LINES, "read_s": (end - middle) / _NUM_LINES}
+def line_s() -> float:
+    """Core-seconds that a line of a manifest takes, from what `endurance.long_manifest` measured."""
+    found = read_json(results_file("long_manifest"))
+    return float(found["hash_and_count_s"] + found["read_s"]) / float(found["num_lines"])
 
 
 def moe_1b() -> dict[str, float]:
@@ -214,9 +201,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "scaling": quartiles(scaling),
         "ratio": quartiles(ratio),
         "private_mb": f"{max(item.get('private_mb', 0) for item in ours['two']):.0f}",
-        "read_minutes": f"{1e7 * sum(results['reading'].values()) / 60:.1f}",
-        "read_us": f"{1e6 * sum(results['reading'].values()):.0f}",
-        "million": _million(rates, results["reading"]),
+        "million": _million(rates, results["line_s"]),
         "hours_per_core_hour": f"{1 / rates['demo']:.0f}",
     }
 
@@ -247,7 +232,7 @@ def _table(
     return table(("", "files", "seconds", "with loading", "hours of audio per core-hour"), rows)
 
 
-def _million(rates: Mapping[str, float], reading: Mapping[str, float]) -> str:
+def _million(rates: Mapping[str, float], line_s: float) -> str:
     """What a million hours in utterances of five seconds take."""
     hours, utterance_s, block = 1e6, 5.0, 256
     num = hours * 3600 / utterance_s
@@ -259,7 +244,7 @@ def _million(rates: Mapping[str, float], reading: Mapping[str, float]) -> str:
         "files opened each second by 1000 cores": lambda rate: 1000 / rate / utterance_s,
         f"a block of {block} takes, s": lambda rate: block * utterance_s * rate,
         "blocks written each second by 1000 cores": lambda rate: 1000 / rate / utterance_s / block,
-        f"a machine reads {num / 1e6:.0f} million lines in, hours": lambda _: num * sum(reading.values()) / 3600,
+        f"a machine reads {num / 1e6:.0f} million lines in, hours": lambda _: num * line_s / 3600,
     }
     rows = [(name, *(short(cost(rate)) for rate in rates.values())) for name, cost in costs.items()]
     return table(("", "demo model, int8", "MoE-1B, int8"), rows)
@@ -295,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "num_files": args.files,
         "ours": measure_ours(args.work, manifest, args.rounds),
         "others": measure_others(args.work, manifest, args.budget),
-        "reading": measure_reading(args.work),
+        "line_s": line_s(),
         "moe_1b": moe_1b(),
     }
     publish(DEMO_FOLDER, found, values, args.output)

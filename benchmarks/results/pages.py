@@ -39,6 +39,7 @@ MODULES = {
     "long_video": "endurance.long_video",
     "corpora": "peers.corpora",
     "kills": "endurance.kills",
+    "long_manifest": "endurance.long_manifest",
 }
 """The module for each results file, in the order in which targets are listed."""
 TARGETS = "targets"
