@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from u2moe.runtime.corpus import sources as sources_module
+from u2moe.runtime.corpus.blocks import cut_into_blocks
 from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions, digest, find_format, read_utterances
 from u2moe.runtime.corpus.manifests.sorted_table import open_table
 from u2moe.runtime.corpus.sources import Sources
@@ -177,6 +180,32 @@ def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
     assert np.array_equal(samples_of(first), ramp())
     with pytest.raises(AudioError, match="cat missing: ended with status 1, 0 bytes: cat: missing: No such file"):
         samples_of(second)
+
+
+def test_commands_that_hang_are_ended_with_all_they_started(monkeypatch):
+    monkeypatch.setattr(sources_module, "LONGEST_COMMAND_S", 0.2)
+    with pytest.raises(AudioError, match=r"sleep 9; echo: was ended after 0 s"):
+        samples_of(Utterance(key="k", source=Command(command="sleep 9; echo")))
+
+
+def test_a_recording_is_fetched_once_for_all_its_parts(clip, tmp_path):
+    command = Command(command=f"echo >> {tmp_path}/log; cat {clip}")
+    parts = [Utterance(key="k", source=command, start=i / 100, end=(i + 1) / 100) for i in range(10)]
+    with Sources() as sources:
+        found = [np.concatenate(list(sources.read_blocks(part, RATE))) for part in parts]
+    assert np.array_equal(np.concatenate(found), ramp())
+    assert (tmp_path / "log").read_text() == "\n"
+
+
+def test_memory_does_not_grow_with_a_manifest(tmp_path):
+    peaks = []
+    for num in (500, 5_000):
+        manifest = write(tmp_path / "data.list", *[{"key": f"k{i}", "wav": f"{i}.wav"} for i in range(num)])
+        tracemalloc.start()
+        assert sum(len(block.utterances) for block in cut_into_blocks(read_utterances(manifest), 100)) == num
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def shard(path, members, mode="w"):

@@ -7,6 +7,7 @@ import functools
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import OUTPUT_FORMATS, CorpusOptions, RunProgress, run_corpus
 
+_LINE_S = 300.0
 _ACTIONS = {"status": add_status, "merge": add_merge, "score": add_score}
 
 
@@ -90,7 +92,7 @@ def run_corpus_command(args: argparse.Namespace) -> int:
         args.output,
         model,
         corpus_options(args),
-        on_progress=lambda progress: show_progress(describe_progress(progress)),
+        on_progress=_Display().show,
     )
     return report(progress)
 
@@ -137,6 +139,19 @@ def describe_progress(progress: RunProgress) -> str:
     if progress.num_failed:
         parts.append(f"{progress.num_failed} failed")
     return ", ".join(parts)
+
+
+class _Display:
+    """Shows progress: on a terminal all the time, elsewhere (in the log of a job) a line now and then."""
+
+    def __init__(self) -> None:
+        self._kept = time.monotonic()
+
+    def show(self, progress: RunProgress) -> None:
+        is_due = time.monotonic() - self._kept > _LINE_S
+        if is_due:
+            self._kept = time.monotonic()
+        show_progress(describe_progress(progress), keep=is_due and not sys.stderr.isatty())
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -50,7 +50,7 @@ class OutputFolder:
             OSError: it cannot be written.
         """
         name = join(self.path, "run.json")
-        if read_bytes(name) is None and list_files(self.path):
+        if read_bytes(name) is None and "run.json" not in (files := list_files(self.path)) and files:
             raise CorpusError(f"{self.path}: holds files, but no run.json: choose an empty folder")
         if not write_first(name, run.to_json()):
             self.description().check(run, self.path)

@@ -159,6 +159,7 @@ class _Session:
     def __post_init__(self) -> None:
         self._claims = Claims(self.folder.claims) if self.folder.claims is not None else None
         self._finished = set(finished_blocks(self.folder, self.run, retry_failed=self.options.retry_failed))
+        self._own: set[int] = set()
         self._begin = self._renewed = time.monotonic()
         self._num_taken = 0
 
@@ -193,6 +194,8 @@ class _Session:
         )
         for block in cut_into_blocks(utterances, self.run.block_size):
             position = block.stop
+            if block.start in self._own:
+                continue
             if block.start in self._finished:
                 self.progress.num_before += len(block.utterances)
             elif block.number in self.options.shard and self._take(block):
@@ -216,7 +219,7 @@ class _Session:
         return False
 
     def _finish(self, done: BlockDone) -> None:
-        self._finished.add(done.number * self.run.block_size)
+        self._own.add(done.number * self.run.block_size)
         self.progress.num_done += done.num_utterances
         self.progress.num_failed += done.num_failed
         if self._claims is not None:

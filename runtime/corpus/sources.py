@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from u2moe.runtime.audio import read_blocks
 from u2moe.runtime.corpus.storage import is_url, open_binary
-from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, Command, TarMember, Utterance
+from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, AudioSource, Command, TarMember, Unreadable, Utterance
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.sound_file import SoundBytes
 
@@ -20,15 +22,20 @@ if TYPE_CHECKING:
 
 _GZIP = b"\x1f\x8b"
 _LONGEST_COMPLAINT = 200
+LONGEST_COMMAND_S = 600.0
+"""Seconds that a command may take: one that hangs must not stop the run."""
 
 
 class Sources:
-    """Reads the audio of utterances. Keeps one compressed archive open: its members are read in order, in one pass.
+    """Reads the audio of utterances.
 
-    Close it, or use it in a `with` block.
+    Keeps what the next utterance is likely to need: the last recording that had to be fetched, of which it may be
+    another part, and one compressed archive, whose members are read in order, in one pass. Close it, or use it in a
+    `with` block.
     """
 
     def __init__(self) -> None:
+        self._fetched: tuple[AudioSource, bytes] | None = None
         self._archive = ""
         self._opened = contextlib.ExitStack()
         self._stream: IO[bytes] | None = None
@@ -46,37 +53,41 @@ class Sources:
             AudioError: its audio cannot be read, or breaks off; then raised after the last samples.
         """
         yield from read_blocks(
-            self.open(utterance),
+            self.open(utterance.source),
             sample_rate,
             channel=utterance.channel,
             start=utterance.start,
             end=utterance.end,
         )
 
-    def open(self, utterance: Utterance) -> str | SoundBytes:
+    def open(self, source: AudioSource) -> str | SoundBytes:
         """The sound file of an utterance: a path, or its bytes.
 
         Raises:
             AudioError: it cannot be read; names it.
         """
-        source = utterance.source
-        try:
-            if isinstance(source, AudioFile) and not is_url(source.path):
-                return source.path
-            if isinstance(source, AudioFile):
-                with open_binary(source.path) as stream:
-                    return SoundBytes(stream.read(), source.path)
-            if isinstance(source, AudioBytes):
-                return SoundBytes(source.content, source.name)
-            if isinstance(source, TarMember):
-                return SoundBytes(self._member(source), str(source))
-            if isinstance(source, Command):
-                return SoundBytes(_output_of(source.command), str(source))
-        except AudioError:
-            raise
-        except Exception as error:  # of fsspec's file systems, which raise errors of their own
-            raise AudioError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-        raise AudioError(source.error)
+        if isinstance(source, Unreadable):
+            raise AudioError(source.error)
+        if isinstance(source, AudioFile) and not is_url(source.path):
+            return source.path
+        if self._fetched is None or self._fetched[0] != source:
+            try:
+                self._fetched = (source, self._fetch(source))
+            except AudioError:
+                raise
+            except Exception as error:  # of fsspec's file systems, which raise errors of their own
+                raise AudioError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return SoundBytes(self._fetched[1], str(source))
+
+    def _fetch(self, source: AudioFile | AudioBytes | TarMember | Command) -> bytes:
+        if isinstance(source, AudioBytes):
+            return source.content
+        if isinstance(source, TarMember):
+            return self._member(source)
+        if isinstance(source, Command):
+            return _output_of(source.command)
+        with open_binary(source.path) as stream:
+            return stream.read()
 
     def _member(self, member: TarMember) -> bytes:
         if self._archive != member.archive or self._stream is None:
@@ -98,10 +109,28 @@ class Sources:
 
 def _output_of(command: str) -> bytes:
     """What a shell command writes to its standard output."""
-    run = subprocess.run(  # noqa: S602 - the caller allowed the commands of this manifest
-        command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
-    if run.returncode or not run.stdout:
-        complaint = run.stderr.decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
-        raise AudioError(f"{command}: ended with status {run.returncode}, {len(run.stdout)} bytes: {complaint}")
-    return run.stdout
+    with subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this manifest
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as run:
+        try:
+            output, complaints = run.communicate(timeout=LONGEST_COMMAND_S)
+        except subprocess.TimeoutExpired:
+            _kill_all(run)
+            raise AudioError(f"{command}: was ended after {LONGEST_COMMAND_S:.0f} s") from None
+    if run.returncode or not output:
+        complaint = complaints.decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
+        raise AudioError(f"{command}: ended with status {run.returncode}, {len(output)} bytes: {complaint}")
+    return output
+
+
+def _kill_all(run: subprocess.Popen[bytes]) -> None:
+    """Kill a shell with all that it started, which would otherwise keep its output open."""
+    if hasattr(os, "killpg"):
+        os.killpg(run.pid, signal.SIGKILL)
+    else:
+        run.kill()
