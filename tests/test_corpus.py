@@ -220,6 +220,13 @@ def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
     assert other.take(4)
     other.release_all()
     assert [claim.number for claim in other.held()] == [3]
+    other.remove_void({3})  # whose owner lives
+    assert [claim.number for claim in other.held()] == [3]
+    os.utime(tmp_path / f"{3:012}", (time.time() - LEASE_S - 5,) * 2)
+    other.remove_void({4})
+    assert [claim.number for claim in other.held()] == [3]
+    other.remove_void({3})
+    assert other.held() == []
 
 
 def test_cores(tmp_path, monkeypatch):

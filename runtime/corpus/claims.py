@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ class Claims:
         """Give up all that this process holds."""
         for number in list(self._own):
             self.release(number)
+
+    def remove_void(self, finished: Container[int]) -> None:
+        """Remove claims on finished blocks that processes left which were killed as they finished them."""
+        for claim in self.held():
+            if claim.number in finished and self._is_void(claim.number):
+                self.release(claim.number)
 
     def held(self) -> list[Claim]:
         """All claims in the folder."""

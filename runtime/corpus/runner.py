@@ -185,6 +185,7 @@ class _Session:
         """Give up what is not done."""
         if self._claims is not None:
             self._claims.release_all()
+            self._claims.remove_void({start // self.run.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
         """Blocks to do, in order, each claimed. Reads the manifest to its end."""
