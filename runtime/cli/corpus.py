@@ -66,6 +66,7 @@ class _Parser(argparse.ArgumentParser):
         if args and args[0] in _ACTIONS:
             parser = argparse.ArgumentParser(prog=f"{self.prog} {args[0]}", description=_ACTIONS[args[0]].__doc__)
             _ACTIONS[args[0]](parser)
+            parser.add_argument("--verbose", action="store_true", help="log what is loaded on stderr")
             return parser.parse_known_args(args[1:], namespace)
         return super().parse_known_args(args, namespace)
 
