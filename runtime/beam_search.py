@@ -172,8 +172,10 @@ class BeamSearch:
         beams = self.beams
         if tokens[0] != self.blank or len(beams) < self.beam_size or self.ranks_by_bonus:
             return False
-        grown = beams[0].rank + scores[1] + self._most_gain if len(scores) > 1 else _NEVER
-        return grown < beams[-1].rank + scores[0]
+        least = beams[-1].rank + scores[0]
+        if len(scores) < 2 or beams[0].rank + scores[1] + self._most_gain < least:
+            return True
+        return self.fusion is not None and not _may_grow(self.fusion, beams, tokens, scores, least)
 
     def _stay_all(self, tokens: list[int], scores: list[float]) -> None:
         """`_advance_frame` when nothing grows: most prefixes only add blank, which keeps their order."""
@@ -233,7 +235,9 @@ class BeamSearch:
                 if score >= limit and total > _NEVER:
                     candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
         if fusion is not None:
-            candidates = self._scored(fusion, kept, candidates, tokens)
+            best = nlargest(self.beam_size, (beam.rank for beam in kept))
+            best += [_NEVER] * (self.beam_size - len(best))
+            candidates = _scored(fusion, beams, candidates, tokens, best)
         self.beams = self._prune(kept, candidates, tokens, scores)
 
     def _stay(
@@ -326,29 +330,6 @@ class BeamSearch:
         beams.sort(key=lambda beam: (-beam.rank, beam.order))
         return beams[: self.beam_size]
 
-    def _scored(
-        self, fusion: Fusion, kept: list[Beam], candidates: list[_Candidate], tokens: list[int]
-    ) -> list[_Candidate]:
-        """Candidates with the score of the language model instead of its bound; without those that cannot win."""
-        candidates.sort()
-        best = nlargest(self.beam_size, (beam.rank for beam in kept))
-        best += [_NEVER] * (self.beam_size - len(best))
-        heapify(best)
-        scored = []
-        for bound, order, index, rank, total in candidates:
-            if -bound < best[0]:
-                break
-            prefix = self.beams[index].prefix
-            if prefix.language is None:
-                continue
-            token = tokens[rank]
-            state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
-            score = total + (prefix.spoken + earned + state.open)
-            if score >= best[0]:
-                heappushpop(best, score)
-                scored.append((-score, order, index, rank, total))
-        return scored
-
     def _prefix(self, parent: Prefix, token: int) -> Prefix:
         prefix = self._prefixes.get((parent, token))
         if prefix is None:
@@ -364,6 +345,45 @@ class BeamSearch:
             prefix.extra = prefix.language_score + (prefix.bonus if self.ranks_by_bonus else 0.0)
             self._prefixes[parent, token] = prefix
         return prefix
+
+
+def _may_grow(fusion: Fusion, beams: list[Beam], tokens: list[int], scores: list[float], least: float) -> bool:
+    """Whether the bounds of the language model let an extension reach the score `least`; the first token is blank."""
+    for beam in beams:
+        language, most = beam.prefix.language, beam.rank + fusion.most_gain
+        if language is None or most + scores[1] < least:
+            return False
+        for token, score in zip(tokens[1:], scores[1:], strict=True):
+            if most + score < least:
+                break
+            if beam.rank + score + fusion.gains[token] + fusion.loss(language, token) >= least:
+                return True
+    return False
+
+
+def _scored(
+    fusion: Fusion, beams: list[Beam], candidates: list[_Candidate], tokens: list[int], best: list[float]
+) -> list[_Candidate]:
+    """Candidates with the score of the language model instead of its bound; without those that cannot win.
+
+    `best` are the scores of the best prefixes that stay, as many as the beam holds.
+    """
+    candidates.sort()
+    heapify(best)
+    scored = []
+    for bound, order, index, rank, total in candidates:
+        if -bound < best[0]:
+            break
+        prefix = beams[index].prefix
+        if prefix.language is None:
+            continue
+        token = tokens[rank]
+        state, earned = prefix.language.moves.get(token) or fusion.advance(prefix.language, token)
+        score = total + (prefix.spoken + earned + state.open)
+        if score >= best[0]:
+            heappushpop(best, score)
+            scored.append((-score, order, index, rank, total))
+    return scored
 
 
 def _log_add(a: float, b: float) -> float:

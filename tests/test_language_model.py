@@ -113,6 +113,7 @@ class Unpruned(PrefixBeamSearch):
         super().__init__(*args)
         for search in self._searches:
             search._most_gain = 1e9
+            search._nothing_grows = lambda tokens, scores: False
 
 
 def summary(hypotheses):

@@ -1,5 +1,6 @@
 """Language models of a recogniser and of single streams, through the public face and the command line."""
 
+import argparse
 import dataclasses
 import gc
 import json
@@ -13,7 +14,9 @@ from language_models import random_arpa
 from tones import SYMBOLS, say
 
 from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
+from u2moe.runtime.cli.language_model import add_language_model, language_model_options
 from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.language.model import DEMO_MODEL, DEMO_WEIGHTS
 
 
 def arpa_of(**log_probs):
@@ -95,6 +98,19 @@ def test_options_reach_worker_processes(toy, tmp_path):
     copied = pickle.loads(pickle.dumps(options))
     tokens = [1, 2, SYMBOLS.index("\u2581D"), 3]
     assert Fusion(copied, toy.vocabulary).score(tokens) == Fusion(options, toy.vocabulary).score(tokens) != 0
+
+
+def test_a_general_model_comes_with_the_demo_model_and_is_used_on_request_only(tmp_path):
+    options = LanguageModelOptions.demo(weight=0.2)
+    assert (options.weight, options.word_bonus) == (0.2, DEMO_WEIGHTS["word_bonus"])
+    assert DEMO_MODEL.stat().st_size <= 2_000_000
+    assert options.model.ngrams.order == 3
+    assert DecodingOptions().language_model is None
+    arguments = argparse.ArgumentParser()
+    add_language_model(arguments)
+    chosen = language_model_options(arguments.parse_args(["--lm", "demo", "--lm-weight", "0.1"]))
+    assert chosen.digest == LanguageModelOptions.demo(weight=0.1).digest
+    assert language_model_options(arguments.parse_args([])) is None
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from u2moe.runtime.language.model import LanguageModelOptions
 
+DEMO = "demo"
+"""The name of the model that comes with the demo model; ./demo is a file."""
 _NUMBERS = {
     "weight": "weight of its log-probabilities (default: 0.5)",
     "word_bonus": "added for each word (default: 0.5)",
@@ -20,7 +22,12 @@ _NUMBERS = {
 def add_language_model(parser: argparse.ArgumentParser) -> None:
     """--lm and what belongs to it."""
     group = parser.add_argument_group("language model")
-    group.add_argument("--lm", type=Path, metavar="FILE", help="n-gram model: ARPA, .gz, or made by 'u2moe lm'")
+    group.add_argument(
+        "--lm",
+        type=Path,
+        metavar="FILE",
+        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one that comes with the demo model",
+    )
     for name, text in _NUMBERS.items():
         group.add_argument(f"--lm-{name.replace('_', '-')}", type=float, metavar="X", help=text)
     group.add_argument("--lm-level", choices=("word", "token"), help="what it predicts (default: as its symbols look)")
@@ -45,7 +52,10 @@ def language_model_options(args: argparse.Namespace) -> LanguageModelOptions | N
         if chosen or args.lm_class:
             raise ValueError("--lm-weight and the like need --lm FILE")
         return None
-    return LanguageModelOptions(model=args.lm, classes=_classes(args.lm_class or []), **chosen)
+    chosen["classes"] = _classes(args.lm_class or [])
+    if str(args.lm) == DEMO:
+        return LanguageModelOptions.demo(**chosen)
+    return LanguageModelOptions(model=args.lm, **chosen)
 
 
 def _classes(values: list[str]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.cli.language_model import DEMO
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress
 from u2moe.runtime.language.arpa import write_arpa
 from u2moe.runtime.language.compact import BITS, write_compact
@@ -119,7 +120,7 @@ def run_tune(args: argparse.Namespace) -> int:
     from u2moe.runtime.recognizer import Recognizer
 
     recognizer = Recognizer.from_pretrained(args.model)
-    start = LanguageModelOptions(model=args.lm)
+    start = LanguageModelOptions.demo() if str(args.lm) == DEMO else LanguageModelOptions(model=args.lm)
     listed = read_manifest(args.list)
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=args.beam_size)
     for number, recording in enumerate(listed):

@@ -19,6 +19,10 @@ from u2moe.runtime.validation import checked_number
 
 Level = Literal["word", "token"]
 MOST_WEIGHT = 100.0
+DEMO_MODEL = Path(__file__).parents[1] / "demo" / "general.lm"
+"""Made by `examples/train_demo/language_model.py` from text in Debian packages."""
+DEMO_WEIGHTS = {"weight": 0.3, "word_bonus": 1.5, "unknown_score": -10.0, "rescoring_weight": 1.0}
+"""Tuned on the development sets of the demo model, see docs/results/language_models.md."""
 
 
 class LanguageModel:
@@ -119,6 +123,15 @@ class LanguageModelOptions:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "classes", _checked_classes(self.classes, self.model))
+
+    @classmethod
+    def demo(cls, **changes: Any) -> Self:
+        """The general English model that comes with the demo model, with weights for that; `changes` replace them.
+
+        Raises:
+            LanguageModelError: this installation has none.
+        """
+        return cls(**{"model": LanguageModel.open(DEMO_MODEL), **DEMO_WEIGHTS, **changes})
 
     @property
     def digest(self) -> dict[str, Any]:
