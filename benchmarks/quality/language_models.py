@@ -26,7 +26,6 @@ from u2moe.runtime.language.tuning import EncodedRecordings, tune
 
 PASSES = {"first": False, "second": True}
 LENGTHS = (2, 3, 4, 5)
-_START = {"weight": 0.3, "word_bonus": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ def judge(bundle: Bundle, model: Model, sets: Mapping[str, EncodedRecordings], c
     language_model = LanguageModel.open(candidate.file)
     dev = together(bundle, model, [sets[name] for name in candidate.dev])
     passes = {}
-    best = LanguageModelOptions(model=language_model, **_START)
+    best = LanguageModelOptions(model=language_model, weight=0.3, word_bonus=1.0)
     for name, second_pass in PASSES.items():
         best, trials = tune(dev, best, second_pass=second_pass)
         errors = {other: own.word_errors(best, second_pass=second_pass).num_errors for other, own in sets.items()}

@@ -24,7 +24,6 @@ def add_language_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("language model")
     group.add_argument(
         "--lm",
-        type=Path,
         metavar="FILE",
         help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one that comes with the demo model",
     )
@@ -53,7 +52,7 @@ def language_model_options(args: argparse.Namespace) -> LanguageModelOptions | N
             raise ValueError("--lm-weight and the like need --lm FILE")
         return None
     chosen["classes"] = _classes(args.lm_class or [])
-    if str(args.lm) == DEMO:
+    if args.lm == DEMO:
         return LanguageModelOptions.demo(**chosen)
     return LanguageModelOptions(model=args.lm, **chosen)
 

@@ -71,7 +71,7 @@ def _add_tune(commands: Any) -> None:
         "contain.",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="lines of 'path<TAB>transcript'")
-    parser.add_argument("--lm", type=Path, required=True, metavar="FILE", help="the language model")
+    parser.add_argument("--lm", required=True, metavar="FILE", help="the language model, or demo")
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
     parser.add_argument("--first-pass", action="store_true", help="for --search ctc_prefix_beam")
     parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
@@ -120,7 +120,7 @@ def run_tune(args: argparse.Namespace) -> int:
     from u2moe.runtime.recognizer import Recognizer
 
     recognizer = Recognizer.from_pretrained(args.model)
-    start = LanguageModelOptions.demo() if str(args.lm) == DEMO else LanguageModelOptions(model=args.lm)
+    start = LanguageModelOptions.demo() if args.lm == DEMO else LanguageModelOptions(model=args.lm)
     listed = read_manifest(args.list)
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=args.beam_size)
     for number, recording in enumerate(listed):

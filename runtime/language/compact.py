@@ -34,7 +34,7 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
     """
     if bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {bits!r}")
-    children = np.diff(ngrams.first_child.astype(np.int64))
+    children = ngrams.num_children()
     tables, codes = [], []
     begin = 1
     for number, count in enumerate(ngrams.num_ngrams):

@@ -76,7 +76,8 @@ class Fusion:
         self._ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
         words = self._ngrams.words
         self._classes: dict[str, list[tuple[int, float]]] = {}
-        for name, entries in options.classes.items():
+        for name, listed in options.classes.items():
+            entries = tuple(listed)
             for entry in entries:
                 share = (words.index(name), -math.log10(len(entries)))
                 self._classes.setdefault(spell(entry), []).append(share)

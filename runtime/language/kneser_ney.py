@@ -191,4 +191,5 @@ def _discounts(counts: Counts, length: int, warn: Callable[[str], object]) -> Fl
 
 
 def _log10(values: Floats) -> npt.NDArray[np.float32]:
-    return np.log10(np.maximum(values, 10.0**_NEVER)).astype(np.float32)
+    found: npt.NDArray[np.float32] = np.log10(np.maximum(values, 10.0**_NEVER)).astype(np.float32)
+    return found

@@ -95,8 +95,8 @@ class Ngrams:
             raise LanguageModelError(f"{source}: has n-grams of {self.order} words, expected at most {MOST_ORDER}")
         self._link = self._links(parent)
         # Single numbers are read from these many times faster than from arrays.
-        self._words, self._first = memoryview(self.word), memoryview(self.first_child)
-        self._log_probs, self._backoffs, self._shorter = map(memoryview, (self.log_prob, self.backoff, self._link))
+        self._words, self._first, self._shorter = self.word.data, self.first_child.data, self._link.data
+        self._log_probs, self._backoffs = self.log_prob.data, self.backoff.data
         ids = {text: number for number, text in enumerate(self.words) if is_special(text)}
         self.end = ids.get(END)
         self.unknown = next((ids[text] for text in UNKNOWN if text in ids), None)
@@ -104,8 +104,7 @@ class Ngrams:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without views of memory, to reach worker processes."""
-        children = np.diff(self.first_child.astype(np.int64))
-        return Ngrams, (self.words, children, self.word, self.log_prob, self.backoff)
+        return Ngrams, (self.words, self.num_children(), self.word, self.log_prob, self.backoff)
 
     @classmethod
     def of(
@@ -193,11 +192,16 @@ class Ngrams:
             history = self._shorter[history]
         return min(max(best, penalty + alone), 0.0)
 
+    def num_children(self) -> npt.NDArray[np.int64]:
+        """The number of nodes that continue each node."""
+        first = self.first_child.astype(np.int64)
+        return first[1:] - first[:-1]
+
     def rows(self, length: int) -> Order:
         """The n-grams of an order."""
         start = 1 + sum(self.num_ngrams[: length - 1])
         end = start + self.num_ngrams[length - 1]
-        parent = np.repeat(np.arange(len(self.word), dtype=np.uint32), np.diff(self.first_child.astype(np.int64)))
+        parent = np.repeat(np.arange(len(self.word), dtype=np.uint32), self.num_children())
         nodes = np.arange(start, end, dtype=np.uint32)
         ids = np.empty((len(nodes), length), np.uint32)
         for column in range(length - 1, -1, -1):
@@ -246,7 +250,7 @@ class Ngrams:
         keys = parent.astype(np.uint64) * np.uint64(len(self.words)) + self.word[1:]
         suffix = np.zeros(len(self.word), np.int64)
         state = np.arange(len(self.word), dtype=np.int64)
-        is_state = (np.diff(self.first_child.astype(np.int64)) > 0) | (self.backoff != 0)
+        is_state = (self.num_children() > 0) | (self.backoff != 0)
         link = np.zeros(len(self.word), np.int64)
         begin = 1
         for number, count in enumerate(self.num_ngrams):

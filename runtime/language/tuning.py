@@ -178,7 +178,8 @@ def tune(
     for _ in range(_NUM_ROUNDS):
         before = best
         for name, values in grid.items():
-            choices = [best, *(dataclasses.replace(best, **{name: value}) for value in values)]
+            changes: list[dict[str, Any]] = [{name: value} for value in values]
+            choices = [best, *(dataclasses.replace(best, **change) for change in changes)]
             best = min(choices, key=errors_of)
         if all(getattr(before, name) == getattr(best, name) for name in grid):
             break
