@@ -53,19 +53,20 @@ class Sources:
             AudioError: its audio cannot be read, or breaks off; then raised after the last samples.
         """
         yield from read_blocks(
-            self.open(utterance.source),
+            self.open(utterance),
             sample_rate,
             channel=utterance.channel,
             start=utterance.start,
             end=utterance.end,
         )
 
-    def open(self, source: AudioSource) -> str | SoundBytes:
+    def open(self, utterance: Utterance) -> str | SoundBytes:
         """The sound file of an utterance: a path, or its bytes.
 
         Raises:
             AudioError: it cannot be read; names it.
         """
+        source = utterance.source
         if isinstance(source, Unreadable):
             raise AudioError(source.error)
         if isinstance(source, AudioFile) and not is_url(source.path):
