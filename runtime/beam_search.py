@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from heapq import heapify, heappushpop, nlargest
+from heapq import heappushpop
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -136,7 +136,6 @@ class BeamSearch:
         self.context = context
         self.fusion = fusion
         self.ranks_by_bonus = ranks_by_bonus
-        self._gains = None if fusion is None else fusion.gains
         self._most_gain = 0.0 if fusion is None else fusion.most_gain
         state, language = 0 if context is None else context.start, None if fusion is None else fusion.start
         root = Beam(Prefix(None, -1, state, language))
@@ -215,12 +214,14 @@ class BeamSearch:
         fusion = self.fusion
         # Anything below this cannot be among the `beam_size` best. (Equal scores can: order decides.)
         limit = min(beam.rank for beam in kept) if len(kept) >= self.beam_size else _NEVER
-        gains = [] if self._gains is None else [self._gains[token] for token in tokens]
+        gains = [] if fusion is None else [fusion.gains[token] for token in tokens]
+        ends = [] if fusion is None else [fusion.ends_word[token] for token in tokens]
         candidates: list[_Candidate] = []
         width = 2 * len(beams)
         for index, beam in enumerate(beams):
             last, extra = beam.prefix.token, beam.prefix.extra
             most = beam.rank + self._most_gain
+            losses: tuple[float, float] | None = None
             for rank, token in enumerate(tokens):
                 if most + scores[rank] < limit:
                     break
@@ -229,14 +230,12 @@ class BeamSearch:
                 total = (beam.blank if token == last else beam.total) + scores[rank]
                 score = total
                 if fusion is not None:
-                    score += extra + gains[rank]
-                    if score >= limit and beam.prefix.language is not None:
-                        score += fusion.loss(beam.prefix.language, token)
+                    losses = losses or fusion.losses(beam.prefix.language)
+                    score += extra + gains[rank] + losses[ends[rank]]
                 if score >= limit and total > _NEVER:
                     candidates.append((-score, rank * width + 2 * index + 1, index, rank, total))
         if fusion is not None:
-            best = nlargest(self.beam_size, (beam.rank for beam in kept))
-            best += [_NEVER] * (self.beam_size - len(best))
+            best = sorted([_NEVER] * self.beam_size + [beam.rank for beam in kept])[-self.beam_size :]
             candidates = _scored(fusion, beams, candidates, tokens, best)
         self.beams = self._prune(kept, candidates, tokens, scores)
 
@@ -350,13 +349,14 @@ class BeamSearch:
 def _may_grow(fusion: Fusion, beams: list[Beam], tokens: list[int], scores: list[float], least: float) -> bool:
     """Whether the bounds of the language model let an extension reach the score `least`; the first token is blank."""
     for beam in beams:
-        language, most = beam.prefix.language, beam.rank + fusion.most_gain
-        if language is None or most + scores[1] < least:
+        most = beam.rank + fusion.most_gain
+        if most + scores[1] < least:
             return False
+        losses = fusion.losses(beam.prefix.language)
         for token, score in zip(tokens[1:], scores[1:], strict=True):
             if most + score < least:
                 break
-            if beam.rank + score + fusion.gains[token] + fusion.loss(language, token) >= least:
+            if beam.rank + score + fusion.gains[token] + losses[fusion.ends_word[token]] >= least:
                 return True
     return False
 
@@ -366,10 +366,9 @@ def _scored(
 ) -> list[_Candidate]:
     """Candidates with the score of the language model instead of its bound; without those that cannot win.
 
-    `best` are the scores of the best prefixes that stay, as many as the beam holds.
+    `best` are the scores of the best prefixes that stay, as many as the beam holds, ascending (and so a heap).
     """
     candidates.sort()
-    heapify(best)
     scored = []
     for bound, order, index, rank, total in candidates:
         if -bound < best[0]:

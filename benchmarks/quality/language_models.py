@@ -38,11 +38,14 @@ class Candidate:
     dev: tuple[str, ...]
 
 
-def overlap(tests: Iterable[Sequence[str]], training: Iterable[Sequence[str]], length: int) -> float:
-    """Share of the different n-grams of the tests that occur in a text."""
-    wanted = {gram for words in tests for gram in _grams(words, length)}
-    found = {gram for words in training for gram in _grams(words, length) if gram in wanted}
-    return len(found) / max(len(wanted), 1)
+def overlaps(
+    tests: Mapping[str, Sequence[Sequence[str]]], training: Sequence[Sequence[str]], length: int
+) -> dict[str, float]:
+    """Share of the different n-grams of each test that occur in a text."""
+    wanted = {name: {gram for words in test for gram in _grams(words, length)} for name, test in tests.items()}
+    every = set[tuple[str, ...]]().union(*wanted.values())
+    found = every.intersection(gram for words in training for gram in _grams(words, length))
+    return {name: len(grams & found) / max(len(grams), 1) for name, grams in wanted.items()}
 
 
 def _grams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
@@ -103,6 +106,7 @@ def judge(bundle: Bundle, model: Model, sets: Mapping[str, EncodedRecordings], c
         name: [recording.transcript.lower().split() for recording in own.recordings] for name, own in sets.items()
     }
     text = list(read_sentences([candidate.text], TextOptions(raw=True)))
+    common = [overlaps(sentences, text, length) for length in LENGTHS]
     return {
         "num_ngrams": language_model.ngrams.num_ngrams,
         "num_bytes": candidate.file.stat().st_size,
@@ -110,7 +114,7 @@ def judge(bundle: Bundle, model: Model, sets: Mapping[str, EncodedRecordings], c
         "dev": candidate.dev,
         "passes": passes,
         "perplexity": {name: perplexity(language_model.ngrams, own) for name, own in sentences.items()},
-        "overlap": {name: [overlap(own, text, length) for length in LENGTHS] for name, own in sentences.items()},
+        "overlap": {name: [shares[name] for shares in common] for name in sentences},
     }
 
 

@@ -42,17 +42,17 @@ class FusionState:
         open: score of its best completion; 0 between words.
         moves: cache of the states after each token, and the scores of the words that it ends.
         ended: cache of the score of the current word if it ends here, and the history after it.
-        loss: cache of what a hypothesis loses by that.
+        losses: cache of `Fusion.losses`.
     """
 
-    __slots__ = ("begun", "ended", "history", "loss", "moves", "open")
+    __slots__ = ("begun", "ended", "history", "losses", "moves", "open")
 
     def __init__(self, history: int, begun: str, score: float) -> None:
         self.history = history
         self.begun = begun
         self.open = score
         self.ended: tuple[float, int] | None = None
-        self.loss: float | None = None
+        self.losses: tuple[float, float] | None = None
         self.moves: dict[int, tuple[FusionState, float]] = {}
 
 
@@ -65,6 +65,7 @@ class Fusion:
         start: state of an empty hypothesis.
         gains: no token adds more to the score than these: the bonus of the words that it may begin.
         most_gain: the largest of them.
+        ends_word: whether each token ends the word before it.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
@@ -89,7 +90,7 @@ class Fusion:
         self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
         bonus = max(options.word_bonus, 0.0)
         self._bonus = bonus
-        self._ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
+        self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
         self.gains = [bonus * (1 if self._by_token else _num_starts(spelling)) + _SLACK for spelling in self._spellings]
         self.most_gain = max(self.gains)
         self._states: dict[tuple[int, str], FusionState] = {}
@@ -131,19 +132,18 @@ class Fusion:
                 begun = ""
         return self._state(history, begun), score
 
-    def loss(self, state: FusionState, token: int) -> float:
-        """What a hypothesis certainly loses by `token`, up to its `gains`; 0 or less.
+    def losses(self, state: FusionState | None) -> tuple[float, float]:
+        """What a hypothesis certainly loses by its next token, up to the `gains` of that; 0 or less.
 
-        It ends the current word, which is then less probable than its best completion; or it continues that, and begins
-        one word less.
+        First, if the token goes on with the current word: it then begins one word less. Second, if it ends that word
+        (`ends_word`), which is then less probable than its best completion.
         """
-        if not state.begun:
-            return 0.0
-        if not self._ends_word[token]:
-            return -self._bonus
-        if state.loss is None:
-            state.loss = self._ended(state)[0] - state.open
-        return state.loss
+        if state is None:
+            return 0.0, 0.0
+        if state.losses is None:
+            is_open = bool(state.begun)
+            state.losses = (-self._bonus, self._ended(state)[0] - state.open) if is_open else (0.0, 0.0)
+        return state.losses
 
     def _ended(self, state: FusionState) -> tuple[float, int]:
         """The score of the current word if it ends here: the same for every token that begins another."""
