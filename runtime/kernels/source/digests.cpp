@@ -1,1 +1,141 @@
-int main() { return 0; }
+// Computes layers of many shapes on every instruction set of this processor and prints a digest of the results of each.
+// Equal digests mean results equal to the last bit, here and on other machines; tests compare them under qemu.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "layers.h"
+#include "layout.h"
+
+namespace u2moe {
+namespace {
+
+class Serial final : public Threads {
+ public:
+  void run(Task task, size_t count, void* state) const override {
+    for (size_t i = 0; i < count; i++) task(state, i);
+  }
+};
+
+// Reproducible on every machine.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+  uint32_t next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<uint32_t>(state_ >> 33);
+  }
+  float number() { return static_cast<float>(static_cast<int32_t>(next() % 20001) - 10000) / 10000.0f; }
+  std::vector<float> numbers(size_t count, float scale) {
+    std::vector<float> all(count);
+    for (float& x : all) x = number() * scale;
+    return all;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+class Digest {
+ public:
+  void add(const void* data, size_t bytes) {
+    const auto* p = static_cast<const uint8_t*>(data);
+    for (size_t i = 0; i < bytes; i++) hash_ = (hash_ ^ p[i]) * 1099511628211u;
+  }
+  unsigned long long value() const { return hash_; }
+
+ private:
+  uint64_t hash_ = 14695981039346656037u;
+};
+
+void pack(Random& random, size_t k, size_t n, size_t group, uint8_t* to) {
+  const auto bias = random.numbers(n, 0.3f);
+  if (group) {
+    const size_t groups = groups4(k, group);
+    std::vector<uint8_t> weight(n * groups * group / 2);
+    for (uint8_t& w : weight) w = static_cast<uint8_t>(random.next());
+    const auto scale = random.numbers(n * groups, 0.02f);
+    pack4({weight.data(), scale.data(), bias.data(), k, n, group}, to);
+  } else {
+    std::vector<int8_t> weight(k * n);
+    for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
+    const auto scale = random.numbers(n, 0.002f);
+    pack8({weight.data(), scale.data(), bias.data(), k, n, 1.0f}, to);
+  }
+}
+
+struct Case {
+  size_t dim, hidden, experts, top_k, group, tokens;
+  Activation activation;
+  float skip_below;
+};
+
+void experts(const InstructionSet& isa, const Case& c, Digest& digest) {
+  Random random(c.dim * 31 + c.hidden * 7 + c.tokens);
+  ExpertLayer layer;
+  layer.dim = c.dim;
+  layer.hidden = c.hidden;
+  layer.experts = c.experts;
+  layer.top_k = c.top_k;
+  layer.group = c.group;
+  layer.activation = c.activation;
+  layer.skip_below = c.skip_below;
+  layer.first_bytes = c.group ? packed_bytes4(c.dim, c.hidden, c.group) : packed_bytes8(c.dim, c.hidden);
+  layer.second_bytes = c.group ? packed_bytes4(c.hidden, c.dim, c.group) : packed_bytes8(c.hidden, c.dim);
+  const size_t width = rounded_up(c.experts, kPanel);
+  layer.gate = Weights(c.dim * width * sizeof(float));
+  auto* gate = reinterpret_cast<float*>(layer.gate.data());
+  for (size_t i = 0; i < c.dim * width; i++) gate[i] = i % width < c.experts ? random.number() : 0.0f;
+  layer.weights = Weights((layer.first_bytes + layer.second_bytes) * c.experts);
+  uint8_t* to = layer.weights.data();
+  for (size_t e = 0; e < c.experts; e++) {
+    pack(random, c.dim, c.hidden, c.group, to);
+    pack(random, c.hidden, c.dim, c.group, to + layer.first_bytes);
+    to += layer.first_bytes + layer.second_bytes;
+  }
+  const auto x = random.numbers(c.tokens * c.dim, 2.0f);
+  std::vector<float> y(x.size());
+  run_experts(isa, layer, x.data(), c.tokens, y.data(), Serial());
+  digest.add(y.data(), y.size() * sizeof(float));
+}
+
+void linear(const InstructionSet& isa, size_t k, size_t n, size_t rows, Digest& digest) {
+  Random random(k + n + rows);
+  LinearLayer layer;
+  layer.k = k;
+  layer.n = n;
+  layer.weights = Weights(packed_bytes8(k, n));
+  pack(random, k, n, 0, layer.weights.data());
+  const auto x = random.numbers(rows * k, 3.0f);
+  std::vector<float> y(rows * n), peak(rows);
+  run_linear(isa, layer, x.data(), rows, y.data(), Serial());
+  digest.add(y.data(), y.size() * sizeof(float));
+  std::vector<uint8_t> q(rows * k);
+  run_rows(isa, x.data(), rows, k, 0.0f, q.data(), peak.data(), Serial());
+  digest.add(q.data(), q.size());
+  run_matmul(isa, layer, q.data(), peak.data(), rows, y.data(), Serial());
+  digest.add(y.data(), y.size() * sizeof(float));
+}
+
+void print(const InstructionSet& isa) {
+  static constexpr Case kCases[] = {
+      {64, 96, 8, 2, 0, 17, Activation::swish, 0.0f},  {70, 33, 5, 3, 0, 40, Activation::gelu, 0.3f},
+      {16, 200, 3, 1, 0, 9, Activation::tanh, 0.0f},   {5, 7, 20, 4, 0, 30, Activation::selu, 0.0f},
+      {64, 96, 8, 2, 32, 17, Activation::swish, 0.0f}, {70, 33, 5, 3, 16, 40, Activation::gelu, 0.3f},
+      {130, 140, 2, 2, 64, 5, Activation::relu, 0.0f}, {96, 260, 2, 1, 128, 11, Activation::hardtanh, 0.0f},
+  };
+  Digest digest;
+  for (const Case& c : kCases) experts(isa, c, digest);
+  for (size_t rows : {1, 2, 3, 8, 15, 29}) linear(isa, 24 + 8 * rows, 40 + rows, rows, digest);
+  std::printf("%s %016llx\n", isa.name, digest.value());
+}
+
+}  // namespace
+}  // namespace u2moe
+
+int main() {
+  const u2moe::InstructionSet* sets[8];
+  for (size_t i = 0, count = u2moe::available(sets); i < count; i++) u2moe::print(*sets[i]);
+  return 0;
+}
