@@ -43,23 +43,22 @@ void pack8(const Int8Weight& from, uint8_t* to) {
 void pack4(const Int4Weight& from, uint8_t* to) {
   const size_t groups = groups4(from.k, from.group);
   for (size_t first = 0; first < from.n; first += kBlock) {
-    const size_t columns = columns_of(first, from.n);
-    for (size_t g = 0; g < groups; g++) {
-      std::memset(to, 0x88, from.group / 2 * kBlock);
-      float scale[kBlock] = {};
-      for (size_t c = 0; c < columns; c++) {
-        const uint8_t* column = from.weight + ((first + c) * groups + g) * (from.group / 2);
-        for (size_t k = 0; k < from.group; k++) {
-          // rows beyond the last are zero activations: whatever is stored for them does not count
-          const uint8_t value = k % 2 ? column[k / 2] >> 4 : column[k / 2] & 15;
-          uint8_t& byte = to[k / 8 * 4 * kBlock + c * 4 + k % 4];
-          byte = static_cast<uint8_t>(k % 8 < 4 ? (byte & 0xF0) | value : (byte & 0x0F) | (value << 4));
+    for (size_t panel = first; panel < first + kBlock; panel += kPanel) {
+      for (size_t g = 0; g < groups; g++) {
+        std::memset(to, 0, (from.group / 2 + 4) * kPanel);
+        auto* scale = reinterpret_cast<float*>(to + from.group / 2 * kPanel);
+        for (size_t c = 0; c < kPanel && panel + c < from.n; c++) {
+          const uint8_t* column = from.weight + ((panel + c) * groups + g) * (from.group / 2);
+          for (size_t k = 0; k < from.group; k++) {
+            const int value = k % 2 ? column[k / 2] >> 4 : column[k / 2] & 15;
+            to[k / 8 * 4 * kPanel + c * 4 + k % 4] |= static_cast<uint8_t>(k % 8 < 4 ? value : value << 4);
+          }
+          scale[c] = from.scale[(panel + c) * groups + g];
         }
-        scale[c] = from.scale[(first + c) * groups + g];
+        to += (from.group / 2 + 4) * kPanel;
       }
-      to = append(to + from.group / 2 * kBlock, scale, kBlock);
     }
-    to = append(to, from.bias ? from.bias + first : nullptr, columns);
+    to = append(to, from.bias ? from.bias + first : nullptr, columns_of(first, from.n));
   }
 }
 

@@ -1,12 +1,12 @@
 // How weights lie in memory once they are packed; docs/how/kernels.md has the picture.
 //
 // Columns (outputs) are in blocks of 32, each of two panels of 16; a block holds all that its columns need, in the order
-// in which it is read. One layout serves every instruction set.
+// in which it is read: in int8 both panels together, in int4 one after the other. One layout serves every instruction set.
 //
 // int8: for every 4 rows: 2 panels x 16 columns x 4 rows int8 | scale float[32] | correction int32[32] | bias float[32]
 //   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations.
-// int4: for every block_size rows { for every 8 rows: 2 panels x 16 columns x 4 bytes, each with row i in the low half
-//   and row i + 4 in the high half | scale float[32] } | bias float[32]
+// int4: 2 panels x { for every group of block_size rows { for every 8 rows: 16 columns x 4 bytes, each with row i in the
+//   low half and row i + 4 in the high half | scale float[16] } } | bias float[32]
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -29,7 +29,9 @@ static constexpr size_t packed_bytes8(size_t k, size_t n) { return blocks_of(n) 
 
 // int4
 static constexpr size_t groups4(size_t k, size_t group) { return (k + group - 1) / group; }
-static constexpr size_t block_bytes4(size_t k, size_t group) { return (groups4(k, group) * (group / 2 + 4) + 4) * kBlock; }
+
+static constexpr size_t panel_bytes4(size_t k, size_t group) { return groups4(k, group) * (group / 2 + 4) * kPanel; }
+static constexpr size_t block_bytes4(size_t k, size_t group) { return 2 * panel_bytes4(k, group) + 4 * kBlock; }
 static constexpr size_t packed_bytes4(size_t k, size_t n, size_t group) { return blocks_of(n) * block_bytes4(k, group); }
 
 struct Int8Weight {

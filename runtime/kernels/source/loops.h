@@ -27,7 +27,10 @@ namespace {
 using namespace u2moe;
 
 constexpr size_t kLine = 64;
-constexpr size_t kNear = 2048;  // bytes that the first reader of weights prefetches ahead
+#ifndef U2MOE_NEAR
+#define U2MOE_NEAR 4096
+#endif
+constexpr size_t kNear = U2MOE_NEAR;  // bytes that the first reader of weights prefetches ahead
 
 // ------------------------------------------------------------------------------------------------ activations to integers
 
@@ -271,10 +274,12 @@ void multiply8(const Product& p, size_t first, size_t last) {
 
 // ------------------------------------------------------------------------------------------------ int4
 
+constexpr size_t kRows4Step = 8;  // weights of a byte and its neighbour in the other half
+
 // One panel: the unpacked halves serve all rows.
 template <class V, int M, bool kIsNear>
 inline void tile4(const Product& p, const int8_t* codes, size_t row, const uint8_t* weights, float* unit) {
-  const size_t groups = groups4(p.k, p.group), sub_steps = (p.group < 32 ? p.group : 32) / 8;
+  const size_t groups = groups4(p.k, p.group);
   const float* group_scale = p.group_scale + row * groups;
   const int32_t* group_sum = p.group_sum + row * groups;
   typename V::Floats total[M];
@@ -282,24 +287,26 @@ inline void tile4(const Product& p, const int8_t* codes, size_t row, const uint8
   for (size_t g = 0; g < groups; g++) {
     typename V::Ints sum[M];
     U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m] = V::seti(group_sum[m * groups + g]);
-    for (size_t k = 0; k < p.group; k += 32) {  // as many as sums of 16 bits can hold
+    const int8_t* own = codes + g * p.group;
+    for (size_t k = 0; k < p.group; k += 2 * kRows4Step) {
       typename V::Sums4 sums[M];
-      U2MOE_UNROLL for (int m = 0; m < M; m++) sums[m] = V::no_sums();
-      for (size_t s = 0; s < sub_steps; s++) {
+      U2MOE_UNROLL for (int m = 0; m < M; m++) sums[m] = V::sums_from(sum[m]);
+      U2MOE_UNROLL for (int half = 0; half < 2; half++) {
         if constexpr (kIsNear) U2MOE_PREFETCH(weights + kNear, 3);
         typename V::Nibbles low, high;
         V::load_nibbles(weights, low, high);
-        weights += kBlock * 4;
+        weights += kPanel * 4;
         U2MOE_UNROLL for (int m = 0; m < M; m++) {
-          const int8_t* own = codes + m * p.stride + g * p.group + k + s * 8;
-          sums[m] = V::dot4(sums[m], low, V::four4(own));
-          sums[m] = V::dot4(sums[m], high, V::four4(own + 4));
+          sums[m] = V::dot4(sums[m], low, V::four4(own + m * p.stride));
+          sums[m] = V::dot4(sums[m], high, V::four4(own + m * p.stride + 4));
         }
+        own += kRows4Step;
       }
-      U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m] = V::addi(sum[m], V::sums(sums[m]));
+      U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m] = V::sums_to(sums[m], sum[m]);
     }
+    if constexpr (kIsNear) U2MOE_PREFETCH(weights + kNear, 3);
     const auto scale = V::load(reinterpret_cast<const float*>(weights));
-    weights += kBlock * 4;
+    weights += kPanel * 4;
     U2MOE_UNROLL for (int m = 0; m < M; m++) {
       const auto both = V::mul(scale, V::set(group_scale[m * groups + g]));
       total[m] = V::fma(V::to_float(sum[m]), both, total[m]);
@@ -329,10 +336,11 @@ void multiply4(const Product& p, size_t first, size_t last) {
       const size_t rows = p.rows - row < each ? p.rows - row : each;
       for (size_t c = 0; c < kBlock; c += kPanel) {
         const int8_t* own = codes + row * p.stride;
+        const uint8_t* panel = weights + c / kPanel * panel_bytes4(p.k, p.group);
         if (row == 0)
-          rows4<V, true>(rows, p, own, row, weights + c * 4, unit + c);
+          rows4<V, true>(rows, p, own, row, panel, unit + c);
         else
-          rows4<V, false>(rows, p, own, row, weights + c * 4, unit + c);
+          rows4<V, false>(rows, p, own, row, panel, unit + c);
       }
       finish<V>(p, row, rows, block, unit, bias);
     }

@@ -5,6 +5,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstdint>
 #include <cstring>
 
 namespace {
@@ -104,11 +105,11 @@ struct Avx2 {
   static Ints dot(Ints sum, Weights w, Four a) {
     return {_mm256_dpbusd_avx_epi32(sum.a, a, w.a), _mm256_dpbusd_avx_epi32(sum.b, a, w.b)};
   }
-  static Sums4 no_sums() { return seti(0); }
+  static Sums4 sums_from(Ints start) { return start; }
   static Sums4 dot4(Sums4 sum, Nibbles w, __m256i a) {
     return {_mm256_dpbusd_avx_epi32(sum.a, w.a, a), _mm256_dpbusd_avx_epi32(sum.b, w.b, a)};
   }
-  static Ints sums(Sums4 sum) { return sum; }
+  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 #else
   static void store_codes(Ints x, Code* p) {
     const __m256i words = in_order(_mm256_packs_epi32(x.a, x.b));
@@ -132,14 +133,14 @@ struct Avx2 {
     sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.odd.b, a.odd));
     return sum;
   }
-  // A pair of nibbles times activations is at most 15 * 128 * 2 = 3840: eight of them fit in 16 bits.
-  static Sums4 no_sums() { return seti(0); }
+  // A pair of nibbles times activations is at most 15 * 128 * 2 = 3840: the four of 16 rows fit in 16 bits.
+  static Sums4 sums_from(Ints) { return seti(0); }
   static Sums4 dot4(Sums4 sum, Nibbles w, __m256i a) {
     return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, a)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, a))};
   }
-  static Ints sums(Sums4 sum) {
+  static Ints sums_to(Sums4 sum, Ints start) {
     const __m256i one = _mm256_set1_epi16(1);
-    return {_mm256_madd_epi16(sum.a, one), _mm256_madd_epi16(sum.b, one)};
+    return addi(start, {_mm256_madd_epi16(sum.a, one), _mm256_madd_epi16(sum.b, one)});
   }
 #endif
   static void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {

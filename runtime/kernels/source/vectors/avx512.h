@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstdint>
 #include <cstring>
 
 namespace {
@@ -71,9 +72,9 @@ struct Avx512 {
     high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
   }
   static Four four4(const int8_t* a) { return four(reinterpret_cast<const uint8_t*>(a)); }
-  static Sums4 no_sums() { return _mm512_setzero_si512(); }
+  static Sums4 sums_from(Ints start) { return start; }
   static Sums4 dot4(Sums4 sum, Nibbles w, Four a) { return multiply(sum, w, a); }
-  static Ints sums(Sums4 sum) { return sum; }
+  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 
  private:
   static __m512i multiply(__m512i sum, __m512i u, __m512i s) {

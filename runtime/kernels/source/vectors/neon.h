@@ -2,6 +2,7 @@
 #pragma once
 #include <arm_neon.h>
 
+#include <cstdint>
 #include <cstring>
 
 namespace {
@@ -106,9 +107,9 @@ struct Neon {
     }
   }
   static Four four4(const int8_t* a) { return four(a); }
-  static Sums4 no_sums() { return seti(0); }
+  static Sums4 sums_from(Ints start) { return start; }
   static Sums4 dot4(Sums4 sum, const Nibbles& w, Four a) { return dot(sum, w, a); }
-  static Ints sums(Sums4 sum) { return sum; }
+  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 
  private:
   static int32x4_t dot_of(int32x4_t sum, int8x16_t w, int8x16_t a) {

@@ -70,9 +70,9 @@ struct Scalar {
     for (int i = 0; i < 64; i++) { low.v[i] = p[i] & 15; high.v[i] = p[i] >> 4; }
   }
   static Four four4(const int8_t* a) { return four(a); }
-  static Sums4 no_sums() { return seti(0); }
+  static Sums4 sums_from(Ints start) { return start; }
   static Sums4 dot4(Sums4 sum, const Nibbles& w, Four a) { return dot(sum, w, a); }
-  static Ints sums(Sums4 sum) { return sum; }
+  static Ints sums_to(Sums4 sum, Ints) { return sum; }
 };
 
 }  // namespace
