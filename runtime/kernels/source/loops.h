@@ -26,7 +26,6 @@ namespace {
 
 using namespace u2moe;
 
-constexpr size_t kLine = 64;
 #ifndef U2MOE_NEAR
 #define U2MOE_NEAR 4096
 #endif
