@@ -1,0 +1,35 @@
+"""Every instruction set of this processor, by the variable that forces one; each in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRINT = "import u2moe_kernels; print(u2moe_kernels.description()[{!r}])"
+OPERATORS = str(Path(__file__).with_name("test_operators.py"))
+
+
+def run(*arguments, isa=""):
+    environment = {**os.environ, "U2MOE_KERNELS_ISA": isa}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_best_is_chosen_and_a_lower_one_can_be_forced(library):
+    isas = eval(run("-c", PRINT.format("isas")).stdout)
+    assert isas[-1] == "scalar"
+    assert run("-c", PRINT.format("isa")).stdout.strip() == isas[0]
+    assert run("-c", PRINT.format("isa"), isa="scalar").stdout.strip() == "scalar"
+    found = run("-c", PRINT.format("isa"), isa="mmx")
+    assert f"U2MOE_KERNELS_ISA must be one of {', '.join(isas)} on this processor, got mmx" in found.stderr
+
+
+@pytest.mark.slow
+def test_operators_compute_the_same_on_each(library):
+    """Those of `test_operators`, once more for each instruction set but the best."""
+    for isa in eval(run("-c", PRINT.format("isas")).stdout)[1:]:
+        chosen = "numpy_does or pairs_beyond or limits"
+        found = run("-m", "pytest", "-q", "-x", OPERATORS, "-k", chosen, "-p", "no:cacheprovider", isa=isa)
+        assert found.returncode == 0, f"{isa}: {found.stdout}"
