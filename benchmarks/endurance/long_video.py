@@ -30,39 +30,60 @@ CONTAINERS = {"mp4": "aac", "mkv": "libopus"}
 """The audio codec of the video in each container."""
 _RATE = 48_000
 _PAUSE_S = 2.0
+_UNIT_S = 60.0
 _FRAMES_PER_S = 5
 _NUM_MEASURED = 10
 
 
 def write_video(file: Path, hours: float, codec: str) -> int:
-    """Write a video of noise with two audio tracks, silence and speech. Returns the number of words spoken."""
+    """Write a video of noise with two audio tracks, silence and speech. Returns the number of words spoken.
+
+    A minute is encoded, and its packets are repeated.
+    """
     import av  # noqa: PLC0415 - an extra
+
+    unit = file.with_name(f"unit{file.suffix}")
+    unit_s, num_words = _write_unit(unit, codec)
+    num_repeats = max(round(3600 * hours / unit_s), 1)
+    with av.open(file, "w") as container:
+        tracks = None
+        for number in range(num_repeats):
+            with av.open(unit) as source:
+                tracks = tracks or [container.add_stream_from_template(stream) for stream in source.streams]
+                for packet in source.demux():
+                    if packet.dts is not None and packet.time_base:
+                        shift = round(number * unit_s / packet.time_base)
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = tracks[packet.stream_index]
+                        container.mux(packet)
+    return num_repeats * num_words
+
+
+def _write_unit(file: Path, codec: str) -> tuple[float, int]:
+    """Write about a minute. Returns its seconds, and the number of words spoken."""
+    import av  # noqa: PLC0415
 
     recordings = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
     pause = np.zeros(int(_PAUSE_S * _RATE), np.float32)
     spoken = np.concatenate([part for item in recordings for part in (read_audio(item.path, _RATE), pause)])
-    num_repeats = max(round(3600 * hours * _RATE / len(spoken)), 1)
+    num_repeats = max(round(_UNIT_S * _RATE / len(spoken)), 1)
+    spoken = np.tile(spoken, num_repeats)
     random = np.random.default_rng(0)
     with av.open(file, "w") as container:
         video = container.add_stream("mpeg4", rate=_FRAMES_PER_S, width=64, height=48, pix_fmt="yuv420p")
         tracks = [container.add_stream(codec, rate=_RATE, layout="mono") for _ in range(2)]
-        resamplers = [
-            av.AudioResampler(track.format.name, "mono", _RATE, track.codec_context.frame_size) for track in tracks
-        ]
-        num_images = 0
-        for number in range(num_repeats):
-            while num_images < (number + 1) * len(spoken) / _RATE * _FRAMES_PER_S:
-                image = random.integers(0, 255, (48, 64, 3), np.uint8)
-                container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-                num_images += 1
-            for track, resampler, samples in zip(tracks, resamplers, (0 * spoken, spoken), strict=True):
-                frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-                frame.rate = _RATE
-                for part in resampler.resample(frame):
-                    container.mux(track.encode(part))
-        for track in (video, *tracks):
-            container.mux(track.encode())
-    return num_repeats * sum(len(words(item.transcript)) for item in recordings)
+        for _ in range(int(len(spoken) / _RATE * _FRAMES_PER_S)):
+            image = random.integers(0, 255, (48, 64, 3), np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for track, samples in zip(tracks, (0 * spoken, spoken), strict=True):
+            resampler = av.AudioResampler(track.format.name, "mono", _RATE, track.codec_context.frame_size)
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.rate = _RATE
+            for part in resampler.resample(frame):
+                container.mux(track.encode(part))
+        for stream in (video, *tracks):
+            container.mux(stream.encode())
+    return len(spoken) / _RATE, num_repeats * sum(len(words(item.transcript)) for item in recordings)
 
 
 def measure(recognizer: Recognizer, suffix: str, hours: float) -> dict[str, Any]:
