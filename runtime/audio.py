@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
 
+_READ_S = 0.25
+"""Seconds that are read at once: so much is lost before damage."""
 _CANCELLED = 0.01
 """If averaging leaves less than this share of the energy, the channels cancel each other."""
 _MOST_NAMED = 5
@@ -164,9 +166,15 @@ def read_blocks(
             mixer = _Mixer(name, source.channels, channel)
             num_read, stop = _span(source, start, end)
             size = max(int(block_s * source.samplerate), 1)
-            while len(block := source.read(min(size, stop - num_read), dtype="float32", always_2d=True)):
+            error: Exception | None = None
+            while error is None:
+                block, error = _read_block(source, min(size, stop - num_read))
+                if not len(block):
+                    break
                 num_read += len(block)
                 yield resampler.accept(mixer.mix(block))
+            if error is not None:
+                raise error
             yield resampler.finish()
             missing = damage(source, num_read) if num_read < stop else None
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
@@ -175,6 +183,22 @@ def read_blocks(
             raise AudioError(f"{name}: {error}") from error
     if missing is not None:
         raise TruncatedAudioError(f"{name}: {missing}")
+
+
+def _read_block(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
+    """Up to `size` frames [frames, channels], at once what a pipe has; and the error at which the file breaks off."""
+    parts = [np.zeros((0, source.channels), np.float32)]
+    unit = max(int(_READ_S * source.samplerate), 1)
+    while size > 0:
+        asked = min(size, unit)
+        try:
+            parts.append(source.read(asked, dtype="float32", always_2d=True))
+        except (RuntimeError, AudioError) as error:  # soundfile's are RuntimeError
+            return np.concatenate(parts), error
+        size -= len(parts[-1])
+        if len(parts[-1]) < asked:
+            break
+    return np.concatenate(parts), None
 
 
 def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:

@@ -55,14 +55,14 @@ class MediaFile:
         import av  # noqa: PLC0415 - an extra
 
         self._av = av
-        self._errors = av.FFmpegError
+        self._errors = (av.FFmpegError, ValueError, OSError)
         try:
             self._container = av.open(
                 stream,
                 metadata_errors="ignore",
                 options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
             )
-        except (av.FFmpegError, ValueError, OSError) as error:
+        except self._errors as error:
             raise AudioError(_reason(error)) from error
         self.num_damaged = 0
         self.lost_s = 0.0
@@ -70,8 +70,10 @@ class MediaFile:
             self._stream = self._track(track)
             self._blocks = self._decode()
             self._rest = next(self._blocks, None)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, self._errors):
+                raise AudioError(f"is damaged: {_reason(error)}") from error
             raise
         if self._rest is None:
             self.close()
@@ -138,6 +140,9 @@ class MediaFile:
         while True:
             try:
                 packet = next(packets, None)
+            except IndexError:  # of a stream that begins late, which PyAV does not know: go on behind its packet
+                packets = self._container.demux(self._stream)
+                continue
             except self._errors as error:
                 raise AudioError(f"is damaged: {_reason(error)}") from error
             if packet is None:

@@ -316,10 +316,22 @@ def test_what_is_passed_over_in_a_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)  # as where the extra is not installed
     monkeypatch.setattr("u2moe.runtime.audio.has_media", lambda: False)
     for name in ("a.wav", "b.au", "c.m4a", "d.MP4", "notes.txt"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     with pytest.warns(
         AudioWarning, match=r"cannot read .*c\.m4a, .*d\.MP4 \(media files need: pip install 'u2moe\[media\]"
     ):
         assert find_audio([tmp_path]) == [tmp_path / "a.wav", tmp_path / "b.au"]
     with pytest.raises(AudioError, match=r"c\.m4a: needs the Python package av: pip install 'u2moe\[media\]'"):
         read_audio(tmp_path / "c.m4a", RATE)
+
+
+def test_all_is_read_up_to_the_damage(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).normal(0, 0.1, 8 * RATE).astype(np.float32), RATE)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    place = len(content) * 7 // 8  # seven of the eight seconds, all of which are one block
+    content[place : place + 2000] = bytes(2000)
+    (tmp_path / "a.flac").write_bytes(content)
+    blocks = read_blocks(tmp_path / "a.flac", RATE)
+    assert 6.4 * RATE < len(next(blocks)) < 7.2 * RATE
+    with pytest.raises(AudioError, match=r"a\.flac: cannot be read as audio"):
+        next(blocks)
