@@ -28,6 +28,8 @@ STEP = 1 / 127
 ALIGNMENT = 4096
 """Bytes at a multiple of which packed weights begin: onnxruntime maps pages."""
 _LINE = 64
+_SMALLEST = 1024
+"""Bytes of a weight below which it stays in the graph: shapes are inferred from some small constants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +230,7 @@ def save_mapped(model: ir.Model, file: Path, progress: Callable[[str], None] = l
     location = f"{file.name}.data"
     with (file.parent / location).open("wb") as data:
         for number, (name, value) in enumerate(model.graph.initializers.items()):
-            if value.const_value is None or value.const_value.nbytes < _LINE:
+            if value.const_value is None or value.const_value.nbytes < _SMALLEST:
                 continue
             if number % 100 == 0:
                 progress(f"{file.name}: weight {number + 1} of {len(model.graph.initializers)}: {name}")

@@ -21,7 +21,9 @@ def clone(monkeypatch):
 @pytest.mark.parametrize("mode", picture.PANELS)
 def test_the_bars_are_the_factors_of_the_results_pages(mode):
     factors = {bar.label: bar.factor.median for bar in picture.bars(mode)}
-    assert len(factors) == 5
+    own = {label: factor for label, factor in factors.items() if "native kernels" not in label}
+    assert len(own) == 5
+    assert len(factors) in (5, 8)  # native kernels, if they were measured on this machine
     assert factors["Dense-225M, u2moe int8"] < factors["MoE-1B, u2moe int8"] < factors["Dense-1B, u2moe int8"]
     pages = {"full_size": full_size_page, "sherpa": sherpa}
     text = "".join(page.values(read_json(results_file(name)))["table"] for name, page in pages.items())

@@ -53,7 +53,7 @@ ROUNDS = {"streaming": 7, "streaming-8": 5, "full": 5}
 TITLES = {"streaming": "streaming", "streaming-8": "streaming, batch of 8", "full": "full context"}
 BOUNDS = {"streaming": Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), "full": Mode()}
 BOUND_S = {"streaming": 3.0, "full": UTTERANCE_S}
-NUM_BOUNDS, NUM_STARTS = 3, 3
+NUM_BOUNDS, NUM_STARTS = 3, 2
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str,
 
 
 def _bounds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Time and bound of the encoder's parts in int8, with the models' own routers and speech."""
-    cases = [case for case in CASES if case.precision == "int8"]
+    """Time and bound of the parts of the mixture's encoder in int8, with its own routers and speech."""
+    cases = [case for case in CASES if (case.model, case.precision) == (MIXTURE, "int8")]
     probes = {case.key: Probe(case.bundle(root), kernels=case.kernels) for case in cases}
     footprints = sorted({sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()})
     rates = measure_rates(footprints, 1, repetitions=NUM_BOUNDS, progress=progress)
@@ -189,9 +189,19 @@ def machine_key(content: Mapping[str, Any]) -> str:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: the tables of all machines, one after the other."""
-    machines = results["machines"].values()
-    return {"tables": "\n\n".join(line for content in machines for line in _page(content))}
+    """What pages show: the tables of all machines, one after the other, and ratios on the machine measured last."""
+    machines = list(results["machines"].values())
+    tables = "\n\n".join(line for content in machines for line in _page(content))
+    found = {"tables": tables or "Nothing has been measured yet."}
+    for title, one, other in (
+        ("gain", Case(MIXTURE, "int8", PLAIN), Case(MIXTURE, "int8", NATIVE)),
+        ("int4", Case(MIXTURE, "int4", NATIVE), BASELINE),
+        ("int8", Case(MIXTURE, "int8", NATIVE), BASELINE),
+    ):
+        for mode in TITLES:
+            seconds = machines[-1]["seconds"][mode] if machines else {}
+            found[f"{title}.{mode}"] = f"{ratios(seconds[one.key], seconds[other.key]).median:.2f}" if seconds else "?"
+    return found
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
@@ -280,10 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare(args.folder, again=args.again, progress=report)
         return
     file = args.results or results_file("native")
+    results = read_json(file)
     content = {**measured_here(), **measure(args.folder, progress=report)}
-    results = read_json(file) or {"machines": {}}
-    results["machines"][machine_key(content)] = content
-    write_json(file, {**measured_here(), **results})
+    others = {key: own for key, own in results.get("machines", {}).items() if key != machine_key(content)}
+    write_json(file, {**measured_here(), "machines": {**others, machine_key(content): content}})
     print(values({"machines": {"": content}})["tables"])
 
 

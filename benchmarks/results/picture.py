@@ -11,6 +11,7 @@ from typing import Any
 
 from u2moe.benchmarks.bench.plots import require_matplotlib
 from u2moe.benchmarks.full_size.cells import LARGE, MIXTURE, SMALL, cell_of, spread
+from u2moe.benchmarks.full_size.native import NATIVE, Case
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.instruments.workload import audio_seconds
 from u2moe.benchmarks.results.files import read_json, repository, results_file
@@ -44,6 +45,7 @@ def bars(mode: str) -> list[Bar]:
     torch_s = read_json(results_file("same_weights"))["cells"][f"torch/{mode}"][_TORCH]["seconds"]
     sherpa = read_json(results_file("sherpa"))["cells"][f"dense-225m/{mode}"]
     return [
+        *_native(mode),
         Bar("MoE-1B, u2moe int8", spread(sizes, mode, MIXTURE), _MIXTURE),
         Bar("Dense-225M, u2moe int8", spread(sizes, mode, SMALL), _OURS),
         Bar("Dense-1B, u2moe int8", spread(sizes, mode, LARGE), _OURS),
@@ -56,6 +58,29 @@ def bars(mode: str) -> list[Bar]:
     ]
 
 
+def _native(mode: str) -> list[Bar]:
+    """Rows of native kernels, if they were measured on the machine of the other rows."""
+    machine = read_json(results_file("full_size"))["machine"]["processor"]
+    found = [
+        content["seconds"][mode]
+        for content in read_json(results_file("native"))["machines"].values()
+        if content["machine"]["processor"] == machine
+    ]
+    return [
+        Bar(
+            f"{name}, native kernels {case.precision}",
+            Spread.of([value / audio_seconds(mode) for value in seconds[case.key]]),
+            colour,
+        )
+        for seconds in found[-1:]
+        for name, case, colour in (
+            ("MoE-1B", Case(MIXTURE, "int4", NATIVE), _MIXTURE),
+            ("MoE-1B", Case(MIXTURE, "int8", NATIVE), _MIXTURE),
+            ("Dense-225M", Case(SMALL, "int8", NATIVE), _OURS),
+        )
+    ]
+
+
 def draw(file: Path) -> None:
     """Write the picture.
 
@@ -65,7 +90,7 @@ def draw(file: Path) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure  # noqa: PLC0415 - not everybody has it
 
-    figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.4 * len(bars("full"))), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (mode, title) in zip(panels, PANELS.items(), strict=True):
         _panel(axes, title, bars(mode))

@@ -1,0 +1,56 @@
+"""The measurement of native kernels at full size, on tiny models."""
+
+import json
+
+import pytest
+
+from u2moe.benchmarks.full_size import native
+from u2moe.benchmarks.instruments.statistics import Spread
+from u2moe.export import random_checkpoint
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+
+SPREAD = Spread.of([1.0, 2.0]).data()
+
+
+def bounds(*_):
+    """Such as `measure_bound` finds."""
+    entry = {"stages": {"encoder": SPREAD}, "parts": {"attention": {"least_s": 0.5}}, "audio_s": 3.0}
+    cases = [case.key for case in native.CASES if case.model == native.MIXTURE and case.precision == "int8"]
+    return {mode: dict.fromkeys(cases, entry) for mode in native.BOUNDS}
+
+
+def starts(*_):
+    """Such as `measure_footprint` finds."""
+    entry = {"disk": {"files": 1e6}, "load_s": SPREAD, "loaded_bytes": SPREAD, "peak_bytes": SPREAD}
+    return {case.key: entry for case in native.CASES}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The models in the size of the preset "tiny", as few rounds as possible, and no processes of their own."""
+    for name in (native.MIXTURE, native.SMALL):
+        monkeypatch.setitem(random_checkpoint.PRESETS, name, random_checkpoint.PRESETS["tiny"])
+    monkeypatch.setattr(native, "ROUNDS", dict.fromkeys(native.ROUNDS, 1))
+    monkeypatch.setattr(native, "_bounds", bounds)
+    monkeypatch.setattr(native, "_starts", starts)
+
+
+def test_a_run_keeps_what_other_machines_measured(small, tmp_path, capsys):
+    results = tmp_path / "native.json"
+    results.write_text(json.dumps({"machines": {"another, avx2": {}}}), encoding="utf-8")
+    native.main([str(tmp_path), "--prepare"])
+    native.main([str(tmp_path), "--results", str(results)])
+    machines = json.loads(results.read_text(encoding="utf-8"))["machines"]
+    assert machines.pop("another, avx2") == {}
+    ((key, own),) = machines.items()
+    assert key == native.machine_key(own)
+    assert own["kernels"]["native"]
+    shown = native.values({"machines": machines})
+    assert shown["tables"] in capsys.readouterr().out
+    assert all(case.title in shown["tables"] for case in native.CASES)
+    assert float(shown["gain.streaming"]) > 0
+    targets = native.targets({"machines": machines})
+    assert len({target.name for target in targets}) == len(targets) > 10
+    assert all(target.value > 0 for target in targets)

@@ -1,0 +1,105 @@
+"""Sessions with native kernels side by side, in threads, after a fork, and in any order of their ends."""
+
+import gc
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from u2moe.runtime import Recognizer
+from u2moe.runtime.audio import find_audio
+from u2moe.runtime.native import CPU, choose_kernels
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
+
+SHAPE = (1024, 2048)
+
+
+def frames():
+    return np.random.default_rng(0).normal(10, 3, (120, 80)).astype(np.float32)
+
+
+def load():
+    return Recognizer.from_pretrained(kernels="native").model
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return load().encode(frames())
+
+
+def test_texts_are_those_of_onnxruntime_alone():
+    native, alone = (Recognizer.from_pretrained(kernels=kernels) for kernels in ("native", "onnxruntime"))
+    assert native.model.kernels.native
+    for clip in find_audio([DEMO_FOLDER / "clips"]):
+        one, other = native.transcribe(clip), alone.transcribe(clip)
+        assert one.text == other.text != ""
+        assert [word.start for word in one.segments[0].words] == [word.start for word in other.segments[0].words]
+
+
+def test_many_sessions_at_once(expected):
+    models = [load() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda model: model.encode(frames()), models * 2))
+    for output in outputs:
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_sessions_that_end_in_any_order(expected):
+    models = [load() for _ in range(3)]
+    for index in (1, 0, 0):
+        del models[index]
+        gc.collect()
+        for model in models:
+            np.testing.assert_array_equal(model.encode(frames()), expected)
+    np.testing.assert_array_equal(load().encode(frames()), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_uses_the_session_of_its_parent(expected):
+    model = load()
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(model.encode(frames()), expected) and np.array_equal(load().encode(frames()), expected)
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(model.encode(frames()), expected)
+
+
+def resident(file):
+    """Bytes of a mapped file that are in memory; None: it is not mapped."""
+    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    found = re.findall(rf"{re.escape(str(file))}\nSize:.*?\nRss: +(\d+) kB", text, re.DOTALL)
+    return sum(map(int, found)) << 10 if found else None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+def test_what_is_packed_leaves_the_memory_of_the_file(tmp_path):
+    """And the file may then change: it is not read again."""
+    random = np.random.default_rng(0)
+    values = {
+        "weight": random.integers(-127, 128, SHAPE, np.int8),
+        "scale": random.uniform(0.5, 1, SHAPE[1]).astype(np.float32),
+    }
+    x, y = (ir.val(name, dtype=ir.DataType.FLOAT, shape=("n", size)) for name, size in zip("xy", SHAPE, strict=True))
+    weights = [ir.val(name, const_value=ir.tensor(array, name=name)) for name, array in values.items()]
+    node = ir.Node("u2moe", "Int8Linear", [x, *weights], {"activation": ir.AttrString("activation", "")}, outputs=[y])
+    opsets = {"": 18, "u2moe": 1}
+    graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=opsets, name="one")
+    ir.save(ir.Model(graph, ir_version=8), tmp_path / "one.onnx", external_data="one.data")
+    options = onnxruntime.SessionOptions()
+    choose_kernels("native", [CPU]).register(options)
+    session = onnxruntime.InferenceSession(tmp_path / "one.onnx", options)
+    assert resident(tmp_path / "one.data") == 0
+    rows = random.standard_normal((3, SHAPE[0]), np.float32)
+    before = session.run(None, {"x": rows})[0]
+    os.truncate(tmp_path / "one.data", 0)
+    np.testing.assert_array_equal(session.run(None, {"x": rows})[0], before)
