@@ -103,6 +103,23 @@ class BundleFile:
         if self._digest is not None and computed.hexdigest() != self._digest.sha256:
             raise IntegrityError(f"{self.path}: sha256 is {computed.hexdigest()}, expected {self._digest.sha256}")
 
+    def read_into(self, target: memoryview, begin: int) -> None:
+        """Fill `target` with the bytes from `begin` on, which are compared with nothing.
+
+        Raises:
+            BundleError: a read error.
+            IntegrityError: the file ends before.
+        """
+        with self._reading():
+            os.lseek(self._descriptor, begin, os.SEEK_SET)
+        while target:
+            with self._reading():
+                portion = os.read(self._descriptor, min(_PORTION, len(target)))
+            if not portion:
+                raise IntegrityError(f"{self.path}: was shortened while it was read")
+            target[: len(portion)] = portion
+            target = target[len(portion) :]
+
     def check_unchanged(self) -> None:
         """Check that the file was not replaced or modified since it was opened: others may have read it by its path.
 

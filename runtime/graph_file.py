@@ -115,7 +115,7 @@ class GraphFile:
         return file
 
     def _read_weights(self, location: str, tensors: list[ExternalTensor], without: Collection[str] = ()) -> None:
-        """Read a weight file from start to end, and keep the weights to hand over."""
+        """Keep the weights to hand over; to compare a file with its digest, it is read from start to end."""
         file = self._open(location)
         kept = []
         for tensor in tensors:
@@ -125,8 +125,12 @@ class GraphFile:
                 self.weights[tensor.name] = array
                 kept.append((place, array.reshape(-1).view(np.uint8).data))
         kept.sort(key=lambda item: item[0].begin)
+        if self._digests is None:
+            for place, target in kept:
+                file.read_into(target, place.begin)
+            return
         first, position = 0, 0
-        for portion in file.portions() if self._digests is not None or kept else ():
+        for portion in file.portions():
             end = position + len(portion)
             while first < len(kept) and kept[first][0].end <= position:
                 first += 1
