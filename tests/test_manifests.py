@@ -270,9 +270,9 @@ def test_a_shard_that_breaks_off_keeps_what_is_before(tmp_path):
 
 def test_folders_and_lists_of_paths(clip, tmp_path):
     (tmp_path / "sub").mkdir()
-    for name in ("sub/b.flac", "sub/c.txt", "Z.MP3"):
+    for name in ("sub/b.flac", "sub/c.txt", "sub/d.m4a", "Z.MP3"):
         (tmp_path / name).touch()
-    assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac"]
+    assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac", "sub/d.m4a"]
     manifest = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")
     assert only(manifest) == [
         Utterance(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),

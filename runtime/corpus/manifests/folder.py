@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from u2moe.runtime.audio import FILE_SUFFIXES
+from u2moe.runtime.audio_file import MEDIA_SUFFIXES
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 from u2moe.runtime.errors import CorpusError
+
+SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
+"""Suffixes of recordings, on every machine the same: where the extra `media` is missing, some of them give errors."""
 
 
 def read(manifest: str, _options: ManifestOptions) -> Iterator[Utterance]:
@@ -38,5 +42,5 @@ def _walk(folder: str) -> Iterator[str]:
         path = os.path.join(folder, name)  # noqa: PTH118 - ten million Paths take longer than their files' names
         if is_folder:
             yield from _walk(path)
-        elif os.path.splitext(name)[1].lower() in FILE_SUFFIXES:  # noqa: PTH122
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
             yield path

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from u2moe.runtime.audio import FILE_SUFFIXES
+from u2moe.runtime.corpus.manifests.folder import SUFFIXES
 from u2moe.runtime.corpus.manifests.lines import read_lines
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary
@@ -67,7 +67,7 @@ def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Utterance]:
             stem, source, text = name, None, None
         if suffix == "txt" and member.size <= _LONGEST_TEXT:
             text = _content(tar, member).decode("utf-8", "replace").strip()
-        elif f".{suffix.lower()}" in FILE_SUFFIXES:
+        elif f".{suffix.lower()}" in SUFFIXES:
             source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
     if stem:
         yield _utterance(archive, stem, source, text)
