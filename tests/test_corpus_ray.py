@@ -1,4 +1,4 @@
-"""Runs on Ray Data, and folders on S3: where Ray, moto and s3fs are installed, which CI has not."""
+"""Runs on Ray Data, and folders on S3. CI lacks what most of it needs: pip install 'u2moe[ray]' 'moto[server]' s3fs."""
 
 import contextlib
 import os

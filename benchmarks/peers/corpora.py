@@ -46,6 +46,8 @@ OTHERS = {
     "moonshine": ("moonshine", "Moonshine tiny-en, a plain loop"),
 }
 """Peers of `systems` with the engine to use for a corpus."""
+_QUIET = 0.2
+"""Cores that may be busy with the system's own work."""
 _AUDIO_RATE_MB = 16_000 * 2 * 3600 / 1e6
 """Megabytes of an hour of 16 kHz audio, not compressed."""
 
@@ -201,9 +203,30 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "scaling": quartiles(scaling),
         "ratio": quartiles(ratio),
         "private_mb": f"{max(item.get('private_mb', 0) for item in ours['two']):.0f}",
+        "busy": _busy(results["others_cores"]),
         "million": _million(rates, results["line_s"]),
         "hours_per_core_hour": f"{1 / rates['demo']:.0f}",
     }
+
+
+def others_cores(seconds: float = 3.0) -> float:
+    """Cores that other programs keep busy while this one sleeps; 0 except on Linux."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    ticks = []
+    for pause in (seconds, 0.0):
+        words = [int(word) for word in stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+        ticks.append(sum(words) - words[3] - words[4])  # without idle and waiting for disks
+        time.sleep(pause)
+    return (ticks[1] - ticks[0]) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _busy(cores: float) -> str:
+    """What the page says of other programs."""
+    if cores < _QUIET:
+        return "Nothing else used the machine."
+    return f"**Other programs kept {cores:.1f} cores busy: these times and ratios are not to be relied on.**"
 
 
 def _table(
@@ -277,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _ in sources.read_blocks(utterance, RATE):
                 pass
     found = {
+        "others_cores": others_cores(),
         "num_files": args.files,
         "ours": measure_ours(args.work, manifest, args.rounds),
         "others": measure_others(args.work, manifest, args.budget),

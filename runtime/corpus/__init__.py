@@ -1,1 +1,1 @@
-"""Lists of recordings with transcripts, and scoring of recognised text against them."""
+"""Corpora: manifests, runs over them by many processes and machines, their results, and word errors."""

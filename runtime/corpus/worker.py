@@ -73,7 +73,7 @@ def work(setup: WorkerSetup, connection: Connection, cores: Sequence[int] | None
         os.sched_setaffinity(0, cores)
     try:
         _Worker(setup, connection).run()
-    except (EOFError, BrokenPipeError):  # the parent is gone; what was written is whole
+    except (EOFError, ConnectionError):  # the parent is gone; what was written is whole
         return
     except Exception as error:  # noqa: BLE001 - the parent raises it
         error.add_note(traceback.format_exc())
