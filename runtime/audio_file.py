@@ -12,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.media_file import EXTRA, MediaFile
@@ -22,7 +22,7 @@ from u2moe.runtime.sound_file import SoundBytes, cut_off, repaired
 if TYPE_CHECKING:
     import soundfile
 
-    Sound = soundfile.SoundFile | MediaFile | RawFile
+    Sound: TypeAlias = soundfile.SoundFile | MediaFile | RawFile
 
 File = str | os.PathLike[str] | bytes | BinaryIO
 """What holds the bytes of a file: a path (of a pipe too), the bytes themselves, or an open binary file."""

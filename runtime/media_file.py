@@ -59,6 +59,7 @@ class MediaFile:
         try:
             self._container = av.open(
                 stream,
+                "r",
                 metadata_errors="ignore",
                 options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
             )
