@@ -78,7 +78,11 @@ def test_the_command_writes_what_the_table_shows(tmp_path, capsys):
         assert item["least_s"] == max(item["read_s"], item["arithmetic_s"])
         assert item["ratio"] == pytest.approx(item["seconds"]["median"] / item["least_s"])
         assert item["products_s"]["median"] > 0
-    assert [target.name for target in targets(results)] == ["MoE layer at 16 tokens / its memory-read bound"]
+    expected = ["MoE layer at 16 tokens / its memory-read bound"]
+    if results["kernels"]["native"]:
+        expected.append("native MoE layer at 16 tokens / reading its weights")
+        assert [("native_s" in item) for item in results["layers"]] == [True, False, True, False]
+    assert [target.name for target in targets(results)] == expected
 
 
 def made_up(seconds, tokens_per_call, recipe="int8"):
@@ -110,4 +114,15 @@ def test_a_row_has_milliseconds():
     found = values(made_up(0.003, 250))
     assert (found["ratio_at_250"], found["products_at_250"]) == ("1.50", "1.50")
     row = found["table"].splitlines()[-1]
-    assert row == "| int8 | 250 | 7.5 | 3.00 (1.50-6.00) | 3.00 (1.50-6.00) | 1.00 | 2.00 | 1.50 |"
+    assert row == "| int8 | 250 | 7.5 | 3.00 (1.50-6.00) | 3.00 (1.50-6.00) |  | 1.00 | 2.00 | 1.50 |  |"
+
+
+def test_native_layers_have_limits_of_their_own():
+    def native(seconds, tokens_per_call, isa):
+        results = made_up(0.003, tokens_per_call)
+        results["layers"][0]["native_s"] = {**results["layers"][0]["seconds"], "median": seconds}
+        return targets({**results, "kernels": {"isa": isa}})[1]
+
+    assert (native(0.0012, 16, "avx2").value, native(0.0012, 16, "amx").limit) == (pytest.approx(1.2), 1.25)
+    assert native(0.0029, 250, "avx2").met
+    assert not native(0.0029, 250, "amx").met

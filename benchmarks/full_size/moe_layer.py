@@ -6,7 +6,8 @@ The layers are those of the preset moe-1b with seeded random weights, so that ro
 Several layers with separate weights take turns, so that no cache holds them, as in a network. The bound is the larger
 of the time to read the weights of the experts with tokens and the time of their products, at the rates that
 onnxruntime's kernels reach in the same run (`rates`). No kernel reaches both at once, so the products of a layer are
-also measured separately, with the same number of rows per expert and nothing else.
+also measured separately, with the same number of rows per expert and nothing else. Where u2moe-kernels is installed, so
+is the layer in its operator.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime import contract
 from u2moe.runtime.graph.builder import CONTRIB, OPSET, GraphBuilder
 from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.native import CPU, choose_kernels
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]
@@ -52,6 +54,11 @@ LIMIT = 1.15
 BOUNDS = {"read_s": "memory-read", "arithmetic_s": "arithmetic"}
 TARGETS = {16: "read_s", 250: "arithmetic_s"}
 """Bounds that a layer in int8 should meet within `LIMIT`, by tokens."""
+NATIVE_LIMITS = {16: 1.25, 250: 1.0}
+"""Limits of a native layer in int8, by tokens: of its time over reading its weights at 16, over its products on
+onnxruntime at 250 (see `AMX_LIMIT`)."""
+AMX_LIMIT = 0.6
+"""The latter with AMX."""
 LAYER_BYTES = 160_000_000
 """Bytes of all weights that take turns: more than the last-level cache of most processors."""
 CALL_S = 0.03
@@ -92,6 +99,8 @@ class Layers:
         experts = sum(tensor.nbytes for group, tensor in weights if group == "experts" and tensor is not None)
         self.bytes_per_expert = experts / (len(self.gates) * sizes.num_experts)
         self.layers = _session(model, num_threads)
+        has_native = choose_kernels("auto", [CPU]).native and recipe != FLOAT
+        self.native = _session(model, num_threads, "native") if has_native else None
         self.products = _session(products_graph(model, sizes, recipe), num_threads)
 
     def run(self, x: Array) -> list[Array]:
@@ -102,6 +111,13 @@ class Layers:
     def seconds(self, x: Array) -> float:
         """Seconds of one layer, averaged over several calls of all."""
         return mean_seconds(lambda: self.layers.run(None, {"x": x}), CALL_S) / len(self.gates)
+
+    def native_seconds(self, x: Array) -> float:
+        """The same with native kernels, which must be installed."""
+        if self.native is None:
+            raise ValueError(f"native kernels are not installed, or do not compute {self.recipe}")
+        native = self.native
+        return mean_seconds(lambda: native.run(None, {"x": x}), CALL_S) / len(self.gates)
 
     def products_seconds(self, x: Array) -> float:
         """Seconds of the products in one layer, for the experts with tokens, each with the mean number of rows."""
@@ -125,8 +141,8 @@ class Layers:
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
 
-def _session(model: ir.Model, num_threads: int) -> onnxruntime.InferenceSession:
-    options = SessionSettings(num_threads=num_threads, kernels="onnxruntime").session_options()
+def _session(model: ir.Model, num_threads: int, kernels: str = "onnxruntime") -> onnxruntime.InferenceSession:
+    options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
     content = ir.to_proto(model).SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -237,7 +253,8 @@ def measure(
         rates: rates of the machine.
         layers: an entry for each recipe and number of tokens: `seconds` (a spread), `products_s` (a spread, of the
             products alone), `experts` that have tokens, `read_s` and `arithmetic_s`, `least_s` (the larger), and
-            `ratio`, of the median to it.
+            `ratio`, of the median to it; with native kernels `native_s` (a spread).
+        kernels: see `Kernels.data`.
     """
     layers = {}
     for recipe in recipes:
@@ -251,14 +268,18 @@ def measure(
         for recipe, own in layers.items():
             cases[recipe, count, "seconds"] = partial(own.seconds, x)
             cases[recipe, count, "products_s"] = partial(own.products_seconds, x)
+            if own.native is not None:
+                cases[recipe, count, "native_s"] = partial(own.native_seconds, x)
     found = interleaved(cases, repetitions, title="layers", progress=progress)
     entries = []
     for count, x in inputs.items():
         for recipe, own in layers.items():
-            spreads = {key: Spread.of(found[recipe, count, key]) for key in ("seconds", "products_s")}
+            keys = ("seconds", "products_s", *(["native_s"] if own.native is not None else []))
+            spreads = {key: Spread.of(found[recipe, count, key]) for key in keys}
             entries.append({**bound(own, x, rates), **{key: value.data() for key, value in spreads.items()}})
             entries[-1]["ratio"] = spreads["seconds"].median / entries[-1]["least_s"]
-    return {"sizes": asdict(sizes), "threads": num_threads, "rates": rates, "layers": entries}
+    kernels = choose_kernels("auto", [CPU]).data()
+    return {"sizes": asdict(sizes), "threads": num_threads, "kernels": kernels, "rates": rates, "layers": entries}
 
 
 def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,22 +299,39 @@ def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """A layer in int8 on one thread against the target bounds."""
-    return [
+    """A layer in int8 on one thread against the target bounds, on onnxruntime and with native kernels."""
+    items = [
+        item
+        for item in results["layers"]
+        if item["recipe"] == INT8 and item["tokens"] in TARGETS and results["threads"] == 1
+    ]
+    plain = [
         Target(
             name=f"MoE layer at {item['tokens']} tokens / its {BOUNDS[TARGETS[item['tokens']]]} bound",
             found=spread_of(item["seconds"], 1 / item[TARGETS[item["tokens"]]]),
             limit=LIMIT,
             at_most=True,
         )
-        for item in results["layers"]
-        if item["recipe"] == INT8 and item["tokens"] in TARGETS and results["threads"] == 1
+        for item in items
     ]
+    return plain + [_native_target(item, results["kernels"]["isa"]) for item in items if "native_s" in item]
+
+
+def _native_target(item: Mapping[str, Any], isa: str) -> Target:
+    tokens = item["tokens"]
+    reads = TARGETS[tokens] == "read_s"
+    what, unit = ("reading its weights", item["read_s"]) if reads else ("its products", item["products_s"]["median"])
+    limit = AMX_LIMIT if isa == "amx" and not reads else NATIVE_LIMITS[tokens]
+    name = f"native MoE layer at {tokens} tokens / {what}"
+    return Target(name=name, found=spread_of(item["native_s"], 1 / unit), limit=limit, at_most=True)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """What pages show: a row for each recipe and number of tokens, the rates, and the layers of the targets."""
-    header = ("experts", "tokens", "with tokens", "layer", "products", "read", "arithmetic", "layer / bound")
+    header = (
+        "experts", "tokens", "with tokens", "layer", "products", "native", "read", "arithmetic", "layer / bound",
+        "native / bound",
+    )  # fmt: skip
     layers = sorted(results["layers"], key=lambda item: list(BITS).index(item["recipe"]))
     found = {
         "table": table(header, map(_row, layers)),
@@ -312,9 +350,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
-    times = (quartiles(spread_of(item[key], 1e3)) for key in ("seconds", "products_s"))
+    times = [
+        quartiles(spread_of(item[key], 1e3)) if key in item else "" for key in ("seconds", "products_s", "native_s")
+    ]
     bounds = (f"{1e3 * item[key]:.2f}" for key in ("read_s", "arithmetic_s"))
-    return item["recipe"], item["tokens"], f"{item['experts']:.1f}", *times, *bounds, f"{item['ratio']:.2f}"
+    native = f"{item['native_s']['median'] / item['least_s']:.2f}" if "native_s" in item else ""
+    return item["recipe"], item["tokens"], f"{item['experts']:.1f}", *times, *bounds, f"{item['ratio']:.2f}", native
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
