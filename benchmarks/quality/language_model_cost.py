@@ -19,6 +19,7 @@ import numpy.typing as npt
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, Fusion, LanguageModel, LanguageModelOptions, PrefixBeamSearch
 from u2moe.runtime.audio import read_audio
@@ -26,6 +27,7 @@ from u2moe.runtime.corpus.word_errors import read_manifest
 from u2moe.runtime.features import Fbank
 
 LIMIT = 1.5
+MILLION = 1_000_000
 _CHUNK = 16
 _BEAM_SIZE = 10
 
@@ -54,6 +56,19 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     header = ("model", "n-grams", "file", "time to load", "search time, cold, times without", "warm, times without")
     share = np.median(results["seconds"]) / results["audio_s"]
     return {"table": table(header, rows), "share": f"{share:.3%}", "beam_size": str(_BEAM_SIZE)}
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """The limit on the time of the search with a million n-grams, cold and warm."""
+    large = {name: found for name, found in results["models"].items() if sum(found["num_ngrams"]) >= MILLION}
+    return [
+        Target(
+            name=f"search with a language model, {state}, {name} ({sum(found['num_ngrams']) / MILLION:.1f} M n-grams)",
+            found=Spread.of(found[state]), limit=LIMIT, at_most=True, unit=" times the search without",
+        )
+        for name, found in large.items()
+        for state in ("cold", "warm")
+    ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, LanguageModel, LanguageModelOptions, Model
 from u2moe.runtime.audio import read_audio
@@ -26,6 +27,7 @@ from u2moe.runtime.language.tuning import EncodedRecordings, tune
 
 PASSES = {"first": False, "second": True}
 LENGTHS = (2, 3, 4, 5)
+IN_PACKAGE = "small"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,21 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     shown["overlap"] = table(("model, test", "perplexity", "unknown", *(f"{n}-grams" for n in LENGTHS)), rows)
     shown["table"] = shown["second_pass"]
     return shown
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """What the model that comes with the package has to gain."""
+    shown = values(results)
+    return [
+        Target(
+            name="word errors that the language model of the package corrects, second pass",
+            found=float(shown[f"second_{IN_PACKAGE}"].rstrip("%")), limit=5, at_most=False, unit=" %",
+        ),
+        Target(
+            name="size of that model", found=results["models"][IN_PACKAGE]["num_bytes"] / 1e6, limit=2, at_most=True,
+            unit=" MB",
+        ),
+    ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

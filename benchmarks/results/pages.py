@@ -35,6 +35,8 @@ MODULES = {
     "processors": "quality.processors",
     "calibration": "quality.calibration",
     "hotwords": "quality.hotwords",
+    "language_models": "quality.language_models",
+    "language_model_cost": "quality.language_model_cost",
     "word_times": "quality.word_times",
     "soak": "endurance.soak",
     "fuzz": "endurance.fuzz",

@@ -8,7 +8,7 @@ The search relies on this to leave out what cannot win.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -33,6 +33,10 @@ _SLACK = 1e-9
 """More than the rounding of sums of scores."""
 
 
+_NO_MOVES: dict[int, tuple[FusionState, float]] = {}
+"""Shared by states without moves, and never written to."""
+
+
 class FusionState:
     """What the score of further tokens depends on: history and the beginning of the current word.
 
@@ -53,7 +57,7 @@ class FusionState:
         self.open = score
         self.ended: tuple[float, int] | None = None
         self.losses: tuple[float, float] | None = None
-        self.moves: dict[int, tuple[FusionState, float]] = {}
+        self.moves = _NO_MOVES
 
 
 class Fusion:
@@ -103,6 +107,8 @@ class Fusion:
         move = state.moves.get(token)
         if move is None:
             move = self._read_token(state, token) if self._by_token else self._read(state, self._spellings[token])
+            if state.moves is _NO_MOVES:  # most states have none
+                state.moves = {}
             state.moves[token] = move
         return move
 
@@ -165,8 +171,8 @@ class Fusion:
             if len(self._states) >= _MAX_STATES:
                 states, self._states = self._states, {}
                 for old in states.values():  # states in use remain, and reach no others
-                    old.moves = {}
-                self.start.moves = {}
+                    old.moves = _NO_MOVES
+                self.start.moves = _NO_MOVES
             state = FusionState(history, begun, self._open(history, beginning) if begun else 0.0)
             self._states[history, begun] = state
         return state
@@ -184,16 +190,16 @@ class Fusion:
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
         """The score of a word, and the history after it; if it may be read in several ways, of the most probable."""
-        best: tuple[float, int] | None = None
-        for place in range(bisect_left(self._spelled, spelled), len(self._spelled)):
-            if self._spelled[place] != spelled:
-                break
-            best = max(best or (-math.inf, 0), self._ngrams.step(history, place))
-        for word, share in self._classes.get(spelled, ()):
+        beginning = self._beginning(spelled)
+        if beginning is None or not beginning.words:
+            score, after = self._unknown(history)
+            return self._scale * score + self._word_bonus, after
+        best, following = -math.inf, 0
+        for word, share in beginning.words:
             score, after = self._ngrams.step(history, word)
-            best = max(best or (-math.inf, 0), (score + share, after))
-        score, after = best or self._unknown(history)
-        return self._scale * score + self._word_bonus, after
+            if score + share > best:
+                best, following = score + share, after
+        return self._scale * best + self._word_bonus, following
 
     def _unknown(self, history: int) -> tuple[float, int]:
         """The log10 probability of a word that the model does not have, and the history after it."""
@@ -208,22 +214,42 @@ class Fusion:
 
     def _beginning(self, begun: str) -> _Beginning | None:
         """The words of the model, or of a list, that begin so; None: there are none."""
-        if begun not in self._beginnings:
+        found = self._beginnings.get(begun, _MISSING)
+        if isinstance(found, _Missing):
             low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
             listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
-            alone = self._ngrams.best_alone(low, high) if low < high else 0.0
-            found = _Beginning(low, high, alone, listed) if low < high or listed else None
+            found = None
+            if low < high or listed:
+                alone = self._ngrams.best_alone(low, high) if low < high else 0.0
+                whole = bisect_right(self._spelled, begun, low, high)
+                words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
+                found = _Beginning(low, high, alone, words, listed)
             _remember(self._beginnings, begun, found)
-            return found
-        return self._beginnings[begun]
+        return found
+
+
+class _Missing:
+    """What a cache says of a key that it does not have, where None is a value."""
+
+
+_MISSING = _Missing()
 
 
 class _Beginning(NamedTuple):
-    """The words of the model that begin in the same way, the best of them without a history, and entries of lists."""
+    """The words that begin in the same way.
+
+    Attributes:
+        low: the first word of the model.
+        high: the word after the last.
+        best_alone: the largest probability of one of them without a history.
+        words: those that are no longer, with the logarithm of their share: 0 for words of the model.
+        entries: entries of lists that begin so.
+    """
 
     low: int
     high: int
     best_alone: float
+    words: list[tuple[int, float]]
     entries: list[str]
 
 
