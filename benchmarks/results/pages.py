@@ -40,6 +40,7 @@ MODULES = {
     "word_times": "quality.word_times",
     "soak": "endurance.soak",
     "fuzz": "endurance.fuzz",
+    "long_video": "endurance.long_video",
     "corpora": "peers.corpora",
     "kills": "endurance.kills",
     "long_manifest": "endurance.long_manifest",
