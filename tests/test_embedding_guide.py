@@ -24,6 +24,7 @@ from u2moe.runtime import (
     Recognizer,
     Transcriber,
     VoiceActivityDetector,
+    native,
 )
 from u2moe.runtime import transcriber as transcriber_module
 from u2moe.runtime.corpus.word_errors import read_manifest, words
@@ -310,6 +311,15 @@ def computes_nan(case):
     Recognizer(case.bundle, case.model).transcribe(case.clip)
 
 
+def has_no_native_kernels(case):
+    case.monkeypatch.setitem(sys.modules, "u2moe_kernels", None)
+    native.installed_kernels.cache_clear()
+    try:
+        Recognizer.from_pretrained(kernels="native")
+    finally:
+        native.installed_kernels.cache_clear()
+
+
 def provider_has_failed(case):
     recognizer, stream = case.breaks()
     with pytest.raises(u2moe.runtime.ProviderError):
@@ -346,6 +356,7 @@ PROVOKED = {
     "a provider that is not installed": [
         lambda case: Recognizer.from_pretrained(providers=["RocketExecutionProvider"]),
     ],
+    '`kernels="native"` where u2moe-kernels is not installed or cannot run': [has_no_native_kernels],
     "a provider that fails while it runs": [provider_fails],
     "a graph that gives NaN, as damaged weights make it": [computes_nan],
     "a stream whose provider has failed, until it is reset": [provider_has_failed],
