@@ -165,6 +165,32 @@ def test_a_growing_hypothesis_only_loses_except_for_the_bonus(toys, tokens, orde
         assert fusion.score(tokens) == pytest.approx(definition.score(words, **SCORES) if tokens else 0)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
+    model, definition = toys[order]
+    ngrams = model.ngrams
+    ids = {word: number for number, word in enumerate(ngrams.words)}
+
+    def ways(history, word):
+        """The n-grams that give the word, each with the backoffs before it."""
+        penalty = 0.0
+        for start in range(len(history) + 1):
+            suffix = history[start:]
+            if (*suffix, word) in definition.log_probs:
+                yield penalty + definition.log_probs[*suffix, word]
+            penalty += definition.backoffs.get(suffix, 0.0)
+
+    for before in itertools.product(WORDS, repeat=3):
+        history = ngrams.begin
+        for word in before:
+            _, history = ngrams.step(history, ids[word])
+        upper = tuple(word.upper() for word in before)[-order + 1 :] if order > 1 else ()
+        for low, high in itertools.combinations(range(len(WORDS) + 1), 2):
+            found = ngrams.best(history, low, high, ngrams.best_alone(low, high))
+            expected = max(way for word in ngrams.words[low:high] for way in ways(upper, word.upper()))
+            assert found == pytest.approx(expected, abs=1e-5)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), beam_size=st.integers(1, 8))
 def test_hotwords_that_are_not_found_change_nothing(toys, seed, beam_size):
