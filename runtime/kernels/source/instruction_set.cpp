@@ -63,7 +63,7 @@ uint64_t saved_state() {
 
 bool has(uint64_t bits, uint64_t all) { return (bits & all) == all; }
 
-bool may_use_amx() {
+[[maybe_unused]] bool may_use_amx() {
 #if defined(__linux__)
   constexpr long kRequest = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
@@ -78,7 +78,11 @@ size_t find(const InstructionSet** sets) {
   const bool avx2 = has(state, 0x6) && has(one.c, 1u << 12 | 1u << 28) && has(seven.b, 1u << 5);  // FMA AVX, AVX2
   const bool avx512 = avx2 && has(state, 0xE6) && has(seven.b, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31) &&  // F DQ BW VL
                       has(seven.c, 1u << 11);                                                                 // VNNI
+#if defined(U2MOE_AMX_EMULATED)
+  const bool amx = avx512;
+#else
   const bool amx = avx512 && has(state, 0x60000) && has(seven.d, 1u << 24 | 1u << 25) && may_use_amx();  // TILE INT8
+#endif
   size_t count = 0;
 #if defined(U2MOE_AMX)
   if (amx) sets[count++] = &kAmx;

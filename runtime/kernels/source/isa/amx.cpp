@@ -1,0 +1,93 @@
+// AMX for products in int8 of more than a few rows; all else is as with AVX-512 VNNI.
+#include "../loops.h"
+#include "../vectors/amx.h"
+#include "../vectors/avx512.h"
+
+namespace u2moe {
+namespace {
+
+constexpr size_t kTileRows = 16, kDepth = 64;  // of a tile of activations
+constexpr size_t kFewRows = 6;                 // up to which vectors are as fast: the loop waits for memory
+
+// `kPairs` tiles of rows, 16 or 32 rows, with one block: tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
+template <int kPairs>
+void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, size_t depth, int32_t* sums) {
+  U2MOE_TILE_ZERO(0);
+  U2MOE_TILE_ZERO(1);
+  if constexpr (kPairs == 2) {
+    U2MOE_TILE_ZERO(2);
+    U2MOE_TILE_ZERO(3);
+  }
+  for (size_t k = 0; k < depth; k += kDepth) {
+    const uint8_t* own = weights + k * kBlock;
+    for (size_t i = 0; i < kDepth * kBlock; i += 64) U2MOE_PREFETCH(own + kNear + i, 3);
+    U2MOE_TILE_LOAD(4, codes + k, stride);
+    U2MOE_TILE_LOAD(6, own, kBlock * 4);
+    U2MOE_TILE_DOT(0, 4, 6);
+    U2MOE_TILE_LOAD(7, own + kPanel * 4, kBlock * 4);
+    U2MOE_TILE_DOT(1, 4, 7);
+    if constexpr (kPairs == 2) {
+      U2MOE_TILE_LOAD(5, codes + kTileRows * stride + k, stride);
+      U2MOE_TILE_DOT(2, 5, 6);
+      U2MOE_TILE_DOT(3, 5, 7);
+    }
+  }
+  U2MOE_TILE_STORE(0, sums, kBlock * 4);
+  U2MOE_TILE_STORE(1, sums + kPanel, kBlock * 4);
+  if constexpr (kPairs == 2) {
+    U2MOE_TILE_STORE(2, sums + kTileRows * kBlock, kBlock * 4);
+    U2MOE_TILE_STORE(3, sums + kTileRows * kBlock + kPanel, kBlock * 4);
+  }
+}
+
+void configure(size_t first_rows, size_t second_rows) {
+  TileShapes shapes;
+  for (int t = 0; t < 8; t++) {
+    const bool second = t == 2 || t == 3 || t == 5;
+    shapes.row_bytes[t] = 64;
+    shapes.rows[t] = static_cast<uint8_t>(t > 5 ? kTileRows : second ? second_rows : first_rows);
+  }
+  U2MOE_TILES_CONFIGURE(shapes);
+}
+
+void multiply_tiles(const Product& p, size_t first, size_t last) {
+  if (p.rows <= kFewRows) return multiply8<Avx512>(p, first, last);
+  const auto* codes = static_cast<const uint8_t*>(p.codes);
+  const size_t depth = depth8(p.k), bytes = block_bytes8(p.k);
+  alignas(64) int32_t sums[2 * kTileRows * kBlock];
+  alignas(64) float unit[2 * kTileRows * kBlock];
+  // Rows outside, blocks inside: shapes change only with rows, and activations of 32 rows stay in the cache.
+  for (size_t row = 0; row < p.rows; row += 2 * kTileRows) {
+    const size_t rows = p.rows - row < 2 * kTileRows ? p.rows - row : 2 * kTileRows;
+    configure(rows < kTileRows ? rows : kTileRows, rows > kTileRows ? rows - kTileRows : kTileRows);
+    for (size_t block = first; block < last; block++) {
+      const uint8_t* weights = p.weights + block * bytes;
+      const uint8_t* constants = weights + depth * kBlock;
+      const uint8_t* own = codes + row * p.stride;
+      rows > kTileRows ? sums_of_block<2>(own, p.stride, weights, depth, sums)
+                       : sums_of_block<1>(own, p.stride, weights, depth, sums);
+      for (size_t c = 0; c < kBlock; c += kPanel) {
+        const auto scale = Avx512::load(reinterpret_cast<const float*>(constants) + c);
+        const auto start = Avx512::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + c);
+        for (size_t m = 0; m < rows; m++) {
+          const auto sum = Avx512::addi(Avx512::loadi(sums + m * kBlock + c), start);
+          Avx512::store(unit + m * kBlock + c, Avx512::mul(Avx512::to_float(sum), scale));
+        }
+      }
+      finish<Avx512>(p, row, rows, block, unit, reinterpret_cast<const float*>(constants + kBlock * 8));
+    }
+  }
+  U2MOE_TILES_RELEASE();
+}
+
+constexpr InstructionSet with_tiles() {
+  InstructionSet set = loops_of<Avx512>("amx");
+  set.multiply8 = multiply_tiles;
+  return set;
+}
+
+}  // namespace
+
+extern const InstructionSet kAmx;
+const InstructionSet kAmx = with_tiles();
+}  // namespace u2moe
