@@ -72,6 +72,8 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, 
 def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path):
     with pytest.raises(CorpusError, match=r"3 actors with .* do not fit into the cluster"):
         run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(num_workers=3))
+    with pytest.raises(CorpusError, match=r"1 actors with .*'num_gpus': 1.* do not fit"):
+        run_on_ray(corpus, tmp_path / "gpu", ToyChoice(providers=("CUDAExecutionProvider",)), CorpusOptions())
 
 
 def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_path):
