@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.result import Result
     from u2moe.runtime.source import Source
 
-_MAX_BATCH = 32
+MAX_BATCH = 32
 """Largest encoder batch in chunks: a larger one saves no time but takes more memory."""
 _MAX_WHOLE = 8
 _MAX_WHOLE_FRAMES = 6000
@@ -198,8 +198,8 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         if chunk_size is None:
             yield from _alike(group)
         else:
-            for start in range(0, len(group), _MAX_BATCH):
-                yield group[start : start + _MAX_BATCH]
+            for start in range(0, len(group), MAX_BATCH):
+                yield group[start : start + MAX_BATCH]
 
 
 def _alike(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:

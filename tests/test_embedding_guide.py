@@ -179,7 +179,7 @@ def test_after_an_audio_error_the_stream_goes_on_as_if_it_had_not_been_called(de
 
 def test_numbers_in_the_text_are_those_of_the_code():
     assert f"up to {transcriber_module._MAX_KEPT} final ones wait" in TEXT
-    assert f"go through the encoder together, {u2moe.runtime.pipeline._MAX_BATCH} at a time" in TEXT
+    assert f"go through the encoder together, {u2moe.runtime.pipeline.MAX_BATCH} at a time" in TEXT
     assert f"weight {u2moe.runtime.context.DEFAULT_WEIGHT} or its own" in TEXT
     assert "`num_threads=1`, the default" in TEXT
     assert u2moe.runtime.session.SessionSettings().session_options().intra_op_num_threads == 1

@@ -34,7 +34,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 
 REST, WYOMING = "/v1/audio/transcriptions", "wyoming"
 PROTOCOLS = (*WEBSOCKETS, REST, WYOMING)
-_AT_ONCE = 32
+_AT_ONCE = 100
 _PATIENCE_S = 60.0
 _NUM_SAMPLES = 8_000
 """Enough for a last, shorter chunk and its second pass: it is the messages that are damaged."""

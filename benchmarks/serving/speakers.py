@@ -28,6 +28,8 @@ _QUIET_S = 0.15
 _SPREAD_S = 2.0
 """Speakers begin within so many seconds."""
 _LAST_WAIT_S = 60.0
+_END_BLOCKS = 10
+"""Results of the last second are not counted: they depend on what is decoded by the time when the end is announced."""
 
 Key = tuple[int, bool, str]
 """A result: its segment, whether it is final, and its text."""
@@ -88,6 +90,11 @@ async def first_blocks(url: str, blocks: Sequence[bytes]) -> dict[Key, int]:
                 break
             found.setdefault(key_of(message), len(blocks))
     return found
+
+
+def counted(first: dict[Key, int], num_blocks: int) -> dict[Key, int]:
+    """The results that are measured."""
+    return {key: number for key, number in first.items() if number < num_blocks - _END_BLOCKS}
 
 
 async def speak_together(url: str, blocks: Sequence[bytes], count: int, first: dict[Key, int]) -> Heard:

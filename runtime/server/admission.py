@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.pipeline import MAX_BATCH
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 
@@ -68,14 +69,23 @@ def measure_capacity(recognizer: Recognizer, options: DecodingOptions) -> int:
 
     Eight streams of speech are decoded at full speed, including the second pass; the better of two runs counts.
     """
+    return max(int(_SHARE / min(_decode_speech(recognizer, options, _MEASURED_STREAMS) for _ in range(2))), 1)
+
+
+def take_memory(recognizer: Recognizer, options: DecodingOptions, capacity: int) -> None:
+    """Decode as many streams together as ever will be.
+
+    onnxruntime keeps the memory that a call has taken, and takes twice as much when it needs more: better now than when
+    many chunks first coincide, perhaps after hours.
+    """
+    _decode_speech(recognizer, options, min(capacity, MAX_BATCH))
+
+
+def _decode_speech(recognizer: Recognizer, options: DecodingOptions, num_streams: int) -> float:
+    """Decode some seconds in several streams; returns the seconds of work per second of one stream."""
     rate = recognizer.bundle.manifest.features.sample_rate
     samples = _speech(rate)
-    return max(int(_SHARE / min(_seconds(recognizer, options, samples, rate) for _ in range(2))), 1)
-
-
-def _seconds(recognizer: Recognizer, options: DecodingOptions, samples: np.ndarray, rate: int) -> float:
-    """Seconds of work per second of one stream."""
-    streams = [recognizer.create_stream(options) for _ in range(_MEASURED_STREAMS)]
+    streams = [recognizer.create_stream(options) for _ in range(num_streams)]
     begin = time.perf_counter()
     for start in range(0, len(samples), rate // 5):
         for stream in streams:

@@ -32,7 +32,7 @@ _GAUGES = {
     "streams": "Live streams.",
     "capacity": "Live streams that are taken at most.",
     "files": "Files that are being received, wait or are recognised.",
-    "queue_seconds": "Seconds of audio that wait to be recognised.",
+    "queue_seconds": "Seconds of audio that wait to be recognised, of sessions that have a whole chunk.",
     "ready": "Workers that take connections.",
 }
 _INTERNAL = ("known_connections",)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio import Resampler
 from u2moe.runtime.context import ContextGraph
-from u2moe.runtime.server.admission import Admission, measure_capacity
+from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.metrics import Metrics
@@ -56,11 +56,12 @@ class Service:
         self._places: set[Place] = set()
 
     async def start(self) -> None:
-        """Warm up, and measure the capacity if none is given."""
+        """Warm up, measure the capacity if none is given, and take the memory for it."""
         await asyncio.to_thread(self.recognizer.warm_up)
         capacity = self.options.capacity
         if capacity is None:
             capacity = await asyncio.to_thread(measure_capacity, self.recognizer, self.stream_options)
+        await asyncio.to_thread(take_memory, self.recognizer, self.stream_options, capacity)
         self.admission = Admission(capacity, self.metrics)
         self.scheduler = Scheduler(self.recognizer, self.metrics, self.options.limits)
         self.files = FileQueue(

@@ -65,7 +65,7 @@ def test_the_dockerfile():
     args = served(json.loads(re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)[1]))
     assert f"EXPOSE {args.port}" in text
     assert f"127.0.0.1:{args.port}/readyz" in text
-    assert "\nUSER u2moe\n" in text
+    assert "\nUSER 10001\n" in text
     assert "HEALTHCHECK" in text
 
 

@@ -18,7 +18,7 @@ from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.session import Block, Inbox, Session
 
-PATIENCE_S = 40
+PATIENCE_S = 120
 
 
 def run(coroutine):
