@@ -27,6 +27,16 @@ VARIABLE = "U2MOE_KERNELS"
 CONTRACT = 1
 """Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
 CPU = "CPUExecutionProvider"
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    # The exceptions of onnxruntime's C++ side have no public base class.
+    *(
+        kind
+        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
 _NUMBER, _TWIN = re.compile(r"_\d+$"), re.compile(r"_[2-9]$")
 _INSTALL = "pip install u2moe-kernels"
 
@@ -132,12 +142,13 @@ def installed_kernels() -> Kernels:
             raise KernelsError(f"native kernels are not installed: {_INSTALL}") from None
         raise KernelsError(f"u2moe-kernels cannot be loaded: {error}") from error
     version = str(package.__version__)
+    failures: tuple[type[Exception], ...] = (OSError, *ONNXRUNTIME_ERRORS)
     try:
         description = package.description()
         library = Path(package.library_path())
         _check_contract(version, description.get("contract"))
         onnxruntime.SessionOptions().register_custom_ops_library(str(library))
-    except (OSError, RuntimeError, ValueError, *_onnxruntime_errors()) as error:
+    except failures as error:
         message = str(error).strip().splitlines()[0][:300]
         raise KernelsError(
             f"u2moe-kernels {version} cannot run with onnxruntime {onnxruntime.__version__}: {message}"
@@ -181,13 +192,3 @@ def _check_contract(version: str, contract: Any) -> None:
         f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators are of contract {contract}, "
         f"this version of u2moe needs {CONTRACT}: {remedy}"
     )
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of onnxruntime's C++ side, which have no public base class."""
-    kinds = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
-
-
-ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_onnxruntime_errors())
-"""What onnxruntime raises."""

@@ -172,7 +172,7 @@ def _bounds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str, 
 
 
 def _starts(root: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         bundle = CASES[0].bundle(root)
         rate = bundle.manifest.features.sample_rate
