@@ -423,11 +423,13 @@ U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtA
   u2moe::Api::set(api);
   return u2moe::guarded("u2moe-kernels", [&] {
     u2moe::isa();
-    static OrtCustomOpDomain* domain = nullptr;
-    if (domain == nullptr) {
-      u2moe::Api::check(api->CreateCustomOpDomain("u2moe", &domain));
-      u2moe::Operators::add_to(domain);
-    }
+    // made once, by the first of several threads; if that fails, the next call tries again
+    static OrtCustomOpDomain* const domain = [&] {
+      OrtCustomOpDomain* made = nullptr;
+      u2moe::Api::check(api->CreateCustomOpDomain("u2moe", &made));
+      u2moe::Operators::add_to(made);
+      return made;
+    }();
     u2moe::Api::check(api->AddCustomOpDomain(options, domain));
   });
 }
