@@ -9,15 +9,18 @@ if TYPE_CHECKING:
     from u2moe.export.checkpoint import Checkpoint
     from u2moe.export.comparison import Comparison, ParityReport
     from u2moe.export.exporter import export_bundle, validate_bundle
+    from u2moe.export.profiles.conversion import Conversion, convert_bundle
     from u2moe.export.sherpa import SherpaExport, export_sherpa
     from u2moe.export.sherpa_graphs import SherpaOptions
 
 __all__ = [
     "Checkpoint",
     "Comparison",
+    "Conversion",
     "ParityReport",
     "SherpaExport",
     "SherpaOptions",
+    "convert_bundle",
     "export_bundle",
     "export_sherpa",
     "validate_bundle",
@@ -26,9 +29,11 @@ __all__ = [
 _HOMES = {
     "Checkpoint": "checkpoint",
     "Comparison": "comparison",
+    "Conversion": "profiles.conversion",
     "ParityReport": "comparison",
     "SherpaExport": "sherpa",
     "SherpaOptions": "sherpa_graphs",
+    "convert_bundle": "profiles.conversion",
     "export_bundle": "exporter",
     "export_sherpa": "sherpa",
     "validate_bundle": "exporter",

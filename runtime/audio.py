@@ -4,7 +4,7 @@ Files are read with soundfile (libsndfile: WAV, FLAC, MP3, Ogg, AIFF and more, a
 it cannot and the extra [media] is installed, with PyAV; not with onnxruntime-extensions' AudioDecoder operator, which
 does not report the sample rate, cannot upsample, and decodes a file only as a whole, so that an hour of audio would
 have to fit into memory. Resampling uses soxr, whose stream gives the same samples to the last bit for any split, and
-exactly the number of samples given by the ratio of the rates.
+exactly the number of samples given by the ratio of the rates; where it has no wheel, `resampling` takes its place.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from u2moe.runtime.audio_file import MEDIA_SUFFIXES, File, damage, has_media, name_of, open_audio
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
 from u2moe.runtime.log import log_debug
 from u2moe.runtime.media_file import EXTRA
+from u2moe.runtime.resampling import SincResampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,11 +89,7 @@ class Resampler:
             raise AudioError(f"sample rate must be between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, got {source_rate}")
         self.source_rate = source_rate
         self.target_rate = target_rate
-        self._stream = (
-            soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
-            if source_rate != target_rate
-            else None
-        )
+        self._stream = _stream(source_rate, target_rate) if source_rate != target_rate else None
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The next samples at the target rate; some are held back for the filter."""
@@ -108,6 +104,15 @@ class Resampler:
             return np.zeros(0, np.float32)
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
         return resampled
+
+
+def _stream(source_rate: float, target_rate: int) -> Any:
+    """What resamples: soxr, or our own where soxr is not installed, because it has no wheel for the system."""
+    try:
+        import soxr  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return SincResampler(source_rate, target_rate)
+    return soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
 
 
 def convert(

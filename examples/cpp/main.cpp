@@ -1,4 +1,4 @@
-// Recognises a WAV file or raw PCM as it comes:  u2moe_transcribe [--json] [--raw] [options] BUNDLE [FILE.wav | -]
+// Recognises WAV files or raw PCM as it comes:  u2moe_transcribe [--json] [--raw] [options] BUNDLE [FILE.wav... | -]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,15 +12,16 @@
 namespace {
 
 constexpr const char* kUsage =
-    "usage: u2moe_transcribe [--json] [--raw] [--no-endpoint] [--left-chunks N] [--threads N] BUNDLE [FILE.wav | -]\n"
-    "Reads 16-bit mono WAV at the model's rate from a file or standard input; --raw: samples without a header.\n"
+    "usage: u2moe_transcribe [--json] [--raw] [--no-endpoint] [--left-chunks N] [--threads N] BUNDLE [FILE.wav... | -]\n"
+    "Reads 16-bit mono WAV at the model's rate from files or standard input; --raw: samples without a header.\n"
     "Prints partial results on stderr and final ones on stdout; --json: one JSON object per final result.\n";
 
 struct Arguments {
   bool json = false, raw = false;
   int num_threads = 1;
   u2moe::StreamOptions options;
-  std::string bundle, file = "-";
+  std::string bundle;
+  std::vector<std::string> files;
 };
 
 int integer(const char* text, int least, int most) {
@@ -32,7 +33,6 @@ int integer(const char* text, int least, int most) {
 
 Arguments parse(int argc, char** argv) {
   Arguments arguments;
-  int num_names = 0;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--json") arguments.json = true;
@@ -41,11 +41,11 @@ Arguments parse(int argc, char** argv) {
     else if (argument == "--left-chunks" && i + 1 < argc) arguments.options.num_left_chunks = integer(argv[++i], -1, 100000);
     else if (argument == "--threads" && i + 1 < argc) arguments.num_threads = integer(argv[++i], 1, 64);
     else if (argument.size() > 1 && argument[0] == '-') throw std::invalid_argument("unknown option " + argument);
-    else if (num_names++ == 0) arguments.bundle = argument;
-    else if (num_names == 2) arguments.file = argument;
-    else throw std::invalid_argument("unexpected " + argument);
+    else if (arguments.bundle.empty()) arguments.bundle = argument;
+    else arguments.files.push_back(argument);
   }
-  if (num_names == 0) throw std::invalid_argument("the folder of a bundle is missing");
+  if (arguments.bundle.empty()) throw std::invalid_argument("the folder of a bundle is missing");
+  if (arguments.files.empty()) arguments.files = {"-"};
   return arguments;
 }
 
@@ -152,7 +152,7 @@ std::string number(double value) {
   return text;
 }
 
-std::string as_json(const u2moe::Result& result) {
+std::string as_json(const u2moe::Result& result, const std::string& file) {
   const auto tokens = [](const std::vector<int>& ids) { return listed(ids, [](int id) { return std::to_string(id); }); };
   const auto word = [](const u2moe::Word& w) {
     return "{\"word\": " + quoted(w.text) + ", \"start\": " + number(w.start) + ", \"end\": " + number(w.end) +
@@ -161,16 +161,16 @@ std::string as_json(const u2moe::Result& result) {
   const auto alternative = [&tokens](const u2moe::Alternative& a) {
     return "{\"text\": " + quoted(a.text) + ", \"tokens\": " + tokens(a.tokens) + ", \"score\": " + number(a.score) + "}";
   };
-  return "{\"text\": " + quoted(result.text) + ", \"segment\": " + std::to_string(result.segment) + ", \"tokens\": " +
+  return "{\"file\": " + quoted(file) + ", \"text\": " + quoted(result.text) + ", \"segment\": " + std::to_string(result.segment) + ", \"tokens\": " +
          tokens(result.tokens) + ", \"times\": " + listed(result.times, number) + ", \"words\": " + listed(result.words, word) +
          ", \"nbest\": " + listed(result.nbest, alternative) + "}";
 }
 
-void print(const u2moe::Result& result, bool json) {
+void print(const u2moe::Result& result, const std::string& file, bool json) {
   if (!result.is_final) {
     if (!json) std::fprintf(stderr, "\r\033[K%s", result.text.c_str());
   } else if (json) {
-    std::printf("%s\n", as_json(result).c_str());
+    std::printf("%s\n", as_json(result, file).c_str());
   } else {
     std::fprintf(stderr, "\r\033[K");
     std::printf("%.2f %.2f %s\n", result.words.front().start, result.words.back().end, result.text.c_str());
@@ -186,12 +186,15 @@ int main(int argc, char** argv) {
     const Arguments arguments = parse(argc, argv);
     const u2moe::Bundle bundle(arguments.bundle);
     u2moe::Graphs graphs(bundle, arguments.num_threads);
-    u2moe::Stream stream(graphs, bundle, arguments.options, [&](const u2moe::Result& result) { print(result, arguments.json); });
-    Audio audio(arguments.file, arguments.raw, bundle.manifest.sample_rate);
-    for (std::vector<float> samples = audio.read(); !samples.empty(); samples = audio.read()) {
-      stream.accept(samples.data(), samples.size());
+    for (const std::string& file : arguments.files) {
+      Audio audio(file, arguments.raw, bundle.manifest.sample_rate);
+      const auto show = [&](const u2moe::Result& result) { print(result, file, arguments.json); };
+      u2moe::Stream stream(graphs, bundle, arguments.options, show);
+      for (std::vector<float> samples = audio.read(); !samples.empty(); samples = audio.read()) {
+        stream.accept(samples.data(), samples.size());
+      }
+      stream.finish();
     }
-    stream.finish();
     return 0;
   } catch (const std::invalid_argument& error) {
     std::cerr << "u2moe_transcribe: " << error.what() << "\n" << kUsage;

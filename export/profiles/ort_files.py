@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -47,6 +48,7 @@ def write_operators(files: Iterable[Path], target: Path) -> None:
     from onnxruntime.tools.ort_format_model import create_config_from_models  # noqa: PLC0415 - loads slowly
 
     with warnings.catch_warnings():
+        logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files that it reads to the garbage collector
         create_config_from_models(list(files), target, enable_type_reduction=False)
     lines = target.read_text(encoding="utf-8").splitlines(keepends=True)

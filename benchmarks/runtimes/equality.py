@@ -1,0 +1,154 @@
+"""Do all runtimes recognise the same? Compared on recordings, for several bundles.
+
+    python -m u2moe.benchmarks.runtimes.equality --bundle float32=FP32 --bundle int8=INT8 [--manifest TEST.tsv ...]
+        [--first N] --cpp build/cpp/u2moe_transcribe [--cpp-aarch64 "qemu-aarch64 -L ROOT PROGRAM"] [--output FILE]
+
+Needs `npm ci --ignore-scripts` in examples/browser, and Chromium. Without lists, the clips of the demo model are used;
+with lists, the clips and the first N recordings of each. An emulated program gets the clips only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.results.files import write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.runtimes import programs
+from u2moe.benchmarks.runtimes.segments import ASPECTS, compared
+from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
+
+
+def recordings_of(manifests: Sequence[Path], first: int | None, rate: int) -> list[programs.Samples]:
+    """The clips and the first recordings of each list, in 16 bits, as every runtime can read them."""
+    items = read_manifest(CLIPS) + [item for manifest in manifests for item in read_manifest(manifest)[:first]]
+    samples = (read_audio(item.path, rate) for item in items)
+    return [np.clip(np.round(each * 32768), -32768, 32767).astype(np.int16) for each in samples]
+
+
+def measure(
+    bundles: Mapping[str, Path],
+    recordings: Sequence[programs.Samples],
+    cpp: Mapping[str, str],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compare the runtimes with Python.
+
+    Args:
+        bundles: folders by name.
+        recordings: samples; the clips come first.
+        cpp: commands of the C++ program by name; one that begins with "qemu" gets the clips only.
+        progress: called with a line for each runtime.
+
+    Returns:
+        `bundles`: digests; `browser`: version; `found`: by bundle and runtime, see `compared`, with `clips`, the texts
+        of the clips.
+    """
+    num_clips = len(read_manifest(CLIPS))
+    found: dict[str, dict[str, Any]] = {}
+    version = ""
+    for name, bundle in bundles.items():
+        with tempfile.TemporaryDirectory() as folder:
+            files = programs.write_wav(Path(folder), recordings, 16_000)
+            expected = programs.in_python(bundle, recordings)
+            whole = programs.in_python(bundle, recordings, endpoint=False)
+            own = found.setdefault(name, {})
+
+            def add(runtime: str, theirs: programs.Found, ours: programs.Found, own: dict[str, Any] = own) -> None:
+                item = compared(ours[: len(theirs)], theirs)
+                own[runtime] = {**item, "clips": [_text(segments) for segments in theirs[:num_clips]]}
+
+            progress(f"{name}, Python")
+            add("Python", expected, expected)
+            add("Python with features.onnx", programs.with_features_graph(bundle, recordings), expected)
+            progress(f"{name}, one graph")
+            add("one graph", programs.in_one_graph(bundle, recordings), _without_words(whole))
+            for runtime, label in (("node", "Node, onnxruntime-node"), ("web", "Node, WebAssembly")):
+                progress(f"{name}, {label}")
+                add(label, programs.in_node(bundle, files, runtime)[0], expected)
+            progress(f"{name}, Chromium")
+            theirs, version = programs.in_chromium(bundle, recordings, Path(folder))
+            add("Chromium, WebAssembly", theirs, expected)
+            for label, command in cpp.items():
+                progress(f"{name}, {label}")
+                some = files[:num_clips] if command.startswith("qemu") else files
+                add(label, programs.in_cpp(command, bundle, some), expected)
+    digests = {name: of_bundle(path)["bundle"] for name, path in bundles.items()}
+    return {"bundles": digests, "browser": version, "found": found}
+
+
+def _text(segments: Sequence[Mapping[str, Any]]) -> str:
+    return " ".join(segment["text"] for segment in segments)
+
+
+def _without_words(found: programs.Found) -> programs.Found:
+    return [[{**segment, "words": []} for segment in segments] for segments in found]
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each bundle and runtime, the clips, and whether they are the same everywhere."""
+    header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")
+    rows = [
+        (bundle, runtime, item["num_recordings"], *(item[aspect] for aspect in ASPECTS), f"{item['score']:.4f}")
+        for bundle, runtimes in results["found"].items()
+        for runtime, item in runtimes.items()
+    ]
+    first = next(iter(results["found"].values()))
+    names = list(next(iter(results["found"].values()))["Python"]["clips"])
+    same = all(
+        item["clips"] == runtimes["Python"]["clips"]
+        for runtimes in results["found"].values()
+        for item in runtimes.values()
+    )
+    reference = next(iter(results["found"]))
+    return {
+        "table": table(header, rows, left=2),
+        "clips": table(("clip", "text"), enumerate(names, start=1), left=2),
+        "same": "the same words" if same else "not all the same words",
+        "browser": results["browser"],
+        "reference": reference,
+        "num_recordings": str(first["Python"]["num_recordings"]),
+        "other_texts": str(sum(item["text"] for item in results["found"][reference].values())),
+    }
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
+    return name, Path(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = script_parser("runtimes.equality", __doc__)
+    parser.add_argument("--bundle", type=_named, action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--manifest", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
+    parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
+    parser.add_argument("--cpp", metavar="COMMAND", help="the program of examples/cpp")
+    parser.add_argument("--cpp-aarch64", metavar="COMMAND", help="the same for aarch64, in qemu-aarch64")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    cpp = {"C++": args.cpp, "C++, aarch64 in qemu": args.cpp_aarch64}
+    recordings = recordings_of(args.manifest, args.first, 16_000)
+    found = measure(dict(args.bundle), recordings, {name: cmd for name, cmd in cpp.items() if cmd}, report)
+    results = {**measured_here(), **found}
+    if args.output:
+        write_json(args.output, results)
+    print(f"{measured(results)}\n\n{values(results)['table']}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

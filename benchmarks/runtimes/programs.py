@@ -1,0 +1,233 @@
+"""Recognise WAV files of one channel in each runtime: in this process, in Node, in Chromium and by the C++ program."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import runpy
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+import soundfile
+
+from u2moe.benchmarks.results.files import repository
+from u2moe.benchmarks.runtimes.segments import Segment, of_json, of_python
+from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
+from u2moe.export.profiles.graphs import samples_per_frame, streaming_graph, window_samples
+from u2moe.export.profiles.parity import session_of
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, Result
+from u2moe.runtime.ctc import PrefixBeamSearch
+from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.graph.features import features_graph
+from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.rescore import attention_rescoring
+from u2moe.runtime.session import SessionSettings
+
+CHUNK_SIZE, LEFT_CHUNKS = 16, 4
+_MAIN = """async ({ bundle, files, options }) => {
+  const { Recognizer } = await import('./u2moe/index.js');
+  const ort = await import('./ort/ort.wasm.bundle.min.mjs');
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmPaths = { wasm: new URL('./ort/ort-wasm-simd-threaded.wasm', location.href).href };
+  const recognizer = await Recognizer.fromBundle(bundle, { ort, cache: null });
+  const found = [];
+  for (const file of files) {
+    const samples = new Int16Array(await (await fetch(file)).arrayBuffer());
+    found.push(await recognizer.transcribe(samples, recognizer.sampleRate, options));
+  }
+  await recognizer.release();
+  return found;
+}"""
+
+Samples = npt.NDArray[np.int16]
+Found = list[list[Segment]]
+
+
+def in_python(bundle: Path, recordings: Sequence[Samples], *, endpoint: bool = True) -> Found:
+    """By streams of the runtime."""
+    rules = EndpointConfig() if endpoint else None
+    options = DecodingOptions(chunk_size=CHUNK_SIZE, num_left_chunks=LEFT_CHUNKS, endpoint=rules)
+    recognizer, found = Recognizer.from_pretrained(bundle, options=options), []
+    rate = recognizer.bundle.manifest.features.sample_rate
+    for samples in recordings:
+        stream, segments = recognizer.create_stream(), list[Result]()
+        for start in range(0, len(samples), rate):
+            stream.accept_waveform(rate, samples[start : start + rate])
+            recognizer.decode_streams([stream])
+            segments += stream.take_segments()
+        stream.input_finished()
+        recognizer.decode_streams([stream])
+        found.append([of_python(segment) for segment in [*segments, *stream.take_segments()]])
+    return found
+
+
+def with_features_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
+    """As `in_python`, but with the features of the bundle's graph instead of kaldi-native-fbank's."""
+    manifest = Bundle.open(bundle).manifest
+    content = ir.to_proto(features_graph(manifest)).SerializeToString()
+    session = onnxruntime.InferenceSession(content, SessionSettings().session_options())
+    with mock.patch("u2moe.runtime.reception.Fbank", functools.partial(_GraphFbank, session)):
+        return in_python(bundle, recordings)
+
+
+class _GraphFbank:
+    """Takes the place of `Fbank`."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, config: FeatureConfig) -> None:
+        self._session = session
+        self._config = config
+        self._left = np.zeros(0, np.float32)
+
+    def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        left = np.concatenate([self._left, samples])
+        frames: npt.NDArray[np.float32] = self._session.run(None, {"samples": left[np.newaxis]})[0][0]
+        self._left = left[len(frames) * self._config.shift_len :]
+        return frames
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        return np.zeros((0, self._config.num_mel_bins), np.float32)
+
+
+def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
+    """The profile `streaming` with our searches: each recording is one utterance."""
+    opened = Bundle.open(bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "streaming.onnx"
+        save_graph(streaming_graph(opened), file, limit=ONE_FILE_LIMIT)
+        run = session_of(file)
+    return [[_in_one_graph(opened, run, samples.astype(np.float32) / 32768)] for samples in recordings]
+
+
+def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[np.float32]) -> Segment:
+    manifest, config = bundle.manifest, bundle.manifest.model
+    model = _loaded(bundle.path)
+    start = model.encoder.start()
+    state = {"offset": start.offset, "att_cache": start.att, "cnn_cache": start.cnn}
+    step, shortest = samples_per_frame(manifest), window_samples(manifest)
+    search, outputs = PrefixBeamSearch(10, config.blank), [np.zeros((0, config.output_size), np.float32)]
+    required = np.array(required_cache_size(CHUNK_SIZE, LEFT_CHUNKS))
+    for begin in range(0, len(samples) - shortest + 1, CHUNK_SIZE * step):
+        window = samples[begin : begin + (CHUNK_SIZE - 1) * step + shortest]
+        found = run({"samples": window[np.newaxis], "required_cache_size": required, **state})
+        state = {"offset": found["next_offset"], "att_cache": found["r_att_cache"], "cnn_cache": found["r_cnn_cache"]}
+        search.advance(found["log_probs"][0])
+        outputs.append(found["encoder_out"][0])
+    search.finish()
+    hypotheses, output = search.hypotheses(), np.concatenate(outputs)
+    if not len(output):
+        return {"text": "", "tokens": [], "times": [], "words": [], "nbest": [], "score": 0.0}
+    scores = model.token_scores(output, [item.tokens for item in hypotheses])
+    weights = manifest.decoding
+    ranked = attention_rescoring(hypotheses, scores, weights.ctc_weight, weights.reverse_weight)
+    frame_s = config.subsampling_rate * manifest.features.frame_shift_ms / 1000
+    nbest: dict[str, list[int]] = {}
+    for item in ranked:
+        nbest.setdefault(bundle.vocabulary.text(item.hypothesis.tokens), item.hypothesis.tokens)
+    best = ranked[0].hypothesis
+    return {
+        "text": bundle.vocabulary.text(best.tokens),
+        "tokens": best.tokens,
+        "times": [round(time * frame_s, 3) for time in best.times],
+        "words": [],
+        "nbest": list(nbest.values()),
+        "score": ranked[0].score,
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path) -> Any:
+    return Bundle.open(path).load()
+
+
+def in_node(bundle: Path, files: Sequence[Path], runtime: str) -> tuple[Found, list[dict[str, Any]]]:
+    """By examples/browser/transcribe.mjs with onnxruntime-node ("node") or onnxruntime-web ("web")."""
+    folder = repository() / "examples" / "browser"
+    options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": LEFT_CHUNKS})
+    command = ["node", "transcribe.mjs", "--json", "--runtime", runtime, "--options", options, bundle.resolve(), *files]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return [[of_json(segment) for segment in line["segments"]] for line in lines], lines
+
+
+def in_cpp(program: str, bundle: Path, files: Sequence[Path]) -> Found:
+    """By the program of examples/cpp, or a command that runs it in an emulator."""
+    command = [*shlex.split(program), "--json", "--left-chunks", str(LEFT_CHUNKS), str(bundle), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    segments = [json.loads(line) for line in done.stdout.splitlines()]
+    return [[of_json(segment) for segment in segments if segment["file"] == str(file)] for file in files]
+
+
+def in_chromium(bundle: Path, recordings: Sequence[Samples], folder: Path) -> tuple[Found, str]:
+    """By the module in a page of Chromium, from a static host; also the browser's version."""
+    site = folder / "site"
+    make_site(site, bundle)
+    for number, samples in enumerate(recordings):
+        (site / f"{number}.pcm").write_bytes(samples.tobytes())
+    names = [f"{number}.pcm" for number in range(len(recordings))]
+    options = {"chunkSize": CHUNK_SIZE, "numLeftChunks": LEFT_CHUNKS}
+    with host(site) as url, chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(0)
+        page.goto(f"{url}favicon.svg")  # nothing else runs here
+        found = page.evaluate(_MAIN, {"bundle": f"{url}model/", "files": names, "options": options})
+        return [[of_json(segment) for segment in segments] for segments in found], browser.version
+
+
+def make_site(site: Path, bundle: Path) -> None:
+    """Put the page together; see examples/browser/make_site.py."""
+    runpy.run_path(str(repository() / "examples" / "browser" / "make_site.py"))["make_site"](site, bundle)
+
+
+@contextlib.contextmanager
+def host(folder: Path) -> Iterator[str]:
+    """A static host for a folder, with its URL."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def chromium(*arguments: str) -> Iterator[Any]:
+    """The system's Chromium, without a window.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - the other runtimes do without
+
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if executable is None:
+        raise FileNotFoundError("no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", *arguments])
+        yield browser
+        browser.close()
+
+
+def write_wav(folder: Path, recordings: Sequence[Samples], rate: int) -> list[Path]:
+    """The recordings as 16-bit WAV files."""
+    files = [folder / f"{number}.wav" for number in range(len(recordings))]
+    for file, samples in zip(files, recordings, strict=True):
+        soundfile.write(file, samples, rate, subtype="PCM_16")
+    return files

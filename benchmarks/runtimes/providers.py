@@ -1,0 +1,124 @@
+"""What does an execution provider do to a bundle? Texts, processor time and the nodes that it leaves to the CPU.
+
+    python -m u2moe.benchmarks.runtimes.providers --provider OpenVINOExecutionProvider --bundle float32=FP32
+        --bundle int8=INT8 [--output FILE]
+
+Run it in an environment whose onnxruntime has the provider. Each bundle also runs on CPUExecutionProvider of the same
+onnxruntime; a bundle that the provider cannot run is a row with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, ProviderError, Recognizer
+from u2moe.runtime.audio import read_audio
+from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.session import DEFAULT_PROVIDER, SessionSettings
+
+STREAM = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+
+
+def measure(bundle: Path, provider: str, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Recognise the clips as streams, twice.
+
+    Returns:
+        `error` if it does not run; else `texts`, `load` in seconds, `cpu` seconds of the second time for all clips,
+        `seconds` of audio, and `nodes`: how many nodes of the encoder each provider ran for the last chunk.
+    """
+    manifest = Bundle.open(bundle).manifest
+    clips = [read_audio(item.path, manifest.features.sample_rate) for item in read_manifest(_CLIPS)]
+    progress(f"{bundle.name}, {provider}")
+    begin = time.perf_counter()
+    try:
+        recognizer = Recognizer.from_pretrained(bundle, providers=[provider], options=STREAM)
+        load = time.perf_counter() - begin
+        texts = [recognizer.transcribe(clip).text for clip in clips]
+        start = time.process_time()
+        for clip in clips:
+            recognizer.transcribe(clip)
+        spent = time.process_time() - start
+        nodes = _nodes(bundle, provider, clips[0])
+    except ProviderError as error:
+        return {"error": _reason(error)}
+    seconds = sum(map(len, clips)) / manifest.features.sample_rate
+    return {"texts": texts, "load": round(load, 2), "cpu": round(spent, 3), "seconds": seconds, "nodes": nodes}
+
+
+_CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
+
+
+def _reason(error: Exception) -> str:
+    """The end of a message of onnxruntime, where the provider says why."""
+    return " ".join(str(error).split())[-300:]
+
+
+def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
+    """Node runs of the encoder by provider, from a profile of its session."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = SessionSettings().session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        opened = Bundle.open(bundle)
+        model = opened.load(providers=[provider], sess_options=options)
+        Recognizer(opened, model, STREAM).transcribe(clip)
+        del model
+        encoder = max(Path(folder).glob("profile*.json"), key=lambda file: file.stat().st_size)
+        events = json.loads(encoder.read_text(encoding="utf-8"))
+    ran = (event["args"].get("provider") for event in events if event.get("cat") == "Node")
+    return dict(Counter(name for name in ran if name))
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each bundle and provider."""
+    rows = []
+    for bundle, providers in results["found"].items():
+        reference = providers[DEFAULT_PROVIDER]["texts"]
+        for provider, item in providers.items():
+            name = provider.removesuffix("ExecutionProvider")
+            if "error" in item:
+                rows.append((bundle, name, "does not run", "", "", ""))
+                continue
+            same = "same" if item["texts"] == reference else "other"
+            total = sum(item["nodes"].values())
+            own = item["nodes"].get(provider, 0)
+            rtf = item["cpu"] / item["seconds"]
+            rows.append((bundle, name, same, f"{item['load']:.1f}", f"{rtf:.4f}", f"{total - own} of {total}"))
+    header = ("bundle", "provider", "texts", "load, s", "processor time per second", "node runs left to the CPU")
+    return {"table": table(header, rows, left=3), "onnxruntime": results["onnxruntime"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = script_parser("runtimes.providers", __doc__)
+    parser.add_argument("--provider", required=True)
+    parser.add_argument("--bundle", action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    found = read_json(args.output).get("found", {}) if args.output else {}
+    for item in args.bundle:
+        name, _, folder = item.partition("=")
+        for provider in (DEFAULT_PROVIDER, args.provider):
+            found.setdefault(name, {})[provider] = measure(Path(folder), provider, report)
+    results = {**measured_here(), "onnxruntime": onnxruntime.__version__, "found": found}
+    if args.output:
+        write_json(args.output, results)
+    print(f"{measured(results)}\n\n{values(results)['table']}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
