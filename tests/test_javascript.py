@@ -29,10 +29,10 @@ needs_onnxruntime = pytest.mark.skipif(
 )
 
 
-def run(code, data=None):
+def run(code, data=None, *flags):
     """What a module prints as JSON that reads `input`; imports are relative to the package."""
     script = f"const input = JSON.parse(await new Response(process.stdin).text());\n{code}"
-    command = [NODE, "--input-type=module", "-e", script]
+    command = [NODE, *flags, "--input-type=module", "-e", script]
     done = subprocess.run(command, input=json.dumps(data), cwd=BROWSER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -95,6 +95,27 @@ def test_search(phrases):
         assert theirs["words"] == words
         assert theirs["text"] == vocabulary.text(ours[0].tokens)
     assert (num_bonuses > 5) == (phrases is not None)
+
+
+def test_searches_leave_nothing_behind():
+    """Also where promises follow promises, so that the event loop never gets a turn."""
+    frames = random_log_probs(1, 60)
+    growth = run(
+        """
+        const { PrefixBeamSearch } = await import('./u2moe/ctc.js');
+        const frames = Float32Array.from(input.flat());
+        const recognise = (times) => {
+          for (let i = 0; i < times; i += 1) new PrefixBeamSearch(10, 0).advance(frames, frames.length / input.length);
+          gc();
+          return process.memoryUsage().heapUsed;
+        };
+        const before = recognise(20);
+        console.log(JSON.stringify(recognise(400) - before));
+        """,
+        frames.tolist(),
+        "--expose-gc",
+    )
+    assert growth < 1_000_000
 
 
 def test_endpoints_cuts_and_pauses():

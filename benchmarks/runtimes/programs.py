@@ -109,7 +109,8 @@ def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
         file = Path(folder) / "streaming.onnx"
         save_graph(streaming_graph(opened), file, limit=ONE_FILE_LIMIT)
         run = session_of(file)
-    return [[_in_one_graph(opened, run, samples.astype(np.float32) / 32768)] for samples in recordings]
+    found = (_in_one_graph(opened, run, samples.astype(np.float32) / 32768) for samples in recordings)
+    return [[segment] if segment["text"] else [] for segment in found]
 
 
 def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[np.float32]) -> Segment:

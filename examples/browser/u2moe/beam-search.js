@@ -4,6 +4,7 @@
  */
 
 const NEVER = -Infinity;
+const FRAMES_BETWEEN_CLEANINGS = 32;
 
 /** A token sequence as a node of a tree. Equal sequences share one node while any beam needs it. */
 class Prefix {
@@ -13,7 +14,7 @@ class Prefix {
     this.state = state; // of the hotwords, after it
     this.earned = 0; // bonus of complete hotwords
     this.bonus = 0; // the same and the share of an incomplete one, for ranking
-    this.children = new Map(); // a prefix may leave the beam and return: it must then be the same node
+    this.children = new Map(); // a prefix may leave the beam and return while longer ones survive: it is then the same node
   }
 
   tokens() {
@@ -84,6 +85,7 @@ export class BeamSearch {
     if (this.#nothingGrows(tokens, scores)) this.#stayAll(tokens, scores);
     else this.#advanceFrame(tokens, scores);
     this.numFrames += 1;
+    if (this.numFrames % FRAMES_BETWEEN_CLEANINGS === 0) this.#forgetDead();
   }
 
   /** Keep only the earned bonus. */
@@ -203,17 +205,23 @@ export class BeamSearch {
   }
 
   #child(parent, token) {
-    let prefix = parent.children.get(token)?.deref();
-    if (prefix) return prefix;
-    prefix = new Prefix(parent, token);
+    if (parent.children.has(token)) return parent.children.get(token);
+    const prefix = new Prefix(parent, token);
     if (this.context) {
       const [state, bonus] = this.context.advance(parent.state, token);
       prefix.state = state;
       prefix.earned = parent.earned + bonus;
       prefix.bonus = prefix.earned + this.context.partial(state);
     }
-    parent.children.set(token, new WeakRef(prefix));
+    parent.children.set(token, prefix);
     return prefix;
+  }
+
+  /** Cut off the branches without a beam. (Weak references would live on while promises follow promises.) */
+  #forgetDead() {
+    const alive = new Set();
+    for (const { prefix } of this.beams) for (let node = prefix; node && !alive.has(node); node = node.parent) alive.add(node);
+    for (const node of alive) for (const [token, child] of node.children) if (!alive.has(child)) node.children.delete(token);
   }
 }
 
