@@ -301,7 +301,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", "" if item["mb"] is None else f"{item['mb']:.0f}")
         for name, item in results.get("runtimes", {}).items()
     ]
-    shown = {"table": table(("runtime", "load, s", "real-time factor", "peak memory, MB"), rows)}
+    names = ("cold", "warm", "onnx_load", "ort_load", "model_mb", "ort_mb", "minutes", "memory_first", "memory_last",
+             "memory_most", "num_segments")  # fmt: skip
+    shown = dict.fromkeys(names, "(not yet measured)")  # the two parts are measured one after the other
+    shown["table"] = table(("runtime", "load, s", "real-time factor", "peak memory, MB"), rows)
     if "cold" in results:
         shown |= {
             "cold": f"{results['cold']:.1f}",
