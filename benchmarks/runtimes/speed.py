@@ -199,7 +199,10 @@ def _of_program(command: Sequence[object], files: Sequence[Path], seconds: float
 
 
 def peak_mb(process: Path) -> float:
-    """Most memory of a process in MB, by its folder in /proc. (What `wait` reports includes its parent before exec.)"""
+    """Most memory of a process in MB, by its folder in /proc.
+
+    What `wait` reports may be that of its parent, before it became another program.
+    """
     try:
         lines = (process / "status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1000
