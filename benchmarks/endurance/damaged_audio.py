@@ -65,6 +65,7 @@ def encoded_media(clip: npt.NDArray[np.float32], rate: int, container_format: st
     content = io.BytesIO()
     with av.open(content, "w", format=container_format) as container:
         stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else 44_100, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         stream.bit_rate = 64_000
         codec_context = stream.codec_context
         resampler = av.AudioResampler(codec_context.format, "mono", codec_context.rate, codec_context.frame_size)

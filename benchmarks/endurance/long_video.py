@@ -51,7 +51,7 @@ def write_video(file: Path, hours: float, codec: str) -> int:
             with av.open(unit) as source:
                 tracks = tracks or [container.add_stream_from_template(stream) for stream in source.streams]
                 for packet in source.demux():
-                    if packet.dts is not None and packet.time_base:
+                    if packet.pts is not None and packet.dts is not None and packet.time_base:
                         shift = round(number * unit_s / packet.time_base)
                         packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                         packet.stream = tracks[packet.stream_index]
@@ -71,7 +71,8 @@ def _write_unit(file: Path, codec: str) -> tuple[float, int]:
     random = np.random.default_rng(0)
     with av.open(file, "w") as container:
         video = container.add_stream("mpeg4", rate=_FRAMES_PER_S, width=64, height=48, pix_fmt="yuv420p")
-        tracks = [container.add_stream(codec, rate=_RATE, layout="mono") for _ in range(2)]
+        streams = [container.add_stream(codec, rate=_RATE, layout="mono") for _ in range(2)]
+        tracks = [stream for stream in streams if isinstance(stream, av.AudioStream)]
         for _ in range(int(len(spoken) / _RATE * _FRAMES_PER_S)):
             image = random.integers(0, 255, (48, 64, 3), np.uint8)
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -81,8 +82,8 @@ def _write_unit(file: Path, codec: str) -> tuple[float, int]:
             frame.rate = _RATE
             for part in resampler.resample(frame):
                 container.mux(track.encode(part))
-        for stream in (video, *tracks):
-            container.mux(stream.encode())
+            container.mux(track.encode())
+        container.mux(video.encode())
     return len(spoken) / _RATE, num_repeats * sum(len(words(item.transcript)) for item in recordings)
 
 

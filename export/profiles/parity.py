@@ -21,7 +21,8 @@ from u2moe.runtime.ctc import ctc_greedy_search
 from u2moe.runtime.encoder import required_cache_size
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.features import features_graph
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS, SessionSettings
+from u2moe.runtime.native import ONNXRUNTIME_ERRORS
+from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -100,14 +101,15 @@ class ProfileParity:
 
     def features(self, samples: Array) -> Array:
         """Features [frames, mel] by the graph of the front end."""
-        return self._front_end({"samples": samples[np.newaxis]})["features"][0]
+        features: Array = self._front_end({"samples": samples[np.newaxis]})["features"][0]
+        return features
 
     def _stream(self, case: str, chunk_size: int, left: int, start: int) -> None:
         """A stream that begins at position `start`, on either side with its own caches."""
         encoder, required = self.model.encoder, required_cache_size(chunk_size, left)
         caches = encoder.start()
         caches.offset[:] = start
-        mine = {"offset": caches.offset, "att_cache": caches.att}
+        mine: dict[str, Array] = {"offset": caches.offset, "att_cache": caches.att}
         if caches.cnn is not None:
             mine["cnn_cache"] = caches.cnn
         step = samples_per_frame(self.bundle.manifest)
@@ -118,7 +120,7 @@ class ProfileParity:
             window = self.samples[begin : begin + length]
             found = self.run({"samples": window[np.newaxis], "required_cache_size": np.array(required), **mine})
             output, caches = encoder.step(self.features(window)[np.newaxis], caches, required_cache_size=required)
-            expected = {
+            expected: dict[str, Array] = {
                 "log_probs": self.model.ctc(output[0])[np.newaxis],
                 "encoder_out": output,
                 "next_offset": caches.offset,
@@ -140,7 +142,7 @@ class ProfileParity:
         encoder_out = self.model.encode(self.features(samples))
         log_probs = self.model.ctc(encoder_out)
         best = ctc_greedy_search(log_probs, self.config.blank)
-        expected = {
+        expected: dict[str, Array] = {
             "log_probs": log_probs[np.newaxis],
             "encoder_out": encoder_out[np.newaxis],
             "tokens": np.array(best.tokens, np.int64),

@@ -83,7 +83,8 @@ def _mel_banks(config: FeatureConfig, num_points: int) -> npt.NDArray[np.float64
     places = np.array([_mel(point * config.sample_rate / num_points) for point in range(num_points // 2)])
     lefts = lowest + width * np.arange(config.num_mel_bins)
     rising = (places[:, np.newaxis] - lefts) / width
-    return np.maximum(np.minimum(rising, 2 - rising), 0)
+    banks: npt.NDArray[np.float64] = np.maximum(np.minimum(rising, 2 - rising), 0)
+    return banks
 
 
 def _mel(frequency: float) -> float:
