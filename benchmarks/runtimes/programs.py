@@ -109,7 +109,7 @@ def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
         file = Path(folder) / "streaming.onnx"
         save_graph(streaming_graph(opened), file, limit=ONE_FILE_LIMIT)
         run = session_of(file)
-    found = (_in_one_graph(opened, run, samples.astype(np.float32) / 32768) for samples in recordings)
+    found = (_in_one_graph(opened, run, samples.astype(np.float32) / np.float32(32768)) for samples in recordings)
     return [[segment] if segment["text"] else [] for segment in found]
 
 
@@ -158,7 +158,17 @@ def in_node(bundle: Path, files: Sequence[Path], runtime: str) -> tuple[Found, l
     """By examples/browser/transcribe.mjs with onnxruntime-node ("node") or onnxruntime-web ("web")."""
     folder = repository() / "examples" / "browser"
     options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": LEFT_CHUNKS})
-    command = ["node", "transcribe.mjs", "--json", "--runtime", runtime, "--options", options, bundle.resolve(), *files]
+    command = [
+        "node",
+        "transcribe.mjs",
+        "--json",
+        "--runtime",
+        runtime,
+        "--options",
+        options,
+        str(bundle.resolve()),
+        *map(str, files),
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return [[of_json(segment) for segment in line["segments"]] for line in lines], lines

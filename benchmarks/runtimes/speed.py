@@ -9,6 +9,7 @@ much memory the page takes while it recognises an hour of audio, fed as fast as 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
@@ -117,7 +118,7 @@ def measure(
         files = programs.write_wav(folder, recordings, RATE)
         ort = convert_bundle(bundle, folder / "ort", "ort").path
         found["loads"] = {
-            kind: _median(repeats, lambda file=file: _session(file))
+            kind: _median(repeats, functools.partial(_session, file))
             for kind, file in (("onnx", bundle / "encoder.onnx"), ("ort", ort / "encoder.ort"))
         }
         progress("Python")
@@ -131,8 +132,8 @@ def measure(
         for runtime, label in (("node", "Node, onnxruntime-node"), ("web", "Node, WebAssembly")):
             progress(label)
             source = bundle if runtime == "node" else ort
-            lines = [programs.in_node(source, [*files, *files], runtime)[1] for _ in range(repeats)]
-            found["runtimes"][label] = _of_node(lines, len(files), seconds)
+            runs = [programs.in_node(source, [*files, *files], runtime)[1] for _ in range(repeats)]
+            found["runtimes"][label] = _of_node(runs, len(files), seconds)
         progress("Chromium")
         found |= _in_browser(bundle, recordings, folder, repeats, found["runtimes"], seconds)
     return found
@@ -223,7 +224,8 @@ def _in_browser(
     names = [f"{number}.pcm" for number in range(len(recordings))]
     for name, samples in zip(names, recordings, strict=True):
         (site / name).write_bytes(samples.tobytes())
-    cold, warm = [], []
+    cold: list[float] = []
+    warm: list[float] = []
     with programs.host(site) as url, programs.chromium() as browser:
         for _ in range(repeats):
             context = browser.new_context()
