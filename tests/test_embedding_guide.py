@@ -252,6 +252,12 @@ def no_device(case):
         Microphone(transcriber)
 
 
+def without_media(case):
+    case.monkeypatch.setitem(sys.modules, "av", None)
+    (case.folder / "talk.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
+    case.demo.transcribe(case.folder / "talk.m4a")
+
+
 def no_sounddevice(case):
     case.monkeypatch.setitem(sys.modules, "sounddevice", None)
     with Transcriber(case.demo) as transcriber:
@@ -338,6 +344,7 @@ PROVOKED = {
         lambda case: case.fed(np.zeros((9, 2))), lambda case: case.fed(np.zeros(9, np.int32)),
         lambda case: case.fed(np.full(9, 3000.0)),
     ],
+    "a media file, without the extra `[media]`; no such track": [without_media],
     "a sample rate that is impossible, or changes within a stream": [
         lambda case: case.demo.transcribe(np.zeros(9), sample_rate=0), lambda case: case.fed(np.zeros(9), 8000),
     ],

@@ -148,6 +148,7 @@ def test_large_weights_are_saved_beside_the_graph(monkeypatch, tmp_path, moe_bun
     bundle, _ = export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
     assert set(bundle.manifest.files) == {
         "tokens.txt", "encoder.onnx", "encoder.onnx.data", "ctc.onnx", "decoder.onnx", "decoder.onnx.data",
+        "features.onnx", "features.onnx.data",
     }  # fmt: skip
     features = np.random.default_rng(2).normal(8, 2, (100, 80)).astype(np.float32)
     np.testing.assert_array_equal(bundle.load().encode(features), moe_bundle[0].load().encode(features))

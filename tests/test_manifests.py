@@ -173,7 +173,7 @@ def test_sorted_tables_find_what_a_dict_finds(tmp_path_factory, table, data):
 
 def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
     folder = kaldi(tmp_path, wav_scp=[f"k cat {clip} |", "l cat missing |"])
-    with pytest.raises(CorpusError, match=r"found the command 'cat .*': --allow-pipes"):
+    with pytest.raises(CorpusError, match=r"found the command 'cat .*: --allow-pipes"):
         only(folder)
     first, second = only(folder, allow_pipes=True)
     assert first.source == Command(command=f"cat {clip}")

@@ -90,7 +90,7 @@ def test_provider_options_reach_the_provider(bundle):
 
 def test_file_that_is_no_graph(bundle, tmp_path):
     (tmp_path / "ctc.onnx").write_bytes(b"no graph")
-    with pytest.raises(BundleError, match=r"ctc\.onnx: onnxruntime refuses it"):
+    with pytest.raises(BundleError, match=r"ctc\.onnx: (onnxruntime refuses it|is not a graph)"):
         session(bundle, file=tmp_path / "ctc.onnx")
     with pytest.raises(BundleError, match="missing"):
         session(bundle, file=tmp_path / "nothing.onnx")
@@ -143,6 +143,6 @@ def test_a_name_that_onnxruntime_cannot_tell_prints_nothing(bundle, tmp_path, ca
     """Found by the fuzzer: onnxruntime's Python printed the error and tried once more."""
     content = (bundle.path / "ctc.onnx").read_bytes()
     (tmp_path / "ctc.onnx").write_bytes(content.replace(b"LogSoftmax", b"LogSoftm\xf7x"))
-    with pytest.raises(BundleError, match=r"ctc\.onnx: onnxruntime refuses it"):
+    with pytest.raises(BundleError, match=r"ctc\.onnx: (onnxruntime refuses it|is not a graph)"):
         session(bundle, file=tmp_path / "ctc.onnx")
     assert capfd.readouterr() == ("", "")

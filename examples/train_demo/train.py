@@ -8,7 +8,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
+from u2moe.quantize.tuning.machine import cpu_fields, processor
 
 EASY_VOICES, EASY_FRAMES, EASY_UNTIL = ("hibari", "pico-us"), 250, 2.5
 PORTIONS = {"espeak": 0.5, "flite-kal16": 0.5}
@@ -434,8 +434,9 @@ def main(arguments: list[str] | None = None) -> None:
     session = Session(trainer, data, folder, args)
     count = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
     session.log(f"{time.strftime('%F %T')} {count:.2f} M parameters; {options}")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    session.log(f"from step {trainer.progress.step} of {path}; {machine}, {args.device}, {args.processes} processes")
+    machine = f"{processor(cpu_fields())}, {os.cpu_count()} cores, torch {torch.__version__}"
+    start = f"from step {trainer.progress.step} of {path.name}" if path else "from nothing"
+    session.log(f"{start}; {machine}, {args.device}, {args.processes} processes")
     session.run()
 
 
