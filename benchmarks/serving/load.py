@@ -8,6 +8,8 @@ not measured again without --again. A server that has not held a number is not a
 with the capacity that it measures itself: as many speakers, then four times as many. FOLDER keeps what sherpa-onnx
 needs.
 
+Where u2moe-kernels is installed, our server is measured with and without it.
+
 Both servers run the same weights in chunks of the same size with the same left context, one thread each, and give
 partial results after each chunk. sherpa-onnx's searches greedily; ours by prefix beam search, and its final results
 are chosen by the decoder in both directions.
@@ -29,8 +31,17 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
-from u2moe.benchmarks.serving.servers import OURS, THEIRS, RunningServer, cpu_s, our_server, sherpa_server
+from u2moe.benchmarks.serving.servers import (
+    OURS,
+    OURS_NATIVE,
+    THEIRS,
+    RunningServer,
+    cpu_s,
+    our_server,
+    sherpa_server,
+)
 from u2moe.benchmarks.serving.speakers import BLOCK_S, Heard, Key, counted, first_blocks, speak_together, speech_blocks
+from u2moe.runtime.native import CPU, choose_kernels
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 STREAMS = (64, 96, 112, 128, 144, 160, 176, 192)
@@ -45,10 +56,12 @@ MOST_SLOWER = 1.2
 """How many times as long the accepted may wait while four times as many connect."""
 
 
-def measure(server: RunningServer, blocks: Sequence[bytes], count: int, first: dict[Key, int]) -> dict[str, Any]:
-    """What a cell holds of so many speakers."""
+def measure(
+    server: RunningServer, blocks: Sequence[bytes], count: int, first: dict[Key, int], places: int | None = None
+) -> dict[str, Any]:
+    """What a cell holds of so many speakers; see `speak_together`."""
     before = cpu_s(server.pid)
-    heard = asyncio.run(speak_together(server.url, blocks, count, first))
+    heard = asyncio.run(speak_together(server.url, blocks, count, first, places=places))
     spoken_s = (count - heard.num_refused) * len(blocks) * BLOCK_S
     per_second = (cpu_s(server.pid) - before) / spoken_s if spoken_s else None
     return {"streams": count, "cpu_per_audio_s": per_second, "load_average": load_average(), **summary(heard)}
@@ -83,13 +96,17 @@ def run(
     content = resumed(results, {"cells": {}})
     blocks = speech_blocks(seconds)
     starts: dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]] = {
-        OURS: lambda: our_server(bundle, cores=cores),
+        OURS: lambda: our_server(bundle, cores=cores, arguments=("--kernels", "onnxruntime")),
+        OURS_NATIVE: lambda: our_server(bundle, cores=cores, arguments=("--kernels", "native")),
         THEIRS: lambda: sherpa_server(bundle, folder, cores=cores),
     }
 
     def keep(name: str, cell: dict[str, Any]) -> None:
         content["cells"][name] = {"seconds": seconds, **cell}
         write_json(results, recorded(content))
+
+    if not choose_kernels("auto", [CPU]).native:
+        del starts[OURS_NATIVE]
 
     def first_of(running: RunningServer) -> dict[Key, int]:
         return counted(asyncio.run(first_blocks(running.url, blocks)), len(blocks))
@@ -109,11 +126,11 @@ def run(
                         break
     crowd = f"{bundle.name}/crowd"
     if missing([crowd]):
-        with our_server(bundle, capacity=None, cores=cores) as running:
+        with our_server(bundle, capacity=None, cores=cores, arguments=("--kernels", "onnxruntime")) as running:
             capacity = running.capacity or 1
             report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
             first = first_of(running)
-            cells = [measure(running, blocks, count, first) for count in (capacity, CROWD * capacity)]
+            cells = [measure(running, blocks, count, first, places=capacity) for count in (capacity, CROWD * capacity)]
             keep(crowd, {"capacity": capacity, "alone": cells[0], "crowded": cells[1]})
     return content
 
@@ -157,7 +174,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     counts = {
         f"{model}.{name}": str(held(cells, model, server)) if cells else "?"
         for model in models
-        for name, server in (("ours", OURS), ("theirs", THEIRS))
+        for name, server in (("ours", OURS), ("native", OURS_NATIVE), ("theirs", THEIRS))
     }
     return {"table": table(header, rows), **counts}
 
@@ -177,10 +194,11 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
     cells = results["cells"]
     found = []
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
-        ours, theirs = (held(cells, model, server) for server in (OURS, THEIRS))
-        if theirs:
-            title = f"live speakers held, u2moe serve / sherpa-onnx's server, {model}"
-            found.append(Target(name=title, found=ours / theirs, limit=RATIO, at_most=False))
+        theirs = held(cells, model, THEIRS)
+        for server in (OURS, OURS_NATIVE):
+            if theirs and (ours := held(cells, model, server)):
+                title = f"live speakers held, {server} / sherpa-onnx's server, {model}"
+                found.append(Target(name=title, found=ours / theirs, limit=RATIO, at_most=False))
         if crowd := cells.get(f"{model}/crowd"):
             ratio = crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"]
             title = f"p95 of partial results with {CROWD} times as many connections as places, {model}"

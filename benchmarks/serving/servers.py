@@ -20,7 +20,7 @@ from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import ONLINE, SherpaOptions
 from u2moe.runtime.manifest import TOKENS_FILE
 
-OURS, THEIRS = "u2moe", "sherpa-onnx"
+OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
 _START_S = 120.0

@@ -97,10 +97,16 @@ def counted(first: dict[Key, int], num_blocks: int) -> dict[Key, int]:
     return {key: number for key, number in first.items() if number < num_blocks - _END_BLOCKS}
 
 
-async def speak_together(url: str, blocks: Sequence[bytes], count: int, first: dict[Key, int]) -> Heard:
-    """So many speakers at once, who begin at slightly different times."""
+async def speak_together(
+    url: str, blocks: Sequence[bytes], count: int, first: dict[Key, int], *, places: int | None = None
+) -> Heard:
+    """So many speakers at once, who begin at slightly different times.
+
+    With `places`, only so many begin at once, and as many again each time these have begun: those who are let in begin
+    as spread as if there were no others, since chunks that coincide wait for each other.
+    """
     random = np.random.default_rng(count)
-    delays = random.uniform(0, _SPREAD_S, count)
+    delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (places or count))
     heard = Heard()
     for result in await asyncio.gather(*(speak(url, blocks, float(delay), first) for delay in delays)):
         heard.add(result)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.server.metrics import Metrics
 
-_SHARE = 0.6
-"""Share of the measured throughput to use; the rest is for the event loop and for streams whose chunks coincide."""
+_SHARE = 0.5
+"""Share of the measured throughput to use; the rest is for the event loop, for streams whose chunks coincide, and for
+connections that are refused."""
 _MEASURED_STREAMS = 8
 _MEASURED_S = 4.0
 
