@@ -194,4 +194,4 @@ def recipe(
     else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
     changed = plain.replaced(changes, skip_expert_below=skip_expert_below)
-    return replace(changed, tune=tune, packed=packed)
+    return replace(changed, tune=tune, packed=packed) if tune or packed else changed

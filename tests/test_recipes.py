@@ -29,7 +29,7 @@ def test_recipes_are_checked_at_birth():
         recipe("fp32")
     assert recipe("int8", skip_expert_below=0.25).name == "int8[skip_expert_below=0.25]"
     assert recipe("fp32", {"experts": "int4"}).quantized == {"experts": "int4"}
-    assert recipe("int8") == RECIPES["int8"]
+    assert recipe("int8") is RECIPES["int8"]
     changed = recipe("int8", {"attention": "fp32"})
     assert changed.name == "int8[attention=fp32]"
     assert "attention" not in changed.quantized
