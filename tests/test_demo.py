@@ -84,7 +84,10 @@ def test_demo_is_what_its_checkpoint_gives(tmp_path):
     features = np.random.default_rng(0).normal(10, 3, (300, 80)).astype(np.float32)
     np.testing.assert_array_equal(again.load().encode(features), demo.load().encode(features))
     for graph in demo.manifest.model.graphs():
-        found, expected = (ir.load(bundle.path / graph.file).graph.initializers for bundle in (again, demo))
+        written, shipped = (ir.load(bundle.path / graph.file) for bundle in (again, demo))
+        # functions that native kernels replace: an older form gives the same numbers, but gains less
+        assert [node.op_type for node in written.graph] == [node.op_type for node in shipped.graph]
+        found, expected = written.graph.initializers, shipped.graph.initializers
         assert list(found) == list(expected)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name].const_value.numpy(), value.const_value.numpy(), err_msg=name)
