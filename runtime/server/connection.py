@@ -26,6 +26,7 @@ from u2moe.runtime.server.errors import (
 )
 
 if TYPE_CHECKING:
+    from u2moe.runtime.server.mailbox import Mailbox
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
 
@@ -68,6 +69,7 @@ class Connection:
         self.place = place
         self.query: Mapping[str, str] = websocket.query_params
         self._websocket = websocket
+        self._mailbox: Mailbox = websocket.scope["state"]["mailbox"]
 
     @property
     def limits(self) -> Limits:
@@ -82,13 +84,11 @@ class Connection:
             IdleError: no message arrived for too long.
         """
         try:
-            async with asyncio.timeout(self.limits.idle_s):
-                message = await self._websocket.receive()
+            message = await self._mailbox.get(self.limits.idle_s)
         except TimeoutError:
             raise IdleError(f"nothing came for {self.limits.idle_s:g} seconds") from None
-        except WebSocketDisconnected as error:
-            raise ClientGoneError from error
         if message["type"] == "websocket.disconnect":
+            self._mailbox.put_nowait(message)  # whoever reads next is told, too
             raise ClientGoneError
         text: str | None = message.get("text")
         if text is not None:

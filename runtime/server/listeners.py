@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
 import uvicorn
@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from u2moe.runtime.server.app import make_app
+from u2moe.runtime.server.mailbox import Mailbox
 from u2moe.runtime.server.protocols.wyoming import LINE_BYTES, serve_wyoming
 
 if TYPE_CHECKING:
@@ -326,6 +327,23 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._mailbox = Mailbox(self._hold)
+        self.queue = cast("asyncio.Queue[Any]", self._mailbox)
+        self.app_state = {**self.app_state, "mailbox": self._mailbox}
+        self.read_paused = True  # so that uvicorn does not pause after each message: the mailbox decides
+
+    async def receive(self) -> Any:
+        """The next event, for Starlette; protocols take theirs from the mailbox."""
+        return await self._mailbox.get()
+
+    def _hold(self, is_held: bool) -> None:  # noqa: FBT001 - a callback
+        if is_held and not self.close_sent:  # what follows is discarded, and the client's own close is awaited
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
         self.app_state["newcomer"].become_known()
@@ -336,6 +354,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
+        self._mailbox.close()
 
     async def run_asgi(self) -> None:
         """Serve it, and make sure that it ends."""

@@ -163,9 +163,8 @@ class Session:
             raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
         size = max(round(_BLOCK_S * rate), 1)
         for start in range(0, len(accepted), size):
-            await self._until(
-                lambda: (self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD) or self.is_over
-            )
+            if not self._has_room:
+                await self._until(lambda: self._has_room or self.is_over)
             self._check()
             if self.is_over or self.is_finished:
                 return
@@ -174,6 +173,11 @@ class Session:
             self.inbox.num_fed += len(block)
             if self.inbox.has_work:
                 self._wake()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether more audio may be queued."""
+        return self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD
 
     def finish(self) -> None:
         """Finish the input: everything fed is still recognised. Idempotent."""
