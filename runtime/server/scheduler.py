@@ -26,10 +26,10 @@ _LIVE_LEAD_S = 1.0
 """A session whose audio is more seconds ahead of the clock than this is not live."""
 _MAX_AHEAD = 4
 """Number of other sessions served in one round, with the time that live ones leave."""
-_INTERVAL_S = 0.002
-"""Minimum seconds per session between rounds of live sessions. Decoding chunks together takes as little as a third of
-the time, so with more sessions chunks wait longer for each other, within these limits:"""
-_SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 0.02, 0.1
+_REST = 0.5
+"""Rest after a round of live sessions, as a multiple of the time that the round took, within `_LONGEST_PERIOD_S`."""
+_LONGEST_PERIOD_S = 0.1
+"""Most seconds from the start of a round to that of the next, unless the round itself takes longer."""
 
 _log = logging.getLogger("u2moe.server")
 
@@ -51,7 +51,7 @@ class Scheduler:
         self._has_news = False
         self._stopping = threading.Event()
         self._round = 0
-        self._next_time = 0.0
+        self._may_rest = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
         self._thread.start()
@@ -94,7 +94,6 @@ class Scheduler:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._has_news or self._stopping.is_set())
-            self._stopping.wait(max(0.0, self._next_time - time.monotonic()))
             with self._changed:
                 if self._stopping.is_set():
                     return
@@ -104,7 +103,10 @@ class Scheduler:
                 inboxes = self._choose([inbox for inbox in self._sessions if inbox.has_work])
                 self._has_news = self._has_news or bool(inboxes)
             if inboxes:
+                begin = time.monotonic()
                 self._serve(inboxes)
+                if self._may_rest:
+                    self._stopping.wait(rest_s(time.monotonic() - begin))
 
     def _choose(self, ready: Sequence[Inbox]) -> list[Inbox]:
         """The live ones, and the few others that have waited longest."""
@@ -113,8 +115,7 @@ class Scheduler:
         ahead: list[Inbox] = []
         for inbox in ready:
             (ahead if inbox.taken_s - (now - inbox.start) > _LIVE_LEAD_S else live).append(inbox)
-        interval = min(max(_INTERVAL_S * len(self._sessions), _SHORTEST_INTERVAL_S), _LONGEST_INTERVAL_S)
-        self._next_time = 0.0 if ahead else now + interval
+        self._may_rest = not ahead
         ahead.sort(key=lambda inbox: inbox.last_round)
         return live + ahead[:_MAX_AHEAD]
 
@@ -157,6 +158,15 @@ class Scheduler:
         if outcome.partial is not None:
             self._metrics.observe("partial_latency_seconds", now - feed.arrival)
             self._metrics.count("results", "partial")
+
+
+def rest_s(round_s: float) -> float:
+    """Seconds without a round after one of live sessions that took `round_s`, in which their chunks wait for each other.
+
+    Decoding chunks together takes as little as a third of the time. With few sessions that is not needed: rounds are
+    short and follow each other closely, so that results come soon. The more there is to do, the more is done together.
+    """
+    return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))
 
 
 class _Feed:

@@ -15,7 +15,7 @@ from u2moe.runtime.audio import as_samples
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.scheduler import Scheduler
+from u2moe.runtime.server.scheduler import Scheduler, rest_s
 from u2moe.runtime.server.session import Block, Inbox, Session
 
 PATIENCE_S = 120
@@ -148,6 +148,14 @@ def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
             assert sum(fed) == 48_000
 
     run(feed())
+
+
+@given(st.floats(0, 1))
+def test_chunks_wait_for_each_other_the_longer_the_more_there_is_to_do(round_s):
+    rest = rest_s(round_s)
+    assert 0 <= rest <= round_s  # somebody who is alone hardly waits
+    assert round_s + rest <= max(0.1, round_s) + 1e-9  # rounding
+    assert rest_s(0.05) == 0.025
 
 
 def test_what_is_fed_late_or_wrong(demo, options):

@@ -1,0 +1,69 @@
+"""The messages of a WebSocket until they are read."""
+
+import asyncio
+
+import pytest
+
+from u2moe.runtime.server.mailbox import Mailbox
+
+
+def audio(num_bytes):
+    return {"type": "websocket.receive", "bytes": bytes(num_bytes)}
+
+
+def test_messages_come_in_order_and_late_ones_are_awaited():
+    async def read():
+        mailbox = Mailbox(lambda _: None)
+        mailbox.put_nowait(audio(1))
+        mailbox.put_nowait({"type": "websocket.receive", "text": "two"})
+        asyncio.get_running_loop().call_later(0.05, mailbox.put_nowait, audio(3))
+        return [await mailbox.get(60.0) for _ in range(3)], mailbox
+
+    messages, mailbox = asyncio.run(read())
+    assert messages == [audio(1), {"type": "websocket.receive", "text": "two"}, audio(3)]
+    mailbox.close()
+
+
+def test_who_sends_faster_than_is_read_is_held_until_there_is_room():
+    async def read():
+        calls = []
+        mailbox = Mailbox(calls.append)
+        for _ in range(5):
+            mailbox.put_nowait(audio(20_000))
+        assert calls == [True]
+        await mailbox.get()
+        await mailbox.get()
+        assert calls == [True]
+        await mailbox.get()
+        await mailbox.get()
+        assert calls == [True, False]
+
+    asyncio.run(read())
+
+
+def test_patience_counts_from_the_last_message():
+    async def read():
+        mailbox, loop = Mailbox(lambda _: None), asyncio.get_running_loop()
+        loop.call_later(0.3, mailbox.put_nowait, audio(1))
+        await mailbox.get(0.5)
+        begin = loop.time()
+        with pytest.raises(TimeoutError):
+            await mailbox.get(0.5)
+        assert loop.time() - begin >= 0.49  # the timer of the first wait would have ended it after 0.2
+        mailbox.put_nowait(audio(2))
+        assert await mailbox.get(0.5) == audio(2)
+
+    asyncio.run(read())
+
+
+def test_a_closed_one_leaves_no_timer():
+    async def read():
+        mailbox = Mailbox(lambda _: None)
+        waiting = asyncio.create_task(mailbox.get(3600.0))
+        await asyncio.sleep(0)
+        mailbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        await waiting
+        mailbox.close()
+        return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
+
+    assert asyncio.run(read()) == []
