@@ -338,7 +338,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
         """The next event, for Starlette; protocols take theirs from the mailbox."""
         return await self._mailbox.get()
 
-    def _hold(self, is_held: bool) -> None:  # noqa: FBT001 - a callback
+    def _hold(self, is_held: bool) -> None:
         if is_held and not self.close_sent:  # what follows is discarded, and the client's own close is awaited
             self.transport.pause_reading()
         else:

@@ -1,4 +1,4 @@
-"""The messages of one WebSocket between its protocol handler and its task. In place of uvicorn's queue, for less work."""
+"""The messages of a WebSocket until its task reads them; used instead of uvicorn's queue because it costs less."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class Scheduler:
 
 
 def rest_s(round_s: float) -> float:
-    """Seconds without a round after one of live sessions that took `round_s`, in which their chunks wait for each other.
+    """Seconds without a round after a round of live sessions that took `round_s`: their chunks wait for each other.
 
     Decoding chunks together takes as little as a third of the time. With few sessions that is not needed: rounds are
     short and follow each other closely, so that results come soon. The more there is to do, the more is done together.
