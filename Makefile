@@ -7,6 +7,7 @@ COMPILER := $(shell command -v $(CXX))
 KERNELS = $(shell git ls-files runtime/kernels)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 LARGEST_WHEEL = 2000000
+RECIPE = examples/train_demo
 
 .PHONY: demo test check lint types docs unit kernels fast oldest examples clean
 
@@ -24,6 +25,7 @@ lint: .venv/ready
 
 types: .venv/ready
 	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe
+	cd .venv && MYPYPATH=../$(RECIPE) bin/mypy --config-file ../pyproject.toml ../$(RECIPE)/*.py
 
 # NO_MKDOCS_2_WARNING: mkdocs-material advertises its successor in a banner on every build.
 docs: .venv/ready

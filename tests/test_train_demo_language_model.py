@@ -11,6 +11,7 @@ pytest.importorskip("scipy")
 
 RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
+import games
 import language_model
 import withheld
 
@@ -30,13 +31,14 @@ def test_models_are_made_without_the_sentences_of_the_tests(tmp_path, monkeypatc
     (share / "dictd").mkdir()
     (share / "dictd/gcide.dict.dz").write_bytes(gzip.compress(b"A dictionary explains many words. "))
     (tmp_path / "queen.tsv").write_text("text\tsplit\nLook behind you\ttrain\nNobody knows this\ttest\n")
+    monkeypatch.setattr(games, "TABLES", tmp_path)
     (tmp_path / "test").mkdir()
     for name in (*withheld.TESTS, *withheld.VALIDATION[1:]):
         (tmp_path / "test" / f"{name}.tsv").write_text("a.flac\tTHE SECRET SENTENCE IS\n")
     sizes = {name: (TrainingOptions(order=2), 8) for name in language_model.SIZES}
     monkeypatch.setattr(language_model, "SIZES", sizes)
     monkeypatch.setattr(language_model, "NUM_SPOKEN", 20)
-    places = ["--work-dir", tmp_path, "--queen-table", tmp_path / "queen.tsv", "--debian", tmp_path / "debian"]
+    places = ["--work-dir", tmp_path, "--debian", tmp_path / "debian"]
     monkeypatch.setattr(sys, "argv", ["", *map(str, places), "--output", str(tmp_path / "out")])
     language_model.main()
     text = (tmp_path / "out/general.txt").read_text(encoding="utf-8")

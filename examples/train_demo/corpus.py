@@ -81,6 +81,8 @@ class Pack:
 
     def map(self) -> NDArray[Any]:
         """All rows, memory-mapped: [rows] or [rows, width]."""
+        if not self.utterances:  # an empty file cannot be mapped
+            return np.empty((0,) if self.kind.width == 1 else (0, self.kind.width), self.kind.dtype)
         rows = np.memmap(self.rows_path, self.kind.dtype, "r")
         return rows if self.kind.width == 1 else rows[: self.num_rows * self.kind.width].reshape(-1, self.kind.width)
 

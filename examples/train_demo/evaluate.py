@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from texts import normalize
+from spelling import normalize
 
 from u2moe.runtime import Bundle, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.audio import read_audio

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from u2moe.export import Checkpoint
 from u2moe.export.moe import MixtureOfExperts
@@ -24,7 +24,7 @@ def usage(checkpoint: Checkpoint, recordings: list[Path]) -> dict[str, list[floa
     counts = {name: torch.zeros(len(layer.experts), dtype=torch.long) for name, layer in layers.items()}
 
     def count(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(layer: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
             experts, _ = layer.route(inputs[0].flatten(0, 1))
             counts[name] += torch.bincount(experts.flatten(), minlength=len(counts[name]))
 

@@ -84,7 +84,7 @@ class GradientSource:
         """Puts the gradient of a task into `gradients`, in order of the parameters."""
         self.model.zero_grad()
         parts, frames = self.losses(task)
-        parts.total(self.objective).backward()
+        parts.total(self.objective).backward()  # type: ignore[no-untyped-call]
         for gradient, weight in zip(gradients, self.model.parameters(), strict=True):
             if weight.grad is None:
                 gradient.zero_()
@@ -115,7 +115,9 @@ class GradientPool:
             source.model.share_memory()
         context = multiprocessing.get_context("fork")
         for _ in range(num_processes - 1):
-            gradients = [torch.empty_like(weight).share_memory_() for weight in source.model.parameters()]
+            gradients = [torch.empty_like(weight) for weight in source.model.parameters()]
+            for gradient in gradients:
+                gradient.share_memory_()  # type: ignore[no-untyped-call]
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(source, gradients, theirs), daemon=True)
             process.start()

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from texts import grammar_line, normalize, prose_sentences, queen_lines, wordnet_definitions, wordnet_phrases
+from games import table_rows
+from spelling import normalize
+from texts import grammar_line, prose_sentences, wordnet_definitions, wordnet_phrases
 from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 from u2moe.runtime.language.compact import write_compact
@@ -66,9 +68,9 @@ def spoken() -> Iterator[str]:
         yield grammar_line(rng)
 
 
-def game(table: Path) -> Iterator[str]:
+def game() -> Iterator[str]:
     """The lines of the characters that the demo model was trained on."""
-    for row in queen_lines(table, "train"):
+    for row in table_rows("queen", "train"):
         yield row["text"]
 
 
@@ -82,7 +84,6 @@ def written(path: Path, sentences: Iterable[str], withheld: Withheld) -> list[li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
     parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
     parser.add_argument("--output", type=Path, required=True, help="folder for texts and models")
     args = parser.parse_args()
@@ -93,7 +94,7 @@ def main() -> None:
             *(read_sentences(args.work_dir / "test", VALIDATION[1:])),
         ]
     )
-    sources = {"general": general(args.debian), "game": game(args.queen_table), "numbers": spoken()}
+    sources = {"general": general(args.debian), "game": game(), "numbers": spoken()}
     texts = {name: written(args.output / f"{name}.txt", text, withheld) for name, text in sources.items()}
     for name, (options, bits) in SIZES.items():
         text = texts[name if name in texts else "general"]

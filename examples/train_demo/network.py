@@ -6,7 +6,7 @@ convolutions, dense or with experts, and two attention decoders.
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +18,41 @@ from u2moe.export.encoder import ConformerBlock, ConvolutionModule, SpeechEncode
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 
+Part = TypeVar("Part", bound=nn.Module)
+
 HIDDEN = -1e4
 """Added to the score of a key that a query may not see."""
+
+
+def present(part: Part | None) -> Part:
+    """A part that other configurations may lack; ValueError if this one does."""
+    if part is None:
+        raise ValueError("this recipe's networks have all parts of a conformer, and normalize their features")
+    return part
+
+
+def front(layer: Subsampling) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """The two convolutions that the features meet first."""
+    return cast("nn.Conv2d", layer.conv[0]), cast("nn.Conv2d", layer.conv[2])
 
 
 @torch.no_grad()
 def narrow_front(model: SpeechModel, channels: int) -> None:
     """Takes all but so many channels of the first convolution out of use, by zeros."""
-    first, second = model.encoder.embed.conv[0], model.encoder.embed.conv[2]
-    for unused in (first.weight[channels:], first.bias[channels:], second.weight[:, channels:]):
+    first, second = front(model.encoder.embed)
+    for unused in (first.weight[channels:], cast("Tensor", first.bias)[channels:], second.weight[:, channels:]):
         unused.zero_()
 
 
 def lower_precision(model: SpeechModel) -> None:
     """Weights in bfloat16, but for the routers and the statistics of the features."""
     model.bfloat16()
-    if model.encoder.global_cmvn is not None:
-        model.encoder.global_cmvn.float()
+    present(model.encoder.global_cmvn).float()
     for module in model.modules():
         if isinstance(module, MixtureOfExperts):
             module.gate.float()
-    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+    # twice as fast on CPUs; the signatures of torch leave this one out
+    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
     """Pointwise, gated, depthwise over past frames, pointwise; channels stay last."""
     first, last = layer.pointwise_conv1, layer.pointwise_conv2
     gated = functional.glu(functional.linear(x * sight.valid, first.weight.squeeze(-1), first.bias), dim=-1)
-    start = functional.glu(first.bias, dim=0).expand(len(x), layer.config.kernel - 1, -1)
+    start = functional.glu(cast("Tensor", first.bias), dim=0).expand(len(x), layer.config.kernel - 1, -1)
     history = torch.cat((start, gated), 1).transpose(1, 2).unsqueeze(2)
     depthwise = layer.depthwise_conv
     # with two dimensions, of which one is empty, oneDNN takes channels where they lie: five times as fast
@@ -102,28 +116,28 @@ def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
 
 def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
     """One conformer block [batch, time, dim]."""
-    x = x + 0.5 * layer.feed_forward_macaron(layer.norm_ff_macaron(x))
+    x = x + 0.5 * present(layer.feed_forward_macaron)(layer.norm_ff_macaron(x))
     x = x + self_attention(layer.self_attn, layer.norm_mha(x), sight)
-    x = x + convolution(layer.conv_module, layer.norm_conv(x), sight)
+    x = x + convolution(present(layer.conv_module), layer.norm_conv(x), sight)
     x = x + 0.5 * layer.feed_forward(layer.norm_ff(x))
-    return layer.norm_final(x)
+    return cast("Tensor", layer.norm_final(x))
 
 
 def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
     """The convolutions, of whose first only some channels are in use (the others have no weights)."""
-    first, second = layer.conv[0], layer.conv[2]
+    first, second = front(layer)
     x = mels.unsqueeze(1).contiguous(memory_format=torch.channels_last)
-    x = functional.conv2d(x, first.weight[:channels], first.bias[:channels], first.stride).relu()
+    x = functional.conv2d(x, first.weight[:channels], cast("Tensor", first.bias)[:channels], first.stride).relu()
     x = functional.conv2d(x, second.weight[:, :channels], second.bias, second.stride).relu()
-    return layer.projection[0](x.transpose(1, 2).flatten(2)) * layer.scale
+    return cast("Tensor", layer.projection[0](x.transpose(1, 2).flatten(2)) * layer.scale)
 
 
 def encode(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
 ) -> tuple[Tensor, Tensor]:
     """As `SpeechEncoder.forward`."""
-    kind = encoder.after_norm.weight.dtype
-    x = subsample(encoder.embed, encoder.global_cmvn(mels).to(kind), channels)
+    kind = front(encoder.embed)[0].weight.dtype
+    x = subsample(encoder.embed, present(encoder.global_cmvn)(mels).to(kind), channels)
     time = x.shape[1]
     times = encoder.embed.output_lengths(lengths)
     valid = torch.arange(time, device=x.device) < times.unsqueeze(1)
@@ -135,7 +149,7 @@ def encode(
         positions=positional_encoding(torch.arange(time, device=x.device), encoder.config.dim).to(kind),
     )
     for layer in encoder.encoders:
-        x = block(layer, x, sight)
+        x = block(cast("ConformerBlock", layer), x, sight)
     return encoder.after_norm(x), times
 
 
@@ -148,7 +162,7 @@ def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, 
     q = heads(other.linear_q(layer.norm2(x)), num_heads)
     k, v = (heads(part, num_heads) for part in projections(memory, other.linear_k, other.linear_v))
     x = x + other.linear_out(attention(scale * q, k, v, memory_mask))
-    return x + layer.feed_forward(layer.norm3(x))
+    return cast("Tensor", x + layer.feed_forward(layer.norm3(x)))
 
 
 def decode(decoder: AttentionDecoder, inputs: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
@@ -159,5 +173,5 @@ def decode(decoder: AttentionDecoder, inputs: Tensor, memory: Tensor, memory_len
     hidden = torch.arange(memory.shape[1], device=inputs.device) >= memory_lengths.view(-1, 1, 1, 1)
     x = decoder.embed(inputs) * math.sqrt(decoder.config.dim) + positional_encoding(steps, decoder.config.dim).to(kind)
     for layer in decoder.decoders:
-        x = decoder_block(layer, x, mask, memory, HIDDEN * hidden.to(kind))
+        x = decoder_block(cast("DecoderBlock", layer), x, mask, memory, HIDDEN * hidden.to(kind))
     return cast("Tensor", decoder.output_layer(decoder.after_norm(x)))

@@ -10,21 +10,45 @@ import random
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import soundfile
 from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_float, to_pcm
+from games import GAMES, read_lines
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
-from texts import Sentences, Sources, normalize, queen_lines
+from spelling import normalize
+from texts import Sentences, Sources
 
 FRAME_LEN, FRAME_SHIFT, FFT_SIZE, LOW_FREQ = 400, 160, 512, 20.0
 SHORTEST = SAMPLE_RATE // 8
 NUM_PIECES = 320
 NUM_SENTENCES = 100_000
 NUM_SILENCES = 500
+CODECS = (
+    ("WAV", "ULAW", 8000),
+    ("WAV", "ULAW", 8000),
+    ("WAV", "GSM610", 8000),
+    ("AU", "G721_32", 8000),
+    ("OGG", "OPUS", 8000),
+    ("OGG", "OPUS", 16000),
+    ("OGG", "OPUS", 16000),
+)
+"""Container, codec and sample rate; Opus at 10 to 20 kbit/s."""
+UNCHANGED = (1, 0.0)
+PLANS = {
+    **{f"{game}-train": (5, 0.12) for game in GAMES},
+    **{f"{game}-dev": UNCHANGED for game in GAMES},
+    **{f"{game}-revoiced": (1, 0.05) for game in GAMES},
+    "heldout": UNCHANGED,
+    "noise": UNCHANGED,
+    "silence": UNCHANGED,
+}
+"""Variants of each utterance, and how much their speed varies; `OTHER_PACKS` for those not listed."""
+OTHER_PACKS = (1, 0.16)
 BLANKET_SOUNDS = "/com/rafaelmardojai/Blanket/sounds"
 
 
@@ -66,32 +90,36 @@ def log_mels(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech in a random room: an impulse followed by exponentially decaying noise."""
+    """The speech in a random room: an impulse followed by exponentially decaying noise, louder than it from far off."""
     decay = rng.uniform(0.1, 0.6) * SAMPLE_RATE
     tail = rng.standard_normal(int(0.7 * decay)) * np.exp(-6.9 * np.arange(int(0.7 * decay)) / decay)
     tail[: int(rng.uniform(0.001, 0.01) * SAMPLE_RATE)] = 0
-    tail *= rng.uniform(0.2, 0.9) / np.sqrt(np.sum(tail**2))
+    loudness = rng.uniform(0.2, 0.9) if rng.random() < 0.75 else rng.uniform(0.9, 2.5)
+    tail *= loudness / np.sqrt(np.sum(tail**2))
     tail[0] = 1
     return np.asarray(fftconvolve(samples, tail)[: len(samples)], np.float32)
 
 
-def telephoned(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech at 8 kHz in the 8 bits of mu-law (G.711), at a random level, sometimes clipped."""
-    narrow = resample(samples, SAMPLE_RATE, 8000)
+def coded(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """The speech over a telephone or as a small file, at a random level, sometimes clipped."""
+    container, codec, rate = CODECS[rng.integers(len(CODECS))]
+    narrow = resample(samples, SAMPLE_RATE, rate)
     level = rng.uniform(0.05, 1.0) if rng.random() < 0.8 else rng.uniform(1.5, 4.0)
     narrow = np.clip(narrow * (level / max(np.abs(narrow).max(), 1e-5)), -1, 1)
-    codes = np.round(np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256) * 127) / 127
-    return resample(
-        (np.sign(codes) * np.expm1(np.abs(codes) * np.log(256)) / 255).astype(np.float32), 8000, SAMPLE_RATE
-    )
+    file = io.BytesIO()
+    compression = rng.uniform(0.93, 1) if container == "OGG" else None
+    soundfile.write(file, narrow, rate, format=container, subtype=codec, compression_level=compression)
+    file.seek(0)
+    decoded, _ = soundfile.read(file, dtype="float32", frames=len(narrow))
+    return resample(decoded, rate, SAMPLE_RATE)
 
 
 def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech at a random speed (and pitch); one time in three in a random room, one in eight over a telephone."""
+    """The speech at a random speed (and pitch); one time in three in a random room, one in six through a codec."""
     speed = round(40 * rng.uniform(1 - spread, 1 + spread))
     samples = resample(samples, speed, 40)
     samples = reverberated(samples, rng) if rng.random() < 0.33 else samples
-    return telephoned(samples, rng) if rng.random() < 0.125 else samples
+    return coded(samples, rng) if rng.random() < 0.17 else samples
 
 
 def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
@@ -109,14 +137,11 @@ def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
         return f"{speech_path.stem}: {len(mels.utterances)} utterances, {mels.num_rows / 360_000:.2f} h"
 
 
-def read_queen(archive: Path, table: Path, folder: Path, split: str) -> None:
-    """Decodes the game's clips of one split whose recording agrees with the script."""
-    with archive.open("rb") as file, Pack(folder / f"queen-{split}", SPEECH) as pack:
-        rows = [row for row in queen_lines(table, split) if float(row["cer"]) < 0.5 and normalize(row["text"])]
-        for row in rows[len(pack.utterances) :]:
-            file.seek(int(row["offset"]))
-            samples, rate = soundfile.read(io.BytesIO(file.read(int(row["size"]))), dtype="float32")
-            pack.append(to_pcm(resample(samples, rate)), f"queen-{row['speaker_group']}", normalize(row["text"]))
+def read_game(game: str, split: str, debian: Path, folder: Path) -> None:
+    """Decodes a game's clips of one split."""
+    with Pack(folder / f"{game}-{split}", SPEECH) as pack:
+        for line in read_lines(game, split, debian, start=len(pack.utterances)):
+            pack.append(to_pcm(line.wideband), line.voice, line.text)
 
 
 def read_noises(blanket: Path, music: Path, folder: Path) -> None:
@@ -167,30 +192,28 @@ def write_vocabulary(texts: Iterable[str], folder: Path, num_pieces: int = NUM_P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
     parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--packs", nargs="*", help="only these")
     args = parser.parse_args()
     speech, features = args.work_dir / "speech", args.work_dir / "features"
-    archive = args.debian / "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
-    for split in ("train", "dev"):
-        read_queen(archive, args.queen_table, speech, split)
-    read_noises(args.debian / "usr/share/blanket/blanket.gresource", args.debian / "usr/share/asterisk/moh", speech)
-    cut_silence(Pack(speech / "noise", SPEECH), speech)
+
+    def wanted(name: str) -> bool:
+        return not args.packs or name in args.packs
+
+    for game, split in product(GAMES, ("train", "dev")):
+        if wanted(f"{game}-{split}"):
+            read_game(game, split, args.debian, speech)
+    if wanted("noise"):
+        read_noises(args.debian / "usr/share/blanket/blanket.gresource", args.debian / "usr/share/asterisk/moh", speech)
+    if wanted("silence"):
+        cut_silence(Pack(speech / "noise", SPEECH), speech)
     if not (args.work_dir / "units.txt").exists():
-        sentences, rng = Sentences(Sources(queen_table=args.queen_table, debian=args.debian)), random.Random(0)
+        sentences, rng = Sentences(Sources(debian=args.debian)), random.Random(0)
         write_vocabulary((normalize(sentences.draw(rng)) for _ in range(NUM_SENTENCES)), args.work_dir)
-    packs = sorted(path.with_suffix("") for path in speech.glob("*.tsv"))
-    unchanged = (1, 0.0)
-    plans = {
-        "queen-train": (5, 0.12),
-        "queen-dev": unchanged,
-        "heldout": unchanged,
-        "noise": unchanged,
-        "silence": unchanged,
-    }
+    packs = [path.with_suffix("") for path in sorted(speech.glob("*.tsv")) if wanted(path.stem) and path.stat().st_size]
     with ProcessPoolExecutor(args.processes) as pool:
-        jobs = [pool.submit(extract, path, features, *plans.get(path.name, (1, 0.16))) for path in packs]
+        jobs = [pool.submit(extract, path, features, *PLANS.get(path.name, OTHER_PACKS)) for path in packs]
         for job in jobs:
             print(job.result(), flush=True)
 

@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_pcm
-from texts import Sentences, Sources, normalize
+from spelling import normalize
+from texts import Sentences, Sources, Words
 from voices import Samples, speaker
 
 HOURS = {
     "hibari": 10.0, "pico-us": 6.0, "pico-gb": 6.0, "flite-rms": 5.0, "flite-awb": 5.0, "flite-kal16": 1.5,
-    "espeak": 6.0, "piper-joe": 10.0, "kokoro": 20.0,
+    "hibari-words": 0.7, "pico-us-words": 0.7, "pico-gb-words": 0.7, "flite-rms-words": 0.5, "flite-awb-words": 0.5,
+    "espeak": 6.0, "espeak-words": 1.5, "kokoro-words": 2.0, "piper-joe": 10.0, "kokoro": 20.0,
 }  # fmt: skip
-"""Hours wanted of each training voice; the slow ones come last and may stop early."""
+"""Hours wanted of each pack, of sentences or of words; the slow voices come last and may stop early."""
+WORDS = "-words"
 HELD_OUT = ("flite-slt", "festival-ked", "espeak-scotland")
 HELD_OUT_SENTENCES = 50
 MAX_ATTEMPTS = 20
@@ -41,29 +44,35 @@ def hours(pack: Pack) -> float:
     return pack.num_rows / SAMPLE_RATE / 3600
 
 
-def speak_all(voice: str, pack: Pack, sentences: Sentences, wanted: Callable[[], bool]) -> None:
+def plausible(samples: Samples, text: str) -> bool:
+    """Whether the speech is about as long as the text: 3 to 32 characters a second, besides pauses."""
+    seconds = len(samples) / SAMPLE_RATE
+    return len(text) / 32 < max(seconds - 0.3, 0.1) and seconds - 0.9 < len(text) / 3 and 0 < seconds < 16
+
+
+def speak_all(name: str, pack: Pack, sentences: Sentences | Words, wanted: Callable[[], bool]) -> None:
     """Appends sentences to the pack while more is wanted; what is implausibly fast or slow is spoken anew."""
+    voice = name.removesuffix(WORDS)
     speak = speaker(voice)
     while wanted():
         for attempt in range(MAX_ATTEMPTS):
-            rng = random.Random(f"{voice} {len(pack.utterances)} {attempt}")
+            rng = random.Random(f"{name} {len(pack.utterances)} {attempt}")
             sentence = sentences.draw(rng)
             speech = speak(sentence, rng)
             samples = trimmed(resample(speech.samples, speech.rate), rng)
-            text = normalize(sentence)
-            pace = len(text) / max(len(samples) / SAMPLE_RATE - 0.3, 0.1)
-            if 3 < pace < 32 and 0 < len(samples) < 16 * SAMPLE_RATE:
+            if plausible(samples, text := normalize(sentence)):
                 pack.append(to_pcm(samples), speech.voice or voice, text)
                 break
         else:
-            raise RuntimeError(f"{voice}: no plausible speech in {MAX_ATTEMPTS} attempts, the last for {sentence!r}")
+            raise RuntimeError(f"{name}: no plausible speech in {MAX_ATTEMPTS} attempts, the last for {sentence!r}")
 
 
-def speak_hours(voice: str, sources: Sources, folder: Path, deadline: float) -> str:
+def speak_hours(name: str, sources: Sources, folder: Path, deadline: float) -> str:
     """Fills the pack of a training voice; returns a line for the log."""
-    with Pack(folder / voice, SPEECH) as pack:
-        speak_all(voice, pack, Sentences(sources), lambda: hours(pack) < HOURS[voice] and time.time() < deadline)
-        return f"{voice}: {hours(pack):.2f} h, {len(pack.utterances)} utterances"
+    sentences = Words(sources) if name.endswith(WORDS) else Sentences(sources)
+    with Pack(folder / name, SPEECH) as pack:
+        speak_all(name, pack, sentences, lambda: hours(pack) < HOURS[name] and time.time() < deadline)
+        return f"{name}: {hours(pack):.2f} h, {len(pack.utterances)} utterances"
 
 
 def speak_heldout(sources: Sources, folder: Path) -> str:
@@ -81,17 +90,16 @@ def speak_heldout(sources: Sources, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
     parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
-    parser.add_argument("--voices", nargs="*", default=list(HOURS))
+    parser.add_argument("--packs", nargs="*", default=list(HOURS))
     parser.add_argument("--minutes", type=float, default=30, help="stop starting new utterances after this time")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     deadline = time.time() + 60 * args.minutes
-    sources, folder = Sources(queen_table=args.queen_table, debian=args.debian), args.work_dir / "speech"
+    sources, folder = Sources(debian=args.debian), args.work_dir / "speech"
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = [pool.submit(speak_heldout, sources, folder)]
-        jobs += [pool.submit(speak_hours, voice, sources, folder, deadline) for voice in args.voices]
+        jobs += [pool.submit(speak_hours, name, sources, folder, deadline) for name in args.packs]
         for job in jobs:
             print(job.result(), flush=True)
 

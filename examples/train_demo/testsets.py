@@ -6,7 +6,6 @@ set in `dev` is for calibration.
 
 import argparse
 import gzip
-import io
 import re
 import subprocess
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_float
+from corpus import SAMPLE_RATE, SPEECH, Pack, to_float
+from games import read_lines
 from numpy.typing import NDArray
-from texts import normalize, queen_lines
+from spelling import normalize
 
 Samples = NDArray[np.float32]
 Item = tuple[str, Samples, str]
@@ -45,15 +45,10 @@ def decoded(path: Path, *options: str) -> Samples:
     return to_float(np.frombuffer(pcm, "<i2"))
 
 
-def queen(debian: Path, table: Path) -> Iterator[Item]:
+def queen(debian: Path) -> Iterator[Item]:
     """Game characters that speak in no training clip."""
-    archive = debian / "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
-    with archive.open("rb") as file:
-        for row in queen_lines(table, "test"):
-            if float(row["cer"]) < 0.5 and normalize(row["text"]):
-                file.seek(int(row["offset"]))
-                samples, rate = soundfile.read(io.BytesIO(file.read(int(row["size"]))), dtype="float32")
-                yield row["clip"].removesuffix(".SB"), resample(samples, rate), row["text"]
+    for line in read_lines("queen", "test", debian):
+        yield line.clip.removesuffix(".SB"), line.wideband, line.text
 
 
 def asterisk(debian: Path, *, words: bool) -> Iterator[Item]:
@@ -118,11 +113,10 @@ def write(folder: Path, name: str, items: Iterator[Item]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--queen-table", type=Path, required=True, help="queen.tsv, the table of game lines")
     parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
     args = parser.parse_args()
     sets = {
-        "queen-test": queen(args.debian, args.queen_table),
+        "queen-test": queen(args.debian),
         "asterisk-words": asterisk(args.debian, words=True),
         "asterisk-sentences": asterisk(args.debian, words=False),
         "saytime": saytime(args.debian),

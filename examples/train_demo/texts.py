@@ -1,67 +1,30 @@
-"""Sentences to be spoken: game lines, WordNet phrases, grammars of numbers, dates, times, letters and commands.
-
-Also holds `normalize`, the one spelling that training, testing and scoring share: upper case, digits as words.
-"""
+"""Sentences to be spoken: game lines, WordNet phrases, grammars of numbers, dates, times, letters and commands."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
 import html
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
-from csv import QUOTE_NONE, DictReader
 from dataclasses import dataclass
 from pathlib import Path
 
-UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-ORDINALS = {
-    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
-    "twelve": "twelfth",
-}  # fmt: skip
+from games import GAMES, table_rows
+from spelling import TENS, UNITS, cardinal, normalize, ordinal
+
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 SPELLING = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
     "sierra tango uniform victor whiskey x-ray yankee zulu"
 ).split()
+MIN_COUNT = 30
+"""Of a word that is spoken on its own."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NAMES = (
     "Alice Bob Carol David Emma Frank Grace Henry Irene Jack Kate Laura Michael Nora Oliver Peter Rachel Sam Tom "
     "Victor Wendy Smith Johnson Miller Davis Wilson Brown Taylor Anderson Martin Clark Lewis Walker Young King Baker"
 ).split()
-
-
-def cardinal(number: int) -> str:
-    """The number in words, without "and": 1234 -> "one thousand two hundred thirty four"."""
-    if number < 20:
-        return UNITS[number]
-    if number < 100:
-        return TENS[number // 10 - 2] + (f" {UNITS[number % 10]}" if number % 10 else "")
-    for size, name in ((1_000_000_000, "billion"), (1_000_000, "million"), (1000, "thousand"), (100, "hundred")):
-        if number >= size:
-            rest = f" {cardinal(number % size)}" if number % size else ""
-            return f"{cardinal(number // size)} {name}{rest}"
-    raise ValueError(f"number must not be negative, got {number}")
-
-
-def ordinal(number: int) -> str:
-    """The ordinal in words: 21 -> "twenty first"."""
-    *head, last = cardinal(number).split()
-    regular = (last[:-1] + "ie" if last.endswith("y") else last) + "th"
-    return " ".join([*head, ORDINALS.get(last, regular)])
-
-
-def normalize(text: str) -> str:
-    """Upper case letters and apostrophes only, integers spelled out, single spaces."""
-    text = text.replace("\u2019", "'").replace("&", " and ").replace("%", " percent ")
-    text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda found: f" {ordinal(int(found[1]))} ", text)
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    text = re.sub(r"\d+", lambda found: f" {cardinal(int(found[0]))} ", text)
-    text = re.sub(r"[^A-Z']+", " ", text.upper())
-    return " ".join(word for word in (word.strip("'") for word in text.split()) if word)
 
 
 def digits(rng: random.Random, count: int) -> str:
@@ -216,6 +179,22 @@ def isolated(rng: random.Random) -> str:
     return rng.choice(kinds)()
 
 
+def brief(rng: random.Random) -> str:
+    """A few words at most, of the kind that is said on its own: a number, some letters, a time or a day."""
+    kinds: list[Callable[[], str]] = [
+        lambda: isolated(rng),
+        lambda: digits(rng, rng.choice([1, 2, 2, 3, 3, 4])),
+        lambda: ", ".join(rng.choices(LETTERS, k=rng.choice([2, 2, 3]))),
+        lambda: quantity(rng),
+        lambda: spoken_time(rng),
+        lambda: spoken_date(rng),
+        lambda: rng.choice(
+            "half past quarter past quarter to morning evening afternoon night the time is exactly".split()
+        ),
+    ]
+    return rng.choices(kinds, weights=[62, 10, 6, 6, 6, 6, 4])[0]()
+
+
 def spelled_name(rng: random.Random) -> str:
     """A name and its letters, or its letters alone."""
     name = rng.choice(NAMES)
@@ -235,12 +214,6 @@ def grammar_line(rng: random.Random) -> str:
     if kind is not isolated and rng.random() < 0.12:
         line += ", " + rng.choice([quantity, spoken_date, command])(rng)
     return " ".join(line.split())
-
-
-def queen_lines(table: Path, split: str) -> list[dict[str, str]]:
-    """Rows of the table of game lines that belong to one split."""
-    with table.open(encoding="utf-8") as file:
-        return [row for row in DictReader(file, delimiter="\t", quoting=QUOTE_NONE) if row["split"] == split]
 
 
 def wordnet_phrases(folder: Path) -> list[str]:
@@ -283,14 +256,13 @@ def prose_sentences(paths: Iterable[Path]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where sentences come from: the table of game lines, and the folder of the unpacked Debian packages."""
+    """Where sentences come from: the tables of game lines, and the folder of the unpacked Debian packages."""
 
-    queen_table: Path
     debian: Path
 
-    def queen(self) -> list[str]:
-        """What is said in the game, but for the characters of the test and validation sets."""
-        return [row["text"] for row in queen_lines(self.queen_table, "train") if float(row["cer"]) < 0.8]
+    def games(self) -> list[str]:
+        """What is said in the games, but for the characters of the test and validation sets."""
+        return [row["text"] for game in GAMES for row in table_rows(game, "train") if float(row["cer"]) < 0.8]
 
     def wordnet(self) -> list[str]:
         """WordNet's example phrases, and a quarter as many of its definitions."""
@@ -306,12 +278,26 @@ class Sources:
 
 
 class Sentences:
-    """Sentences to be spoken: 36 % of the grammars, 20 % of the game, the rest WordNet and prose."""
+    """Sentences to be spoken: 36 % of the grammars, 20 % of the games, the rest WordNet and prose."""
 
     def __init__(self, sources: Sources) -> None:
-        self.written = [sources.queen(), sources.wordnet(), sources.prose()]
+        self.written = [sources.games(), sources.wordnet(), sources.prose()]
 
     def draw(self, rng: random.Random) -> str:
         """A sentence."""
         kind = rng.choices([None, *self.written], weights=[36, 20, 20, 24])[0]
         return grammar_line(rng) if kind is None else rng.choice(kind)
+
+
+class Words:
+    """Words to be spoken on their own: nine in ten of the grammars, the rest frequent ones of the games and WordNet."""
+
+    def __init__(self, sources: Sources) -> None:
+        counts = Counter(
+            word for line in sources.games() + sources.wordnet() for word in normalize(line).lower().split()
+        )
+        self.frequent = sorted(word for word, count in counts.items() if count >= MIN_COUNT and len(word) > 2)
+
+    def draw(self, rng: random.Random) -> str:
+        """One word, or a few."""
+        return brief(rng) if rng.random() < 0.9 else rng.choice(self.frequent)

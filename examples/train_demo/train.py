@@ -35,7 +35,7 @@ from u2moe.export.training_config import parse_training_config
 from u2moe.quantize.tuning.machine import cpu_fields, processor
 
 EASY_VOICES, EASY_FRAMES, EASY_UNTIL = ("hibari", "pico-us"), 250, 2.5
-PORTIONS = {"espeak": 0.5, "flite-kal16": 0.5}
+PORTIONS = {"espeak": 0.5, "espeak-words": 0.5, "flite-kal16": 0.5}
 """How much of a pack is taken in an epoch, where it is not all of it."""
 
 
@@ -239,7 +239,8 @@ class Report:
 
     def __str__(self) -> str:
         def mean(name: str) -> float:
-            values = [value for value in (getattr(outcome, name) for outcome in self.outcomes) if not math.isnan(value)]
+            found: list[float] = [getattr(outcome, name) for outcome in self.outcomes]
+            values = [value for value in found if not math.isnan(value)]
             return sum(values) / max(len(values), 1)
 
         speech = sum(outcome.num_frames for outcome in self.outcomes) / 100

@@ -1,0 +1,92 @@
+"""Acted dialogue of freeware games: what is said in which clip (`queen.tsv` and the like), and readers of the clips."""
+
+import io
+from collections.abc import Callable, Iterator
+from csv import QUOTE_NONE, DictReader
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rnc
+import soundfile
+from corpus import resample
+from numpy.typing import NDArray
+from spelling import normalize
+
+Samples = NDArray[np.float32]
+
+TABLES = Path(__file__).parent
+MAX_CER = 0.5
+"""Where a recogniser disagrees more with the script, something else is heard: a laugh, a cry, other words."""
+PCM_RATE = 11025
+SKY_HEADER_LEN = 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A clip, who speaks in it, and its normalized text."""
+
+    clip: str
+    voice: str
+    text: str
+    samples: Samples
+    """[time] in [-1, 1] at `rate` Hz."""
+    rate: int
+
+    @property
+    def wideband(self) -> Samples:
+        """The samples at the rate of the packs."""
+        return resample(self.samples, self.rate)
+
+
+def from_mp3(data: bytes) -> tuple[Samples, int]:
+    """Flight of the Amazon Queen: an MP3 file."""
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    return samples, rate
+
+
+def from_pcm(data: bytes) -> tuple[Samples, int]:
+    """Drascula: unsigned bytes."""
+    return np.asarray((np.frombuffer(data, "u1").astype(np.float32) - 128) / 128, np.float32), PCM_RATE
+
+
+def from_sky(data: bytes) -> tuple[Samples, int]:
+    """Beneath a Steel Sky: a header, then unsigned bytes, which are packed for most clips."""
+    body = data[SKY_HEADER_LEN:]
+    return from_pcm(rnc.unpack(body) if body.startswith(rnc.SIGNATURE) else body)
+
+
+@dataclass(frozen=True)
+class Game:
+    """Where a game's speech lies among the unpacked Debian packages, and how a clip is decoded."""
+
+    folder: str
+    file: str
+    """With the name of the clip in it where each has its own."""
+    decode: Callable[[bytes], tuple[Samples, int]]
+
+
+GAMES = {
+    "queen": Game("flight-of-the-amazon-queen", "queen.1c", from_mp3),
+    "sky": Game("beneath-a-steel-sky", "sky.dsk", from_sky),
+    "drascula": Game("drascula/en", "{clip}.ALS", from_pcm),
+}
+
+
+def table_rows(game: str, split: str) -> list[dict[str, str]]:
+    """Rows of the table of a game that belong to one split."""
+    with (TABLES / f"{game}.tsv").open(encoding="utf-8") as file:
+        return [row for row in DictReader(file, delimiter="\t", quoting=QUOTE_NONE) if row["split"] == split]
+
+
+def read_lines(game: str, split: str, debian: Path, start: int = 0) -> Iterator[Line]:
+    """The clips of a split, from the one of this number on, whose recording agrees with the script."""
+    place = GAMES[game]
+    folder = debian / "usr/share/scummvm" / place.folder
+    rows = [row for row in table_rows(game, split) if float(row["cer"]) < MAX_CER and normalize(row["text"])]
+    for row in rows[start:]:
+        with (folder / place.file.format(clip=row["clip"])).open("rb") as file:
+            file.seek(int(row["offset"]))
+            samples, rate = place.decode(file.read(int(row["size"])))
+        voice, text = f"{game}-{row['speaker_group']}", normalize(row["text"])
+        yield Line(clip=row["clip"], voice=voice, text=text, samples=samples, rate=rate)

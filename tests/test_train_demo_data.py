@@ -1,0 +1,226 @@
+"""The data of the demo model's recipe: clips of games, other speakers out of them, codecs, words to be spoken."""
+# ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
+
+import importlib
+import random
+import string
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("scipy")
+pytest.importorskip("sentencepiece")
+from scipy.signal import lfilter
+
+RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
+sys.path.insert(0, str(RECIPE))
+import corpus
+import games
+import prepare
+import rnc
+import synthesize
+import texts
+from spelling import normalize
+
+COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
+
+
+class PackedBits:
+    """Writes what `rnc.Bits` reads: 16-bit words, low bits first, and bytes after the last word begun."""
+
+    def __init__(self):
+        self.data, self.word, self.num_bits = bytearray(), 0, 16
+
+    def put(self, value, count):
+        for index in range(count):
+            if self.num_bits == 16:
+                self.word, self.num_bits = len(self.data), 0
+                self.data += bytes(2)
+            self.data[self.word + self.num_bits // 8] |= (value >> index & 1) << self.num_bits % 8
+            self.num_bits += 1
+
+    def put_code(self, lengths):
+        self.put(len(lengths), 5)
+        for length in lengths:
+            self.put(length, 4)
+
+
+def packed(literal, distance, length):
+    """`literal`, then `length` bytes of what came `distance` before, in the format of RNC's method 1."""
+    bits = PackedBits()
+    bits.put(0, 2)
+    sizes = [(number).bit_length() for number in (len(literal), distance - 1, length - 2)]
+    bits.put_code([1] + [0] * (sizes[0] - 1) + [1])
+    for size in sizes[1:]:
+        bits.put_code([0] * size + [1])
+    bits.put(2, 16)
+    numbers = (len(literal), distance - 1, length - 2)
+    for part, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
+        bits.put(1 if part == 0 else 0, 1)
+        bits.put(number, max(size - 1, 0))
+        bits.data += literal if part == 0 else b""
+    bits.put(0, 1)
+    size = len(literal) + length
+    header = rnc.SIGNATURE + size.to_bytes(4, "big") + len(bits.data).to_bytes(4, "big") + bytes(5) + b"\x01"
+    return header + bytes(bits.data)
+
+
+@given(st.binary(min_size=4, max_size=40), st.data())
+def test_packed_clips_are_unpacked(literal, data):
+    distance = data.draw(st.integers(1, len(literal)))
+    length = data.draw(st.integers(2, 60))
+    expected = bytearray(literal)
+    for _ in range(length):
+        expected.append(expected[-distance])
+    assert rnc.unpack(packed(literal, distance, length)) == expected
+
+
+def test_damaged_clips_are_refused():
+    whole = packed(b"abcdef", 3, 9)
+    with pytest.raises(ValueError, match="15 bytes instead of 16"):
+        rnc.unpack(whole[:4] + (16).to_bytes(4, "big") + whole[8:])
+    with pytest.raises(ValueError, match="must begin with"):
+        rnc.unpack(b"ZIP" + whole[3:])
+
+
+@pytest.fixture
+def debian(tmp_path, monkeypatch):
+    """Two games: one with an archive of clips, of which one is packed, and one with a file for each clip."""
+    monkeypatch.setattr(games, "TABLES", tmp_path)
+    clips = [bytes(22) + bytes(range(100)), bytes(22) + packed(bytes(range(40)), 7, 60)]
+    folder = tmp_path / "debian/usr/share/scummvm"
+    (folder / "beneath-a-steel-sky").mkdir(parents=True)
+    (folder / "beneath-a-steel-sky/sky.dsk").write_bytes(b"head" + b"".join(clips))
+    places = [f"{4 + number * len(clips[0])}\t{len(clip)}" for number, clip in enumerate(clips)]
+    rows = [
+        f"1\t{places[0]}\t0.01\tA\ttrain\t0.1\tHello, you!\n",
+        f"2\t{places[1]}\t0.01\tB\ttrain\t0.2\tAnd 2 more.\n",
+        f"3\t{places[1]}\t0.01\tB\ttrain\t0.7\tNot what is said.\n",
+        f"4\t{places[1]}\t0.01\tC\tdev\t0\tFor another day.\n",
+        f"5\t{places[1]}\t0.01\tA\ttrain\t0\t...\n",
+    ]
+    (tmp_path / "sky.tsv").write_text(COLUMNS + "".join(rows))
+    (folder / "drascula/en").mkdir(parents=True)
+    (folder / "drascula/en/D1.ALS").write_bytes(bytes([128, 0, 255]))
+    (tmp_path / "drascula.tsv").write_text(COLUMNS + "D1\t0\t3\t0\tD\ttrain\t0\tBlood\n")
+    return tmp_path / "debian"
+
+
+def test_the_clips_of_a_split_are_read_where_the_recording_says_the_script(debian):
+    first, second = games.read_lines("sky", "train", debian)
+    assert (first.text, first.voice) == ("HELLO YOU", "sky-A")
+    assert (second.text, second.voice) == ("AND TWO MORE", "sky-B")
+    assert np.array_equal(first.samples, (np.arange(100) - 128) / 128)
+    assert len(second.samples) == 100
+    assert [line.clip for line in games.read_lines("sky", "train", debian, start=1)] == ["2"]
+    assert [line.clip for line in games.read_lines("sky", "dev", debian)] == ["4"]
+    (blood,) = games.read_lines("drascula", "train", debian)
+    assert blood.samples.tolist() == [0, -1, 127 / 128]
+
+
+def test_packs_of_games_are_filled_once(debian, tmp_path):
+    for _ in range(2):
+        prepare.read_game("sky", "train", debian, tmp_path / "speech")
+    pack = corpus.Pack(tmp_path / "speech/sky-train", corpus.SPEECH)
+    assert [utterance.text for utterance in pack.utterances] == ["HELLO YOU", "AND TWO MORE"]
+
+
+@pytest.mark.parametrize("game", games.GAMES)
+def test_tables_keep_speakers_apart(game):
+    speakers = {}
+    for split in ("train", "dev", "test"):
+        for row in games.table_rows(game, split):
+            assert float(row["cer"]) >= 0
+            assert int(row["size"]) > 0
+            assert normalize(row["text"])
+            assert speakers.setdefault(row["speaker_group"], split) == split
+
+
+def test_an_empty_pack_has_no_rows(tmp_path):
+    with corpus.Pack(tmp_path / "empty", corpus.MELS) as pack:
+        assert pack.map().shape == (0, corpus.NUM_MELS)
+
+
+def vowel(pitch):
+    """A second of pulses, and a little noise, through three resonances."""
+    rate = corpus.SAMPLE_RATE
+    wave = np.diff(np.floor(np.arange(rate) * pitch / rate), prepend=0.0)
+    wave += 1e-3 * np.random.default_rng(0).standard_normal(len(wave))
+    for frequency, bandwidth in ((700, 80), (1200, 100), (2600, 150)):
+        radius = np.exp(-np.pi * bandwidth / rate)
+        wave = lfilter([1 - radius], [1, -2 * radius * np.cos(2 * np.pi * frequency / rate), radius**2], wave)
+    return np.asarray(0.5 * wave / np.abs(wave).max(), np.float32)
+
+
+def loudest(wave, low, high):
+    """The frequency between two where a smoothed spectrum is highest."""
+    frequencies = np.fft.rfftfreq(len(wave), 1 / corpus.SAMPLE_RATE)
+    spectrum = np.convolve(np.abs(np.fft.rfft(wave)), np.hanning(300), "same")
+    inside = (low < frequencies) & (frequencies < high)
+    return frequencies[inside][spectrum[inside].argmax()]
+
+
+@pytest.mark.parametrize("codec", prepare.CODECS)
+def test_codecs_keep_speech_where_it_was(codec, monkeypatch):
+    monkeypatch.setattr(prepare, "CODECS", (codec,))
+    clean = vowel(120) * np.hanning(corpus.SAMPLE_RATE).astype(np.float32)
+    heard = prepare.coded(clean, np.random.default_rng(2))
+    assert len(heard) == len(clean)
+    assert np.isfinite(heard).all()
+    envelopes = [np.convolve(np.abs(wave), np.ones(800), "same") for wave in (clean, heard)]
+    # lossy codecs change the wave, at 10 kbit/s by much, but not when it is loud
+    assert np.corrcoef(*envelopes)[0, 1] > 0.95
+
+
+@pytest.fixture(scope="module")
+def revoice():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pyworld imports what setuptools has given up
+        pytest.importorskip("pyworld")
+        return importlib.import_module("revoice")
+
+
+def test_another_speaker_has_another_pitch_and_tract(revoice):
+    clip = vowel(120)
+    other = revoice.Analysis.of(clip).spoken(revoice.Manner(tract=1.15, pitch=1.25, movement=1.0))
+    pitch, _ = revoice.pyworld.dio(other.astype(np.float64), corpus.SAMPLE_RATE)
+    assert (pitch > 0).mean() > 0.9
+    # harmonics lie 120 and 150 Hz apart, so that a smoothed peak is known to about a tenth
+    assert np.median(pitch[pitch > 0]) == pytest.approx(150, rel=0.02)
+    assert loudest(other, 400, 1000) / loudest(clip, 400, 1000) == pytest.approx(1.15, rel=0.1)
+    assert np.abs(other).max() == pytest.approx(0.5)
+
+
+def test_manners_stay_within_what_sounds_human(revoice):
+    manners = [revoice.Manner.draw(np.random.default_rng(number)) for number in range(200)]
+    for values, width in (([m.tract for m in manners], 0.15), ([m.pitch for m in manners], 0.3)):
+        assert np.exp(-width) <= min(values) < 0.95
+        assert 1.05 < max(values) <= np.exp(width)
+
+
+def test_words_are_brief_and_cover_letters_and_numbers():
+    class Source(texts.Sources):
+        def games(self):
+            return ["the lamp is on the table"] * texts.MIN_COUNT
+
+        def wordnet(self):
+            return ["rare"]
+
+    words = texts.Words(Source(debian=Path()))
+    assert words.frequent == ["lamp", "table", "the"]
+    rng = random.Random(1)
+    spoken = [normalize(words.draw(rng)) for _ in range(4000)]
+    assert sum(len(text.split()) for text in spoken) / len(spoken) < 2
+    assert {*string.ascii_uppercase, "SEVEN", "THIRTEENTH", "NOVEMBER", "O'CLOCK", "LAMP"} <= {*spoken}
+
+
+def test_single_letters_are_plausible_speech():
+    second = corpus.SAMPLE_RATE
+    assert synthesize.plausible(np.zeros(second), "A")
+    assert not synthesize.plausible(np.zeros(4 * second), "A")
+    assert not synthesize.plausible(np.zeros(second), "A SENTENCE THAT NOBODY COULD SAY IN A SECOND")
