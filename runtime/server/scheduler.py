@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.result import Result
     from u2moe.runtime.server.metrics import Metrics
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.stream import Stream
@@ -205,7 +206,7 @@ class _Feed:
         """The results of the round after decoding, or the error."""
         error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
-            return Outcome(num_samples=self.num_samples, finals=[], partial=None, is_over=True, error=error)
+            return self._outcome([], None, is_over=True, error=error)
         stream = self.inbox.stream
         finals = stream.take_segments()
         result = stream.get_result()
@@ -214,4 +215,17 @@ class _Feed:
         if finals and not text:  # a final result is enough
             partial = None
         self.inbox.shown = text
-        return Outcome(num_samples=self.num_samples, finals=finals, partial=partial, is_over=self.ends)
+        return self._outcome(finals, partial, is_over=self.ends)
+
+    def _outcome(
+        self, finals: list[Result], partial: Result | None, *, is_over: bool, error: Exception | None = None
+    ) -> Outcome:
+        return Outcome(
+            inbox=self.inbox,
+            number=self.inbox.num_rounds,
+            num_samples=self.num_samples,
+            finals=finals,
+            partial=partial,
+            is_over=is_over,
+            error=error,
+        )

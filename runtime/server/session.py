@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio import as_samples
-from u2moe.runtime.server.errors import TooLargeError
+from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,8 @@ class Outcome:
     """The results of a scheduler round for a session.
 
     Attributes:
+        inbox: of the session that it is for.
+        number: number of the session's round, from 1.
         num_samples: samples taken from its queue.
         finals: finished segments.
         partial: partial result of the next one, if it has changed.
@@ -53,6 +55,8 @@ class Outcome:
         error: the reason, if it is over too early.
     """
 
+    inbox: Inbox
+    number: int
     num_samples: int
     finals: list[Result]
     partial: Result | None
@@ -238,7 +242,14 @@ class Session:
         raise StopAsyncIteration
 
     def deliver(self, outcome: Outcome) -> None:
-        """Accept the results of a round; called by the scheduler in the event loop."""
+        """Accept the results of a round; called by the scheduler in the event loop.
+
+        What is meant for another session, or comes out of turn, ends it: nobody is told what another has said.
+        """
+        if outcome.inbox is not self.inbox or outcome.number != self._num_rounds + 1:
+            self._error = self._error or RecognitionError("a result was lost, or is that of another source")
+            self.close()
+            return
         self._num_done += outcome.num_samples
         self._num_rounds += 1
         if outcome.finals:

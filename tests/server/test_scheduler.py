@@ -12,11 +12,12 @@ from tones import say, toy_recognizer
 
 from u2moe.runtime import AudioError, ProviderError, StreamError
 from u2moe.runtime.audio import as_samples
+from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Scheduler, rest_s
-from u2moe.runtime.server.session import Block, Inbox, Session
+from u2moe.runtime.server.session import Block, Inbox, Outcome, Session
 
 PATIENCE_S = 120
 
@@ -36,9 +37,27 @@ async def until(holds):
 
 @contextlib.asynccontextmanager
 async def scheduling(recognizer, **limits):
+    """A scheduler. Fails, rather than to wait for ever, as soon as a round leaves a session without its results."""
     scheduler = Scheduler(recognizer, Metrics(), Limits(**limits))
+    loop, task, serve, lost = asyncio.get_running_loop(), asyncio.current_task(), scheduler._serve, []
+
+    def serve_and_check(inboxes):
+        sessions = [scheduler._sessions[inbox] for inbox in inboxes]
+        serve(inboxes)
+        # In the event loop, so behind the delivery of the results.
+        loop.call_soon_threadsafe(check, [(session, session.inbox.num_rounds) for session in sessions])
+
+    def check(served):
+        lost.extend(number for session, number in served if session._num_rounds < number)
+        if lost:
+            task.cancel()
+
+    scheduler._serve = serve_and_check
     try:
         yield scheduler
+    except asyncio.CancelledError:
+        assert not lost, f"a session did not get the results of its round {lost[0]}"
+        raise
     finally:
         scheduler.stop()
 
@@ -238,6 +257,22 @@ def test_those_in_a_round_that_fails_are_told(held, speech, options):
 
     first, second, third = run(feed())
     assert (first.is_over, second.is_over, third.is_over) == (True, False, False)
+
+
+def test_results_of_another_session_are_not_told(demo, options):
+    one, other = (Session(demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
+    said = Result(text="A SECRET", is_final=True, segment=0)
+    mine = {"num_samples": 0, "finals": [said], "partial": None, "is_over": True}
+
+    async def read(session):
+        return [result async for result in session]
+
+    one.deliver(Outcome(inbox=other.inbox, number=1, **mine))
+    other.deliver(Outcome(inbox=other.inbox, number=2, **mine))  # the first was lost
+    for session in (one, other):
+        with pytest.raises(RecognitionError, match="lost, or is that of another"):
+            run(read(session))
+    assert one.take_finals() == other.take_finals() == []
 
 
 def test_a_session_that_is_closed_is_forgotten(demo, speech, options):
