@@ -5,6 +5,8 @@ import openai
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from u2moe.runtime.server import cli as serve_cli
+
 KEY = "a key of 20 letters."
 
 
@@ -55,6 +57,27 @@ def test_a_websocket_needs_the_key(guarded, path):
     ):
         with guarded.connect(**settings):
             pass
+
+
+def test_keys_are_compared_in_constant_time(guarded, monkeypatch):
+    compared = []
+
+    def compare(given, key):
+        compared.append((given, key))
+        return given == key
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    assert guarded.get("/metrics", params={"api_key": guarded.key[:-1]}).status_code == 401
+    assert (guarded.key[:-1].encode(), guarded.key.encode()) in compared
+
+
+def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
+    monkeypatch.delenv("U2MOE_API_KEY", raising=False)
+    assert serve_cli._api_key(None) is None
+    monkeypatch.setenv("U2MOE_API_KEY", "from-the-environment")
+    assert serve_cli._api_key(None) == "from-the-environment"
+    assert serve_cli._api_key(tmp_path / "key") == "from-a-file"
 
 
 def test_subprotocol(server):

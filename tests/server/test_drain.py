@@ -115,6 +115,8 @@ def test_nobody_is_let_in(running, speech):
             wait_for_speech(client)
             server.stop()
             server.wait_until(lambda: not server.service.is_ready)
+            assert http.get("/readyz").status_code == 503  # on the connection that there is
+            assert http.get("/healthz").status_code == 200
             with pytest.raises((ConnectionError, InvalidStatus)), server.connect():
                 pass
             client.play(speech()[24_000:])

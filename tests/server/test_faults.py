@@ -1,8 +1,10 @@
 """What clients do wrong, and what may fail: each gets an answer of its protocol, and nothing is left behind."""
 
+import base64
 import contextlib
 import json
 import socket
+import tempfile
 from pathlib import Path
 
 import httpx
@@ -17,6 +19,7 @@ START = {
     "/stream": ["{}"],
     "/wenet": ['{"signal": "start"}'],
     "/sherpa": [],
+    "/sherpa-offline": [],
     "/vosk": ['{"config": {"sample_rate": 16000}}'],
     "/v1/realtime": ['{"type": "session.update", "session": {}}'],
 }
@@ -24,6 +27,7 @@ END = {
     "/stream": '{"type": "finish"}',
     "/wenet": '{"signal": "end"}',
     "/sherpa": "Done",
+    "/sherpa-offline": "Done",
     "/vosk": '{"eof": 1}',
     "/v1/realtime": '{"type": "input_audio_buffer.commit"}',
 }
@@ -36,8 +40,11 @@ def count_files():
 def audio_message(path, samples):
     if path == "/sherpa":
         return (samples / np.float32(32768)).astype(np.float32).tobytes()
+    if path == "/sherpa-offline":
+        return np.array([16_000, 4 * len(samples)], "<i4").tobytes() + audio_message("/sherpa", samples)
     if path == "/v1/realtime":
-        return json.dumps({"type": "input_audio_buffer.append", "audio": "AAAA" * 2000})
+        audio = base64.b64encode(samples.tobytes()).decode()
+        return json.dumps({"type": "input_audio_buffer.append", "audio": audio})
     return samples.tobytes()
 
 
@@ -82,7 +89,7 @@ def test_a_client_that_says_nothing(running, path):
         assert impatient.metric("failures", "idle") == 1
 
 
-@pytest.mark.parametrize("path", ["/stream", "/sherpa", "/wenet", "/vosk"])
+@pytest.mark.parametrize("path", START)
 def test_a_stream_that_is_too_long(running, speech, path):
     with running(limits=Limits(duration_s=2.0)) as strict, strict.connect(path) as client:
         for message in START[path]:
@@ -91,6 +98,33 @@ def test_a_stream_that_is_too_long(running, speech, path):
         assert client.close_code() == 1009
         strict.wait_until_empty()
         assert strict.metric("failures", "too_large") == 1
+
+
+AUDIO = {"rate": 16_000, "width": 2, "channels": 1}
+
+
+def wyoming_event(kind, data, payload=b""):
+    return json.dumps({"type": kind, "data": data, "payload_length": len(payload)}).encode() + b"\n" + payload
+
+
+@pytest.mark.parametrize(
+    ("audio", "kind", "complaint"),
+    [(b"", "idle", b"nothing came for 1 seconds"), (bytes(128_000), "too_large", b"may last 2 seconds")],
+)
+def test_a_wyoming_client_that_stops_or_does_not(running, audio, kind, complaint):
+    with (
+        running(limits=Limits(idle_s=1.0, duration_s=2.0), wyoming_port=0) as strict,
+        socket.create_connection(("127.0.0.1", strict.ports["wyoming"])) as plain,
+    ):
+        plain.settimeout(120)
+        plain.sendall(wyoming_event("audio-start", AUDIO))
+        if audio:
+            plain.sendall(wyoming_event("audio-chunk", AUDIO, audio))
+        answer = b"".join(iter(lambda: plain.recv(1000), b""))
+        assert b'"error"' in answer
+        assert complaint in answer
+        assert strict.metric("failures", kind) == 1
+        strict.wait_until_empty()
 
 
 MEGABYTE = "x" * (1 << 20)
@@ -165,6 +199,19 @@ def test_an_upload_that_stops(running):
         impatient.wait_until_empty()
 
 
+def test_an_upload_may_be_cut_at_any_point(server, speech, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    form = httpx.Request("POST", "http://x", files={"file": ("a.wav", speech()[:20_000].tobytes())})
+    body = form.read()
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    whole = f"{head}Content-Type: {form.headers['Content-Type']}\r\n\r\n".encode() + body
+    for length in (10, len(head) + 5, len(whole) - len(body), len(whole) - 30_000, len(whole) - 1):
+        with socket.create_connection(("127.0.0.1", server.ports["http"])) as plain:
+            plain.sendall(whole[:length])
+    server.wait_until_empty()
+    server.wait_until(lambda: not list(tmp_path.iterdir()))
+
+
 def test_a_client_that_leaves_while_its_file_is_recognised(running, held, speech, tmp_path):
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
     held.warm_up()
@@ -216,8 +263,10 @@ def test_damaged_frames(server):
     for garbage in (b"\xff\xff\xff\xff", b"\x81\x05hello", b"\x83\x80\0\0\0\0", b"\xc1\x80\0\0\0\0"):
         with server.connect() as client:
             client.websocket.socket.sendall(garbage)
-            with pytest.raises(ConnectionClosed):
-                client.websocket.recv(120)
+            assert client.close_code() == 1002
+    with server.connect() as client:
+        client.websocket.socket.sendall(b"\x81\x81\0\0\0\0\xff")  # text that is no UTF-8
+        assert client.close_code() == 1007
     server.wait_until_empty()
 
 
