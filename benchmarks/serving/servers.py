@@ -64,7 +64,7 @@ def our_server(
     port = free_port()
     command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", str(bundle), "--port", str(port), *arguments]
     command += [] if capacity is None else ["--capacity", str(capacity)]
-    with _process(command, cores, until="ready\n") as (process, said):
+    with _process(command, cores, until="live streams at a time\n") as (process, said):
         words = next((line.split() for line in said.splitlines() if "live streams" in line), [])
         found = int(words[words.index("live") - 1]) if words else None
         yield RunningServer(port=port, path="/sherpa", pid=process.pid, capacity=found)

@@ -11,6 +11,8 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
+from u2moe.runtime.server.log import Incidents
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -38,7 +40,7 @@ class Access:
         open_paths: frozenset[str],
     ) -> None:
         self._app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-        self._metrics = metrics
+        self._incidents = Incidents(metrics)
         self._api_key = api_key
         self._origins = origins
         self._open_paths = open_paths
@@ -50,10 +52,10 @@ class Access:
             return
         headers = Headers(scope=scope)
         if scope["type"] == "websocket" and not self._may_connect(headers, scope):
-            self._metrics.count("refusals", "origin")
+            self._incidents.refuse("origin")
             await _refuse(403, "pages of this origin may not use the server", "origin")(scope, receive, send)
         elif self._needs_key(scope) and not self._has_key(headers, scope):
-            self._metrics.count("refusals", "key")
+            self._incidents.refuse("key")
             await _refuse(401, "the API key is missing or wrong", "invalid_api_key")(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -11,6 +11,7 @@ from u2moe.runtime.audio import read_audio
 from u2moe.runtime.pipeline import MAX_BATCH
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
+from u2moe.runtime.server.log import Incidents
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding import DecodingOptions
@@ -37,6 +38,7 @@ class Admission:
         self.is_stopping = False
         self._num_taken = 0
         self._metrics = metrics
+        self._incidents = Incidents(metrics)
         metrics.set("capacity", capacity)
 
     @property
@@ -51,10 +53,10 @@ class Admission:
             UnavailableError: none is free, or the server is about to stop.
         """
         if self.is_stopping:
-            self._metrics.count("refusals", "stopping")
+            self._incidents.refuse("stopping")
             raise StoppingError("the server is about to stop")
         if self._num_taken >= self.capacity:
-            self._metrics.count("refusals", "full")
+            self._incidents.refuse("full")
             raise UnavailableError(f"the server is full: it recognises {self.capacity} streams at a time")
         self._num_taken += 1
         self._metrics.set("streams", self._num_taken)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def run_serve(args: argparse.Namespace) -> int:
         hotwords=args.hotwords,
         language_model=language_model_options(args),
     )
-    return launch(options, model, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    return launch(options, model)
 
 
 def _protocol_port(value: str) -> tuple[str, int]:

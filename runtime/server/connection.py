@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from u2moe.runtime.server.errors import (
     TooLargeError,
     UnavailableError,
 )
+from u2moe.runtime.server.log import LOGGER
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.mailbox import Mailbox
@@ -34,8 +34,6 @@ _MAX_REASON = 120
 """Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
 _CLOSE_CODE = 1008
 """Close code for other errors of the client."""
-
-_log = logging.getLogger("u2moe.server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,18 +143,18 @@ async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSo
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             code, reason = 1011, "an error within the server"
             count_failure(service, error)
-            _log.exception("a connection (%s) was ended by an error", protocol.name)
+            LOGGER.exception("a connection (%s) was ended by an error", protocol.name)
         async with asyncio.timeout(service.options.limits.send_s):
             await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
 
 
 def count_failure(service: Service, error: Exception) -> None:
-    """Count the error that ended a connection or request; refusals are counted where they occur."""
+    """Count and log the error that ended a connection or request; refusals are counted where they occur."""
     if isinstance(error, UnavailableError):
         return
     kinds = ((IdleError, "idle"), (TooLargeError, "too_large"), (RecognitionError, "recognition"))
     known = next((name for kind, name in kinds if isinstance(error, kind)), None)
-    service.metrics.count("failures", known or ("request" if isinstance(error, U2moeError) else "recognition"))
+    service.incidents.fail(known or ("request" if isinstance(error, U2moeError) else "recognition"))
 
 
 async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, None]) -> None:

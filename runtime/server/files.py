@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio import duration_of
 from u2moe.runtime.server.errors import StoppingError, TooLargeError, UnavailableError
+from u2moe.runtime.server.log import Incidents
 
 if TYPE_CHECKING:
     from u2moe.runtime.context import ContextGraph
@@ -42,6 +43,7 @@ class FileQueue:
         self.is_stopping = False
         self._recognizer = recognizer
         self._metrics = metrics
+        self._incidents = Incidents(metrics)
         self._limits = limits
         self._places = places
         self._num_taken = 0
@@ -60,10 +62,10 @@ class FileQueue:
             UnavailableError: none is free, or the server is about to stop.
         """
         if self.is_stopping:
-            self._metrics.count("refusals", "stopping")
+            self._incidents.refuse("stopping")
             raise StoppingError("the server is about to stop")
         if self._num_taken >= self._places:
-            self._metrics.count("refusals", "full")
+            self._incidents.refuse("full")
             raise UnavailableError(f"the server is full: it takes {self._places} files at a time")
         self._change(1)
         try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from u2moe.runtime.context import parse_hotwords
@@ -18,12 +18,11 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.listeners import Listener, Server, open_listeners, spoken_on
+from u2moe.runtime.server.log import LOGGER, log_to_stderr
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import WorkerPlace, run_workers
-
-Tell = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,30 +71,31 @@ class ModelOptions:
         )
 
 
-def launch(options: ServerOptions, model: ModelOptions, tell: Tell) -> int:
-    """Serve until told to stop; returns the exit code.
+def launch(options: ServerOptions, model: ModelOptions) -> int:
+    """Serve until told to stop; returns the exit code. Logs to stderr.
 
     Args:
         options: options of the server.
         model: the model to load.
-        tell: called with lines about where the server listens, and with warnings.
 
     Raises:
         OSError: a port cannot be opened.
         BundleError: not a bundle, or a damaged one.
     """
-    _log_to_stderr()
+    log_to_stderr()
     listeners = open_listeners(options)
+    code = 0
     try:
-        for line in _addresses(options, listeners):
-            tell(line)
+        _log_addresses(options, listeners)
         if options.workers > 1:
-            return run_workers(options.workers, partial(_work, options, model), listeners, lambda: tell("ready"))
-        asyncio.run(_serve(options, model, listeners, lambda: tell("ready")))
+            code = run_workers(options.workers, partial(_work, options, model), listeners)
+        else:
+            asyncio.run(_serve(options, model, listeners))
     finally:
         for listener in listeners:
             listener.socket.close()
-    return 0
+    LOGGER.info("stopped")
+    return code
 
 
 async def _load(model: ModelOptions) -> Recognizer:
@@ -105,23 +105,26 @@ async def _load(model: ModelOptions) -> Recognizer:
     until there is a quarter as much as has survived the last.
     """
     recognizer = await asyncio.to_thread(model.load)
+    LOGGER.info("u2moe %s: loaded %s, kernels: %s", version("u2moe"), recognizer.bundle.path, recognizer.model.kernels)
     gc.collect()
     gc.freeze()
     return recognizer
 
 
-async def _serve(
-    options: ServerOptions, model: ModelOptions, listeners: Sequence[Listener], ready: Callable[[], object]
-) -> None:
+async def _serve(options: ServerOptions, model: ModelOptions, listeners: Sequence[Listener]) -> None:
     """Serve in this process."""
     recognizer = await _load(model)
     service = Service(recognizer, options, model.decoding(recognizer))
+
+    def ready() -> None:
+        LOGGER.info("ready: %d live streams at a time", service.admission.capacity)
+
     await Server(service, spoken_on(listeners), ready).run_here(listeners)
 
 
 def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> None:
     """Serve connections that are handed over, in a separate process."""
-    _log_to_stderr()
+    log_to_stderr(place.number)
 
     async def serve() -> None:
         recognizer = await _load(model)
@@ -141,23 +144,17 @@ def _read_hotwords(file: Path) -> list[str | tuple[str, float]]:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Iterator[str]:
-    """Where the server listens, and a warning if anybody may use it."""
+def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> None:
+    """Log where the server listens, and a warning if anybody may use it."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     tls = "s" if options.tls_certificate else ""
     for listener in listeners:
         match listener.speaks:
             case "http":
-                yield f"http{tls}://{host}:{listener.port}/"
+                LOGGER.info("listening at http%s://%s:%d/", tls, host, listener.port)
             case "wyoming":
-                yield f"tcp://{host}:{listener.port} (wyoming)"
+                LOGGER.info("listening at tcp://%s:%d (wyoming)", host, listener.port)
             case protocol:
-                yield f"ws{tls}://{host}:{listener.port}/ ({protocol})"
+                LOGGER.info("listening at ws%s://%s:%d/ (%s)", tls, host, listener.port, protocol)
     if not options.is_local and options.api_key is None:
-        yield f"warning: anybody who reaches {options.host} may use this server: it has no API key"
-
-
-def _log_to_stderr() -> None:
-    """Log warnings of the server and of uvicorn, without audio, text or URLs."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("u2moe.server").setLevel(logging.INFO)
+        LOGGER.warning("anybody who reaches %s may use this server: it has no API key", options.host)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from u2moe.runtime.server.app import make_app
+from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.mailbox import Mailbox
 from u2moe.runtime.server.protocols.wyoming import LINE_BYTES, serve_wyoming
 
@@ -46,8 +46,6 @@ _CLOSE_S = 15.0
 _PING_S = 20.0
 _SAME_SIGNAL_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
-
-_log = logging.getLogger("u2moe.server")
 
 
 @dataclass(frozen=True)
@@ -269,11 +267,11 @@ class Server(uvicorn.Server):
         """Handle a signal."""
         now = time.monotonic()
         if self._stop_time is None:
-            _log.info("stopping: running utterances are finished first")
+            LOGGER.info("stopping: running utterances and files are finished first")
             self._stop_time = now
             self.should_exit = True
         elif now - self._stop_time > _SAME_SIGNAL_S:
-            _log.warning("stopped at once")
+            LOGGER.warning("stopped at once")
             os._exit(128 + sig)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.errors import RecognitionError
+from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.session import Inbox, Outcome, Session
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ _REST = 0.5
 """Rest after a round of live sessions, as a multiple of the time that the round took, within `_LONGEST_PERIOD_S`."""
 _LONGEST_PERIOD_S = 0.1
 """Most seconds from the start of a round to that of the next, unless the round itself takes longer."""
-
-_log = logging.getLogger("u2moe.server")
 
 
 class Scheduler:
@@ -147,7 +145,7 @@ class Scheduler:
         try:
             self._recognizer.decode_streams(streams)
         except Exception as error:  # noqa: BLE001 - the others continue
-            _log.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
+            LOGGER.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
             return {stream for stream in streams if stream.failure is not None} or set(streams)
         return set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError
 from u2moe.runtime.server.files import FileQueue
+from u2moe.runtime.server.log import LOGGER, Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.scheduler import Scheduler
 
@@ -28,8 +28,6 @@ _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
 
-_log = logging.getLogger("u2moe.server")
-
 
 class Service:
     """A server without its sockets. `start` it in an event loop before use, `stop` it at the end.
@@ -38,6 +36,7 @@ class Service:
         recognizer: recogniser of all streams and files; files are decoded with its options.
         options: options of the server.
         metrics: metrics of the server.
+        incidents: counts and logs what goes wrong with clients.
         stream_options: how live streams are decoded, unless a client says otherwise.
     """
 
@@ -52,6 +51,7 @@ class Service:
         self.options = options
         self.stream_options = stream_options
         self.metrics = metrics or Metrics()
+        self.incidents = Incidents(self.metrics)
         self.is_ready = False
         self._places: set[Place] = set()
 
@@ -73,7 +73,6 @@ class Service:
         )
         self.is_ready = True
         self.metrics.set("ready", 1)
-        _log.info("ready: %d live streams at a time", capacity)
 
     async def hotwords(self, phrases: Sequence[str | tuple[str, float]]) -> ContextGraph | None:
         """Hotwords of a client, or None if it has none.
@@ -131,7 +130,11 @@ class Service:
         for place in list(self._places):
             place.drain()
         if not await self._wait_until_idle(self.options.drain_s):
-            _log.warning("%d streams are cut off", self.admission.num_taken)
+            LOGGER.warning(
+                "cut off %d streams and %d files: they took longer than --drain-timeout",
+                self.admission.num_taken,
+                self.files.num_taken,
+            )
             for place in list(self._places):
                 place.finish()
             await self._wait_until_idle(_AFTER_DRAIN_S)

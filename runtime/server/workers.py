@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import selectors
@@ -17,13 +16,12 @@ from typing import Any
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.listeners import Listener, hand_over, spoken_on
+from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics, shared_rows
 
 _POLL_S = 0.1
 _RESTART_S = 1.0
 _SAME_SIGNAL_S = 0.5
-
-_log = logging.getLogger("u2moe.server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +41,7 @@ class WorkerPlace:
     rows: Any
 
 
-def run_workers(
-    count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener], ready: Callable[[], object]
-) -> int:
+def run_workers(count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener]) -> int:
     """Start workers and hand connections to them until told to stop; returns the exit code.
 
     A worker that ends unexpectedly is restarted. The first stop signal is passed on to the workers, which finish
@@ -55,12 +51,11 @@ def run_workers(
         count: number of workers.
         work: the function that each runs in its own process; it must be importable there.
         listeners: sources of connections.
-        ready: called when all workers accept connections.
 
     Raises:
         U2moeError: a worker ended before it was ready.
     """
-    return _Team(count, work, listeners, ready).run()
+    return _Team(count, work, listeners).run()
 
 
 class _Worker:
@@ -84,16 +79,9 @@ class _Worker:
 
 
 class _Team:
-    def __init__(
-        self,
-        count: int,
-        work: Callable[[WorkerPlace], None],
-        listeners: Sequence[Listener],
-        ready: Callable[[], object],
-    ) -> None:
+    def __init__(self, count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener]) -> None:
         self._work = work
         self._listeners = listeners
-        self._ready = ready
         self._speaks = spoken_on(listeners)
         self._rows = shared_rows(count)
         self._metrics = Metrics(self._rows)
@@ -115,6 +103,7 @@ class _Team:
                     self._accept(key.data)
         for listener in self._listeners:
             listener.socket.close()
+        LOGGER.info("stopping %d workers", len(self._workers))
         return self._finish()
 
     def _start(self, number: int) -> _Worker:
@@ -129,12 +118,13 @@ class _Team:
                 raise U2moeError(f"worker {index} ended with code {worker.process.exitcode} before it was ready")
             self._metrics.forget(index)
             if time.monotonic() - worker.start_time > _RESTART_S:
-                _log.warning("worker %d ended with code %d: another is started", index, worker.process.exitcode)
+                LOGGER.warning("worker %d ended with code %d: another is started", index, worker.process.exitcode)
                 worker.channel.close()
                 self._workers[index] = self._start(index)
         if not self._was_ready and self._metrics.total("ready") == len(self._workers):
             self._was_ready = True
-            self._ready()
+            places = int(self._metrics.total("capacity"))
+            LOGGER.info("ready: %d workers, %d live streams at a time", len(self._workers), places)
 
     def _accept(self, listener: Listener) -> None:
         try:
@@ -176,6 +166,7 @@ class _Team:
         if self._stop_time is None:
             self._stop_time = now
         elif now - self._stop_time > _SAME_SIGNAL_S:
+            LOGGER.warning("stopped at once")
             self._kill()
             os._exit(128 + number)
 

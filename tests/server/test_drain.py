@@ -148,10 +148,10 @@ def process():
 
 def url_of(process):
     lines = []
-    while not lines or lines[-1] != "ready":
+    while not lines or "ready: " not in lines[-1]:
         lines.append(process.stderr.readline().strip())
         assert lines[-1], lines
-    return next(line for line in lines if line.startswith("http"))
+    return next(line.partition("listening at ")[2] for line in lines if "http:" in line)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -25,7 +25,7 @@ def team():
     ports = ["--port", "0", "--wyoming", "0", "--protocol", "vosk=0"]
     with subprocess.Popen([*command, *ports], stderr=subprocess.PIPE, text=True) as process:
         lines = []
-        while "ready" not in lines:
+        while not lines or "ready: " not in lines[-1]:
             lines.append(process.stderr.readline().strip())
             assert lines[-1], lines
         process.ports = [int(number) for number in re.findall(r"://127.0.0.1:(\d+)", " ".join(lines))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import converse, count_failure, int16_samples
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
+from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.texts import added_text, languages_of
 from u2moe.runtime.text import join_texts
 
@@ -32,7 +32,6 @@ LINE_BYTES = 64 << 10
 """Maximum bytes of the line at the start of an event."""
 
 _HOME = "https://github.com/rhasspy/wyoming"
-_log = logging.getLogger("u2moe.server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             count_failure(service, error)
-            _log.exception("a connection (wyoming) was ended by an error")
+            LOGGER.exception("a connection (wyoming) was ended by an error")
     writer.close()
     try:
         async with asyncio.timeout(service.options.limits.send_s):

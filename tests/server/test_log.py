@@ -1,0 +1,103 @@
+"""What an operator reads."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from u2moe.runtime.server import launch, log
+from u2moe.runtime.server.listeners import open_listeners
+from u2moe.runtime.server.metrics import _LABELS, Metrics
+from u2moe.runtime.server.options import ServerOptions
+
+PATIENCE_S = 120
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) u2moe\.server: (.+)")
+LIFE = (
+    ("INFO", "listening at http"),
+    ("INFO", "loaded"),
+    ("INFO", "ready: 1 live streams at a time"),
+    ("WARNING", "all places are taken"),
+    ("WARNING", "broke its protocol"),
+    ("WARNING", "sent or read nothing"),
+    ("INFO", "stopping"),
+    ("INFO", "stopped"),
+)
+
+
+def close_code(client_of, url, *messages):
+    """How the server ends a connection, once there is a place."""
+    code = 1013
+    while code == 1013:
+        with client_of(url) as client:
+            for message in messages:
+                client.send(message)
+            code = client.close_code()
+    return code
+
+
+def test_the_life_of_a_server(client_of, speech, expected):
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "1"]
+    with subprocess.Popen([*command, "--idle-timeout", "3"], stderr=subprocess.PIPE, text=True) as process:
+        said = ""
+        while "ready: " not in said:
+            said += process.stderr.readline()
+        address = re.search(r"listening at http://(127.0.0.1:\d+/)", said)[1]
+        url = f"ws://{address}stream?api_key=secret-key"
+        with client_of(url) as client:
+            client.start(hotwords=["seventy"])
+            for _ in range(3):
+                with client_of(url) as refused:
+                    assert refused.close_code() == 1013
+            client.play(speech())
+            client.finish()
+        assert close_code(client_of, url, "secret-text") == 1008
+        assert close_code(client_of, url) == 1008
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate(timeout=PATIENCE_S)[1]
+    lines = [LINE.fullmatch(line) for line in said.splitlines()]
+    assert all(lines), said
+    assert len(lines) == len(LIFE), said
+    for line, (level, part) in zip(lines, LIFE, strict=True):
+        assert line[1] == level, said
+        assert part in line[2], said
+    secrets = {word for segment in expected().segments for word in segment.text.split()} | {"secret", "seventy"}
+    assert not {word for word in secrets if word in said}
+
+
+def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeypatch, caplog):
+    times = iter((100.0, 101.0, 109.0, 111.0, 112.0, 130.0, 130.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    metrics = Metrics()
+    incidents = log.Incidents(metrics)
+    for _ in range(6):
+        incidents.refuse("full")
+    incidents.fail("idle")
+    assert (metrics.total("refusals", "full"), metrics.total("failures", "idle")) == (6, 1)
+    full = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    refused = "refused a client: all places are taken"
+    since = "more since the last such line"
+    assert full == [refused, f"{refused} (2 {since})", f"{refused} (1 {since})"]
+    assert "read nothing for too long" in caplog.text
+
+
+def test_each_refusal_and_failure_has_words():
+    incidents = log.Incidents(Metrics())
+    for name, act in (("refusals", incidents.refuse), ("failures", incidents.fail)):
+        for label in _LABELS[name]:
+            act(label)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_warned"),
+    [({"host": "127.0.0.1"}, False), ({"host": "0.0.0.0"}, True), ({"host": "0.0.0.0", "api_key": "k"}, False)],
+)
+def test_a_server_that_is_open_to_all_warns(options, is_warned, caplog):
+    chosen = ServerOptions(port=0, **options)
+    listeners = open_listeners(chosen)
+    caplog.set_level("INFO")
+    launch._log_addresses(chosen, listeners)
+    assert f"listening at http://{chosen.host}:{listeners[0].port}/" in caplog.text
+    assert ("it has no API key" in caplog.text) == is_warned
+    listeners[0].socket.close()
