@@ -19,13 +19,15 @@ sys.path.insert(0, str(RECIPE))
 import batches
 import checkpoints
 import corpus
+import data
 import network
 import prepare
+import progress
 import train
 import upcycle
 import yaml
 from schedule import Schedule
-from withheld import Withheld, overlap
+from withheld import TESTS, Withheld, overlap
 
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
@@ -58,7 +60,7 @@ def work_dir(tmp_path_factory):
     with corpus.Pack(folder / "features" / "noise", corpus.MELS) as pack:
         pack.append(rng.integers(60, 160, (3000, corpus.NUM_MELS)), "noise", "-")
     (folder / "test").mkdir()
-    for name in train.TESTS:
+    for name in TESTS:
         (folder / "test" / f"{name}.tsv").write_text("a.flac\tONE TWO THREE FOUR\n", encoding="utf-8")
     prepare.write_vocabulary(WORDS * 20, folder, num_pieces=30)
     (folder / "small.yaml").write_text(yaml.safe_dump(small_config()), encoding="utf-8")
@@ -195,8 +197,8 @@ def test_sentences_of_the_tests_are_withheld():
 
 
 def test_training_leaves_out_what_the_tests_say(work_dir):
-    data = train.Data(work_dir, train.Options())
-    texts = {clip.text for clips in data.corpus(train.Progress()).clips for clip in clips}
+    heard = data.Data(work_dir, progress.Options())
+    texts = {clip.text for clips in heard.corpus(progress.Progress()).clips for clip in clips}
     assert texts == {*WORDS} - {"ONE TWO THREE FOUR"}
 
 

@@ -62,6 +62,18 @@ def quantization_table(int8: dict[str, Any], int4: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def overlap_table(report: dict[str, Any]) -> str:
+    """Shares of the n-grams of the test sets that training texts have."""
+    lengths = next(iter(report["overlap"].values()))
+    lines = ["| test set | " + " | ".join(f"{length} words" for length in lengths) + " |"]
+    lines[0] = lines[0].replace("| 1 words", "| 1 word")
+    lines.append("| --- |" + " ---: |" * len(lengths))
+    for name, shares in report["overlap"].items():
+        lines.append(f"| {NAMES[name]} | " + " | ".join(f"{share:.1%}" for share in shares.values()) + " |")
+    used, left_out = report["num_training_texts"], report["num_withheld_texts"]
+    return f"{used:,} different texts are trained on, {left_out:,} were left out.\n\n" + "\n".join(lines)
+
+
 def draw(results: dict[str, Any], file: Path) -> None:
     """Bars of word error rates: first pass, then second pass, streaming in chunks of 16."""
     from matplotlib import pyplot as plt  # noqa: PLC0415 - needed for drawing only
@@ -95,7 +107,8 @@ def main() -> None:
     results = json.loads((HERE / "results" / "wer.json").read_text(encoding="utf-8"))
     names = ("quantization", "quantization-int4")
     reports = [json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
-    tables = {"docs/demo.md": {"wer": wer_table(results)}}
+    overlap = json.loads((HERE / "results" / "overlap.json").read_text(encoding="utf-8"))
+    tables = {"docs/demo.md": {"wer": wer_table(results), "overlap": overlap_table(overlap)}}
     tables["docs/quantize.md"] = {"quantization": quantization_table(*reports)}
     for page, own in tables.items():
         old = (ROOT / page).read_text(encoding="utf-8")

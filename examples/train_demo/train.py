@@ -8,10 +8,9 @@ import argparse
 import json
 import math
 import os
-import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,118 +18,24 @@ import checkpoints
 import torch
 import yaml
 from augment import Augmenter
-from batches import Corpus, Item, Tokenizer
-from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
+from batches import Item
+from corpus import NUM_MELS
+from data import Data
 from gradients import GradientPool, GradientSource, Outcome, Task
 from network import lower_precision, narrow_front
 from objective import Objective
 from optimizers import Optimizer
+from progress import Options, Progress
+from reports import Clock, Log, Report
 from routing import RouterNoise, round_shapes
-from schedule import Schedule
-from validation import Score, validate
-from withheld import TESTS, VALIDATION, Withheld, read_sentences
+from validation import validate
 
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize.tuning.machine import cpu_fields, processor
 
-EASY_VOICES, EASY_FRAMES, EASY_UNTIL = ("hibari", "pico-us"), 250, 2.5
-PORTIONS = {"espeak": 0.5, "espeak-words": 0.5, "flite-kal16": 0.5}
-"""How much of a pack is taken in an epoch, where it is not all of it."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """How far a run has come."""
-
-    step: int = 0
-    batches: int = 0
-    """Batches worked on in all."""
-    epoch: int = 0
-    position: int = 0
-    """Batches of this epoch that are done."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Utterances in each pack when the epoch began."""
-    easy: bool = True
-    """Short, clean clips and CTC alone, until CTC has found its alignment."""
-    ctc: float = 10.0
-    """Running mean of the CTC loss."""
-    seconds: float = 0.0
-    speech_seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What determines the steps of a run besides its data."""
-
-    lr: float = 3e-3
-    warmup_steps: int = 300
-    decay_from: int | None = None
-    decay_steps: int = 0
-    batch_frames: int = 9600
-    """Padded frames in a batch."""
-    num_batches: int = 2
-    """Batches in a step."""
-    augment: float = 0.7
-    """Share of the utterances under new conditions."""
-    channels: int = 32
-    """Of the first convolution."""
-    router_noise: float = 0.3
-    """Relative to the routers' logits; it falls with the learning rate."""
-    seed: int = 1
-
-    @property
-    def schedule(self) -> Schedule:
-        """The learning rate."""
-        return Schedule(
-            peak=self.lr, warmup_steps=self.warmup_steps, decay_from=self.decay_from, decay_steps=self.decay_steps
-        )
-
-
-class Data:
-    """Packs of features, and what is read of them for an epoch."""
-
-    def __init__(self, work_dir: Path, options: Options) -> None:
-        self.features = work_dir / "features"
-        self.tokenizer = Tokenizer(work_dir)
-        self.options = options
-        self.withheld = Withheld(read_sentences(work_dir / "test", TESTS))
-        self.validation = {name: Corpus([self.features / name], self.tokenizer) for name in VALIDATION}
-        self.noise = torch.from_numpy(Pack(self.features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
-
-    def corpus(self, progress: Progress) -> Corpus:
-        """What there is to train on in this epoch; its sizes are noted when it begins."""
-        if progress.position == 0:
-            names = sorted(path.stem for path in self.features.glob("*.mel"))
-            progress.sizes = {}
-        else:
-            names = sorted(progress.sizes)
-        names = [name for name in names if name not in {*VALIDATION, "noise"}]
-        paths = [self.features / name for name in names]
-        corpus = Corpus(paths, self.tokenizer, self.withheld.allows, progress.sizes or None)
-        progress.sizes = corpus.sizes
-        return corpus
-
-    def epoch(self, corpus: Corpus, progress: Progress) -> list[list[Item]]:
-        """The batches of an epoch, from the place that was reached."""
-        rng = random.Random(f"{self.options.seed} {progress.epoch}")
-        if progress.easy:
-            rest = {name: 0.0 for name in corpus.names if name not in EASY_VOICES}
-            batches = corpus.epoch(self.options.batch_frames // 2, rng, EASY_FRAMES, rest)
-        else:
-            batches = corpus.epoch(self.options.batch_frames, rng, portions=PORTIONS)
-        return batches[progress.position :]
-
-    def statistics(self, corpus: Corpus, augmenter: Augmenter) -> dict[str, Any]:
-        """WeNet's global_cmvn, from 60 augmented batches."""
-        torch.manual_seed(self.options.seed)
-        total, square, count = torch.zeros(NUM_MELS, dtype=torch.double), torch.zeros(NUM_MELS, dtype=torch.double), 0
-        for items in corpus.epoch(self.options.batch_frames, random.Random(0))[:60]:
-            batch = corpus.batch(items)
-            mels = augmenter(batch.mels, batch.lengths)
-            frames = mels[torch.arange(mels.shape[1]) < batch.lengths.unsqueeze(1)].double()
-            total, square, count = total + frames.sum(0), square + (frames**2).sum(0), count + len(frames)
-        return {"mean_stat": total.tolist(), "var_stat": square.tolist(), "frame_num": count}
+EASY_UNTIL = 2.5
+"""CTC loss at which a run turns from easy clips to all."""
 
 
 def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
@@ -200,68 +105,6 @@ class Trainer:
         """Goes on from a state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
-
-
-class Log:
-    """Lines on the terminal and in a file, and validation scores in a table beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.table = folder / "train.log", folder / "validation.tsv"
-
-    def __call__(self, line: str) -> None:
-        """Writes one line."""
-        print(line, flush=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def score(self, progress: Progress, name: str, score: Score) -> None:
-        """Writes a line for a validation set, in the log and in the table."""
-        self(f"       {name} {score}")
-        hours = f"{progress.seconds / 3600:.3f}\t{progress.speech_seconds / 3600:.1f}"
-        with self.table.open("a", encoding="utf-8") as file:
-            if not file.tell():
-                file.write("step\thours\thours heard\tset\tchunk\tctc\tleft\tright\tword error rate\n")
-            file.write(f"{progress.step}\t{hours}\t{name}\t{score.columns()}\n")
-
-
-class Report:
-    """Means since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.norms: list[float] = []
-        self.since = time.monotonic()
-
-    def add(self, outcomes: list[Outcome], norm: float) -> None:
-        """Counts one step."""
-        self.outcomes += outcomes
-        self.norms.append(norm)
-
-    def __str__(self) -> str:
-        def mean(name: str) -> float:
-            found: list[float] = [getattr(outcome, name) for outcome in self.outcomes]
-            values = [value for value in found if not math.isnan(value)]
-            return sum(values) / max(len(values), 1)
-
-        speech = sum(outcome.num_frames for outcome in self.outcomes) / 100
-        speed = speech / (time.monotonic() - self.since)
-        norm = sum(self.norms) / len(self.norms)
-        return f"ctc {mean('ctc'):.3f} left {mean('left'):.3f} right {mean('right'):.3f} grad {norm:.2f} x{speed:.0f}"
-
-
-class Clock:
-    """Says when something that happens every few minutes is due."""
-
-    def __init__(self, minutes: float) -> None:
-        self.period = 60 * minutes
-        self.since = time.monotonic()
-
-    def due(self) -> bool:
-        """Whether the time is up; then it starts anew."""
-        if time.monotonic() - self.since < self.period:
-            return False
-        self.since = time.monotonic()
-        return True
 
 
 class Session:

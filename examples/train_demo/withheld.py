@@ -1,6 +1,7 @@
-"""Keeps the sentences of the test sets out of training; run as a script, it says how much remains in common."""
+"""Keeps the sentences of the test sets out of training; run as a script, it writes how much remains in common."""
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,10 @@ def read_sentences(folder: Path, names: Iterable[str]) -> list[str]:
     """Normalized sentences of the test sets that `testsets.py` wrote."""
     lines = [line for name in names for line in (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()]
     return [line.partition("\t")[2] for line in lines]
+
+
+LENGTHS = range(1, 6)
+"""Of the n-grams that are counted."""
 
 
 class Withheld:
@@ -49,6 +54,7 @@ def overlap(tests: Iterable[str], training: Iterable[str], length: int) -> float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "overlap.json")
     args = parser.parse_args()
     withheld = Withheld(read_sentences(args.work_dir / "test", TESTS))
     paths = [
@@ -56,15 +62,12 @@ def main() -> None:
     ]
     spoken = {entry.text for path in paths for entry in Pack(path, MELS).utterances}
     training = {text for text in spoken if withheld.allows(text)}
-    print(f"{len(training)} training texts, {len(spoken) - len(training)} withheld")
-    print(
-        "share of the n-grams of each test set that training has:\n\n| test set | 2 | 3 | 4 | 5 |\n| --- |"
-        + " ---: |" * 4
-    )
+    sets = {}
     for name in TESTS:
         sentences = read_sentences(args.work_dir / "test", [name])
-        shares = " | ".join(f"{overlap(sentences, training, length):.1%}" for length in (2, 3, 4, 5))
-        print(f"| {name} | {shares} |")
+        sets[name] = {str(length): overlap(sentences, training, length) for length in LENGTHS}
+    report = {"num_training_texts": len(training), "num_withheld_texts": len(spoken) - len(training), "overlap": sets}
+    args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""What a run hears: packs of features, read anew for every epoch, and the sets that validate it."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from augment import Augmenter
+from batches import Corpus, Item, Tokenizer
+from corpus import MEL_FLOOR, MEL_STEP, MELS, NUM_MELS, Pack
+from progress import Options, Progress
+from withheld import TESTS, VALIDATION, Withheld, read_sentences
+
+EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
+"""What a run begins with, and how long that may be."""
+PORTIONS = {"espeak": 0.5, "espeak-words": 0.5, "flite-kal16": 0.5}
+"""How much of a pack is taken in an epoch, where it is not all of it."""
+
+
+class Data:
+    """Packs of features, and what is read of them for an epoch."""
+
+    def __init__(self, work_dir: Path, options: Options) -> None:
+        self.features = work_dir / "features"
+        self.tokenizer = Tokenizer(work_dir)
+        self.options = options
+        self.withheld = Withheld(read_sentences(work_dir / "test", TESTS))
+        self.validation = {name: Corpus([self.features / name], self.tokenizer) for name in VALIDATION}
+        self.noise = torch.from_numpy(Pack(self.features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
+
+    def corpus(self, progress: Progress) -> Corpus:
+        """What there is to train on in this epoch; its sizes are noted when it begins."""
+        if progress.position == 0:
+            names = sorted(path.stem for path in self.features.glob("*.mel"))
+            progress.sizes = {}
+        else:
+            names = sorted(progress.sizes)
+        names = [name for name in names if name not in {*VALIDATION, "noise"}]
+        paths = [self.features / name for name in names]
+        corpus = Corpus(paths, self.tokenizer, self.withheld.allows, progress.sizes or None)
+        progress.sizes = corpus.sizes
+        return corpus
+
+    def epoch(self, corpus: Corpus, progress: Progress) -> list[list[Item]]:
+        """The batches of an epoch, from the place that was reached."""
+        rng = random.Random(f"{self.options.seed} {progress.epoch}")
+        if progress.easy:
+            rest = {name: 0.0 for name in corpus.names if name not in EASY_VOICES}
+            batches = corpus.epoch(self.options.batch_frames // 2, rng, EASY_FRAMES, rest)
+        else:
+            batches = corpus.epoch(self.options.batch_frames, rng, portions=PORTIONS)
+        return batches[progress.position :]
+
+    def statistics(self, corpus: Corpus, augmenter: Augmenter) -> dict[str, Any]:
+        """WeNet's global_cmvn, from 60 augmented batches."""
+        torch.manual_seed(self.options.seed)
+        total, square, count = torch.zeros(NUM_MELS, dtype=torch.double), torch.zeros(NUM_MELS, dtype=torch.double), 0
+        for items in corpus.epoch(self.options.batch_frames, random.Random(0))[:60]:
+            batch = corpus.batch(items)
+            mels = augmenter(batch.mels, batch.lengths)
+            frames = mels[torch.arange(mels.shape[1]) < batch.lengths.unsqueeze(1)].double()
+            total, square, count = total + frames.sum(0), square + (frames**2).sum(0), count + len(frames)
+        return {"mean_stat": total.tolist(), "var_stat": square.tolist(), "frame_num": count}

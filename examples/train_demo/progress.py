@@ -1,0 +1,53 @@
+"""What determines the steps of a run, and how far it has come."""
+
+from dataclasses import dataclass, field
+
+from schedule import Schedule
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    batches: int = 0
+    """Batches worked on in all."""
+    epoch: int = 0
+    position: int = 0
+    """Batches of this epoch that are done."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Utterances in each pack when the epoch began."""
+    easy: bool = True
+    """Short, clean clips and CTC alone, until CTC has found its alignment."""
+    ctc: float = 10.0
+    """Running mean of the CTC loss."""
+    seconds: float = 0.0
+    speech_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What determines the steps of a run besides its data."""
+
+    lr: float = 3e-3
+    warmup_steps: int = 300
+    decay_from: int | None = None
+    decay_steps: int = 0
+    batch_frames: int = 9600
+    """Padded frames in a batch."""
+    num_batches: int = 2
+    """Batches in a step."""
+    augment: float = 0.7
+    """Share of the utterances under new conditions."""
+    channels: int = 32
+    """Of the first convolution."""
+    router_noise: float = 0.3
+    """Relative to the routers' logits; it falls with the learning rate."""
+    seed: int = 1
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate."""
+        return Schedule(
+            peak=self.lr, warmup_steps=self.warmup_steps, decay_from=self.decay_from, decay_steps=self.decay_steps
+        )

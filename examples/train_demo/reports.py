@@ -1,0 +1,71 @@
+"""What a run says of itself while it goes on: a log, a table of validation scores, and when something is due."""
+
+import math
+import time
+from pathlib import Path
+
+from gradients import Outcome
+from progress import Progress
+from validation import Score
+
+
+class Log:
+    """Lines on the terminal and in a file, and validation scores in a table beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.table = folder / "train.log", folder / "validation.tsv"
+
+    def __call__(self, line: str) -> None:
+        """Writes one line."""
+        print(line, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def score(self, progress: Progress, name: str, score: Score) -> None:
+        """Writes a line for a validation set, in the log and in the table."""
+        self(f"       {name} {score}")
+        hours = f"{progress.seconds / 3600:.3f}\t{progress.speech_seconds / 3600:.1f}"
+        with self.table.open("a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write("step\thours\thours heard\tset\tchunk\tctc\tleft\tright\tword error rate\n")
+            file.write(f"{progress.step}\t{hours}\t{name}\t{score.columns()}\n")
+
+
+class Report:
+    """Means since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.norms: list[float] = []
+        self.since = time.monotonic()
+
+    def add(self, outcomes: list[Outcome], norm: float) -> None:
+        """Counts one step."""
+        self.outcomes += outcomes
+        self.norms.append(norm)
+
+    def __str__(self) -> str:
+        def mean(name: str) -> float:
+            found: list[float] = [getattr(outcome, name) for outcome in self.outcomes]
+            values = [value for value in found if not math.isnan(value)]
+            return sum(values) / max(len(values), 1)
+
+        speech = sum(outcome.num_frames for outcome in self.outcomes) / 100
+        speed = speech / (time.monotonic() - self.since)
+        norm = sum(self.norms) / len(self.norms)
+        return f"ctc {mean('ctc'):.3f} left {mean('left'):.3f} right {mean('right'):.3f} grad {norm:.2f} x{speed:.0f}"
+
+
+class Clock:
+    """Says when something that happens every few minutes is due."""
+
+    def __init__(self, minutes: float) -> None:
+        self.period = 60 * minutes
+        self.since = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the time is up; then it starts anew."""
+        if time.monotonic() - self.since < self.period:
+            return False
+        self.since = time.monotonic()
+        return True

@@ -1,0 +1,140 @@
+"""The commands of the recipe's README, run in their order on seconds of noise that say something."""
+
+import gzip
+import importlib.util
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from u2moe.export.checkpoint import Checkpoint
+
+pytest.importorskip("scipy")
+pytest.importorskip("sentencepiece")
+soundfile = pytest.importorskip("soundfile")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes share weights by fork"),
+]
+
+RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
+COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
+SMALL = '''"""Runs a script of the recipe with less of everything, and with noise for voices and foreign formats."""
+import importlib, multiprocessing, sys
+import numpy as np
+
+multiprocessing.set_start_method("fork")
+script, *arguments = sys.argv[1:]
+sys.argv = [script, *arguments]
+noise = lambda seconds: (0.1 * np.random.default_rng(1).standard_normal(int(seconds * 16000))).astype(np.float32)
+
+import corpus, prepare, synthesize, testsets, voices
+
+synthesize.HOURS = {"hibari": 0.01, "espeak": 0.005, "hibari-words": 0.003}
+synthesize.HELD_OUT_SENTENCES = 2
+synthesize.speaker = lambda voice: lambda text, rng: voices.Speech(noise(0.5 + len(text) / 14), 16000)
+prepare.NUM_SENTENCES, prepare.NUM_SILENCES = 4000, 3
+testsets.decoded = lambda path, *options: noise(2)
+
+def read_noises(blanket, music, folder):
+    with corpus.Pack(folder / "noise", corpus.SPEECH) as pack:
+        pack.append(corpus.to_pcm(noise(30)), "noise", "-")
+
+prepare.read_noises = read_noises
+importlib.import_module(script.removesuffix(".py")).main()
+'''
+
+
+def commands(heading):
+    """The command lines below a heading of the README, without comments."""
+    text = (RECIPE / "README.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL))
+    return [line.partition("#")[0].strip() for line in blocks.splitlines() if re.match(r"python|cp", line)]
+
+
+def game(folder, table, archive):
+    """A game of six clips of noise, as FLAC files in one archive, and its table."""
+    rng = np.random.default_rng(1)
+    archive.parent.mkdir(parents=True)
+    rows, offset = [], 0
+    with archive.open("wb") as file:
+        for number, split in enumerate(("train", "train", "dev", "dev", "test", "test")):
+            clip = archive.with_suffix(".flac")
+            soundfile.write(clip, 0.1 * rng.standard_normal(11025), 11025)
+            size = file.write(clip.read_bytes())
+            rows.append(f"{number}\t{offset}\t{size}\t1.0\t{split}\t{split}\t0.1\tThis is line {number}.\n")
+            offset += size
+    (folder / table).write_text(COLUMNS + "".join(rows))
+
+
+def write_packages(folder):
+    """What the recipe reads of the Debian packages, in a few lines each."""
+    share = folder / "usr/share"
+    for part in ("noun", "verb", "adj", "adv"):
+        (share / "wordnet").mkdir(parents=True, exist_ok=True)
+        (share / "wordnet" / f"data.{part}").write_text('1 | a small brown dog; "the dog barked loudly"\n')
+    (share / "games/fortunes").mkdir(parents=True)
+    (share / "games/fortunes/wisdom").write_text("Never feed a sleeping dragon.\n")
+    (share / "doc/anarchism").mkdir(parents=True)
+    (share / "doc/asterisk-core-sounds-en").mkdir(parents=True)
+    listing = gzip.compress(b"digits/1: one\ngoodbye: Thank you and goodbye.\n")
+    (share / "doc/asterisk-core-sounds-en/core-sounds-en.txt.gz").write_bytes(listing)
+    for name in ("digits/1", "goodbye"):
+        path = share / f"asterisk/sounds/en_US_f_Allison/{name}.g722"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (share / "saytime").mkdir()
+    (share / "saytime/seven.au").write_bytes(b".snd")
+    for name in ("librivox/transcription", "cards/cards.transcription"):
+        path = share / "pocketsphinx/test/data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("<s> queen of hearts </s> (001)\n")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A copy of the recipe beside small packages."""
+    folder = tmp_path_factory.mktemp("recipe") / "train_demo"
+    shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("checkpoint", "exp", "__pycache__"))
+    write_packages(folder / "debian")
+    game(folder, "queen.tsv", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
+    for name in ("sky", "drascula"):
+        (folder / f"{name}.tsv").write_text(COLUMNS)
+    (folder / "small.py").write_text(SMALL)
+    return folder
+
+
+def run(folder, line):
+    """A line of the README, a script of the recipe through `small.py`."""
+    words = line.split()
+    words = [sys.executable, "-W", "ignore", "small.py", *words[1:]] if words[0] == "python" else words
+    done = subprocess.run(
+        words, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_recipe_runs_from_its_readme(recipe):
+    data = commands("The data")
+    assert [line.split()[1] for line in data] == [
+        "synthesize.py", "revoice.py", "prepare.py", "testsets.py", "withheld.py",
+    ]  # fmt: skip
+    for line in data:
+        if "revoice" not in line or importlib.util.find_spec("pyworld"):
+            run(recipe, line)
+    resumed, compacted, copied, started, *_ = commands("Going on with the run")
+    run(recipe, copied)
+    assert "M parameters" in run(recipe, f"{started} --until-step 2768 --batch-frames 1200 --report-steps 1")
+    assert (recipe / "exp/dense/train.log").read_text().count(" step ") >= 1
+    run(recipe, f"{resumed} --until-step 2769")
+    assert "dense.pt" in run(recipe, compacted)
+    run(recipe, "python wenet.py --name dense --output checkpoint-new")
+    assert Checkpoint.open(recipe / "checkpoint-new").network() is not None
