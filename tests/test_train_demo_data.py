@@ -125,7 +125,7 @@ def test_the_clips_of_a_split_are_read_where_the_recording_says_the_script(debia
 
 def test_packs_of_games_are_filled_once(debian, tmp_path):
     for _ in range(2):
-        prepare.read_game("sky", "train", debian, tmp_path / "speech")
+        games.read_game("sky", "train", debian, tmp_path / "speech")
     pack = corpus.Pack(tmp_path / "speech/sky-train", corpus.SPEECH)
     assert [utterance.text for utterance in pack.utterances] == ["HELLO YOU", "AND TWO MORE"]
 
@@ -201,6 +201,17 @@ def test_manners_stay_within_what_sounds_human(revoice):
     for values, width in (([m.tract for m in manners], 0.15), ([m.pitch for m in manners], 0.3)):
         assert np.exp(-width) <= min(values) < 0.95
         assert 1.05 < max(values) <= np.exp(width)
+
+
+def test_a_pack_is_revoiced_once(revoice, tmp_path):
+    with corpus.Pack(tmp_path / "a", corpus.SPEECH) as pack:
+        for text in ("ONE", "TWO"):
+            pack.append(corpus.to_pcm(vowel(120)), "someone", text)
+    expected = [(text, f"someone-{number}") for number, text in enumerate(["ONE", "ONE", "ONE", "TWO", "TWO", "TWO"])]
+    for _ in range(2):
+        revoice.revoice(pack, 3, tmp_path / "b")
+        other = corpus.Pack(tmp_path / "b", corpus.SPEECH)
+        assert [(utterance.text, utterance.voice) for utterance in other.utterances] == expected
 
 
 def test_words_are_brief_and_cover_letters_and_numbers():

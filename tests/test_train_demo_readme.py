@@ -125,7 +125,7 @@ def run(folder, line):
 def test_the_recipe_runs_from_its_readme(recipe):
     data = commands("The data")
     assert [line.split()[1] for line in data] == [
-        "synthesize.py", "revoice.py", "prepare.py", "testsets.py", "withheld.py",
+        "synthesize.py", "games.py", "revoice.py", "prepare.py", "testsets.py", "withheld.py",
     ]  # fmt: skip
     for line in data:
         if "revoice" not in line or importlib.util.find_spec("pyworld"):

@@ -1,5 +1,9 @@
-"""Acted dialogue of freeware games: what is said in which clip (`queen.tsv` and the like), and readers of the clips."""
+"""Acted dialogue of freeware games: what is said in which clip (`queen.tsv` and the like), and readers of the clips.
 
+As a script it decodes what is for training and validation into packs of speech; run it again to resume.
+"""
+
+import argparse
 import io
 from collections.abc import Callable, Iterator
 from csv import QUOTE_NONE, DictReader
@@ -9,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import rnc
 import soundfile
-from corpus import resample
+from corpus import SPEECH, Pack, resample, to_pcm
 from numpy.typing import NDArray
 from spelling import normalize
 
@@ -90,3 +94,25 @@ def read_lines(game: str, split: str, debian: Path, start: int = 0) -> Iterator[
             samples, rate = place.decode(file.read(int(row["size"])))
         voice, text = f"{game}-{row['speaker_group']}", normalize(row["text"])
         yield Line(clip=row["clip"], voice=voice, text=text, samples=samples, rate=rate)
+
+
+def read_game(game: str, split: str, debian: Path, folder: Path) -> str:
+    """Decodes a game's clips of one split into a pack; returns a line for the terminal."""
+    with Pack(folder / f"{game}-{split}", SPEECH) as pack:
+        for line in read_lines(game, split, debian, start=len(pack.utterances)):
+            pack.append(to_pcm(line.wideband), line.voice, line.text)
+        return f"{game}-{split}: {len(pack.utterances)} clips"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
+    args = parser.parse_args()
+    for game in GAMES:
+        for split in ("train", "dev"):
+            print(read_game(game, split, args.debian, args.work_dir / "speech"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,14 +10,13 @@ import random
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import soundfile
 from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_float, to_pcm
-from games import GAMES, read_lines
+from games import GAMES
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from spelling import normalize
@@ -38,17 +37,16 @@ CODECS = (
     ("OGG", "OPUS", 16000),
 )
 """Container, codec and sample rate; Opus at 10 to 20 kbit/s."""
+REVOICED = "-revoiced"
 UNCHANGED = (1, 0.0)
 PLANS = {
     **{f"{game}-train": (5, 0.12) for game in GAMES},
     **{f"{game}-dev": UNCHANGED for game in GAMES},
-    **{f"{game}-revoiced": (1, 0.05) for game in GAMES},
     "heldout": UNCHANGED,
     "noise": UNCHANGED,
     "silence": UNCHANGED,
 }
-"""Variants of each utterance, and how much their speed varies; `OTHER_PACKS` for those not listed."""
-OTHER_PACKS = (1, 0.16)
+"""Variants of each utterance, and how much their speed varies; see `plan` for packs not listed."""
 BLANKET_SOUNDS = "/com/rafaelmardojai/Blanket/sounds"
 
 
@@ -122,6 +120,11 @@ def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generato
     return coded(samples, rng) if rng.random() < 0.17 else samples
 
 
+def plan(name: str) -> tuple[int, float]:
+    """How many variants of an utterance of a pack there shall be, and how much their speed varies."""
+    return PLANS.get(name, (1, 0.05) if name.endswith(REVOICED) else (1, 0.16))
+
+
 def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
     """Features of all utterances of a pack, `copies` variants of each (none changed if spread is 0); resumes."""
     speech = Pack(speech_path, SPEECH)
@@ -135,13 +138,6 @@ def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
                 clip = variant(clip, spread, np.random.default_rng(number))
             mels.append(to_bytes(log_mels(clip)), utterance.voice, utterance.text)
         return f"{speech_path.stem}: {len(mels.utterances)} utterances, {mels.num_rows / 360_000:.2f} h"
-
-
-def read_game(game: str, split: str, debian: Path, folder: Path) -> None:
-    """Decodes a game's clips of one split."""
-    with Pack(folder / f"{game}-{split}", SPEECH) as pack:
-        for line in read_lines(game, split, debian, start=len(pack.utterances)):
-            pack.append(to_pcm(line.wideband), line.voice, line.text)
 
 
 def read_noises(blanket: Path, music: Path, folder: Path) -> None:
@@ -201,9 +197,6 @@ def main() -> None:
     def wanted(name: str) -> bool:
         return not args.packs or name in args.packs
 
-    for game, split in product(GAMES, ("train", "dev")):
-        if wanted(f"{game}-{split}"):
-            read_game(game, split, args.debian, speech)
     if wanted("noise"):
         read_noises(args.debian / "usr/share/blanket/blanket.gresource", args.debian / "usr/share/asterisk/moh", speech)
     if wanted("silence"):
@@ -213,7 +206,7 @@ def main() -> None:
         write_vocabulary((normalize(sentences.draw(rng)) for _ in range(NUM_SENTENCES)), args.work_dir)
     packs = [path.with_suffix("") for path in sorted(speech.glob("*.tsv")) if wanted(path.stem) and path.stat().st_size]
     with ProcessPoolExecutor(args.processes) as pool:
-        jobs = [pool.submit(extract, path, features, *PLANS.get(path.name, OTHER_PACKS)) for path in packs]
+        jobs = [pool.submit(extract, path, features, *plan(path.name)) for path in packs]
         for job in jobs:
             print(job.result(), flush=True)
 

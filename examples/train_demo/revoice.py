@@ -1,6 +1,6 @@
-"""Turns the speakers of the games into others with a vocoder (WORLD): other vocal tracts, pitch and manner.
+"""Turns speakers into others with a vocoder (WORLD): other vocal tracts, pitch and manner; run it again to resume.
 
-Run it again to resume. One analysis serves several variants. Only clips of the split `train` are taken.
+It reads packs of speech, of actors and of synthetic voices, and writes others. One analysis serves several variants.
 """
 
 import argparse
@@ -9,12 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pyworld
-from corpus import SAMPLE_RATE, SPEECH, Pack, to_pcm
-from games import GAMES, Samples, read_lines
+from corpus import SAMPLE_RATE, SPEECH, Pack, to_float, to_pcm
 from numpy.typing import NDArray
 
-VARIANTS = 3
+VARIANTS = {
+    "queen-train": 3,
+    "sky-train": 3,
+    "drascula-train": 3,
+    "hibari-words": 2,
+    "pico-us-words": 2,
+    "pico-gb-words": 2,
+}
+"""The packs, and the number of other speakers for each of their utterances."""
 FRAME_MS = 10.0
+Samples = NDArray[np.float32]
 Track = NDArray[np.float64]
 
 
@@ -72,26 +80,27 @@ def stretched(track: Track, factor: float) -> Track:
     return np.ascontiguousarray(track[:, left] * (1 - share) + track[:, left + 1] * share)
 
 
-def revoice(game: str, debian: Path, folder: Path) -> str:
-    """Fills the pack of a game's other speakers; returns a line for the terminal."""
-    with Pack(folder / f"{game}-revoiced", SPEECH) as pack:
-        done = len(pack.utterances)
-        for clip, line in enumerate(read_lines(game, "train", debian, start=done // VARIANTS), start=done // VARIANTS):
-            analysis = Analysis.of(line.wideband)
-            for number in range(max(done, clip * VARIANTS), (clip + 1) * VARIANTS):
-                manner = Manner.draw(np.random.default_rng(number))
-                pack.append(to_pcm(analysis.spoken(manner)), f"{line.voice}-{number}", line.text)
-        return f"{pack.table_path.stem}: {len(pack.utterances)} utterances, {pack.num_rows / SAMPLE_RATE / 3600:.2f} h"
+def revoice(source: Pack, num_variants: int, path: Path) -> str:
+    """Fills the pack of a pack's other speakers; returns a line for the terminal."""
+    samples = source.map()
+    with Pack(path, SPEECH) as pack:
+        start = len(pack.utterances) // num_variants
+        for index, utterance in enumerate(source.utterances[start:], start=start):
+            analysis = Analysis.of(to_float(samples[utterance.offset : utterance.offset + utterance.length]))
+            for number in range(max(len(pack.utterances), index * num_variants), (index + 1) * num_variants):
+                speech = analysis.spoken(Manner.draw(np.random.default_rng(number)))
+                pack.append(to_pcm(speech), f"{utterance.voice}-{number}", utterance.text)
+        return f"{path.name}: {len(pack.utterances)} utterances, {pack.num_rows / SAMPLE_RATE / 3600:.2f} h"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
-    parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
-    parser.add_argument("--games", nargs="*", default=list(GAMES))
+    parser.add_argument("--packs", nargs="*", default=list(VARIANTS))
     args = parser.parse_args()
-    for game in args.games:
-        print(revoice(game, args.debian, args.work_dir / "speech"), flush=True)
+    speech = args.work_dir / "speech"
+    for name in args.packs:
+        print(revoice(Pack(speech / name, SPEECH), VARIANTS[name], speech / f"{name}-revoiced"), flush=True)
 
 
 if __name__ == "__main__":
