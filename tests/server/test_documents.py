@@ -11,33 +11,93 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from u2moe.runtime import cli
+from u2moe.runtime import Result, cli
+from u2moe.runtime.server.app import _PATHS
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.protocols.live import StreamRequest
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+PROTOCOLS = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "examples" / "server"
 
 
-def test_the_code_of_the_guide_runs(server, speech, expected, tmp_path, monkeypatch, capsys):
+def blocks_of(language):
+    """Each block of code of a language, as (heading, code)."""
+    found = []
+    for section in PROTOCOLS.split("\n## ")[1:]:
+        heading = section.partition("\n")[0].strip("`")
+        found += [(heading, code) for code in re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)]
+    return found
+
+
+@pytest.fixture
+def adapted(server, speech, tmp_path, monkeypatch):
+    """A function from code of the page to code that speaks to the server of the tests, in a folder with a recording."""
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    (tmp_path / "talk.raw").write_bytes(speech().tobytes())
     monkeypatch.chdir(tmp_path)
-    with_openai, with_websockets = (
-        block.replace("127.0.0.1:8000", f"127.0.0.1:{server.ports['http']}")
-        for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    )
-    exec(compile(with_openai, "docs/serve.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+    return lambda code: code.replace(":8000", f":{server.ports['http']}").replace("10300", f"{server.ports['wyoming']}")
+
+
+def test_each_protocol_has_an_example():
+    headings = [heading for heading, _ in blocks_of("python")]
+    assert len(set(headings)) == len(_PATHS) + 2  # those by TCP and by HTTP
+
+
+# What the libraries of others do when they are imported or connect.
+@pytest.mark.filterwarnings("ignore:'audioop' is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
+@pytest.mark.parametrize(("heading", "code"), blocks_of("python"))
+def test_the_examples_in_python(heading, code, adapted, speech, expected, demo, capsys):
     names = {}
-    exec(compile(with_websockets, "docs/serve.md", "exec"), names)
-    assert asyncio.run(names["recognise"](speech())) == [segment.text for segment in expected().segments]
+    exec(compile(adapted(code), "docs/protocols.md", "exec"), names)
+    said = capsys.readouterr().out
+    if heading == "/stream":
+        said = " ".join(asyncio.run(names["recognise"](speech())))
+    wanted = demo.transcribe("talk.wav") if heading == "OpenAI, files" else expected()
+    assert said.split() == wanted.text.split()
 
 
-def test_the_guide_names_all_options_and_metrics():
-    rows = GUIDE.partition("| option |")[2].partition("\n\n")[0]
-    options = re.findall(r"^\| `(\w+)`", rows, re.MULTILINE)
-    assert options == list(StreamRequest.__dataclass_fields__)
+def test_the_example_with_curl(adapted, demo):
+    ((_, command),) = blocks_of("bash")
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    done = subprocess.run(shlex.split(adapted(command)), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == demo.transcribe("talk.wav").text.split()
+
+
+def test_the_example_in_javascript(adapted, expected, tmp_path):
+    ((_, code),) = blocks_of("javascript")
+    node = ["node", "--experimental-websocket"]
+    if shutil.which("node") is None or subprocess.run([*node, "-v"], capture_output=True, check=False).returncode:
+        pytest.skip("needs Node 20.10 or newer")
+    use = """
+    const bytes = require("fs").readFileSync("talk.raw");
+    const samples = new Int16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2);
+    const blocks = [];
+    for (let start = 0; start < samples.length; start += 1600) blocks.push(samples.slice(start, start + 1600));
+    const partials = [];
+    const show = (segments) => console.log(JSON.stringify({ segments, partials }));
+    recognise(blocks, (text) => partials.push(text)).then(show);
+    """
+    (tmp_path / "example.js").write_text(adapted(code) + use, encoding="utf-8")
+    done = subprocess.run([*node, "example.js"], capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(done.stdout)
+    assert found["segments"] == [segment.text for segment in expected().segments]
+    assert found["partials"]
+
+
+def column(title):
+    """The names in code in the first column of a table."""
+    rows = PROTOCOLS.partition(f"| {title} |")[2].partition("\n\n")[0]
+    firsts = [row.split("|")[1] for row in rows.splitlines() if row.startswith("| `")]
+    return [name for first in firsts for name in re.findall(r"`(\w+)`", first)]
+
+
+def test_the_guide_names_all_options_fields_and_metrics():
+    assert column("option") == list(StreamRequest.__dataclass_fields__)
+    assert sorted(column("field")) == sorted(Result.__dataclass_fields__)
     metrics = set(re.findall(r"^# TYPE (\w+)", Metrics().text(), re.MULTILINE)) - {"u2moe_ready"}
     assert {f"`{name}`" for name in metrics} <= set(re.findall(r"`u2moe_\w+`", GUIDE))
 
