@@ -30,10 +30,11 @@ NUM_SILENCES = 500
 CODECS = (
     ("WAV", "ULAW", 8000),
     ("WAV", "ULAW", 8000),
+    ("WAV", "ULAW", 8000),
+    ("WAV", "GSM610", 8000),
     ("WAV", "GSM610", 8000),
     ("AU", "G721_32", 8000),
     ("OGG", "OPUS", 8000),
-    ("OGG", "OPUS", 16000),
     ("OGG", "OPUS", 16000),
 )
 """Container, codec and sample rate; Opus at 10 to 20 kbit/s."""
