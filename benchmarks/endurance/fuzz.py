@@ -120,8 +120,9 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         memory = [megabytes for _, megabytes in found["memory_mb"]]
         counts = (f"{found['outcomes'].get(name, 0):,}" for name in ("refused", "partly", "accepted"))
         grown = f"{memory[len(memory) // 10]:.0f}, {memory[-1]:.0f} MB" if memory else ""
-        rows.append((TITLES[kind], f"{found['num_inputs']:,}", *counts, found["num_failed"], grown))
-        failures += [f"- {TITLES[kind]}, `{failure}`" for failure in found["failures"]]
+        title = TITLES.get(kind, kind)
+        rows.append((title, f"{found['num_inputs']:,}", *counts, found["num_failed"], grown))
+        failures += [f"- {title}, `{failure}`" for failure in found["failures"]]
     return {
         "table": "\n\n".join([table(header, rows), *(["\n".join(failures)] if failures else [])]),
         "tried": f"{sum(found['num_inputs'] for found in results['kinds'].values()):,}",

@@ -110,12 +110,18 @@ def answer(seeds: Iterable[str], use: Use, refusals: tuple[type[Exception], ...]
 class Worker:
     """The parent's side of a worker. Unix only, where pipes can be waited for."""
 
-    def __init__(self, command: Sequence[str], *, limit_s: float = TIME_LIMIT_S) -> None:
-        """Start it; `command` holds the arguments of the Python interpreter."""
+    def __init__(
+        self, command: Sequence[str], *, limit_s: float = TIME_LIMIT_S, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it; `command` holds the arguments of the Python interpreter; without `environment` it has ours."""
         self.limit_s = limit_s
         # Decoders complain about damaged files on stderr.
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
         )
         self.ready = False
 

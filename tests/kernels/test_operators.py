@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_layers import int4_weights, int8_weights, layer_model, random_matrix, row_errors, session_with
 
+from u2moe.benchmarks.instruments.layers import int4_weights, int8_weights, layer_model, random_matrix, session_with
 from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
@@ -23,6 +23,13 @@ ROUNDING = 3e-6
 """Relative error of a row by the order of additions alone."""
 STEPS = 0.03
 """The same where a few of its few hidden activations are rounded to the other integer."""
+
+
+def row_errors(expected, found):
+    """The error of each row, relative to the mean size of a row."""
+    expected, found = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (expected, found))
+    size = np.sqrt(np.mean(np.sum(np.square(expected), axis=1))) if expected.size else 1.0
+    return np.linalg.norm(expected - found, axis=1) / max(size, 1e-30)
 
 
 def check_rows(expected, found, kind):

@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "layout.h"
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -20,6 +23,13 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunk = size_t{32} << 20;
 constexpr std::align_val_t kAlignment{kLine};
+// With U2MOE_CHECKED nothing is shared, kept or larger than asked for, so that sanitizers and valgrind see every byte
+// that is touched beyond an array or after its time.
+#if defined(U2MOE_CHECKED)
+constexpr bool kIsChecked = true;
+#else
+constexpr bool kIsChecked = false;
+#endif
 }  // namespace
 
 // Address space in which weights lie one after the other; released when the last of them is.
@@ -30,14 +40,26 @@ struct Chunk {
 
 namespace {
 
+std::mutex& lock();
+
+// Never destroyed: kernels may outlive static objects. It is free in a process that forks at any moment: the thread that
+// forks holds it meanwhile, so no other does, which would never release it in the child.
+std::mutex* make_lock() {
+  auto* made = new std::mutex;
+#if !defined(_WIN32)
+  pthread_atfork([] { lock().lock(); }, [] { lock().unlock(); }, [] { lock().unlock(); });
+#endif
+  return made;
+}
+
 std::mutex& lock() {
-  static auto* mutex = new std::mutex;  // never destroyed: kernels may outlive static objects
+  static std::mutex* const mutex = make_lock();
   return *mutex;
 }
 Chunk* open_chunk = nullptr;  // the one that has room, or null
 
 Chunk* make_chunk(size_t size) {
-#if defined(__linux__)
+#if defined(__linux__) && !defined(U2MOE_CHECKED)
   // Pages come into being when they are written, so what is never used costs nothing.
   const size_t space = size + kHugePage;
   void* mapped = mmap(nullptr, space, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -55,7 +77,7 @@ Chunk* make_chunk(size_t size) {
 }
 
 void release(Chunk* chunk) {
-#if defined(__linux__)
+#if defined(__linux__) && !defined(U2MOE_CHECKED)
   munmap(chunk->begin, chunk->size);
 #else
   ::operator delete(chunk->begin, kAlignment);
@@ -80,10 +102,10 @@ void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] si
 }
 
 Weights::Weights(size_t bytes) {
-  bytes = rounded_up(bytes, kLine);
+  bytes = kIsChecked ? bytes : rounded_up(bytes, kLine);
   const std::lock_guard<std::mutex> guard(lock());
-  if (open_chunk == nullptr || open_chunk->size - open_chunk->used < bytes) {
-    Chunk* made = make_chunk(rounded_up(bytes > kChunk ? bytes : kChunk, kHugePage));
+  if (kIsChecked || open_chunk == nullptr || open_chunk->size - open_chunk->used < bytes) {
+    Chunk* made = make_chunk(kIsChecked ? bytes : rounded_up(bytes > kChunk ? bytes : kChunk, kHugePage));
     if (open_chunk != nullptr && open_chunk->users == 0) release(open_chunk);
     open_chunk = made;
   }
@@ -112,8 +134,8 @@ Scratch::~Scratch() {
 }
 
 uint8_t* Scratch::bytes(size_t number, size_t size) {
-  size = rounded_up(size + kLine, kLine);
-  if (sizes_[number] < size) {
+  size = kIsChecked ? size : rounded_up(size + kLine, kLine);
+  if (kIsChecked || sizes_[number] < size) {
     ::operator delete(arrays_[number], kAlignment);
     arrays_[number] = nullptr;
     sizes_[number] = 0;
@@ -124,27 +146,46 @@ uint8_t* Scratch::bytes(size_t number, size_t size) {
 }
 
 namespace {
-std::vector<std::unique_ptr<Scratch>>& pool() {
-  static auto* free = new std::vector<std::unique_ptr<Scratch>>;
-  return *free;
-}
+// Scratch that no call uses. It is freed when the library is unloaded, or the process ends; calls after that, of kernels
+// that outlive static objects, have scratch of their own.
+class Pool {
+ public:
+  ~Pool() {
+    const std::lock_guard<std::mutex> guard(lock());
+    is_over = true;
+    free_.clear();
+  }
+  static std::unique_ptr<Scratch> take() {
+    const std::lock_guard<std::mutex> guard(lock());
+    if (is_over) return nullptr;
+    auto& free = the_pool().free_;
+    if (free.empty()) return nullptr;
+    std::unique_ptr<Scratch> taken = std::move(free.back());
+    free.pop_back();
+    return taken;
+  }
+  static void give(std::unique_ptr<Scratch> scratch) {
+    const std::lock_guard<std::mutex> guard(lock());
+    if (!is_over) the_pool().free_.push_back(std::move(scratch));
+  }
+
+ private:
+  static Pool& the_pool() {
+    static Pool pool;
+    return pool;
+  }
+  static inline bool is_over = false;
+  std::vector<std::unique_ptr<Scratch>> free_;
+};
 }  // namespace
 
-Borrowed::Borrowed() {
-  {
-    const std::lock_guard<std::mutex> guard(lock());
-    if (!pool().empty()) {
-      scratch_ = std::move(pool().back());
-      pool().pop_back();
-    }
-  }
+Borrowed::Borrowed() : scratch_(Pool::take()) {
   if (!scratch_) scratch_ = std::make_unique<Scratch>();
 }
 
 Borrowed::~Borrowed() {
-  const std::lock_guard<std::mutex> guard(lock());
   try {
-    pool().push_back(std::move(scratch_));
+    Pool::give(std::move(scratch_));
   } catch (const std::bad_alloc&) {  // then it is freed
   }
 }

@@ -1,15 +1,13 @@
-// Computes layers of many shapes on every instruction set of this processor and prints a digest of the results of each.
-// Equal digests mean results equal to the last bit, here and on other machines; tests compare them under qemu.
-#include <cmath>
-#include <cstdio>
-#include <cstring>
+// Layers of many shapes with weights that are the same on every machine; what the programs in this folder compute.
+#pragma once
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
-#include "layers.h"
-#include "layout.h"
+#include "../layers.h"
+#include "../layout.h"
 
 namespace u2moe {
-namespace {
 
 class Serial final : public Threads {
  public:
@@ -37,6 +35,7 @@ class Random {
   uint64_t state_;
 };
 
+// FNV-1a
 class Digest {
  public:
   void add(const void* data, size_t bytes) {
@@ -49,7 +48,7 @@ class Digest {
   uint64_t hash_ = 14695981039346656037u;
 };
 
-void pack(Random& random, size_t k, size_t n, size_t group, uint8_t* to) {
+inline void pack(Random& random, size_t k, size_t n, size_t group, uint8_t* to) {
   const auto bias = random.numbers(n, 0.3f);
   if (group) {
     const size_t groups = groups4(k, group);
@@ -71,8 +70,7 @@ struct Case {
   float skip_below;
 };
 
-void experts(const InstructionSet& isa, const Case& c, Digest& digest) {
-  Random random(c.dim * 31 + c.hidden * 7 + c.tokens);
+inline ExpertLayer expert_layer(const Case& c, Random& random) {
   ExpertLayer layer;
   layer.dim = c.dim;
   layer.hidden = c.hidden;
@@ -94,13 +92,20 @@ void experts(const InstructionSet& isa, const Case& c, Digest& digest) {
     pack(random, c.hidden, c.dim, c.group, to + layer.first_bytes);
     to += layer.first_bytes + layer.second_bytes;
   }
+  return layer;
+}
+
+inline void compute_experts(const InstructionSet& isa, const Case& c, const Threads& threads, Digest& digest) {
+  Random random(c.dim * 31 + c.hidden * 7 + c.tokens);
+  const ExpertLayer layer = expert_layer(c, random);
   const auto x = random.numbers(c.tokens * c.dim, 2.0f);
   std::vector<float> y(x.size());
-  run_experts(isa, layer, x.data(), c.tokens, y.data(), Serial());
+  run_experts(isa, layer, x.data(), c.tokens, y.data(), threads);
   digest.add(y.data(), y.size() * sizeof(float));
 }
 
-void linear(const InstructionSet& isa, size_t k, size_t n, size_t rows, Digest& digest) {
+inline void compute_linear(const InstructionSet& isa, size_t k, size_t n, size_t rows, const Threads& threads,
+                           Digest& digest) {
   Random random(k + n + rows);
   LinearLayer layer;
   layer.k = k;
@@ -109,16 +114,17 @@ void linear(const InstructionSet& isa, size_t k, size_t n, size_t rows, Digest& 
   pack(random, k, n, 0, layer.weights.data());
   const auto x = random.numbers(rows * k, 3.0f);
   std::vector<float> y(rows * n), peak(rows);
-  run_linear(isa, layer, x.data(), rows, y.data(), Serial());
+  run_linear(isa, layer, x.data(), rows, y.data(), threads);
   digest.add(y.data(), y.size() * sizeof(float));
   std::vector<uint8_t> q(rows * k);
-  run_rows(isa, x.data(), rows, k, 0.0f, q.data(), peak.data(), Serial());
+  run_rows(isa, x.data(), rows, k, 0.0f, q.data(), peak.data(), threads);
   digest.add(q.data(), q.size());
-  run_matmul(isa, layer, q.data(), peak.data(), rows, y.data(), Serial());
+  run_matmul(isa, layer, q.data(), peak.data(), rows, y.data(), threads);
   digest.add(y.data(), y.size() * sizeof(float));
 }
 
-void print(const InstructionSet& isa) {
+// A digest of the results of all cases.
+inline unsigned long long digest_of(const InstructionSet& isa, const Threads& threads) {
   static constexpr Case kCases[] = {
       {64, 96, 8, 2, 0, 17, Activation::swish, 0.0f},  {70, 33, 5, 3, 0, 40, Activation::gelu, 0.3f},
       {16, 200, 3, 1, 0, 9, Activation::tanh, 0.0f},   {5, 7, 20, 4, 0, 30, Activation::selu, 0.0f},
@@ -126,16 +132,9 @@ void print(const InstructionSet& isa) {
       {130, 140, 2, 2, 64, 5, Activation::relu, 0.0f}, {96, 260, 2, 1, 128, 11, Activation::hardtanh, 0.0f},
   };
   Digest digest;
-  for (const Case& c : kCases) experts(isa, c, digest);
-  for (size_t rows : {1, 2, 3, 8, 15, 29}) linear(isa, 24 + 8 * rows, 40 + rows, rows, digest);
-  std::printf("%s %016llx\n", isa.name, digest.value());
+  for (const Case& c : kCases) compute_experts(isa, c, threads, digest);
+  for (size_t rows : {1, 2, 3, 8, 15, 29}) compute_linear(isa, 24 + 8 * rows, 40 + rows, rows, threads, digest);
+  return digest.value();
 }
 
-}  // namespace
 }  // namespace u2moe
-
-int main() {
-  const u2moe::InstructionSet* sets[8];
-  for (size_t i = 0, count = u2moe::available(sets); i < count; i++) u2moe::print(*sets[i]);
-  return 0;
-}

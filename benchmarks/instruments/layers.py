@@ -1,0 +1,104 @@
+"""Single quantized layers as graphs of one call, and random weights for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from u2moe.quantize.arithmetic import int4_blocks, int8_columns
+from u2moe.runtime.mixture import Mixture
+
+Array = npt.NDArray[Any]
+Attributes = Mapping[str, int | float | str]
+_CPU = ("CPUExecutionProvider",)
+_OPSETS = {"": 18, "u2moe": 1, "com.microsoft": 1}
+
+
+def layer_model(
+    function: ir.Function, inputs: Mapping[str, npt.DTypeLike], weights: Mapping[str, Array], attributes: Attributes
+) -> bytes:
+    """One call of a function as an ONNX file.
+
+    Args:
+        function: what is called.
+        inputs: dtypes of what is fed, by name; of any shape.
+        weights: constants after these, in order.
+        attributes: of the call.
+    """
+    names = [output.name or "" for output in function.outputs]
+    return _model(function.name, names, inputs, weights, attributes, [function])
+
+
+def packed_layer_model(
+    operator: str, outputs: Sequence[str], inputs: Mapping[str, npt.DTypeLike], weights: Mapping[str, Array],
+    attributes: Attributes,
+) -> bytes:  # fmt: skip
+    """The same for a native operator that no function stands for, as those with packed weights."""
+    return _model(operator, outputs, inputs, weights, attributes, [])
+
+
+def _model(
+    operator: str, outputs: Sequence[str], inputs: Mapping[str, npt.DTypeLike], weights: Mapping[str, Array],
+    attributes: Attributes, functions: Sequence[ir.Function],
+) -> bytes:  # fmt: skip
+    fed = [ir.val(name, dtype=ir.DataType.from_numpy(np.dtype(kind)), shape=None) for name, kind in inputs.items()]
+    initial = []
+    for name, array in weights.items():
+        tensor = ir.tensor(array, name=name)
+        initial.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+    own = ir.node(operator, [*fed, *initial], attributes, domain="u2moe", num_outputs=len(outputs))
+    kinds = [ir.DataType.UINT8, ir.DataType.FLOAT][-len(outputs) :]
+    for made, name, kind in zip(own.outputs, outputs, kinds, strict=True):
+        made.name, made.type = name, ir.TensorType(kind)
+    graph = ir.Graph(fed, own.outputs, nodes=[own], initializers=initial, opset_imports=_OPSETS, name="layer")
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=8, functions=functions)).SerializeToString())
+
+
+def session_with(
+    model: bytes | Path, library: Path | None = None, num_threads: int = 1
+) -> onnxruntime.InferenceSession:
+    """A session of a model, with native kernels if a library is named."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(model, options, providers=_CPU, enable_fallback=0)
+
+
+def random_matrix(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """A weight [rows, columns] that keeps the size of its input."""
+    return (random.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
+
+
+def int8_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
+    """Weights of `int8_mixture`, by name in the order of its inputs after x."""
+    weights: dict[str, Array] = {"gate": random_matrix(random, dim, mixture.num_experts)}
+    if mixture.bias:
+        weights["w2_bias"] = 0.2 * random.standard_normal((mixture.num_experts, dim)).astype(np.float32)
+    for expert in range(mixture.num_experts):
+        for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
+            name = f"e{expert}_{part}"
+            weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
+            if mixture.bias and part == "w1":
+                weights[f"{name}_bias"] = 0.2 * random.standard_normal(hidden).astype(np.float32)
+    return weights
+
+
+def int4_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
+    """Weights of `int4_mixture`, by name in the order of its inputs after x."""
+    weights: dict[str, Array] = {"gate": random_matrix(random, dim, mixture.num_experts)}
+    for expert in range(mixture.num_experts):
+        for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
+            name = f"e{expert}_{part}"
+            weights[name], scale = int4_blocks(random_matrix(random, *shape), mixture.block_size)
+            weights[f"{name}_scale"] = scale.ravel()
+            if mixture.bias:
+                weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
+    return weights

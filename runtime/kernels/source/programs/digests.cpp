@@ -1,0 +1,12 @@
+// Computes the same layers on every instruction set of this processor and prints a digest of the results of each. Equal
+// digests mean results equal to the last bit, here and on other machines; tests compare them under qemu.
+#include <cstdio>
+
+#include "cases.h"
+
+int main() {
+  const u2moe::InstructionSet* sets[8];
+  for (size_t i = 0, count = u2moe::available(sets); i < count; i++)
+    std::printf("%s %016llx\n", sets[i]->name, u2moe::digest_of(*sets[i], u2moe::Serial()));
+  return 0;
+}

@@ -1,0 +1,87 @@
+// Computes the same layers in several threads at once, each with threads of its own for the tasks of a step, as
+// onnxruntime has them, while layers come and go. Every digest must be that of one thread. For the thread sanitizer,
+// which must see how threads wait for each other, as it does not inside onnxruntime. Then the process forks while other
+// threads need memory, and its children compute as well.
+#include <atomic>
+#include <cstdio>
+#include <thread>
+#if !defined(_WIN32)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+#include "cases.h"
+
+namespace u2moe {
+namespace {
+
+constexpr size_t kCallers = 3, kWorkers = 3, kRounds = 3, kForks = 20;
+constexpr unsigned kLimit = 60;  // seconds of a child
+
+// Workers take tasks until none is left; a step ends when all have.
+class Team final : public Threads {
+ public:
+  void run(Task task, size_t count, void* state) const override {
+    std::atomic<size_t> next{0};
+    std::vector<std::thread> workers;
+    for (size_t i = 0; i < kWorkers; i++)
+      workers.emplace_back([&] {
+        for (size_t index = next++; index < count; index = next++) task(state, index);
+      });
+    for (std::thread& worker : workers) worker.join();
+  }
+};
+
+bool is_equal_in_threads(const InstructionSet& isa) {
+  const unsigned long long expected = digest_of(isa, Serial());
+  std::atomic<size_t> different{0};
+  std::vector<std::thread> callers;
+  for (size_t i = 0; i < kCallers; i++)
+    callers.emplace_back([&] {
+      for (size_t round = 0; round < kRounds; round++) different += digest_of(isa, Team()) != expected;
+    });
+  for (std::thread& caller : callers) caller.join();
+  std::printf("%s %s\n", isa.name, different == 0 ? "equal" : "different");
+  return different == 0;
+}
+
+#if !defined(_WIN32)
+// While other threads take and give back memory all the time, under the lock that must be free in a child.
+bool is_equal_in_children(const InstructionSet& isa) {
+  const unsigned long long expected = digest_of(isa, Serial());
+  std::atomic<bool> is_over{false};
+  std::vector<std::thread> callers;
+  for (size_t i = 0; i < kCallers; i++)
+    callers.emplace_back([&] {
+      while (!is_over) Weights{kBlock};
+    });
+  size_t failed = 0;
+  for (size_t i = 0; i < kForks; i++) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(kLimit);  // ends a child that waits without end
+      _exit(digest_of(isa, Serial()) == expected ? 0 : 1);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    failed += status != 0;
+  }
+  is_over = true;
+  for (std::thread& caller : callers) caller.join();
+  std::printf("%s in %zu children: %zu failed\n", isa.name, kForks, failed);
+  return failed == 0;
+}
+#else
+bool is_equal_in_children(const InstructionSet&) { return true; }
+#endif
+
+}  // namespace
+}  // namespace u2moe
+
+int main() {
+  const u2moe::InstructionSet* sets[8];
+  bool is_equal = true;
+  for (size_t i = 0, count = u2moe::available(sets); i < count; i++)
+    is_equal = u2moe::is_equal_in_threads(*sets[i]) && is_equal;
+  return u2moe::is_equal_in_children(*sets[0]) && is_equal ? 0 : 1;
+}
