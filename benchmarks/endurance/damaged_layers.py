@@ -2,15 +2,18 @@
 
     python -m u2moe.benchmarks.endurance.damaged_layers LIBRARY
 
-answers seeds as `worker` does. Whatever the graph says, onnxruntime must give a result or an error.
+answers seeds as `worker` does. Whatever the graph says, onnxruntime must give a result or an error. A seed makes other
+layers for each instruction set that U2MOE_KERNELS_ISA names.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +57,10 @@ _DATA_FILE = "weights.bin"
 
 def use_damaged_layers(library: Path, folder: Path) -> Use:
     """A function that damages a layer, and runs it with the kernels of `library` on one or two threads."""
+    isa = zlib.crc32(os.environ.get("U2MOE_KERNELS_ISA", "").encode())
 
     def use(random: Random) -> str:
+        random = np.random.default_rng([int(random.integers(2**32)), isa])
         model, dim = drawn_layer(library, random)
         for _ in range(int(random.integers(0, 4))):
             one_of(DAMAGES, random)(model, random)

@@ -2,14 +2,14 @@
 
     python -m u2moe.benchmarks.endurance.sanitized_kernels BUILD [--checks address thread] [--inputs 10000] [--idle]
 
-Run in a clone with CMake, g++ and valgrind. Each check builds the library in a folder of BUILD, in which every array has
+Run in a clone with CMake, g++ and valgrind. Each check builds the library in a folder of BUILD; every array then has
 memory of its own, AMX is emulated, and all instruction sets of this processor take part:
 
 - address: programs without onnxruntime, then the tests of the operators and sessions, with the address and
   undefined-behaviour sanitizers.
 - thread: the program with many threads, then the tests of sessions and threads, with the thread sanitizer.
 - valgrind: the programs under valgrind's memcheck, which also finds uses of what nobody has written. It has no AVX-512.
-- damaged: layers that lie, `--inputs` for each instruction set, with the sanitizers of `address`. A second run
+- damaged: `--inputs` layers that lie, each instruction set its share, with the sanitizers of `address`. A second run
   continues where the first was stopped.
 
 Results are written after each check. Exits with 1 if anything was found.
@@ -38,8 +38,7 @@ PROGRAMS = ("u2moe_kernels_digests", "u2moe_kernels_stress")
 LIBRARY = "u2moe_kernels"
 TESTS = ("operators", "sessions", "damage")
 THREADED = "threads or come_and_go or any_order or forked"
-"""Tests that have several threads or processes. Those that fork while threads compute are left out: the sanitizer's own
-locks would then be taken in the child."""
+"""Tests that have several threads or processes."""
 OPTIONS = {
     # Python and onnxruntime leave memory behind when they end.
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:hard_rss_limit_mb=6000",
@@ -55,7 +54,9 @@ TITLES = {
     "thread": "thread sanitizer",
     "valgrind": "valgrind (memcheck)",
 }
-VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite")
+VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9")
+LEAKS = ("--leak-check=full", "--errors-for-leak-kinds=definite")
+"""Not in the program that forks: what the threads of a parent hold is lost in its children."""
 _NUM_LINES = 40
 
 
@@ -185,24 +186,22 @@ def thread(folder: Path) -> list[Step]:
 def valgrind(folder: Path) -> list[Step]:
     """Both programs."""
     build = Build("valgrind", folder)
-    return [build.program(name, VALGRIND) for name in PROGRAMS]
+    return [build.program(PROGRAMS[0], [*VALGRIND, *LEAKS]), build.program(PROGRAMS[1], VALGRIND)]
 
 
 RUNS: Mapping[str, Callable[[Path], list[Step]]] = {"address": address, "thread": thread, "valgrind": valgrind}
 
 
 def damaged(folder: Path, results: Path, num_inputs: int, until: float | None) -> None:
-    """Damaged layers on each instruction set; see `fuzz.fuzz`. Reports of sanitizers are left in the folder."""
+    """Damaged layers on each instruction set; see `fuzz.fuzz`. What sanitizers say is in the folder."""
     build = Build("address", folder)
 
     def start(isa: str) -> Worker:
-        environment = build.environment(isa)
-        log = f":log_path={build.folder / 'report'}"
-        environment |= {name: environment[name] + log for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS")}
         command = ["-m", "u2moe.benchmarks.endurance.damaged_layers", str(build.library)]
-        return Worker(command, environment=environment)
+        return Worker(command, environment=build.environment(isa), log=build.folder / f"{isa}.log")
 
-    fuzz.fuzz(start, results, dict.fromkeys(build.isas(), num_inputs), until=until, progress=report)
+    isas = build.isas()
+    fuzz.fuzz(start, results, dict.fromkeys(isas, -(-num_inputs // len(isas))), until=until, progress=report)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -229,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = script_parser("endurance.sanitized_kernels", __doc__)
     parser.add_argument("build", type=Path, help="folder for builds, created if missing")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS), help="default: all")
-    parser.add_argument("--inputs", type=int, default=10_000, help="damaged layers for each instruction set")
+    parser.add_argument("--inputs", type=int, default=10_000, help="number of damaged layers (default: 10,000)")
     parser.add_argument("--minutes", type=float, help="stop trying damaged layers after this time")
     parser.add_argument("--results", type=Path, help="JSON file, continued if it is there")
     parser.add_argument("--idle", action="store_true", help="use only idle processors (SCHED_IDLE, Linux)")

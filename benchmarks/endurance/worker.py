@@ -111,18 +111,30 @@ class Worker:
     """The parent's side of a worker. Unix only, where pipes can be waited for."""
 
     def __init__(
-        self, command: Sequence[str], *, limit_s: float = TIME_LIMIT_S, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        limit_s: float = TIME_LIMIT_S,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
     ) -> None:
-        """Start it; `command` holds the arguments of the Python interpreter; without `environment` it has ours."""
+        """Start it.
+
+        Args:
+            command: arguments of the Python interpreter.
+            limit_s: see `TIME_LIMIT_S`.
+            environment: its environment; None: ours.
+            log: file to which its stderr is appended; None: nowhere, as decoders complain about damaged files.
+        """
         self.limit_s = limit_s
-        # Decoders complain about damaged files on stderr.
-        self._process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
+        with (log or Path(os.devnull)).open("ab") as complaints:
+            self._process = subprocess.Popen(  # noqa: S603 - ourselves
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                env=environment,
+            )
         self.ready = False
 
     def ask(self, seed: int) -> tuple[str, float | None]:

@@ -7,6 +7,7 @@ happens in most rows in int4, where both products have been added up in another 
 """
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.mixture import Mixture
+from u2moe.runtime.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6
 """Relative error of a row by the order of additions alone."""
@@ -160,6 +162,20 @@ def test_a_mixture_computes_what_numpy_does(library, mixture, sizes, num_tokens,
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("num_experts", [1, 3])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_hidden_activations_beyond_a_cache_compute_what_numpy_does(library, kind, num_experts):
+    """Rows of an expert in several parts, and experts in several groups: 384 kB hold 65 rows of this size."""
+    block_size = 32 if kind == "int4" else 0
+    mixture = Mixture(
+        num_experts=num_experts, top_k=1, activation="swish", weights=kind, block_size=block_size, skip_below=0.0
+    )
+    model, weights, random = mixture_model(mixture, 40, 1500, seed=7)
+    x = random.standard_normal((300, 40)).astype(np.float32)
+    (found,) = session_with(model, library).run(None, {"x": x})
+    check_rows(mixture_in_numpy(x, weights, mixture), found, kind)
+
+
 @pytest.mark.parametrize("num_tokens", [0, 1, 3, 40])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -233,9 +249,52 @@ def test_pairs_beyond_16_bits_are_exact(library):
     np.testing.assert_allclose(found, np.full((5, 40), 128 * 127.0), rtol=1e-6)
 
 
+MOST_ROWS = 65536
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+def test_sums_of_the_longest_rows_are_exact(library, weight):
+    """32 bits hold them, but not many more."""
+    weights = {"weight": np.full((MOST_ROWS, 2), weight, np.int8), "scale": np.ones(2, np.float32)}
+    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    q = np.stack([np.full(MOST_ROWS, code, np.uint8) for code in (0, 255)])
+    (found,) = session_with(product, library).run(None, {"q": q, "peak": np.ones((2, 1), np.float32)})
+    exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS * np.float32(1 / 127)
+    np.testing.assert_allclose(found, np.tile(exact, 2), rtol=1e-6)
+
+
+def test_weights_may_lie_at_any_place_of_a_file(library, tmp_path):
+    random = np.random.default_rng(8)
+    weight, scale = int8_columns(random_matrix(random, 40, 50))
+    weights = {"weight": weight, "scale": scale, "bias": random.standard_normal(50).astype(np.float32)}
+    model = onnx.load_from_string(layer_model(int8_linear(bias=True), {"x": np.float32}, weights, {"activation": ""}))
+    x = {"x": random.standard_normal((4, 40)).astype(np.float32)}
+    (expected,) = session_with(model.SerializeToString(), library).run(None, x)
+    data = b"odd"
+    for tensor in model.graph.initializer:
+        place = {"location": "weights", "offset": len(data), "length": len(tensor.raw_data)}
+        tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(at)) for key, at in place.items())
+        data += tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    (tmp_path / "weights").write_bytes(data)
+    onnx.save(model, tmp_path / "layer.onnx")
+    (found,) = session_with(tmp_path / "layer.onnx", library).run(None, x)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_longer_rows_are_an_error(library):
+    shape = (MOST_ROWS + 1, 1)
+    weights = {"weight": np.ones(shape, np.int8), "scale": np.ones(1, np.float32)}
+    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
+        session_with(product, library)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38, 1e-44])
-def test_numbers_at_the_limits_stay_in_their_rows(library, bad):
-    mixture = Mixture(num_experts=4, top_k=2, activation="swish", weights="int8")
+def test_numbers_at_the_limits_stay_in_their_rows(library, bad, kind):
+    mixture = Mixture(num_experts=4, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
     model, _, random = mixture_model(mixture, 48, 64, seed=4)
     x = random.standard_normal((6, 48)).astype(np.float32)
     session = session_with(model, library)

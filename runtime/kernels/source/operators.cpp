@@ -1,4 +1,5 @@
 // The operators of domain "u2moe", and the two functions that the library exports. docs/kernels.md describes them.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +21,7 @@ constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr auto kAny = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr int64_t kMostElements = int64_t{1} << 31;
 constexpr int64_t kMostSize = int64_t{1} << 24;  // of one axis of a weight
+constexpr size_t kMostInner = size_t{1} << 16;   // rows of a weight in int8: 255 * 128 times that fits in 32 bits
 
 const InstructionSet& isa() {
   const char* message;
@@ -60,6 +62,12 @@ struct Matrix {
   void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
 };
 
+// Sums over `k` products must fit in 32 bits.
+void check_inner(size_t k) {
+  if (k > kMostInner)
+    throw Invalid("a weight has " + std::to_string(k) + " rows, expected at most " + std::to_string(kMostInner));
+}
+
 // Reads weight, scale and bias; `k` and `n` are -1 if any size will do.
 Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step) {
   std::vector<int64_t> shape;
@@ -67,6 +75,7 @@ Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step) {
   m.eight.weight = node.constant<int8_t>("weight", {k, n}, &shape);
   if (shape[0] > kMostElements / shape[1]) throw Invalid("a weight has too many elements");
   m.k = m.eight.k = static_cast<size_t>(shape[0]);
+  check_inner(m.k);
   m.n = m.eight.n = static_cast<size_t>(shape[1]);
   m.eight.scale = node.constant<float>("scale", {shape[1]});
   m.eight.bias = bias ? node.constant<float>("bias", {shape[1]}) : nullptr;
@@ -107,6 +116,7 @@ LinearLayer read_linear(Node& node, bool bias, float lowest) {
   if (!is_packed(node)) return linear_of(read_int8(node, -1, -1, bias, kStep), lowest);
   LinearLayer layer;
   layer.k = size_of(node, "in");
+  check_inner(layer.k);
   layer.n = size_of(node, "out");
   layer.lowest = lowest;
   layer.weights = node.packed(packed_bytes8(layer.k, layer.n));
@@ -233,6 +243,7 @@ class ExpertsOperator {
   void read_packed(Node& node, size_t group) {
     layer_.hidden = size_of(node, "hidden");
     layer_.group = group;
+    if (!group) check_inner(std::max(layer_.dim, layer_.hidden));
     layer_.first_bytes = packed_bytes(layer_.dim, layer_.hidden, group);
     layer_.second_bytes = packed_bytes(layer_.hidden, layer_.dim, group);
     layer_.weights = node.packed((layer_.first_bytes + layer_.second_bytes) * layer_.experts);

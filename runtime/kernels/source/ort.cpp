@@ -1,5 +1,6 @@
 #include "ort.h"
 
+#include <atomic>
 #include <cstring>
 
 #include "layout.h"
@@ -7,7 +8,7 @@
 namespace u2moe {
 namespace {
 
-const OrtApi* the_api = nullptr;
+std::atomic<const OrtApi*> the_api{nullptr};  // set again, to the same, whenever a session registers the library
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -27,20 +28,20 @@ struct TensorInfo {
 
 }  // namespace
 
-void Api::set(const OrtApi* api) { the_api = api; }
+void Api::set(const OrtApi* api) { the_api.store(api, std::memory_order_release); }
 
-const OrtApi& Api::get() { return *the_api; }
+const OrtApi& Api::get() { return *the_api.load(std::memory_order_acquire); }
 
 void Api::check(OrtStatus* status) {
   if (status == nullptr) return;
-  const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owned(status, the_api->ReleaseStatus);
-  throw Invalid(the_api->GetErrorMessage(status));
+  const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owned(status, get().ReleaseStatus);
+  throw Invalid(get().GetErrorMessage(status));
 }
 
 OrtStatus* Api::failed(const char* op, const char* message) noexcept {
   char text[512];
   std::snprintf(text, sizeof text, "%s: %s", op, message);
-  return the_api->CreateStatus(ORT_INVALID_ARGUMENT, text);
+  return get().CreateStatus(ORT_INVALID_ARGUMENT, text);
 }
 
 size_t Tensor::size() const {
@@ -144,7 +145,12 @@ const void* Node::next(const char* what, ONNXTensorElementDataType type, const s
   next_++;
   constants_.emplace_back(tensor.data, tensor.size() * bytes_of(type));
   if (found != nullptr) *found = tensor.shape;
-  return tensor.data;
+  const size_t size = bytes_of(type);
+  if (reinterpret_cast<uintptr_t>(tensor.data) % size == 0) return tensor.data;
+  // a file may have floats at any place, and onnxruntime maps them where they lie
+  aligned_.emplace_back(tensor.size() * size);
+  std::memcpy(aligned_.back().data(), tensor.data, tensor.size() * size);
+  return aligned_.back().data();
 }
 
 Tensor Call::input(size_t index, ONNXTensorElementDataType type) const {

@@ -93,6 +93,7 @@ class Node {
   const OrtKernelInfo* info_;
   size_t num_inputs_ = 0, next_ = 0;
   std::vector<std::pair<const void*, size_t>> constants_;
+  std::vector<Weights> aligned_;  // copies of those that lie at odd addresses
 };
 
 // Inputs and outputs of one call.

@@ -44,7 +44,12 @@ struct Avx512 {
   static Ints maxi(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
   static Ints magnitude_bits(Floats a) { return _mm512_castps_si512(abs(a)); }
   static int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a); }
-  static int32_t total(Ints a) { return _mm512_reduce_add_epi32(a); }
+  static int32_t total(Ints a) {  // wraps, which _mm512_reduce_add_epi32 need not do
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+    __m128i m = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
+  }
   static Floats to_float(Ints a) { return _mm512_cvtepi32_ps(a); }
   static Ints round(Floats a) { return _mm512_cvtps_epi32(a); }
   static Floats scale_by_power(Floats a, Ints n) {

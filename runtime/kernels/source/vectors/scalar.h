@@ -40,11 +40,15 @@ struct Scalar {
 
   static Ints seti(int32_t x) { return each_int([&](int) { return x; }); }
   static Ints loadi(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
-  static Ints addi(Ints a, Ints b) { return each_int([&](int i) { return a.v[i] + b.v[i]; }); }
+  // Additions wrap as in registers: of NaN, the lowest integer, there may be many.
+  static int32_t sum_of(int32_t a, int32_t b) {
+    return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+  }
+  static Ints addi(Ints a, Ints b) { return each_int([&](int i) { return sum_of(a.v[i], b.v[i]); }); }
   static Ints maxi(Ints a, Ints b) { return each_int([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
   static Ints magnitude_bits(Floats a) { Ints r; std::memcpy(r.v, abs(a).v, 64); return r; }
   static int32_t largest(Ints a) { int32_t r = a.v[0]; for (int32_t x : a.v) r = x > r ? x : r; return r; }
-  static int32_t total(Ints a) { int32_t r = 0; for (int32_t x : a.v) r += x; return r; }
+  static int32_t total(Ints a) { int32_t r = 0; for (int32_t x : a.v) r = sum_of(r, x); return r; }
   static Floats to_float(Ints a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
   static Ints round(Floats a) {  // half to even; as x86, the lowest integer for what does not fit
     return each_int([&](int i) {
