@@ -51,7 +51,9 @@ def _model(
     initial = []
     for name, array in weights.items():
         tensor = ir.tensor(array, name=name)
-        initial.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+        initial.append(
+            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        )
     own = ir.node(operator, [*fed, *initial], attributes, domain="u2moe", num_outputs=len(outputs))
     kinds = [ir.DataType.UINT8, ir.DataType.FLOAT][-len(outputs) :]
     for made, name, kind in zip(own.outputs, outputs, kinds, strict=True):
@@ -74,7 +76,8 @@ def session_with(
 
 def random_matrix(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.float32]:
     """A weight [rows, columns] that keeps the size of its input."""
-    return (random.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
+    matrix: npt.NDArray[np.float32] = random.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(rows))
+    return matrix
 
 
 def int8_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden: int) -> dict[str, Array]:
