@@ -53,7 +53,7 @@ MODULES = {
 }
 """The module for each results file, in the order in which targets are listed."""
 TARGETS = "targets"
-ELSEWHERE = {"wer", "quantization"}
+ELSEWHERE = {"wer", "overlap", "quantization"}
 """Of the demo model, which examples/train_demo/publish.py fills in."""
 
 Values = dict[str, dict[str, str]]
