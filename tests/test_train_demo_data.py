@@ -230,6 +230,11 @@ def test_words_are_brief_and_cover_letters_and_numbers():
     assert {*string.ascii_uppercase, "SEVEN", "THIRTEENTH", "NOVEMBER", "O'CLOCK", "LAMP"} <= {*spoken}
 
 
+def test_lines_in_capitals_are_spoken_not_spelled():
+    assert texts.without_capitals("I'M SURE I SAW IT.") == "I'm sure I saw it."
+    assert texts.without_capitals("Hand ME that wrench, Joe.") == "Hand me that wrench, Joe."
+
+
 def test_single_letters_are_plausible_speech():
     second = corpus.SAMPLE_RATE
     assert synthesize.plausible(np.zeros(second), "A")

@@ -254,6 +254,13 @@ def prose_sentences(paths: Iterable[Path]) -> list[str]:
     return sorted(found)
 
 
+def without_capitals(line: str) -> str:
+    """A line without capitals for emphasis, lest a voice spells them: "I'M SURE" -> "I'm sure"."""
+    line = re.sub(r"\b[A-Z][A-Z']+\b", lambda found: found[0].lower(), line)
+    line = re.sub(r"\bi\b", "I", line)
+    return line[:1].upper() + line[1:]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where sentences come from: the tables of game lines, and the folder of the unpacked Debian packages."""
@@ -262,7 +269,8 @@ class Sources:
 
     def games(self) -> list[str]:
         """What is said in the games, but for the characters of the test and validation sets."""
-        return [row["text"] for game in GAMES for row in table_rows(game, "train") if float(row["cer"]) < 0.8]
+        rows = [row for game in GAMES for row in table_rows(game, "train")]
+        return [without_capitals(row["text"]) for row in rows if float(row["cer"]) < 0.8]
 
     def wordnet(self) -> list[str]:
         """WordNet's example phrases, and a quarter as many of its definitions."""
