@@ -24,7 +24,7 @@ from u2moe.runtime.audio import read_blocks
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, edit_distance
 from u2moe.runtime.decoding import DecodingOptions, Search
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import FeatureStream
 from u2moe.runtime.graph.file import array_of, group_of
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import Recognizer
@@ -205,9 +205,10 @@ def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> lis
     config = bundle.manifest.features
     result: list[Array] = []
     for file in files:
-        fbank = Fbank(config)
-        parts = [fbank.accept(block) for block in read_blocks(file, config.sample_rate)]
-        frames = np.concatenate([*parts, fbank.finish()])
+        stream = FeatureStream(config)
+        for block in read_blocks(file, config.sample_rate):
+            stream.accept(block)
+        frames = stream.take(stream.num_ready)
         if len(frames) >= bundle.manifest.model.window:
             result.append(frames)
         if sum(map(len, result)) >= limit:

@@ -105,7 +105,7 @@ def _int(name: str, *axes: str) -> Tensor:
 
 
 def features() -> Graph:
-    """Front end, for programs that cannot compute Kaldi's features themselves; the runtime does not need it.
+    """Front end, for programs in other languages: in Python, `features` computes the same to the last bit.
 
     Inputs:
         samples: one channel at the model's rate, in [-1, 1] [batch, samples]. Frames are complete windows.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio import Resampler
 from u2moe.runtime.errors import AudioError, StreamError
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import FeatureStream
 from u2moe.runtime.pauses import loudness
 from u2moe.runtime.windows import Windows
 
@@ -34,9 +34,8 @@ class Reception:
         self._config = manifest.model
         self._sample_rate = manifest.features.sample_rate
         self._resampler: Resampler | None = None
-        self._features = Fbank(manifest.features)
+        self._features = FeatureStream(manifest.features)
         self._windows = Windows(manifest.model, chunk_size)
-        self._unmeasured: list[npt.NDArray[np.float32]] = []  # features whose loudness has not been computed yet
         self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
         self._levels_start = 0
 
@@ -54,7 +53,7 @@ class Reception:
         source_rate = self._resampler.source_rate
         if sample_rate != source_rate:
             raise AudioError(f"sample rate changed from {source_rate} to {sample_rate} Hz in a stream")
-        self._append(self._resampler.accept(samples))
+        self._accept(self._resampler.accept(samples))
 
     def finish(self) -> None:
         """Finish the input, so that the last window may be short.
@@ -65,28 +64,27 @@ class Reception:
         if self.is_finished:
             raise StreamError("the input of this stream is already finished")
         if self._resampler is not None:
-            self._append(self._resampler.finish())
-        self._add(self._features.finish())
+            self._accept(self._resampler.finish())
         self._windows.finish()
         self.is_finished = True
 
     @property
     def has_window(self) -> bool:
         """Whether `take_window` will succeed."""
-        return self._windows.ready
+        return self._windows.ready(self._features.num_ready)
 
     @property
     def missing_s(self) -> float:
         """Seconds of audio without which there is no next window. The resampler may hold back some more."""
         num_frames = self._windows.num_missing
-        if num_frames == 0:
+        if num_frames <= self._features.num_ready:
             return 0.0
         return max(self._features.num_needed(num_frames) - self.num_samples, 0) / self._sample_rate
 
     @property
     def is_exhausted(self) -> bool:
         """Whether all windows have been taken."""
-        return self.is_finished and not self._windows.ready
+        return self.is_finished and not self.has_window
 
     @property
     def window_is_full(self) -> bool:
@@ -100,12 +98,14 @@ class Reception:
 
     def take_window(self) -> bool:
         """Take the next window; False: there is none."""
+        if not self.has_window:
+            return False
+        features = self._features.take(self._windows.num_missing)
+        self._levels.frombytes(loudness(features).tobytes())
+        self._windows.accept(features)
         window = self._windows.take()
         if window is None:
             return False
-        if self._unmeasured:  # many frames at once
-            self._levels.frombytes(loudness(np.concatenate(self._unmeasured)).tobytes())
-            self._unmeasured = []
         self.window = window
         return True
 
@@ -130,10 +130,6 @@ class Reception:
         del self._levels[: start - self._levels_start]
         self._levels_start = start
 
-    def _append(self, samples: npt.NDArray[np.float32]) -> None:
+    def _accept(self, samples: npt.NDArray[np.float32]) -> None:
         self.num_samples += len(samples)
-        self._add(self._features.accept(samples))
-
-    def _add(self, features: npt.NDArray[np.float32]) -> None:
-        self._unmeasured.append(features)
-        self._windows.accept(features)
+        self._features.accept(samples)

@@ -20,7 +20,7 @@ from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
 from u2moe.runtime.encoder import check_chunks
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import BundleError, StreamError
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import constants_of
 from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
@@ -79,7 +79,7 @@ class Recognizer:
         self.context = self._context(hotwords)
         self._fusion(self.options)
         self._pipeline = Pipeline(bundle, model, observer)
-        Fbank(bundle.manifest.features)  # fails here rather than with the first sample
+        constants_of(bundle.manifest.features)  # fails here rather than with the first sample
 
     @classmethod
     def from_pretrained(

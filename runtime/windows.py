@@ -47,19 +47,19 @@ class Windows:
         """Finish the input, so that the last window may be short."""
         self._finished = True
 
-    @property
-    def ready(self) -> bool:
-        """Whether `take` would return a window."""
-        return self._num_frames >= (self._shortest if self._finished else self.length)
+    def ready(self, num_more: int = 0) -> bool:
+        """Whether `take` would return a window after `num_more` more frames."""
+        num_frames = self._num_frames + max(num_more - self._skip, 0)
+        return num_frames >= (self._shortest if self._finished else self.length)
 
     @property
     def num_missing(self) -> int:
-        """Frames without which there is no next window, unless the input is finished."""
+        """Frames without which the next window is not full."""
         return max(self.length + self._skip - self._num_frames, 0)
 
     def take(self) -> npt.NDArray[np.float32] | None:
         """The next window [frames, mel], or None if there is none yet."""
-        if not self.ready:
+        if not self.ready():
             return None
         frames = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
         rest = frames[self.stride :]

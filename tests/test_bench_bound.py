@@ -57,10 +57,9 @@ def num_frames(model, sound):
 
 
 def _features(bundle, sound):
-    from u2moe.runtime.features import Fbank  # noqa: PLC0415
+    from u2moe.runtime.features import fbank  # noqa: PLC0415
 
-    fbank = Fbank(bundle.manifest.features)
-    return np.concatenate([fbank.accept(sound), fbank.finish()])
+    return fbank(sound, bundle.manifest.features)
 
 
 @pytest.mark.parametrize("name", ["moe_tiny", "dense_tiny", "int8"])

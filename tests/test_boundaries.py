@@ -106,7 +106,7 @@ def test_what_builds_graphs_is_for_export_and_quantize_alone():
 
 def test_importing_the_runtime_loads_only_what_recognising_needs():
     """What takes long to load, or serves something else, is imported where it is used."""
-    needed = ("kaldi_native_fbank", "numpy", "onnxruntime", "soxr")
+    needed = ("numpy", "onnxruntime", "soxr")
     code = f"import sys, pathlib, {', '.join(needed)}; before = {{*sys.modules}}; import u2moe.runtime;"
     loaded = set(python("-c", f"{code} print(*({{*sys.modules}} - before))").split())
     packages = {name.partition(".")[0] for name in loaded}

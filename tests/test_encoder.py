@@ -35,7 +35,7 @@ def test_windows_of_any_split_are_upstreams(bundle, num_frames, chunk_size, size
     for length in [*splits, num_frames]:
         windows.accept(frames[start : start + length])
         start = min(start + length, num_frames)
-        while windows.ready:
+        while windows.ready():
             found.append(windows.take()[:, 0])
         assert windows.take() is None
     windows.finish()

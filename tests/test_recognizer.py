@@ -17,7 +17,7 @@ from u2moe.runtime import (
     ctc_prefix_beam_search,
 )
 from u2moe.runtime import recognizer as recognizer_module
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.model import Model
 from u2moe.runtime.session import Session
 from u2moe.runtime.text import Vocabulary
@@ -25,7 +25,7 @@ from u2moe.runtime.text import Vocabulary
 
 def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
     model = recognizer.model
-    encoder_out = model.encode(Fbank(recognizer.bundle.manifest.features).accept(sound))
+    encoder_out = model.encode(fbank(sound, recognizer.bundle.manifest.features))
     hypotheses = ctc_prefix_beam_search(model.ctc(encoder_out), 10)
     left, right = model.rescore(encoder_out, [h.tokens for h in hypotheses])
     scores = 0.7 * left + 0.3 * right + 0.3 * np.array([h.score for h in hypotheses])
@@ -45,7 +45,7 @@ def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
 )
 def test_first_pass_searches(recognizer, sound, options, choose):
     model = recognizer.model
-    log_probs = model.ctc(model.encode(Fbank(recognizer.bundle.manifest.features).accept(sound), 16, 1))
+    log_probs = model.ctc(model.encode(fbank(sound, recognizer.bundle.manifest.features), 16, 1))
     expected = choose(log_probs)
     options = dataclasses.replace(options, chunk_size=16, num_left_chunks=1)
     result = recognizer.transcribe(sound, options=options).segments[0]
@@ -152,7 +152,7 @@ def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
     expected = Recognizer(bundle, model).transcribe(sound, options=DecodingOptions(chunk_size=8, num_left_chunks=-1))
     assert static.transcribe(sound) == expected
     assert static.create_stream().options.chunk_size == 8
-    features = Fbank(manifest.features).accept(sound)
+    features = fbank(sound, manifest.features)
     assert np.array_equal(static.model.encode(features), model.encode(features, 8))
 
 

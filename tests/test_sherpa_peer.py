@@ -20,7 +20,7 @@ from u2moe.benchmarks.peers.sherpa import (
     targets,
     values,
 )
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.windows import Windows
 
 pytestmark = pytest.mark.slow
@@ -59,9 +59,8 @@ def test_cells_are_those_of_the_target_and_of_the_demo_model():
 def test_the_recording_fills_whole_chunks_and_no_more(model, root):
     manifest = bundle_of(Cell(model=model, mode="full"), root).manifest
     samples = recording(manifest)
-    fbank, windows = Fbank(manifest.features), Windows(manifest.model, 16)
-    windows.accept(fbank.accept(samples))
-    windows.accept(fbank.finish())
+    windows = Windows(manifest.model, 16)
+    windows.accept(fbank(samples, manifest.features))
     num_chunks = 0
     while windows.take() is not None:
         num_chunks += 1
@@ -70,7 +69,7 @@ def test_the_recording_fills_whole_chunks_and_no_more(model, root):
     assert num_chunks == int(10 / chunk_s)
     # one frame less would be a chunk less
     windows = Windows(manifest.model, 16)
-    windows.accept(Fbank(manifest.features).accept(samples[:-1]))
+    windows.accept(fbank(samples[:-1], manifest.features))
     assert sum(windows.take() is not None for _ in range(num_chunks)) == num_chunks - 1
     assert len(recording(manifest, 5)) < 5 * 16000
 

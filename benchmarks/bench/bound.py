@@ -24,7 +24,7 @@ from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Model, ctc_prefix_beam_search
 from u2moe.runtime.encoder import required_cache_size
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.windows import Windows
 
 _BEAM_SIZE = 10
@@ -87,8 +87,7 @@ def measure_bound(
 
 def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], None]:
     """A function that runs every graph of a model as for one utterance: chunk by chunk, then the second pass."""
-    fbank = Fbank(probe.bundle.manifest.features)
-    frames = np.concatenate([fbank.accept(samples), fbank.finish()])
+    frames = fbank(samples, probe.bundle.manifest.features)
 
     def run(model: Model) -> None:
         windows = Windows(model.config, mode.chunk_size)

@@ -12,7 +12,7 @@ from u2moe.benchmarks.instruments.probe import Mode, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 
 
 def measure_experts(
@@ -47,8 +47,7 @@ def measure_experts(
 
 def chunk_counts(inputs: ExpertInputs, bundle: Bundle, samples: Samples, mode: Mode) -> list[npt.NDArray[np.int64]]:
     """Tokens per expert [layers, experts] of each chunk of a recording."""
-    fbank = Fbank(bundle.manifest.features)
-    frames = np.concatenate([fbank.accept(samples), fbank.finish()])
+    frames = fbank(samples, bundle.manifest.features)
     chunks = inputs.chunks(frames, mode.chunk_size, mode.num_left_chunks)
     return [np.stack([inputs.layers[name].counts(x) for name, x in tokens.items()]) for tokens in chunks]
 

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import soundfile
 
 from u2moe.runtime import Recognizer
 from u2moe.runtime.ctc import ctc_prefix_beam_search
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.pipeline import Concluded, Observer
 from u2moe.runtime.rescore import attention_rescoring
 
@@ -116,10 +115,8 @@ def _recognized_alone(recognizer: Recognizer, utterance: LoggedUtterance, file: 
     with soundfile.SoundFile(file) as source:
         source.seek(utterance.window_start * shift)
         samples = source.read((utterance.window_len - 1) * shift + length, dtype="float32")
-    fbank = Fbank(manifest.features)
-    features = np.concatenate([fbank.accept(samples), fbank.finish()])
     begin = utterance.start - utterance.window_start // model.config.subsampling_rate
-    output = model.encode(features)[begin : begin + utterance.num_frames]
+    output = model.encode(fbank(samples, manifest.features))[begin : begin + utterance.num_frames]
     if not len(output):
         return replace(utterance, text="", times=())  # the utterance is not in its window
     hypotheses = ctc_prefix_beam_search(model.ctc(output), recognizer.options.beam_size, model.config.blank)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.encoder import Encoder, required_cache_size
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.manifest import ModelConfig
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -48,8 +48,7 @@ def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
 def utterance(bundle: Bundle) -> Frames:
     """Features [frames, mel] of ten seconds of real speech."""
     config = bundle.manifest.features
-    fbank = Fbank(config)
-    frames = np.concatenate([fbank.accept(speech(UTTERANCE_S + 1, config.sample_rate)), fbank.finish()])
+    frames = fbank(speech(UTTERANCE_S + 1, config.sample_rate), config)
     return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
 
 
@@ -111,5 +110,5 @@ def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterat
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))
-    while all(cutter.ready for cutter in cutters):
+    while all(cutter.ready() for cutter in cutters):
         yield np.stack([window for cutter in cutters if (window := cutter.take()) is not None])

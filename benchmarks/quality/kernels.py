@@ -21,7 +21,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 KERNELS = ("native", "onnxruntime")
@@ -57,8 +57,7 @@ def compare(
         if number % 100 == 0:
             progress(f"recording {number + 1} of {len(recordings)}")
         samples = read_audio(recording.path, rate)
-        fbank = Fbank(bundle.manifest.features)
-        frames = np.concatenate([fbank.accept(samples), fbank.finish()])
+        frames = fbank(samples, bundle.manifest.features)
         for mode, options in MODES.items():
             found = [recognizers[kernels].transcribe(samples, options=options) for kernels in KERNELS]
             for kernels, transcript in zip(KERNELS, found, strict=True):

@@ -24,7 +24,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, Fusion, LanguageModel, LanguageModelOptions, PrefixBeamSearch
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import read_manifest
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 
 LIMIT = 1.5
 MILLION = 1_000_000
@@ -87,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_probs, audio_s = [], 0.0
     for recording in read_manifest(args.manifest):
         samples = read_audio(recording.path, features.sample_rate)
-        fbank = Fbank(features)
-        log_probs.append(model.ctc(model.encode(np.concatenate((fbank.accept(samples), fbank.finish())))))
+        log_probs.append(model.ctc(model.encode(fbank(samples, features))))
         audio_s += len(samples) / features.sample_rate
     report(f"{len(log_probs)} recordings, {audio_s:.0f} s")
     blank = model.config.blank

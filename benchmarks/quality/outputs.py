@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.runtime import Bundle, Model, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.saturation import exact_products
 
 Array = npt.NDArray[Any]
@@ -41,8 +41,7 @@ def describe_process() -> dict[str, Any]:
 
 def outputs(bundle: Bundle, model: Model, samples: Array) -> Iterator[tuple[str, Array, str]]:
     """For each context: its name, log-probabilities [time, vocab], and the text of the model's last pass."""
-    fbank = Fbank(bundle.manifest.features)
-    frames = np.concatenate((fbank.accept(samples), fbank.finish()))
+    frames = fbank(samples, bundle.manifest.features)
     for name, chunk_size in CONTEXTS.items():
         if chunk_size is None or model.config.streaming:
             encoder_out = model.encode(frames, chunk_size)

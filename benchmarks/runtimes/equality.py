@@ -71,7 +71,6 @@ def measure(
 
             progress(f"{name}, Python")
             add("Python", expected, expected)
-            add("Python with features.onnx", programs.with_features_graph(bundle, recordings), expected)
             progress(f"{name}, one graph")
             add("one graph", programs.in_one_graph(bundle, recordings), _without_words(whole))
             for runtime, label in (("node", "Node, onnxruntime-node"), ("web", "Node, WebAssembly")):

@@ -15,12 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
-import onnxruntime
 import soundfile
 
 from u2moe.benchmarks.results.files import repository
@@ -31,11 +28,8 @@ from u2moe.export.profiles.parity import session_of
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, Result
 from u2moe.runtime.ctc import PrefixBeamSearch
 from u2moe.runtime.encoder import required_cache_size
-from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.manifest import FeatureConfig
 from u2moe.runtime.rescore import attention_rescoring
-from u2moe.runtime.session import SessionSettings
 
 CHUNK_SIZE, LEFT_CHUNKS = 16, 4
 _MAIN = """async ({ bundle, files, options }) => {
@@ -73,33 +67,6 @@ def in_python(bundle: Path, recordings: Sequence[Samples], *, endpoint: bool = T
         recognizer.decode_streams([stream])
         found.append([of_python(segment) for segment in [*segments, *stream.take_segments()]])
     return found
-
-
-def with_features_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
-    """As `in_python`, but with the features of the bundle's graph instead of kaldi-native-fbank's."""
-    manifest = Bundle.open(bundle).manifest
-    content = ir.to_proto(features_graph(manifest)).SerializeToString()
-    session = onnxruntime.InferenceSession(content, SessionSettings().session_options())
-    with mock.patch("u2moe.runtime.reception.Fbank", functools.partial(_GraphFbank, session)):
-        return in_python(bundle, recordings)
-
-
-class _GraphFbank:
-    """Takes the place of `Fbank`."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, config: FeatureConfig) -> None:
-        self._session = session
-        self._config = config
-        self._left = np.zeros(0, np.float32)
-
-    def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        left = np.concatenate([self._left, samples])
-        frames: npt.NDArray[np.float32] = self._session.run(None, {"samples": left[np.newaxis]})[0][0]
-        self._left = left[len(frames) * self._config.shift_len :]
-        return frames
-
-    def finish(self) -> npt.NDArray[np.float32]:
-        return np.zeros((0, self._config.num_mel_bins), np.float32)
 
 
 def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:

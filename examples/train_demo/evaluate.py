@@ -7,13 +7,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from spelling import normalize
 
 from u2moe.runtime import Bundle, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.model import Model
 
 CHUNK_SIZES = (None, 16, 8)
@@ -39,9 +38,7 @@ class Count:
 def texts(bundle: Bundle, model: Model, recording: Recording) -> Iterator[tuple[int | None, str, str]]:
     """What each search hears in a recording: chunk size, search, text."""
     features, decoding = bundle.manifest.features, bundle.manifest.decoding
-    fbank = Fbank(features)
-    samples = read_audio(recording.path, features.sample_rate)
-    frames = np.concatenate((fbank.accept(samples), fbank.finish()))
+    frames = fbank(read_audio(recording.path, features.sample_rate), features)
     for chunk_size in CHUNK_SIZES:
         encoder_out = model.encode(frames, chunk_size)
         log_probs = model.ctc(encoder_out)

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from u2moe.export import Checkpoint
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import read_manifest
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 
 
 @torch.inference_mode()
@@ -33,9 +32,8 @@ def usage(checkpoint: Checkpoint, recordings: list[Path]) -> dict[str, list[floa
     for name, layer in layers.items():
         layer.register_forward_pre_hook(count(name))
     for path in recordings:
-        fbank = Fbank(checkpoint.features)
         samples = read_audio(path, checkpoint.features.sample_rate)
-        frames = torch.from_numpy(np.concatenate((fbank.accept(samples), fbank.finish())))
+        frames = torch.from_numpy(fbank(samples, checkpoint.features))
         model.encoder(frames.unsqueeze(0), torch.tensor([len(frames)]))
     return {name: [round(share, 4) for share in (count / count.sum()).tolist()] for name, count in counts.items()}
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import onnxruntime
 import soundfile
 
@@ -20,7 +19,7 @@ from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.ctc import ctc_greedy_search
 from u2moe.runtime.encoder import required_cache_size
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.graph.features import features_graph
+from u2moe.runtime.features import fbank
 from u2moe.runtime.native import ONNXRUNTIME_ERRORS
 from u2moe.runtime.session import SessionSettings
 
@@ -69,8 +68,6 @@ class ProfileParity:
         self.model = bundle.load()
         self.run = run
         self.subject = subject
-        # Not those of kaldi-native-fbank: in a quantized network a last bit can turn into a whole step.
-        self._front_end = session_of(ir.to_proto(features_graph(bundle.manifest)).SerializeToString())
         self.samples = parity_samples(bundle.manifest, 6.0)
         self.report = ParityReport(sides="the bundle and the graph made from it")
 
@@ -100,9 +97,8 @@ class ProfileParity:
         return self.report
 
     def features(self, samples: Array) -> Array:
-        """Features [frames, mel] by the graph of the front end."""
-        features: Array = self._front_end({"samples": samples[np.newaxis]})["features"][0]
-        return features
+        """Features [frames, mel] of samples."""
+        return fbank(samples, self.bundle.manifest.features)
 
     def _stream(self, case: str, chunk_size: int, left: int, start: int) -> None:
         """A stream that begins at position `start`, on either side with its own caches."""

@@ -1,6 +1,6 @@
-"""The front end of a bundle as a graph: Kaldi's log-mel filter banks in standard operators, for programs without Kaldi.
+"""The front end of a bundle as a graph, for programs in other languages: the equations of `runtime.features`.
 
-The Fourier transform is a product with one matrix, which holds the window and the pre-emphasis, too.
+In double precision, too: the features are those of Python to the last bit, on any processor.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.runtime import contract
+from u2moe.runtime.features import FLOOR, PREEMPHASIS, constants_of
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.manifest import FeatureConfig, Manifest
-
-_PREEMPHASIS = 0.97
-_LOWEST_HZ = 20.0
-_SCALE = 32768.0
-_FLOOR = np.finfo(np.float32).eps
-
-Matrix = npt.NDArray[np.float32]
 
 
 def features_graph(manifest: Manifest) -> ir.Model:
@@ -33,62 +27,47 @@ def features_graph(manifest: Manifest) -> ir.Model:
 
 
 def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value:
-    """Features [batch, frames, mel] of samples [batch, samples] in [-1, 1], as nodes."""
-    length, shift = config.frame_len, config.shift_len
-    spectrum, banks = transform(config)
-    with g.scope("fbank"):
-        # One more than the whole shifts between the first frame and the last; none for less than a frame.
-        room = g.op("Max", g.op("Add", g.op("Shape", samples, start=1, end=2), [shift - length]), [0])
-        num_frames = g.op("Squeeze", g.op("Div", room, [shift]), [0])
-        starts = g.op("Mul", g.op("Range", _scalar(0), num_frames, _scalar(1)), [shift])
-        places = g.op("Add", g.op("Unsqueeze", starts, [1]), np.arange(length)[np.newaxis])
-        frames = g.op("Gather", samples, places, axis=1)
-        # Subtracting the first sample before the mean makes a constant offset vanish without a rounding error.
-        frames = g.op("Sub", frames, g.op("Slice", frames, [0], [1], [2]))
-        centred = g.op("Sub", frames, g.op("ReduceMean", frames, [2]))
-        parts = g.op("MatMul", centred, spectrum)
-        energies = g.op("MatMul", g.op("Mul", parts, parts), np.concatenate([banks, banks]))
-        return g.op("Log", g.op("Max", energies, float(_FLOOR)))
+    """Features [batch, frames, mel] of samples [batch, samples] in [-1, 1], as nodes.
 
-
-def transform(config: FeatureConfig) -> tuple[Matrix, Matrix]:
-    """The matrices of the front end, for the bins of the spectrum that a mel bank uses.
-
-    Returns:
-        From the samples of a frame, without their mean, to real and imaginary parts [samples, 2*bins]; and the mel
-        banks [bins, mel].
+    Raises:
+        BundleError: the configuration is impossible.
     """
-    length = config.frame_len
-    num_points = 1 << (length - 1).bit_length()
-    banks = _mel_banks(config, num_points)
-    used = np.flatnonzero(banks.any(axis=1))
-    # numpy's vectorized functions differ from processor to processor in the last bit, and bundles should not.
-    circle = np.array([math.cos(2 * math.pi * step / num_points) for step in range(num_points)])
-    window = [(0.5 - 0.5 * math.cos(2 * math.pi * i / (length - 1))) ** 0.85 for i in range(length)]
-    steps = np.outer(np.arange(length), used)
-    quarter = num_points // 4
-    waves = np.concatenate([circle[steps % num_points], circle[(steps + quarter) % num_points]], axis=1)
-    waves *= np.array(window)[:, np.newaxis] * _SCALE
-    # Pre-emphasis of the frame, y[i] = x[i] - 0.97 x[i-1] with x[-1] = x[0], moved from the samples to the matrix.
-    emphasised = waves.copy()
-    emphasised[:-1] -= _PREEMPHASIS * waves[1:]
-    emphasised[0] -= _PREEMPHASIS * waves[0]
-    return emphasised.astype(np.float32), banks[used].astype(np.float32)
+    constants = constants_of(config)
+    banks = constants.banks()
+    with g.scope("fbank"):
+        frames = g.op("Mul", _emphasised(g, samples, config), constants.window)
+        waves = g.op("Unsqueeze", frames, [3])
+        parts = g.op("DFT", waves, np.array(constants.num_points), axis=2, onesided=1)
+        power = g.op("ReduceSum", g.op("Mul", parts, parts), [3], keepdims=0)
+        energies = g.op("MatMul", g.op("Slice", power, [0], [len(banks)], [2]), banks)
+        log_energies = g.op("Log", g.op("Max", energies, np.array(FLOOR)))
+        return g.op("Cast", log_energies, to=ir.DataType.FLOAT)
 
 
-def _mel_banks(config: FeatureConfig, num_points: int) -> npt.NDArray[np.float64]:
-    """Triangles on the mel scale [points / 2, mel]; like Kaldi's they leave out the Nyquist frequency."""
-    lowest, highest = _mel(_LOWEST_HZ), _mel(config.sample_rate / 2)
-    width = (highest - lowest) / (config.num_mel_bins + 1)
-    places = np.array([_mel(point * config.sample_rate / num_points) for point in range(num_points // 2)])
-    lefts = lowest + width * np.arange(config.num_mel_bins)
-    rising = (places[:, np.newaxis] - lefts) / width
-    banks: npt.NDArray[np.float64] = np.maximum(np.minimum(rising, 2 - rising), 0)
-    return banks
+def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value:
+    """Frames [batch, frames, frame_len] without their mean, after pre-emphasis, in double precision.
 
-
-def _mel(frequency: float) -> float:
-    return 1127.0 * math.log(1.0 + frequency / 700.0)
+    The first sample of a frame has no weight in the window, so that what comes before it does not matter.
+    """
+    length, shift = config.frame_len, config.shift_len
+    # Frames overlap by whole blocks, which are gathered much faster than samples.
+    block = math.gcd(length, shift)
+    num_samples = g.op("Shape", samples, start=1, end=2)
+    in_blocks = g.op("Mul", g.op("Div", num_samples, [block]), [block])
+    signal = g.op("Cast", g.op("Slice", samples, [0], in_blocks, [1]), to=ir.DataType.DOUBLE)
+    before = g.op("Pad", signal, [0, 1, 0, -1])
+    emphasised = g.op("Sub", signal, g.op("Mul", before, np.array(PREEMPHASIS)))
+    # One more than the whole shifts between the first frame and the last; none for less than a frame.
+    room = g.op("Max", g.op("Add", num_samples, [shift - length]), [0])
+    num_frames = g.op("Div", room, [shift])
+    starts = g.op("Mul", g.op("Range", _scalar(0), g.op("Squeeze", num_frames, [0]), _scalar(1)), [shift // block])
+    places = g.op("Add", g.op("Unsqueeze", starts, [1]), np.arange(length // block)[np.newaxis])
+    sums = g.op("ReduceSum", g.op("Reshape", signal, [0, -1, block]), [2], keepdims=0)
+    totals = g.op("ReduceSum", g.op("Gather", sums, places, axis=1), [2])
+    frames = g.op("Gather", g.op("Reshape", emphasised, [0, -1, block]), places, axis=1)
+    shape = g.op("Concat", g.op("Shape", samples, start=0, end=1), num_frames, [length], axis=0)
+    frames = g.op("Reshape", frames, shape, allowzero=1)
+    return g.op("Sub", frames, g.op("Mul", totals, np.array((1 - PREEMPHASIS) / length)))
 
 
 def _scalar(value: int) -> npt.NDArray[np.int64]:

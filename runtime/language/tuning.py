@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from u2moe.runtime.corpus.word_errors import WordErrors
 from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, most_probable
-from u2moe.runtime.features import Fbank
+from u2moe.runtime.features import fbank
 from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model import TokenScores
@@ -86,8 +86,7 @@ class EncodedRecordings:
 
     def add(self, transcript: str, samples: Samples) -> None:
         """Encode a recording: samples at the model's rate."""
-        fbank = Fbank(self._bundle.manifest.features)
-        self.add_encoded(transcript, self._model.encode(np.concatenate((fbank.accept(samples), fbank.finish()))))
+        self.add_encoded(transcript, self._model.encode(fbank(samples, self._bundle.manifest.features)))
 
     def add_encoded(self, transcript: str, encoder_out: npt.NDArray[np.float32]) -> None:
         """Add a recording by its encoder output [time, dim]."""

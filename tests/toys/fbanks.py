@@ -1,6 +1,7 @@
 """Kaldi's filter banks in double precision, and front ends to try them with."""
 
 import numpy as np
+from hypothesis import strategies as st
 
 from u2moe.runtime.manifest import FeatureConfig
 
@@ -11,6 +12,15 @@ def mel(frequency):
     return 1127.0 * np.log(1.0 + frequency / 700.0)
 
 
+def plain_banks(config, padded_len):
+    """Triangles on the mel scale [mel, points]."""
+    points = np.linspace(mel(20.0), mel(config.sample_rate / 2), config.num_mel_bins + 2)
+    bins = mel(np.arange(padded_len // 2) * config.sample_rate / padded_len)
+    rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
+    falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
+    return np.maximum(0, np.minimum(rising, falling))
+
+
 def plain_fbank(samples, config):
     """Kaldi's filter banks as torchaudio.compliance.kaldi.fbank defines them, in double precision."""
     samples = samples.astype(np.float64) * 32768
@@ -19,11 +29,7 @@ def plain_fbank(samples, config):
     num_frames = 1 + (len(samples) - window_len) // shift if len(samples) >= window_len else 0
     padded_len = 1 << (window_len - 1).bit_length()
     povey = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_len) / (window_len - 1))) ** 0.85
-    points = np.linspace(mel(20.0), mel(config.sample_rate / 2), config.num_mel_bins + 2)
-    bins = mel(np.arange(padded_len // 2) * config.sample_rate / padded_len)
-    rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
-    falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
-    banks = np.maximum(0, np.minimum(rising, falling))
+    banks = plain_banks(config, padded_len)
     frames = np.zeros((num_frames, config.num_mel_bins))
     for i in range(num_frames):
         frame = samples[i * shift : i * shift + window_len]
@@ -41,3 +47,15 @@ CONFIGS = [
     FeatureConfig(sample_rate=11_025, num_mel_bins=40),  # a frame of 275.625 samples, a shift of 110.25
     FeatureConfig(frame_length_ms=32.0, frame_shift_ms=16.0),
 ]
+
+
+@st.composite
+def any_config(draw):
+    """Any front end that a manifest can state, of frames that are soon computed."""
+    length = draw(st.integers(4, 240)) / 4  # kaldi-native-fbank keeps it in single precision
+    return FeatureConfig(
+        sample_rate=draw(st.integers(1000, 48_000)),
+        num_mel_bins=draw(st.integers(3, 128)),
+        frame_length_ms=length,
+        frame_shift_ms=draw(st.integers(4, round(4 * length))) / 4,
+    )
