@@ -65,10 +65,12 @@ class Observer:
     """Hooks for measurements, called in the decoding thread.
 
     Attributes:
+        features: returns a context manager around the computation of features.
         searching: returns a context manager around each part of the first pass: CTC search, hotwords and endpoints.
         concluded: called with each finished utterance before the next one begins.
     """
 
+    features: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     searching: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     concluded: Callable[[Concluded], object] = lambda _: None
 
@@ -93,7 +95,8 @@ class Pipeline:
                 claims.enter_context(source.claim())
             while True:
                 self._settle(_working(sources))
-                windows = ((source, source.take_window()) for source in _working(sources))
+                with self._observer.features():
+                    windows = [(source, source.take_window()) for source in _working(sources)]
                 chunks = [(source, window) for source, window in windows if window is not None]
                 if not chunks:
                     break

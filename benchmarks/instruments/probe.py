@@ -189,7 +189,7 @@ class Probe:
         self.model = Model(bundle.manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
         search = search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
         self.options = DecodingOptions(search=search, endpoint=endpoint)
-        observer = Observer(searching=partial(self.watch, "search"))
+        observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
         self.recognizer = Recognizer(bundle, self.model, self.options, observer=observer)
 
     @property

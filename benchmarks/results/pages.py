@@ -33,6 +33,7 @@ MODULES = {
     "levers": "quality.levers",
     "kernels": "quality.kernels",
     "processors": "quality.processors",
+    "front_end": "quality.front_end",
     "runtimes": "runtimes.equality",
     "runtimes_speed": "runtimes.speed",
     "providers": "runtimes.providers",
