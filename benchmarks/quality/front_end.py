@@ -81,15 +81,15 @@ def _kaldi(samples: Samples, config: FeatureConfig) -> Features:
     options.frame_opts.dither = 0.0
     options.mel_opts.num_bins = config.num_mel_bins
     options.energy_floor = 0.0
-    stream, parts = kaldi_native_fbank.OnlineFbank(options), []
+    stream, parts, first = kaldi_native_fbank.OnlineFbank(options), list[Features](), 0
     for start in range(0, len(samples), _BLOCK_S * config.sample_rate):
         block = samples[start : start + _BLOCK_S * config.sample_rate] * np.float32(32768)
         stream.accept_waveform(config.sample_rate, block.data)
-        first = sum(map(len, parts))
         frames = np.empty((stream.num_frames_ready - first, config.num_mel_bins), np.float32)
         for row in range(len(frames)):
             frames[row] = stream.get_frame(first + row)
         stream.pop(len(frames))
+        first += len(frames)
         parts.append(frames)
     return np.concatenate(parts)
 
@@ -106,7 +106,9 @@ def exact(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.longdouble]
     frames -= frames.mean(axis=1, keepdims=True)
     frames[:, 1:] -= wide(PREEMPHASIS) * frames[:, :-1].copy()
     frames *= window
-    return np.log(np.maximum(((frames @ cosines) ** 2 + (frames @ sines) ** 2) @ banks, FLOOR))
+    energies = ((frames @ cosines) ** 2 + (frames @ sines) ** 2) @ banks
+    log_energies: npt.NDArray[np.longdouble] = np.log(np.maximum(energies, wide(FLOOR)))
+    return log_energies
 
 
 def errors(ends: Mapping[str, FrontEnd], samples: Samples, config: FeatureConfig) -> dict[str, dict[str, float]]:
