@@ -15,6 +15,14 @@ def script_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m u2moe.benchmarks.{name}", description=(doc or "").split("\n")[0])
 
 
+def named(text: str) -> tuple[str, str]:
+    """The type of arguments NAME=VALUE."""
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with the code that it returns; what stops it is one line on stderr, with exit code 1."""
     try:

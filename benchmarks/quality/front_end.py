@@ -8,7 +8,6 @@ Needs kaldi-native-fbank. `--graph` adds another features.onnx. COMMAND runs Pyt
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shlex
@@ -29,7 +28,7 @@ from u2moe.benchmarks.instruments.workload import speech
 from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here
-from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.features import FLOOR, PREEMPHASIS, constants_of, fbank
 from u2moe.runtime.manifest import FeatureConfig
@@ -193,18 +192,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not (name and separator and value):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = script_parser("quality.front_end", __doc__)
-    parser.add_argument("--graph", type=_named, action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--elsewhere", type=_named, action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--graph", type=named, action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--elsewhere", type=named, action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--digests", action="store_true", help="only print the sha256 of the features, as JSON")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)

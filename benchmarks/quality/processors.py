@@ -11,7 +11,6 @@ such as `qemu-aarch64 -L ROOT ROOT/usr/bin/python3`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
-from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
@@ -200,18 +199,11 @@ def _cells(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[
                 yield bundle, processor, context, item
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not (name and separator and value):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = script_parser("quality.processors", __doc__)
-    parser.add_argument("--bundle", type=_named, action="append", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--processor", type=_named, action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--bundle", type=named, action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--processor", type=named, action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--manifest", type=Path, action="append", help="list of recordings: path<TAB>transcript")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--output", type=Path, help="JSON file to write")

@@ -9,7 +9,6 @@ with lists, the clips and the first N recordings of each. An emulated program ge
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.segments import ASPECTS, compared
-from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -122,17 +121,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, separator, folder = text.partition("=")
-    if not (name and separator and folder):
-        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
-    return name, Path(folder)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = script_parser("runtimes.equality", __doc__)
-    parser.add_argument("--bundle", type=_named, action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--bundle", type=named, action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--manifest", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--cpp", metavar="COMMAND", help="the program of examples/cpp")
@@ -141,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     cpp = {"C++": args.cpp, "C++, aarch64 in qemu": args.cpp_aarch64}
     recordings = recordings_of(args.manifest, args.first, 16_000)
-    found = measure(dict(args.bundle), recordings, {name: cmd for name, cmd in cpp.items() if cmd}, report)
+    bundles = {name: Path(folder) for name, folder in args.bundle}
+    found = measure(bundles, recordings, {name: cmd for name, cmd in cpp.items() if cmd}, report)
     results = {**measured_here(), **found}
     if args.output:
         write_json(args.output, results)
