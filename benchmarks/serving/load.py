@@ -1,6 +1,7 @@
 """How many live speakers does `u2moe serve` hold, beside sherpa-onnx's server with the same weights?
 
-    python -m u2moe.benchmarks.serving.load FOLDER [--bundle BUNDLE] [--streams 64 96 128] [--seconds 15] [--cores 0]
+    python -m u2moe.benchmarks.serving.load FOLDER [--bundle BUNDLE] [--name NAME] [--streams 64 96 128]
+        [--seconds 15] [--cores 0] [--workers 1]
 
 Speakers send 100 ms of speech every 100 ms, in a process of their own; each server has the cores of --cores, and they
 have the others. Each number of speakers is a cell that is written as soon as it is measured; cells that are there are
@@ -8,7 +9,8 @@ not measured again without --again. A server that has not held a number is not a
 with the capacity that it measures itself: as many speakers, then four times as many. FOLDER keeps what sherpa-onnx
 needs.
 
-Where u2moe-kernels is installed, our server is measured with and without it.
+Where u2moe-kernels is installed, our server is measured with and without it. With several --workers only our server is
+measured, in cells of their own.
 
 Both servers run the same weights in chunks of the same size with the same left context, one thread each, and give
 partial results after each chunk. sherpa-onnx's searches greedily; ours by prefix beam search, and its final results
@@ -21,6 +23,8 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.benchmarks.serving.servers import (
+    NO_LIMIT,
     OURS,
     OURS_NATIVE,
     THEIRS,
@@ -44,7 +49,8 @@ from u2moe.benchmarks.serving.speakers import BLOCK_S, Heard, Key, counted, firs
 from u2moe.runtime.native import CPU, choose_kernels
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
-STREAMS = (64, 96, 112, 128, 144, 160, 176, 192)
+STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
+KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
 LIMIT_S = 0.3
 """Seconds within which 95 of 100 results must come, partial and final ones."""
 MOST_MISSING = 0.01
@@ -82,40 +88,66 @@ def summary(heard: Heard) -> dict[str, Any]:
     }
 
 
-def run(
-    results: Path,
-    folder: Path,
-    bundle: Path,
-    *,
-    streams: Sequence[int],
-    seconds: float,
-    cores: str | None,
-    again: bool = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        bundle: the model.
+        name: its name in the results.
+        folder: where sherpa-onnx's server and its graphs are kept.
+        streams: numbers of speakers.
+        seconds: that each speaks.
+        cores: of the servers, as taskset(1) takes them; None: all.
+        workers: processes of our server; with several, only it is measured.
+        again: whether to measure what the results have.
+    """
+
+    bundle: Path
+    name: str
+    folder: Path
+    streams: Sequence[int]
+    seconds: float
+    cores: str | None
+    workers: int
+    again: bool
+
+    def starts(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]]:
+        """How each server is started, by its name in the results."""
+        many = [] if self.workers == 1 else ["--workers", str(self.workers)]
+        names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
+        starts: dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]] = {
+            f"{name}, {self.workers} workers" if many else name: partial(self.ours, ["--kernels", KERNELS[name], *many])
+            for name in names
+        }
+        if not many:
+            starts[THEIRS] = partial(sherpa_server, self.bundle, self.folder, cores=self.cores)
+        return starts
+
+    def ours(
+        self, arguments: Sequence[str], capacity: int | None = NO_LIMIT
+    ) -> contextlib.AbstractContextManager[RunningServer]:
+        """Our server."""
+        return our_server(self.bundle, capacity=capacity, cores=self.cores, arguments=arguments)
+
+
+def run(results: Path, plan: Plan) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
     content = resumed(results, {"cells": {}})
-    blocks = speech_blocks(seconds)
-    starts: dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]] = {
-        OURS: lambda: our_server(bundle, cores=cores, arguments=("--kernels", "onnxruntime")),
-        OURS_NATIVE: lambda: our_server(bundle, cores=cores, arguments=("--kernels", "native")),
-        THEIRS: lambda: sherpa_server(bundle, folder, cores=cores),
-    }
+    blocks = speech_blocks(plan.seconds)
 
     def keep(name: str, cell: dict[str, Any]) -> None:
-        content["cells"][name] = {"seconds": seconds, **cell}
+        content["cells"][name] = {"seconds": plan.seconds, **cell}
         write_json(results, recorded(content))
-
-    if not choose_kernels("auto", [CPU]).native:
-        del starts[OURS_NATIVE]
 
     def first_of(running: RunningServer) -> dict[Key, int]:
         return counted(asyncio.run(first_blocks(running.url, blocks)), len(blocks))
 
     def missing(names: Sequence[str]) -> list[str]:
-        return [name for name in names if again or name not in content["cells"]]
+        return [name for name in names if plan.again or name not in content["cells"]]
 
-    for server, start in starts.items():
-        counts = {f"{bundle.name}/{server}/{count}": count for count in streams}
+    for server, start in plan.starts().items():
+        counts = {f"{plan.name}/{server}/{count}": count for count in plan.streams}
         if todo := missing(list(counts)):
             with start() as running:
                 first = first_of(running)
@@ -124,9 +156,9 @@ def run(
                     keep(name, measure(running, blocks, counts[name], first))
                     if not is_held(content["cells"][name]):
                         break
-    crowd = f"{bundle.name}/crowd"
-    if missing([crowd]):
-        with our_server(bundle, capacity=None, cores=cores, arguments=("--kernels", "onnxruntime")) as running:
+    crowd = f"{plan.name}/crowd"
+    if plan.workers == 1 and missing([crowd]):
+        with plan.ours(["--kernels", KERNELS[OURS]], None) as running:
             capacity = running.capacity or 1
             report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
             first = first_of(running)
@@ -223,6 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
     parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
+    parser.add_argument("--name", help="of the model in the results (default: that of the bundle's folder)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of our server (default: 1)")
     parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
     parser.add_argument("--again", action="store_true", help="also measure what the results have")
     parser.add_argument("--results", type=Path, help="JSON file")
@@ -230,8 +264,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = args.results or results_file("serving")
     if args.cores:
         _leave(args.cores)
-    settings = {"streams": args.streams, "seconds": args.seconds, "cores": args.cores, "again": args.again}
-    print(values(run(results, args.folder, args.bundle, **settings))["table"])
+    plan = Plan(
+        bundle=args.bundle,
+        name=args.name or args.bundle.name,
+        folder=args.folder,
+        streams=args.streams,
+        seconds=args.seconds,
+        cores=args.cores,
+        workers=args.workers,
+        again=args.again,
+    )
+    print(values(run(results, plan))["table"])
 
 
 if __name__ == "__main__":

@@ -96,9 +96,11 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process has used; of Linux only."""
+    """Seconds of processor time that a process and its children have used; of Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_s(int(child)) for child in children)
 
 
 def free_port() -> int:
