@@ -1,7 +1,7 @@
 """How many live speakers does `u2moe serve` hold, beside sherpa-onnx's server with the same weights?
 
     python -m u2moe.benchmarks.serving.load FOLDER [--bundle BUNDLE] [--name NAME] [--streams 64 96 128]
-        [--seconds 15] [--cores 0] [--workers 1]
+        [--seconds 15] [--cores 0] [--workers 1] [--alone]
 
 Speakers send 100 ms of speech every 100 ms, in a process of their own; each server has the cores of --cores, and they
 have the others. Each number of speakers is a cell that is written as soon as it is measured; cells that are there are
@@ -36,7 +36,6 @@ from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.benchmarks.serving.servers import (
-    NO_LIMIT,
     OURS,
     OURS_NATIVE,
     THEIRS,
@@ -100,6 +99,7 @@ class Plan:
         seconds: that each speaks.
         cores: of the servers, as taskset(1) takes them; None: all.
         workers: processes of our server; with several, only it is measured.
+        has_peer: whether sherpa-onnx's server is measured, too.
         again: whether to measure what the results have.
     """
 
@@ -110,6 +110,7 @@ class Plan:
     seconds: float
     cores: str | None
     workers: int
+    has_peer: bool
     again: bool
 
     def starts(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]]:
@@ -120,15 +121,13 @@ class Plan:
             f"{name}, {self.workers} workers" if many else name: partial(self.ours, ["--kernels", KERNELS[name], *many])
             for name in names
         }
-        if not many:
+        if self.has_peer and not many:
             starts[THEIRS] = partial(sherpa_server, self.bundle, self.folder, cores=self.cores)
         return starts
 
-    def ours(
-        self, arguments: Sequence[str], capacity: int | None = NO_LIMIT
-    ) -> contextlib.AbstractContextManager[RunningServer]:
-        """Our server."""
-        return our_server(self.bundle, capacity=capacity, cores=self.cores, arguments=arguments)
+    def ours(self, arguments: Sequence[str]) -> contextlib.AbstractContextManager[RunningServer]:
+        """Our server, with as many places as there will be speakers."""
+        return our_server(self.bundle, capacity=max(self.streams), cores=self.cores, arguments=arguments)
 
 
 def run(results: Path, plan: Plan) -> dict[str, Any]:
@@ -158,7 +157,8 @@ def run(results: Path, plan: Plan) -> dict[str, Any]:
                         break
     crowd = f"{plan.name}/crowd"
     if plan.workers == 1 and missing([crowd]):
-        with plan.ours(["--kernels", KERNELS[OURS]], None) as running:
+        arguments = ["--kernels", KERNELS[OURS]]
+        with our_server(plan.bundle, capacity=None, cores=plan.cores, arguments=arguments) as running:
             capacity = running.capacity or 1
             report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
             first = first_of(running)
@@ -203,12 +203,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         else:
             rows.append(_row(f"{model}, {server}", cell))
     models = dict.fromkeys(name.split("/")[0] for name in cells) or [DEMO_FOLDER.name]
-    counts = {
-        f"{model}.{name}": str(held(cells, model, server)) if cells else "?"
-        for model in models
-        for name, server in (("ours", OURS), ("native", OURS_NATIVE), ("theirs", THEIRS))
-    }
-    return {"table": table(header, rows), **counts}
+    counts = {}
+    for model in models:
+        ours, native, theirs = (str(held(cells, model, server)) for server in (OURS, OURS_NATIVE, THEIRS))
+        counts[f"{model}.ours"] = ours if native == "0" else f"{ours}, with native kernels {native},"
+        counts[f"{model}.theirs"] = theirs
+    return {"table": table(header, rows), **(counts if cells else dict.fromkeys(counts, "?"))}
 
 
 def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
@@ -257,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
     parser.add_argument("--name", help="of the model in the results (default: that of the bundle's folder)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of our server (default: 1)")
+    parser.add_argument("--alone", action="store_true", help="without sherpa-onnx's server")
     parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
     parser.add_argument("--again", action="store_true", help="also measure what the results have")
     parser.add_argument("--results", type=Path, help="JSON file")
@@ -272,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds=args.seconds,
         cores=args.cores,
         workers=args.workers,
+        has_peer=not args.alone,
         again=args.again,
     )
     print(values(run(results, plan))["table"])

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.serving import churn, damaged, load
+from u2moe.benchmarks.serving import churn, damaged, load, servers
 from u2moe.benchmarks.serving.messages import WEBSOCKETS
 from u2moe.benchmarks.serving.servers import RunningServer
 from u2moe.benchmarks.serving.speakers import Heard, first_blocks, speak_together, speech_blocks
@@ -75,6 +77,39 @@ def test_how_many_are_held():
     shown = load.values({"cells": cells})
     assert (shown["demo.ours"], shown["demo.theirs"]) == ("16", "8")
     assert shown["table"].count("\n") == 2 + 8 - 1
+    cells["demo/u2moe with native kernels/64"] = {**cell(64, 0.1), "cpu_per_audio_s": 0.01}
+    assert load.values({"cells": cells})["demo.ours"] == "16, with native kernels 64,"
+    assert {
+        target.name.partition(" held, ")[2].partition(" / ")[0]: target.found
+        for target in load.targets({"cells": cells})[:2]
+    } == {"u2moe": 2.0, "u2moe with native kernels": 8.0}
+
+
+def test_several_workers_are_measured_without_the_other_server(tmp_path):
+    plan = {"bundle": tmp_path, "name": "x", "folder": tmp_path, "streams": [8, 16], "seconds": 1.0, "cores": None}
+    one, alone, three = (
+        set(load.Plan(**plan, workers=workers, has_peer=has_peer, again=False).starts())
+        for workers, has_peer in ((1, True), (1, False), (3, True))
+    )
+    assert one - alone == {"sherpa-onnx"}
+    assert three == {f"{name}, 3 workers" for name in alone}
+
+
+WORK = """
+import time
+while time.process_time() < 0.2:
+    pass
+print(flush=True)
+input()
+"""
+
+
+def test_processor_time_is_that_of_all_processes():
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORK!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert servers.cpu_s(process.pid) >= 0.2
+        process.communicate(b"\n")
 
 
 def test_nobody_heard_is_not_held():
