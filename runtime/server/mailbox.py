@@ -62,7 +62,8 @@ class Mailbox:
         return event
 
     def close(self) -> None:
-        """Stop the timer: nothing more arrives."""
+        """Stop the timer, and let go of whoever was held: nothing more arrives."""
+        self._hold = lambda _: None  # else they would refer to each other until the garbage is collected
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

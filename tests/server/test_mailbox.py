@@ -1,6 +1,8 @@
 """The messages of a WebSocket until they are read."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -54,6 +56,25 @@ def test_patience_counts_from_the_last_message():
         assert await mailbox.get(0.5) == audio(2)
 
     asyncio.run(read())
+
+
+def test_a_closed_one_refers_to_nobody():
+    class Connection:
+        def __init__(self):
+            self.mailbox = Mailbox(self.hold)
+
+        def hold(self, is_held):
+            pass
+
+    connection = Connection()
+    gone = weakref.ref(connection)
+    connection.mailbox.close()
+    gc.disable()
+    try:
+        del connection
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_closed_one_leaves_no_timer():

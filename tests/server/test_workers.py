@@ -109,6 +109,29 @@ def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech
     assert team.wait(PATIENCE_S) == 0
 
 
+def test_a_second_signal_ends_all_at_once(client_of, speech):
+    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--workers", "2", "--capacity", "1", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        said = ""
+        while "ready: " not in said:
+            said += process.stderr.readline()
+        port = re.search(r"listening at http://127.0.0.1:(\d+)/", said)[1]
+        with client_of(f"ws://127.0.0.1:{port}/stream") as client:
+            client.start()
+            client.play(speech()[:24_000])
+            while not client.receive()["text"]:
+                pass
+            workers = workers_of(process)
+            process.send_signal(signal.SIGTERM)
+            while "stopping 2 workers" not in said:
+                said += process.stderr.readline()
+            time.sleep(0.6)  # sooner it would be taken for the same
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+            wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        assert "stopped at once" in process.stderr.read()
+
+
 def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
     command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
