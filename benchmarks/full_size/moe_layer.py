@@ -98,10 +98,10 @@ class Layers:
         self.gates = [tensor.numpy() for group, tensor in weights if group == "routers" and tensor is not None]
         experts = sum(tensor.nbytes for group, tensor in weights if group == "experts" and tensor is not None)
         self.bytes_per_expert = experts / (len(self.gates) * sizes.num_experts)
-        self.layers = _session(model, num_threads)
+        self.layers = layer_session(model, num_threads)
         has_native = choose_kernels("auto", [CPU]).native and recipe != FLOAT
-        self.native = _session(model, num_threads, "native") if has_native else None
-        self.products = _session(products_graph(model, sizes, recipe), num_threads)
+        self.native = layer_session(model, num_threads, "native") if has_native else None
+        self.products = layer_session(products_graph(model, sizes, recipe), num_threads)
 
     def run(self, x: Array) -> list[Array]:
         """The output of each layer for the tokens [tokens, dim]."""
@@ -141,7 +141,8 @@ class Layers:
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
 
-def _session(model: ir.Model, num_threads: int, kernels: str = "onnxruntime") -> onnxruntime.InferenceSession:
+def layer_session(model: ir.Model, num_threads: int, kernels: str = "onnxruntime") -> onnxruntime.InferenceSession:
+    """A session of a graph of layers, with these kernels."""
     options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
     content = ir.to_proto(model).SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
