@@ -26,11 +26,10 @@ if (!files.length || !MODULES[values.runtime]) {
 const { default: ort } = await import(MODULES[values.runtime]);
 const isNode = values.runtime === 'node';
 if (!isNode) ort.env.wasm.numThreads = 1;
-const executionProviders = [isNode ? 'cpu' : 'wasm'];
 const begin = performance.now();
 const recognizer = await Recognizer.fromBundle({ read: (name) => readFile(join(bundle, name)) }, {
   ort,
-  sessionOptions: { executionProviders, ...(isNode && { intraOpNumThreads: 1, interOpNumThreads: 1 }) },
+  sessionOptions: isNode ? { executionProviders: ['cpu'], intraOpNumThreads: 1, interOpNumThreads: 1 } : {},
 });
 const loadMs = performance.now() - begin;
 for (const file of files) {

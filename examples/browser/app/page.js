@@ -4,7 +4,7 @@ import { Engine, RATE } from './connection.js';
 import { TYPES, format } from './formats.js';
 import { Sound } from './sound.js';
 import { Transcript } from './transcript.js';
-import { Resampler } from './u2moe/index.js';
+import { Resampler } from './u2moe/resampler.js';
 
 // What makes calls pleasant takes from speech what a recogniser needs.
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
@@ -29,6 +29,7 @@ const engine = new Engine({
     find('microphone').disabled = false;
     show('idle', 'Ready');
     refresh();
+    navigator.serviceWorker?.register('service-worker.js'); // not before: it reads all files of the page again
   },
   failed(message) {
     show('lost', 'Not loaded');
@@ -218,4 +219,3 @@ for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) {
     if (kind === 'drop') openFile(event.dataTransfer.files[0]);
   });
 }
-navigator.serviceWorker?.register('service-worker.js');

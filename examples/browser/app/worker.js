@@ -7,6 +7,7 @@ ort.env.wasm.numThreads = 1; // more need headers that static hosts do not send,
 ort.env.wasm.wasmPaths = { wasm: new URL('./ort/ort-wasm-simd-threaded.wasm', import.meta.url).href };
 
 const MODEL = new URL('./model/', import.meta.url).href;
+const LEFT_CHUNKS = 4; // as the server has it: time and memory stay the same however long somebody speaks
 const streams = new Map();
 
 const loading = Recognizer.fromBundle(MODEL, {
@@ -20,7 +21,7 @@ loading.then(
 
 const actions = {
   start(id, { options }, recognizer) {
-    const stream = recognizer.createStream(options);
+    const stream = recognizer.createStream({ numLeftChunks: LEFT_CHUNKS, ...options });
     for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => postMessage({ type, id, result: detail }));
     stream.addEventListener('error', ({ detail }) => postMessage({ type: 'problem', id, message: detail.message }));
     streams.set(id, stream);

@@ -4,32 +4,36 @@ import { BundleError, IntegrityError } from './errors.js';
 import { Vocabulary, parseTokens } from './text.js';
 
 const MANIFEST = 'bundle.json';
+const TOKENS = 'tokens.txt';
 const FORMAT_VERSION = 1;
 
 /**
- * Read all files that are needed.
+ * Read the manifest and the vocabulary, and begin to read the graphs, all at once.
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
  * @param options {cache, onProgress}: name of a Cache to keep files in, null for none; called with {loaded, total} bytes.
+ * @returns {manifest, vocabulary, files}: `files` is a map from names of graphs to promises of their contents.
  */
 export async function openBundle(source, { cache = 'u2moe', onProgress = () => {} } = {}) {
   const reader = typeof source.read === 'function' ? source : await UrlReader.of(new URL(source, globalThis.location?.href), cache);
-  const manifest = parseManifest(new TextDecoder().decode(await reader.read(MANIFEST)));
-  const names = neededFiles(manifest), sizes = names.map((name) => manifest.files[name].size);
-  const total = sizes.reduce((sum, size) => sum + size, 0), files = new Map();
-  let before = 0;
-  for (const [index, name] of names.entries()) {
-    const report = (loaded) => onProgress({ loaded: before + loaded, total });
-    files.set(name, await readVerified(reader, name, manifest.files[name], report));
-    before += sizes[index];
-    report(0);
-  }
-  await reader.forgetOthers?.(names.map((name) => manifest.files[name].sha256));
-  const tokens = parseTokens(new TextDecoder().decode(files.get('tokens.txt')));
+  const content = await reader.read(MANIFEST);
+  const manifest = parseManifest(new TextDecoder().decode(content));
+  const names = neededFiles(manifest), loaded = new Map();
+  const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
+  const files = new Map(names.map((name) => {
+    const report = (bytes) => {
+      loaded.set(name, bytes);
+      onProgress({ loaded: [...loaded.values()].reduce((sum, each) => sum + each), total });
+    };
+    return [name, readVerified(reader, name, manifest.files[name], report)];
+  }));
+  const all = Promise.all(files.values());
+  all.then(() => reader.settle?.(content, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
+  const tokens = parseTokens(new TextDecoder().decode(await files.get(TOKENS)));
   if (tokens.length !== manifest.model.vocab_size) {
-    throw new BundleError(`tokens.txt: found ${tokens.length} symbols, expected vocab_size ${manifest.model.vocab_size}`);
+    throw new BundleError(`${TOKENS}: found ${tokens.length} symbols, expected vocab_size ${manifest.model.vocab_size}`);
   }
-  files.delete('tokens.txt');
+  files.delete(TOKENS);
   return { manifest, vocabulary: new Vocabulary(tokens), files };
 }
 
@@ -51,7 +55,7 @@ function parseManifest(text) {
 /** Graphs in ORT format are preferred: they load faster. */
 function neededFiles(manifest) {
   const graphs = ['features', 'encoder', 'ctc', ...(manifest.model.decoder === 'none' ? [] : ['decoder'])];
-  const names = ['tokens.txt'];
+  const names = [TOKENS];
   for (const graph of graphs) {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => manifest.files[name]);
     if (!file) throw new BundleError(`${MANIFEST}: files: ${graph}.ort or ${graph}.onnx is not listed`);
@@ -61,14 +65,18 @@ function neededFiles(manifest) {
   return names;
 }
 
+/** What is kept is used if it is undamaged, else it is read again and kept. */
 async function readVerified(reader, name, digest, onProgress) {
-  let content = await reader.read(name, digest, onProgress);
-  if (reader.discard && (await difference(name, content, digest))) {
-    await reader.discard(digest); // a damaged cache is no reason to fail: read it again from its origin
-    content = await reader.read(name, digest, onProgress);
+  const kept = await reader.kept?.(digest);
+  if (kept && !(await difference(name, kept, digest))) {
+    onProgress(digest.size);
+    return kept;
   }
+  const content = await reader.read(name, digest.size, onProgress);
   const problem = await difference(name, content, digest);
   if (problem) throw new IntegrityError(problem);
+  onProgress(digest.size);
+  reader.keep?.(digest, content);
   return content;
 }
 
@@ -96,41 +104,34 @@ class UrlReader {
     return new URL(`?sha256=${digest.sha256}`, this.folder).href;
   }
 
-  async read(name, digest = null, onProgress = () => {}) {
-    const kept = digest && (await this.cache?.match(this.#key(digest)));
-    if (kept) {
-      onProgress(digest.size);
-      return new Uint8Array(await kept.arrayBuffer());
-    }
-    const response = await this.#fetch(name, digest === null);
-    const content = await received(response, digest?.size, onProgress);
-    if (this.cache) {
-      const key = digest ? this.#key(digest) : new URL(name, this.folder).href;
-      await this.cache.put(key, new Response(content)).catch(() => {}); // a full disk: then it is read again next time
-    }
-    return content;
+  async kept(digest) {
+    const response = await this.cache?.match(this.#key(digest));
+    return response ? new Uint8Array(await response.arrayBuffer()) : null;
+  }
+
+  /** In the background. A full disk is no reason to fail: then the file is read again next time. */
+  keep(digest, content) {
+    this.cache?.put(this.#key(digest), new Response(content)).catch(() => {});
   }
 
   /** The manifest comes from the network, so that a new model is noticed, and from the cache only offline. */
-  async #fetch(name, isManifest) {
+  async read(name, size = null, onProgress = () => {}) {
     const url = new URL(name, this.folder).href;
     try {
-      const response = await fetch(url, isManifest ? { cache: 'no-cache' } : {});
+      const response = await fetch(url, { cache: 'no-cache' }); // an old file would not match a new manifest
       if (!response.ok) throw new BundleError(`${url}: the server answers ${response.status}`);
-      return response;
+      return await received(response, size, onProgress);
     } catch (error) {
-      const kept = isManifest && (await this.cache?.match(url));
-      if (kept) return kept;
+      const kept = size === null && (await this.cache?.match(url));
+      if (kept) return new Uint8Array(await kept.arrayBuffer());
       throw error instanceof BundleError ? error : new BundleError(`${url}: cannot be read: ${error.message}`);
     }
   }
 
-  async discard(digest) {
-    await this.cache?.delete(this.#key(digest));
-  }
-
-  /** Forget files that this bundle no longer has. */
-  async forgetOthers(digests) {
+  /** All files are there: keep the manifest for times without a network, and forget files that this bundle no longer has. */
+  async settle(content, manifest, names) {
+    await this.cache?.put(new URL(MANIFEST, this.folder).href, new Response(content)).catch(() => {});
+    const digests = names.map((name) => manifest.files[name].sha256);
     for (const request of (await this.cache?.keys()) ?? []) {
       const url = new URL(request.url), digest = url.searchParams.get('sha256');
       const isOurs = url.origin === this.folder.origin && url.pathname === this.folder.pathname;

@@ -1,6 +1,12 @@
 /** The graphs of a bundle as functions on typed arrays. Holds no state of streams. */
 
-import { BundleError } from './errors.js';
+import { BundleError, U2moeError } from './errors.js';
+
+/**
+ * Not parallel: there is one thread. But onnxruntime then plans no reuse of buffers, and its search for buffers to reuse
+ * takes ten times as long as all the rest of creating the encoder's session.
+ */
+const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
 /** Sessions of onnxruntime-web or onnxruntime-node. */
 export class Graphs {
@@ -14,20 +20,29 @@ export class Graphs {
     this.#model = model;
   }
 
-  /** Create the sessions of the graphs in `files`, a map from names to contents. */
-  static async create(ort, files, manifest, sessionOptions) {
-    const names = ['features', 'encoder', 'ctc', ...(manifest.model.decoder === 'none' ? [] : ['decoder'])];
+  /**
+   * Create the sessions of the graphs in `files`, a map from names to promises of contents. The smallest comes first:
+   * onnxruntime starts with it while the others are still on their way.
+   */
+  static async create(ort, files, manifest, sessionOptions = {}) {
+    const names = ['ctc', 'features', ...(manifest.model.decoder === 'none' ? [] : ['decoder']), 'encoder'];
     const sessions = {};
-    for (const name of names) { // one after the other: each holds its file in memory while it is created
+    for (const name of names) {
       const isOrt = files.has(`${name}.ort`);
       const file = isOrt ? `${name}.ort` : `${name}.onnx`;
-      const options = { executionProviders: ['wasm'], graphOptimizationLevel: isOrt ? 'disabled' : 'all', ...sessionOptions };
-      const weights = files.get(`${file}.data`);
+      const options = {
+        ...(!sessionOptions.executionProviders && WEB_ASSEMBLY),
+        graphOptimizationLevel: isOrt ? 'disabled' : 'all',
+        enableMemPattern: false, // it remembers each combination of sizes, and chunks, utterances and n-best lists have many
+        ...sessionOptions,
+      };
+      const weights = await files.get(`${file}.data`);
       if (weights) options.externalData = [{ path: `${file}.data`, data: weights }];
+      const content = await files.get(file);
       try {
-        sessions[name] = await ort.InferenceSession.create(files.get(file), options);
+        sessions[name] = await ort.InferenceSession.create(content, options);
       } catch (error) {
-        throw new BundleError(`${file}: onnxruntime refuses it: ${error.message ?? error}`);
+        throw refusal(file, String(error.message ?? error));
       }
       files.delete(file);
     }
@@ -121,4 +136,10 @@ export class Graphs {
   #int(values, dims) {
     return new this.#ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
   }
+}
+
+function refusal(file, message) {
+  if (/SIMD/.test(message)) return new U2moeError('WebAssembly with SIMD is missing: browsers since 2023 have it, Node since 16.4');
+  if (/no available backend/.test(message)) return new U2moeError(`onnxruntime does not start: ${message}`);
+  return new BundleError(`${file}: onnxruntime refuses it: ${message}`);
 }
