@@ -4,6 +4,9 @@ import { RATE } from "./connection.js";
 
 const PLAYED_S = 60;
 
+// Of a microphone, which may stay open for hours. A file is kept whole.
+export const KEPT_S = 600;
+
 export class Sound {
   constructor() {
     this.clear();
@@ -15,21 +18,22 @@ export class Sound {
     this.length = 0;
   }
 
-  push(samples) {
+  push(samples, keptS = Infinity) {
     this.blocks.push({ start: this.length, samples });
     this.length += samples.length;
+    while (this.length - this.blocks[0].start > keptS * RATE) this.blocks.shift();
   }
 
   get duration() {
     return this.length / RATE;
   }
 
-  // Play from there, a minute at most; `onTime` is told the position, and null at the end.
+  // Play from there, a minute at most; `onTime` is told the position, and null at the end. False if it is no longer kept.
   play(seconds, onTime) {
     this.stop();
     const begin = Math.max(0, Math.floor(seconds * RATE));
     const length = Math.min(this.length - begin, PLAYED_S * RATE);
-    if (length <= 0) return;
+    if (length <= 0 || begin < this.blocks[0].start) return false;
     this.context ??= new AudioContext();
     this.context.resume();
     const buffer = this.context.createBuffer(1, length, RATE);
@@ -51,6 +55,7 @@ export class Sound {
     this.source = source;
     this.onStop = () => onTime(null);
     tick();
+    return true;
   }
 
   get isPlaying() {

@@ -1,66 +1,92 @@
 // Segments on the page: words one can read, hover over, walk through by arrow keys and click to listen.
+//
+// A button for each word of many hours would take as much memory as the rest of the page. So only segments in sight, or
+// near it, are made of words; the others are text, which is read and searched as well.
 
 const UNSURE = 0.5;
+const NEAR = "100%"; // of the height of the transcript, above and below
+const AT_END_PX = 60;
 
 export class Transcript {
   constructor(list, partial, onWord) {
     this.list = list;
+    this.box = list.parentElement;
     this.partial = partial;
     this.onWord = onWord;
     this.segments = [];
+    this.observer = new IntersectionObserver((entries) => this.look(entries), { root: this.box, rootMargin: `${NEAR} 0px` });
     list.addEventListener("click", (event) => this.choose(event.target.closest(".word")));
     list.addEventListener("keydown", (event) => this.walk(event));
   }
 
   clear() {
+    this.observer.disconnect();
     this.segments = [];
     this.list.replaceChildren();
     this.partial.textContent = "";
   }
 
   showPartial(text) {
-    this.partial.textContent = text;
-    this.scroll();
+    this.atEnd(() => (this.partial.textContent = text));
   }
 
   add(segment) {
-    this.partial.textContent = "";
-    this.segments.push(segment);
     const time = document.createElement("time");
     time.textContent = clock(segment.start);
     time.dateTime = `PT${segment.start.toFixed(2)}S`;
-    const text = document.createElement("p");
-    const parts = segment.words.length ? segment.words.map((word) => this.word(word)) : [segment.text];
-    text.append(...parts.flatMap((part, index) => (index ? [" ", part] : [part])));
     const item = document.createElement("li");
-    item.append(time, text);
-    this.list.append(item);
-    this.scroll();
+    item.append(time, document.createElement("p"));
+    item.dataset.number = this.segments.length;
+    this.segments.push(segment);
+    this.fill(item);
+    this.atEnd(() => {
+      this.partial.textContent = "";
+      this.list.append(item);
+    });
+    if (!this.list.querySelector('.word[tabindex="0"]')) this.choose(null, item.querySelector(".word"));
+    this.observer.observe(item);
   }
 
-  word({ word, start, end, confidence }) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = confidence !== null && confidence < UNSURE ? "word unsure" : "word";
-    button.textContent = word;
-    button.dataset.start = start;
-    button.dataset.end = end;
-    button.style.setProperty("--confidence", confidence ?? 1);
-    const sure = confidence === null ? "" : `, ${Math.round(confidence * 100)} % sure`;
-    button.title = `${start.toFixed(2)} to ${end.toFixed(2)} s${sure}`;
-    button.tabIndex = this.list.querySelector(".word") ? -1 : 0;
-    return button;
+  // Segments that come near get their words, and those that go lose them, but for the one that Tab leads to.
+  look(entries) {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) this.fill(target);
+      else if (!target.querySelector('[tabindex="0"], .playing')) target.lastChild.textContent = this.segmentOf(target).text;
+    }
+  }
+
+  segmentOf(item) {
+    return this.segments[item.dataset.number];
+  }
+
+  fill(item) {
+    if (item.querySelector(".word")) return;
+    const { words, text } = this.segmentOf(item);
+    const parts = words.length ? words.map(button) : [text];
+    item.lastChild.replaceChildren(...parts.flatMap((part, index) => (index ? [" ", part] : [part])));
+  }
+
+  wordsOf(item) {
+    if (item) this.fill(item);
+    return item ? [...item.querySelectorAll(".word")] : [];
   }
 
   // One word at a time can be reached by Tab, the others by arrows from there.
   walk(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
-    if (!step) return;
-    const words = [...this.list.querySelectorAll(".word")];
-    const index = Math.max(0, Math.min(words.length - 1, words.indexOf(document.activeElement) + step));
+    const word = event.target.closest(".word"), item = word?.closest("li");
+    if (!item) return;
+    const words = this.wordsOf(item), index = words.indexOf(word);
+    const next = {
+      ArrowRight: () => words[index + 1] ?? this.wordsOf(item.nextElementSibling)[0],
+      ArrowLeft: () => words[index - 1] ?? this.wordsOf(item.previousElementSibling).at(-1),
+      Home: () => this.wordsOf(this.list.firstElementChild)[0],
+      End: () => this.wordsOf(this.list.lastElementChild).at(-1),
+    }[event.key];
+    if (!next) return;
     event.preventDefault();
-    this.choose(null, words[index]);
-    words[index]?.focus();
+    const found = next() ?? word;
+    this.choose(null, found);
+    found.focus();
   }
 
   choose(clicked, focused = clicked) {
@@ -72,16 +98,34 @@ export class Transcript {
 
   // Which word is heard now.
   mark(seconds) {
-    for (const word of this.list.querySelectorAll(".playing")) word.classList.remove("playing");
-    if (seconds === null) return;
-    const heard = (word) => seconds >= Number(word.dataset.start) && seconds < Number(word.dataset.end);
-    [...this.list.querySelectorAll(".word")].find(heard)?.classList.add("playing");
+    const heard = (part) => seconds !== null && seconds >= part.start && seconds < part.end;
+    const segment = this.segments.findIndex(heard);
+    const item = this.list.children[segment];
+    const word = this.wordsOf(item)[item ? this.segments[segment].words.findIndex(heard) : -1];
+    for (const other of this.list.querySelectorAll(".playing")) if (other !== word) other.classList.remove("playing");
+    word?.classList.add("playing");
   }
 
-  scroll() {
-    const box = this.list.parentElement;
-    box.scrollTop = box.scrollHeight;
+  // Whoever reads the end sees what comes; whoever has scrolled back is left there.
+  atEnd(change) {
+    const { box } = this, isThere = box.scrollHeight - box.scrollTop - box.clientHeight < AT_END_PX;
+    change();
+    if (isThere) box.scrollTop = box.scrollHeight;
   }
+}
+
+function button({ word, start, end, confidence }) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.className = confidence !== null && confidence < UNSURE ? "word unsure" : "word";
+  made.textContent = word;
+  made.dataset.start = start;
+  made.dataset.end = end;
+  made.style.setProperty("--confidence", confidence ?? 1);
+  const sure = confidence === null ? "" : `, ${Math.round(confidence * 100)} % sure`;
+  made.title = `${start.toFixed(2)} to ${end.toFixed(2)} s${sure}`;
+  made.tabIndex = -1;
+  return made;
 }
 
 function clock(seconds) {
