@@ -1,93 +1,67 @@
 """The page in a browser, from a static host: Debian's Chromium with a microphone that plays a file."""
 
-import functools
-import http.server
-import runpy
+import re
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from browsing import PATIENCE_MS, needs_chromium, opened_pages
+from playwright.sync_api import expect
 
+from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone, host, make_site
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 
 BROWSER = Path(__file__).parents[1] / "examples" / "browser"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install chromium"),
+    needs_chromium,
     pytest.mark.skipif(
         not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
-        reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",
+        reason="needs onnxruntime-web: make javascript, where npm is there",
     ),
 ]
-PATIENCE_MS = 120_000
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
 def site(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "site"
-    runpy.run_path(str(BROWSER / "make_site.py"))["make_site"](folder, bundle.path)
+    make_site(folder, bundle.path)
     return folder
-
-
-@pytest.fixture
-def host(site):
-    handler = functools.partial(QuietHandler, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
 def browser(sound, tmp_path_factory):
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415
-
     file = tmp_path_factory.mktemp("microphone") / "sound.wav"
     soundfile.write(file, np.tile(np.repeat(sound, 3), 3), 48_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-audio-capture={file}%noloop",
-                "--autoplay-policy=no-user-gesture-required",
-            ],
-        )
+    with chromium(*fake_microphone(file)) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
-def page(browser, host):
-    """The page, loaded; requests to other hosts and errors of scripts make the test fail."""
-    context, problems = browser.new_context(permissions=["microphone"]), []
-    context.set_default_timeout(PATIENCE_MS)
-    page = context.new_page()
-    url = f"http://127.0.0.1:{host.server_port}/"
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: request.url.startswith((url, "blob:")) or problems.append(request.url))
-    page.goto(url)
-    page.wait_for_selector("body.ready")
-    yield page
-    context.close()
-    assert not problems
+def new_page(browser):
+    with opened_pages(browser) as open_page:
+        yield open_page
+
+
+@pytest.fixture
+def page(new_page, site):
+    """The page with its model."""
+    with host(site) as url:
+        page = new_page(url)
+        page.wait_for_selector("body.ready")
+        yield page
+
+
+def wait_until_ready(page):
+    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
 
 
 def recognised(page, file):
     page.set_input_files("#file", file)
     page.wait_for_selector("#segments li")
-    page.wait_for_function("document.getElementById('status-text').textContent === 'Ready'")
+    wait_until_ready(page)
     return page.locator(".word").all_inner_texts()
 
 
@@ -97,55 +71,156 @@ def talk(sound, tmp_path):
     return tmp_path / "talk.wav"
 
 
-def expected_words(bundle, model, file):
-    options = DecodingOptions(chunk_size=16, endpoint=EndpointConfig())
-    segments = Recognizer(bundle, model, options).transcribe(file).segments
+@pytest.fixture
+def wanted(bundle, model, talk):
+    """The words that Python recognises in `talk`, with the options of the page."""
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+    segments = Recognizer(bundle, model, options).transcribe(talk).segments
     return [word.word for segment in segments for word in segment.words]
 
 
-def test_a_file_gives_what_python_gives_and_the_page_works_without_a_host(page, host, bundle, model, talk):
-    wanted = expected_words(bundle, model, talk)
-    assert recognised(page, talk) == wanted
-    page.evaluate("navigator.serviceWorker.ready")
-    page.wait_for_function("navigator.serviceWorker.controller !== null")
-    host.shutdown()
-    host.server_close()
+def test_a_file_gives_what_python_gives_and_the_page_works_without_a_host(new_page, site, talk, wanted):
+    with host(site) as url:
+        page = new_page(url, may_fail=True)
+        page.wait_for_selector("body.ready")
+        assert recognised(page, talk) == wanted
+        expect(page.locator("#spoken")).to_have_attribute("aria-live", "polite")
+        expect(page.locator("#spoken")).not_to_be_empty()
+        page.evaluate("navigator.serviceWorker.ready")
+        page.wait_for_function("navigator.serviceWorker.controller !== null")
+        page.wait_for_function("async () => (await (await caches.open('u2moe')).keys()).length === 6")  # and a manifest
     page.reload()
     page.wait_for_selector("body.ready")
     assert recognised(page, talk) == wanted
 
 
-def test_a_damaged_cache_is_read_again(page, bundle, model, talk):
+def test_a_damaged_cache_is_read_again(page, talk, wanted):
     damage = """async () => {
       const cache = await caches.open('u2moe');
       const requests = (await cache.keys()).filter(({ url }) => url.includes('sha256'));
       for (const request of requests) await cache.put(request, new Response(new Uint8Array(9)));
-      return requests.length;
+      return requests.length === 5;
     }"""
-    assert page.evaluate(damage) == 5
+    page.wait_for_function(damage)
     page.reload()
     page.wait_for_selector("body.ready")
-    assert recognised(page, talk) == expected_words(bundle, model, talk)
+    assert recognised(page, talk) == wanted
 
 
 def test_the_microphone(page):
     page.click("#microphone")
     page.wait_for_function("document.getElementById('partial').textContent.length > 0")
+    expect(page.locator("#microphone")).to_have_attribute("aria-pressed", "true")
     page.wait_for_timeout(2000)
-    page.click("#microphone")
+    page.keyboard.press("m")
     page.wait_for_selector("#segments li .word")
-    page.wait_for_function("document.getElementById('status-text').textContent === 'Ready'")
+    wait_until_ready(page)
     page.locator(".word").first.click()
     page.wait_for_selector(".word.playing")
 
 
-def test_a_model_that_cannot_be_loaded(browser, host, site):
+def test_a_microphone_that_is_refused(page):
+    give = "() => {{ navigator.mediaDevices.getUserMedia = async () => {{ {}; }}; }}"
+    page.evaluate(give.format("throw new DOMException('', 'NotAllowedError')"))
+    page.click("#microphone")
+    expect(page.get_by_role("alert")).to_contain_text("The microphone was refused")
+    page.evaluate("() => { AudioWorklet.prototype.addModule = async () => { throw new Error('no network'); }; }")
+    page.evaluate(give.format("return new MediaStream()"))
+    page.click("#microphone")
+    expect(page.get_by_role("alert")).to_contain_text("The microphone does not start: no network")
+
+
+def test_hotwords_that_the_vocabulary_cannot_write(page, talk):
+    page.fill("#hotwords", "ẞ")
+    page.set_input_files("#file", talk)
+    expect(page.get_by_role("alert")).to_contain_text("the vocabulary has no")
+    wait_until_ready(page)
+
+
+def damaged_digest(site):
     file = site / "model" / "bundle.json"
     content = file.read_text(encoding="utf-8")
     file.write_text(content.replace('"sha256": "', '"sha256": "0'), encoding="utf-8")
-    try:
-        page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{host.server_port}/")
-        page.wait_for_function("document.getElementById('problem').textContent.includes('sha256 is')")
-    finally:
-        file.write_text(content, encoding="utf-8")
+
+
+def without_simd(site):
+    file = site / "worker.js"
+    file.write_text("WebAssembly.validate = () => false;\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+PROBLEMS = [
+    (damaged_digest, r"sha256 is \w+, expected 0"),
+    (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server answers 404"),
+    (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server answers 404"),
+    (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime does not start: "),
+    (lambda site: (site / "u2moe" / "stream.js").unlink(), "the worker did not start"),
+    (without_simd, "WebAssembly with SIMD is missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), PROBLEMS)
+def test_a_model_that_cannot_be_loaded(new_page, site, tmp_path, damage, message):
+    shutil.copytree(site, tmp_path / "site")
+    damage(tmp_path / "site")
+    with host(tmp_path / "site") as url:
+        page = new_page(url, may_fail=True)
+        expect(page.get_by_role("alert")).to_have_text(
+            re.compile(f"The model cannot be loaded: .*{message}"), timeout=PATIENCE_MS
+        )
+        expect(page.locator("#status-text")).to_have_text("Not loaded")
+        assert page.locator("#microphone").is_disabled()
+
+
+FILL = """async () => {
+  const { Transcript } = await import('./transcript.js');
+  const find = (id) => document.getElementById(id);
+  find('empty').hidden = true;
+  window.transcript = new Transcript(find('segments'), find('partial'), () => {});
+  for (let index = 0; index < 400; index += 1) {
+    const words = Array.from({ length: 12 }, (_, place) => (
+      { word: `W${index}.${place}`, start: 9 * index + place / 2, end: 9 * index + place / 2 + 0.4, confidence: 0.9 }));
+    const text = words.map(({ word }) => word).join(' ');
+    transcript.add({ start: 9 * index, end: 9 * index + 6, text, words, confidence: 0.9 });
+  }
+}"""
+
+
+def test_a_long_transcript_has_words_where_one_looks(page):
+    page.evaluate(FILL)
+    page.wait_for_function("document.querySelectorAll('.word').length < 1200")
+    assert page.locator("#segments li").count() == 400
+    assert "W200.0 W200.1" in page.locator("#segments").inner_text()
+    expect(page.locator("#segments li").last).to_be_in_viewport()
+    page.locator('.word[tabindex="0"]').focus()
+    expect(page.locator(".word:focus")).to_have_text("W0.0")
+    for key, word in (("ArrowRight", "W0.1"), ("End", "W399.11"), ("ArrowLeft", "W399.10"), ("Home", "W0.0")):
+        page.keyboard.press(key)
+        expect(page.locator(".word:focus")).to_have_text(word)
+    page.wait_for_function("document.querySelectorAll('.word').length < 1200")
+    page.evaluate("transcript.showPartial('more')")
+    expect(page.locator(".word:focus")).to_be_in_viewport()  # whoever reads back is left there
+    page.evaluate("transcript.mark(9 * 200 + 0.6)")
+    expect(page.locator(".word.playing")).to_have_text("W200.1")
+
+
+def test_the_sound_of_a_microphone_does_not_grow_without_end(page):
+    found = page.evaluate("""async () => {
+      const { KEPT_S, RATE, Sound } = await import('./sound.js');
+      const sound = new Sound();
+      for (let second = 0; second < 2 * KEPT_S; second += 1) sound.push(new Int16Array(RATE), KEPT_S);
+      const heard = (seconds) => { const plays = sound.play(seconds, () => {}); sound.stop(); return plays; };
+      return [sound.duration === 2 * KEPT_S, sound.blocks.length <= KEPT_S + 1, heard(KEPT_S - 2), heard(KEPT_S + 2)];
+    }""")
+    assert found == [True, True, False, True]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_scrolling_sideways(new_page, site, scheme, talk):
+    with host(site) as url:
+        page = new_page(url, viewport={"width": 320, "height": 640}, color_scheme=scheme)
+        page.wait_for_selector("body.ready")
+        recognised(page, talk)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())
+        assert len(buttons) > 3
+        assert all(re.match(r' "[^"]+"', name) for name in buttons), buttons

@@ -185,6 +185,22 @@ def host(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+def find_chromium() -> str | None:
+    """The system's Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def fake_microphone(file: Path) -> list[str]:
+    """Arguments for Chromium: a microphone that plays a WAV file once, and that pages are given without a question."""
+    return [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={file}%noloop",
+        "--autoplay-policy=no-user-gesture-required",
+    ]
+
+
 @contextlib.contextmanager
 def chromium(*arguments: str) -> Iterator[Any]:
     """The system's Chromium, without a window.
@@ -194,7 +210,7 @@ def chromium(*arguments: str) -> Iterator[Any]:
     """
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - the other runtimes do without
 
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    executable = find_chromium()
     if executable is None:
         raise FileNotFoundError("no Chromium: apt-get install chromium")
     with sync_playwright() as playwright:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from u2moe.runtime.server import page
 HERE = Path(__file__).parent
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-SHARED_FILES = ("favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
-"""Parts that this page has in common with that of the server."""
+SHARED_FILES = ("controls.js", "favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
+"""Parts that this page has in common with that of the server, beside its footer."""
 
 
 def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
@@ -34,21 +35,29 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
     (out / "ort").mkdir()
     for name in ORT_FILES:
         shutil.copyfile(ORT / name, out / "ort" / name)
+    server_page = Path(page.__path__[0])
     for name in SHARED_FILES:
-        shutil.copyfile(Path(page.__path__[0]) / name, out / name)
-    _fill_in(out)
+        shutil.copyfile(server_page / name, out / name)
+    footer = re.search(" *<footer>.*?</footer>", (server_page / "index.html").read_text(encoding="utf-8"), re.DOTALL)
+    _fill_in(out / "index.html", footer=footer[0])
+    _list_files(out)
     convert_bundle(model, out / "model", "ort")
 
 
-def _fill_in(out: Path) -> None:
+def _list_files(out: Path) -> None:
     """Tell the service worker which files it keeps; another version of any of them is another version of the page."""
     worker = out / "service-worker.js"
     files = sorted(file for file in out.rglob("*") if file.is_file() and file != worker)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     names = ["./", *(file.relative_to(out).as_posix() for file in files)]
-    text = worker.read_text(encoding="utf-8")
-    text = text.replace("{{ version }}", digest[:16]).replace("{{ files }}", json.dumps(names))
-    worker.write_text(text, encoding="utf-8")
+    _fill_in(worker, version=digest[:16], files=json.dumps(names))
+
+
+def _fill_in(file: Path, **values: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(f"{{{{ {name} }}}}", value)
+    file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

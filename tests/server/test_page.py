@@ -2,18 +2,17 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import expect, sync_playwright
+from browsing import PATIENCE_MS, needs_chromium, opened_pages
+from playwright.sync_api import expect
 
+from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone
 from u2moe.runtime.server.session import Session
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install chromium")
-PATIENCE_MS = 120_000
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -26,43 +25,14 @@ def microphone_file(tmp_path_factory, speech):
 
 @pytest.fixture(scope="module")
 def browser(microphone_file):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-audio-capture={microphone_file}%noloop",
-                "--autoplay-policy=no-user-gesture-required",
-            ],
-        )
+    with chromium(*fake_microphone(microphone_file)) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def new_page(browser):
-    """A function from the URL of a server to its page. Other hosts, errors of scripts, and unless it may fail requests
-    without an answer, make the test fail."""
-    contexts, problems = [], []
-
-    def open_page(url, *, may_fail=False, **settings):
-        context = browser.new_context(**{"permissions": ["microphone"], **settings})
-        contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: request.url.startswith((url, "blob:")) or problems.append(request.url))
-        if not may_fail:
-            page.on("requestfailed", lambda request: problems.append(request.url))
-        page.goto(url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not problems
+    with opened_pages(browser) as open_page:
+        yield open_page
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 // The page's side of the worker: the model that it loads, and sources of audio on their way to it.
 
-export const RATE = 16000; // of what the page keeps to play again, and of what it sends
+import { RATE } from './sound.js';
 
 export class Engine {
   #worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });

@@ -1,7 +1,8 @@
 // A source of audio on its way to the server, over as many connections as it takes: what was not recognised for good
 // when one was lost is sent again over the next.
 
-export const RATE = 16000;
+import { RATE } from "./sound.js";
+
 const MAX_KEPT = 600 * RATE;  // samples that wait for a server that does not come back
 const MAX_BUFFERED = 1 << 18;
 const FULL = 1013;

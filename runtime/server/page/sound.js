@@ -1,6 +1,6 @@
 // What was recorded or opened, kept in this page to be played again.
 
-import { RATE } from "./connection.js";
+export const RATE = 16000; // of what the page keeps to play again, and of what it sends
 
 const PLAYED_S = 60;
 

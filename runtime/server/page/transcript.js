@@ -120,7 +120,6 @@ function button({ word, start, end, confidence }) {
   made.className = confidence !== null && confidence < UNSURE ? "word unsure" : "word";
   made.textContent = word;
   made.dataset.start = start;
-  made.dataset.end = end;
   made.style.setProperty("--confidence", confidence ?? 1);
   const sure = confidence === null ? "" : `, ${Math.round(confidence * 100)} % sure`;
   made.title = `${start.toFixed(2)} to ${end.toFixed(2)} s${sure}`;

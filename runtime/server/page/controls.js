@@ -1,0 +1,259 @@
+// What a page does with microphone, files, words and sound. Whoever makes it says how to recognise.
+
+import { TYPES, format } from "./formats.js";
+import { KEPT_S, RATE, Sound } from "./sound.js";
+import { Transcript } from "./transcript.js";
+
+// What makes calls pleasant takes from speech what a recogniser needs.
+const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+const MOST_WAITING_S = 30;
+const LOUD = 6; // times the root mean square, for the ring around the microphone
+
+export const find = (id) => document.getElementById(id);
+
+export function show(state, text) {
+  document.body.dataset.state = state;
+  find("status-text").textContent = text;
+}
+
+export function complain(text) {
+  find("problem").textContent = text;
+  find("problem").hidden = !text;
+}
+
+export class Controls {
+  // recognise(hotwords, on): a recognition {push(int16), finish(), close(), waiting}, or null; `on` is what it calls:
+  // {partial(text), final(result), done(), problem(text)}.
+  // capture: {module, processor, converter(rate)}: an audio worklet, and {accept(data), finish()} from what it posts to int16
+  // at RATE.
+  constructor({ recognise, capture }) {
+    this.recognise = recognise;
+    this.capture = capture;
+    this.sound = new Sound();
+    this.transcript = new Transcript(find("segments"), find("partial"), (seconds) => this.listen(seconds));
+    this.recognition = null; // of the source at hand
+    this.microphone = null; // {context, tracks, converter} while it is open
+    this.offset = 0; // seconds of sound before the source at hand
+    this.isReady = false;
+    this.isStarting = false; // until the microphone is given and the recogniser there
+    this.attend();
+    this.refresh();
+  }
+
+  ready() {
+    this.isReady = true;
+    show("idle", "Ready");
+    this.refresh();
+  }
+
+  refresh() {
+    const hasText = this.transcript.segments.length > 0, isBusy = Boolean(this.recognition);
+    find("empty").hidden = hasText || isBusy;
+    find("clear").disabled = !hasText || isBusy;
+    find("save").ariaDisabled = String(!hasText);
+    find("microphone").ariaPressed = String(Boolean(this.microphone));
+    find("microphone-label").textContent = this.microphone ? "Stop the microphone" : "Start the microphone";
+    find("microphone").disabled = !this.isReady;
+    find("open").disabled = !this.isReady || isBusy;
+    find("hotwords").disabled = isBusy;
+  }
+
+  async begin() {
+    complain("");
+    const hotwords = find("hotwords").value.split(/[,;]/).map((word) => word.trim()).filter(Boolean);
+    const on = {
+      partial: (text) => this.transcript.showPartial(text),
+      final: (result) => {
+        this.transcript.add(moved(result, this.offset));
+        find("spoken").textContent = result.text;
+        this.refresh();
+      },
+      done: () => this.end(),
+      problem: (text) => {
+        this.end();
+        complain(text);
+      },
+    };
+    this.recognition = await this.recognise(hotwords, on);
+    if (!this.recognition) return false;
+    this.sound.stop();
+    this.offset = this.sound.duration;
+    this.refresh();
+    return true;
+  }
+
+  take(samples, keptS) {
+    this.sound.push(samples, keptS);
+    this.recognition?.push(samples);
+  }
+
+  end() {
+    this.stopMicrophone();
+    this.recognition?.close();
+    this.recognition = null;
+    this.transcript.showPartial("");
+    show("idle", "Ready");
+    this.refresh();
+  }
+
+  async start() {
+    this.isStarting = true;
+    await this.startMicrophone().catch((error) => complain(`The microphone does not start: ${error.message}`));
+    this.isStarting = false;
+  }
+
+  async startMicrophone() {
+    if (!navigator.mediaDevices?.getUserMedia) {
+      complain("Browsers give the microphone to pages over HTTPS and on localhost only.");
+      return;
+    }
+    let media;
+    try {
+      media = await navigator.mediaDevices.getUserMedia({ audio: PLAIN_SOUND });
+    } catch (error) {
+      const none = error.name === "NotFoundError";
+      complain(none ? "There is no microphone." : "The microphone was refused. Allow it in the browser's settings of this page.");
+      return;
+    }
+    const context = new AudioContext(); // at the device's own rate: some browsers refuse a microphone at another
+    const { module, processor, converter } = this.capture;
+    await context.audioWorklet.addModule(new URL(module, import.meta.url));
+    if (!(await this.begin())) {
+      media.getTracks().forEach((track) => track.stop());
+      context.close();
+      return;
+    }
+    this.microphone = { context, tracks: media.getTracks(), converter: converter(context.sampleRate) };
+    const node = new AudioWorkletNode(context, processor, { numberOfOutputs: 0 });
+    node.port.onmessage = ({ data }) => this.hear(data);
+    this.microphone.tracks[0].onended = () => {
+      complain("The microphone has gone.");
+      this.finish();
+    };
+    context.createMediaStreamSource(media).connect(node);
+    show("live", "Listening");
+    this.refresh();
+  }
+
+  hear(data) {
+    if (!this.microphone) return;
+    const samples = this.microphone.converter.accept(data);
+    this.take(samples, KEPT_S);
+    find("microphone").style.setProperty("--level", Math.min(1, rms(samples) * LOUD).toFixed(2));
+  }
+
+  stopMicrophone() {
+    this.microphone?.tracks.forEach((track) => track.stop());
+    this.microphone?.context.close();
+    this.microphone = null;
+    find("microphone").style.setProperty("--level", 0);
+  }
+
+  finish() {
+    if (this.microphone) this.take(this.microphone.converter.finish(), KEPT_S);
+    this.stopMicrophone();
+    if (this.recognition) {
+      show("busy", "Finishing");
+      this.recognition.finish();
+    }
+    this.refresh();
+  }
+
+  async openFile(file) {
+    if (!this.isReady || this.recognition || !file) return;
+    complain("");
+    show("busy", `Reading ${file.name}`);
+    let audio;
+    try {
+      audio = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+    } catch {
+      show("idle", "Ready");
+      complain(`${file.name} is no audio that this browser can read.`);
+      return;
+    }
+    if (!(await this.begin())) {
+      show("idle", "Ready");
+      return;
+    }
+    show("busy", `Recognising ${file.name}`);
+    const { recognition } = this;
+    const channels = Array.from({ length: audio.numberOfChannels }, (_, index) => audio.getChannelData(index));
+    for (let start = 0; start < audio.length && this.recognition === recognition; start += RATE) {
+      this.take(mixed(channels.map((channel) => channel.subarray(start, start + RATE))));
+      while (this.recognition === recognition && recognition.waiting > MOST_WAITING_S * RATE) await pause();
+    }
+    if (this.recognition === recognition) recognition.finish();
+  }
+
+  listen(seconds) {
+    if (this.microphone || this.sound.play(seconds, (now) => this.transcript.mark(now))) return;
+    complain(`Of the microphone, the last ${KEPT_S / 60} minutes are kept to be heard again.`);
+  }
+
+  save(kind) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([format(this.transcript.segments, kind)], { type: TYPES[kind] }));
+    link.download = `transcript.${kind}`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+    find("save").open = false;
+  }
+
+  clear() {
+    if (this.recognition) return;
+    this.transcript.clear();
+    this.sound.clear();
+    find("spoken").textContent = "";
+    this.refresh();
+  }
+
+  attend() {
+    find("microphone").onclick = () => {
+      if (this.microphone) this.finish();
+      else if (this.recognition) this.end();
+      else if (!this.isStarting) this.start();
+    };
+    find("open").onclick = () => find("file").click();
+    find("file").onchange = () => {
+      this.openFile(find("file").files[0]);
+      find("file").value = "";
+    };
+    for (const button of find("save").querySelectorAll("[data-format]")) button.onclick = () => this.save(button.dataset.format);
+    find("save").ontoggle = () => find("save").ariaDisabled === "true" && (find("save").open = false);
+    find("clear").onclick = () => this.clear();
+    document.addEventListener("keydown", (event) => this.press(event));
+    for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+      document.addEventListener(kind, (event) => {
+        event.preventDefault();
+        document.body.classList.toggle("dropping", kind === "dragenter" || kind === "dragover");
+        if (kind === "drop") this.openFile(event.dataTransfer.files[0]);
+      });
+    }
+  }
+
+  press(event) {
+    if (event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "m") find("microphone").click();
+    if (event.key === "Escape") {
+      this.sound.stop();
+      find("save").open = false;
+    }
+  }
+}
+
+const pause = () => new Promise((resolve) => setTimeout(resolve, 100));
+const rounded = (seconds) => Math.round(seconds * 1000) / 1000;
+const rms = (samples) => Math.sqrt(samples.reduce((sum, value) => sum + (value / 32768) ** 2, 0) / Math.max(samples.length, 1));
+
+function moved({ start, end, text, confidence, words }, seconds) {
+  const later = (word) => ({ ...word, start: rounded(word.start + seconds), end: rounded(word.end + seconds) });
+  return { start: rounded(start + seconds), end: rounded(end + seconds), text, confidence, words: words.map(later) };
+}
+
+// The average of channels, as int16.
+function mixed(channels) {
+  return Int16Array.from(channels[0], (_, index) => {
+    const sum = channels.reduce((total, channel) => total + channel[index], 0);
+    return Math.max(-32768, Math.min(32767, Math.round((sum / channels.length) * 32768)));
+  });
+}

@@ -1,0 +1,35 @@
+"""Pages in Debian's Chromium, for tests."""
+
+import contextlib
+
+import pytest
+
+from u2moe.benchmarks.runtimes.programs import find_chromium
+
+PATIENCE_MS = 120_000
+"""How long anything may take before it counts as hanging: the machine may be busy."""
+needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
+
+
+@contextlib.contextmanager
+def opened_pages(browser):
+    """A function from a URL to its page. Other hosts, errors of scripts, and unless they may fail requests without an
+    answer, make the test fail."""
+    contexts, problems = [], []
+
+    def open_page(url, *, may_fail=False, **settings):
+        context = browser.new_context(**{"permissions": ["microphone"], **settings})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((url, "blob:")) or problems.append(request.url))
+        if not may_fail:
+            page.on("requestfailed", lambda request: problems.append(request.url))
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems
