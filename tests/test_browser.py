@@ -175,6 +175,7 @@ FILL = """async () => {
   const { Transcript } = await import('./transcript.js');
   const find = (id) => document.getElementById(id);
   find('empty').hidden = true;
+  for (const id of ['segments', 'partial']) find(id).replaceWith(find(id).cloneNode());  // without listeners
   window.transcript = new Transcript(find('segments'), find('partial'), () => {});
   for (let index = 0; index < 400; index += 1) {
     const words = Array.from({ length: 12 }, (_, place) => (

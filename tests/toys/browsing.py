@@ -32,4 +32,4 @@ def opened_pages(browser):
     yield open_page
     for context in contexts:
         context.close()
-    assert not problems
+    assert problems == []
