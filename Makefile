@@ -4,6 +4,9 @@ PYTHON ?= python3
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check
 
 COMPILER := $(shell command -v $(CXX))
+NPM := $(shell command -v npm)
+BROWSER = examples/browser
+NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 KERNELS = $(shell git ls-files runtime/kernels)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 LARGEST_WHEEL = 2000000
@@ -32,8 +35,9 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 # A process for each core; the tests of a file share what its fixtures made. Where the native kernels can be built, all
-# tests run with them; see `kernels` for those that then run without.
-unit: .venv/ready $(if $(COMPILER),.venv/kernels)
+# tests run with them; see `kernels` for those that then run without. JavaScript is tested where npm is.
+unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
+	@$(if $(NPM),,echo "no npm: the JavaScript module and its page are not tested")
 	.venv/bin/pytest -n auto --dist loadfile
 
 # What recognises with quantized bundles, once more on onnxruntime alone.
@@ -70,13 +74,20 @@ endif
 	touch $@
 
 # The examples in other languages; what a missing package prevents is left out with a message.
-examples: .venv/ready
+examples: .venv/ready $(if $(NPM),$(NODE_MODULES))
 	@if command -v cmake >/dev/null && test -f /usr/include/onnxruntime/onnxruntime_cxx_api.h; \
 	then cmake -S examples/cpp -B build/cpp >/dev/null && cmake --build build/cpp; \
 	else echo "C++ left out: apt-get install cmake g++ libonnxruntime-dev"; fi
-	@if command -v npm >/dev/null; \
-	then cd examples/browser && npm ci --ignore-scripts --no-audit --no-fund && ../../.venv/bin/python make_site.py ../../build/site; \
-	else echo "browser left out: apt-get install nodejs npm"; fi
+ifeq ($(NPM),)
+	@echo "browser left out: apt-get install nodejs npm"
+else
+	.venv/bin/python $(BROWSER)/make_site.py build/site
+endif
+
+# onnxruntime-web, onnxruntime-node and TypeScript, as they are locked.
+$(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json
+	cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
 
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
 SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks))
@@ -100,4 +111,4 @@ SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export run
 	touch $@
 
 clean:
-	rm -rf site .venv .venv-demo .venv-oldest build *.egg-info
+	rm -rf site .venv .venv-demo .venv-oldest build *.egg-info $(BROWSER)/node_modules

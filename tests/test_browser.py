@@ -2,26 +2,17 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from browsing import PATIENCE_MS, needs_chromium, opened_pages
+from browsing import PATIENCE_MS, needs_chromium, needs_onnxruntime_web, opened_pages
 from playwright.sync_api import expect
 
 from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone, host, make_site
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 
-BROWSER = Path(__file__).parents[1] / "examples" / "browser"
-pytestmark = [
-    pytest.mark.slow,
-    needs_chromium,
-    pytest.mark.skipif(
-        not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
-        reason="needs onnxruntime-web: make javascript, where npm is there",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_chromium, needs_onnxruntime_web]
 
 
 @pytest.fixture(scope="module")

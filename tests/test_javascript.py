@@ -4,11 +4,11 @@ import json
 import math
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from browsing import BROWSER, needs_onnxruntime_web
 from manifests import edit_manifest
 
 from u2moe.export.profiles.conversion import convert_bundle
@@ -20,13 +20,8 @@ from u2moe.runtime.manifest import TextConfig
 from u2moe.runtime.pauses import end_at_pauses, find_pauses
 from u2moe.runtime.text import Vocabulary
 
-BROWSER = Path(__file__).parents[1] / "examples" / "browser"
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
-needs_onnxruntime = pytest.mark.skipif(
-    not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
-    reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",
-)
 
 
 def run(code, data=None, *flags):
@@ -237,7 +232,7 @@ def transcribed(folder, file, options=OPTIONS):
     return json.loads(done.stdout)["segments"]
 
 
-@needs_onnxruntime
+@needs_onnxruntime_web
 @pytest.mark.parametrize("kind", ["onnx", "ort"])
 def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
     """Segments, tokens, times, words and n-best of WebAssembly and of Python are the same, with hotwords, too."""
@@ -268,7 +263,7 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
         assert words == [(word.word, word.start, word.end) for word in ours.words]
 
 
-@needs_onnxruntime
+@needs_onnxruntime_web
 def test_damage_is_refused_by_name(ort_bundle, tmp_path):
     code = """
     const { readFile } = await import('node:fs/promises');
@@ -291,7 +286,7 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (BROWSER / "node_modules" / "typescript").is_dir(), reason="needs npm ci in examples/browser")
+@needs_onnxruntime_web
 def test_types_describe_the_module():
     options = [
         "--module",

@@ -191,12 +191,12 @@ def find_chromium() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-def fake_microphone(file: Path) -> list[str]:
-    """Arguments for Chromium: a microphone that plays a WAV file once, and that pages are given without a question."""
+def fake_microphone(file: Path, *, again: bool = False) -> list[str]:
+    """Arguments for Chromium: a microphone that plays a WAV file once or again and again, and that pages are given."""
     return [
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-audio-capture={file}%noloop",
+        f"--use-file-for-fake-audio-capture={file}{'' if again else '%noloop'}",
         "--autoplay-policy=no-user-gesture-required",
     ]
 

@@ -1,17 +1,16 @@
 """How fast do the runtimes load and recognise, and in how much memory? One thread each, on the clips of the demo model.
 
     python -m u2moe.benchmarks.runtimes.speed --cpp build/cpp/u2moe_transcribe [--repeats 5] [--output FILE]
-    python -m u2moe.benchmarks.runtimes.speed --memory-minutes 60 --output FILE
+    python -m u2moe.benchmarks.runtimes.speed --memory-minutes 60 [--real-time] --output FILE
 
 Needs a quiet machine, `npm ci --ignore-scripts` in examples/browser, and Chromium. The second form adds to FILE how
-much memory the page takes while it recognises an hour of audio, fed as fast as it is recognised.
+much memory the page takes during an hour of speech, by its microphone (--real-time) or as fast as it is recognised.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from u2moe.benchmarks.results.files import read_json, write_json
@@ -29,6 +27,7 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.equality import recordings_of
+from u2moe.benchmarks.runtimes.page_memory import memory_of_page
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -54,29 +53,6 @@ took = time.perf_counter() - begin
 from u2moe.benchmarks.runtimes.speed import peak_mb
 print(json.dumps({"load": load, "took": took, "mb": peak_mb(Path("/proc/self"))}))
 """
-_FEED = """async ({ seconds, block }) => {
-  const { Engine, RATE } = await import('./connection.js');
-  const pcm = new Int16Array(await (await fetch('./talk.pcm')).arrayBuffer());
-  const talk = Float32Array.from(pcm, (value) => value / 32768);
-  const engine = await new Promise((resolve, reject) => {
-    const made = new Engine({ progress() {}, ready: () => resolve(made), failed: reject });
-  });
-  let finals = 0;
-  await new Promise((resolve, reject) => {
-    const on = { partial() {}, final: () => { finals += 1; }, done: resolve, problem: reject };
-    const recognition = engine.recognise({}, on);
-    (async () => {
-      for (let second = 0; second < seconds; second += block) {
-        const start = (second * RATE) % (talk.length - block * RATE);
-        recognition.push(talk.subarray(start, start + block * RATE));
-        while (recognition.waiting > 2 * block * RATE) await new Promise((next) => setTimeout(next, 20));
-        window.fed = second + block;
-      }
-      recognition.finish();
-    })();
-  });
-  return finals;
-}"""
 _RTF = """async ({ bundle, files, repeats }) => {
   const { Recognizer } = await import('./u2moe/index.js');
   const ort = await import('./ort/ort.wasm.bundle.min.mjs');
@@ -255,61 +231,6 @@ def _in_browser(
     }
 
 
-def memory_of_page(bundle: Path, minutes: int, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Memory in MB of the browser's process for the page, every few minutes of audio."""
-    recordings = recordings_of([], None, RATE)
-    talk = np.concatenate([part for each in recordings for part in (each, np.zeros(24_000, np.int16))])
-    with tempfile.TemporaryDirectory() as folder:
-        site = Path(folder) / "site"
-        programs.make_site(site, bundle)
-        (site / "talk.pcm").write_bytes(np.tile(talk, 3).tobytes())
-        (site / "blank.html").write_text("<!doctype html><title>memory</title>", encoding="utf-8")
-        with programs.host(site) as url, programs.chromium() as browser:
-            page = browser.new_page()
-            page.set_default_timeout(0)
-            page.goto(f"{url}blank.html")
-            page.evaluate(
-                f"window.fed = 0; window.finals = null; ({_FEED})({{seconds: {60 * minutes}, block: 5}})"
-                ".then((n) => { window.finals = n; }, (e) => { window.finals = String(e.message ?? e); }); null"
-            )
-            samples: list[tuple[float, float]] = []
-            step = max(minutes / 12, 0.5)
-            while (finals := page.evaluate("window.finals")) is None:
-                fed = page.evaluate("window.fed") / 60
-                if fed >= step * (len(samples) + 1):
-                    samples.append((round(fed, 1), round(_largest_renderer_mb(), 1)))
-                    progress(f"{samples[-1][0]} minutes: {samples[-1][1]} MB")
-                page.wait_for_timeout(1000)
-    if not isinstance(finals, int):
-        raise RuntimeError(f"the page failed: {finals}")  # noqa: TRY004 - it is the message of an error
-    return {"minutes": minutes, "num_segments": finals, "samples": samples}
-
-
-def _largest_renderer_mb() -> float:
-    """Memory of the largest page process of our browser: its private and its share of shared pages."""
-    largest = 0.0
-    for process in Path("/proc").iterdir():
-        try:
-            command = (process / "cmdline").read_bytes()
-            if b"--type=renderer" in command and _is_descendant(process):
-                rollup = (process / "smaps_rollup").read_text(encoding="ascii")
-                largest = max(
-                    largest, next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-                )
-        except (OSError, ValueError, StopIteration):
-            continue
-    return largest / 1000
-
-
-def _is_descendant(process: Path) -> bool:
-    pid = int(process.name)
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        if pid == os.getpid():
-            return True
-    return False
-
-
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """What pages show."""
     rows = [
@@ -348,11 +269,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpp", metavar="PROGRAM", help="the program of examples/cpp")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-minutes", type=int, metavar="N", help="measure only memory, over N minutes of audio")
+    parser.add_argument("--real-time", action="store_true", help="with --memory-minutes: by the browser's microphone")
     parser.add_argument("--output", type=Path, help="JSON file to write, or to add to")
     args = parser.parse_args(arguments)
     before = read_json(args.output) if args.output else {}
     if args.memory_minutes:
-        found = {"memory": memory_of_page(args.bundle, args.memory_minutes, report)}
+        found = {"memory": memory_of_page(args.bundle, args.memory_minutes, report, real_time=args.real_time)}
     else:
         found = measure(args.bundle, args.cpp, args.repeats, report)
     results = {**before, **measured_here(), **found}

@@ -1,6 +1,7 @@
 """Pages in Debian's Chromium, for tests."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,11 @@ from u2moe.benchmarks.runtimes.programs import find_chromium
 
 PATIENCE_MS = 120_000
 """How long anything may take before it counts as hanging: the machine may be busy."""
+BROWSER = Path(__file__).parents[2] / "examples" / "browser"
+needs_onnxruntime_web = pytest.mark.skipif(
+    not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
+    reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",
+)
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
 
 

@@ -16,13 +16,14 @@ const engine = new Engine({
   ready() {
     document.body.classList.add('ready');
     find('lead').textContent = 'Press the microphone and speak.';
-    find('loaded').textContent = 'Or drop an audio file anywhere on this page.';
+    find('loaded').textContent = 'Or open an audio file, or drop it on this page.';
     controls.ready();
     navigator.serviceWorker?.register('service-worker.js'); // not before: it reads all files of the page again
   },
   failed(message) {
     document.body.classList.add('failed');
     find('lead').textContent = 'The model is not loaded.';
+    find('loaded').textContent = 'Reload the page to try again.';
     show('lost', 'Not loaded');
     complain(`The model cannot be loaded: ${message}`);
   },

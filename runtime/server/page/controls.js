@@ -221,6 +221,7 @@ export class Controls {
     for (const button of find("save").querySelectorAll("[data-format]")) button.onclick = () => this.save(button.dataset.format);
     find("save").ontoggle = () => find("save").ariaDisabled === "true" && (find("save").open = false);
     find("clear").onclick = () => this.clear();
+    document.addEventListener("click", (event) => event.target.closest("#save") || (find("save").open = false));
     document.addEventListener("keydown", (event) => this.press(event));
     for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
       document.addEventListener(kind, (event) => {
