@@ -302,3 +302,18 @@ def test_types_describe_the_module():
     command = ["node_modules/.bin/tsc", *options, "types.test.ts"]
     done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@needs_onnxruntime_web
+def test_the_snippet_for_node_runs(ort_bundle, bundle, model, sound, tmp_path):
+    """What the README shows, with onnxruntime-node."""
+    page = (BROWSER / "README.md").read_text(encoding="utf-8")
+    snippet = page.partition("## In Node")[2].partition("```js\n")[2].partition("```")[0]
+    soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
+    command = [NODE, "--input-type=module", "-e", snippet, "--", ort_bundle, tmp_path / "sound.wav"]
+    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    options = DecodingOptions(chunk_size=16, endpoint=EndpointConfig())
+    expected = Recognizer(bundle, model, options).transcribe(tmp_path / "sound.wav").segments
+    assert [line.split(maxsplit=2)[2] for line in done.stdout.splitlines()] == [item.text for item in expected]
+    assert done.stderr

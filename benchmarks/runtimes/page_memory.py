@@ -1,7 +1,7 @@
 """Does the page of examples/browser take the same memory however long somebody speaks? Called by `runtimes.speed`.
 
-The page is that which people use: its microphone, transcript and sound. In real time the browser's microphone plays a file
-again and again. Else the blocks that a microphone would give come as fast as they are recognised.
+The page is that which people use: its microphone, transcript and sound. In real time the browser's microphone plays a
+file again and again. Else the blocks that a microphone would give come as fast as they are recognised.
 """
 
 from __future__ import annotations
