@@ -124,7 +124,7 @@ def test_the_microphone(page, demo, server, fed):
     expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
     (blocks,) = fed.values()
     assert texts_of(page) == expected_texts(demo, server, blocks)
-    assert len(texts_of(page)) >= 3  # a busy machine loses some of what the microphone plays, which may sound like words
+    assert len(texts_of(page)) >= 3  # what a busy machine loses of the sound may leave a word
     server.wait_until_empty()
 
 
