@@ -5,6 +5,8 @@ import contextlib
 import json
 import socket
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -127,6 +129,33 @@ def test_a_wyoming_client_that_stops_or_does_not(running, audio, kind, complaint
         strict.wait_until_empty()
 
 
+def test_who_sends_faster_than_is_recognised_is_held_back_by_the_connection(running, held):
+    """With recognition at a standstill, a small part of ten minutes leaves the client."""
+    num_sent = 0
+
+    def send():
+        nonlocal num_sent
+        with contextlib.suppress(ConnectionClosed):
+            for num_sent in range(1, 6001):  # noqa: B007 - read by the test
+                client.send(bytes(3200))
+
+    with running(held) as server, server.connect() as client:
+        client.websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+        client.start()
+        sending = threading.Thread(target=send)
+        sending.start()
+        assert held.is_held.wait(120)
+        before = -1
+        while num_sent != before:  # still gets on
+            before = num_sent
+            time.sleep(1.0)
+        assert 50 < num_sent < 600  # 5 s, and what buffers on the way take
+        cut(client)
+        sending.join(120)
+        held.release()
+        server.wait_until_empty()
+
+
 MEGABYTE = "x" * (1 << 20)
 
 
@@ -200,7 +229,14 @@ def test_an_upload_that_stops(running):
 
 
 def test_an_upload_may_be_cut_at_any_point(server, speech, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make, made = tempfile.mkstemp, []
+
+    def make_here(**settings):
+        handle, name = make(dir=tmp_path, **settings)
+        made.append(name)
+        return handle, name
+
+    monkeypatch.setattr("tempfile.mkstemp", make_here)
     form = httpx.Request("POST", "http://x", files={"file": ("a.wav", speech()[:20_000].tobytes())})
     body = form.read()
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -208,6 +244,7 @@ def test_an_upload_may_be_cut_at_any_point(server, speech, tmp_path, monkeypatch
     for length in (10, len(head) + 5, len(whole) - len(body), len(whole) - 30_000, len(whole) - 1):
         with socket.create_connection(("127.0.0.1", server.ports["http"])) as plain:
             plain.sendall(whole[:length])
+    server.wait_until(lambda: len(made) == 3)  # of those whose headers were complete
     server.wait_until_empty()
     server.wait_until(lambda: not list(tmp_path.iterdir()))
 
