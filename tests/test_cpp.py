@@ -1,19 +1,35 @@
-"""The C++ program beside the Python runtime, built with sanitizers: what it prints, and what it refuses."""
+"""The C++ library and its program beside the Python runtime, built with sanitizers: what they give and refuse."""
 
+import functools
+import itertools
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import soundfile
+from log_probs import random_log_probs
 from manifests import edit_manifest
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
+from u2moe.benchmarks.runtimes import programs
+from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
+from u2moe.runtime.ctc import PrefixBeamSearch
+from u2moe.runtime.graph.features import features_graph
+from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.resampling import SincResampler
+from u2moe.runtime.text import Vocabulary
 
-SOURCE = Path(__file__).parents[1] / "examples" / "cpp"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "examples" / "cpp"
 HEADER = Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h")
+AARCH64 = ROOT / "build" / "aarch64"
+VALGRIND = shutil.which("valgrind")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -23,19 +39,73 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """Built with the sanitizers: an invalid access or undefined behaviour ends it with an error."""
-    folder = tmp_path_factory.mktemp("build")
-    for command in (["cmake", "-B", folder, "-DSANITIZE=ON", SOURCE], ["cmake", "--build", folder]):
+def build(folder, *settings):
+    for command in (["cmake", "-B", folder, *settings, SOURCE], ["cmake", "--build", folder]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning:" not in done.stderr
-    return folder / "u2moe_transcribe"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Built with the sanitizers: an invalid access, undefined behaviour or a leak ends a program with an error."""
+    checks = Path(__file__).parent / "cpp" / "checks.cpp"
+    return build(tmp_path_factory.mktemp("build"), "-DSANITIZE=ON", f"-DCHECKS={checks}")
+
+
+@pytest.fixture(scope="module")
+def program(built):
+    return built / "u2moe_transcribe"
 
 
 def run(program, *arguments, data=None):
-    return subprocess.run([program, *map(str, arguments)], input=data, capture_output=True, check=False)
+    command = [*program, *map(str, arguments)] if isinstance(program, list) else [program, *map(str, arguments)]
+    return subprocess.run(command, input=data, capture_output=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def check(built):
+    """A function from the arguments of tests/cpp/checks.cpp to what it prints."""
+
+    def call(*arguments, data=None):
+        done = run(built / "checks", *arguments, data=data)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return call
+
+
+def segments(done):
+    """What the program prints with --json."""
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def recognized(bundle, model, samples, rate=16_000, hotwords=None):
+    """The same by the Python runtime."""
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+    recognizer = Recognizer(bundle, model, options)
+    stream = recognizer.create_stream(hotwords=hotwords)
+    stream.accept_waveform(rate, samples)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return stream.take_segments()
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for theirs, ours in zip(found, expected, strict=True):
+        assert (theirs["text"], theirs["tokens"], theirs["segment"]) == (ours.text, ours.tokens, ours.segment)
+        assert theirs["times"] == ours.times
+        assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]
+        for item, other in zip(theirs["nbest"], ours.nbest, strict=True):
+            # single precision of the graphs, summed over a hundred tokens
+            assert item["score"] == pytest.approx(other.score, abs=0.02)
+        words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
+        assert words == [(word.word, word.start, word.end) for word in ours.words]
+        for word, other in zip(theirs["words"], ours.words, strict=True):
+            assert word["confidence"] == pytest.approx(other.confidence, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -48,40 +118,30 @@ def talk(sound, tmp_path_factory):
 
 def test_it_prints_what_python_gives(program, bundle, model, talk):
     samples, _ = soundfile.read(talk, dtype="int16")
-    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
-    recognizer = Recognizer(bundle, model, options)
-    stream = recognizer.create_stream()
-    stream.accept_waveform(16_000, samples)
-    stream.input_finished()
-    recognizer.decode_streams([stream])
-    expected = stream.take_segments()
+    expected = recognized(bundle, model, samples)
     assert len(expected) > 1
-    raw = run(program, "--json", "--raw", "--left-chunks", 4, bundle.path, data=samples.tobytes())
-    wav = run(program, "--json", "--left-chunks", 4, bundle.path, talk)
-    piped = run(program, "--json", "--left-chunks", 4, bundle.path, "-", data=talk.read_bytes())
-    assert (raw.returncode, wav.returncode, piped.returncode) == (0, 0, 0), raw.stderr[-2000:]
-    found, *others = (
-        [{**json.loads(line), "file": None} for line in done.stdout.splitlines()] for done in (wav, raw, piped)
-    )
-    assert others == [found, found]
-    several = run(program, "--json", "--left-chunks", 4, bundle.path, talk, talk).stdout.splitlines()
-    assert several == wav.stdout.splitlines() * 2
-    assert len(found) == len(expected)
-    for theirs, ours in zip(found, expected, strict=True):
-        assert (theirs["text"], theirs["tokens"], theirs["segment"]) == (ours.text, ours.tokens, ours.segment)
-        assert theirs["times"] == ours.times
-        assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]
-        words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
-        assert words == [(word.word, word.start, word.end) for word in ours.words]
-        for word, other in zip(theirs["words"], ours.words, strict=True):
-            assert word["confidence"] == pytest.approx(other.confidence, abs=1e-3)
+    raw = segments(run(program, "--json", "--raw", "--left-chunks", 4, bundle.path, data=samples.tobytes()))
+    piped = segments(run(program, "--json", "--left-chunks", 4, bundle.path, "-", data=talk.read_bytes()))
+    found = segments(run(program, "--json", "--left-chunks", 4, bundle.path, talk, talk))
+    assert found[: len(expected)] == found[len(expected) :]  # a file leaves nothing behind for the next
+    assert raw == piped == [{**item, "file": "-"} for item in found[: len(expected)]]
+    assert_same(raw, expected)
 
 
-def test_it_prints_text_with_times(program, bundle, model, talk):
-    lines = run(program, bundle.path, talk).stdout.decode().splitlines()
+def test_it_prints_partial_results_and_text_with_times(program, bundle, model, talk):
+    done = run(program, bundle.path, talk)
     options = DecodingOptions(chunk_size=16, endpoint=EndpointConfig())
-    segments = Recognizer(bundle, model, options).transcribe(talk).segments
-    assert lines == [f"{segment.start:.2f} {segment.end:.2f} {segment.text}" for segment in segments]
+    found = Recognizer(bundle, model, options).transcribe(talk).segments
+    assert done.stdout.decode().splitlines() == [f"{each.start:.2f} {each.end:.2f} {each.text}" for each in found]
+    partial = [line for line in done.stderr.decode().splitlines() if line and "chema" not in line]
+    assert len(partial) > len(found)
+    assert all(any(line[:3] in each.text for each in found) for line in partial[:1])
+
+
+def test_it_measures_itself(program, bundle, talk):
+    *_, timing = segments(run(program, "--json", "--timing", bundle.path, talk))
+    assert set(timing) == {"file", "load_ms", "ms"}
+    assert min(timing["load_ms"], timing["ms"]) > 0
 
 
 def test_nothing_and_little(program, bundle):
@@ -90,24 +150,234 @@ def test_nothing_and_little(program, bundle):
         assert (done.returncode, done.stdout) == (0, b""), done.stderr[-2000:]
 
 
-def test_what_is_wrong_is_said(program, bundle, talk, tmp_path):
-    def problem(*arguments, data=None):
-        done = run(program, *arguments, data=data)
-        assert done.returncode in (1, 2)
-        return done.stderr.decode().splitlines()
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_hotwords_change_what_they_change_in_python(program, bundle, model, talk, tmp_path, weight):
+    samples, _ = soundfile.read(talk, dtype="int16")
+    plain = recognized(bundle, model, samples)
+    tokens = [token for each in plain for item in each.nbest[1:] for token in item.tokens]
+    content = "# names\n\n" + "".join(
+        f"{bundle.tokens[a]}{bundle.tokens[b]} :{weight}\n" for a, b in itertools.pairwise(tokens)
+    )
+    (tmp_path / "hotwords.txt").write_text(content, encoding="utf-8")
+    expected = recognized(bundle, model, samples, hotwords=parse_hotwords(content))
+    assert [each.nbest for each in expected] != [each.nbest for each in plain]
+    arguments = ["--json", "--left-chunks", 4, "--hotwords", tmp_path / "hotwords.txt", bundle.path, talk]
+    assert_same(segments(run(program, *arguments)), expected)
 
-    soundfile.write(tmp_path / "other.wav", np.zeros(800), 8000)
-    assert "at 8000 Hz, expected one of 16 bits at 16000 Hz" in problem(bundle.path, tmp_path / "other.wav")[-1]
-    assert "is not a WAV file" in problem(bundle.path, "-", data=b"RIFF")[-1]
-    assert "cannot be read" in problem(tmp_path / "none", talk)[-1]
-    assert any("unknown option --fast" in line for line in problem("--fast", bundle.path))
-    damaged = tmp_path / "damaged"
-    shutil.copytree(bundle.path, damaged)
-    content = bytearray((damaged / "ctc.onnx").read_bytes())
-    content[100] ^= 1
-    (damaged / "ctc.onnx").write_bytes(content)
-    assert "ctc.onnx: sha256 is" in problem(damaged, talk)[-1]
-    edit_manifest(damaged, lambda manifest: manifest["model"].pop("vocab_size"))
-    assert "field 'vocab_size' is missing" in problem(damaged, talk)[-1]
-    (damaged / "bundle.json").write_text('{"format": "u2moe-bundle", ')
-    assert "is not valid JSON" in problem(damaged, talk)[-1]
+
+SYMBOLS = ["<blank>", "<unk>", "▁A", "A", "▁B", "B", "C", "▁", "▁CA", "中", "文", "D", "한", "É"]
+HOTWORDS = "a b :2\nCab\n中 :3\n\u3000é 한d :1.25 \ncab :4"
+
+
+@pytest.mark.parametrize("hotwords", ["", HOTWORDS], ids=["alone", "hotwords"])
+def test_searches_are_those_of_python(check, tmp_path, hotwords):
+    vocabulary = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
+    (tmp_path / "tokens.txt").write_text("".join(f"{each} {i}\n" for i, each in enumerate(SYMBOLS)), encoding="utf-8")
+    (tmp_path / "hotwords.txt").write_text(hotwords, encoding="utf-8")
+    cases = [random_log_probs(seed, 1 + 3 * seed, len(SYMBOLS)).round(1 + seed % 2) for seed in range(40)]
+    sizes = [1 + index % 10 for index in range(len(cases))]
+    data = b"".join(
+        np.array([size, len(case)], np.int32).tobytes() + case.tobytes()
+        for size, case in zip(sizes, cases, strict=True)
+    )
+    lines = check("search", tmp_path / "tokens.txt", tmp_path / "hotwords.txt", data=data).splitlines()
+    num_bonuses = 0
+    for size, case, line in zip(sizes, cases, lines, strict=True):
+        theirs = json.loads(line)
+        context = ContextGraph(parse_hotwords(hotwords), vocabulary) if hotwords else None
+        search = PrefixBeamSearch(size, 0, context)
+        search.advance(case)
+        assert theirs["partial"] == search.hypotheses(1)[0].tokens
+        search.finish()
+        ours = search.hypotheses()
+        assert [item["tokens"] for item in theirs["found"]] == [item.tokens for item in ours]
+        assert [item["times"] for item in theirs["found"]] == [item.times for item in ours]
+        for one, other in zip(theirs["found"], ours, strict=True):
+            # the same sums in double precision; exp and log1p of another library
+            assert one["scores"] == pytest.approx([other.score, other.context_score], rel=1e-12, abs=1e-12)
+            assert one["probabilities"] == pytest.approx(other.probabilities, rel=1e-12)
+            num_bonuses += other.context_score > 0
+        assert theirs["words"] == [[word.text, word.begin, word.end] for word in vocabulary.words(ours[0].tokens)]
+        assert theirs["text"] == vocabulary.text(ours[0].tokens)
+    assert (num_bonuses > 20) == bool(hotwords)
+
+
+@pytest.mark.parametrize(
+    "rates", [(8000, 16_000), (44_100, 16_000), (48_000, 16_000), (22_050, 16_000), (44_056, 16_000), (16_000, 16_000)]
+)
+def test_the_resampler_is_that_of_python(check, sound, rates):
+    """To single precision: processors may multiply and add in one step."""
+    samples = sound[:9000]
+    ours = SincResampler(*rates) if rates[0] != rates[1] else None
+    expected = samples if ours is None else ours.resample_chunk(samples, last=True)
+    found = np.frombuffer(check("resample", *rates, data=samples.tobytes()), np.float32)
+    assert len(found) == len(expected)
+    np.testing.assert_allclose(found, expected, atol=2e-7)
+    split = check("resample", *rates, 1, 0, 700, 4096, 3, data=samples.tobytes())
+    assert np.array_equal(np.frombuffer(split, np.float32), found)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [(8000, "PCM_16", 1), (44_100, "PCM_24", 2), (48_000, "FLOAT", 1), (16_000, "PCM_U8", 1), (22_050, "PCM_32", 3)],
+)
+def test_files_of_any_rate_and_kind(program, bundle, model, sound, tmp_path, monkeypatch, kind):
+    """As Python recognises them where soxr is not installed, with the features of the graph.
+
+    kaldi-native-fbank is too coarse in bands without any sound, such as those that 8 kHz leave empty.
+    """
+    rate, subtype, channels = kind
+    samples = np.tile(sound[:, np.newaxis], (2, channels)) * np.linspace(0.5, 1, channels, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype=subtype)
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    session = onnxruntime.InferenceSession(ir.to_proto(features_graph(bundle.manifest)).SerializeToString())
+    monkeypatch.setattr("u2moe.runtime.reception.Fbank", functools.partial(programs._GraphFbank, session))
+    content, _ = soundfile.read(tmp_path / "a.wav", dtype="float32", always_2d=True)
+    expected = recognized(bundle, model, content.mean(axis=1, dtype=np.float32), rate)
+    assert expected[0].text
+    assert_same(segments(run(program, "--json", "--left-chunks", 4, bundle.path, tmp_path / "a.wav")), expected)
+
+
+def test_raw_samples_of_another_rate(program, bundle, sound, tmp_path):
+    samples = (sound * 32767).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 8000, subtype="PCM_16")
+    raw = segments(run(program, "--json", "--raw", "--rate", 8000, bundle.path, data=samples.tobytes()))
+    assert (
+        raw
+        == [{**each, "file": "-"} for each in segments(run(program, "--json", bundle.path, tmp_path / "a.wav"))]
+        != []
+    )
+
+
+def test_letters_have_the_cases_that_python_knows(check):
+    """Newer versions of Unicode may have more letters than the table, never other ones."""
+    for line in check("letters").decode().splitlines():
+        code, upper, lower = (chr(int(item, 16)) for item in line.split())
+        assert upper in (code, code.upper())
+        assert lower in (code, code.lower())
+    header = (SOURCE / "u2moe" / "letter_case.hpp").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, SOURCE / "make_letter_case.py"], capture_output=True, text=True, check=True)
+    version = header.split("Unicode ")[1].split(")")[0]
+    assert done.stdout == header or f"Unicode {version})" not in done.stdout
+
+
+def test_threads_share_a_recognizer(check, bundle, model, talk):
+    expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0])
+    texts = check("threads", bundle.path, talk).decode().splitlines()
+    assert texts == ["".join(f"{each.text}|" for each in expected)] * 4
+
+
+def test_misuse_is_a_typed_error(check, bundle, talk):
+    assert check("misuse", bundle.path, talk).decode().splitlines() == [
+        "BundleError: /none/bundle.json: missing, or cannot be read",
+        "AudioError: sample rate must be between 1000 and 384000 Hz, got 1",
+        "AudioError: samples hold values that are no finite numbers",
+        "AudioError: sample rate changed from 16000 to 8000 Hz in a stream",
+        "StreamError: the input of this stream is finished: reset it, or create another",
+        "StreamError: the input of this stream is finished: reset it, or create another",
+        "CallbackFailure: of the callback",
+        "StreamError: recognition of this stream has failed, and audio was lost: reset it, or create another",
+        "the same text after reset",
+        "invalid_argument: beam_size must be at least 1, got 0",
+        "invalid_argument: hotwords are empty: leave them out for none",
+        "invalid_argument: num_threads must be at least 1, got 0",
+    ]
+
+
+def problem(program, *arguments, data=None):
+    """The last line of an error."""
+    done = run(program, *arguments, data=data)
+    assert done.returncode in (1, 2), done.stderr[-2000:]
+    return [line for line in done.stderr.decode().splitlines() if line.startswith("u2moe_transcribe: ")][-1]
+
+
+def test_what_is_wrong_is_said(program, bundle, talk, tmp_path):
+    soundfile.write(tmp_path / "other.wav", np.zeros(800), 8000, subtype="ALAW")
+    assert "other.wav: has 1 channels of 8 bits in format 6 at 8000 Hz" in problem(
+        program, bundle.path, tmp_path / "other.wav"
+    )
+    assert "is not a WAV file" in problem(program, bundle.path, "-", data=b"RIFF")
+    assert "bundle.json: missing, or cannot be read" in problem(program, tmp_path / "none", talk)
+    assert "unknown option --fast" in problem(program, "--fast", bundle.path)
+    assert "--rate is for --raw" in problem(program, "--rate", 8000, bundle.path, talk)
+    assert "--hotwords needs a value" in problem(program, bundle.path, "--hotwords")
+    for content, message in (
+        ("Ж", "hotword 'Ж': the vocabulary has no 'Ж'"),
+        ("A :x", "hotwords line 1: weight must be a number, got 'x'"),
+        ("七 :101", "hotword '七': weight must be above 0 and at most 100"),
+        ("#", "hotwords are empty"),
+    ):
+        (tmp_path / "hotwords.txt").write_text(content, encoding="utf-8")
+        assert message in problem(program, "--hotwords", tmp_path / "hotwords.txt", bundle.path, talk)
+
+
+def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path):
+    def damaged(name, change):
+        folder = tmp_path / name
+        shutil.copytree(bundle.path, folder)
+        change(folder)
+        return problem(program, folder, talk)
+
+    def edited(name, change):
+        return damaged(name, lambda folder: edit_manifest(folder, change))
+
+    def flip(folder):
+        content = bytearray((folder / "ctc.onnx").read_bytes())
+        content[100] ^= 1
+        (folder / "ctc.onnx").write_bytes(content)
+
+    assert "ctc.onnx: sha256 is" in damaged("1", flip)
+    assert "encoder.onnx: size is 5 bytes, expected" in damaged(
+        "2", lambda each: (each / "encoder.onnx").write_bytes(b"short")
+    )
+    assert "ctc.onnx: missing" in damaged("3", lambda folder: (folder / "ctc.onnx").unlink())
+    assert "bundle.json: model: field 'vocab_size' is missing" in edited(
+        "4", lambda manifest: manifest["model"].pop("vocab_size")
+    )
+    assert "bundle.json: model: blank: found 999, expected an integer from 0 to" in edited(
+        "5", lambda manifest: manifest["model"].update(blank=999)
+    )
+    assert "bundle.json: features: sample_rate: found '16k', expected a number" in edited(
+        "6", lambda manifest: manifest["features"].update(sample_rate="16k")
+    )
+    assert "bundle.json: version: found 2, expected 1" in edited("7", lambda manifest: manifest.update(version=2))
+    assert "bundle.json: files: field 'decoder.onnx' is missing" in edited(
+        "8", lambda manifest: manifest["files"].pop("decoder.onnx")
+    )
+    broken = damaged("9", lambda folder: (folder / "bundle.json").write_text('{"format": "u2moe-bundle", '))
+    assert "bundle.json: is not valid JSON: " in broken
+
+
+def test_int8_needs_exact_products(program, quantized_before, quantized, talk):
+    """As in Python: weights that saturate on processors without VNNI are refused there, and others run everywhere."""
+    assert run(program, quantized("int8").path, talk).returncode == 0
+    if VALGRIND is not None:  # it has no VNNI
+        emulated = [VALGRIND, "-q", program]
+        done = run(emulated, quantized_before.path, talk)
+        assert done.returncode == 1
+
+
+def test_nothing_leaks(bundle, sound, tmp_path):
+    if VALGRIND is None:
+        pytest.skip("needs valgrind: apt-get install valgrind")
+    folder = build(tmp_path / "build")
+    soundfile.write(tmp_path / "a.wav", sound[:12_000], 8000, subtype="PCM_16")
+    (tmp_path / "hotwords.txt").write_text(f"{bundle.tokens[5]}{bundle.tokens[6]}\n", encoding="utf-8")
+    options = ["-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,possible"]
+    arguments = ["--hotwords", tmp_path / "hotwords.txt", bundle.path, tmp_path / "a.wav"]
+    done = run([VALGRIND, *options, folder / "u2moe_transcribe"], *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(
+    not (AARCH64 / "build" / "u2moe_transcribe").is_file() or shutil.which("qemu-aarch64") is None,
+    reason="needs build/aarch64: apt-get install g++-aarch64-linux-gnu qemu-user, then make examples",
+)
+def test_aarch64_gives_the_same_text(program):
+    clips = sorted(DEMO_FOLDER.glob("clips/*.flac"))
+    emulated = ["qemu-aarch64", "-L", AARCH64 / "root", AARCH64 / "build" / "u2moe_transcribe"]
+    for clip in clips:
+        samples, rate = soundfile.read(clip, dtype="int16")
+        arguments = ["--raw", "--rate", rate, DEMO_FOLDER]
+        found, expected = (run(each, *arguments, data=samples.tobytes()) for each in (emulated, program))
+        assert found.stdout == expected.stdout != b""

@@ -5,55 +5,64 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
+#include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bundle.hpp"
+#include "saturation.hpp"
 
 namespace u2moe {
 
 using Floats = std::vector<float>;
 
-// What the encoder keeps of the past of a stream.
+/// What the encoder keeps of the past of a stream.
 struct Caches {
-  int64_t offset = 0;
-  int64_t length = 0;  // frames of att
+  int64_t offset = 0;  ///< position of the next frame
+  int64_t length = 0;  ///< frames of att
   Floats att, cnn;
 };
 
-// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
+/// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders; right is empty without that decoder.
 struct TokenScores {
   Floats left, right;
   std::size_t width;
 };
 
+/// Threads may share it: onnxruntime's sessions allow calls from several threads. All functions throw InferenceError if
+/// onnxruntime fails.
 class Graphs {
  public:
+  /// @throws BundleError a file is missing or damaged, or onnxruntime refuses it.
   Graphs(const Bundle& bundle, int num_threads)
-      : m_(bundle.manifest),
-        env_(ORT_LOGGING_LEVEL_ERROR, "u2moe"),
-        features_(session(bundle, "features", num_threads)),
-        encoder_(session(bundle, "encoder", num_threads)),
-        ctc_(session(bundle, "ctc", num_threads)),
-        decoder_(m_.has_decoder ? session(bundle, "decoder", num_threads) : Ort::Session(nullptr)) {}
-
-  // Features [frames, mel] of the whole frames of samples.
-  Floats features(Floats samples) {
-    const std::array<int64_t, 2> shape = {1, static_cast<int64_t>(samples.size())};
-    const auto outputs = run(features_, {"samples"}, tensor(samples, shape), {"features"});
-    return values(outputs[0]);
+      : m_(bundle.manifest), env_(ORT_LOGGING_LEVEL_FATAL, "u2moe") {  // errors are thrown, and need not be printed as well
+    const std::vector<std::string> caches = m_.convolution ? std::vector<std::string>{"cnn_cache"} : std::vector<std::string>{};
+    std::vector<std::string> inputs = {"chunk", "chunk_lens", "offset", "required_cache_size", "att_cache"};
+    inputs.insert(inputs.end(), caches.begin(), caches.end());
+    features_ = open(bundle, "features.onnx", num_threads, {"samples"});
+    encoder_ = open(bundle, "encoder.onnx", num_threads, inputs);
+    ctc_ = open(bundle, "ctc.onnx", num_threads, {"encoder_out"});
+    if (m_.has_decoder) decoder_ = open(bundle, "decoder.onnx", num_threads, {"hyps", "hyps_lens", "encoder_out", "encoder_lens"});
   }
 
+  /// Features [frames, mel] of the whole frames of samples.
+  Floats features(Floats samples) const {
+    const std::array<int64_t, 2> shape = {1, static_cast<int64_t>(samples.size())};
+    return values(run(features_, {"samples"}, one(tensor(samples, shape)), {"features"})[0]);
+  }
+
+  /// Caches at the beginning of a stream.
   Caches start() const {
     Caches caches;
     if (m_.convolution) caches.cnn.assign(static_cast<std::size_t>(m_.num_blocks) * m_.conv_dim * m_.conv_cache, 0.0F);
     return caches;
   }
 
-  // Encoder output [time, dim] of one chunk; the caches become those for the next. With limited left context, a position
-  // that would exceed the model's maximum is moved back first.
-  Floats encode(Floats window, Caches& caches, int64_t required) {
+  /// Encoder output [time, dim] of one chunk; the caches become those for the next. With limited left context, a position
+  /// that would exceed the model's maximum is moved back first.
+  /// @param required frames of left context to keep; negative: all.
+  Floats encode(Floats window, Caches& caches, int64_t required) const {
     int64_t num_frames = static_cast<int64_t>(window.size()) / m_.feature_size;
     const int64_t time = (num_frames - m_.right_context - 1) / m_.subsampling_rate + 1;
     if (required >= 0 && caches.offset + time > m_.max_position) {
@@ -86,7 +95,7 @@ class Graphs {
     return values(found[0]);
   }
 
-  // Keep only the last frames of the attention cache.
+  /// Keep only the last frames of the attention cache.
   void keep_last(Caches& caches, int64_t length) const {
     if (caches.length <= length) return;
     Floats att;
@@ -98,14 +107,18 @@ class Graphs {
     caches.length = length;
   }
 
-  // Log-probabilities [time, vocab] of encoder output [time, dim].
-  Floats ctc(Floats output) {
+  /// Log-probabilities [time, vocab] of encoder output [time, dim].
+  Floats ctc(Floats output) const {
     const std::array<int64_t, 3> shape = {1, static_cast<int64_t>(output.size()) / m_.output_size, m_.output_size};
-    return values(run(ctc_, {"encoder_out"}, tensor(output, shape), {"log_probs"})[0]);
+    const Floats found = values(run(ctc_, {"encoder_out"}, one(tensor(output, shape)), {"log_probs"})[0]);
+    if (std::any_of(found.begin(), found.end(), [](float value) { return std::isnan(value); })) {
+      throw InferenceError(ctc_.path + ": log-probabilities hold values that are no numbers");
+    }
+    return found;
   }
 
-  // Scores of token sequences by the decoders.
-  TokenScores score(Floats output, const std::vector<std::vector<int>>& hypotheses) {
+  /// Scores of token sequences by the decoders.
+  TokenScores score(Floats output, const std::vector<std::vector<int>>& hypotheses) const {
     int64_t num_frames = static_cast<int64_t>(output.size()) / m_.output_size;
     std::size_t length = 1;
     std::vector<int64_t> hyps, lens;
@@ -134,9 +147,14 @@ class Graphs {
   bool has_decoder() const { return m_.has_decoder; }
 
  private:
+  struct Graph {
+    std::string path;
+    mutable Ort::Session session{nullptr};  // its calls change nothing that callers see
+  };
+
   // The session reads the bytes that were verified, not the file a second time.
-  Ort::Session session(const Bundle& bundle, const std::string& name, int num_threads) {
-    const std::string file = name + ".onnx", data = file + ".data";
+  Graph open(const Bundle& bundle, const std::string& file, int num_threads, const std::vector<std::string>& inputs) const {
+    const std::string data = file + ".data";
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(num_threads);
     options.SetInterOpNumThreads(1);
@@ -147,7 +165,38 @@ class Graphs {
       options.AddExternalInitializersFromFilesInMemory({data}, {weights.data()}, {weights.size()});
     }
     const std::vector<char> content = bundle.verified(file);
-    return Ort::Session(env_, content.data(), content.size(), options);
+    Graph graph;
+    graph.path = bundle.path(file);
+    try {
+      graph.session = Ort::Session(env_, content.data(), content.size(), options);
+      check_inputs(graph, inputs);
+      if (m_.quantized && file != "features.onnx") check_products(graph);
+    } catch (const Ort::Exception& error) {
+      throw BundleError(graph.path + ": onnxruntime refuses it: " + error.what());
+    }
+    return graph;
+  }
+
+  static void check_inputs(const Graph& graph, const std::vector<std::string>& expected) {
+    Ort::AllocatorWithDefaultOptions allocator;
+    std::vector<std::string> found;
+    for (std::size_t i = 0; i < graph.session.GetInputCount(); ++i) found.push_back(graph.session.GetInputNameAllocated(i, allocator).get());
+    if (found != expected) throw BundleError(graph.path + ": inputs are " + listed(found) + ", expected " + listed(expected));
+  }
+
+  void check_products(const Graph& graph) const {
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto pair_sums = graph.session.GetModelMetadata().LookupCustomMetadataMapAllocated("u2moe.pair_sums", allocator);
+    if (has_exact_products(env_, pair_sums && std::string(pair_sums.get()) == "16 bits")) return;
+    throw BundleError(graph.path +
+                      ": results would be wrong on this processor, which adds products of uint8 and int8 in pairs of 16 bits: "
+                      "quantize the float32 bundle again with this version of u2moe (u2moe quantize)");
+  }
+
+  static std::string listed(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+    return text;
   }
 
   template <std::size_t N>
@@ -155,15 +204,19 @@ class Graphs {
     return Ort::Value::CreateTensor<float>(memory_, data.data(), data.size(), shape.data(), N);
   }
 
-  template <class Feeds>
-  std::vector<Ort::Value> run(Ort::Session& session, const std::vector<const char*>& inputs, const Feeds& feeds,
-                              const std::vector<const char*>& outputs) const {
-    return session.Run(Ort::RunOptions{nullptr}, inputs.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size());
+  static std::vector<Ort::Value> one(Ort::Value value) {
+    std::vector<Ort::Value> values;
+    values.push_back(std::move(value));
+    return values;
   }
 
-  std::vector<Ort::Value> run(Ort::Session& session, const std::vector<const char*>& inputs, Ort::Value feed,
+  std::vector<Ort::Value> run(const Graph& graph, const std::vector<const char*>& inputs, const std::vector<Ort::Value>& feeds,
                               const std::vector<const char*>& outputs) const {
-    return session.Run(Ort::RunOptions{nullptr}, inputs.data(), &feed, 1, outputs.data(), outputs.size());
+    try {
+      return graph.session.Run(Ort::RunOptions{nullptr}, inputs.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size());
+    } catch (const Ort::Exception& error) {
+      throw InferenceError(graph.path + ": onnxruntime failed: " + error.what());
+    }
   }
 
   static Floats values(const Ort::Value& value) {
@@ -174,7 +227,7 @@ class Graphs {
   Manifest m_;
   Ort::Env env_;
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-  Ort::Session features_, encoder_, ctc_, decoder_;
+  Graph features_, encoder_, ctc_, decoder_;
 };
 
 }  // namespace u2moe

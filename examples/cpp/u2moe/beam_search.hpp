@@ -7,7 +7,10 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <utility>
 #include <vector>
+
+#include "hotwords.hpp"
 
 namespace u2moe {
 
@@ -18,11 +21,25 @@ inline double log_add(double a, double b) {
   return b == kNever ? a : a + std::log1p(std::exp(b - a));
 }
 
+// Destroys a chain of nodes one by one: the stack would not hold the nested destructors of an hour without an endpoint.
+template <class Node>
+void destroy_chain(std::shared_ptr<Node> node, std::shared_ptr<Node> Node::*before) {
+  while (node && node.use_count() == 1) node = std::move((*node).*before);
+}
+
 // A token sequence as a node of a tree. Equal sequences share one node while any beam needs it.
 struct Prefix {
   std::shared_ptr<Prefix> parent;
   int token = -1;
   std::map<int, std::weak_ptr<Prefix>> children;
+  std::size_t state = 0;  // of the hotwords, after it
+  double earned = 0;      // bonus of complete hotwords
+  double bonus = 0;       // the same and the share of an incomplete one, for ranking
+
+  Prefix() = default;
+  Prefix(const Prefix&) = delete;
+  Prefix& operator=(const Prefix&) = delete;
+  ~Prefix() { destroy_chain(std::move(parent), &Prefix::parent); }
 
   std::vector<int> tokens() const {
     std::vector<int> result;
@@ -34,11 +51,16 @@ struct Prefix {
 
 // Peaks of tokens as a linked list from the last one, shared by prefixes.
 struct Peak {
-  std::shared_ptr<const Peak> before;
+  std::shared_ptr<Peak> before;
   int frame;
   double score;
+
+  Peak(std::shared_ptr<Peak> earlier, int at, double log_prob) : before(std::move(earlier)), frame(at), score(log_prob) {}
+  Peak(const Peak&) = delete;
+  Peak& operator=(const Peak&) = delete;
+  ~Peak() { destroy_chain(std::move(before), &Peak::before); }
 };
-using Peaks = std::shared_ptr<const Peak>;
+using Peaks = std::shared_ptr<Peak>;
 
 // A prefix and the log-probability of its alignments: of those that end in blank, of those that end in its last token, and of
 // the single best one with its peaks.
@@ -63,53 +85,23 @@ struct Beam {
   }
 };
 
-struct Hypothesis {
-  std::vector<int> tokens;
-  double score;
-  std::vector<int> times;  // frames
-  std::vector<double> probabilities;
-};
-
-class PrefixBeamSearch {
+// The best prefixes from frame to frame; `PrefixBeamSearch` runs one or two of these.
+class BeamSearch {
  public:
-  PrefixBeamSearch(std::size_t beam_size, int blank) : beam_size_(beam_size), blank_(blank) {
+  // `ranks_by_bonus`: prefixes are ranked by score plus bonus, and every extension is tried, because a bonus may lift it.
+  BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, bool ranks_by_bonus)
+      : beam_size_(beam_size), blank_(blank), context_(std::move(context)), ranks_by_bonus_(ranks_by_bonus) {
     Beam root;
     root.prefix = std::make_shared<Prefix>();
+    if (context_) root.prefix->state = context_->start();
     root.blank = root.total = root.best_blank = root.best_token = 0;
-    beams_.push_back(root);
+    beams_.push_back(std::move(root));
   }
 
-  // Continue with log-probabilities [frames, vocab].
-  void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
-    for (std::size_t frame = 0; frame < num_frames; ++frame) advance_frame(log_probs + frame * vocab_size, vocab_size);
-  }
-
-  // Hypotheses so far, best first.
-  std::vector<Hypothesis> hypotheses(std::size_t limit) const {
-    std::vector<Hypothesis> found;
-    for (std::size_t i = 0; i < std::min(limit, beams_.size()); ++i) {
-      Hypothesis hypothesis{beams_[i].prefix->tokens(), beams_[i].total, {}, {}};
-      for (const Peak* peak = beams_[i].times().get(); peak; peak = peak->before.get()) {
-        hypothesis.times.push_back(peak->frame);
-        hypothesis.probabilities.push_back(std::min(std::exp(peak->score), 1.0));
-      }
-      std::reverse(hypothesis.times.begin(), hypothesis.times.end());
-      std::reverse(hypothesis.probabilities.begin(), hypothesis.probabilities.end());
-      found.push_back(std::move(hypothesis));
-    }
-    return found;
-  }
-
- private:
-  struct Candidate {
-    double score;
-    std::size_t order;
-    std::ptrdiff_t kept;  // index of a beam that stays, or -1
-    std::size_t parent, rank;
-  };
-
-  void advance_frame(const float* log_probs, std::size_t vocab_size) {
-    choose(log_probs, vocab_size);
+  // Process one frame: its most probable tokens and their log-probabilities, in descending order.
+  void advance(const std::vector<int>& tokens, const std::vector<double>& scores) {
+    tokens_ = tokens;
+    scores_ = scores;
     if (nothing_grows()) {
       stay_all();
     } else {
@@ -118,24 +110,28 @@ class PrefixBeamSearch {
     ++num_frames_;
   }
 
-  // The most probable tokens of a frame and their scores, most probable first, ties by id.
-  void choose(const float* log_probs, std::size_t vocab_size) {
-    const std::size_t num = std::min(beam_size_, vocab_size);
-    tokens_.clear();
-    for (std::size_t token = 0; token < vocab_size; ++token) {
-      if (tokens_.size() == num && !(log_probs[token] > log_probs[tokens_.back()])) continue;
-      if (tokens_.size() == num) tokens_.pop_back();
-      auto place = tokens_.end();
-      while (place != tokens_.begin() && log_probs[*(place - 1)] < log_probs[token]) --place;
-      tokens_.insert(place, static_cast<int>(token));
-    }
-    scores_.assign(tokens_.size(), 0);
-    for (std::size_t rank = 0; rank < tokens_.size(); ++rank) scores_[rank] = log_probs[tokens_[rank]];
+  // Keep only the bonus of complete hotwords.
+  void finish() {
+    if (!context_) return;
+    for (Beam& beam : beams_) beam.prefix->bonus = beam.prefix->earned + context_->finish(beam.prefix->state);
   }
+
+  // Best first.
+  const std::vector<Beam>& beams() const { return beams_; }
+
+ private:
+  // A beam that stays, or an extension.
+  struct Candidate {
+    double rank;  // what it is ranked by
+    std::size_t order;
+    std::ptrdiff_t kept;  // index of a beam that stays, or -1
+    std::size_t parent, token;  // index of the beam that is extended, and of its new token
+    double total;
+  };
 
   // Whether blank is so probable that every prefix stays and none can enter the beam, as in most frames.
   bool nothing_grows() const {
-    if (tokens_[0] != blank_ || beams_.size() < beam_size_) return false;
+    if (tokens_[0] != blank_ || beams_.size() < beam_size_ || ranks_by_bonus_) return false;
     const double grown = scores_.size() > 1 ? beams_[0].total + scores_[1] : kNever;
     return grown < beams_.back().total + scores_[0];
   }
@@ -163,24 +159,29 @@ class PrefixBeamSearch {
       Beam beam = stay(index, parent, rank, blank_rank);
       if (beam.total > kNever) kept.push_back(std::move(beam));
     }
-    // Whatever is below this cannot be among the best. (Equal scores can: order decides.)
+    // Without a bonus, whatever is below this cannot be among the best. (Equal scores can: order decides.)
     double limit = kNever;
     std::vector<Candidate> candidates;
     for (std::size_t i = 0; i < kept.size(); ++i) {
-      limit = i == 0 ? kept[i].total : std::min(limit, kept[i].total);
-      candidates.push_back({kept[i].total, kept[i].order, static_cast<std::ptrdiff_t>(i), 0, 0});
+      const double total = kept[i].total, bonus = ranks_by_bonus_ ? kept[i].prefix->bonus : 0;
+      limit = i == 0 ? total : std::min(limit, total);
+      candidates.push_back({total + bonus, kept[i].order, static_cast<std::ptrdiff_t>(i), 0, 0, total});
     }
-    if (kept.size() < beam_size_) limit = kNever;
+    if (kept.size() < beam_size_ || ranks_by_bonus_) limit = kNever;
+    std::vector<std::shared_ptr<Prefix>> children;  // keeps those alive that may win
     for (std::size_t index = 0; index < beams_.size(); ++index) {
       const Beam& parent = beams_[index];
       for (std::size_t rank = 0; rank < tokens_.size() && parent.total + scores_[rank] >= limit; ++rank) {
         if (tokens_[rank] == blank_ || merged.count({index, rank})) continue;
         const double total = (tokens_[rank] == parent.prefix->token ? parent.blank : parent.total) + scores_[rank];
-        if (total >= limit && total > kNever) candidates.push_back({total, rank * width + 2 * index + 1, -1, index, rank});
+        if (!(total >= limit && total > kNever)) continue;
+        if (ranks_by_bonus_) children.push_back(child(parent.prefix, tokens_[rank]));
+        const double bonus = ranks_by_bonus_ ? children.back()->bonus : 0;
+        candidates.push_back({total + bonus, rank * width + 2 * index + 1, -1, index, rank, total});
       }
     }
-    std::sort(candidates.begin(), candidates.end(), [](const Candidate& one, const Candidate& other) {
-      return one.score != other.score ? one.score > other.score : one.order < other.order;
+    std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& one, const Candidate& other) {
+      return one.rank != other.rank ? one.rank > other.rank : one.order < other.order;
     });
     candidates.resize(std::min(candidates.size(), beam_size_));
     std::vector<Beam> next;
@@ -190,20 +191,31 @@ class PrefixBeamSearch {
     beams_ = std::move(next);
   }
 
-  Beam grown(const Candidate& candidate) {
+  Beam grown(const Candidate& candidate) const {
     Beam beam;
     const Beam& parent = beams_[candidate.parent];
-    std::weak_ptr<Prefix>& child = parent.prefix->children[tokens_[candidate.rank]];
-    beam.prefix = child.lock();
-    if (!beam.prefix) {
-      beam.prefix = std::make_shared<Prefix>();
-      beam.prefix->parent = parent.prefix;
-      beam.prefix->token = tokens_[candidate.rank];
-      child = beam.prefix;
-    }
-    grow(beam, parent, scores_[candidate.rank]);
-    beam.total = candidate.score;
+    beam.prefix = child(parent.prefix, tokens_[candidate.token]);
+    grow(beam, parent, scores_[candidate.token]);
+    beam.total = candidate.total;
+    beam.order = candidate.order;
     return beam;
+  }
+
+  // A prefix may leave the beam and return while longer ones survive: it is then the same node.
+  std::shared_ptr<Prefix> child(const std::shared_ptr<Prefix>& parent, int token) const {
+    std::weak_ptr<Prefix>& known = parent->children[token];
+    if (std::shared_ptr<Prefix> found = known.lock()) return found;
+    const auto prefix = std::make_shared<Prefix>();
+    prefix->parent = parent;
+    prefix->token = token;
+    if (context_) {
+      const ContextGraph::Move move = context_->advance(parent->state, token);
+      prefix->state = move.state;
+      prefix->earned = parent->earned + move.bonus;
+      prefix->bonus = prefix->earned + context_->partial(move.state);
+    }
+    known = prefix;
+    return prefix;
   }
 
   // Prefix `index` after this frame: its alignments add blank, repeat its last token, or extend those of its parent.
@@ -229,7 +241,7 @@ class PrefixBeamSearch {
       if (beam.best_token < repeats) {
         // The peak moves to this frame, unless the token was already reached from the parent in this frame.
         if (beam.best_token == kNever && old.token_times) {
-          beam.token_times = std::make_shared<const Peak>(Peak{old.token_times->before, num_frames_, score});
+          beam.token_times = std::make_shared<Peak>(old.token_times->before, num_frames_, score);
         }
         beam.best_token = repeats;
       }
@@ -247,7 +259,7 @@ class PrefixBeamSearch {
     beam.token = log_add(beam.token, total + score);
     if (beam.best_token < best + score) {
       beam.best_token = best + score;
-      beam.token_times = std::make_shared<const Peak>(Peak{again ? parent.blank_times : parent.times(), num_frames_, score});
+      beam.token_times = std::make_shared<Peak>(again ? parent.blank_times : parent.times(), num_frames_, score);
     }
   }
 
@@ -265,6 +277,8 @@ class PrefixBeamSearch {
 
   std::size_t beam_size_;
   int blank_;
+  std::shared_ptr<const ContextGraph> context_;
+  bool ranks_by_bonus_;
   int num_frames_ = 0;
   std::vector<Beam> beams_;
   std::vector<int> tokens_;

@@ -4,23 +4,31 @@
 #include <cmath>
 #include <cstdlib>
 #include <map>
-#include <stdexcept>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
+#include "errors.hpp"
+#include "unicode.hpp"
+
 namespace u2moe {
 
+/// A JSON value. What is missing or of another type is a BundleError that names its path: "bundle.json: model: vocab_size".
 class Json {
  public:
   using Object = std::map<std::string, Json>;
   using Array = std::vector<Json>;
 
-  static Json parse(const std::string& text) {
-    Parser parser{text};
+  Json() = default;
+
+  /// @param name what the text is, for messages.
+  static Json parse(const std::string& text, const std::string& name) {
+    Parser parser{text, name};
     Json value = parser.value(0);
     parser.blanks();
     if (parser.place != text.size()) parser.fail("more text");
+    value.set_path(name);
     return value;
   }
 
@@ -30,37 +38,74 @@ class Json {
   double number() const { return get<double>("a number"); }
   bool boolean() const { return get<bool>("true or false"); }
 
-  int integer() const {
+  /// An integer from `least` to `most`.
+  int integer(int least, int most) const {
     const double found = number();
-    if (found != std::floor(found) || std::abs(found) > 2e9) throw std::runtime_error("bundle.json: expected an integer");
+    if (found != std::floor(found) || found < least || found > most) {
+      fail("an integer from " + std::to_string(least) + " to " + std::to_string(most));
+    }
     return static_cast<int>(found);
+  }
+
+  /// A number from `least` to `most`.
+  double number(double least, double most) const {
+    const double found = number();
+    if (!(found >= least && found <= most)) fail("a number from " + shown(least) + " to " + shown(most));
+    return found;
   }
 
   bool has(const std::string& key) const { return object().count(key) > 0; }
 
   const Json& operator[](const std::string& key) const {
     const auto found = object().find(key);
-    if (found == object().end()) throw std::runtime_error("bundle.json: field '" + key + "' is missing");
+    if (found == object().end()) throw BundleError(path_ + ": field '" + key + "' is missing");
     return found->second;
+  }
+
+  [[noreturn]] void fail(const std::string& expected) const {
+    throw BundleError(path_ + ": found " + description() + ", expected " + expected);
   }
 
  private:
   template <class T>
+  explicit Json(T value) : value_(std::move(value)) {}
+
+  template <class T>
   const T& get(const char* expected) const {
     if (const T* found = std::get_if<T>(&value_)) return *found;
-    throw std::runtime_error(std::string("bundle.json: expected ") + expected);
+    fail(expected);
+  }
+
+  std::string description() const {
+    if (const auto* text = std::get_if<std::string>(&value_)) return "'" + text->substr(0, 80) + "'";
+    if (const auto* number = std::get_if<double>(&value_)) return shown(*number);
+    if (const auto* truth = std::get_if<bool>(&value_)) return *truth ? "true" : "false";
+    return is_null() ? "null" : std::holds_alternative<Array>(value_) ? "an array" : "an object";
+  }
+
+  static std::string shown(double number) {
+    std::string text = std::to_string(number);
+    text.erase(text.find_last_not_of('0') + 1);
+    if (text.back() == '.') text.pop_back();
+    return text;
+  }
+
+  void set_path(const std::string& path) {
+    path_ = path;
+    if (auto* object = std::get_if<Object>(&value_)) {
+      for (auto& [key, value] : *object) value.set_path(path + ": " + key);
+    }
   }
 
   struct Parser {
     const std::string& text;
+    const std::string& name;
     std::size_t place = 0;
 
     [[noreturn]] void fail(const std::string& what) const {
-      throw std::runtime_error("bundle.json: is not valid JSON: " + what + " at byte " + std::to_string(place));
+      throw BundleError(name + ": is not valid JSON: " + what + " at byte " + std::to_string(place));
     }
-    void blanks() {
-      while (place < text.size() && (text[place] == ' ' || text[place] == '\n' || text[place] == '\t' || text[place] == '\r')) ++place;
-    }
+    void blanks() { place = std::min(text.find_first_not_of(" \n\t\r", place), text.size()); }
     bool takes(char c) {
       blanks();
       if (place >= text.size() || text[place] != c) return false;
@@ -144,35 +189,24 @@ class Json {
     }
 
     std::string escaped() {
-      const auto unit = [this] {
-        if (place + 4 >= text.size()) fail("unfinished escape");
-        const unsigned long code = std::strtoul(text.substr(place + 1, 4).c_str(), nullptr, 16);
-        place += 4;
-        return static_cast<unsigned>(code);
-      };
-      unsigned code = unit();
+      char32_t code = unit();
       if (code >= 0xd800 && code < 0xdc00 && text.compare(place + 1, 2, "\\u") == 0) {
         place += 2;
         code = 0x10000 + ((code - 0xd800) << 10) + (unit() - 0xdc00);
       }
-      std::string utf8;
-      if (code < 0x80) return std::string(1, static_cast<char>(code));
-      if (code < 0x800) return {static_cast<char>(0xc0 | code >> 6), static_cast<char>(0x80 | (code & 63))};
-      if (code < 0x10000) {
-        return {static_cast<char>(0xe0 | code >> 12), static_cast<char>(0x80 | (code >> 6 & 63)), static_cast<char>(0x80 | (code & 63))};
-      }
-      return {static_cast<char>(0xf0 | code >> 18), static_cast<char>(0x80 | (code >> 12 & 63)),
-              static_cast<char>(0x80 | (code >> 6 & 63)), static_cast<char>(0x80 | (code & 63))};
+      return encode_utf8({code});
+    }
+
+    char32_t unit() {
+      const std::string digits = text.substr(place + 1, 4);
+      if (digits.size() < 4 || digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) fail("unknown escape");
+      place += 4;
+      return static_cast<char32_t>(std::stoul(digits, nullptr, 16));
     }
   };
 
-  template <class T>
-  explicit Json(T value) : value_(std::move(value)) {}
-
-  std::variant<std::nullptr_t, bool, double, std::string, Array, Object> value_;
-
- public:
-  Json() : value_(nullptr) {}
+  std::variant<std::nullptr_t, bool, double, std::string, Array, Object> value_ = nullptr;
+  std::string path_;
 };
 
 }  // namespace u2moe

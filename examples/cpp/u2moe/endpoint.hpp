@@ -14,10 +14,12 @@ namespace u2moe {
 
 constexpr double kShortestPauseS = 0.4;  // an utterance with less silence at its end may end within a word
 
+/// A rule fires when an utterance is that long, ends in that much silence and, if it must, has speech.
 struct EndpointRule {
   bool must_contain_nonsilence;
-  double min_trailing_silence, min_utterance_length;  // seconds
+  double min_trailing_silence, min_utterance_length;  ///< seconds
 };
+using EndpointRules = std::array<EndpointRule, 3>;
 
 struct Endpoint {
   std::size_t num_frames;  // of those given that belong to the utterance
@@ -26,10 +28,9 @@ struct Endpoint {
 
 class Endpointer {
  public:
-  Endpointer(double frame_s, int blank) : blank_(blank) {
-    static constexpr std::array<EndpointRule, 3> defaults = {{{false, 2.4, 0}, {true, 1.2, 0}, {false, 0, 20}}};
+  Endpointer(const EndpointRules& rules, double frame_s, int blank) : blank_(blank) {
     const auto frames = [frame_s](double seconds) { return static_cast<int>(std::ceil(std::round(seconds / frame_s * 1e6) / 1e6)); };
-    for (const EndpointRule& rule : defaults) {
+    for (const EndpointRule& rule : rules) {
       rules_.push_back({rule.must_contain_nonsilence, frames(rule.min_trailing_silence), frames(rule.min_utterance_length)});
     }
   }

@@ -1,0 +1,83 @@
+// Characters of UTF-8 text: code points, spaces, scripts, letter case.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <string>
+
+#include "letter_case.hpp"
+
+namespace u2moe {
+
+/// Begins a word in BPE vocabularies, and stands for a space in vocabularies of characters.
+constexpr char32_t kWordBoundary = 0x2581;
+
+/// Code points of UTF-8. A byte that is none becomes U+FFFD.
+inline std::u32string decode_utf8(const std::string& text) {
+  std::u32string result;
+  for (std::size_t place = 0; place < text.size();) {
+    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+    const unsigned char first = byte(place);
+    const std::size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+    char32_t code = length == 1 ? first : first & (0xffU >> (length + 1));
+    bool is_valid = length > 0 && place + length <= text.size();
+    for (std::size_t i = 1; is_valid && i < length; ++i) {
+      is_valid = (byte(place + i) & 0xc0) == 0x80;
+      code = code << 6 | (byte(place + i) & 0x3fU);
+    }
+    is_valid = is_valid && !(length == 3 && code < 0x800) && !(length == 4 && (code < 0x10000 || code > 0x10ffff));
+    result += is_valid ? code : U'\ufffd';
+    place += is_valid ? length : 1;
+  }
+  return result;
+}
+
+inline std::string encode_utf8(const std::u32string& text) {
+  std::string result;
+  for (const char32_t code : text) {
+    const auto last = [code](int shift) { return static_cast<char>(0x80 | (code >> shift & 0x3f)); };
+    if (code < 0x80) {
+      result += static_cast<char>(code);
+    } else if (code < 0x800) {
+      result += {static_cast<char>(0xc0 | code >> 6), last(0)};
+    } else if (code < 0x10000) {
+      result += {static_cast<char>(0xe0 | code >> 12), last(6), last(0)};
+    } else {
+      result += {static_cast<char>(0xf0 | code >> 18), last(12), last(6), last(0)};
+    }
+  }
+  return result;
+}
+
+/// Whether Python's `str.isspace` holds.
+inline bool is_space(char32_t c) {
+  return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
+
+/// Whether a character belongs to a script without spaces (Chinese, Japanese).
+inline bool is_spaceless(char32_t c) {
+  return (c >= 0x2e80 && c <= 0x312f) || (c >= 0x3190 && c <= 0x9fff) || (c >= 0xf900 && c <= 0xfaff) ||
+         (c >= 0xff66 && c <= 0xff9f) || (c >= 0x1b000 && c <= 0x1b2ff) || (c >= 0x20000 && c <= 0x3ffff);
+}
+
+/// The same, or Korean, whose words have endings.
+inline bool is_syllabic(char32_t c) {
+  return is_spaceless(c) || (c >= 0x1100 && c <= 0x11ff) || (c >= 0x3130 && c <= 0x318f) || (c >= 0xa960 && c <= 0xa97f) ||
+         (c >= 0xac00 && c <= 0xd7ff);
+}
+
+template <std::size_t N>
+char32_t in_other_case(const LetterRange (&ranges)[N], char32_t c) {
+  const auto ends_before = [](const LetterRange& range, char32_t code) { return range.last < code; };
+  const LetterRange* found = std::lower_bound(std::begin(ranges), std::end(ranges), c, ends_before);
+  if (found == std::end(ranges) || c < found->first || (c - found->first) % found->step != 0) return c;
+  return static_cast<char32_t>(static_cast<std::int32_t>(c) + found->change);
+}
+
+inline char32_t upper(char32_t c) { return in_other_case(kUpper, c); }
+inline char32_t lower(char32_t c) { return in_other_case(kLower, c); }
+
+}  // namespace u2moe

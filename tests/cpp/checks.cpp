@@ -1,0 +1,200 @@
+// Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show.
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "audio_file.hpp"
+#include "u2moe/recognizer.hpp"
+
+namespace {
+
+std::vector<float> read_all(const std::string& file, int& rate) {
+  AudioFile audio(file, 0);
+  rate = audio.sample_rate();
+  std::vector<float> samples;
+  for (std::vector<float> part = audio.read(); !part.empty(); part = audio.read()) {
+    samples.insert(samples.end(), part.begin(), part.end());
+  }
+  return samples;
+}
+
+// float32 samples from standard input to standard output, in portions of the given sizes and then the rest.
+void resample(int argc, char** argv) {
+  const std::string bytes{std::istreambuf_iterator<char>(std::cin), {}};
+  std::vector<float> samples(bytes.size() / 4), found;
+  std::memcpy(samples.data(), bytes.data(), samples.size() * 4);
+  u2moe::Resampler resampler(std::stoi(argv[2]), std::stoi(argv[3]));
+  const auto add = [&found](const std::vector<float>& part) { found.insert(found.end(), part.begin(), part.end()); };
+  std::size_t begin = 0;
+  for (int i = 4; i <= argc; ++i) {
+    const std::size_t left = samples.size() - begin, num = i < argc ? std::min<std::size_t>(std::stoul(argv[i]), left) : left;
+    add(resampler.accept(samples.data() + begin, num));
+    begin += num;
+  }
+  add(resampler.finish());
+  std::fwrite(found.data(), 4, found.size(), stdout);
+}
+
+// Every letter that has another case: its code, upper case and lower case.
+void print_letters() {
+  for (char32_t c = 0; c < 0x110000; ++c) {
+    const char32_t up = u2moe::upper(c), low = u2moe::lower(c);
+    if (up != c || low != c) std::printf("%x %x %x\n", static_cast<unsigned>(c), static_cast<unsigned>(up), static_cast<unsigned>(low));
+  }
+}
+
+// Streams in several threads, each with other portions: all texts.
+void recognize_in_threads(char** argv) {
+  const u2moe::Recognizer recognizer(argv[2]);
+  int rate = 0;
+  const std::vector<float> samples = read_all(argv[3], rate);
+  u2moe::StreamOptions options;
+  options.num_left_chunks = 4;
+  std::vector<std::string> texts(4);
+  std::vector<std::thread> threads;
+  for (std::size_t number = 0; number < texts.size(); ++number) {
+    threads.emplace_back([&, number] {
+      u2moe::Stream stream = recognizer.create_stream([&texts, number](const u2moe::Result& result) {
+        if (result.is_final) texts[number] += result.text + "|";
+      }, options);
+      const std::size_t size = 997 * (number + 1);
+      for (std::size_t begin = 0; begin < samples.size(); begin += size) {
+        stream.accept_waveform(rate, samples.data() + begin, std::min(size, samples.size() - begin));
+      }
+      stream.input_finished();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& text : texts) std::printf("%s\n", text.c_str());
+}
+
+template <class T>
+bool take(T* values, std::size_t num = 1) {
+  return std::fread(values, sizeof(T), num, stdin) == num;
+}
+
+std::string read_text(const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+template <class T>
+std::string listed(const std::vector<T>& items) {
+  std::string text;
+  char one[40];
+  for (const T& item : items) {
+    std::snprintf(one, sizeof one, "%s%.17g", text.empty() ? "" : ",", static_cast<double>(item));
+    text += one;
+  }
+  return "[" + text + "]";
+}
+
+// From tokens.txt and hotwords, and cases of a beam size, a number of frames and their log-probabilities: hypotheses before and
+// after the end of the input, and the words of the best.
+void search(char** argv) {
+  const u2moe::Vocabulary vocabulary = u2moe::Vocabulary::parse(read_text(argv[2]), argv[2]);
+  const std::vector<u2moe::Hotword> hotwords = u2moe::parse_hotwords(read_text(argv[3]));
+  const auto context = hotwords.empty() ? nullptr : std::make_shared<const u2moe::ContextGraph>(hotwords, vocabulary);
+  for (std::int32_t sizes[2]; take(sizes, 2);) {
+    const auto num_frames = static_cast<std::size_t>(sizes[1]);
+    std::vector<float> frames(num_frames * vocabulary.size());
+    if (!take(frames.data(), frames.size())) throw std::runtime_error("too few frames");
+    u2moe::PrefixBeamSearch beams(static_cast<std::size_t>(sizes[0]), 0, context);
+    const std::size_t split = num_frames / 3;  // any split gives the same
+    beams.advance(frames.data(), split, vocabulary.size());
+    beams.advance(frames.data() + split * vocabulary.size(), num_frames - split, vocabulary.size());
+    const std::vector<int> partial = beams.best().tokens;
+    beams.finish();
+    std::string found, words;
+    for (const u2moe::Hypothesis& each : beams.hypotheses()) {
+      found += (found.empty() ? "" : ", ") + ("{\"tokens\": " + listed(each.tokens)) + ", \"times\": " + listed(each.times) +
+               ", \"probabilities\": " + listed(each.probabilities) + ", \"scores\": " +
+               listed(std::vector<double>{each.score, each.context_score}) + "}";
+    }
+    const std::vector<int> best = beams.best().tokens;
+    for (const u2moe::WordSpan& word : vocabulary.words(best)) {
+      words += (words.empty() ? "" : ", ") + ("[\"" + word.text + "\", ") + std::to_string(word.begin) + ", " + std::to_string(word.end) + "]";
+    }
+    std::printf("{\"partial\": %s, \"found\": [%s], \"words\": [%s], \"text\": \"%s\"}\n", listed(partial).c_str(), found.c_str(),
+                words.c_str(), vocabulary.text(best).c_str());
+  }
+}
+
+template <class Kind, class Work>
+void expect(const char* kind, Work work) {
+  try {
+    work();
+    std::printf("%s: nothing was thrown\n", kind);
+  } catch (const Kind& error) {
+    std::printf("%s: %s\n", kind, error.what());
+  }
+}
+
+struct CallbackFailure : std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+// The type and the message of every misuse, and what works after it.
+void misuse(char** argv) {
+  const u2moe::Recognizer recognizer(argv[2]);
+  int rate = 0;
+  const std::vector<float> samples = read_all(argv[3], rate);
+  std::string text;
+  bool fails = false;
+  u2moe::Stream stream = recognizer.create_stream([&](const u2moe::Result& result) {
+    if (fails) throw CallbackFailure("of the callback");
+    if (result.is_final) text += result.text;
+  });
+  const auto accept = [&] { stream.accept_waveform(rate, samples.data(), samples.size()); };
+  const float no_number[] = {0, std::numeric_limits<float>::quiet_NaN()};
+  expect<u2moe::BundleError>("BundleError", [] { u2moe::Recognizer("/none"); });
+  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(1, samples.data(), 1); });
+  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(rate, no_number, 2); });
+  accept();
+  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(8000, samples.data(), 1); });
+  stream.input_finished();
+  expect<u2moe::StreamError>("StreamError", accept);
+  expect<u2moe::StreamError>("StreamError", [&] { stream.input_finished(); });
+  stream.reset();
+  fails = true;
+  expect<CallbackFailure>("CallbackFailure", accept);
+  expect<u2moe::StreamError>("StreamError", accept);
+  stream.reset();
+  fails = false;
+  const std::string before = std::exchange(text, {});
+  accept();
+  stream.input_finished();
+  std::printf("%s\n", text == before && !text.empty() ? "the same text after reset" : "another text after reset");
+  u2moe::StreamOptions options;
+  options.beam_size = 0;
+  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}, options); });
+  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.hotwords({}); });
+  expect<std::invalid_argument>("invalid_argument", [&] { u2moe::Recognizer(argv[2], 0); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const std::string what = argc > 1 ? argv[1] : "";
+    if (what == "resample") resample(argc, argv);
+    if (what == "letters") print_letters();
+    if (what == "threads") recognize_in_threads(argv);
+    if (what == "search") search(argv);
+    if (what == "misuse") misuse(argv);
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
+}
