@@ -1,12 +1,14 @@
 """The comparison of runtimes: what counts as different, and what pages show."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from u2moe.benchmarks.runtimes import equality, programs, speed
 from u2moe.benchmarks.runtimes.segments import compared, of_json, of_python
+from u2moe.benchmarks.runtimes.timing import Timing, run_timed, timing_of
 from u2moe.runtime import DecodingOptions, Recognizer
 
 
@@ -62,7 +64,7 @@ def test_pages_show_both_tables():
     assert equality.values(other)["same"] == "not all the same words"
     runtimes = {
         "C++": {"load": 0.5, "rtf": 0.01, "mb": 60},
-        "Chromium, WebAssembly": {"load": 1, "rtf": 0.02, "mb": None},
+        "Chromium, WebAssembly": {"load": 1, "rtf": 0.02, "mb": 150},
     }
     measured = {
         "runtimes": runtimes, "cold": 1.0, "warm": 0.5, "loads": {"onnx": 0.3, "ort": 0.1},
@@ -72,3 +74,40 @@ def test_pages_show_both_tables():
     shown = speed.values(measured)
     assert "| C++ | 0.50 | 0.0100 | 60 |" in shown["table"]
     assert (shown["ort_load"], shown["memory_first"], shown["memory_most"]) == ("100", "200", "201")
+
+
+PROGRAM = """
+import json, sys
+for number, file in enumerate(sys.argv[1:]):
+    print(json.dumps({"file": file, "segments": []}))
+    print(json.dumps({"file": file, "load_ms": 400, "ms": 90 if number < 2 else 10 * (number - 1)}))
+"""
+
+
+def test_times_are_those_of_the_second_time_without_loading(tmp_path):
+    timing = run_timed([sys.executable, "-c", PROGRAM], [tmp_path / "a", tmp_path / "b"])
+    assert (timing.load, timing.took) == (0.4, 0.03)
+    assert timing.mb > 1
+    assert speed.summary([timing, Timing(load=0.5, took=0.03, mb=2000.4), timing], 3.0) == {
+        "load": 0.4, "rtf": 0.01, "mb": 2000,
+    }  # fmt: skip
+    node = [{"segments": [], "loadMs": 1500.0, "ms": ms} for ms in (80, 20)]
+    assert timing_of(node, 1) == Timing(load=1.5, took=0.02, mb=0.0)
+
+
+def test_times_that_are_missing_are_no_zeros(tmp_path):
+    with pytest.raises(ValueError, match="expected times of 2 files twice, found 3 lines with times"):
+        timing_of([{"load_ms": 1, "ms": 1}] * 3, 2)
+    with pytest.raises(ValueError, match="found 0 lines with times"):
+        timing_of([{"text": "A"}], 1)
+    with pytest.raises(RuntimeError, match="out of order"):
+        run_timed([sys.executable, "-c", "raise SystemExit('out of order')"], [tmp_path])
+
+
+@pytest.mark.slow
+def test_the_program_in_python_times_recognition_alone(bundle, sound, tmp_path):
+    file = programs.write_wav(tmp_path, [(sound[:20_000] * 32767).astype(np.int16)], 16_000)[0]
+    timing = run_timed([sys.executable, "-m", "u2moe.benchmarks.runtimes.python_program", bundle.path], [file])
+    assert timing.load > 0
+    assert timing.took > 0
+    assert timing.mb > 20

@@ -103,12 +103,12 @@ def memory_bytes(name: str) -> int | None:
     return _kilobytes(_MEMINFO, name)
 
 
-def status_bytes(name: str) -> int | None:
-    """Bytes of a line of this process's /proc/self/status; None where there is none.
+def status_bytes(name: str, process: int | None = None) -> int | None:
+    """Bytes of a line in the status of a process, by default of this one; None where there is none.
 
     "VmHWM" is its largest resident memory: getrusage gives that of the process that started it, where it was larger.
     """
-    return _kilobytes(_STATUS, name)
+    return _kilobytes(_STATUS if process is None else Path(f"/proc/{process}/status"), name)
 
 
 def _kilobytes(file: Path, name: str) -> int | None:

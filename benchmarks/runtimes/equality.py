@@ -74,7 +74,7 @@ def measure(
             add("one graph", programs.in_one_graph(bundle, recordings), _without_words(whole))
             for runtime, label in (("node", "Node, onnxruntime-node"), ("web", "Node, WebAssembly")):
                 progress(f"{name}, {label}")
-                add(label, programs.in_node(bundle, files, runtime)[0], expected)
+                add(label, programs.in_node(bundle, files, runtime), expected)
             progress(f"{name}, Chromium")
             theirs, version = programs.in_chromium(bundle, recordings, Path(folder))
             add("Chromium, WebAssembly", theirs, expected)

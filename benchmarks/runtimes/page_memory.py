@@ -6,6 +6,7 @@ file again and again. Else the blocks that a microphone would give come as fast 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -106,22 +107,29 @@ def _minutes(page: Any, begin: float, *, real_time: bool) -> float:
 
 
 def largest_renderer_mb() -> float:
-    """Memory of the largest page process of our browser."""
+    """Memory of the largest page process of our browser: its private and its share of shared pages."""
     largest = 0.0
-    for process in Path("/proc").iterdir():
-        try:
-            command = (process / "cmdline").read_bytes()
-            if b"--type=renderer" in command and _is_descendant(process):
-                rollup = (process / "smaps_rollup").read_text(encoding="ascii")
-                sizes = (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-                largest = max(largest, next(sizes))
-        except (OSError, ValueError, StopIteration):
-            continue
+    for process in renderers():
+        with contextlib.suppress(OSError, StopIteration):
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
+            sizes = (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+            largest = max(largest, next(sizes))
     return largest / 1000
 
 
-def _is_descendant(process: Path) -> bool:
-    pid = int(process.name)
+def renderers() -> list[int]:
+    """The page processes of our browser."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if b"--type=renderer" in (process / "cmdline").read_bytes() and _is_descendant(int(process.name)):
+                found.append(int(process.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _is_descendant(pid: int) -> bool:
     while pid > 1:
         pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         if pid == os.getpid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import http.server
 import json
@@ -21,17 +22,17 @@ import numpy.typing as npt
 import soundfile
 
 from u2moe.benchmarks.results.files import repository
+from u2moe.benchmarks.runtimes.python_program import CHUNK_SIZE, LEFT_CHUNKS, STREAM, Samples, recognized
 from u2moe.benchmarks.runtimes.segments import Segment, of_json, of_python
 from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
 from u2moe.export.profiles.graphs import samples_per_frame, streaming_graph, window_samples
 from u2moe.export.profiles.parity import session_of
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, Result
+from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.ctc import PrefixBeamSearch
 from u2moe.runtime.encoder import required_cache_size
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.rescore import attention_rescoring
 
-CHUNK_SIZE, LEFT_CHUNKS = 16, 4
 _MAIN = """async ({ bundle, files, options }) => {
   const { Recognizer } = await import('./u2moe/index.js');
   const ort = await import('./ort/ort.wasm.bundle.min.mjs');
@@ -47,26 +48,14 @@ _MAIN = """async ({ bundle, files, options }) => {
   return found;
 }"""
 
-Samples = npt.NDArray[np.int16]
 Found = list[list[Segment]]
 
 
 def in_python(bundle: Path, recordings: Sequence[Samples], *, endpoint: bool = True) -> Found:
     """By streams of the runtime."""
-    rules = EndpointConfig() if endpoint else None
-    options = DecodingOptions(chunk_size=CHUNK_SIZE, num_left_chunks=LEFT_CHUNKS, endpoint=rules)
-    recognizer, found = Recognizer.from_pretrained(bundle, options=options), []
-    rate = recognizer.bundle.manifest.features.sample_rate
-    for samples in recordings:
-        stream, segments = recognizer.create_stream(), list[Result]()
-        for start in range(0, len(samples), rate):
-            stream.accept_waveform(rate, samples[start : start + rate])
-            recognizer.decode_streams([stream])
-            segments += stream.take_segments()
-        stream.input_finished()
-        recognizer.decode_streams([stream])
-        found.append([of_python(segment) for segment in [*segments, *stream.take_segments()]])
-    return found
+    options = STREAM if endpoint else dataclasses.replace(STREAM, endpoint=None)
+    recognizer = Recognizer.from_pretrained(bundle, options=options)
+    return [[of_python(segment) for segment in recognized(recognizer, samples)] for samples in recordings]
 
 
 def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
@@ -121,29 +110,32 @@ def _loaded(path: Path) -> Any:
     return Bundle.open(path).load()
 
 
-def in_node(bundle: Path, files: Sequence[Path], runtime: str) -> tuple[Found, list[dict[str, Any]]]:
-    """By examples/browser/transcribe.mjs with onnxruntime-node ("node") or onnxruntime-web ("web")."""
-    folder = repository() / "examples" / "browser"
+def node_command(bundle: Path, runtime: str) -> list[str]:
+    """examples/browser/transcribe.mjs with onnxruntime-node ("node") or onnxruntime-web ("web"); add the files."""
     options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": LEFT_CHUNKS})
-    command = [
-        "node",
-        "transcribe.mjs",
-        "--json",
-        "--runtime",
-        runtime,
-        "--options",
-        options,
-        str(bundle.resolve()),
-        *map(str, files),
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return [[of_json(segment) for segment in line["segments"]] for line in lines], lines
+    return ["node", "transcribe.mjs", "--json", "--runtime", runtime, "--options", options, str(bundle.resolve())]
+
+
+def node_folder() -> Path:
+    """Where that command must run."""
+    return repository() / "examples" / "browser"
+
+
+def in_node(bundle: Path, files: Sequence[Path], runtime: str) -> Found:
+    """By that command."""
+    command = [*node_command(bundle, runtime), *map(str, files)]
+    done = subprocess.run(command, cwd=node_folder(), capture_output=True, text=True, check=True)  # noqa: S603
+    return [[of_json(segment) for segment in json.loads(line)["segments"]] for line in done.stdout.splitlines()]
+
+
+def cpp_command(program: str, bundle: Path) -> list[str]:
+    """The program of examples/cpp, or a command that runs it in an emulator; add the files."""
+    return [*shlex.split(program), "--json", "--left-chunks", str(LEFT_CHUNKS), str(bundle)]
 
 
 def in_cpp(program: str, bundle: Path, files: Sequence[Path]) -> Found:
-    """By the program of examples/cpp, or a command that runs it in an emulator."""
-    command = [*shlex.split(program), "--json", "--left-chunks", str(LEFT_CHUNKS), str(bundle), *map(str, files)]
+    """By that command."""
+    command = [*cpp_command(program, bundle), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     segments = [json.loads(line) for line in done.stdout.splitlines()]
     return [[of_json(segment) for segment in segments if segment["file"] == str(file)] for file in files]

@@ -10,9 +10,7 @@ much memory the page takes during an hour of speech, by its microphone (--real-t
 from __future__ import annotations
 
 import functools
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,32 +25,14 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.equality import recordings_of
-from u2moe.benchmarks.runtimes.page_memory import memory_of_page
+from u2moe.benchmarks.runtimes.page_memory import memory_of_page, renderers
+from u2moe.benchmarks.runtimes.timing import Timing, peak_mb, run_timed
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.session import SessionSettings
 
 RATE = 16_000
-_LOOK_S = 0.01
-_PYTHON = """
-import json, sys, time
-from pathlib import Path
-import soundfile
-begin = time.perf_counter()
-from u2moe.benchmarks.runtimes.programs import in_python
-from u2moe.runtime import Recognizer
-bundle, *files = sys.argv[1:]
-Recognizer.from_pretrained(bundle)
-load = time.perf_counter() - begin
-samples = [soundfile.read(file, dtype="int16")[0] for file in files]
-in_python(bundle, samples)
-begin = time.perf_counter()
-in_python(bundle, samples)
-took = time.perf_counter() - begin
-from u2moe.benchmarks.runtimes.speed import peak_mb
-print(json.dumps({"load": load, "took": took, "mb": peak_mb(Path("/proc/self"))}))
-"""
 _RTF = """async ({ bundle, files, repeats }) => {
   const { Recognizer } = await import('./u2moe/index.js');
   const ort = await import('./ort/ort.wasm.bundle.min.mjs');
@@ -97,19 +77,19 @@ def measure(
             kind: _median(repeats, functools.partial(_session, file))
             for kind, file in (("onnx", bundle / "encoder.onnx"), ("ort", ort / "encoder.ort"))
         }
-        progress("Python")
-        lines = [_run([sys.executable, "-c", _PYTHON, bundle, *files]) for _ in range(repeats)]
-        found["runtimes"]["Python"] = _of_lines([json.loads(line) for line in lines], seconds)
+        commands: dict[str, tuple[list[str], Path | None]] = {
+            "Python": ([sys.executable, "-m", "u2moe.benchmarks.runtimes.python_program", str(bundle)], None),
+            "Node, onnxruntime-node": (programs.node_command(bundle, "node"), programs.node_folder()),
+            "Node, WebAssembly": (programs.node_command(ort, "web"), programs.node_folder()),
+        }
         if cpp:
-            progress("C++")
-            found["runtimes"]["C++"] = _of_program(
-                [cpp, "--json", "--left-chunks", "4", bundle], files, seconds, repeats
-            )
-        for runtime, label in (("node", "Node, onnxruntime-node"), ("web", "Node, WebAssembly")):
-            progress(label)
-            source = bundle if runtime == "node" else ort
-            runs = [programs.in_node(source, [*files, *files], runtime)[1] for _ in range(repeats)]
-            found["runtimes"][label] = _of_node(runs, len(files), seconds)
+            commands["C++"] = ([*programs.cpp_command(cpp, bundle), "--timing"], None)
+        runs: dict[str, list[Timing]] = {name: [] for name in commands}
+        for repeat in range(repeats):  # in turn, so that none has the machine in another state
+            for name, (command, cwd) in commands.items():
+                progress(f"{name}, {repeat + 1} of {repeats}")
+                runs[name].append(run_timed(command, files, cwd))
+        found["runtimes"] = {name: summary(timings, seconds) for name, timings in runs.items()}
         progress("Chromium")
         found |= _in_browser(bundle, recordings, folder, repeats, found["runtimes"], seconds)
     return found
@@ -128,63 +108,13 @@ def _median(repeats: int, call: Callable[[], object]) -> float:
     return round(statistics.median(took), 4)
 
 
-def _run(command: Sequence[object]) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)  # noqa: S603
-    return done.stdout
-
-
-def _of_lines(lines: Sequence[Mapping[str, float]], seconds: float) -> dict[str, float]:
+def summary(timings: Sequence[Timing], seconds: float) -> dict[str, float]:
+    """Medians of the times and the largest memory: `load` in seconds, `rtf`, `mb`."""
     return {
-        "load": round(statistics.median(line["load"] for line in lines), 3),
-        "rtf": round(statistics.median(line["took"] for line in lines) / seconds, 5),
-        "mb": round(max(line["mb"] for line in lines)),
+        "load": round(statistics.median(item.load for item in timings), 3),
+        "rtf": round(statistics.median(item.took for item in timings) / seconds, 5),
+        "mb": round(max(item.mb for item in timings)),
     }
-
-
-def _of_node(runs: Sequence[Sequence[Mapping[str, Any]]], num_files: int, seconds: float) -> dict[str, float]:
-    """The second time that each file was recognised."""
-    lines = [
-        {
-            "load": run[0]["loadMs"] / 1000,
-            "took": sum(line["ms"] for line in run[num_files:]) / 1000,
-            "mb": max(line["rss"] for line in run) / 1e6,
-        }
-        for run in runs
-    ]
-    return _of_lines(lines, seconds)
-
-
-def _of_program(command: Sequence[object], files: Sequence[Path], seconds: float, repeats: int) -> dict[str, float]:
-    """A program that loads for each file: its time beyond that for an empty recording."""
-    lines = []
-    for _ in range(repeats):
-        empty, took, most = 0.0, 0.0, 0.0
-        for file in (None, *files):
-            begin = time.perf_counter()
-            process = subprocess.Popen(  # noqa: S603
-                [*map(str, command), *(["--raw", "/dev/null"] if file is None else [str(file)])],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            while process.poll() is None:
-                most = max(most, peak_mb(Path(f"/proc/{process.pid}")))
-                time.sleep(_LOOK_S)
-            spent = time.perf_counter() - begin
-            empty, took = (spent, took) if file is None else (empty, took + spent - empty)
-        lines.append({"load": empty, "took": max(took, 0.0), "mb": most})
-    return _of_lines(lines, seconds)
-
-
-def peak_mb(process: Path) -> float:
-    """Most memory of a process in MB, by its folder in /proc.
-
-    What `wait` reports may be that of its parent, before it became another program.
-    """
-    try:
-        lines = (process / "status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1000
-    except (OSError, StopIteration):  # it has just ended
-        return 0.0
 
 
 def _in_browser(
@@ -216,12 +146,9 @@ def _in_browser(
         page.set_default_timeout(0)
         page.goto(f"{url}favicon.svg")
         timed = page.evaluate(_RTF, {"bundle": f"{url}model/", "files": names, "repeats": repeats})
-        version = browser.version
-    runtimes["Chromium, WebAssembly"] = {
-        "load": round(timed["load"], 3),
-        "rtf": round(statistics.median(timed["took"]) / seconds, 5),
-        "mb": None,
-    }
+        version, most = browser.version, max(map(peak_mb, renderers()), default=0.0)
+    timings = [Timing(load=timed["load"], took=took, mb=most) for took in timed["took"]]
+    runtimes["Chromium, WebAssembly"] = summary(timings, seconds)
     sizes = {name: sum(file.stat().st_size for file in (site / name).iterdir()) for name in ("model", "ort")}
     return {
         "cold": round(statistics.median(cold), 3),
@@ -234,7 +161,7 @@ def _in_browser(
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """What pages show."""
     rows = [
-        (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", "" if item["mb"] is None else f"{item['mb']:.0f}")
+        (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}")
         for name, item in results.get("runtimes", {}).items()
     ]
     names = ("cold", "warm", "onnx_load", "ort_load", "model_mb", "ort_mb", "minutes", "memory_first", "memory_last",
