@@ -25,6 +25,18 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import Manifest, ModelConfig
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
+WHEELS = {
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    "DmlExecutionProvider": "onnxruntime-directml (Windows)",
+    "CoreMLExecutionProvider": "onnxruntime (macOS)",
+    "QNNExecutionProvider": "onnxruntime-qnn",
+    "WebGpuExecutionProvider": "onnxruntime-webgpu",
+    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+    "ROCMExecutionProvider": "onnxruntime-rocm",
+}
+"""Packages on PyPI that have a provider. Each takes the place of onnxruntime: install only one."""
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED_THREADS = 32
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -71,7 +83,11 @@ class SessionSettings:
         available = onnxruntime.get_available_providers()
         for provider in self.providers:
             if provider not in available:
-                raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}")
+                wheel = WHEELS.get(provider)
+                remedy = (
+                    f"install {wheel} instead of onnxruntime" if wheel else "no package on PyPI is known to have it"
+                )
+                raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}; {remedy}")
         if self.kernels == "native" and self.sess_options is not None:
             raise ValueError(
                 "kernels and sess_options exclude each other: "

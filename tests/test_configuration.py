@@ -1,7 +1,10 @@
 """Options from a TOML file, completion in shells, and what is logged."""
 
 import logging
+import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -123,6 +126,71 @@ def test_completion_in_bash(capsys):
     assert complete("u2moe", "transcribe", "--be") == ["--beam-size"]
     assert complete("u2moe", "transcribe", "--search", "ctc") == ["ctc_prefix_beam", "ctc_greedy"]
     assert complete("u2moe", "listen", "--list") == ["--list-devices"]
+
+
+class Zsh:
+    """An interactive zsh on a terminal."""
+
+    def __init__(self, home):
+        self.terminal, other_end = pty.openpty()
+        environment = {**os.environ, "HOME": str(home), "ZDOTDIR": str(home), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            ["zsh", "-f", "-i"], stdin=other_end, stdout=other_end, stderr=other_end, cwd=home, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(other_end)
+
+    def say(self, text, until):
+        """Type, and read until something is shown."""
+        os.write(self.terminal, text.encode())
+        shown = b""
+        while until not in shown:
+            assert select.select([self.terminal], [], [], 120)[0], shown
+            shown += os.read(self.terminal, 65536)
+        return shown.decode()
+
+    def end(self):
+        os.close(self.terminal)
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh: apt-get install zsh")
+def test_completion_in_zsh(capsys, tmp_path):
+    assert cli.main(["completion", "zsh"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "talk.wav").touch()
+    zsh = Zsh(tmp_path)
+    prompt = b"\x1b[?2004h"  # of every command line
+    try:
+        zsh.say("", prompt)
+        zsh.say("source ./script\n", prompt)
+        zsh.say('show() { print -r -- "<$BUFFER>""END"; BUFFER= }; zle -N show; bindkey "^G" show\n', prompt)
+
+        def complete(line):
+            return re.search("<(.*?) ?>END", zsh.say(f"{line}\t\x07", b">END"))[1]
+
+        assert complete("u2moe transc") == "u2moe transcribe"
+        assert complete("u2moe transcribe --be") == "u2moe transcribe --beam-size"
+        assert complete("u2moe transcribe --search ctc_g") == "u2moe transcribe --search ctc_greedy"
+        assert complete("u2moe transcribe ta") == "u2moe transcribe talk.wav"
+    finally:
+        zsh.end()
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish: apt-get install fish")
+def test_completion_in_fish(capsys, tmp_path):
+    assert cli.main(["completion", "fish"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+
+    def complete(line):
+        command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C '{line}'"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        return [item.split("\t")[0] for item in done.stdout.splitlines()]
+
+    assert complete("u2moe tr") == ["transcribe"]
+    assert complete("u2moe transcribe --be")[0] == "--beam-size"  # and what resembles it
+    assert complete("u2moe transcribe --search ctc") == ["ctc_greedy", "ctc_prefix_beam"]
 
 
 def test_the_library_is_silent_and_tells_what_it_does_if_asked(bundle, clip, capsys, caplog):

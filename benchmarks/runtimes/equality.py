@@ -20,6 +20,7 @@ from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.runtimes import programs
+from u2moe.benchmarks.runtimes.python_program import Samples
 from u2moe.benchmarks.runtimes.segments import ASPECTS, compared
 from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime.audio import read_audio
@@ -29,7 +30,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 
 
-def recordings_of(manifests: Sequence[Path], first: int | None, rate: int) -> list[programs.Samples]:
+def recordings_of(manifests: Sequence[Path], first: int | None, rate: int) -> list[Samples]:
     """The clips and the first recordings of each list, in 16 bits, as every runtime can read them."""
     items = read_manifest(CLIPS) + [item for manifest in manifests for item in read_manifest(manifest)[:first]]
     samples = (read_audio(item.path, rate) for item in items)
@@ -38,7 +39,7 @@ def recordings_of(manifests: Sequence[Path], first: int | None, rate: int) -> li
 
 def measure(
     bundles: Mapping[str, Path],
-    recordings: Sequence[programs.Samples],
+    recordings: Sequence[Samples],
     cpp: Mapping[str, str],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:

@@ -3,8 +3,9 @@
     python -m u2moe.benchmarks.runtimes.providers --provider OpenVINOExecutionProvider --bundle float32=FP32
         --bundle int8=INT8 [--output FILE]
 
-Run it in an environment whose onnxruntime has the provider. Each bundle also runs on CPUExecutionProvider of the same
-onnxruntime; a bundle that the provider cannot run is a row with the reason.
+Run it in an environment whose onnxruntime has the provider, with the same FILE for each provider. Each bundle also runs
+on CPUExecutionProvider of the same onnxruntime; a bundle that the provider cannot run is a row with the reason, and a
+provider that does not start is one, too. What others lack comes from their documentation: see `provider_operators`.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from u2moe.benchmarks.results.provenance import measured, measured_here, of_bund
 from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.equality import recordings_of
 from u2moe.benchmarks.runtimes.page_memory import memory_of_page, renderers
+from u2moe.benchmarks.runtimes.python_program import Samples
 from u2moe.benchmarks.runtimes.timing import Timing, peak_mb, run_timed
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
@@ -119,7 +120,7 @@ def summary(timings: Sequence[Timing], seconds: float) -> dict[str, float]:
 
 def _in_browser(
     bundle: Path,
-    recordings: Sequence[programs.Samples],
+    recordings: Sequence[Samples],
     folder: Path,
     repeats: int,
     runtimes: dict[str, Any],

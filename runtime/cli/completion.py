@@ -78,7 +78,8 @@ def _bash(commands: Commands) -> str:
 
 
 def _zsh(commands: Commands) -> str:
-    return "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" + _bash(commands)
+    known = "(( $+functions[compdef] )) || { autoload -U +X compinit && compinit; }\n"  # once: it reads many files
+    return f"{known}autoload -U +X bashcompinit && bashcompinit\n{_bash(commands)}"
 
 
 def _fish(commands: Commands) -> str:
