@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 import soundfile
-from media import CODECS, write_media
+from media import CODECS, TELEPHONE, write_media
 
 from u2moe.runtime import RawAudio
 from u2moe.runtime.audio import duration_of, find_audio, read_audio, read_blocks
@@ -58,6 +58,24 @@ def test_samples_are_those_of_ffmpeg(tmp_path, suffix):
     assert read.shape == expected.shape
     # Another version of ffmpeg may round the last bits of lossy formats differently.
     np.testing.assert_allclose(read, expected, atol=0 if suffix in ("mkv", "mov", "mka", "mp4", "avi") else 1e-5)
+
+
+@pytest.mark.skipif("libopencore_amrnb" not in av.codecs_available, reason="this PyAV cannot write AMR")
+@pytest.mark.parametrize("suffix", TELEPHONE)
+def test_files_of_telephones(tmp_path, suffix):
+    """AMR: one channel at 8 kHz."""
+    samples = np.sin(np.arange(16_000, dtype=np.float32) * (2 * np.pi * 440 / 8000)) * np.float32(0.5)
+    file = write_media(tmp_path / f"a.{suffix}", [samples], rate=8000)
+    assert suffix != "amr" or file.read_bytes().startswith(b"#!AMR")
+    read = read_audio(file, RATE)
+    assert abs(len(read) - 2 * RATE) < 0.12 * RATE
+    spectrum = np.abs(np.fft.rfft(read[: 2 * RATE]))
+    assert abs(spectrum.argmax() * RATE / min(len(read), 2 * RATE) - 440) < 2
+    assert 0.2 < np.sqrt(np.mean(read**2)) < 0.4  # a codec for speech, which a tone is not
+    if FFMPEG is not None:
+        command = [FFMPEG, "-v", "error", "-i", file, "-f", "f32le", "-"]
+        expected = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4")
+        np.testing.assert_allclose(read_audio(file, 8000), expected, atol=1e-3)  # another decoder may round otherwise
 
 
 def test_a_track_is_chosen(tmp_path):

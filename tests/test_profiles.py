@@ -3,19 +3,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import soundfile
 
 from u2moe.export.profiles import conversion
 from u2moe.export.profiles.conversion import convert_bundle
-from u2moe.export.profiles.graphs import samples_per_frame, window_samples
+from u2moe.export.profiles.graphs import detokenizer_graph, samples_per_frame, window_samples
 from u2moe.export.profiles.parity import encoded, session_of
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.runtime import Bundle, DecodingOptions, ctc_prefix_beam_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.errors import BundleError, ParityError, UnsupportedError
 from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
+from u2moe.runtime.text import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIPS = sorted(DEMO_FOLDER.glob("clips/*.flac"))
@@ -121,6 +123,51 @@ def test_what_a_clip_cannot_be(bundle, tmp_path):
     ):
         with pytest.raises(Exception, match=reason):  # of onnxruntime, without a public base class
             run({"audio": content})
+
+
+@needs_extensions
+def test_the_detokenizer_gives_the_text_of_the_vocabulary(bundle):
+    """Symbols of all kinds that vocabularies have, and all that Python takes for spaces."""
+    spaces = [chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code) != "\n"]
+    symbols = ["<blank>", "<unk>", "▁", "▁A", "B", "$1", "\\1", "^ ", " $", "中", "é", "a\u0301", "😀", "▁▁", *spaces]
+
+    class Odd:
+        """The bundle with another vocabulary."""
+
+        manifest, tokens = bundle.manifest, symbols
+
+    vocabulary = Vocabulary(symbols, bundle.manifest.text)
+    run = session_of(ir.to_proto(detokenizer_graph(Odd)).SerializeToString(), extensions=True)
+    random = np.random.default_rng(0)
+    for length in (*range(6), *[9] * 40):
+        tokens = random.integers(0, len(symbols), length)
+        assert run({"tokens": tokens})["text"].tolist() == [vocabulary.text(tokens)]
+
+
+@pytest.mark.slow
+@needs_extensions
+@pytest.mark.parametrize(
+    ("profile", "operator", "other", "message"),
+    [
+        ("offline", "ArgMax", "ArgMin", "tokens: "),
+        ("clip", "ArgMax", "ArgMin", "tokens: "),
+        ("clip", "GreaterOrEqual", "Less", "failed with|recognised"),
+    ],
+)
+def test_a_wrong_graph_of_each_profile_is_not_written(bundle, tmp_path, monkeypatch, profile, operator, other, message):
+    original = conversion.profile_graph
+
+    def changed(opened, name):
+        model = original(opened, name)
+        scope = {"ArgMax": "greedy", "GreaterOrEqual": "decoder"}[operator]
+        node = next(node for node in model.graph if node.op_type == operator and scope in str(node.name))
+        node.op_type = other
+        return model
+
+    monkeypatch.setattr(conversion, "profile_graph", changed)
+    with pytest.raises(Exception, match=message):  # of ours or of onnxruntime
+        convert_bundle(bundle.path, tmp_path / "out", profile)
+    assert not (tmp_path / "out").exists()
 
 
 def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):

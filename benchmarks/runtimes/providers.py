@@ -11,10 +11,12 @@ provider that does not start is one, too. What others lack comes from their docu
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import onnxruntime
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.runtimes.provider_operators import operators_of, paper_table, sources
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, ProviderError, Recognizer
 from u2moe.runtime.audio import read_audio
@@ -63,8 +66,8 @@ _CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 
 
 def _reason(error: Exception) -> str:
-    """The end of a message of onnxruntime, where the provider says why."""
-    return " ".join(str(error).split())[-300:]
+    """The end of a message of onnxruntime, where the provider says why, without paths of this machine."""
+    return re.sub(r"(/[\w.+-]+){2,}/?", "", " ".join(str(error).split()))[-200:].strip()
 
 
 def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
@@ -83,23 +86,43 @@ def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
     return dict(Counter(name for name in ran if name))
 
 
+def wheel() -> str:
+    """Name and version of the package that this onnxruntime is from."""
+    folder = str(Path(onnxruntime.__file__).parents[1])
+    names = (str(item.metadata["Name"]) for item in distributions(path=[folder]))
+    name = next((name for name in names if name.startswith("onnxruntime")), "onnxruntime")
+    return f"{name} {onnxruntime.__version__}"
+
+
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each bundle and provider."""
-    rows = []
-    for bundle, providers in results["found"].items():
-        reference = providers[DEFAULT_PROVIDER]["texts"]
-        for provider, item in providers.items():
-            name = provider.removesuffix("ExecutionProvider")
-            if "error" in item:
-                rows.append((bundle, name, "does not run", "", "", ""))
-                continue
-            same = "same" if item["texts"] == reference else "other"
-            total = sum(item["nodes"].values())
-            own = item["nodes"].get(provider, 0)
-            rtf = item["cpu"] / item["seconds"]
-            rows.append((bundle, name, same, f"{item['load']:.1f}", f"{rtf:.4f}", f"{total - own} of {total}"))
+    """What pages show: a row for each package, bundle and provider; what does not run and why; what others lack."""
+    rows, reasons = [], []
+    for package, bundles in results["found"].items():
+        for bundle, providers in bundles.items():
+            for provider, item in providers.items():
+                name = provider.removesuffix("ExecutionProvider")
+                if "error" in item:
+                    rows.append((package, bundle, name, "does not run", "", "", ""))
+                    reasons.append((package, bundle, name, item["error"].replace("|", "/")))
+                else:
+                    rows.append((package, bundle, name, *_cells(item, provider, providers[DEFAULT_PROVIDER])))
     header = ("bundle", "provider", "texts", "load, s", "processor time per second", "node runs left to the CPU")
-    return {"table": table(header, rows, left=3), "onnxruntime": results["onnxruntime"]}
+    return {
+        "table": table(("package", *header), rows, left=4),
+        "reasons": table(("package", "bundle", "provider", "reason"), reasons, left=4),
+        "paper": paper_table(results["operators"]),
+        "sources": sources(),
+    }
+
+
+def _cells(item: Mapping[str, Any], provider: str, reference: Mapping[str, Any]) -> tuple[str, ...]:
+    total, own = sum(item["nodes"].values()), item["nodes"].get(provider, 0)
+    return (
+        "same" if item["texts"] == reference["texts"] else "other",
+        f"{item['load']:.1f}",
+        f"{item['cpu'] / item['seconds']:.4f}",
+        f"{total - own} of {total}",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,11 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     found = read_json(args.output).get("found", {}) if args.output else {}
-    for item in args.bundle:
-        name, _, folder = item.partition("=")
+    folders = {name: Path(folder) for name, _, folder in (item.partition("=") for item in args.bundle)}
+    for name, folder in folders.items():
         for provider in (DEFAULT_PROVIDER, args.provider):
-            found.setdefault(name, {})[provider] = measure(Path(folder), provider, report)
-    results = {**measured_here(), "onnxruntime": onnxruntime.__version__, "found": found}
+            found.setdefault(wheel(), {}).setdefault(name, {})[provider] = measure(folder, provider, report)
+    operators = {name: operators_of(folder) for name, folder in folders.items()}
+    results = {**measured_here(), "found": found, "operators": operators}
     if args.output:
         write_json(args.output, results)
     print(f"{measured(results)}\n\n{values(results)['table']}")

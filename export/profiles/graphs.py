@@ -253,6 +253,22 @@ def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str)
         return g.op("Gather", value, g.op("Cast", condition, to=ir.DataType.INT64))
 
 
+def detokenizer_graph(bundle: Bundle) -> ir.Model:
+    """The last part of `clip_graph` alone: token ids [tokens] to text [1]."""
+    contract = Graph(
+        name="detokenizer",
+        inputs=(_int("tokens", "tokens"),),
+        outputs=(Tensor(name="text", dtype="str", axes=("one",)),),
+    )
+    g, axes = GraphBuilder(contract.name), _axis(bundle.manifest.model)
+    inputs = {"tokens": g.input(contract.inputs[0], axes)}
+    return g.model(contract, inputs, {"text": _text(g, inputs["tokens"], bundle.tokens)}, axes, {})
+
+
+_SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"
+"""What `str.split` takes for spaces, in RE2's syntax."""
+
+
 def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
     """Text [1] of token ids, as `Vocabulary.text` gives it."""
     with g.scope("text"):
@@ -262,7 +278,7 @@ def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
         axis = g.constant([0])
         text = g.op("StringJoin", g.op("Gather", table, ids), _string(g, ""), axis, domain=EXTENSIONS)
         text = g.op("Reshape", text, [1])
-        for pattern, replacement in ((r"\s+", " "), (r"^ | $", "")):
+        for pattern, replacement in ((_SPACES, " "), (r"^ | $", "")):
             text = g.op("StringRegexReplace", text, _string(g, pattern), _string(g, replacement), domain=EXTENSIONS)
         return text
 

@@ -14,7 +14,13 @@ import soundfile
 
 from u2moe.export.comparison import Comparison, ParityReport, compared
 from u2moe.export.feature_parity import parity_samples
-from u2moe.export.profiles.graphs import LONGEST_CLIP_S, Profile, samples_per_frame, window_samples
+from u2moe.export.profiles.graphs import (
+    LONGEST_CLIP_S,
+    Profile,
+    detokenizer_graph,
+    samples_per_frame,
+    window_samples,
+)
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.ctc import ctc_greedy_search
 from u2moe.runtime.encoder import required_cache_size
@@ -29,6 +35,8 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 CHUNKS = ((16, -1), (16, 4), (5, 2))
 """(chunk size, left chunks) of the streams compared."""
+_DETOKENIZED_ROWS = 3
+"""Orders in which the detokenizer reads the whole vocabulary."""
 
 
 NOT_PORTABLE = ["NchwcTransformer"]
@@ -92,6 +100,8 @@ class ProfileParity:
             for kind in ("WAV", "FLAC"):
                 progress(f"{kind} file")
                 self._clip(kind)
+            progress("detokenizer")
+            self._detokenizer()
             progress("files that are refused")
             self._refusals()
         return self.report
@@ -160,15 +170,26 @@ class ProfileParity:
         if found["text"].tolist() != [text]:
             raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
 
+    def _detokenizer(self) -> None:
+        """Every token of the vocabulary, among others in any order."""
+        graph = detokenizer_graph(self.bundle)
+        run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
+        random = np.random.default_rng(0)
+        for row in range(_DETOKENIZED_ROWS):
+            for tokens in np.array_split(random.permutation(self.config.vocab_size), 1 + self.config.vocab_size // 20):
+                found, expected = run({"tokens": tokens})["text"].tolist(), self.bundle.vocabulary.text(tokens.tolist())
+                if found != [expected]:
+                    raise ParityError(f"{self.subject}: detokenizer, row {row}: text is {found}, expected {[expected]}")
+
     def _refusals(self) -> None:
         """What AudioDecoder would silently cut or fold must fail by name, and an empty clip must not fail."""
         rate = self.bundle.manifest.features.sample_rate
         refused = {
-            "shorter than": np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32),
-            f"must be {rate} Hz": np.zeros(rate, np.float32),
+            "shorter than": encoded(np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32), rate, "WAV"),
+            f"must be {rate} Hz": encoded(np.zeros(rate, np.float32), 2 * rate, "WAV"),
+            "Cannot detect audio stream format": np.frombuffer(b"bytes that are no audio", np.uint8)[np.newaxis],
         }
-        for reason, samples in refused.items():
-            content = encoded(samples, 2 * rate if "Hz" in reason else rate, "WAV")
+        for reason, content in refused.items():
             try:
                 self.run({"audio": content})
             except ONNXRUNTIME_ERRORS as error:
