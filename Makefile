@@ -78,6 +78,9 @@ examples: .venv/ready $(if $(NPM),$(NODE_MODULES))
 	@if command -v cmake >/dev/null && test -f /usr/include/onnxruntime/onnxruntime_cxx_api.h; \
 	then cmake -S examples/cpp -B build/cpp >/dev/null && cmake --build build/cpp; \
 	else echo "C++ left out: apt-get install cmake g++ libonnxruntime-dev"; fi
+	@if command -v cmake >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null && command -v apt-get >/dev/null; \
+	then sh examples/cpp/aarch64.sh build/aarch64; \
+	else echo "C++ for aarch64 left out: apt-get install g++-aarch64-linux-gnu, on Debian"; fi
 ifeq ($(NPM),)
 	@echo "browser left out: apt-get install nodejs npm"
 else

@@ -36,7 +36,7 @@ WHEELS = {
     "MIGraphXExecutionProvider": "onnxruntime-migraphx",
     "ROCMExecutionProvider": "onnxruntime-rocm",
 }
-"""Packages on PyPI that have a provider. Each takes the place of onnxruntime: install only one."""
+"""Packages on PyPI that have a provider. Most take the place of onnxruntime: install only one."""
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED_THREADS = 32
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}

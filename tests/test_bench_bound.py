@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from u2moe.benchmarks.bench import bound
+from u2moe.benchmarks.bench import bound, page
 from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
 from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
@@ -302,3 +302,15 @@ def test_models_for_rates_multiply(op_type):
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     # float32 sums of 16 products of size 1
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
+
+
+def test_what_a_board_must_do_for_a_chunk():
+    """Of the first pass by chunk, of both by second; the demo model has 16 frames of 60 ms in a chunk."""
+    part = {"integer_multiply_adds": 3e9, "float_multiply_adds": 0, "bytes": 30e6}
+    decoder = {"integer_multiply_adds": 0, "float_multiply_adds": 1e9, "bytes": 10e6}
+    entry = {"parts": {"attention": part, "ctc": part, "decoder": decoder}, "audio_s": 2.0}
+    found = page.needs(entry)  # 198 feature frames are 32 encoder frames: two chunks
+    assert (found["chunk_mb"], found["chunk_billions"]) == ("30.0", "3.00")
+    assert (found["second_mb"], found["second_billions"]) == ("35.0", "3.50")
+    assert found["board_percent"] == "71.8"
+    assert page.needs({**entry, "audio_s": 2.1})["chunk_mb"] == "20.0"

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.runtimes import equality, programs, speed
+from u2moe.benchmarks.runtimes import equality, programs, providers, speed
+from u2moe.benchmarks.runtimes.provider_operators import documented, lacking, operators_of, paper_table
 from u2moe.benchmarks.runtimes.segments import compared, of_json, of_python
 from u2moe.benchmarks.runtimes.timing import Timing, run_timed, timing_of
 from u2moe.runtime import DecodingOptions, Recognizer
@@ -111,3 +112,37 @@ def test_the_program_in_python_times_recognition_alone(bundle, sound, tmp_path):
     assert timing.load > 0
     assert timing.took > 0
     assert timing.mb > 20
+
+
+def test_operators_that_providers_lack(quantized):
+    """Calls of functions count as the nodes within; lists of operators name their source."""
+    operators = operators_of(quantized("int8").path)
+    assert operators["com.microsoft:MatMulIntegerToFloat"] > 20
+    assert not {"Constant", "Identity", "Int8MatMul"} & set(operators)
+    assert lacking({"MatMul": 2, "TopK": 3, "Softmax": 1}, "XNNPACK") == {"TopK": 3}
+    assert "com.microsoft:MatMulIntegerToFloat" in lacking(operators, "CoreML")
+    assert set(lacking(operators, "DirectML")) == set()
+    shown = paper_table({"int8": {"TopK": 3, "Relu": 1}})
+    assert "| CoreML | int8 | 3 of 4 | `TopK` |" in shown
+    for item in documented().values():
+        assert len(item["commit"]) == 40
+        assert "of microsoft/onnxruntime" in item["page"]
+
+
+def test_providers_that_do_not_run_are_rows_with_a_reason():
+    ran = {
+        "texts": ["A"],
+        "load": 1.0,
+        "cpu": 0.1,
+        "seconds": 10.0,
+        "nodes": {"CPUExecutionProvider": 8, "XProvider": 2},
+    }
+    error = providers.reason_of(ValueError("a\n/home/someone/bundle/encoder.onnx: X did | not start"))
+    found = {
+        "p 1": {"float32": {"CPUExecutionProvider": ran, "XProvider": {**ran, "texts": ["B"]}, "Y": {"error": error}}}
+    }
+    shown = providers.values({"found": found, "operators": {"float32": {"MatMul": 1}}})
+    assert "| p 1 | float32 | CPU | same | 1.0 | 0.0100 | 2 of 10 |" in shown["table"]
+    assert "| p 1 | float32 | XProvider | other | 1.0 | 0.0100 | 8 of 10 |" in shown["table"]
+    assert "| p 1 | float32 | Y | does not run |" in shown["table"]
+    assert "| p 1 | float32 | Y | a encoder.onnx: X did / not start |" in shown["reasons"]

@@ -33,6 +33,8 @@ def test_external_data_lies_beside_the_graph(bundle, tmp_path, monkeypatch):
 def test_missing_provider_names_those_that_are_there(bundle):
     with pytest.raises(ProviderError, match=r"RocketExecutionProvider is not installed; installed: .*CPUExecution"):
         bundle.load(providers=["RocketExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(ProviderError, match=r"; it is in the package onnxruntime-directml \(Windows\)"):
+        bundle.load(providers=["DmlExecutionProvider"])
 
 
 def test_provider_that_does_not_start_is_an_error(bundle, monkeypatch):

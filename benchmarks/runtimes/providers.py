@@ -10,13 +10,14 @@ provider that does not start is one, too. What others lack comes from their docu
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def measure(bundle: Path, provider: str, progress: Callable[[str], None] = lambd
         spent = time.process_time() - start
         nodes = _nodes(bundle, provider, clips[0])
     except ProviderError as error:
-        return {"error": _reason(error)}
+        return {"error": reason_of(error)}
     seconds = sum(map(len, clips)) / manifest.features.sample_rate
     return {"texts": texts, "load": round(load, 2), "cpu": round(spent, 3), "seconds": seconds, "nodes": nodes}
 
@@ -65,9 +66,9 @@ def measure(bundle: Path, provider: str, progress: Callable[[str], None] = lambd
 _CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The end of a message of onnxruntime, where the provider says why, without paths of this machine."""
-    return re.sub(r"(/[\w.+-]+){2,}/?", "", " ".join(str(error).split()))[-200:].strip()
+    return re.sub(r"(?:/[\w.+-]+)+/", "", " ".join(str(error).split()))[-200:].strip()
 
 
 def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
@@ -129,14 +130,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = script_parser("runtimes.providers", __doc__)
     parser.add_argument("--provider", required=True)
+    parser.add_argument("--plugin", metavar="MODULE", help="module of the package that has the provider's library")
     parser.add_argument("--bundle", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
+    package = wheel()
+    if args.plugin:
+        plugin = importlib.import_module(args.plugin)
+        onnxruntime.register_execution_provider_library(args.provider, plugin.get_library_path())
+        package = f"{args.plugin.replace('_', '-')} {version(args.plugin)} with {package}"
     found = read_json(args.output).get("found", {}) if args.output else {}
     folders = {name: Path(folder) for name, _, folder in (item.partition("=") for item in args.bundle)}
     for name, folder in folders.items():
         for provider in (DEFAULT_PROVIDER, args.provider):
-            found.setdefault(wheel(), {}).setdefault(name, {})[provider] = measure(folder, provider, report)
+            found.setdefault(package, {}).setdefault(name, {})[provider] = measure(folder, provider, report)
     operators = {name: operators_of(folder) for name, folder in folders.items()}
     results = {**measured_here(), "found": found, "operators": operators}
     if args.output:

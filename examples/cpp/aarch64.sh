@@ -30,3 +30,4 @@ cmake -S "$source" -B build -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=a
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath-link,$libraries" \
   -DONNXRUNTIME_LIBRARY="$(ls "$libraries"/libonnxruntime.so.* | head -1)" > cmake.log
 cmake --build build >> cmake.log
+echo "built $folder/build/u2moe_transcribe"
