@@ -42,8 +42,7 @@ def add_export(subparsers: Subparsers) -> None:
         "--only", choices=("online", "offline"), help="write only one of sherpa-onnx's two graphs (default: both)"
     )
     _add_files(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
-    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    _add_writing(parser, "a bundle")
     parser.set_defaults(run=run_export)
 
 
@@ -61,8 +60,7 @@ def add_convert(subparsers: Subparsers) -> None:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--profile", choices=_PROFILES, required=True)
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder of this kind that is already there")
-    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    _add_writing(parser, "a folder of this kind")
     parser.set_defaults(run=run_convert)
 
 
@@ -77,8 +75,18 @@ def add_validate(subparsers: Subparsers) -> None:
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory the bundle was exported from")
     _add_files(parser)
-    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    _add_quiet(parser)
     parser.set_defaults(run=run_validate)
+
+
+def _add_writing(parser: argparse.ArgumentParser, target: str) -> None:
+    """Options for what is written, and told."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {target} that is already there")
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:

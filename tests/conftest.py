@@ -17,12 +17,14 @@ os.environ["XDG_CONFIG_HOME"] = os.devnull  # nobody's own options
 import numpy as np
 import pytest
 import soundfile
+from corpora import ToyChoice, write_corpus
 from hypothesis import HealthCheck, settings
 from tones import toy_recognizer
 from transcribing import OPTIONS
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
 from u2moe.runtime.contract import PAIR_SUMS
+from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 # A deadline would measure what else the machine does. Examples are few: searches of hours belong to the benchmarks.
 # CI judges a change by the same examples each time; new ones are searched for wherever people work.
@@ -188,6 +190,20 @@ def clips(tmp_path, sound):
     for name, samples in (("a", sound), ("b", sound[::-1])):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A data.list of ten utterances of tones."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(corpus, tmp_path_factory):
+    """The folder of the results of a run over it."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_corpus(corpus, output, ToyChoice(), CorpusOptions(block_size=4, num_workers=2))
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_corpus, write_list
+from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_list
 from hypothesis import given
 from hypothesis import strategies as st
 from tones import RATE, say, toy_recognizer
@@ -28,18 +28,6 @@ from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 
 TWO = CorpusOptions(block_size=4, num_workers=2)
 ONE = CorpusOptions(block_size=4, num_workers=1)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(corpus, tmp_path_factory):
-    output = tmp_path_factory.mktemp("undisturbed")
-    run_corpus(corpus, output, ToyChoice(), TWO)
-    return output
 
 
 def test_every_utterance_has_its_row_in_order(corpus, undisturbed):

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_corpus, write_list
+from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_list
 
 from u2moe.runtime import CorpusError
 from u2moe.runtime.corpus.blocks import Block
@@ -22,18 +22,6 @@ from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 OPTIONS = CorpusOptions(block_size=4, num_workers=1)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"), 10)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(corpus, tmp_path_factory):
-    output = tmp_path_factory.mktemp("undisturbed")
-    run_corpus(corpus, output, ToyChoice(), OPTIONS)
-    return output
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
-from u2moe.runtime.cli.options import Subparsers, add_decoding, decoding_options, read_hotwords
+from u2moe.runtime.cli.options import Subparsers, add_decoding, decoding_options, hotwords_of, provider_names
 from u2moe.runtime.cli.terminal import complain, show_progress
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
@@ -76,11 +76,11 @@ def run_corpus_command(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _stop)  # as SLURM and Kubernetes end what takes too long: claims are given up
     model = ModelChoice(
         directory=None if args.model is None else str(args.model),
-        providers=tuple(args.providers.split(",")) if args.providers else None,
+        providers=provider_names(args),
         num_threads=args.num_threads,
         kernels=args.kernels,
         options=decoding_options(args),
-        hotwords=tuple(read_hotwords(args.hotwords)) if args.hotwords else None,
+        hotwords=hotwords_of(args),
     )
     run: Callable[..., RunProgress] = run_corpus
     if args.ray is not None:

@@ -54,11 +54,11 @@ def make_recognizer(args: argparse.Namespace) -> Recognizer:
     """The recogniser for the options."""
     return Recognizer.from_pretrained(
         args.model,
-        providers=args.providers.split(",") if args.providers else None,
+        providers=provider_names(args),
         num_threads=args.num_threads,
         kernels=args.kernels,
         options=decoding_options(args),
-        hotwords=read_hotwords(args.hotwords) if args.hotwords else None,
+        hotwords=hotwords_of(args),
     )
 
 
@@ -89,6 +89,16 @@ def _text_format(args: argparse.Namespace, language_model: LanguageModelOptions 
         raise ValueError(f"{args.capitalized}: {error}") from error
     known = language_model.model.capitalized() if language_model else ()
     return TextFormat(capitalized=(*known, *(line.strip() for line in lines if line.strip())))
+
+
+def provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """Execution providers, separated by commas; None: the default."""
+    return tuple(args.providers.split(",")) if args.providers else None
+
+
+def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...] | None:
+    """Hotwords in the file that --hotwords names; None: there is none."""
+    return tuple(read_hotwords(args.hotwords)) if args.hotwords else None
 
 
 def read_hotwords(file: Path) -> list[str | tuple[str, float]]:

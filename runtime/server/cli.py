@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.cli.options import add_kernels
+from u2moe.runtime.cli.options import add_kernels, provider_names
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -100,7 +100,7 @@ def run_serve(args: argparse.Namespace) -> int:
         bundle=args.bundle,
         chunk_size=args.chunk_size,
         num_left_chunks=args.left_chunks,
-        providers=tuple(args.providers.split(",")) if args.providers else None,
+        providers=provider_names(args),
         num_threads=args.num_threads,
         kernels=args.kernels,
         hotwords=args.hotwords,
