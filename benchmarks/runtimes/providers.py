@@ -89,9 +89,13 @@ def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
 
 def wheel() -> str:
     """Name and version of the package that this onnxruntime is from."""
-    folder = str(Path(onnxruntime.__file__).parents[1])
-    names = (str(item.metadata["Name"]) for item in distributions(path=[folder]))
-    name = next((name for name in names if name.startswith("onnxruntime")), "onnxruntime")
+    folder = Path(onnxruntime.__file__).parents[1]
+    names = (
+        str(item.metadata["Name"])
+        for item in distributions(path=[str(folder)])
+        if any(str(file) == "onnxruntime/__init__.py" for file in item.files or ())
+    )
+    name = next(names, "onnxruntime")
     return f"{name} {onnxruntime.__version__}"
 
 
