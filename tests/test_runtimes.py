@@ -132,7 +132,6 @@ def test_operators_that_providers_lack(quantized):
 def test_providers_that_do_not_run_are_rows_with_a_reason():
     ran = {
         "texts": ["A"],
-        "load": 1.0,
         "cpu": 0.1,
         "seconds": 10.0,
         "nodes": {"CPUExecutionProvider": 8, "XProvider": 2},
@@ -142,7 +141,7 @@ def test_providers_that_do_not_run_are_rows_with_a_reason():
         "p 1": {"float32": {"CPUExecutionProvider": ran, "XProvider": {**ran, "texts": ["B"]}, "Y": {"error": error}}}
     }
     shown = providers.values({"found": found, "operators": {"float32": {"MatMul": 1}}})
-    assert "| p 1 | float32 | CPU | same | 1.0 | 0.0100 | 2 of 10 |" in shown["table"]
-    assert "| p 1 | float32 | XProvider | other | 1.0 | 0.0100 | 8 of 10 |" in shown["table"]
+    assert "| p 1 | float32 | CPU | same | 0.0100 | 2 of 10 |" in shown["table"]
+    assert "| p 1 | float32 | XProvider | other | 0.0100 | 8 of 10 |" in shown["table"]
     assert "| p 1 | float32 | Y | does not run |" in shown["table"]
     assert "| p 1 | float32 | Y | a encoder.onnx: X did / not start |" in shown["reasons"]

@@ -41,16 +41,14 @@ def measure(bundle: Path, provider: str, progress: Callable[[str], None] = lambd
     """Recognise the clips as streams, twice.
 
     Returns:
-        `error` if it does not run; else `texts`, `load` in seconds, `cpu` seconds of the second time for all clips,
-        `seconds` of audio, and `nodes`: how many nodes of the encoder each provider ran for the last chunk.
+        `error` if it does not run; else `texts`, `cpu` seconds of the second time for all clips, `seconds` of audio,
+        and `nodes`: how many nodes of the encoder each provider ran.
     """
     manifest = Bundle.open(bundle).manifest
     clips = [read_audio(item.path, manifest.features.sample_rate) for item in read_manifest(_CLIPS)]
     progress(f"{bundle.name}, {provider}")
-    begin = time.perf_counter()
     try:
         recognizer = Recognizer.from_pretrained(bundle, providers=[provider], options=STREAM)
-        load = time.perf_counter() - begin
         texts = [recognizer.transcribe(clip).text for clip in clips]
         start = time.process_time()
         for clip in clips:
@@ -60,7 +58,7 @@ def measure(bundle: Path, provider: str, progress: Callable[[str], None] = lambd
     except ProviderError as error:
         return {"error": reason_of(error)}
     seconds = sum(map(len, clips)) / manifest.features.sample_rate
-    return {"texts": texts, "load": round(load, 2), "cpu": round(spent, 3), "seconds": seconds, "nodes": nodes}
+    return {"texts": texts, "cpu": round(spent, 3), "seconds": seconds, "nodes": nodes}
 
 
 _CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
@@ -107,11 +105,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             for provider, item in providers.items():
                 name = provider.removesuffix("ExecutionProvider")
                 if "error" in item:
-                    rows.append((package, bundle, name, "does not run", "", "", ""))
+                    rows.append((package, bundle, name, "does not run", "", ""))
                     reasons.append((package, bundle, name, item["error"].replace("|", "/")))
                 else:
                     rows.append((package, bundle, name, *_cells(item, provider, providers[DEFAULT_PROVIDER])))
-    header = ("bundle", "provider", "texts", "load, s", "processor time per second", "node runs left to the CPU")
+    header = ("bundle", "provider", "texts", "processor time per second", "node runs left to the CPU")
     return {
         "table": table(("package", *header), rows, left=4),
         "reasons": table(("package", "bundle", "provider", "reason"), reasons, left=4),
@@ -124,7 +122,6 @@ def _cells(item: Mapping[str, Any], provider: str, reference: Mapping[str, Any])
     total, own = sum(item["nodes"].values()), item["nodes"].get(provider, 0)
     return (
         "same" if item["texts"] == reference["texts"] else "other",
-        f"{item['load']:.1f}",
         f"{item['cpu'] / item['seconds']:.4f}",
         f"{total - own} of {total}",
     )
