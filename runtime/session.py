@@ -84,9 +84,7 @@ class SessionSettings:
         for provider in self.providers:
             if provider not in available:
                 wheel = WHEELS.get(provider)
-                remedy = (
-                    f"install {wheel} instead of onnxruntime" if wheel else "no package on PyPI is known to have it"
-                )
+                remedy = f"it is in the package {wheel}" if wheel else "no package on PyPI is known to have it"
                 raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}; {remedy}")
         if self.kernels == "native" and self.sess_options is not None:
             raise ValueError(
