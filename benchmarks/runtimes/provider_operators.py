@@ -67,7 +67,7 @@ def paper_table(operators: Mapping[str, Mapping[str, int]]) -> str:
             names = ", ".join(f"`{name.removeprefix('com.microsoft:')}`" for name in missing) or "none"
             share = f"{sum(missing.values())} of {sum(counts.values())}"
             rows.append((provider, bundle, share, names, item["limits"]))
-    return table(("provider", "bundle", "nodes", "operators not listed", "and"), rows, left=2)
+    return table(("provider", "bundle", "nodes", "operators not listed", "and"), rows, left=5)
 
 
 def sources() -> str:
