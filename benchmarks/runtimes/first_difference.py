@@ -25,7 +25,7 @@ import onnxruntime
 
 Arrays = dict[str, npt.NDArray[Any]]
 Name = tuple[str, str]
-"""A tensor and the operator that computes it."""
+"""A tensor, and what computes it: an operator, and the node of the encoder that it is or is part of."""
 
 CHUNK_SIZE, LEFT_CHUNKS = 16, 4
 _NODE = """
@@ -99,15 +99,16 @@ def open_graph(encoder: Path, target: Path) -> list[Name]:
     model = inliner.inline_local_functions(onnx.load(encoder))
     del model.functions[:]
     known = {output.name for output in model.graph.output}
-    names = [
-        (output, node.op_type)
-        for node in model.graph.node
-        for output in node.output
-        if output and node.op_type != "Constant"
-    ]
+    names, place = list[Name](), ""
+    for node in reversed(model.graph.node):
+        # The nodes of a function end with the one that computes what its call gave, under its name.
+        place = next((output for output in node.output if "/" in output), place)
+        if node.op_type != "Constant":
+            shown = f"`{place}`" if place.endswith(node.op_type) else f"{node.op_type} in `{place}`"
+            names += [(output, shown) for output in node.output if output]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name, _ in names if name not in known)
     onnx.save(model, target)
-    return names
+    return names[::-1]
 
 
 def write_chunks(bundle: Path, audio: Path, folder: Path) -> int:
@@ -158,7 +159,7 @@ def differences(names: Sequence[Name], here: Sequence[Arrays], there: Sequence[A
     """The first tensor that differs, and the first of integers that does, over all chunks in order.
 
     Returns:
-        `first` and `rounded`, None without any: chunk, tensor, operator, number of values and of those that differ, and
+        `first` and `rounded`, None without any: chunk, place, number of values and of those that differ, and
         the largest difference; the largest difference of the encoder's output in chunks without another rounding,
         `before`, and in those with one, `after`.
     """
@@ -175,7 +176,7 @@ def differences(names: Sequence[Name], here: Sequence[Arrays], there: Sequence[A
 
 
 def _differing(names: Sequence[Name], ours: Arrays, theirs: Arrays, number: int) -> Iterator[dict[str, Any]]:
-    for name, operator in names:
+    for name, place in names:
         if name not in ours or ours[name].shape != theirs[name].shape or ours[name].size == 0:
             continue
         num = int((ours[name] != theirs[name]).sum())
@@ -183,7 +184,7 @@ def _differing(names: Sequence[Name], ours: Arrays, theirs: Arrays, number: int)
             most = float(np.abs(ours[name].astype(np.float64) - theirs[name].astype(np.float64)).max())
             sizes = {"num_values": ours[name].size, "num_different": num, "largest": most}
             is_integer = ours[name].dtype in (np.uint8, np.int8)
-            yield {"chunk": number, "tensor": name, "operator": operator, "is_integer": is_integer, **sizes}
+            yield {"chunk": number, "place": place, "is_integer": is_integer, **sizes}
 
 
 def measure(
@@ -212,7 +213,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     from u2moe.benchmarks.results.markdown import table  # noqa: PLC0415
 
     rows = [
-        (audio, place, _shown(item["first"]), _shown(item["rounded"]), f"{item['before']:.0e}", f"{item['after']:.0e}")
+        (audio, place, _shown(item["first"]), _shown(item["rounded"]), f"{item['before']:.1g}", f"{item['after']:.1g}")
         for audio, places in results["found"].items()
         for place, item in places.items()
     ]
@@ -224,7 +225,7 @@ def _shown(item: Mapping[str, Any] | None) -> str:
     if item is None:
         return "none"
     count = f"{item['num_different']} of {item['num_values']}"
-    return f"chunk {item['chunk'] + 1}, `{item['tensor']}`: {count} by up to {item['largest']:.0e}"
+    return f"chunk {item['chunk'] + 1}, {item['place']}: {count} by up to {item['largest']:.1g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
