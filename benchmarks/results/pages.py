@@ -35,6 +35,7 @@ MODULES = {
     "processors": "quality.processors",
     "front_end": "quality.front_end",
     "runtimes": "runtimes.equality",
+    "first_difference": "runtimes.first_difference",
     "runtimes_speed": "runtimes.speed",
     "providers": "runtimes.providers",
     "calibration": "quality.calibration",
