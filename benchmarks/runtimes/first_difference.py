@@ -102,7 +102,7 @@ def open_graph(encoder: Path, target: Path) -> list[Name]:
     names, place = list[Name](), ""
     for node in reversed(model.graph.node):
         # The nodes of a function end with the one that computes what its call gave, under its name.
-        place = next((output for output in node.output if "/" in output), place)
+        place = next((output for output in node.output if output.startswith("encoder/")), place)
         if node.op_type != "Constant":
             shown = f"`{place}`" if place.endswith(node.op_type) else f"{node.op_type} in `{place}`"
             names += [(output, shown) for output in node.output if output]
