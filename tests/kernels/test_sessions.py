@@ -117,14 +117,17 @@ def in_child(use):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_process_forks_while_threads_compute(library):
-    """At any moment: locks that threads hold then must be free in the child, where these threads are not."""
+    """At any moment: locks of the library that threads hold then must be free in the child, which lacks these threads.
+
+    The child has sessions of its own: onnxruntime has locks in each, which it does not free.
+    """
     expected = outputs(library)
-    sessions = [session_with(layer, library) for layer in LAYERS]
+    sessions, others = ([session_with(layer, library) for layer in LAYERS] for _ in range(2))
     is_over = threading.Event()
 
     def compute():
         while not is_over.is_set():
-            for session in sessions:
+            for session in others:
                 session.run(None, {"x": X[:1]})
 
     def use():
