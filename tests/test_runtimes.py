@@ -70,7 +70,7 @@ def test_pages_show_both_tables():
     measured = {
         "runtimes": runtimes, "cold": 1.0, "warm": 0.5, "loads": {"onnx": 0.3, "ort": 0.1},
         "sizes": {"model": 12e6, "ort": 14e6},
-        "memory": {"minutes": 60, "num_segments": 9, "samples": [[5, 200.4], [60, 201]]},
+        "memory": {"minutes": 60, "real_time": True, "num_segments": 9, "samples": [[5, 200.4], [60, 201]]},
     }  # fmt: skip
     shown = speed.values(measured)
     assert "| C++ | 0.50 | 0.0100 | 60 |" in shown["table"]

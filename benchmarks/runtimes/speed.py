@@ -165,8 +165,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}")
         for name, item in results.get("runtimes", {}).items()
     ]
-    names = ("cold", "warm", "onnx_load", "ort_load", "model_mb", "ort_mb", "minutes", "memory_first", "memory_last",
-             "memory_most", "num_segments")  # fmt: skip
+    names = ("cold", "warm", "onnx_load", "ort_load", "model_mb", "ort_mb", "minutes", "memory_how", "memory_first",
+             "memory_last", "memory_most", "num_segments")  # fmt: skip
     shown = dict.fromkeys(names, "(not yet measured)")  # the two parts are measured one after the other
     shown["table"] = table(("runtime", "load, s", "real-time factor", "peak memory, MB"), rows)
     if "cold" in results:
@@ -182,6 +182,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         sizes = [size for _, size in memory["samples"]]
         shown |= {
             "minutes": str(memory["minutes"]),
+            "memory_how": "in real time" if memory["real_time"] else "as fast as it recognises",
             "memory_first": f"{sizes[0]:.0f}",
             "memory_last": f"{sizes[-1]:.0f}",
             "memory_most": f"{max(sizes):.0f}",
