@@ -2,7 +2,7 @@
 
 import { Engine } from './connection.js';
 import { Controls, complain, find, show } from './controls.js';
-import { RATE } from './sound.js';
+import { RATE, int16 } from './sound.js';
 import { Resampler } from './u2moe/resampler.js';
 
 const MEGABYTE = 1e6;
@@ -36,8 +36,4 @@ const controls = new Controls({
 function converter(rate) {
   const resampler = new Resampler(rate, RATE);
   return { accept: (samples) => int16(resampler.accept(samples)), finish: () => int16(resampler.finish()) };
-}
-
-function int16(samples) {
-  return Int16Array.from(samples, (value) => Math.max(-32768, Math.min(32767, Math.round(value * 32768))));
 }

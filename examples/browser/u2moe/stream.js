@@ -211,7 +211,11 @@ export class Stream extends EventTarget {
 }
 
 function asFloats(samples) {
-  if (samples instanceof Int16Array) return Float32Array.from(samples, (sample) => sample / 32768);
+  if (samples instanceof Int16Array) {
+    const floats = new Float32Array(samples.length); // `from` would make an object of each sample
+    for (let index = 0; index < samples.length; index += 1) floats[index] = samples[index] / 32768;
+    return floats;
+  }
   if (!(samples instanceof Float32Array)) throw new AudioError('samples must be a Float32Array in [-1, 1] or an Int16Array');
   for (const sample of samples) {
     if (!(Math.abs(sample) <= LOUDEST)) throw new AudioError(`samples hold ${sample}, expected floats in [-1, 1]`);

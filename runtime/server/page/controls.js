@@ -1,7 +1,7 @@
 // What a page does with microphone, files, words and sound. Whoever makes it says how to recognise.
 
 import { TYPES, format } from "./formats.js";
-import { KEPT_S, RATE, Sound } from "./sound.js";
+import { KEPT_S, RATE, Sound, int16 } from "./sound.js";
 import { Transcript } from "./transcript.js";
 
 // What makes calls pleasant takes from speech what a recogniser needs.
@@ -244,7 +244,12 @@ export class Controls {
 
 const pause = () => new Promise((resolve) => setTimeout(resolve, 100));
 const rounded = (seconds) => Math.round(seconds * 1000) / 1000;
-const rms = (samples) => Math.sqrt(samples.reduce((sum, value) => sum + (value / 32768) ** 2, 0) / Math.max(samples.length, 1));
+
+function rms(samples) {
+  let sum = 0;
+  for (let i = 0; i < samples.length; i++) sum += (samples[i] / 32768) ** 2;
+  return Math.sqrt(sum / Math.max(samples.length, 1));
+}
 
 function moved({ start, end, text, confidence, words }, seconds) {
   const later = (word) => ({ ...word, start: rounded(word.start + seconds), end: rounded(word.end + seconds) });
@@ -253,8 +258,8 @@ function moved({ start, end, text, confidence, words }, seconds) {
 
 // The average of channels, as int16.
 function mixed(channels) {
-  return Int16Array.from(channels[0], (_, index) => {
-    const sum = channels.reduce((total, channel) => total + channel[index], 0);
-    return Math.max(-32768, Math.min(32767, Math.round((sum / channels.length) * 32768)));
-  });
+  const sum = channels[0].slice();
+  for (const channel of channels.slice(1)) for (let i = 0; i < sum.length; i++) sum[i] += channel[i];
+  for (let i = 0; i < sum.length; i++) sum[i] /= channels.length;
+  return int16(sum);
 }
