@@ -57,6 +57,7 @@ TITLES = {
 VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9")
 LEAKS = ("--leak-check=full", "--errors-for-leak-kinds=definite")
 """Not in the program that forks: what the threads of a parent hold is lost in its children."""
+NOT_RUN = "They have not been run with these kernels yet."
 _NUM_LINES = 40
 
 
@@ -215,7 +216,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             found += [] if step["passed"] else [f"{check}, {step['name']}: {step['output']}"]
     tried = fuzz.values({"kinds": results.get("kinds", {})})
     return {
-        "table": table(("check", "what runs", "instruction sets", "tests", "found"), rows, left=5),
+        "table": table(("check", "what runs", "instruction sets", "tests", "found"), rows, left=5) if rows else NOT_RUN,
         "damaged": tried["table"],
         "tried": tried["tried"],
         "failed": str(len(found) + int(tried["failed"])),

@@ -45,6 +45,7 @@ MODULES = {
     "word_times": "quality.word_times",
     "soak": "endurance.soak",
     "fuzz": "endurance.fuzz",
+    "sanitized_kernels": "endurance.sanitized_kernels",
     "long_video": "endurance.long_video",
     "serving": "serving.load",
     "churn": "serving.churn",
