@@ -134,6 +134,23 @@ def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
         provenance.resumed(tmp_path / "results.json", {})
 
 
+def test_machines_of_one_name_are_told_apart_by_family_and_model(tmp_path, monkeypatch):
+    def machine(version):
+        return {**MACHINE, "processor_version": version}
+
+    older, newer = "cpu family 25, model 17, stepping 1", "cpu family 26, model 2, stepping 1"
+    (tmp_path / "results.json").write_text(json.dumps({"machine": machine(older), "cells": {}}))
+    monkeypatch.setattr(provenance, "describe_machine", lambda: machine(older.replace("stepping 1", "stepping 2")))
+    provenance.resumed(tmp_path / "results.json", {})
+    monkeypatch.setattr(provenance, "describe_machine", lambda: machine(newer))
+    with pytest.raises(
+        ValueError, match=r"measured on P \(cpu family 25, model 17\), this is P \(cpu family 26, model 2\)"
+    ):
+        provenance.resumed(tmp_path / "results.json", {})
+    kernels = {"isa": "avx2"}
+    assert provenance.machine_key({"machine": machine(newer), "kernels": kernels}) == "P (cpu family 26, model 2), avx2"
+
+
 def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):

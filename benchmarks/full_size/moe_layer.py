@@ -8,6 +8,9 @@ of the time to read the weights of the experts with tokens and the time of their
 onnxruntime's kernels reach in the same run (`rates`). No kernel reaches both at once, so the products of a layer are
 also measured separately, with the same number of rows per expert and nothing else. Where u2moe-kernels is installed, so
 is the layer in its operator.
+
+The results file holds one entry for each kind of machine. A run replaces what it has measured, and keeps other machines
+and, for layers of the same sizes, other recipes and numbers of tokens.
 """
 
 from __future__ import annotations
@@ -25,12 +28,11 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
+from u2moe.benchmarks.full_size.moe_layer_page import BITS, FLOAT, INT4, INT8, LAYER_BYTES, merged, values
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of
-from u2moe.benchmarks.results.files import write_json
-from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import measured, measured_here
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.architecture import FeedForward
 from u2moe.export.layers import feed_forward
@@ -45,22 +47,8 @@ from u2moe.runtime.native import CPU, choose_kernels
 from u2moe.runtime.session import SessionSettings
 
 Array = npt.NDArray[Any]
-FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
-BITS = {FLOAT: 32, INT8: 8, INT4: 4}
-"""Bits of an expert's weight, by recipe."""
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 250, 500)
 """16 tokens are a chunk of the encoder, 250 are ten seconds of audio."""
-LIMIT = 1.15
-BOUNDS = {"read_s": "memory-read", "arithmetic_s": "arithmetic"}
-TARGETS = {16: "read_s", 250: "arithmetic_s"}
-"""Bounds that a layer in int8 should meet within `LIMIT`, by tokens."""
-NATIVE_LIMITS = {16: 1.25, 250: 1.0}
-"""Limits of a native layer in int8, by tokens: of its time over reading its weights at 16, over its products on
-onnxruntime at 250 (see `AMX_LIMIT`)."""
-AMX_LIMIT = 0.6
-"""The latter with AMX."""
-LAYER_BYTES = 160_000_000
-"""Bytes of all weights that take turns: more than the last-level cache of most processors."""
 CALL_S = 0.03
 """Minimum seconds of one measurement."""
 
@@ -299,66 +287,6 @@ def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def targets(results: Mapping[str, Any]) -> list[Target]:
-    """A layer in int8 on one thread against the target bounds, on onnxruntime and with native kernels."""
-    items = [
-        item
-        for item in results["layers"]
-        if item["recipe"] == INT8 and item["tokens"] in TARGETS and results["threads"] == 1
-    ]
-    plain = [
-        Target(
-            name=f"MoE layer at {item['tokens']} tokens / its {BOUNDS[TARGETS[item['tokens']]]} bound",
-            found=spread_of(item["seconds"], 1 / item[TARGETS[item["tokens"]]]),
-            limit=LIMIT,
-            at_most=True,
-        )
-        for item in items
-    ]
-    return plain + [_native_target(item, results["kernels"]["isa"]) for item in items if "native_s" in item]
-
-
-def _native_target(item: Mapping[str, Any], isa: str) -> Target:
-    tokens = item["tokens"]
-    reads = TARGETS[tokens] == "read_s"
-    what, unit = ("reading its weights", item["read_s"]) if reads else ("its products", item["products_s"]["median"])
-    limit = AMX_LIMIT if isa == "amx" and not reads else NATIVE_LIMITS[tokens]
-    name = f"native MoE layer at {tokens} tokens / {what}"
-    return Target(name=name, found=spread_of(item["native_s"], 1 / unit), limit=limit, at_most=True)
-
-
-def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each recipe and number of tokens, the rates, and the layers of the targets."""
-    header = (
-        "experts", "tokens", "with tokens", "layer", "products", "native", "read", "arithmetic", "layer / bound",
-        "native / bound",
-    )  # fmt: skip
-    layers = sorted(results["layers"], key=lambda item: list(BITS).index(item["recipe"]))
-    found = {
-        "table": table(header, map(_row, layers)),
-        **{name: str(size) for name, size in results["sizes"].items()},
-        **{kind: f"{best_rate(results['rates'], kind) / 1e9:.0f}" for kind in ("integer", "float")},
-        "read": f"{read_rate(results['rates'], LAYER_BYTES) / 1e9:.1f}",
-        "threads": str(results["threads"]),
-    }
-    for item in layers:
-        if item["recipe"] == INT8 and (key := TARGETS.get(item["tokens"])):
-            found |= {
-                f"ratio_at_{item['tokens']}": f"{item['seconds']['median'] / item[key]:.2f}",
-                f"products_at_{item['tokens']}": f"{item['products_s']['median'] / item[key]:.2f}",
-            }
-    return found
-
-
-def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
-    times = [
-        quartiles(spread_of(item[key], 1e3)) if key in item else "" for key in ("seconds", "products_s", "native_s")
-    ]
-    bounds = (f"{1e3 * item[key]:.2f}" for key in ("read_s", "arithmetic_s"))
-    native = f"{item['native_s']['median'] / item['least_s']:.2f}" if "native_s" in item else ""
-    return item["recipe"], item["tokens"], f"{item['experts']:.1f}", *times, *bounds, f"{item['ratio']:.2f}", native
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("full_size.moe_layer", __doc__)
@@ -382,9 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         progress=report,
     )
     content = {**measured_here(), **content}
-    print(f"{measured(content)}\n\n{values(content)['table']}")
+    print(values({"machines": {"": content}})["tables"])
     if options.results:
-        write_json(options.results, content)
+        write_json(options.results, merged(read_json(options.results), content))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from u2moe.benchmarks.instruments.workload import (
 from u2moe.benchmarks.peers.process import write_wav
 from u2moe.benchmarks.results.files import read_json, results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.results.provenance import machine_key, measured, measured_here
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.config import recipe
@@ -181,11 +181,6 @@ def _starts(root: Path, progress: Callable[[str], None]) -> dict[str, Any]:
             bundles = {case.key: case.bundle(root) for case in CASES if case.kernels == kernels}
             found |= measure_footprint(bundles, audio, kernels=kernels, repetitions=NUM_STARTS, progress=progress)
     return {case.key: found[case.key] for case in CASES}
-
-
-def machine_key(content: Mapping[str, Any]) -> str:
-    """The kind of a machine: its processor, and the instruction set that the native kernels use on it."""
-    return f"{content['machine']['processor']}, {content['kernels']['isa']}"
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ MODULES = {
     "first_chunk": "bench.first_chunk",
     "full_size": "full_size.page",
     "native": "full_size.native",
-    "moe_layer": "full_size.moe_layer",
+    "moe_layer": "full_size.moe_layer_page",
     "same_weights": "peers.same_weights",
     "sherpa": "peers.sherpa",
     "systems": "peers.systems",

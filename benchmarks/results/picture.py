@@ -15,6 +15,7 @@ from u2moe.benchmarks.full_size.native import NATIVE, Case
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.instruments.workload import audio_seconds
 from u2moe.benchmarks.results.files import read_json, repository, results_file
+from u2moe.benchmarks.results.provenance import kind_of
 from u2moe.benchmarks.script import run_script
 
 PICTURE = Path("docs/images/speed.png")
@@ -60,11 +61,11 @@ def bars(mode: str) -> list[Bar]:
 
 def _native(mode: str) -> list[Bar]:
     """Rows of native kernels, if they were measured on the machine of the other rows."""
-    machine = read_json(results_file("full_size"))["machine"]["processor"]
+    machine = kind_of(read_json(results_file("full_size"))["machine"])
     found = [
         content["seconds"][mode]
         for content in read_json(results_file("native"))["machines"].values()
-        if content["machine"]["processor"] == machine
+        if kind_of(content["machine"]) == machine
     ]
     return [
         Bar(

@@ -18,14 +18,29 @@ def measured_here() -> dict[str, Any]:
     return {"machine": describe_machine(), "date": dt.datetime.now(dt.UTC).date().isoformat()}
 
 
+def kind_of(machine: Mapping[str, Any]) -> str:
+    """The kind of a machine of `describe_machine`: its processor with family and model, which virtual machines show.
+
+    The name alone may be shared, as by all generations of AMD EPYC.
+    """
+    fields = machine.get("processor_version") or ""
+    version = ", ".join(field for field in fields.split(", ") if field and not field.startswith("stepping"))
+    return f"{machine['processor']} ({version})" if version else str(machine["processor"])
+
+
+def machine_key(content: Mapping[str, Any]) -> str:
+    """The kind of the machine of results, and the instruction set that the native `kernels` use on it."""
+    return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
+
+
 def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Results to go on with: what `file` holds, and of `fresh` what it lacks.
 
     Raises:
-        ValueError: they are of another machine; ratios between machines say nothing.
+        ValueError: they are of another kind of machine; ratios between machines say nothing.
     """
-    content, here = read_json(file), describe_machine()["processor"]
-    measured = content.get("machine", {}).get("processor", here)
+    content, here = read_json(file), kind_of(describe_machine())
+    measured = kind_of(content["machine"]) if "machine" in content else here
     if measured != here:
         raise ValueError(f"{file}: measured on {measured}, this is {here}; name another file")
     return {**fresh, **content}
