@@ -25,10 +25,8 @@ from u2moe.export.layers import (
     vector,
 )
 from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
-
-END = 2**63 - 1
-"""As the end of a slice: everything to the end of the axis."""
 
 
 class EncoderNodes:

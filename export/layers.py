@@ -15,6 +15,7 @@ from u2moe.export.architecture import Activation
 from u2moe.export.attention import MultiHeadAttention, RMSNorm, inverse_frequencies
 from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
 from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.attention import Heads, context, to_heads
 from u2moe.runtime.graph.builder import GraphBuilder, define
 from u2moe.runtime.graph.mixture import float_mixture
 from u2moe.runtime.mixture import Mixture
@@ -173,6 +174,9 @@ class AttentionNodes:
         self.g = g
         self.layer = layer
         self.config = layer.config
+        self.heads = Heads(
+            num_heads=layer.config.num_heads, num_kv_heads=layer.config.num_kv_heads, size=layer.config.head_dim
+        )
 
     def query(self, x: ir.Value) -> ir.Value:
         """Queries [batch, heads, time, head_dim] of [batch, time, dim]."""
@@ -192,7 +196,7 @@ class AttentionNodes:
             y = g.op("MatMul", x, weight)
             if config.relative or _any_bias(layer.linear_q):
                 y = g.op("Add", y, parameter(g, "bias", (size,), bias))
-            return self._to_heads(y, config.num_heads, config.head_dim)
+            return to_heads(g, y, config.num_heads, config.head_dim)
 
     def key_value(self, x: ir.Value) -> ir.Value:
         """Keys and values [batch, kv_heads, time, 2*head_dim] of [batch, time, dim], as they are cached."""
@@ -219,34 +223,13 @@ class AttentionNodes:
             y = g.op("MatMul", x, weight)
             if _any_bias(layer.linear_k, layer.linear_v):
                 y = g.op("Add", y, parameter(g, "bias", (width,), bias))
-            return self._to_heads(y, config.num_kv_heads, 2 * config.head_dim)
-
-    def _to_heads(self, x: ir.Value, num_heads: int, size: int) -> ir.Value:
-        """[batch, time, heads * size] to [batch, heads, time, size]."""
-        split = self.g.op("Reshape", x, [0, 0, num_heads, size])
-        return self.g.op("Transpose", split, perm=[0, 2, 1, 3])
+            return to_heads(g, y, config.num_kv_heads, 2 * config.head_dim)
 
     def attend(self, query: ir.Value, key_value: ir.Value, bias: ir.Value, positions: ir.Value | None) -> ir.Value:
         """Context [batch, time, dim] from queries, keys and values, score biases and the sinusoids of the keys."""
-        g, config = self.g, self.config
-        repeats = config.num_heads // config.num_kv_heads
-        if repeats > 1:
-            key_value = self._repeat(key_value, repeats)
-        keys, values = g.ops("Split", key_value, [config.head_dim] * 2, axis=-1, num_outputs=2)
-        if config.relative and positions is not None:
+        g, heads = self.g, self.heads
+        keys, values = heads.split(g, key_value)
+        if self.config.relative and positions is not None:
             projected = linear(g, positions, self.layer.linear_pos, "linear_pos")
-            keys = g.op("Add", keys, self._to_heads(projected, config.num_heads, config.head_dim))
-        scores = g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
-        weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
-        context = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
-        context = g.op("Reshape", context, [0, 0, config.num_heads * config.head_dim])
-        return linear(g, context, self.layer.linear_out, "linear_out")
-
-    def _repeat(self, key_value: ir.Value, repeats: int) -> ir.Value:
-        """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
-        g = self.g
-        shape = g.op("Shape", key_value)
-        batch, rest = g.op("Slice", shape, [0], [1]), g.op("Slice", shape, [2], [4])
-        wide = g.op("Concat", batch, [self.config.num_kv_heads, repeats], rest, axis=0)
-        expanded = g.op("Expand", g.op("Unsqueeze", key_value, [2]), wide)
-        return g.op("Reshape", expanded, g.op("Concat", batch, [self.config.num_heads], rest, axis=0))
+            keys = g.op("Add", keys, to_heads(g, projected, heads.num_heads, heads.size))
+        return linear(g, context(g, query, (keys, values), bias, heads), self.layer.linear_out, "linear_out")

@@ -1,10 +1,13 @@
 """What rewrites of quantization refuse, what they promise, and what they leave behind."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from u2moe.quantize import recipe
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.passes.attention import GroupAttention
 from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
 from u2moe.quantize.passes.experts import QuantizeExperts
 from u2moe.quantize.passes.front_end import QuantizeFrontEnd
@@ -59,6 +62,7 @@ def test_a_front_end_of_another_kind_is_refused(graph_of):
         (QuantizeFrontEnd, "encoder", "encoder/embed/conv.0/Conv: is in float32"),
         (QuantizeProducts, "ctc", "ctc_lo/MatMul: its weight is in float32"),
         (QuantizeEmbeddings, "decoder", "Gather: its table is in float32"),
+        (GroupAttention, "encoder", "cache/Gather: reads att_cache"),
     ],
 )
 def test_a_rewrite_that_does_not_do_what_it_promises_is_found_out(graph_of, monkeypatch, kind, graph, message):
@@ -76,3 +80,36 @@ def test_nothing_is_left_that_nothing_reads(graph_of, name, graph):
         assert initializer.uses(), initializer.name
     assert {node.op_identifier() for node in model.graph if node.domain == "u2moe"} == model.functions.keys()
     assert changes.keys() <= model.graph.initializers.keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"encoder": "transformer"}],
+    ids=["conformer", "shared keys", "transformer"],
+)
+def test_attention_in_one_call_changes_no_number(tmp_path, export_quickly, monkeypatch, arguments):
+    write_random_checkpoint(tmp_path / "checkpoint", random_config(**arguments))
+    folder = export_quickly(tmp_path / "checkpoint", tmp_path / "bundle")
+    grouped, _ = quantize_bundle(folder, tmp_path / "grouped", recipe("int8"))
+    monkeypatch.setattr(GroupAttention, "rewrite", lambda *_: False)
+    monkeypatch.setattr(GroupAttention, "ensures", lambda *_: None)
+    plain, _ = quantize_bundle(folder, tmp_path / "plain", recipe("int8"))
+    calls = [node.op_type for node in ir.load(grouped.path / "encoder.onnx").graph]
+    assert calls.count("CachedAttention") == grouped.manifest.model.num_blocks
+    assert "Softmax" not in calls
+    frames = np.random.default_rng(0).normal(10, 3, (260, 80)).astype(np.float32)
+    for chunk_size, num_left_chunks in ((None, -1), (8, 2), (8, -1), (8, 0)):
+        found, expected = (
+            bundle.load(kernels="onnxruntime").encode(frames, chunk_size, num_left_chunks)
+            for bundle in (grouped, plain)
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_attention_of_another_form_is_refused(graph_of):
+    model = graph_of("encoder")
+    reshape = next(node for node in model.graph if node.op_type == "Reshape" and "self_attn/linear_q" in node.name)
+    reshape.op_type = "Identity"
+    reshape.resize_inputs(1)
+    with pytest.raises(BundleError, match="is not divided into heads as the exporter does it"):
+        quantize_graph(model, recipe("int8"))

@@ -42,7 +42,7 @@ UNCOUNTED = frozenset(
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
 """Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
-_NATIVE = re.compile(r"Int[48][A-Z]")
+_NATIVE = re.compile(r"(Int[48]|Cached)[A-Z]")
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4

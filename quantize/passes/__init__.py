@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from u2moe.quantize.config import Recipe
+from u2moe.quantize.passes.attention import GroupAttention
 from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
 from u2moe.quantize.passes.experts import QuantizeExperts
 from u2moe.quantize.passes.front_end import QuantizeFrontEnd
@@ -57,5 +58,6 @@ def _passes(recipe: Recipe) -> Iterator[ir.passes.PassBase]:
         if "embeddings" in formats:
             yield QuantizeEmbeddings()
         yield QuantizeProducts(formats.keys() - {"experts", "embeddings"})
+        yield GroupAttention()
     yield RemoveUnusedNodesPass()
     yield RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]

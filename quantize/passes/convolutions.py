@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import POSITIVE_LEVELS
+from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
 STEP = 1 / POSITIVE_LEVELS
@@ -21,8 +22,6 @@ ZERO = np.array(0, np.uint8)
 NUM_PORTIONS = 4
 """Portions in which frames go through the first convolution. Its float32 output would take the most memory with full
 context, so only one portion exists at a time. If there are few frames, some portions are empty."""
-END = 2**63 - 1
-"""As the end of a slice: everything to the end of the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)

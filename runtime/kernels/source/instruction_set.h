@@ -1,4 +1,4 @@
-// What differs between instruction sets: six loops, as functions of a table. Everything above them is written once.
+// What differs between instruction sets: loops, as functions of a table. Everything above them is written once.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -59,6 +59,29 @@ struct Routing {
 };
 constexpr size_t kMostExperts = 1024;
 
+// Attention with keys and values from a cache and of this call. Strides are in elements, 0 along an axis of size 1.
+struct Attention {
+  size_t batch, time, heads, kv_heads, size;  // `size` of a head
+  size_t num_past;
+  const float* query;      // [batch, time, heads * size]
+  const float* key_value;  // [batch, time, kv_heads * 2 * size]
+  const float* past;       // [batch, kv_heads, num_past, 2 * size]
+  const float* positions;  // [batch, keys, heads * size], added to the keys; null: none
+  size_t positions_batch_stride;
+  const float* bias;  // [batch, heads, time, keys], added to the scores
+  size_t bias_batch_stride, bias_head_stride, bias_time_stride;
+  float* out;  // [batch, time, heads * size]
+};
+
+// A convolution in float and its result as integers from 0 to 255, with one scale: what is seen by one frame of the next.
+struct Convolution {
+  const float* patches;  // [positions, taps]
+  const float* weights;  // panels of 16 channels: [taps, 16]
+  size_t positions, taps, channels;
+  void* codes;  // [positions, channels]
+  float* scale;
+};
+
 struct InstructionSet {
   const char* name;
   size_t code_bytes;  // of an activation in int8; in int4 it is always one
@@ -69,6 +92,10 @@ struct InstructionSet {
   void (*multiply8)(const Product&, size_t first_block, size_t last_block);
   void (*multiply4)(const Product&, size_t first_block, size_t last_block);
   void (*route)(const Routing&, size_t first_token, size_t last_token);
+  bool holds_255;  // whether an activation in int8 can be a number from 0 to 255
+  // `sums` are positions * channels, rounded up to panels
+  void (*convolve)(const Convolution&, float* sums);
+  void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // of `attention_scratch` floats
 };
 
 // The best instruction set of this processor, or the one that the environment names; null, with a message, if that is

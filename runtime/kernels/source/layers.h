@@ -60,4 +60,28 @@ void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8
 void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* peak,
               const Threads& threads);
 
+// Two convolutions over features, each with relu: the first in float, its results rounded with one scale for each frame of
+// the second. `first` is in panels [taps, 16], its last tap the bias; `second` is packed with its rows in the order
+// (frequency, time, channels), so that what a position sees lies together.
+struct ConvolutionLayer {
+  size_t bins = 0, channels = 0, out = 0;  // channels in fours
+  size_t kernels[2] = {}, strides[2] = {};
+  Weights first, second;
+
+  size_t inner() const { return (bins - kernels[0]) / strides[0] + 1; }
+  size_t outer() const { return (inner() - kernels[1]) / strides[1] + 1; }
+  size_t taps() const { return kernels[0] * kernels[0] + 1; }
+  size_t depth() const { return kernels[1] * kernels[1] * channels; }
+  size_t frames(size_t time) const {
+    const size_t window = strides[0] * (kernels[1] - 1) + kernels[0], stride = strides[0] * strides[1];
+    return time < window ? 0 : (time - window) / stride + 1;
+  }
+};
+// x [batch, time, bins] to y [batch, frames, outer, out].
+void run_convolutions(const InstructionSet& isa, const ConvolutionLayer& layer, const float* x, size_t batch, size_t time,
+                      float* y, const Threads& threads);
+
+// One row of the batch and one head at a time.
+void run_attention(const InstructionSet& isa, const Attention& attention, const Threads& threads);
+
 }  // namespace u2moe

@@ -30,7 +30,7 @@ void pack8(const Int8Weight& from, uint8_t* to) {
       uint8_t* step = to + k / 4 * 4 * kBlock + k % 4;
       for (size_t c = 0; c < columns; c++) {
         step[c * 4] = static_cast<uint8_t>(row[c]);
-        sums[c] -= 128 * row[c];
+        if (!from.from_zero) sums[c] -= 128 * row[c];
       }
     }
     for (size_t c = 0; c < columns; c++) scale[c] = from.scale[first + c] * from.step;

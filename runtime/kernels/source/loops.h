@@ -7,20 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "functions.h"
+#include "float_loops.h"
 #include "instruction_set.h"
 #include "layout.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#define U2MOE_UNROLL _Pragma("GCC unroll 16")
-#else
-#define U2MOE_UNROLL
-#endif
-#if defined(__GNUC__)
-#define U2MOE_PREFETCH(address, level) __builtin_prefetch(address, 0, level)
-#else
-#define U2MOE_PREFETCH(address, level) ((void)0)
-#endif
 
 namespace {
 
@@ -53,22 +42,6 @@ class Divisor {
   typename V::Floats by_, inverse_;
   bool is_plain_;
 };
-
-template <class V>
-inline typename V::Floats load_part(const float* p, size_t count) {
-  if (count >= kPanel) return V::load(p);
-  float part[kPanel] = {};
-  std::memcpy(part, p, count * sizeof(float));
-  return V::load(part);
-}
-
-template <class V>
-inline void store_part(float* p, typename V::Floats x, size_t count) {
-  if (count >= kPanel) return V::store(p, x);
-  float part[kPanel];
-  V::store(part, x);
-  std::memcpy(p, part, count * sizeof(float));
-}
 
 // The largest magnitude, found by comparing bits as integers: NaN is then the largest, wherever it stands.
 template <class V>
@@ -152,6 +125,34 @@ void round4(const Rounding4& r, size_t first, size_t last) {
       }
       r.scale[row * groups + g] = peak / 127.0f;
       r.sum[row * groups + g] = static_cast<int32_t>(-8 * static_cast<uint32_t>(V::total(sum)));
+    }
+  }
+}
+
+// Negative values become 0.
+template <class V>
+void convolve(const Convolution& c, float* sums) {
+  const size_t panels = (c.channels + kPanel - 1) / kPanel, vectors = panels * c.positions;
+  for (size_t p = 0; p < panels; p++)
+    products<V>(c.positions, c.patches, c.taps, 1, c.weights + p * c.taps * kPanel, c.taps, sums + p * c.positions * kPanel);
+  const auto zero = V::set(0.0f);
+  auto most = V::magnitude_bits(zero);
+  for (size_t i = 0; i < vectors; i++)
+    most = V::maxi(most, V::magnitude_bits(V::max(zero, V::load(sums + i * kPanel))));
+  const int32_t bits = V::largest(most);
+  float peak;
+  std::memcpy(&peak, &bits, 4);
+  *c.scale = peak * (1.0f / 255);
+  const Divisor<V> by(*c.scale > 0 ? *c.scale : 1.0f);
+  auto* codes = static_cast<typename V::Code*>(c.codes);
+  for (size_t p = 0; p < panels; p++) {
+    const size_t first = p * kPanel, count = c.channels - first < kPanel ? c.channels - first : kPanel;
+    for (size_t i = 0; i < c.positions; i++) {
+      const auto v = by.divide(V::max(zero, V::load(sums + (p * c.positions + i) * kPanel)));
+      typename V::Code whole[kPanel];
+      auto* to = codes + i * c.channels + first;
+      V::store_codes(V::round(v), count < kPanel ? whole : to);
+      if (count < kPanel) std::memcpy(to, whole, count * sizeof *to);
     }
   }
 }
@@ -412,7 +413,8 @@ void route(const Routing& r, size_t first, size_t last) {
 template <class V>
 constexpr InstructionSet loops_of(const char* name = V::kName) {
   return {name,      sizeof(typename V::Code), round8<V>,    round_bytes<V>, from_bytes<V>,
-          round4<V>, multiply8<V>,             multiply4<V>, route<V>};
+          round4<V>, multiply8<V>,             multiply4<V>, route<V>,
+          V::kZero != 0 || sizeof(typename V::Code) > 1, convolve<V>, attend<V>};
 }
 
 }  // namespace

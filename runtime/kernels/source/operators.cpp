@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <type_traits>
 
 #include "layout.h"
 #include "ort.h"
@@ -136,7 +137,7 @@ void check_all_read(const Node& node) {
 class Rows {
  public:
   static constexpr const char* kName = "Int8Rows";
-  static constexpr size_t kOutputs = 2;
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kUint8, kFloat};
   explicit Rows(Node& node) : isa_(isa()), lowest_(lowest_of(node.text("activation"))) {
     node.skip();
     check_all_read(node);
@@ -159,7 +160,7 @@ class Rows {
 class MatMul {
  public:
   static constexpr const char* kName = "Int8MatMul";
-  static constexpr size_t kOutputs = 1;
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   explicit MatMul(Node& node) : isa_(isa()) {
     node.skip();
     node.skip();
@@ -185,7 +186,7 @@ class MatMul {
 class Linear {
  public:
   static constexpr const char* kName = "Int8Linear";
-  static constexpr size_t kOutputs = 1;
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   explicit Linear(Node& node) : isa_(isa()) {
     node.skip();
     const float lowest = lowest_of(node.text("activation"));
@@ -208,7 +209,7 @@ class Linear {
 
 class ExpertsOperator {
  public:
-  static constexpr size_t kOutputs = 1;
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   void compute(const Call& call) const {
     const Tensor x = call.input(0, kFloat);
     if (x.last() != layer_.dim) throw Invalid("input 0 must be [..., " + std::to_string(layer_.dim) + "]");
@@ -345,6 +346,166 @@ class FeedForward : public ExpertsOperator {
   }
 };
 
+// Both convolutions of the front end.
+class FirstConvolutions {
+ public:
+  static constexpr const char* kName = "Int8FirstConvolutions";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
+  explicit FirstConvolutions(Node& node) : isa_(isa()) {
+    layer_.bins = size_of(node, "bins");
+    layer_.channels = size_of(node, "channels");
+    node.pair("kernels", kMostKernel, layer_.kernels);
+    node.pair("strides", kMostKernel, layer_.strides);
+    if (layer_.bins < layer_.kernels[0] || layer_.inner() < layer_.kernels[1])
+      throw Invalid("attribute bins is less than the kernels need");
+    node.skip();
+    const size_t given = layer_.channels;
+    const auto taps = static_cast<int64_t>(layer_.taps()), channels = static_cast<int64_t>(given);
+    const auto* first = node.constant<float>("first_weight", {taps, channels});
+    Matrix second = read_int8(node, static_cast<int64_t>(layer_.depth()), -1, true, 1.0f);
+    check_all_read(node);
+    if (static_cast<int64_t>(layer_.bins) > kMostElements / (channels * taps)) throw Invalid("has too many elements");
+    layer_.channels = rounded_up(given, 4);  // products take four at a time
+    pack_first(first, given);
+    pack_second(second.eight, given);
+  }
+
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.shape.size() != 3 || x.last() != layer_.bins)
+      throw Invalid("input 0 must be [batch, time, " + std::to_string(layer_.bins) + "]");
+    const size_t frames = layer_.frames(x.axis(1));
+    auto* y = static_cast<float*>(call.output(0, {x.shape[0], static_cast<int64_t>(frames),
+                                                  static_cast<int64_t>(layer_.outer()),
+                                                  static_cast<int64_t>(layer_.out)}));
+    run_convolutions(isa_, layer_, x.as<float>(), x.axis(0), x.axis(1), y, CallThreads(call));
+  }
+
+ private:
+  static constexpr int64_t kMostKernel = 64;
+
+  void pack_first(const float* weight, size_t channels) {
+    const size_t panels = rounded_up(layer_.channels, kPanel) / kPanel;
+    layer_.first = Weights(panels * layer_.taps() * kPanel * sizeof(float));
+    auto* to = reinterpret_cast<float*>(layer_.first.data());
+    for (size_t p = 0; p < panels; p++)
+      for (size_t tap = 0; tap < layer_.taps(); tap++)
+        for (size_t c = p * kPanel; c < (p + 1) * kPanel; c++)
+          *to++ = c < channels ? weight[tap * channels + c] : 0.0f;
+  }
+
+  // The graph's rows are in the order (time, frequency, channels).
+  void pack_second(Int8Weight weight, size_t channels) {
+    const size_t kernel = layer_.kernels[1], from = channels * weight.n, to = layer_.channels * weight.n;
+    std::vector<int8_t> turned(layer_.depth() * weight.n);
+    for (size_t t = 0; t < kernel; t++)
+      for (size_t f = 0; f < kernel; f++)
+        std::memcpy(turned.data() + (f * kernel + t) * to, weight.weight + (t * kernel + f) * from, from);
+    weight.weight = turned.data();
+    weight.k = layer_.depth();
+    weight.from_zero = true;
+    layer_.out = weight.n;
+    layer_.second = Weights(packed_bytes8(weight.k, weight.n));
+    pack8(weight, layer_.second.data());
+  }
+
+  const InstructionSet& isa_;
+  ConvolutionLayer layer_;
+};
+
+// The product of queries, keys and values of a chunk of frames, with a cache of those before it.
+class CachedAttention {
+ public:
+  static constexpr const char* kName = "CachedAttention";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat};
+  explicit CachedAttention(Node& node)
+      : isa_(isa()),
+        heads_(size_of(node, "num_heads")),
+        kv_heads_(size_of(node, "num_kv_heads")),
+        size_(size_of(node, "size")) {
+    if (heads_ % kv_heads_ != 0) throw Invalid("attribute num_heads must be a multiple of num_kv_heads");
+    is_relative_ = node.integer("relative", 0, 1) != 0;
+    for (int i = 0; i < 6 + is_relative_; i++) node.skip();
+    check_all_read(node);
+  }
+
+  void compute(const Call& call) const {
+    const Tensor query = call.input(0, kFloat), key_value = call.input(1, kFloat), cache = call.input(2, kFloat);
+    check(query, 0, {-1, -1, static_cast<int64_t>(heads_ * size_)});
+    Attention a{};
+    a.batch = query.axis(0);
+    a.time = query.axis(1);
+    a.heads = heads_;
+    a.kv_heads = kv_heads_;
+    a.size = size_;
+    check(key_value, 1, {query.shape[0], query.shape[1], static_cast<int64_t>(2 * a.size * kv_heads_)});
+    a.num_past = cache.shape.size() == 5 ? cache.axis(3) : 0;
+    const auto width = static_cast<int64_t>(2 * a.size);
+    check(cache, 2, {-1, query.shape[0], static_cast<int64_t>(kv_heads_), static_cast<int64_t>(a.num_past), width});
+    const int64_t block = number(call, 3);
+    if (block < 0 || block >= cache.shape[0]) throw Invalid("input 2 has no block " + std::to_string(block));
+    a.query = query.as<float>();
+    a.key_value = key_value.as<float>();
+    a.past = cache.as<float>() + static_cast<size_t>(block) * (cache.size() / cache.axis(0));
+    read_biases(call, a);
+    a.out = static_cast<float*>(call.output(0, query.shape));
+    run_attention(isa_, a, CallThreads(call));
+    keep(call, a);
+  }
+
+ private:
+  static void check(const Tensor& tensor, size_t index, const std::vector<int64_t>& shape) {
+    bool fits = tensor.shape.size() == shape.size();
+    for (size_t i = 0; fits && i < shape.size(); i++) fits = shape[i] < 0 || tensor.shape[i] == shape[i];
+    if (!fits) throw Invalid("input " + std::to_string(index) + " does not fit the others");
+  }
+
+  static int64_t number(const Call& call, size_t index) {
+    const Tensor tensor = call.input(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 0);
+    if (tensor.size() != 1) throw Invalid("input " + std::to_string(index) + " must be one number");
+    return *tensor.as<int64_t>();
+  }
+
+  void read_biases(const Call& call, Attention& a) const {
+    const Tensor bias = call.input(5, kFloat);
+    const size_t sizes[] = {a.batch, a.heads, a.time, a.num_past + a.time};
+    bool fits = bias.shape.size() == 4 && bias.axis(3) == sizes[3];
+    for (size_t i = 0; fits && i < 3; i++) fits = bias.axis(i) == sizes[i] || bias.axis(i) == 1;
+    if (!fits) throw Invalid("input 5 does not fit the others");
+    a.bias = bias.as<float>();
+    a.bias_time_stride = bias.axis(2) > 1 ? sizes[3] : 0;
+    a.bias_head_stride = bias.axis(1) > 1 ? bias.axis(2) * sizes[3] : 0;
+    a.bias_batch_stride = bias.axis(0) > 1 ? bias.axis(1) * bias.axis(2) * sizes[3] : 0;
+    if (!is_relative_) return;
+    const Tensor positions = call.input(6, kFloat);
+    const auto width = static_cast<int64_t>(a.heads * a.size);
+    check(positions, 6, {-1, static_cast<int64_t>(sizes[3]), width});
+    if (positions.axis(0) != 1 && positions.axis(0) != a.batch) throw Invalid("input 6 does not fit the others");
+    a.positions = positions.as<float>();
+    a.positions_batch_stride = positions.axis(0) > 1 ? sizes[3] * a.heads * a.size : 0;
+  }
+
+  // The keys and values of this call from frame `first` on, as they are cached [1, batch, kv_heads, time, 2 * size].
+  void keep(const Call& call, const Attention& a) const {
+    const auto time = static_cast<int64_t>(a.time);
+    int64_t first = number(call, 4);
+    if (first < 0) first += time;
+    first = first < 0 ? 0 : first > time ? time : first;
+    const size_t width = 2 * a.size, kept = static_cast<size_t>(time - first);
+    auto* to = static_cast<float*>(call.output(1, {1, static_cast<int64_t>(a.batch), static_cast<int64_t>(kv_heads_),
+                                                   static_cast<int64_t>(kept), static_cast<int64_t>(width)}));
+    for (size_t row = 0; row < a.batch * kv_heads_; row++) {
+      const size_t batch = row / kv_heads_, head = row % kv_heads_;
+      for (size_t t = a.time - kept; t < a.time; t++, to += width)
+        std::memcpy(to, a.key_value + ((batch * a.time + t) * kv_heads_ + head) * width, width * sizeof(float));
+    }
+  }
+
+  const InstructionSet& isa_;
+  size_t heads_, kv_heads_, size_;
+  bool is_relative_ = false;
+};
+
 // ------------------------------------------------------------------------------------------------ registration
 
 // One operator under one name. The first input and all after it are of any type here: what they must be is checked when
@@ -365,8 +526,8 @@ struct Registered : OrtCustomOp {
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
     GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
     GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Op::kOutputs; };
-    GetOutputType = [](const OrtCustomOp*, size_t index) { return index + 1 == Op::kOutputs ? kFloat : kUint8; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return sizeof Op::kOutputs / sizeof kFloat; };
+    GetOutputType = [](const OrtCustomOp*, size_t index) { return Op::kOutputs[index]; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
     GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
     GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
@@ -400,16 +561,23 @@ void add(OrtCustomOpDomain* domain) {
   for (Registered<Op>& op : registered) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
 }
 
+// Where activations cannot be as large, the function stays with onnxruntime.
+template <class Op>
+constexpr bool kNeeds255 = std::is_same_v<Op, FirstConvolutions>;
+
 template <class... Ops>
 struct List {
-  static void add_to(OrtCustomOpDomain* domain) { (add<Ops>(domain), ...); }
-  static std::string names() {
+  static void add_to(OrtCustomOpDomain* domain, const InstructionSet& isa) {
+    ((isa.holds_255 || !kNeeds255<Ops> ? add<Ops>(domain) : void()), ...);
+  }
+  static std::string names(const InstructionSet& isa) {
     std::string text;
-    ((text += (text.empty() ? "\"" : ", \"") + std::string(Ops::kName) + "\""), ...);
+    ((text += isa.holds_255 || !kNeeds255<Ops> ? (text.empty() ? "\"" : ", \"") + std::string(Ops::kName) + "\"" : ""),
+     ...);
     return text;
   }
 };
-using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward>;
+using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward, FirstConvolutions, CachedAttention>;
 
 std::string description() {
   const char* message;
@@ -421,7 +589,7 @@ std::string description() {
     names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
   return std::string("{\"contract\": 1, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
          std::to_string(kApiVersion) + ", \"layout\": " + std::to_string(kLayout) +
-         ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names() + "]}";
+         ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names(*chosen) + "]}";
 }
 
 }  // namespace
@@ -438,7 +606,7 @@ U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtA
     static OrtCustomOpDomain* const domain = [&] {
       OrtCustomOpDomain* made = nullptr;
       u2moe::Api::check(api->CreateCustomOpDomain("u2moe", &made));
-      u2moe::Operators::add_to(made);
+      u2moe::Operators::add_to(made, u2moe::isa());
       return made;
     }();
     u2moe::Api::check(api->AddCustomOpDomain(options, domain));

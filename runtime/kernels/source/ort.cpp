@@ -108,6 +108,18 @@ std::string Node::text(const char* name) const {
   return text;
 }
 
+void Node::pair(const char* name, int64_t most, size_t (&values)[2]) const {
+  int64_t found[2] = {};
+  size_t count = 2;
+  Api::check(Api::get().KernelInfoGetAttributeArray_int64(info_, name, nullptr, &count));
+  if (count == 2) Api::check(Api::get().KernelInfoGetAttributeArray_int64(info_, name, found, &count));
+  for (size_t i = 0; i < 2; i++) {
+    if (count != 2 || found[i] < 1 || found[i] > most)
+      throw Invalid(std::string("attribute ") + name + " must be two numbers from 1 to " + std::to_string(most));
+    values[i] = static_cast<size_t>(found[i]);
+  }
+}
+
 bool Node::has(const char* attribute) const {
   int64_t value = 0;
   OrtStatus* status = Api::get().KernelInfoGetAttribute_int64(info_, attribute, &value);
@@ -153,13 +165,13 @@ const void* Node::next(const char* what, ONNXTensorElementDataType type, const s
   return aligned_.back().data();
 }
 
-Tensor Call::input(size_t index, ONNXTensorElementDataType type) const {
+Tensor Call::input(size_t index, ONNXTensorElementDataType type, size_t least_axes) const {
   const OrtValue* value = nullptr;
   Api::check(Api::get().KernelContext_GetInput(context_, index, &value));
   Tensor tensor = tensor_of(value);
-  if (tensor.type != type || tensor.shape.empty())
+  if (tensor.type != type || tensor.shape.size() < least_axes)
     throw Invalid("input " + std::to_string(index) + " must be of element type " + std::to_string(type) +
-                  " with at least one axis, got type " + std::to_string(tensor.type) + " and " +
+                  " with at least " + std::to_string(least_axes) + " axes, got type " + std::to_string(tensor.type) + " and " +
                   shape_text(tensor.shape));
   return tensor;
 }

@@ -50,6 +50,7 @@ struct Tensor {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 
   size_t size() const;
+  size_t axis(size_t index) const { return static_cast<size_t>(shape[index]); }
   size_t last() const { return static_cast<size_t>(shape.back()); }
   size_t rows() const;  // the product of all axes but the last
   template <class T>
@@ -68,6 +69,7 @@ class Node {
   int64_t integer(const char* name, int64_t least, int64_t most) const;
   float number(const char* name, float least, float most) const;
   std::string text(const char* name) const;
+  void pair(const char* name, int64_t most, size_t (&values)[2]) const;  // from 1 to `most`
   // Input `next`, which must be a constant of this type and shape; -1 stands for any size of at least 1.
   template <class T>
   const T* constant(const char* what, const std::vector<int64_t>& shape, std::vector<int64_t>* found = nullptr) {
@@ -100,7 +102,7 @@ class Node {
 class Call {
  public:
   explicit Call(OrtKernelContext* context) : context_(context) {}
-  Tensor input(size_t index, ONNXTensorElementDataType type) const;
+  Tensor input(size_t index, ONNXTensorElementDataType type, size_t least_axes = 1) const;
   void* output(size_t index, const std::vector<int64_t>& shape) const;
   OrtKernelContext* context() const { return context_; }
 

@@ -123,6 +123,34 @@ inline void compute_linear(const InstructionSet& isa, size_t k, size_t n, size_t
   digest.add(y.data(), y.size() * sizeof(float));
 }
 
+inline void compute_attention(const InstructionSet& isa, size_t time, size_t size, size_t num_past, bool relative,
+                              const Threads& threads, Digest& digest) {
+  Random random(time + size + num_past);
+  Attention a{};
+  a.batch = 2;
+  a.time = time;
+  a.heads = 4;
+  a.kv_heads = 2;
+  a.size = size;
+  a.num_past = num_past;
+  const size_t keys = num_past + time, width = a.heads * size;
+  const auto query = random.numbers(a.batch * time * width, 1.0f);
+  const auto key_value = random.numbers(a.batch * time * a.kv_heads * 2 * size, 1.0f);
+  const auto past = random.numbers(a.batch * a.kv_heads * num_past * 2 * size, 1.0f);
+  const auto positions = random.numbers(keys * width, 1.0f), bias = random.numbers(a.batch * a.heads * keys, 3.0f);
+  std::vector<float> out(query.size());
+  a.query = query.data();
+  a.key_value = key_value.data();
+  a.past = past.data();
+  a.positions = relative ? positions.data() : nullptr;
+  a.bias = bias.data();
+  a.bias_batch_stride = a.heads * keys;
+  a.bias_head_stride = keys;
+  a.out = out.data();
+  run_attention(isa, a, threads);
+  digest.add(out.data(), out.size() * sizeof(float));
+}
+
 // A digest of the results of all cases.
 inline unsigned long long digest_of(const InstructionSet& isa, const Threads& threads) {
   static constexpr Case kCases[] = {
@@ -134,6 +162,8 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   Digest digest;
   for (const Case& c : kCases) compute_experts(isa, c, threads, digest);
   for (size_t rows : {1, 2, 3, 8, 15, 29}) compute_linear(isa, 24 + 8 * rows, 40 + rows, rows, threads, digest);
+  for (size_t time : {1, 7, 16, 35})
+    compute_attention(isa, time, 3 + 2 * time, 50 - time, time % 2 == 1, threads, digest);
   return digest.value();
 }
 

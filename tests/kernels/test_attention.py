@@ -1,0 +1,121 @@
+"""Native attention with a cache against its function, and with inputs that do not fit each other."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from u2moe.benchmarks.instruments.layers import layer_model, session_with
+from u2moe.runtime.graph.attention import Heads, cached_attention
+from u2moe.runtime.session import ONNXRUNTIME_ERRORS
+
+ROUNDING = 2e-5
+"""Sums in another order, and another exponential: relative to values of size 1."""
+MASKED = np.finfo(np.float32).min
+BLOCKS = 3
+
+
+def model_of(heads, *, relative):
+    function, attributes = cached_attention(heads, relative=relative)
+    kinds = dict.fromkeys(["query", "key_value", "cache"], np.float32)
+    kinds |= {"block": np.int64, "first_kept": np.int64, "bias": np.float32}
+    return layer_model(function, {**kinds, **({"positions": np.float32} if relative else {})}, {}, attributes)
+
+
+def feeds_of(random, heads, batch, time, past, *, relative, wide=(1, 1, 1)):
+    """Random inputs; axes of the bias and of positions are 1 unless `wide` has a 1 for batch, heads and time."""
+    keys = past + time
+    shape = [size if own else 1 for own, size in zip(wide, (batch, heads.num_heads, time), strict=True)]
+    bias = random.standard_normal((*shape, keys))
+    bias[random.random(bias.shape) < 0.2] = MASKED
+    shapes = {
+        "query": (batch, time, heads.num_heads * heads.size),
+        "key_value": (batch, time, heads.num_kv_heads * 2 * heads.size),
+        "cache": (BLOCKS, batch, heads.num_kv_heads, past, 2 * heads.size),
+        **({"positions": (batch if wide[0] else 1, keys, heads.num_heads * heads.size)} if relative else {}),
+    }
+    feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    first = random.integers(0, time + 1, 1)
+    return {**feeds, "bias": bias.astype(np.float32), "block": np.array(1), "first_kept": first}
+
+
+@given(
+    heads=st.builds(
+        lambda kv, group, size: Heads(num_heads=kv * group, num_kv_heads=kv, size=size),
+        st.integers(1, 3), st.integers(1, 2), st.sampled_from([1, 5, 16, 24, 32]),
+    ),
+    sizes=st.tuples(st.integers(1, 3), st.sampled_from([1, 7, 16, 17, 40]), st.integers(0, 40)),
+    wide=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    relative=st.booleans(),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_attention_computes_what_its_function_does(library, heads, sizes, wide, relative, seed):
+    feeds = feeds_of(np.random.default_rng(seed), heads, *sizes, relative=relative, wide=wide)
+    model = model_of(heads, relative=relative)
+    expected, found = (session_with(model, file).run(None, feeds) for file in (None, library))
+    np.testing.assert_allclose(found[0], expected[0], atol=ROUNDING, rtol=ROUNDING)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_what_no_query_may_see_is_not_seen(library):
+    """Masked keys and values may hold any number; a row that sees nothing is the mean of all, as in the graph."""
+    random, heads = np.random.default_rng(0), Heads(num_heads=2, num_kv_heads=2, size=20)
+    session = session_with(model_of(heads, relative=False), library)
+    feeds = feeds_of(random, heads, 2, 5, 9, relative=False, wide=(1, 0, 0))
+    feeds["bias"][:] = 0
+    feeds["bias"][0, ..., :4] = feeds["bias"][1] = MASKED
+    context, _ = session.run(None, feeds)
+    feeds["cache"][:, 0, :, :4] = 1e30
+    np.testing.assert_array_equal(session.run(None, feeds)[0][0], context[0])
+    values = np.concatenate([feeds["cache"][1, 1, 0, :, 20:], feeds["key_value"][1, :, 20:40]])
+    np.testing.assert_allclose(context[1, 0, :20], values.mean(axis=0), atol=ROUNDING)
+
+
+def test_threads_and_neighbours_change_no_bit_of_attention(library):
+    random, heads = np.random.default_rng(1), Heads(num_heads=4, num_kv_heads=2, size=24)
+    model = model_of(heads, relative=True)
+    feeds = feeds_of(random, heads, 3, 21, 30, relative=True)
+    context, kept = session_with(model, library).run(None, feeds)
+    for found, expected in zip(session_with(model, library, 3).run(None, feeds), (context, kept), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    alone = {name: array[1:2] for name, array in feeds.items() if name not in ("block", "first_kept", "cache")}
+    alone |= {"cache": feeds["cache"][:, 1:2], "block": feeds["block"], "first_kept": feeds["first_kept"]}
+    np.testing.assert_array_equal(session_with(model, library).run(None, alone)[0], context[1:2])
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_inputs_that_do_not_fit_are_an_error(library, data):
+    heads = Heads(num_heads=2, num_kv_heads=1, size=8)
+    feeds = feeds_of(np.random.default_rng(0), heads, 2, 3, 4, relative=True)
+    name = data.draw(st.sampled_from(sorted(feeds)))
+    shape = data.draw(st.lists(st.sampled_from([0, 1, 2, 3, 7, 8, 16]), max_size=5))
+    if name in ("block", "first_kept"):
+        feeds[name] = np.full(shape, data.draw(st.sampled_from([-(2**63), -1, 0, 2, 3, 2**63 - 1])))
+    else:
+        feeds[name] = np.ones(shape, np.float32)
+    session = session_with(model_of(heads, relative=True), library)
+    try:
+        context, kept = session.run(None, feeds)
+    except ONNXRUNTIME_ERRORS:
+        return
+    assert context.shape == feeds["query"].shape
+    assert kept.shape[3] <= context.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"num_heads": 3, "num_kv_heads": 2}, "num_heads must be a multiple of num_kv_heads"),
+        ({"size": 0}, "attribute size must be from 1"),
+        ({"relative": 1}, "has 6 inputs, expected 7"),
+    ],
+)
+def test_attributes_that_lie_are_an_error(library, attributes, message):
+    function, own = cached_attention(Heads(num_heads=2, num_kv_heads=1, size=8), relative=False)
+    kinds = dict.fromkeys(["query", "key_value", "cache"], np.float32)
+    kinds |= {"block": np.int64, "first_kept": np.int64, "bias": np.float32}
+    model = layer_model(function, kinds, {}, {**own, **attributes})
+    with pytest.raises(ONNXRUNTIME_ERRORS, match=message):
+        session_with(model, library)
