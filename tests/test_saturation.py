@@ -92,11 +92,11 @@ def option_of(model):
 def test_bundles_of_before_are_loaded_with_the_option_and_say_so_once(without_vnni, quantized_before):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        precise = quantized_before.load()
+        precise = quantized_before.load(kernels="onnxruntime")
     assert [str(warning.message).partition(": ")[0] for warning in caught] == [str(quantized_before.path)]
     assert option_of(precise) == "1"
     features = np.random.default_rng(0).normal(10, 3, (100, precise.config.feature_size)).astype(np.float32)
-    plain = quantized_before.load(sess_options=precise_options())
+    plain = quantized_before.load(sess_options=precise_options(), kernels="onnxruntime")
     np.testing.assert_allclose(precise.encode(features), plain.encode(features), atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_bundles_of_today_and_float32_ones_are_not(without_vnni, quantized, bund
 def test_bundles_of_before_are_refused_if_the_option_cannot_be_set(without_vnni, quantized_before, monkeypatch, capsys):
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
     with pytest.raises(ProviderError, match="quantize the float32 bundle again"):
-        quantized_before.load()
+        quantized_before.load(kernels="onnxruntime")
     clip = str(DEMO_FOLDER / "clips" / "card.flac")
-    assert main(["transcribe", "--model", str(quantized_before.path), clip]) == 1
+    assert main(["transcribe", "--model", str(quantized_before.path), "--kernels", "onnxruntime", clip]) == 1
     assert "results would be wrong on this processor" in capsys.readouterr().err
