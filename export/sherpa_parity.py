@@ -107,7 +107,8 @@ class SherpaParity:
         self.report.comparisons.append(found)
 
     def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
-        return onnxruntime.InferenceSession(self.folder / graph.file, SessionSettings().session_options())
+        options = SessionSettings(kernels="onnxruntime").session_options()
+        return onnxruntime.InferenceSession(self.folder / graph.file, options)
 
     def _start(self) -> Caches:
         """Caches of a new stream, as long as the client's: negative positions are masked.

@@ -206,6 +206,12 @@ def test_a_bundle_in_ort_format(bundle, tmp_path):
         Bundle.open(found.path)
 
 
+def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_path):
+    found = convert_bundle(quantized("int8").path, tmp_path / "ort", "ort")
+    for file in sorted(found.path.glob("*.ort")):
+        onnxruntime.InferenceSession(file)  # as programs do that know nothing of them
+
+
 def test_a_changed_graph_is_not_written(bundle, tmp_path, monkeypatch):
     original = conversion.profile_graph
 

@@ -72,7 +72,7 @@ def reason_of(error: Exception) -> str:
 def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
     """Node runs of the encoder by provider, from a profile of its session."""
     with tempfile.TemporaryDirectory() as folder:
-        options = SessionSettings().session_options()
+        options = SessionSettings(kernels="onnxruntime").session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         opened = Bundle.open(bundle)

@@ -97,7 +97,8 @@ def measure(
 
 
 def _session(file: Path) -> None:
-    onnxruntime.InferenceSession(file, SessionSettings().session_options(), providers=["CPUExecutionProvider"])
+    options = SessionSettings(kernels="onnxruntime").session_options()
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def _median(repeats: int, call: Callable[[], object]) -> float:

@@ -31,7 +31,7 @@ def write_ort(file: Path, target: Path, *, extensions: bool = False) -> None:
         target: file to write, with the suffix .ort.
         extensions: whether it uses operators of onnxruntime-extensions.
     """
-    options = SessionSettings().session_options()
+    options = SessionSettings(kernels="onnxruntime").session_options()  # native ones would stay in the file, by name
     if extensions:
         import onnxruntime_extensions  # noqa: PLC0415
 

@@ -56,7 +56,7 @@ def session_of(file: Path | bytes, *, extensions: bool = False, portable: bool =
     Raises:
         ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
     """
-    options = SessionSettings().session_options()
+    options = SessionSettings(kernels="onnxruntime").session_options()  # programs in other languages have no others
     if extensions:
         import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
 
@@ -74,7 +74,7 @@ class ProfileParity:
     def __init__(self, bundle: Bundle, run: Run, *, subject: Path) -> None:
         self.bundle = bundle
         self.config = bundle.manifest.model
-        self.model = bundle.load()
+        self.model = bundle.load(kernels="onnxruntime")
         self.run = run
         self.subject = subject
         self.samples = parity_samples(bundle.manifest, 6.0)
