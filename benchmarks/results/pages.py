@@ -27,6 +27,7 @@ MODULES = {
     "full_size": "full_size.page",
     "native": "full_size.native",
     "moe_layer": "full_size.moe_layer_page",
+    "products": "peers.products",
     "same_weights": "peers.same_weights",
     "sherpa": "peers.sherpa",
     "systems": "peers.systems",
