@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from u2moe.benchmarks.full_size.moe_layer import INT4, INT8, LAYER_BYTES, Layer, Layers, layer_session, moe_graph
+from u2moe.benchmarks.full_size.moe_layer import Layer, Layers, layer_session, moe_graph
+from u2moe.benchmarks.full_size.moe_layer_page import INT4, INT8, LAYER_BYTES
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of
 from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
