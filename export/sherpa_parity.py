@@ -73,9 +73,10 @@ class SherpaParity:
         self.config = bundle.manifest.model
         self.folder = folder
         self.options = options
-        settings = SessionSettings()
+        self.settings = SessionSettings(kernels="onnxruntime")  # sherpa-onnx has no others
         encoder, ctc = (
-            Session(bundle.path / graph.file, graph, bundle.manifest, settings) for graph in self.config.graphs()[:2]
+            Session(bundle.path / graph.file, graph, bundle.manifest, self.settings)
+            for graph in self.config.graphs()[:2]
         )
         self.model = Model(bundle.manifest, encoder, ctc, None)
         chunk_s = options.chunk_size * self.config.subsampling_rate * bundle.manifest.features.frame_shift_ms / 1000
@@ -107,8 +108,7 @@ class SherpaParity:
         self.report.comparisons.append(found)
 
     def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
-        options = SessionSettings(kernels="onnxruntime").session_options()
-        return onnxruntime.InferenceSession(self.folder / graph.file, options)
+        return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
         """Caches of a new stream, as long as the client's: negative positions are masked.
