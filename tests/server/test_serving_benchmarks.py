@@ -108,7 +108,7 @@ def test_processor_time_is_that_of_all_processes():
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORK!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert servers.cpu_s(process.pid) >= 0.2
+        assert servers.cpu_s(process.pid) >= 0.15  # the child's 0.2 s, whose parts the system rounds down to hundredths
         process.communicate(b"\n")
 
 
