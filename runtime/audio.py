@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
+APPLE_DOUBLE = "._"
+"""How files begin that macOS writes beside others on foreign disks, with their suffixes: they hold no audio."""
 
 _READ_S = 0.25
 """Seconds that are read at once: so much is lost before damage."""
@@ -304,7 +306,7 @@ def _search(folder: Path) -> tuple[list[Path], list[Path]]:
     inside: list[Path] = []
     passed_over: list[Path] = []
     for place, _, names in os.walk(folder, onerror=lambda error: passed_over.append(Path(error.filename))):
-        for file in (Path(place, name) for name in names):
+        for file in (Path(place, name) for name in names if not name.startswith(APPLE_DOUBLE)):
             if file.suffix.lower() in FILE_SUFFIXES or (_is_media(file) and has_media()):
                 inside.append(file)
             elif _is_media(file):

@@ -89,6 +89,9 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
             refused = error
         else:
+            # Otherwise soundfile seeks after each read, and libsndfile then decodes some of an MP3 file again: nearly
+            # twice the time, and complaints on stderr about the frames before that.
+            sound.seekable = lambda: False
             with sound:
                 yield sound
             return

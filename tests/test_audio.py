@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from u2moe.runtime.audio import Resampler, as_samples, duration_of, find_audio, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.recognizer import DEMO_FOLDER
 
 RATE = 16_000
 
@@ -48,6 +49,17 @@ def test_mp3_file(tmp_path):
     assert abs(len(samples) - 2 * RATE) < RATE // 10  # MP3 pads to whole frames
     spectrum = np.abs(np.fft.rfft(samples[: 2 * RATE]))
     assert abs(spectrum.argmax() / 2 - 440) < 2
+
+
+def test_mp3_files_are_decoded_once(tmp_path, monkeypatch, capfd):
+    """soundfile seeks after each read, for which libsndfile decodes frames again that depend on those before."""
+    speech, rate = soundfile.read(DEMO_FOLDER / "clips" / "question.flac")
+    soundfile.write(tmp_path / "speech.mp3", speech, rate)
+    seeks = []
+    monkeypatch.setattr(soundfile.SoundFile, "seek", lambda *arguments: seeks.append(arguments))
+    assert len(read_audio(tmp_path / "speech.mp3", rate)) == len(speech)
+    assert not seeks
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000, 96_000])
@@ -184,7 +196,7 @@ def test_any_damage_is_audio_or_a_typed_error(tmp_path_factory, data, suffix):
 
 
 def test_folders_are_searched(tmp_path):
-    for name in ("b/2.flac", "a.WAV", "notes.txt"):
+    for name in ("b/2.flac", "a.WAV", "notes.txt", "._a.WAV"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     missing = tmp_path / "missing.wav"

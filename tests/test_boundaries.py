@@ -127,6 +127,7 @@ def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
     cwd = ROOT if place == "repository" else tmp_path
     code = (
         "import sys, u2moe; assert 'u2moe.runtime' not in sys.modules and 'numpy' not in sys.modules;"
+        "assert u2moe.runtime is sys.modules['u2moe.runtime'];"
         "from u2moe import Recognizer, Bundle; import u2moe.runtime as runtime;"
         "assert Recognizer is runtime.Recognizer and Bundle is runtime.Bundle;"
         "names = {}; exec('from u2moe import *', names); assert set(runtime.__all__) < set(names);"

@@ -1,8 +1,10 @@
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.formats import FORMATS
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -219,6 +223,22 @@ def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
     monkeypatch.setitem(cli.OTHER_COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
     assert cli.main(["bench"]) == 1
     assert "'u2moe bench' needs the Python package u2moe.nothing, not installed here" in capsys.readouterr().err
+
+
+def test_every_package_that_may_be_missing_has_its_extra():
+    """So that what a command needs is named by what to install, also where that is a part of something else."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    known = {*sys.stdlib_module_names, "numpy", "onnxruntime", "soundfile", "soxr", "u2moe", *cli.EXTRAS}
+    known |= {"fsspec", "sounddevice", "u2moe_kernels"}  # those who import them say what to install
+    for package in project["tool"]["setuptools"]["package-dir"].values():
+        if package.startswith("benchmarks") and package != "benchmarks/bench":  # no commands
+            continue
+        for file in (ROOT / package).glob("*.py"):
+            nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+            names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+            names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+            assert {name.partition(".")[0] for name in names} <= known, file
+    assert set(cli.EXTRAS.values()) <= project["project"]["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize(

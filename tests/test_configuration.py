@@ -89,6 +89,10 @@ def test_config_shows_what_is_set(config, capsys, tmp_path):
         ("[transcribe]\nsearch = 'viterbi'", "search must be one of attention_rescoring, .*, got 'viterbi'"),
         ("[transcribe]\nstream = 1", "stream must be true or false"),
         ("transcribe = 1", "transcribe: there is no such option"),
+        (
+            "[transcibe]\nstream = true",
+            r"\[transcibe\]: there is no such command, expected one of transcribe, ",
+        ),
     ],
 )
 def test_files_that_are_refused_name_the_option(config, clip, capsys, text, message):
@@ -97,6 +101,14 @@ def test_files_that_are_refused_name_the_option(config, clip, capsys, text, mess
     err = capsys.readouterr().err
     assert err.startswith(f"u2moe: error: {file}: ")
     assert re.search(message, err)
+
+
+def test_an_option_for_all_commands_may_be_one_of_another(config, monkeypatch, capsys):
+    """A command that is not loaded is asked, too."""
+    file = config("\ufeffport = 1234\nbeam-size = 4\n")
+    assert parsed(monkeypatch, "x.wav").beam_size == 4
+    assert cli.main(["config"]) == 0
+    assert capsys.readouterr().out == f"# {file}\nport = 1234\nbeam-size = 4\n"
 
 
 def test_no_home_folder(monkeypatch):

@@ -34,6 +34,8 @@ def test_text_is_kept_as_it_is_on_request(tmp_path):
     (tmp_path / "a.txt").write_text("\u2581THE CAT.\n\nDog\n", encoding="utf-8")
     assert list(read_sentences([tmp_path / "a.txt"], TextOptions(raw=True))) == [["\u2581THE", "CAT."], [], ["Dog"]]
     assert list(read_sentences([tmp_path / "a.txt"], TextOptions(keep_case=True)))[-1] == ["Dog"]
+    (tmp_path / "marked.txt").write_text("THE CAT.", encoding="utf-8-sig")  # as by Notepad
+    assert list(read_sentences([tmp_path / "marked.txt"], TextOptions(raw=True))) == [["THE", "CAT."]]
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(LanguageModelError, match=r"b\.txt"):
         list(read_sentences([tmp_path / "b.txt"]))
@@ -68,6 +70,18 @@ def test_faults_of_the_commands_are_one_line(tmp_path, capsys):
     ):
         assert lm(*arguments) == 1
         assert capsys.readouterr().err.splitlines()[-1].startswith("u2moe: error: ")
+
+
+def test_what_cannot_be_written_is_known_before_the_work(bundle, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("a b", encoding="utf-8")
+    (tmp_path / "dev.tsv").write_text("missing.wav\tA", encoding="utf-8")
+    missing = tmp_path / "no" / "x"
+    assert lm("train", tmp_path / "text.txt", "-o", missing) == 1
+    assert lm("tune", tmp_path / "dev.tsv", "--lm", "demo", "--model", bundle.path, "--report", missing) == 1
+    err = capsys.readouterr().err
+    assert err.count(f"No such file or directory: '{missing}'") == 2
+    assert "sentences" not in err
+    assert "missing.wav" not in err
 
 
 @pytest.fixture
@@ -112,7 +126,7 @@ def test_recordings_that_are_encoded_once_give_what_a_recogniser_gives(recording
 @pytest.mark.slow
 def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
-    (clips / "dev.tsv").write_text("a.wav\tA B\nmissing.wav\tA\n", encoding="utf-8")
+    (clips / "dev.tsv").write_text("a.wav\tA B\nmissing.wav\tA\n", encoding="utf-8-sig")  # as by Notepad
     report = tmp_path / "report.json"
     options = ("--model", bundle.path, "--beam-size", 2, "--first-pass", "--report", report)
     assert lm("tune", clips / "dev.tsv", "--lm", tmp_path / "toy.arpa", *options) == 0

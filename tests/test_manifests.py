@@ -248,6 +248,11 @@ def test_shards_are_read_in_place(tmp_path, suffix, mode):
     with Sources() as sources:
         for index, expected in ((1, -ramp()), (0, ramp()), (4, ramp(0.2))):
             assert np.array_equal(np.concatenate(list(sources.read_blocks(found[index], RATE))), expected)
+        other.rename(tmp_path / "elsewhere")
+        assert len(np.concatenate(list(sources.read_blocks(found[0], RATE)))) == len(ramp())
+        with pytest.raises(AudioError, match="No such file"):
+            sources.open(found[4])
+        assert np.array_equal(np.concatenate(list(sources.read_blocks(found[1], RATE))), -ramp())
     for index in (2, 3):
         with pytest.raises(AudioError, match=found[index].key):
             samples_of(found[index])
@@ -270,7 +275,7 @@ def test_a_shard_that_breaks_off_keeps_what_is_before(tmp_path):
 
 def test_folders_and_lists_of_paths(clip, tmp_path):
     (tmp_path / "sub").mkdir()
-    for name in ("sub/b.flac", "sub/c.txt", "sub/d.m4a", "Z.MP3"):
+    for name in ("sub/b.flac", "sub/c.txt", "sub/d.m4a", "Z.MP3", "._Z.MP3"):
         (tmp_path / name).touch()
     assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac", "sub/d.m4a"]
     manifest = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")

@@ -28,6 +28,13 @@ from u2moe.runtime.errors import U2moeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+OWN_COMMANDS = {
+    "transcribe": add_transcribe,
+    "listen": add_listen,
+    "config": add_config,
+    "completion": add_completion,
+}
+"""Functions that add the sub-commands that need no other package."""
 OTHER_COMMANDS = {
     "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
@@ -43,7 +50,7 @@ OTHER_COMMANDS = {
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
     "onnxruntime_extensions": "clip", "av": "media",
-    "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
+    "h11": "server", "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip
 """The extra that installs each package needed by only some sub-commands."""
@@ -61,7 +68,7 @@ def _run(arguments: list[str]) -> int:
         command = arguments[0] if arguments else None
         parser, commands = _build(command)
         if command in commands:
-            apply_configuration(arguments[1:], command, commands[command], commands)
+            apply_configuration(arguments[1:], command, commands[command])
         args = parser.parse_args(arguments)
         with logging_to_stderr(is_verbose=args.verbose):
             code: int = args.run(args)
@@ -102,7 +109,7 @@ def _build(command: str | None) -> tuple[argparse.ArgumentParser, dict[str, argp
     )
     parser.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_transcribe, add_listen, add_config, add_completion):
+    for add in OWN_COMMANDS.values():
         add(subparsers)
     for name, (module, function, summary) in OTHER_COMMANDS.items():
         if name == command:

@@ -29,22 +29,15 @@ def add_config(subparsers: Subparsers) -> None:
 
 def run_config(args: argparse.Namespace) -> int:
     """Check the file for all commands, and show what it sets."""
-    from u2moe.runtime.cli import command_parsers  # noqa: PLC0415 - which imports this module
-
     file = args.config or default_file()
     if file is None or not (args.config or file.exists()):
         print_result(f"no options are set: {file or 'the configuration file'} does not exist\n")
         return 0
     content = _read(file)
-    parsers = command_parsers()
     lines = [f"# {file}\n"]
-    known = {name for parser in parsers.values() for name in options_of(parser)}
-    for name, value in content.items():
-        if not isinstance(value, dict):
-            _check_known(file, name, name, known)
-            lines.append(f"{name} = {_shown(value)}\n")
-    for command, parser in parsers.items():
-        defaults = _defaults(file, content, command, parser, known)
+    lines += [f"{name} = {_shown(value)}\n" for name, value in content.items() if not isinstance(value, dict)]
+    for command, parser in _all_parsers().items():
+        defaults = _defaults(file, content, command, parser)
         section = content.get(command, {})
         if section:
             lines.append(f"\n[{command}]\n")
@@ -61,13 +54,12 @@ def default_file() -> Path | None:
     return None
 
 
-def apply_configuration(
-    arguments: list[str], command: str, parser: argparse.ArgumentParser, others: Mapping[str, argparse.ArgumentParser]
-) -> None:
+def apply_configuration(arguments: list[str], command: str, parser: argparse.ArgumentParser) -> None:
     """Take the options of a command from the file in its arguments, or else from the default file, if there is one.
 
     Raises:
-        ValueError: the file cannot be read, or has an option that no command knows, or an impossible value; names them.
+        ValueError: the file cannot be read, has a table for no command or an option that none knows, or an impossible
+            value; names them.
     """
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chosen.add_argument("--config", type=Path)
@@ -75,8 +67,7 @@ def apply_configuration(
     file = explicit or default_file()
     if file is None or not (explicit or file.exists()):
         return
-    known = {name for other in (parser, *others.values()) for name in options_of(other)}
-    parser.set_defaults(**_defaults(file, _read(file), command, parser, known))
+    parser.set_defaults(**_defaults(file, _read(file), command, parser))
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -87,22 +78,36 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read as TOML: {getattr(error, 'strerror', None) or error}") from error
+    from u2moe.runtime.cli import OTHER_COMMANDS, OWN_COMMANDS  # noqa: PLC0415 - which imports this module
+
+    commands = (*OWN_COMMANDS, *OTHER_COMMANDS)
+    for name, value in content.items():
+        if isinstance(value, dict) and name not in commands:
+            raise ValueError(f"{file}: [{name}]: there is no such command, expected one of {', '.join(commands)}")
+    return content
 
 
-def _defaults(
-    file: Path, content: Mapping[str, Any], command: str, parser: argparse.ArgumentParser, known: set[str]
-) -> dict[str, Any]:
+def _all_parsers() -> dict[str, argparse.ArgumentParser]:
+    from u2moe.runtime.cli import command_parsers  # noqa: PLC0415 - which imports this module
+
+    return command_parsers()
+
+
+def _defaults(file: Path, content: Mapping[str, Any], command: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The values that a file sets for a command, by destination."""
     options = options_of(parser)
     found: dict[str, Any] = {}
     for name, value in content.items():
-        if not isinstance(value, dict):
+        if isinstance(value, dict):
+            continue
+        if name in options:
+            found[options[name].dest] = _value(file, name, value, options[name])
+        else:  # perhaps an option of a command whose package takes long to import
+            known = {option for other in _all_parsers().values() for option in options_of(other)}
             _check_known(file, name, name, known)
-            if name in options:
-                found[options[name].dest] = _value(file, name, value, options[name])
     section = content.get(command, {})
     if not isinstance(section, dict):
         raise ValueError(f"{file}: {command} must be a table of options, got {section!r}")  # noqa: TRY004

@@ -93,7 +93,7 @@ def _text_format(args: argparse.Namespace, language_model: LanguageModelOptions 
 
 def provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
     """Execution providers, separated by commas; None: the default."""
-    return tuple(args.providers.split(",")) if args.providers else None
+    return tuple(name.strip() for name in args.providers.split(",")) if args.providers else None
 
 
 def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...] | None:

@@ -92,6 +92,7 @@ class Sources:
 
     def _member(self, member: TarMember) -> bytes:
         if self._archive != member.archive or self._stream is None:
+            self._stream = None  # also if the next archive cannot be opened
             self._opened.close()
             self._stream = self._open_archive(member.archive)
             self._archive = member.archive

@@ -29,7 +29,7 @@ def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
     """
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise AudioError(f"{path}: cannot be read as a list of recordings: {error}") from error
     recordings = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import DEMO
+from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress
 from u2moe.runtime.language.arpa import write_arpa
 from u2moe.runtime.language.compact import BITS, write_compact
@@ -94,6 +95,7 @@ def run_train(args: argparse.Namespace) -> int:
     from u2moe.runtime.language.kneser_ney import TrainingOptions, train
     from u2moe.runtime.language.sentences import TextOptions, read_sentences
 
+    try_to_write(args.output)
     options = TrainingOptions(order=args.order, prune=tuple(args.prune), min_word_count=args.min_word_count)
     sentences = read_sentences(args.texts, TextOptions(raw=args.raw, keep_case=args.keep_case))
     counts = count_ngrams(sentences, options.order, min_word_count=options.min_word_count)
@@ -119,6 +121,7 @@ def run_tune(args: argparse.Namespace) -> int:
     from u2moe.runtime.language.tuning import FIRST_GRID, SECOND_GRID, EncodedRecordings, Trial, tune
     from u2moe.runtime.recognizer import Recognizer
 
+    try_to_write(args.report)
     recognizer = Recognizer.from_pretrained(args.model)
     start = LanguageModelOptions.demo() if args.lm == DEMO else LanguageModelOptions(model=args.lm)
     listed = read_manifest(args.list)

@@ -40,9 +40,9 @@ def read_sentences(files: Iterable[Path], options: TextOptions | None = None) ->
     for file in files:
         try:
             with (
-                gzip.open(file, "rt", encoding="utf-8")
+                gzip.open(file, "rt", encoding="utf-8-sig")
                 if file.suffix == ".gz"
-                else file.open(encoding="utf-8") as lines
+                else file.open(encoding="utf-8-sig") as lines
             ):
                 for line in lines:
                     yield from [line.split()] if options.raw else sentences_of(line, keep_case=options.keep_case)

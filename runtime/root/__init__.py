@@ -29,6 +29,8 @@ def __getattr__(name: str) -> Any:
 
     import u2moe.runtime  # noqa: PLC0415
 
+    if name == "runtime":
+        return u2moe.runtime
     if name not in u2moe.runtime.__all__:
         raise AttributeError(f"module 'u2moe' has no attribute {name!r}")
     return getattr(u2moe.runtime, name)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from u2moe.runtime.audio import FILE_SUFFIXES
+from u2moe.runtime.audio import APPLE_DOUBLE, FILE_SUFFIXES
 from u2moe.runtime.audio_file import MEDIA_SUFFIXES
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.utterance import AudioFile, Utterance
@@ -42,5 +42,5 @@ def _walk(folder: str) -> Iterator[str]:
         path = os.path.join(folder, name)  # noqa: PTH118 - ten million Paths take longer than their files' names
         if is_folder:
             yield from _walk(path)
-        elif os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
+        elif os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(APPLE_DOUBLE):  # noqa: PTH122
             yield path
