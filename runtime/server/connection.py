@@ -24,6 +24,7 @@ from u2moe.runtime.server.errors import (
     UnavailableError,
 )
 from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.patience import patience_for_audio
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.mailbox import Mailbox
@@ -68,6 +69,7 @@ class Connection:
         self.query: Mapping[str, str] = websocket.query_params
         self._websocket = websocket
         self._mailbox: Mailbox = websocket.scope["state"]["mailbox"]
+        self._patience = patience_for_audio(place, self.limits.idle_s)
 
     @property
     def limits(self) -> Limits:
@@ -79,12 +81,9 @@ class Connection:
 
         Raises:
             ClientGoneError: the client has disconnected.
-            IdleError: no message arrived for too long.
+            IdleError: too little audio came for too long.
         """
-        try:
-            message = await self._mailbox.get(self.limits.idle_s)
-        except TimeoutError:
-            raise IdleError(f"nothing came for {self.limits.idle_s:g} seconds") from None
+        message = await self._mailbox.get(self._patience)
         if message["type"] == "websocket.disconnect":
             self._mailbox.put_nowait(message)  # whoever reads next is told, too
             raise ClientGoneError

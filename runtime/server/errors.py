@@ -23,7 +23,7 @@ class RequestError(U2moeError):
 
 
 class IdleError(RequestError):
-    """The client sent or read nothing for too long."""
+    """The client sent or read too little for too long."""
 
     status = 408
 

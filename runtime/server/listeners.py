@@ -13,20 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from u2moe.runtime.server.app import make_app
+from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
 from u2moe.runtime.server.log import LOGGER
-from u2moe.runtime.server.mailbox import Mailbox
 from u2moe.runtime.server.protocols.wyoming import LINE_BYTES, serve_wyoming
 
 if TYPE_CHECKING:
-    from u2moe.runtime.server.metrics import Metrics
     from u2moe.runtime.server.options import ServerOptions
     from u2moe.runtime.server.service import Service
 
@@ -39,10 +36,6 @@ sure that its pings are read soon, so that it does not take the server for dead.
 _BACKLOG = 512
 _NAME_BYTES = 16
 """Bytes of the message with which a connection is handed over."""
-_HEADER_S = 20.0
-"""Seconds that a client has to send a request."""
-_CLOSE_S = 15.0
-"""Seconds that a client has to close a connection that is closed here."""
 _PING_S = 20.0
 _SAME_SIGNAL_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
@@ -145,7 +138,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 make_app(service, {port: name for port, name in speaks.items() if name not in (HTTP, WYOMING)}),
                 http=H11Protocol,
-                ws=_WebSocket,
+                ws=WebSocketHandler,
                 ws_max_size=options.limits.message_bytes,
                 ws_ping_interval=_PING_S,
                 # None: a client whose audio is held back because it is too fast gets its pongs held back too. Those
@@ -201,8 +194,8 @@ class Server(uvicorn.Server):
         if speaks == WYOMING:  # it becomes a stream much later
             self._service.metrics.know_connection()
             return self._wyoming_protocol, None
-        http = functools.partial(_Http, self._service.metrics, self.config, self.server_state, self.lifespan.state)
-        return http, self.config.ssl
+        metrics, state = self._service.metrics, self.lifespan.state
+        return functools.partial(HttpHandler, metrics, self.config, self.server_state, state), self.config.ssl
 
     def _wyoming_protocol(self) -> asyncio.BaseProtocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=LINE_BYTES), self._serve_wyoming)
@@ -273,89 +266,3 @@ class Server(uvicorn.Server):
         elif now - self._stop_time > _SAME_SIGNAL_S:
             LOGGER.warning("stopped at once")
             os._exit(128 + sig)
-
-
-class _Newcomer:
-    """A connection that may or may not become a stream."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._is_known = False
-
-    def become_known(self) -> None:
-        """Mark it as known. Idempotent."""
-        if not self._is_known:
-            self._is_known = True
-            self._metrics.know_connection()
-
-
-class _Http(H11Protocol):
-    """HTTP that does not wait forever for clients that connect without sending a request."""
-
-    def __init__(self, metrics: Metrics, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._newcomer = _Newcomer(metrics)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(_HEADER_S, self._expire)
-
-    def _expire(self) -> None:
-        if not self.headers:
-            self.transport.abort()
-
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Become a WebSocket."""
-        self.app_state = {**self.app_state, "newcomer": self._newcomer}
-        super().handle_websocket_upgrade(event)
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request."""
-        self._newcomer.become_known()
-        super().on_response_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
-        self._newcomer.become_known()
-        super().connection_lost(exc)
-
-
-class _WebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket that ends some time after it is closed here, even if the client does not read."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._mailbox = Mailbox(self._hold)
-        self.queue = cast("asyncio.Queue[Any]", self._mailbox)
-        self.app_state = {**self.app_state, "mailbox": self._mailbox}
-        self.read_paused = True  # so that uvicorn does not pause after each message: the mailbox decides
-
-    async def receive(self) -> Any:
-        """The next event, for Starlette; protocols take theirs from the mailbox."""
-        return await self._mailbox.get()
-
-    def _hold(self, is_held: bool) -> None:
-        if is_held and not self.close_sent:  # what follows is discarded, and the client's own close is awaited
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
-
-    async def send(self, message: Any) -> None:
-        """Send a message; after the first one the client has been accepted or refused."""
-        self.app_state["newcomer"].become_known()
-        await super().send(message)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.app_state["newcomer"].become_known()
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-        self._mailbox.close()
-
-    async def run_asgi(self) -> None:
-        """Serve it, and make sure that it ends."""
-        await super().run_asgi()
-        if not self.disconnected:
-            self._deadline = self.loop.call_later(_CLOSE_S, self.transport.abort)

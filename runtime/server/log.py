@@ -23,7 +23,7 @@ _INCIDENTS = {
     ("refusals", "key"): "refused a client: its API key is missing or wrong",
     ("refusals", "origin"): "refused a page: its origin is not among --cors-origin",
     ("failures", "request"): "ended a connection: the client broke its protocol",
-    ("failures", "idle"): "ended a connection: the client sent or read nothing for too long",
+    ("failures", "idle"): "ended a connection: the client sent or read too little for too long",
     (
         "failures",
         "too_large",

@@ -5,10 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from u2moe.runtime.server.errors import IdleError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.server.patience import Patience
 
 _MAX_BYTES = 64 << 10
 """Bytes of messages that wait to be read, beyond which nothing more is received."""
+_EVENT_BYTES = 256
+"""Bytes that each message takes besides its content, which may be empty."""
 
 Event = Mapping[str, Any]
 """A message of ASGI."""
@@ -30,7 +37,6 @@ class Mailbox:
         self._num_bytes = 0
         self._is_held = False
         self._arrival: asyncio.Future[None] | None = None
-        self._waits_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def put_nowait(self, event: Event) -> None:
@@ -43,17 +49,19 @@ class Mailbox:
             self._is_held = True
             self._hold(True)  # noqa: FBT003
 
-    async def get(self, patience_s: float | None = None) -> Event:
+    async def get(self, patience: Patience | None = None) -> Event:
         """The next event.
 
         Args:
-            patience_s: seconds to wait for it at most, the same in all calls; None: without end.
+            patience: how long to wait for it, the same in all calls; None: without end.
 
         Raises:
-            TimeoutError: there was none in time.
+            IdleError: the patience is over, even if there are events.
         """
+        if patience is not None:
+            patience.left_s()
         while not self._events:
-            await self._wait(patience_s)
+            await self._wait(patience)
         event = self._events.popleft()
         self._num_bytes -= _size(event)
         if self._is_held and self._num_bytes <= _MAX_BYTES // 2:
@@ -68,28 +76,26 @@ class Mailbox:
             self._timer.cancel()
             self._timer = None
 
-    async def _wait(self, patience_s: float | None) -> None:
+    async def _wait(self, patience: Patience | None) -> None:
         loop = asyncio.get_running_loop()
-        self._arrival, self._waits_since = loop.create_future(), loop.time()
-        if patience_s is not None and self._timer is None:
-            self._timer = loop.call_later(patience_s, self._expire, patience_s)
+        self._arrival = loop.create_future()
+        if patience is not None and self._timer is None:
+            self._timer = loop.call_later(patience.left_s(), self._expire, patience)
         try:
             await self._arrival
         finally:
             self._arrival = None
 
-    def _expire(self, patience_s: float) -> None:
-        """End a wait that is too long; a shorter one is looked at again when it would be."""
+    def _expire(self, patience: Patience) -> None:
+        """End a wait that is too long; if there is patience left by now, look again when it would be over."""
         self._timer = None
         if self._arrival is None or self._arrival.done():
             return
-        loop = asyncio.get_running_loop()
-        left = self._waits_since + patience_s - loop.time()
-        if left > 0:
-            self._timer = loop.call_later(left, self._expire, patience_s)
-        else:
-            self._arrival.set_exception(TimeoutError())
+        try:
+            self._timer = asyncio.get_running_loop().call_later(patience.left_s(), self._expire, patience)
+        except IdleError as error:
+            self._arrival.set_exception(error)
 
 
 def _size(event: Event) -> int:
-    return len(event.get("bytes") or event.get("text") or "")
+    return len(event.get("bytes") or event.get("text") or "") + _EVENT_BYTES

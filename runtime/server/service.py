@@ -168,6 +168,12 @@ class Place:
         self.is_drained = False
         self._service = service
         self._task = asyncio.current_task()
+        self._fed_before_s = 0.0
+
+    @property
+    def fed_s(self) -> float:
+        """Seconds of audio fed to its sessions."""
+        return self._fed_before_s + (self.session.duration if self.session is not None else 0.0)
 
     async def open_session(
         self, sample_rate: float, decoding: DecodingOptions | None = None, hotwords: ContextGraph | None = None
@@ -186,6 +192,7 @@ class Place:
         stream = service.recognizer.create_stream(decoding or service.stream_options, hotwords=hotwords)
         if self.session is not None:
             self.session.close()
+        self._fed_before_s = self.fed_s
         self.session = service.scheduler.open(stream, sample_rate)
         return self.session
 

@@ -16,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, TooLargeError
+from u2moe.runtime.server.patience import LEAST_BYTES_PER_S, Patience
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.options import Limits
@@ -47,7 +48,7 @@ class Body:
 
     Raises:
         TooLargeError: it is too large; raised before reading if its size is declared.
-        IdleError: nothing arrived for too long.
+        IdleError: too little arrived for too long.
         ClientGoneError: the client has disconnected.
     """
 
@@ -56,26 +57,25 @@ class Body:
         self._chunks = request.stream()
         self._length = request.headers.get("content-length", "")
         self._can_go_on = True
+        self._size = 0
+        least = LEAST_BYTES_PER_S * limits.idle_s
+        self._patience = Patience(limits.idle_s, least, "bytes", lambda: self._size)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = int(self._length) if self._length.isdecimal() else 0
         if size > self._limits.upload_bytes:
             raise self._too_large()
-        size = 0
         try:
             async for chunk in self._timely():
-                size += len(chunk)
-                if size > self._limits.upload_bytes:
+                if self._size > self._limits.upload_bytes:
                     raise self._too_large()
                 yield chunk
-        except TimeoutError:
-            raise IdleError(f"nothing came for {self._limits.idle_s:g} seconds") from None
         except ClientDisconnect as error:
             raise ClientGoneError from error
 
     async def discard(self) -> None:
         """Read the rest for a short time: a response to a client that is still sending would be lost."""
-        with contextlib.suppress(TimeoutError, ClientDisconnect):
+        with contextlib.suppress(TimeoutError, IdleError, ClientDisconnect):
             async with asyncio.timeout(_LINGER_S):
                 async for _ in self._timely():
                     pass
@@ -83,10 +83,10 @@ class Body:
     async def _timely(self) -> AsyncIterator[bytes]:
         while self._can_go_on:
             self._can_go_on = False  # unless the next comes
-            async with asyncio.timeout(self._limits.idle_s):
-                chunk = await anext(self._chunks, None)
+            chunk = await self._patience.wait_for(lambda: anext(self._chunks, None))
             if chunk is not None:
                 self._can_go_on = True
+                self._size += len(chunk)
                 yield chunk
 
     def _too_large(self) -> TooLargeError:

@@ -86,7 +86,7 @@ def test_a_client_that_says_nothing(running, path):
         for message in START[path]:
             client.send(message)
         assert client.close_code() == 1008
-        assert "nothing came for 1 seconds" in client.websocket.close_reason
+        assert "less than 0.01 seconds of audio came within 1 seconds" in client.websocket.close_reason
         impatient.wait_until_empty()
         assert impatient.metric("failures", "idle") == 1
 
@@ -111,7 +111,10 @@ def wyoming_event(kind, data, payload=b""):
 
 @pytest.mark.parametrize(
     ("audio", "kind", "complaint"),
-    [(b"", "idle", b"nothing came for 1 seconds"), (bytes(128_000), "too_large", b"may last 2 seconds")],
+    [
+        (b"", "idle", b"less than 0.01 seconds of audio came within 1 seconds"),
+        (bytes(128_000), "too_large", b"may last 2 seconds"),
+    ],
 )
 def test_a_wyoming_client_that_stops_or_does_not(running, audio, kind, complaint):
     with (
@@ -160,7 +163,7 @@ MEGABYTE = "x" * (1 << 20)
 
 
 def test_a_client_that_does_not_read(running, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.listeners._CLOSE_S", 0.2)
+    monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 0.2)
     settings = {"path": "/v1/realtime", "max_size": None, "max_queue": 1}
     with running(limits=Limits(send_s=0.3)) as impatient, impatient.connect(**settings) as client:
         with contextlib.suppress(ConnectionClosed):
@@ -185,7 +188,7 @@ def test_a_wyoming_client_that_does_not_read(running):
 
 
 def test_one_that_connects_and_asks_for_nothing(running, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.listeners._HEADER_S", 0.2)
+    monkeypatch.setattr("u2moe.runtime.server.handlers._HEADER_S", 0.2)
     with running() as impatient, socket.create_connection(("127.0.0.1", impatient.ports["http"])) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nHost:")
         plain.settimeout(120)

@@ -6,7 +6,9 @@ import weakref
 
 import pytest
 
+from u2moe.runtime.server.errors import IdleError
 from u2moe.runtime.server.mailbox import Mailbox
+from u2moe.runtime.server.patience import Patience
 
 
 def audio(num_bytes):
@@ -19,7 +21,8 @@ def test_messages_come_in_order_and_late_ones_are_awaited():
         mailbox.put_nowait(audio(1))
         mailbox.put_nowait({"type": "websocket.receive", "text": "two"})
         asyncio.get_running_loop().call_later(0.05, mailbox.put_nowait, audio(3))
-        return [await mailbox.get(60.0) for _ in range(3)], mailbox
+        patience = Patience(60.0, 1, "message", lambda: 0)
+        return [await mailbox.get(patience) for _ in range(3)], mailbox
 
     messages, mailbox = asyncio.run(read())
     assert messages == [audio(1), {"type": "websocket.receive", "text": "two"}, audio(3)]
@@ -43,17 +46,35 @@ def test_who_sends_faster_than_is_read_is_held_until_there_is_room():
     asyncio.run(read())
 
 
-def test_patience_counts_from_the_last_message():
+def test_messages_without_content_are_held_too():
     async def read():
-        mailbox, loop = Mailbox(lambda _: None), asyncio.get_running_loop()
+        calls = []
+        mailbox = Mailbox(calls.append)
+        for _ in range(1000):
+            mailbox.put_nowait(audio(0))
+        return calls
+
+    assert asyncio.run(read()) == [True]
+
+
+def test_patience_counts_from_what_moves_it_on():
+    async def read():
+        mailbox, loop, amount = Mailbox(lambda _: None), asyncio.get_running_loop(), 0
+        patience = Patience(0.5, 1, "message", lambda: amount)
         loop.call_later(0.3, mailbox.put_nowait, audio(1))
-        await mailbox.get(0.5)
+        await mailbox.get(patience)
+        amount = 1
+        patience.left_s()
         begin = loop.time()
-        with pytest.raises(TimeoutError):
-            await mailbox.get(0.5)
+        with pytest.raises(IdleError, match="less than 1 message came within 0.5 seconds"):
+            await mailbox.get(patience)
         assert loop.time() - begin >= 0.49  # the timer of the first wait would have ended it after 0.2
         mailbox.put_nowait(audio(2))
-        assert await mailbox.get(0.5) == audio(2)
+        with pytest.raises(IdleError):  # messages that are there already do not help
+            await mailbox.get(patience)
+        amount = 2
+        assert await mailbox.get(patience) == audio(2)
+        mailbox.close()
 
     asyncio.run(read())
 
@@ -80,7 +101,7 @@ def test_a_closed_one_refers_to_nobody():
 def test_a_closed_one_leaves_no_timer():
     async def read():
         mailbox = Mailbox(lambda _: None)
-        waiting = asyncio.create_task(mailbox.get(3600.0))
+        waiting = asyncio.create_task(mailbox.get(Patience(3600.0, 1, "message", lambda: 0)))
         await asyncio.sleep(0)
         mailbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
         await waiting

@@ -46,15 +46,17 @@ async def _read(connection: Connection, session: Session) -> None:
     signal = parse_object(message).get("signal")
     if signal != "end":
         raise RequestError(f"expected audio or the signal 'end', got the signal {signal!r}")
-    try:
-        while True:
-            async with asyncio.timeout(_LATE_AUDIO_S):
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _LATE_AUDIO_S
+    while loop.time() < end:
+        try:
+            async with asyncio.timeout_at(end):
                 late = await connection.receive()
-            if isinstance(late, str):
-                break
-            await session.feed(int16_samples(late))
-    except TimeoutError:
-        pass
+        except TimeoutError:
+            break
+        if isinstance(late, str):
+            break
+        await session.feed(int16_samples(late))
     session.finish()
 
 

@@ -19,6 +19,7 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import converse, count_failure, int16_samples
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
 from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.texts import added_text, languages_of
 from u2moe.runtime.text import join_texts
 
@@ -75,6 +76,8 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._hotwords: ContextGraph | None = None
+        self._num_events = 0
+        self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
 
     async def run(self) -> None:
         while (event := await self._receive()) is not None:
@@ -96,6 +99,7 @@ class _Client:
 
     async def _transcribe(self, place: Place, audio: _Format) -> None:
         """Serve one request, from the start of audio to the transcript, after which the client closes."""
+        self._patience = patience_for_audio(place, self._limits.idle_s)
         try:
             session = await place.open_session(audio.rate, hotwords=self._hotwords)
             await converse(self._read(session, audio), self._write(session))
@@ -149,12 +153,11 @@ class _Client:
     async def _receive(self) -> Event | None:
         """The next event; None at the end."""
         try:
-            async with asyncio.timeout(self._limits.idle_s):
-                return await self._read_event()
-        except TimeoutError:
-            raise IdleError(f"nothing came for {self._limits.idle_s:g} seconds") from None
+            event = await self._patience.wait_for(self._read_event)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise ClientGoneError from error
+        self._num_events += 1
+        return event
 
     async def _read_event(self) -> Event | None:
         try:
