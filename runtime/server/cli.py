@@ -48,7 +48,7 @@ def add_serve(subparsers: Any) -> None:
         "--max-duration", type=float, default=14400, metavar="S", help="limit on audio in seconds (default: 14400)"
     )
     parser.add_argument(
-        "--idle-timeout", type=float, default=60, metavar="S", help="seconds without audio (default: 60)"
+        "--idle-timeout", type=float, default=60, metavar="S", help="seconds with hardly any audio (default: 60)"
     )
     parser.add_argument(
         "--drain-timeout", type=float, default=30, metavar="S", help="seconds to finish after SIGTERM (default: 30)"
