@@ -20,7 +20,7 @@ LIFE = (
     ("INFO", "ready: 1 live streams at a time"),
     ("WARNING", "all places are taken"),
     ("WARNING", "broke its protocol"),
-    ("WARNING", "sent or read nothing"),
+    ("WARNING", "sent or read too little"),
     ("INFO", "stopping"),
     ("INFO", "stopped"),
 )
