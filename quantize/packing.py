@@ -154,15 +154,19 @@ def _linear(num_others: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
     return read
 
 
-def _feed_forward(_: ir.Node, values: list[ir.Value]) -> _Read:
-    parts = iter(values[1:])
-    has_bias = len(values) == 7  # x, and three for each of two products
-    products = [
-        Product(weight=weight, scale=scale, bias=bias, sizes=_sizes(weight), step=STEP)
-        for weight, scale, bias in _triples(parts, has_bias)
-    ]
-    rows, hidden = products[0].sizes
-    return 1, {"in": rows, "hidden": hidden}, products
+def _feed_forward(num_gates: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
+    def read(_: ir.Node, values: list[ir.Value]) -> _Read:
+        start = 1 + 2 * num_gates  # x, and weight and scale of a gate, which has no bias
+        has_bias = len(values) == start + 6
+        parts = [*_triples(iter(values[1:start]), has_bias=False), *_triples(iter(values[start:]), has_bias)]
+        products = [
+            Product(weight=weight, scale=scale, bias=bias, sizes=_sizes(weight), step=STEP)
+            for weight, scale, bias in parts
+        ]
+        rows, hidden = products[0].sizes
+        return 1, {"in": rows, "hidden": hidden}, products
+
+    return read
 
 
 def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
@@ -210,7 +214,8 @@ def _sizes(weight: ir.Value) -> tuple[int, int]:
 _READERS: dict[str, Callable[[ir.Node, list[ir.Value]], _Read]] = {
     "Int8MatMul": _linear(2),
     "Int8Linear": _linear(1),
-    "Int8FeedForward": _feed_forward,
+    "Int8FeedForward": _feed_forward(0),
+    "Int8GatedFeedForward": _feed_forward(1),
     "Int8MixtureOfExperts": _int8_experts,
     "Int4MixtureOfExperts": _int4_experts,
 }

@@ -6,11 +6,12 @@ the product. For a row of zeros that magnitude is 0: its integers are then meani
 correct.
 
 Native kernels run whole functions, so a product whose input nobody else reads is one function with its rounding and
-bias, and so is a feed-forward layer.
+bias, and so is a feed-forward layer, gated or not.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,6 +69,22 @@ def int8_feed_forward(kind: str, *, bias: bool) -> ir.Function:
 
     parameters = [*_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
     return build_function("Int8FeedForward", ["x", *parameters], body, {"activation": kind, "bias": int(bias)})
+
+
+def int8_gated_feed_forward(kind: str, *, bias: bool) -> ir.Function:
+    """Y = (kind(x @ gate) * (x @ w1 + w1_bias)) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, gate, gate_scale, *parameters = inputs
+        first, second = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+        rows = _rows(g, x, None)
+        hidden = g.op("Mul", activation(g, _product(g, rows, [gate, gate_scale]), kind), _product(g, rows, first))
+        return _product(g, _rows(g, hidden, None), second)
+
+    parameters = [_parameters("gate", bias=False), _parameters("w1", bias=bias), _parameters("w2", bias=bias)]
+    return build_function(
+        "Int8GatedFeedForward", ["x", *itertools.chain(*parameters)], body, {"activation": kind, "bias": int(bias)}
+    )
 
 
 def _parameters(prefix: str, *, bias: bool) -> list[str]:

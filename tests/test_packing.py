@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, contract
 from u2moe.runtime.cli import main
@@ -27,8 +29,23 @@ print(bool(np.array_equal(model.encode(features), before)))
 """
 
 
-def outputs(bundle):
-    model = bundle.load(kernels="native")
+@pytest.fixture(scope="module")
+def float32(exported, export_quickly, tmp_path_factory):
+    """A function from the name of a checkpoint, a golden one or "gated", to the folder of its float32 bundle."""
+
+    def gated():
+        layer = {"mlp_type": "gated", "linear_units": 48, "attention_heads": 2, "num_blocks": 2}
+        encoder = {"output_size": 24, "cnn_module_kernel": 3, "activation_type": "swish", **layer}
+        config = random_config(decoder="bitransformer", encoder_conf=encoder, decoder_conf={**layer, "r_num_blocks": 1})
+        folder = tmp_path_factory.mktemp("gated")
+        write_random_checkpoint(folder / "checkpoint", config, seed=0)
+        return export_quickly(folder / "checkpoint", folder / "bundle")
+
+    return lambda name: gated() if name == "gated" else exported(name)
+
+
+def outputs(bundle, kernels="native"):
+    model = bundle.load(kernels=kernels)
     features = np.random.default_rng(0).normal(10, 3, (200, model.config.feature_size)).astype(np.float32)
     encoder_out = model.encode(features)
     scores = model.rescore(encoder_out, [[5, 6], [7]])
@@ -37,16 +54,28 @@ def outputs(bundle):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("checkpoint", "name"), [("moe_tiny", "int8"), ("moe_tiny", "int4-experts"), ("dense_tiny", "int8")]
+    ("checkpoint", "name"),
+    [("moe_tiny", "int8"), ("moe_tiny", "int4-experts"), ("dense_tiny", "int8"), ("gated", "int8")],
 )
-def test_the_same_to_the_last_bit(exported, tmp_path, checkpoint, name):
+def test_the_same_to_the_last_bit(float32, tmp_path, checkpoint, name):
+    folder = float32(checkpoint)
     plain, packed = (
-        quantize_bundle(exported(checkpoint), tmp_path / str(is_packed), recipe(name, packed=is_packed))[0]
+        quantize_bundle(folder, tmp_path / str(is_packed), recipe(name, packed=is_packed))[0]
         for is_packed in (False, True)
     )
     for one, other in zip(outputs(plain), outputs(packed), strict=True):
         np.testing.assert_array_equal(one, other)
     assert packed.manifest.quantization[contract.PACKED] == 1
+
+
+def test_a_gated_model_computes_what_onnxruntime_does(float32, tmp_path):
+    bundle, _ = quantize_bundle(float32("gated"), tmp_path / "out", recipe("int8"))
+    for plain, native in zip(outputs(bundle, "onnxruntime"), outputs(bundle), strict=True):
+        # a step of 1/127 where the last bits of one layer move an activation of the next to the other integer
+        np.testing.assert_allclose(native, plain, rtol=0.05, atol=0.05)
+    for graph, count in (("encoder", 4), ("decoder", 3)):  # with the macaron layers of 2 blocks; of 2 and 1 blocks
+        calls = [node.op_type for node in ir.load(bundle.path / f"{graph}.onnx").graph]
+        assert calls.count("Int8GatedFeedForward") == count
 
 
 @pytest.fixture(scope="module")

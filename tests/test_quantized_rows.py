@@ -55,12 +55,38 @@ def test_an_activation_that_others_read_stays_visible():
     assert found == {"Int8Linear": 1, "Int8Linear_2": 1}
 
 
-def test_a_gated_layer_and_a_layer_with_one_bias_are_products():
-    def gated(g, x):
-        gate = activation(g, linear(g, x, "a", (8, 16)), "swish")
+def gated(g, x, kind="swish", *, bias=True, gate_bias=False):
+    gate = activation(g, linear(g, x, "a", (8, 16), bias=gate_bias), kind)
+    return linear(g, g.op("Mul", gate, linear(g, x, "bb", (8, 16), bias=bias)), "ccc", (16, 8), bias=bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_a_gated_layer_is_one_function(kind, bias):
+    found, model = quantized_graph(lambda g, x: gated(g, x, kind, bias=bias))
+    assert found == {"Int8GatedFeedForward": 1}
+    (node,) = model.graph
+    assert node.attributes["activation"].as_string() == kind
+    assert len(node.inputs) == (9 if bias else 7)
+
+
+def test_other_forms_of_layers_are_products():
+    """A gate with a bias or of other rows, a first product that others read, and a layer with one bias."""
+    with_bias, _ = quantized_graph(lambda g, x: gated(g, x, gate_bias=True))
+    assert with_bias == {"Int8Rows": 1, "Int8MatMul": 2, "Int8Linear": 1}
+
+    def of_other_rows(g, x):
+        gate = activation(g, linear(g, g.op("Neg", x), "a", (8, 16), bias=False), "relu")
         return linear(g, g.op("Mul", gate, linear(g, x, "bb", (8, 16))), "ccc", (16, 8))
 
-    assert quantized_graph(gated)[0] == {"Int8Rows": 1, "Int8MatMul": 2, "Int8Linear": 1}
+    assert "Int8GatedFeedForward" not in quantized_graph(of_other_rows)[0]
+
+    def read_twice(g, x):
+        first = linear(g, x, "bb", (8, 8))
+        gate = activation(g, linear(g, x, "a", (8, 8), bias=False), "relu")
+        return g.op("Add", linear(g, g.op("Mul", gate, first), "ccc", (8, 8)), first)
+
+    assert "Int8GatedFeedForward" not in quantized_graph(read_twice)[0]
 
     def half(g, x):
         return linear(g, activation(g, linear(g, x, "a", (8, 16)), "relu"), "bb", (16, 8), bias=False)

@@ -37,7 +37,13 @@ from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.quantize.arithmetic import int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
+from u2moe.quantize.token_scales import (
+    int8_feed_forward,
+    int8_gated_feed_forward,
+    int8_linear,
+    int8_matmul,
+    int8_rows,
+)
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.mixture import Mixture
 from u2moe.runtime.native import ONNXRUNTIME_ERRORS
@@ -46,6 +52,7 @@ Random = np.random.Generator
 Model = onnx.ModelProto
 OPERATORS = (
     "Int8MixtureOfExperts", "Int4MixtureOfExperts", "Int8Rows", "Int8MatMul", "Int8Linear", "Int8FeedForward",
+    "Int8GatedFeedForward",
 )  # fmt: skip
 ODD_NUMBERS = (-(2**63), -1, 0, 1, 2, 3, 5, 16, 24, 64, 65, 128, 1024, 1025, 2**24, 2**31, 2**40, 2**63 - 1)
 ODD_SIZES = (0, 1, 2, 7, 16, 17, 33, 40)
@@ -122,25 +129,28 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
 
 
 def _linear(library: Path, operator: str, sizes: tuple[int, int], form: tuple[str, bool], random: Random) -> bytes:
-    """A product or a dense feed-forward layer; `form` is its activation and whether it has biases."""
+    """A product or a feed-forward layer; `form` is its activation and whether it has biases."""
     kind, bias = form
-    is_dense = operator == "Int8FeedForward"
+    is_gated = operator == "Int8GatedFeedForward"
+    is_layer = is_gated or operator == "Int8FeedForward"
     fed = {"q": np.uint8, "peak": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
     attributes: dict[str, int | float | str] = {} if operator == "Int8MatMul" else {"activation": kind}
-    shapes = {"w1": sizes, "w2": sizes[::-1]} if is_dense else {"weight": sizes}
+    shapes = {"w1": sizes, "w2": sizes[::-1]} if is_layer else {"weight": sizes}
+    if is_gated:
+        shapes = {"gate": sizes, **shapes}
     if random.random() < 0.3:
         size = sum(packed_bytes(library, *shape) for shape in shapes.values())
-        attributes |= {"bias": int(bias), "hidden": sizes[1]} if is_dense else {"out": sizes[1]}
+        attributes |= {"bias": int(bias), "hidden": sizes[1]} if is_layer else {"out": sizes[1]}
         attributes |= {"in": sizes[0], "layout": 1}
         return packed_layer_model(operator, ["y"], fed, {"packed": _lying_bytes(size, random)}, attributes)
     weights: dict[str, Array] = {}
     for name, shape in shapes.items():
         weights[name], scale = int8_columns(random_matrix(random, *shape))
         weights[f"{name}_scale"] = scale
-        if bias:
+        if bias and name != "gate":
             weights[f"{name}_bias"] = random.standard_normal(shape[1]).astype(np.float32)
-    if is_dense:
-        function = int8_feed_forward(kind, bias=bias)
+    if is_layer:
+        function = (int8_gated_feed_forward if is_gated else int8_feed_forward)(kind, bias=bias)
         return layer_model(function, fed, weights, {**attributes, "bias": int(bias)})
     if operator == "Int8MatMul":
         return layer_model(int8_matmul(bias=bias), fed, weights, attributes)

@@ -29,9 +29,9 @@ class QuantizeProducts(Rewrite):
         done: set[ir.Node] = set()
         for node in nodes:
             layer = feed_forward_of(node)
-            if layer is not None and layer.first in nodes:
-                rows.feed_forward(layer, [weights.int8(present(own, 1)) for own in (layer.first, layer.second)])
-                done |= {layer.first, layer.second}
+            if layer is not None and all(product in nodes for product in layer.products):
+                rows.feed_forward(layer, [weights.int8(present(product, 1)) for product in layer.products])
+                done |= set(layer.products)
         for node in nodes:
             if node not in done:
                 kind, _ = activation_of(present(node, 0))

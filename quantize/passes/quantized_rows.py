@@ -9,7 +9,13 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from u2moe.quantize.passes.rewrite import new_call, present, replace
-from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
+from u2moe.quantize.token_scales import (
+    int8_feed_forward,
+    int8_gated_feed_forward,
+    int8_linear,
+    int8_matmul,
+    int8_rows,
+)
 from u2moe.quantize.weights import Quantized
 
 
@@ -47,14 +53,16 @@ class QuantizedRows:
         self._replace(node, end, new_call(self.model, int8_matmul(bias=bool(biases)), node, inputs))
 
     def feed_forward(self, layer: FeedForward, weights: Sequence[Quantized]) -> None:
-        """Replace two products and everything between and after them by one call."""
-        inputs = [present(layer.first, 0)]
-        for weight, biases in zip(weights, (layer.first_biases, layer.second_biases), strict=True):
+        """Replace all products of a layer and everything between and after them by one call."""
+        *firsts, second = layer.products
+        inputs = [present(firsts[0], 0)]
+        for weight, biases in zip(weights, layer.biases, strict=True):
             inputs += [weight.weight, weight.scale, *biases]
-        bias = bool(layer.first_biases)
-        function, attributes = int8_feed_forward(layer.kind, bias=bias), {"activation": layer.kind, "bias": int(bias)}
-        between = _between(layer.first, layer.second)
-        self._replace(layer.second, layer.end, new_call(self.model, function, layer.second, inputs, attributes))
+        bias = bool(layer.biases[-1])
+        made = int8_gated_feed_forward if len(firsts) > 1 else int8_feed_forward
+        function, attributes = made(layer.kind, bias=bias), {"activation": layer.kind, "bias": int(bias)}
+        between = _between(firsts, second)
+        self._replace(second, layer.end, new_call(self.model, function, second, inputs, attributes))
         self.model.graph.remove(between, safe=True)
 
     def _replace(self, node: ir.Node, end: ir.Node, call: ir.Node) -> None:
@@ -67,46 +75,63 @@ class QuantizedRows:
 class FeedForward:
     """A feed-forward layer in float32: two products with an activation between them, and both or none with a bias.
 
+    In a gated layer the activation is that of a third product, the gate, without a bias; it multiplies the first.
+
     Attributes:
-        first: the first MatMul; `second`: the second.
-        end: the last node, which is `second` without a bias.
+        products: the MatMul nodes: the gate, if there is one, the first and the second.
+        biases: the bias of each product, if it has one.
+        end: the last node, which is the second product without a bias.
         kind: the activation.
-        first_biases: the first bias, if there is one; `second_biases`: the second.
     """
 
-    first: ir.Node
-    second: ir.Node
+    products: Sequence[ir.Node]
+    biases: Sequence[Sequence[ir.Value]]
     end: ir.Node
     kind: str
-    first_biases: Sequence[ir.Value]
-    second_biases: Sequence[ir.Value]
 
 
 def feed_forward_of(second: ir.Node) -> FeedForward | None:
     """The feed-forward layer that ends with the product `second`, if nothing else reads what is inside."""
-    kind, hidden = activation_of(present(second, 0))
-    first = hidden.producer()
-    if first is not None and first.op_type == "Add":
-        first = present(first, 0).producer()
-    if kind is None or first is None or first.op_type != "MatMul":
+    hidden = present(second, 0)
+    kind, activated = activation_of(hidden)
+    products = [_product_before(activated)]
+    product_of_both = hidden.producer()
+    if kind is None and product_of_both is not None and product_of_both.op_type == "Mul":
+        gate, other = (present(product_of_both, index) for index in range(2))
+        kind, activated = activation_of(gate)
+        products = [_product_before(activated), _product_before(other)]
+    firsts = [product for product in products if product is not None]
+    if kind is None or len(firsts) < len(products):
         return None
-    first_end, first_biases = bias_after(first)
-    end, second_biases = bias_after(second)
-    inside = {*_between(first, second), second}
+    ends, biases = zip(*(bias_after(product) for product in [*firsts, second]), strict=True)
+    inside = {*_between(firsts, second), second}
     is_closed = all(use.node in inside for node in inside - {second} for use in node.outputs[0].uses())
-    dim, out = (present(node, 1).shape for node in (first, second))
+    is_gate_plain = len(firsts) == 1 or not biases[0]
+    if not is_closed or not is_gate_plain or bool(biases[-2]) != bool(biases[-1]) or not _fit(firsts, second):
+        return None
+    return FeedForward(products=[*firsts, second], biases=biases, end=ends[-1], kind=kind)
+
+
+def _product_before(x: ir.Value) -> ir.Node | None:
+    """The MatMul that gives x, with or without a bias."""
+    node = x.producer()
+    if node is not None and node.op_type == "Add":
+        node = present(node, 0).producer()
+    is_product = node is not None and node.op_type == "MatMul" and bias_after(node)[0].outputs[0] is x
+    return node if is_product else None
+
+
+def _fit(firsts: Sequence[ir.Node], second: ir.Node) -> bool:
+    """Whether the first products read the same rows, and the result has as many columns as these."""
+    dim, out = (present(node, 1).shape for node in (firsts[0], second))
     is_square = dim is not None and out is not None and dim[0] == out[1]
-    if first_end.outputs[0] is not hidden or not is_closed or not is_square:
-        return None
-    if bool(first_biases) != bool(second_biases):
-        return None
-    return FeedForward(
-        first=first, second=second, end=end, kind=kind, first_biases=first_biases, second_biases=second_biases
+    return is_square and all(
+        present(node, 0) is present(firsts[0], 0) and present(node, 1).shape == dim for node in firsts
     )
 
 
-def _between(first: ir.Node, second: ir.Node) -> list[ir.Node]:
-    """The nodes from `first` to `second`, without the latter, last first."""
+def _between(firsts: Collection[ir.Node], second: ir.Node) -> list[ir.Node]:
+    """The nodes from `firsts` to `second`, without the latter, last first."""
     found: dict[ir.Node, None] = {}
     waiting = [second.inputs[0]]
     while waiting:
@@ -114,7 +139,7 @@ def _between(first: ir.Node, second: ir.Node) -> list[ir.Node]:
         node = value.producer() if value is not None else None
         if node is not None:
             found[node] = None
-            waiting += [] if node is first else list(node.inputs)
+            waiting += [] if node in firsts else list(node.inputs)
     return list(found)
 
 

@@ -16,7 +16,13 @@ from u2moe.benchmarks.instruments.layers import int4_weights, int8_weights, laye
 from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.quantize.token_scales import int8_feed_forward, int8_linear, int8_matmul, int8_rows
+from u2moe.quantize.token_scales import (
+    int8_feed_forward,
+    int8_gated_feed_forward,
+    int8_linear,
+    int8_matmul,
+    int8_rows,
+)
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.mixture import Mixture
 from u2moe.runtime.session import ONNXRUNTIME_ERRORS
@@ -326,18 +332,66 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
 
 
+def feed_forward_model(kind, sizes, *, bias, is_gated, random):
+    """A feed-forward layer of one call, and its weights."""
+    weights = {}
+    for name, shape in (("gate", sizes), ("w1", sizes), ("w2", sizes[::-1])):
+        if name == "gate" and not is_gated:
+            continue
+        weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
+        if bias and name != "gate":
+            weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
+    function = (int8_gated_feed_forward if is_gated else int8_feed_forward)(kind, bias=bias)
+    return layer_model(function, {"x": np.float32}, weights, {"activation": kind, "bias": int(bias)}), weights
+
+
 @pytest.mark.parametrize("num_rows", [0, 1, 40, 150])
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_feed_forward_layer_computes_what_its_function_does(library, bias, kind, num_rows):
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_a_feed_forward_layer_computes_what_its_function_does(library, is_gated, bias, kind, num_rows):
     random = np.random.default_rng(6)
-    weights = {}
-    for name, shape in (("w1", (72, 130)), ("w2", (130, 72))):
-        weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
-        if bias:
-            weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
+    model, _ = feed_forward_model(kind, (72, 130), bias=bias, is_gated=is_gated, random=random)
     x = random.standard_normal((num_rows, 72)).astype(np.float32)
-    attributes = {"activation": kind, "bias": int(bias)}
-    model = layer_model(int8_feed_forward(kind, bias=bias), {"x": np.float32}, weights, attributes)
     plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
     check_rows(plain, native, "int8")
+
+
+def product_in_numpy(x, parts, name, lowest=0.0):
+    """Rows divided by their peaks, as integers, times a weight, with its bias if there is one."""
+    peak = np.maximum(np.abs(x).max(axis=1, initial=0, keepdims=True), np.float32(lowest))
+    q = np.rint(x / np.where(peak > 0, peak, 1) / np.float32(1 / 127)).astype(np.int64)
+    sums = (q @ parts[name].astype(np.int64)).astype(np.float32) * (parts[f"{name}_scale"] * np.float32(1 / 127))
+    return sums * peak + parts.get(f"{name}_bias", np.float32(0))
+
+
+def feed_forward_in_numpy(x, parts, kind):
+    hidden = product_in_numpy(x, parts, "w1")
+    if "gate" not in parts:
+        return product_in_numpy(activated(hidden, kind), parts, "w2", LOWEST.get(kind, 0.0))
+    return product_in_numpy(activated(product_in_numpy(x, parts, "gate"), kind) * hidden, parts, "w2")
+
+
+@given(
+    kind=st.sampled_from(ACTIVATIONS), sizes=SIZES, num_rows=TOKENS,
+    form=st.fixed_dictionaries({"bias": st.booleans(), "is_gated": st.booleans()}), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_feed_forward_layer_computes_what_numpy_does(library, kind, sizes, num_rows, form, seed):
+    random = np.random.default_rng(seed)
+    model, weights = feed_forward_model(kind, sizes, **form, random=random)
+    x = (random.standard_normal((num_rows, sizes[0])) * random.lognormal(0, 1, (num_rows, 1))).astype(np.float32)
+    x[:1] = 0
+    (found,) = session_with(model, library).run(None, {"x": x})
+    check_rows(feed_forward_in_numpy(x, weights, kind)[1:], found[1:], "int8")
+    assert np.isfinite(found).all()
+
+
+def test_threads_change_no_bit_of_a_gated_layer(library):
+    random = np.random.default_rng(9)
+    model, _ = feed_forward_model("swish", (200, 1500), bias=True, is_gated=True, random=random)
+    x = random.standard_normal((150, 200)).astype(np.float32)
+    (whole,) = session_with(model, library).run(None, {"x": x})
+    for num_threads in (2, 3):
+        np.testing.assert_array_equal(session_with(model, library, num_threads).run(None, {"x": x})[0], whole)
+    parts = [session_with(model, library).run(None, {"x": x[i : i + 7]})[0] for i in range(0, 150, 7)]
+    np.testing.assert_array_equal(np.vstack(parts), whole)

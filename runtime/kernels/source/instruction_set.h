@@ -27,10 +27,11 @@ struct Rounding4 {
   int32_t* sum;   // [rows, groups]: -8 times the sum of the group
 };
 
-enum class Then { linear, hidden, scatter };
+enum class Then { linear, hidden, gated, scatter };
 
 // A product of rows with packed weights, and what is done with its elements:
-// linear: out = unit * scale + bias; hidden: the activation of that; scatter: out[token] += scale * unit + share * bias.
+// linear: out = unit * scale + bias; hidden: the activation of that; gated: out times that, without an activation;
+// scatter: out[token] += scale * unit + share * bias.
 struct Product {
   const void* codes;  // [rows, stride]
   size_t stride, rows;

@@ -122,7 +122,7 @@ class Experts {
     token_of_ = scratch_.array<uint32_t>(kToken, assignments);
     share_of_ = scratch_.array<float>(kRowShare, assignments);
     std::fill(start_, start_ + layer_.experts + 1, size_t{0});
-    if (layer_.experts == 1 && layer_.gate.data() == nullptr) {
+    if (layer_.experts == 1 && layer_.router.data() == nullptr) {
       start_[1] = tokens_;
       for (size_t t = 0; t < tokens_; t++) {
         token_of_[t] = static_cast<uint32_t>(t);
@@ -132,7 +132,7 @@ class Experts {
     }
     auto* expert = scratch_.array<uint32_t>(kExpert, assignments);
     auto* share = scratch_.array<float>(kShare, assignments);
-    const Routing routing{x, reinterpret_cast<const float*>(layer_.gate.data()), layer_.dim, layer_.experts, k,
+    const Routing routing{x, reinterpret_cast<const float*>(layer_.router.data()), layer_.dim, layer_.experts, k,
                           layer_.skip_below, expert, share};
     threads_.each((tokens_ + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
       isa_.route(routing, task * kRowsOfTask, std::min(tokens_, (task + 1) * kRowsOfTask));
@@ -160,12 +160,18 @@ class Experts {
     const size_t parts = std::max<size_t>(1, std::min((kTasks + count - 1) / count, blocks / kBlocksOfTask));
     threads_.each(count * parts, [&](size_t task) {
       const Segment& s = group[task / parts];
-      Product p = product_of(rows, s.first - first_row, s.rows, first(s.expert), dim, hidden, size);
+      const uint8_t* weights = expert(s.expert);
+      Product p = product_of(rows, s.first - first_row, s.rows, weights, dim, hidden, size);
       p.then = Then::hidden;
       p.activation = layer_.activation;
       p.out = h + (s.first - first_row) * hidden;
       p.out_stride = hidden;
-      multiply(p, part_of(blocks, task % parts, parts));
+      const Range own = part_of(blocks, task % parts, parts);
+      multiply(p, own);
+      if (layer_.gate_bytes == 0) return;
+      p.weights = weights + layer_.gate_bytes;
+      p.then = Then::gated;
+      multiply(p, own);
     });
     const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, size, kHiddenCodes, kHiddenScale, kHiddenSum);
     round_rows(isa_, layer_, h, num_rows, hidden, layer_.lowest, inner, threads_);
@@ -177,7 +183,7 @@ class Experts {
       for (size_t i = 0; i < count; i++) {
         const Segment& s = group[i];
         const size_t row = s.first - first_row;
-        const uint8_t* weights = first(s.expert) + layer_.first_bytes;
+        const uint8_t* weights = expert(s.expert) + layer_.gate_bytes + layer_.first_bytes;
         Product p = product_of(inner, row, s.rows, weights, hidden, dim, size);
         p.then = Then::scatter;
         p.out = y_;
@@ -206,9 +212,7 @@ class Experts {
     layer_.group ? isa_.multiply4(p, blocks.first, blocks.last) : isa_.multiply8(p, blocks.first, blocks.last);
   }
 
-  const uint8_t* first(size_t expert) const {
-    return layer_.weights.data() + expert * (layer_.first_bytes + layer_.second_bytes);
-  }
+  const uint8_t* expert(size_t number) const { return layer_.weights.data() + number * layer_.expert_bytes(); }
 
   const InstructionSet& isa_;
   const ExpertLayer& layer_;

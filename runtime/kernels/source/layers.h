@@ -31,16 +31,19 @@ struct PackedProduct {
   const uint8_t* weights;
 };
 
-// Experts with a router, or a single one without.
+// Experts with a router, or a single one without. With a gate, hidden activations are those of the gate times the first
+// product.
 struct ExpertLayer {
   size_t dim = 0, hidden = 0, experts = 1, top_k = 1, group = 0;
   Activation activation = Activation::relu;
   float lowest = 0;      // of hidden activations, as `Rounding8`
   bool by_peak = false;  // as `Rounding8`
   float skip_below = 0;
-  Weights gate;     // [dim, experts rounded up to panels]; unused without a router
-  Weights weights;  // both products of each expert, one after the other
-  size_t first_bytes = 0, second_bytes = 0;
+  Weights router;   // [dim, experts rounded up to panels]; unused without a router
+  Weights weights;  // the products of each expert, one after the other: the gate, the first, the second
+  size_t gate_bytes = 0, first_bytes = 0, second_bytes = 0;  // without a gate it has none
+
+  size_t expert_bytes() const { return gate_bytes + first_bytes + second_bytes; }
 };
 void run_experts(const InstructionSet& isa, const ExpertLayer& layer, const float* x, size_t tokens, float* y,
                  const Threads& threads);

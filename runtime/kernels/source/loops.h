@@ -177,6 +177,7 @@ inline void finish(const Product& p, size_t row, size_t rows, size_t block, cons
       for (size_t c = 0; c < columns; c += kPanel) {
         auto y = V::add(V::mul(V::load(unit + c), scale), V::load(bias + c));
         if (p.then == Then::hidden) y = activate<V>(y, p.activation);
+        if (p.then == Then::gated) y = V::mul(load_part<V>(to + c, columns - c), y);
         store_part<V>(to + c, y, columns - c);
       }
     }

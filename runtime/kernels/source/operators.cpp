@@ -234,30 +234,32 @@ class ExpertsOperator {
     const auto* gate = node.constant<float>("gate", {-1, static_cast<int64_t>(layer_.experts)}, &shape);
     layer_.dim = static_cast<size_t>(shape[0]);
     const size_t width = rounded_up(layer_.experts, kPanel);
-    layer_.gate = Weights(layer_.dim * width * sizeof(float));
-    auto* to = reinterpret_cast<float*>(layer_.gate.data());
+    layer_.router = Weights(layer_.dim * width * sizeof(float));
+    auto* to = reinterpret_cast<float*>(layer_.router.data());
     for (size_t d = 0; d < layer_.dim; d++)
       for (size_t e = 0; e < width; e++) to[d * width + e] = e < layer_.experts ? gate[d * layer_.experts + e] : 0.0f;
   }
 
   // All products, where they are packed already.
-  void read_packed(Node& node, size_t group) {
+  void read_packed(Node& node, size_t group, bool is_gated = false) {
     layer_.hidden = size_of(node, "hidden");
     layer_.group = group;
     if (!group) check_inner(std::max(layer_.dim, layer_.hidden));
+    layer_.gate_bytes = is_gated ? packed_bytes(layer_.dim, layer_.hidden, group) : 0;
     layer_.first_bytes = packed_bytes(layer_.dim, layer_.hidden, group);
     layer_.second_bytes = packed_bytes(layer_.hidden, layer_.dim, group);
-    layer_.weights = node.packed((layer_.first_bytes + layer_.second_bytes) * layer_.experts);
+    layer_.weights = node.packed(layer_.expert_bytes() * layer_.experts);
     check_all_read(node);
   }
 
-  // The products of all experts, first and second in turn.
-  void pack(const std::vector<Matrix>& matrices) {
+  // The products of all experts, in turn: gate if there is one, first, second.
+  void pack(const std::vector<Matrix>& matrices, bool is_gated = false) {
     layer_.hidden = matrices[0].n;
     layer_.group = matrices[0].group;
-    layer_.first_bytes = matrices[0].bytes();
-    layer_.second_bytes = matrices[1].bytes();
-    layer_.weights = Weights((layer_.first_bytes + layer_.second_bytes) * layer_.experts);
+    layer_.gate_bytes = is_gated ? matrices[0].bytes() : 0;
+    layer_.first_bytes = matrices[is_gated].bytes();
+    layer_.second_bytes = matrices[is_gated + 1].bytes();
+    layer_.weights = Weights(layer_.expert_bytes() * layer_.experts);
     uint8_t* to = layer_.weights.data();
     for (const Matrix& matrix : matrices) {
       matrix.pack(to);
@@ -323,28 +325,42 @@ class Int4Experts : public ExpertsOperator {
   }
 };
 
-class FeedForward : public ExpertsOperator {
+// One expert for all tokens.
+template <bool kIsGated>
+class SingleExpert : public ExpertsOperator {
  public:
-  static constexpr const char* kName = "Int8FeedForward";
-  explicit FeedForward(Node& node) {
+  static constexpr const char* kName = kIsGated ? "Int8GatedFeedForward" : "Int8FeedForward";
+  explicit SingleExpert(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
     read_activation(node);
+    if (kIsGated) layer_.lowest = 0.0f;  // products with the gate have no lowest value
     node.skip();
     layer_.by_peak = true;
     if (is_packed(node)) {
       layer_.dim = size_of(node, "in");
-      read_packed(node, 0);
+      read_packed(node, 0, kIsGated);
       return;
     }
     std::vector<Matrix> matrices;
-    matrices.push_back(read_int8(node, -1, -1, bias, kStep));
-    const auto dim = static_cast<int64_t>(matrices[0].k), hidden = static_cast<int64_t>(matrices[0].n);
-    matrices.push_back(read_int8(node, hidden, dim, bias, kStep));
+    int64_t dim = -1, hidden = -1;
+    if (kIsGated) add(matrices, node, dim, hidden, false);
+    add(matrices, node, dim, hidden, bias);
+    add(matrices, node, hidden, dim, bias);
     check_all_read(node);
-    layer_.dim = matrices[0].k;
-    pack(matrices);
+    layer_.dim = static_cast<size_t>(dim);
+    pack(matrices, kIsGated);
+  }
+
+ private:
+  // The first matrix says the sizes of all.
+  static void add(std::vector<Matrix>& matrices, Node& node, int64_t& k, int64_t& n, bool bias) {
+    matrices.push_back(read_int8(node, k, n, bias, kStep));
+    k = static_cast<int64_t>(matrices.back().k);
+    n = static_cast<int64_t>(matrices.back().n);
   }
 };
+using FeedForward = SingleExpert<false>;
+using GatedFeedForward = SingleExpert<true>;
 
 // Both convolutions of the front end.
 class FirstConvolutions {
@@ -577,7 +593,8 @@ struct List {
     return text;
   }
 };
-using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward, FirstConvolutions, CachedAttention>;
+using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward, GatedFeedForward, FirstConvolutions,
+                       CachedAttention>;
 
 std::string description() {
   const char* message;

@@ -68,6 +68,7 @@ struct Case {
   size_t dim, hidden, experts, top_k, group, tokens;
   Activation activation;
   float skip_below;
+  bool is_gated = false;
 };
 
 inline ExpertLayer expert_layer(const Case& c, Random& random) {
@@ -79,18 +80,19 @@ inline ExpertLayer expert_layer(const Case& c, Random& random) {
   layer.group = c.group;
   layer.activation = c.activation;
   layer.skip_below = c.skip_below;
+  layer.gate_bytes = c.is_gated ? packed_bytes8(c.dim, c.hidden) : 0;
   layer.first_bytes = c.group ? packed_bytes4(c.dim, c.hidden, c.group) : packed_bytes8(c.dim, c.hidden);
   layer.second_bytes = c.group ? packed_bytes4(c.hidden, c.dim, c.group) : packed_bytes8(c.hidden, c.dim);
   const size_t width = rounded_up(c.experts, kPanel);
-  layer.gate = Weights(c.dim * width * sizeof(float));
-  auto* gate = reinterpret_cast<float*>(layer.gate.data());
-  for (size_t i = 0; i < c.dim * width; i++) gate[i] = i % width < c.experts ? random.number() : 0.0f;
-  layer.weights = Weights((layer.first_bytes + layer.second_bytes) * c.experts);
+  layer.router = Weights(c.dim * width * sizeof(float));
+  auto* router = reinterpret_cast<float*>(layer.router.data());
+  for (size_t i = 0; i < c.dim * width; i++) router[i] = i % width < c.experts ? random.number() : 0.0f;
+  layer.weights = Weights(layer.expert_bytes() * c.experts);
   uint8_t* to = layer.weights.data();
-  for (size_t e = 0; e < c.experts; e++) {
-    pack(random, c.dim, c.hidden, c.group, to);
-    pack(random, c.hidden, c.dim, c.group, to + layer.first_bytes);
-    to += layer.first_bytes + layer.second_bytes;
+  for (size_t e = 0; e < c.experts; e++, to += layer.expert_bytes()) {
+    if (c.is_gated) pack(random, c.dim, c.hidden, 0, to);
+    pack(random, c.dim, c.hidden, c.group, to + layer.gate_bytes);
+    pack(random, c.hidden, c.dim, c.group, to + layer.gate_bytes + layer.first_bytes);
   }
   return layer;
 }
@@ -158,6 +160,7 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
       {16, 200, 3, 1, 0, 9, Activation::tanh, 0.0f},   {5, 7, 20, 4, 0, 30, Activation::selu, 0.0f},
       {64, 96, 8, 2, 32, 17, Activation::swish, 0.0f}, {70, 33, 5, 3, 16, 40, Activation::gelu, 0.3f},
       {130, 140, 2, 2, 64, 5, Activation::relu, 0.0f}, {96, 260, 2, 1, 128, 11, Activation::hardtanh, 0.0f},
+      {70, 150, 1, 1, 0, 33, Activation::swish, 0.0f, true}, {24, 40, 1, 1, 0, 3, Activation::gelu, 0.0f, true},
   };
   Digest digest;
   for (const Case& c : kCases) compute_experts(isa, c, threads, digest);
