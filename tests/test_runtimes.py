@@ -1,12 +1,13 @@
 """The comparison of runtimes: what counts as different, and what pages show."""
 
 import json
+import os
 import sys
 
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.runtimes import equality, programs, providers, speed
+from u2moe.benchmarks.runtimes import equality, page_memory, programs, providers, speed
 from u2moe.benchmarks.runtimes.provider_operators import documented, lacking, operators_of, paper_table
 from u2moe.benchmarks.runtimes.segments import compared, of_json, of_python
 from u2moe.benchmarks.runtimes.timing import Timing, run_timed, timing_of
@@ -70,11 +71,43 @@ def test_pages_show_both_tables():
     measured = {
         "runtimes": runtimes, "cold": 1.0, "warm": 0.5, "loads": {"onnx": 0.3, "ort": 0.1},
         "sizes": {"model": 12e6, "ort": 14e6},
-        "memory": {"minutes": 60, "real_time": True, "num_segments": 9, "samples": [[5, 200.4], [60, 201]]},
+        "memory": {"minutes": 60, "real_time": True, "num_segments": 9, "samples": hour_of_memory(leak=0)},
     }  # fmt: skip
     shown = speed.values(measured)
     assert "| C++ | 0.50 | 0.0100 | 60 |" in shown["table"]
-    assert (shown["ort_load"], shown["memory_first"], shown["memory_most"]) == ("100", "200", "201")
+    assert (shown["ort_load"], shown["memory_verdict"], shown["first_peak"]) == ("100", "flat", "184")
+
+
+def hour_of_memory(leak):
+    """Sound comes in for ten minutes, garbage for four samples at a time; `leak` is in MB an hour."""
+    minutes = np.arange(1, 121) / 2
+    sizes = 160 + 2 * np.minimum(minutes, 10) + np.arange(120) % 4 * 1.5 + leak * minutes / 60
+    return list(zip(minutes.tolist(), sizes.round(1).tolist(), strict=True))
+
+
+def test_memory_is_flat_if_it_rises_by_less_than_it_scatters():
+    trend = page_memory.trend_of(hour_of_memory(leak=0))
+    assert (trend.first_peak, trend.second_peak, trend.is_flat) == (184.5, 184.5, True)
+    assert abs(trend.slope) < 1
+    assert 1.5 < trend.scatter < 2
+    leaking = page_memory.trend_of(hour_of_memory(leak=12))
+    assert leaking.slope == pytest.approx(12, abs=1)
+    assert not leaking.is_flat
+    late = [(minute, size + 40 * (minute == 50)) for minute, size in hour_of_memory(leak=0)]
+    assert page_memory.trend_of(late).rise < page_memory.trend_of(late).scatter
+    assert not page_memory.trend_of(late).is_flat
+    with pytest.raises(ValueError, match=r"found 3 samples after minute 10\.5, expected at least 6"):
+        page_memory.trend_of(hour_of_memory(leak=0)[:23])
+    with pytest.raises(SystemExit):
+        speed.main(["--memory-minutes", "10"])
+
+
+def test_private_memory_is_that_of_one_process():
+    held = np.ones(50_000_000, np.uint8)
+    before = page_memory.private_mb(os.getpid())
+    del held
+    assert 30 < before - page_memory.private_mb(os.getpid()) < 70
+    assert page_memory.private_mb(2**30) == 0
 
 
 PROGRAM = """

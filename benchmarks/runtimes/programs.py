@@ -163,12 +163,17 @@ def make_site(site: Path, bundle: Path) -> None:
 
 
 @contextlib.contextmanager
-def host(folder: Path) -> Iterator[str]:
-    """A static host for a folder, with its URL."""
+def host(folder: Path, *, max_age: int | None = None) -> Iterator[str]:
+    """A static host for a folder, with its URL. It lets browsers keep answers for `max_age` seconds without asking."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
+
+        def end_headers(self) -> None:
+            if max_age is not None:
+                self.send_header("Cache-Control", f"max-age={max_age}")
+            super().end_headers()
 
     handler = functools.partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -25,7 +25,7 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
 from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.equality import recordings_of
-from u2moe.benchmarks.runtimes.page_memory import memory_of_page, renderers
+from u2moe.benchmarks.runtimes.page_memory import SHORTEST_MINUTES, memory_of_page, renderers, trend_of
 from u2moe.benchmarks.runtimes.python_program import Samples
 from u2moe.benchmarks.runtimes.timing import Timing, peak_mb, run_timed
 from u2moe.benchmarks.script import report, run_script, script_parser
@@ -166,8 +166,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}")
         for name, item in results.get("runtimes", {}).items()
     ]
-    names = ("cold", "warm", "onnx_load", "ort_load", "model_mb", "ort_mb", "minutes", "memory_how", "memory_first",
-             "memory_last", "memory_most", "num_segments")  # fmt: skip
+    names = ("cold", "warm", "onnx_load", "ort_load", "model_mb", "ort_mb", "minutes", "memory_how", "memory_verdict",
+             "first_peak", "second_peak", "memory_slope", "memory_scatter", "num_segments")  # fmt: skip
     shown = dict.fromkeys(names, "(not yet measured)")  # the two parts are measured one after the other
     shown["table"] = table(("runtime", "load, s", "real-time factor", "peak memory, MB"), rows)
     if "cold" in results:
@@ -180,13 +180,15 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             "ort_mb": f"{results['sizes']['ort'] / 1e6:.1f}",
         }
     if memory := results.get("memory"):
-        sizes = [size for _, size in memory["samples"]]
+        trend = trend_of(memory["samples"])
         shown |= {
             "minutes": str(memory["minutes"]),
             "memory_how": "in real time" if memory["real_time"] else "as fast as it recognises",
-            "memory_first": f"{sizes[0]:.0f}",
-            "memory_last": f"{sizes[-1]:.0f}",
-            "memory_most": f"{max(sizes):.0f}",
+            "memory_verdict": "flat" if trend.is_flat else "not flat",
+            "first_peak": f"{trend.first_peak:.0f}",
+            "second_peak": f"{trend.second_peak:.0f}",
+            "memory_slope": f"{trend.slope:.1f}",
+            "memory_scatter": f"{trend.scatter:.1f}",
             "num_segments": str(memory["num_segments"]),
         }
     return shown
@@ -202,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real-time", action="store_true", help="with --memory-minutes: by the browser's microphone")
     parser.add_argument("--output", type=Path, help="JSON file to write, or to add to")
     args = parser.parse_args(arguments)
+    if args.memory_minutes is not None and args.memory_minutes < SHORTEST_MINUTES:
+        parser.error(f"--memory-minutes must be at least {SHORTEST_MINUTES}: before, the page's sound grows")
     before = read_json(args.output) if args.output else {}
     if args.memory_minutes:
         found = {"memory": memory_of_page(args.bundle, args.memory_minutes, report, real_time=args.real_time)}

@@ -1,6 +1,7 @@
 /** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
 
 import { AudioError } from './errors.js';
+import { FloatQueue } from './floats.js';
 
 const LOWEST_RATE = 1000;
 const HIGHEST_RATE = 384000;
@@ -12,7 +13,7 @@ const MOST_PHASES = 2048;
 
 /** A windowed sinc at the times of the new samples; n samples become round(n * targetRate / sourceRate). */
 export class Resampler {
-  #left = new Float32Array(0); // samples that later ones need, from index #start on
+  #kept = new FloatQueue(); // samples that new ones need, from index #start on
   #start;
   #numReceived = 0;
   #numReturned = 0;
@@ -27,7 +28,7 @@ export class Resampler {
     const scale = Math.min(1, targetRate / sourceRate) * ROLL_OFF;
     this.cutoff = scale;
     this.reach = Math.ceil(NUM_CROSSINGS / scale);
-    this.#left = new Float32Array(this.reach); // silence before the first sample
+    this.#kept.append(new Float32Array(this.reach)); // silence before the first sample
     this.#start = -this.reach;
   }
 
@@ -47,10 +48,8 @@ export class Resampler {
 
   /** The next of the first `total` new samples. */
   #take(samples, total) {
-    const all = new Float32Array(this.#left.length + samples.length);
-    all.set(this.#left);
-    all.set(samples, this.#left.length);
-    const num = Math.max(total - this.#numReturned, 0);
+    this.#kept.append(samples);
+    const all = this.#kept.view(), num = Math.max(total - this.#numReturned, 0);
     const taken = new Float32Array(num);
     for (let index = 0; index < num; index += 1) {
       const place = (this.#numReturned + index) * this.sourceRate;
@@ -63,9 +62,9 @@ export class Resampler {
     }
     this.#numReturned += num;
     const next = Math.floor((this.#numReturned * this.sourceRate) / this.targetRate) - this.reach + 1;
-    const kept = Math.min(Math.max(next - this.#start, 0), all.length);
-    this.#left = all.slice(kept);
-    this.#start += kept;
+    const used = Math.min(Math.max(next - this.#start, 0), all.length);
+    this.#kept.forget(used);
+    this.#start += used;
     return taken;
   }
 

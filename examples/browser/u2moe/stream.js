@@ -4,10 +4,11 @@ import { findCut } from './alignment.js';
 import { PrefixBeamSearch } from './ctc.js';
 import { Endpointer, SHORTEST_PAUSE_S } from './endpoint.js';
 import { AudioError, StreamError } from './errors.js';
+import { FloatQueue, concatenated } from './floats.js';
 import { findPauses, loudness } from './pauses.js';
 import { Resampler } from './resampler.js';
 import { attentionRescoring, finalResult } from './second-pass.js';
-import { Windows, concatenated } from './windows.js';
+import { Windows } from './windows.js';
 
 const LOUDEST = 8;
 
@@ -26,7 +27,7 @@ export class Stream extends EventTarget {
   #endpointer;
   #frameS;
   #caches;
-  #levels = new Float32Array(0);
+  #levels = new FloatQueue(); // loudness from feature frame #levelsStart on
   #levelsStart = 0;
   #utterance;
   #finished = false;
@@ -105,7 +106,7 @@ export class Stream extends EventTarget {
 
   async #advanceWindow() {
     const { window, added } = await this.#windows.take();
-    this.#levels = concatenated(this.#levels, loudness(added, this.#windows.numBins));
+    this.#levels.append(loudness(added, this.#windows.numBins));
     const { output, caches } = await this.#graphs.encode(window, this.#caches, this.#options.required);
     this.#caches = caches;
     this.#advance({ output, logProbs: await this.#graphs.ctc(output) });
@@ -191,7 +192,7 @@ export class Stream extends EventTarget {
 
   #beginUtterance(number, start) {
     const first = start * this.#manifest.model.subsampling_rate;
-    this.#levels = this.#levels.slice(first - this.#levelsStart);
+    this.#levels.forget(first - this.#levelsStart);
     this.#levelsStart = first;
     this.#endpointer?.reset();
     this.#utterance = {

@@ -1,13 +1,15 @@
 /** From samples to the overlapping windows of features that chunks are computed from, for any split of the samples. */
 
+import { FloatQueue } from './floats.js';
+
 /**
  * Windows begin every `chunkSize * subsampling` frames; the last may be shorter. Features are computed for the frames that
  * each window adds, so that how the samples arrived makes no difference, not even in the last bit.
  */
 export class Windows {
-  #samples = new Float32Array(0);
+  #samples = new FloatQueue(); // from #firstSample on
   #firstSample = 0;
-  #features = new Float32Array(0);
+  #features = new FloatQueue(); // from #firstFrame on
   #firstFrame = 0;
   #numComputed = 0;
   #numTaken = 0;
@@ -25,7 +27,7 @@ export class Windows {
   }
 
   accept(samples) {
-    this.#samples = concatenated(this.#samples, samples);
+    this.#samples.append(samples);
   }
 
   finish() {
@@ -50,7 +52,7 @@ export class Windows {
     const window = this.#features.slice((begin - this.#firstFrame) * this.numBins, (end - this.#firstFrame) * this.numBins);
     this.#numTaken += 1;
     const next = Math.min(begin + this.stride, this.#numComputed);
-    this.#features = this.#features.slice((next - this.#firstFrame) * this.numBins);
+    this.#features.forget((next - this.#firstFrame) * this.numBins);
     this.#firstFrame = next;
     return { window, added };
   }
@@ -59,24 +61,11 @@ export class Windows {
     const first = this.#numComputed * this.shiftLen - this.#firstSample;
     const last = (end - 1) * this.shiftLen + this.frameLen - this.#firstSample;
     const added = end > this.#numComputed ? await this.computeFeatures(this.#samples.slice(first, last)) : new Float32Array(0);
-    this.#features = concatenated(this.#features, added);
+    this.#features.append(added);
     this.#numComputed = end;
-    const kept = Math.min(end * this.shiftLen - this.#firstSample, this.#samples.length);
-    this.#samples = this.#samples.slice(kept);
-    this.#firstSample += kept;
+    const used = Math.min(end * this.shiftLen - this.#firstSample, this.#samples.length);
+    this.#samples.forget(used);
+    this.#firstSample += used;
     return added;
   }
-}
-
-/** Typed arrays one after the other. */
-export function concatenated(...parts) {
-  const filled = parts.filter((part) => part.length);
-  if (filled.length === 1) return filled[0];
-  const all = new Float32Array(filled.reduce((sum, part) => sum + part.length, 0));
-  let place = 0;
-  for (const part of filled) {
-    all.set(part, place);
-    place += part.length;
-  }
-  return all;
 }

@@ -3,6 +3,7 @@
 export const RATE = 16000; // of what the page keeps to play again, and of what it sends
 
 const PLAYED_S = 60;
+const BLOCK_LEN = 10 * RATE;
 
 // Of a microphone, which may stay open for hours. A file is kept whole.
 export const KEPT_S = 600;
@@ -21,14 +22,27 @@ export class Sound {
 
   clear() {
     this.stop();
-    this.blocks = [];
-    this.length = 0;
+    this.blocks = []; // of BLOCK_LEN samples
+    this.start = 0; // of the first of them, in samples
+    this.length = 0; // of all that was pushed
   }
 
   push(samples, keptS = Infinity) {
-    this.blocks.push({ start: this.length, samples });
-    this.length += samples.length;
-    while (this.length - this.blocks[0].start > keptS * RATE) this.blocks.shift();
+    for (let taken = 0; taken < samples.length; ) {
+      const place = this.length % BLOCK_LEN;
+      if (!place) this.blocks.push(this.emptyBlock(keptS));
+      const part = samples.subarray(taken, taken + BLOCK_LEN - place);
+      this.blocks.at(-1).set(part, place);
+      this.length += part.length;
+      taken += part.length;
+    }
+  }
+
+  // The oldest that is no longer kept, if there is one: then memory stays the same however long somebody speaks.
+  emptyBlock(keptS) {
+    let block;
+    for (; this.blocks.length && this.length - this.start >= keptS * RATE; this.start += BLOCK_LEN) block = this.blocks.shift();
+    return block ?? new Int16Array(BLOCK_LEN);
   }
 
   get duration() {
@@ -40,14 +54,14 @@ export class Sound {
     this.stop();
     const begin = Math.max(0, Math.floor(seconds * RATE));
     const length = Math.min(this.length - begin, PLAYED_S * RATE);
-    if (length <= 0 || begin < this.blocks[0].start) return false;
+    if (length <= 0 || begin < this.start) return false;
     this.context ??= new AudioContext();
     this.context.resume();
     const buffer = this.context.createBuffer(1, length, RATE);
     const target = buffer.getChannelData(0);
-    for (const { start, samples } of this.blocks) {
-      const from = Math.max(0, begin - start);
-      for (let i = from; i < samples.length && start + i - begin < length; i++) target[start + i - begin] = samples[i] / 32768;
+    for (let i = 0; i < length; i++) {
+      const place = begin + i - this.start;
+      target[i] = this.blocks[Math.floor(place / BLOCK_LEN)][place % BLOCK_LEN] / 32768;
     }
     const source = new AudioBufferSourceNode(this.context, { buffer });
     source.connect(this.context.destination);
