@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _PORTION = 1 << 20
 """Bytes read at a time."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+"""Names that mean devices on Windows, with any suffix."""
 
 
 class BundleFile:
@@ -159,8 +162,8 @@ def plain_name(name: str, where: str) -> str:
     Raises:
         BundleError: it may mean another file; begins with `where`.
     """
-    plain = name not in ("", ".", "..") and not any(char in '/\\:*?"<>|' or ord(char) < 32 for char in name)
-    if not plain:
+    plain = not any(char in '/\\:*?"<>|' or ord(char) < 32 for char in name) and not _DEVICE.match(name)
+    if not plain or not name or name[-1] in ". ":  # which Windows leaves out
         raise BundleError(f"{where}: found {name!r:.200}, expected a plain file name without folders")
     return name
 

@@ -51,6 +51,7 @@ class ContextGraph:
 
     Attributes:
         start: state of an empty hypothesis.
+        symbols: symbols of the vocabulary for which it was made.
 
     Args:
         hotwords: phrases, each alone or with a weight above 0 and at most 100. If a phrase is given twice, the larger
@@ -63,6 +64,7 @@ class ContextGraph:
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
+        self.symbols = vocabulary.symbols
         self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
         self._next: list[dict[str, int]] = []
         self._output: list[float] = []

@@ -88,7 +88,11 @@ class Microphone:
             return not self._is_closed and bool(self._stream.active)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()  # there is no `__exit__` after this
+            raise
         return self
 
     def __exit__(

@@ -301,6 +301,8 @@ class Recognizer:
             check_chunks(self.model.config, options.chunk_size, options.num_left_chunks)
 
     def _context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
+        if isinstance(hotwords, ContextGraph) and hotwords.symbols != self.vocabulary.symbols:
+            raise ValueError("hotwords are a ContextGraph for the vocabulary of another bundle")
         if hotwords is None or isinstance(hotwords, ContextGraph):
             return hotwords
         return ContextGraph(hotwords, self.vocabulary)

@@ -149,7 +149,9 @@ def test_no_bundle(tmp_path):
         Bundle.open(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "", "a\\b", "C:x", "a\x00b"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/b", "..", "", "a\\b", "C:x", "a\x00b", "a.", "a ", "nul.onnx"]
+)
 def test_names_that_leave_the_folder(folder, name):
     edit_manifest(folder, lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
     with pytest.raises(BundleError, match="plain file name"):

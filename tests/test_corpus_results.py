@@ -1,6 +1,8 @@
 """What becomes of the results of a run: status, one file, word errors; and the command line."""
 
+import dataclasses
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -94,6 +96,20 @@ def test_merge_of_what_is_not_complete(results, tmp_path):
         merge(OutputFolder(str(out)), tmp_path / "all.jsonl")
     assert not (tmp_path / "all.jsonl").exists()
     assert merge(OutputFolder(str(out)), tmp_path / "all.jsonl", allow_missing=True) == 2
+
+
+def test_a_damaged_file_is_named_and_done_again(results, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
+    damaged = out / "blocks" / "000000" / "000000000004-000000000006.jsonl"
+    whole = damaged.read_bytes()
+    for content in (whole[:-20], b'{"text": "A"}\n', b"[1]\n"):
+        damaged.write_bytes(content)
+        assert main(["corpus", "score", str(out)]) == 1
+        assert f"u2moe: error: {damaged}: is damaged: " in capsys.readouterr().err
+        retry = dataclasses.replace(ONE, retry_failed=True)
+        assert run_corpus(results.parent / "data.list", out, ToyChoice(), retry).num_before == 0
+        assert damaged.read_bytes() == whole
 
 
 def parquet():

@@ -186,6 +186,20 @@ def test_a_device_that_is_not_there(segmenting, sounddevice):
             Microphone(transcriber)
 
 
+def test_a_device_that_does_not_start_is_released(segmenting, sounddevice):
+    def refuse():
+        raise sounddevice.PortAudioError("Device unavailable")
+
+    closed = []
+    sounddevice.on_start = refuse
+    with Transcriber(segmenting) as transcriber:
+        microphone = Microphone(transcriber)
+        sounddevice.stream.close = lambda: closed.append(True)
+        with pytest.raises(MicrophoneError, match="Device unavailable"), microphone:
+            pass
+    assert closed
+
+
 def test_input_devices(sounddevice):
     assert input_devices() == [(1, "Headset")]
 

@@ -10,6 +10,7 @@ import soundfile
 from u2moe.runtime import (
     AudioError,
     BundleError,
+    ContextGraph,
     DecodingOptions,
     Recognizer,
     StreamError,
@@ -235,3 +236,13 @@ def test_what_is_dropped_is_freed_at_once(bundle, sound):
         assert model() is None
     finally:
         gc.enable()
+
+
+def test_hotwords_for_another_vocabulary_are_refused(recognizer):
+    vocabulary = recognizer.vocabulary
+    word = next(symbol for symbol in vocabulary.symbols if symbol.isalpha())
+    recognizer.create_stream(hotwords=ContextGraph([word], Vocabulary(vocabulary.symbols, vocabulary.config)))
+    other = ContextGraph([word], Vocabulary((*vocabulary.symbols, "x"), vocabulary.config))
+    for create in (recognizer.create_stream, recognizer.create_recording_stream):
+        with pytest.raises(ValueError, match="vocabulary of another bundle"):
+            create(hotwords=other)

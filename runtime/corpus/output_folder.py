@@ -85,6 +85,11 @@ class OutputFolder:
             if content is not None:
                 yield start, content
 
+    def file_at(self, start: int) -> str:
+        """The file of the finished block with this first position."""
+        ranged = ((range_of(name), name) for name in list_files(self._blocks))
+        return join(self._blocks, next(name for found, name in ranged if found is not None and found[0] == start))
+
     @property
     def num_utterances(self) -> int | None:
         """The number of utterances in the manifest, if a process has read it to its end."""

@@ -18,11 +18,17 @@ def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
     """What the rows of a run say, in the order of the manifest.
 
     Raises:
-        CorpusError: there is no run in the folder.
+        CorpusError: there is no run in the folder, or a file of its results is damaged.
     """
     output_format = folder.description().output_format
-    for _, content in folder.contents():
-        yield from map(outcome_of, decode(content, output_format))
+    for start, content in folder.contents():
+        try:
+            outcomes = [outcome_of(row) for row in decode(content, output_format)]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorpusError(
+                f"{folder.file_at(start)}: is damaged: {error}: recognise its utterances again with --retry-failed"
+            ) from error
+        yield from outcomes
 
 
 def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing: bool = False) -> int:

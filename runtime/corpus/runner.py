@@ -233,11 +233,14 @@ class _Session:
 
 
 def finished_blocks(folder: OutputFolder, run: RunDescription, *, retry_failed: bool = False) -> list[int]:
-    """First positions of the blocks that are finished; with `retry_failed` only of those without failures."""
+    """First positions of the blocks that are finished; with `retry_failed` only of whole ones without failures."""
     if not retry_failed:
         return list(folder.finished_blocks())
-    return [
-        start
-        for start, content in folder.contents()
-        if all(row["error"] is None for row in decode(content, run.output_format))
-    ]
+    return [start for start, content in folder.contents() if _has_no_failure(content, run.output_format)]
+
+
+def _has_no_failure(content: bytes, output_format: str) -> bool:
+    try:
+        return all(row["error"] is None for row in decode(content, output_format))
+    except (ValueError, TypeError, KeyError):  # damaged
+        return False
