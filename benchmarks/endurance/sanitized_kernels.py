@@ -36,7 +36,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 
 PROGRAMS = ("u2moe_kernels_digests", "u2moe_kernels_stress")
 LIBRARY = "u2moe_kernels"
-TESTS = ("operators", "sessions", "damage")
+TESTS = ("operators", "attention", "convolutions", "sessions", "damage")
 THREADED = "threads or come_and_go or any_order or forked"
 """Tests that have several threads or processes."""
 OPTIONS = {
@@ -180,7 +180,7 @@ def address(folder: Path) -> list[Step]:
 def thread(folder: Path) -> list[Step]:
     """The program with threads, then tests through onnxruntime."""
     build, prefix = Build("thread", folder), _fixed_addresses("thread")
-    own = (build.tests(TESTS[:2], isa, THREADED) for isa in build.isas(prefix))
+    own = (build.tests(TESTS[:-1], isa, THREADED) for isa in build.isas(prefix))
     return [build.program(PROGRAMS[1], prefix), *own]
 
 

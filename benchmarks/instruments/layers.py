@@ -12,12 +12,16 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns
+from u2moe.quantize.passes.convolutions import FirstConvolutions
+from u2moe.runtime.graph.attention import Heads, cached_attention
 from u2moe.runtime.mixture import Mixture
 
 Array = npt.NDArray[Any]
-Attributes = Mapping[str, int | float | str]
+Attributes = Mapping[str, int | float | str | list[int]]
 _CPU = ("CPUExecutionProvider",)
 _OPSETS = {"": 18, "u2moe": 1, "com.microsoft": 1}
+_NUM_BLOCKS = 3
+"""Of the cache of an attention."""
 
 
 def layer_model(
@@ -107,3 +111,44 @@ def int4_weights(random: np.random.Generator, mixture: Mixture, dim: int, hidden
             if mixture.bias:
                 weights[f"{name}_bias"] = 0.2 * random.standard_normal(shape[1]).astype(np.float32)
     return weights
+
+
+def convolutions_model(
+    both: FirstConvolutions, num_outputs: int, random: np.random.Generator, changed: Attributes | None = None
+) -> bytes:
+    """Both convolutions of the front end with random weights, with some attributes changed."""
+    first, second = (window.kernel**2 for window in (both.first, both.second))
+    weight, scale = int8_columns(random.standard_normal((second * both.channels, num_outputs)).astype(np.float32))
+    weights = {
+        "first_weight": random.standard_normal((first + 1, both.channels)).astype(np.float32),
+        "weight": weight,
+        "scale": scale,
+        "bias": random.standard_normal(num_outputs).astype(np.float32),
+    }
+    return layer_model(both.function(), {"x": np.float32}, weights, {**both.attributes(), **(changed or {})})
+
+
+def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None = None) -> bytes:
+    """An attention with a cache, with some attributes changed."""
+    function, attributes = cached_attention(heads, relative=relative)
+    kinds: dict[str, npt.DTypeLike] = {node.name or "": np.float32 for node in function.inputs}
+    kinds |= {"block": np.int64, "first_kept": np.int64}
+    return layer_model(function, kinds, {}, {**attributes, **(changed or {})})
+
+
+def attention_shapes(
+    heads: Heads, batch: int, time: int, past: int, *, relative: bool, wide: Sequence[bool]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs in float32 of an attention, whose cache has three blocks.
+
+    `wide` says which axes of the bias (batch, heads, time), and whether that of the batch of the positions, are not 1.
+    """
+    axes = (size if own else 1 for own, size in zip(wide, (batch, heads.num_heads, time), strict=True))
+    width, keys = heads.num_heads * heads.size, past + time
+    return {
+        "query": (batch, time, width),
+        "key_value": (batch, time, heads.num_kv_heads * 2 * heads.size),
+        "cache": (_NUM_BLOCKS, batch, heads.num_kv_heads, past, 2 * heads.size),
+        "bias": (*axes, keys),
+        **({"positions": (batch if wide[0] else 1, keys, width)} if relative else {}),
+    }

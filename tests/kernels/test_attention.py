@@ -5,38 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.benchmarks.instruments.layers import layer_model, session_with
-from u2moe.runtime.graph.attention import Heads, cached_attention
+from u2moe.benchmarks.instruments.layers import attention_model, attention_shapes, session_with
+from u2moe.runtime.graph.attention import Heads
 from u2moe.runtime.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 2e-5
 """Sums in another order, and another exponential: relative to values of size 1."""
 MASKED = np.finfo(np.float32).min
-BLOCKS = 3
-
-
-def model_of(heads, *, relative):
-    function, attributes = cached_attention(heads, relative=relative)
-    kinds = dict.fromkeys(["query", "key_value", "cache"], np.float32)
-    kinds |= {"block": np.int64, "first_kept": np.int64, "bias": np.float32}
-    return layer_model(function, {**kinds, **({"positions": np.float32} if relative else {})}, {}, attributes)
 
 
 def feeds_of(random, heads, batch, time, past, *, relative, wide=(1, 1, 1)):
-    """Random inputs; axes of the bias and of positions are 1 unless `wide` has a 1 for batch, heads and time."""
-    keys = past + time
-    shape = [size if own else 1 for own, size in zip(wide, (batch, heads.num_heads, time), strict=True)]
-    bias = random.standard_normal((*shape, keys))
-    bias[random.random(bias.shape) < 0.2] = MASKED
-    shapes = {
-        "query": (batch, time, heads.num_heads * heads.size),
-        "key_value": (batch, time, heads.num_kv_heads * 2 * heads.size),
-        "cache": (BLOCKS, batch, heads.num_kv_heads, past, 2 * heads.size),
-        **({"positions": (batch if wide[0] else 1, keys, heads.num_heads * heads.size)} if relative else {}),
-    }
+    """Random inputs; `wide` as for `attention_shapes`."""
+    shapes = attention_shapes(heads, batch, time, past, relative=relative, wide=wide)
     feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    first = random.integers(0, time + 1, 1)
-    return {**feeds, "bias": bias.astype(np.float32), "block": np.array(1), "first_kept": first}
+    feeds["bias"][random.random(feeds["bias"].shape) < 0.2] = MASKED
+    return {**feeds, "block": np.array(1), "first_kept": random.integers(0, time + 1, 1)}
 
 
 @given(
@@ -52,7 +35,7 @@ def feeds_of(random, heads, batch, time, past, *, relative, wide=(1, 1, 1)):
 @settings(max_examples=60)
 def test_attention_computes_what_its_function_does(library, heads, sizes, wide, relative, seed):
     feeds = feeds_of(np.random.default_rng(seed), heads, *sizes, relative=relative, wide=wide)
-    model = model_of(heads, relative=relative)
+    model = attention_model(heads, relative=relative)
     expected, found = (session_with(model, file).run(None, feeds) for file in (None, library))
     np.testing.assert_allclose(found[0], expected[0], atol=ROUNDING, rtol=ROUNDING)
     np.testing.assert_array_equal(found[1], expected[1])
@@ -61,7 +44,7 @@ def test_attention_computes_what_its_function_does(library, heads, sizes, wide, 
 def test_what_no_query_may_see_is_not_seen(library):
     """Masked keys and values may hold any number; a row that sees nothing is the mean of all, as in the graph."""
     random, heads = np.random.default_rng(0), Heads(num_heads=2, num_kv_heads=2, size=20)
-    session = session_with(model_of(heads, relative=False), library)
+    session = session_with(attention_model(heads, relative=False), library)
     feeds = feeds_of(random, heads, 2, 5, 9, relative=False, wide=(1, 0, 0))
     feeds["bias"][:] = 0
     feeds["bias"][0, ..., :4] = feeds["bias"][1] = MASKED
@@ -74,7 +57,7 @@ def test_what_no_query_may_see_is_not_seen(library):
 
 def test_threads_and_neighbours_change_no_bit_of_attention(library):
     random, heads = np.random.default_rng(1), Heads(num_heads=4, num_kv_heads=2, size=24)
-    model = model_of(heads, relative=True)
+    model = attention_model(heads, relative=True)
     feeds = feeds_of(random, heads, 3, 21, 30, relative=True)
     context, kept = session_with(model, library).run(None, feeds)
     for found, expected in zip(session_with(model, library, 3).run(None, feeds), (context, kept), strict=True):
@@ -95,7 +78,7 @@ def test_inputs_that_do_not_fit_are_an_error(library, data):
         feeds[name] = np.full(shape, data.draw(st.sampled_from([-(2**63), -1, 0, 2, 3, 2**63 - 1])))
     else:
         feeds[name] = np.ones(shape, np.float32)
-    session = session_with(model_of(heads, relative=True), library)
+    session = session_with(attention_model(heads, relative=True), library)
     try:
         context, kept = session.run(None, feeds)
     except ONNXRUNTIME_ERRORS:
@@ -113,9 +96,6 @@ def test_inputs_that_do_not_fit_are_an_error(library, data):
     ],
 )
 def test_attributes_that_lie_are_an_error(library, attributes, message):
-    function, own = cached_attention(Heads(num_heads=2, num_kv_heads=1, size=8), relative=False)
-    kinds = dict.fromkeys(["query", "key_value", "cache"], np.float32)
-    kinds |= {"block": np.int64, "first_kept": np.int64, "bias": np.float32}
-    model = layer_model(function, kinds, {}, {**own, **attributes})
+    model = attention_model(Heads(num_heads=2, num_kv_heads=1, size=8), relative=False, changed=attributes)
     with pytest.raises(ONNXRUNTIME_ERRORS, match=message):
         session_with(model, library)

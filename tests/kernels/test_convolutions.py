@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.instruments.layers import layer_model, session_with
-from u2moe.quantize.arithmetic import int8_columns
+from u2moe.benchmarks.instruments.layers import convolutions_model, session_with
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
 from u2moe.runtime.session import ONNXRUNTIME_ERRORS
 
@@ -20,18 +19,10 @@ def operators():
     return pytest.importorskip("u2moe_kernels").description()["operators"]
 
 
-def layer(*, bins=23, channels=20, out=40, first=(3, 2), second=(3, 2), **changes):
-    random = np.random.default_rng(0)
+def layer(*, bins=23, channels=20, out=40, first=(3, 2), second=(3, 2), **changed):
     windows = [Window(kernel=kernel, stride=stride) for kernel, stride in (first, second)]
     both = FirstConvolutions(bins=bins, channels=channels, first=windows[0], second=windows[1])
-    weight, scale = int8_columns(random.standard_normal((second[0] ** 2 * channels, out)).astype(np.float32))
-    weights = {
-        "first_weight": random.standard_normal((first[0] ** 2 + 1, channels)).astype(np.float32),
-        "weight": weight,
-        "scale": scale,
-        "bias": random.standard_normal(out).astype(np.float32),
-    }
-    return layer_model(both.function(), {"x": np.float32}, weights, {**both.attributes(), **changes})
+    return convolutions_model(both, out, np.random.default_rng(0), changed)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"second": (5, 3), "channels": 16}, {"first": (2, 1), "out": 33, "channels": 7}])

@@ -510,6 +510,7 @@ class CachedAttention {
     const size_t width = 2 * a.size, kept = static_cast<size_t>(time - first);
     auto* to = static_cast<float*>(call.output(1, {1, static_cast<int64_t>(a.batch), static_cast<int64_t>(kv_heads_),
                                                    static_cast<int64_t>(kept), static_cast<int64_t>(width)}));
+    if (kept == 0) return;  // the batch may be of any size then
     for (size_t row = 0; row < a.batch * kv_heads_; row++) {
       const size_t batch = row / kv_heads_, head = row % kv_heads_;
       for (size_t t = a.time - kept; t < a.time; t++, to += width)

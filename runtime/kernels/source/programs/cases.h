@@ -1,5 +1,6 @@
 // Layers of many shapes with weights that are the same on every machine; what the programs in this folder compute.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -153,6 +154,33 @@ inline void compute_attention(const InstructionSet& isa, size_t time, size_t siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
+inline void compute_convolutions(const InstructionSet& isa, size_t bins, size_t channels, size_t time,
+                                 const Threads& threads, Digest& digest) {
+  Random random(bins + channels + time);
+  ConvolutionLayer layer;
+  layer.bins = bins;
+  layer.channels = channels;
+  layer.out = channels + 5;
+  for (size_t i = 0; i < 2; i++) {
+    layer.kernels[i] = 3;
+    layer.strides[i] = 2;
+  }
+  const size_t panels = rounded_up(channels, kPanel) / kPanel, count = panels * layer.taps() * kPanel;
+  const auto first = random.numbers(count, 0.3f);
+  layer.first = Weights(count * sizeof(float));
+  std::copy(first.begin(), first.end(), reinterpret_cast<float*>(layer.first.data()));
+  std::vector<int8_t> weight(layer.depth() * layer.out);
+  for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
+  const auto scale = random.numbers(layer.out, 0.002f), bias = random.numbers(layer.out, 0.3f);
+  layer.second = Weights(packed_bytes8(layer.depth(), layer.out));
+  pack8({weight.data(), scale.data(), bias.data(), layer.depth(), layer.out, 1.0f, true}, layer.second.data());
+  const size_t batch = 2;
+  const auto x = random.numbers(batch * time * bins, 2.0f);
+  std::vector<float> y(batch * layer.frames(time) * layer.outer() * layer.out);
+  run_convolutions(isa, layer, x.data(), batch, time, y.data(), threads);
+  digest.add(y.data(), y.size() * sizeof(float));
+}
+
 // A digest of the results of all cases.
 inline unsigned long long digest_of(const InstructionSet& isa, const Threads& threads) {
   static constexpr Case kCases[] = {
@@ -167,6 +195,14 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   for (size_t rows : {1, 2, 3, 8, 15, 29}) compute_linear(isa, 24 + 8 * rows, 40 + rows, rows, threads, digest);
   for (size_t time : {1, 7, 16, 35})
     compute_attention(isa, time, 3 + 2 * time, 50 - time, time % 2 == 1, threads, digest);
+  return digest.value();
+}
+
+// The same of the convolutions, which some instruction sets leave to onnxruntime.
+inline unsigned long long digest_of_convolutions(const InstructionSet& isa, const Threads& threads) {
+  Digest digest;
+  if (isa.holds_255)
+    for (size_t time : {6, 7, 30, 90}) compute_convolutions(isa, 10 + time, 4 * (time % 9 + 1), time, threads, digest);
   return digest.value();
 }
 

@@ -32,13 +32,17 @@ class Team final : public Threads {
   }
 };
 
+unsigned long long digest_of_all(const InstructionSet& isa, const Threads& threads) {
+  return digest_of(isa, threads) ^ digest_of_convolutions(isa, threads);
+}
+
 bool is_equal_in_threads(const InstructionSet& isa) {
-  const unsigned long long expected = digest_of(isa, Serial());
+  const unsigned long long expected = digest_of_all(isa, Serial());
   std::atomic<size_t> different{0};
   std::vector<std::thread> callers;
   for (size_t i = 0; i < kCallers; i++)
     callers.emplace_back([&] {
-      for (size_t round = 0; round < kRounds; round++) different += digest_of(isa, Team()) != expected;
+      for (size_t round = 0; round < kRounds; round++) different += digest_of_all(isa, Team()) != expected;
     });
   for (std::thread& caller : callers) caller.join();
   std::printf("%s %s\n", isa.name, different == 0 ? "equal" : "different");
@@ -48,7 +52,7 @@ bool is_equal_in_threads(const InstructionSet& isa) {
 #if !defined(_WIN32)
 // While other threads take and give back memory all the time, under the lock that must be free in a child.
 bool is_equal_in_children(const InstructionSet& isa) {
-  const unsigned long long expected = digest_of(isa, Serial());
+  const unsigned long long expected = digest_of_all(isa, Serial());
   std::atomic<bool> is_over{false};
   std::vector<std::thread> callers;
   for (size_t i = 0; i < kCallers; i++)
@@ -60,7 +64,7 @@ bool is_equal_in_children(const InstructionSet& isa) {
     const pid_t child = fork();
     if (child == 0) {
       alarm(kLimit);  // ends a child that waits without end
-      _exit(digest_of(isa, Serial()) == expected ? 0 : 1);
+      _exit(digest_of_all(isa, Serial()) == expected ? 0 : 1);
     }
     int status = 1;
     waitpid(child, &status, 0);
