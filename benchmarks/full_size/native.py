@@ -107,10 +107,10 @@ def prepare(root: Path, *, again: bool = False, progress: Callable[[str], None] 
                 root / model / "bundle", root / model / precision, recipe(RECIPES[precision]), overwrite=again
             )
     for case in CASES:
-        _gates(root, case)
+        gates_of(root, case)
 
 
-def _gates(root: Path, case: Case) -> dict[str, Any]:
+def gates_of(root: Path, case: Case) -> dict[str, Any]:
     """Routers with which tokens spread evenly, created once; empty without experts."""
     if not has_experts(case.model):
         return {}
@@ -142,7 +142,7 @@ def measure(root: Path, *, progress: Callable[[str], None] = lambda _: None) -> 
 
 
 def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str, list[float]]]:
-    settings = {case: TurnedSettings(_gates(root, case)) for case in CASES}  # must outlive the sessions
+    settings = {case: TurnedSettings(gates_of(root, case)) for case in CASES}  # must outlive the sessions
     models = {}
     for case, own in settings.items():
         progress(f"loading {case.title}")
