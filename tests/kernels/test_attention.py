@@ -67,6 +67,15 @@ def test_threads_and_neighbours_change_no_bit_of_attention(library):
     np.testing.assert_array_equal(session_with(model, library).run(None, alone)[0], context[1:2])
 
 
+def test_a_batch_of_any_size_without_frames_is_empty(library):
+    """And at once: rows without frames are not gone through."""
+    heads, batch = Heads(num_heads=2, num_kv_heads=1, size=8), 2**40
+    session = session_with(attention_model(heads, relative=False), library)
+    context, kept = session.run(None, feeds_of(np.random.default_rng(0), heads, batch, 0, 0, relative=False))
+    assert context.shape == (batch, 0, 16)
+    assert kept.shape == (1, batch, 1, 0, 16)
+
+
 @given(st.data())
 @settings(max_examples=100)
 def test_inputs_that_do_not_fit_are_an_error(library, data):
