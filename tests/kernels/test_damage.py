@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from u2moe.benchmarks.endurance.damaged_layers import use_damaged_layers
+from u2moe.benchmarks.endurance.drawn_layers import OPERATORS
 from u2moe.benchmarks.instruments.layers import int8_weights, layer_model, session_with
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.mixture import Mixture
@@ -15,6 +16,11 @@ NUM_DAMAGED = 150
 MIXTURE = Mixture(num_experts=3, top_k=2, activation="swish", weights="int8", skip_below=0.1)
 WEIGHTS = int8_weights(np.random.default_rng(0), MIXTURE, 16, 24)
 LAYER = layer_model(int8_mixture(MIXTURE), {"x": np.float32}, WEIGHTS, MIXTURE.attributes())
+
+
+def test_layers_of_all_operators_are_drawn():
+    operators = pytest.importorskip("u2moe_kernels").description()["operators"]
+    assert set(operators) <= set(OPERATORS)
 
 
 def test_a_damaged_layer_is_an_error_or_computes_something(library, tmp_path):

@@ -11,9 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.instruments.layers import int4_weights, int8_weights, layer_model, session_with
+from u2moe.benchmarks.instruments.layers import (
+    attention_model,
+    attention_shapes,
+    convolutions_model,
+    int4_weights,
+    int8_weights,
+    layer_model,
+    session_with,
+)
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.runtime.graph.attention import Heads
 from u2moe.runtime.mixture import Mixture
 
 CHILD_S = 120
@@ -22,22 +32,40 @@ DIM = 60
 
 
 def layers():
+    """Layers as models, and what each is fed."""
     random = np.random.default_rng(0)
+    x = random.standard_normal((70, DIM)).astype(np.float32)
     int8 = Mixture(num_experts=5, top_k=2, activation="swish", weights="int8")
     int4 = Mixture(num_experts=4, top_k=2, activation="gelu", weights="int4", block_size=32)
+    window, heads = Window(kernel=3, stride=2), Heads(num_heads=4, num_kv_heads=2, size=20)
+    both = FirstConvolutions(bins=23, channels=20, first=window, second=window)
+    shapes = attention_shapes(heads, 2, 16, 40, relative=True, wide=(True, True, False))
+    attended = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     fed = {"x": np.float32}
     return [
-        layer_model(int8_mixture(int8), fed, int8_weights(random, int8, DIM, 90), int8.attributes()),
-        layer_model(int4_mixture(int4, DIM, 90), fed, int4_weights(random, int4, DIM, 90), int4.attributes()),
+        (layer_model(int8_mixture(int8), fed, int8_weights(random, int8, DIM, 90), int8.attributes()), {"x": x}),
+        (
+            layer_model(int4_mixture(int4, DIM, 90), fed, int4_weights(random, int4, DIM, 90), int4.attributes()),
+            {"x": x},
+        ),
+        (convolutions_model(both, 30, random), {"x": random.standard_normal((2, 40, 23)).astype(np.float32)}),
+        (attention_model(heads, relative=True), {**attended, "block": np.array(1), "first_kept": np.array([2])}),
     ]
 
 
 LAYERS = layers()
-X = np.random.default_rng(1).standard_normal((70, DIM)).astype(np.float32)
+
+
+def sessions_of(library, num_threads=1):
+    return [session_with(model, library, num_threads) for model, _ in LAYERS]
+
+
+def run(sessions):
+    return [session.run(None, feeds)[0] for session, (_, feeds) in zip(sessions, LAYERS, strict=True)]
 
 
 def outputs(library, num_threads=1):
-    return [session_with(layer, library, num_threads).run(None, {"x": X})[0] for layer in LAYERS]
+    return run(sessions_of(library, num_threads))
 
 
 def all_equal(found, expected):
@@ -46,25 +74,26 @@ def all_equal(found, expected):
 
 def test_sessions_come_and_go_in_threads_while_others_run(library):
     expected = outputs(library)
-    shared = [session_with(layer, library, num_threads=2) for layer in LAYERS]
+    shared = sessions_of(library, num_threads=2)
 
     def use(number):
         if number % 2:
             return all_equal(outputs(library, num_threads=1 + number % 3), expected)
-        return all_equal([session.run(None, {"x": X})[0] for session in shared], expected)
+        return all_equal(run(shared), expected)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(use, range(40)))
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (1, 3, 0, 4, 2)])
 def test_sessions_end_in_any_order(library, order):
-    sessions = {number: session_with(LAYERS[number % 2], library) for number in range(3)}
-    expected = {number: session.run(None, {"x": X})[0] for number, session in sessions.items()}
+    models = [*LAYERS, LAYERS[0]]
+    sessions = {number: session_with(model, library) for number, (model, _) in enumerate(models)}
+    expected = {number: session.run(None, models[number][1])[0] for number, session in sessions.items()}
     for number in order:
         del sessions[number]
         for other, session in sessions.items():
-            np.testing.assert_array_equal(session.run(None, {"x": X})[0], expected[other])
+            np.testing.assert_array_equal(session.run(None, models[other][1])[0], expected[other])
 
 
 LOADED = """
@@ -89,7 +118,7 @@ for number in range(100):
 def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
     if os.environ.get("LD_PRELOAD"):
         pytest.skip("sanitizers keep freed memory")
-    (tmp_path / "layer.onnx").write_bytes(LAYERS[0])
+    (tmp_path / "layer.onnx").write_bytes(LAYERS[0][0])
     command = [sys.executable, "-c", LOADED.format(dim=DIM), str(tmp_path / "layer.onnx"), str(library)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     mapped, memory = zip(*(line.split() for line in lines), strict=True)
@@ -122,16 +151,15 @@ def test_a_process_forks_while_threads_compute(library):
     The child has sessions of its own: onnxruntime has locks in each, which it does not free.
     """
     expected = outputs(library)
-    sessions, others = ([session_with(layer, library) for layer in LAYERS] for _ in range(2))
+    sessions, others = (sessions_of(library) for _ in range(2))
     is_over = threading.Event()
 
     def compute():
         while not is_over.is_set():
-            for session in others:
-                session.run(None, {"x": X[:1]})
+            run(others)
 
     def use():
-        return all_equal([session.run(None, {"x": X})[0] for session in sessions], expected)
+        return all_equal(run(sessions), expected)
 
     with ThreadPoolExecutor(2) as pool:
         busy = [pool.submit(compute) for _ in range(2)]
