@@ -119,7 +119,7 @@ def convolutions_model(
     """Both convolutions of the front end with random weights, with some attributes changed."""
     first, second = (window.kernel**2 for window in (both.first, both.second))
     weight, scale = int8_columns(random.standard_normal((second * both.channels, num_outputs)).astype(np.float32))
-    weights = {
+    weights: dict[str, Array] = {
         "first_weight": random.standard_normal((first + 1, both.channels)).astype(np.float32),
         "weight": weight,
         "scale": scale,
