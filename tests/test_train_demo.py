@@ -23,13 +23,16 @@ import data
 import network
 import prepare
 import progress
+import routing
 import train
 import upcycle
 import yaml
-from schedule import Schedule
+from schedule import RESTART_STEPS, Schedule
 from withheld import TESTS, Withheld, overlap
 
+from u2moe.export.architecture import FeedForward
 from u2moe.export.model import SpeechModel
+from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.training_config import parse_training_config
 
 pytestmark = pytest.mark.slow
@@ -128,6 +131,43 @@ def test_the_network_of_the_training_computes_what_the_exported_one_does(experts
             assert float((logits - network.decode(decoder, inputs, expected, times)).abs().max()) < 2e-5
 
 
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+@pytest.mark.parametrize("favourite", [None, 2])
+def test_a_mixture_and_its_gradients_are_those_of_the_exported_one(favourite, activation):
+    torch.manual_seed(1)
+    config = FeedForward(
+        kind="moe", hidden=24, activation=activation, bias=True, num_experts=6, num_experts_per_token=2
+    )
+    layer = MixtureOfExperts(16, config).eval()
+    inputs = torch.randn(5, 31, 16, requires_grad=True)
+    if favourite is not None:  # some experts get every token, others none
+        with torch.no_grad():
+            layer.gate.weight.zero_()
+            layer.gate.weight[favourite] = 1.0
+            inputs.abs_()
+    weights = torch.randn(5, 31, 16)
+    found = []
+    for function in (layer, lambda x: routing.mixture(layer, x)):
+        output = function(inputs)
+        gradients = torch.autograd.grad((output * weights).sum(), [inputs, *layer.parameters()], allow_unused=True)
+        found.append([output, *gradients])
+    for first, second in zip(*found, strict=True):
+        # an expert without tokens; float32 sums of up to 310 products of about 1, in another order
+        assert torch.allclose(torch.zeros_like(second) if first is None else first, second, rtol=1e-4, atol=1e-4)
+
+
+def test_the_load_loss_moves_tokens_to_experts_that_have_few():
+    logits = torch.tensor([[3.0, 0.0, -1.0]] * 4, requires_grad=True)
+    assert float(routing.load_loss(torch.zeros(4, 3), torch.tensor([2, 2, 2]))) == pytest.approx(1)
+    loss = routing.load_loss(logits, torch.tensor([4, 4, 0]))
+    assert float(loss) > 1
+    carried = routing.AddedLoss.apply(logits, loss)
+    (gradient,) = torch.autograd.grad(carried[:, 1].sum(), logits)
+    assert (gradient[:, 0] > 0).all()
+    assert (gradient[:, 2] < 0).all()
+    assert torch.allclose(gradient.sum(1), torch.ones(4))  # that of the carrier's own loss is there besides
+
+
 def test_a_mixture_out_of_a_dense_network_computes_the_same():
     torch.manual_seed(1)
     sizes = {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
@@ -152,6 +192,8 @@ def test_an_upcycled_run_goes_on(work_dir, monkeypatch):
     upcycle.main()
     after = run(work_dir, "mixture", 6, "--resume")
     assert after["progress"]["step"] == 6
+    assert after["options"]["restart"] == 4
+    assert len(after["optimizer"]["parts"]) == 3  # routers have a rate of their own
     assert any(".experts.7.w_1.weight" in name for name in after["optimizer"]["masters"])
 
 
@@ -186,6 +228,14 @@ def test_the_rate_rises_stays_and_falls():
     assert schedule.rate(149) == 0
     assert schedule.end == 150
     assert Schedule(peak=1.0, warmup_steps=10).end is None
+
+
+def test_the_rate_rises_anew_where_a_mixture_forks():
+    dense = Schedule(peak=1.0, warmup_steps=10, decay_from=100, decay_steps=500)
+    fork = replace(dense, restart=200)
+    assert fork.rate(199 + RESTART_STEPS // 2) == pytest.approx(0.5 * dense.rate(199 + RESTART_STEPS // 2))
+    assert fork.rate(200 + RESTART_STEPS) == dense.rate(200 + RESTART_STEPS)
+    assert fork.end == dense.end
 
 
 def test_sentences_of_the_tests_are_withheld():

@@ -26,6 +26,7 @@ def all_of(folder: Path) -> list[Path]:
 def load(path: Path) -> dict[str, Any]:
     """The state in an exact or a compact checkpoint."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state["options"].pop("router_noise", None)  # what runs had before, and dense ones made no use of
     return unpacked(state) if state.pop("compact", False) else state
 
 

@@ -17,7 +17,6 @@ import torch
 from augment import Augmenter
 from batches import Corpus, Item
 from objective import Losses, Objective, losses, random_chunk
-from routing import RouterNoise
 from torch import Tensor
 
 from u2moe.export.model import SpeechModel
@@ -32,7 +31,6 @@ class Task:
     items: list[Item]
     easy: bool
     """CTC alone, on clips as they are, with full context."""
-    router_noise: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +52,18 @@ class GradientSource:
         corpus: Corpus,
         augmenter: Augmenter,
         objective: Objective,
-        router_noise: RouterNoise,
         *,
         seed: int,
         device: str,
     ) -> None:
         self.model, self.corpus, self.augmenter = model, corpus, augmenter
         self.objective, self.seed, self.device = objective, seed, device
-        self.router_noise = router_noise
 
     def losses(self, task: Task) -> tuple[Losses, int]:
         """Losses of a batch, and its frames."""
         drawn = zlib.crc32(f"{self.seed} {task.number}".encode())
         rng = random.Random(drawn)
         torch.manual_seed(drawn)
-        self.router_noise.scale = task.router_noise
         batch = self.corpus.batch(task.items)
         frames = int(batch.lengths.sum())
         chunk_size: int | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
+from routing import feed_forward
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -116,10 +117,10 @@ def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
 
 def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
     """One conformer block [batch, time, dim]."""
-    x = x + 0.5 * present(layer.feed_forward_macaron)(layer.norm_ff_macaron(x))
+    x = x + 0.5 * feed_forward(present(layer.feed_forward_macaron), layer.norm_ff_macaron(x))
     x = x + self_attention(layer.self_attn, layer.norm_mha(x), sight)
     x = x + convolution(present(layer.conv_module), layer.norm_conv(x), sight)
-    x = x + 0.5 * layer.feed_forward(layer.norm_ff(x))
+    x = x + 0.5 * feed_forward(layer.feed_forward, layer.norm_ff(x))
     return cast("Tensor", layer.norm_final(x))
 
 
@@ -162,7 +163,7 @@ def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, 
     q = heads(other.linear_q(layer.norm2(x)), num_heads)
     k, v = (heads(part, num_heads) for part in projections(memory, other.linear_k, other.linear_v))
     x = x + other.linear_out(attention(scale * q, k, v, memory_mask))
-    return cast("Tensor", x + layer.feed_forward(layer.norm3(x)))
+    return cast("Tensor", x + feed_forward(layer.feed_forward, layer.norm3(x)))
 
 
 def decode(decoder: AttentionDecoder, inputs: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:

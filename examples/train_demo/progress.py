@@ -41,13 +41,17 @@ class Options:
     """Share of the utterances under new conditions."""
     channels: int = 32
     """Of the first convolution."""
-    router_noise: float = 0.3
-    """Relative to the routers' logits; it falls with the learning rate."""
+    restart: int | None = None
+    """Step at which a mixture forked from a dense run: the rate rises anew from 0."""
     seed: int = 1
 
     @property
     def schedule(self) -> Schedule:
         """The learning rate."""
         return Schedule(
-            peak=self.lr, warmup_steps=self.warmup_steps, decay_from=self.decay_from, decay_steps=self.decay_steps
+            peak=self.lr,
+            warmup_steps=self.warmup_steps,
+            decay_from=self.decay_from,
+            decay_steps=self.decay_steps,
+            restart=self.restart,
         )

@@ -1,7 +1,9 @@
-"""How the learning rate and the noise on the routers go with the steps of a stage."""
+"""How the learning rate goes with the steps of a stage."""
 
 import math
 from dataclasses import dataclass
+
+RESTART_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,8 @@ class Schedule:
     decay_from: int | None = None
     """Step at which the rate begins to fall; None: not yet."""
     decay_steps: int = 0
+    restart: int | None = None
+    """Step from which the rate rises once more: moments of the optimizer begin anew there."""
 
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.warmup_steps < 1:
@@ -27,6 +31,8 @@ class Schedule:
     def rate(self, step: int) -> float:
         """The learning rate of a step (the first is 0); it falls as one minus a square root (arXiv 2405.18392)."""
         rate = self.peak * min((step + 1) / self.warmup_steps, 1.0)
+        if self.restart is not None:
+            rate *= min((step - self.restart + 1) / RESTART_STEPS, 1.0)
         if self.decay_from is None or step < self.decay_from:
             return rate
         return rate * max(1 - math.sqrt((step - self.decay_from + 1) / self.decay_steps), 0.0)

@@ -27,7 +27,6 @@ from objective import Objective
 from optimizers import Optimizer
 from progress import Options, Progress
 from reports import Clock, Log, Report
-from routing import RouterNoise, round_shapes
 from validation import validate
 
 from u2moe.export.model import SpeechModel
@@ -61,8 +60,6 @@ class Trainer:
         self.optimizer = Optimizer(self.model)
         lower_precision(self.model)
         self.optimizer.write(self.optimizer.masters)
-        round_shapes(self.model)
-        self.router_noise = RouterNoise(self.model)
         self.model.train()
         self.progress = Progress()
 
@@ -70,9 +67,8 @@ class Trainer:
         """One step on some batches: their outcomes, and the norm of the gradient."""
         progress = self.progress
         rate = self.schedule.rate(progress.step)
-        noise = self.options.router_noise * rate / self.schedule.peak
         tasks = [
-            Task(number=progress.batches + index, items=items, easy=progress.easy, router_noise=noise)
+            Task(number=progress.batches + index, items=items, easy=progress.easy)
             for index, items in enumerate(batches)
         ]
         gradients, outcomes = pool.step(tasks)
@@ -142,7 +138,6 @@ class Session:
                 corpus,
                 augmenter,
                 self.objective,
-                self.trainer.router_noise,
                 seed=self.trainer.options.seed,
                 device=self.args.device,
             )

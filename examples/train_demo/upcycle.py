@@ -79,6 +79,7 @@ def main() -> None:
     config = yaml.safe_load((args.work_dir / args.dense / "train.yaml").read_text(encoding="utf-8"))
     (folder / "train.yaml").write_text(yaml.safe_dump(mixture_config(config), sort_keys=False), encoding="utf-8")
     masters = upcycled(state["optimizer"]["masters"], args.noise, args.seed)
+    state["options"]["restart"] = state["progress"]["step"]
     state["optimizer"] = {"masters": masters, "average": masters, "parts": None}
     path = checkpoints.save(state, folder, state["progress"]["step"])
     print(f"{path}: {sum(weight.numel() for weight in masters.values()) / 1e6:.2f} M parameters")
