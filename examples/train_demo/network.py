@@ -163,7 +163,7 @@ def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, 
     q = heads(other.linear_q(layer.norm2(x)), num_heads)
     k, v = (heads(part, num_heads) for part in projections(memory, other.linear_k, other.linear_v))
     x = x + other.linear_out(attention(scale * q, k, v, memory_mask))
-    return cast("Tensor", x + feed_forward(layer.feed_forward, layer.norm3(x)))
+    return x + feed_forward(layer.feed_forward, layer.norm3(x))
 
 
 def decode(decoder: AttentionDecoder, inputs: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ class AddedLoss(torch.autograd.Function):
     """Lets a loss take part in training that nobody adds up: it rides on a tensor that the main loss depends on."""
 
     @staticmethod
-    def forward(ctx: Any, carrier: Tensor, loss: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+    def forward(ctx: Any, carrier: Tensor, loss: Tensor) -> Tensor:  # noqa: ARG004
         """The carrier [any shape] as it is; `loss` is a scalar."""
         return carrier.view_as(carrier)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
         """Gradients of both: the loss counts once."""
         return gradient, gradient.new_ones(())
 
@@ -56,7 +56,7 @@ class ExpertSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         tokens: Tensor,
         shares: Tensor,
@@ -71,10 +71,10 @@ class ExpertSum(torch.autograd.Function):
         inputs = tokens.index_select(0, sources)  # rows that no choice takes repeat the first token; nobody reads them
         hidden = inputs.new_empty(len(inputs), len(parts[0]))
         outputs = torch.empty_like(inputs)
-        for expert, x, h in zip(range(len(rows)), inputs.split(rows), hidden.split(rows), strict=True):
+        for expert, x, h in zip(range(len(rows)), torch.split(inputs, rows), torch.split(hidden, rows), strict=True):
             torch.addmm(parts[4 * expert + 1], x, parts[4 * expert].t(), out=h)
         active = cast("Tensor", activation(hidden))
-        for expert, a, y in zip(range(len(rows)), active.split(rows), outputs.split(rows), strict=True):
+        for expert, a, y in zip(range(len(rows)), torch.split(active, rows), torch.split(outputs, rows), strict=True):
             torch.addmm(parts[4 * expert + 3], a, parts[4 * expert + 2].t(), out=y)
         chosen = outputs.index_select(0, place).view(*shares.shape, -1)
         ctx.save_for_backward(shares, place, inputs, hidden, active, chosen, *parts)
@@ -82,7 +82,7 @@ class ExpertSum(torch.autograd.Function):
         return (chosen * shares.unsqueeze(-1)).sum(1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the tokens, the shares and every expert's parts, from that of the output [tokens, dim]."""
         shares, place, inputs, hidden, active, chosen, *parts = ctx.saved_tensors
         rows = ctx.rows
@@ -92,10 +92,12 @@ class ExpertSum(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden)
         to_inputs = torch.empty_like(inputs)
         to_parts: list[Tensor] = []
-        for expert, g, h in zip(range(len(rows)), to_outputs.split(rows), to_hidden.split(rows), strict=True):
+        for expert, g, h in zip(
+            range(len(rows)), torch.split(to_outputs, rows), torch.split(to_hidden, rows), strict=True
+        ):
             torch.mm(g, parts[4 * expert + 2], out=h)
         to_hidden = ctx.derivative(to_hidden, hidden)
-        each = (part.split(rows) for part in (to_outputs, active, to_hidden, inputs, to_inputs))
+        each = (torch.split(part, rows) for part in (to_outputs, active, to_hidden, inputs, to_inputs))
         for expert, (g, a, h, x, to_x) in enumerate(zip(*each, strict=True)):
             torch.mm(h, parts[4 * expert], out=to_x)
             to_parts += [h.t() @ x, h.sum(0), g.t() @ a, g.sum(0)]
