@@ -1,6 +1,7 @@
 """Pages in Debian's Chromium, for tests."""
 
 import contextlib
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ needs_onnxruntime_web = pytest.mark.skipif(
     reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",
 )
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
+
+
+def wait_for(page, question):
+    """Until a function in JavaScript has a promise of true: `page.wait_for_function` takes any promise for a yes."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not page.evaluate(question):
+        assert time.monotonic() < deadline, question
+        page.wait_for_timeout(50)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ const FILES = {{ files }};
 const NAME = `page-${VERSION}`;
 
 addEventListener('install', (event) => {
-  event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(FILES)).then(() => skipWaiting()));
+  const files = FILES.map((file) => new Request(file, { cache: 'no-cache' })); // else the browser may answer with old ones
+  event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(files)).then(() => skipWaiting()));
 });
 
 addEventListener('activate', (event) => {
