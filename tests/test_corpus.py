@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_list
+from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed, rows_in, write_list
 from hypothesis import given
 from hypothesis import strategies as st
 from tones import RATE, say, toy_recognizer
@@ -267,19 +266,5 @@ def test_a_run_whose_machine_fails_goes_on_elsewhere(corpus, tmp_path):
         "run_corpus(sys.argv[1], sys.argv[2], ToyChoice(), CorpusOptions(block_size=2, num_workers=2, "
         "manifest=ManifestOptions(allow_pipes=True)))"
     )
-    marker = tmp_path / "once"
-    sound = corpus.with_name("2.wav")
-    command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {sound}"
-    manifest = crashing(corpus, tmp_path / "kaldi", command)
-    arguments = [sys.executable, "-c", script, str(manifest), str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.Popen(arguments, env=environment, start_new_session=True)
-    while not (marker.exists() and len(files_in(tmp_path / "out")) == 2):
-        assert run.poll() is None
-        time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert len(files_in(tmp_path / "out")) == 2
-    subprocess.run(arguments, env=environment, check=True)
-    assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in listed(corpus)[:6]]
+    assert_survives_kill(script, corpus, tmp_path)
     assert not list((tmp_path / "out" / "claims").glob("[0-9]*"))

@@ -2,14 +2,11 @@
 
 import contextlib
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 
 import pytest
-from corpora import ToyChoice, crashing, files_in, listed, rows_in, write_list
+from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed, rows_in, write_list
 
 from u2moe.runtime import CorpusError
 from u2moe.runtime.corpus.blocks import Block
@@ -81,9 +78,6 @@ def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_pa
 def test_a_driver_that_is_killed(corpus, undisturbed, tmp_path):
     """With all that Ray started for it; a second run does what is missing."""
     pytest.importorskip("ray")
-    marker = tmp_path / "once"
-    command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {corpus.with_name('2.wav')}"
-    manifest = crashing(corpus, tmp_path / "kaldi", command)
     script = (
         "import sys, ray; from corpora import ToyChoice; from u2moe.runtime.corpus.ray import *\n"
         "from u2moe.runtime.corpus.manifests import ManifestOptions\n"
@@ -91,18 +85,7 @@ def test_a_driver_that_is_killed(corpus, undisturbed, tmp_path):
         "run_on_ray(sys.argv[1], sys.argv[2], ToyChoice(), CorpusOptions(block_size=2, num_workers=2, "
         "manifest=ManifestOptions(allow_pipes=True)))"
     )
-    arguments = [sys.executable, "-c", script, str(manifest), str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment.pop("RAY_ADDRESS", None)
-    run = subprocess.Popen(arguments, env=environment, start_new_session=True)
-    while not (marker.exists() and len(files_in(tmp_path / "out")) == 2):
-        assert run.poll() is None
-        time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert len(files_in(tmp_path / "out")) == 2
-    subprocess.run(arguments, env=environment, check=True)
-    assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in listed(corpus)[:6]]
+    assert_survives_kill(script, corpus, tmp_path)
 
 
 def test_a_step_of_a_pipeline(cluster, corpus, tmp_path):

@@ -14,6 +14,7 @@ sys.path.insert(0, str(RECIPE))
 import games
 import language_model
 import withheld
+from wordnet import write_wordnet
 
 from u2moe.runtime import LanguageModel
 from u2moe.runtime.language.kneser_ney import TrainingOptions
@@ -21,9 +22,7 @@ from u2moe.runtime.language.kneser_ney import TrainingOptions
 
 def test_models_are_made_without_the_sentences_of_the_tests(tmp_path, monkeypatch):
     share = tmp_path / "debian/usr/share"
-    for part in ("noun", "verb", "adj", "adv"):
-        (share / "wordnet").mkdir(parents=True, exist_ok=True)
-        (share / "wordnet" / f"data.{part}").write_text('1 | a small brown dog; "the dog barked loudly"\n')
+    write_wordnet(share)
     (share / "games/fortunes").mkdir(parents=True)
     (share / "games/fortunes/wisdom").write_text("Never feed a sleeping dragon.\n%\nThe secret sentence is here.\n")
     (share / "doc/anarchism").mkdir(parents=True)

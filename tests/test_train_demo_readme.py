@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wordnet import write_wordnet
 
 from u2moe.export.checkpoint import Checkpoint
 
@@ -77,9 +78,7 @@ def game(folder, table, archive):
 def write_packages(folder):
     """What the recipe reads of the Debian packages, in a few lines each."""
     share = folder / "usr/share"
-    for part in ("noun", "verb", "adj", "adv"):
-        (share / "wordnet").mkdir(parents=True, exist_ok=True)
-        (share / "wordnet" / f"data.{part}").write_text('1 | a small brown dog; "the dog barked loudly"\n')
+    write_wordnet(share)
     (share / "games/fortunes").mkdir(parents=True)
     (share / "games/fortunes/wisdom").write_text("Never feed a sleeping dragon.\n")
     (share / "doc/anarchism").mkdir(parents=True)

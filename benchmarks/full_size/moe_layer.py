@@ -15,6 +15,7 @@ and, for layers of the same sizes, other recipes and numbers of tokens.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -249,8 +250,7 @@ def measure(
     for recipe in recipes:
         progress(f"making layers: {recipe}")
         layers[recipe] = Layers(sizes, recipe, num_bytes, num_threads=num_threads)
-    random = np.random.default_rng(0)
-    inputs = {count: random.standard_normal((count, sizes.dim), np.float32) for count in tokens}
+    inputs = random_tokens(sizes, tokens)
     rates = measure_rates([num_bytes], num_threads, repetitions=repetitions, progress=progress)
     cases: dict[tuple[str, int, str], Callable[[], float]] = {}
     for count, x in inputs.items():
@@ -271,6 +271,12 @@ def measure(
     return {"sizes": asdict(sizes), "threads": num_threads, "kernels": kernels, "rates": rates, "layers": entries}
 
 
+def random_tokens(sizes: Layer, tokens: Sequence[int]) -> dict[int, Array]:
+    """Inputs [tokens, dim] of a layer by number of tokens."""
+    random = np.random.default_rng(0)
+    return {count: random.standard_normal((count, sizes.dim), np.float32) for count in tokens}
+
+
 def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
     """The bound of one recipe for these tokens, and its components."""
     experts = own.touched(x)
@@ -287,15 +293,21 @@ def bound(own: Layers, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = script_parser("full_size.moe_layer", __doc__)
+def layer_parser(name: str, documentation: str | None, tokens: Sequence[int]) -> argparse.ArgumentParser:
+    """The options of a script that measures layers; `tokens` are the default numbers of them."""
+    parser = script_parser(name, documentation)
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
-    parser.add_argument("--recipes", nargs="+", choices=tuple(BITS), default=list(BITS))
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(tokens))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--bytes", type=int, default=LAYER_BYTES, help="bytes of the weights that take turns")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = layer_parser("full_size.moe_layer", __doc__, TOKENS)
+    parser.add_argument("--recipes", nargs="+", choices=tuple(BITS), default=list(BITS))
     for name, size in asdict(Layer()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     options = parser.parse_args(arguments)

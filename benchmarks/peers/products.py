@@ -19,17 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
-from u2moe.benchmarks.full_size.moe_layer import Layer, Layers, layer_session, moe_graph
+from u2moe.benchmarks.full_size.moe_layer import Layer, Layers, layer_parser, layer_session, moe_graph, random_tokens
 from u2moe.benchmarks.full_size.moe_layer_page import INT4, INT8, LAYER_BYTES
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of
-from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import measured, measured_here
-from u2moe.benchmarks.script import report, run_script, script_parser
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.script import report, run_script
 from u2moe.quantize.config import recipe
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.tuning.measurement import mean_seconds
@@ -151,8 +149,7 @@ def measure(
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Seconds of one layer by all engines in turn: `cells`, with `engine`, `tokens` and `seconds` (a spread)."""
-    random = np.random.default_rng(0)
-    inputs = {count: random.standard_normal((count, sizes.dim), np.float32) for count in tokens}
+    inputs = random_tokens(sizes, tokens)
     with tempfile.TemporaryDirectory() as folder:
         engines = Engines(sizes, num_bytes, num_threads, Path(folder)).found
         cases: dict[tuple[str, int], Seconds] = {
@@ -180,14 +177,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = script_parser("peers.products", __doc__)
-    parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--bytes", type=int, default=LAYER_BYTES, help="bytes of the weights that take turns")
-    args = parser.parse_args(arguments)
-    content = measure(
+    args = layer_parser("peers.products", __doc__, TOKENS).parse_args(arguments)
+    found = measure(
         Layer(),
         args.tokens,
         num_bytes=args.bytes,
@@ -195,10 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repetitions=args.repetitions,
         progress=report,
     )
-    content = {**measured_here(), **content}
-    print(f"{measured(content)}\n\n{values(content)['table']}")
-    if args.results:
-        write_json(args.results, content)
+    publish(None, found, values, args.results)
 
 
 if __name__ == "__main__":

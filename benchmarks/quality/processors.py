@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import read_audio
@@ -213,10 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundles = {name: Path(folder) for name, folder in args.bundle}
     processors = {name: shlex.split(command) for name, command in args.processor}
     found = measure(bundles, processors, recordings, report)
-    results = {**measured_here(), "sets": [manifest.stem for manifest in manifests], **found}
-    if args.output:
-        write_json(args.output, results)
-    print(f"{measured(results)}\n\n{values(results)['table']}")
+    publish(None, {"sets": [manifest.stem for manifest in manifests], **found}, values, args.output)
     return 0
 
 

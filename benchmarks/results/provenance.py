@@ -59,17 +59,20 @@ def of_bundle(folder: Path) -> dict[str, str]:
 
 
 def publish(
-    bundle: Path, found: Mapping[str, Any], values: Callable[[Mapping[str, Any]], Mapping[str, str]], file: Path | None
+    bundle: Path | None,
+    found: Mapping[str, Any],
+    values: Callable[[Mapping[str, Any]], Mapping[str, str]],
+    file: Path | None,
 ) -> None:
-    """Print the table of what was found of a bundle, and write it all to `file` if there is one, with where and when.
+    """Print the table of what was found, and write it all to `file` if there is one, with where and when.
 
     Args:
-        bundle: what was measured.
+        bundle: what was measured; None: several bundles, or something else.
         found: the results.
         values: what pages show of them, the "table" among it.
         file: JSON file, or None.
     """
-    results = {**measured_here(), **of_bundle(bundle), **found}
+    results = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
     if file:
         write_json(file, results)
     print(f"{measured(results)}\n\n{values(results)['table']}")

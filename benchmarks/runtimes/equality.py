@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.python_program import Samples
 from u2moe.benchmarks.runtimes.segments import ASPECTS, compared
@@ -136,10 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recordings = recordings_of(args.manifest, args.first, 16_000)
     bundles = {name: Path(folder) for name, folder in args.bundle}
     found = measure(bundles, recordings, {name: cmd for name, cmd in cpp.items() if cmd}, report)
-    results = {**measured_here(), **found}
-    if args.output:
-        write_json(args.output, results)
-    print(f"{measured(results)}\n\n{values(results)['table']}")
+    publish(None, found, values, args.output)
     return 0
 
 

@@ -230,8 +230,7 @@ def _shown(item: Mapping[str, Any] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
-    from u2moe.benchmarks.results.files import write_json  # noqa: PLC0415
-    from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle  # noqa: PLC0415
+    from u2moe.benchmarks.results.provenance import publish  # noqa: PLC0415
     from u2moe.benchmarks.script import named, report, script_parser  # noqa: PLC0415
 
     parser = script_parser("runtimes.first_difference", __doc__)
@@ -241,10 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     found = {audio.stem: measure(args.bundle, audio, dict(args.elsewhere), report) for audio in args.audio}
-    results = {**measured_here(), **of_bundle(args.bundle), "found": found}
-    if args.output:
-        write_json(args.output, results)
-    print(f"{measured(results)}\n\n{values(results)['table']}")
+    publish(args.bundle, {"found": found}, values, args.output)
     return 0
 
 

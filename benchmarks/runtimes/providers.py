@@ -23,9 +23,9 @@ from typing import Any
 
 import onnxruntime
 
-from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import measured, measured_here
+from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.runtimes.provider_operators import operators_of, paper_table, sources
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, ProviderError, Recognizer
@@ -152,10 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for provider in (DEFAULT_PROVIDER, args.provider):
             found.setdefault(package, {}).setdefault(name, {})[provider] = measure(folder, provider, report)
     operators = {name: operators_of(folder) for name, folder in folders.items()}
-    results = {**measured_here(), "found": found, "operators": operators}
-    if args.output:
-        write_json(args.output, results)
-    print(f"{measured(results)}\n\n{values(results)['table']}")
+    publish(None, {"found": found, "operators": operators}, values, args.output)
     return 0
 
 

@@ -1,6 +1,11 @@
 """Small corpora of tones, and the toy model as the workers of a run load it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,3 +81,24 @@ def crashing(corpus, folder, command):
     lines[2] = f"k2 {command} |\n"
     (folder / "wav.scp").write_text("".join(lines), encoding="utf-8")
     return folder
+
+
+def assert_survives_kill(script, corpus, folder):
+    """Kill a run with all its processes while it waits at the third utterance; a second run does what is missing.
+
+    The script gets a manifest, whose commands it has to allow, and the folder of the results.
+    """
+    marker, out = folder / "once", folder / "out"
+    command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {corpus.with_name('2.wav')}"
+    arguments = [sys.executable, "-c", script, str(crashing(corpus, folder / "kaldi", command)), str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment.pop("RAY_ADDRESS", None)
+    run = subprocess.Popen(arguments, env=environment, start_new_session=True)
+    while not (marker.exists() and len(files_in(out)) == 2):
+        assert run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert len(files_in(out)) == 2
+    subprocess.run(arguments, env=environment, check=True)
+    assert [row["text"] for row in rows_in(out)] == [line["txt"] for line in listed(corpus)[:6]]
