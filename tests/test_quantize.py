@@ -12,6 +12,7 @@ import soundfile
 from u2moe.benchmarks.quality.gpu import main as cuda_check
 from u2moe.quantize import RECIPES, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
+from u2moe.quantize.report import output_errors
 from u2moe.runtime import Bundle, BundleError, BundleWriter, QuantizationError
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import group_of
@@ -288,3 +289,22 @@ def test_gate_error_carries_the_report(float32, clip, tmp_path):
             max_wer_increase=-10,
         )
     assert caught.value.report["bytes"]["ratio"] < 1
+
+
+def test_outputs_of_an_untrained_network_are_compared():
+    """With a large vocabulary none of its tokens is likely."""
+
+    class Untrained:
+        def __init__(self, best):
+            self.best = best
+
+        def encode(self, frames):
+            return frames
+
+        def ctc(self, frames):
+            log_probs = np.full((len(frames), 5000), -np.log(5000), np.float32)
+            log_probs[:, 7] += self.best
+            return log_probs
+
+    found = output_errors(Untrained(0.5), Untrained(0.25), [np.ones((3, 2), np.float32)])
+    assert found["log_probs_mean"] == found["log_probs_max"] == pytest.approx(0.25, abs=1e-5)  # of float32

@@ -14,6 +14,7 @@ from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
+from u2moe.runtime.writing.casing import Casing
 from u2moe.runtime.writing.english import write
 from u2moe.runtime.writing.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
 
@@ -236,3 +237,24 @@ def test_the_command_line_writes_on_request(capsys):
         assert formatted["segments"][0][name] == plain["segments"][0][name]
     assert cli.main(["transcribe", "--capitalized", "missing", str(clip)]) == 1
     assert "--capitalized needs --format-text" in capsys.readouterr().err
+
+
+def test_a_phrase_of_one_word_twice_is_found_whole_or_not_at_all():
+    casing = Casing(["Bora Bora"])
+    assert casing.of(["to", "bora", "bora"]) == ["To", "Bora", "Bora"]
+    assert casing.of(["to", "bora"]) == ["To", "bora"]
+
+
+def test_every_word_is_looked_at_once():
+    """A text may be that of hours."""
+    calls = []
+
+    class Word(str):
+        __slots__ = ()
+
+        def lower(self):
+            calls.append(self)
+            return super().lower()
+
+    Casing().of([Word("ONE")] * 1000)
+    assert len(calls) == 1000

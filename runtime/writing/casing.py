@@ -38,12 +38,12 @@ class Casing:
     def of(self, words: Sequence[str]) -> list[str]:
         """Words in small letters with the capitals of a sentence."""
         cased: list[str] = []
+        small = [word.lower() for word in words]
         while len(cased) < len(words):
             place = len(cased)
-            following = tuple(word.lower() for word in words[place:])
-            for phrase in reversed(self._phrases.get(_bare(following[0]), [])):  # the longest, and of these the last
-                plain = tuple(map(str.lower, phrase))
-                if plain == (*following[: len(phrase) - 1], _bare(following[min(len(phrase), len(following)) - 1])):
+            for phrase in reversed(self._phrases.get(_bare(small[place]), [])):  # the longest, and of these the last
+                following = small[place : place + len(phrase)]
+                if [word.lower() for word in phrase] == [*following[:-1], _bare(following[-1])]:
                     cased += [*phrase[:-1], phrase[-1] + words[place + len(phrase) - 1][len(phrase[-1]) :]]
                     break
             else:
