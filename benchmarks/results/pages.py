@@ -57,7 +57,10 @@ MODULES = {
 }
 """The module for each results file, in the order in which targets are listed."""
 TARGETS = "targets"
-ELSEWHERE = {"wer", "overlap", "quantization"}
+ELSEWHERE = {
+    *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "earlier", "overlap", "quantization"),
+    "proof",
+}
 """Of the demo model, which examples/train_demo/publish.py fills in."""
 
 Values = dict[str, dict[str, str]]

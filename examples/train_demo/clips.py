@@ -1,11 +1,17 @@
-"""Makes the human recordings that come with the demo model, out of the test sets, and says whose they are."""
+"""Makes the human recordings that come with the demo model, out of the test sets, and says whose they are.
+
+With `--understood` it lists the sentences to choose from: those that `evaluate.py` found to be heard without an error.
+"""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from corpus import SAMPLE_RATE
+
+from u2moe.benchmarks.results.files import read_json
 
 GAP_S = 0.1
 ASTERISK = "Allison Smith, Asterisk core sounds, CC-BY-SA-3.0; words joined from digits/"
@@ -24,12 +30,31 @@ CLIPS = {
     "question": (["queen-test/050001P2"], "WHAT DO YOU WANT TO KNOW", GAME),
 }
 """Parts, transcript and origin of every clip."""
+SHORTEST = 5
+"""Words of a sentence to choose."""
+
+
+def understood(heard: Path) -> Iterator[str]:
+    """Sentences that the int8 bundle hears without an error in every context and by both passes, longest first."""
+    found = []
+    for file in sorted(heard.glob("*-int8.json")):
+        if file.stem.startswith("heldout"):  # nobody speaks there
+            continue
+        for recording in read_json(file)["recordings"]:
+            transcript = recording["transcript"]
+            if len(transcript.split()) >= SHORTEST and {item["text"] for item in recording["heard"]} == {transcript}:
+                found.append(f"{file.stem.removesuffix('-int8')}/{recording['name']}\t{transcript}")
+    yield from sorted(found, key=len, reverse=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--understood", action="store_true", help="list sentences, and make nothing")
     args = parser.parse_args()
+    if args.understood:
+        print("\n".join(understood(args.work_dir / "heard")))
+        return
     folder = args.work_dir / "clips"
     folder.mkdir(parents=True, exist_ok=True)
     gap = np.zeros(int(GAP_S * SAMPLE_RATE), np.int16)

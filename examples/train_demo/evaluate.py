@@ -1,112 +1,170 @@
-"""Word error rates of a bundle on every test set, by context and search, as JSON and as a Markdown table."""
+"""Word error rates of bundles on every test set, by context and search, with intervals; and what they hear in silence.
+
+    python evaluate.py float32=bundle int8=bundle-int8
+
+Writes `wer.json`. What a bundle hears of a set is kept in the work directory, and heard again only if one of the two
+has changed.
+"""
 
 import argparse
-import json
+import hashlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from spelling import normalize
 
-from u2moe.runtime import Bundle, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.results.provenance import of_bundle
+from u2moe.benchmarks.script import named
+from u2moe.runtime import Bundle, attention_rescoring, ctc_prefix_beam_search
 from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
-from u2moe.runtime.features import fbank
+from u2moe.runtime.corpus.score import GroupScore
+from u2moe.runtime.corpus.word_errors import edit_distance, read_manifest, words
+from u2moe.runtime.features import Samples, fbank
 from u2moe.runtime.model import Model
 
 CHUNK_SIZES = (None, 16, 8)
-SEARCHES = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
+SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
 BEAM_SIZE = 10
+SILENCE_S = 5.0
+LEVELS_DB = (None, -80, -60, -50, -40)
+"""Of silences, below full scale; None: zeros."""
 
 
 @dataclass(kw_only=True)
-class Count:
+class Count(GroupScore):
     """Errors of one test set under one condition."""
 
-    words: WordErrors = field(default_factory=WordErrors)
-    num_utterances: int = 0
     num_exact: int = 0
 
-    def add(self, transcript: str, text: str) -> None:
+    def add(self, num_errors: int, num_words: int) -> None:
         """Counts one utterance."""
-        self.words.add(transcript, text)
-        self.num_utterances += 1
-        self.num_exact += transcript.split() == text.split()
+        super().add(num_errors, num_words)
+        self.num_exact += not num_errors
+
+    def data(self) -> dict[str, Any]:
+        """All numbers; `interval` has 95 % of the rates when as many utterances are drawn again (bootstrap)."""
+        return {
+            "num_words": self.num_words, "num_errors": self.num_errors, "wer": round(self.rate, 6),
+            "interval": [round(limit, 6) for limit in self.interval()],
+            "num_utterances": self.num_utterances, "num_exact": self.num_exact,
+        }  # fmt: skip
 
 
-def texts(bundle: Bundle, model: Model, recording: Recording) -> Iterator[tuple[int | None, str, str]]:
-    """What each search hears in a recording: chunk size, search, text."""
-    features, decoding = bundle.manifest.features, bundle.manifest.decoding
-    frames = fbank(read_audio(recording.path, features.sample_rate), features)
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What one search hears in a recording, and the processor time up to there, features included."""
+
+    condition: str
+    text: str
+    cpu_s: float
+
+
+def hear(bundle: Bundle, model: Model, samples: Samples) -> Iterator[Heard]:
+    """What each search hears by context."""
+    decoding, begin = bundle.manifest.decoding, time.process_time()
+    frames = fbank(samples, bundle.manifest.features)
+    features_s = time.process_time() - begin
     for chunk_size in CHUNK_SIZES:
+        begin = time.process_time() - features_s
         encoder_out = model.encode(frames, chunk_size)
-        log_probs = model.ctc(encoder_out)
-        best = ctc_greedy_search(log_probs, model.config.blank)
-        beam = ctc_prefix_beam_search(log_probs, BEAM_SIZE, model.config.blank)
+        beam = ctc_prefix_beam_search(model.ctc(encoder_out), BEAM_SIZE, model.config.blank)
+        first_s = time.process_time() - begin
         scores = model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in beam])
         rescored = attention_rescoring(beam, scores, decoding.ctc_weight, decoding.reverse_weight)
-        for search, found in zip(SEARCHES, (best, beam[0], rescored[0].hypothesis), strict=True):
-            yield chunk_size, search, bundle.vocabulary.text(found.tokens)
+        both_s = time.process_time() - begin
+        found = ((beam[0], first_s), (rescored[0].hypothesis, both_s))
+        for search, (hypothesis, cpu_s) in zip(SEARCHES, found, strict=True):
+            text = normalize(bundle.vocabulary.text(hypothesis.tokens))
+            yield Heard(condition=f"{chunk_size or 'full'} {search}", text=text, cpu_s=cpu_s)
 
 
-def markdown(results: dict[str, dict[str, Count]]) -> str:
-    """A row for each test set, a column for each context and search."""
-    columns = list(next(iter(results.values())))
-    lines = ["| test set | utterances | words | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 3)]
-    for name, counts in results.items():
-        first = next(iter(counts.values()))
-        rates = " | ".join(f"{count.words.rate:.1%}" for count in counts.values())
-        lines.append(f"| {name} | {first.num_utterances} | {first.words.num_words} | {rates} |")
-    return "\n".join(lines) + "\n"
-
-
-def score(bundle_path: Path, manifest: Path) -> tuple[dict[str, Count], list[str]]:
-    """Counts of one test set by condition; and per recording what was said and what the second pass heard of it all."""
-    bundle = Bundle.open(bundle_path)
-    model = bundle.load()
-    counts: dict[str, Count] = {}
-    lines = []
+def hear_set(path: Path, manifest: Path, file: Path) -> dict[str, Any]:
+    """What a bundle hears of one set, from `file` if it is there: seconds of audio, and per recording all `Heard`."""
+    of_set = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    made_of = {**of_bundle(path), "set": of_set}
+    content = read_json(file)
+    if made_of.items() <= content.items():
+        return content
+    bundle, recordings, audio_s = Bundle.open(path), [], 0.0
+    model, sample_rate = bundle.load(num_threads=1), bundle.manifest.features.sample_rate
     for recording in read_manifest(manifest):
-        for chunk_size, search, text in texts(bundle, model, recording):
-            condition = f"{chunk_size or 'full'} {search}"
-            counts.setdefault(condition, Count()).add(recording.transcript, normalize(text))
-            if chunk_size is None and search == "attention_rescoring":
-                lines.append(f"{recording.path.name}\t{recording.transcript}\t{text}\n")
-    return counts, lines
+        samples = read_audio(recording.path, sample_rate)
+        audio_s += len(samples) / sample_rate
+        heard = [asdict(item) for item in hear(bundle, model, samples)]
+        recordings.append({"name": recording.path.name, "transcript": recording.transcript, "heard": heard})
+    content = {**made_of, "audio_s": audio_s, "recordings": recordings}
+    write_json(file, content)
+    return content
+
+
+def scores(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Word errors and processor time of one set by condition."""
+    counts: dict[str, Count] = {}
+    cpu_s: dict[str, float] = {}
+    for recording in content["recordings"]:
+        reference = words(recording["transcript"])
+        for heard in recording["heard"]:
+            condition = heard["condition"]
+            errors = edit_distance(reference, words(heard["text"]))
+            counts.setdefault(condition, Count()).add(errors, len(reference))
+            cpu_s[condition] = cpu_s.get(condition, 0.0) + heard["cpu_s"]
+    return {
+        condition: {**count.data(), "cpu_s": round(cpu_s[condition], 3), "audio_s": round(content["audio_s"], 3)}
+        for condition, count in counts.items()
+    }
+
+
+def silences(sample_rate: int) -> Iterator[tuple[str, Samples]]:
+    """Recordings without speech: zeros, white noise and hum."""
+    rng, length = np.random.default_rng(0), int(SILENCE_S * sample_rate)
+    hum = np.sin(2 * np.pi * 50 * np.arange(length) / sample_rate)
+    for level in LEVELS_DB:
+        scale = 0.0 if level is None else 10 ** (level / 20)
+        for name, sound in (("noise", rng.standard_normal(length)), ("hum", np.sqrt(2) * hum)):
+            yield f"{name} {level} dB" if level else f"zeros {name}", (scale * sound).astype(np.float32)
+
+
+def words_in_silence(path: Path) -> dict[str, list[str]]:
+    """What a bundle hears where nobody speaks: by condition, the texts that are not empty."""
+    bundle = Bundle.open(path)
+    model, sample_rate = bundle.load(num_threads=1), bundle.manifest.features.sample_rate
+    found: dict[str, list[str]] = {}
+    for name, samples in silences(sample_rate):
+        for heard in hear(bundle, model, samples):
+            found.setdefault(heard.condition, []).extend([f"{name}: {heard.text}"] * bool(heard.text))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundles", type=named, nargs="+", metavar="NAME=BUNDLE")
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.work_dir / "heard").mkdir(exist_ok=True)
-    manifests = sorted((args.work_dir / "test").glob("*.tsv"))
-    results: dict[str, dict[str, Count]] = {}
+    manifests = [*sorted((args.work_dir / "test").glob("*.tsv")), *sorted((args.work_dir / "dev").glob("*.tsv"))]
+    results: dict[str, Any] = {}
     with ProcessPoolExecutor(args.processes) as pool:
-        jobs = {manifest.stem: pool.submit(score, args.bundle, manifest) for manifest in manifests}
-        for name, job in jobs.items():
-            results[name], lines = job.result()
-            (args.work_dir / "heard" / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
-            print(
-                name, {condition: f"{count.words.rate:.1%}" for condition, count in results[name].items()}, flush=True
+        jobs = {
+            (name, manifest.stem): pool.submit(
+                hear_set, Path(bundle), manifest, args.work_dir / "heard" / f"{manifest.stem}-{name}.json"
             )
-    plain = {
-        name: {
-            condition: {
-                "num_words": count.words.num_words, "num_errors": count.words.num_errors, "wer": count.words.rate,
-                "num_utterances": count.num_utterances, "num_exact": count.num_exact,
-            }
-            for condition, count in counts.items()
+            for manifest in manifests
+            for name, bundle in args.bundles
         }
-        for name, counts in results.items()
-    }  # fmt: skip
-    (args.output / "wer.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    (args.output / "wer.md").write_text(markdown(results), encoding="utf-8")
+        for (name, stem), job in jobs.items():
+            own = results.setdefault(name, {"sets": {}})["sets"][stem] = scores(job.result())
+            print(stem, name, {condition: f"{found['wer']:.1%}" for condition, found in own.items()}, flush=True)
+    for name, bundle in args.bundles:
+        results[name] |= {"num_silences": 2 * len(LEVELS_DB), "silence": words_in_silence(Path(bundle))}
+        print(name, "in silence:", results[name]["silence"])
+    write_json(args.output / "wer.json", results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Pictures of the documentation: word error rates of the demo model, and how they fell in training."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tables import SETS, Results
+
+SERIES = {
+    "first pass, chunk 16": ("16 ctc_prefix_beam", "#b8c4d6"),
+    "second pass, chunk 16": ("16 attention_rescoring", "#4c78a8"),
+    "second pass, full context": ("full attention_rescoring", "#1b3a5c"),
+}
+VALIDATION = {"queen-dev": ("actors", "#1b3a5c"), "heldout": ("synthetic voices", "#d08c3f")}
+CONTEXTS = {"all": ("full context", "-"), "16": ("chunk 16", "--")}
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Writes a picture that is the same wherever it is drawn."""
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def draw_word_errors(results: Results, file: Path) -> None:
+    """Bars of word error rates of the shipped model with their intervals, best set at the bottom."""
+    own = results["int8"]["sets"]
+    names = sorted(SETS, key=lambda name: own[name]["full attention_rescoring"]["wer"], reverse=True)
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for index, (title, (condition, color)) in enumerate(SERIES.items()):
+        places = [place - 0.27 * (index - 1) for place in range(len(names))]
+        found = [own[name][condition] for name in names]
+        rates = [100 * item["wer"] for item in found]
+        around = [[abs(item["wer"] - item["interval"][side]) * 100 for item in found] for side in (0, 1)]
+        error: dict[str, Any] = {"ecolor": "#777777", "elinewidth": 0.8, "capsize": 1.5}
+        bars = axes.barh(places, rates, height=0.25, color=color, label=title, xerr=around, error_kw=error)
+        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
+    axes.set_yticks(range(len(names)), [SETS[name] for name in names])
+    axes.set_xlabel("word error rate, %, with 95 % intervals")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(SERIES), fontsize=8)
+    save(figure, file)
+
+
+def draw_training(tables: list[Path], file: Path) -> None:
+    """Word error rates in validation over the hours of training, of one run after the other."""
+    curves = defaultdict(list)
+    for number, path in enumerate(tables):
+        with path.open(encoding="utf-8", newline="") as rows:
+            for row in csv.DictReader(rows, delimiter="\t"):
+                point = float(row["hours"]), 100 * float(row["word error rate"]), float(row["hours heard"])
+                curves[number, row["set"], row["chunk"]].append(point)
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for (number, name, chunk), points in curves.items():
+        (title, color), (context, style) = VALIDATION[name], CONTEXTS[chunk]
+        hours, rates, _ = zip(*points, strict=True)
+        label = None if number else f"{title}, {context}"
+        axes.plot(hours, rates, style, color=color, marker="o" if number == 0 else "s", markersize=3, label=label)
+    starts = [min(points[0][0] for key, points in curves.items() if key[0] == number) for number in range(len(tables))]
+    for start in starts[1:]:
+        axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("hours of training")
+    axes.set_ylabel("word error rate, %, first pass without beam")
+    axes.set_ylim(0, 105)
+    axes.set_xlim(left=0)
+    axes.grid(color="#eeeeee")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, file)

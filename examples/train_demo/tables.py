@@ -1,0 +1,142 @@
+"""Tables of the documentation, from the JSON files in `results/`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from u2moe.benchmarks.results.markdown import table
+
+SETS = {
+    "asterisk-sentences": "telephone prompts, one voice",
+    "asterisk-words": "digits, letters, words, one voice",
+    "pocketsphinx": "LibriVox, card names, commands",
+    "queen-test": "acted game dialogue, 11 kHz",
+    "saytime": "clock times, 8 kHz, one voice",
+    "heldout": "held-out synthetic voices",
+}
+"""Test sets by their names in `results/`; the last one is heard during training, as validation."""
+PRECISIONS = {"int8": "demo model", "float32": "the same in float32"}
+SHOWN = {
+    "full context": "full attention_rescoring",
+    "chunk 16": "16 attention_rescoring",
+    "chunk 8": "8 attention_rescoring",
+    "first pass, full context": "full ctc_prefix_beam",
+    "first pass, chunk 16": "16 ctc_prefix_beam",
+}
+Results = Mapping[str, Any]
+
+
+def percent(value: float) -> str:
+    """A share with a digit behind the point."""
+    return f"{value:.1%}"
+
+
+def rate(found: Results) -> str:
+    """A word error rate with its interval."""
+    low, high = found["interval"]
+    return f"{percent(found['wer'])} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def wer_table(results: Results, peers: Results) -> str:
+    """Word error rates of the second pass by context, of the first pass, and of other recognisers."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name, title in SETS.items():
+            first = next(iter(results["float32"]["sets"][name].values()))
+            yield (f"**{title}**", f"{first['num_utterances']} recordings, {first['num_words']} words", *[""] * 4)
+            for precision, model in PRECISIONS.items():
+                conditions = results[precision]["sets"][name]
+                yield (model, *(rate(conditions[condition]) for condition in SHOWN.values()))
+            for peer in peers.values():
+                if name in peer["sets"]:
+                    yield (peer["title"], rate(peer["sets"][name]), *[""] * 4)
+
+    return table(("", *SHOWN), rows())
+
+
+def silence(results: Results) -> str:
+    """In how many recordings without speech the shipped model hears words, in any context or pass."""
+    heard = {text.partition(":")[0] for texts in results["int8"]["silence"].values() for text in texts}
+    return f"words in {len(heard)} of them" if heard else "no words in any of them"
+
+
+def real_time_factors(results: Results) -> str:
+    """Processor time of the shipped model on one thread, features included, over the time of the recordings."""
+
+    def factor(condition: str) -> float:
+        own = [found[condition] for name, found in results["int8"]["sets"].items() if name in SETS]
+        return float(sum(found["cpu_s"] for found in own) / sum(found["audio_s"] for found in own))
+
+    full, chunks = factor(SHOWN["full context"]), factor(SHOWN["chunk 16"])
+    return f"{full:.4f} of real time with full context, {chunks:.4f} in chunks of 16"
+
+
+def experts_table(shares: Mapping[str, Sequence[float]]) -> str:
+    """The smallest and the largest share of an expert in every layer."""
+    rows = ((f"`{name}`", percent(min(own)), percent(max(own))) for name, own in shares.items())
+    return table(("layer", "rarest expert", "most used expert"), rows)
+
+
+def rare_experts(shares: Mapping[str, Sequence[float]], least: float = 0.02) -> str:
+    """How many experts take less than a share of the choices of their layer."""
+    every = [share for own in shares.values() for share in own]
+    return f"{sum(share < least for share in every)} of {len(every)}"
+
+
+def quantization_table(int8: Results, int4: Results) -> str:
+    """Bytes, errors and words of the quantized bundles beside the float32 one."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        files = int8["bytes"]["files"]
+        yield "megabytes", *(f"{size / 1e6:.1f}" for size in (*files.values(), int4["bytes"]["files"]["after"]))
+        for name, item in int8["text"].items():
+            rates = item["wer_before"], item["wer_after"], int4["text"][name]["wer_after"]
+            yield f"word errors of {item['num_words']}, {name.replace('_', ' ')}", *(f"{rate:.2%}" for rate in rates)
+        frames = int8["speed"]["feature_frames"]
+        for name, item in int8["speed"]["encoder"].items():
+            times = item["before_s"], item["after_s"], int4["speed"]["encoder"][name]["after_s"]
+            title = f"encoder, {frames / 100:.1f} s of audio, one thread, {name}"
+            yield title, *(f"{time * 1e3:.1f} ms" for time in times)
+        agreement = [list(report["routing_agreement"].values()) for report in (int8, int4)]
+        yield "tokens that keep their experts", "", *(f"{sum(part) / len(part):.2%}" for part in agreement)
+
+    return table(("demo model", "float32", "int8", "int4-experts"), rows())
+
+
+def overlap_table(report: Results) -> str:
+    """Shares of the n-grams of the test sets that training texts have."""
+    lengths = next(iter(report["overlap"].values()))
+    header = ("test set", *(f"{length} word{'s' * (length != '1')}" for length in lengths))
+    rows = ((SETS[name], *(percent(share) for share in shares.values())) for name, shares in report["overlap"].items())
+    used, left_out = report["num_training_texts"], report["num_withheld_texts"]
+    return f"{used:,} different texts are trained on, {left_out:,} were left out.\n\n{table(header, rows)}"
+
+
+def proof_table(results: Results) -> str:
+    """The mixture of experts beside its dense twin: words, and what they cost."""
+    condition, names = SHOWN["full context"], ("dense int8", "mixture int8")
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name, title in SETS.items():
+            own = results["sets"][name]
+            found = own["difference"]["int8"][condition]
+            low, high = found["interval"]
+            points = f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            yield f"word errors, {title}", *(rate(own[name][condition]) for name in names), points
+        for title in ("full context", "chunk 16"):
+            dense, mixture = (results["rtf"][name][SHOWN[title]] for name in names)
+            yield f"real-time factor, {title}", f"{dense:.4f}", f"{mixture:.4f}", f"x{mixture / dense:.2f}"
+        sizes = [results["bytes"][name] for name in names]
+        yield "megabytes", *(f"{size / 1e6:.1f}" for size in sizes), f"x{sizes[1] / sizes[0]:.2f}"
+
+    hours = results["hours"]
+    trained = f"{hours['dense']:.1f} hours of the dense network, {hours['mixture']:.1f} of the mixture"
+    header = ("int8, full context", "dense", "mixture of experts", "difference")
+    return f"After {results['step']:,} steps: {trained}.\n\n{table(header, rows())}"
+
+
+def of_earlier_models(names: Sequence[str]) -> str:
+    """Which results are of an earlier demo model."""
+    if not names:
+        return "All results are of this model."
+    links = ", ".join(f"[{name.replace('_', ' ')}](results/{name}.md)" for name in names if name != "first_chunk")
+    return f"Measured on the demo model before this one, and not yet again: {links}."
