@@ -26,6 +26,7 @@ MODULES = {
     "first_chunk": "bench.first_chunk",
     "full_size": "full_size.page",
     "native": "full_size.native",
+    "huge_pages": "full_size.huge_pages",
     "moe_layer": "full_size.moe_layer_page",
     "products": "peers.products",
     "same_weights": "peers.same_weights",
