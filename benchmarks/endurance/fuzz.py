@@ -18,7 +18,7 @@ from typing import Any
 from u2moe.benchmarks.endurance.worker import GOOD, Worker, Workers
 from u2moe.benchmarks.results.files import results_file, write_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import of_bundle, recorded, resumed
+from u2moe.benchmarks.results.provenance import kernels_of, of_bundle, recorded, resumed
 from u2moe.benchmarks.script import report, run_script, script_parser
 
 NUM_INPUTS = {
@@ -112,11 +112,13 @@ def _count(found: dict[str, Any], outcome: str) -> None:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each kind, each failure, and how many there were of both."""
+    """What pages show: a row for each kind, each failure, how many there were of both, and the kernels in use."""
     header = ("inputs", "tried", "refused with a documented error", "used in part", "used", "anything else",
               "memory after a tenth, at the end")  # fmt: skip
     rows, failures = [], []
     for kind, found in results["kinds"].items():
+        if not found["num_inputs"]:
+            continue
         memory = [megabytes for _, megabytes in found["memory_mb"]]
         counts = (f"{found['outcomes'].get(name, 0):,}" for name in ("refused", "partly", "accepted"))
         grown = f"{memory[len(memory) // 10]:.0f}, {memory[-1]:.0f} MB" if memory else ""
@@ -127,6 +129,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "table": "\n\n".join([table(header, rows), *(["\n".join(failures)] if failures else [])]),
         "tried": f"{sum(found['num_inputs'] for found in results['kinds'].values()):,}",
         "failed": str(sum(found["num_failed"] for found in results["kinds"].values())),
+        "kernels": kernels_of(results),
     }
 
 

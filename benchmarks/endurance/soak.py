@@ -21,7 +21,7 @@ from u2moe.benchmarks.endurance.long_file import LongFile, run_long_file
 from u2moe.benchmarks.endurance.long_stream import LongStream, run_long_stream
 from u2moe.benchmarks.endurance.many_streams import ManyStreams, run_many_streams
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.results.provenance import kernels_of, publish
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
@@ -108,6 +108,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }
     return {
         "table": table(("run", "what was found"), ((run, "; ".join(found)) for run, found in runs.items()), left=2),
+        "kernels": kernels_of(results),
         "hours": f"{(stream['audio_s'] + file['audio_s']) / 3600:.1f}",
         "streams": str(num),
         "failures": str(len(results["failures"])),
