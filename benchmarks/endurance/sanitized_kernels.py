@@ -109,7 +109,7 @@ class Build:
 
     def isas(self, prefix: Sequence[str] = ()) -> list[str]:
         """Instruction sets of this processor, as its programs see them."""
-        command = [*prefix, self.folder / PROGRAMS[0]]
+        command = [*prefix, str(self.folder / PROGRAMS[0])]
         done = subprocess.run(command, env={**os.environ, **OPTIONS}, check=True, capture_output=True, text=True)  # noqa: S603
         return [line.split()[0] for line in done.stdout.splitlines()]
 

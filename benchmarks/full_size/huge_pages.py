@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from u2moe.benchmarks.full_size.cells import MIXTURE
 from u2moe.benchmarks.full_size.even_routing import TurnedSettings
-from u2moe.benchmarks.full_size.native import MIXTURE, TITLES, Case, gates_of
+from u2moe.benchmarks.full_size.native import TITLES, Case, gates_of
 from u2moe.benchmarks.instruments.statistics import ratios
 from u2moe.benchmarks.instruments.workload import one_round, random_frames
 from u2moe.benchmarks.results.files import results_file, write_json
