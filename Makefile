@@ -10,6 +10,12 @@ NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 KERNELS = $(shell git ls-files runtime/kernels)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 LARGEST_WHEEL = 2000000
+# The lowest versions that pyproject.toml promises; with a newer Python the first onnxruntime that has a wheel for it.
+OLDEST_3.11 = numpy==1.26.0 onnxruntime==1.17.0 soundfile==0.12.1 soxr==0.4.0
+OLDEST_3.12 = $(OLDEST_3.11)
+OLDEST_3.13 = onnxruntime==1.20.0
+OLDEST_3.14 = onnxruntime==1.24.1
+OLDEST = $(OLDEST_$(shell $(PYTHON) -c "import sys; print('{}.{}'.format(*sys.version_info))"))
 RECIPE = examples/train_demo
 
 .PHONY: demo test check lint types docs unit kernels fast oldest examples clean
@@ -51,7 +57,7 @@ endif
 fast: .venv/ready
 	.venv/bin/pytest -n auto --dist loadfile -m 'not slow' --ignore tests/server
 
-# The lowest onnxruntime that the graphs and the runtime are promised to run with.
+# The runtime with the lowest versions that it is promised to run with.
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/u2moe transcribe
 
@@ -109,7 +115,7 @@ SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export run
 
 .venv-oldest/ready: $(SOURCES)
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/$(PIP_INSTALL) . onnxruntime==1.17.0 'numpy<2'
+	.venv-oldest/$(PIP_INSTALL) . $(or $(OLDEST),onnxruntime)
 	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall .
 	touch $@
 

@@ -39,7 +39,7 @@ def add_corpus(subparsers: Subparsers) -> None:
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="manifest, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
-    parser.add_argument("--manifest-format", choices=FORMATS, help="default: found out")
+    parser.add_argument("--manifest-format", choices=FORMATS, help="default: detected")
     parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the manifest's)")
     parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
     parser.add_argument("-f", "--format", choices=OUTPUT_FORMATS, default="jsonl", help="of results (default: jsonl)")

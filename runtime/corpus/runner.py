@@ -32,7 +32,7 @@ class CorpusOptions:
     """How a corpus is read, divided and written.
 
     Attributes:
-        manifest_format: name of the manifest's format; None: found out.
+        manifest_format: name of the manifest's format; None: detected.
         manifest: how the entries of the manifest are to be understood.
         output_format: jsonl or parquet.
         block_size: utterances in a block, which is what is written at once, and lost if the machine fails.

@@ -56,7 +56,7 @@ def read_utterances(
 
     Args:
         manifest: a file, folder or URL.
-        file_format: one of `FORMATS`; None: found out from names and the first line.
+        file_format: one of `FORMATS`; None: detected from the name and the first line.
         options: how its entries are to be understood.
 
     Raises:
