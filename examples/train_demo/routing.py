@@ -1,6 +1,6 @@
 """The mixture of experts for training: one step of autograd for the whole layer, and a loss on uneven loads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -34,13 +34,16 @@ class AddedLoss(torch.autograd.Function):
 
 
 def load_loss(logits: Tensor, counts: Tensor) -> Tensor:
-    """Experts x sum over experts of the share of choices times the mean probability (arXiv 2101.03961); 1 if even."""
+    """Experts x sum over experts of the share of choices [experts] times the mean probability (arXiv 2101.03961).
+
+    `logits` are [experts, tokens]; 1 if all is even.
+    """
     shares = counts / counts.sum()
-    return len(counts) * (shares * logits.softmax(-1).mean(0)).sum()
+    return len(counts) * (shares * logits.softmax(0).mean(1)).sum()
 
 
 def places(experts: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
-    """Where each choice [tokens, k] goes when experts take rows in turn, and how many rows [experts] each takes."""
+    """Row of each choice [k * tokens] when experts take rows in turn, and how many rows [experts] each takes."""
     rows = (counts + ROW_GRID - 1) // ROW_GRID * ROW_GRID
     shifts = (rows.cumsum(0) - rows) - (counts.cumsum(0) - counts)
     chosen, order = experts.flatten().sort(stable=True)
@@ -52,7 +55,7 @@ def places(experts: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
 class ExpertSum(torch.autograd.Function):
     """Weighted sum of the chosen experts' outputs [tokens, dim]; the gradient of all is worked out here.
 
-    Autograd through each expert's products, and through what gathers its tokens, costs as much as the products.
+    No reduction over the k choices: on CPUs one in bfloat16 takes ten times as long as k additions.
     """
 
     @staticmethod
@@ -65,55 +68,65 @@ class ExpertSum(torch.autograd.Function):
         activation: nn.Module,
         *parts: Tensor,
     ) -> Tensor:
-        """`shares` [tokens, k], `place` [tokens * k], and for every expert w_1, b_1, w_2, b_2."""
-        sources = place.new_zeros(sum(rows))
-        sources[place] = torch.arange(len(place), device=place.device) // shares.shape[1]
-        inputs = tokens.index_select(0, sources)  # rows that no choice takes repeat the first token; nobody reads them
+        """`shares` [k, tokens], `place` [k * tokens], and for every expert w_1, b_1, w_2, b_2."""
+        sources, row_shares = place.new_zeros(sum(rows)), shares.new_zeros(sum(rows), 1)
+        sources[place] = torch.arange(len(tokens), device=place.device).repeat(len(shares))
+        row_shares[place, 0] = shares.flatten()
+        inputs = tokens.index_select(0, sources)  # rows that no choice takes repeat the first token, with no share
         hidden = inputs.new_empty(len(inputs), len(parts[0]))
         outputs = torch.empty_like(inputs)
-        for expert, x, h in zip(range(len(rows)), torch.split(inputs, rows), torch.split(hidden, rows), strict=True):
-            torch.addmm(parts[4 * expert + 1], x, parts[4 * expert].t(), out=h)
+        for (w_1, b_1, _, _), x, h in zip(
+            fours(parts), torch.split(inputs, rows), torch.split(hidden, rows), strict=True
+        ):
+            torch.addmm(b_1, x, w_1.t(), out=h)
         active = cast("Tensor", activation(hidden))
-        for expert, a, y in zip(range(len(rows)), torch.split(active, rows), torch.split(outputs, rows), strict=True):
-            torch.addmm(parts[4 * expert + 3], a, parts[4 * expert + 2].t(), out=y)
+        for (_, _, w_2, b_2), a, y in zip(
+            fours(parts), torch.split(active, rows), torch.split(outputs, rows), strict=True
+        ):
+            torch.addmm(b_2, a, w_2.t(), out=y)
         chosen = outputs.index_select(0, place).view(*shares.shape, -1)
-        ctx.save_for_backward(shares, place, inputs, hidden, active, chosen, *parts)
+        ctx.save_for_backward(sources, row_shares, place, inputs, hidden, active, chosen, *parts)
         ctx.rows, ctx.derivative = rows, DERIVATIVES[type(activation)]
-        return (chosen * shares.unsqueeze(-1)).sum(1)
+        total = chosen[0] * shares[0].unsqueeze(1)
+        for output, share in zip(chosen[1:], shares[1:], strict=True):
+            total.addcmul_(output, share.unsqueeze(1))
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the tokens, the shares and every expert's parts, from that of the output [tokens, dim]."""
-        shares, place, inputs, hidden, active, chosen, *parts = ctx.saved_tensors
+        sources, row_shares, place, inputs, hidden, active, chosen, *parts = ctx.saved_tensors
         rows = ctx.rows
-        to_shares = (chosen * gradient.unsqueeze(1)).sum(-1)
-        to_outputs = torch.zeros_like(inputs)
-        to_outputs.index_copy_(0, place, (gradient.unsqueeze(1) * shares.unsqueeze(-1)).flatten(0, 1))
-        to_hidden = torch.empty_like(hidden)
-        to_inputs = torch.empty_like(inputs)
-        to_parts: list[Tensor] = []
-        for expert, g, h in zip(
-            range(len(rows)), torch.split(to_outputs, rows), torch.split(to_hidden, rows), strict=True
+        to_outputs = gradient.index_select(0, sources).mul_(row_shares)
+        to_active, to_inputs = torch.empty_like(hidden), torch.empty_like(inputs)
+        for (_, _, w_2, _), g, h in zip(
+            fours(parts), torch.split(to_outputs, rows), torch.split(to_active, rows), strict=True
         ):
-            torch.mm(g, parts[4 * expert + 2], out=h)
-        to_hidden = ctx.derivative(to_hidden, hidden)
+            torch.mm(g, w_2, out=h)
+        to_hidden = ctx.derivative(to_active, hidden)
+        to_parts: list[Tensor] = []
         each = (torch.split(part, rows) for part in (to_outputs, active, to_hidden, inputs, to_inputs))
-        for expert, (g, a, h, x, to_x) in enumerate(zip(*each, strict=True)):
-            torch.mm(h, parts[4 * expert], out=to_x)
+        for (w_1, _, _, _), g, a, h, x, to_x in zip(fours(parts), *each, strict=True):
+            torch.mm(h, w_1, out=to_x)
             to_parts += [h.t() @ x, h.sum(0), g.t() @ a, g.sum(0)]
-        to_tokens = to_inputs.index_select(0, place).view_as(chosen).sum(1)
-        return to_tokens, to_shares, None, None, None, *to_parts
+        first, *others = to_inputs.index_select(0, place).view_as(chosen)
+        return sum(others, first), (chosen * gradient).sum(-1), None, None, None, *to_parts
+
+
+def fours(parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The parts of one expert after the other."""
+    return zip(*[iter(parts)] * 4, strict=True)
 
 
 def mixture(layer: MixtureOfExperts, x: Tensor) -> Tensor:
     """As `MixtureOfExperts.forward`; in training the load loss comes with it."""
     tokens = x.flatten(0, -2)
-    logits = layer.gate(tokens.float())
-    experts = logits.detach().topk(layer.num_experts_per_token).indices
+    logits = layer.gate.weight @ tokens.float().t()  # tokens last: torch is slow at many short softmaxes
+    experts = logits.detach().topk(layer.num_experts_per_token, dim=0).indices
     counts = torch.bincount(experts.flatten(), minlength=len(layer.experts))
     if layer.training:
         logits = AddedLoss.apply(logits, LOAD_WEIGHT * load_loss(logits, counts))  # type: ignore[no-untyped-call]
-    shares = logits.gather(1, experts).softmax(-1).to(x.dtype)
+    shares = logits.gather(0, experts).softmax(0).to(x.dtype)
     place, rows = places(experts, counts)
     layers = cast("list[DenseFeedForward]", list(layer.experts))
     parts = [
