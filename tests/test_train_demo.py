@@ -18,6 +18,7 @@ RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
 import batches
 import checkpoints
+import clusters
 import corpus
 import data
 import network
@@ -32,7 +33,7 @@ from withheld import TESTS, Withheld, overlap
 
 from u2moe.export.architecture import FeedForward
 from u2moe.export.model import SpeechModel
-from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 from u2moe.export.training_config import parse_training_config
 
 pytestmark = pytest.mark.slow
@@ -175,13 +176,28 @@ def test_a_mixture_out_of_a_dense_network_computes_the_same():
     dense = SpeechModel(parse_training_config(config).architecture)
     mixture = SpeechModel(parse_training_config(upcycle.mixture_config(config)).architecture)
     weights = dict(dense.named_parameters())
-    mixture.load_state_dict(upcycle.upcycled(weights, noise=0.0, seed=1), strict=False)
+    generator = torch.Generator().manual_seed(1)
+    layers = [name for name, layer in dense.named_modules() if isinstance(layer, DenseFeedForward)]
+    rows = {name: torch.randn(4, weights[f"{name}.w_1.weight"].shape[1], generator=generator) for name in layers}
+    mixture.load_state_dict(upcycle.upcycled(weights, rows, 0.0, generator), strict=False)
     mels, lengths = torch.randn(2, 192, 80), torch.tensor([192, 150])
     with torch.no_grad():
         first, second = (model.encoder(mels, lengths)[0] for model in (dense, mixture))
         assert float((first - second).abs().max()) < 2e-5
-        mixture.load_state_dict(upcycle.upcycled(weights, noise=0.1, seed=1), strict=False)
+        mixture.load_state_dict(upcycle.upcycled(weights, rows, 0.1, generator), strict=False)
         assert float((first - mixture.encoder(mels, lengths)[0]).abs().max()) > 1e-3
+
+
+def test_router_rows_share_clusters_out_evenly():
+    """Tokens around six centres of unequal size, far from the origin: each of three rows takes a third of them."""
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.randn(6, 16, generator=generator)
+    kinds = torch.multinomial(torch.tensor([8.0, 4, 2, 2, 1, 1]), 6000, replacement=True, generator=generator)
+    tokens = centres[kinds] + 0.3 * torch.randn(6000, 16, generator=generator) + 3
+    best = (tokens @ clusters.router_rows(tokens, 3, generator).T).topk(2)
+    shares = torch.bincount(best.indices[:, 0], minlength=3) / 6000
+    assert shares.min() > 0.25, shares
+    assert float((best.values[:, 0] - best.values[:, 1]).median()) == pytest.approx(clusters.TYPICAL_MARGIN, rel=1e-3)
 
 
 @pytest.mark.usefixtures("no_easy_phase")

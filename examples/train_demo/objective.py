@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from batches import Batch
@@ -24,6 +25,16 @@ class Objective:
     smoothing: float
     channels: int
     """Channels of the first convolution that are in use: it makes a third of all work with 128, a tenth with 32."""
+
+    @classmethod
+    def of(cls, model_conf: dict[str, Any], channels: int) -> "Objective":
+        """The objective of WeNet's `model_conf`."""
+        return cls(
+            ctc_weight=model_conf["ctc_weight"],
+            reverse_weight=model_conf["reverse_weight"],
+            smoothing=model_conf["lsm_weight"],
+            channels=channels,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,12 +110,7 @@ class Session:
         self.trainer, self.data, self.folder, self.args = trainer, data, folder, args
         self.log = Log(folder)
         model_conf = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))["model_conf"]
-        self.objective = Objective(
-            ctc_weight=model_conf["ctc_weight"],
-            reverse_weight=model_conf["reverse_weight"],
-            smoothing=model_conf["lsm_weight"],
-            channels=trainer.options.channels,
-        )
+        self.objective = Objective.of(model_conf, trainer.options.channels)
         self.deadline = time.monotonic() + 60 * args.minutes
         self.save_clock, self.validate_clock = Clock(args.save_every), Clock(args.validate_every)
 

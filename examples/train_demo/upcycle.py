@@ -3,21 +3,33 @@
 Every feed-forward layer is cut into as many parts as experts are chosen for a token, and every part is copied into
 several experts. Experts that are parts of one copy share a row of the new router, so the two best of a token are always
 the parts of one copy, at equal weights: with their outputs doubled their sum is the dense layer (arXiv 2410.07524 calls
-it virtual groups). A little noise on the experts sets them apart; training does the rest. So a mixture and its dense
+it virtual groups). The rows come from clusters of the tokens that the dense layer sees. A little noise on the experts
+sets them apart; training does the rest. So a mixture and its dense
 twin start from one point, with the same work for every token.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import torch
 import yaml
+from augment import Augmenter
+from clusters import TokenRecord, router_rows
+from data import Data
+from gradients import GradientSource, Task
+from objective import Objective
+from progress import Options, Progress
 from torch import Tensor
+from train import Trainer
+
+from u2moe.export.moe import DenseFeedForward
 
 NUM_EXPERTS, NUM_CHOSEN = 8, 2
-ROUTER_SCALE = 0.02
+NUM_BATCHES = 24
+"""That show which tokens the layers of the dense network see."""
 
 
 def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -29,9 +41,13 @@ def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def upcycled(weights: dict[str, Tensor], noise: float, seed: int) -> dict[str, Tensor]:
-    """The weights of a mixture of experts, out of those of a dense network; `noise` is relative to each matrix."""
-    generator = torch.Generator().manual_seed(seed)
+def upcycled(
+    weights: dict[str, Tensor], rows: Mapping[str, Tensor], noise: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The weights of a mixture of experts, out of those of a dense network.
+
+    `rows` holds the router [copies, dim] of every feed-forward layer; `noise` is relative to each matrix.
+    """
     result: dict[str, Tensor] = {}
     for name, weight in weights.items():
         layer, _, part = name.partition(".w_1.")
@@ -40,14 +56,14 @@ def upcycled(weights: dict[str, Tensor], noise: float, seed: int) -> dict[str, T
         if not part:
             result[name] = weight
         elif part == "weight":
-            result |= experts(layer, weights, noise, generator)
+            result |= experts(layer, weights, rows[layer], noise, generator)
     return result
 
 
-def experts(layer: str, weights: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Router and experts of one feed-forward layer."""
-    dim = weights[f"{layer}.w_1.weight"].shape[1]
-    rows = torch.randn(NUM_EXPERTS // NUM_CHOSEN, dim, generator=generator) * ROUTER_SCALE
+def experts(
+    layer: str, weights: dict[str, Tensor], rows: Tensor, noise: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Router and experts of one feed-forward layer; `rows` [copies, dim]."""
     result = {f"{layer}.gate.weight": rows.repeat_interleave(NUM_CHOSEN, 0)}
     halves = [weights[f"{layer}.{name}"].chunk(NUM_CHOSEN) for name in ("w_1.weight", "w_1.bias")]
     columns = (NUM_CHOSEN * weights[f"{layer}.w_2.weight"]).chunk(NUM_CHOSEN, 1)
@@ -64,6 +80,26 @@ def experts(layer: str, weights: dict[str, Tensor], noise: float, generator: tor
     return result
 
 
+def clustered_rows(
+    state: dict[str, Any], config: dict[str, Any], work_dir: Path, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """A router [copies, dim] for every feed-forward layer, from what the dense network sees in training."""
+    options = Options(**state["options"])
+    trainer = Trainer(config, state["statistics"], options, "cpu")
+    trainer.load(state)
+    data = Data(work_dir, options)
+    corpus = data.corpus(Progress())
+    objective = Objective.of(config["model_conf"], options.channels)
+    augmenter = Augmenter(data.noise, options.augment)
+    source = GradientSource(trainer.model, corpus, augmenter, objective, seed=options.seed, device="cpu")
+    layers = [(name, layer) for name, layer in trainer.model.named_modules() if isinstance(layer, DenseFeedForward)]
+    with TokenRecord(layers) as record, torch.inference_mode():
+        for number, items in enumerate(data.epoch(corpus, Progress(easy=False))[:NUM_BATCHES]):
+            source.losses(Task(number=number, items=items, easy=False))
+    num_rows = NUM_EXPERTS // NUM_CHOSEN
+    return {name: router_rows(record.tokens(name, generator), num_rows, generator) for name, _ in layers}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="of the dense network, exact or compact")
@@ -78,7 +114,9 @@ def main() -> None:
     folder.mkdir(parents=True)
     config = yaml.safe_load((args.work_dir / args.dense / "train.yaml").read_text(encoding="utf-8"))
     (folder / "train.yaml").write_text(yaml.safe_dump(mixture_config(config), sort_keys=False), encoding="utf-8")
-    masters = upcycled(state["optimizer"]["masters"], args.noise, args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    rows = clustered_rows(state, config, args.work_dir, generator)
+    masters = upcycled(state["optimizer"]["masters"], rows, args.noise, generator)
     state["options"]["restart"] = state["progress"]["step"]
     state["optimizer"] = {"masters": masters, "average": masters, "parts": None}
     path = checkpoints.save(state, folder, state["progress"]["step"])
