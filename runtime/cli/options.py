@@ -98,12 +98,9 @@ def provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...] | None:
     """Hotwords in the file that --hotwords names; None: there is none."""
-    return tuple(read_hotwords(args.hotwords)) if args.hotwords else None
-
-
-def read_hotwords(file: Path) -> list[str | tuple[str, float]]:
-    """Hotwords in a file, with their weights if given."""
+    if not args.hotwords:
+        return None
     try:
-        return parse_hotwords(file.read_text(encoding="utf-8"))
+        return tuple(parse_hotwords(args.hotwords.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{args.hotwords}: {error}") from error

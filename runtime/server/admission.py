@@ -54,7 +54,7 @@ class Admission:
         """
         if self.is_stopping:
             self._incidents.refuse("stopping")
-            raise StoppingError("the server is about to stop")
+            raise StoppingError
         if self._num_taken >= self.capacity:
             self._incidents.refuse("full")
             raise UnavailableError(f"the server is full: it recognises {self.capacity} streams at a time")

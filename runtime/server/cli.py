@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.cli.options import add_kernels, provider_names
+from u2moe.runtime.cli.options import add_kernels, hotwords_of, provider_names
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -103,7 +103,7 @@ def run_serve(args: argparse.Namespace) -> int:
         providers=provider_names(args),
         num_threads=args.num_threads,
         kernels=args.kernels,
-        hotwords=args.hotwords,
+        hotwords=hotwords_of(args),
         language_model=language_model_options(args),
     )
     return launch(options, model)

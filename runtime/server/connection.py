@@ -35,6 +35,7 @@ _MAX_REASON = 120
 """Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
 _CLOSE_CODE = 1008
 """Close code for other errors of the client."""
+_GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,39 +113,35 @@ class Connection:
 
 async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSocket) -> None:
     """Serve a client with a protocol, if there is a place; errors are reported to it and end the connection."""
-    chosen = next((name for name in protocol.subprotocols if name in websocket.scope["subprotocols"]), None)
-    with contextlib.suppress(ClientGoneError, WebSocketDisconnect, WebSocketDisconnected, OSError, TimeoutError):
-        code, reason = 1000, ""
-        try:
-            with service.place(protocol.name) as place:
-                await websocket.accept(chosen)
-                connection = Connection(websocket, service, place)
-                try:
-                    await protocol.run(connection)
-                except asyncio.CancelledError:
-                    if not place.is_drained:
-                        raise
-                    raise StoppingError("the server is about to stop") from None
-                if place.is_drained:
-                    code, reason = 1001, "the server is about to stop"
-        except U2moeError as error:
-            code, reason = getattr(error, "close_code", _CLOSE_CODE), str(error)
-            count_failure(service, error)
-            if (
-                websocket.application_state == WebSocketState.CONNECTING
-            ):  # web pages see the reason only if it was accepted first
-                await websocket.accept(chosen)
-            if protocol.tell_error is not None:
-                async with asyncio.timeout(service.options.limits.send_s):
-                    await websocket.send_text(protocol.tell_error(error))
-        except ClientGoneError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-            code, reason = 1011, "an error within the server"
-            count_failure(service, error)
-            LOGGER.exception("a connection (%s) was ended by an error", protocol.name)
+    with contextlib.suppress(*_GONE, OSError, TimeoutError):
+        code, reason = await _serve_to_the_end(protocol, service, websocket)
         async with asyncio.timeout(service.options.limits.send_s):
             await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+
+
+async def _serve_to_the_end(protocol: Protocol, service: Service, websocket: WebSocket) -> tuple[int, str]:
+    """Serve a client; returns the code and the reason to close with."""
+    offered = websocket.scope["subprotocols"]
+    subprotocol = next((name for name in protocol.subprotocols if name in offered), None)
+    try:
+        with service.place(protocol.name) as place:
+            await websocket.accept(subprotocol)
+            await protocol.run(Connection(websocket, service, place))
+        return (StoppingError.close_code, str(StoppingError())) if place.is_drained else (1000, "")
+    except U2moeError as error:
+        count_failure(service, error)
+        if websocket.application_state == WebSocketState.CONNECTING:
+            await websocket.accept(subprotocol)  # web pages see the reason only if it was accepted
+        if protocol.tell_error is not None:
+            async with asyncio.timeout(service.options.limits.send_s):
+                await websocket.send_text(protocol.tell_error(error))
+        return getattr(error, "close_code", _CLOSE_CODE), str(error)
+    except _GONE:
+        raise
+    except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
+        count_failure(service, error)
+        LOGGER.exception("a connection (%s) was ended by an error", protocol.name)
+        return RecognitionError.close_code, "an error within the server"
 
 
 def count_failure(service: Service, error: Exception) -> None:
@@ -173,15 +170,24 @@ async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, N
 
 
 def parse_object(message: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Read the JSON object in a message.
+
+    Raises:
+        RequestError: it is binary, or not an object.
+    """
+    if isinstance(message, bytes):
+        raise RequestError("expected text with a JSON object, got binary data")
+    return read_object(message)
+
+
+def read_object(text: str | bytes) -> dict[str, Any]:
+    """Read a JSON object.
 
     Raises:
         RequestError: it is not one.
     """
-    if isinstance(message, bytes):
-        raise RequestError("expected text with a JSON object, got binary data")
     try:
-        value = json.loads(message)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"this is no JSON: {error}") from None
     if not isinstance(value, dict):

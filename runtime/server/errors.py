@@ -35,12 +35,6 @@ class TooLargeError(RequestError):
     status = 413
 
 
-class KeyRefusedError(RequestError):
-    """The API key is missing or wrong."""
-
-    status = 401
-
-
 class UnavailableError(RequestError):
     """The server is full, or is about to stop.
 
@@ -57,6 +51,9 @@ class StoppingError(UnavailableError):
     """The server is about to stop."""
 
     close_code = 1001
+
+    def __init__(self) -> None:
+        super().__init__("the server is about to stop")
 
 
 class RecognitionError(U2moeError):

@@ -63,7 +63,7 @@ class FileQueue:
         """
         if self.is_stopping:
             self._incidents.refuse("stopping")
-            raise StoppingError("the server is about to stop")
+            raise StoppingError
         if self._num_taken >= self._places:
             self._incidents.refuse("full")
             raise UnavailableError(f"the server is full: it takes {self._places} files at a time")

@@ -11,7 +11,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from u2moe.runtime.context import parse_hotwords
 from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import U2moeError
@@ -36,7 +35,7 @@ class ModelOptions:
         providers: execution providers; None: the CPU.
         num_threads: threads within one operator; None: 1.
         kernels: "auto", "native" or "onnxruntime", see `Recognizer.from_pretrained`; None: the default.
-        hotwords: file of phrases to prefer.
+        hotwords: phrases to prefer, each alone or with its weight; None: none.
         language_model: language model of all streams and files.
     """
 
@@ -46,7 +45,7 @@ class ModelOptions:
     providers: tuple[str, ...] | None = None
     num_threads: int | None = None
     kernels: str | None = None
-    hotwords: Path | None = None
+    hotwords: tuple[str | tuple[str, float], ...] | None = None
     language_model: LanguageModelOptions | None = None
 
     def load(self) -> Recognizer:
@@ -57,7 +56,7 @@ class ModelOptions:
             num_threads=self.num_threads,
             kernels=self.kernels,
             options=DecodingOptions(language_model=self.language_model),
-            hotwords=_read_hotwords(self.hotwords) if self.hotwords else None,
+            hotwords=self.hotwords,
         )
 
     def decoding(self, recognizer: Recognizer) -> DecodingOptions:
@@ -135,13 +134,6 @@ def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> No
         asyncio.run(serve())
     except (U2moeError, ValueError, OSError) as error:
         sys.exit(f"u2moe: error: {error}")
-
-
-def _read_hotwords(file: Path) -> list[str | tuple[str, float]]:
-    try:
-        return parse_hotwords(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> None:

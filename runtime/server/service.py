@@ -108,7 +108,7 @@ class Service:
         """A place for live streams, one at a time, as long as the connection of the current task lasts.
 
         Raises:
-            UnavailableError: none is free.
+            UnavailableError: none is free, or the server stops and cannot wait for the task.
         """
         self.admission.enter()
         self.metrics.count("connections", protocol)
@@ -116,6 +116,10 @@ class Service:
         self._places.add(place)
         try:
             yield place
+        except asyncio.CancelledError:
+            if not place.is_drained:
+                raise
+            raise StoppingError from None
         finally:
             self._places.discard(place)
             self.admission.leave()
@@ -187,7 +191,7 @@ class Place:
         """
         service = self._service
         if service.admission.is_stopping:
-            raise StoppingError("the server is about to stop")
+            raise StoppingError
         Resampler(sample_rate, service.recognizer.bundle.manifest.features.sample_rate)  # validates the rate
         stream = service.recognizer.create_stream(decoding or service.stream_options, hotwords=hotwords)
         if self.session is not None:

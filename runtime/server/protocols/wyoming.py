@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import converse, count_failure, int16_samples
-from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
+from u2moe.runtime.server.connection import converse, count_failure, int16_samples, read_object
+from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, TooLargeError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.texts import added_text, languages_of
@@ -100,13 +100,8 @@ class _Client:
     async def _transcribe(self, place: Place, audio: _Format) -> None:
         """Serve one request, from the start of audio to the transcript, after which the client closes."""
         self._patience = patience_for_audio(place, self._limits.idle_s)
-        try:
-            session = await place.open_session(audio.rate, hotwords=self._hotwords)
-            await converse(self._read(session, audio), self._write(session))
-        except asyncio.CancelledError:
-            if not place.is_drained:
-                raise
-            raise StoppingError("the server is about to stop") from None
+        session = await place.open_session(audio.rate, hotwords=self._hotwords)
+        await converse(self._read(session, audio), self._write(session))
 
     async def _read(self, session: Session, audio: _Format) -> None:
         while (event := await self._receive()) is not None:
@@ -166,12 +161,12 @@ class _Client:
             raise TooLargeError(f"the line of an event may have {LINE_BYTES} bytes") from error
         if not line:
             return None
-        head = _parse(line)
+        head = read_object(line)
         kind, data = head.get("type"), head.get("data") or {}
         if not isinstance(kind, str) or not isinstance(data, dict):
             raise RequestError("an event needs a type, and data that is an object")
         if length := self._length(head, "data_length"):
-            data = {**data, **_parse(await self._reader.readexactly(length))}
+            data = {**data, **read_object(await self._reader.readexactly(length))}
         payload = await self._reader.readexactly(self._length(head, "payload_length"))
         return Event(type=kind, data=data, payload=payload)
 
@@ -210,16 +205,6 @@ class _Format:
             raise RequestError(f"a part of the {self.channels} channels is missing")
         mixed: npt.NDArray[np.float32] = samples.reshape(-1, self.channels).mean(axis=1, dtype=np.float32)
         return mixed / np.float32(32768)
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"this is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RequestError(f"expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _names(data: dict[str, Any]) -> list[str]:
