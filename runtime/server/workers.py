@@ -87,10 +87,12 @@ class _Team:
         self._metrics = Metrics(self._rows)
         self._stop_time: float | None = None
         self._was_ready = False
-        self._workers = [self._start(number) for number in range(count)]
+        self._count = count
+        self._workers: list[_Worker] = []
 
     def run(self) -> int:
         with self._signals(), selectors.DefaultSelector() as selector:
+            self._workers = [self._start(number) for number in range(self._count)]
             for listener in self._listeners:
                 selector.register(listener.socket, selectors.EVENT_READ, listener)
             while self._stop_time is None:
@@ -175,7 +177,8 @@ class _Team:
             worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
-        return 0 if all(worker.process.exitcode == 0 for worker in self._workers) else 1
+        well = (0,) if self._was_ready else (0, -signal.SIGTERM)  # one that has hardly started handles no signal yet
+        return 0 if all(worker.process.exitcode in well for worker in self._workers) else 1
 
     def _kill(self) -> None:
         for worker in self._workers:

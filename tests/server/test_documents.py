@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,13 +121,32 @@ def served(arguments):
     return cli._parser(arguments[0]).parse_args(arguments)
 
 
+def instructions(dockerfile):
+    """Those of the last stage: name and arguments, the last of each name."""
+    lines = re.sub(r"^#.*\n", "", dockerfile.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", "")
+    stage = re.split(r"^FROM ", lines, flags=re.MULTILINE)[-1].partition("\n")[2]
+    return dict(line.split(maxsplit=1) for line in stage.splitlines() if line)
+
+
 def test_the_dockerfile():
-    text = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
-    args = served(json.loads(re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)[1]))
-    assert f"EXPOSE {args.port}" in text
-    assert f"127.0.0.1:{args.port}/readyz" in text
-    assert "\nUSER 10001\n" in text
-    assert "HEALTHCHECK" in text
+    """The server is process 1, not the child of a shell, which would keep SIGTERM for itself; and nobody's."""
+    found = instructions(EXAMPLES / "Dockerfile")
+    assert json.loads(found["ENTRYPOINT"]) == ["u2moe"]
+    args = served(json.loads(found["CMD"]))
+    assert args.host == "0.0.0.0"
+    assert found["EXPOSE"] == str(args.port)
+    assert int(found["USER"]) > 0
+    assert found["STOPSIGNAL"] == "SIGTERM"
+    options, _, check = found["HEALTHCHECK"].partition(" CMD ")
+    assert {option.partition("=")[0] for option in options.split()} == {"--start-period", "--interval", "--timeout"}
+    assert f"http://127.0.0.1:{args.port}/readyz" in json.loads(check)[-1]
+
+
+def test_the_healthcheck(server):
+    check = json.loads(instructions(EXAMPLES / "Dockerfile")["HEALTHCHECK"].partition(" CMD ")[2])
+    for url, is_well in ((server.url, True), ("http://127.0.0.1:9", False)):
+        command = [sys.executable, check[1], check[2].replace("http://127.0.0.1:8000", url)]
+        assert (subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0) == is_well
 
 
 def test_the_systemd_unit(tmp_path):

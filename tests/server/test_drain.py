@@ -1,17 +1,23 @@
 """A server that is told to stop lets those that speak finish, and nobody in."""
 
 import asyncio
+import contextlib
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
 from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from u2moe.runtime.server.errors import StoppingError
 
@@ -137,13 +143,24 @@ def test_a_session_is_refused_while_the_server_stops(running):
         assert server.metric("refusals", "stopping") == 1
 
 
+COMMAND = (sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "4")
+"""`u2moe serve` as people start it."""
+
+
+@contextlib.contextmanager
+def started(*command):
+    """A process that ends with the context."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def process():
-    """`u2moe serve` as people start it."""
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "4"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with started(*COMMAND) as process:
         yield process
-        process.kill()
 
 
 def url_of(process):
@@ -161,17 +178,52 @@ def test_a_signal_ends_the_process_with_0(process, number):
     assert process.wait(PATIENCE_S) == 0
 
 
-def test_a_second_signal_ends_it_at_once(process, speech):
-    from websockets.sync.client import connect  # noqa: PLC0415
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_that_has_hardly_started_ends_with_0(workers):
+    with started(*COMMAND, "--workers", workers) as process:
+        assert "listening" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
 
-    url = url_of(process).replace("http", "ws") + "stream"
-    with connect(url, proxy=None, open_timeout=PATIENCE_S) as websocket:
+
+@contextlib.contextmanager
+def utterance_at(url, speech):
+    """A connection over which something is said of which the end is open."""
+    with connect(url.replace("http", "ws") + "stream", proxy=None, open_timeout=PATIENCE_S) as websocket:
         websocket.send("{}")
-        websocket.send(speech()[:28_000].tobytes())
+        websocket.send(speech[:28_000].tobytes())
         while '"partial", "text": "S' not in str(websocket.recv(PATIENCE_S)):
             pass
+        yield websocket
+
+
+def test_a_second_signal_ends_it_at_once(process, speech):
+    with utterance_at(url_of(process), speech()):
         process.send_signal(signal.SIGTERM)
         assert "finished first" in process.stderr.readline()
         time.sleep(0.6)  # sooner it would be taken for the same
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+HAS_NAMESPACES = shutil.which("unshare") is not None and not subprocess.call(
+    [*NEW_NAMESPACE, "true"], stderr=subprocess.DEVNULL
+)
+
+
+@pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
+def test_process_1_finishes_an_utterance(speech, expected):
+    """As in a container, where only those signals arrive that are handled."""
+    end = round((expected().segments[0].end + 1.45) * 16_000)  # within the pause
+    with started(*NEW_NAMESPACE, *COMMAND) as process:
+        url = url_of(process)
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+        with utterance_at(url, speech()) as websocket:
+            os.kill(int(server), signal.SIGTERM)
+            assert "finished first" in process.stderr.readline()
+            websocket.send(speech()[28_000:end].tobytes())
+            finals = [event["text"] for event in map(json.loads, websocket) if event["type"] == "final"]
+        assert finals == [expected().segments[0].text]
+        assert websocket.close_code == 1001
+        assert process.wait(PATIENCE_S) == 0
