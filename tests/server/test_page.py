@@ -169,6 +169,19 @@ def test_a_microphone_that_is_refused(browser, new_page, server):
     expect(page.get_by_role("alert")).to_be_visible()
 
 
+def test_a_problem_does_not_hide_the_end(new_page, server, speech, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    page = new_page(server.url, viewport={"width": 320, "height": 480})
+    page.set_input_files("#file", tmp_path / "talk.wav")
+    wait_for_segments(page, 3)
+    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+    last = page.locator(".word").last
+    expect(last).to_be_in_viewport(ratio=1)
+    page.set_input_files("#file", {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"nothing to hear"})
+    expect(page.locator("#problem")).to_contain_text("no audio", timeout=PATIENCE_MS)
+    expect(last).to_be_in_viewport(ratio=1)
+
+
 def test_a_key_is_asked_for(new_page, running, speech, tmp_path):
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
     with running(api_key="secret/with=signs") as server:

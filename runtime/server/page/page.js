@@ -41,8 +41,8 @@ function state(name, seconds) {
     else show("busy", "Recognising");
     return;
   }
-  const reason = name === "full" ? "The server is full" : "The connection is lost";
-  complain(`${reason}. Nothing of what you say is lost: it is sent when the server takes it.`);
+  const [reason, until] = name === "full" ? ["The server is full", "there is room"] : ["The connection is lost", "it is back"];
+  complain(`${reason}. What you say is kept, and sent as soon as ${until}.`);
   show("lost", `Trying again in ${Math.ceil(seconds)} s`);
 }
 

@@ -15,6 +15,9 @@ export class Transcript {
     this.onWord = onWord;
     this.segments = [];
     this.observer = new IntersectionObserver((entries) => this.look(entries), { root: this.box, rootMargin: `${NEAR} 0px` });
+    this.isAtEnd = true;
+    this.box.addEventListener("scroll", () => (this.isAtEnd = this.isNearEnd()));
+    new ResizeObserver(() => this.isAtEnd && this.toEnd()).observe(this.box); // where a problem takes room, for example
     list.addEventListener("click", (event) => this.choose(event.target.closest(".word")));
     list.addEventListener("keydown", (event) => this.walk(event));
   }
@@ -108,9 +111,17 @@ export class Transcript {
 
   // Whoever reads the end sees what comes; whoever has scrolled back is left there.
   atEnd(change) {
-    const { box } = this, isThere = box.scrollHeight - box.scrollTop - box.clientHeight < AT_END_PX;
+    const isThere = this.isNearEnd();
     change();
-    if (isThere) box.scrollTop = box.scrollHeight;
+    if (isThere) this.toEnd();
+  }
+
+  isNearEnd() {
+    return this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < AT_END_PX;
+  }
+
+  toEnd() {
+    this.box.scrollTop = this.box.scrollHeight;
   }
 }
 
