@@ -2,6 +2,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -199,8 +200,9 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
     (clips / "a.wav").rename(clips / "clips" / "a.wav")
     monkeypatch.setattr("u2moe.runtime.cli.inputs.DEMO_FOLDER", clips)
     monkeypatch.setattr(recognizer_module, "DEMO_FOLDER", bundle.path)
+    shutil.copy(clips / "clips" / "a.wav", clips / "clips" / "c.wav")
     assert cli.main(["transcribe"]) == 0
-    assert capsys.readouterr().out.strip()
+    assert [line.partition("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "c.wav"]
 
 
 def test_version_and_help(capsys):

@@ -113,7 +113,7 @@ def _recognize(args: argparse.Namespace, inputs: list[Input], num_failed: int) -
     recognition = Recognition(recognizer=recognizer, vad=vad, is_stream=args.stream)
     results = Results(args=args, outputs=outputs, made_by=made_by, is_single=len(inputs) == 1)
     errors = _errors_before(outputs, inputs, todo)
-    bar = ProgressBar([Path(item.name) for item in todo])
+    bar = ProgressBar([item.file or Path(item.name) for item in todo])
     for number, item in enumerate(todo):
         bar.begin(number)
         try:
