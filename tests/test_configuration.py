@@ -59,8 +59,9 @@ def test_options_are_defaults_of_the_command_line(config, monkeypatch, tmp_path)
     assert args.manifest == ["a", "b"]
     assert parsed(monkeypatch, "--beam-size", "7").beam_size == 7
     (tmp_path / "other.toml").write_text("beam-size = 3", encoding="utf-8")
-    other = parsed(monkeypatch, "--config", tmp_path / "other.toml")
-    assert (other.beam_size, other.providers) == (3, None)
+    for name in ("--config", "--conf"):
+        other = parsed(monkeypatch, name, tmp_path / "other.toml")
+        assert (other.beam_size, other.providers) == (3, None)
 
 
 def test_config_shows_what_is_set(config, capsys, tmp_path):

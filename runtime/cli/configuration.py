@@ -61,7 +61,7 @@ def apply_configuration(arguments: list[str], command: str, parser: argparse.Arg
         ValueError: the file cannot be read, has a table for no command or an option that none knows, or an impossible
             value; names them.
     """
-    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen = argparse.ArgumentParser(add_help=False)  # which may abbreviate, as the command may
     chosen.add_argument("--config", type=Path)
     explicit = chosen.parse_known_args(arguments)[0].config
     file = explicit or default_file()

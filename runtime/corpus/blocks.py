@@ -47,7 +47,7 @@ def cut_into_blocks(utterances: Iterable[Utterance], size: int) -> Iterator[Bloc
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """The positions (first, after the last) that a file of results covers by its name; None: it is no such file."""
+    """The positions (first, after the last) that a file of results covers by its name; None: it is not such a file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 

@@ -91,7 +91,7 @@ def _rounded(confidence: float | None) -> float | None:
 
 
 def encode_rows(rows: Iterable[Row]) -> bytes:
-    """Rows as JSON lines in UTF-8; one with a name that is no valid text is escaped."""
+    """Rows as JSON lines in UTF-8; one with a name that is not valid text is escaped."""
     return b"".join(_encode(row) for row in rows)
 
 

@@ -159,7 +159,7 @@ def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str,
             raise ValueError(f"classes: {name!r} needs a list of words, got {phrases!r}")  # noqa: TRY004
         listed = list(phrases)
         if not all(isinstance(phrase, str) for phrase in listed):
-            raise ValueError(f"classes: {name!r} has an entry that is no text")
+            raise ValueError(f"classes: {name!r} has an entry that is not text")
         words = tuple(dict.fromkeys(word for phrase in listed for word in phrase.split()))
         if not words:
             raise ValueError(f"classes: {name!r} is empty")

@@ -63,7 +63,7 @@ class Ngrams:
         source: name of the file, for errors.
 
     Raises:
-        LanguageModelError: the arrays are not a trie, or hold numbers that are no probabilities.
+        LanguageModelError: the arrays are not a trie, or hold numbers that are not probabilities.
     """
 
     def __init__(
