@@ -31,7 +31,7 @@ def test_no_warning_and_the_same_results(name, tmp_path):
     for tool in ("cmake", compiler, *prefix[:1]):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DU2MOE_WERROR=ON", "-DCMAKE_CXX_FLAGS=-O1", *options]
+    options = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DU2MOE_WERROR=ON", "-DCMAKE_CXX_FLAGS=-O1 -Wpedantic", *options]
     run("cmake", "-S", SOURCE, "-B", tmp_path, "-DCMAKE_BUILD_TYPE=None", *options)
     run("cmake", "--build", tmp_path, "--target", "u2moe_kernels_digests", "u2moe_kernels_stress", "u2moe_kernels")
     found = dict(line.split() for line in run(*prefix, tmp_path / "u2moe_kernels_digests").splitlines())

@@ -1,6 +1,7 @@
 #include "ort.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 
 #include "layout.h"
