@@ -12,7 +12,7 @@ memory of its own, AMX is emulated, and all instruction sets of this processor t
 - damaged: `--inputs` layers that lie, each instruction set its share, with the sanitizers of `address`. A second run
   continues where the first was stopped.
 
-Results are written after each check. Exits with 1 if anything was found.
+Results are written after each step. Exits with 1 if anything was found.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -173,26 +173,30 @@ def _tail(done: subprocess.CompletedProcess[str]) -> str:
     return "\n".join([f"exit code {done.returncode}", *lines[-_NUM_LINES:]])
 
 
-def address(folder: Path) -> list[Step]:
+def address(folder: Path) -> Iterator[Step]:
     """Programs, then all tests on each instruction set."""
     build = Build("address", folder)
-    return [*map(build.program, PROGRAMS), *(build.tests(TESTS, isa) for isa in build.isas())]
+    yield from map(build.program, PROGRAMS)
+    for isa in build.isas():
+        yield build.tests(TESTS, isa)
 
 
-def thread(folder: Path) -> list[Step]:
+def thread(folder: Path) -> Iterator[Step]:
     """The program with threads, then tests through onnxruntime."""
     build, prefix = Build("thread", folder), _fixed_addresses("thread")
-    own = (build.tests(TESTS[:-1], isa, THREADED) for isa in build.isas(prefix))
-    return [build.program(PROGRAMS[1], prefix), *own]
+    yield build.program(PROGRAMS[1], prefix)
+    for isa in build.isas(prefix):
+        yield build.tests(TESTS[:-1], isa, THREADED)
 
 
-def valgrind(folder: Path) -> list[Step]:
+def valgrind(folder: Path) -> Iterator[Step]:
     """Both programs."""
     build = Build("valgrind", folder)
-    return [build.program(PROGRAMS[0], [*VALGRIND, *LEAKS]), build.program(PROGRAMS[1], VALGRIND)]
+    yield build.program(PROGRAMS[0], [*VALGRIND, *LEAKS])
+    yield build.program(PROGRAMS[1], VALGRIND)
 
 
-RUNS: Mapping[str, Callable[[Path], list[Step]]] = {"address": address, "thread": thread, "valgrind": valgrind}
+RUNS: Mapping[str, Callable[[Path], Iterator[Step]]] = {"address": address, "thread": thread, "valgrind": valgrind}
 
 
 def damaged(folder: Path, results: Path, num_inputs: int, until: float | None) -> None:
@@ -245,8 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             damaged(folder, results, args.inputs, until)
         else:
             content = resumed(results, {"checks": {}, "kinds": {}})
-            content["checks"][check] = [asdict(step) for step in RUNS[check](folder)]
-            write_json(results, recorded(content))
+            steps = content["checks"][check] = []
+            for step in RUNS[check](folder):
+                steps.append(asdict(step))
+                write_json(results, recorded(content))
     shown = values(resumed(results, {}))
     print(shown["table"], shown["damaged"], shown["findings"], sep="\n\n")
     return int(shown["failed"] != "0")

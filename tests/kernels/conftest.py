@@ -1,5 +1,7 @@
 """The library of u2moe-kernels, which these tests need."""
 
+import ctypes
+import json
 import os
 from pathlib import Path
 
@@ -15,3 +17,13 @@ def library():
         "u2moe_kernels", reason="u2moe-kernels is not installed: pip install ./runtime/kernels", exc_type=ImportError
     )
     return package.library_path()
+
+
+@pytest.fixture(scope="session")
+def operators(library):
+    """The names that the library registers on this processor: NEON leaves the convolutions to onnxruntime."""
+    describe = ctypes.CDLL(str(library)).u2moe_kernels_describe
+    describe.restype = ctypes.c_size_t
+    text = ctypes.create_string_buffer(describe(None, ctypes.c_size_t(0)))
+    describe(text, ctypes.c_size_t(len(text)))
+    return set(json.loads(text.value)["operators"])

@@ -13,12 +13,6 @@ STEPS = 0.03
 """The same where values between two integers were rounded to the other one of them."""
 
 
-@pytest.fixture
-def operators():
-    """The names that this processor's instruction set registers: NEON leaves the convolutions to onnxruntime."""
-    return pytest.importorskip("u2moe_kernels").description()["operators"]
-
-
 def layer(*, bins=23, channels=20, out=40, first=(3, 2), second=(3, 2), **changed):
     windows = [Window(kernel=kernel, stride=stride) for kernel, stride in (first, second)]
     both = FirstConvolutions(bins=bins, channels=channels, first=windows[0], second=windows[1])
