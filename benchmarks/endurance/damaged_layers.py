@@ -33,8 +33,9 @@ ODD_SIZES = (0, 1, 2, 7, 16, 17, 33, 40)
 ODD_FLOATS = (np.nan, np.inf, -np.inf, 3e38, -1e38, 1e-44, 0.0, -1.0)
 ODD_TEXTS = ("", "relu", "Swish", "gelu", "x" * 300, "a\0b")
 DTYPES = (np.int8, np.uint8, np.float32, np.int64, np.float16)
-HUGE = 2**40
-"""Size of an axis of an array that is empty by another."""
+HUGE = 2**24
+"""Size of an axis of an array that is empty by another. With more, onnxruntime asks for memory of which the address
+sanitizer says, unlike the system, that there is none by ending the process."""
 _DATA_FILE = "weights.bin"
 
 
