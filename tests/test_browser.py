@@ -229,11 +229,19 @@ FILL = """async () => {
 }"""
 
 
+LAID_OUT = (
+    "[...document.querySelectorAll('#segments p')]"
+    ".filter((each) => each.checkVisibility({ contentVisibilityAuto: true })).length"
+)
+
+
 def test_a_long_transcript_has_words_where_one_looks(page):
     page.evaluate(FILL)
     page.wait_for_function("document.querySelectorAll('.word').length < 1200")
+    page.wait_for_function("document.querySelectorAll('.far').length > 300")
+    page.wait_for_function(f"{LAID_OUT} < 100")
     assert page.locator("#segments li").count() == 400
-    assert "W200.0 W200.1" in page.locator("#segments").inner_text()
+    assert "W200.0 W200.1" in page.locator("#segments").text_content()
     expect(page.locator("#segments li").last).to_be_in_viewport()
     page.locator('.word[tabindex="0"]').focus()
     expect(page.locator(".word:focus")).to_have_text("W0.0")
@@ -245,6 +253,8 @@ def test_a_long_transcript_has_words_where_one_looks(page):
     expect(page.locator(".word:focus")).to_be_in_viewport()  # whoever reads back is left there
     page.evaluate("transcript.mark(9 * 200 + 0.6)")
     expect(page.locator(".word.playing")).to_have_text("W200.1")
+    page.evaluate("getSelection().selectAllChildren(document.getElementById('segments'))")
+    page.wait_for_function("getSelection().toString().includes('W100.0 W100.1')")  # what is copied is all of it
 
 
 def test_the_sound_of_a_microphone_does_not_grow_without_end(page):

@@ -162,6 +162,13 @@ def test_operators_that_providers_lack(quantized):
         assert "of microsoft/onnxruntime" in item["page"]
 
 
+def test_a_provider_that_crashes_is_a_row():
+    assert providers.apart(dict, [("texts", ["A"])]) == {"texts": ["A"]}
+    assert providers.apart(os.abort) == {"error": "the process was ended by SIGABRT"}
+    with pytest.raises(RuntimeError, match="int failed in its process"):
+        providers.apart(int, "x")
+
+
 def test_providers_that_do_not_run_are_rows_with_a_reason():
     ran = {
         "texts": ["A"],

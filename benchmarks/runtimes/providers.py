@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import re
+import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import distributions, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,39 @@ def measure(bundle: Path, provider: str, progress: Callable[[str], None] = lambd
         return {"error": reason_of(error)}
     seconds = sum(map(len, clips)) / manifest.features.sample_rate
     return {"texts": texts, "cpu": round(spent, 3), "seconds": seconds, "nodes": nodes}
+
+
+def apart(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a call returns in a process of its own, or an `error` with the signal that ended it: providers crash.
+
+    Raises:
+        RuntimeError: the call raised something; standard error has it.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, call, *arguments))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode is None or process.exitcode >= 0:
+            raise RuntimeError(f"{call.__name__} failed in its process") from None
+        return {"error": f"the process was ended by {signal.Signals(-process.exitcode).name}"}
+    process.join()
+    return found
+
+
+def _send(sender: Connection, call: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+    sender.send(call(*arguments))
+
+
+def _measure(bundle: Path, provider: str, plugin: str | None) -> dict[str, Any]:
+    if plugin:
+        library = importlib.import_module(plugin).get_library_path()
+        onnxruntime.register_execution_provider_library(provider, library)
+    return measure(bundle, provider, report)
 
 
 def _processor_seconds(recognizer: Recognizer, clips: Sequence[Any]) -> float:
@@ -143,14 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     package = wheel()
     if args.plugin:
-        plugin = importlib.import_module(args.plugin)
-        onnxruntime.register_execution_provider_library(args.provider, plugin.get_library_path())
         package = f"{args.plugin.replace('_', '-')} {version(args.plugin)} with {package}"
     found = read_json(args.output).get("found", {}) if args.output else {}
     folders = {name: Path(folder) for name, _, folder in (item.partition("=") for item in args.bundle)}
     for name, folder in folders.items():
-        for provider in (DEFAULT_PROVIDER, args.provider):
-            found.setdefault(package, {}).setdefault(name, {})[provider] = measure(folder, provider, report)
+        cells = found.setdefault(package, {}).setdefault(name, {})
+        cells[DEFAULT_PROVIDER] = apart(_measure, folder, DEFAULT_PROVIDER, None)
+        cells[args.provider] = apart(_measure, folder, args.provider, args.plugin)
     operators = {name: operators_of(folder) for name, folder in folders.items()}
     publish(None, {"found": found, "operators": operators}, values, args.output)
     return 0

@@ -1,6 +1,6 @@
 // The microphone, in the audio thread: blocks of the average of its channels, at the device's own rate.
 
-const BLOCK_LEN = 4096;
+const BLOCK_LEN = Math.round(sampleRate / 5); // every message leaves garbage in the page that browsers are slow to collect
 
 class Capture extends AudioWorkletProcessor {
   #block = new Float32Array(BLOCK_LEN);

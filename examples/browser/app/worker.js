@@ -8,7 +8,8 @@ ort.env.wasm.wasmPaths = { wasm: new URL('./ort/ort-wasm-simd-threaded.wasm', im
 
 const MODEL = new URL('./model/', import.meta.url).href;
 const LEFT_CHUNKS = 4; // as the server has it: time and memory stay the same however long somebody speaks
-const streams = new Map();
+const REPORTED_LEN = 16000; // samples for each message that they have been recognised
+const sources = new Map();
 
 const loading = Recognizer.fromBundle(MODEL, {
   ort,
@@ -24,19 +25,25 @@ const actions = {
     const stream = recognizer.createStream({ numLeftChunks: LEFT_CHUNKS, ...options });
     for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => postMessage({ type, id, result: detail }));
     stream.addEventListener('error', ({ detail }) => postMessage({ type: 'problem', id, message: detail.message }));
-    streams.set(id, stream);
+    sources.set(id, { stream, taken: 0 });
   },
   audio(id, { sampleRate, samples }) {
-    const taken = () => postMessage({ type: 'taken', id, length: samples.length });
-    streams.get(id)?.acceptWaveform(sampleRate, samples).then(taken, () => {}); // an error is an event, too
+    const source = sources.get(id);
+    const take = () => {
+      source.taken += samples.length;
+      if (source.taken < REPORTED_LEN) return;
+      postMessage({ type: 'taken', id, length: source.taken });
+      source.taken = 0;
+    };
+    source?.stream.acceptWaveform(sampleRate, samples).then(take, () => {}); // an error is an event, too
   },
   finish(id) {
     const done = () => postMessage({ type: 'done', id });
-    streams.get(id)?.inputFinished().then(done, () => {});
-    streams.delete(id);
+    sources.get(id)?.stream.inputFinished().then(done, () => {});
+    sources.delete(id);
   },
   close(id) {
-    streams.delete(id);
+    sources.delete(id);
   },
 };
 

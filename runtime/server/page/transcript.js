@@ -1,7 +1,7 @@
 // Segments on the page: words one can read, hover over, walk through by arrow keys and click to listen.
 //
 // A button for each word of many hours would take as much memory as the rest of the page. So only segments in sight, or
-// near it, are made of words; the others are text, which is read and searched as well.
+// near it, are made of words; the others are text, which is read and searched as well, and the browser does not lay it out.
 
 const UNSURE = 0.5;
 const NEAR = "100%"; // of the height of the transcript, above and below
@@ -53,8 +53,10 @@ export class Transcript {
   // Segments that come near get their words, and those that go lose them, but for the one that Tab leads to.
   look(entries) {
     for (const { target, isIntersecting } of entries) {
+      const isWanted = isIntersecting || target.querySelector('[tabindex="0"], .playing');
       if (isIntersecting) this.fill(target);
-      else if (!target.querySelector('[tabindex="0"], .playing')) target.lastChild.textContent = this.segmentOf(target).text;
+      else if (!isWanted) target.lastChild.textContent = this.segmentOf(target).text;
+      target.classList.toggle("far", !isWanted);
     }
   }
 
