@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from log_probs import random_log_probs
 from manifests import edit_manifest
+from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 
-from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
-from u2moe.runtime.ctc import PrefixBeamSearch
-from u2moe.runtime.manifest import TextConfig
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.resampling import SincResampler
-from u2moe.runtime.text import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "cpp"
@@ -160,41 +157,13 @@ def test_hotwords_change_what_they_change_in_python(program, bundle, model, talk
     assert_same(segments(run(program, *arguments)), expected)
 
 
-SYMBOLS = ["<blank>", "<unk>", "▁A", "A", "▁B", "B", "C", "▁", "▁CA", "中", "文", "D", "한", "É"]
-HOTWORDS = "a b :2\nCab\n中 :3\n\u3000é 한d :1.25 \ncab :4"
-
-
 @pytest.mark.parametrize("hotwords", ["", HOTWORDS], ids=["alone", "hotwords"])
 def test_searches_are_those_of_python(check, tmp_path, hotwords):
-    vocabulary = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
     (tmp_path / "tokens.txt").write_text("".join(f"{each} {i}\n" for i, each in enumerate(SYMBOLS)), encoding="utf-8")
     (tmp_path / "hotwords.txt").write_text(hotwords, encoding="utf-8")
-    cases = [random_log_probs(seed, 1 + 3 * seed, len(SYMBOLS)).round(1 + seed % 2) for seed in range(40)]
-    sizes = [1 + index % 10 for index in range(len(cases))]
-    data = b"".join(
-        np.array([size, len(case)], np.int32).tobytes() + case.tobytes()
-        for size, case in zip(sizes, cases, strict=True)
-    )
+    data = b"".join(np.array([size, len(case)], np.int32).tobytes() + case.tobytes() for size, case in search_cases())
     lines = check("search", tmp_path / "tokens.txt", tmp_path / "hotwords.txt", data=data).splitlines()
-    num_bonuses = 0
-    for size, case, line in zip(sizes, cases, lines, strict=True):
-        theirs = json.loads(line)
-        context = ContextGraph(parse_hotwords(hotwords), vocabulary) if hotwords else None
-        search = PrefixBeamSearch(size, 0, context)
-        search.advance(case)
-        assert theirs["partial"] == search.hypotheses(1)[0].tokens
-        search.finish()
-        ours = search.hypotheses()
-        assert [item["tokens"] for item in theirs["found"]] == [item.tokens for item in ours]
-        assert [item["times"] for item in theirs["found"]] == [item.times for item in ours]
-        for one, other in zip(theirs["found"], ours, strict=True):
-            # the same sums in double precision; exp and log1p of another library
-            assert one["scores"] == pytest.approx([other.score, other.context_score], rel=1e-12, abs=1e-12)
-            assert one["probabilities"] == pytest.approx(other.probabilities, rel=1e-12)
-            num_bonuses += other.context_score > 0
-        assert theirs["words"] == [[word.text, word.begin, word.end] for word in vocabulary.words(ours[0].tokens)]
-        assert theirs["text"] == vocabulary.text(ours[0].tokens)
-    assert (num_bonuses > 20) == bool(hotwords)
+    assert_same_searches(list(map(json.loads, lines)), hotwords)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +224,46 @@ def test_threads_share_a_recognizer(check, bundle, model, talk):
     expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0])
     texts = check("threads", bundle.path, talk).decode().splitlines()
     assert texts == ["".join(f"{each.text}|" for each in expected)] * 4
+
+
+def test_numbers_have_a_point_in_any_locale(check, bundle, model, talk, tmp_path, monkeypatch):
+    """Also in programs with a window, which set the locale of whoever uses them."""
+    command = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
+    if shutil.which("localedef") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the sources of locales: apt-get install locales")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    (tmp_path / "hotwords.txt").write_text("a :2.5\n", encoding="utf-8")
+    assert check("hotwords", tmp_path / "hotwords.txt") == b"a 2,5\n"
+    expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0])
+    assert check("threads", bundle.path, talk).decode().startswith("".join(f"{each.text}|" for each in expected))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (r'{"a": ["\ud83d\ude00 \u00e9\n", -1.5e-3, true, null, {}]}', ""),
+        (r'"\ud83d"', "half of a surrogate pair at byte"),
+        (r'"\ude00"', "half of a surrogate pair"),
+        (r'"\ud83d\u0041"', "half of a surrogate pair"),
+        (r'"\u00g0"', "unknown escape"),
+        (r'"\x"', "unknown escape"),
+        ('"a', "unfinished string"),
+        ('{"a": 1, "a": 2}', "key 'a' twice"),
+        ("[1, 2", "expected ]"),
+        ("1 2", "more text"),
+        ("+1", "no value"),
+        ("1e999", "no value"),
+        ("nan", "no value"),
+        ("[" * 200, "too deep"),
+        ("", "no value"),
+    ],
+)
+def test_json_is_read_or_refused(built, tmp_path, content, message):
+    (tmp_path / "it.json").write_text(content, encoding="utf-8")
+    done = run(built / "checks", "json", tmp_path / "it.json")
+    assert done.returncode == (1 if message else 0), done.stderr
+    assert done.stderr.decode().startswith(f"it: is not valid JSON: {message}" if message else "")
 
 
 def test_misuse_is_a_typed_error(check, bundle, talk):

@@ -10,15 +10,13 @@ import pytest
 import soundfile
 from browsing import BROWSER, needs_onnxruntime_web
 from manifests import edit_manifest
+from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
 
 from u2moe.export.profiles.conversion import convert_bundle
-from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, EndpointRule, Recognizer
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.alignment import find_cut
-from u2moe.runtime.ctc import PrefixBeamSearch
 from u2moe.runtime.endpoint import Endpointer
-from u2moe.runtime.manifest import TextConfig
 from u2moe.runtime.pauses import end_at_pauses, find_pauses
-from u2moe.runtime.text import Vocabulary
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
@@ -33,68 +31,41 @@ def run(code, data=None, *flags):
     return json.loads(done.stdout)
 
 
-SYMBOLS = ["<blank>", "<unk>", "▁A", "A", "▁B", "B", "C", "▁", "▁CA", "中", "文", "D"]
-PHRASES = [["A B", 2.0], ["CAB", 1.5], ["中", 3.0]]
-
-
-def random_log_probs(seed, num_frames):
-    """Frames of which most are sure of blank or of a token, some of nothing, and some hold equal values."""
-    random = np.random.default_rng(seed)
-    logits = random.normal(0, 2, (num_frames, len(SYMBOLS))).round(1)
-    logits[random.random(num_frames) < 0.5, 0] += 6
-    logits = logits.astype(np.float32)
-    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
-
-
-@pytest.mark.parametrize("phrases", [None, PHRASES], ids=["alone", "hotwords"])
-def test_search(phrases):
-    cases = [random_log_probs(seed, 1 + 3 * seed) for seed in range(24)]
-    vocabulary = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
+@pytest.mark.parametrize("hotwords", ["", HOTWORDS], ids=["alone", "hotwords"])
+def test_searches_are_those_of_python(hotwords):
     found = run(
         """
         const { PrefixBeamSearch } = await import('./u2moe/ctc.js');
         const { ContextGraph } = await import('./u2moe/hotwords.js');
         const { Vocabulary } = await import('./u2moe/text.js');
         const vocabulary = new Vocabulary(input.symbols);
-        console.log(JSON.stringify(input.cases.map((frames, index) => {
-          const context = input.phrases && new ContextGraph(input.phrases, vocabulary);
-          const search = new PrefixBeamSearch(1 + (index % 10), 0, context);
+        console.log(JSON.stringify(input.cases.map(([size, frames]) => {
+          const search = new PrefixBeamSearch(size, 0, input.phrases && new ContextGraph(input.phrases, vocabulary));
           const split = Math.floor(frames.length / 3); // any split gives the same
           for (const part of [frames.slice(0, split), frames.slice(split)]) {
             search.advance(Float32Array.from(part.flat()), input.symbols.length);
           }
           const partial = search.hypotheses(1)[0].tokens;
           search.finish();
-          const words = vocabulary.words(search.hypotheses(1)[0].tokens);
-          return { partial, found: search.hypotheses(), words, text: vocabulary.text(search.hypotheses(1)[0].tokens) };
+          const found = search.hypotheses();
+          for (const each of found) each.scores = [each.score, each.contextScore];
+          const { tokens } = found[0];
+          const words = vocabulary.words(tokens).map(({ text, begin, end }) => [text, begin, end]);
+          return { partial, found, words, text: vocabulary.text(tokens) };
         })));
         """,
-        {"cases": [frames.tolist() for frames in cases], "symbols": SYMBOLS, "phrases": phrases},
+        {
+            "cases": [(size, frames.tolist()) for size, frames in search_cases()],
+            "symbols": SYMBOLS,
+            "phrases": parse_hotwords(hotwords) if hotwords else None,
+        },
     )
-    num_bonuses = 0
-    for index, (frames, theirs) in enumerate(zip(cases, found, strict=True)):
-        context = ContextGraph([tuple(phrase) for phrase in phrases], vocabulary) if phrases else None
-        search = PrefixBeamSearch(1 + index % 10, 0, context)
-        search.advance(frames)
-        assert theirs["partial"] == search.hypotheses(1)[0].tokens
-        search.finish()
-        ours = search.hypotheses()
-        assert [item["tokens"] for item in theirs["found"]] == [item.tokens for item in ours]
-        assert [item["times"] for item in theirs["found"]] == [item.times for item in ours]
-        for one, other in zip(theirs["found"], ours, strict=True):
-            assert one["score"] == pytest.approx(other.score, rel=1e-12)
-            assert one["contextScore"] == pytest.approx(other.context_score, rel=1e-12)
-            assert one["probabilities"] == pytest.approx(other.probabilities, rel=1e-12)
-            num_bonuses += other.context_score > 0
-        words = [{"text": word.text, "begin": word.begin, "end": word.end} for word in vocabulary.words(ours[0].tokens)]
-        assert theirs["words"] == words
-        assert theirs["text"] == vocabulary.text(ours[0].tokens)
-    assert (num_bonuses > 5) == (phrases is not None)
+    assert_same_searches(found, hotwords)
 
 
 def test_searches_leave_nothing_behind():
     """Also where promises follow promises, so that the event loop never gets a turn."""
-    frames = random_log_probs(1, 60)
+    frames = random_frames(1, 60)
     growth = run(
         """
         const { PrefixBeamSearch } = await import('./u2moe/ctc.js');
@@ -119,7 +90,7 @@ def test_endpoints_cuts_and_pauses():
     for seed in range(30):
         words = np.cumsum(random.uniform(0.1, 1.2, (6, 2)).ravel()).reshape(6, 2)
         cases.append({
-            "frames": random_log_probs(seed, 40 + seed).tolist(),
+            "frames": random_frames(seed, 40 + seed).tolist(),
             "tokens": random.choice([2, 4, 8, 3, 9], random.integers(0, 9)).tolist(),
             "levels": np.convolve(random.normal(0, 4, 80), np.ones(9) / 3, "same").astype(np.float32).tolist(),
             "words": words.tolist(),
@@ -152,7 +123,6 @@ def test_endpoints_cuts_and_pauses():
         rule2=EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.12),
         rule3=EndpointRule(min_utterance_length=1.9),
     )
-    vocabulary = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
     kinds = {"endpoint": set(), "cut": set()}
     for case, theirs in zip(cases, found, strict=True):
         frames = np.array(case["frames"], np.float32)
@@ -161,7 +131,7 @@ def test_endpoints_cuts_and_pauses():
             "numFrames": endpoint.num_frames, "rule": endpoint.rule, "trailingSilence": endpoint.trailing_silence,
         }  # fmt: skip
         assert theirs["endpoint"] == expected
-        cut = find_cut(vocabulary, case["tokens"], frames)
+        cut = find_cut(VOCABULARY, case["tokens"], frames)
         assert theirs["cut"] == cut
         pauses = find_pauses(np.array(case["levels"], np.float32), 0.01)
         assert theirs["pauses"] == [list(pause) for pause in pauses]

@@ -1,4 +1,5 @@
 // Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show.
+#include <clocale>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -130,6 +131,11 @@ void search(char** argv) {
   }
 }
 
+// Hotwords and their weights, in the notation of the locale.
+void print_hotwords(char** argv) {
+  for (const u2moe::Hotword& each : u2moe::parse_hotwords(read_text(argv[2]))) std::printf("%s %g\n", each.phrase.c_str(), each.weight);
+}
+
 template <class Kind, class Work>
 void expect(const char* kind, Work work) {
   try {
@@ -185,6 +191,7 @@ void misuse(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setlocale(LC_ALL, "");  // as programs with a window do
   try {
     const std::string what = argc > 1 ? argv[1] : "";
     if (what == "resample") resample(argc, argv);
@@ -192,6 +199,8 @@ int main(int argc, char** argv) {
     if (what == "threads") recognize_in_threads(argv);
     if (what == "search") search(argv);
     if (what == "misuse") misuse(argv);
+    if (what == "hotwords") print_hotwords(argv);
+    if (what == "json") u2moe::Json::parse(read_text(argv[2]), "it");
     return 0;
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "number.hpp"
 #include "vocabulary.hpp"
 
 namespace u2moe {
@@ -41,12 +42,11 @@ inline std::vector<Hotword> parse_hotwords(const std::string& content) {
       continue;
     }
     const std::string weight = stripped(line.substr(colon + 2));
-    char* rest = nullptr;
-    const double value = std::strtod(weight.c_str(), &rest);
-    if (weight.empty() || *rest != '\0') {
+    const auto value = parse_number(weight);
+    if (!value) {
       throw std::invalid_argument("hotwords line " + std::to_string(number) + ": weight must be a number, got '" + weight + "'");
     }
-    hotwords.push_back({stripped(line.substr(0, colon)), value});
+    hotwords.push_back({stripped(line.substr(0, colon)), *value});
   }
   return hotwords;
 }

@@ -1,8 +1,8 @@
 // Reads the JSON of a manifest. Strict, and no more than that: numbers are doubles.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <utility>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "number.hpp"
 #include "unicode.hpp"
 
 namespace u2moe {
@@ -132,11 +133,11 @@ class Json {
       if (takes_word("true")) return Json{true};
       if (takes_word("false")) return Json{false};
       if (takes_word("null")) return Json{nullptr};
-      char* end = nullptr;
-      const double found = std::strtod(text.c_str() + place, &end);
-      if ((c != '-' && (c < '0' || c > '9')) || !std::isfinite(found)) fail("no value");
-      place = static_cast<std::size_t>(end - text.c_str());
-      return Json{found};
+      const std::size_t end = std::min(text.find_first_not_of("+-.0123456789Ee", place), text.size());
+      const auto found = parse_number(text.substr(place, end - place));
+      if ((c != '-' && (c < '0' || c > '9')) || !found) fail("no value");
+      place = end;
+      return Json{*found};
     }
 
     Json object(int depth) {
@@ -189,12 +190,13 @@ class Json {
     }
 
     std::string escaped() {
-      char32_t code = unit();
-      if (code >= 0xd800 && code < 0xdc00 && text.compare(place + 1, 2, "\\u") == 0) {
-        place += 2;
-        code = 0x10000 + ((code - 0xd800) << 10) + (unit() - 0xdc00);
-      }
-      return encode_utf8({code});
+      const char32_t code = unit();
+      if (code < 0xd800 || code >= 0xe000) return encode_utf8({code});
+      if (code >= 0xdc00 || text.compare(place + 1, 2, "\\u") != 0) fail("half of a surrogate pair");
+      place += 2;
+      const char32_t low = unit();
+      if (low < 0xdc00 || low >= 0xe000) fail("half of a surrogate pair");
+      return encode_utf8({0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00)});
     }
 
     char32_t unit() {
