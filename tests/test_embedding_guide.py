@@ -334,7 +334,7 @@ def provider_has_failed(case):
 
 
 PROVOKED = {
-    "a file that is missing, no audio, or damaged from the start": [
+    "a file that is missing, not audio, or damaged from the start": [
         lambda case: case.demo.transcribe(case.folder / "missing.wav"), damaged_file,
     ],
     "samples with NaN or infinity": [
@@ -349,14 +349,14 @@ PROVOKED = {
         lambda case: case.demo.transcribe(np.zeros(9), sample_rate=0), lambda case: case.fed(np.zeros(9), 8000),
     ],
     "more audio than the queue of a transcriber holds": [full_queue],
-    "no sounddevice, no such device": [no_sounddevice, no_device],
-    "no silero-vad, or a file that is none": [
+    "sounddevice is not installed, or there is no such device": [no_sounddevice, no_device],
+    "silero-vad is not installed, or the file is another network": [
         no_vad, lambda case: VoiceActivityDetector(DEMO_FOLDER / "ctc.onnx"),
     ],
     "a stream or transcriber fed or finished after its end": [fed_after_end, finished_twice],
     "a stream decoded by two threads at once": [decoded_twice],
     "rescoring with a bundle that has no decoder": [rescored_without_decoder],
-    "a folder that is no bundle, or an incomplete one": [
+    "a folder that is not a bundle, or is incomplete": [
         lambda case: Recognizer.from_pretrained(case.folder), incomplete_bundle,
     ],
     "a file of a bundle that was changed": [changed_file],
@@ -365,7 +365,7 @@ PROVOKED = {
     ],
     '`kernels="native"` where u2moe-kernels is not installed or cannot run': [has_no_native_kernels],
     "a provider that fails while it runs": [provider_fails],
-    "a graph that gives NaN, as damaged weights make it": [computes_nan],
+    "a graph that returns NaN, because its weights are damaged": [computes_nan],
     "a stream whose provider has failed, until it is reset": [provider_has_failed],
     "options of another type, or out of range": [
         lambda case: DecodingOptions(beam_size=0), lambda case: EndpointRule(min_utterance_length=-1),
