@@ -32,10 +32,12 @@ class Upload:
 
     Attributes:
         file: where the file lies, until the upload is left.
+        name: what the client calls it.
         fields: all values of each field, in order.
     """
 
     file: Path
+    name: str
     fields: dict[str, list[str]]
 
     def value(self, name: str, default: str = "") -> str:
@@ -116,7 +118,7 @@ async def receive_upload(content_type: str, body: Body) -> AsyncIterator[Upload]
                 raise RequestError(f"the form is damaged: {error}") from error
         if not form.has_file:
             raise RequestError("the form has no file named 'file'", "file")
-        yield Upload(file=Path(name), fields=form.fields)
+        yield Upload(file=Path(name), name=form.file_name or "file", fields=form.fields)
     finally:
         with contextlib.suppress(OSError):  # where files in use cannot be removed, and an abandoned one is in use
             Path(name).unlink()  # noqa: ASYNC240 - quick
@@ -136,6 +138,7 @@ class _Form:
     def __init__(self, boundary: bytes, target: IO[bytes]) -> None:
         self.fields: dict[str, list[str]] = {}
         self.has_file = False
+        self.file_name = ""
         self._target = target
         self._part = _Part()
         self._num_fields = 0
@@ -196,6 +199,7 @@ class _Form:
             if self.has_file or self._part.name != "file":
                 raise RequestError("the form may have one file, named 'file'", "file")
             self.has_file = True
+            self.file_name = parameters[b"filename"].decode(errors="replace")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._part.is_file:

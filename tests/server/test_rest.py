@@ -102,7 +102,7 @@ def test_what_is_no_audio_is_told_without_names_of_the_server(client, tmp_path):
         client.audio.transcriptions.create(model="u2moe", file=tmp_path / "talk.mp3")
     assert caught.value.type == "invalid_request_error"
     assert caught.value.param == "file"
-    assert "cannot be read as audio" in caught.value.message
+    assert "talk.mp3: cannot be read as audio" in caught.value.message
     assert "u2moe-" not in caught.value.message
 
 
@@ -136,7 +136,7 @@ def post(server, **content):
         ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "ends too early"),
         ({"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
         ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "expected a form"),
-        ({"files": {"file": ("empty.wav", b"")}}, "cannot be read as audio"),
+        ({"files": {"file": ("empty.wav", b"")}}, "empty.wav: cannot be read as audio"),
     ],
 )
 def test_damaged_forms(server, content, complaint):

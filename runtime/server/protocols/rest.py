@@ -92,7 +92,7 @@ async def _transcribe(request: Request, service: Service) -> Response:
             count_failure(service, error)
             await body.discard()
             if isinstance(error, AudioError):  # it names a temporary file
-                message = str(error).replace(str(upload.file), upload.value("filename", "file"))
+                message = str(error).replace(str(upload.file), upload.name)
                 return error_response(RequestError(message, "file"))
             return error_response(error)
 
