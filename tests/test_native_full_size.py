@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from u2moe.benchmarks.full_size import native
+from u2moe.benchmarks.full_size import native, threads
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.export import random_checkpoint
 
@@ -33,6 +33,7 @@ def small(monkeypatch):
     for name in (native.MIXTURE, native.SMALL):
         monkeypatch.setitem(random_checkpoint.PRESETS, name, random_checkpoint.PRESETS["tiny"])
     monkeypatch.setattr(native, "ROUNDS", dict.fromkeys(native.ROUNDS, 1))
+    monkeypatch.setattr(threads, "ROUNDS", dict.fromkeys(threads.ROUNDS, 1))
     monkeypatch.setattr(native, "_bounds", bounds)
     monkeypatch.setattr(native, "_starts", starts)
 
@@ -54,3 +55,9 @@ def test_a_run_keeps_what_other_machines_measured(small, tmp_path, capsys):
     targets = native.targets({"machines": machines})
     assert len({target.name for target in targets}) == len(targets) > 10
     assert all(target.value > 0 for target in targets)
+    native.main([str(tmp_path), "--threads", "--results", str(results)])
+    own = json.loads(results.read_text(encoding="utf-8"))["machines"][key]
+    assert "| two threads |" in capsys.readouterr().out
+    assert all(case["equal"] for case in own["threads"]["found"].values())
+    more = native.targets({"machines": {key: own}})
+    assert len(more) == len(targets) + 6

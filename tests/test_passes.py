@@ -11,7 +11,9 @@ from u2moe.quantize.passes.attention import GroupAttention
 from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
 from u2moe.quantize.passes.experts import QuantizeExperts
 from u2moe.quantize.passes.front_end import QuantizeFrontEnd
+from u2moe.quantize.passes.normalization import GroupNormalization
 from u2moe.quantize.passes.products import QuantizeProducts
+from u2moe.quantize.passes.streamed_convolution import GroupConvolution
 from u2moe.runtime import BundleError
 
 
@@ -84,19 +86,31 @@ def test_nothing_is_left_that_nothing_reads(graph_of, name, graph):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"encoder_conf": {"n_kv_head": 2, "head_dim": 8}}, {"encoder": "transformer"}],
-    ids=["conformer", "shared keys", "transformer"],
+    [
+        {},
+        {"encoder_conf": {"n_kv_head": 2, "head_dim": 8}},
+        {"encoder_conf": {"cnn_module_norm": "batch_norm"}},
+        {"encoder_conf": {"layer_norm_type": "rms_norm", "cnn_module_norm": "rms_norm"}},
+        {"encoder_conf": {"cnn_module_kernel": 1}},
+        {"encoder": "transformer"},
+    ],
+    ids=["conformer", "shared keys", "batch norm", "RMS norm", "kernel 1", "transformer"],
 )
-def test_attention_in_one_call_changes_no_number(tmp_path, export_quickly, monkeypatch, arguments):
+def test_parts_of_blocks_in_one_call_change_no_number(tmp_path, export_quickly, monkeypatch, arguments):
     write_random_checkpoint(tmp_path / "checkpoint", random_config(**arguments))
     folder = export_quickly(tmp_path / "checkpoint", tmp_path / "bundle")
     grouped, _ = quantize_bundle(folder, tmp_path / "grouped", recipe("int8"))
-    monkeypatch.setattr(GroupAttention, "rewrite", lambda *_: False)
-    monkeypatch.setattr(GroupAttention, "ensures", lambda *_: None)
+    for kind in (GroupAttention, GroupConvolution, GroupNormalization):
+        monkeypatch.setattr(kind, "rewrite", lambda *_: False)
+        monkeypatch.setattr(kind, "ensures", lambda *_: None)
     plain, _ = quantize_bundle(folder, tmp_path / "plain", recipe("int8"))
     calls = [node.op_type for node in ir.load(grouped.path / "encoder.onnx").graph]
     assert calls.count("CachedAttention") == grouped.manifest.model.num_blocks
+    options = arguments.get("encoder_conf", {})
+    has_cache = "encoder" not in arguments and options.get("cnn_module_kernel") != 1
+    assert calls.count("CachedConvolution") == has_cache * grouped.manifest.model.num_blocks
     assert "Softmax" not in calls
+    assert "LayerNormalization" not in calls
     frames = np.random.default_rng(0).normal(10, 3, (260, 80)).astype(np.float32)
     for chunk_size, num_left_chunks in ((None, -1), (8, 2), (8, -1), (8, 0)):
         found, expected = (

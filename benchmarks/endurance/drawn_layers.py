@@ -22,11 +22,14 @@ from u2moe.benchmarks.instruments.layers import (
     layer_model,
     packed_layer_model,
     random_matrix,
+    streamed_convolution_model,
 )
 from u2moe.quantize.arithmetic import LOWEST, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.quantize.passes.normalization import add_normalization, normalization
+from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.quantize.token_scales import (
     int8_feed_forward,
     int8_gated_feed_forward,
@@ -42,7 +45,8 @@ Random = np.random.Generator
 Shapes = Mapping[str, Sequence[int]]
 OPERATORS = (
     "Int8MixtureOfExperts", "Int4MixtureOfExperts", "Int8Rows", "Int8MatMul", "Int8Linear", "Int8FeedForward",
-    "Int8GatedFeedForward", "Int8FirstConvolutions", "CachedAttention",
+    "Int8GatedFeedForward", "Int8FirstConvolutions", "CachedAttention", "CachedConvolution", "Normalization",
+    "AddNormalization",
 )  # fmt: skip
 _PACKED_SHARE = 0.3
 
@@ -67,6 +71,10 @@ def draw_layer(library: Path, random: Random) -> Layer:
         return _attention(random)
     if operator == "Int8FirstConvolutions":
         return _convolutions(random)
+    if operator == "CachedConvolution":
+        return _streamed_convolution(random)
+    if operator.endswith("Normalization"):
+        return _normalization(operator, random)
     dim, hidden = int(random.integers(1, 50)), int(random.integers(1, 80))
     if operator == "Int8Rows":
         kind = one_of(("", *LOWEST), random)
@@ -110,6 +118,37 @@ def _convolutions(random: Random) -> Layer:
 
     def shapes(random: Random) -> Shapes:
         return {"x": [one_of((0, 1, 2), random), one_of((0, 1, 6, 17, 40), random), both.bins]}
+
+    return Layer(model=onnx.load_from_string(content), shapes=shapes)
+
+
+def _streamed_convolution(random: Random) -> Layer:
+    channels = int(random.integers(1, 40))
+    form = CachedConvolution(
+        kernel=int(random.integers(2, 18)),
+        activation=one_of(("", *ACTIVATIONS), random),
+        bias=random.random() < 0.5,
+        norm=random.random() < 0.5,
+        epsilon=1e-5,
+    )
+
+    def shapes(random: Random) -> Shapes:
+        batch, time = one_of((0, 1, 1, 2, 3), random), one_of((0, 1, 3, 4, 17), random)
+        own = {key: [batch, time, channels] for key in ("linear", "gate")}
+        return {**own, "cache": [int(random.integers(1, 4)), batch, form.kernel - 1, channels], "block": []}
+
+    return Layer(model=onnx.load_from_string(streamed_convolution_model(form, channels, random)), shapes=shapes)
+
+
+def _normalization(operator: str, random: Random) -> Layer:
+    size, names = int(random.integers(1, 50)), ["x", "branch"] if operator.startswith("Add") else ["x"]
+    function = (add_normalization if len(names) > 1 else normalization)(1e-5)
+    weights = {name: random.standard_normal(size).astype(np.float32) for name in ("weight", "bias")}
+    content = layer_model(function, dict.fromkeys(names, np.float32), weights, {"epsilon": 1e-5})
+
+    def shapes(random: Random) -> Shapes:
+        rows = [one_of((0, 1, 2, 3, 17, 40), random) for _ in range(int(random.integers(0, 3)))]
+        return {key: [*rows, size] for key in names}
 
     return Layer(model=onnx.load_from_string(content), shapes=shapes)
 

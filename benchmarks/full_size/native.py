@@ -2,10 +2,12 @@
 
     python -m u2moe.benchmarks.full_size.native FOLDER --prepare
     python -m u2moe.benchmarks.full_size.native FOLDER [--results FILE]
+    python -m u2moe.benchmarks.full_size.native FOLDER --threads [--results FILE]
 
 FOLDER holds the bundles, random weights in WeNet's layout; `--prepare` creates those that are missing. The results file
-holds one entry for each kind of machine, and a run replaces that of this machine alone. Encoder and CTC head, without
-features and search, on one thread; routers are adjusted so that tokens spread evenly over all experts, the worst case.
+holds one entry for each kind of machine, and a run replaces that of this machine alone; `--threads` adds one thread
+beside two to it. Encoder and CTC head, without features and search, otherwise on one thread; routers are adjusted so
+that tokens spread evenly over all experts, the worst case.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from u2moe.benchmarks.full_size.cells import MIXTURE, SMALL, encoder_ratio
 from u2moe.benchmarks.full_size.even_routing import TurnedSettings, turned_gates
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.full_size.networks import has_experts
+from u2moe.benchmarks.full_size.threads import measure_threads, threads_table, threads_targets
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
@@ -45,6 +48,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.model import Model
 from u2moe.runtime.native import CPU, KERNELS, choose_kernels
 
 NATIVE, PLAIN = KERNELS[1:]
@@ -86,6 +90,7 @@ CASES = tuple(
     for model, precision in ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8"))
     for kernels in (NATIVE, PLAIN)
 )
+_TITLES = {case.key: case.title for case in CASES}
 BASELINE = Case(SMALL, "int8", PLAIN)
 """What the model with experts is to keep up with."""
 
@@ -156,6 +161,21 @@ def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str,
     return found
 
 
+def measure_all_threads(root: Path, *, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """One thread beside two, of each case with native kernels, by its key; see `measure_threads`."""
+    return {case.key: _threads(root, case, progress) for case in CASES if case.kernels == NATIVE}
+
+
+def _threads(root: Path, case: Case, progress: Callable[[str], None]) -> dict[str, Any]:
+    bundle, settings = case.bundle(root), TurnedSettings(gates_of(root, case))  # must outlive the sessions
+
+    def load(num_threads: int) -> Model:
+        progress(f"loading {case.title}, {num_threads} threads")
+        return bundle.load(sess_options=settings.options(num_threads, case.kernels), verify=False)
+
+    return measure_threads(load, random_frames(bundle), progress)
+
+
 def _bounds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Time and bound of the parts of the mixture's encoder in int8, with its own routers and speech."""
     cases = [case for case in CASES if (case.model, case.precision) == (MIXTURE, "int8")]
@@ -205,6 +225,9 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     yield _times(content)
     yield _encoders(content)
     yield _memory(content)
+    if threads := content.get("threads"):
+        yield measured(threads)
+        yield threads_table(_TITLES, threads["found"])
 
 
 def _times(content: Mapping[str, Any]) -> str:
@@ -271,6 +294,7 @@ def _targets(content: Mapping[str, Any]) -> Iterator[Target]:
     for mode, limit in (("streaming", 1.5), ("full", 1.0)):
         name = f"{where}: encoder of {eight.title} / its bound, {TITLES[mode]}"
         yield Target(name=name, found=encoder_ratio(content["bounds"][mode][eight.key]), limit=limit, at_most=True)
+    yield from threads_targets(where, _TITLES, content.get("threads", {"found": {}})["found"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -279,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
     parser.add_argument("--results", type=Path, help="JSON file; other machines in it are kept")
     parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")
+    parser.add_argument("--threads", action="store_true", help="only measure one thread beside two")
     parser.add_argument("--again", action="store_true", help="with --prepare: quantize anew")
     args = parser.parse_args(arguments)
     if args.prepare:
@@ -286,9 +311,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     file = args.results or results_file("native")
     results = read_json(file)
-    content = {**measured_here(), **measure(args.folder, progress=report)}
-    others = {key: own for key, own in results.get("machines", {}).items() if key != machine_key(content)}
-    write_json(file, {**measured_here(), "machines": {**others, machine_key(content): content}})
+    here = measured_here()
+    content = {**here, "kernels": choose_kernels(NATIVE, [CPU]).data()}
+    machines = dict(results.get("machines", {}))
+    before = machines.pop(machine_key(content), {})
+    if args.threads:
+        if not before:
+            parser.error(f"{file}: has no results of this machine: measure without --threads first")
+        content = {**before, "threads": {**here, "found": measure_all_threads(args.folder, progress=report)}}
+    else:
+        content |= measure(args.folder, progress=report)
+    write_json(file, {**here, "machines": {**machines, machine_key(content): content}})
     print(values({"machines": {"": content}})["tables"])
 
 

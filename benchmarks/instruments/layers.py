@@ -13,6 +13,7 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns
 from u2moe.quantize.passes.convolutions import FirstConvolutions
+from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.runtime.graph.attention import Heads, cached_attention
 from u2moe.runtime.mixture import Mixture
 
@@ -66,6 +67,16 @@ def _model(
         made.name, made.type = name, ir.TensorType(kind)
     graph = ir.Graph(fed, own.outputs, nodes=[own], initializers=initial, opset_imports=_OPSETS, name="layer")
     return bytes(ir.to_proto(ir.Model(graph, ir_version=8, functions=functions)).SerializeToString())
+
+
+def streamed_convolution_model(form: CachedConvolution, channels: int, random: np.random.Generator) -> bytes:
+    """The convolution of a streamed block between its projections, with random weights."""
+    shapes: dict[str, tuple[int, ...]] = {"weight": (channels, 1, 1, form.kernel)}
+    shapes |= {"bias": (channels,)} if form.bias else {}
+    shapes |= dict.fromkeys(("norm_weight", "norm_bias"), (channels,)) if form.norm else {}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    fed = {"linear": np.float32, "gate": np.float32, "cache": np.float32, "block": np.int64}
+    return layer_model(form.function(channels), fed, weights, form.attributes())
 
 
 def session_with(

@@ -88,9 +88,9 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
 
 def check_all_float(model: ir.Model) -> None:
     """Raise a BundleError unless all calls of u2moe functions in a graph are mixtures of experts in float32."""
-    for node in model.graph:
-        mixture = _mixture(node)
-        if node.domain == contract.MOE_DOMAIN and (mixture is None or mixture.weights != "fp32" or mixture.skip_below):
+    calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
+    for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, which say most
+        if mixture is None or mixture.weights != "fp32" or mixture.skip_below:
             raise BundleError(f"node {node.name}: {node.op_type} is not a mixture of experts in float32")
 
 

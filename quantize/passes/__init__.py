@@ -17,7 +17,9 @@ from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
 from u2moe.quantize.passes.experts import QuantizeExperts
 from u2moe.quantize.passes.front_end import QuantizeFrontEnd
 from u2moe.quantize.passes.half_precision import HalfPrecision
+from u2moe.quantize.passes.normalization import GroupNormalization
 from u2moe.quantize.passes.products import QuantizeProducts
+from u2moe.quantize.passes.streamed_convolution import GroupConvolution
 from u2moe.quantize.passes.weight_groups import WeightGroups
 from u2moe.quantize.weights import Change
 from u2moe.runtime.errors import BundleError
@@ -59,5 +61,7 @@ def _passes(recipe: Recipe) -> Iterator[ir.passes.PassBase]:
             yield QuantizeEmbeddings()
         yield QuantizeProducts(formats.keys() - {"experts", "embeddings"})
         yield GroupAttention()
+        yield GroupConvolution()
+        yield GroupNormalization()
     yield RemoveUnusedNodesPass()
     yield RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]

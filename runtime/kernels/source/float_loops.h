@@ -2,6 +2,7 @@
 //
 // Lanes are independent or added in one order, so that results are equal to the last bit; see loops.h.
 #pragma once
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -142,6 +143,112 @@ void attend(const Attention& a, size_t index, float* scratch) {
       float lanes[kPanel];
       V::store(lanes, V::mul(V::load(result + d * kPanel), inverse));
       for (size_t i = 0; i < count; i++) to[i * width + d] = lanes[i];
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ normalisation
+
+// The sum of the lanes, always in this order.
+template <class V>
+inline float sum_of_lanes(typename V::Floats x) {
+  float lanes[kPanel];
+  V::store(lanes, x);
+  for (size_t half = kPanel / 2; half > 0; half /= 2)
+    for (size_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// One row; `to` may be `x`.
+template <class V>
+inline void normalize_row(const float* x, size_t size, const float* weight, const float* bias, float epsilon, float* to) {
+  const auto each = V::set(1.0f / static_cast<float>(size));
+  auto sum = V::set(0.0f), squares = sum;
+  for (size_t i = 0; i < size; i += kPanel) sum = V::add(sum, load_part<V>(x + i, size - i));
+  const auto mean = V::mul(V::set(sum_of_lanes<V>(sum)), each);
+  for (size_t i = 0; i < size; i += kPanel) {
+    auto off = V::sub(load_part<V>(x + i, size - i), mean);
+    if (size - i < kPanel) {  // lanes beyond the row stay 0
+      float part[kPanel] = {};
+      store_part<V>(part, off, size - i);
+      off = V::load(part);
+    }
+    squares = V::fma(off, off, squares);
+  }
+  const float variance = sum_of_lanes<V>(squares) * (1.0f / static_cast<float>(size));
+  const auto inverse = V::set(1.0f / sqrtf(variance + epsilon));
+  for (size_t i = 0; i < size; i += kPanel) {
+    const size_t count = size - i;
+    const auto unit = V::mul(V::sub(load_part<V>(x + i, count), mean), inverse);
+    store_part<V>(to + i, V::fma(unit, load_part<V>(weight + i, count), load_part<V>(bias + i, count)), count);
+  }
+}
+
+template <class V>
+void normalize(const Normalization& n, size_t first, size_t last) {
+  for (size_t row = first; row < last; row++) {
+    const float* x = n.x + row * n.size;
+    if (n.branch != nullptr) {
+      const float* branch = n.branch + row * n.size;
+      float* sum = n.sum + row * n.size;
+      for (size_t i = 0; i < n.size; i += kPanel)
+        store_part<V>(sum + i, V::add(load_part<V>(x + i, n.size - i), load_part<V>(branch + i, n.size - i)), n.size - i);
+      x = sum;
+    }
+    normalize_row<V>(x, n.size, n.weight, n.bias, n.epsilon, n.out + row * n.size);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ convolution over time
+
+template <class V>
+void see(const TimeConvolution& c, size_t first, size_t last) {
+  const size_t past = c.kernel - 1, frames = past + c.time;
+  for (size_t row = first; row < last; row++) {
+    const size_t batch = row / frames, frame = row % frames;
+    float* to = c.seen + row * c.width;
+    const bool is_past = frame < past;
+    const size_t at = is_past ? (batch * past + frame) * c.channels : (batch * c.time + frame - past) * c.channels;
+    for (size_t i = 0; i < c.channels; i += kPanel) {
+      const size_t count = c.channels - i;
+      V::store(to + i, is_past ? load_part<V>(c.past + at + i, count)
+                               : V::mul(load_part<V>(c.linear + at + i, count),
+                                        sigmoid<V>(load_part<V>(c.gate + at + i, count))));
+    }
+  }
+}
+
+// One panel of M frames that follow each other.
+template <class V, int M = 4>
+inline void depthwise(const TimeConvolution& c, size_t frames, const float* seen, size_t panel, float* out) {
+  if constexpr (M > 1) {
+    if (frames < M) return depthwise<V, M - 1>(c, frames, seen, panel, out);
+  }
+  typename V::Floats sums[M];
+  U2MOE_UNROLL for (int m = 0; m < M; m++) sums[m] = V::load(c.bias + panel);
+  for (size_t k = 0; k < c.kernel; k++) {
+    const auto weight = V::load(c.weight + k * c.width + panel);
+    U2MOE_UNROLL for (int m = 0; m < M; m++)
+      sums[m] = V::fma(weight, V::load(seen + (k + m) * c.width + panel), sums[m]);
+  }
+  U2MOE_UNROLL for (int m = 0; m < M; m++) store_part<V>(out + m * c.channels + panel, sums[m], c.channels - panel);
+}
+
+template <class V>
+void convolve_in_time(const TimeConvolution& c, size_t first, size_t last) {
+  constexpr size_t kFrames = 4;
+  for (size_t row = first, count; row < last; row += count) {
+    const size_t batch = row / c.time, frame = row % c.time;
+    count = c.time - frame < last - row ? c.time - frame : last - row;
+    if (count > kFrames) count = kFrames;
+    const float* seen = c.seen + (batch * (c.kernel - 1 + c.time) + frame) * c.width;
+    float* out = c.out + row * c.channels;
+    for (size_t panel = 0; panel < c.channels; panel += kPanel) depthwise<V>(c, count, seen, panel, out);
+    for (size_t m = 0; m < count; m++, out += c.channels) {
+      if (c.norm_weight) normalize_row<V>(out, c.channels, c.norm_weight, c.norm_bias, c.epsilon, out);
+      if (!c.is_activated) continue;
+      for (size_t i = 0; i < c.channels; i += kPanel)
+        store_part<V>(out + i, activate<V>(load_part<V>(out + i, c.channels - i), c.activation), c.channels - i);
     }
   }
 }

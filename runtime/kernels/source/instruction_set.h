@@ -83,6 +83,37 @@ struct Convolution {
   float* scale;
 };
 
+// Layer normalisation of rows, or of the sums of two rows.
+struct Normalization {
+  const float* x;       // [rows, size]
+  const float* branch;  // the same, added to x; null: none
+  const float* weight;  // [size]
+  const float* bias;    // [size]
+  size_t size;
+  float epsilon;
+  float* sum;  // [rows, size], with a branch
+  float* out;  // [rows, size]
+};
+
+// The convolution of a streamed block between its projections: a gated linear unit, frames from a cache before it, a
+// depthwise convolution over time, and a normalisation and an activation if there are such. `width` is the number of
+// channels, rounded up to whole panels.
+struct TimeConvolution {
+  size_t batch, time, channels, kernel, width;
+  const float* linear;  // [batch, time, channels]
+  const float* gate;    // [batch, time, channels]
+  const float* past;    // [batch, kernel - 1, channels]
+  const float* weight;  // [kernel, width]
+  const float* bias;    // [width]
+  const float* norm_weight;  // [channels]; null: no normalisation
+  const float* norm_bias;    // [channels]
+  float epsilon;
+  bool is_activated;
+  Activation activation;
+  float* seen;  // [batch, kernel - 1 + time, width]: what the convolution sees
+  float* out;   // [batch, time, channels]
+};
+
 struct InstructionSet {
   const char* name;
   size_t code_bytes;  // of an activation in int8; in int4 it is always one
@@ -97,6 +128,9 @@ struct InstructionSet {
   // `sums` are positions * channels, rounded up to panels
   void (*convolve)(const Convolution&, float* sums);
   void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // of `attention_scratch` floats
+  void (*normalize)(const Normalization&, size_t first_row, size_t last_row);
+  void (*see)(const TimeConvolution&, size_t first, size_t last);               // of the rows of `seen`
+  void (*convolve_in_time)(const TimeConvolution&, size_t first, size_t last);  // of the rows of `out`
 };
 
 // The best instruction set of this processor, or the one that the environment names; null, with a message, if that is

@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kTasks = 16;              // of one step, if there is enough to do: more than threads, to balance them
 constexpr size_t kRowsOfTask = 8;          // rows rounded by one task
+constexpr size_t kSmallRowsOfTask = 32;    // rows of which each takes a fraction of a microsecond
 constexpr size_t kBlocksOfTask = 3;        // at least, so that a task reads a stretch of memory
 constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time: they should stay in the cache
 constexpr size_t kLeastRows = 64;          // of an expert that are worth reading its weights again
@@ -379,6 +380,29 @@ void run_convolutions(const InstructionSet& isa, const ConvolutionLayer& layer, 
       const Range range = part_of(blocks, task, parts);
       isa.multiply8(p, range.first, range.last);
     });
+  }
+}
+
+void run_normalization(const InstructionSet& isa, const Normalization& layer, size_t rows, const Threads& threads) {
+  threads.each((rows + kSmallRowsOfTask - 1) / kSmallRowsOfTask, [&](size_t task) {
+    isa.normalize(layer, task * kSmallRowsOfTask, std::min(rows, (task + 1) * kSmallRowsOfTask));
+  });
+}
+
+void run_time_convolution(const InstructionSet& isa, TimeConvolution layer, float* kept, const Threads& threads) {
+  const size_t past = layer.kernel - 1, frames = past + layer.time;
+  const size_t seen = layer.batch * frames, rows = layer.batch * layer.time;
+  const Borrowed scratch;
+  layer.seen = scratch->array<float>(kHidden, seen * layer.width);
+  threads.each((seen + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
+    isa.see(layer, task * kRowsOfTask, std::min(seen, (task + 1) * kRowsOfTask));
+  });
+  threads.each((rows + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
+    isa.convolve_in_time(layer, task * kRowsOfTask, std::min(rows, (task + 1) * kRowsOfTask));
+  });
+  for (size_t row = 0; row < layer.batch * past; row++, kept += layer.channels) {
+    const float* from = layer.seen + (row / past * frames + layer.time + row % past) * layer.width;
+    std::memcpy(kept, from, layer.channels * sizeof(float));
   }
 }
 

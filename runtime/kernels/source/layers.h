@@ -84,6 +84,11 @@ struct ConvolutionLayer {
 void run_convolutions(const InstructionSet& isa, const ConvolutionLayer& layer, const float* x, size_t batch, size_t time,
                       float* y, const Threads& threads);
 
+void run_normalization(const InstructionSet& isa, const Normalization& layer, size_t rows, const Threads& threads);
+
+// `kept` gets the last kernel - 1 frames that the convolution sees [batch, kernel - 1, channels]; `seen` is set here.
+void run_time_convolution(const InstructionSet& isa, TimeConvolution layer, float* kept, const Threads& threads);
+
 // One row of the batch and one head at a time.
 void run_attention(const InstructionSet& isa, const Attention& attention, const Threads& threads);
 

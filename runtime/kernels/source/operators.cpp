@@ -429,6 +429,27 @@ class FirstConvolutions {
   ConvolutionLayer layer_;
 };
 
+// Checks an input against the others; -1 stands for any size.
+void check(const Tensor& tensor, size_t index, const std::vector<int64_t>& shape) {
+  bool fits = tensor.shape.size() == shape.size();
+  for (size_t i = 0; fits && i < shape.size(); i++) fits = shape[i] < 0 || tensor.shape[i] == shape[i];
+  if (!fits) throw Invalid("input " + std::to_string(index) + " does not fit the others");
+}
+
+int64_t number(const Call& call, size_t index) {
+  const Tensor tensor = call.input(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 0);
+  if (tensor.size() != 1) throw Invalid("input " + std::to_string(index) + " must be one number");
+  return *tensor.as<int64_t>();
+}
+
+// Of the first axis of a cache [blocks, ...], the part of one block; `index` is that of the cache, whose number follows it.
+const float* block_of(const Call& call, const Tensor& cache, size_t index) {
+  const int64_t block = number(call, index + 1);
+  if (block < 0 || block >= cache.shape[0])
+    throw Invalid("input " + std::to_string(index) + " has no block " + std::to_string(block));
+  return cache.as<float>() + static_cast<size_t>(block) * (cache.size() / cache.axis(0));
+}
+
 // The product of queries, keys and values of a chunk of frames, with a cache of those before it.
 class CachedAttention {
  public:
@@ -458,11 +479,9 @@ class CachedAttention {
     a.num_past = cache.shape.size() == 5 ? cache.axis(3) : 0;
     const auto width = static_cast<int64_t>(2 * a.size);
     check(cache, 2, {-1, query.shape[0], static_cast<int64_t>(kv_heads_), static_cast<int64_t>(a.num_past), width});
-    const int64_t block = number(call, 3);
-    if (block < 0 || block >= cache.shape[0]) throw Invalid("input 2 has no block " + std::to_string(block));
     a.query = query.as<float>();
     a.key_value = key_value.as<float>();
-    a.past = cache.as<float>() + static_cast<size_t>(block) * (cache.size() / cache.axis(0));
+    a.past = block_of(call, cache, 2);
     read_biases(call, a);
     a.out = static_cast<float*>(call.output(0, query.shape));
     run_attention(isa_, a, CallThreads(call));
@@ -470,18 +489,6 @@ class CachedAttention {
   }
 
  private:
-  static void check(const Tensor& tensor, size_t index, const std::vector<int64_t>& shape) {
-    bool fits = tensor.shape.size() == shape.size();
-    for (size_t i = 0; fits && i < shape.size(); i++) fits = shape[i] < 0 || tensor.shape[i] == shape[i];
-    if (!fits) throw Invalid("input " + std::to_string(index) + " does not fit the others");
-  }
-
-  static int64_t number(const Call& call, size_t index) {
-    const Tensor tensor = call.input(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 0);
-    if (tensor.size() != 1) throw Invalid("input " + std::to_string(index) + " must be one number");
-    return *tensor.as<int64_t>();
-  }
-
   void read_biases(const Call& call, Attention& a) const {
     const Tensor bias = call.input(5, kFloat);
     const size_t sizes[] = {a.batch, a.heads, a.time, a.num_past + a.time};
@@ -521,6 +528,122 @@ class CachedAttention {
   const InstructionSet& isa_;
   size_t heads_, kv_heads_, size_;
   bool is_relative_ = false;
+};
+
+// What stands between the projections of a streamed block's convolution module, with a cache of the frames before.
+class CachedConvolution {
+ public:
+  static constexpr const char* kName = "CachedConvolution";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat};
+  explicit CachedConvolution(Node& node) : isa_(isa()) {
+    layer_.kernel = static_cast<size_t>(node.integer("kernel", 2, kMostKernel));
+    const std::string activation = node.text("activation");
+    layer_.is_activated = !activation.empty();
+    if (layer_.is_activated) layer_.activation = activation_named(activation);
+    const bool has_bias = node.integer("bias", 0, 1) != 0, is_normalized = node.integer("norm", 0, 1) != 0;
+    layer_.epsilon = node.number("epsilon", 0, 1);
+    for (int i = 0; i < 4; i++) node.skip();
+    std::vector<int64_t> shape;
+    const auto* weight = node.constant<float>("weight", {-1, 1, 1, static_cast<int64_t>(layer_.kernel)}, &shape);
+    layer_.channels = static_cast<size_t>(shape[0]);
+    const auto* bias = has_bias ? node.constant<float>("bias", {shape[0]}) : nullptr;
+    const float* norm[2] = {};
+    if (is_normalized)
+      for (const float*& own : norm) own = node.constant<float>("normalisation", {shape[0]});
+    check_all_read(node);
+    pack(weight, bias, norm);
+  }
+
+  void compute(const Call& call) const {
+    TimeConvolution c = layer_;
+    const Tensor linear = call.input(0, kFloat), gate = call.input(1, kFloat), cache = call.input(2, kFloat);
+    const auto channels = static_cast<int64_t>(c.channels), past = static_cast<int64_t>(c.kernel - 1);
+    check(linear, 0, {-1, -1, channels});
+    check(gate, 1, linear.shape);
+    check(cache, 2, {-1, linear.shape[0], past, channels});
+    c.batch = linear.axis(0);
+    c.time = linear.axis(1);
+    c.linear = linear.as<float>();
+    c.gate = gate.as<float>();
+    c.past = block_of(call, cache, 2);
+    c.out = static_cast<float*>(call.output(0, linear.shape));
+    auto* kept = static_cast<float*>(call.output(1, {1, linear.shape[0], past, channels}));
+    run_time_convolution(isa_, c, kept, CallThreads(call));
+  }
+
+ private:
+  static constexpr int64_t kMostKernel = 1024;
+
+  // Taps in front of channels; without a bias it is 0.
+  void pack(const float* weight, const float* bias, const float* const (&norm)[2]) {
+    const size_t channels = layer_.channels, kernel = layer_.kernel, width = rounded_up(channels, kPanel);
+    layer_.width = width;
+    parameters_ = Weights((kernel + 3) * width * sizeof(float));
+    auto* to = reinterpret_cast<float*>(parameters_.data());
+    std::memset(to, 0, (kernel + 3) * width * sizeof(float));
+    for (size_t k = 0; k < kernel; k++)
+      for (size_t c = 0; c < channels; c++) to[k * width + c] = weight[c * kernel + k];
+    layer_.weight = to;
+    layer_.bias = to += kernel * width;
+    if (bias != nullptr) std::memcpy(to, bias, channels * sizeof(float));
+    if (norm[0] == nullptr) return;
+    layer_.norm_weight = std::copy_n(norm[0], channels, to + width) - channels;
+    layer_.norm_bias = std::copy_n(norm[1], channels, to + 2 * width) - channels;
+  }
+
+  const InstructionSet& isa_;
+  TimeConvolution layer_{};
+  Weights parameters_;
+};
+
+// Layer normalisation over the last axis, of x or of the sum of x and a branch, which is then an output, too.
+template <bool kIsSum>
+class Normalizing {
+ public:
+  static constexpr const char* kName = kIsSum ? "AddNormalization" : "Normalization";
+  explicit Normalizing(Node& node) : isa_(isa()), epsilon_(node.number("epsilon", 0, 1)) {
+    for (int i = 0; i < 1 + kIsSum; i++) node.skip();
+    std::vector<int64_t> shape;
+    const auto* weight = node.constant<float>("weight", {-1}, &shape);
+    const auto* bias = node.constant<float>("bias", {shape[0]});
+    check_all_read(node);
+    weight_.assign(weight, weight + shape[0]);
+    bias_.assign(bias, bias + shape[0]);
+  }
+
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.last() != weight_.size()) throw Invalid("input 0 must be [..., " + std::to_string(weight_.size()) + "]");
+    Normalization n{};
+    n.x = x.as<float>();
+    if (kIsSum) {
+      const Tensor branch = call.input(1, kFloat);
+      check(branch, 1, x.shape);
+      n.branch = branch.as<float>();
+      n.sum = static_cast<float*>(call.output(0, x.shape));
+    }
+    n.weight = weight_.data();
+    n.bias = bias_.data();
+    n.size = x.last();
+    n.epsilon = epsilon_;
+    n.out = static_cast<float*>(call.output(kIsSum, x.shape));
+    run_normalization(isa_, n, x.rows(), CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  float epsilon_;
+  std::vector<float> weight_, bias_;
+};
+class AddNormalization : public Normalizing<true> {
+ public:
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat};
+  using Normalizing::Normalizing;
+};
+class PlainNormalization : public Normalizing<false> {
+ public:
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
+  using Normalizing::Normalizing;
 };
 
 // ------------------------------------------------------------------------------------------------ registration
@@ -595,7 +718,7 @@ struct List {
   }
 };
 using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward, GatedFeedForward, FirstConvolutions,
-                       CachedAttention>;
+                       CachedAttention, CachedConvolution, PlainNormalization, AddNormalization>;
 
 std::string description() {
   const char* message;

@@ -181,6 +181,47 @@ inline void compute_convolutions(const InstructionSet& isa, size_t bins, size_t 
   digest.add(y.data(), y.size() * sizeof(float));
 }
 
+inline void compute_time_convolution(const InstructionSet& isa, size_t time, size_t channels, bool is_normalized,
+                                     const Threads& threads, Digest& digest) {
+  Random random(time + channels);
+  TimeConvolution c{};
+  c.batch = 2;
+  c.time = time;
+  c.channels = channels;
+  c.kernel = 2 + time % 15;
+  c.width = rounded_up(channels, kPanel);
+  const size_t size = c.batch * time * channels, past = c.batch * (c.kernel - 1) * channels;
+  const auto linear = random.numbers(size, 1.0f), gate = random.numbers(size, 4.0f), cache = random.numbers(past, 1.0f);
+  const auto weight = random.numbers(c.kernel * c.width, 0.5f), others = random.numbers(3 * c.width, 1.0f);
+  std::vector<float> out(size), kept(past);
+  c.linear = linear.data();
+  c.gate = gate.data();
+  c.past = cache.data();
+  c.weight = weight.data();
+  c.bias = others.data();
+  c.norm_weight = is_normalized ? c.bias + c.width : nullptr;
+  c.norm_bias = c.bias + 2 * c.width;
+  c.epsilon = 1e-5f;
+  c.is_activated = true;
+  c.activation = is_normalized ? Activation::swish : Activation::relu;
+  c.out = out.data();
+  run_time_convolution(isa, c, kept.data(), threads);
+  digest.add(out.data(), out.size() * sizeof(float));
+  digest.add(kept.data(), kept.size() * sizeof(float));
+  Normalization n{};
+  n.x = linear.data();
+  n.branch = gate.data();
+  n.weight = c.bias;
+  n.bias = c.norm_bias;
+  n.size = channels;
+  n.epsilon = c.epsilon;
+  std::vector<float> sum(size);
+  n.sum = sum.data();
+  n.out = out.data();
+  run_normalization(isa, n, c.batch * time, threads);
+  digest.add(out.data(), out.size() * sizeof(float));
+}
+
 // A digest of the results of all cases.
 inline unsigned long long digest_of(const InstructionSet& isa, const Threads& threads) {
   static constexpr Case kCases[] = {
@@ -195,6 +236,7 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   for (size_t rows : {1, 2, 3, 8, 15, 29}) compute_linear(isa, 24 + 8 * rows, 40 + rows, rows, threads, digest);
   for (size_t time : {1, 7, 16, 35})
     compute_attention(isa, time, 3 + 2 * time, 50 - time, time % 2 == 1, threads, digest);
+  for (size_t time : {1, 3, 16, 41}) compute_time_convolution(isa, time, 20 + 3 * time, time != 3, threads, digest);
   return digest.value();
 }
 
