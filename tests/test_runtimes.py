@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.runtimes import equality, page_memory, programs, providers, speed
 from u2moe.benchmarks.runtimes.provider_operators import documented, lacking, operators_of, paper_table
 from u2moe.benchmarks.runtimes.segments import compared, of_json, of_python
@@ -71,7 +72,8 @@ def test_pages_show_both_tables():
     measured = {
         "runtimes": runtimes, "cold": 1.0, "warm": 0.5, "loads": {"onnx": 0.3, "ort": 0.1},
         "sizes": {"model": 12e6, "ort": 14e6},
-        "memory": {"minutes": 60, "real_time": True, "num_segments": 9, "samples": hour_of_memory(leak=0)},
+        "memory": {"minutes": 60, "real_time": True, "num_segments": 9, "samples": hour_of_memory(leak=0),
+                   **measured_here()},
     }  # fmt: skip
     shown = speed.values(measured)
     assert "| C++ | 0.50 | 0.0100 | 60 |" in shown["table"]
