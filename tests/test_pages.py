@@ -54,7 +54,7 @@ def test_the_pages_say_what_the_results_say(monkeypatch):
 def test_every_result_has_a_page_that_opens_with_its_conclusion():
     results = {file.stem for file in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert results == pages.MODULES.keys()
-    for name in results - {"first_chunk"}:  # which the embedding guide shows
+    for name in results - {"first_chunk", "huge_pages", "fuzz_native", "soak_native"}:  # which other pages show
         text = (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
         title, blank, first, second, end = text.split("\n")[:5]
         assert title.startswith("# ")
