@@ -17,6 +17,7 @@ import torch
 RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
 import batches
+import blend
 import checkpoints
 import clusters
 import corpus
@@ -186,6 +187,20 @@ def test_a_mixture_out_of_a_dense_network_computes_the_same():
         assert float((first - second).abs().max()) < 2e-5
         mixture.load_state_dict(upcycle.upcycled(weights, rows, 0.1, generator), strict=False)
         assert float((first - mixture.encoder(mels, lengths)[0]).abs().max()) > 1e-3
+
+
+def test_a_blend_goes_from_the_dense_network_to_the_mixture():
+    torch.manual_seed(1)
+    config = small_config() | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
+    dense = SpeechModel(parse_training_config(config).architecture)
+    mixture = SpeechModel(parse_training_config(upcycle.mixture_config(config)).architecture)
+    ends = [{name: weight.detach().clone() for name, weight in model.named_parameters()} for model in (dense, mixture)]
+    mels, lengths = torch.randn(2, 192, 80), torch.tensor([192, 150])
+    with torch.no_grad():
+        expected = [model.encoder(mels, lengths)[0] for model in (dense, mixture)]
+        for share, encoded in zip((0.0, 1.0), expected, strict=True):
+            mixture.load_state_dict(blend.blended(*ends, share), strict=False)
+            assert float((encoded - mixture.encoder(mels, lengths)[0]).abs().max()) < 2e-5
 
 
 def test_router_rows_share_clusters_out_evenly():
