@@ -179,9 +179,16 @@ def twins(tmp_path_factory):
         "progress": vars(progress.Progress()), "options": vars(progress.Options()),
         "statistics": {"mean_stat": [0.0] * 80, "var_stat": [10.0] * 80, "frame_num": 10},
     }  # fmt: skip
-    path = checkpoints.save(state, folder / "dense", 0)
-    sys.argv = ["upcycle.py", str(path), "--work-dir", str(folder)]
-    upcycle.main()
+    checkpoints.save(state, folder / "dense", 0)
+    layers = [name.removesuffix(".w_1.weight") for name in weights if name.endswith(".w_1.weight")]
+    generator = torch.Generator().manual_seed(1)
+    rows = {layer: torch.randn(4, 16, generator=generator) for layer in layers}
+    mixture = upcycle.upcycled(weights, rows, 0.05, generator)
+    (folder / "mixture").mkdir()
+    mixed = upcycle.mixture_config(config | sizes)
+    (folder / "mixture" / "train.yaml").write_text(yaml.safe_dump(mixed))
+    parts = {"masters": mixture, "average": mixture, "parts": None}
+    checkpoints.save(state | {"optimizer": parts}, folder / "mixture", 0)
     return folder
 
 
