@@ -116,6 +116,6 @@ def test_bundles_of_before_are_refused_if_the_option_cannot_be_set(without_vnni,
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
     with pytest.raises(ProviderError, match="quantize the float32 bundle again"):
         quantized_before.load(kernels="onnxruntime")
-    clip = str(DEMO_FOLDER / "clips" / "card.flac")
+    clip = str(DEMO_FOLDER / "clips" / "command.flac")
     assert main(["transcribe", "--model", str(quantized_before.path), "--kernels", "onnxruntime", clip]) == 1
     assert "results would be wrong on this processor" in capsys.readouterr().err

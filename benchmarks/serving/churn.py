@@ -59,7 +59,7 @@ async def visit(server: RunningServer, samples: np.ndarray, random: np.random.Ge
 
 async def churn(server: RunningServer, num_connections: int, seconds: float) -> dict[str, Any]:
     """Connections until there were enough for long enough."""
-    samples = (read_audio(DEMO_FOLDER / "clips" / "card.flac", 16_000) * 32767).astype(np.int16)
+    samples = (read_audio(DEMO_FOLDER / "clips" / "command.flac", 16_000) * 32767).astype(np.int16)
     random = np.random.default_rng(0)
     outcomes: Counter[str] = Counter()
     begin = time.monotonic()

@@ -144,7 +144,7 @@ def _joined(pieces: Messages) -> bytes:
 
 async def try_all(server: RunningServer, wyoming_port: int, protocol: str, num_inputs: int) -> dict[str, Any]:
     """So many conversations of a protocol, a few at a time."""
-    samples = (read_audio(DEMO_FOLDER / "clips" / "card.flac", 16_000)[:_NUM_SAMPLES] * 32767).astype(np.int16)
+    samples = (read_audio(DEMO_FOLDER / "clips" / "command.flac", 16_000)[:_NUM_SAMPLES] * 32767).astype(np.int16)
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     start = None

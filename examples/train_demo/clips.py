@@ -19,14 +19,14 @@ GAME = (
     "MODIFIED (one line of speech, as 16 kHz FLAC) from Flight of the Amazon Queen, "
     "(C) John Passfield and Steven Stamatiadis, freeware"
 )
-CARDS = "Carnegie Mellon University, test data of PocketSphinx, BSD-2-Clause"
+SPHINX = "Carnegie Mellon University, test data of PocketSphinx, BSD-2-Clause"
 CLIPS = {
     "phone_number": (
         [f"asterisk-words/digits-{digit}" for digit in "735216"],
         "SEVEN THREE FIVE TWO ONE SIX",
         ASTERISK,
     ),
-    "card": (["pocketsphinx/cards-003"], "SEVEN OF CLUBS", CARDS),
+    "command": (["pocketsphinx/something"], "GO SOMEWHERE AND DO SOMETHING", SPHINX),
     "question": (["queen-test/050001P2"], "WHAT DO YOU WANT TO KNOW", GAME),
 }
 """Parts, transcript and origin of every clip."""

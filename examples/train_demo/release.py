@@ -31,6 +31,11 @@ def call(*words: str | Path, cwd: Path = HERE) -> None:
     subprocess.run([sys.executable, *map(str, words)], cwd=cwd, check=True)
 
 
+def code(package: str) -> list[Path]:
+    """The files of a package of ours."""
+    return sorted((ROOT / package).rglob("*.py"))
+
+
 def joined(manifests: list[Path], file: Path) -> Path:
     """Several lists of recordings as one, with absolute paths."""
     lines = [
@@ -67,8 +72,10 @@ class Release:
             shutil.copytree(self.int8, DEMO, dirs_exist_ok=True)
             write_json(EARLIER, digests())
 
-        yield Stage(name="export", work=export, reads=[self.source], makes=[self.float32])
-        yield Stage(name="quantize", work=quantize, reads=[self.float32, *self.dev], makes=[self.int8])
+        reads = [self.source, *code("export")]
+        yield Stage(name="export", work=export, reads=reads, makes=[self.float32])
+        reads = [self.float32, *self.dev, *code("quantize")]
+        yield Stage(name="quantize", work=quantize, reads=reads, makes=[self.int8])
         installed = [DEMO / file.name for file in sorted(self.int8.iterdir())]
         installed += [HERE / "checkpoint" / file.name for file in sorted(self.source.iterdir())]
         yield Stage(name="install", work=install, reads=[self.source, self.int8], makes=installed)
@@ -94,8 +101,9 @@ class Release:
         yield Stage(name="evaluate", work=evaluate, reads=reads, makes=[RESULTS / "wer.json"])
         reads = [self.source, *self.tests, HERE / "experts.py"]
         yield Stage(name="experts", work=experts, reads=reads, makes=[RESULTS / "experts.json"])
+        reads = [self.float32, *self.dev, *code("quantize")]
         reports = [RESULTS / name for name in ("quantization.json", "quantization-int4.json")]
-        yield Stage(name="quantization", work=report, reads=[self.float32, *self.dev], makes=reports)
+        yield Stage(name="quantization", work=report, reads=reads, makes=reports)
 
     def pages(self) -> Stage:
         """What is said of it."""
