@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import types
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 # wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XDG_CONFIG_HOME"] = os.devnull  # nobody's own options
+# A shell's background jobs, and all that they start, ignore Ctrl-C: tests press it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
