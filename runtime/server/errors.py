@@ -52,8 +52,8 @@ class StoppingError(UnavailableError):
 
     close_code = 1001
 
-    def __init__(self) -> None:
-        super().__init__("the server is about to stop")
+    def __init__(self, message: str = "the server is about to stop") -> None:
+        super().__init__(message)
 
 
 class RecognitionError(U2moeError):
