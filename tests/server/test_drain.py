@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,7 +193,7 @@ def utterance_at(url, speech):
     with connect(url.replace("http", "ws") + "stream", proxy=None, open_timeout=PATIENCE_S) as websocket:
         websocket.send("{}")
         websocket.send(speech[:28_000].tobytes())
-        while '"partial", "text": "S' not in str(websocket.recv(PATIENCE_S)):
+        while not re.search(r'"partial", "text": "\w', str(websocket.recv(PATIENCE_S))):
             pass
         yield websocket
 
