@@ -35,6 +35,7 @@ from u2moe.runtime.windows import Windows
 pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parent / "golden"
+DEMO_CHECKPOINT = Path(__file__).parents[1] / "examples" / "train_demo" / "checkpoint"
 TAIL_S = 1.2
 """Silence behind a recording: sherpa-onnx drops what fills no whole chunk."""
 
@@ -49,6 +50,12 @@ def written(exported, tmp_path_factory):
 def demo(tmp_path_factory):
     """The demo model, which is quantized, for sherpa-onnx."""
     return export_sherpa(DEMO_FOLDER, tmp_path_factory.mktemp("sherpa") / "demo")
+
+
+@pytest.fixture(scope="module")
+def demo_float32(export_quickly, tmp_path_factory):
+    """The bundle of the demo model before it was quantized."""
+    return export_quickly(DEMO_CHECKPOINT, tmp_path_factory.mktemp("float32") / "bundle")
 
 
 def session(folder, graph=ONLINE):
@@ -93,10 +100,13 @@ def online_frames(client, features):
     return features[: (num_chunks - 1) * client.stride + client.length]
 
 
-@pytest.mark.parametrize("source", ["written", "demo"])
+@pytest.mark.parametrize("source", ["written", "demo_float32", "demo"])
 def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
     found = request.getfixturevalue(source)
-    bundle = Bundle.open(DEMO_FOLDER if source == "demo" else exported("moe_tiny"))
+    folders = {"written": exported("moe_tiny"), "demo_float32": found, "demo": DEMO_FOLDER}
+    bundle = Bundle.open(folders[source])
+    if source == "demo_float32":
+        found = export_sherpa(found, tmp_path / "exported")
     model, tokens = bundle.load(), str(found.path / "tokens.txt")
     sounds = [rounded(samples) for samples in ([sound] if source == "written" else clips())]
     client = OnlineClient(session(found.path), found.options)
@@ -106,7 +116,7 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
     def compare(heard, frame_s, ours):
         tokens, frames = tokens_of(bundle, ours)
         errors.add(*(" ".join(symbol.replace(" ", "_") for symbol in symbols) for symbols in (tokens, heard["tokens"])))
-        if source == "written":
+        if source != "demo":
             assert heard["tokens"] == tokens
             assert [round(time / frame_s) for time in heard["timestamps"]] == frames
             assert heard["text"].split() == bundle.vocabulary.text(ours.tokens).split()
