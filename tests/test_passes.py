@@ -1,5 +1,7 @@
 """What rewrites of quantization refuse, what they promise, and what they leave behind."""
 
+from collections import Counter
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -71,6 +73,55 @@ def test_a_rewrite_that_does_not_do_what_it_promises_is_found_out(graph_of, monk
     monkeypatch.setattr(kind, "rewrite", lambda *_: False)
     with pytest.raises(BundleError, match=message):
         quantize_graph(graph_of(graph), recipe("int8"))
+
+
+def _of_convolution(model, op_type):
+    """Nodes of the first block's convolution over time."""
+    return next(node for node in model.graph if node.op_type == op_type and "encoders.0/conv_module" in node.name)
+
+
+def _wider(model):
+    _of_convolution(model, "Conv").attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 0, 1])
+
+
+def _dilated(model):
+    _of_convolution(model, "Conv").attributes["dilations"] = ir.AttrInt64s("dilations", [1, 2])
+
+
+def _keeps_one_more(model):
+    node = _of_convolution(model, "Slice")
+    start = node.inputs[1].const_value.numpy() - 1
+    other = ir.Value(name="start", shape=ir.Shape([1]), const_value=ir.tensor(start, name="start"))
+    model.graph.register_initializer(other)
+    node.replace_input_with(1, other)
+
+
+@pytest.mark.parametrize("change", [_wider, _dilated, _keeps_one_more])
+def test_a_convolution_of_another_form_stays_as_it_is(graph_of, change):
+    model = graph_of("encoder")
+    change(model)
+    quantize_graph(model, recipe("int8"))
+    calls = [node.op_type for node in model.graph]
+    assert calls.count("CachedConvolution") == calls.count("CachedAttention") - 1
+    assert calls.count("Conv") >= 1
+
+
+def test_a_constant_is_no_residual_of_a_normalisation(graph_of):
+    """It may have another shape than the branch, which the native operator would refuse."""
+    model = graph_of("encoder")
+    total = next(node for node in model.graph if node.op_type == "Add" and "encoders.0" in node.name)
+    while not any(use.node.op_type == "LayerNormalization" for use in total.outputs[0].uses()):
+        total = next(use.node for use in total.outputs[0].uses() if use.node.op_type == "Add")
+    one = ir.Value(name="one", shape=ir.Shape([1]), const_value=ir.tensor(np.ones(1, np.float32), name="one"))
+    model.graph.register_initializer(one)
+    before = _calls(graph_of("encoder"))
+    total.replace_input_with(0, one)
+    assert _calls(model)["AddNormalization"] == before["AddNormalization"] - 1
+
+
+def _calls(model):
+    quantize_graph(model, recipe("int8"))
+    return Counter(node.op_type for node in model.graph)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4-experts", "fp16"])

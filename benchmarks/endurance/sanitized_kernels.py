@@ -36,7 +36,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 
 PROGRAMS = ("u2moe_kernels_digests", "u2moe_kernels_stress")
 LIBRARY = "u2moe_kernels"
-TESTS = ("operators", "attention", "convolutions", "sessions", "damage")
+TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convolution", "sessions", "damage")
 THREADED = "threads or come_and_go or any_order or forked"
 """Tests that have several threads or processes."""
 OPTIONS = {

@@ -36,7 +36,7 @@ class GroupNormalization(Rewrite):
 
     def rewrite(self, model: ir.Model, _: Weights) -> bool:
         """Replace each."""
-        nodes = [node for node in model.graph if _is_last_axis(node)]
+        nodes = [node for node in model.graph if is_last_axis(node)]
         for node in nodes:
             epsilon = node.attributes["epsilon"].as_float()
             (x, *parameters), attributes = (present(node, index) for index in range(3)), {"epsilon": epsilon}
@@ -54,7 +54,7 @@ class GroupNormalization(Rewrite):
         return bool(nodes)
 
 
-def _is_last_axis(node: ir.Node) -> bool:
+def is_last_axis(node: ir.Node) -> bool:
     """Whether a node is a layer normalisation over the last axis, with constants."""
     return (
         node.op_type == "LayerNormalization"
@@ -66,5 +66,7 @@ def _is_last_axis(node: ir.Node) -> bool:
 
 def _joins_a_branch(total: ir.Node) -> bool:
     """Whether a node adds the result of a layer to what the layer has read, so that both have the same shape."""
-    branch = present(total, 1).producer() if total.op_type == "Add" else None
+    if total.op_type != "Add" or present(total, 0).const_value is not None:
+        return False
+    branch = present(total, 1).producer()
     return branch is not None and branch.domain == contract.MOE_DOMAIN and len(branch.outputs) == 1

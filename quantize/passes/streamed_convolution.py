@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from u2moe.quantize.passes.normalization import is_last_axis
 from u2moe.quantize.passes.quantized_rows import activation_of
 from u2moe.quantize.passes.rewrite import Rewrite, new_call, only_reader, present
 from u2moe.quantize.weights import Weights
@@ -103,10 +105,12 @@ def _group(model: ir.Model, conv: ir.Node, both: ir.Node) -> None:
     sigmoid = None if unit is None else present(unit, 1).producer()
     if gather is None or unit is None or sliced is None or sigmoid is None or sigmoid.op_type != "Sigmoid":
         return
+    if not _is_over_time(conv, both, sliced):
+        return
     end, epsilon = only_reader(only_reader(conv)).outputs[0], 0.0
     norms: list[ir.Value] = []
     readers = [use.node for use in end.uses()]
-    if [node.op_type for node in readers] == ["LayerNormalization"]:
+    if len(readers) == 1 and is_last_axis(readers[0]):
         norms, epsilon = _parameters(readers[0]), readers[0].attributes["epsilon"].as_float()
         end = readers[0].outputs[0]
     kind, y = _activated(end)
@@ -119,6 +123,17 @@ def _group(model: ir.Model, conv: ir.Node, both: ir.Node) -> None:
     for before, after in zip((y, only_reader(sliced).outputs[0]), call.outputs, strict=True):
         after.name, after.type, after.shape = before.name, before.type, before.shape
         before.replace_all_uses_with(after)
+
+
+def _is_over_time(conv: ir.Node, both: ir.Node, sliced: ir.Node) -> bool:
+    """Whether each channel is convolved by itself, with all frames of the cache, of which the last ones are kept."""
+    channels, _, height, kernel = shape_of(present(conv, 1))
+    found = {key: np.asarray(conv.attributes[key].value).tolist() for key in conv.attributes}
+    expected = {"group": channels, "kernel_shape": [1, kernel], "pads": [0] * 4}
+    constants = [present(sliced, index).const_value for index in range(1, len(sliced.inputs))]
+    kept = [None if tensor is None else tensor.numpy().tolist() for tensor in constants]
+    is_last = kept == [[1 - kernel], [END], [1]]
+    return height == 1 and found == expected and both.attributes["axis"].as_int() == 1 and is_last
 
 
 def _parameters(node: ir.Node) -> list[ir.Value]:

@@ -7,7 +7,6 @@ happens in most rows in int4, where both products have been added up in another 
 """
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -267,26 +266,6 @@ def test_sums_of_the_longest_rows_are_exact(library, weight):
     (found,) = session_with(product, library).run(None, {"q": q, "peak": np.ones((2, 1), np.float32)})
     exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS * np.float32(1 / 127)
     np.testing.assert_allclose(found, np.tile(exact, 2), rtol=1e-6)
-
-
-def test_weights_may_lie_at_any_place_of_a_file(library, tmp_path):
-    random = np.random.default_rng(8)
-    weight, scale = int8_columns(random_matrix(random, 40, 50))
-    weights = {"weight": weight, "scale": scale, "bias": random.standard_normal(50).astype(np.float32)}
-    model = onnx.load_from_string(layer_model(int8_linear(bias=True), {"x": np.float32}, weights, {"activation": ""}))
-    x = {"x": random.standard_normal((4, 40)).astype(np.float32)}
-    (expected,) = session_with(model.SerializeToString(), library).run(None, x)
-    data = b"odd"
-    for tensor in model.graph.initializer:
-        place = {"location": "weights", "offset": len(data), "length": len(tensor.raw_data)}
-        tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(at)) for key, at in place.items())
-        data += tensor.raw_data
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-    (tmp_path / "weights").write_bytes(data)
-    onnx.save(model, tmp_path / "layer.onnx")
-    (found,) = session_with(tmp_path / "layer.onnx", library).run(None, x)
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_longer_rows_are_an_error(library):

@@ -25,12 +25,6 @@ class Threads {
   ~Threads() = default;
 };
 
-// One packed product; for int4 `group` is not 0.
-struct PackedProduct {
-  size_t k, n, group;
-  const uint8_t* weights;
-};
-
 // Experts with a router, or a single one without. With a gate, hidden activations are those of the gate times the first
 // product.
 struct ExpertLayer {

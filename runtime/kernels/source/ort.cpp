@@ -17,7 +17,15 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-size_t bytes_of(ONNXTensorElementDataType type) { return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 1; }
+size_t bytes_of(ONNXTensorElementDataType type) {
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) return 8;
+  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 1;
+}
+
+// A file may have numbers at any place, and onnxruntime maps them where they lie.
+bool is_aligned(const void* data, ONNXTensorElementDataType type) {
+  return reinterpret_cast<uintptr_t>(data) % bytes_of(type) == 0;
+}
 
 struct TensorInfo {
   OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -158,11 +166,10 @@ const void* Node::next(const char* what, ONNXTensorElementDataType type, const s
   next_++;
   constants_.emplace_back(tensor.data, tensor.size() * bytes_of(type));
   if (found != nullptr) *found = tensor.shape;
-  const size_t size = bytes_of(type);
-  if (reinterpret_cast<uintptr_t>(tensor.data) % size == 0) return tensor.data;
-  // a file may have floats at any place, and onnxruntime maps them where they lie
-  aligned_.emplace_back(tensor.size() * size);
-  std::memcpy(aligned_.back().data(), tensor.data, tensor.size() * size);
+  if (is_aligned(tensor.data, type)) return tensor.data;
+  const size_t bytes = tensor.size() * bytes_of(type);
+  aligned_.emplace_back(bytes);
+  std::memcpy(aligned_.back().data(), tensor.data, bytes);
   return aligned_.back().data();
 }
 
@@ -174,6 +181,10 @@ Tensor Call::input(size_t index, ONNXTensorElementDataType type, size_t least_ax
     throw Invalid("input " + std::to_string(index) + " must be of element type " + std::to_string(type) +
                   " with at least " + std::to_string(least_axes) + " axes, got type " + std::to_string(tensor.type) + " and " +
                   shape_text(tensor.shape));
+  if (is_aligned(tensor.data, type)) return tensor;
+  const auto* bytes = static_cast<const uint8_t*>(tensor.data);
+  tensor.aligned = std::make_shared<std::vector<uint8_t>>(bytes, bytes + tensor.size() * bytes_of(type));
+  tensor.data = tensor.aligned->data();
   return tensor;
 }
 

@@ -48,6 +48,7 @@ struct Tensor {
   const void* data = nullptr;
   std::vector<int64_t> shape;
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::shared_ptr<std::vector<uint8_t>> aligned;  // `data`, if it had to be copied
 
   size_t size() const;
   size_t axis(size_t index) const { return static_cast<size_t>(shape[index]); }

@@ -4,7 +4,7 @@
 // Included once by each file in isa/, after its vectors; everything has internal linkage, because code for one
 // instruction set must not be merged with that for another.
 #pragma once
-#include "instruction_set.h"
+#include "../instruction_set.h"
 
 namespace {
 

@@ -1,0 +1,225 @@
+// Mixtures of experts, and feed-forward layers: routing, sorting, rounding, products.
+#include <algorithm>
+#include <cstring>
+
+#include "../layers.h"
+#include "../layout.h"
+#include "steps.h"
+
+namespace u2moe {
+namespace {
+
+constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time: they should stay in the cache
+constexpr size_t kLeastRows = 64;          // of an expert that are worth reading its weights again
+
+// Rows of one expert, which are multiplied together.
+struct Segment {
+  size_t expert, first, rows;
+};
+
+// Rows as integers with their scales, in int8 or int4.
+struct Rows {
+  uint8_t* codes;
+  size_t stride, row_bytes;  // of codes, in elements and bytes
+  float* scale;
+  size_t groups;  // scales of a row
+  int32_t* sum;   // int4 only
+};
+
+Rows rows_of(Scratch& scratch, const InstructionSet& isa, size_t count, size_t k, size_t group, Arrays codes,
+             Arrays scale, Arrays sum) {
+  Rows r{};
+  r.groups = group ? groups4(k, group) : 1;
+  r.stride = group ? r.groups * group : rounded_up(k, kPanel);
+  r.stride = group ? r.stride : rounded_up(r.stride, 64);
+  r.row_bytes = r.stride * (group ? 1 : isa.code_bytes);
+  r.codes = scratch.array<uint8_t>(codes, count * r.row_bytes);
+  r.scale = scratch.array<float>(scale, count * r.groups);
+  r.sum = group ? scratch.array<int32_t>(sum, count * r.groups) : nullptr;
+  return r;
+}
+
+void round_rows(const InstructionSet& isa, const ExpertLayer& layer, const float* x, size_t count, size_t k,
+                float lowest, const Rows& to, const Threads& threads) {
+  const size_t group = layer.group;
+  const Rounding8 eight{x, k, lowest, layer.by_peak, to.codes, to.stride, to.scale};
+  const Rounding4 four{x, k, group, reinterpret_cast<int8_t*>(to.codes), to.scale, to.sum};
+  const size_t tasks = (count + kRowsOfTask - 1) / kRowsOfTask;
+  threads.each(tasks, [&](size_t task) {
+    const size_t first = task * kRowsOfTask, last = std::min(count, first + kRowsOfTask);
+    group ? isa.round4(four, first, last) : isa.round8(eight, first, last);
+  });
+}
+
+Product product_of(const Rows& rows, size_t first, size_t count, const uint8_t* weights, size_t k, size_t n,
+                   size_t group) {
+  Product p{};
+  p.codes = rows.codes + first * rows.row_bytes;
+  p.stride = rows.stride;
+  p.rows = count;
+  p.weights = weights;
+  p.k = k;
+  p.n = n;
+  p.group = group;
+  if (group) {
+    p.group_scale = rows.scale + first * rows.groups;
+    p.group_sum = rows.sum + first * rows.groups;
+  } else {
+    p.scale = rows.scale + first;
+  }
+  return p;
+}
+
+class Experts {
+ public:
+  Experts(const InstructionSet& isa, const ExpertLayer& layer, size_t tokens, float* y, Scratch& scratch,
+          const Threads& threads)
+      : isa_(isa), layer_(layer), tokens_(tokens), y_(y), scratch_(scratch), threads_(threads) {}
+
+  void run(const float* x) {
+    std::memset(y_, 0, tokens_ * layer_.dim * sizeof(float));
+    route(x);
+    const Rows tokens = rows_of(scratch_, isa_, tokens_, layer_.dim, layer_.group, kCodes, kScales, kSums);
+    round_rows(isa_, layer_, x, tokens_, layer_.dim, 0.0f, tokens, threads_);
+    const size_t row_bytes = layer_.hidden * sizeof(float);
+    const size_t most = std::max(kLeastRows, kHiddenBytes / row_bytes);
+    // Segments whose hidden activations fit in the cache together are computed together.
+    size_t used = 0, count = 0;
+    auto* group = scratch_.array<Segment>(kSegments, layer_.experts + 2);
+    for (size_t e = 0; e < layer_.experts; e++) {
+      for (size_t first = start_[e]; first < start_[e + 1];) {
+        const size_t left = start_[e + 1] - first, parts = (left + most - 1) / most, rows = (left + parts - 1) / parts;
+        if (count > 0 && used + rows > most) {
+          compute(tokens, group, count, used);
+          used = count = 0;
+        }
+        group[count++] = {e, first, rows};
+        used += rows;
+        first += rows;
+      }
+    }
+    if (count > 0) compute(tokens, group, count, used);
+  }
+
+ private:
+  // Assignments of tokens to experts, sorted by expert.
+  void route(const float* x) {
+    const size_t k = layer_.top_k, assignments = tokens_ * k;
+    start_ = scratch_.array<size_t>(kOrder, layer_.experts + 1 + layer_.experts);
+    size_t* next = start_ + layer_.experts + 1;
+    token_of_ = scratch_.array<uint32_t>(kToken, assignments);
+    share_of_ = scratch_.array<float>(kRowShare, assignments);
+    std::fill(start_, start_ + layer_.experts + 1, size_t{0});
+    if (layer_.experts == 1 && layer_.router.data() == nullptr) {
+      start_[1] = tokens_;
+      for (size_t t = 0; t < tokens_; t++) {
+        token_of_[t] = static_cast<uint32_t>(t);
+        share_of_[t] = 1.0f;
+      }
+      return;
+    }
+    auto* expert = scratch_.array<uint32_t>(kExpert, assignments);
+    auto* share = scratch_.array<float>(kShare, assignments);
+    const Routing routing{x, reinterpret_cast<const float*>(layer_.router.data()), layer_.dim, layer_.experts, k,
+                          layer_.skip_below, expert, share};
+    threads_.each((tokens_ + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
+      isa_.route(routing, task * kRowsOfTask, std::min(tokens_, (task + 1) * kRowsOfTask));
+    });
+    for (size_t i = 0; i < assignments; i++)
+      if (expert[i] < layer_.experts) start_[expert[i] + 1]++;
+    for (size_t e = 0; e < layer_.experts; e++) {
+      next[e] = start_[e];
+      start_[e + 1] += start_[e];
+    }
+    for (size_t i = 0; i < assignments; i++) {
+      if (expert[i] == layer_.experts) continue;
+      const size_t row = next[expert[i]]++;
+      token_of_[row] = static_cast<uint32_t>(i / k);
+      share_of_[row] = share[i];
+    }
+  }
+
+  void compute(const Rows& tokens, const Segment* group, size_t count, size_t num_rows) {
+    const size_t dim = layer_.dim, hidden = layer_.hidden, size = layer_.group, first_row = group[0].first;
+    const uint32_t* token = token_of_ + first_row;
+    const Rows rows = gathered(tokens, token, num_rows);
+    auto* h = scratch_.array<float>(kHidden, num_rows * hidden);
+    const size_t blocks = blocks_of(hidden);
+    const size_t parts = std::max<size_t>(1, std::min((kTasks + count - 1) / count, blocks / kBlocksOfTask));
+    threads_.each(count * parts, [&](size_t task) {
+      const Segment& s = group[task / parts];
+      const uint8_t* weights = expert(s.expert);
+      Product p = product_of(rows, s.first - first_row, s.rows, weights, dim, hidden, size);
+      p.then = Then::hidden;
+      p.activation = layer_.activation;
+      p.out = h + (s.first - first_row) * hidden;
+      p.out_stride = hidden;
+      const Range own = part_of(blocks, task % parts, parts);
+      multiply(p, own);
+      if (layer_.gate_bytes == 0) return;
+      p.weights = weights + layer_.gate_bytes;
+      p.then = Then::gated;
+      multiply(p, own);
+    });
+    const Rows inner = rows_of(scratch_, isa_, num_rows, hidden, size, kHiddenCodes, kHiddenScale, kHiddenSum);
+    round_rows(isa_, layer_, h, num_rows, hidden, layer_.lowest, inner, threads_);
+    if (!size)
+      for (size_t row = 0; row < num_rows; row++) inner.scale[row] *= share_of_[first_row + row];
+    const size_t out_blocks = blocks_of(dim);
+    const size_t out_parts = std::max<size_t>(1, std::min(kTasks, out_blocks / kBlocksOfTask));
+    threads_.each(out_parts, [&](size_t task) {
+      for (size_t i = 0; i < count; i++) {
+        const Segment& s = group[i];
+        const size_t row = s.first - first_row;
+        const uint8_t* weights = expert(s.expert) + layer_.gate_bytes + layer_.first_bytes;
+        Product p = product_of(inner, row, s.rows, weights, hidden, dim, size);
+        p.then = Then::scatter;
+        p.out = y_;
+        p.out_stride = dim;
+        p.token = token + row;
+        p.share = share_of_ + s.first;
+        if (size) p.scale = p.share;
+        multiply(p, part_of(out_blocks, task, out_parts));
+      }
+    });
+  }
+
+  // The rows of tokens, in the order of the experts.
+  Rows gathered(const Rows& tokens, const uint32_t* token, size_t count) {
+    Rows rows = rows_of(scratch_, isa_, count, layer_.dim, layer_.group, kRows, kRowScale, kRowSum);
+    const size_t groups = rows.groups;
+    for (size_t row = 0; row < count; row++) {
+      std::memcpy(rows.codes + row * rows.row_bytes, tokens.codes + token[row] * rows.row_bytes, rows.row_bytes);
+      std::memcpy(rows.scale + row * groups, tokens.scale + token[row] * groups, groups * sizeof(float));
+      if (rows.sum) std::memcpy(rows.sum + row * groups, tokens.sum + token[row] * groups, groups * sizeof(int32_t));
+    }
+    return rows;
+  }
+
+  void multiply(const Product& p, Range blocks) const {
+    layer_.group ? isa_.multiply4(p, blocks.first, blocks.last) : isa_.multiply8(p, blocks.first, blocks.last);
+  }
+
+  const uint8_t* expert(size_t number) const { return layer_.weights.data() + number * layer_.expert_bytes(); }
+
+  const InstructionSet& isa_;
+  const ExpertLayer& layer_;
+  const size_t tokens_;
+  float* y_;
+  Scratch& scratch_;
+  const Threads& threads_;
+  size_t* start_ = nullptr;
+  uint32_t* token_of_ = nullptr;
+  float* share_of_ = nullptr;
+};
+
+}  // namespace
+
+void run_experts(const InstructionSet& isa, const ExpertLayer& layer, const float* x, size_t tokens, float* y,
+                 const Threads& threads) {
+  if (tokens == 0) return;
+  const Borrowed scratch;
+  Experts(isa, layer, tokens, y, *scratch.operator->(), threads).run(x);
+}
+
+}  // namespace u2moe

@@ -1,0 +1,68 @@
+// Rows to integers, and their products with one weight.
+#include <algorithm>
+
+#include "../layers.h"
+#include "../layout.h"
+#include "steps.h"
+
+namespace u2moe {
+namespace {
+
+void multiply_linear(const InstructionSet& isa, const LinearLayer& layer, Product p, float* y, const Threads& threads) {
+  p.weights = layer.weights.data();
+  p.k = layer.k;
+  p.n = layer.n;
+  p.then = Then::linear;
+  p.out = y;
+  p.out_stride = layer.n;
+  const size_t blocks = blocks_of(layer.n);
+  const size_t parts = std::max<size_t>(1, std::min(kTasks, blocks / kBlocksOfTask));
+  threads.each(parts, [&](size_t task) {
+    const Range own = part_of(blocks, task, parts);
+    isa.multiply8(p, own.first, own.last);
+  });
+}
+
+}  // namespace
+
+void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float* x, size_t rows, float* y,
+                const Threads& threads) {
+  if (rows == 0) return;
+  const Borrowed scratch;
+  Product p{};
+  p.stride = rounded_up(layer.k, 64);
+  p.rows = rows;
+  auto* codes = scratch->array<uint8_t>(kCodes, rows * p.stride * isa.code_bytes);
+  auto* scale = scratch->array<float>(kScales, rows);
+  const Rounding8 rounding{x, layer.k, layer.lowest, true, codes, p.stride, scale};
+  threads.each((rows + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
+    isa.round8(rounding, task * kRowsOfTask, std::min(rows, (task + 1) * kRowsOfTask));
+  });
+  p.codes = codes;
+  p.scale = scale;
+  multiply_linear(isa, layer, p, y, threads);
+}
+
+void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* peak, size_t rows,
+                float* y, const Threads& threads) {
+  if (rows == 0) return;
+  const Borrowed scratch;
+  Product p{};
+  p.rows = rows;
+  p.scale = peak;
+  p.stride = rounded_up(layer.k, 64);
+  auto* codes = scratch->array<uint8_t>(kCodes, rows * p.stride * isa.code_bytes);
+  isa.from_bytes(q, layer.k, codes, p.stride, rows);
+  p.codes = codes;
+  multiply_linear(isa, layer, p, y, threads);
+}
+
+void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* peak,
+              const Threads& threads) {
+  const Rounding8 rounding{x, k, lowest, true, q, k, peak};
+  threads.each((rows + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
+    isa.round_bytes(rounding, task * kRowsOfTask, std::min(rows, (task + 1) * kRowsOfTask));
+  });
+}
+
+}  // namespace u2moe

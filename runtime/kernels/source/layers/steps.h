@@ -1,0 +1,44 @@
+// How a layer is divided into tasks, and the arrays that its steps use.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace u2moe {
+
+constexpr size_t kTasks = 16;           // of one step, if there is enough to do: more than threads, to balance them
+constexpr size_t kRowsOfTask = 8;       // rows rounded by one task
+constexpr size_t kSmallRowsOfTask = 32;  // rows of which each takes a fraction of a microsecond
+constexpr size_t kBlocksOfTask = 3;     // at least, so that a task reads a stretch of memory
+
+// Numbers of the arrays of a call's scratch.
+enum Arrays : size_t { kCodes, kScales, kSums, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kRowSum,
+                       kHidden, kHiddenCodes, kHiddenScale, kHiddenSum, kSegments };
+
+// A range of `count` things, as part `index` of `parts`.
+struct Range {
+  size_t first, last;
+};
+inline Range part_of(size_t count, size_t index, size_t parts) {
+  return {count * index / parts, count * (index + 1) / parts};
+}
+
+// Numbers of the parts of an array that tasks use one at a time: a single thread uses the first over and over, which stays
+// in its cache.
+class Slots {
+ public:
+  size_t take() {
+    uint32_t used = used_.load();
+    while (true) {
+      size_t slot = 0;
+      while (used >> slot & 1) slot++;
+      if (used_.compare_exchange_weak(used, used | uint32_t{1} << slot)) return slot;
+    }
+  }
+  void give_back(size_t slot) { used_.fetch_and(~(uint32_t{1} << slot)); }
+
+ private:
+  std::atomic<uint32_t> used_{0};
+};
+
+}  // namespace u2moe

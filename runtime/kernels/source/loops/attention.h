@@ -1,0 +1,86 @@
+// Attention to a cache and to a chunk itself.
+#pragma once
+#include "functions.h"
+#include "lanes.h"
+
+namespace {
+
+// Rows of one head, one after the other: from the cache, then from this call; `extra` is added if there is any.
+template <class V>
+inline void rows_of_head(const float* past, size_t num_past, size_t past_stride, const float* now, size_t num_now,
+                         size_t now_stride, const float* extra, size_t extra_stride, size_t size, float* to) {
+  const size_t last = size < kPanel ? 0 : size - kPanel;  // of a vector, which may overlap the one before
+  for (size_t row = 0; row < num_past + num_now; row++, to += size) {
+    const float* from = row < num_past ? past + row * past_stride : now + (row - num_past) * now_stride;
+    for (size_t next = 0; next < size; next += kPanel) {
+      const size_t i = next < last ? next : last;
+      auto x = load_part<V>(from + i, size - i);
+      if (extra != nullptr) x = V::add(x, load_part<V>(extra + row * extra_stride + i, size - i));
+      store_part<V>(to + i, x, size - i);
+    }
+  }
+}
+
+// Scores [keys] of 16 queries, with their biases, to exponentials; returns their sums.
+template <class V>
+inline typename V::Floats exponentials(const Attention& a, const float* bias, size_t first, float* scores) {
+  const size_t keys = a.num_past + a.time;
+  auto highest = V::set(-3.40282347e+38f);
+  for (size_t j = 0; j < keys; j++) {
+    auto own = V::set(bias[j]);
+    if (a.bias_time_stride != 0) {  // a bias for each query
+      float lanes[kPanel] = {};
+      for (size_t i = first; i < a.time && i < first + kPanel; i++) lanes[i - first] = bias[i * a.bias_time_stride + j];
+      own = V::load(lanes);
+    }
+    const auto score = V::add(V::load(scores + j * kPanel), own);
+    highest = V::max(highest, score);
+    V::store(scores + j * kPanel, score);
+  }
+  auto sum = V::set(0.0f);
+  const auto least = V::set(-87.0f), zero = V::set(0.0f);
+  for (size_t j = 0; j < keys; j++) {
+    const auto below = V::sub(V::load(scores + j * kPanel), highest);
+    const auto share = V::select_less(below, least, zero, exponential<V>(below));
+    sum = V::add(sum, share);
+    V::store(scores + j * kPanel, share);
+  }
+  return sum;
+}
+
+// One head of one row of the batch. Lanes are queries, so that only they and the results are transposed.
+template <class V>
+void attend(const Attention& a, size_t index, float* scratch) {
+  const size_t batch = index / a.heads, head = index % a.heads, size = a.size, keys = a.num_past + a.time;
+  const size_t shared = head / (a.heads / a.kv_heads), width = a.heads * size, kv_width = a.kv_heads * 2 * size;
+  const float* past = a.past + (batch * a.kv_heads + shared) * a.num_past * 2 * size;
+  const float* now = a.key_value + batch * a.time * kv_width + shared * 2 * size;
+  const float* positions =
+      a.positions ? a.positions + batch * a.positions_batch_stride + head * size : nullptr;
+  const float* bias = a.bias + batch * a.bias_batch_stride + head * a.bias_head_stride;
+  float* own_keys = scratch;
+  float* values = own_keys + keys * size;
+  float* query = values + keys * size;   // [size, 16]
+  float* result = query + size * kPanel;  // [size, 16]
+  float* scores = result + size * kPanel;  // [keys, 16]
+  rows_of_head<V>(past, a.num_past, 2 * size, now, a.time, kv_width, positions, width, size, own_keys);
+  rows_of_head<V>(past + size, a.num_past, 2 * size, now + size, a.time, kv_width, nullptr, 0, size, values);
+  for (size_t first = 0; first < a.time; first += kPanel) {
+    const size_t count = a.time - first < kPanel ? a.time - first : kPanel;
+    const float* from = a.query + (batch * a.time + first) * width + head * size;
+    std::memset(query, 0, size * kPanel * sizeof(float));
+    for (size_t i = 0; i < count; i++)
+      for (size_t d = 0; d < size; d++) query[d * kPanel + i] = from[i * width + d];
+    products<V>(keys, own_keys, size, 1, query, size, scores);
+    const auto inverse = V::div(V::set(1.0f), exponentials<V>(a, bias, first, scores));
+    products<V>(size, values, 1, size, scores, keys, result);
+    float* to = a.out + (batch * a.time + first) * width + head * size;
+    for (size_t d = 0; d < size; d++) {
+      float lanes[kPanel];
+      V::store(lanes, V::mul(V::load(result + d * kPanel), inverse));
+      for (size_t i = 0; i < count; i++) to[i * width + d] = lanes[i];
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,88 @@
+// Products in int8.
+#pragma once
+#include "product.h"
+
+namespace {
+
+// How weights come into the cache before they are needed: the only tile of a block, or the first, prefetches its own,
+// `kNear` bytes ahead. If there are several tiles, they spread the lines of the next block among them.
+struct Ahead {
+  const uint8_t* far;
+  size_t mask;  // a line of `far` at steps whose number has none of these bits
+};
+
+// `weights` points to the panel, `constants` to the scales of the block.
+template <class V, int M, bool kIsNear>
+inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
+                  const uint8_t* constants, Ahead ahead, float* unit) {
+  constexpr int P = V::kPanels;
+  typename V::Ints sum[M][P];
+  U2MOE_UNROLL for (int p = 0; p < P; p++) {
+    auto start = V::seti(0);
+    if constexpr (V::kZero != 0)
+      start = V::loadi(reinterpret_cast<const int32_t*>(constants + kBlock * 4) + p * kPanel);
+    U2MOE_UNROLL for (int m = 0; m < M; m++) sum[m][p] = start;
+  }
+  for (size_t s = 0; s < steps; s++) {
+    if constexpr (kIsNear) {
+      U2MOE_UNROLL for (int p = 0; p < P; p++) U2MOE_PREFETCH(weights + kNear + p * kLine, 3);
+    } else if ((s & ahead.mask) == 0) {
+      U2MOE_PREFETCH(ahead.far, 2);
+      ahead.far += kLine;
+    }
+    typename V::Weights w[P];
+    U2MOE_UNROLL for (int p = 0; p < P; p++) w[p] = V::load_weights(weights + p * kPanel * 4);
+    weights += kBlock * 4;
+    U2MOE_UNROLL for (int m = 0; m < M; m++) {
+      const auto four = V::four(codes + m * stride + s * 4);
+      U2MOE_UNROLL for (int p = 0; p < P; p++) sum[m][p] = V::dot(sum[m][p], w[p], four);
+    }
+  }
+  U2MOE_UNROLL for (int p = 0; p < P; p++) {
+    const auto scale = V::load(reinterpret_cast<const float*>(constants) + p * kPanel);
+    U2MOE_UNROLL for (int m = 0; m < M; m++)
+      V::store(unit + m * kBlock + p * kPanel, V::mul(V::to_float(sum[m][p]), scale));
+  }
+}
+
+template <class V, bool kIsNear, int M = static_cast<int>(V::kRows)>
+inline void rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
+                  const uint8_t* constants, Ahead ahead, float* unit) {
+  if constexpr (M > 1) {
+    if (rows < M) return rows8<V, kIsNear, M - 1>(rows, codes, stride, weights, steps, constants, ahead, unit);
+  }
+  tile8<V, M, kIsNear>(codes, stride, weights, steps, constants, ahead, unit);
+}
+
+template <class V>
+void multiply8(const Product& p, size_t first, size_t last) {
+  if (p.rows == 0) return;
+  const auto* codes = static_cast<const typename V::Code*>(p.codes);
+  const size_t each = tile_rows(p.rows, V::kRows), tiles = (p.rows + each - 1) / each;
+  const size_t steps = (p.k + 3) / 4, bytes = block_bytes8(p.k);
+  constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
+  // all tiles of a block together have this many steps for its bytes / 64 lines
+  size_t interval = 1;
+  while (interval * 2 * bytes <= tiles * (kBlock / kWidth) * steps * kLine) interval *= 2;
+  alignas(64) float unit[V::kRows * kBlock];
+  for (size_t block = first; block < last; block++) {
+    const uint8_t* weights = p.weights + block * bytes;
+    const uint8_t* constants = weights + depth8(p.k) * kBlock;
+    Ahead ahead{weights + bytes, interval - 1};
+    for (size_t row = 0; row < p.rows; row += each) {
+      const size_t rows = p.rows - row < each ? p.rows - row : each;
+      for (size_t c = 0; c < kBlock; c += kWidth) {
+        const auto* own = codes + row * p.stride;
+        if (tiles == 1) {
+          rows8<V, true>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, ahead, unit + c);
+        } else {
+          rows8<V, false>(rows, own, p.stride, weights + c * 4, steps, constants + c * 4, ahead, unit + c);
+          ahead.far += (steps + ahead.mask) / interval * kLine;
+        }
+      }
+      finish<V>(p, row, rows, block, unit, reinterpret_cast<const float*>(constants + kBlock * 8));
+    }
+  }
+}
+
+}  // namespace

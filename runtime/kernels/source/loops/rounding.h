@@ -1,0 +1,114 @@
+// Activations to integers.
+#pragma once
+#include "lanes.h"
+
+namespace {
+
+// x / divisor, correctly rounded, for many x: a product with the reciprocal, and one correction by the remainder
+// (Markstein 1990). It is not proven for divisors whose reciprocal may be subnormal or whose mantissa is all ones.
+template <class V>
+class Divisor {
+ public:
+  explicit Divisor(float by) : by_(V::set(by)), inverse_(V::set(1.0f / by)) {
+    uint32_t bits;
+    std::memcpy(&bits, &by, 4);
+    is_plain_ = by > 1e-25f && by < 1e25f && (bits & 0x7FFFFF) != 0x7FFFFF;
+  }
+  typename V::Floats divide(typename V::Floats x) const {
+    if (!is_plain_) return V::div(x, by_);
+    const auto quotient = V::mul(x, inverse_);
+    return V::fma(V::fma(V::mul(quotient, V::set(-1.0f)), by_, x), inverse_, quotient);
+  }
+
+ private:
+  typename V::Floats by_, inverse_;
+  bool is_plain_;
+};
+
+// The largest magnitude, found by comparing bits as integers: NaN is then the largest, wherever it stands.
+template <class V>
+inline float peak_of(const float* x, size_t count, float lowest) {
+  auto most = V::magnitude_bits(V::set(lowest));
+  for (size_t i = 0; i < count; i += kPanel) most = V::maxi(most, V::magnitude_bits(load_part<V>(x + i, count - i)));
+  const int32_t bits = V::largest(most);
+  float peak;
+  std::memcpy(&peak, &bits, 4);
+  return peak;
+}
+
+template <class V, bool kBytes, class Code>
+void round_row(const Rounding8& r, const float* x, Code* codes, float* scale_of_row) {
+  const float peak = peak_of<V>(x, r.k, r.lowest), scale = r.by_peak ? peak : peak * kStep;
+  *scale_of_row = scale;
+  const auto zero = V::seti(kBytes ? 128 : V::kZero);
+  const Divisor<V> by_scale(scale > 0 ? scale : 1.0f), by_step(kStep);
+  for (size_t i = 0; i < r.stride; i += kPanel) {
+    auto v = i < r.k ? load_part<V>(x + i, r.k - i) : V::set(0.0f);
+    v = by_scale.divide(v);
+    if (r.by_peak) v = by_step.divide(v);
+    const auto integers = V::addi(V::round(v), zero);
+    if constexpr (!kBytes) {
+      V::store_codes(integers, codes + i);
+    } else if (r.stride - i >= kPanel) {
+      V::store_bytes(integers, codes + i);
+    } else {
+      uint8_t part[kPanel];
+      V::store_bytes(integers, part);
+      std::memcpy(codes + i, part, r.stride - i);
+    }
+  }
+}
+
+// The stride is a multiple of 16.
+template <class V>
+void round8(const Rounding8& r, size_t first, size_t last) {
+  auto* codes = static_cast<typename V::Code*>(r.codes);
+  for (size_t row = first; row < last; row++)
+    round_row<V, false>(r, r.x + row * r.k, codes + row * r.stride, r.scale + row);
+}
+
+// The stride is k.
+template <class V>
+void round_bytes(const Rounding8& r, size_t first, size_t last) {
+  auto* bytes = static_cast<uint8_t*>(r.codes);
+  for (size_t row = first; row < last; row++)
+    round_row<V, true>(r, r.x + row * r.k, bytes + row * r.stride, r.scale + row);
+}
+
+template <class V>
+void from_bytes(const uint8_t* bytes, size_t k, void* to, size_t stride, size_t rows) {
+  for (size_t row = 0; row < rows; row++) {
+    auto* codes = static_cast<typename V::Code*>(to) + row * stride;
+    for (size_t i = 0; i < stride; i += kPanel) {
+      uint8_t part[kPanel];
+      const size_t count = i < k ? k - i : 0;
+      std::memset(part, 128, sizeof part);
+      std::memcpy(part, bytes + row * k + (count ? i : 0), count < kPanel ? count : kPanel);
+      V::codes_of_bytes(part, codes + i);
+    }
+  }
+}
+
+template <class V>
+void round4(const Rounding4& r, size_t first, size_t last) {
+  const size_t groups = groups4(r.k, r.group);
+  for (size_t row = first; row < last; row++) {
+    for (size_t g = 0; g < groups; g++) {
+      const size_t start = g * r.group, count = r.k - start < r.group ? r.k - start : r.group;
+      const float* x = r.x + row * r.k + start;
+      const float peak = peak_of<V>(x, count, 0.0f);
+      const auto inverse = V::set(peak != 0 ? 127.0f / peak : 0.0f);
+      auto sum = V::seti(0);
+      for (size_t i = 0; i < r.group; i += kPanel) {
+        const auto v = i < count ? load_part<V>(x + i, count - i) : V::set(0.0f);
+        const auto integers = V::round(V::mul(v, inverse));
+        sum = V::addi(sum, integers);
+        V::store_signed(integers, r.codes + (row * groups + g) * r.group + i);
+      }
+      r.scale[row * groups + g] = peak / 127.0f;
+      r.sum[row * groups + g] = static_cast<int32_t>(-8 * static_cast<uint32_t>(V::total(sum)));
+    }
+  }
+}
+
+}  // namespace

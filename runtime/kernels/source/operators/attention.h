@@ -1,0 +1,90 @@
+// The product of queries, keys and values of a chunk of frames, with a cache of those before it, as an operator.
+#pragma once
+#include <cstring>
+#include <vector>
+
+#include "inputs.h"
+#include "parameters.h"
+
+namespace u2moe {
+
+class CachedAttention {
+ public:
+  static constexpr const char* kName = "CachedAttention";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat};
+  explicit CachedAttention(Node& node)
+      : isa_(isa()),
+        heads_(size_of(node, "num_heads")),
+        kv_heads_(size_of(node, "num_kv_heads")),
+        size_(size_of(node, "size")) {
+    if (heads_ % kv_heads_ != 0) throw Invalid("attribute num_heads must be a multiple of num_kv_heads");
+    is_relative_ = node.integer("relative", 0, 1) != 0;
+    for (int i = 0; i < 6 + is_relative_; i++) node.skip();
+    check_all_read(node);
+  }
+
+  void compute(const Call& call) const {
+    const Tensor query = call.input(0, kFloat), key_value = call.input(1, kFloat), cache = call.input(2, kFloat);
+    check(query, 0, {-1, -1, static_cast<int64_t>(heads_ * size_)});
+    Attention a{};
+    a.batch = query.axis(0);
+    a.time = query.axis(1);
+    a.heads = heads_;
+    a.kv_heads = kv_heads_;
+    a.size = size_;
+    check(key_value, 1, {query.shape[0], query.shape[1], static_cast<int64_t>(2 * a.size * kv_heads_)});
+    a.num_past = cache.shape.size() == 5 ? cache.axis(3) : 0;
+    const auto width = static_cast<int64_t>(2 * a.size);
+    check(cache, 2, {-1, query.shape[0], static_cast<int64_t>(kv_heads_), static_cast<int64_t>(a.num_past), width});
+    a.query = query.as<float>();
+    a.key_value = key_value.as<float>();
+    a.past = block_of(call, cache, 2);
+    read_biases(call, a);
+    a.out = static_cast<float*>(call.output(0, query.shape));
+    run_attention(isa_, a, CallThreads(call));
+    keep(call, a);
+  }
+
+ private:
+  void read_biases(const Call& call, Attention& a) const {
+    const Tensor bias = call.input(5, kFloat);
+    const size_t sizes[] = {a.batch, a.heads, a.time, a.num_past + a.time};
+    bool fits = bias.shape.size() == 4 && bias.axis(3) == sizes[3];
+    for (size_t i = 0; fits && i < 3; i++) fits = bias.axis(i) == sizes[i] || bias.axis(i) == 1;
+    if (!fits) throw Invalid("input 5 does not fit the others");
+    a.bias = bias.as<float>();
+    a.bias_time_stride = bias.axis(2) > 1 ? sizes[3] : 0;
+    a.bias_head_stride = bias.axis(1) > 1 ? bias.axis(2) * sizes[3] : 0;
+    a.bias_batch_stride = bias.axis(0) > 1 ? bias.axis(1) * bias.axis(2) * sizes[3] : 0;
+    if (!is_relative_) return;
+    const Tensor positions = call.input(6, kFloat);
+    const auto width = static_cast<int64_t>(a.heads * a.size);
+    check(positions, 6, {-1, static_cast<int64_t>(sizes[3]), width});
+    if (positions.axis(0) != 1 && positions.axis(0) != a.batch) throw Invalid("input 6 does not fit the others");
+    a.positions = positions.as<float>();
+    a.positions_batch_stride = positions.axis(0) > 1 ? sizes[3] * a.heads * a.size : 0;
+  }
+
+  // The keys and values of this call from frame `first` on, as they are cached [1, batch, kv_heads, time, 2 * size].
+  void keep(const Call& call, const Attention& a) const {
+    const auto time = static_cast<int64_t>(a.time);
+    int64_t first = number(call, 4);
+    if (first < 0) first += time;
+    first = first < 0 ? 0 : first > time ? time : first;
+    const size_t width = 2 * a.size, kept = static_cast<size_t>(time - first);
+    auto* to = static_cast<float*>(call.output(1, {1, static_cast<int64_t>(a.batch), static_cast<int64_t>(kv_heads_),
+                                                   static_cast<int64_t>(kept), static_cast<int64_t>(width)}));
+    if (kept == 0) return;  // the batch may be of any size then
+    for (size_t row = 0; row < a.batch * kv_heads_; row++) {
+      const size_t batch = row / kv_heads_, head = row % kv_heads_;
+      for (size_t t = a.time - kept; t < a.time; t++, to += width)
+        std::memcpy(to, a.key_value + ((batch * a.time + t) * kv_heads_ + head) * width, width * sizeof(float));
+    }
+  }
+
+  const InstructionSet& isa_;
+  size_t heads_, kv_heads_, size_;
+  bool is_relative_ = false;
+};
+
+}  // namespace u2moe

@@ -1,0 +1,106 @@
+#include "parameters.h"
+
+#include <string>
+#include <vector>
+
+namespace u2moe {
+namespace {
+
+constexpr int64_t kMostSize = int64_t{1} << 24;  // of one axis of a weight
+constexpr size_t kMostInner = size_t{1} << 16;   // rows of a weight in int8: 255 * 128 times that fits in 32 bits
+
+}  // namespace
+
+const InstructionSet& isa() {
+  const char* message;
+  const InstructionSet* chosen = instruction_set(&message);
+  if (chosen == nullptr) throw Invalid(message);
+  return *chosen;
+}
+
+Activation activation_named(const std::string& name) {
+  static constexpr const char* kNames[] = {"relu", "swish", "gelu", "tanh", "hardtanh", "selu"};
+  for (size_t i = 0; i < 6; i++)
+    if (name == kNames[i]) return static_cast<Activation>(i);
+  throw Invalid("attribute activation must be relu, swish, gelu, tanh, hardtanh or selu, got '" + name + "'");
+}
+
+float lowest_of(const std::string& name) {
+  if (name == "swish") return 0.2785f;
+  if (name == "gelu") return 0.17f;
+  return 0.0f;
+}
+
+void check_inner(size_t k) {
+  if (k > kMostInner)
+    throw Invalid("a weight has " + std::to_string(k) + " rows, expected at most " + std::to_string(kMostInner));
+}
+
+size_t size_of(const Node& node, const char* name) { return static_cast<size_t>(node.integer(name, 1, kMostSize)); }
+
+size_t packed_bytes(size_t k, size_t n, size_t group) {
+  return group ? packed_bytes4(k, n, group) : packed_bytes8(k, n);
+}
+
+Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step) {
+  std::vector<int64_t> shape;
+  Matrix m;
+  m.eight.weight = node.constant<int8_t>("weight", {k, n}, &shape);
+  if (shape[0] > kMostElements / shape[1]) throw Invalid("a weight has too many elements");
+  m.k = m.eight.k = static_cast<size_t>(shape[0]);
+  check_inner(m.k);
+  m.n = m.eight.n = static_cast<size_t>(shape[1]);
+  m.eight.scale = node.constant<float>("scale", {shape[1]});
+  m.eight.bias = bias ? node.constant<float>("bias", {shape[1]}) : nullptr;
+  m.eight.step = step;
+  return m;
+}
+
+Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias) {
+  std::vector<int64_t> shape;
+  Matrix m;
+  const int64_t groups = (k + group - 1) / group;
+  m.four.weight = node.constant<uint8_t>("weight", {n, groups, group / 2}, &shape);
+  if (shape[0] > kMostElements / (groups * group)) throw Invalid("a weight has too many elements");
+  m.k = m.four.k = static_cast<size_t>(k);
+  m.n = m.four.n = static_cast<size_t>(shape[0]);
+  m.group = m.four.group = static_cast<size_t>(group);
+  m.four.scale = node.constant<float>("scale", {shape[0] * groups});
+  m.four.bias = bias ? node.constant<float>("bias", {shape[0]}) : nullptr;
+  return m;
+}
+
+namespace {
+
+LinearLayer linear_of(const Matrix& matrix, float lowest) {
+  LinearLayer layer;
+  layer.k = matrix.k;
+  layer.n = matrix.n;
+  layer.lowest = lowest;
+  layer.weights = Weights(matrix.bytes());
+  matrix.pack(layer.weights.data());
+  return layer;
+}
+
+}  // namespace
+
+bool is_packed(const Node& node) { return node.has("layout") && node.integer("layout", kLayout, kLayout); }
+
+LinearLayer read_linear(Node& node, bool bias, float lowest) {
+  if (!is_packed(node)) return linear_of(read_int8(node, -1, -1, bias, kStep), lowest);
+  LinearLayer layer;
+  layer.k = size_of(node, "in");
+  check_inner(layer.k);
+  layer.n = size_of(node, "out");
+  layer.lowest = lowest;
+  layer.weights = node.packed(packed_bytes8(layer.k, layer.n));
+  return layer;
+}
+
+void check_all_read(const Node& node) {
+  if (node.num_constants() != node.num_inputs())
+    throw Invalid("has " + std::to_string(node.num_inputs()) + " inputs, expected " +
+                  std::to_string(node.num_constants()));
+}
+
+}  // namespace u2moe

@@ -1,0 +1,52 @@
+// What operators read when a session is created: attributes, and constant inputs, whose weights they pack.
+//
+// An operator is a class that is constructed when a session is, with what it reads here, and computes when it runs.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "../layout.h"
+#include "../ort.h"
+
+namespace u2moe {
+
+constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+constexpr int64_t kMostElements = int64_t{1} << 31;
+
+// That of this process; throws where the environment names one that is not there.
+const InstructionSet& isa();
+
+Activation activation_named(const std::string& name);
+// How far below zero the output of an activation can go; `quantize.arithmetic.LOWEST`.
+float lowest_of(const std::string& name);
+size_t size_of(const Node& node, const char* name);
+
+// ------------------------------------------------------------------------------------------------ weights
+
+size_t packed_bytes(size_t k, size_t n, size_t group);
+
+// One weight matrix as the graph has it.
+struct Matrix {
+  Int8Weight eight{};
+  Int4Weight four{};
+  size_t k = 0, n = 0, group = 0;
+
+  size_t bytes() const { return packed_bytes(k, n, group); }
+  void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
+};
+
+// Reads weight, scale and bias; `k` and `n` are -1 if any size will do.
+Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step);
+Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias);
+
+// Whether weights were packed in advance, by `u2moe quantize --packed`.
+bool is_packed(const Node& node);
+LinearLayer read_linear(Node& node, bool bias, float lowest);
+
+// Throws if sums over `k` products would not fit in 32 bits.
+void check_inner(size_t k);
+// Throws if the node has more inputs than have been read.
+void check_all_read(const Node& node);
+
+}  // namespace u2moe

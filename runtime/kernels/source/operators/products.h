@@ -1,0 +1,83 @@
+// Rows to integers, and products of rows with one weight, as operators.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "parameters.h"
+
+namespace u2moe {
+
+class Rows {
+ public:
+  static constexpr const char* kName = "Int8Rows";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kUint8, kFloat};
+  explicit Rows(Node& node) : isa_(isa()), lowest_(lowest_of(node.text("activation"))) {
+    node.skip();
+    check_all_read(node);
+  }
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.last() == 0) throw Invalid("input 0 has rows without elements");
+    std::vector<int64_t> shape = x.shape;
+    auto* q = static_cast<uint8_t*>(call.output(0, shape));
+    shape.back() = 1;
+    auto* peak = static_cast<float*>(call.output(1, shape));
+    run_rows(isa_, x.as<float>(), x.rows(), x.last(), lowest_, q, peak, CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  float lowest_;
+};
+
+class MatMul {
+ public:
+  static constexpr const char* kName = "Int8MatMul";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
+  explicit MatMul(Node& node) : isa_(isa()) {
+    node.skip();
+    node.skip();
+    layer_ = read_linear(node, node.num_inputs() == 5, 0.0f);
+    check_all_read(node);
+  }
+  void compute(const Call& call) const {
+    const Tensor q = call.input(0, kUint8), peak = call.input(1, kFloat);
+    std::vector<int64_t> shape = q.shape;
+    shape.back() = 1;
+    if (q.last() != layer_.k || peak.shape != shape)
+      throw Invalid("inputs 0 and 1 must be [..., " + std::to_string(layer_.k) + "] and [..., 1]");
+    shape.back() = static_cast<int64_t>(layer_.n);
+    auto* y = static_cast<float*>(call.output(0, shape));
+    run_matmul(isa_, layer_, q.as<uint8_t>(), peak.as<float>(), q.rows(), y, CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  LinearLayer layer_;
+};
+
+class Linear {
+ public:
+  static constexpr const char* kName = "Int8Linear";
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
+  explicit Linear(Node& node) : isa_(isa()) {
+    node.skip();
+    const float lowest = lowest_of(node.text("activation"));
+    layer_ = read_linear(node, node.num_inputs() == 4, lowest);
+    check_all_read(node);
+  }
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0, kFloat);
+    if (x.last() != layer_.k) throw Invalid("input 0 must be [..., " + std::to_string(layer_.k) + "]");
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = static_cast<int64_t>(layer_.n);
+    auto* y = static_cast<float*>(call.output(0, shape));
+    run_linear(isa_, layer_, x.as<float>(), x.rows(), y, CallThreads(call));
+  }
+
+ private:
+  const InstructionSet& isa_;
+  LinearLayer layer_;
+};
+
+}  // namespace u2moe
