@@ -99,7 +99,7 @@ $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json
 	touch $@
 
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
-SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks))
+SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks $(BROWSER)/u2moe/sound))
 
 .venv/ready: $(SOURCES)
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -17,6 +17,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recogni
 from u2moe.runtime.alignment import find_cut
 from u2moe.runtime.endpoint import Endpointer
 from u2moe.runtime.pauses import end_at_pauses, find_pauses
+from u2moe.runtime.resampling import SincResampler
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
@@ -144,12 +145,12 @@ def test_endpoints_cuts_and_pauses():
 
 @pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
 def test_resampling(rate):
-    """Any split gives the same samples, exactly as many as the rates say, with the tone that was there."""
+    """Any split gives the same samples: those of Python's resampler, with the tone that was there."""
     seconds = np.arange(rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * 1000 * seconds)
     whole, split = run(
         """
-        const { Resampler } = await import('./u2moe/resampler.js');
+        const { Resampler } = await import('./u2moe/sound/resampler.js');
         const samples = Float32Array.from(input.samples);
         const resample = (sizes) => {
           const resampler = new Resampler(input.rate, 16000), out = [];
@@ -165,7 +166,8 @@ def test_resampling(rate):
         {"samples": tone.tolist(), "rate": rate},
     )
     assert whole == split
-    assert len(whole) == 16_000
+    theirs = SincResampler(rate, 16_000).resample_chunk(tone.astype(np.float32), last=True)
+    np.testing.assert_allclose(whole, theirs, atol=1e-5)  # its filters are in single precision
     expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
     assert np.abs(np.array(whole) - expected)[200:-200].max() < 1e-4
 
@@ -174,7 +176,7 @@ def test_what_would_fold_back_is_removed():
     tone = np.sin(2 * np.pi * 9000 * np.arange(48_000) / 48_000)
     (loudest,) = run(
         """
-        const { Resampler } = await import('./u2moe/resampler.js');
+        const { Resampler } = await import('./u2moe/sound/resampler.js');
         const resampler = new Resampler(48000, 16000), samples = Float32Array.from(input);
         const out = [...resampler.accept(samples), ...resampler.finish()].slice(300, -300);
         console.log(JSON.stringify([Math.max(...out.map(Math.abs))]));
@@ -253,6 +255,47 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
     assert message.startswith("ctc.ort: sha256 is ")
     edit_manifest(damaged, lambda manifest: manifest.update(version=2))
     assert run(code, str(damaged)) == ["BundleError", "bundle.json: version: found 2, expected 1"]
+
+
+@needs_onnxruntime_web
+def test_misuse_is_refused_by_name(ort_bundle):
+    found = run(
+        """
+        const { readFile } = await import('node:fs/promises');
+        const { default: ort } = await import('onnxruntime-web/wasm');
+        ort.env.wasm.numThreads = 1;
+        const { Recognizer, Resampler } = await import('./u2moe/index.js');
+        const recognizer = await Recognizer.fromBundle({ read: (name) => readFile(`${input}/${name}`) }, { ort });
+        const silence = new Float32Array(10);
+        const caught = (call) => { try { call(); } catch ({ name, message }) { return `${name}: ${message}`; } };
+        const running = recognizer.createStream(), finished = recognizer.createStream();
+        await running.acceptWaveform(8000, silence);
+        await finished.inputFinished();
+        console.log(JSON.stringify([
+          caught(() => new Resampler(999, 16000)),
+          caught(() => recognizer.createStream().acceptWaveform(384001, silence)),
+          caught(() => recognizer.createStream().acceptWaveform(NaN, silence)),
+          caught(() => running.acceptWaveform(16000, silence)),
+          caught(() => running.acceptWaveform(8000, [0, 0])),
+          caught(() => running.acceptWaveform(8000, Float32Array.of(0, 9))),
+          caught(() => finished.acceptWaveform(8000, silence)),
+          caught(() => finished.inputFinished()),
+          caught(() => recognizer.createStream({ beamSize: 0 })),
+        ]));
+        """,
+        str(ort_bundle),
+    )
+    assert found[:-1] == [
+        "RangeError: sample rate must be between 1000 and 384000 Hz, got 999",
+        "AudioError: sample rate must be between 1000 and 384000 Hz, got 384001",
+        "AudioError: sample rate must be between 1000 and 384000 Hz, got NaN",
+        "AudioError: sample rate changed from 8000 to 16000 Hz in a stream",
+        "AudioError: samples must be a Float32Array in [-1, 1] or an Int16Array",
+        "AudioError: samples hold 9, expected floats in [-1, 1]",
+        "StreamError: the input of this stream is finished: create another",
+        "StreamError: the input of this stream is already finished",
+    ]
+    assert found[-1].startswith("RangeError: beamSize must be ")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from u2moe.runtime.server import page
 HERE = Path(__file__).parent
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-SHARED_FILES = ("controls.js", "favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
+SHARED_FILES = ("capture.js", "controls.js", "favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
 """Parts that this page has in common with that of the server, beside its footer."""
 
 
@@ -31,7 +31,7 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
         raise SystemExit(f"{ORT}: missing; run 'npm ci --ignore-scripts' in {HERE} first")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(HERE / "app", out)
-    shutil.copytree(HERE / "u2moe", out / "u2moe", ignore=shutil.ignore_patterns("*.d.ts"))
+    shutil.copytree(HERE / "u2moe", out / "u2moe", ignore=shutil.ignore_patterns("*.d.ts", "__*"))
     (out / "ort").mkdir()
     for name in ORT_FILES:
         shutil.copyfile(ORT / name, out / "ort" / name)

@@ -41,6 +41,8 @@ _MEDIA_TYPES = {
     ".json": "application/json",
 }
 _PAGE = resources.files("u2moe.runtime.server.page")
+_SOUND = resources.files("u2moe.runtime.server.page.sound")
+"""Of the module of examples/browser, which resamples for the page."""
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -89,9 +91,12 @@ def _operation(service: Service) -> list[Route]:
 
 
 def _page() -> list[Route]:
-    """A route for each file of the page; its first is `/`."""
-    files = [file for file in _PAGE.iterdir() if Path(file.name).suffix in _MEDIA_TYPES]
-    return [Route("/" if file.name == "index.html" else f"/{file.name}", _respond_with(file)) for file in files]
+    """A route for each file of the page; its first is `/`. Parts of the module have the paths that it gives them."""
+    files = {"" if file.name == "index.html" else file.name: file for file in _PAGE.iterdir()}
+    files |= {f"u2moe/sound/{file.name}": file for file in _SOUND.iterdir()}
+    return [
+        Route(f"/{path}", _respond_with(file)) for path, file in files.items() if Path(file.name).suffix in _MEDIA_TYPES
+    ]
 
 
 def _respond_with(file: Traversable) -> Callable[[Request], Awaitable[Response]]:

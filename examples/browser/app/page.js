@@ -2,8 +2,6 @@
 
 import { Engine } from './connection.js';
 import { Controls, complain, find, show } from './controls.js';
-import { RATE, int16 } from './sound.js';
-import { Resampler } from './u2moe/resampler.js';
 
 const MEGABYTE = 1e6;
 
@@ -28,12 +26,4 @@ const engine = new Engine({
     complain(`The model cannot be loaded: ${message}`);
   },
 });
-const controls = new Controls({
-  recognise: (hotwords, on) => engine.recognise({ hotwords }, on),
-  capture: { module: 'capture.js', processor: 'capture', converter },
-});
-
-function converter(rate) {
-  const resampler = new Resampler(rate, RATE);
-  return { accept: (samples) => int16(resampler.accept(samples)), finish: () => int16(resampler.finish()) };
-}
+const controls = new Controls((hotwords, on) => engine.recognise({ hotwords }, on));

@@ -150,6 +150,7 @@ export class Recognizer {
 
 /** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
 export class Resampler {
+  /** @throws RangeError for a source rate beyond 1000 to 384000 Hz. */
   constructor(sourceRate: number, targetRate: number);
   accept(samples: Float32Array): Float32Array;
   finish(): Float32Array;

@@ -3,5 +3,5 @@
 export { AudioError, BundleError, IntegrityError, StreamError, U2moeError } from './errors.js';
 export { DEFAULT_RULES } from './endpoint.js';
 export { Recognizer } from './recognizer.js';
-export { Resampler } from './resampler.js';
+export { Resampler } from './sound/resampler.js';
 export { Stream } from './stream.js';

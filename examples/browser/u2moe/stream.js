@@ -4,10 +4,10 @@ import { findCut } from './alignment.js';
 import { PrefixBeamSearch } from './ctc.js';
 import { Endpointer, SHORTEST_PAUSE_S } from './endpoint.js';
 import { AudioError, StreamError } from './errors.js';
-import { FloatQueue, concatenated } from './floats.js';
 import { findPauses, loudness } from './pauses.js';
-import { Resampler } from './resampler.js';
 import { attentionRescoring, finalResult } from './second-pass.js';
+import { FloatQueue, concatenated } from './sound/floats.js';
+import { Resampler } from './sound/resampler.js';
 import { Windows } from './windows.js';
 
 const LOUDEST = 8;
@@ -55,7 +55,7 @@ export class Stream extends EventTarget {
    */
   acceptWaveform(sampleRate, samples) {
     if (this.#finished) throw new StreamError('the input of this stream is finished: create another');
-    this.#resampler ??= new Resampler(sampleRate, this.#manifest.features.sample_rate);
+    this.#resampler ??= resamplerFor(sampleRate, this.#manifest.features.sample_rate);
     if (sampleRate !== this.#resampler.sourceRate) {
       throw new AudioError(`sample rate changed from ${this.#resampler.sourceRate} to ${sampleRate} Hz in a stream`);
     }
@@ -208,6 +208,14 @@ export class Stream extends EventTarget {
   #emitPartial() {
     this.#utterance.hasNews = false;
     this.dispatchEvent(new CustomEvent('partial', { detail: this.result }));
+  }
+}
+
+function resamplerFor(sourceRate, targetRate) {
+  try {
+    return new Resampler(sourceRate, targetRate);
+  } catch (error) {
+    throw new AudioError(error.message);
   }
 }
 

@@ -1,6 +1,6 @@
 /** From samples to the overlapping windows of features that chunks are computed from, for any split of the samples. */
 
-import { FloatQueue } from './floats.js';
+import { FloatQueue } from './sound/floats.js';
 
 /**
  * Windows begin every `chunkSize * subsampling` frames; the last may be shorter. Features are computed for the frames that

@@ -3,6 +3,7 @@
 import { TYPES, format } from "./formats.js";
 import { KEPT_S, RATE, Sound, int16 } from "./sound.js";
 import { Transcript } from "./transcript.js";
+import { Resampler } from "./u2moe/sound/resampler.js";
 
 // What makes calls pleasant takes from speech what a recogniser needs.
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
@@ -24,15 +25,12 @@ export function complain(text) {
 export class Controls {
   // recognise(hotwords, on): a recognition {push(int16), finish(), close(), waiting}, or null; `on` is what it calls:
   // {partial(text), final(result), done(), problem(text)}.
-  // capture: {module, processor, converter(rate)}: an audio worklet, and {accept(data), finish()} from what it posts to int16
-  // at RATE.
-  constructor({ recognise, capture }) {
+  constructor(recognise) {
     this.recognise = recognise;
-    this.capture = capture;
     this.sound = new Sound();
     this.transcript = new Transcript(find("segments"), find("partial"), (seconds) => this.listen(seconds));
     this.recognition = null; // of the source at hand
-    this.microphone = null; // {context, tracks, converter} while it is open
+    this.microphone = null; // {context, tracks, resampler} while it is open
     this.offset = 0; // seconds of sound before the source at hand
     this.isReady = false;
     this.isStarting = false; // until the microphone is given and the recogniser there
@@ -116,15 +114,14 @@ export class Controls {
       return;
     }
     const context = new AudioContext(); // at the device's own rate: some browsers refuse a microphone at another
-    const { module, processor, converter } = this.capture;
-    await context.audioWorklet.addModule(new URL(module, import.meta.url));
+    await context.audioWorklet.addModule(new URL("capture.js", import.meta.url));
     if (!(await this.begin())) {
       media.getTracks().forEach((track) => track.stop());
       context.close();
       return;
     }
-    this.microphone = { context, tracks: media.getTracks(), converter: converter(context.sampleRate) };
-    const node = new AudioWorkletNode(context, processor, { numberOfOutputs: 0 });
+    this.microphone = { context, tracks: media.getTracks(), resampler: new Resampler(context.sampleRate, RATE) };
+    const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
     node.port.onmessage = ({ data }) => this.hear(data);
     this.microphone.tracks[0].onended = () => {
       complain("The microphone has gone.");
@@ -135,9 +132,9 @@ export class Controls {
     this.refresh();
   }
 
-  hear(data) {
+  hear(block) {
     if (!this.microphone) return;
-    const samples = this.microphone.converter.accept(data);
+    const samples = int16(this.microphone.resampler.accept(block));
     this.take(samples, KEPT_S);
     find("microphone").style.setProperty("--level", Math.min(1, rms(samples) * LOUD).toFixed(2));
   }
@@ -150,7 +147,7 @@ export class Controls {
   }
 
   finish() {
-    if (this.microphone) this.take(this.microphone.converter.finish(), KEPT_S);
+    if (this.microphone) this.take(int16(this.microphone.resampler.finish()), KEPT_S);
     this.stopMicrophone();
     if (this.recognition) {
       show("busy", "Finishing");

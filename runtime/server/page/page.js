@@ -5,11 +5,7 @@ import { Controls, complain, find, show } from "./controls.js";
 
 const KEY = "u2moe-api-key";
 const key = () => sessionStorage.getItem(KEY);
-const whole = { accept: (samples) => samples, finish: () => new Int16Array(0) }; // the recorder sends what is to be sent
-const controls = new Controls({
-  recognise,
-  capture: { module: "recorder.js", processor: "recorder", converter: () => whole },
-});
+const controls = new Controls(recognise);
 
 async function askForKey() {
   const headers = () => (key() ? { Authorization: `Bearer ${key()}` } : {});

@@ -1,6 +1,5 @@
 /** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
 
-import { AudioError } from './errors.js';
 import { FloatQueue } from './floats.js';
 
 const LOWEST_RATE = 1000;
@@ -21,7 +20,7 @@ export class Resampler {
 
   constructor(sourceRate, targetRate) {
     if (!(sourceRate >= LOWEST_RATE && sourceRate <= HIGHEST_RATE)) {
-      throw new AudioError(`sample rate must be between ${LOWEST_RATE} and ${HIGHEST_RATE} Hz, got ${sourceRate}`);
+      throw new RangeError(`sample rate must be between ${LOWEST_RATE} and ${HIGHEST_RATE} Hz, got ${sourceRate}`);
     }
     this.sourceRate = sourceRate;
     this.targetRate = targetRate;

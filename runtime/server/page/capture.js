@@ -23,4 +23,4 @@ class Capture extends AudioWorkletProcessor {
   }
 }
 
-registerProcessor('capture', Capture);
+registerProcessor("capture", Capture);
