@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import numpy as np
 import pytest
 import soundfile
+from browsing import opened_pages
 from corpora import ToyChoice, write_corpus
 from hypothesis import HealthCheck, settings
 from tones import toy_recognizer
@@ -326,3 +327,10 @@ def sounddevice(monkeypatch):
     module = FakeSounddevice()
     monkeypatch.setitem(sys.modules, "sounddevice", module)
     return module
+
+
+@pytest.fixture
+def new_page(browser):
+    """Opens pages in the `browser` of the test's module, which says what its microphone hears; see `opened_pages`."""
+    with opened_pages(browser) as open_page:
+        yield open_page

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from browsing import PATIENCE_MS, needs_chromium, needs_onnxruntime_web, opened_pages, wait_for
+from browsing import PATIENCE_MS, needs_chromium, needs_onnxruntime_web, wait_for
 from manifests import edit_manifest
 from playwright.sync_api import expect
 
@@ -31,12 +31,6 @@ def browser(sound, tmp_path_factory):
     soundfile.write(file, np.tile(np.repeat(sound, 3), 3), 48_000)
     with chromium(*fake_microphone(file)) as browser:
         yield browser
-
-
-@pytest.fixture
-def new_page(browser):
-    with opened_pages(browser) as open_page:
-        yield open_page
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def test_the_second_share_is_that_of_the_softmax_over_the_chosen():
 
 
 @pytest.fixture(scope="module")
-def results(exported, sound, tmp_path_factory):
-    """What the command wrote about moe_tiny, and what it printed is made of it."""
+def measured(exported, sound, tmp_path_factory):
+    """The file that the command wrote about moe_tiny, and its arguments."""
     folder = tmp_path_factory.mktemp("levers")
     for name, text in (("one", "A B C"), ("two", "D")):
         soundfile.write(folder / f"{name}.wav", sound, 16000)
@@ -44,8 +44,15 @@ def results(exported, sound, tmp_path_factory):
     manifests = [str(folder / "one.tsv"), str(folder / "two.tsv")]
     options = ["--skip-below", "0.3", "0.6", "--left-chunks", "1", "--repetitions", "2", "--at-most", "1"]
     output = folder / "levers.json"
-    assert main([exported("moe_tiny").as_posix(), "--manifest", *manifests, *options, "--output", str(output)]) == 0
-    return json.loads(output.read_text(encoding="utf-8"))
+    arguments = [exported("moe_tiny").as_posix(), "--manifest", *manifests, *options, "--output", str(output)]
+    assert main(arguments) == 0
+    return output, arguments
+
+
+@pytest.fixture(scope="module")
+def results(measured):
+    """What it found."""
+    return json.loads(measured[0].read_text(encoding="utf-8"))
 
 
 def test_every_setting_has_words_and_times(results):
@@ -94,3 +101,42 @@ def test_dense_models_have_nothing_to_skip(exported, sound, tmp_path):
     (tmp_path / "a.tsv").write_text("a.wav\tA\n", encoding="utf-8")
     with pytest.raises(BundleError, match="no token has more than one"):
         main([exported("dense_tiny").as_posix(), "--manifest", str(tmp_path / "a.tsv")])
+
+
+def without_times(results):
+    """Which settings, and their words."""
+    return [(item["mode"], item["skip_below"], item["words"]) for item in results["settings"]]
+
+
+def test_times_are_replaced_and_words_are_kept(measured, results, tmp_path):
+    _, arguments = measured
+    again = tmp_path / "again.json"
+    marked = json.loads(json.dumps(results))
+    for number, item in enumerate(marked["settings"]):
+        item["words"]["all"]["num_errors"] = 100 + number  # nothing counts them again
+        item["encoder_s"] = item["faster"] = None
+    again.write_text(json.dumps(marked), encoding="utf-8")
+    assert main([*arguments[:-1], str(again), "--times"]) == 0
+    found = json.loads(again.read_text(encoding="utf-8"))
+    assert found.keys() == results.keys()
+    assert without_times(found) == without_times(marked)
+    assert [found[name] for name in ("skipped", "timed_frames")] == [
+        results[name] for name in ("skipped", "timed_frames")
+    ]
+    assert [item["encoder_s"]["count"] for item in found["settings"]] == [2] * 7
+    assert [found["settings"][index]["faster"]["median"] for index in (0, 3)] == [1, 1]
+
+
+def test_times_alone_need_words_of_the_same_bundle_and_settings(measured, results, tmp_path, capsys):
+    _, arguments = measured
+    other = tmp_path / "other.json"
+    with pytest.raises(SystemExit):
+        main([*arguments[:-1], str(other), "--times"])
+    assert "has no words of this bundle" in capsys.readouterr().err
+    other.write_text(json.dumps({**results, "bundle": "another"}), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([*arguments[:-1], str(other), "--times"])
+    fewer = {**results, "settings": results["settings"][:-1]}
+    other.write_text(json.dumps(fewer), encoding="utf-8")
+    with pytest.raises(ValueError, match="words were counted with"):
+        main([*arguments[:-1], str(other), "--times"])

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.corpus.word_errors import WordErrorReport, WordErrors, alignment, edit_distance
+from u2moe.runtime.corpus.word_errors import (
+    Recording,
+    WordErrorReport,
+    WordErrors,
+    alignment,
+    edit_distance,
+    read_manifest,
+)
+from u2moe.runtime.errors import CorpusError
 
 TEXTS = st.lists(st.sampled_from(["A", "B", "C", "IT'S", "D"]), max_size=8).map(" ".join)
 
@@ -54,3 +62,29 @@ def test_what_was_confused():
     assert WordErrorReport().lines() == [
         "0.00% word errors: 0 of 0 words in 0 texts (0 with errors): 0 insertions, 0 deletions, 0 substitutions"
     ]
+
+
+def test_a_list_has_a_path_and_a_transcript_in_each_line(tmp_path):
+    file = tmp_path / "list.tsv"
+    file.write_text("\ufeffa.wav\tA B\n\n b c.wav \t\n", encoding="utf-8")
+    assert read_manifest(file) == [
+        Recording(path=tmp_path / "a.wav", transcript="A B"),
+        Recording(path=tmp_path / "b c.wav", transcript=""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"list\.tsv: cannot be read as a list of recordings: .*No such file"),
+        (b"\xff\xfe", "cannot be read as a list of recordings: "),
+        (b"a.wav\tA\nb.wav B\n", "line 2: found 'b.wav B', expected path<TAB>transcript"),
+        (b"\n", "lists no recordings"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_an_error_of_corpora(tmp_path, content, message):
+    file = tmp_path / "list.tsv"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        read_manifest(file)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from u2moe.benchmarks.endurance.memory import resident_mb
-from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.files import results_file
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.provenance import measured, measured_here, of_bundle
+from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Recognizer
 from u2moe.runtime.audio import read_audio
@@ -141,9 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     recognizer = Recognizer.from_pretrained()
     found = {suffix: measure(recognizer, suffix, args.hours) for suffix in CONTAINERS}
-    results = {**measured_here(), **of_bundle(recognizer.bundle.path), "hours": args.hours, "found": found}
-    write_json(args.output or results_file("long_video"), results)
-    print(f"{measured(results)}\n\n{values(results)['table']}")
+    content = {"hours": args.hours, "found": found}
+    publish(recognizer.bundle.path, content, values, args.output or results_file("long_video"))
     return 0
 
 

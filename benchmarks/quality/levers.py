@@ -1,9 +1,10 @@
 """What do the levers gain that cost accuracy? Skipped experts and less left context: word errors and encoder time.
 
-    python -m u2moe.benchmarks.quality.levers BUNDLE --manifest TEST.tsv ... [--output levers.json]
+    python -m u2moe.benchmarks.quality.levers BUNDLE --manifest TEST.tsv ... [--output levers.json] [--times]
 
 BUNDLE is a float32 bundle; it is quantized once for every threshold below which experts are skipped (`u2moe quantize
 --skip-expert-below`). All settings recognise the same recordings, and their encoders are timed in turn on some of them.
+Words can be counted on a busy machine: `--times` then replaces the times in the output alone, in a minute.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import numpy.typing as npt
 from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of, timed
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
+from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.config import FLOAT32, RECIPES, recipe
 from u2moe.quantize.quantizer import quantize_bundle
@@ -128,23 +130,76 @@ def measure(
         words[setting] = count_words(recognizer, sets, setting.mode)
     recordings = [recording for own in sets.values() for recording in own]
     features = features_of(bundles[0.0], [recording.path for recording in recordings], TIMED_FRAMES)
-    cases = {setting: timed(partial(encode, models[setting.skip_below], features, setting.mode)) for setting in wanted}
-    seconds = interleaved(cases, repetitions, title="encoders", progress=progress)
+    times = encoder_times(models, wanted, features, repetitions, progress)
     return {
         "recipe": recipe_name,
         "skipped": skipped_shares(bundles[0.0], recordings, limits),
         "timed_frames": sum(map(len, features)),
         "settings": [
-            {
-                "skip_below": setting.skip_below,
-                "mode": setting.mode.name,
-                "words": words[setting],
-                "encoder_s": Spread.of(seconds[setting]).data(),
-                # the same recordings in the same round: other load on the machine affects both
-                "faster": Spread.of(np.divide(seconds[reference(setting, wanted)], seconds[setting]).tolist()).data(),
-            }
+            {"skip_below": setting.skip_below, "mode": setting.mode.name, "words": words[setting], **times[setting]}
             for setting in wanted
         ],
+    }
+
+
+def timed_again(
+    results: Mapping[str, Any],
+    bundle: Path,
+    recordings: Sequence[Recording],
+    folder: Path,
+    *,
+    left_chunks: Sequence[int] = LEFT_CHUNKS,
+    repetitions: int = 7,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """The results of `measure` with other times: those of the same settings now.
+
+    Args:
+        results: see `measure`.
+        bundle: folder of the float32 bundle that they are of.
+        recordings: those of all sets, in their order.
+        folder: where to write the bundles.
+        left_chunks: chunks of left context, as they were; -1: all.
+        repetitions: number of measurements of each encoder.
+        progress: called with a line for each step.
+
+    Raises:
+        ValueError: the results have other settings.
+    """
+    limits = sorted({item["skip_below"] for item in results["settings"]})
+    bundles = {limit: make(bundle, folder, results["recipe"], limit, progress) for limit in limits}
+    models = {limit: made.load(num_threads=1) for limit, made in bundles.items()}
+    wanted = settings(limits, left_chunks, streaming=models[0.0].config.streaming)
+    had = [(item["mode"], item["skip_below"]) for item in results["settings"]]
+    if had != [(setting.mode.name, setting.skip_below) for setting in wanted]:
+        raise ValueError(f"words were counted with {had}, not with {', '.join(map(label, wanted))}")
+    features = features_of(bundles[0.0], [recording.path for recording in recordings], TIMED_FRAMES)
+    times = encoder_times(models, wanted, features, repetitions, progress)
+    return {
+        "recipe": results["recipe"],
+        "skipped": results["skipped"],
+        "timed_frames": sum(map(len, features)),
+        "settings": [{**item, **times[own]} for item, own in zip(results["settings"], wanted, strict=True)],
+    }
+
+
+def encoder_times(
+    models: Mapping[float, Model],
+    wanted: Sequence[Setting],
+    features: Sequence[Array],
+    repetitions: int,
+    progress: Progress,
+) -> dict[Setting, dict[str, Any]]:
+    """`encoder_s` of each setting, and how many times as `faster` it is than its `reference`, all timed in turn."""
+    cases = {setting: timed(partial(encode, models[setting.skip_below], features, setting.mode)) for setting in wanted}
+    seconds = interleaved(cases, repetitions, title="encoders", progress=progress)
+    return {
+        setting: {
+            "encoder_s": Spread.of(found).data(),
+            # the same recordings in the same round: other load on the machine affects both
+            "faster": Spread.of(np.divide(seconds[reference(setting, wanted)], found).tolist()).data(),
+        }
+        for setting, found in seconds.items()
     }
 
 
@@ -246,19 +301,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at-most", type=int, metavar="N", help="use at most N recordings of each list")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--times", action="store_true", help="replace the times in the output, and keep its words")
     args = parser.parse_args(argv)
     sets = {file.stem: read_manifest(file)[: args.at_most] for file in args.manifest}
+    options = {"left_chunks": args.left_chunks, "repetitions": args.repetitions, "progress": report}
+    earlier = read_json(args.output) if args.times and args.output else {}
+    if args.times and not of_bundle(args.bundle).items() <= earlier.items():
+        parser.error(f"{args.output}: has no words of this bundle: count them without --times first")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(
-            args.bundle,
-            sets,
-            Path(folder),
-            recipe_name=args.recipe,
-            limits=args.skip_below,
-            left_chunks=args.left_chunks,
-            repetitions=args.repetitions,
-            progress=report,
-        )
+        if args.times:
+            recordings = [recording for own in sets.values() for recording in own]
+            found = timed_again(earlier, args.bundle, recordings, Path(folder), **options)
+        else:
+            limits = args.skip_below
+            found = measure(args.bundle, sets, Path(folder), recipe_name=args.recipe, limits=limits, **options)
     publish(args.bundle, found, values, args.output)
     return 0
 

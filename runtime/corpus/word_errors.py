@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.errors import AudioError
+from u2moe.runtime.errors import CorpusError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,23 @@ def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
     """Recordings from a text file with lines of "path<TAB>transcript"; paths are relative to the file's folder.
 
     Raises:
-        AudioError: the file cannot be read, or a line is malformed; names file and line.
+        CorpusError: the file cannot be read, or a line is malformed; names file and line.
     """
     path = Path(file)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise AudioError(f"{path}: cannot be read as a list of recordings: {error}") from error
+        raise CorpusError(f"{path}: cannot be read as a list of recordings: {error}") from error
     recordings = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, tab, transcript = line.partition("\t")
         if not tab or not name.strip():
-            raise AudioError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
+            raise CorpusError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
         recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
     if not recordings:
-        raise AudioError(f"{path}: lists no recordings")
+        raise CorpusError(f"{path}: lists no recordings")
     return recordings
 
 

@@ -77,6 +77,25 @@ class LanguageModel:
         return self
 
 
+class ModelOrFile:
+    """A field that takes a model or the path of its file, and holds the model."""
+
+    def __get__(self, options: object, _owner: type) -> LanguageModel:
+        if options is None:
+            raise AttributeError("model")  # how dataclasses learn that there is no default
+        model: LanguageModel = options.__dict__["model"]
+        return model
+
+    def __set__(self, options: object, value: LanguageModel | str | os.PathLike[str]) -> None:
+        if isinstance(value, str | os.PathLike):
+            value = LanguageModel.open(value)
+        elif not isinstance(value, LanguageModel):
+            raise ValueError(  # noqa: TRY004 - wrong options are all one error
+                f"model must be a LanguageModel or the path of a file, got {value!r}"
+            )
+        options.__dict__["model"] = value
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LanguageModelOptions:
     """How a search uses a language model.
@@ -96,7 +115,7 @@ class LanguageModelOptions:
             of a phrase count one by one.
     """
 
-    model: LanguageModel
+    model: ModelOrFile = ModelOrFile()
     weight: float = 0.5
     word_bonus: float = 0.5
     unknown_score: float = -5.0
@@ -105,13 +124,6 @@ class LanguageModelOptions:
     classes: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        model: Any = self.model
-        if isinstance(model, str | os.PathLike):
-            object.__setattr__(self, "model", LanguageModel.open(model))
-        elif not isinstance(model, LanguageModel):
-            raise ValueError(  # noqa: TRY004 - wrong options are all one error
-                f"model must be a LanguageModel or the path of a file, got {model!r}"
-            )
         checked = {
             "weight": checked_number("weight", self.weight, least=0, most=MOST_WEIGHT),
             "word_bonus": checked_number("word_bonus", self.word_bonus, least=-MOST_WEIGHT, most=MOST_WEIGHT),

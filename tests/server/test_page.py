@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from browsing import PATIENCE_MS, needs_chromium, opened_pages
+from browsing import PATIENCE_MS, needs_chromium
 from playwright.sync_api import expect
 
 from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone
@@ -27,12 +27,6 @@ def microphone_file(tmp_path_factory, speech):
 def browser(microphone_file):
     with chromium(*fake_microphone(microphone_file)) as browser:
         yield browser
-
-
-@pytest.fixture
-def new_page(browser):
-    with opened_pages(browser) as open_page:
-        yield open_page
 
 
 @pytest.fixture
