@@ -110,12 +110,14 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "without",
     )
     items = results["modes"].values()
+    changes = [abs(item["words"][KERNELS[0]] - item["words"][KERNELS[1]]) for item in items]
     return {
         "table": table(header, rows),
         "kernels": results["kernels"]["description"],
         "recordings": str(max(item["recordings"] for item in items)),
         "other": str(sum(item["other_tokens"] for item in items)),
         "cases": str(sum(item["recordings"] for item in items)),
+        "points": f"{100 * max(changes):.2f}",
         "flips": f"{sum(item['flips'] for item in items) / sum(item['frames'] for item in items):.3%}",
     }
 
