@@ -1,7 +1,9 @@
 """The recipe of the demo model, on seconds of noise: it trains, and a run that is resumed takes the same steps."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
+import os
 import random
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +25,14 @@ import clusters
 import corpus
 import data
 import network
+import objective
 import prepare
 import progress
 import routing
+import scores
 import train
 import upcycle
+import validation
 import yaml
 from schedule import RESTART_STEPS, Schedule
 from withheld import TESTS, Withheld, overlap
@@ -106,6 +111,28 @@ def test_a_resumed_run_takes_the_same_steps(work_dir):
 @pytest.mark.usefixtures("no_easy_phase")
 def test_two_processes_take_the_steps_of_one(work_dir):
     assert differences(run(work_dir, "one", 6), run(work_dir, "two", 6, "--processes", 2)) == 0
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_two_views_are_heard_in_every_step(work_dir):
+    one, two = (run(work_dir, f"views-{views}", 16, "--views", views) for views in (1, 2))
+    assert two["options"]["views"] == 2
+    assert two["progress"]["speech_seconds"] > 1.1 * one["progress"]["speech_seconds"]  # not in the easy epoch
+    assert differences(two, run(work_dir, "views-shared", 16, "--views", 2, "--processes", 2)) == 0
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_a_run_that_is_told_to_stop_ends_after_a_step_and_is_saved(work_dir, monkeypatch):
+    step = train.Trainer.step
+
+    def last_step(trainer, *arguments):
+        if trainer.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(train.Trainer, "step", last_step)
+    assert run(work_dir, "stopped", 100)["progress"]["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
@@ -201,6 +228,41 @@ def test_a_blend_goes_from_the_dense_network_to_the_mixture():
         for share, encoded in zip((0.0, 1.0), expected, strict=True):
             mixture.load_state_dict(blend.blended(*ends, share), strict=False)
             assert float((encoded - mixture.encoder(mels, lengths)[0]).abs().max()) < 2e-5
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_checkpoints_and_what_lies_between_are_scored(work_dir, monkeypatch, capsys):
+    """A compact checkpoint without a configuration beside it, too; at both ends a blend scores as its end."""
+    paths = []
+    for name, steps in (("scored", 6), ("other", 3)):
+        run(work_dir, name, steps)
+        paths.append(checkpoints.all_of(work_dir / name)[-1])
+
+    def scored(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["scores.py", "--work-dir", str(work_dir), *map(str, arguments)])
+        scores.main()
+        return [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+
+    first, other = scored(paths[0]), scored(paths[1], "--sets", "queen-dev", "heldout")
+    assert [line.split()[0] for line in first] == ["queen-dev", "queen-dev", "heldout", "heldout"]
+    assert first != other
+    blends = scored(paths[0], "--toward", paths[1], "--shares", 0, 0.5, 1)
+    assert blends[:4] == first
+    assert blends[4:8] not in (first, other)
+    assert blends[8:] == other
+    assert scored(paths[0], "--sets", "hibari", "--first", 2) != scored(paths[0], "--sets", "hibari")
+
+    state = checkpoints.load(paths[0])
+    trained = train.Trainer(yaml.safe_load((work_dir / "scored/train.yaml").read_text()), state["statistics"],
+                            progress.Options(), "cpu")  # fmt: skip
+    trained.load(state)
+    trained.optimizer.write(trained.optimizer.average)
+    tokenizer = batches.Tokenizer(work_dir)
+    own = validation.validate(trained.model, batches.Corpus([work_dir / "features/queen-dev"], tokenizer), tokenizer,
+                              objective.Objective.of({"ctc_weight": 0.3, "reverse_weight": 0.3, "lsm_weight": 0.1}, 32),
+                              9600)  # fmt: skip
+    assert [f"queen-dev {score}" for score in own] == first[:2]
 
 
 def test_router_rows_share_clusters_out_evenly():

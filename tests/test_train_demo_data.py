@@ -5,6 +5,7 @@ import importlib
 import random
 import string
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -21,10 +22,12 @@ RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
 import corpus
 import games
+import manners
 import prepare
 import rnc
 import synthesize
 import texts
+import voices
 from spelling import normalize
 
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
@@ -197,8 +200,8 @@ def revoice():
 def test_another_speaker_has_another_pitch_and_tract(revoice):
     clip = vowel(120)
     analysis = revoice.Analysis.of(clip)
-    higher = analysis.spoken(revoice.Manner(tract=1.0, pitch=1.25, movement=1.0))
-    shorter = analysis.spoken(revoice.Manner(tract=1.15, pitch=1.0, movement=1.0))
+    higher = analysis.spoken(manners.Manner(tract=1.0, pitch=1.25, movement=1.0))
+    shorter = analysis.spoken(manners.Manner(tract=1.15, pitch=1.0, movement=1.0))
     for wave, expected in ((higher, 150), (shorter, 120)):
         pitch, _ = revoice.pyworld.dio(wave.astype(np.float64), corpus.SAMPLE_RATE)
         assert (pitch > 0).mean() > 0.9
@@ -208,9 +211,9 @@ def test_another_speaker_has_another_pitch_and_tract(revoice):
     assert loudest(shorter, 400, 1000) / loudest(clip, 400, 1000) == pytest.approx(1.15, rel=0.1)
 
 
-def test_manners_stay_within_what_sounds_human(revoice):
-    manners = [revoice.Manner.draw(np.random.default_rng(number)) for number in range(200)]
-    for values, width in (([m.tract for m in manners], 0.15), ([m.pitch for m in manners], 0.3)):
+def test_manners_stay_within_what_sounds_human():
+    drawn = [manners.Manner.draw(np.random.default_rng(number)) for number in range(200)]
+    for values, width in (([m.tract for m in drawn], 0.15), ([m.pitch for m in drawn], 0.3)):
         assert np.exp(-width) <= min(values) < 0.95
         assert 1.05 < max(values) <= np.exp(width)
 
@@ -224,6 +227,40 @@ def test_a_pack_is_revoiced_once(revoice, tmp_path):
         revoice.revoice(pack, 3, tmp_path / "b")
         other = corpus.Pack(tmp_path / "b", corpus.SPEECH)
         assert [(utterance.text, utterance.voice) for utterance in other.utterances] == expected
+
+
+def test_hibari_speaks_as_others(monkeypatch):
+    """Its network is asked once for what it would say; the harmonics move with the tract, the pitch on its own."""
+    heard = []
+    spectrum = np.tile(-((np.arange(601) - 200.0) ** 2)[:, None], (1, 9)).astype(np.float32)
+    pitch = np.array([0, 0, 100, 110, 120, 110, 100, 20, 0], np.float32)
+
+    class Engine:
+        sess = types.SimpleNamespace(run=lambda *_: [part[None] for part in (*5 * [spectrum], pitch)])
+
+        def phonemize(self, text):
+            return [text]
+
+        def ids(self, phonemes):
+            return [*range(len(phonemes))]
+
+    def synth(*parts):
+        heard.append(parts)
+        return np.zeros(24, np.float32)
+
+    module = types.SimpleNamespace(SAMPLE_RATE=24000, Hibari=Engine, dsp=types.SimpleNamespace(synth=synth))
+    monkeypatch.setitem(sys.modules, "hibari", module)
+    speak = voices.speaker("hibari-others")
+    spoken = [speak("hello", random.Random(number)) for number in range(3)]
+    assert len({speech.voice for speech in spoken}) == 3
+    for speech, (harmonics, _, noise, free, phases, melody, _) in zip(spoken, heard, strict=True):
+        assert speech.rate == 24000
+        manner = manners.Manner.draw(np.random.default_rng(int(speech.voice.removeprefix("hibari-"))))
+        for part in (harmonics, noise, free):
+            assert part[:, 4].argmax() == pytest.approx(200 * manner.tract, abs=1)
+        assert np.exp(np.log(melody[2:7]).mean()) == pytest.approx(np.exp(np.log(pitch[2:7]).mean()) * manner.pitch)
+        assert not melody[[0, 1, 7, 8]].any()
+        assert phases.shape == spectrum.shape
 
 
 def test_words_are_brief_and_cover_letters_and_numbers():

@@ -129,11 +129,12 @@ def test_the_recipe_runs_from_its_readme(recipe):
     for line in data:
         if "revoice" not in line or importlib.util.find_spec("pyworld"):
             run(recipe, line)
-    resumed, compacted, copied, started, *_ = commands("Going on with the run")
+    resumed, compacted, copied, started, scored, *_ = commands("Going on with the run")
     run(recipe, copied)
     assert "M parameters" in run(recipe, f"{started} --until-step 2768 --batch-frames 1200 --report-steps 1")
     assert (recipe / "exp/dense/train.log").read_text().count(" step ") >= 1
     run(recipe, f"{resumed} --until-step 2769")
     assert "dense.pt" in run(recipe, compacted)
+    assert "queen-dev chunk 16" in run(recipe, scored)
     run(recipe, "python wenet.py --name dense --output checkpoint-new")
     assert Checkpoint.open(recipe / "checkpoint-new").network() is not None

@@ -1,4 +1,4 @@
-"""Augmentation of log-mel batches: loudness, colour, vocal tract length, noise, band limits and SpecAugment.
+"""Augmentation of log-mel batches: other speakers, noise, loudness, colour, band limits and SpecAugment.
 
 All of it works on mel energies, where it costs next to nothing, so that every epoch hears new conditions.
 """
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 DECIBEL = math.log(10) / 10
+NUM_TRACTS = 256
+SMOOTHED = 4
 LOW_MEL, HIGH_MEL = (1127 * math.log1p(hertz / 700) for hertz in (20.0, 8000.0))
 
 
@@ -19,12 +21,35 @@ def mel_centers(num_mels: int) -> Tensor:
 
 
 def warps(num_mels: int, factors: Tensor) -> Tensor:
-    """Matrices that read the mel axis at frequencies times a factor, by interpolation [factors, mels, mels]."""
+    """Matrices that read the mel axis at frequencies times a factor for each [count, mels], by interpolation."""
     step = (HIGH_MEL - LOW_MEL) / (num_mels + 1)
-    mel = 1127 * torch.log1p(mel_centers(num_mels) * factors.unsqueeze(1) / 700)
+    mel = 1127 * torch.log1p(mel_centers(num_mels) * factors / 700)
     source = ((mel - LOW_MEL) / step - 1).clamp(0, num_mels - 1)
     distance = source.unsqueeze(1) - torch.arange(num_mels).view(1, -1, 1)
     return (1 - distance.abs()).clamp(min=0)
+
+
+def smoothing(num_mels: int) -> Tensor:
+    """A matrix that takes the mean of each mel and the `SMOOTHED` mels on either side [mels, mels]."""
+    index = torch.arange(num_mels)
+    near = ((index.unsqueeze(1) - index).abs() <= SMOOTHED).float()
+    return near / near.sum(0)
+
+
+def tracts(num_mels: int, count: int) -> Tensor:
+    """Factors on the frequencies of speakers with other vocal tracts [count, mels]; always the same ones.
+
+    A tract is up to 18 % shorter or longer on the whole; since throats and mouths differ by themselves, its formants do
+    not all move by the same factor (a smooth curve of at most 6 %).
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, generator=generator)
+
+    position = torch.linspace(-1, 1, num_mels)
+    bend = uniform(-0.06, 0.06) * torch.cos(math.pi * (position * uniform(0.5, 1.5) + uniform(-1, 1)))
+    return (uniform(-0.17, 0.17) + bend).exp()
 
 
 class Augmenter:
@@ -35,8 +60,8 @@ class Augmenter:
         self.share = share
         self.num_mels = noise.shape[1]
         self.centers = mel_centers(self.num_mels)
-        factors = torch.cat((torch.ones(1), torch.linspace(0.84, 1.18, 18)))
-        self.warps = warps(self.num_mels, factors)
+        self.warps = warps(self.num_mels, tracts(self.num_mels, NUM_TRACTS))
+        self.smoothing = smoothing(self.num_mels)
 
     def __call__(self, mels: Tensor, lengths: Tensor) -> Tensor:
         """Log-mels [batch, frames, mels], a share of them under new conditions; `lengths` are the valid frames."""
@@ -49,8 +74,11 @@ class Augmenter:
         def chance(probability: float) -> Tensor:
             return torch.rand(batch, 1, 1) < probability
 
-        choice = torch.randint(len(self.warps), (batch,)) * chance(0.6).flatten()
-        mels = mels @ self.warps[choice]
+        # another speaker: the vocal tract, and how sharp its resonances are
+        tract = mels @ self.warps[torch.randint(len(self.warps), (batch,))]
+        mels = torch.where(chance(0.75), tract, mels)
+        sharpness = torch.where(chance(0.5), uniform(-0.4, 0.3), 0.0)
+        mels = mels + sharpness * (mels - mels @ self.smoothing)
         level = (mels.exp().sum((1, 2)) / lengths / self.num_mels).log().view(-1, 1, 1)
 
         # something else is heard: ambience or music, then the hiss of the room
@@ -64,7 +92,9 @@ class Augmenter:
 
         # the channel: loudness, colour, band, and the floor that a digital recording has
         position = torch.linspace(-1, 1, self.num_mels)
-        colour = uniform(-1.5, 1.5) * position + uniform(-0.7, 0.7) * torch.cos(math.pi * position * uniform(0.5, 3))
+        colour = uniform(-1.5, 1.5) * position
+        for _ in range(2):
+            colour = colour + uniform(-0.7, 0.7) * torch.cos(math.pi * (position * uniform(0.5, 3) + uniform(-1, 1)))
         mels = mels + colour + DECIBEL * uniform(-22, 6)
         high = torch.where(chance(0.5), uniform(3300, 4100), uniform(4300, 6000))
         high = torch.where(chance(0.55), high, 9000.0)

@@ -19,13 +19,16 @@ GATE = ".gate.weight"
 
 
 def copies(dense: dict[str, Tensor], mixture: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A dense network in the form of a mixture, under the means of the mixture's pairs of router rows."""
+    """A dense network in the form of a mixture, under the means of the mixture's pairs of router rows.
+
+    Beside another dense network it stays as it is.
+    """
     rows = {
         name.removesuffix(GATE): weight.float().view(-1, NUM_CHOSEN, weight.shape[1]).mean(1)
         for name, weight in mixture.items()
         if name.endswith(GATE)
     }
-    return upcycled(dense, rows, 0.0, torch.Generator())
+    return upcycled(dense, rows, 0.0, torch.Generator()) if rows else dense
 
 
 def blended(dense: dict[str, Tensor], mixture: dict[str, Tensor], share: float) -> dict[str, Tensor]:

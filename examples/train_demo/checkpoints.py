@@ -30,6 +30,13 @@ def load(path: Path) -> dict[str, Any]:
     return unpacked(state) if state.pop("compact", False) else state
 
 
+def finished_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights that make a finished model: at the end of a decay they themselves, else their average."""
+    decayed = state["options"]["decay_from"] is not None
+    weights: dict[str, Any] = state["optimizer"]["masters" if decayed else "average"]
+    return weights
+
+
 def compact(state: dict[str, Any]) -> dict[str, Any]:
     """A state in a sixth of its size: the averaged weights in float16, at the beginning of the next epoch.
 

@@ -1,5 +1,7 @@
 """Gradients of a step: a few batches, shared out among processes, each batch under conditions drawn for it alone.
 
+The processes also share out the optimizer's work on matrices.
+
 What is drawn depends on the seed and on the batch's number only, never on the process that works on it or on what was
 drawn before. So a run that is stopped and resumed, or that goes on with more processes, takes the same steps.
 """
@@ -17,6 +19,7 @@ import torch
 from augment import Augmenter
 from batches import Corpus, Item
 from objective import Losses, Objective, losses, random_chunk
+from optimizers import orthogonalize, work
 from torch import Tensor
 
 from u2moe.export.model import SpeechModel
@@ -55,9 +58,10 @@ class GradientSource:
         *,
         seed: int,
         device: str,
+        two_views: bool = False,
     ) -> None:
         self.model, self.corpus, self.augmenter = model, corpus, augmenter
-        self.objective, self.seed, self.device = objective, seed, device
+        self.objective, self.seed, self.device, self.two_views = objective, seed, device, two_views
 
     def losses(self, task: Task) -> tuple[Losses, int]:
         """Losses of a batch, and its frames."""
@@ -65,6 +69,8 @@ class GradientSource:
         rng = random.Random(drawn)
         torch.manual_seed(drawn)
         batch = self.corpus.batch(task.items)
+        two_views = self.two_views and not task.easy
+        batch = batch.twice() if two_views else batch
         frames = int(batch.lengths.sum())
         chunk_size: int | None = None
         directions: tuple[bool, ...] = ()
@@ -72,7 +78,9 @@ class GradientSource:
             batch = replace(batch, mels=self.augmenter(batch.mels, batch.lengths))
             chunk_size = random_chunk(batch.mels.shape[1] // self.model.config.encoder.subsampling_rate, rng)
             directions = (rng.random() < self.objective.reverse_weight,)
-        parts, _, _ = losses(self.model, batch.to(self.device), self.objective, chunk_size, directions)
+        parts, _, _ = losses(
+            self.model, batch.to(self.device), self.objective, chunk_size, directions, two_views=two_views
+        )
         return parts, frames
 
     def add(self, task: Task, gradients: list[Tensor]) -> Outcome:
@@ -91,30 +99,51 @@ class GradientSource:
         return Outcome(ctc=ctc, left=left, right=right, num_frames=frames)
 
 
-def serve(source: GradientSource, gradients: list[Tensor], requests: Connection) -> None:
-    """The loop of a helping process; None ends it."""
+def serve(source: GradientSource, gradients: list[Tensor], pieces: Sequence[Tensor], requests: Connection) -> None:
+    """The loop of a helping process: a task, or numbers of pieces to make orthogonal; None ends it."""
     torch.set_num_threads(1)
-    while (task := requests.recv()) is not None:
-        requests.send(source.add(task, gradients))
+    while (request := requests.recv()) is not None:
+        if isinstance(request, Task):
+            requests.send(source.add(request, gradients))
+        else:
+            orthogonalize([pieces[number] for number in request])
+            requests.send(None)
+
+
+def shares(pieces: Sequence[Tensor], count: int) -> list[list[int]]:
+    """Numbers of pieces in so many shares of about the same work."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for number in sorted(range(len(pieces)), key=lambda number: -work(pieces[number])):
+        lightest = loads.index(min(loads))
+        parts[lightest].append(number)
+        loads[lightest] += work(pieces[number])
+    return parts
 
 
 class GradientPool:
-    """This process and helpers that are forked from it; they share the network's weights and live for one epoch."""
+    """This process and helpers that are forked from it, for one epoch.
 
-    def __init__(self, source: GradientSource, num_processes: int) -> None:
+    They share the network's weights, and the optimizer's `pieces`.
+    """
+
+    def __init__(self, source: GradientSource, num_processes: int, pieces: Sequence[Tensor]) -> None:
         self.source = source
+        self.shares = shares(pieces, num_processes)
         self.sums = [torch.empty(weight.shape, device=weight.device) for weight in source.model.parameters()]
         self.own = [torch.empty_like(weight) for weight in source.model.parameters()]
         self.helpers: list[tuple[Connection, list[Tensor], multiprocessing.process.BaseProcess]] = []
         if num_processes > 1:
             source.model.share_memory()
+            for piece in pieces:
+                piece.share_memory_()  # type: ignore[no-untyped-call]
         context = multiprocessing.get_context("fork")
         for _ in range(num_processes - 1):
             gradients = [torch.empty_like(weight) for weight in source.model.parameters()]
             for gradient in gradients:
                 gradient.share_memory_()  # type: ignore[no-untyped-call]
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(source, gradients, theirs), daemon=True)
+            process = context.Process(target=serve, args=(source, gradients, pieces, theirs), daemon=True)
             process.start()
             self.helpers.append((ours, gradients, process))
 
@@ -144,6 +173,15 @@ class GradientPool:
                 outcomes.append(requests.recv())
                 self._sum(gradients, len(tasks))
         return self.sums, outcomes
+
+    def orthogonalize(self, pieces: Sequence[Tensor]) -> None:
+        """Makes the matrices of the pool's pieces orthogonal, in place."""
+        own, *others = self.shares
+        for (requests, _, _), share in zip(self.helpers, others, strict=True):
+            requests.send(share)
+        orthogonalize([pieces[number] for number in own])
+        for requests, _, _ in self.helpers:
+            requests.recv()
 
     def _sum(self, gradients: list[Tensor], num_tasks: int) -> None:
         for total, gradient in zip(self.sums, gradients, strict=True):

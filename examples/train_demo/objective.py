@@ -13,6 +13,8 @@ from torch.nn import functional
 from u2moe.export.model import SpeechModel
 
 MAX_CHUNK = 25
+CONSISTENCY = 0.2
+"""Weight of the consistency of two views, beside their CTC loss (arXiv 2410.05101)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Losses:
     ctc: Tensor
     left: Tensor | None = None
     right: Tensor | None = None
+    consistency: Tensor | None = None
+    """How far two views of the same speech are from being understood alike; none if there is one view."""
 
     def total(self, objective: Objective) -> Tensor:
         """The weighted sum. One decoder alone stands for both."""
@@ -53,7 +57,8 @@ class Losses:
         attention = parts[0]
         if self.left is not None and self.right is not None:
             attention = torch.lerp(self.left, self.right, objective.reverse_weight)
-        return objective.ctc_weight * self.ctc + (1 - objective.ctc_weight) * attention
+        ctc = self.ctc if self.consistency is None else self.ctc + CONSISTENCY * self.consistency
+        return objective.ctc_weight * ctc + (1 - objective.ctc_weight) * attention
 
 
 def random_chunk(num_frames: int, rng: random.Random) -> int | None:
@@ -62,13 +67,29 @@ def random_chunk(num_frames: int, rng: random.Random) -> int | None:
     return None if chunk > num_frames // 2 else chunk % MAX_CHUNK + 1
 
 
-def ctc_loss(model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch) -> Tensor:
+def ctc_loss(log_probs: Tensor, times: Tensor, batch: Batch, blank: int) -> Tensor:
     """Mean CTC loss per token; a clip that says nothing counts as one."""
-    log_probs = model.ctc.ctc_lo(encoder_out).float().log_softmax(-1).transpose(0, 1)
     total = functional.ctc_loss(
-        log_probs, batch.tokens.clamp(min=0), times, batch.token_lengths, model.config.blank, "sum", zero_infinity=True
+        log_probs.transpose(0, 1),
+        batch.tokens.clamp(min=0),
+        times,
+        batch.token_lengths,
+        blank,
+        "sum",
+        zero_infinity=True,
     )
     return total / batch.token_lengths.clamp(min=1).sum()
+
+
+def consistency(log_probs: Tensor, times: Tensor, batch: Batch) -> Tensor:
+    """Divergence of what two views say of each frame [2 * batch, time, vocab], per token as the CTC loss.
+
+    Each view is drawn to what the other says, as if that were given (arXiv 2410.05101).
+    """
+    other = torch.cat(log_probs.detach().chunk(2)[::-1])
+    divergence = (other.exp() * (other - log_probs)).sum(-1)
+    inside = torch.arange(log_probs.shape[1], device=times.device) < times.unsqueeze(1)
+    return (divergence * inside).sum() / batch.token_lengths.clamp(min=1).sum()
 
 
 def attention_loss(
@@ -91,16 +112,29 @@ def attention_loss(
 
 
 def losses(
-    model: SpeechModel, batch: Batch, objective: Objective, chunk_size: int | None, directions: tuple[bool, ...]
+    model: SpeechModel,
+    batch: Batch,
+    objective: Objective,
+    chunk_size: int | None,
+    directions: tuple[bool, ...],
+    *,
+    two_views: bool = False,
 ) -> tuple[Losses, Tensor, Tensor]:
     """Losses of a batch whose encoder sees `chunk_size` frames at once (None: all), the encoder's output and times.
 
-    `directions` are the decoders that take part: False reads forwards, True backwards.
+    `directions` are the decoders that take part: False reads forwards, True backwards. With `two_views` the second half
+    of the batch is what the first says, under other conditions.
     """
     encoder_out, times = encode(model.encoder, batch.mels, batch.lengths, chunk_size, objective.channels)
     attention = {
         backwards: attention_loss(model, encoder_out, times, batch, objective.smoothing, backwards=backwards)
         for backwards in directions
     }
-    parts = Losses(ctc=ctc_loss(model, encoder_out, times, batch), left=attention.get(False), right=attention.get(True))
+    log_probs = model.ctc.ctc_lo(encoder_out).float().log_softmax(-1)
+    parts = Losses(
+        ctc=ctc_loss(log_probs, times, batch, model.config.blank),
+        left=attention.get(False),
+        right=attention.get(True),
+        consistency=consistency(log_probs, times, batch) if two_views else None,
+    )
     return parts, encoder_out, times

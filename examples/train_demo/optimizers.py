@@ -6,7 +6,7 @@ to the size of AdamW's (arXiv 2502.16982), so that both share one learning rate.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ UPDATE_RMS = 0.2
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MAX_NORM = 5.0
+PIECE = 16
+"""Matrices in a piece, at most."""
 ROUTER_RATE = 0.1
 """Of the routers' learning rate to that of all else: at a full one the halves of a copied layer part in ten steps."""
-AVERAGED_STEPS, AVERAGED_SHARE = 1000, 0.1
+AVERAGED_STEPS, AVERAGED_SHARE = 4000, 0.1
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -34,29 +36,52 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return x.float()
 
 
+def orthogonalize(pieces: Sequence[Tensor]) -> None:
+    """Makes the matrices of some pieces orthogonal, in place."""
+    for piece in pieces:
+        rows, columns = piece.shape[1:]
+        piece.copy_(orthogonalized(piece.mT).mT if rows > columns else orthogonalized(piece))
+
+
+def work(piece: Tensor) -> int:
+    """How much there is to do for a piece: products in a step of Newton-Schulz."""
+    count, (short, long) = len(piece), sorted(piece.shape[1:])
+    return count * short**2 * (2 * long + short)
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon on weights seen as matrices [rows, everything else]; matrices of one shape are one product."""
+    """Muon on weights seen as matrices [rows, everything else].
+
+    Matrices of one shape are one product, up to `PIECE` of them: `pieces` [count, rows, columns] are what processes can
+    share out among themselves, and the same whoever works on them.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        for weight in self.param_groups[0]["params"]:
+            alike[len(weight), weight[0].numel()].append(weight)
+        self.members = [
+            weights[start : start + PIECE] for weights in alike.values() for start in range(0, len(weights), PIECE)
+        ]
+        self.pieces = [
+            torch.stack([weight.detach().flatten(1) for weight in weights]).contiguous() for weights in self.members
+        ]
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """Moves every weight that has a gradient."""
-        for group in self.param_groups:
-            alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    alike[len(weight), weight[0].numel()].append(weight)
-            for (rows, columns), alike_weights in alike.items():
-                weights: list[Tensor] = [*alike_weights]
-                moves = torch.stack([self._momentum(weight) for weight in alike_weights])
-                moves = orthogonalized(moves.mT).mT if rows > columns else orthogonalized(moves)
-                size = group["lr"] * UPDATE_RMS * max(rows, columns) ** 0.5
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(
-                    weights, [move.view(weight.shape) for move, weight in zip(moves, weights, strict=True)], alpha=-size
-                )
+    def step(self, orthogonalize: Callable[[Sequence[Tensor]], None] = orthogonalize) -> None:  # type: ignore[override]
+        """Moves every weight along its gradient."""
+        for members, piece in zip(self.members, self.pieces, strict=True):
+            for weight, move in zip(members, piece, strict=True):
+                move.copy_(self._momentum(weight))
+        orthogonalize(self.pieces)
+        (group,) = self.param_groups
+        for members, piece in zip(self.members, self.pieces, strict=True):
+            weights: list[Tensor] = [*members]
+            size = group["lr"] * UPDATE_RMS * max(piece.shape[1:]) ** 0.5
+            moves = [move.view(weight.shape) for move, weight in zip(piece, weights, strict=True)]
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, moves, alpha=-size)
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
         """Nesterov's look ahead of the running mean of gradients [rows, columns]."""
@@ -97,18 +122,26 @@ class Optimizer:
         others = [
             weight for name, weight in self.masters.items() if not suits_muon(name, weight) and not is_router(name)
         ]
+        self.muon = Muon(matrices, lr=0.0, weight_decay=0.05)
         self.parts: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=0.0, weight_decay=0.05),
+            self.muon,
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
         ]
         if routers:
             self.parts.append(torch.optim.AdamW(routers, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True))
 
     @torch.no_grad()
-    def step(self, gradients: list[Tensor], lr: float, num_steps: int) -> float:
+    def step(
+        self,
+        gradients: list[Tensor],
+        lr: float,
+        num_steps: int,
+        orthogonalize: Callable[[Sequence[Tensor]], None] = orthogonalize,
+    ) -> float:
         """Moves the masters along float32 gradients, in order of the parameters, and copies them into the network.
 
-        `num_steps` were taken before. Returns the norm of the gradient; if it is not finite, nothing moves.
+        `num_steps` were taken before; `orthogonalize` works on the pieces of `muon`. Returns the norm of the gradient;
+        if it is not finite, nothing moves.
         """
         for weight, gradient in zip(self.masters.values(), gradients, strict=True):
             weight.grad = gradient
@@ -116,6 +149,8 @@ class Optimizer:
         if norm.isfinite():
             for part, share in zip(self.parts, (1.0, 1.0, ROUTER_RATE), strict=False):
                 part.param_groups[0]["lr"] = lr * share
+            self.muon.step(orthogonalize)
+            for part in self.parts[1:]:
                 part.step()
             averages: list[Tensor] = [*self.average.values()]
             masters: list[Tensor] = [*self.masters.values()]

@@ -39,11 +39,17 @@ class Options:
     """Batches in a step."""
     augment: float = 0.7
     """Share of the utterances under new conditions."""
+    views: int = 1
+    """2: every utterance is heard under two conditions in one batch, and should be understood alike in both."""
     channels: int = 32
     """Of the first convolution."""
     restart: int | None = None
     """Step at which a mixture forked from a dense run: the rate rises anew from 0."""
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.views not in (1, 2):
+            raise ValueError(f"views must be 1 or 2, got {self.views}")
 
     @property
     def schedule(self) -> Schedule:

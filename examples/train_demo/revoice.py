@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyworld
 from corpus import SAMPLE_RATE, SPEECH, Pack, to_float, to_pcm
+from manners import Manner, Track, stretched
 from numpy.typing import NDArray
 
 VARIANTS = {
@@ -23,23 +24,6 @@ VARIANTS = {
 """The packs, and the number of other speakers for each of their utterances."""
 FRAME_MS = 10.0
 Samples = NDArray[np.float32]
-Track = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manner:
-    """How a variant differs: factors on the frequencies of the vocal tract, on the pitch, and on its movement."""
-
-    tract: float
-    pitch: float
-    movement: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Manner":
-        """Tracts up to 15 % shorter or longer, pitch up to 30 % higher or lower, mostly together."""
-        tract = rng.uniform(-0.15, 0.15)
-        pitch = np.clip(tract + rng.uniform(-0.25, 0.25), -0.3, 0.3)
-        return cls(tract=float(np.exp(tract)), pitch=float(np.exp(pitch)), movement=rng.uniform(0.7, 1.4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +46,10 @@ class Analysis:
 
     def spoken(self, manner: Manner) -> Samples:
         """The same words by another speaker, at a peak of 0.5."""
-        voiced = self.pitch > 0
-        pitch = self.pitch.copy()
-        if voiced.any():
-            mean = np.log(pitch[voiced]).mean()
-            pitch[voiced] = np.exp(mean + manner.movement * (np.log(pitch[voiced]) - mean)) * manner.pitch
+        pitch = manner.melody(self.pitch)
         envelope, aperiodicity = (stretched(track, manner.tract) for track in (self.envelope, self.aperiodicity))
         wave = pyworld.synthesize(pitch, envelope, aperiodicity, SAMPLE_RATE, FRAME_MS)
         return np.asarray(wave * (0.5 / max(np.abs(wave).max(), 1e-3)), np.float32)
-
-
-def stretched(track: Track, factor: float) -> Track:
-    """A track [frames, bins] with what was at a frequency at a factor times that; above the highest, the last value."""
-    position = np.minimum(np.arange(track.shape[1]) / factor, track.shape[1] - 1)
-    left = np.minimum(position.astype(int), track.shape[1] - 2)
-    share = position - left
-    return np.ascontiguousarray(track[:, left] * (1 - share) + track[:, left + 1] * share)
 
 
 def revoice(source: Pack, num_variants: int, path: Path) -> str:

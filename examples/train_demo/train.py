@@ -8,17 +8,19 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import checkpoints
 import torch
 import yaml
 from augment import Augmenter
-from batches import Item
+from batches import Item, Tokenizer
 from corpus import NUM_MELS
 from data import Data
 from gradients import GradientPool, GradientSource, Outcome, Task
@@ -72,7 +74,7 @@ class Trainer:
             for index, items in enumerate(batches)
         ]
         gradients, outcomes = pool.step(tasks)
-        norm = self.optimizer.step(gradients, rate, progress.step)
+        norm = self.optimizer.step(gradients, rate, progress.step, pool.orthogonalize)
         progress.step += 1
         progress.batches += len(tasks)
         progress.position += len(tasks)
@@ -113,12 +115,17 @@ class Session:
         self.objective = Objective.of(model_conf, trainer.options.channels)
         self.deadline = time.monotonic() + 60 * args.minutes
         self.save_clock, self.validate_clock = Clock(args.save_every), Clock(args.validate_every)
+        self.stopped = False
+
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """Handles a signal: the run ends after this step, and is saved."""
+        self.stopped = True
 
     def finished(self) -> bool:
         """Whether it is time to stop."""
         end, step = self.trainer.schedule.end, self.trainer.progress.step
         over = end is not None and step >= end
-        return over or time.monotonic() > self.deadline or step >= self.args.until_step
+        return self.stopped or over or time.monotonic() > self.deadline or step >= self.args.until_step
 
     def run(self) -> None:
         """Epoch after epoch until it is finished."""
@@ -135,8 +142,9 @@ class Session:
                 self.objective,
                 seed=self.trainer.options.seed,
                 device=self.args.device,
+                two_views=self.trainer.options.views == 2,
             )
-            with GradientPool(source, self.args.processes) as pool:
+            with GradientPool(source, self.args.processes, self.trainer.optimizer.muon.pieces) as pool:
                 self._epoch(pool, self.data.epoch(corpus, progress))
         self.save()
         if self.trainer.schedule.decay_from is not None or self.validate_clock.due():
@@ -209,9 +217,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, kind, text in (
         ("lr", float, "peak of the learning rate"),
         ("decay-steps", int, "let the learning rate fall to zero in so many steps from here, then stop"),
-        ("batch-frames", int, "padded frames in a batch"),
+        ("batch-frames", int, "padded frames in a batch, of one view"),
         ("num-batches", int, "batches in a step"),
         ("augment", float, "share of the utterances under new conditions"),
+        ("views", int, "2: every utterance under two conditions at once, see objective.py"),
         ("seed", int, "of all that is drawn"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: as before, or {Options.__name__})")
@@ -221,11 +230,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Options:
     """The options of a checkpoint, or their defaults, changed where the command line says so."""
     options = Options(**state["options"]) if state else Options()
-    names = ("lr", "decay_steps", "batch_frames", "num_batches", "augment", "seed")
+    names = ("lr", "decay_steps", "batch_frames", "num_batches", "augment", "views", "seed")
     options = replace(options, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.decay_steps and options.decay_from is None:
         options = replace(options, decay_from=state["progress"]["step"] if state else 0)
     return options
+
+
+def filled_config(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A configuration of the recipe, with the sizes of its features and of the vocabulary."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    size = len(tokenizer.units)
+    return config | {"input_dim": NUM_MELS, "output_dim": size, "vocab_size": size}
 
 
 def prepared_folder(args: argparse.Namespace, data: Data, state: dict[str, Any] | None) -> Path:
@@ -233,9 +249,7 @@ def prepared_folder(args: argparse.Namespace, data: Data, state: dict[str, Any] 
     folder: Path = args.work_dir / args.name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "train.yaml").exists():
-        config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-        size = len(data.tokenizer.units)
-        config |= {"input_dim": NUM_MELS, "output_dim": size, "vocab_size": size}
+        config = filled_config(args.config, data.tokenizer)
         (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     if not (folder / "global_cmvn").exists():
         if state:
@@ -271,7 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
     machine = f"{processor(cpu_fields())}, {os.cpu_count()} cores, torch {torch.__version__}"
     start = f"from step {trainer.progress.step} of {path.name}" if path else "from nothing"
     session.log(f"{start}; {machine}, {args.device}, {args.processes} processes")
+    before = signal.signal(signal.SIGTERM, session.stop)
     session.run()
+    signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

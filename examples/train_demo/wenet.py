@@ -18,13 +18,14 @@ EXACT = ("encoder.global_cmvn.mean", "encoder.global_cmvn.istd")
 """Statistics of the features stay exact: they are few, and their inverse deviations scale everything."""
 
 
-def network(state: dict[str, Any], config: dict[str, Any], weights: str) -> SpeechModel:
-    """The network of a checkpoint; `weights` is `average`, or `masters` after a decay."""
+def network(state: dict[str, Any], config: dict[str, Any]) -> SpeechModel:
+    """The network of a checkpoint."""
     model = SpeechModel(parse_training_config(config).architecture)
     set_statistics(model, state["statistics"])
     with torch.no_grad():
+        weights = checkpoints.finished_weights(state)
         for name, weight in model.named_parameters():
-            weight.copy_(state["optimizer"][weights][name])
+            weight.copy_(weights[name])
     return model
 
 
@@ -38,9 +39,8 @@ def main() -> None:
     folder = args.work_dir / args.name
     path = args.checkpoint or checkpoints.all_of(folder)[-1]
     state = checkpoints.load(path)
-    decayed = state["options"]["decay_from"] is not None
     config = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))
-    model = network(state, config, "masters" if decayed else "average")
+    model = network(state, config)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in ("units.txt", "bpe.model"):
         shutil.copyfile(args.work_dir / name, args.output / name)

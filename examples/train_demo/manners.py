@@ -1,0 +1,41 @@
+"""How one speaker differs from another who says the same words: by vocal tract and pitch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Track = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a variant differs: factors on the frequencies of the vocal tract, on the pitch, and on its movement."""
+
+    tract: float
+    pitch: float
+    movement: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Manner":
+        """Tracts up to 15 % shorter or longer, pitch up to 30 % higher or lower, mostly together."""
+        tract = rng.uniform(-0.15, 0.15)
+        pitch = np.clip(tract + rng.uniform(-0.25, 0.25), -0.3, 0.3)
+        return cls(tract=float(np.exp(tract)), pitch=float(np.exp(pitch)), movement=rng.uniform(0.7, 1.4))
+
+    def melody(self, pitch: Track) -> Track:
+        """The pitch [frames] in Hz of the same words in this manner; what is 0 has none."""
+        voiced = pitch > 0
+        other = pitch.copy()
+        if voiced.any():
+            mean = np.log(pitch[voiced]).mean()
+            other[voiced] = np.exp(mean + self.movement * (np.log(pitch[voiced]) - mean)) * self.pitch
+        return other
+
+
+def stretched(track: Track, factor: float) -> Track:
+    """A track [frames, bins] with what was at a frequency at a factor times that; above the highest, the last value."""
+    position = np.minimum(np.arange(track.shape[1]) / factor, track.shape[1] - 1)
+    left = np.minimum(position.astype(int), track.shape[1] - 2)
+    share = position - left
+    return np.ascontiguousarray(track[:, left] * (1 - share) + track[:, left + 1] * share)

@@ -1,0 +1,103 @@
+"""Scores networks on the sets that validate a run: checkpoints as `wenet.py` would write them, and blends of two.
+
+A network is a checkpoint of a run, exact or compact, or a WeNet directory. The set `queen-dev` is for decisions; the
+test sets are not scored here.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import checkpoints
+import torch
+import yaml
+from batches import Corpus, Tokenizer
+from blend import GATE, blended
+from network import lower_precision
+from objective import Objective
+from progress import Options
+from torch import Tensor
+from train import filled_config, set_statistics
+from validation import Score, validate
+from withheld import VALIDATION
+
+from u2moe.export.model import SpeechModel
+from u2moe.export.training_config import parse_training_config
+
+DENSE = Path(__file__).with_name("dense.yaml")
+STATISTICS = "encoder.global_cmvn."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The weights of a network, its configuration, and the statistics of its features."""
+
+    config: dict[str, Any]
+    statistics: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path, tokenizer: Tokenizer) -> Self:
+        """A checkpoint, of which the weights at the end of a decay count, else their average; or a WeNet directory."""
+        folder = path if path.is_dir() else path.parent
+        own = folder / "train.yaml"
+        config = yaml.safe_load(own.read_text("utf-8")) if own.exists() else filled_config(DENSE, tokenizer)
+        if path.is_dir():
+            weights = torch.load(path / "final.pt", map_location="cpu", weights_only=True)
+            weights = {name: weight for name, weight in weights.items() if not name.startswith(STATISTICS)}
+            statistics = yaml.safe_load((path / "global_cmvn").read_text(encoding="utf-8"))
+            return cls(config=config, statistics=statistics, weights=weights)
+        state = checkpoints.load(path)
+        return cls(config=config, statistics=state["statistics"], weights=checkpoints.finished_weights(state))
+
+    def toward(self, other: Self, share: float) -> Self:
+        """What lies between two networks; a dense one takes part in a mixture as copies, see `blend.py`."""
+        if any(name.endswith(GATE) for name in self.weights):
+            raise ValueError("a blend begins with a dense network")
+        weights = blended(self.weights, other.weights, share)
+        return type(self)(config=other.config, statistics=other.statistics, weights=weights)
+
+    def model(self) -> SpeechModel:
+        """The network in the precision of training."""
+        model = SpeechModel(parse_training_config(self.config).architecture)
+        set_statistics(model, self.statistics)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(self.weights[name])
+        lower_precision(model)
+        return model
+
+    def scores(self, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Score]:
+        """Scores on a set, with each context."""
+        options = Options()
+        objective = Objective.of(self.config["model_conf"], options.channels)
+        yield from validate(self.model(), corpus, tokenizer, objective, options.batch_frames)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", type=Path, nargs="+", help="checkpoints, or WeNet directories")
+    parser.add_argument("--toward", type=Path, help="mix each of them with this one")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5], help="of the one that is mixed in")
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--sets", nargs="+", default=VALIDATION, help="packs of features")
+    parser.add_argument("--first", type=int, help="only so many utterances of each")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer(args.work_dir)
+    other = Network.read(args.toward, tokenizer) if args.toward else None
+    sizes = None if args.first is None else dict.fromkeys(args.sets, args.first)
+    for path in args.networks:
+        network = Network.read(path, tokenizer)
+        mixed = {f" {share:.0%} toward {args.toward}": network.toward(other, share) for share in args.shares if other}
+        for label, candidate in (mixed or {"": network}).items():
+            for name in args.sets:
+                corpus = Corpus([args.work_dir / "features" / name], tokenizer, sizes=sizes)
+                for score in candidate.scores(corpus, tokenizer):
+                    print(f"{path}{label}: {name} {score}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
