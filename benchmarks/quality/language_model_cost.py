@@ -45,7 +45,7 @@ def search(log_probs: Sequence[npt.NDArray[np.float32]], blank: int, fusion: Fus
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: a row for each model."""
+    """What pages show: a row for each model, and the medians of its times of the search without one."""
     rows = [
         (
             name, f"{sum(found['num_ngrams']):,}", f"{found['num_bytes'] / 1e6:.1f} MB", f"{found['load_s']:.1f} s",
@@ -55,7 +55,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     ]  # fmt: skip
     header = ("model", "n-grams", "file", "time to load", "search time, cold, times without", "warm, times without")
     share = np.median(results["seconds"]) / results["audio_s"]
-    return {"table": table(header, rows), "share": f"{share:.3%}", "beam_size": str(_BEAM_SIZE)}
+    medians = {
+        f"{state}.{name}": f"{np.median(found[state]):.1f}"
+        for name, found in results["models"].items()
+        for state in ("cold", "warm")
+    }
+    return {"table": table(header, rows), "share": f"{share:.3%}", "beam_size": str(_BEAM_SIZE), **medians}
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:

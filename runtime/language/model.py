@@ -21,7 +21,7 @@ Level = Literal["word", "token"]
 MOST_WEIGHT = 100.0
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "general.lm"
 """Made by `examples/train_demo/language_model.py` from text in Debian packages."""
-DEMO_WEIGHTS = {"weight": 0.3, "word_bonus": 1.5, "unknown_score": -10.0, "rescoring_weight": 1.0}
+DEMO_WEIGHTS = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
 """Tuned on the development sets of the demo model, see docs/results/language_models.md."""
 
 
