@@ -107,7 +107,7 @@ def must_be_precise(bundle: Path, metadata: Mapping[str, str], options: onnxrunt
         return False
     name, value = PRECISE
     again = "quantize the float32 bundle again with this version of u2moe (u2moe quantize)"
-    if _version(onnxruntime.__version__) < OLDEST_PRECISE:
+    if version_of(onnxruntime.__version__) < OLDEST_PRECISE:
         oldest = ".".join(map(str, OLDEST_PRECISE))
         raise _refused(bundle, f"use onnxruntime {oldest} or newer (this is {onnxruntime.__version__}), or {again}")
     if options is None:
@@ -135,5 +135,6 @@ def _config_entry(options: onnxruntime.SessionOptions, name: str) -> str | None:
         return None
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version_of(text: str) -> tuple[int, ...]:
+    """Its first two numbers, to be compared."""
     return tuple(int(part) for part in text.split(".")[:2])

@@ -14,7 +14,7 @@ from u2moe.runtime.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.graph_file import GraphFile
 from u2moe.runtime.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels, choose_kernels
-from u2moe.runtime.saturation import PRECISE, has_no_other_products, must_be_precise
+from u2moe.runtime.saturation import PRECISE, has_no_other_products, must_be_precise, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +37,10 @@ WHEELS = {
     "ROCMExecutionProvider": "onnxruntime-rocm",
 }
 """Packages on PyPI that have a provider. Most take the place of onnxruntime: install only one."""
+OPENVINO = "OpenVINOExecutionProvider"
+_OPENVINO_REFUSED = (1, 24)
+"""The newest onnxruntime-openvino that is known to take the scales of quantized rows for those of columns: the first
+chunk fails for its shapes, or, on some processors, ends the process (SIGFPE)."""
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED_THREADS = 32
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -159,6 +163,7 @@ class Session:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
         digests = manifest.files if verify else None
+        _refuse_what_crashes(file, manifest, settings)
         with contextlib.closing(GraphFile(file, digests, settings.chosen.operators)) as opened:
             self._session, self.kernels = _with_kernels(opened, settings, manifest)
             if manifest.quantization and self._must_be_precise(opened, settings):
@@ -207,6 +212,17 @@ class Session:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:
+    formats = manifest.quantization.get("groups", {}).values()
+    if OPENVINO not in settings.providers or not any(str(item).startswith("int") for item in formats):
+        return
+    if version_of(onnxruntime.__version__) <= _OPENVINO_REFUSED:
+        raise ProviderError(
+            f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and ends the "
+            "process on some processors; use a bundle in float32 with it, or CPUExecutionProvider"
+        )
 
 
 def _with_kernels(

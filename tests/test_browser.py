@@ -158,9 +158,10 @@ def test_the_microphone(page):
 
 def test_a_microphone_that_is_refused(page):
     give = "() => {{ navigator.mediaDevices.getUserMedia = async () => {{ {}; }}; }}"
-    page.evaluate(give.format("throw new DOMException('', 'NotAllowedError')"))
-    page.click("#microphone")
-    expect(page.get_by_role("alert")).to_contain_text("The microphone was refused")
+    for reason, message in (("NotAllowed", "The microphone was refused"), ("NotFound", "There is no microphone")):
+        page.evaluate(give.format(f"throw new DOMException('', '{reason}Error')"))
+        page.click("#microphone")
+        expect(page.get_by_role("alert")).to_contain_text(message)
     page.evaluate("() => { AudioWorklet.prototype.addModule = async () => { throw new Error('no network'); }; }")
     page.evaluate(give.format("return new MediaStream()"))
     page.click("#microphone")
@@ -205,6 +206,8 @@ def test_a_model_that_cannot_be_loaded(new_page, site, tmp_path, damage, message
             re.compile(f"The model cannot be loaded: .*{message}"), timeout=PATIENCE_MS
         )
         expect(page.locator("#status-text")).to_have_text("Not loaded")
+        page.wait_for_timeout(500)  # other files still come
+        expect(page.locator("#loaded")).to_have_text("Reload the page to try again.")
         assert page.locator("#microphone").is_disabled()
 
 
@@ -280,6 +283,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(new_page, site, scheme, tal
     with host(site) as url:
         page = new_page(url, viewport={"width": 320, "height": 640}, color_scheme=scheme)
         page.wait_for_selector("body.ready")
+        lead, promise = (page.locator(name).bounding_box() for name in ("#lead", "#promise"))
+        assert lead["x"] + lead["width"] / 2 == pytest.approx(promise["x"] + promise["width"] / 2, abs=1)
         recognised(page, talk)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320
         buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())

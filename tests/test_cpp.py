@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from manifests import edit_manifest
+from manifests import calibrated, edit_manifest
 from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
@@ -118,6 +118,16 @@ def test_it_prints_what_python_gives(program, bundle, model, talk):
     assert found[: len(expected)] == found[len(expected) :]  # a file leaves nothing behind for the next
     assert raw == piped == [{**item, "file": "-"} for item in found[: len(expected)]]
     assert_same(raw, expected)
+
+
+def test_confidences_are_calibrated(program, bundle, model, talk, tmp_path):
+    samples, _ = soundfile.read(talk, dtype="int16")
+    plain = recognized(bundle, model, samples)
+    bundle, folder = calibrated(bundle, bundle.path, tmp_path / "bundle")
+    expected = recognized(bundle, model, samples)
+    assert_same(segments(run(program, "--json", "--left-chunks", 4, folder, talk)), expected)
+    confidences = [[word.confidence for segment in each for word in segment.words] for each in (plain, expected)]
+    assert np.abs(np.subtract(*confidences)).max() > 0.01
 
 
 def test_it_prints_partial_results_and_text_with_times(program, bundle, model, talk):

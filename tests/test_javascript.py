@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from browsing import BROWSER, needs_onnxruntime_web
-from manifests import edit_manifest
+from manifests import calibrated, edit_manifest
 from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
 
 from u2moe.export.profiles.conversion import convert_bundle
@@ -207,11 +207,14 @@ def transcribed(folder, file, options=OPTIONS):
 @needs_onnxruntime_web
 @pytest.mark.parametrize("kind", ["onnx", "ort"])
 def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
-    """Segments, tokens, times, words and n-best of WebAssembly and of Python are the same, with hotwords, too."""
+    """Segments, tokens, times, words and n-best are those of Python, with hotwords and calibrated confidences, too."""
     file = tmp_path / "sound.wav"
     soundfile.write(file, sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(file, dtype="int16")
-    hotwords = [bundle.tokens[7], bundle.tokens[9]] if kind == "ort" else None
+    hotwords, folder = None, bundle.path
+    if kind == "ort":
+        hotwords = [bundle.tokens[7], bundle.tokens[9]]
+        bundle, folder = calibrated(bundle, ort_bundle, tmp_path / "bundle")
     options = DecodingOptions(
         chunk_size=8,
         num_left_chunks=3,
@@ -223,7 +226,6 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
     stream.input_finished()
     Recognizer(bundle, model, options).decode_streams([stream])
     expected = stream.take_segments()
-    folder = bundle.path if kind == "onnx" else ort_bundle
     found = transcribed(folder, file, {**OPTIONS, **({"hotwords": hotwords} if hotwords else {})})
     assert len(found) == len(expected) > 1
     for theirs, ours in zip(found, expected, strict=True):

@@ -10,6 +10,7 @@ import pytest
 
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.runtimes import equality, page_memory, programs, providers, speed
+from u2moe.benchmarks.runtimes.first_difference import differences
 from u2moe.benchmarks.runtimes.provider_operators import documented, lacking, operators_of, paper_table
 from u2moe.benchmarks.runtimes.segments import compared, of_json, of_python
 from u2moe.benchmarks.runtimes.timing import Timing, run_timed, timing_of
@@ -26,6 +27,20 @@ def segment(**changes):
         "score": 1.0,
         **changes,
     }
+
+
+def test_the_first_difference_of_a_decision_is_told_from_that_of_a_sum():
+    """Quantized values and the experts that routers choose are decisions."""
+    names = [("sum", "Add in `a`"), ("experts", "TopK in `b`")]
+    same = {"sum": np.zeros(4, np.float32), "experts": np.arange(4), "output": np.zeros(4, np.float32)}
+    near = {**same, "sum": np.float32([0, 0, 1e-6, 0]), "output": np.full(4, 1e-6, np.float32)}
+    far = {**near, "experts": np.array([0, 1, 3, 2]), "output": np.ones(4, np.float32)}
+    found = differences(names, [same] * 3, [same, near, far])
+    assert found["first"]["chunk"] == 1
+    assert found["first"]["place"] == "Add in `a`"
+    assert (found["rounded"]["chunk"], found["rounded"]["place"]) == (2, "TopK in `b`")
+    assert found["rounded"]["num_different"] == 2
+    assert (found["before"], found["after"]) == (pytest.approx(1e-6), 1)
 
 
 def test_differences_are_counted_by_aspect():

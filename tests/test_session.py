@@ -47,6 +47,30 @@ def test_provider_that_does_not_start_is_an_error(bundle, monkeypatch):
         session(bundle, settings=settings)
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int8-experts"])
+def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
+    """Not even a session is made: the crash would be the application's."""
+    bundle = quantized(recipe)
+    available = [*onnxruntime.get_available_providers(), "OpenVINOExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_args, **_options: pytest.fail("a session was made"))
+    with pytest.raises(ProviderError, match=r"OpenVINOExecutionProvider of onnxruntime 1\.24\.1 cannot run integer"):
+        bundle.load(providers=["OpenVINOExecutionProvider"])
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-openvino"
+)
+def test_openvino_runs_float32_and_refuses_integers(bundle, quantized):
+    feeds = {"encoder_out": np.ones((1, 3, 64), np.float32)}
+    settings = SessionSettings(providers=("OpenVINOExecutionProvider",))
+    found, expected = (session(bundle, settings=each).run(feeds)["log_probs"] for each in (settings, None))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(ProviderError, match="cannot run integer products"):
+        quantized("int8").load(providers=["OpenVINOExecutionProvider"])
+
+
 def test_providers_are_told(model):
     assert model.providers == ("CPUExecutionProvider",)
 

@@ -1,4 +1,4 @@
-"""Why do runtimes differ in int8? The first tensor that differs, and the first that is rounded otherwise.
+"""Why do runtimes differ? The first tensor that differs, and the first that is rounded or routed otherwise.
 
     python -m u2moe.benchmarks.runtimes.first_difference BUNDLE AUDIO... --elsewhere NAME=COMMAND ... [--output FILE]
 
@@ -158,6 +158,8 @@ def run_elsewhere(command: str, folder: Path) -> None:
 def differences(names: Sequence[Name], here: Sequence[Arrays], there: Sequence[Arrays]) -> dict[str, Any]:
     """The first tensor that differs, and the first of integers that does, over all chunks in order.
 
+    Integers are quantized values, and the numbers of the experts that routers choose.
+
     Returns:
         `first` and `rounded`, None without any: chunk, place, number of values and of those that differ, and
         the largest difference; the largest difference of the encoder's output in chunks without another rounding,
@@ -183,7 +185,7 @@ def _differing(names: Sequence[Name], ours: Arrays, theirs: Arrays, number: int)
         if num:
             most = float(np.abs(ours[name].astype(np.float64) - theirs[name].astype(np.float64)).max())
             sizes = {"num_values": ours[name].size, "num_different": num, "largest": most}
-            is_integer = ours[name].dtype in (np.uint8, np.int8)
+            is_integer = np.issubdtype(ours[name].dtype, np.integer)
             yield {"chunk": number, "place": place, "is_integer": is_integer, **sizes}
 
 
@@ -217,7 +219,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for audio, places in results["found"].items()
         for place, item in places.items()
     ]
-    header = ("recording", "beside", "first difference", "first rounded otherwise", "output before", "after")
+    header = ("recording", "beside", "first difference", "first rounded or routed otherwise", "output before", "after")
     return {"table": table(header, rows, left=4)}
 
 

@@ -7,6 +7,7 @@ const MEGABYTE = 1e6;
 
 const engine = new Engine({
   progress(loaded, total) {
+    if (document.body.classList.contains('failed')) return; // other files still come
     find('progress').value = loaded / total;
     const share = `${(loaded / MEGABYTE).toFixed(1)} of ${(total / MEGABYTE).toFixed(1)} MB`;
     find('loaded').textContent = loaded === total ? 'Starting' : share;
