@@ -118,7 +118,7 @@ MEASUREMENTS = {
     ),
     "long_video": Measurement(
         command="endurance.long_video --output FILE",
-        minutes=10, quiet=True, changes="times",
+        minutes=10, quiet=False, changes="words that are recognised",
     ),
 }  # fmt: skip
 """In the order in which they are best made. Others in the folder are of the code, or of other models."""
