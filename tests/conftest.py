@@ -36,7 +36,7 @@ from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 settings.register_profile(
     "u2moe",
     deadline=None,
-    max_examples=40,
+    max_examples=int(os.environ.get("U2MOE_TEST_EXAMPLES", "40")),  # fewer under sanitizers
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

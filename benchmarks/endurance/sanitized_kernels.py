@@ -5,8 +5,8 @@
 Run in a clone with CMake, g++ and valgrind. Each check builds the library in a folder of BUILD; every array then has
 memory of its own, AMX is emulated, and all instruction sets of this processor take part:
 
-- address: programs without onnxruntime, then the tests of the operators and sessions, with the address and
-  undefined-behaviour sanitizers.
+- address: programs without onnxruntime, then the tests of the operators on each instruction set and of sessions on one,
+  with fewer random examples than usual, with the address and undefined-behaviour sanitizers.
 - thread: the program with many threads, then the tests of sessions and threads, with the thread sanitizer.
 - valgrind: the programs under valgrind's memcheck, which also finds uses of what nobody has written. It has no AVX-512.
 - damaged: `--inputs` layers that lie, each instruction set its share, with the sanitizers of `address`. A second run
@@ -36,7 +36,13 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 
 PROGRAMS = ("u2moe_kernels_digests", "u2moe_kernels_stress")
 LIBRARY = "u2moe_kernels"
-TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convolution", "sessions", "damage")
+TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convolution")
+SESSIONS = "sessions"
+"""Tests of memory, threads and processes, which are the same on every instruction set."""
+EMULATED = "amx"
+"""Its products are tested alone: everything else is as with AVX-512 VNNI."""
+NUM_EXAMPLES = "12"
+"""Random examples of each test under a sanitizer, which makes them many times slower; `damaged` tries thousands."""
 THREADED = "threads or come_and_go or any_order or forked"
 """Tests that have several threads or processes."""
 OPTIONS = {
@@ -117,6 +123,7 @@ class Build:
         """The environment in which Python can load the library, and in which tests use it."""
         found = [_file_of(name) for name in PRELOADED[self.check]]
         own = {"LD_PRELOAD": ":".join(found), "U2MOE_TEST_KERNELS": str(self.library), "U2MOE_KERNELS_ISA": isa}
+        own["U2MOE_TEST_EXAMPLES"] = NUM_EXAMPLES
         return {**os.environ, **OPTIONS, **own}
 
     def program(self, name: str, prefix: Sequence[str] = ()) -> Step:
@@ -174,11 +181,14 @@ def _tail(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def address(folder: Path) -> Iterator[Step]:
-    """Programs, then all tests on each instruction set."""
+    """Programs, then tests of operators on each instruction set, and of sessions on the best one that is not emulated."""
     build = Build("address", folder)
     yield from map(build.program, PROGRAMS)
-    for isa in build.isas():
-        yield build.tests(TESTS, isa)
+    isas = build.isas()
+    best = next(isa for isa in isas if isa != EMULATED)
+    for isa in isas:
+        yield build.tests(TESTS[:1] if isa == EMULATED else TESTS, isa)
+    yield build.tests([SESSIONS], best)
 
 
 def thread(folder: Path) -> Iterator[Step]:
@@ -186,7 +196,7 @@ def thread(folder: Path) -> Iterator[Step]:
     build, prefix = Build("thread", folder), _fixed_addresses("thread")
     yield build.program(PROGRAMS[1], prefix)
     for isa in build.isas(prefix):
-        yield build.tests(TESTS[:-1], isa, THREADED)
+        yield build.tests([*TESTS, SESSIONS], isa, THREADED)
 
 
 def valgrind(folder: Path) -> Iterator[Step]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.benchmarks.instruments.layers import attention_model, attention_shapes, session_with
@@ -32,7 +32,6 @@ def feeds_of(random, heads, batch, time, past, *, relative, wide=(1, 1, 1)):
     relative=st.booleans(),
     seed=st.integers(0, 9),
 )  # fmt: skip
-@settings(max_examples=60)
 def test_attention_computes_what_its_function_does(library, heads, sizes, wide, relative, seed):
     feeds = feeds_of(np.random.default_rng(seed), heads, *sizes, relative=relative, wide=wide)
     model = attention_model(heads, relative=relative)
@@ -77,7 +76,6 @@ def test_a_batch_of_any_size_without_frames_is_empty(library):
 
 
 @given(st.data())
-@settings(max_examples=100)
 def test_inputs_that_do_not_fit_are_an_error(library, data):
     heads = Heads(num_heads=2, num_kv_heads=1, size=8)
     feeds = feeds_of(np.random.default_rng(0), heads, 2, 3, 4, relative=True)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parents[2] / "runtime" / "kernels"
 DIGEST = "94c36cc1f1a89070"
 """Of the results of all layers in `cases.h`, on every instruction set and machine. What changes it changes results."""
+PROGRAMS = [f"u2moe_kernels_{name}" for name in ("digests", "stress", "rates")]
 BUILDS = {
     "gcc": ("g++", [], [], {"avx2", "scalar"}),
     "clang": ("clang++", [], [], {"avx2", "scalar"}),
@@ -33,13 +34,14 @@ def test_no_warning_and_the_same_results(name, tmp_path):
             pytest.skip(f"{tool} is not installed")
     options = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DU2MOE_WERROR=ON", "-DCMAKE_CXX_FLAGS=-O1 -Wpedantic", *options]
     run("cmake", "-S", SOURCE, "-B", tmp_path, "-DCMAKE_BUILD_TYPE=None", *options)
-    run("cmake", "--build", tmp_path, "--target", "u2moe_kernels_digests", "u2moe_kernels_stress", "u2moe_kernels")
+    run("cmake", "--build", tmp_path, "--target", *PROGRAMS, "u2moe_kernels")
     found = dict(line.split() for line in run(*prefix, tmp_path / "u2moe_kernels_digests").splitlines())
     assert set(found.values()) == {DIGEST}
     if prefix or "avx2" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
         assert found.keys() >= isas
     if not prefix:  # threads and forks take minutes in an emulator
         run(tmp_path / "u2moe_kernels_stress")
+        assert "250 rows" in run(tmp_path / "u2moe_kernels_rates", "0")
 
 
 def run(*command):

@@ -8,7 +8,7 @@ happens in most rows in int4, where both products have been added up in another 
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.benchmarks.instruments.layers import int4_weights, int8_weights, layer_model, random_matrix, session_with
@@ -157,7 +157,6 @@ def mixture_model(mixture, dim, hidden, seed):
 
 
 @given(mixture=MIXTURES, sizes=SIZES, num_tokens=TOKENS, seed=st.integers(0, 99))
-@settings(max_examples=60)
 def test_a_mixture_computes_what_numpy_does(library, mixture, sizes, num_tokens, seed):
     model, weights, random = mixture_model(mixture, *sizes, seed)
     x = (random.standard_normal((num_tokens, sizes[0])) * random.lognormal(0, 1, (num_tokens, 1))).astype(np.float32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.benchmarks.instruments.layers import layer_model, session_with, streamed_convolution_model
@@ -32,7 +32,6 @@ def feeds_of(random, kernel, batch, time, channels):
     sizes=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 5, 16, 40]), st.sampled_from([2, 7, 16, 33, 64])),
     seed=st.integers(0, 9),
 )  # fmt: skip
-@settings(max_examples=60)
 def test_a_convolution_computes_what_its_function_does(library, form, sizes, seed):
     random = np.random.default_rng(seed)
     model, feeds = streamed_convolution_model(form, sizes[2], random), feeds_of(random, form.kernel, *sizes)

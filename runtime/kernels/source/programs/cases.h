@@ -154,13 +154,13 @@ inline void compute_attention(const InstructionSet& isa, size_t time, size_t siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-inline void compute_convolutions(const InstructionSet& isa, size_t bins, size_t channels, size_t time,
-                                 const Threads& threads, Digest& digest) {
-  Random random(bins + channels + time);
+// Kernels of 3 with a stride of 2; in `out` channels.
+inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t out) {
+  Random random(bins + channels);
   ConvolutionLayer layer;
   layer.bins = bins;
   layer.channels = channels;
-  layer.out = channels + 5;
+  layer.out = out;
   for (size_t i = 0; i < 2; i++) {
     layer.kernels[i] = 3;
     layer.strides[i] = 2;
@@ -169,13 +169,19 @@ inline void compute_convolutions(const InstructionSet& isa, size_t bins, size_t 
   const auto first = random.numbers(count, 0.3f);
   layer.first = Weights(count * sizeof(float));
   std::copy(first.begin(), first.end(), reinterpret_cast<float*>(layer.first.data()));
-  std::vector<int8_t> weight(layer.depth() * layer.out);
+  std::vector<int8_t> weight(layer.depth() * out);
   for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
-  const auto scale = random.numbers(layer.out, 0.002f), bias = random.numbers(layer.out, 0.3f);
-  layer.second = Weights(packed_bytes8(layer.depth(), layer.out));
-  pack8({weight.data(), scale.data(), bias.data(), layer.depth(), layer.out, 1.0f, true}, layer.second.data());
+  const auto scale = random.numbers(out, 0.002f), bias = random.numbers(out, 0.3f);
+  layer.second = Weights(packed_bytes8(layer.depth(), out));
+  pack8({weight.data(), scale.data(), bias.data(), layer.depth(), out, 1.0f, true}, layer.second.data());
+  return layer;
+}
+
+inline void compute_convolutions(const InstructionSet& isa, size_t bins, size_t channels, size_t time,
+                                 const Threads& threads, Digest& digest) {
+  const ConvolutionLayer layer = convolution_layer(bins, channels, channels + 5);
   const size_t batch = 2;
-  const auto x = random.numbers(batch * time * bins, 2.0f);
+  const auto x = Random(time).numbers(batch * time * bins, 2.0f);
   std::vector<float> y(batch * layer.frames(time) * layer.outer() * layer.out);
   run_convolutions(isa, layer, x.data(), batch, time, y.data(), threads);
   digest.add(y.data(), y.size() * sizeof(float));
