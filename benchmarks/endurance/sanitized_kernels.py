@@ -181,7 +181,7 @@ def _tail(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def address(folder: Path) -> Iterator[Step]:
-    """Programs, then tests of operators on each instruction set, and of sessions on the best one that is not emulated."""
+    """Programs, then tests of operators on each instruction set, and of sessions on the best that is not emulated."""
     build = Build("address", folder)
     yield from map(build.program, PROGRAMS)
     isas = build.isas()
