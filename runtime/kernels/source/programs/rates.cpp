@@ -37,7 +37,7 @@ double least_seconds(double budget, const std::function<void()>& run) {
 
 class Report {
  public:
-  Report(const InstructionSet& isa, double budget) : isa_(isa), budget_(budget), most_(most_products()) {
+  Report(const InstructionSet& isa, double budget) : budget_(budget), most_(most_products(isa, budget)) {
     std::printf("%s: ", isa.name);
     most_ > 0 ? std::printf("registers alone %.0f products a nanosecond\n", most_ * 1e-9)
               : std::printf("products of registers alone are not measured\n");
@@ -53,9 +53,8 @@ class Report {
 
  private:
   // With AVX-512 VNNI, of 28 sums as a tile has them; 0 with others.
-  double most_products() const;
+  static double most_products(const InstructionSet& isa, double budget);
 
-  const InstructionSet& isa_;
   double budget_, most_;
 };
 
@@ -75,13 +74,13 @@ __attribute__((target("avx512f,avx512vnni"))) void multiply_registers(long round
         "zmm25", "zmm26", "zmm27");
 }
 
-double Report::most_products() const {
+double Report::most_products(const InstructionSet& isa, double budget) {
   constexpr long kRounds = 100000;  // about a millisecond, as long as a layer
-  if (std::strcmp(isa_.name, "avx512-vnni") != 0) return 0;
-  return kRounds * 28.0 * 64.0 / least_seconds(budget_, [] { multiply_registers(kRounds); });
+  if (std::strcmp(isa.name, "avx512-vnni") != 0) return 0;
+  return kRounds * 28.0 * 64.0 / least_seconds(budget, [] { multiply_registers(kRounds); });
 }
 #else
-double Report::most_products() const { return 0; }
+double Report::most_products(const InstructionSet&, double) { return 0; }
 #endif
 
 void measure_experts(const Report& report, const InstructionSet& isa, const char* name, size_t experts, size_t group,
