@@ -17,6 +17,7 @@ import corpus
 import gradients
 import objective
 import optimizers
+import reports
 
 
 def test_views_are_drawn_to_one_another():
@@ -106,3 +107,18 @@ def test_conditions_are_drawn_for_a_share_of_the_utterances():
     changed = (heard != mels).flatten(1).any(1)
     assert 0.7 < changed.float().mean() < 0.9
     assert torch.isfinite(heard).all()
+
+
+def test_a_run_brings_its_own_logs_to_another_machine(tmp_path):
+    for folder in ("run", "dense", "decayed"):
+        (tmp_path / folder).mkdir()
+    for name in reports.LOGS:
+        (tmp_path / "run" / name).write_text("of before\n")
+    for folder in ("dense", "decayed"):
+        reports.bring_logs(tmp_path / "run/dense.pt", tmp_path / folder)
+    assert not any((tmp_path / "decayed").iterdir())
+    assert {path.name for path in (tmp_path / "dense").iterdir()} == {*reports.LOGS}
+    log = tmp_path / "dense" / reports.LOGS[0]
+    log.write_text("of before\nof now\n")
+    reports.bring_logs(tmp_path / "run/dense.pt", tmp_path / "dense")
+    assert log.read_text() == "of before\nof now\n"

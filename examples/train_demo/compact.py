@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 import checkpoints
-
-LOGS = ("train.log", "validation.tsv")
+from reports import LOGS
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def values() -> dict[str, dict[str, str]]:
     if "proof" in found:
         demo["proof"] = tables.proof_table(found["proof"])
     quantization = tables.quantization_table(found["quantization"], found["quantization-int4"])
-    recipe = {"trained": trained(runs()[-1])}
+    recipe = {"trained": trained(runs()[0])}
     return {"docs/demo.md": demo, "docs/quantize.md": {"quantization": quantization}, RECIPE: recipe}
 
 

@@ -1,6 +1,7 @@
 """What a run says of itself while it goes on: a log, a table of validation scores, and when something is due."""
 
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -8,12 +9,14 @@ from gradients import Outcome
 from progress import Progress
 from validation import Score
 
+LOGS = ("train.log", "validation.tsv")
+
 
 class Log:
     """Lines on the terminal and in a file, and validation scores in a table beside it."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.table = folder / "train.log", folder / "validation.tsv"
+        self.path, self.table = (folder / name for name in LOGS)
 
     def __call__(self, line: str) -> None:
         """Writes one line."""
@@ -29,6 +32,14 @@ class Log:
             if not file.tell():
                 file.write("step\thours\thours heard\tset\tchunk\tctc\tleft\tright\tword error rate\n")
             file.write(f"{progress.step}\t{hours}\t{name}\t{score.columns()}\n")
+
+
+def bring_logs(checkpoint: Path, folder: Path) -> None:
+    """Copies the logs beside a checkpoint of the run of this name into its folder, unless it has its own."""
+    for name in LOGS:
+        source, target = checkpoint.with_name(name), folder / name
+        if checkpoint.stem == folder.name and source.exists() and not target.exists():
+            shutil.copyfile(source, target)
 
 
 class Report:

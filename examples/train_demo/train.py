@@ -28,7 +28,7 @@ from network import lower_precision, narrow_front
 from objective import Objective
 from optimizers import Optimizer
 from progress import Options, Progress
-from reports import Clock, Log, Report
+from reports import Clock, Log, Report, bring_logs
 from validation import validate
 
 from u2moe.export.model import SpeechModel
@@ -274,6 +274,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = chosen_options(args, state)
     data = Data(args.work_dir, options)
     folder = prepared_folder(args, data, state)
+    if path:
+        bring_logs(path, folder)
     config = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))
     statistics = json.loads((folder / "global_cmvn").read_text(encoding="utf-8"))
     trainer = Trainer(config, statistics, options, args.device)
