@@ -50,8 +50,9 @@ def filled(mark: str, argument: str) -> str:
     if mark == "help":
         return help_of(argument)
     if mark == "packages":
-        folders = sorted(package_folders().values(), key=lambda folder: (ORDER.index(folder.split("/")[0]), folder))
-        return "\n\n".join(files_of(folder) for folder in folders if len(list((ROOT / folder).glob("*.py"))) > 1)
+        folders = [folder for folder in package_folders().values() if len(list((ROOT / folder).glob("*.py"))) > 1]
+        folders.sort(key=lambda folder: (ORDER.index(folder.split("/")[0]), folder))
+        return "\n\n".join(files_of(folder) for folder in folders)
     return page_of(ROOT / argument)
 
 
