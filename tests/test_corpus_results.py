@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from collections import Counter
 
 import numpy as np
@@ -145,7 +146,9 @@ def test_the_command_line(tmp_path, capsys):
     manifest = tmp_path / "list.tsv"
     manifest.write_text("".join(f"{clips / name}\t{text}\n" for name, text in lines) + "missing.wav\tA\n")
     arguments = ["corpus", str(manifest), out, "--workers", "1", "--block-size", "3"]
+    before = signal.getsignal(signal.SIGTERM)
     assert main(arguments) == 1
+    assert signal.getsignal(signal.SIGTERM) == before
     error = capsys.readouterr().err
     assert "4 utterances, 0.00 hours of audio in" in error
     assert "1 of 4 utterances failed: their rows have an error" in error

@@ -131,8 +131,9 @@ def test_a_run_that_is_told_to_stop_ends_after_a_step_and_is_saved(work_dir, mon
         return step(trainer, *arguments)
 
     monkeypatch.setattr(train.Trainer, "step", last_step)
+    before = signal.getsignal(signal.SIGTERM)
     assert run(work_dir, "stopped", 100)["progress"]["step"] == 3
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])

@@ -288,8 +288,10 @@ def main(arguments: list[str] | None = None) -> None:
     start = f"from step {trainer.progress.step} of {path.name}" if path else "from nothing"
     session.log(f"{start}; {machine}, {args.device}, {args.processes} processes")
     before = signal.signal(signal.SIGTERM, session.stop)
-    session.run()
-    signal.signal(signal.SIGTERM, before)
+    try:
+        session.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

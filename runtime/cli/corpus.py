@@ -73,7 +73,14 @@ class _Parser(argparse.ArgumentParser):
 
 def run_corpus_command(args: argparse.Namespace) -> int:
     """Recognise what is missing; failed utterances are counted, and the exit code tells of them."""
-    signal.signal(signal.SIGTERM, _stop)  # as SLURM and Kubernetes end what takes too long: claims are given up
+    before = signal.signal(signal.SIGTERM, _stop)  # as SLURM and Kubernetes end what takes too long
+    try:
+        return report(_run(args))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(args: argparse.Namespace) -> RunProgress:
     model = ModelChoice(
         directory=None if args.model is None else str(args.model),
         providers=provider_names(args),
@@ -88,14 +95,7 @@ def run_corpus_command(args: argparse.Namespace) -> int:
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         run = functools.partial(run_on_ray, address=args.ray)
-    progress = run(
-        args.manifest,
-        args.output,
-        model,
-        corpus_options(args),
-        on_progress=_Display().show,
-    )
-    return report(progress)
+    return run(args.manifest, args.output, model, corpus_options(args), on_progress=_Display().show)
 
 
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:
