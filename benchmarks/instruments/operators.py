@@ -108,7 +108,7 @@ def profile(
     """
     chosen = SessionSettings(num_threads=num_threads, kernels=kernels)
     with tempfile.TemporaryDirectory() as folder:
-        model = _profiled(bundle, Path(folder), chosen)
+        model = profiled(bundle, Path(folder), chosen)
         for _ in range(repetitions + 1):
             run(model)
         del model
@@ -116,29 +116,30 @@ def profile(
         rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
         sites = call_sites(bundle.path / bundle.manifest.model.graphs()[0].file, chosen.chosen.operators)
         for file in sorted(Path(folder).iterdir()):
-            found = list(read_events(list(_node_events(file)), sites))
+            found = list(read_events(list(node_events(file)), sites))
             size = len(found) // (repetitions + 1)
             for number, own in enumerate(rounds, start=1):
                 own.extend(found[number * size : (number + 1) * size])
     return rounds
 
 
-def _profiled(bundle: Bundle, folder: Path, chosen: SessionSettings) -> Model:
-    """A model that writes the profile of each graph into `folder`.
+def profiled(bundle: Bundle, folder: Path, chosen: SessionSettings) -> Model:
+    """A model that writes the profile of each graph into `folder`, as NUMBER_GRAPH_TIME.json, when it is destroyed.
 
-    Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
+    Each gets its own name: onnxruntime adds only the time in milliseconds, older versions in seconds, and small graphs
+    load faster than that.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
         options = chosen.session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
-        settings = SessionSettings(sess_options=options)
+        settings = SessionSettings(sess_options=options, providers=chosen.providers)
         sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, settings))
     return Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
 
 
-def _node_events(file: Path) -> Iterator[dict[str, Any]]:
+def node_events(file: Path) -> Iterator[dict[str, Any]]:
     """Kernel events in a profile, which has one event per line and may be too large to parse as a whole."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:

@@ -10,8 +10,8 @@ provider that does not start is one, too. What others lack comes from their docu
 
 from __future__ import annotations
 
+import gc
 import importlib
-import json
 import multiprocessing
 import re
 import signal
@@ -26,6 +26,7 @@ from typing import Any
 
 import onnxruntime
 
+from u2moe.benchmarks.instruments.operators import node_events, profiled
 from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
@@ -114,16 +115,12 @@ def reason_of(error: Exception) -> str:
 def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
     """Node runs of the encoder by provider, from a profile of its session."""
     with tempfile.TemporaryDirectory() as folder:
-        options = SessionSettings(kernels="onnxruntime").session_options()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
         opened = Bundle.open(bundle)
-        model = opened.load(providers=[provider], sess_options=options)
+        model = profiled(opened, Path(folder), SessionSettings(providers=(provider,), kernels="onnxruntime"))
         Recognizer(opened, model, STREAM).transcribe(clip)
         del model
-        encoder = max(Path(folder).glob("profile*.json"), key=lambda file: file.stat().st_size)
-        events = json.loads(encoder.read_text(encoding="utf-8"))
-    ran = (event["args"].get("provider") for event in events if event.get("cat") == "Node")
+        gc.collect()  # a session writes its profile when it is destroyed
+        ran = [event["args"].get("provider") for event in node_events(next(Path(folder).glob("0_*.json")))]
     return dict(Counter(name for name in ran if name))
 
 
