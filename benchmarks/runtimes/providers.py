@@ -109,7 +109,7 @@ _REPEATS = 7
 
 def reason_of(error: Exception) -> str:
     """The end of a message of onnxruntime, where the provider says why, without paths of this machine."""
-    return re.sub(r"(?:/[\w.+-]+)+/", "", " ".join(str(error).split()))[-200:].strip()
+    return re.sub(r"(?:[\w.+-]*/)+", "", " ".join(str(error).split()))[-200:].strip()
 
 
 def _nodes(bundle: Path, provider: str, clip: Any) -> dict[str, int]:
