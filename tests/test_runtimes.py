@@ -187,6 +187,11 @@ def test_a_provider_that_crashes_is_a_row():
         providers.apart(int, "x")
 
 
+@pytest.mark.parametrize("folder", ["/home/someone/bundle/", "runtime/demo/", ""])
+def test_reasons_of_providers_hold_no_paths(folder):
+    assert providers.reason_of(ValueError(f"{folder}encoder.onnx: X did not start")) == "encoder.onnx: X did not start"
+
+
 def test_providers_that_do_not_run_are_rows_with_a_reason():
     ran = {
         "texts": ["A"],
