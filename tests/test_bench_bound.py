@@ -9,10 +9,21 @@ import pytest
 from u2moe.benchmarks.bench import bound, page
 from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
-from u2moe.benchmarks.instruments.operators import PARTS, Kernel, call_sites, part_of, profile, read_events
+from u2moe.benchmarks.instruments.operators import (
+    PARTS,
+    Kernel,
+    call_sites,
+    has_products,
+    is_native,
+    part_of,
+    profile,
+    profiled,
+    read_events,
+)
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.session import DEFAULT_PROVIDER, SessionSettings
 
 pytestmark = pytest.mark.slow
 
@@ -247,6 +258,36 @@ def test_the_bound_is_the_larger_of_arithmetic_and_reading():
 def test_the_profilers_own_time_is_taken_off_all_kernels_alike(profiled, measured, expected):
     found = bound.without_profiler([kernel("ctc", seconds) for seconds in profiled], [measured, 0, measured])
     assert [item.seconds for item in found] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "native", "multiplies"),
+    [
+        ("Int8MixtureOfExperts", True, True),
+        ("Int4MixtureOfExperts_2", True, True),
+        ("CachedConvolution", True, True),
+        ("Int8Rows", True, False),
+        ("Normalization", True, False),
+        ("AddNormalization_3", True, False),
+        ("LayerNormalization", False, False),
+        ("SkipLayerNormalization", False, False),
+        ("Add", False, False),
+    ],
+)
+def test_native_operators_are_known_by_name_and_those_that_multiply_are_products(op_type, native, multiplies):
+    found = kernel("feed_forward", 1.0, op_type)
+    assert (is_native(found), has_products(found)) == (native, multiplies)
+    part = bound.compare([[found]], {"encoder": [1.0]}, RATES)["parts"]["feed_forward"]
+    assert part["share_of_products"] == multiplies
+
+
+def test_profiles_are_of_the_providers_that_were_asked_for(bundles, tmp_path):
+    """Azure's starts everywhere where it is built in, and leaves all nodes to the CPU."""
+    providers = ("AzureExecutionProvider", DEFAULT_PROVIDER)
+    if providers[0] not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {providers[0]}")
+    model = profiled(bundles["dense_tiny"], tmp_path, SessionSettings(providers=providers, provider_options=({}, {})))
+    assert model.providers == providers
 
 
 def test_nothing_is_left_out_silently():

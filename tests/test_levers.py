@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.instruments.probe import Mode
-from u2moe.benchmarks.quality.levers import Setting, main, reference, second_share, settings, values
+from u2moe.benchmarks.quality.levers import Setting, best, main, reference, second_share, settings, values
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, BundleError
 
@@ -94,6 +94,26 @@ def test_the_table_compares_with_the_first_row_of_the_same_chunks(results):
     assert [row[6] for row in rows] == ["+0.0%", "+1.0%", "+50.0%", "+0.0%", "+1.0%", "-50.0%", "-10.0%"]
     assert rows[0][-1].startswith("1.00 (1.00-1.00)")
     assert [row[2] for row in rows][2] == "100%"
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([100, 101, 150], {"below": 0.3, "tokens": 0.4, "cost": 0.01}),
+        ([100, 101, 99], {"below": 0.6, "tokens": 1.0, "cost": -0.01}),
+        ([100, 150, 150], {}),
+        ([0, 0, 1], {"below": 0.3, "tokens": 0.4, "cost": 0.0}),
+        ([0, 1, 1], {}),
+    ],
+)
+def test_the_best_limit_skips_most_among_those_that_cost_little(errors, expected):
+    words = [{"all": {"num_errors": number}} for number in errors]
+    found = [
+        {"mode": Mode().name, "skip_below": below, "words": own}
+        for below, own in zip((0.0, 0.3, 0.6), words, strict=True)
+    ]
+    assert best({"settings": found, "skipped": {"0.3": 0.4, "0.6": 1.0}}) == pytest.approx(expected)
+    assert best({}) == {}
 
 
 def test_dense_models_have_nothing_to_skip(exported, sound, tmp_path):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, is_native, profile
+from u2moe.benchmarks.instruments.operators import PARTS, PRODUCTS, UNCOUNTED, Kernel, has_products, is_native, profile
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
@@ -198,7 +198,7 @@ def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str,
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)
     seconds = sum(kernel.seconds for kernel in kernels)
-    products = sum(kernel.seconds for kernel in kernels if kernel.multiply_adds or is_native(kernel))
+    products = sum(kernel.seconds for kernel in kernels if has_products(kernel))
     arithmetic_s = integer / rates["integer"] + floating / rates["float"]
     read_s = num_bytes / rates["read"]
     least_s = max(arithmetic_s, read_s)

@@ -42,7 +42,9 @@ UNCOUNTED = frozenset(
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
 """Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
-_NATIVE = re.compile(r"(Int[48]|Cached)[A-Z]")
+_NATIVE = re.compile(r"(Int[48]|Cached)[A-Z]|(Add)?Normalization(_[2-9])?$")
+"""Names of functions that u2moe-kernels replaces. onnxruntime's own normalisations have another word before it."""
+_NATIVE_WITHOUT_PRODUCTS = re.compile(r"Int8Rows(_[2-9])?$|(Add)?Normalization")
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
@@ -134,7 +136,9 @@ def profiled(bundle: Bundle, folder: Path, chosen: SessionSettings) -> Model:
         options = chosen.session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
-        settings = SessionSettings(sess_options=options, providers=chosen.providers)
+        settings = SessionSettings(
+            sess_options=options, providers=chosen.providers, provider_options=chosen.provider_options
+        )
         sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, settings))
     return Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
 
@@ -197,6 +201,11 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 def is_native(kernel: Kernel) -> bool:
     """Whether a kernel is an operator of u2moe-kernels, which bears the name of a function of ours."""
     return _NATIVE.match(kernel.op_type) is not None
+
+
+def has_products(kernel: Kernel) -> bool:
+    """Whether a kernel multiplies matrices or convolves. What native operators multiply cannot be counted."""
+    return bool(kernel.multiply_adds) or (is_native(kernel) and not _NATIVE_WITHOUT_PRODUCTS.match(kernel.op_type))
 
 
 def part_of(name: str) -> str | None:

@@ -9,6 +9,7 @@ Words can be counted on a busy machine: `--times` then replaces the times in the
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,15 +257,22 @@ def best(results: Mapping[str, Any], cost_limit: float = COST_LIMIT) -> dict[str
 
     Returns:
         `below`, the threshold; `tokens`, the share of tokens that skip an expert; `cost`, the relative increase of word
-        errors. Empty if there is none.
+        errors, 0 where there are none at all. Empty if there is no such threshold.
     """
     settings = [item for item in results.get("settings", ()) if item["mode"] == Mode().name]
     errors = {item["skip_below"]: item["words"]["all"]["num_errors"] for item in settings}
-    costs = {below: (number - errors[0.0]) / errors[0.0] for below, number in errors.items() if below}
+    costs = {below: _increase(errors[0.0], number) for below, number in errors.items() if below}
     below = max((limit for limit, cost in costs.items() if cost <= cost_limit), default=None)
     if below is None:
         return {}
     return {"below": below, "tokens": results["skipped"][f"{below:g}"], "cost": costs[below]}
+
+
+def _increase(before: int, after: int) -> float:
+    """Relative increase of a number of errors; any error is infinitely more than none."""
+    if not before:
+        return math.inf if after else 0.0
+    return (after - before) / before
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
