@@ -24,6 +24,7 @@ import checkpoints
 import clusters
 import corpus
 import data
+import lessons
 import network
 import objective
 import prepare
@@ -119,6 +120,32 @@ def test_two_views_are_heard_in_every_step(work_dir):
     assert two["options"]["views"] == 2
     assert two["progress"]["speech_seconds"] > 1.1 * one["progress"]["speech_seconds"]  # not in the easy epoch
     assert differences(two, run(work_dir, "views-shared", 16, "--views", 2, "--processes", 2)) == 0
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_a_run_may_get_a_teacher_and_goes_on_with_it(work_dir, capsys):
+    rng = np.random.default_rng(2)
+    width = corpus.TARGETS.width
+    (work_dir / "targets").mkdir()
+    lessons.Basis(*(np.ones(shape, np.float32) for shape in (width, (width, width), width))).save(
+        work_dir / "targets" / lessons.BASIS
+    )
+    for name in ("pico-us", "queen-dev"):
+        with corpus.Pack(work_dir / "targets" / name, corpus.TARGETS) as pack:
+            for entry in corpus.Pack(work_dir / "features" / name, corpus.MELS).utterances:
+                pack.append(rng.integers(-60, 60, (entry.length // 4 + 1, width)), entry.voice, entry.text)
+    run(work_dir, "untaught", 5)
+    start = checkpoints.all_of(work_dir / "untaught")[-1]
+    taught = ("--start", start, "--teacher-weight", 2, "--processes", 2, "--validate-every", 0)
+    capsys.readouterr()
+    whole = run(work_dir, "taught", 16, *taught)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " teacher " in line]
+    assert any("queen-dev" in line for line in lines)
+    assert not any("heldout" in line for line in lines)
+    run(work_dir, "taught-parts", 9, *taught)
+    assert differences(whole, run(work_dir, "taught-parts", 16, "--resume")) == 0
+    assert whole["options"]["teacher_weight"] == 2
+    assert differences(run(work_dir, "untaught", 16, "--resume"), whole) > 0
 
 
 @pytest.mark.usefixtures("no_easy_phase")

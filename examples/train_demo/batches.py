@@ -10,7 +10,8 @@ from typing import Self
 import numpy as np
 import sentencepiece
 import torch
-from corpus import MEL_FLOOR, MEL_STEP, MELS, Pack
+from corpus import MEL_FLOOR, MEL_STEP, MELS, TARGETS, Pack
+from lessons import Lessons
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -20,31 +21,39 @@ MAX_FRAMES = 1600
 FRAME_GRID = 96
 """Batches are padded to multiples of this: 16 frames of the encoder."""
 TOKEN_GRID = 8
+SUBSAMPLING, CENTER = 6, 5
+"""Mel frames of a frame of the encoder, and the middle one of those that the first of them sees."""
 JOINED = 0.125
 """Share of the utterances that others of the same pack follow."""
-TENSORS = ("mels", "lengths", "tokens", "token_lengths")
+TENSORS = ("mels", "lengths", "tokens", "token_lengths", "targets")
 NO_PORTIONS: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Padded log-mels [batch, frames, mels] and tokens [batch, tokens] with their lengths, and the texts."""
+    """Padded log-mels [batch, frames, mels] and tokens [batch, tokens] with their lengths, and the texts.
+
+    `targets` are a teacher's for frames of the encoder [batch, frames / SUBSAMPLING, TARGETS.width]; nan: it has none.
+    """
 
     mels: Tensor
     lengths: Tensor
     tokens: Tensor
     token_lengths: Tensor
     texts: list[str]
+    targets: Tensor | None = None
+
+    def _changed(self, change: Callable[[Tensor], Tensor], texts: list[str]) -> Self:
+        tensors = {name: change(getattr(self, name)) for name in TENSORS if getattr(self, name) is not None}
+        return replace(self, **tensors, texts=texts)
 
     def to(self, device: str) -> Self:
         """The batch with its tensors on a device."""
-        tensors = {name: getattr(self, name).to(device) for name in TENSORS}
-        return replace(self, **tensors)
+        return self._changed(lambda tensor: tensor.to(device), self.texts)
 
     def twice(self) -> Self:
         """All utterances of the batch, and once more."""
-        tensors = {name: torch.cat([getattr(self, name)] * 2) for name in TENSORS}
-        return replace(self, **tensors, texts=2 * self.texts)
+        return self._changed(lambda tensor: torch.cat([tensor] * 2), 2 * self.texts)
 
 
 class Tokenizer:
@@ -74,6 +83,7 @@ class Clip:
     """An utterance in memory-mapped form."""
 
     pack: int
+    number: int
     offset: int
     length: int
     voice: str
@@ -92,7 +102,8 @@ class Item:
 class Corpus:
     """The utterances of some packs that `wanted` accepts; `sizes` is how many each pack had when they were read.
 
-    Packs may grow while a network is trained on them. Who gives `sizes` gets the corpus as it was then.
+    Packs may grow while a network is trained on them. Who gives `sizes` gets the corpus as it was then. `targets` is
+    the folder of a teacher's targets; without it batches have none.
     """
 
     def __init__(
@@ -101,6 +112,7 @@ class Corpus:
         tokenizer: Tokenizer,
         wanted: Callable[[str], bool] = lambda _: True,
         sizes: dict[str, int] | None = None,
+        targets: Path | None = None,
     ) -> None:
         packs = [Pack(path, MELS) for path in paths]
         self.sizes = {path.name: len(pack.utterances) for path, pack in zip(paths, packs, strict=True)}
@@ -109,41 +121,65 @@ class Corpus:
         self.rows: list[NDArray[np.uint8]] = [pack.map() for pack in packs]
         self.clips = [
             [
-                Clip(number, entry.offset, entry.length, entry.voice, tokenizer.encode(entry.text), entry.text)
-                for entry in pack.utterances[: self.sizes[path.name]]
+                Clip(index, number, entry.offset, entry.length, entry.voice, tokenizer.encode(entry.text), entry.text)
+                for number, entry in enumerate(pack.utterances[: self.sizes[path.name]])
                 if entry.length <= MAX_FRAMES and wanted(entry.text)
             ]
-            for number, (path, pack) in enumerate(zip(paths, packs, strict=True))
+            for index, (path, pack) in enumerate(zip(paths, packs, strict=True))
         ]
+        self.lessons: list[Lessons] | None = None
+        if targets:
+            self.lessons = [
+                Lessons(targets, path.name, pack.utterances) for path, pack in zip(paths, packs, strict=True)
+            ]
 
     @property
     def hours(self) -> float:
         """Duration of all clips."""
         return sum(clip.length for clips in self.clips for clip in clips) / 360_000
 
-    def frames(self, clip: Clip, tempo: float) -> Tensor:
-        """Log-mels of a clip, played `tempo` times as fast, on the whole: see `rhythm`."""
+    def frames(self, clip: Clip, places: Tensor) -> Tensor:
+        """Log-mels of a clip at some places."""
         rows = torch.from_numpy(self.rows[clip.pack][clip.offset : clip.offset + clip.length].astype(np.float32))
-        if tempo != 1:
-            position = rhythm(num_frames(clip, tempo), tempo)
-            left = position.long()
-            rows = torch.lerp(rows[left], rows[left + 1], (position - left).unsqueeze(1))
-        return rows * MEL_STEP + MEL_FLOOR
+        left = places.long()
+        right = (left + 1).clamp(max=clip.length - 1)
+        return torch.lerp(rows[left], rows[right], (places - left).unsqueeze(1)) * MEL_STEP + MEL_FLOOR
+
+    def targets(self, lessons: list[Lessons], item: Item, places: list[Tensor]) -> Tensor:
+        """What a teacher makes of an item whose clips are read at some places [frames / SUBSAMPLING, TARGETS.width]."""
+        found, start = [], 0
+        for clip, place in zip(item.clips, places, strict=True):
+            centers = place[(CENTER - start) % SUBSAMPLING :: SUBSAMPLING]
+            found.append(lessons[clip.pack](clip.number, centers, clip.length))
+            start += len(place)
+        return torch.cat(found)
 
     def batch(self, items: list[Item]) -> Batch:
         """A batch of items, padded to a multiple of `FRAME_GRID` frames and `TOKEN_GRID` tokens."""
-        mels = [torch.cat([self.frames(clip, item.tempo) for clip in item.clips]) for item in items]
+        places = [[played(clip, item.tempo) for clip in item.clips] for item in items]
+        mels = [
+            torch.cat([self.frames(clip, place) for clip, place in zip(item.clips, own, strict=True)])
+            for item, own in zip(items, places, strict=True)
+        ]
         tokens = [
             torch.tensor([token for clip in item.clips for token in clip.tokens], dtype=torch.long) for item in items
         ]
         padded_mels = pad_sequence(mels, batch_first=True, padding_value=MEL_FLOOR)
         padded_tokens = pad_sequence(tokens, batch_first=True, padding_value=-1)
+        padded_mels = pad(padded_mels, (0, 0, 0, -padded_mels.shape[1] % FRAME_GRID), value=MEL_FLOOR)
+        targets = None
+        if self.lessons is not None:
+            each = [self.targets(self.lessons, item, own) for item, own in zip(items, places, strict=True)]
+            targets = torch.full((len(items), padded_mels.shape[1] // SUBSAMPLING, TARGETS.width), torch.nan)
+            for row, found in zip(targets, each, strict=True):
+                row[: len(found)] = found
         return Batch(
-            mels=pad(padded_mels, (0, 0, 0, -padded_mels.shape[1] % FRAME_GRID), value=MEL_FLOOR),
+            mels=padded_mels,
             lengths=torch.tensor([len(part) for part in mels]),
             tokens=pad(padded_tokens, (0, -padded_tokens.shape[1] % TOKEN_GRID), value=-1),
             token_lengths=torch.tensor([len(part) for part in tokens]),
             texts=[" ".join(clip.text for clip in item.clips) for item in items],
+            targets=targets,
         )
 
     def items(self, rng: random.Random, longest: int, portions: Mapping[str, float]) -> list[Item]:
@@ -189,6 +225,11 @@ class Corpus:
 def num_frames(clip: Clip, tempo: float) -> int:
     """Frames of a clip that is played `tempo` times as fast."""
     return clip.length if tempo == 1 else int((clip.length - 2) / tempo)
+
+
+def played(clip: Clip, tempo: float) -> Tensor:
+    """Where the frames of a clip lie that is played `tempo` times as fast, on the whole: see `rhythm`."""
+    return torch.arange(clip.length, dtype=torch.float32) if tempo == 1 else rhythm(num_frames(clip, tempo), tempo)
 
 
 def rhythm(count: int, tempo: float) -> Tensor:

@@ -12,6 +12,8 @@ from scipy.signal import resample_poly
 SAMPLE_RATE = 16000
 NUM_MELS = 80
 MEL_STEP, MEL_FLOOR = 0.16, -16.0
+TARGET_ROW = SAMPLE_RATE // 25
+"""Samples of a row of a teacher's targets: two of its frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Kind:
 
 SPEECH = Kind(suffix=".pcm", dtype="<i2", width=1)
 MELS = Kind(suffix=".mel", dtype="u1", width=NUM_MELS)
+TARGETS = Kind(suffix=".teach", dtype="i1", width=128)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,10 @@ class Data:
         self.tokenizer = Tokenizer(work_dir)
         self.options = options
         self.withheld = Withheld(read_sentences(work_dir / "test", TESTS))
-        self.validation = {name: Corpus([self.features / name], self.tokenizer) for name in VALIDATION}
+        self.targets = work_dir / "targets" if options.teacher_weight else None
+        self.validation = {
+            name: Corpus([self.features / name], self.tokenizer, targets=self.targets) for name in VALIDATION
+        }
         self.noise = torch.from_numpy(Pack(self.features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
 
     def corpus(self, progress: Progress) -> Corpus:
@@ -37,7 +40,7 @@ class Data:
             names = sorted(progress.sizes)
         names = [name for name in names if name not in {*VALIDATION, "noise"}]
         paths = [self.features / name for name in names]
-        corpus = Corpus(paths, self.tokenizer, self.withheld.allows, progress.sizes or None)
+        corpus = Corpus(paths, self.tokenizer, self.withheld.allows, progress.sizes or None, self.targets)
         progress.sizes = corpus.sizes
         return corpus
 

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from u2moe.export.model import SpeechModel
 
+LOGGED = ("ctc", "left", "right", "teacher")
+"""Parts of the loss."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -43,6 +46,7 @@ class Outcome:
     ctc: float
     left: float
     right: float
+    teacher: float
     num_frames: int
 
 
@@ -93,10 +97,10 @@ class GradientSource:
                 gradient.zero_()
             else:
                 gradient.copy_(weight.grad)
-        ctc, left, right = (
-            float("nan") if part is None else float(part.detach()) for part in (parts.ctc, parts.left, parts.right)
-        )
-        return Outcome(ctc=ctc, left=left, right=right, num_frames=frames)
+        values = {
+            name: float("nan") if (part := getattr(parts, name)) is None else float(part.detach()) for name in LOGGED
+        }
+        return Outcome(**values, num_frames=frames)
 
 
 def serve(source: GradientSource, gradients: list[Tensor], pieces: Sequence[Tensor], requests: Connection) -> None:

@@ -5,6 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+REVOICED = "-revoiced"
+"""What the name of a pack of other speakers ends with."""
+VARIANTS = {
+    "queen-train": 3,
+    "sky-train": 3,
+    "drascula-train": 3,
+    "hibari-words": 2,
+    "pico-us-words": 2,
+    "pico-gb-words": 2,
+}
+"""The packs that are revoiced, and the number of other speakers for each of their utterances."""
 Track = NDArray[np.float64]
 
 

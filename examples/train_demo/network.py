@@ -21,6 +21,8 @@ from u2moe.export.moe import MixtureOfExperts
 
 Part = TypeVar("Part", bound=nn.Module)
 
+HEAD = "teacher"
+"""Name of the head that answers a teacher."""
 HIDDEN = -1e4
 """Added to the score of a key that a query may not see."""
 
@@ -133,10 +135,26 @@ def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
     return cast("Tensor", layer.projection[0](x.transpose(1, 2).flatten(2)) * layer.scale)
 
 
-def encode(
+def add_head(model: SpeechModel, width: int) -> None:
+    """Gives the network a head that answers a teacher; it helps in training and is no part of a finished model.
+
+    It begins with zeros, and moves nothing but itself until it has learnt something.
+    """
+    answer = nn.Linear(model.config.encoder.dim, width)
+    nn.init.zeros_(answer.weight)
+    nn.init.zeros_(answer.bias)
+    model.add_module(HEAD, answer)
+
+
+def head(model: SpeechModel) -> nn.Module | None:
+    """The head that answers a teacher, if the network has one."""
+    return dict(model.named_children()).get(HEAD)
+
+
+def block_outputs(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
-) -> tuple[Tensor, Tensor]:
-    """As `SpeechEncoder.forward`."""
+) -> tuple[list[Tensor], Tensor]:
+    """What each block of the encoder makes of some features [batch, time, dim], and their lengths."""
     kind = front(encoder.embed)[0].weight.dtype
     x = subsample(encoder.embed, present(encoder.global_cmvn)(mels).to(kind), channels)
     time = x.shape[1]
@@ -149,9 +167,19 @@ def encode(
         valid=valid.to(kind).unsqueeze(-1),
         positions=positional_encoding(torch.arange(time, device=x.device), encoder.config.dim).to(kind),
     )
+    outputs = []
     for layer in encoder.encoders:
         x = block(cast("ConformerBlock", layer), x, sight)
-    return encoder.after_norm(x), times
+        outputs.append(x)
+    return outputs, times
+
+
+def encode(
+    encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
+) -> tuple[Tensor, Tensor]:
+    """As `SpeechEncoder.forward`."""
+    outputs, times = block_outputs(encoder, mels, lengths, chunk_size, channels)
+    return encoder.after_norm(outputs[-1]), times
 
 
 def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:

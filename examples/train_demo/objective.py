@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 from batches import Batch
-from network import decode, encode
-from torch import Tensor
+from network import block_outputs, decode, head
+from torch import Tensor, nn
 from torch.nn import functional
 
 from u2moe.export.model import SpeechModel
 
 MAX_CHUNK = 25
+ANSWERING = 3 / 4
+"""Of the blocks: after so many the teacher is answered. The rest have words as their only aim."""
+DELAY = 1
+"""Frames by which the answer comes later, since the encoder's convolutions look back: see the README."""
 CONSISTENCY = 0.2
 """Weight of the consistency of two views, beside their CTC loss (arXiv 2410.05101)."""
 
@@ -28,14 +32,18 @@ class Objective:
     channels: int
     """Channels of the first convolution that are in use: it makes a third of all work with 128, a tenth with 32."""
 
+    teacher_weight: float = 0.0
+    """Of the distance from what a teacher makes of the same speech."""
+
     @classmethod
-    def of(cls, model_conf: dict[str, Any], channels: int) -> "Objective":
+    def of(cls, model_conf: dict[str, Any], channels: int, teacher_weight: float = 0.0) -> "Objective":
         """The objective of WeNet's `model_conf`."""
         return cls(
             ctc_weight=model_conf["ctc_weight"],
             reverse_weight=model_conf["reverse_weight"],
             smoothing=model_conf["lsm_weight"],
             channels=channels,
+            teacher_weight=teacher_weight,
         )
 
 
@@ -49,8 +57,15 @@ class Losses:
     consistency: Tensor | None = None
     """How far two views of the same speech are from being understood alike; none if there is one view."""
 
+    teacher: Tensor | None = None
+    """Distance from what a teacher makes of the speech: 1 for who knows nothing, 0 for who knows all."""
+
     def total(self, objective: Objective) -> Tensor:
         """The weighted sum. One decoder alone stands for both."""
+        words = self._of_words(objective)
+        return words if self.teacher is None else words + objective.teacher_weight * self.teacher
+
+    def _of_words(self, objective: Objective) -> Tensor:
         parts = [part for part in (self.left, self.right) if part is not None]
         if not parts:
             return self.ctc
@@ -92,6 +107,20 @@ def consistency(log_probs: Tensor, times: Tensor, batch: Batch) -> Tensor:
     return (divergence * inside).sum() / batch.token_lengths.clamp(min=1).sum()
 
 
+def teacher_loss(answer: nn.Module, states: Tensor, times: Tensor, targets: Tensor) -> Tensor | None:
+    """Mean squared distance of the answer to states [batch, time, dim] from targets whose variances sum to 1.
+
+    None if no frame has a target.
+    """
+    states, targets = states[:, DELAY:], targets[:, : states.shape[1] - DELAY]
+    steps = torch.arange(states.shape[1], device=targets.device)
+    told = (steps < times.unsqueeze(1) - DELAY) & ~targets[..., 0].isnan()
+    if not told.any():
+        return None
+    distance: Tensor = answer(states[told]).float() - targets[told]
+    return distance.square().sum(-1).mean()
+
+
 def attention_loss(
     model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch, smoothing: float, *, backwards: bool
 ) -> Tensor:
@@ -125,7 +154,11 @@ def losses(
     `directions` are the decoders that take part: False reads forwards, True backwards. With `two_views` the second half
     of the batch is what the first says, under other conditions.
     """
-    encoder_out, times = encode(model.encoder, batch.mels, batch.lengths, chunk_size, objective.channels)
+    outputs, times = block_outputs(model.encoder, batch.mels, batch.lengths, chunk_size, objective.channels)
+    encoder_out, answer = model.encoder.after_norm(outputs[-1]), head(model)
+    taught = None
+    if answer is not None and batch.targets is not None:
+        taught = teacher_loss(answer, outputs[int(ANSWERING * len(outputs)) - 1], times, batch.targets)
     attention = {
         backwards: attention_loss(model, encoder_out, times, batch, objective.smoothing, backwards=backwards)
         for backwards in directions
@@ -136,5 +169,6 @@ def losses(
         left=attention.get(False),
         right=attention.get(True),
         consistency=consistency(log_probs, times, batch) if two_views else None,
+        teacher=taught,
     )
     return parts, encoder_out, times

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from network import HEAD
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
@@ -98,9 +99,14 @@ def is_router(name: str) -> bool:
     return name.endswith("gate.weight")
 
 
+def is_head(name: str) -> bool:
+    """Whether a weight is of the head that answers a teacher."""
+    return name.startswith(f"{HEAD}.")
+
+
 def suits_muon(name: str, weight: Tensor) -> bool:
     """Whether a weight is a hidden matrix: no router, and nothing that touches the vocabulary."""
-    others = ("gate", "pos_bias", "embed.0", "output_layer", "ctc", "depthwise")
+    others = (HEAD, "gate", "pos_bias", "embed.0", "output_layer", "ctc", "depthwise")
     return weight.ndim > 1 and weight[0].numel() > 9 and not any(part in name for part in others)
 
 
@@ -119,16 +125,22 @@ class Optimizer:
         self.average = {name: weight.detach().clone() for name, weight in self.masters.items()}
         matrices = [weight for name, weight in self.masters.items() if suits_muon(name, weight)]
         routers = [weight for name, weight in self.masters.items() if is_router(name)]
+        head = [weight for name, weight in self.masters.items() if is_head(name)]
         others = [
-            weight for name, weight in self.masters.items() if not suits_muon(name, weight) and not is_router(name)
+            weight
+            for name, weight in self.masters.items()
+            if not (suits_muon(name, weight) or is_router(name) or is_head(name))
         ]
         self.muon = Muon(matrices, lr=0.0, weight_decay=0.05)
         self.parts: list[torch.optim.Optimizer] = [
             self.muon,
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
         ]
-        if routers:
-            self.parts.append(torch.optim.AdamW(routers, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True))
+        self.rates = [1.0, 1.0]
+        for weights, rate in ((routers, ROUTER_RATE), (head, 1.0)):  # the head comes last: a run may get or lose it
+            if weights:
+                self.parts.append(torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True))
+                self.rates.append(rate)
 
     @torch.no_grad()
     def step(
@@ -147,7 +159,7 @@ class Optimizer:
             weight.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.masters.values(), MAX_NORM)
         if norm.isfinite():
-            for part, share in zip(self.parts, (1.0, 1.0, ROUTER_RATE), strict=False):
+            for part, share in zip(self.parts, self.rates, strict=True):
                 part.param_groups[0]["lr"] = lr * share
             self.muon.step(orthogonalize)
             for part in self.parts[1:]:
@@ -174,10 +186,15 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state, and writes its masters into the network; without `parts` the momentum starts anew."""
+        """Takes over a state, and writes its masters into the network; without `parts` the momentum starts anew.
+
+        A head that the state lacks stays as it is, and one that the network lacks is left out.
+        """
         for name, weight in self.masters.items():
+            if is_head(name) and name not in state["masters"]:
+                continue
             weight.copy_(state["masters"][name])
             self.average[name].copy_(state["average"][name])
-        for part, saved in zip(self.parts, state["parts"] or (), strict=bool(state["parts"])):
+        for part, saved in zip(self.parts, state["parts"] or (), strict=False):
             part.load_state_dict(saved)
         self.write(self.masters)

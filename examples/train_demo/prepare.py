@@ -17,6 +17,7 @@ import sentencepiece
 import soundfile
 from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_float, to_pcm
 from games import GAMES
+from manners import REVOICED
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from spelling import normalize
@@ -38,7 +39,6 @@ CODECS = (
     ("OGG", "OPUS", 16000),
 )
 """Container, codec and sample rate; Opus at 10 to 20 kbit/s."""
-REVOICED = "-revoiced"
 UNCHANGED = (1, 0.0)
 PLANS = {
     **{f"{game}-train": (5, 0.12) for game in GAMES},

@@ -45,6 +45,8 @@ class Options:
     """Of the first convolution."""
     restart: int | None = None
     """Step at which a mixture forked from a dense run: the rate rises anew from 0."""
+    teacher_weight: float = 0.0
+    """Of the distance from what a teacher makes of the speech, see `teacher.py`."""
     seed: int = 1
 
     def __post_init__(self) -> None:

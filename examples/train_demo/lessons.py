@@ -1,0 +1,87 @@
+"""What a teacher makes of the utterances of a pack of features: targets for frames of the encoder, see `teacher.py`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import TARGET_ROW, TARGETS, Pack, Utterance
+from manners import REVOICED, VARIANTS
+from numpy.typing import NDArray
+from prepare import FRAME_LEN, FRAME_SHIFT, plan
+from torch import Tensor
+
+BASIS = "basis.npz"
+LIMIT = 4.0
+"""Standard deviations that the largest number of a target stands for."""
+
+Numbers = NDArray[np.float32]
+
+
+class Basis:
+    """Principal components of what the teacher makes of speech: its numbers, in the size of `TARGETS`' numbers."""
+
+    def __init__(self, mean: Numbers, matrix: Numbers, spread: Numbers) -> None:
+        self.mean, self.matrix, self.spread = mean, matrix, spread
+
+    @classmethod
+    def of(cls, rows: Numbers) -> "Basis":
+        """The basis of rows [count, dim], of which every number counts alike."""
+        mean, deviation = rows.mean(0), rows.std(0)
+        centered = (rows - mean) / deviation
+        variances, vectors = np.linalg.eigh(np.cov(centered.T))
+        matrix = vectors[:, ::-1][:, : TARGETS.width] / deviation[:, None]
+        spread = np.sqrt(variances[::-1][: TARGETS.width])
+        return cls(mean, np.asarray(matrix, np.float32), np.asarray(spread, np.float32))
+
+    def __call__(self, rows: Numbers) -> NDArray[np.int8]:
+        """Rows of targets: principal components in steps of their spread times `LIMIT` / 127."""
+        parts = (rows - self.mean) @ self.matrix / self.spread
+        return np.clip(np.round(parts * (127 / LIMIT)), -127, 127).astype(np.int8)
+
+    def save(self, path: Path) -> None:
+        """Writes it as `.npz`."""
+        np.savez(path, mean=self.mean, matrix=self.matrix, spread=self.spread)
+
+    @property
+    def scale(self) -> Numbers:
+        """Factors [TARGETS.width] on numbers of targets that make them components whose variances sum to 1."""
+        return np.asarray(self.spread * (LIMIT / 127) / np.sqrt((self.spread**2).sum()), np.float32)
+
+    @classmethod
+    def load(cls, path: Path) -> "Basis":
+        """What `save` wrote."""
+        with np.load(path) as parts:
+            return cls(parts["mean"], parts["matrix"], parts["spread"])
+
+
+class Lessons:
+    """Targets of the utterances of one pack; what the teacher has not heard yet has none.
+
+    Variants of a recording share its targets: they say the same, only slower or faster.
+    """
+
+    def __init__(self, folder: Path, name: str, utterances: Sequence[Utterance]) -> None:
+        source = name.removesuffix(REVOICED)
+        self.copies = plan(name)[0] if name == source else VARIANTS.get(source, 1)
+        pack = Pack(folder / source, TARGETS)
+        self.entries = pack.utterances
+        self.rows = pack.map()
+        self.scale = torch.from_numpy(Basis.load(folder / BASIS).scale) if self.entries else torch.ones(TARGETS.width)
+        for number, utterance in enumerate(utterances[: self.copies * len(self.entries)]):
+            if utterance.text != self.entries[number // self.copies].text:
+                raise ValueError(f"utterance {number} of {name} is not what the teacher heard: {utterance.text!r}")
+
+    def __call__(self, number: int, places: Tensor, length: int) -> Tensor:
+        """Targets at some places of an utterance of `length` mel frames [count, TARGETS.width]; nan if it has none."""
+        if number // self.copies >= len(self.entries):
+            return torch.full((len(places), TARGETS.width), torch.nan)
+        entry = self.entries[number // self.copies]
+        rows = torch.from_numpy(self.rows[entry.offset : entry.offset + entry.length].astype(np.float32)) * self.scale
+        samples = (entry.length - 0.5) * TARGET_ROW
+        speed = samples / (length * FRAME_SHIFT + FRAME_LEN - FRAME_SHIFT)
+        centers = speed * (places * FRAME_SHIFT + FRAME_LEN / 2)
+        # the first row is the mean of two frames of the teacher, at its beginning and at its middle
+        position = ((centers / TARGET_ROW) - 0.25).clamp(0, len(rows) - 1)
+        left = position.long()
+        return torch.lerp(rows[left], rows[(left + 1).clamp(max=len(rows) - 1)], (position - left).unsqueeze(1))

