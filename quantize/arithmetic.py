@@ -22,8 +22,8 @@ LOWEST: Mapping[str, float] = MappingProxyType({"relu": 0.0, "gelu": 0.17, "swis
 """How far below zero the output of an activation can go, if that is little compared with its largest values."""
 NOTHING = 1e-30
 """Weights up to this magnitude count as zeros: their scale would not be a normal float."""
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Fractions of a block's largest weight that are tried as the limit of its 4-bit range."""
+INT4_LIMITS = (7.0, 7.5, 8.0, 8.5, 9.0, 10.0)
+"""What the largest weight of a block may be in steps of its 4-bit scale; the integers end at -8 and 7."""
 
 
 def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
@@ -59,9 +59,6 @@ def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Floa
 def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], Float]:
     """Symmetric 4-bit with one scale per block of rows of each column, packed as MatMulNBits reads it.
 
-    For each block, the range with the smallest squared error is chosen: clipping the largest weight a little often
-    pays off.
-
     Args:
         weight: [in, out].
         block_size: rows that share a scale; the last block is padded with zeros.
@@ -69,25 +66,60 @@ def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], 
     Returns:
         Pairs of values in one byte, low half first, biased by 8: [out, blocks, block_size / 2]; scales [out, blocks].
     """
-    rows, columns = weight.shape
+    blocks = _blocks(weight, block_size)
+    scale = int4_scales(blocks)
+    return _packed(int4_integers(blocks, scale)), scale[..., 0]
+
+
+def int4_scales(blocks: Float, importance: Float | None = None) -> Float:
+    """The scale with the smallest squared error for each block of 4-bit weights.
+
+    Clipping the largest weight a little often pays off. A scale may be negative: the integers reach further below zero
+    than above it, so that the sign decides which of a block's largest weights have room.
+
+    Args:
+        blocks: [..., block_size].
+        importance: factors of the squared errors [block_size]; None: all are alike.
+
+    Returns:
+        Scales [..., 1]; 1 divided by some limit for blocks of zeros.
+    """
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    largest[largest <= NOTHING] = 1
+    best: Float = largest
+    least = np.full_like(largest, np.inf)
+    for limit in (*INT4_LIMITS, *(-limit for limit in INT4_LIMITS)):
+        scale = largest / np.float32(limit)
+        squares = np.square(int4_integers(blocks, scale) * scale - blocks)
+        error = (squares if importance is None else squares * importance).sum(axis=-1, keepdims=True)
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    return best
+
+
+def int4_integers(weights: Float, scale: Float) -> Float:
+    """The 4-bit integers that represent weights with these scales, as floats."""
+    integers: Float = np.clip(np.rint(weights / scale), -8, 7)
+    return integers
+
+
+def pack_int4(integers: Float, block_size: int) -> npt.NDArray[np.uint8]:
+    """Integers [in, out] from -8 to 7, packed as `int4_blocks` returns them."""
+    return _packed(_blocks(integers, block_size))
+
+
+def _blocks(values: Float, block_size: int) -> Float:
+    """Rows of each column in blocks, the last of which is padded with zeros: [in, out] to [out, blocks, block_size]."""
+    rows, columns = values.shape
     num_blocks = -(-rows // block_size)
     padded = np.zeros((columns, num_blocks * block_size), np.float32)
-    padded[:, :rows] = weight.T
-    blocks = padded.reshape(columns, num_blocks, block_size)
-    largest = np.abs(blocks).max(axis=2, keepdims=True)
-    largest[largest <= NOTHING] = 1
-    scales = np.stack([largest * np.float32(shrink / 7) for shrink in SHRINKS])
-    errors = [np.square(_int4(blocks, scale) * scale - blocks).sum(axis=2, keepdims=True) for scale in scales]
-    scale = np.take_along_axis(scales, np.argmin(errors, axis=0)[np.newaxis], axis=0)[0]
-    biased = (_int4(blocks, scale) + 8).astype(np.uint8)
+    padded[:, :rows] = values.T
+    return padded.reshape(columns, num_blocks, block_size)
+
+
+def _packed(integers: Float) -> npt.NDArray[np.uint8]:
+    biased = (integers + 8).astype(np.uint8)
     packed: npt.NDArray[np.uint8] = (biased[..., 0::2] | (biased[..., 1::2] << 4)).astype(np.uint8)
-    return packed, scale[..., 0].astype(np.float32)
-
-
-def _int4(blocks: Float, scale: Float) -> Float:
-    """The 4-bit integers that represent `blocks`, as float32."""
-    integers: Float = np.clip(np.rint(blocks / scale), -8, 7)
-    return integers
+    return packed
 
 
 def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> Float:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from u2moe.quantize.config import FLOAT32, FORMATS, RECIPES, USES, Tune, recipe
+from u2moe.quantize.config import FLOAT32, FORMATS, LONGEST_S, RECIPES, USES, Tune, recipe
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -43,6 +43,16 @@ def add_quantize(subparsers: Subparsers) -> None:
         default=0.0,
         help="faster, but costs accuracy: each token skips those of its experts whose normalised weight is below this "
         "(0 to 1), but never the most likely one; above 0.5 no token has a second expert (default: skip none)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="PATH",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="round 4-bit experts of the encoder so that what they compute of these recordings changes least: audio "
+        "files, folders, or lists (.tsv) as --manifest takes; a few minutes of typical speech, of which at most "
+        f"{LONGEST_S // 60} are used (default: round each weight by itself)",
     )
     _add_tuning(parser)
     parser.add_argument(
@@ -162,6 +172,7 @@ def run_quantize(args: argparse.Namespace) -> int:
                 skip_expert_below=args.skip_expert_below,
                 tune=_tune(args),
                 packed=args.packed,
+                calibration=_recordings(args.calibrate),
             ),
             audio=audio,
             recordings=read_manifest(args.manifest) if args.manifest else [],
@@ -190,6 +201,17 @@ def run_inspect(args: argparse.Namespace) -> int:
     content = inspect_bundle(args.bundle)
     print(describe(content, as_json=args.format == "json"))
     return 0
+
+
+def _recordings(paths: list[Path]) -> list[Path]:
+    """Audio files, those in folders, and those that lists name."""
+    from u2moe.runtime.audio import find_audio
+    from u2moe.runtime.corpus.word_errors import read_manifest
+
+    found: list[Path] = []
+    for path in paths:
+        found += [item.path for item in read_manifest(path)] if path.suffix == ".tsv" else find_audio([path])
+    return found
 
 
 def _groups(pairs: list[str]) -> dict[str, str]:

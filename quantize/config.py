@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 
 from u2moe.runtime.contract import WEIGHT_GROUPS
@@ -33,6 +34,8 @@ BATCH = 128
 """Tokens per call for eight streams in chunks of 16."""
 WHOLE = 250
 """Tokens per call for ten seconds with full context, and roughly for a second pass."""
+LONGEST_S = 900
+"""Seconds of calibration audio that are used; what follows is not read, once this much is there."""
 USES: Mapping[str, Mapping[int, float]] = MappingProxyType(
     {
         "streaming": {4: 0.25, 8: 0.25, 16: 0.25, BATCH: 0.25, WHOLE: 0.0},
@@ -91,6 +94,8 @@ class Recipe:
         packed: write weights in the layout of the native kernels, which then use them where they lie in the file. The
             bundle cannot be loaded without these kernels, and its files must not change in place while it is loaded.
         experts_of: format of the experts by graph, where tuning has chosen another one than `groups` says.
+        calibration: audio files; the encoder's experts in int4 are rounded so that what they compute of it changes
+            least. Empty: rounded one by one.
     """
 
     name: str
@@ -102,6 +107,7 @@ class Recipe:
     tune: Tune | None = None
     packed: bool = False
     experts_of: Mapping[str, str] = field(default_factory=dict)
+    calibration: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for group, kind in self.groups.items():
@@ -129,6 +135,9 @@ class Recipe:
                 raise ValueError(f"experts: {kind} cannot skip any, got skip_expert_below {self.skip_expert_below}")
         if self.tune and experts not in KERNELS:
             raise ValueError(f"tune chooses kernels for experts in {' or '.join(KERNELS)}, got experts in {experts}")
+        if self.calibration and (experts != "int4" or self.tune):
+            found = f"experts in {experts}" + (" and tune" if self.tune else "")
+            raise ValueError(f"calibration is for experts in int4 whose kernel is not tuned, got {found}")
 
     @property
     def quantized(self) -> dict[str, str]:
@@ -180,8 +189,9 @@ def recipe(
     skip_expert_below: float = 0.0,
     tune: Tune | None = None,
     packed: bool = False,
+    calibration: Sequence[Path] = (),
 ) -> Recipe:
-    """The recipe of that name, optionally with other formats for some groups, skipped experts, and tuning.
+    """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
 
     Raises:
         ValueError: no such recipe, group or format, or the recipe changes nothing or has nothing to tune.
@@ -194,4 +204,6 @@ def recipe(
     else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
     changed = plain.replaced(changes, skip_expert_below=skip_expert_below)
-    return replace(changed, tune=tune, packed=packed) if tune or packed else changed
+    if not (tune or packed or calibration):
+        return changed
+    return replace(changed, tune=tune, packed=packed, calibration=tuple(calibration))

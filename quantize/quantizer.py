@@ -7,22 +7,24 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.quantize.config import Recipe
+from u2moe.quantize.calibration import ExpertTokens, recorded
+from u2moe.quantize.config import LONGEST_S, Recipe
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.tuning.choice import tuned
-from u2moe.quantize.weights import Change
+from u2moe.quantize.weights import Array, Change
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.corpus.word_errors import Recording
-from u2moe.runtime.errors import BundleError, QuantizationError
+from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.graph.mixture import mixture_of
@@ -62,6 +64,7 @@ def quantize_bundle(
         The new bundle and its report, which the bundle also holds as report.json; None without audio.
 
     Raises:
+        AudioError: audio that cannot be read, or none of the recipe's calibration is long enough.
         BundleError: not a float32 bundle, a requested group that no graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
         QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
@@ -70,15 +73,19 @@ def quantize_bundle(
         raise ValueError("max_wer_increase needs recordings with transcripts")
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
-    with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
+    with ExitStack() as stack:
+        staging = stack.enter_context(BundleWriter(out, overwrite=overwrite))  # refuses a bad target before any work
         features = features_of(source, [*audio, *(recording.path for recording in recordings)])
         recipe, tuning = tuned(source, recipe, features, progress=progress)
+        tokens = None
+        if recipe.calibration:
+            tokens = stack.enter_context(recorded(source, _calibration_of(source, recipe), progress))
         changes: dict[str, Change] = {}
         num_skipping = 0
         for graph in source.manifest.model.graphs():
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
-            changes |= quantize_graph(model, recipe.of_graph(graph.name))
+            changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
             num_skipping += _record_skipping(model, recipe)
             model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, staging.path / graph.file, progress=progress)
@@ -91,7 +98,7 @@ def quantize_bundle(
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
         manifest = dataclasses.replace(
-            source.manifest, quantization=_record(recipe, counts), tuning=tuning.data() if tuning else None
+            source.manifest, quantization=_record(recipe, counts, tokens), tuning=tuning.data() if tuning else None
         )
         staged = staging.seal(manifest)
         staged.load()
@@ -136,6 +143,14 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
     return source
 
 
+def _calibration_of(source: Bundle, recipe: Recipe) -> list[Array]:
+    shift_s = source.manifest.features.frame_shift_ms / 1000
+    features = features_of(source, recipe.calibration, limit=round(LONGEST_S / shift_s))
+    if not features:
+        raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
+    return features
+
+
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
     """Groups requested by name must exist; a recipe for all groups may meet a network that has only some."""
     missing = recipe.quantized.keys() - changed.keys()
@@ -165,7 +180,7 @@ def _check_words(report: dict[str, Any], limit: float | None) -> None:
             )
 
 
-def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
+def _record(recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None) -> dict[str, Any]:
     """The recipe as the manifest records it."""
     return {
         "recipe": recipe.name,
@@ -175,4 +190,5 @@ def _record(recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         "num_weights": dict(sorted(changed.items())),
         **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
         **({"skip_expert_below": recipe.skip_expert_below} if recipe.skip_expert_below else {}),
+        **({"calibration": tokens.data()} if tokens else {}),
     }

@@ -228,6 +228,11 @@ def describe(report: Mapping[str, Any]) -> str:
         lines.append(f"{group:24} {size['before']:14,} {size['after']:14,} {ratio:7.1%}{shown}")
     files = sizes["files"]
     lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
+    if calibration := report["recipe"].get("calibration"):
+        lines.append(
+            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_experts']} experts of "
+            f"the encoder; {calibration['plain_experts']} got too few tokens and were rounded without"
+        )
     outputs = report["outputs"]
     lines.append(
         f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "

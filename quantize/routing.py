@@ -51,6 +51,15 @@ class RoutedLayer:
         logits = tokens.astype(np.float32).reshape(-1, len(self.gate)) @ self.gate
         return np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
 
+    def shares(self, tokens: Array) -> Array:
+        """The weight of each expert in the output for tokens [n, dim]: [n, experts], 0 where it is not chosen."""
+        logits, chosen = tokens @ self.gate, self.choices(tokens)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = np.zeros_like(odds)
+        np.put_along_axis(shares, chosen, np.take_along_axis(odds, chosen, axis=1), axis=1)
+        weights: Array = shares / shares.sum(axis=1, keepdims=True)
+        return weights
+
     def counts(self, tokens: Array) -> npt.NDArray[np.int64]:
         """The number of the tokens [..., dim] that each expert gets: [experts]."""
         return np.bincount(self.choices(tokens).ravel(), minlength=self.gate.shape[1]).astype(np.int64)

@@ -94,8 +94,8 @@ class Weights:
             self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), lambda: int8_rows(array_of(table))[1], group),
         )
 
-    def int4(self, weight: ir.Value, block_size: int) -> Quantized:
-        """A weight [in, out] in 4 bits, as MatMulNBits reads it."""
+    def int4(self, weight: ir.Value, block_size: int, made: tuple[Array, Array] | None = None) -> Quantized:
+        """A weight [in, out] in 4 bits, as MatMulNBits reads it; `made` are its integers and scales if there are."""
         (rows, columns), name, group = shape_of(weight), weight.name, group_of(weight)
         blocks = -(-rows // block_size)
 
@@ -103,7 +103,7 @@ class Weights:
             return from_int4_blocks(stored, scale.reshape(columns, blocks), rows)
 
         def parts() -> tuple[Array, Array]:
-            return int4_blocks(array_of(weight), block_size)
+            return made or int4_blocks(array_of(weight), block_size)
 
         self.changes[f"{name}.int4"] = Change(
             group=group, format="int4", original=lambda: array_of(weight), restored=restored
@@ -113,6 +113,11 @@ class Weights:
             self.add(f"{name}.int4", ir.DataType.UINT8, stored_shape, lambda: parts()[0], group),
             self.add(f"{name}.scale", ir.DataType.FLOAT, (columns * blocks,), lambda: np.ravel(parts()[1]), group),
         )
+
+    def changed(self, value: ir.Value, array: Array) -> ir.Value:
+        """An initializer in float32 with other numbers than `value`."""
+        name = f"{value.name}.calibrated"
+        return self.add(name, ir.DataType.FLOAT, array.shape, lambda: array, group_of(value))
 
     def stacked(
         self, values: Sequence[ir.Value], read: Callable[[Array], Array] = np.asarray, suffix: str = ""

@@ -9,12 +9,15 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("sentencepiece")
+import numpy as np
 import soundfile
 import torch
 
 RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
+import calibration
 import checkpoints
+import corpus
 import evaluate
 import experts
 import peers
@@ -254,3 +257,27 @@ def test_tables_show_peers_and_intervals():
     results["int8"]["silence"]["x"] = ["hum: A"]
     assert tables.silence(results) == "words in 1 of them"
     assert tables.rare_experts({"a": [0.01, 0.99], "b": [0.5, 0.5]}) == "1 of 4"
+
+
+def test_calibration_recordings_are_spread_over_the_packs(tmp_path, monkeypatch):
+    for name in calibration.PACKS:
+        with corpus.Pack(tmp_path / "speech" / name, corpus.SPEECH) as pack:
+            for number in range(12):
+                pack.append(np.full(16_000, 100 * number, np.int16), "voice", f"NUMBER {number}")
+    monkeypatch.setattr(calibration, "SECONDS", 4 * len(calibration.PACKS))
+    folder = tmp_path / "calibration"
+    monkeypatch.setattr(sys, "argv", ["calibration.py", str(folder), "--work-dir", str(tmp_path)])
+    calibration.main()
+    found = read_manifest(folder / "calibration.tsv")
+    assert [item.transcript for item in found] == ["NUMBER 0", "NUMBER 3", "NUMBER 6", "NUMBER 9"] * len(
+        calibration.PACKS
+    )
+    samples, rate = soundfile.read(found[1].path, dtype="int16")
+    assert (rate, len(samples), set(samples)) == (16_000, 16_000, {300})
+
+
+def test_a_calibrated_bundle_has_a_column_of_its_own():
+    results = json.loads((RECIPE / "results" / "quantization.json").read_text(encoding="utf-8"))
+    rows = tables.quantization_table(results, {"int4-experts": results, "calibrated": results}).splitlines()
+    assert rows[0] == "| demo model | float32 | int8 | int4-experts | calibrated |"
+    assert {row.count("|") for row in rows} == {6}

@@ -48,7 +48,9 @@ def values() -> dict[str, dict[str, str]]:
     }
     if "proof" in found:
         demo["proof"] = tables.proof_table(found["proof"])
-    quantization = tables.quantization_table(found["quantization"], found["quantization-int4"])
+    titles = {"quantization-int4": "int4-experts", "quantization-int4-calibrated": "int4-experts, calibrated"}
+    others = {title: found[name] for name, title in titles.items() if name in found}
+    quantization = tables.quantization_table(found["quantization"], others)
     recipe = {"trained": trained(runs()[0])}
     return {"docs/demo.md": demo, "docs/quantize.md": {"quantization": quantization}, RECIPE: recipe}
 

@@ -93,16 +93,20 @@ class Release:
 
         def report() -> None:
             manifest = joined(self.dev, self.folder / "dev.tsv")
-            for recipe, file in zip(("int8", "int4-experts"), reports, strict=True):
-                words = ("--recipe", recipe, "--manifest", manifest, "--report", file, "--overwrite")
-                call("-m", "u2moe", "quantize", self.float32, self.folder / f"{recipe}-reported", *words)
+            call("calibration.py", self.folder / "calibration", *options)
+            calibrate = ("--calibrate", self.folder / "calibration" / "calibration.tsv")
+            for (recipe, *more), file in zip(
+                (["int8"], ["int4-experts"], ["int4-experts", *calibrate]), reports, strict=True
+            ):
+                words = ("--recipe", recipe, "--manifest", manifest, "--report", file, "--overwrite", *more)
+                call("-m", "u2moe", "quantize", self.float32, self.folder / f"{file.stem}-reported", *words)
 
         reads = [self.float32, self.int8, *self.tests, *self.dev, HERE / "evaluate.py"]
         yield Stage(name="evaluate", work=evaluate, reads=reads, makes=[RESULTS / "wer.json"])
         reads = [self.source, *self.tests, HERE / "experts.py"]
         yield Stage(name="experts", work=experts, reads=reads, makes=[RESULTS / "experts.json"])
-        reads = [self.float32, *self.dev, *code("quantize")]
-        reports = [RESULTS / name for name in ("quantization.json", "quantization-int4.json")]
+        reads = [self.float32, *self.dev, *code("quantize"), HERE / "calibration.py"]
+        reports = [RESULTS / f"quantization{name}.json" for name in ("", "-int4", "-int4-calibrated")]
         yield Stage(name="quantization", work=report, reads=reads, makes=reports)
 
     def pages(self) -> Stage:

@@ -2,27 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
+from u2moe.quantize.arithmetic import Float
+from u2moe.quantize.calibration import ExpertTokens
+from u2moe.quantize.compensation import FloatExpert, Product
 from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.routing import scope
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.activation import activation
-from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
+from u2moe.runtime.graph.builder import CONTRIB, IR_VERSION, GraphBuilder, build_function
+from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.graph.mixture import Experts, SparseDispatch, mixture_function
 from u2moe.runtime.mixture import Mixture
+from u2moe.runtime.session import DEFAULT_PROVIDER
 
 
 def int4_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
     """Weights in blocks of `Recipe.block_size` rows with one scale each."""
-    mixture = layer.in_format("int4", recipe, recipe.block_size)
+    return _call(layer, recipe, [_inputs(layer, index, weights, recipe) for index in range(layer.mixture.num_experts)])
+
+
+def compensated_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe, tokens: ExpertTokens) -> ExpertCall:
+    """The same, rounded at once for the tokens of recordings; experts that get too few of them as without any."""
+    own = []
+    for index, found in enumerate(tokens.by_expert(scope(layer.node), layer.mixture.num_experts)):
+        products = _float(layer, index).compensated(*found, recipe.block_size) if found else (None, None)
+        own.append(_inputs(layer, index, weights, recipe, products))
+    return _call(layer, recipe, own)
+
+
+def _float(layer: ExpertLayer, index: int) -> FloatExpert:
+    w1, w2 = array_of(layer.w1[index]), array_of(layer.w2[index])
+    b1, b2 = (array_of(biases[index]) if biases else None for biases in (layer.b1, layer.b2))
+    return FloatExpert(w1=w1, b1=b1, w2=w2, b2=b2, activation=_activation(layer.mixture.activation))
+
+
+@cache
+def _activation(kind: str) -> Callable[[Float], Float]:
+    """An activation of the graphs, for arrays."""
+    function = build_function("Activation", ["x"], lambda g, inputs: activation(g, inputs[0], kind))
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", "columns"))
+    call = ir.node("Activation", [x], domain=function.domain)
+    call.outputs[0].name, call.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    opsets = {**function.opset_imports, function.domain: 1}
+    graph = ir.Graph([x], call.outputs, nodes=[call], opset_imports=opsets, name="activation")
+    content = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, functions=[function])).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=[DEFAULT_PROVIDER])
+    return lambda values: np.asarray(session.run(None, {"x": values})[0])
+
+
+def _inputs(
+    layer: ExpertLayer, index: int, weights: Weights, recipe: Recipe, made: Sequence[Product | None] = (None, None)
+) -> list[ir.Value]:
+    """Inputs of the function for one expert; its products may have been made already."""
     inputs: list[ir.Value] = []
-    for index in range(mixture.num_experts):
-        for own, biases in ((layer.w1, layer.b1), (layer.w2, layer.b2)):
-            quantized = weights.int4(own[index], recipe.block_size)
-            inputs += [quantized.weight, quantized.scale, *biases[index : index + 1]]
+    for own, biases, product in zip((layer.w1, layer.w2), (layer.b1, layer.b2), made, strict=True):
+        parts = (product.packed, product.scale) if product else None
+        quantized = weights.int4(own[index], recipe.block_size, parts)
+        inputs += [quantized.weight, quantized.scale]
+        if product and product.bias is not None:
+            inputs.append(weights.changed(biases[index], product.bias))
+        else:
+            inputs += biases[index : index + 1]
+    return inputs
+
+
+def _call(layer: ExpertLayer, recipe: Recipe, experts: Sequence[Sequence[ir.Value]]) -> ExpertCall:
+    mixture = layer.in_format("int4", recipe, recipe.block_size)
+    inputs = [value for own in experts for value in own]
     return ExpertCall(mixture=mixture, function=int4_mixture(mixture, *layer.sizes), inputs=inputs)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
+from u2moe.quantize.calibration import ExpertTokens
 from u2moe.quantize.config import Recipe
 from u2moe.quantize.passes.attention import GroupAttention
 from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
@@ -25,8 +26,13 @@ from u2moe.quantize.weights import Change
 from u2moe.runtime.errors import BundleError
 
 
-def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
+def quantize_graph(model: ir.Model, recipe: Recipe, tokens: ExpertTokens | None = None) -> dict[str, Change]:
     """Quantize a graph in place; weights are read and converted only when the graph is saved.
+
+    Args:
+        model: the graph.
+        recipe: what to quantize, and how.
+        tokens: recordings' tokens by layer, for the recipe's calibration: experts are then converted at once.
 
     Returns:
         The replaced weights, by the name of the new one.
@@ -35,7 +41,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
         BundleError: a node is not in the form that the exporter writes, or the format cannot compute it.
     """
     changes: dict[str, Change] = {}
-    for rewrite in _passes(recipe):
+    for rewrite in _passes(recipe, tokens):
         try:
             rewrite(model)
         except ir.passes.InvariantError as error:
@@ -46,7 +52,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe) -> dict[str, Change]:
     return changes
 
 
-def _passes(recipe: Recipe) -> Iterator[ir.passes.PassBase]:
+def _passes(recipe: Recipe, tokens: ExpertTokens | None) -> Iterator[ir.passes.PassBase]:
     formats = recipe.quantized
     yield WeightGroups()
     if recipe.whole == "fp16":
@@ -54,7 +60,7 @@ def _passes(recipe: Recipe) -> Iterator[ir.passes.PassBase]:
         yield QuantizeExperts("fp16", recipe)
     else:
         if "experts" in formats or recipe.skip_expert_below:
-            yield QuantizeExperts(formats.get("experts", "fp32"), recipe)
+            yield QuantizeExperts(formats.get("experts", "fp32"), recipe, tokens)
         if "subsampling" in formats:
             yield QuantizeFrontEnd()
         if "embeddings" in formats:

@@ -1,0 +1,130 @@
+"""Rounding of experts to 4 bits so that what they compute of recorded tokens changes least. Knows nothing of graphs.
+
+Rows are rounded one after the other, and those that are not rounded yet are corrected for the errors so far: GPTQ
+(Frantar et al. 2022). The second product is fitted to the hidden activations that the rounded first one gives, and the
+biases, which stay float32, take the mean error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.quantize.arithmetic import NOTHING, Float, from_int4_blocks, int4_integers, int4_scales, pack_int4
+
+Double = npt.NDArray[np.float64]
+DAMPING = 0.01
+"""Part of the mean second moment of the inputs that is added to each: what recordings do not show stays as it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """The weight of a product in 4 bits, as MatMulNBits reads it, and its bias.
+
+    Attributes:
+        packed: integers uint8 [out, blocks, block_size / 2].
+        scale: float32 [out, blocks].
+        bias: float32 [out]; None without one.
+    """
+
+    packed: npt.NDArray[np.uint8]
+    scale: Float
+    bias: Float | None
+
+    def __call__(self, inputs: Float) -> Float:
+        """Inputs [n, in] to outputs [n, out], in float32."""
+        return _affine(inputs, from_int4_blocks(self.packed, self.scale, inputs.shape[1]), self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatExpert:
+    """An expert in float32.
+
+    Attributes:
+        w1: [dim, hidden]; `b1`: [hidden], None without biases.
+        w2: [hidden, dim]; `b2`: [dim], None without biases.
+        activation: the non-linearity of hidden units [n, hidden].
+    """
+
+    w1: Float
+    b1: Float | None
+    w2: Float
+    b2: Float | None
+    activation: Callable[[Float], Float]
+
+    def compensated(self, tokens: Float, shares: Float, block_size: int) -> tuple[Product, Product]:
+        """Both products in 4 bits.
+
+        Args:
+            tokens: inputs of this expert [n, dim], at least one.
+            shares: its weight in the output of each [n].
+            block_size: rows that share a scale.
+        """
+        first = fitted((tokens, tokens), shares, self.w1, self.b1, block_size)
+        hidden = self.activation(_affine(tokens, self.w1, self.b1)), self.activation(first(tokens))
+        return first, fitted(hidden, shares, self.w2, self.b2, block_size)
+
+
+def fitted(inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, block_size: int) -> Product:
+    """A product in 4 bits that gives for the second inputs what `weight` and `bias` give for the first.
+
+    Args:
+        inputs: of the product in float32 and of that in 4 bits: [n, in] each.
+        shares: factors of the errors of each row [n].
+        weight: [in, out].
+        bias: [out]; None: the product has none, so that it cannot take a mean error.
+        block_size: rows that share a scale.
+    """
+    squares = np.square(shares) / max(float(np.square(shares).sum()), NOTHING)
+    means = [squares @ part if bias is not None else np.zeros(part.shape[1], np.float32) for part in inputs]
+    expected, found = ((part - mean) * shares[:, np.newaxis] for part, mean in zip(inputs, means, strict=True))
+    moments = (found.T @ found).astype(np.float64)
+    damping = DAMPING * float(np.trace(moments)) / len(moments) or 1.0
+    moments[np.diag_indices_from(moments)] += damping
+    target = weight
+    if inputs[0] is not inputs[1]:
+        target = np.linalg.solve(moments, found.T @ (expected @ weight) + damping * weight)
+    integers, scale = compensated_int4(target, moments, block_size)
+    packed = pack_int4(integers, block_size)
+    if bias is not None:
+        bias = (bias + means[0] @ weight - means[1] @ from_int4_blocks(packed, scale, len(weight))).astype(np.float32)
+    return Product(packed=packed, scale=scale, bias=bias)
+
+
+def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int) -> tuple[Float, Float]:
+    """Integers and scales in 4 bits with a small error of the outputs, which is not that of the weights.
+
+    Args:
+        weight: [in, out].
+        moments: sums of products of the inputs [in, in], positive definite.
+        block_size: rows that share a scale.
+
+    Returns:
+        Integers from -8 to 7 [in, out]; scales [out, blocks].
+    """
+    # row i, divided by the diagonal, says how much the later rows make up for an error of 1 in row i
+    factors = np.linalg.cholesky(np.linalg.inv(moments)).T
+    sizes = factors.diagonal()
+    left = weight.astype(np.float64)
+    integers, scales = np.zeros(weight.shape, np.float32), []
+    for begin in range(0, len(weight), block_size):
+        rows = slice(begin, min(begin + block_size, len(weight)))
+        block, errors = left[rows], np.zeros(left[rows].shape)
+        scale = int4_scales(block.T.astype(np.float32), (1 / sizes[rows] ** 2).astype(np.float32))[:, 0]
+        for index in range(len(block)):
+            row = begin + index
+            integers[row] = int4_integers(block[index].astype(np.float32), scale)
+            errors[index] = (block[index] - integers[row] * scale) / sizes[row]
+            block[index + 1 :] -= np.outer(factors[row, row + 1 : rows.stop], errors[index])
+        left[rows.stop :] -= factors[rows, rows.stop :].T @ errors
+        scales.append(scale)
+    return integers, np.stack(scales, axis=1)
+
+
+def _affine(inputs: Float, weight: Float, bias: Float | None) -> Float:
+    y: Float = inputs @ weight
+    return y if bias is None else y + bias

@@ -1,0 +1,201 @@
+"""Experts rounded to 4 bits for recordings: the arithmetic, bundles, errors, and the command."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import soundfile
+
+from u2moe.quantize import RECIPES, Tune, quantize_bundle, recipe
+from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, pack_int4, relative_error
+from u2moe.quantize.compensation import FloatExpert, compensated_int4, fitted
+from u2moe.quantize.report import describe
+from u2moe.runtime import AudioError, Bundle
+from u2moe.runtime.cli import main
+from u2moe.runtime.features import FeatureStream
+
+
+@pytest.fixture
+def correlated():
+    """Inputs [n, in] as of a network: few directions hold most of their energy, and they have a mean."""
+    random = np.random.default_rng(0)
+    directions = random.normal(size=(80, 80)) * np.geomspace(1, 0.02, 80)[:, np.newaxis]
+    return (random.normal(size=(2000, 80)) @ directions + random.normal(size=80)).astype(np.float32)
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(1).normal(size=(80, 24)).astype(np.float32)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64])
+def test_compensated_rounding_changes_outputs_less(correlated, weight, block_size):
+    """80 rows are no multiple of 32 and 64."""
+    moments = (correlated.T @ correlated).astype(np.float64)
+    moments[np.diag_indices(80)] += 1e-3 * moments.trace() / 80
+    integers, scale = compensated_int4(weight, moments, block_size)
+    assert (integers == np.rint(integers)).all()
+    assert integers.min() >= -8
+    assert integers.max() <= 7
+    found = from_int4_blocks(pack_int4(integers, block_size), scale, 80)
+    plain = from_int4_blocks(*int4_blocks(weight, block_size), 80)
+    expected = correlated @ weight
+    assert relative_error(expected, correlated @ found) < 0.6 * relative_error(expected, correlated @ plain)
+
+
+def test_without_correlation_only_the_weights_count(weight):
+    """The scales are then the same as without recordings, and so are the integers."""
+    integers, scale = compensated_int4(weight, np.eye(80), 16)
+    packed, plain_scale = int4_blocks(weight, 16)
+    np.testing.assert_array_equal(pack_int4(integers, 16), packed)
+    np.testing.assert_array_equal(scale, plain_scale)
+
+
+def test_biases_take_the_mean_error(correlated, weight):
+    bias = np.linspace(-1, 1, 24).astype(np.float32)
+    product = fitted((correlated, correlated), np.ones(2000, np.float32), weight, bias, 32)
+    difference = product(correlated) - (correlated @ weight + bias)
+    np.testing.assert_allclose(difference.mean(axis=0), 0, atol=1e-3)
+    assert fitted((correlated, correlated), np.ones(2000, np.float32), weight, None, 32).bias is None
+
+
+def test_a_product_makes_up_for_wrong_inputs(correlated, weight):
+    """The second of an expert gets what the rounded first one gives: here inputs that are all too small."""
+    product = fitted((correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, 16)
+    assert relative_error(correlated @ weight, product(correlated * 0.8)) < 0.08
+
+
+def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, weight):
+    """Halves of the tokens with different directions: the half with large shares has the smaller error."""
+    tokens = np.concatenate([correlated, correlated[:, ::-1]])
+    errors = []
+    for shares in ([1, 0.05], [0.05, 1]):
+        product = fitted((tokens, tokens), np.repeat(np.float32(shares), 2000), weight, None, 32)
+        errors.append(relative_error(correlated @ weight, product(correlated)))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_an_expert_is_better_with_both_products_rounded_for_it(correlated, weight):
+    random = np.random.default_rng(2)
+    w2, b1, b2 = random.normal(size=(24, 80)), random.normal(size=24), random.normal(size=80)
+    b1, w2, b2 = (part.astype(np.float32) for part in (b1, w2, b2))
+    expert = FloatExpert(w1=weight, b1=b1, w2=w2, b2=b2, activation=np.tanh)
+    first, second = expert.compensated(correlated, np.ones(2000, np.float32), 16)
+    expected = np.tanh(correlated @ weight + b1) @ w2 + b2
+    plain = [from_int4_blocks(*int4_blocks(own, 16), len(own)) for own in (expert.w1, expert.w2)]
+    rounded = np.tanh(correlated @ plain[0] + b1) @ plain[1] + b2
+    assert relative_error(expected, second(np.tanh(first(correlated)))) < 0.7 * relative_error(expected, rounded)
+
+
+def test_silence_alone_gives_plain_rounding(weight):
+    """Tokens without any variance say nothing: no division by zero, and no weight that is not a number."""
+    silent = np.zeros((100, 80), np.float32)
+    product = fitted((silent, silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), 16)
+    np.testing.assert_array_equal(product.packed, int4_blocks(weight, 16)[0])
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Noise that rises and falls at another rate in each, 24 s in all."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number in range(6):
+        noise = np.random.default_rng(number).standard_normal(64_000)
+        samples = noise * np.abs(np.sin(np.arange(64_000) / (1000 + 900 * number))) * 0.2
+        soundfile.write(folder / f"{number}.wav", samples.astype(np.float32), 16_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(bundle, recordings, tmp_path_factory):
+    """The tiny bundle quantized for the recordings."""
+    out = tmp_path_factory.mktemp("calibrated") / "bundle"
+    return quantize_bundle(bundle.path, out, recipe("int4-experts", calibration=sorted(recordings.iterdir())))[0]
+
+
+def initializers(bundle, graph):
+    return {
+        name: value.const_value.numpy()
+        for name, value in ir.load(bundle.path / graph).graph.initializers.items()
+        if value.const_value is not None
+    }
+
+
+@pytest.mark.slow
+def test_calibrated_experts_are_nearer_to_float32(bundle, calibrated, quantized, recordings):
+    """Than without calibration, on other sounds of that kind; and experts alone are, by as much."""
+    noise = np.random.default_rng(9).standard_normal(64_000) * np.abs(np.sin(np.arange(64_000) / 2500)) * 0.2
+    stream = FeatureStream(bundle.manifest.features)
+    stream.accept(noise.astype(np.float32))
+    frames = stream.take(stream.num_ready)
+    expected, plain, found = (item.load().encode(frames) for item in (bundle, quantized("int4-experts"), calibrated))
+    assert relative_error(expected, found) < 0.8 * relative_error(expected, plain)
+
+
+@pytest.mark.slow
+def test_only_weights_and_biases_of_the_encoders_experts_change(calibrated, quantized):
+    plain = quantized("int4-experts")
+    before, after = (initializers(item, "decoder.onnx") for item in (plain, calibrated))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    before, after = (initializers(item, "encoder.onnx") for item in (plain, calibrated))
+    others = [name for name in before if ".experts." not in name]
+    assert len(others) > 50
+    assert all(np.array_equal(before[name], after[name]) for name in others)
+    changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"int4", "scale", "calibrated"}
+
+
+@pytest.mark.slow
+def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_path, capsys):
+    """With one recording no expert gets enough tokens."""
+    one = recipe("int4-experts", calibration=[recordings / "0.wav"])
+    out, report = quantize_bundle(bundle.path, tmp_path / "out", one, audio=[recordings / "1.wav"])
+    said = out.manifest.quantization["calibration"]
+    assert report["recipe"]["calibration"] == said
+    assert said["plain_experts"] + said["compensated_experts"] == 48
+    assert said["plain_experts"] > 0
+    assert 3.9 < said["seconds"] <= 4
+    assert f"{said['plain_experts']} got too few tokens" in describe(report)
+
+
+@pytest.mark.slow
+def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, quantized, tmp_path):
+    """A third of a second gives no expert as many tokens as it has inputs."""
+    soundfile.write(tmp_path / "short.wav", np.random.default_rng(0).normal(size=5000) * 0.1, 16_000)
+    short = recipe("int4-experts", calibration=[tmp_path / "short.wav"])
+    out, _ = quantize_bundle(bundle.path, tmp_path / "out", short)
+    assert out.manifest.quantization["calibration"]["compensated_experts"] == 0
+    plain, found = (initializers(item, "encoder.onnx") for item in (quantized("int4-experts"), out))
+    assert plain.keys() == found.keys()
+    assert all(np.array_equal(plain[name], found[name]) for name in plain)
+
+
+def test_calibration_is_for_experts_in_int4():
+    with pytest.raises(ValueError, match=r"calibration is for experts in int4 .* got experts in int8"):
+        recipe("int8", calibration=[Path("a.wav")])
+    with pytest.raises(ValueError, match="got experts in int4 and tune"):
+        replace(RECIPES["int4-experts"], calibration=(Path("a.wav"),), tune=Tune())
+
+
+@pytest.mark.slow
+def test_calibration_without_speech_is_an_error(bundle, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
+    for name, message in (("short.wav", "too short for the encoder"), ("none.wav", "none.wav")):
+        with pytest.raises(AudioError, match=message):
+            quantize_bundle(bundle.path, tmp_path / "out", recipe("int4-experts", calibration=[tmp_path / name]))
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, capsys):
+    (tmp_path / "list.tsv").write_text(f"{recordings / '0.wav'}\tone\n", encoding="utf-8")
+    paths = [str(tmp_path / "list.tsv"), str(recordings / "1.wav"), str(recordings)]
+    arguments = ["quantize", str(bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", *paths]
+    assert main([*arguments, "--recipe", "int4-experts"]) == 0
+    assert "calibration: rounding encoder.encoders.0.feed_forward" in capsys.readouterr().err
+    found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
+    assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
+    assert main([*arguments, "--overwrite"]) == 1
+    assert "calibration is for experts in int4" in capsys.readouterr().err
