@@ -17,7 +17,7 @@ import numpy.typing as npt
 from u2moe.quantize.arithmetic import NOTHING, Float, from_int4_blocks, int4_integers, int4_scales, pack_int4
 
 Double = npt.NDArray[np.float64]
-DAMPING = 0.01
+DAMPING = 0.05
 """Part of the mean second moment of the inputs that is added to each: what recordings do not show stays as it was."""
 
 

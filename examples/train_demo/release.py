@@ -95,10 +95,9 @@ class Release:
             manifest = joined(self.dev, self.folder / "dev.tsv")
             call("calibration.py", self.folder / "calibration", *options)
             calibrate = ("--calibrate", self.folder / "calibration" / "calibration.tsv")
-            for (recipe, *more), file in zip(
-                (["int8"], ["int4-experts"], ["int4-experts", *calibrate]), reports, strict=True
-            ):
-                words = ("--recipe", recipe, "--manifest", manifest, "--report", file, "--overwrite", *more)
+            kinds: list[tuple[str | Path, ...]] = [("int8",), ("int4-experts",), ("int4-experts", *calibrate)]
+            for kind, file in zip(kinds, reports, strict=True):
+                words = ("--recipe", *kind, "--manifest", manifest, "--report", file, "--overwrite")
                 call("-m", "u2moe", "quantize", self.float32, self.folder / f"{file.stem}-reported", *words)
 
         reads = [self.float32, self.int8, *self.tests, *self.dev, HERE / "evaluate.py"]
