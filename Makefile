@@ -18,7 +18,7 @@ OLDEST_3.14 = onnxruntime==1.24.1
 OLDEST = $(OLDEST_$(shell $(PYTHON) -c "import sys; print('{}.{}'.format(*sys.version_info))"))
 RECIPE = examples/train_demo
 
-.PHONY: demo test check lint types docs unit kernels fast oldest examples clean
+.PHONY: demo test check lint types docs unit kernels musl fast oldest examples clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
@@ -73,6 +73,19 @@ else
 	cp build/kernels/built/*.whl build/kernels/wheels
 endif
 	test "$$(cat build/kernels/wheels/*.whl | wc -c)" -le $(LARGEST_WHEEL)
+	touch $@
+
+# The same for musl, as Alpine has it, without a container: compiled by Zig, whose C++ library takes minutes the first time.
+musl: build/musl/x86_64/ready build/musl/aarch64/ready
+
+build/musl/%/ready: $(KERNELS)
+	rm -rf build/musl/$* && $(PYTHON) -m venv build/musl/$*/env
+	build/musl/$*/env/$(PIP_INSTALL) build wheel ziglang
+	build/musl/$*/env/bin/python -m build --wheel --outdir build/musl/$* runtime/kernels \
+	  -Cbuild-dir=$(CURDIR)/build/musl/$*/objects -Ccmake.args=--toolchain=$(CURDIR)/runtime/kernels/zig.cmake \
+	  -Ccmake.define.ZIG="$$(build/musl/$*/env/bin/python -c 'import ziglang; print(ziglang.__path__[0])')/zig" \
+	  -Ccmake.define.ZIG_TARGET=$*-linux-musl
+	build/musl/$*/env/bin/wheel tags --remove --platform-tag musllinux_1_2_$* build/musl/$*/*.whl
 	touch $@
 
 .venv/kernels: .venv/ready build/kernels/ready

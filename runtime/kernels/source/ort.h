@@ -1,5 +1,9 @@
 // onnxruntime's C API as far as operators need it: statuses become exceptions here, and statuses again at the boundary.
 #pragma once
+#if defined(__MINGW32__)  // the header takes Windows for MSVC
+#define _stdcall __stdcall
+#define _Return_type_success_(condition)
+#endif
 #include <onnxruntime_c_api.h>
 
 #include <cstdint>

@@ -29,7 +29,19 @@ struct Scalar {
   static Floats sub(Floats a, Floats b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
   static Floats mul(Floats a, Floats b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
   static Floats div(Floats a, Floats b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
-  static Floats fma(Floats a, Floats b, Floats c) { return each([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); }); }
+  // a * b + c, rounded once: not every C library's fmaf is exact. The product is exact in double. What the sum loses (Knuth)
+  // sets its last bit, so that the rounding to float sees on which side of the middle between two floats it lies.
+  static float fused(float a, float b, float c) {
+    const double product = static_cast<double>(a) * b;
+    double sum = product + c;
+    const double added = sum - product, lost = (product - (sum - added)) + (c - added);
+    uint64_t bits;
+    std::memcpy(&bits, &sum, sizeof bits);
+    if ((lost > 0 || lost < 0) && (bits & 1) == 0) bits = (lost > 0) == (sum > 0) ? bits + 1 : bits - 1;
+    std::memcpy(&sum, &bits, sizeof bits);
+    return static_cast<float>(sum);
+  }
+  static Floats fma(Floats a, Floats b, Floats c) { return each([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); }); }
   static Floats min(Floats a, Floats b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
   static Floats max(Floats a, Floats b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
   static Floats abs(Floats a) { return each([&](int i) { return fabsf(a.v[i]); }); }
