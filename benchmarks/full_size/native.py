@@ -204,7 +204,7 @@ def _starts(root: Path, progress: Callable[[str], None]) -> dict[str, Any]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: the tables of all machines, one after the other, and ratios on the machine measured last."""
+    """What pages show: the tables of all machines, one after the other; ratios and megabytes of the one measured last."""
     machines = list(results["machines"].values())
     tables = "\n\n".join(line for content in machines for line in _page(content))
     found = {"tables": tables or "Nothing has been measured yet."}
@@ -216,6 +216,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for mode in TITLES:
             seconds = machines[-1]["seconds"][mode] if machines else {}
             found[f"{title}.{mode}"] = f"{ratios(seconds[one.key], seconds[other.key]).median:.2f}" if seconds else "?"
+    for case in CASES:
+        if machines and case.model == MIXTURE:
+            loaded = spread_of(machines[-1]["starts"][case.key]["loaded_bytes"], 1e-6)
+            found[f"loaded.{case.precision}.{case.kernels}"] = f"{loaded.median:.0f}"
     return found
 
 
