@@ -204,7 +204,7 @@ def _starts(root: Path, progress: Callable[[str], None]) -> dict[str, Any]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: the tables of all machines, one after the other; ratios and megabytes of the one measured last."""
+    """What pages show: the tables of all machines in turn; ratios and megabytes of the one measured last."""
     machines = list(results["machines"].values())
     tables = "\n\n".join(line for content in machines for line in _page(content))
     found = {"tables": tables or "Nothing has been measured yet."}
