@@ -71,7 +71,7 @@ def int4_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], 
     return _packed(int4_integers(blocks, scale)), scale[..., 0]
 
 
-def int4_scales(blocks: Float, importance: Float | None = None) -> Float:
+def int4_scales(blocks: Float) -> Float:
     """The scale with the smallest squared error for each block of 4-bit weights.
 
     Clipping the largest weight a little often pays off. A scale may be negative: the integers reach further below zero
@@ -79,7 +79,6 @@ def int4_scales(blocks: Float, importance: Float | None = None) -> Float:
 
     Args:
         blocks: [..., block_size].
-        importance: factors of the squared errors [block_size]; None: all are alike.
 
     Returns:
         Scales [..., 1]; 1 divided by some limit for blocks of zeros.
@@ -90,8 +89,7 @@ def int4_scales(blocks: Float, importance: Float | None = None) -> Float:
     least = np.full_like(largest, np.inf)
     for limit in (*INT4_LIMITS, *(-limit for limit in INT4_LIMITS)):
         scale = largest / np.float32(limit)
-        squares = np.square(int4_integers(blocks, scale) * scale - blocks)
-        error = (squares if importance is None else squares * importance).sum(axis=-1, keepdims=True)
+        error = np.square(int4_integers(blocks, scale) * scale - blocks).sum(axis=-1, keepdims=True)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best
 

@@ -114,7 +114,7 @@ def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int)
     for begin in range(0, len(weight), block_size):
         rows = slice(begin, min(begin + block_size, len(weight)))
         block, errors = left[rows], np.zeros(left[rows].shape)
-        scale = int4_scales(block.T.astype(np.float32), (1 / sizes[rows] ** 2).astype(np.float32))[:, 0]
+        scale = int4_scales(block.T.astype(np.float32))[:, 0]
         for index in range(len(block)):
             row = begin + index
             integers[row] = int4_integers(block[index].astype(np.float32), scale)
