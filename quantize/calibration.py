@@ -63,11 +63,16 @@ class ExpertTokens:
 
 
 @contextmanager
-def recorded(bundle: Bundle, features: Sequence[Array], progress: Callable[[str], None]) -> Iterator[ExpertTokens]:
-    """Run the encoder of a float32 bundle over features [frames, mel] of recordings, with full context."""
+def recorded(
+    bundle: Bundle, features: Sequence[Array], beside: Path, progress: Callable[[str], None]
+) -> Iterator[ExpertTokens]:
+    """Run the encoder of a float32 bundle over features [frames, mel] of recordings, with full context.
+
+    The files are in a folder inside `beside`: the system's folder for temporary files is often in memory.
+    """
     encoder = ExpertInputs(bundle)
     layers = encoder.layers
-    with tempfile.TemporaryDirectory(prefix="u2moe-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="tokens-", dir=beside, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with ExitStack() as stack:
             written = {layer: stack.enter_context((folder / layer).open("wb")) for layer in layers}

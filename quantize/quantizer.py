@@ -77,9 +77,10 @@ def quantize_bundle(
         staging = stack.enter_context(BundleWriter(out, overwrite=overwrite))  # refuses a bad target before any work
         features = features_of(source, [*audio, *(recording.path for recording in recordings)])
         recipe, tuning = tuned(source, recipe, features, progress=progress)
-        tokens = None
+        tokens, heard = None, stack.enter_context(ExitStack())
         if recipe.calibration:
-            tokens = stack.enter_context(recorded(source, _calibration_of(source, recipe), progress))
+            spoken = _calibration_of(source, recipe)
+            tokens = heard.enter_context(recorded(source, spoken, staging.path, progress))
         changes: dict[str, Change] = {}
         num_skipping = 0
         for graph in source.manifest.model.graphs():
@@ -90,6 +91,7 @@ def quantize_bundle(
             model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, staging.path / graph.file, progress=progress)
         counts = Counter(change.group for change in changes.values())
+        heard.close()
         _check_found(source, recipe, counts)
         if recipe.skip_expert_below and not num_skipping:
             raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")

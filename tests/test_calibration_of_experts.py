@@ -195,6 +195,7 @@ def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, cap
     arguments = ["quantize", str(bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", *paths]
     assert main([*arguments, "--recipe", "int4-experts"]) == 0
     assert "calibration: rounding encoder.encoders.0.feed_forward" in capsys.readouterr().err
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in bundle.path.iterdir()}
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
     assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
     assert main([*arguments, "--overwrite"]) == 1
