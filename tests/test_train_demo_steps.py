@@ -76,6 +76,19 @@ def test_muon_moves_all_weights_by_matrices_whose_singular_values_are_near_one()
         assert float((weight.detach() * weight.grad).sum()) < 0
 
 
+def test_an_average_begins_anew_where_it_is_told_to():
+    torch.manual_seed(1)
+    layer = torch.nn.ModuleList([torch.nn.Linear(16, 3), torch.nn.LayerNorm(4)])
+    whole, late = optimizers.Optimizer(layer), optimizers.Optimizer(layer, averaged_from=1002)
+    masters = []
+    for step in range(1000, 1005):
+        for optimizer in (whole, late):
+            optimizer.step([torch.ones(weight.shape) for weight in layer.parameters()], 0.1, step)
+        masters.append(late.masters["0.weight"].detach().clone())
+    assert torch.allclose(late.average["0.weight"], torch.stack(masters[2:]).mean(0))
+    assert float((whole.average["0.weight"] - masters[-1]).abs().min()) > 0.02
+
+
 def test_a_rhythm_keeps_the_tempo_on_the_whole():
     torch.manual_seed(1)
     for tempo in (0.85, 1.2):

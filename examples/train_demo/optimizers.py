@@ -114,11 +114,11 @@ class Optimizer:
     """Float32 masters of a network's weights, moved by gradients that were found with the network's own type.
 
     `average` follows the masters: a mean over about the last tenth of all steps, at most `AVERAGED_STEPS`, which is
-    smoother than any one of them.
+    smoother than any one of them. Steps before `averaged_from` are no part of it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, averaged_from: int = 0) -> None:
+        self.model, self.averaged_from = model, averaged_from
         self.masters = {
             name: nn.Parameter(weight.detach().float().clone()) for name, weight in model.named_parameters()
         }
@@ -166,7 +166,8 @@ class Optimizer:
                 part.step()
             averages: list[Tensor] = [*self.average.values()]
             masters: list[Tensor] = [*self.masters.values()]
-            torch._foreach_lerp_(averages, masters, 1 / min(num_steps * AVERAGED_SHARE + 1, AVERAGED_STEPS))
+            since = max(num_steps - self.averaged_from, 0) + 1
+            torch._foreach_lerp_(averages, masters, 1 / min(num_steps * AVERAGED_SHARE + 1, since, AVERAGED_STEPS))
             self.write(self.masters)
         return float(norm)
 

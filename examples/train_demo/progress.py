@@ -47,6 +47,8 @@ class Options:
     """Step at which a mixture forked from a dense run: the rate rises anew from 0."""
     teacher_weight: float = 0.0
     """Of the distance from what a teacher makes of the speech, see `teacher.py`."""
+    averaged_from: int = 0
+    """Step from which weights are averaged: what they were before a change may lie in another valley."""
     seed: int = 1
 
     def __post_init__(self) -> None:

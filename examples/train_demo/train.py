@@ -61,7 +61,7 @@ class Trainer:
         if options.teacher_weight:
             add_head(self.model, TARGETS.width)
         self.model.to(device)
-        self.optimizer = Optimizer(self.model)
+        self.optimizer = Optimizer(self.model, options.averaged_from)
         lower_precision(self.model)
         self.optimizer.write(self.optimizer.masters)
         self.model.train()
@@ -224,6 +224,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         ("augment", float, "share of the utterances under new conditions"),
         ("views", int, "2: every utterance under two conditions at once, see objective.py"),
         ("teacher-weight", float, "of the distance from a teacher, see teacher.py; 0: none"),
+        ("averaged-from", int, "step from which weights are averaged"),
         ("seed", int, "of all that is drawn"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: as before, or {Options.__name__})")
@@ -233,7 +234,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Options:
     """The options of a checkpoint, or their defaults, changed where the command line says so."""
     options = Options(**state["options"]) if state else Options()
-    names = ("lr", "decay_steps", "batch_frames", "num_batches", "augment", "views", "teacher_weight", "seed")
+    names = (
+        "lr",
+        "decay_steps",
+        "batch_frames",
+        "num_batches",
+        "augment",
+        "views",
+        "teacher_weight",
+        "averaged_from",
+        "seed",
+    )
     options = replace(options, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.decay_steps and options.decay_from is None:
         options = replace(options, decay_from=state["progress"]["step"] if state else 0)
