@@ -126,8 +126,9 @@ def surroundings(tmp_path, monkeypatch, exported):
     """The files that the commands name."""
     clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
     shutil.copytree(Path(__file__).parent / "golden" / "moe_tiny", tmp_path / "exp" / "u2pp_moe")
-    (tmp_path / "lectures").mkdir()
-    shutil.copy(clips[0], tmp_path / "lectures" / "first.flac")
+    for name in ("lectures", "recordings"):
+        (tmp_path / name).mkdir()
+        shutil.copy(clips[0], tmp_path / name / "first.flac")
     for name in ("talk.wav", "talk.mp3", "meeting.flac"):  # the suffix does not matter
         shutil.copy(clips[1], tmp_path / name)
     (tmp_path / "data.list").write_text('{"key": "talk", "wav": "talk.wav", "txt": "SEVEN"}\n', encoding="utf-8")
