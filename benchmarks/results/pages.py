@@ -33,6 +33,7 @@ MODULES = {
     "sherpa": "peers.sherpa",
     "systems": "peers.systems",
     "levers": "quality.levers",
+    "formats": "quality.formats",
     "kernels": "quality.kernels",
     "processors": "quality.processors",
     "front_end": "quality.front_end",

@@ -2,8 +2,8 @@
 
     python measurements.py
 
-TESTS are the lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them, INT8 and FLOAT32 the
-bundles in `exp/release`, LM models that `language_model.py` makes.
+TESTS are the lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them; INT8, INT4, CALIBRATED and
+FLOAT32 the bundles in `exp/release`, LM models that `language_model.py` makes.
 """
 
 from collections.abc import Iterator
@@ -39,6 +39,10 @@ MEASUREMENTS = {
     "calibration": Measurement(
         command="quality.calibration INT8 TESTS --output FILE",
         minutes=2, quiet=False, changes="all",
+    ),
+    "formats": Measurement(
+        command="quality.formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --manifest TESTS --results FILE",
+        minutes=10, quiet=False, changes="all; needs the bundles of release.py",
     ),
     "hotwords": Measurement(
         command="quality.hotwords INT8 TESTS --output FILE",

@@ -1,0 +1,59 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.benchmarks.quality.formats import CALIBRATED, INT8, NUM_DRAWN, main, relative, targets, values
+from u2moe.quantize.config import recipe
+from u2moe.quantize.quantizer import quantize_bundle
+
+
+def test_a_bundle_with_the_same_errors_costs_nothing_and_no_draw_says_otherwise():
+    errors = np.array([3, 0, 2, 1])
+    found = relative(errors, errors)
+    assert (found.median, found.low, found.high, found.count) == (1, 1, 1, NUM_DRAWN)
+
+
+def test_the_interval_of_a_difference_is_as_wide_as_recordings_differ():
+    others = np.full(400, 2)
+    alike = relative(np.full(400, 3), others)
+    assert alike.low == alike.median == alike.high == 1.5
+    mixed = relative(np.tile([2, 4], 200), others)  # 1.5 as well, with a standard error of 0.5 / 20
+    assert mixed.median == 1.5
+    assert mixed.high - mixed.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+
+
+def test_recordings_are_drawn_for_both_bundles_alike():
+    errors = np.arange(1, 200)
+    found = relative(2 * errors, errors)
+    assert (found.low, found.high) == (2, 2)
+
+
+def test_without_errors_in_the_reference_nothing_is_said():
+    with pytest.raises(ValueError, match="without errors"):
+        relative(np.array([1]), np.array([0]))
+
+
+@pytest.mark.slow
+def test_bundles_are_compared_on_the_same_recordings(exported, sound, tmp_path, capsys):
+    soundfile.write(tmp_path / "one.wav", sound, 16000)
+    for name, texts in (("words", ("A B", "C")), ("more", ("D",))):
+        lines = "".join(f"one.wav\t{text}\n" for text in texts)
+        (tmp_path / f"{name}.tsv").write_text(lines, encoding="utf-8")
+    quantize_bundle(exported("moe_tiny"), tmp_path / "int8", recipe("int8"))
+    bundles = [f"{INT8}={tmp_path / 'int8'}", f"{CALIBRATED}={exported('moe_tiny')}"]
+    manifests = [str(tmp_path / f"{name}.tsv") for name in ("words", "more")]
+    main([*bundles, "--manifest", *manifests, "--results", str(tmp_path / "formats.json")])
+
+    results = json.loads((tmp_path / "formats.json").read_text(encoding="utf-8"))
+    for bundle in results["bundles"].values():
+        assert bundle["words"] == {"words": [2, 1], "more": [1]}
+        assert [len(own) for own in bundle["errors"]["full context"].values()] == [2, 1]
+    shown = values(results)
+    assert (shown["recordings"], shown["words"]) == ("3", "4")
+    assert shown["int4_calibrated"].endswith(")")
+    assert shown["table"] in capsys.readouterr().out
+    (target,) = targets(results)
+    assert target.limit == 1.005
+    assert not targets({"bundles": {INT8: results["bundles"][INT8]}})
