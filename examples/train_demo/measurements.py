@@ -2,8 +2,8 @@
 
     python measurements.py
 
-TESTS are the lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them; INT8, INT4, CALIBRATED and
-FLOAT32 the bundles in `exp/release`, LM models that `language_model.py` makes.
+TESTS are the lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them; INT8, INT4, CALIBRATED
+and FLOAT32 the bundles in `exp/release`, LM models that `language_model.py` makes.
 """
 
 from collections.abc import Iterator
