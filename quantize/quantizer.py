@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, features_of
 from u2moe.quantize.tuning.choice import tuned
-from u2moe.quantize.weights import Array, Change
+from u2moe.quantize.weights import Change
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
@@ -73,25 +73,20 @@ def quantize_bundle(
         raise ValueError("max_wer_increase needs recordings with transcripts")
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
-    with ExitStack() as stack:
-        staging = stack.enter_context(BundleWriter(out, overwrite=overwrite))  # refuses a bad target before any work
+    with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
         features = features_of(source, [*audio, *(recording.path for recording in recordings)])
         recipe, tuning = tuned(source, recipe, features, progress=progress)
-        tokens, heard = None, stack.enter_context(ExitStack())
-        if recipe.calibration:
-            spoken = _calibration_of(source, recipe)
-            tokens = heard.enter_context(recorded(source, spoken, staging.path, progress))
         changes: dict[str, Change] = {}
         num_skipping = 0
-        for graph in source.manifest.model.graphs():
-            progress(f"quantizing {graph.file}")
-            model = ir.load(source.path / graph.file)
-            changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
-            num_skipping += _record_skipping(model, recipe)
-            model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
-            save_graph(model, staging.path / graph.file, progress=progress)
+        with _tokens(source, recipe, staging.path, progress) as tokens:
+            for graph in source.manifest.model.graphs():
+                progress(f"quantizing {graph.file}")
+                model = ir.load(source.path / graph.file)
+                changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
+                num_skipping += _record_skipping(model, recipe)
+                model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
+                save_graph(model, staging.path / graph.file, progress=progress)
         counts = Counter(change.group for change in changes.values())
-        heard.close()
         _check_found(source, recipe, counts)
         if recipe.skip_expert_below and not num_skipping:
             raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")
@@ -145,12 +140,17 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
     return source
 
 
-def _calibration_of(source: Bundle, recipe: Recipe) -> list[Array]:
+def _tokens(
+    source: Bundle, recipe: Recipe, folder: Path, progress: Callable[[str], None]
+) -> AbstractContextManager[ExpertTokens | None]:
+    """What the recipe's calibration brings to the experts, in files of `folder`; None if it has none."""
+    if not recipe.calibration:
+        return nullcontext()
     shift_s = source.manifest.features.frame_shift_ms / 1000
     features = features_of(source, recipe.calibration, limit=round(LONGEST_S / shift_s))
     if not features:
         raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
-    return features
+    return recorded(source, features, folder, progress)
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
