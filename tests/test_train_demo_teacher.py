@@ -24,6 +24,7 @@ import objective
 import optimizers
 import reports
 import teacher
+import voices
 import yaml
 
 from u2moe.export.model import SpeechModel
@@ -65,6 +66,32 @@ def test_every_recording_gets_the_rows_that_hear_it(tmp_path):
     starts = [rows[0, 0] for _, rows in heard]
     assert starts.count(0) > 2
     assert max(starts) * corpus.TARGET_ROW > teacher.WINDOW / 2
+
+
+def test_only_what_is_new_is_heard(tmp_path, monkeypatch):
+    matrix = np.zeros((2, WIDTH), np.float32)
+    matrix[1] = 1
+    lessons.Basis(np.zeros(2, np.float32), matrix, np.ones(WIDTH, np.float32)).save(tmp_path / lessons.BASIS)
+    (tmp_path / "speech").mkdir()
+    told = []
+    for loudness in (8000, 16000):
+        with corpus.Pack(tmp_path / "speech" / "a", corpus.SPEECH) as pack:
+            pack.append(np.full(16000, loudness), "voice", str(loudness))
+        monkeypatch.setattr(teacher, "Teacher", lambda _: Clock())
+        teacher.teach(tmp_path, tmp_path / "speech" / "a", tmp_path)
+        targets = corpus.Pack(tmp_path / "a", corpus.TARGETS)
+        told.append([entry.text for entry in targets.utterances])
+    assert told == [["8000"], ["8000", "16000"]]
+    assert targets.map()[0, 0] == round(8000 / 32768 * 127 / lessons.LIMIT)
+    assert targets.map()[-1, 0] == round(16000 / 32768 * 127 / lessons.LIMIT)
+
+
+def test_every_sentence_of_kokoro_has_a_voice_within_reach_of_its_styles():
+    drawn = np.stack([voices.kokoro_other(number, 5) for number in range(300)])
+    np.testing.assert_allclose(drawn.sum(2), 1)
+    assert drawn.min() >= (1 - 1.5) / 5  # half as far again from the middle as a style without that share
+    assert drawn.min() < -0.05
+    assert len(np.unique(drawn.reshape(600, 5).round(6), axis=0)) == 600
 
 
 def test_a_basis_keeps_what_varies(tmp_path):
@@ -110,9 +137,9 @@ def test_variants_share_the_targets_of_their_recording(taught):
             assert found(2 * copies, torch.arange(5.0), num_frames).isnan().all()
             for number in (0, 2 * copies - 1):
                 places = torch.tensor([10.0, num_frames / 2, num_frames - 11.0])
-                seconds = 4 * (0.01 * places + 0.0125) / (0.01 * num_frames + 0.015)
+                seconds = 3.98 * (0.01 * places + 0.0125) / (0.01 * num_frames + 0.015)  # the last row is half full
                 at = found(number, places, num_frames)[:, 0] / scale
-                assert at.tolist() == pytest.approx(((seconds - 0.01) / 0.04).tolist(), abs=0.6)  # half a row is 20 ms
+                assert at.tolist() == pytest.approx(((seconds - 0.01) / 0.04).tolist(), abs=0.02)
         with pytest.raises(ValueError, match=r"utterance 1 of .* is not what the teacher heard: 'SIX'"):
             lessons.Lessons(folder, name, rows_of(398, ["ONE", "SIX", "TWO"]))
 
@@ -139,9 +166,9 @@ def test_a_batch_has_targets_for_the_frames_of_the_encoder(tmp_path, taught):
         told = batch.targets[0, :, 0] / scale
         assert int((~told.isnan()).sum()) == 2 * count // 6
         middles = 6 * torch.arange(2 * count // 6) + 5
-        expected = tempo * (middles % count) / 4 + 0.06
+        seconds = 3.98 * (0.01 * tempo * (middles % count) + 0.0125) / 3.995
         # a tempo of 1.2 comes and goes by up to 30 % within 2 s
-        assert float((told[: len(expected)] - expected).abs().max()) < (0.6 if tempo == 1 else 9)
+        assert float((told[: len(seconds)] - (seconds - 0.01) / 0.04).abs().max()) < (0.02 if tempo == 1 else 9)
     twice = batch.twice()
     assert torch.equal(twice.targets[2:].nan_to_num(), batch.targets.nan_to_num())
 

@@ -98,7 +98,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     first = next(iter(bundles.values()))
     sets = list(first["words"])
     totals = {name: sum(first["words"][name]) for name in sets}
-    rows, shown = [], {}
+    rows: list[tuple[object, ...]] = []
+    shown: dict[str, str] = {}
     for mode in MODES:
         for name, bundle in bundles.items():
             rates = [f"{sum(bundle['errors'][mode][own]) / totals[own]:.2%}" for own in sets]
