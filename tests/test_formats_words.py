@@ -4,35 +4,36 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.quality.formats import CALIBRATED, INT8, NUM_DRAWN, main, relative, targets, values
+from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
+from u2moe.benchmarks.quality.formats import CALIBRATED, INT8, main, targets, values
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
 
 
 def test_a_bundle_with_the_same_errors_costs_nothing_and_no_draw_says_otherwise():
     errors = np.array([3, 0, 2, 1])
-    found = relative(errors, errors)
+    found = ratio_of_sums(errors, errors)
     assert (found.median, found.low, found.high, found.count) == (1, 1, 1, NUM_DRAWN)
 
 
 def test_the_interval_of_a_difference_is_as_wide_as_recordings_differ():
     others = np.full(400, 2)
-    alike = relative(np.full(400, 3), others)
+    alike = ratio_of_sums(np.full(400, 3), others)
     assert alike.low == alike.median == alike.high == 1.5
-    mixed = relative(np.tile([2, 4], 200), others)  # 1.5 as well, with a standard error of 0.5 / 20
+    mixed = ratio_of_sums(np.tile([2, 4], 200), others)  # 1.5 as well, with a standard error of 0.5 / 20
     assert mixed.median == 1.5
     assert mixed.high - mixed.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
 
 
 def test_recordings_are_drawn_for_both_bundles_alike():
     errors = np.arange(1, 200)
-    found = relative(2 * errors, errors)
+    found = ratio_of_sums(2 * errors, errors)
     assert (found.low, found.high) == (2, 2)
 
 
 def test_without_errors_in_the_reference_nothing_is_said():
-    with pytest.raises(ValueError, match="without errors"):
-        relative(np.array([1]), np.array([0]))
+    with pytest.raises(ValueError, match="whose sum is not 0"):
+        ratio_of_sums(np.array([1]), np.array([0]))
 
 
 @pytest.mark.slow

@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from u2moe.quantize.tuning.measurement import Spread, interleaved
 
-__all__ = ["PERCENTILES", "Spread", "differs", "interleaved", "percentiles", "ratios", "spread_of", "timed"]
+__all__ = [
+    "NUM_DRAWN", "PERCENTILES", "Spread", "differs", "interleaved", "percentiles", "ratio_of_sums", "ratios",
+    "spread_of", "timed",
+]  # fmt: skip
 
 PERCENTILES = (50, 90, 95, 99)
+NUM_DRAWN = 2000
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -36,6 +41,23 @@ def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
     """Ratios of values to others of the same rounds, in which the two took turns."""
     return Spread.of([value / other for value, other in zip(values, others, strict=True)])
+
+
+def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
+    """The sum of values over the sum of others of the same recordings [n], with its 95 % interval as low and high.
+
+    Recordings are drawn again and again, the same ones for both (paired bootstrap).
+
+    Raises:
+        ValueError: the sum of the others is 0.
+    """
+    above, below = np.asarray(values), np.asarray(others)
+    if not below.sum():
+        raise ValueError("a ratio of sums needs others whose sum is not 0")
+    drawn = np.random.default_rng(0).integers(len(above), size=(NUM_DRAWN, len(above)))
+    of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), 1)
+    low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()
+    return Spread(median=float(above.sum() / below.sum()), low=low, high=high, count=NUM_DRAWN)
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:

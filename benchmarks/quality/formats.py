@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.instruments.statistics import Spread
+from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_sums
 from u2moe.benchmarks.quality.kernels import MODES
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, publish
@@ -25,7 +25,6 @@ from u2moe.runtime import Recognizer
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
 
-NUM_DRAWN = 2000
 INT8, CALIBRATED = "int8", "int4, calibrated"
 LIMIT = 0.5
 """Percent more word errors that experts in int4 may make than those in int8."""
@@ -58,20 +57,6 @@ def count(
     return {**of_bundle(folder), "errors": errors, "words": num_words}
 
 
-def relative(errors: Errors, others: Errors) -> Spread:
-    """Errors over other errors of the same recordings [n], with the interval in which 95 % of draws lie.
-
-    Raises:
-        ValueError: the others are none.
-    """
-    if not others.sum():
-        raise ValueError("without errors in the first bundle nothing can be said of the others")
-    drawn = np.random.default_rng(0).integers(len(errors), size=(NUM_DRAWN, len(errors)))
-    of_draws = errors[drawn].sum(axis=1) / np.maximum(others[drawn].sum(axis=1), 1)
-    low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()
-    return Spread(median=float(errors.sum() / others.sum()), low=low, high=high, count=NUM_DRAWN)
-
-
 def _all(bundle: Mapping[str, Any], mode: str) -> Errors:
     """Errors of a bundle in all recordings."""
     return np.concatenate([np.array(own, np.int64) for own in bundle["errors"][mode].values()])
@@ -80,7 +65,7 @@ def _all(bundle: Mapping[str, Any], mode: str) -> Errors:
 def _compared(results: Mapping[str, Any], name: str, mode: str) -> Spread:
     """The errors of a bundle over those of the first one."""
     bundles = results["bundles"]
-    return relative(_all(bundles[name], mode), _all(next(iter(bundles.values())), mode))
+    return ratio_of_sums(_all(bundles[name], mode), _all(next(iter(bundles.values())), mode))
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:

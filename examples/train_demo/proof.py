@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
-import numpy as np
 from evaluate import hear, hear_set, scores
 
-from u2moe.benchmarks.instruments.statistics import interleaved
+from u2moe.benchmarks.instruments.statistics import interleaved, ratio_of_sums
 from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.runtime import Bundle
@@ -29,7 +28,6 @@ from u2moe.runtime.features import Samples
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "int8")
 CONDITIONS = ("full attention_rescoring", "16 attention_rescoring")
-NUM_SAMPLES = 1000
 NUM_TIMED, NUM_ROUNDS = 20, 3
 """Recordings whose recognition is timed, and how often."""
 
@@ -49,13 +47,9 @@ def counts(content: dict[str, Any], condition: str) -> Counts:
 
 def difference(one: Counts, other: Counts) -> dict[str, Any]:
     """How much higher the word error rate of one is than of the other, on the same utterances."""
-    errors = np.array([found - reference for (found, _), (reference, _) in zip(one, other, strict=True)])
-    num_words = np.array([length for _, length in one])
-    chosen = np.random.default_rng(0).integers(len(errors), size=(NUM_SAMPLES, len(errors)))
-    drawn = errors[chosen].sum(axis=1) / np.maximum(num_words[chosen].sum(axis=1), 1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    rate = float(errors.sum() / num_words.sum())
-    return {"difference": round(rate, 6), "interval": [round(float(low), 6), round(float(high), 6)]}
+    more = [found - reference for (found, _), (reference, _) in zip(one, other, strict=True)]
+    rate = ratio_of_sums(more, [length for _, length in one])
+    return {"difference": round(rate.median, 6), "interval": [round(rate.low, 6), round(rate.high, 6)]}
 
 
 def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
