@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -89,7 +85,7 @@ class ExpertInputs:
             model.graph.outputs.append(cast("ir.Value", value))
         self._names = [str(value.name) for value in model.graph.outputs]
         self._seen: dict[str, Array] = {}
-        self._load = partial(_load, model, bundle.path / encoder.file, options)
+        self._load = partial(_load, model, options)
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
@@ -144,26 +140,22 @@ def _layer(node: ir.Node) -> RoutedLayer | None:
     )
 
 
-def _load(model: ir.Model, file: Path, options: onnxruntime.SessionOptions | None) -> onnxruntime.InferenceSession:
-    """A session of a graph that was changed, with the weights that lie beside its original."""
+def _load(model: ir.Model, options: onnxruntime.SessionOptions | None) -> onnxruntime.InferenceSession:
+    """A session of a graph that was changed; it needs the graph as long as it runs, for weights in files stay mapped.
+
+    They are handed over. Hard links to the files beside a changed graph would keep other processes from quantizing the
+    same bundle: onnx-ir takes a file with two names for an attack.
+    """
     if options is None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        changed = Path(folder) / file.name
-        _link_weights(file, changed)
-        ir.save(model, changed)
-        return onnxruntime.InferenceSession(str(changed), options, providers=[DEFAULT_PROVIDER])
-
-
-def _link_weights(graph: Path, other: Path) -> None:
-    """Link a graph's external weights, if any, next to another graph, where onnxruntime insists on finding them."""
-    for file in graph.parent.glob(f"{graph.name}.data"):
-        target = other.with_name(file.name)
-        try:
-            os.link(file, target)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(file, target)
+    weights = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    options.add_external_initializers(list(weights), list(weights.values()))
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=[DEFAULT_PROVIDER])
 
 
 def scope(node: ir.Node) -> str:
