@@ -330,6 +330,21 @@ def sounddevice(monkeypatch):
 
 
 @pytest.fixture
+def handed_options(monkeypatch):
+    """The options of providers that onnxruntime gets with each session; providers without a device do not tell them."""
+    import onnxruntime  # noqa: PLC0415
+
+    create, handed = onnxruntime.InferenceSession, []
+
+    def session(*arguments, provider_options, **settings):
+        handed.append(provider_options)
+        return create(*arguments, provider_options=provider_options, **settings)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return handed
+
+
+@pytest.fixture
 def new_page(browser):
     """Opens pages in the `browser` of the test's module, which says what its microphone hears; see `opened_pages`."""
     with opened_pages(browser) as open_page:

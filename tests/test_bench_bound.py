@@ -281,13 +281,15 @@ def test_native_operators_are_known_by_name_and_those_that_multiply_are_products
     assert part["share_of_products"] == multiplies
 
 
-def test_profiles_are_of_the_providers_that_were_asked_for(bundles, tmp_path):
+def test_profiles_are_of_the_providers_that_were_asked_for(bundles, tmp_path, handed_options):
     """Azure's starts everywhere where it is built in, and leaves all nodes to the CPU."""
     providers = ("AzureExecutionProvider", DEFAULT_PROVIDER)
     if providers[0] not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has no {providers[0]}")
-    model = profiled(bundles["dense_tiny"], tmp_path, SessionSettings(providers=providers, provider_options=({}, {})))
+    options = ({"device_id": "1"}, {})
+    model = profiled(bundles["dense_tiny"], tmp_path, SessionSettings(providers=providers, provider_options=options))
     assert model.providers == providers
+    assert handed_options == [list(options)] * len(bundles["dense_tiny"].manifest.model.graphs())
 
 
 def test_nothing_is_left_out_silently():

@@ -110,8 +110,9 @@ def test_providers_are_a_sequence_of_names(bundle, providers):
         bundle.load(provider_options={"a": 1} if isinstance(providers, str) else providers)
 
 
-def test_provider_options_reach_the_provider(bundle):
-    assert bundle.load(provider_options=[{}])
+def test_provider_options_reach_the_provider(bundle, handed_options):
+    bundle.load(provider_options=[{"device_id": "1"}])
+    assert handed_options == [[{"device_id": "1"}]] * 3
 
 
 # For native kernels, where they are installed, a graph is read before onnxruntime sees it.
