@@ -7,6 +7,7 @@ COMPILER := $(shell command -v $(CXX))
 NPM := $(shell command -v npm)
 BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
+WORKERS = -n auto --dist loadfile --no-loadscope-reorder
 KERNELS = $(shell git ls-files runtime/kernels)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 LARGEST_WHEEL = 2000000
@@ -23,7 +24,8 @@ RECIPE = examples/train_demo
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
-test: lint types docs unit kernels oldest
+# `unit` builds the documentation, too, and looks into it.
+test: lint types unit kernels oldest
 
 # What to run before every commit: about a minute once the environment is there.
 check: lint types fast
@@ -40,22 +42,23 @@ types: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-# A process for each core; the tests of a file share what its fixtures made. Where the native kernels can be built, all
-# tests run with them; see `kernels` for those that then run without. JavaScript is tested where npm is.
+# A process for each core; the tests of a file share what its fixtures made, and files come in the order of their names:
+# xdist would leave those with few tests to the end, and the longest of all are among them. Where the native kernels can
+# be built, all tests run with them; see `kernels` for those that then run without. JavaScript is tested where npm is.
 unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
 	@$(if $(NPM),,echo "no npm: the JavaScript module and its page are not tested")
-	.venv/bin/pytest -n auto --dist loadfile
+	.venv/bin/pytest $(WORKERS)
 
 # What recognises with quantized bundles, once more on onnxruntime alone.
 kernels: .venv/ready $(if $(COMPILER),.venv/kernels)
 ifeq ($(COMPILER),)
 	@echo "no C++ compiler: native kernels are neither built nor tested"
 else
-	U2MOE_KERNELS=onnxruntime .venv/bin/pytest -n auto --dist loadfile $(WITHOUT_KERNELS)
+	U2MOE_KERNELS=onnxruntime .venv/bin/pytest $(WORKERS) $(WITHOUT_KERNELS)
 endif
 
 fast: .venv/ready
-	.venv/bin/pytest -n auto --dist loadfile -m 'not slow' --ignore tests/server
+	.venv/bin/pytest $(WORKERS) -m 'not slow' --ignore tests/server
 
 # The runtime with the lowest versions that it is promised to run with.
 oldest: .venv-oldest/ready
@@ -114,10 +117,17 @@ $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
 SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks $(BROWSER)/u2moe/sound))
 
-.venv/ready: $(SOURCES)
+# One wheel for both environments. Without --force-reinstall pip keeps what is there of the same version.
+build/wheel/ready: $(SOURCES)
+	rm -rf build/wheel
 	test -d .venv || $(PYTHON) -m venv .venv
-	.venv/$(PIP_INSTALL) '.[cpu,dev]'
-	.venv/$(PIP_INSTALL) --no-deps --force-reinstall .
+	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	touch $@
+
+.venv/ready: build/wheel/ready
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/$(PIP_INSTALL) "$$(echo build/wheel/*.whl)[cpu,dev]"
+	.venv/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
 
 .venv-demo/ready: $(SOURCES)
@@ -126,10 +136,10 @@ SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export run
 	.venv-demo/$(PIP_INSTALL) --no-deps --force-reinstall .
 	touch $@
 
-.venv-oldest/ready: $(SOURCES)
+.venv-oldest/ready: build/wheel/ready
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/$(PIP_INSTALL) . $(or $(OLDEST),onnxruntime)
-	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall .
+	.venv-oldest/$(PIP_INSTALL) build/wheel/*.whl $(or $(OLDEST),onnxruntime)
+	.venv-oldest/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
 
 clean:

@@ -68,7 +68,7 @@ def test_experts_without_tokens_are_not_counted(layers):
 def test_the_command_writes_what_the_table_shows(tmp_path, capsys):
     file = tmp_path / "moe_layer.json"
     sizes = ["--dim", "32", "--hidden", "48", "--num-experts", "4"]
-    options = ["--tokens", "1", "16", "--repetitions", "2", "--bytes", "5000000"]
+    options = ["--tokens", "1", "16", "--repetitions", "2", "--bytes", "200000"]
     main(["--results", str(file), "--recipes", "int8", "fp32", *options, *sizes])
     content = json.loads(file.read_text())
     assert capsys.readouterr().out.strip() == values(content)["tables"]

@@ -1,4 +1,5 @@
-// Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show.
+// Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show; and the program itself, because with
+// sanitizers the library takes half a minute to compile, and both in one file compile it once.
 #include <clocale>
 #include <cstdio>
 #include <cstring>
@@ -16,6 +17,10 @@
 
 #include "audio_file.hpp"
 #include "u2moe/recognizer.hpp"
+
+#define main transcribe_main
+#include "main.cpp"
+#undef main
 
 namespace {
 
@@ -191,9 +196,10 @@ void misuse(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "";
+  if (what == "transcribe") return transcribe_main(argc - 1, argv + 1);
   std::setlocale(LC_ALL, "");  // as programs with a window do
   try {
-    const std::string what = argc > 1 ? argv[1] : "";
     if (what == "resample") resample(argc, argv);
     if (what == "letters") print_letters();
     if (what == "threads") recognize_in_threads(argv);
