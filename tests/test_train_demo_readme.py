@@ -26,13 +26,15 @@ pytestmark = [
 
 RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
-SMALL = '''"""Runs a script of the recipe with less of everything, and with noise for voices and foreign formats."""
-import importlib, multiprocessing, sys
+SMALL = '''"""Runs scripts of the recipe with less of everything, and with noise for voices and foreign formats.
+
+Each line of standard input is a script and its arguments, for a process that has what it needs imported; what it prints
+goes to the file `printed`, and its exit code to standard output.
+"""
+import importlib, multiprocessing, os, sys
 import numpy as np
 
 multiprocessing.set_start_method("fork")
-script, *arguments = sys.argv[1:]
-sys.argv = [script, *arguments]
 noise = lambda seconds: (0.1 * np.random.default_rng(1).standard_normal(int(seconds * 16000))).astype(np.float32)
 
 import corpus, prepare, synthesize, teacher, testsets, voices
@@ -56,7 +58,19 @@ class Teacher:
 
 prepare.read_noises = read_noises
 teacher.unpack_model, teacher.Teacher = lambda folder: folder, Teacher
-importlib.import_module(script.removesuffix(".py")).main()
+
+def call(script, *arguments):
+    printed = os.open("printed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    sys.argv = [script, *arguments]
+    importlib.import_module(script.removesuffix(".py")).main()
+
+for line in sys.stdin:
+    process = multiprocessing.Process(target=call, args=line.split())
+    process.start()
+    process.join()
+    print(process.exitcode, flush=True)
 '''
 
 
@@ -118,31 +132,41 @@ def recipe(tmp_path_factory):
     return folder
 
 
-def run(folder, line):
-    """A line of the README, a script of the recipe through `small.py`."""
-    words = line.split()
-    words = [sys.executable, "-W", "ignore", "small.py", *words[1:]] if words[0] == "python" else words
-    done = subprocess.run(
-        words, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+@pytest.fixture(scope="module")
+def run(recipe):
+    """A function that runs a line of the README, scripts through `small.py`, and returns what it prints."""
+    command = [sys.executable, "-W", "ignore", "small.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=recipe, env=environment, stdin=pipe, stdout=pipe, text=True) as scripts:
+
+        def call(line):
+            program, *words = line.split()
+            if program != "python":
+                return subprocess.run([program, *words], cwd=recipe, check=True)
+            scripts.stdin.write(" ".join(words) + "\n")
+            scripts.stdin.flush()
+            code, printed = scripts.stdout.readline(), (recipe / "printed").read_text()
+            assert code == "0\n", f"{line}\n{printed}"
+            return printed
+
+        yield call
 
 
-def test_the_recipe_runs_from_its_readme(recipe):
+def test_the_recipe_runs_from_its_readme(recipe, run):
     data = commands("The data")
     assert [line.split()[1] for line in data] == [
         "synthesize.py", "games.py", "revoice.py", "prepare.py", "teacher.py", "testsets.py", "withheld.py",
     ]  # fmt: skip
     for line in data:
         if "revoice" not in line or importlib.util.find_spec("pyworld"):
-            run(recipe, line)
+            run(line)
     resumed, compacted, copied, started, scored, *_ = commands("Going on with the run")
-    run(recipe, copied)
-    assert "M parameters" in run(recipe, f"{started} --until-step 2768 --batch-frames 1200 --report-steps 1")
+    run(copied)
+    assert "M parameters" in run(f"{started} --until-step 2768 --batch-frames 1200 --report-steps 1")
     assert (recipe / "exp/dense/train.log").read_text().count(" step ") >= 1
-    run(recipe, f"{resumed} --until-step 2769")
-    assert "dense.pt" in run(recipe, compacted)
-    assert "queen-dev chunk 16" in run(recipe, scored)
-    run(recipe, "python wenet.py --name dense --output checkpoint-new")
+    run(f"{resumed} --until-step 2769")
+    assert "dense.pt" in run(compacted)
+    assert "queen-dev chunk 16" in run(scored)
+    run("python wenet.py --name dense --output checkpoint-new")
     assert Checkpoint.open(recipe / "checkpoint-new").network() is not None
