@@ -27,6 +27,16 @@ def starts(*_):
     return {case.key: entry for case in native.CASES}
 
 
+def rates(footprints, num_threads, *, progress):
+    """Such as `measure_rates` finds: two threads read 1.25 times as fast as one, and multiply twice as fast."""
+    progress(f"rates, threads: {num_threads}")
+    read, products = ({"median": value} for value in ((16e9, 20e9)[num_threads - 1], 300e9 * num_threads))
+    return {
+        "read_bytes_per_s": {str(size): read for size in footprints},
+        "multiply_adds_per_s": {"integer": {"sizes": {"largest": products}, "best": "largest"}},
+    }
+
+
 @pytest.fixture
 def small(monkeypatch):
     """The models in the size of the preset "tiny", as few rounds as possible, and no processes of their own."""
@@ -34,6 +44,7 @@ def small(monkeypatch):
         monkeypatch.setitem(random_checkpoint.PRESETS, name, random_checkpoint.PRESETS["tiny"])
     monkeypatch.setattr(native, "ROUNDS", dict.fromkeys(native.ROUNDS, 1))
     monkeypatch.setattr(threads, "ROUNDS", dict.fromkeys(threads.ROUNDS, 1))
+    monkeypatch.setattr(threads, "measure_rates", rates)
     monkeypatch.setattr(native, "_bounds", bounds)
     monkeypatch.setattr(native, "_starts", starts)
 
@@ -57,7 +68,10 @@ def test_a_run_keeps_what_other_machines_measured(small, tmp_path, capsys):
     assert all(target.value > 0 for target in targets)
     native.main([str(tmp_path), "--threads", "--results", str(results)])
     own = json.loads(results.read_text(encoding="utf-8"))["machines"][key]
-    assert "| two threads |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| one thread | two threads | times as fast | equal |" in printed
+    assert "| reading weights, GB/s | 16.0 | 20.0 | 1.25 |" in printed
+    assert "| int8 products in the cache, billion multiply-adds/s | 300.0 | 600.0 | 2.00 |" in printed
     assert all(case["equal"] for case in own["threads"]["found"].values())
     more = native.targets({"machines": {key: own}})
     assert len(more) == len(targets) + 6

@@ -26,7 +26,13 @@ from u2moe.benchmarks.full_size.cells import MIXTURE, SMALL, encoder_ratio
 from u2moe.benchmarks.full_size.even_routing import TurnedSettings, turned_gates
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.full_size.networks import has_experts
-from u2moe.benchmarks.full_size.threads import measure_threads, threads_table, threads_targets
+from u2moe.benchmarks.full_size.threads import (
+    measure_rates_of_threads,
+    measure_threads,
+    rates_table,
+    threads_table,
+    threads_targets,
+)
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
@@ -162,8 +168,12 @@ def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str,
 
 
 def measure_all_threads(root: Path, *, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """One thread beside two, of each case with native kernels, by its key; see `measure_threads`."""
-    return {case.key: _threads(root, case, progress) for case in CASES if case.kernels == NATIVE}
+    """One thread beside two: of the machine, and of each case with native kernels by its key; see `threads.py`."""
+    rates = measure_rates_of_threads(progress)
+    return {
+        "rates": rates,
+        "found": {case.key: _threads(root, case, progress) for case in CASES if case.kernels == NATIVE},
+    }
 
 
 def _threads(root: Path, case: Case, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -232,6 +242,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     if threads := content.get("threads"):
         yield measured(threads)
         yield threads_table(_TITLES, threads["found"])
+        if rates := threads.get("rates"):
+            yield rates_table(rates)
 
 
 def _times(content: Mapping[str, Any]) -> str:
@@ -322,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.threads:
         if not before:
             parser.error(f"{file}: has no results of this machine: measure without --threads first")
-        content = {**before, "threads": {**here, "found": measure_all_threads(args.folder, progress=report)}}
+        content = {**before, "threads": {**here, **measure_all_threads(args.folder, progress=report)}}
     else:
         content |= measure(args.folder, progress=report)
     write_json(file, {**here, "machines": {**machines, machine_key(content): content}})

@@ -2,7 +2,8 @@
 
     python -m u2moe.benchmarks.full_size.native FOLDER --threads
 
-measures it. Both take turns in each round, in streaming chunks and with full context.
+measures it. Both take turns in each round, in streaming chunks and with full context. What two threads can gain at most
+is measured beside it: how fast this machine reads memory, and multiplies, with one and with two.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from u2moe.benchmarks.instruments.rates import BEYOND_CACHE, best_rate, measure_rates, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, timed
 from u2moe.benchmarks.instruments.workload import Frames, audio_seconds, one_round
 from u2moe.benchmarks.results.markdown import quartiles, table
@@ -49,6 +51,11 @@ def measure_threads(
     return {"seconds": seconds, "equal": is_equal}
 
 
+def measure_rates_of_threads(progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """What `measure_rates` finds with one thread and with two, of memory beyond every cache."""
+    return {str(number): measure_rates([BEYOND_CACHE], number, progress=progress) for number in NUM_THREADS}
+
+
 def threads_table(titles: Mapping[str, str], found: Mapping[str, Any]) -> str:
     """A table of `measure_threads` for several cases, with their titles."""
     rows = []
@@ -61,6 +68,18 @@ def threads_table(titles: Mapping[str, str], found: Mapping[str, Any]) -> str:
             gain = quartiles(_gain(own, mode))
             rows.append([f"{TITLES[mode]}: {titles[case]}", *factors, gain, "yes" if own["equal"] else "no"])
     return table(("real-time factor", "one thread", "two threads", "times as fast", "equal"), rows)
+
+
+def rates_table(rates: Mapping[str, Any]) -> str:
+    """A table of `measure_rates_of_threads`: how much faster two threads read, and multiply."""
+    rows = []
+    for name, rate, unit in (
+        ("reading weights, GB/s", lambda found: read_rate(found, BEYOND_CACHE), 1e-9),
+        ("int8 products in the cache, billion multiply-adds/s", lambda found: best_rate(found, "integer"), 1e-9),
+    ):
+        one, two = (unit * rate(rates[str(number)]) for number in NUM_THREADS)
+        rows.append([name, f"{one:.1f}", f"{two:.1f}", f"{two / one:.2f}"])
+    return table(("what the machine can do", "one thread", "two threads", "times as fast"), rows)
 
 
 def threads_targets(where: str, titles: Mapping[str, str], found: Mapping[str, Any]) -> list[Target]:
