@@ -34,6 +34,7 @@ import scores
 import train
 import upcycle
 import validation
+import wenet
 import yaml
 from schedule import RESTART_STEPS, Schedule
 from withheld import TESTS, Withheld, overlap
@@ -330,6 +331,31 @@ def test_a_compact_checkpoint_is_small_and_goes_on(work_dir):
     assert restored["progress"]["position"] == 0
     assert restored["progress"]["epoch"] == exact["progress"]["epoch"] + 1
     assert run(work_dir, "further", 8, "--start", small)["progress"]["step"] == 8
+
+
+@pytest.mark.usefixtures("no_easy_phase")
+def test_a_checkpoint_need_not_keep_what_a_finished_model_has(work_dir, tmp_path, monkeypatch):
+    exact = run(work_dir, "finished", 4)
+    model, small = tmp_path / "model", tmp_path / "small.pt"
+    command = ["wenet.py", "--work-dir", str(work_dir), "--name", "finished", "--output", str(model)]
+    monkeypatch.setattr(sys, "argv", command)
+    wenet.main()
+    checkpoints.save_compact(exact, small, model)
+    assert small.stat().st_size < 0.1 * (model / "final.pt").stat().st_size
+    restored = checkpoints.load(small, model)["optimizer"]["masters"]
+    whole = checkpoints.unpacked(checkpoints.compact(exact))["optimizer"]["masters"]
+    assert restored.keys() == whole.keys()
+    assert all(torch.equal(restored[name], weight) for name, weight in whole.items())
+    assert run(work_dir, "from-small", 6, "--start", small, "--model", model)["progress"]["step"] == 6
+    with pytest.raises(ValueError, match=r"final\.pt with SHA-256"):
+        checkpoints.load(small)
+    weights = torch.load(model / "final.pt", weights_only=True)
+    weights["ctc.ctc_lo.weight"] += 1
+    torch.save(weights, model / "final.pt")
+    with pytest.raises(ValueError, match=r"final\.pt with SHA-256"):
+        checkpoints.load(small, model)
+    with pytest.raises(ValueError, match="is not the average of the weights at step 4"):
+        checkpoints.save_compact(exact, small, model)
 
 
 @pytest.mark.usefixtures("no_easy_phase")

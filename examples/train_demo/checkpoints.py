@@ -1,11 +1,14 @@
 """Checkpoints of a run: exact ones, of which the last few are kept, and a compact one for the repository."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
 KEPT = 5
+WEIGHTS = "final.pt"
+STATISTICS = "encoder.global_cmvn."
 
 
 def save(state: dict[str, Any], folder: Path, step: int) -> Path:
@@ -23,11 +26,29 @@ def all_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The state in an exact or a compact checkpoint."""
+def load(path: Path, model: Path | None = None) -> dict[str, Any]:
+    """The state in an exact or a compact checkpoint.
+
+    `model` is the WeNet directory with the weights of one that was made without them.
+    """
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     state["options"].pop("router_noise", None)  # what runs had before, and dense ones made no use of
+    if digest := state.pop("weights_of", None):
+        if model is None or digest != digest_of(model):
+            raise ValueError(f"{path}: its weights are in another file: the final.pt with SHA-256 {digest}")
+        state["optimizer"]["average"] |= weights_of(model)
     return unpacked(state) if state.pop("compact", False) else state
+
+
+def weights_of(model: Path) -> dict[str, Any]:
+    """The weights in a WeNet directory, without the statistics of the features."""
+    weights = torch.load(model / WEIGHTS, map_location="cpu", weights_only=True)
+    return {name: weight for name, weight in weights.items() if not name.startswith(STATISTICS)}
+
+
+def digest_of(model: Path) -> str:
+    """What tells the weights in a WeNet directory from others."""
+    return sha256((model / WEIGHTS).read_bytes()).hexdigest()
 
 
 def finished_weights(state: dict[str, Any]) -> dict[str, Any]:
@@ -48,9 +69,15 @@ def compact(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"compact": True, "optimizer": {"average": weights}, "progress": progress}
 
 
-def save_compact(state: dict[str, Any], path: Path) -> None:
-    """Writes the compact form of a state."""
-    torch.save(compact(state), path)
+def save_compact(state: dict[str, Any], path: Path, model: Path | None = None) -> None:
+    """Writes the compact form of a state; without the weights that a WeNet directory has, if one is given."""
+    small = compact(state)
+    if model:
+        average, known = small["optimizer"]["average"], weights_of(model)
+        if not all(torch.equal(average.pop(name), weight) for name, weight in known.items()):
+            raise ValueError(f"{model}: is not the average of the weights at step {state['progress']['step']}")
+        small["weights_of"] = digest_of(model)
+    torch.save(small, path)
 
 
 def unpacked(state: dict[str, Any]) -> dict[str, Any]:

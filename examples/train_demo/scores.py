@@ -27,7 +27,6 @@ from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 
 DENSE = Path(__file__).with_name("dense.yaml")
-STATISTICS = "encoder.global_cmvn."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,7 @@ class Network:
         own = folder / "train.yaml"
         config = yaml.safe_load(own.read_text("utf-8")) if own.exists() else filled_config(DENSE, tokenizer)
         if path.is_dir():
-            weights = torch.load(path / "final.pt", map_location="cpu", weights_only=True)
-            weights = {name: weight for name, weight in weights.items() if not name.startswith(STATISTICS)}
+            weights = checkpoints.weights_of(path)
             statistics = yaml.safe_load((path / "global_cmvn").read_text(encoding="utf-8"))
             return cls(config=config, statistics=statistics, weights=weights)
         state = checkpoints.load(path)

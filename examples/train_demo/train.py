@@ -216,6 +216,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="how many share the batches of a step")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this name")
     parser.add_argument("--start", type=Path, help="go on from this checkpoint, exact or compact, under a new name")
+    parser.add_argument("--model", type=Path, help="WeNet directory with the weights of a checkpoint that has none")
     for name, kind, text in (
         ("lr", float, "peak of the learning rate"),
         ("decay-steps", int, "let the learning rate fall to zero in so many steps from here, then stop"),
@@ -284,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
     if earlier and not args.resume:
         raise SystemExit(f"{earlier[-1]} exists: give --resume to go on from it, or another --name")
     path = earlier[-1] if earlier else path
-    state = checkpoints.load(path) if path else None
+    state = checkpoints.load(path, args.model) if path else None
     options = chosen_options(args, state)
     data = Data(args.work_dir, options)
     folder = prepared_folder(args, data, state)
