@@ -10,7 +10,7 @@ from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 
 ROW_GRID = 64
 """Every expert gets a multiple of so many rows: oneDNN compiles a kernel for each shape that it meets."""
-LOAD_WEIGHT = 0.01
+LOAD_WEIGHT = 0.03
 """Of the loss on uneven loads, beside the loss of the network."""
 DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.SiLU: torch.ops.aten.silu_backward,
