@@ -45,6 +45,14 @@ def add_quantize(subparsers: Subparsers) -> None:
         "(0 to 1), but never the most likely one; above 0.5 no token has a second expert (default: skip none)",
     )
     parser.add_argument(
+        "--int8-share",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="with 4-bit experts: keep the last layers of the encoder, which have at most this share of the weights of "
+        "its experts (0 to below 1), in int8: larger and a little slower, but fewer words are lost (default: none)",
+    )
+    parser.add_argument(
         "--calibrate",
         metavar="PATH",
         type=Path,
@@ -173,6 +181,7 @@ def run_quantize(args: argparse.Namespace) -> int:
                 tune=_tune(args),
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
+                int8_share=args.int8_share,
             ),
             audio=audio,
             recordings=read_manifest(args.manifest) if args.manifest else [],

@@ -18,6 +18,7 @@ from u2moe.quantize.config import LONGEST_S, Recipe
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, features_of
+from u2moe.quantize.routing import scope
 from u2moe.quantize.tuning.choice import tuned
 from u2moe.quantize.weights import Change
 from u2moe.runtime import contract
@@ -78,12 +79,15 @@ def quantize_bundle(
         recipe, tuning = tuned(source, recipe, features, progress=progress)
         changes: dict[str, Change] = {}
         num_skipping = 0
+        int8_layers: list[str] = []
         with _tokens(source, recipe, staging.path, progress) as tokens:
             for graph in source.manifest.model.graphs():
                 progress(f"quantizing {graph.file}")
                 model = ir.load(source.path / graph.file)
                 changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
                 num_skipping += _record_skipping(model, recipe)
+                if recipe.int8_share:
+                    int8_layers += _int8_layers(model)
                 model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
                 save_graph(model, staging.path / graph.file, progress=progress)
         counts = Counter(change.group for change in changes.values())
@@ -95,7 +99,9 @@ def quantize_bundle(
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
         manifest = dataclasses.replace(
-            source.manifest, quantization=_record(recipe, counts, tokens), tuning=tuning.data() if tuning else None
+            source.manifest,
+            quantization=_record(recipe, counts, tokens, int8_layers),
+            tuning=tuning.data() if tuning else None,
         )
         staged = staging.seal(manifest)
         staged.load()
@@ -182,7 +188,15 @@ def _check_words(report: dict[str, Any], limit: float | None) -> None:
             )
 
 
-def _record(recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None) -> dict[str, Any]:
+def _int8_layers(model: ir.Model) -> list[str]:
+    """The names of a graph's layers whose experts are in int8."""
+    found = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
+    return [scope(node) for node, mixture in found if mixture.weights == "int8"]
+
+
+def _record(
+    recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None, int8_layers: Sequence[str]
+) -> dict[str, Any]:
     """The recipe as the manifest records it."""
     return {
         "recipe": recipe.name,
@@ -192,5 +206,6 @@ def _record(recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None) 
         "num_weights": dict(sorted(changed.items())),
         **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
         **({"skip_expert_below": recipe.skip_expert_below} if recipe.skip_expert_below else {}),
+        **({"int8_share": recipe.int8_share, "int8_layers": list(int8_layers)} if recipe.int8_share else {}),
         **({"calibration": tokens.data()} if tokens else {}),
     }
