@@ -159,9 +159,7 @@ class Recipe:
         groups = {**self.groups, "experts": self.experts_of[name]}
         return replace(self, groups=groups, tune=None, int8_share=share)
 
-    def replaced(
-        self, groups: Mapping[str, str], *, skip_expert_below: float = 0.0, int8_share: float = 0.0
-    ) -> Recipe:
+    def replaced(self, groups: Mapping[str, str], *, skip_expert_below: float = 0.0, int8_share: float = 0.0) -> Recipe:
         """This recipe with other formats and skipped experts, and a name that reflects them."""
         changes = [f"{group}={kind}" for group, kind in sorted(groups.items())]
         changes += [f"skip_expert_below={skip_expert_below:g}"] if skip_expert_below else []
