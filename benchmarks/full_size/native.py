@@ -1,4 +1,4 @@
-"""The native kernels at full size: MoE-1B in int8 and int4 and Dense-225M in int8, each with them and without.
+"""The native kernels at full size: MoE-1B in int8, int4 and both, and Dense-225M in int8, each with them and without.
 
     python -m u2moe.benchmarks.full_size.native FOLDER --prepare
     python -m u2moe.benchmarks.full_size.native FOLDER [--results FILE]
@@ -58,7 +58,14 @@ from u2moe.runtime.model import Model
 from u2moe.runtime.native import CPU, KERNELS, choose_kernels
 
 NATIVE, PLAIN = KERNELS[1:]
-RECIPES = {"int8": "int8", "int4": "int4-experts"}
+MIXED, INT8_SHARE = "mixed", 0.375
+"""Experts in int4 but for the last layers of the encoder, and what these have of its experts' weights."""
+RECIPES = {
+    "int8": recipe("int8"),
+    "int4": recipe("int4-experts"),
+    MIXED: recipe("int4-experts", int8_share=INT8_SHARE),
+}
+_PRECISIONS = {"int8": "int8", "int4": "int4 experts", MIXED: f"int4 experts, the last {INT8_SHARE:.1%} in int8"}
 ROUNDS = {"streaming": 7, "streaming-8": 5, "full": 5}
 TITLES = {"streaming": "streaming", "streaming-8": "streaming, batch of 8", "full": "full context"}
 BOUNDS = {"streaming": Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), "full": Mode()}
@@ -83,8 +90,7 @@ class Case:
     def title(self) -> str:
         """Its name in tables."""
         name = {MIXTURE: "MoE-1B", SMALL: "Dense-225M"}[self.model]
-        experts = " experts" if self.precision == "int4" else ""
-        return f"{name}, {self.precision}{experts}, {'native' if self.kernels == NATIVE else 'onnxruntime alone'}"
+        return f"{name}, {_PRECISIONS[self.precision]}, {'native' if self.kernels == NATIVE else 'onnxruntime alone'}"
 
     def bundle(self, root: Path) -> Bundle:
         """Its bundle."""
@@ -93,7 +99,7 @@ class Case:
 
 CASES = tuple(
     Case(model, precision, kernels)
-    for model, precision in ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8"))
+    for model, precision in ((MIXTURE, "int8"), (MIXTURE, "int4"), (MIXTURE, MIXED), (SMALL, "int8"))
     for kernels in (NATIVE, PLAIN)
 )
 _TITLES = {case.key: case.title for case in CASES}
@@ -114,9 +120,7 @@ def prepare(root: Path, *, again: bool = False, progress: Callable[[str], None] 
     for model, precision in dict.fromkeys((case.model, case.precision) for case in CASES):
         if again or not (root / model / precision).is_dir():
             progress(f"{model}: {precision}")
-            quantize_bundle(
-                root / model / "bundle", root / model / precision, recipe(RECIPES[precision]), overwrite=again
-            )
+            quantize_bundle(root / model / "bundle", root / model / precision, RECIPES[precision], overwrite=again)
     for case in CASES:
         gates_of(root, case)
 
@@ -168,12 +172,13 @@ def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str,
 
 
 def measure_all_threads(root: Path, *, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """One thread beside two: of the machine, and of each case with native kernels by its key; see `threads.py`."""
+    """One thread beside two: of the machine, and of each case with native kernels by its key; see `threads.py`.
+
+    Cases with experts in two formats are left out: they say nothing that those with one format do not.
+    """
     rates = measure_rates_of_threads(progress)
-    return {
-        "rates": rates,
-        "found": {case.key: _threads(root, case, progress) for case in CASES if case.kernels == NATIVE},
-    }
+    cases = [case for case in CASES if case.kernels == NATIVE and case.precision != MIXED]
+    return {"rates": rates, "found": {case.key: _threads(root, case, progress) for case in cases}}
 
 
 def _threads(root: Path, case: Case, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -226,11 +231,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for mode in TITLES:
             seconds = machines[-1]["seconds"][mode] if machines else {}
             found[f"{title}.{mode}"] = f"{ratios(seconds[one.key], seconds[other.key]).median:.2f}" if seconds else "?"
-    for case in CASES:
-        if machines and case.model == MIXTURE:
+    for case in _cases(machines[-1]) if machines else ():
+        if case.model == MIXTURE:
             loaded = spread_of(machines[-1]["starts"][case.key]["loaded_bytes"], 1e-6)
             found[f"loaded.{case.precision}.{case.kernels}"] = f"{loaded.median:.0f}"
     return found
+
+
+def _cases(content: Mapping[str, Any]) -> list[Case]:
+    """The cases that were measured; older results lack some."""
+    return [case for case in CASES if case.key in content["starts"]]
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
@@ -250,7 +260,7 @@ def _times(content: Mapping[str, Any]) -> str:
     """Real-time factors, and their ratios to the same bundle without native kernels and to the dense model without."""
     rows = []
     for mode, seconds in content["seconds"].items():
-        for case in CASES:
+        for case in _cases(content):
             factor = Spread.of([value / audio_seconds(mode) for value in seconds[case.key]])
             plain = Case(case.model, case.precision, PLAIN)
             faster = quartiles(ratios(seconds[plain.key], seconds[case.key])) if case != plain else ""
@@ -273,7 +283,7 @@ def _encoders(content: Mapping[str, Any]) -> str:
 
 def _memory(content: Mapping[str, Any]) -> str:
     rows = []
-    for case in CASES:
+    for case in _cases(content):
         item = content["starts"][case.key]
         sizes = [quartiles(spread_of(item[part], 1e-6), 0) for part in ("loaded_bytes", "peak_bytes")]
         rows.append([case.title, f"{item['disk']['files'] / 1e6:.0f}", quartiles(spread_of(item["load_s"])), *sizes])
@@ -287,14 +297,17 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 
 def _targets(content: Mapping[str, Any]) -> Iterator[Target]:
     where = machine_key(content)
-    eight, four, dense = (Case(*which, NATIVE) for which in ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8")))
+    eight, four, mixed = (Case(MIXTURE, precision, NATIVE) for precision in RECIPES)
+    dense = Case(SMALL, "int8", NATIVE)
     plain = Case(MIXTURE, "int8", PLAIN)
     amx = "amx" in content["kernels"]["isa"]
     for one, other, mode, limit, at_most in (
         (plain, eight, "streaming", 1.6, False),
         (plain, eight, "full", 1.8 if amx else 1.6, False),
         (plain, four, "streaming", 2.3, False),
+        (plain, mixed, "streaming", 2.3, False),
         (four, BASELINE, "streaming", 1.3, True),
+        (mixed, BASELINE, "streaming", 1.3, True),
         (four, dense, "streaming", 1.7, True),
         (four, BASELINE, "full", 0.8, True),
         (eight, BASELINE, "full", 0.8, True),
@@ -304,6 +317,8 @@ def _targets(content: Mapping[str, Any]) -> Iterator[Target]:
         (plain, eight, "streaming-8", 1.5, False),
     ):
         seconds = content["seconds"][mode]
+        if not {one, other} <= set(_cases(content)):
+            continue
         found = ratios(seconds[one.key], seconds[other.key])
         name = f"{where}: time of {one.title} / {other.title}, {TITLES[mode]}"
         yield Target(name=name, found=found, limit=limit, at_most=at_most)
