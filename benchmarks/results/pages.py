@@ -34,6 +34,7 @@ MODULES = {
     "systems": "peers.systems",
     "levers": "quality.levers",
     "formats": "quality.formats",
+    "int8_layers": "quality.int8_layers",
     "kernels": "quality.kernels",
     "processors": "quality.processors",
     "front_end": "quality.front_end",

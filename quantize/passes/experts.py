@@ -35,11 +35,15 @@ class QuantizeExperts(Rewrite):
         """All mixtures are in the form that the exporter writes."""
         check_all_float(model)
 
+    def formats(self, layers: Sequence[ExpertLayer]) -> list[str]:
+        """The format of each layer."""
+        num_int8 = num_last(layers, self.recipe.int8_share)
+        return [self.kind] * (len(layers) - num_int8) + ["int8"] * num_int8
+
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
         """Replace each by a call of the format's function."""
         layers = expert_layers(model)
-        num_int8 = num_last(layers, self.recipe.int8_share)
-        self.kinds = [self.kind] * (len(layers) - num_int8) + ["int8"] * num_int8
+        self.kinds = self.formats(layers)
         for layer in layers:
             model.functions.pop(layer.node.op_identifier(), None)
         for layer, kind in zip(layers, self.kinds, strict=True):
