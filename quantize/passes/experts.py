@@ -32,8 +32,9 @@ class QuantizeExperts(Rewrite):
         self.kinds: list[str] = []
 
     def requires(self, model: ir.Model) -> None:
-        """All mixtures are in the form that the exporter writes."""
+        """All mixtures are in the form that the exporter writes, and the recipe's share holds one of them."""
         check_all_float(model)
+        self.kinds = self.formats(expert_layers(model))
 
     def formats(self, layers: Sequence[ExpertLayer]) -> list[str]:
         """The format of each layer."""
@@ -43,7 +44,6 @@ class QuantizeExperts(Rewrite):
     def rewrite(self, model: ir.Model, weights: Weights) -> bool:
         """Replace each by a call of the format's function."""
         layers = expert_layers(model)
-        self.kinds = self.formats(layers)
         for layer in layers:
             model.functions.pop(layer.node.op_identifier(), None)
         for layer, kind in zip(layers, self.kinds, strict=True):
@@ -58,7 +58,7 @@ class QuantizeExperts(Rewrite):
         return bool(layers)
 
     def ensures(self, model: ir.Model) -> None:
-        """All mixtures are in the format that `rewrite` chose."""
+        """All mixtures are in the formats that were chosen."""
         found = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
         for (node, mixture), kind in zip(found, self.kinds, strict=True):
             if mixture.weights != kind:
