@@ -49,12 +49,12 @@ unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
 	@$(if $(NPM),,echo "no npm: the JavaScript module and its page are not tested")
 	.venv/bin/pytest $(WORKERS)
 
-# What recognises with quantized bundles, once more on onnxruntime alone.
+# What recognises with quantized bundles, once more on onnxruntime alone; one process makes its bundles once.
 kernels: .venv/ready $(if $(COMPILER),.venv/kernels)
 ifeq ($(COMPILER),)
 	@echo "no C++ compiler: native kernels are neither built nor tested"
 else
-	U2MOE_KERNELS=onnxruntime .venv/bin/pytest $(WORKERS) $(WITHOUT_KERNELS)
+	U2MOE_KERNELS=onnxruntime .venv/bin/pytest $(WITHOUT_KERNELS)
 endif
 
 fast: .venv/ready
