@@ -50,7 +50,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=float,
         default=0.0,
         help="with 4-bit experts: keep the last layers of the encoder, which have at most this share of the weights of "
-        "its experts (0 to below 1), in int8: larger and a little slower, but fewer words are lost (default: none)",
+        "its experts (0 to below 1), in int8: larger and a little slower, but nearer to float32 (default: none)",
     )
     parser.add_argument(
         "--calibrate",
