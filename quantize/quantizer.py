@@ -66,7 +66,8 @@ def quantize_bundle(
 
     Raises:
         AudioError: audio that cannot be read, or none of the recipe's calibration is long enough.
-        BundleError: not a float32 bundle, a requested group that no graph has, or a target that cannot be written.
+        BundleError: not a float32 bundle, weights in a file with several names (hard links), a requested group that no
+            graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
         QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
     """
@@ -143,6 +144,10 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
         raise BundleError(f"{source.path}: is already quantized ({found}), expected a float32 bundle")
     if Path(out).resolve() == source.path.resolve():
         raise BundleError(f"{source.path}: a bundle is not quantized in place; name another folder")
+    for name in source.manifest.files:
+        names = (source.path / name).stat().st_nlink
+        if name.endswith(".onnx.data") and names > 1:  # onnx-ir takes that for an attack
+            raise BundleError(f"{source.path / name}: has {names} names (hard links), expected one; copy the bundle")
     return source
 
 

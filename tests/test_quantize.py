@@ -205,10 +205,9 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
     assert [file.name for file in tmp_path.iterdir()] == ["foreign"]
 
 
-@pytest.mark.parametrize("limit", [10_000, 10**9])
-@pytest.mark.parametrize("name", ["int8", "fp16"])
-def test_weights_beside_the_graph(name, limit, float32, quantized, monkeypatch, tmp_path):
-    """Large graphs keep their weights in a file of their own, before and after: the outputs are the same."""
+@pytest.fixture
+def separate(float32, tmp_path):
+    """The tiny bundle with weights in files beside its graphs."""
     source = tmp_path / "source"
     with BundleWriter(source) as staging:
         for graph in float32.manifest.model.graphs():
@@ -216,8 +215,24 @@ def test_weights_beside_the_graph(name, limit, float32, quantized, monkeypatch, 
             ir.save(ir.load(file), staging.path / graph.file, external_data=f"{graph.file}.data")
         staging.add("tokens.txt", float32.path / "tokens.txt")
         staging.finish(float32.manifest)
+    return source
+
+
+def test_weights_with_a_second_name_are_refused(separate, tmp_path):
+    (tmp_path / "again").hardlink_to(separate / "encoder.onnx.data")
+    with pytest.raises(BundleError, match=r"encoder\.onnx\.data: has 2 names \(hard links\), expected one"):
+        quantize_bundle(separate, tmp_path / "out", recipe("int8"))
+    (tmp_path / "again").unlink()
+    (tmp_path / "again").hardlink_to(separate / "tokens.txt")
+    quantize_bundle(separate, tmp_path / "out", recipe("int8"))
+
+
+@pytest.mark.parametrize("limit", [10_000, 10**9])
+@pytest.mark.parametrize("name", ["int8", "fp16"])
+def test_weights_beside_the_graph(name, limit, separate, quantized, monkeypatch, tmp_path):
+    """Large graphs keep their weights in a file of their own, before and after: the outputs are the same."""
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", limit)
-    bundle, _ = quantize_bundle(source, tmp_path / "out", recipe(name))
+    bundle, _ = quantize_bundle(separate, tmp_path / "out", recipe(name))
     assert ("encoder.onnx.data" in bundle.manifest.files) == (limit == 10_000)
     features = np.random.default_rng(4).normal(8, 2, (100, 80)).astype(np.float32)
     np.testing.assert_array_equal(bundle.load().encode(features), quantized(name).load().encode(features))
