@@ -72,13 +72,15 @@ def threads_table(titles: Mapping[str, str], found: Mapping[str, Any]) -> str:
 
 def rates_table(rates: Mapping[str, Any]) -> str:
     """A table of `measure_rates_of_threads`: how much faster two threads read, and multiply."""
-    rows = []
-    for name, rate, unit in (
-        ("reading weights, GB/s", lambda found: read_rate(found, BEYOND_CACHE), 1e-9),
-        ("int8 products in the cache, billion multiply-adds/s", lambda found: best_rate(found, "integer"), 1e-9),
-    ):
-        one, two = (unit * rate(rates[str(number)]) for number in NUM_THREADS)
-        rows.append([name, f"{one:.1f}", f"{two:.1f}", f"{two / one:.2f}"])
+    one, two = (rates[str(number)] for number in NUM_THREADS)
+    speeds = {
+        "reading weights, GB/s": (read_rate(one, BEYOND_CACHE), read_rate(two, BEYOND_CACHE)),
+        "int8 products in the cache, billion multiply-adds/s": (best_rate(one, "integer"), best_rate(two, "integer")),
+    }
+    rows = [
+        [name, f"{1e-9 * alone:.1f}", f"{1e-9 * both:.1f}", f"{both / alone:.2f}"]
+        for name, (alone, both) in speeds.items()
+    ]
     return table(("what the machine can do", "one thread", "two threads", "times as fast"), rows)
 
 
