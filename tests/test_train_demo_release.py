@@ -34,7 +34,12 @@ from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 from u2moe.runtime.corpus.word_errors import read_manifest
 
-CONDITIONS = [f"{chunk} {search}" for chunk in ("full", "16", "8") for search in evaluate.SEARCHES]
+CONDITIONS = [
+    f"{chunk} {search}{beam}"
+    for chunk in ("full", "16", "8")
+    for beam in ("", tables.WIDE)
+    for search in evaluate.SEARCHES
+]
 
 
 @pytest.fixture
@@ -247,13 +252,18 @@ def test_shares_of_experts_are_those_of_every_layer(listed, monkeypatch):
 
 def test_tables_show_peers_and_intervals():
     found = {"wer": 0.25, "interval": [0.2, 0.31], "num_utterances": 4, "num_words": 20, "cpu_s": 1.0, "audio_s": 50.0}
-    sets = {name: dict.fromkeys(CONDITIONS, found) for name in tables.SETS}
-    results = {name: {"sets": sets, "silence": {"x": []}} for name in tables.PRECISIONS}
+    wide = {**found, "wer": 0.24, "cpu_s": 2.0}
+    conditions = {name: wide if name.endswith(tables.WIDE) else found for name in CONDITIONS}
+    sets = dict.fromkeys(tables.SETS, conditions)
+    results = {name: {"sets": sets, "silence": {"x": []}} for name in ("int8", "float32")}
     table = tables.wer_table(results, {"p": {"title": "Peer", "sets": {"saytime": found}}})
     assert table.count("| demo model | 25.0% (20-31) |") == len(tables.SETS)
     assert table.count("| Peer | 25.0% (20-31) |") == 1
     assert tables.silence(results) == "no words in any of them"
-    assert tables.real_time_factors(results).startswith("0.0200 of real time")
+    assert table.count("| the same with a beam of 40 | 24.0% (20-31) |") == len(tables.SETS)
+    times = tables.real_time_factors(results)
+    assert times.startswith("0.0200 of real time")
+    assert times.endswith("they take 0.0400 and 0.0400")
     results["int8"]["silence"]["x"] = ["hum: A"]
     assert tables.silence(results) == "words in 1 of them"
     assert tables.rare_experts({"a": [0.01, 0.99], "b": [0.5, 0.5]}) == "1 of 4"

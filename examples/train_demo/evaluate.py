@@ -30,7 +30,8 @@ from u2moe.runtime.model import Model
 
 CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
-BEAM_SIZE = 10
+BEAM_SIZES = (10, 40)
+"""The default, and one with which a small model finds more of what it has heard."""
 SILENCE_S = 5.0
 LEVELS_DB = (None, -80, -60, -50, -40)
 """Of silences, below full scale; None: zeros."""
@@ -71,17 +72,27 @@ def hear(bundle: Bundle, model: Model, samples: Samples) -> Iterator[Heard]:
     frames = fbank(samples, bundle.manifest.features)
     features_s = time.process_time() - begin
     for chunk_size in CHUNK_SIZES:
-        begin = time.process_time() - features_s
+        begin = time.process_time()
         encoder_out = model.encode(frames, chunk_size)
-        beam = ctc_prefix_beam_search(model.ctc(encoder_out), BEAM_SIZE, model.config.blank)
-        first_s = time.process_time() - begin
-        scores = model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in beam])
-        rescored = attention_rescoring(beam, scores, decoding.ctc_weight, decoding.reverse_weight)
-        both_s = time.process_time() - begin
-        found = ((beam[0], first_s), (rescored[0].hypothesis, both_s))
-        for search, (hypothesis, cpu_s) in zip(SEARCHES, found, strict=True):
-            text = normalize(bundle.vocabulary.text(hypothesis.tokens))
-            yield Heard(condition=f"{chunk_size or 'full'} {search}", text=text, cpu_s=cpu_s)
+        log_probs = model.ctc(encoder_out)
+        encoded_s = features_s + time.process_time() - begin
+        for beam_size in BEAM_SIZES:
+            begin = time.process_time() - encoded_s
+            beam = ctc_prefix_beam_search(log_probs, beam_size, model.config.blank)
+            first_s = time.process_time() - begin
+            scores = model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in beam])
+            rescored = attention_rescoring(beam, scores, decoding.ctc_weight, decoding.reverse_weight)
+            both_s = time.process_time() - begin
+            found = ((beam[0], first_s), (rescored[0].hypothesis, both_s))
+            for search, (hypothesis, cpu_s) in zip(SEARCHES, found, strict=True):
+                text = normalize(bundle.vocabulary.text(hypothesis.tokens))
+                yield Heard(condition=condition(chunk_size, search, beam_size), text=text, cpu_s=cpu_s)
+
+
+def condition(chunk_size: int | None, search: str, beam_size: int) -> str:
+    """The name of a context and a search in the results; the default beam has none."""
+    name = f"{chunk_size or 'full'} {search}"
+    return name if beam_size == BEAM_SIZES[0] else f"{name}, beam {beam_size}"
 
 
 def hear_set(path: Path, manifest: Path, file: Path) -> dict[str, Any]:
@@ -110,13 +121,13 @@ def scores(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for recording in content["recordings"]:
         reference = words(recording["transcript"])
         for heard in recording["heard"]:
-            condition = heard["condition"]
+            name = heard["condition"]
             errors = edit_distance(reference, words(heard["text"]))
-            counts.setdefault(condition, Count()).add(errors, len(reference))
-            cpu_s[condition] = cpu_s.get(condition, 0.0) + heard["cpu_s"]
+            counts.setdefault(name, Count()).add(errors, len(reference))
+            cpu_s[name] = cpu_s.get(name, 0.0) + heard["cpu_s"]
     return {
-        condition: {**count.data(), "cpu_s": round(cpu_s[condition], 3), "audio_s": round(content["audio_s"], 3)}
-        for condition, count in counts.items()
+        name: {**count.data(), "cpu_s": round(cpu_s[name], 3), "audio_s": round(content["audio_s"], 3)}
+        for name, count in counts.items()
     }
 
 
