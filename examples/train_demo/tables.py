@@ -148,5 +148,6 @@ def of_earlier_models(names: Sequence[str]) -> str:
     """Which results are of an earlier demo model."""
     if not names:
         return "All results are of this model."
-    links = ", ".join(f"[{name.replace('_', ' ')}](results/{name}.md)" for name in names if name != "first_chunk")
+    pages = (name for name in names if name not in ("first_chunk", "int8_layers"))  # these are on pages of others
+    links = ", ".join(f"[{name.replace('_', ' ')}](results/{name}.md)" for name in pages)
     return f"Measured on the demo model before this one, and not yet again: {links}."
