@@ -73,5 +73,7 @@ def test_a_run_keeps_what_other_machines_measured(small, tmp_path, capsys):
     assert "| reading weights, GB/s | 16.0 | 20.0 | 1.25 |" in printed
     assert "| int8 products in the cache, billion multiply-adds/s | 300.0 | 600.0 | 2.00 |" in printed
     assert all(case["equal"] for case in own["threads"]["found"].values())
+    shown = native.values({"machines": {key: own}})
+    assert (shown["threads.read"], shown["threads.multiply"]) == ("1.25", "2.00")
     more = native.targets({"machines": {key: own}})
     assert len(more) == len(targets) + 6

@@ -27,6 +27,7 @@ from u2moe.benchmarks.full_size.even_routing import TurnedSettings, turned_gates
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.full_size.networks import has_experts
 from u2moe.benchmarks.full_size.threads import (
+    gains_of_rates,
     measure_rates_of_threads,
     measure_threads,
     rates_table,
@@ -121,6 +122,8 @@ def prepare(root: Path, *, again: bool = False, progress: Callable[[str], None] 
         if again or not (root / model / precision).is_dir():
             progress(f"{model}: {precision}")
             quantize_bundle(root / model / "bundle", root / model / precision, RECIPES[precision], overwrite=again)
+    gains = gains_of_rates(machines[-1]["threads"]["rates"]) if machines and "threads" in machines[-1] else {}
+    found |= {f"threads.{name}": f"{gains[name]:.2f}" if name in gains else "?" for name in ("read", "multiply")}
     for case in CASES:
         gates_of(root, case)
 

@@ -70,18 +70,31 @@ def threads_table(titles: Mapping[str, str], found: Mapping[str, Any]) -> str:
     return table(("real-time factor", "one thread", "two threads", "times as fast", "equal"), rows)
 
 
+def gains_of_rates(rates: Mapping[str, Any]) -> dict[str, float]:
+    """How many times as fast two threads "read" and "multiply", of `measure_rates_of_threads`."""
+    return {name: two / one for name, (one, two) in _speeds(rates).items()}
+
+
 def rates_table(rates: Mapping[str, Any]) -> str:
-    """A table of `measure_rates_of_threads`: how much faster two threads read, and multiply."""
-    one, two = (rates[str(number)] for number in NUM_THREADS)
-    speeds = {
-        "reading weights, GB/s": (read_rate(one, BEYOND_CACHE), read_rate(two, BEYOND_CACHE)),
-        "int8 products in the cache, billion multiply-adds/s": (best_rate(one, "integer"), best_rate(two, "integer")),
+    """A table of `measure_rates_of_threads`."""
+    titles = {
+        "read": "reading weights, GB/s",
+        "multiply": "int8 products in the cache, billion multiply-adds/s",
     }
     rows = [
-        [name, f"{1e-9 * alone:.1f}", f"{1e-9 * both:.1f}", f"{both / alone:.2f}"]
-        for name, (alone, both) in speeds.items()
+        [titles[name], f"{1e-9 * one:.1f}", f"{1e-9 * two:.1f}", f"{two / one:.2f}"]
+        for name, (one, two) in _speeds(rates).items()
     ]
     return table(("what the machine can do", "one thread", "two threads", "times as fast"), rows)
+
+
+def _speeds(rates: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Bytes read and multiply-adds per second with one thread and with two."""
+    one, two = (rates[str(number)] for number in NUM_THREADS)
+    return {
+        "read": (read_rate(one, BEYOND_CACHE), read_rate(two, BEYOND_CACHE)),
+        "multiply": (best_rate(one, "integer"), best_rate(two, "integer")),
+    }
 
 
 def threads_targets(where: str, titles: Mapping[str, str], found: Mapping[str, Any]) -> list[Target]:

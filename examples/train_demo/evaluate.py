@@ -103,7 +103,7 @@ def hear_set(path: Path, manifest: Path, file: Path) -> dict[str, Any]:
     if made_of.items() <= content.items():
         return content
     bundle, recordings, audio_s = Bundle.open(path), [], 0.0
-    model, sample_rate = bundle.load(num_threads=1), bundle.manifest.features.sample_rate
+    model, sample_rate = bundle.load(num_threads=1, kernels="onnxruntime"), bundle.manifest.features.sample_rate
     for recording in read_manifest(manifest):
         samples = read_audio(recording.path, sample_rate)
         audio_s += len(samples) / sample_rate
@@ -144,7 +144,7 @@ def silences(sample_rate: int) -> Iterator[tuple[str, Samples]]:
 def words_in_silence(path: Path) -> dict[str, list[str]]:
     """What a bundle hears where nobody speaks: by condition, the texts that are not empty."""
     bundle = Bundle.open(path)
-    model, sample_rate = bundle.load(num_threads=1), bundle.manifest.features.sample_rate
+    model, sample_rate = bundle.load(num_threads=1, kernels="onnxruntime"), bundle.manifest.features.sample_rate
     found: dict[str, list[str]] = {}
     for name, samples in silences(sample_rate):
         for heard in hear(bundle, model, samples):
