@@ -122,8 +122,6 @@ def prepare(root: Path, *, again: bool = False, progress: Callable[[str], None] 
         if again or not (root / model / precision).is_dir():
             progress(f"{model}: {precision}")
             quantize_bundle(root / model / "bundle", root / model / precision, RECIPES[precision], overwrite=again)
-    gains = gains_of_rates(machines[-1]["threads"]["rates"]) if machines and "threads" in machines[-1] else {}
-    found |= {f"threads.{name}": f"{gains[name]:.2f}" if name in gains else "?" for name in ("read", "multiply")}
     for case in CASES:
         gates_of(root, case)
 
@@ -234,6 +232,9 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for mode in TITLES:
             seconds = machines[-1]["seconds"][mode] if machines else {}
             found[f"{title}.{mode}"] = f"{ratios(seconds[one.key], seconds[other.key]).median:.2f}" if seconds else "?"
+    rates = machines[-1].get("threads", {}).get("rates") if machines else None
+    gains = gains_of_rates(rates) if rates else {}
+    found |= {f"threads.{name}": f"{gains[name]:.2f}" if name in gains else "?" for name in ("read", "multiply")}
     for case in _cases(machines[-1]) if machines else ():
         if case.model == MIXTURE:
             loaded = spread_of(machines[-1]["starts"][case.key]["loaded_bytes"], 1e-6)
