@@ -307,6 +307,17 @@ def test_the_page_has_the_numbers_of_its_prose():
     assert [found[name] for name in ("full.even", "full.dense_1b", "streaming.as_demo")] == ["1.50", "3.00", "1.50"]
 
 
+def test_the_page_compares_the_arithmetic_of_full_context():
+    results = made_up()
+    cell = cell_of(results, "bound-full")
+    parts = {
+        name: {**part, "arithmetic_s": 1.4 * part["arithmetic_s"]} for name, part in cell["moe-1b"]["parts"].items()
+    }
+    more = {**cell["moe-1b"], "parts": parts}
+    found = values({**results, "cells": {**results["cells"], "int8/1/bound-full": {**cell, "moe-1b": more}}})
+    assert found["arithmetic"] == "1.40"
+
+
 def test_the_tables_show_every_cell():
     found = values(made_up((1.0, 2.5, 1.5, 3.0)))
     text = "\n".join(found[name] for name in ("table", "skipping", "bounds", "starts"))

@@ -63,6 +63,9 @@ def test_a_run_keeps_what_other_machines_measured(small, tmp_path, capsys):
     assert shown["tables"] in capsys.readouterr().out
     assert all(case.title in shown["tables"] for case in native.CASES)
     assert float(shown["gain.streaming"]) > 0
+    (seconds,) = own["seconds"]["full"][native.BASELINE.key]
+    dense_s = seconds / native.audio_seconds("full")
+    assert float(shown["least.full"]) == pytest.approx(0.5 / 3 / dense_s, abs=0.005)
     targets = native.targets({"machines": machines})
     assert len({target.name for target in targets}) == len(targets) > 10
     assert all(target.value > 0 for target in targets)

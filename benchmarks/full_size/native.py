@@ -22,7 +22,7 @@ import numpy as np
 
 from u2moe.benchmarks.bench.bound import measure_bound
 from u2moe.benchmarks.bench.footprint import measure_footprint
-from u2moe.benchmarks.full_size.cells import MIXTURE, SMALL, encoder_ratio
+from u2moe.benchmarks.full_size.cells import MIXTURE, SMALL, encoder_parts, encoder_ratio
 from u2moe.benchmarks.full_size.even_routing import TurnedSettings, turned_gates
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.full_size.networks import has_experts
@@ -232,6 +232,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for mode in TITLES:
             seconds = machines[-1]["seconds"][mode] if machines else {}
             found[f"{title}.{mode}"] = f"{ratios(seconds[one.key], seconds[other.key]).median:.2f}" if seconds else "?"
+    found["least.full"] = f"{_least(machines[-1]):.2f}" if machines else "?"
     rates = machines[-1].get("threads", {}).get("rates") if machines else None
     gains = gains_of_rates(rates) if rates else {}
     found |= {f"threads.{name}": f"{gains[name]:.2f}" if name in gains else "?" for name in ("read", "multiply")}
@@ -245,6 +246,14 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def _cases(content: Mapping[str, Any]) -> list[Case]:
     """The cases that were measured; older results lack some."""
     return [case for case in CASES if case.key in content["starts"]]
+
+
+def _least(content: Mapping[str, Any]) -> float:
+    """The bound of the mixture's encoder with full context over the time of `BASELINE`."""
+    entry = content["bounds"]["full"][Case(MIXTURE, "int8", NATIVE).key]
+    least_s = sum(part["least_s"] for part in encoder_parts(entry).values()) / entry["audio_s"]
+    dense_s = Spread.of(content["seconds"]["full"][BASELINE.key]).median / audio_seconds("full")
+    return float(least_s / dense_s)
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:

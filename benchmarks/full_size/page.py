@@ -177,10 +177,13 @@ def _routings(results: Results) -> dict[str, str]:
 
 
 def _limits(results: Results) -> dict[str, str]:
-    """What limits streaming: reading experts, and products that first read and then multiply."""
-    bound, streaming = cell_of(results, "bound-streaming"), cell_of(results, "streaming")
-    if not bound or not streaming:
+    """What limits streaming: reading experts, and products that first read and then multiply; and full context."""
+    bound, streaming, full = (cell_of(results, name) for name in ("bound-streaming", "streaming", "bound-full"))
+    if not bound or not streaming or not full:
         return {}
+    arithmetic = {
+        name: sum(part["arithmetic_s"] for part in encoder_parts(full[name]).values()) for name in (SMALL, MIXTURE)
+    }
     entry, parts = bound[MIXTURE], encoder_parts(bound[MIXTURE])
     touched = results["routings"][EVEN]["touched"] / results["routings"][OWN]["touched"]
     read_s = parts["feed_forward"]["read_s"] * touched * _per_chunk("bound-streaming", entry)
@@ -191,6 +194,7 @@ def _limits(results: Results) -> dict[str, str]:
         "chunk_ms": f"{1e3 * mixture_s:.0f}",
         "read_rate": f"{entry['rates']['read'] / 1e9:.0f}",
         "read_share": f"{read_s / dense_s:.2f}",
+        "arithmetic": f"{arithmetic[MIXTURE] / arithmetic[SMALL]:.2f}",
         "in_turn": f"{sum(part['arithmetic_s'] + part['read_s'] for part in parts.values()) / least_s:.2f}",
         "above.feed_forward": f"{(parts['feed_forward']['seconds'] - parts['feed_forward']['least_s']) / least_s:.2f}",
     }
