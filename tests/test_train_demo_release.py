@@ -111,7 +111,15 @@ def manifest(clips):
 
 
 def test_a_set_is_heard_once_and_again_with_another_list(bundle, manifest, tmp_path, monkeypatch):
+    search, beam_sizes = evaluate.ctc_prefix_beam_search, []
+
+    def noted(log_probs, beam_size, blank):
+        beam_sizes.append(beam_size)
+        return search(log_probs, beam_size, blank)
+
+    monkeypatch.setattr(evaluate, "ctc_prefix_beam_search", noted)
     found = evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json")
+    assert beam_sizes == 2 * len(evaluate.CHUNK_SIZES) * [10, 40]  # of two recordings, in the order of CONDITIONS
     assert [recording["name"] for recording in found["recordings"]] == ["a.wav", "b.wav"]
     assert [heard["condition"] for heard in found["recordings"][0]["heard"]] == CONDITIONS
     assert found["audio_s"] == pytest.approx(8)
