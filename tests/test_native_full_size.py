@@ -24,7 +24,7 @@ def bounds(*_):
 def starts(*_):
     """Such as `measure_footprint` finds."""
     entry = {"disk": {"files": 1e6}, "load_s": SPREAD, "loaded_bytes": SPREAD, "peak_bytes": SPREAD}
-    return {case.key: entry for case in native.CASES}
+    return dict.fromkeys([*(case.key for case in native.CASES), native.PACKED_KEY], entry)
 
 
 def rates(footprints, num_threads, *, progress):
@@ -69,6 +69,8 @@ def test_a_run_keeps_what_other_machines_measured(small, tmp_path, capsys):
     targets = native.targets({"machines": machines})
     assert len({target.name for target in targets}) == len(targets) > 10
     assert all(target.value > 0 for target in targets)
+    assert "| MoE-1B, int8, native, packed in advance | 1 | 1.50 (1.25-1.75) |" in shown["tables"]
+    assert any(target.name.endswith("packed in advance: sessions") and not target.met for target in targets)
     native.main([str(tmp_path), "--threads", "--results", str(results)])
     own = json.loads(results.read_text(encoding="utf-8"))["machines"][key]
     printed = capsys.readouterr().out
