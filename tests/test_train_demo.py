@@ -183,10 +183,12 @@ def test_the_network_of_the_training_computes_what_the_exported_one_does(experts
         assert torch.equal(times, found_times)
         # float32 sums in another order; values are about 1
         assert float((expected - found)[valid].abs().max()) < 2e-5
-        inputs = torch.randint(30, (3, 9))
+        inputs, input_lengths = torch.randint(30, (3, 9)), torch.tensor([9, 4, 1])
+        inside = torch.arange(9) < input_lengths.unsqueeze(1)
         for decoder in (model.left_decoder, model.right_decoder):
-            logits = decoder(inputs, torch.tensor([9, 9, 9]), expected, times)
-            assert float((logits - network.decode(decoder, inputs, expected, times)).abs().max()) < 2e-5
+            logits = decoder(inputs, input_lengths, expected, times)
+            own = network.decode(decoder, inputs, input_lengths, expected, times)
+            assert float((logits - own)[inside].abs().max()) < 2e-5
 
 
 @pytest.mark.parametrize("activation", ["swish", "relu"])
@@ -203,15 +205,28 @@ def test_a_mixture_and_its_gradients_are_those_of_the_exported_one(favourite, ac
             layer.gate.weight.zero_()
             layer.gate.weight[favourite] = 1.0
             inputs.abs_()
-    weights = torch.randn(5, 31, 16)
+    real = torch.rand(5, 31) < 0.8
+    weights = torch.randn(5, 31, 16) * real.unsqueeze(-1)
     found = []
-    for function in (layer, lambda x: routing.mixture(layer, x)):
+    for function in (lambda x: layer(x) * real.unsqueeze(-1), lambda x: routing.mixture(layer, x, real)):
         output = function(inputs)
         gradients = torch.autograd.grad((output * weights).sum(), [inputs, *layer.parameters()], allow_unused=True)
         found.append([output, *gradients])
     for first, second in zip(*found, strict=True):
         # an expert without tokens; float32 sums of up to 310 products of about 1, in another order
         assert torch.allclose(torch.zeros_like(second) if first is None else first, second, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_take_padding_alone_count_as_idle(monkeypatch):
+    config = FeedForward(kind="moe", hidden=8, activation="relu", bias=True, num_experts=4, num_experts_per_token=2)
+    layer = MixtureOfExperts(4, config).train()
+    counted = []
+    monkeypatch.setattr(routing, "load_loss", lambda logits, counts: counted.append(counts.tolist()) or logits.sum())
+    with torch.no_grad():
+        layer.gate.weight.copy_(torch.eye(4))
+    speech, padding = torch.tensor([2.0, 1, 0, 0]), torch.tensor([0.0, 0, 1, 2])
+    routing.mixture(layer, torch.stack([speech, speech, padding]), torch.tensor([True, True, False]))
+    assert counted == [[2, 2, 0, 0]]
 
 
 def test_the_load_loss_moves_tokens_to_experts_that_have_few():

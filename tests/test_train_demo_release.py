@@ -3,6 +3,7 @@
 
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ import corpus
 import evaluate
 import experts
 import peers
+import phones
 import prepare
 import progress
 import proof
+import specialists
 import stages
 import tables
 import upcycle
@@ -240,22 +243,91 @@ def test_the_proof_compares_twins(listed, monkeypatch, tmp_path):
         proof.main()
 
 
-@pytest.mark.slow
-def test_shares_of_experts_are_those_of_every_layer(listed, monkeypatch):
+@pytest.fixture(scope="module")
+def directory(listed):
+    """The mixture as a WeNet directory."""
     import wenet  # noqa: PLC0415
 
     folder = listed / "wenet"
     path = str(checkpoints.all_of(listed / "mixture")[0])
     arguments = ["--work-dir", str(listed), "--name", "mixture", "--checkpoint", path, "--output", str(folder)]
-    monkeypatch.setattr(sys, "argv", ["wenet.py", *arguments])
-    wenet.main()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["wenet.py", *arguments])
+        wenet.main()
+    return folder
+
+
+@pytest.mark.slow
+def test_shares_of_experts_are_those_of_every_layer(listed, directory):
     shares = experts.usage(
-        Checkpoint.open(folder), experts.Tokenizer(folder), read_manifest(listed / "test" / "saytime.tsv")
+        Checkpoint.open(directory), experts.Tokenizer(directory), read_manifest(listed / "test" / "saytime.tsv")
     )
     assert len(shares) == 4  # two in a block of the encoder, one in each decoder
     for own in shares.values():
         assert sum(own) == pytest.approx(1, abs=1e-3)
         assert own[::2] == own[1::2]  # the parts of a copy are chosen together, as long as nothing is trained
+
+
+@pytest.mark.slow
+def test_what_experts_specialise_in_is_told_by_layer(listed, directory, monkeypatch, tmp_path):
+    arguments = ["--checkpoint", str(directory), "--work-dir", str(listed), "--output", str(tmp_path)]
+    (tmp_path / "queen.tsv").write_text("clip\tspeaker_group\n1.SB\tJOE\n2.SB\tLOLA\n")
+    (listed / "test" / "queen-test.tsv").write_text("1.wav\tGO FORWARD\n2.wav\tOPEN THE DOOR\n1.wav\tUNKNOWN\n")
+    spoken = {"GO FORWARD": ["G", "OW"] * 50, "OPEN THE DOOR": ["SIL"] * 200}
+    monkeypatch.setattr(specialists, "Aligner", lambda: lambda _samples, transcript: spoken.get(transcript))
+    monkeypatch.setattr(specialists, "TABLES", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["specialists.py", *arguments])
+    specialists.main()
+    found = json.loads((tmp_path / "specialists.json").read_text())
+    assert found["num_recordings"] == 2  # the third cannot be aligned
+    assert len(found["layers"]) == 2
+    assert all(0 <= own["bits"] <= 3 for layer in found["layers"].values() for own in layer.values())
+    shares = found["best"]["phones"]
+    assert sum(shares["SIL"]) == pytest.approx(1, abs=1e-3)
+    assert sum(shares["M"]) == 0  # never said
+
+
+def test_bits_are_those_that_rows_say_of_columns():
+    assert specialists.information(np.eye(8, dtype=np.int64)) == pytest.approx(3)
+    assert specialists.information(np.full((4, 6), 7)) == pytest.approx(0)
+    table = specialists.counts(np.array([[0, 1], [1, 2]]), np.array([1, 0]), 3, 2)
+    assert table.tolist() == [[0, 1], [1, 1], [1, 0]]
+
+
+def test_bands_leave_out_other_frequencies():
+    seconds = np.arange(16_000) / 16_000
+    low, high = (np.sin(2 * np.pi * pitch * seconds).astype(np.float32) for pitch in (1000, 5000))
+    assert np.abs(specialists.in_band(low + high, (300, 3400)) - low).max() < 1e-4
+    assert specialists.in_band(low, None) is low
+
+
+def test_phones_are_told_frame_by_frame(monkeypatch):
+    heard = []
+
+    class Decoder:
+        def __init__(self, **_options):
+            self.start_utt = self.end_utt = lambda: None
+
+        def process_raw(self, pcm, *, full_utt):
+            assert full_utt
+            heard.append(len(pcm))
+
+        def set_align_text(self, text):
+            if "xyzzy" in text:
+                raise RuntimeError("no such word")
+
+        def set_alignment(self):
+            assert heard == [16_000]  # the words were aligned before
+
+        def get_alignment(self):
+            phone = types.SimpleNamespace
+            yield [phone(name="+BREATH+", start=0, duration=20)]
+            yield [phone(name="G", start=20, duration=10), phone(name="OW", start=30, duration=25)]
+
+    monkeypatch.setitem(sys.modules, "pocketsphinx", types.SimpleNamespace(Decoder=Decoder))
+    samples = np.zeros(8000, np.float32)
+    assert phones.Aligner()(samples, "GO") == ["SIL"] * 20 + ["G"] * 10 + ["OW"] * 20
+    assert phones.Aligner()(samples, "XYZZY") is None
 
 
 def test_tables_show_peers_and_intervals():

@@ -5,8 +5,8 @@ Decoders are given the transcripts. With `--least 2` it is an error if an expert
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from batches import Tokenizer
@@ -14,34 +14,43 @@ from torch import Tensor
 
 from u2moe.benchmarks.results.files import write_json
 from u2moe.export import Checkpoint
+from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.features import fbank
 
 
+class Choices:
+    """Which experts the layers of a network chose in their last call [tokens, chosen], by the name of the layer."""
+
+    def __init__(self, model: SpeechModel) -> None:
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MixtureOfExperts)}
+        self.last: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            layer.register_forward_pre_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[[MixtureOfExperts, tuple[Tensor, ...]], None]:
+        def remember(layer: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
+            self.last[name], _ = layer.route(inputs[0].flatten(0, 1))
+
+        return remember
+
+
 @torch.inference_mode()
 def usage(checkpoint: Checkpoint, tokenizer: Tokenizer, recordings: list[Recording]) -> dict[str, list[float]]:
     """Share of the chosen experts in every layer, over all frames and tokens of the recordings."""
     model = checkpoint.network()
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MixtureOfExperts)}
-    counts = {name: torch.zeros(len(layer.experts), dtype=torch.long) for name, layer in layers.items()}
-
-    def count(name: str) -> Any:
-        def hook(layer: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
-            experts, _ = layer.route(inputs[0].flatten(0, 1))
-            counts[name] += torch.bincount(experts.flatten(), minlength=len(counts[name]))
-
-        return hook
-
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(count(name))
+    choices = Choices(model)
+    counts = {name: torch.zeros(len(layer.experts), dtype=torch.long) for name, layer in choices.layers.items()}
     for recording in recordings:
         samples = read_audio(recording.path, checkpoint.features.sample_rate)
         frames = torch.from_numpy(fbank(samples, checkpoint.features))
         encoder_out, lengths = model.encoder(frames.unsqueeze(0), torch.tensor([len(frames)]))
         tokens = torch.tensor([tokenizer.encode(recording.transcript)])
         model.score(tokens, torch.tensor([tokens.shape[1]]), encoder_out, lengths)
+        for name, chosen in choices.last.items():
+            counts[name] += torch.bincount(chosen.flatten(), minlength=len(counts[name]))
     return {name: [round(share, 4) for share in (count / count.sum()).tolist()] for name, count in counts.items()}
 
 

@@ -66,8 +66,10 @@ class Sight:
     """0 for frames that exist, `HIDDEN` for padding [batch, 1, 1, time]."""
     chunks: Tensor | None
     """0 inside the chunk and before it, `HIDDEN` behind it [time, time]; None: full context."""
+    real: Tensor
+    """Whether frames exist, or are padding [batch, time]."""
     valid: Tensor
-    """1 for frames that exist, 0 for padding [batch, time, 1]."""
+    """The same as numbers, 1 and 0 [batch, time, 1]."""
     positions: Tensor
     """Sinusoids [time, dim]."""
 
@@ -119,10 +121,10 @@ def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
 
 def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
     """One conformer block [batch, time, dim]."""
-    x = x + 0.5 * feed_forward(present(layer.feed_forward_macaron), layer.norm_ff_macaron(x))
+    x = x + 0.5 * feed_forward(present(layer.feed_forward_macaron), layer.norm_ff_macaron(x), sight.real)
     x = x + self_attention(layer.self_attn, layer.norm_mha(x), sight)
     x = x + convolution(present(layer.conv_module), layer.norm_conv(x), sight)
-    x = x + 0.5 * feed_forward(layer.feed_forward, layer.norm_ff(x))
+    x = x + 0.5 * feed_forward(layer.feed_forward, layer.norm_ff(x), sight.real)
     return cast("Tensor", layer.norm_final(x))
 
 
@@ -159,12 +161,13 @@ def block_outputs(
     x = subsample(encoder.embed, present(encoder.global_cmvn)(mels).to(kind), channels)
     time = x.shape[1]
     times = encoder.embed.output_lengths(lengths)
-    valid = torch.arange(time, device=x.device) < times.unsqueeze(1)
+    real = torch.arange(time, device=x.device) < times.unsqueeze(1)
     chunks = None if chunk_size is None else HIDDEN * (~chunk_mask(time, chunk_size, -1)).to(x)
     sight = Sight(
-        keys=HIDDEN * (~valid).to(kind).view(len(x), 1, 1, time),
+        keys=HIDDEN * (~real).to(kind).view(len(x), 1, 1, time),
         chunks=chunks,
-        valid=valid.to(kind).unsqueeze(-1),
+        real=real,
+        valid=real.to(kind).unsqueeze(-1),
         positions=positional_encoding(torch.arange(time, device=x.device), encoder.config.dim).to(kind),
     )
     outputs = []
@@ -182,8 +185,10 @@ def encode(
     return encoder.after_norm(outputs[-1]), times
 
 
-def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-    """One decoder block [rows, length, dim]."""
+def decoder_block(
+    layer: DecoderBlock, x: Tensor, real: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor
+) -> Tensor:
+    """One decoder block [rows, length, dim]; `real` [rows, length] says what is no padding."""
     own, other = layer.self_attn, layer.src_attn
     scale, num_heads = 1 / math.sqrt(own.config.head_dim), own.config.num_heads
     q, k, v = (heads(part, num_heads) for part in projections(layer.norm1(x), own.linear_q, own.linear_k, own.linear_v))
@@ -191,16 +196,19 @@ def decoder_block(layer: DecoderBlock, x: Tensor, mask: Tensor, memory: Tensor, 
     q = heads(other.linear_q(layer.norm2(x)), num_heads)
     k, v = (heads(part, num_heads) for part in projections(memory, other.linear_k, other.linear_v))
     x = x + other.linear_out(attention(scale * q, k, v, memory_mask))
-    return x + feed_forward(layer.feed_forward, layer.norm3(x))
+    return x + feed_forward(layer.feed_forward, layer.norm3(x), real)
 
 
-def decode(decoder: AttentionDecoder, inputs: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
-    """Logits as of `AttentionDecoder.forward`; what follows a row's end is undefined."""
+def decode(
+    decoder: AttentionDecoder, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor
+) -> Tensor:
+    """Logits as of `AttentionDecoder.forward`; what follows the length of a row [rows] is undefined."""
     length, kind = inputs.shape[1], memory.dtype
     steps = torch.arange(length, device=inputs.device)
+    real = steps < lengths.unsqueeze(1)
     mask = HIDDEN * (steps.unsqueeze(1) < steps).to(kind)
     hidden = torch.arange(memory.shape[1], device=inputs.device) >= memory_lengths.view(-1, 1, 1, 1)
     x = decoder.embed(inputs) * math.sqrt(decoder.config.dim) + positional_encoding(steps, decoder.config.dim).to(kind)
     for layer in decoder.decoders:
-        x = decoder_block(cast("DecoderBlock", layer), x, mask, memory, HIDDEN * hidden.to(kind))
+        x = decoder_block(cast("DecoderBlock", layer), x, real, mask, memory, HIDDEN * hidden.to(kind))
     return cast("Tensor", decoder.output_layer(decoder.after_norm(x)))

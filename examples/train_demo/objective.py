@@ -136,7 +136,7 @@ def attention_loss(
     start = tokens.new_full((len(tokens), 1), model.config.sos)
     inputs = torch.cat((start, tokens.masked_fill(~inside, model.config.eos)), 1)
     targets = torch.cat((tokens, torch.full_like(start, -1)), 1).scatter(1, lengths, model.config.eos)
-    logits = decode(decoder, inputs, encoder_out, times).float()
+    logits = decode(decoder, inputs, batch.token_lengths + 1, encoder_out, times).float()
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, label_smoothing=smoothing)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the documentation: word error rates of the demo model, and how they fell in training."""
+"""Pictures of the documentation: word error rates of the demo model, how they fell in training, what experts choose."""
 
 import csv
 from collections import defaultdict
@@ -18,6 +18,8 @@ SERIES = {
     "second pass, full context": ("full attention_rescoring", "#1b3a5c"),
 }
 VALIDATION = {"queen-dev": ("actors", "#1b3a5c"), "heldout": ("synthetic voices", "#d08c3f")}
+LABELS = {"phone": "#1b3a5c", "speaker": "#d08c3f", "band": "#6a9f58"}
+"""Colours of what the choice of an expert says something of."""
 CONTEXTS = {"all": ("full context", "-"), "16": ("chunk 16", "--")}
 
 
@@ -72,4 +74,32 @@ def draw_training(tables: list[Path], file: Path) -> None:
     axes.grid(color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    save(figure, file)
+
+
+def draw_specialists(results: Results, file: Path) -> None:
+    """What the choice of an expert says in each layer, and which phones go to which expert of the best layer."""
+    figure, (bits, phones) = plt.subplots(2, figsize=(8, 5.4), layout="constrained", height_ratios=(1, 1.1))
+    layers, best = results["layers"], results["best"]
+    for label, color in LABELS.items():
+        found = [own[label] for own in layers.values()]
+        bits.plot([item["bits"] for item in found], "o-", color=color, markersize=3, label=label)
+        bits.plot([item["chance"] for item in found], ":", color=color, linewidth=1)
+    blocks = [f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}" for name in layers]
+    bits.set_xticks(range(len(blocks)), blocks, fontsize=8)
+    bits.set_xlabel("layers of experts, two in each block of the encoder")
+    bits.set_ylabel("bits (dotted: by chance)")
+    bits.set_ylim(bottom=0)
+    bits.legend(frameon=False, fontsize=8)
+    bits.grid(color="#eeeeee")
+    bits.spines[["top", "right"]].set_visible(False)
+    names = list(best["phones"])
+    rows = list(zip(*best["phones"].values(), strict=True))
+    shown = phones.imshow([[200 * share for share in row] for row in rows], cmap="Blues", vmin=0, aspect="auto")
+    phones.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    phones.set_yticks(range(len(rows)), range(len(rows)), fontsize=7)
+    phones.set_ylabel("expert")
+    number = list(layers).index(best["layer"])
+    phones.set_title(f"frames of a phone that an expert takes, layer {blocks[number]}", fontsize=9)
+    figure.colorbar(shown, ax=phones, label="% (even: 25)", pad=0.01)
     save(figure, file)

@@ -61,6 +61,7 @@ def draw() -> None:
 
     pictures.draw_word_errors(read_json(HERE / "results" / "wer.json"), ROOT / "docs" / "wer.png")
     pictures.draw_training(runs(), ROOT / "docs" / "training.png")
+    pictures.draw_specialists(read_json(HERE / "results" / "specialists.json"), ROOT / "docs" / "specialists.png")
 
 
 def main() -> None:

@@ -90,6 +90,7 @@ class Release:
 
         def experts() -> None:
             call("experts.py", "--checkpoint", self.source, *options)
+            call("specialists.py", "--checkpoint", self.source, *options)
 
         def report() -> None:
             manifest = joined(self.dev, self.folder / "dev.tsv")
@@ -102,8 +103,9 @@ class Release:
 
         reads = [self.float32, self.int8, *self.tests, *self.dev, HERE / "evaluate.py"]
         yield Stage(name="evaluate", work=evaluate, reads=reads, makes=[RESULTS / "wer.json"])
-        reads = [self.source, *self.tests, HERE / "experts.py"]
-        yield Stage(name="experts", work=experts, reads=reads, makes=[RESULTS / "experts.json"])
+        reads = [self.source, *self.tests, HERE / "experts.py", HERE / "specialists.py"]
+        made = [RESULTS / "experts.json", RESULTS / "specialists.json"]
+        yield Stage(name="experts", work=experts, reads=reads, makes=made)
         reads = [self.float32, *self.dev, *code("quantize"), HERE / "calibration.py"]
         reports = [RESULTS / f"quantization{name}.json" for name in ("", "-int4", "-int4-calibrated")]
         yield Stage(name="quantization", work=report, reads=reads, makes=reports)
@@ -115,7 +117,9 @@ class Release:
             call("publish.py")
             call("-m", "u2moe.benchmarks.results.pages", cwd=ROOT)
 
-        makes = [ROOT / "docs" / name for name in ("demo.md", "quantize.md", "wer.png", "training.png")]
+        makes = [
+            ROOT / "docs" / name for name in ("demo.md", "quantize.md", "wer.png", "training.png", "specialists.png")
+        ]
         return Stage(name="pages", work=publish, reads=[RESULTS, HERE / "publish.py", HERE / "run"], makes=makes)
 
 

@@ -118,9 +118,14 @@ def fours(parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     return zip(*[iter(parts)] * 4, strict=True)
 
 
-def mixture(layer: MixtureOfExperts, x: Tensor) -> Tensor:
-    """As `MixtureOfExperts.forward`; in training the load loss comes with it."""
-    tokens = x.flatten(0, -2)
+def mixture(layer: MixtureOfExperts, x: Tensor, real: Tensor) -> Tensor:
+    """As `MixtureOfExperts.forward`, for those tokens of `x` [..., dim] that are `real` [...]; the others get zeros.
+
+    In training the load loss comes with it. Padding must not count: experts that took nothing else would seem busy.
+    """
+    flat = x.flatten(0, -2)
+    numbers = real.flatten().nonzero().squeeze(1)
+    tokens = flat.index_select(0, numbers)
     logits = layer.gate.weight @ tokens.float().t()  # tokens last: torch is slow at many short softmaxes
     experts = logits.detach().topk(layer.num_experts_per_token, dim=0).indices
     counts = torch.bincount(experts.flatten(), minlength=len(layer.experts))
@@ -133,9 +138,9 @@ def mixture(layer: MixtureOfExperts, x: Tensor) -> Tensor:
         part for expert in layers for part in (expert.w_1.weight, expert.w_1.bias, expert.w_2.weight, expert.w_2.bias)
     ]
     output = ExpertSum.apply(tokens, shares, place, rows, layers[0].activation, *parts)  # type: ignore[no-untyped-call]
-    return cast("Tensor", output.view(x.shape))
+    return torch.zeros_like(flat).index_copy(0, numbers, output).view(x.shape)
 
 
-def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer of either kind on [..., dim]."""
-    return mixture(layer, x) if isinstance(layer, MixtureOfExperts) else cast("Tensor", layer(x))
+def feed_forward(layer: nn.Module, x: Tensor, real: Tensor) -> Tensor:
+    """A layer of either kind on [..., dim], of which `real` [...] says what is no padding."""
+    return mixture(layer, x, real) if isinstance(layer, MixtureOfExperts) else cast("Tensor", layer(x))

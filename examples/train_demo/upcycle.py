@@ -28,8 +28,8 @@ from train import Trainer
 from u2moe.export.moe import DenseFeedForward
 
 NUM_EXPERTS, NUM_CHOSEN = 8, 2
-NUM_BATCHES = 24
-"""That show which tokens the layers of the dense network see."""
+NUM_UTTERANCES = 400
+"""That show which tokens the layers of the dense network see, one at a time: padding is no token."""
 
 
 def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def clustered_rows(
     source = GradientSource(trainer.model, corpus, augmenter, objective, seed=options.seed, device="cpu")
     layers = [(name, layer) for name, layer in trainer.model.named_modules() if isinstance(layer, DenseFeedForward)]
     with TokenRecord(layers) as record, torch.inference_mode():
-        for number, items in enumerate(data.epoch(corpus, Progress(easy=False))[:NUM_BATCHES]):
-            source.losses(Task(number=number, items=items, easy=False))
+        for number, items in enumerate(data.epoch(corpus, Progress(easy=False))[:NUM_UTTERANCES]):
+            source.losses(Task(number=number, items=items[:1], easy=False))
     num_rows = NUM_EXPERTS // NUM_CHOSEN
     return {name: router_rows(record.tokens(name, generator), num_rows, generator) for name, _ in layers}
 
