@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from tables import SETS, Results
+from tables import SETS, Results, layer_name
 
 SERIES = {
     "first pass, chunk 16": ("16 ctc_prefix_beam", "#b8c4d6"),
@@ -85,21 +85,20 @@ def draw_specialists(results: Results, file: Path) -> None:
         found = [own[label] for own in layers.values()]
         bits.plot([item["bits"] for item in found], "o-", color=color, markersize=3, label=label)
         bits.plot([item["chance"] for item in found], ":", color=color, linewidth=1)
-    blocks = [f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}" for name in layers]
-    bits.set_xticks(range(len(blocks)), blocks, fontsize=8)
+    names = [layer_name(name) for name in layers]
+    bits.set_xticks(range(len(names)), names, fontsize=8)
     bits.set_xlabel("layers of experts, two in each block of the encoder")
     bits.set_ylabel("bits (dotted: by chance)")
     bits.set_ylim(bottom=0)
     bits.legend(frameon=False, fontsize=8)
     bits.grid(color="#eeeeee")
     bits.spines[["top", "right"]].set_visible(False)
-    names = list(best["phones"])
+    columns = list(best["phones"])
     rows = list(zip(*best["phones"].values(), strict=True))
     shown = phones.imshow([[200 * share for share in row] for row in rows], cmap="Blues", vmin=0, aspect="auto")
-    phones.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    phones.set_xticks(range(len(columns)), columns, fontsize=7, rotation=90)
     phones.set_yticks(range(len(rows)), range(len(rows)), fontsize=7)
     phones.set_ylabel("expert")
-    number = list(layers).index(best["layer"])
-    phones.set_title(f"frames of a phone that an expert takes, layer {blocks[number]}", fontsize=9)
+    phones.set_title(f"frames of a phone that an expert takes, layer {layer_name(best['layer'])}", fontsize=9)
     figure.colorbar(shown, ax=phones, label="% (even: 25)", pad=0.01)
     save(figure, file)

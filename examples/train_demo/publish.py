@@ -44,6 +44,7 @@ def values() -> dict[str, dict[str, str]]:
         "overlap": tables.overlap_table(found["overlap"]),
         "rare_experts": tables.rare_experts(found["experts"]),
         "experts": tables.experts_table(found["experts"]),
+        "specialists": tables.specialists(found["specialists"]),
         "earlier": tables.of_earlier_models(earlier()),
     }
     if "proof" in found:

@@ -144,6 +144,23 @@ def proof_table(results: Results) -> str:
     return f"After {results['step']:,} steps: {trained}.\n\n{table(header, rows())}"
 
 
+def layer_name(name: str) -> str:
+    """The number of a layer's block, and which of its two layers of experts it is, for the name in the checkpoint."""
+    return f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}"
+
+
+def specialists(results: Results) -> str:
+    """How much the choice of an expert says of phone, speaker and band where it says most."""
+
+    def most(label: str) -> str:
+        layer, found = max(results["layers"].items(), key=lambda item: item[1][label]["bits"])
+        own = found[label]
+        return f"{own['bits']:.2f} bits of the {label} in layer {layer_name(layer)} (by chance {own['chance']:.2f})"
+
+    found = ", ".join(most(label) for label in ("phone", "speaker", "band"))
+    return f"At most it holds {found}; {results['num_recordings']} recordings in three bands"
+
+
 def of_earlier_models(names: Sequence[str]) -> str:
     """Which results are of an earlier demo model."""
     if not names:
