@@ -279,6 +279,28 @@ def test_words_are_brief_and_cover_letters_and_numbers():
     assert {*string.ascii_uppercase, "SEVEN", "THIRTEENTH", "NOVEMBER", "O'CLOCK", "LAMP"} <= {*spoken}
 
 
+def test_what_a_pack_says_hangs_on_its_name(monkeypatch, tmp_path):
+    folder = tmp_path / "usr/share/wordnet"
+    folder.mkdir(parents=True)
+    lines = ('| a path along which something may pass; "the way"', "| genus Rosa", "| 3 of them", "| being alone")
+    for part in ("noun", "verb", "adj", "adv"):
+        (folder / f"data.{part}").write_text("\n".join(lines) + "\n| in an odd manner\n")
+    said, spoken_by = [], []
+
+    def speaker(voice):
+        spoken_by.append(voice)
+        tone = np.sin(np.arange(2 * corpus.SAMPLE_RATE)).astype(np.float32)
+        return lambda text, _rng: said.append(text) or voices.Speech(tone, corpus.SAMPLE_RATE)
+
+    monkeypatch.setattr(synthesize, "speaker", speaker)
+    monkeypatch.setitem(synthesize.HOURS, "someone-definitions", 20 / 3600)
+    synthesize.speak_hours("someone-definitions", texts.Sources(debian=tmp_path), tmp_path, float("inf"))
+    assert spoken_by == ["someone"]
+    assert {*said} == {"a path along which something may pass", "in an odd manner"}
+    with corpus.Pack(tmp_path / "someone-definitions", corpus.SPEECH) as pack:
+        assert {item.text for item in pack.utterances} == {normalize(text) for text in said}
+
+
 def test_lines_in_capitals_are_spoken_not_spelled():
     assert texts.without_capitals("I'M SURE I SAW IT.") == "I'm sure I saw it."
     assert texts.without_capitals("Hand ME that wrench, Joe.") == "Hand me that wrench, Joe."

@@ -13,7 +13,7 @@ from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
 """What a run begins with, and how long that may be."""
-PORTIONS = {"espeak": 0.5, "espeak-words": 0.5, "flite-kal16": 0.5}
+PORTIONS = {"espeak": 0.5, "espeak-words": 0.5, "flite-kal16": 0.5, "hibari-others": 0.5}
 """How much of a pack is taken in an epoch, where it is not all of it."""
 
 

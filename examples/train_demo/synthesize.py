@@ -15,17 +15,18 @@ from pathlib import Path
 import numpy as np
 from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_pcm
 from spelling import normalize
-from texts import Sentences, Sources, Words
+from texts import Definitions, Sentences, Sources, Words
 from voices import Samples, speaker
 
 HOURS = {
     "hibari": 10.0, "pico-us": 6.0, "pico-gb": 6.0, "flite-rms": 5.0, "flite-awb": 5.0, "flite-kal16": 1.5,
     "hibari-words": 0.7, "pico-us-words": 0.7, "pico-gb-words": 0.7, "flite-rms-words": 0.5, "flite-awb-words": 0.5,
     "espeak": 6.0, "espeak-words": 1.5, "hibari-others": 10.0, "hibari-others-words": 1.0, "kokoro-words": 2.0,
-    "piper-joe": 2.0, "kokoro-others": 10.0, "kokoro": 20.0,
+    "hibari-others-definitions": 10.0, "piper-joe": 2.0, "kokoro-others": 10.0, "kokoro": 20.0,
 }  # fmt: skip
-"""Hours wanted of each pack, of sentences or of words; the slow voices come last and may stop early."""
-WORDS = "-words"
+"""Hours wanted of each pack; the slow voices come last and may stop early."""
+KINDS: dict[str, Callable[[Sources], Sentences | Words | Definitions]] = {"-words": Words, "-definitions": Definitions}
+"""What a pack says by the end of its name; others say sentences."""
 HELD_OUT = ("flite-slt", "festival-ked", "espeak-scotland")
 HELD_OUT_SENTENCES = 50
 MAX_ATTEMPTS = 20
@@ -51,9 +52,10 @@ def plausible(samples: Samples, text: str) -> bool:
     return len(text) / 32 < max(seconds - 0.3, 0.1) and seconds - 0.9 < len(text) / 3 and 0 < seconds < 16
 
 
-def speak_all(name: str, pack: Pack, sentences: Sentences | Words, wanted: Callable[[], bool]) -> None:
+def speak_all(
+    name: str, voice: str, pack: Pack, sentences: Sentences | Words | Definitions, wanted: Callable[[], bool]
+) -> None:
     """Appends sentences to the pack while more is wanted; what is implausibly fast or slow is spoken anew."""
-    voice = name.removesuffix(WORDS)
     speak = speaker(voice)
     while wanted():
         for attempt in range(MAX_ATTEMPTS):
@@ -70,9 +72,12 @@ def speak_all(name: str, pack: Pack, sentences: Sentences | Words, wanted: Calla
 
 def speak_hours(name: str, sources: Sources, folder: Path, deadline: float) -> str:
     """Fills the pack of a training voice; returns a line for the log."""
-    sentences = Words(sources) if name.endswith(WORDS) else Sentences(sources)
+    kind = next((kind for kind in KINDS if name.endswith(kind)), "")
+    sentences = KINDS.get(kind, Sentences)(sources)
     with Pack(folder / name, SPEECH) as pack:
-        speak_all(name, pack, sentences, lambda: hours(pack) < HOURS[name] and time.time() < deadline)
+        speak_all(
+            name, name.removesuffix(kind), pack, sentences, lambda: hours(pack) < HOURS[name] and time.time() < deadline
+        )
         return f"{name}: {hours(pack):.2f} h, {len(pack.utterances)} utterances"
 
 
@@ -84,7 +89,7 @@ def speak_heldout(sources: Sources, folder: Path) -> str:
 
     with Pack(folder / "heldout", SPEECH) as pack:
         for number, voice in enumerate(HELD_OUT, start=1):
-            speak_all(voice, pack, Sentences(sources), partial(wanted, pack, number * HELD_OUT_SENTENCES))
+            speak_all(voice, voice, pack, Sentences(sources), partial(wanted, pack, number * HELD_OUT_SENTENCES))
         return f"held out: {len(pack.utterances)} utterances"
 
 

@@ -278,6 +278,10 @@ class Sources:
         phrases, definitions = wordnet_phrases(folder), wordnet_definitions(folder)
         return phrases + definitions[:: max(4 * len(definitions) // len(phrases), 1)]
 
+    def definitions(self) -> list[str]:
+        """All definitions of WordNet."""
+        return wordnet_definitions(self.debian / "usr/share/wordnet")
+
     def prose(self) -> list[str]:
         """Fortune cookies and articles."""
         fortunes = (self.debian / "usr/share/games/fortunes").glob("*")
@@ -309,3 +313,14 @@ class Words:
     def draw(self, rng: random.Random) -> str:
         """One word, or a few."""
         return brief(rng) if rng.random() < 0.9 else rng.choice(self.frequent)
+
+
+class Definitions:
+    """Definitions of WordNet to be spoken: far more words than the other sentences have."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.written = sources.definitions()
+
+    def draw(self, rng: random.Random) -> str:
+        """A definition."""
+        return rng.choice(self.written)
