@@ -38,9 +38,9 @@ from u2moe.export.training_config import parse_training_config
 from u2moe.runtime.corpus.word_errors import read_manifest
 
 CONDITIONS = [
-    f"{chunk} {search}{beam}"
+    f"{chunk} {search}{mode}"
     for chunk in ("full", "16", "8")
-    for beam in ("", tables.WIDE)
+    for mode in ("", tables.WIDE, tables.GUIDED, tables.GUIDED + tables.WIDE)
     for search in evaluate.SEARCHES
 ]
 
@@ -114,21 +114,22 @@ def manifest(clips):
 
 
 def test_a_set_is_heard_once_and_again_with_another_list(bundle, manifest, tmp_path, monkeypatch):
-    search, beam_sizes = evaluate.ctc_prefix_beam_search, []
+    search, searched = evaluate.ctc_prefix_beam_search, []
 
-    def noted(log_probs, beam_size, blank):
-        beam_sizes.append(beam_size)
-        return search(log_probs, beam_size, blank)
+    def noted(log_probs, beam_size, blank, fusion):
+        searched.append((beam_size, fusion is not None))
+        return search(log_probs, beam_size, blank, fusion=fusion)
 
     monkeypatch.setattr(evaluate, "ctc_prefix_beam_search", noted)
-    found = evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json")
-    assert beam_sizes == 2 * len(evaluate.CHUNK_SIZES) * [10, 40]  # of two recordings, in the order of CONDITIONS
+    found = evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json", evaluate.all_modes())
+    of_recording = len(evaluate.CHUNK_SIZES) * [(10, False), (40, False), (10, True), (40, True)]
+    assert searched == 2 * of_recording  # in the order of CONDITIONS
     assert [recording["name"] for recording in found["recordings"]] == ["a.wav", "b.wav"]
     assert [heard["condition"] for heard in found["recordings"][0]["heard"]] == CONDITIONS
     assert found["audio_s"] == pytest.approx(8)
     manifest.write_text("a.wav\tONE TWO\n")
     assert len(evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json")["recordings"]) == 1
-    monkeypatch.setattr(evaluate, "hear", None)
+    monkeypatch.setattr(evaluate, "Listener", None)
     assert len(evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json")["recordings"]) == 1
 
 
@@ -340,10 +341,11 @@ def test_tables_show_peers_and_intervals():
     assert table.count("| demo model | 25.0% (20-31) |") == len(tables.SETS)
     assert table.count("| Peer | 25.0% (20-31) |") == 1
     assert tables.silence(results) == "no words in any of them"
-    assert table.count("| the same with a beam of 40 | 24.0% (20-31) |") == len(tables.SETS)
+    assert table.count("| with a beam of 40 | 24.0% (20-31) |") == len(tables.SETS)
+    assert table.count("| with `--lm demo` | 25.0% (20-31) |") == len(tables.SETS)
     times = tables.real_time_factors(results)
-    assert times.startswith("0.0200 of real time")
-    assert times.endswith("they take 0.0400 and 0.0400")
+    assert times.startswith("0.0200 and 0.0200 of real time")
+    assert times.endswith("0.0200 and 0.0200 with the language model and 0.0400 and 0.0400 with both")
     results["int8"]["silence"]["x"] = ["hum: A"]
     assert tables.silence(results) == "words in 1 of them"
     assert tables.rare_experts({"a": [0.01, 0.99], "b": [0.5, 0.5]}) == "1 of 4"

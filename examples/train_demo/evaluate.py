@@ -1,6 +1,6 @@
 """Word error rates of bundles on every test set, by context and search, with intervals; and what they hear in silence.
 
-    python evaluate.py float32=bundle int8=bundle-int8
+    python evaluate.py float32=bundle int8=bundle-int8 --every-mode int8
 
 Writes `wer.json`. What a bundle hears of a set is kept in the work directory, and heard again only if one of the two
 has changed.
@@ -9,13 +9,14 @@ has changed.
 import argparse
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from spelling import normalize
 
 from u2moe.benchmarks.results.files import read_json, write_json
@@ -26,12 +27,19 @@ from u2moe.runtime.audio import read_audio
 from u2moe.runtime.corpus.score import GroupScore
 from u2moe.runtime.corpus.word_errors import edit_distance, read_manifest, words
 from u2moe.runtime.features import Samples, fbank
-from u2moe.runtime.model import Model
+from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.language.model import LanguageModelOptions
+
+Numbers = NDArray[np.float32]
 
 CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
-BEAM_SIZES = (10, 40)
+BEAM_SIZE, WIDE_BEAM = 10, 40
 """The default, and one with which a small model finds more of what it has heard."""
+WIDE, GUIDED = ", beam 40", ", language model"
+"""What a wider beam, and the language model that comes with the demo model, add to the name of a condition."""
+Mode = tuple[int, LanguageModelOptions | None]
+PLAIN: Mapping[str, Mode] = {"": (BEAM_SIZE, None)}
 SILENCE_S = 5.0
 LEVELS_DB = (None, -80, -60, -50, -40)
 """Of silences, below full scale; None: zeros."""
@@ -66,48 +74,68 @@ class Heard:
     cpu_s: float
 
 
-def hear(bundle: Bundle, model: Model, samples: Samples) -> Iterator[Heard]:
-    """What each search hears by context."""
-    decoding, begin = bundle.manifest.decoding, time.process_time()
-    frames = fbank(samples, bundle.manifest.features)
-    features_s = time.process_time() - begin
-    for chunk_size in CHUNK_SIZES:
+def all_modes() -> dict[str, Mode]:
+    """Beams, and language models for the first pass and the second, by what they add to the name of a condition."""
+    demo = LanguageModelOptions.demo()
+    return {**PLAIN, WIDE: (WIDE_BEAM, None), GUIDED: (BEAM_SIZE, demo), GUIDED + WIDE: (WIDE_BEAM, demo)}
+
+
+class Listener:
+    """A bundle that hears recordings under every condition, on onnxruntime alone and one thread."""
+
+    def __init__(self, path: Path, modes: Mapping[str, Mode] = PLAIN) -> None:
+        self.bundle = Bundle.open(path)
+        self.model = self.bundle.load(num_threads=1, kernels="onnxruntime")
+        self.sample_rate = self.bundle.manifest.features.sample_rate
+        vocabulary = self.bundle.vocabulary
+        fusions = {id(options): Fusion(options, vocabulary) for _, options in modes.values() if options is not None}
+        self.modes = {
+            name: (beam_size, fusions.get(id(options)), 1.0 if options is None else options.rescoring_weight)
+            for name, (beam_size, options) in modes.items()
+        }
+
+    def hear(self, samples: Samples) -> Iterator[Heard]:
+        """What each search hears by context."""
         begin = time.process_time()
-        encoder_out = model.encode(frames, chunk_size)
-        log_probs = model.ctc(encoder_out)
-        encoded_s = features_s + time.process_time() - begin
-        for beam_size in BEAM_SIZES:
-            begin = time.process_time() - encoded_s
-            beam = ctc_prefix_beam_search(log_probs, beam_size, model.config.blank)
-            first_s = time.process_time() - begin
-            scores = model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in beam])
-            rescored = attention_rescoring(beam, scores, decoding.ctc_weight, decoding.reverse_weight)
-            both_s = time.process_time() - begin
-            found = ((beam[0], first_s), (rescored[0].hypothesis, both_s))
-            for search, (hypothesis, cpu_s) in zip(SEARCHES, found, strict=True):
-                text = normalize(bundle.vocabulary.text(hypothesis.tokens))
-                yield Heard(condition=condition(chunk_size, search, beam_size), text=text, cpu_s=cpu_s)
+        frames = fbank(samples, self.bundle.manifest.features)
+        features_s = time.process_time() - begin
+        for chunk_size in CHUNK_SIZES:
+            begin = time.process_time()
+            encoder_out = self.model.encode(frames, chunk_size)
+            log_probs = self.model.ctc(encoder_out)
+            encoded_s = features_s + time.process_time() - begin
+            for mode in self.modes:
+                yield from self._searched(chunk_size, mode, encoder_out, log_probs, encoded_s)
+
+    def _searched(
+        self, chunk_size: int | None, mode: str, encoder_out: Numbers, log_probs: Numbers, encoded_s: float
+    ) -> Iterator[Heard]:
+        """Both passes of one mode."""
+        decoding, (beam_size, fusion, factor) = self.bundle.manifest.decoding, self.modes[mode]
+        begin = time.process_time() - encoded_s
+        beam = ctc_prefix_beam_search(log_probs, beam_size, self.model.config.blank, fusion=fusion)
+        first_s = time.process_time() - begin
+        scores = self.model.token_scores(encoder_out, [hypothesis.tokens for hypothesis in beam])
+        rescored = attention_rescoring(beam, scores, decoding.ctc_weight, decoding.reverse_weight, factor)
+        both_s = time.process_time() - begin
+        found = ((beam[0], first_s), (rescored[0].hypothesis, both_s))
+        for search, (hypothesis, cpu_s) in zip(SEARCHES, found, strict=True):
+            text = normalize(self.bundle.vocabulary.text(hypothesis.tokens))
+            yield Heard(condition=f"{chunk_size or 'full'} {search}{mode}", text=text, cpu_s=cpu_s)
 
 
-def condition(chunk_size: int | None, search: str, beam_size: int) -> str:
-    """The name of a context and a search in the results; the default beam has none."""
-    name = f"{chunk_size or 'full'} {search}"
-    return name if beam_size == BEAM_SIZES[0] else f"{name}, beam {beam_size}"
-
-
-def hear_set(path: Path, manifest: Path, file: Path) -> dict[str, Any]:
+def hear_set(path: Path, manifest: Path, file: Path, modes: Mapping[str, Mode] = PLAIN) -> dict[str, Any]:
     """What a bundle hears of one set, from `file` if it is there: seconds of audio, and per recording all `Heard`."""
     of_set = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    made_of = {**of_bundle(path), "set": of_set}
+    made_of = {**of_bundle(path), "set": of_set, "modes": [*modes]}
     content = read_json(file)
     if made_of.items() <= content.items():
         return content
-    bundle, recordings, audio_s = Bundle.open(path), [], 0.0
-    model, sample_rate = bundle.load(num_threads=1, kernels="onnxruntime"), bundle.manifest.features.sample_rate
+    listener, recordings, audio_s = Listener(path, modes), [], 0.0
     for recording in read_manifest(manifest):
-        samples = read_audio(recording.path, sample_rate)
-        audio_s += len(samples) / sample_rate
-        heard = [asdict(item) for item in hear(bundle, model, samples)]
+        samples = read_audio(recording.path, listener.sample_rate)
+        audio_s += len(samples) / listener.sample_rate
+        heard = [asdict(item) for item in listener.hear(samples)]
         recordings.append({"name": recording.path.name, "transcript": recording.transcript, "heard": heard})
     content = {**made_of, "audio_s": audio_s, "recordings": recordings}
     write_json(file, content)
@@ -143,11 +171,10 @@ def silences(sample_rate: int) -> Iterator[tuple[str, Samples]]:
 
 def words_in_silence(path: Path) -> dict[str, list[str]]:
     """What a bundle hears where nobody speaks: by condition, the texts that are not empty."""
-    bundle = Bundle.open(path)
-    model, sample_rate = bundle.load(num_threads=1, kernels="onnxruntime"), bundle.manifest.features.sample_rate
+    listener = Listener(path, all_modes())
     found: dict[str, list[str]] = {}
-    for name, samples in silences(sample_rate):
-        for heard in hear(bundle, model, samples):
+    for name, samples in silences(listener.sample_rate):
+        for heard in listener.hear(samples):
             found.setdefault(heard.condition, []).extend([f"{name}: {heard.text}"] * bool(heard.text))
     return found
 
@@ -158,13 +185,18 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--every-mode", metavar="NAME", help="bundle that also hears with wide beam and language model")
     args = parser.parse_args()
     manifests = [*sorted((args.work_dir / "test").glob("*.tsv")), *sorted((args.work_dir / "dev").glob("*.tsv"))]
     results: dict[str, Any] = {}
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = {
             (name, manifest.stem): pool.submit(
-                hear_set, Path(bundle), manifest, args.work_dir / "heard" / f"{manifest.stem}-{name}.json"
+                hear_set,
+                Path(bundle),
+                manifest,
+                args.work_dir / "heard" / f"{manifest.stem}-{name}.json",
+                all_modes() if name == args.every_mode else PLAIN,
             )
             for manifest in manifests
             for name, bundle in args.bundles

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
-from evaluate import hear, hear_set, scores
+from evaluate import Listener, hear_set, scores
 
 from u2moe.benchmarks.instruments.statistics import interleaved, ratio_of_sums
 from u2moe.benchmarks.results.files import write_json
@@ -67,17 +67,17 @@ def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
 
 def real_time_factors(bundles: dict[str, Path], recordings: list[Path]) -> dict[str, dict[str, float]]:
     """Processor time of each bundle by condition, over the time of the recordings."""
-    loaded = {name: (bundle := Bundle.open(path), bundle.load(num_threads=1)) for name, path in bundles.items()}
+    listeners = {name: Listener(path) for name, path in bundles.items()}
     total = {name: dict.fromkeys(CONDITIONS, 0.0) for name in bundles}
     audio_s = 0.0
 
     def timed(name: str, samples: Samples) -> dict[str, float]:
-        return {heard.condition: heard.cpu_s for heard in hear(*loaded[name], samples)}
+        return {heard.condition: heard.cpu_s for heard in listeners[name].hear(samples)}
 
     for path in recordings:
         samples = read_audio(path, 16000)
         audio_s += len(samples) / 16000
-        cases = {name: lambda name=name, samples=samples: timed(name, samples) for name in loaded}
+        cases = {name: lambda name=name, samples=samples: timed(name, samples) for name in listeners}
         for name, rounds in interleaved(cases, NUM_ROUNDS).items():
             for condition in CONDITIONS:
                 total[name][condition] += min(found[condition] for found in rounds)

@@ -86,7 +86,7 @@ class Release:
 
         def evaluate() -> None:
             bundles = (f"float32={self.float32}", f"int8={self.int8}")
-            call("evaluate.py", *bundles, *options, "--processes", str(self.processes))
+            call("evaluate.py", *bundles, "--every-mode", "int8", *options, "--processes", str(self.processes))
 
         def experts() -> None:
             call("experts.py", "--checkpoint", self.source, *options)

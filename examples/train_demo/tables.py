@@ -14,9 +14,15 @@ SETS = {
     "heldout": "held-out synthetic voices",
 }
 """Test sets by their names in `results/`; the last one is heard during training, as validation."""
-WIDE = ", beam 40"
-"""What `evaluate.py` adds to a condition with a wider beam."""
-MODELS = {"demo model": ("int8", ""), "the same with a beam of 40": ("int8", WIDE), "in float32": ("float32", "")}
+WIDE, GUIDED = ", beam 40", ", language model"
+"""What `evaluate.py` adds to a condition with a wider beam, and with the language model of the demo."""
+MODELS = {
+    "demo model": ("int8", ""),
+    "with a beam of 40": ("int8", WIDE),
+    "with `--lm demo`": ("int8", GUIDED),
+    "with both": ("int8", GUIDED + WIDE),
+    "in float32": ("float32", ""),
+}
 """Rows of the demo model: precisions, and what is added to conditions."""
 SHOWN = {
     "full context": "full attention_rescoring",
@@ -69,11 +75,12 @@ def real_time_factors(results: Results) -> str:
         own = [found[condition] for name, found in results["int8"]["sets"].items() if name in SETS]
         return float(sum(found["cpu_s"] for found in own) / sum(found["audio_s"] for found in own))
 
-    factors = [factor(SHOWN[context] + beam) for beam in ("", WIDE) for context in ("full context", "chunk 16")]
-    full, chunks, wide_full, wide_chunks = (f"{found:.4f}" for found in factors)
+    def factors(mode: str) -> str:
+        return " and ".join(f"{factor(SHOWN[context] + mode):.4f}" for context in ("full context", "chunk 16"))
+
     return (
-        f"{full} of real time with full context, {chunks} in chunks of 16; with a beam of 40 they take {wide_full} "
-        f"and {wide_chunks}"
+        f"{factors('')} of real time (full context, and chunks of 16), {factors(WIDE)} with a beam of 40, "
+        f"{factors(GUIDED)} with the language model and {factors(GUIDED + WIDE)} with both"
     )
 
 
