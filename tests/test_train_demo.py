@@ -24,6 +24,7 @@ import checkpoints
 import clusters
 import corpus
 import data
+import gradients
 import lessons
 import network
 import objective
@@ -326,7 +327,12 @@ def test_an_upcycled_run_goes_on(work_dir, monkeypatch):
     run(work_dir, "before", 4)
     path = checkpoints.all_of(work_dir / "before")[-1]
     monkeypatch.setattr(sys, "argv", ["upcycle.py", str(path), "--work-dir", str(work_dir), "--dense", "before"])
+    losses, heard = gradients.GradientSource.losses, []
+    monkeypatch.setattr(
+        gradients.GradientSource, "losses", lambda source, task: heard.append(task.items) or losses(source, task)
+    )
     upcycle.main()
+    assert {len(items) for items in heard} == {1}  # clusters are of real tokens: nothing is padded
     after = run(work_dir, "mixture", 6, "--resume")
     assert after["progress"]["step"] == 6
     assert after["options"]["restart"] == 4

@@ -21,6 +21,7 @@ import checkpoints
 import corpus
 import evaluate
 import experts
+import games
 import peers
 import phones
 import prepare
@@ -121,7 +122,7 @@ def test_a_set_is_heard_once_and_again_with_another_list(bundle, manifest, tmp_p
         return search(log_probs, beam_size, blank, fusion=fusion)
 
     monkeypatch.setattr(evaluate, "ctc_prefix_beam_search", noted)
-    found = evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json", evaluate.all_modes())
+    found = evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json", [*evaluate.MODES])
     of_recording = len(evaluate.CHUNK_SIZES) * [(10, False), (40, False), (10, True), (40, True)]
     assert searched == 2 * of_recording  # in the order of CONDITIONS
     assert [recording["name"] for recording in found["recordings"]] == ["a.wav", "b.wav"]
@@ -272,11 +273,11 @@ def test_shares_of_experts_are_those_of_every_layer(listed, directory):
 @pytest.mark.slow
 def test_what_experts_specialise_in_is_told_by_layer(listed, directory, monkeypatch, tmp_path):
     arguments = ["--checkpoint", str(directory), "--work-dir", str(listed), "--output", str(tmp_path)]
-    (tmp_path / "queen.tsv").write_text("clip\tspeaker_group\n1.SB\tJOE\n2.SB\tLOLA\n")
+    (tmp_path / "queen.tsv").write_text("clip\tspeaker_group\tsplit\n1.SB\tJOE\ttest\n2.SB\tLOLA\ttest\n")
     (listed / "test" / "queen-test.tsv").write_text("1.wav\tGO FORWARD\n2.wav\tOPEN THE DOOR\n1.wav\tUNKNOWN\n")
     spoken = {"GO FORWARD": ["G", "OW"] * 50, "OPEN THE DOOR": ["SIL"] * 200}
     monkeypatch.setattr(specialists, "Aligner", lambda: lambda _samples, transcript: spoken.get(transcript))
-    monkeypatch.setattr(specialists, "TABLES", tmp_path)
+    monkeypatch.setattr(games, "TABLES", tmp_path)
     monkeypatch.setattr(sys, "argv", ["specialists.py", *arguments])
     specialists.main()
     found = json.loads((tmp_path / "specialists.json").read_text())
@@ -293,6 +294,15 @@ def test_bits_are_those_that_rows_say_of_columns():
     assert specialists.information(np.full((4, 6), 7)) == pytest.approx(0)
     table = specialists.counts(np.array([[0, 1], [1, 2]]), np.array([1, 0]), 3, 2)
     assert table.tolist() == [[0, 1], [1, 1], [1, 0]]
+
+
+def test_chance_is_what_choices_hold_of_another_recording():
+    def heard(label):
+        expert = np.full((30, 1), label)
+        return specialists.Heard(experts={"x": expert}, labels={"speaker": np.full(30, label)})
+
+    tables = specialists.tables_of([heard(0), heard(0), heard(1), heard(1)], "x", "speaker")
+    assert tables.bits() == {"bits": 1.0, "chance": 0.0}  # half of the neighbours are the same speaker
 
 
 def test_bands_leave_out_other_frequencies():

@@ -9,7 +9,7 @@ has changed.
 import argparse
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from spelling import normalize
+from tables import GUIDED, WIDE
 
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.provenance import of_bundle
@@ -34,12 +35,11 @@ Numbers = NDArray[np.float32]
 
 CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
-BEAM_SIZE, WIDE_BEAM = 10, 40
-"""The default, and one with which a small model finds more of what it has heard."""
-WIDE, GUIDED = ", beam 40", ", language model"
-"""What a wider beam, and the language model that comes with the demo model, add to the name of a condition."""
-Mode = tuple[int, LanguageModelOptions | None]
-PLAIN: Mapping[str, Mode] = {"": (BEAM_SIZE, None)}
+MODES = {"": (10, False), WIDE: (40, False), GUIDED: (10, True), GUIDED + WIDE: (40, True)}
+"""Beams, and whether the language model that comes with the demo model guides both passes, by what they add to the name
+of a condition."""
+PLAIN = ("",)
+"""The mode that is the default."""
 SILENCE_S = 5.0
 LEVELS_DB = (None, -80, -60, -50, -40)
 """Of silences, below full scale; None: zeros."""
@@ -74,25 +74,16 @@ class Heard:
     cpu_s: float
 
 
-def all_modes() -> dict[str, Mode]:
-    """Beams, and language models for the first pass and the second, by what they add to the name of a condition."""
-    demo = LanguageModelOptions.demo()
-    return {**PLAIN, WIDE: (WIDE_BEAM, None), GUIDED: (BEAM_SIZE, demo), GUIDED + WIDE: (WIDE_BEAM, demo)}
-
-
 class Listener:
     """A bundle that hears recordings under every condition, on onnxruntime alone and one thread."""
 
-    def __init__(self, path: Path, modes: Mapping[str, Mode] = PLAIN) -> None:
+    def __init__(self, path: Path, modes: Sequence[str] = PLAIN) -> None:
         self.bundle = Bundle.open(path)
         self.model = self.bundle.load(num_threads=1, kernels="onnxruntime")
         self.sample_rate = self.bundle.manifest.features.sample_rate
-        vocabulary = self.bundle.vocabulary
-        fusions = {id(options): Fusion(options, vocabulary) for _, options in modes.values() if options is not None}
-        self.modes = {
-            name: (beam_size, fusions.get(id(options)), 1.0 if options is None else options.rescoring_weight)
-            for name, (beam_size, options) in modes.items()
-        }
+        self.modes = modes
+        self.language_model = LanguageModelOptions.demo()
+        self.fusion = Fusion(self.language_model, self.bundle.vocabulary)
 
     def hear(self, samples: Samples) -> Iterator[Heard]:
         """What each search hears by context."""
@@ -111,7 +102,8 @@ class Listener:
         self, chunk_size: int | None, mode: str, encoder_out: Numbers, log_probs: Numbers, encoded_s: float
     ) -> Iterator[Heard]:
         """Both passes of one mode."""
-        decoding, (beam_size, fusion, factor) = self.bundle.manifest.decoding, self.modes[mode]
+        decoding, (beam_size, guided) = self.bundle.manifest.decoding, MODES[mode]
+        fusion, factor = (self.fusion, self.language_model.rescoring_weight) if guided else (None, 1.0)
         begin = time.process_time() - encoded_s
         beam = ctc_prefix_beam_search(log_probs, beam_size, self.model.config.blank, fusion=fusion)
         first_s = time.process_time() - begin
@@ -124,7 +116,7 @@ class Listener:
             yield Heard(condition=f"{chunk_size or 'full'} {search}{mode}", text=text, cpu_s=cpu_s)
 
 
-def hear_set(path: Path, manifest: Path, file: Path, modes: Mapping[str, Mode] = PLAIN) -> dict[str, Any]:
+def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = PLAIN) -> dict[str, Any]:
     """What a bundle hears of one set, from `file` if it is there: seconds of audio, and per recording all `Heard`."""
     of_set = hashlib.sha256(manifest.read_bytes()).hexdigest()
     made_of = {**of_bundle(path), "set": of_set, "modes": [*modes]}
@@ -171,7 +163,7 @@ def silences(sample_rate: int) -> Iterator[tuple[str, Samples]]:
 
 def words_in_silence(path: Path) -> dict[str, list[str]]:
     """What a bundle hears where nobody speaks: by condition, the texts that are not empty."""
-    listener = Listener(path, all_modes())
+    listener = Listener(path, [*MODES])
     found: dict[str, list[str]] = {}
     for name, samples in silences(listener.sample_rate):
         for heard in listener.hear(samples):
@@ -196,7 +188,7 @@ def main() -> None:
                 Path(bundle),
                 manifest,
                 args.work_dir / "heard" / f"{manifest.stem}-{name}.json",
-                all_modes() if name == args.every_mode else PLAIN,
+                [*MODES] if name == args.every_mode else PLAIN,
             )
             for manifest in manifests
             for name, bundle in args.bundles

@@ -20,8 +20,6 @@ SERIES = {
 VALIDATION = {"queen-dev": ("actors", "#1b3a5c"), "heldout": ("synthetic voices", "#d08c3f")}
 LABELS = {"phone": "#1b3a5c", "speaker": "#d08c3f", "band": "#6a9f58"}
 """Colours of what the choice of an expert says something of."""
-MARKERS = {"twin": "^"}
-"""Of runs that forked from the dense one; mixtures have squares."""
 CONTEXTS = {"all": ("full context", "-"), "16": ("chunk 16", "--")}
 
 
@@ -55,7 +53,6 @@ def draw_word_errors(results: Results, file: Path) -> None:
 def draw_training(tables: list[Path], file: Path) -> None:
     """Word error rates in validation over the hours of training, of one run after the other, the dense one first."""
     curves = defaultdict(list)
-    markers = ["o", *(MARKERS.get(path.parent.name, "s") for path in tables[1:])]
     for number, path in enumerate(tables):
         with path.open(encoding="utf-8", newline="") as rows:
             for row in csv.DictReader(rows, delimiter="\t"):
@@ -66,7 +63,7 @@ def draw_training(tables: list[Path], file: Path) -> None:
         (title, color), (context, style) = VALIDATION[name], CONTEXTS[chunk]
         hours, rates, _ = zip(*points, strict=True)
         label = None if number else f"{title}, {context}"
-        axes.plot(hours, rates, style, color=color, marker=markers[number], markersize=3, label=label)
+        axes.plot(hours, rates, style, color=color, marker="s" if number else "o", markersize=3, label=label)
     starts = [min(points[0][0] for key, points in curves.items() if key[0] == number) for number in range(len(tables))]
     for start in starts[1:]:
         axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from experts import Choices
-from games import TABLES
+from games import table_rows
 from numpy.typing import NDArray
 from phones import PHONES, SAMPLE_RATE, Aligner
 
@@ -52,17 +52,11 @@ def in_band(samples: Samples, band: tuple[float, float] | None) -> Samples:
     return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
 
 
-def speakers(table: Path) -> dict[str, str]:
-    """Who speaks in each clip of a game."""
-    header, *rows = (line.split("\t") for line in table.read_text(encoding="utf-8").splitlines())
-    clip, speaker = header.index("clip"), header.index("speaker_group")
-    return {row[clip].partition(".")[0]: row[speaker] for row in rows}
-
-
 @torch.inference_mode()
-def listen(checkpoint: Checkpoint, manifest: Path, table: Path) -> Iterator[Heard]:
-    """What the encoder chooses, in each recording that can be aligned and in each band."""
-    model, aligner, who = checkpoint.network(), Aligner(), speakers(table)
+def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]:
+    """What the encoder chooses, in each recording of a game that can be aligned and in each band."""
+    model, aligner = checkpoint.network(), Aligner()
+    who = {row["clip"].partition(".")[0]: row["speaker_group"] for row in table_rows(game, "test")}
     choices, names = Choices(model), sorted(set(who.values()))
     encoder = model.config.encoder
     for recording in read_manifest(manifest):
@@ -149,7 +143,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     args = parser.parse_args()
     manifest = args.work_dir / "test" / "queen-test.tsv"
-    found = report(list(listen(Checkpoint.open(args.checkpoint), manifest, TABLES / "queen.tsv")))
+    found = report(list(listen(Checkpoint.open(args.checkpoint), manifest, "queen")))
     write_json(args.output / "specialists.json", found)
     for layer, bits in found["layers"].items():
         print(f"{layer:45s}", *(f"{label} {own['bits']:.3f} ({own['chance']:.3f})" for label, own in bits.items()))

@@ -73,11 +73,9 @@ def speak_all(
 def speak_hours(name: str, sources: Sources, folder: Path, deadline: float) -> str:
     """Fills the pack of a training voice; returns a line for the log."""
     kind = next((kind for kind in KINDS if name.endswith(kind)), "")
-    sentences = KINDS.get(kind, Sentences)(sources)
+    voice, sentences = name.removesuffix(kind), KINDS.get(kind, Sentences)(sources)
     with Pack(folder / name, SPEECH) as pack:
-        speak_all(
-            name, name.removesuffix(kind), pack, sentences, lambda: hours(pack) < HOURS[name] and time.time() < deadline
-        )
+        speak_all(name, voice, pack, sentences, lambda: hours(pack) < HOURS[name] and time.time() < deadline)
         return f"{name}: {hours(pack):.2f} h, {len(pack.utterances)} utterances"
 
 

@@ -124,8 +124,9 @@ def overlap_table(report: Results) -> str:
     lengths = next(iter(report["overlap"].values()))
     header = ("test set", *(f"{length} word{'s' * (length != '1')}" for length in lengths))
     rows = ((SETS[name], *(percent(share) for share in shares.values())) for name, shares in report["overlap"].items())
-    used, left_out = report["num_training_texts"], report["num_withheld_texts"]
-    return f"{used:,} different texts are trained on, {left_out:,} were left out.\n\n{table(header, rows)}"
+    used, words, left_out = (report[f"num_{name}"] for name in ("training_texts", "training_words", "withheld_texts"))
+    trained = f"{used:,} different texts with {words:,} different words are trained on, {left_out:,} were left out."
+    return f"{trained}\n\n{table(header, rows)}"
 
 
 def proof_table(results: Results) -> str:
@@ -174,4 +175,4 @@ def of_earlier_models(names: Sequence[str]) -> str:
         return "All results are of this model."
     pages = (name for name in names if name not in ("first_chunk", "int8_layers"))  # these are on pages of others
     links = ", ".join(f"[{name.replace('_', ' ')}](results/{name}.md)" for name in pages)
-    return f"Measured on the demo model before this one, and not yet again: {links}."
+    return f"Measured on an earlier demo model, and not yet again: {links}."

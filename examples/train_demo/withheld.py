@@ -66,7 +66,12 @@ def main() -> None:
     for name in TESTS:
         sentences = read_sentences(args.work_dir / "test", [name])
         sets[name] = {str(length): overlap(sentences, training, length) for length in LENGTHS}
-    report = {"num_training_texts": len(training), "num_withheld_texts": len(spoken) - len(training), "overlap": sets}
+    report = {
+        "num_training_texts": len(training),
+        "num_training_words": len({word for text in training for word in text.split()}),
+        "num_withheld_texts": len(spoken) - len(training),
+        "overlap": sets,
+    }
     args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
