@@ -230,6 +230,22 @@ def test_experts_that_take_padding_alone_count_as_idle(monkeypatch):
     assert counted == [[2, 2, 0, 0]]
 
 
+def test_every_layer_of_experts_takes_frames_and_tokens_that_are_no_padding(monkeypatch):
+    config = small_config(4) | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
+    model = SpeechModel(parse_training_config(config).architecture).train()
+    lengths, token_lengths = torch.tensor([192, 100]), torch.tensor([9, 2])
+    tokens = torch.randint(3, 29, (2, 9)).masked_fill(torch.arange(9) >= token_lengths.unsqueeze(1), -1)
+    batch = batches.Batch(
+        mels=torch.randn(2, 192, 80), lengths=lengths, tokens=tokens, token_lengths=token_lengths, texts=["", ""]
+    )
+    taken = []
+    monkeypatch.setattr(routing, "load_loss", lambda logits, counts: taken.append(int(counts.sum())) or logits.sum())
+    own = objective.Objective.of(config["model_conf"], channels=5)
+    _, _, times = objective.losses(model, batch, own, None, (False, True))
+    each = [2 * int(times.sum())] * 4 + [2 * int((token_lengths + 1).sum())] * 2  # two experts for each, and eos
+    assert taken == each
+
+
 def test_the_load_loss_moves_tokens_to_experts_that_have_few():
     logits = torch.tensor([[3.0, 0.0, -1.0]] * 4).t().requires_grad_()
     assert float(routing.load_loss(torch.zeros(3, 4), torch.tensor([2, 2, 2]))) == pytest.approx(1)

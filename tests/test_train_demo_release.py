@@ -37,6 +37,7 @@ from u2moe.export import Checkpoint
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.language.model import LanguageModelOptions
 
 CONDITIONS = [
     f"{chunk} {search}{mode}"
@@ -121,10 +122,14 @@ def test_a_set_is_heard_once_and_again_with_another_list(bundle, manifest, tmp_p
         searched.append((beam_size, fusion is not None))
         return search(log_probs, beam_size, blank, fusion=fusion)
 
+    rescored, factors = evaluate.attention_rescoring, []
     monkeypatch.setattr(evaluate, "ctc_prefix_beam_search", noted)
+    monkeypatch.setattr(evaluate, "attention_rescoring", lambda *given: factors.append(given[-1]) or rescored(*given))
     found = evaluate.hear_set(bundle.path, manifest, tmp_path / "heard.json", [*evaluate.MODES])
     of_recording = len(evaluate.CHUNK_SIZES) * [(10, False), (40, False), (10, True), (40, True)]
     assert searched == 2 * of_recording  # in the order of CONDITIONS
+    guided = LanguageModelOptions.demo().rescoring_weight
+    assert factors == [guided if with_model else 1.0 for _, with_model in searched]
     assert [recording["name"] for recording in found["recordings"]] == ["a.wav", "b.wav"]
     assert [heard["condition"] for heard in found["recordings"][0]["heard"]] == CONDITIONS
     assert found["audio_s"] == pytest.approx(8)
