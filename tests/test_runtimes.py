@@ -129,10 +129,11 @@ def test_private_memory_is_that_of_one_process():
 
 
 PROGRAM = """
-import json, sys
+import json, sys, time
 for number, file in enumerate(sys.argv[1:]):
     print(json.dumps({"file": file, "segments": []}))
     print(json.dumps({"file": file, "load_ms": 400, "ms": 90 if number < 2 else 10 * (number - 1)}))
+time.sleep(1)  # its memory is looked at now and then
 """
 
 

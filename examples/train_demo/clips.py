@@ -19,14 +19,13 @@ GAME = (
     "MODIFIED (one line of speech, as 16 kHz FLAC) from Flight of the Amazon Queen, "
     "(C) John Passfield and Steven Stamatiadis, freeware"
 )
-SPHINX = "Carnegie Mellon University, test data of PocketSphinx, BSD-2-Clause"
 CLIPS = {
     "phone_number": (
         [f"asterisk-words/digits-{digit}" for digit in "735216"],
         "SEVEN THREE FIVE TWO ONE SIX",
         ASTERISK,
     ),
-    "command": (["pocketsphinx/something"], "GO SOMEWHERE AND DO SOMETHING", SPHINX),
+    "command": (["queen-test/49002AP2"], "NOW GET BACK TO WORK", GAME),
     "question": (["queen-test/050001P2"], "WHAT DO YOU WANT TO KNOW", GAME),
 }
 """Parts, transcript and origin of every clip."""
