@@ -43,6 +43,7 @@ UNCHANGED = (1, 0.0)
 PLANS = {
     **{f"{game}-train": (5, 0.12) for game in GAMES},
     **{f"{game}-dev": UNCHANGED for game in GAMES},
+    "urquan-train": (3, 0.12),
     "heldout": UNCHANGED,
     "noise": UNCHANGED,
     "silence": UNCHANGED,

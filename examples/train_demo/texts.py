@@ -18,6 +18,14 @@ SPELLING = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
     "sierra tango uniform victor whiskey x-ray yankee zulu"
 ).split()
+SYMBOLS = (
+    "exclamation mark|exclamation point|quotation mark|quote|apostrophe|number sign|hash|dollar sign|percent sign|"
+    "ampersand|parenthesis|left parenthesis|right parenthesis|open parenthesis|close parenthesis|open bracket|"
+    "close bracket|left brace|right brace|asterisk|star|plus sign|minus sign|hyphen|comma|period|full stop|slash|"
+    "forward slash|backslash|colon|semicolon|less than|greater than|equals sign|question mark|at sign|caret|circumflex|"
+    "underscore|backtick|tick|grave accent|pipe|vertical bar|tilde|space|blank|tab|new line|new paragraph|enter|escape"
+).split("|")
+"""The characters of a keyboard, as they are dictated."""
 MIN_COUNT = 30
 """Of a word that is spoken on its own."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -168,6 +176,9 @@ def isolated(rng: random.Random) -> str:
         lambda: rng.choice(LETTERS),
         lambda: rng.choice(SPELLING),
         lambda: ordinal(rng.randrange(1, 32)),
+        lambda: ordinal(rng.choice([rng.randrange(1, 21), rng.randrange(1, 100), rng.randrange(10, 100, 10)])),
+        lambda: rng.choice("zed niner hundredth thousandth millionth billionth billion trillion dozen".split()),
+        lambda: rng.choice(SYMBOLS),
         lambda: rng.choice(DAYS + MONTHS),
         lambda: rng.choice("hundred thousand million minus point and a.m. p.m. o'clock dollars pounds cents".split()),
         lambda: rng.choice("dash dot slash star pound space at plus equals comma".split()),

@@ -26,6 +26,8 @@ ESPEAK_VARIANTS = (
     "m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel pablo paul pedro quincy rob robert sandro shelby steph travis "
     "victor"
 ).split()
+RHVOICES = "alan bdl clb evgeniy-eng lyubov".split()
+"""All that speak English but slt, whose recordings made a voice of the test set."""
 KOKORO_VOICES = 40
 """Mixtures of Kokoro's five styles."""
 HIBARI_OTHERS = 1000
@@ -59,6 +61,15 @@ def espeak(accents: list[str]) -> Speaker:
         return read_wav(data, f"espeak-{voice}")
 
     return speak
+
+
+def rhvoice(text: str, rng: random.Random) -> Speech:
+    voice = rng.choice(RHVOICES)
+    knobs = ["-r", str(rng.randrange(75, 135)), "-t", str(rng.randrange(80, 125))]
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        command = ["RHVoice-test", "-p", voice, *knobs, "-o", file.name]
+        subprocess.run(command, input=text.encode(), check=True, capture_output=True)
+        return read_wav(Path(file.name).read_bytes(), f"rhvoice-{voice}")
 
 
 def flite(voice: str) -> Speaker:
@@ -209,6 +220,8 @@ def speaker(voice: str) -> Speaker:
             return espeak(["en-gb-scotland"] if detail else ESPEAK_ACCENTS)
         case "flite":
             return flite(detail)
+        case "rhvoice":
+            return rhvoice
         case "pico":
             return pico({"us": "en-US", "gb": "en-GB"}[detail])
         case "hibari":

@@ -1,0 +1,141 @@
+"""Acted dialogue of The Ur-Quan Masters: 27 voices, 11 hours, cut into the lines of the script.
+
+What is said, and when, lies in the packages of the game; `urquan.tsv` says how far a recogniser disagreed with each
+line. As a script it cuts what agrees into a pack of speech; run it again to resume. With `--hear BUNDLE` it writes the
+table instead.
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Iterator
+from csv import DictReader
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import soundfile
+from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_pcm
+from numpy.typing import NDArray
+from spelling import normalize
+
+from u2moe.runtime import Recognizer
+from u2moe.runtime.corpus.word_errors import edit_distance
+
+Samples = NDArray[np.float32]
+
+TABLE = Path(__file__).with_name("urquan.tsv")
+CONTENT = Path("usr/share/games/uqm/content")
+TEXTS, VOICES = "packages/uqm-0.8.0-content.uqm", "addons/uqm-0.8.0-voice.uqm"
+NAME = "urquan-train"
+MAX_CER = 0.6
+"""Of the demo model, which misunderstands a third of what is said by people it does not know."""
+SLACK_S, WINDOW_S = 0.35, 0.04
+"""How far from its stated time a pause between two lines is looked for, and how much of it must be quiet."""
+SHORTEST_S, LONGEST_S = 0.4, 16.0
+ASIDE = re.compile(r"\([^)]*\)|\*[^*]*\*")
+"""What is not spoken as it is written: a noise, or a stage direction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the script, who speaks, and when, in seconds of its clip."""
+
+    clip: str
+    number: int
+    voice: str
+    text: str
+    samples: Samples
+    """[time] in [-1, 1] at the rate of the packs."""
+
+
+def sections(text: str) -> dict[str, tuple[str, list[str]]]:
+    """`#(KEY) rest`, then lines, as key -> (rest, lines that are not empty)."""
+    found = re.finditer(r"^#\((\w+)\)[ \t]*([^\n]*)\n?(.*?)(?=^#\(|\Z)", text, re.MULTILINE | re.DOTALL)
+    return {match[1]: (match[2].strip(), [line for line in match[3].splitlines() if line.strip()]) for match in found}
+
+
+def quietest(samples: Samples, start: float) -> int:
+    """The middle of the quietest moment near a time in seconds."""
+    first = max(int((start - SLACK_S) * SAMPLE_RATE), 0)
+    near = samples[first : int((start + SLACK_S) * SAMPLE_RATE)]
+    window = int(WINDOW_S * SAMPLE_RATE)
+    if len(near) <= window:
+        return min(int(start * SAMPLE_RATE), len(samples))
+    sums = np.concatenate([[0.0], np.cumsum(np.square(near, dtype=np.float64))])
+    return first + int(np.argmin(sums[window:] - sums[:-window])) + window // 2
+
+
+def cut(samples: Samples, times_ms: list[int], num_lines: int) -> list[Samples]:
+    """A clip's samples by line; no pieces where the game does not say when its lines begin."""
+    if len(times_ms) < num_lines - 1:
+        return [samples] if num_lines == 1 else []
+    begins = [quietest(samples, time / 1000) for time in accumulate(times_ms[: num_lines - 1])]
+    return np.split(samples, begins)
+
+
+def clips(debian: Path) -> Iterator[tuple[str, str, Samples, list[int], list[str]]]:
+    """Every clip of the game: who speaks, its name, samples, how long its lines take in milliseconds, and the lines."""
+    with ZipFile(debian / CONTENT / TEXTS) as texts, ZipFile(debian / CONTENT / VOICES) as voices:
+        names = set(voices.namelist())
+        for voice in sorted({name.split("/")[1] for name in names if name.endswith(".ogg")}):
+            folder = f"3dovoice/{voice}"
+            times = sections(voices.read(f"{folder}/{voice}.ts").decode("latin-1"))
+            # where actors say something else than the first edition of the game, the voices bring their own script
+            own = f"{folder}/{voice}.txt"
+            script = voices.read(own) if own in names else texts.read(f"base/comm/{voice}/{voice}.txt")
+            for key, (clip, lines) in sections(script.decode("latin-1")).items():
+                if f"{folder}/{clip}" in names and lines:
+                    samples, rate = soundfile.read(io.BytesIO(voices.read(f"{folder}/{clip}")), dtype="float32")
+                    stated = [int(time) for time in times.get(key, ("", []))[0].split(",") if time.strip()]
+                    yield voice, clip, resample(samples, rate), stated, lines
+
+
+def all_lines(debian: Path) -> Iterator[Line]:
+    """Every line of the script that is spoken."""
+    for voice, clip, samples, times_ms, lines in clips(debian):
+        pieces = cut(samples, times_ms, len(lines))
+        for number, (piece, text) in enumerate(zip(pieces, lines, strict=bool(pieces))):
+            normal = normalize(ASIDE.sub(" ", text))
+            if normal and SHORTEST_S < len(piece) / SAMPLE_RATE < LONGEST_S:
+                yield Line(clip=clip, number=number, voice=f"urquan-{voice}", text=normal, samples=piece)
+
+
+def agreed() -> set[tuple[str, int]]:
+    """Clip and number of the lines that a recogniser heard about as they are written."""
+    with TABLE.open(encoding="utf-8") as file:
+        rows = DictReader(file, delimiter="\t")
+        return {(row["clip"], int(row["line"])) for row in rows if float(row["cer"]) < MAX_CER}
+
+
+def hear(bundle: Path, debian: Path) -> Iterator[str]:
+    """Rows of the table: how much of each line a bundle gets wrong, in characters."""
+    yield "clip\tline\tcer\n"
+    recognizer = Recognizer.from_pretrained(bundle, num_threads=1)
+    for line in all_lines(debian):
+        heard = normalize(recognizer.transcribe(line.samples, SAMPLE_RATE).text)
+        yield f"{line.clip}\t{line.number}\t{edit_distance(list(heard), list(line.text)) / len(line.text):.2f}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("exp"))
+    parser.add_argument("--debian", type=Path, required=True, help="folder with the unpacked Debian packages")
+    parser.add_argument("--hear", type=Path, metavar="BUNDLE", help="write the table, with what this bundle hears")
+    args = parser.parse_args()
+    if args.hear:
+        TABLE.write_text("".join(hear(args.hear, args.debian)), encoding="utf-8")
+        return
+    known = agreed()
+    with Pack(args.work_dir / "speech" / NAME, SPEECH) as pack:
+        lines = (line for line in all_lines(args.debian) if (line.clip, line.number) in known)
+        for number, line in enumerate(lines):
+            if number >= len(pack.utterances):
+                pack.append(to_pcm(line.samples), line.voice, line.text)
+        print(f"{NAME}: {len(pack.utterances)} lines, {pack.num_rows / SAMPLE_RATE / 3600:.2f} h")
+
+
+if __name__ == "__main__":
+    main()
