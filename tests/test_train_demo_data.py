@@ -2,15 +2,18 @@
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
 import importlib
+import io
 import random
 import string
 import sys
 import types
 import warnings
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +30,7 @@ import prepare
 import rnc
 import synthesize
 import texts
+import urquan
 import voices
 from spelling import normalize
 
@@ -151,6 +155,88 @@ def test_tables_keep_speakers_apart(game):
             assert int(row["size"]) > 0
             assert normalize(row["text"])
             assert speakers.setdefault(row["speaker_group"], split) == split
+
+
+def bursts(*seconds):
+    """Noise that lasts so long, with pauses of a quarter of a second in between, as a file of 11 kHz."""
+    rate, rng = 11025, np.random.default_rng(0)
+    parts = [part for length in seconds for part in (rng.uniform(-0.5, 0.5, int(length * rate)), np.zeros(rate // 4))]
+    file = io.BytesIO()
+    soundfile.write(file, np.concatenate(parts[:-1]), rate, format="OGG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def urquan_debian(tmp_path, monkeypatch):
+    """The Ur-Quan Masters with two voices, of which one brings its own script, and a table of three lines."""
+    content = tmp_path / "debian" / urquan.CONTENT
+    for path in (urquan.TEXTS, urquan.VOICES):
+        (content / path).parent.mkdir(parents=True)
+    with ZipFile(content / urquan.TEXTS, "w") as file:
+        file.writestr("base/comm/vux/vux.txt", "#(HI)\tvux-0.ogg \nAh! Human visitors!\n\nWelcome (sigh) to 2 of us.\n")
+        file.writestr("base/comm/orz/orz.txt", "#(HI) orz-0.ogg\nNot this.\n")
+    with ZipFile(content / urquan.VOICES, "w") as file:
+        file.writestr("3dovoice/vux/vux.ts", "#(HI) 1300\n")
+        file.writestr("3dovoice/vux/vux-0.ogg", bursts(1.0, 2.0))
+        file.writestr("3dovoice/orz/orz.ts", "#(HI)\n#(BYE)\n")
+        script = (
+            "#(HI) orz-0.ogg\nHello *campers*.\n#(ask) \nWhat?\n#(BYE) orz-1.ogg\nOne.\nTwo.\n#(GONE) orz-2.ogg\nNo.\n"
+        )
+        file.writestr("3dovoice/orz/orz.txt", script)
+        file.writestr("3dovoice/orz/orz-0.ogg", bursts(0.5))
+        file.writestr("3dovoice/orz/orz-1.ogg", bursts(0.5, 0.5))
+    table = tmp_path / "urquan.tsv"
+    table.write_text("clip\tline\tcer\norz-0.ogg\t0\t0.1\nvux-0.ogg\t0\t0.9\nvux-0.ogg\t1\t0.2\n")
+    monkeypatch.setattr(urquan, "TABLE", table)
+    return tmp_path / "debian"
+
+
+def test_monologues_are_cut_into_lines_at_pauses(urquan_debian):
+    lines = {(line.clip, line.number): line for line in urquan.all_lines(urquan_debian)}
+    # the second clip of orz does not say when its second line begins, the third one is not there
+    assert {place: line.text for place, line in lines.items()} == {
+        ("orz-0.ogg", 0): "HELLO",
+        ("vux-0.ogg", 0): "AH HUMAN VISITORS",
+        ("vux-0.ogg", 1): "WELCOME TO TWO OF US",
+    }
+    first, second = (lines["vux-0.ogg", number].samples for number in (0, 1))
+    assert lines["vux-0.ogg", 1].voice == "urquan-vux"
+    # stated: 1.3 s, in the middle of what is said; the pause is from 1.0 to 1.25 s
+    assert 1.0 < len(first) / corpus.SAMPLE_RATE < 1.25
+    assert len(first) + len(second) == pytest.approx(3.25 * corpus.SAMPLE_RATE, abs=200)
+
+
+def test_lines_that_a_recogniser_heard_fill_a_pack_once(urquan_debian, tmp_path, monkeypatch, capsys):
+    arguments = ["urquan.py", "--debian", str(urquan_debian), "--work-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    for _ in range(2):
+        urquan.main()
+    pack = corpus.Pack(tmp_path / "speech" / urquan.NAME, corpus.SPEECH)
+    assert [utterance.text for utterance in pack.utterances] == ["HELLO", "WELCOME TO TWO OF US"]
+    assert "2 lines" in capsys.readouterr().out
+
+
+def test_the_table_says_how_much_of_each_line_is_not_heard(urquan_debian, monkeypatch):
+    heard = iter(["Hello", "Ah, human!", ""])
+
+    class Deaf:
+        def transcribe(self, samples, sample_rate):
+            assert (samples.ndim, sample_rate) == (1, corpus.SAMPLE_RATE)
+            return types.SimpleNamespace(text=next(heard))
+
+    monkeypatch.setattr(urquan.Recognizer, "from_pretrained", lambda *_, **__: Deaf())
+    rows = [row.split() for row in list(urquan.hear(Path("bundle"), urquan_debian))[1:]]
+    assert rows == [["orz-0.ogg", "0", "0.00"], ["vux-0.ogg", "0", "0.53"], ["vux-0.ogg", "1", "1.00"]]
+
+
+@given(st.floats(0, 3), st.integers(0, 40000))
+def test_a_pause_is_looked_for_inside_the_clip(start, length):
+    place = urquan.quietest(np.ones(length, np.float32), start)
+    assert 0 <= place <= length
+
+
+def test_the_table_of_monologues_has_plausible_rows():
+    assert len(urquan.agreed()) > 7000
 
 
 def test_an_empty_pack_has_no_rows(tmp_path):
