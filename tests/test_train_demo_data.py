@@ -349,6 +349,22 @@ def test_hibari_speaks_as_others(monkeypatch):
         assert phases.shape == spectrum.shape
 
 
+def test_rhvoice_speaks_in_several_voices_and_manners(monkeypatch):
+    commands = []
+
+    def run(command, *, input, **_):  # noqa: A002 - the name is that of subprocess.run
+        commands.append(command)
+        assert input == b"hello"
+        soundfile.write(command[-1], np.zeros(240), 24000)
+
+    monkeypatch.setattr(voices.subprocess, "run", run)
+    speak = voices.speaker("rhvoice")
+    spoken = [speak("hello", random.Random(number)) for number in range(20)]
+    assert {speech.voice for speech in spoken} == {f"rhvoice-{voice}" for voice in voices.RHVOICES}
+    assert {(len(speech.samples), speech.rate) for speech in spoken} == {(240, 24000)}
+    assert len({tuple(command[1:-1]) for command in commands}) > 15
+
+
 def test_words_are_brief_and_cover_letters_and_numbers():
     class Source(texts.Sources):
         def games(self):
@@ -363,6 +379,7 @@ def test_words_are_brief_and_cover_letters_and_numbers():
     spoken = [normalize(words.draw(rng)) for _ in range(4000)]
     assert sum(len(text.split()) for text in spoken) / len(spoken) < 2
     assert {*string.ascii_uppercase, "SEVEN", "THIRTEENTH", "NOVEMBER", "O'CLOCK", "LAMP"} <= {*spoken}
+    assert {"SIXTIETH", "THOUSANDTH", "SEMICOLON", "OPEN BRACKET"} <= {*spoken}
 
 
 def test_what_a_pack_says_hangs_on_its_name(monkeypatch, tmp_path):

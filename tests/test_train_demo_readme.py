@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import io
 import multiprocessing
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -98,6 +100,20 @@ def game(folder, table, archive):
     (folder / table).write_text(COLUMNS + "".join(rows))
 
 
+def write_monologues(content, table):
+    """The Ur-Quan Masters with one clip of one line of noise."""
+    for name in ("packages", "addons"):
+        (content / name).mkdir(parents=True)
+    noise = io.BytesIO()
+    soundfile.write(noise, 0.1 * np.random.default_rng(1).standard_normal(11025), 11025, format="OGG")
+    with ZipFile(content / "packages/uqm-0.8.0-content.uqm", "w") as file:
+        file.writestr("base/comm/vux/vux.txt", "#(HI) vux-000.ogg\nLine of a stranger.\n")
+    with ZipFile(content / "addons/uqm-0.8.0-voice.uqm", "w") as file:
+        file.writestr("3dovoice/vux/vux.ts", "#(HI)\n")
+        file.writestr("3dovoice/vux/vux-000.ogg", noise.getvalue())
+    table.write_text("clip\tline\tcer\nvux-000.ogg\t0\t0.1\n")
+
+
 def write_packages(folder):
     """What the recipe reads of the Debian packages, in a few lines each."""
     share = folder / "usr/share"
@@ -129,6 +145,7 @@ def recipe(tmp_path_factory):
     game(folder, "queen.tsv", folder / "debian/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
     for name in ("sky", "drascula"):
         (folder / f"{name}.tsv").write_text(COLUMNS)
+    write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv")
     (folder / "small.py").write_text(SMALL)
     return folder
 
@@ -157,7 +174,8 @@ def run(recipe):
 def test_the_recipe_runs_from_its_readme(recipe, run):
     data = commands("The data")
     assert [line.split()[1] for line in data] == [
-        "synthesize.py", "games.py", "revoice.py", "prepare.py", "teacher.py", "testsets.py", "withheld.py",
+        "synthesize.py", "games.py", "urquan.py", "revoice.py", "prepare.py", "teacher.py", "testsets.py",
+        "withheld.py",
     ]  # fmt: skip
     for line in data:
         if "revoice" not in line or importlib.util.find_spec("pyworld"):

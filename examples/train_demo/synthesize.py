@@ -22,7 +22,7 @@ HOURS = {
     "hibari": 10.0, "pico-us": 6.0, "pico-gb": 6.0, "flite-rms": 5.0, "flite-awb": 5.0, "flite-kal16": 1.5,
     "hibari-words": 0.7, "pico-us-words": 0.7, "pico-gb-words": 0.7, "flite-rms-words": 0.5, "flite-awb-words": 0.5,
     "espeak": 6.0, "espeak-words": 1.5, "hibari-others": 10.0, "hibari-others-words": 1.0, "kokoro-words": 2.0,
-    "hibari-others-definitions": 10.0, "rhvoice": 5.0, "rhvoice-words": 1.5, "piper-joe": 2.0,
+    "hibari-others-definitions": 10.0, "rhvoice": 3.0, "rhvoice-words": 1.0, "piper-joe": 2.0,
     "kokoro-others": 10.0, "kokoro": 20.0,
 }  # fmt: skip
 """Hours wanted of each pack; the slow voices come last and may stop early."""

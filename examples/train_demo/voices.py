@@ -26,8 +26,8 @@ ESPEAK_VARIANTS = (
     "m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel pablo paul pedro quincy rob robert sandro shelby steph travis "
     "victor"
 ).split()
-RHVOICES = "alan bdl clb evgeniy-eng lyubov".split()
-"""All that speak English but slt, whose recordings made a voice of the test set."""
+RHVOICES = "alan bdl clb".split()
+"""Those that are free; slt is too, but speaks in the test set with another engine."""
 KOKORO_VOICES = 40
 """Mixtures of Kokoro's five styles."""
 HIBARI_OTHERS = 1000
