@@ -83,7 +83,10 @@ def test_clips_as_recordings(converted, demo, suffix):
         samples, _ = soundfile.read(clip, dtype="float32")
         found, expected = run({"samples": samples[None]}), recognizer.transcribe(clip)
         assert demo.vocabulary.text(found["tokens"]) == expected.text
-        np.testing.assert_allclose(found["times"], expected.segments[0].times, atol=1e-3)
+        moved = np.abs(found["times"] - expected.segments[0].times)
+        # a token begins one frame earlier or later where blank and it are equally likely: roundings of int8 decide
+        assert moved.max() < samples_per_frame(demo.manifest) / demo.manifest.features.sample_rate + 1e-3
+        assert np.count_nonzero(moved > 1e-3) <= 1
 
 
 @pytest.mark.slow
