@@ -24,6 +24,7 @@ from scipy.signal import lfilter
 RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
 import corpus
+import fragments
 import games
 import manners
 import prepare
@@ -32,6 +33,7 @@ import synthesize
 import texts
 import urquan
 import voices
+from phones import Stretch
 from spelling import normalize
 
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
@@ -237,6 +239,72 @@ def test_a_pause_is_looked_for_inside_the_clip(start, length):
 
 def test_the_table_of_monologues_has_plausible_rows():
     assert len(urquan.agreed()) > 7000
+
+
+LAST_WORDS = ["IT", "IS", "TOO", "LATE", "FRIEND"]
+LINE = [
+    Stretch(None, 0, 30),
+    Stretch("YOU", 30, 50),
+    Stretch("WIN", 50, 75),
+    Stretch(None, 75, 79),  # too short to part phrases
+    Stretch("NOW", 79, 100),
+    Stretch(None, 100, 200),
+    *(Stretch(word, 200 + 20 * place, 220 + 20 * place) for place, word in enumerate(LAST_WORDS)),
+]
+LINE_SAMPLES = np.arange(1, 300 * fragments.FRAME + 1, dtype=np.float32)
+
+
+def test_short_phrases_are_cut_at_pauses_and_a_word_out_of_the_long_ones():
+    (phrase, text), (word, word_text) = fragments.fragments(LINE_SAMPLES, LINE, random.Random(1))
+    assert text == "YOU WIN NOW"
+    # half of the pause before is 15 frames, of the pause behind no more than 20 are kept
+    assert np.array_equal(phrase, LINE_SAMPLES[15 * fragments.FRAME : 120 * fragments.FRAME])
+    place = 200 + 20 * LAST_WORDS.index(word_text)
+    spoken = word[fragments.AROUND : -fragments.AROUND]
+    assert not word[: fragments.AROUND].any()
+    assert not word[-fragments.AROUND :].any()
+    assert len(spoken) == 20 * fragments.FRAME
+    inner = slice(fragments.FADE, -fragments.FADE)
+    assert np.array_equal(spoken[inner], LINE_SAMPLES[place * fragments.FRAME :][: len(spoken)][inner])
+    assert spoken[0] == spoken[-1] == 0
+
+
+def test_a_line_without_pauses_gives_a_word_and_a_line_of_one_word_nothing():
+    whole = [Stretch("YOU", 0, 19), Stretch("WIN", 19, 60)]
+    assert [text for _, text in fragments.fragments(LINE_SAMPLES, whole, random.Random(1))] == ["WIN"]
+    assert not list(fragments.fragments(LINE_SAMPLES, [Stretch("YOU", 3, 50)], random.Random(1)))
+    assert not list(fragments.fragments(LINE_SAMPLES, [], random.Random(1)))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=20))
+def test_fragments_lie_in_their_line_and_say_what_it_says(parts):
+    ends = np.cumsum([length for _, length in parts]).tolist()
+    line = [
+        Stretch(f"W{number}" if spoken else None, end - length, end)
+        for number, ((spoken, length), end) in enumerate(zip(parts, ends, strict=True))
+    ]
+    samples = np.ones(fragments.FRAME * (ends[-1] if ends else 0), np.float32)
+    whole = " ".join(stretch.word for stretch in line if stretch.word)
+    for piece, text in fragments.fragments(samples, line, random.Random(1)):
+        assert f" {text} " in f" {whole} "
+        assert text != whole or " " not in text
+        assert 0 < len(piece) <= len(samples) + 2 * fragments.AROUND
+
+
+def test_packs_of_fragments_are_filled_once(tmp_path, monkeypatch):
+    class Aligner:
+        def words(self, _samples, transcript):
+            return LINE if "FRIEND" in transcript else None
+
+    monkeypatch.setattr(fragments, "Aligner", Aligner)
+    with corpus.Pack(tmp_path / "sky-train", corpus.SPEECH) as source:
+        source.append(np.ones(300 * fragments.FRAME), "sky-A", "YOU WIN NOW IT IS TOO LATE FRIEND")
+        source.append(np.ones(300 * fragments.FRAME), "sky-B", "NOT IN THE DICTIONARY")
+    for _ in range(2):
+        fragments.cut(source, tmp_path / fragments.name_of("sky-train"))
+    pack = corpus.Pack(tmp_path / "sky-fragments", corpus.SPEECH)
+    assert [(entry.voice, entry.text.count(" ")) for entry in pack.utterances] == [("sky-A", 2), ("sky-A", 0)]
+    assert prepare.plan("sky-fragments") == (2, 0.12)
 
 
 def test_an_empty_pack_has_no_rows(tmp_path):

@@ -40,7 +40,7 @@ import numpy as np
 multiprocessing.set_start_method("fork")
 noise = lambda seconds: (0.1 * np.random.default_rng(1).standard_normal(int(seconds * 16000))).astype(np.float32)
 
-import corpus, prepare, synthesize, teacher, testsets, voices
+import corpus, fragments, phones, prepare, synthesize, teacher, testsets, voices
 
 synthesize.HOURS = {"hibari": 0.01, "espeak": 0.005, "hibari-words": 0.003}
 synthesize.HELD_OUT_SENTENCES = 2
@@ -59,7 +59,12 @@ class Teacher:
     def rows(self, window):
         return window.reshape(-1, corpus.TARGET_ROW) @ self.matrix
 
-prepare.read_noises = read_noises
+class Aligner:
+    def words(self, samples, transcript):
+        words = transcript.split()
+        return [phones.Stretch(word, 30 * place, 30 * place + 20) for place, word in enumerate(words)]
+
+fragments.Aligner, prepare.read_noises = Aligner, read_noises
 teacher.unpack_model, teacher.Teacher = lambda folder: folder, Teacher
 
 def call(script, *arguments):
@@ -174,12 +179,13 @@ def run(recipe):
 def test_the_recipe_runs_from_its_readme(recipe, run):
     data = commands("The data")
     assert [line.split()[1] for line in data] == [
-        "synthesize.py", "games.py", "urquan.py", "revoice.py", "prepare.py", "teacher.py", "testsets.py",
-        "withheld.py",
+        "synthesize.py", "games.py", "urquan.py", "fragments.py", "revoice.py", "prepare.py", "teacher.py",
+        "testsets.py", "withheld.py",
     ]  # fmt: skip
     for line in data:
         if "revoice" not in line or importlib.util.find_spec("pyworld"):
             run(line)
+    assert (recipe / "exp/features/queen-fragments.tsv").stat().st_size
     resumed, compacted, copied, started, scored, *_ = commands("Going on with the run")
     run(copied)
     begun = torch.load(recipe / "run/dense.pt", weights_only=True)["progress"]["step"]

@@ -281,7 +281,11 @@ def test_what_experts_specialise_in_is_told_by_layer(listed, directory, monkeypa
     (tmp_path / "queen.tsv").write_text("clip\tspeaker_group\tsplit\n1.SB\tJOE\ttest\n2.SB\tLOLA\ttest\n")
     (listed / "test" / "queen-test.tsv").write_text("1.wav\tGO FORWARD\n2.wav\tOPEN THE DOOR\n1.wav\tUNKNOWN\n")
     spoken = {"GO FORWARD": ["G", "OW"] * 50, "OPEN THE DOOR": ["SIL"] * 200}
-    monkeypatch.setattr(specialists, "Aligner", lambda: lambda _samples, transcript: spoken.get(transcript))
+    monkeypatch.setattr(
+        specialists,
+        "Aligner",
+        lambda: types.SimpleNamespace(phones=lambda _samples, transcript: spoken.get(transcript)),
+    )
     monkeypatch.setattr(games, "TABLES", tmp_path)
     monkeypatch.setattr(sys, "argv", ["specialists.py", *arguments])
     specialists.main()
@@ -317,7 +321,7 @@ def test_bands_leave_out_other_frequencies():
     assert specialists.in_band(low, None) is low
 
 
-def test_phones_are_told_frame_by_frame(monkeypatch):
+def test_words_and_phones_are_told_frame_by_frame(monkeypatch):
     heard = []
 
     class Decoder:
@@ -332,6 +336,11 @@ def test_phones_are_told_frame_by_frame(monkeypatch):
             if "xyzzy" in text:
                 raise RuntimeError("no such word")
 
+        def seg(self):
+            part = types.SimpleNamespace
+            yield part(word="<sil>", start_frame=0, end_frame=19)
+            yield part(word="go(2)", start_frame=20, end_frame=54)
+
         def set_alignment(self):
             assert heard == [16_000]  # the words were aligned before
 
@@ -342,8 +351,12 @@ def test_phones_are_told_frame_by_frame(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "pocketsphinx", types.SimpleNamespace(Decoder=Decoder))
     samples = np.zeros(8000, np.float32)
-    assert phones.Aligner()(samples, "GO") == ["SIL"] * 20 + ["G"] * 10 + ["OW"] * 20
-    assert phones.Aligner()(samples, "XYZZY") is None
+    aligner = phones.Aligner()
+    assert aligner.phones(samples, "GO") == ["SIL"] * 20 + ["G"] * 10 + ["OW"] * 20
+    assert aligner.words(samples, "GO") == [phones.Stretch(None, 0, 20), phones.Stretch("GO", 20, 55)]
+    assert aligner.phones(samples, "XYZZY") is None
+    monkeypatch.setattr(Decoder, "seg", lambda _: None)  # nothing fits
+    assert aligner.words(samples, "GO") is None
 
 
 def test_tables_show_peers_and_intervals():

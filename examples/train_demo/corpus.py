@@ -12,6 +12,8 @@ from scipy.signal import resample_poly
 SAMPLE_RATE = 16000
 NUM_MELS = 80
 MEL_STEP, MEL_FLOOR = 0.16, -16.0
+FRAGMENTS = "-fragments"
+"""What the name of a pack of words and phrases out of another ends with."""
 TARGET_ROW = SAMPLE_RATE // 25
 """Samples of a row of a teacher's targets: two of its frames."""
 

@@ -5,7 +5,6 @@ No sentence of a test set is in the text; how much they have in common is in the
 """
 
 import argparse
-import gzip
 import html
 import random
 import re
@@ -33,15 +32,6 @@ NUM_SPOKEN = 30_000
 """Lines of the grammars of numbers, dates, times and commands."""
 
 
-def dictionary_sentences(file: Path) -> list[str]:
-    """Whole sentences in the definitions and quotations of GCIDE."""
-    plain = Path(f"{file}.txt")
-    plain.write_bytes(gzip.decompress(file.read_bytes()))
-    found = prose_sentences([plain])
-    plain.unlink()
-    return found
-
-
 def articles(folder: Path) -> Iterator[str]:
     """All sentences of web pages and fortune cookies, of any length."""
     for path in sorted(folder.rglob("*.html")):
@@ -57,7 +47,7 @@ def general(debian: Path) -> Iterator[str]:
     yield from wordnet_definitions(share / "wordnet")
     yield from prose_sentences(sorted(path for path in (share / "games/fortunes").glob("*") if not path.suffix))
     yield from articles(share / "doc/anarchism")
-    yield from dictionary_sentences(share / "dictd/gcide.dict.dz")
+    yield from prose_sentences([share / "dictd/gcide.dict.dz"])
     yield from spoken()
 
 

@@ -1,4 +1,6 @@
-"""Which phone is heard when: a forced alignment of recordings with their transcripts by PocketSphinx."""
+"""Which word and which phone is heard when: recordings aligned with their transcripts by PocketSphinx."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -7,6 +9,8 @@ from u2moe.runtime.features import Samples
 SAMPLE_RATE = 16000
 FRAMES_PER_S = 100
 SILENCE = "SIL"
+FILLERS = "<[+"
+"""What the names of pauses and noises begin with."""
 CLASSES = {
     "vowels": "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW",
     "glides": "L R W Y",
@@ -19,6 +23,15 @@ CLASSES = {
 PHONES = tuple(phone for names in CLASSES.values() for phone in names.split())
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """The frames of 10 ms from `first` up to `end`, and the word that is said in them; None: a pause, or a noise."""
+
+    word: str | None
+    first: int
+    end: int
+
+
 class Aligner:
     """PocketSphinx with its own English model and dictionary."""
 
@@ -27,14 +40,24 @@ class Aligner:
 
         self.decoder = pocketsphinx.Decoder(lm=None, loglevel="FATAL", bestpath=False)
 
-    def __call__(self, samples: Samples, transcript: str) -> list[str] | None:
-        """The phone in each frame of 10 ms; None if the dictionary lacks a word, or nothing fits the transcript."""
-        pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    def words(self, samples: Samples, transcript: str) -> list[Stretch] | None:
+        """When each word is said; None if the dictionary lacks one, or nothing fits the transcript."""
         try:
             self.decoder.set_align_text(transcript.lower())
-            self._hear(pcm)
+            self._hear(samples)
+        except RuntimeError:
+            return None
+        words = transcript.split()
+        found = [(None if part.word[0] in FILLERS else words.pop(0), part) for part in self.decoder.seg() or ()]
+        return [Stretch(word, part.start_frame, part.end_frame + 1) for word, part in found] or None
+
+    def phones(self, samples: Samples, transcript: str) -> list[str] | None:
+        """The phone in each frame of 10 ms; None as for `words`."""
+        if self.words(samples, transcript) is None:
+            return None
+        try:
             self.decoder.set_alignment()  # of the words that were just aligned: their phones
-            self._hear(pcm)
+            self._hear(samples)
         except RuntimeError:
             return None
         found = [SILENCE] * (len(samples) * FRAMES_PER_S // SAMPLE_RATE)
@@ -45,7 +68,8 @@ class Aligner:
                     found[frame] = name
         return found
 
-    def _hear(self, pcm: bytes) -> None:
+    def _hear(self, samples: Samples) -> None:
+        pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
         self.decoder.start_utt()
         self.decoder.process_raw(pcm, full_utt=True)
         self.decoder.end_utt()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import soundfile
-from corpus import MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_float, to_pcm
+from corpus import FRAGMENTS, MELS, NUM_MELS, SAMPLE_RATE, SPEECH, Pack, resample, to_bytes, to_float, to_pcm
 from games import GAMES
 from manners import REVOICED
 from numpy.typing import NDArray
@@ -48,7 +48,9 @@ PLANS = {
     "noise": UNCHANGED,
     "silence": UNCHANGED,
 }
-"""Variants of each utterance, and how much their speed varies; see `plan` for packs not listed."""
+"""Variants of each utterance, and how much their speed varies."""
+KINDS = {REVOICED: (1, 0.05), FRAGMENTS: (2, 0.12)}
+"""The same for packs by the ends of their names."""
 BLANKET_SOUNDS = "/com/rafaelmardojai/Blanket/sounds"
 
 
@@ -124,7 +126,8 @@ def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generato
 
 def plan(name: str) -> tuple[int, float]:
     """How many variants of an utterance of a pack there shall be, and how much their speed varies."""
-    return PLANS.get(name, (1, 0.05) if name.endswith(REVOICED) else (1, 0.16))
+    by_kind = next((value for end, value in KINDS.items() if name.endswith(end)), (1, 0.16))
+    return PLANS.get(name, by_kind)
 
 
 def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:

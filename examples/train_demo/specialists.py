@@ -61,7 +61,7 @@ def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]
     encoder = model.config.encoder
     for recording in read_manifest(manifest):
         samples = read_audio(recording.path, SAMPLE_RATE)
-        phones = aligner(samples, recording.transcript)
+        phones = aligner.phones(samples, recording.transcript)
         if phones is None:
             continue
         for number, band in enumerate(BANDS.values()):

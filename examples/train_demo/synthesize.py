@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_pcm
 from spelling import normalize
-from texts import Definitions, Sentences, Sources, Words
+from texts import Definitions, Dictionaries, Sentences, Sources, Words
 from voices import Samples, speaker
 
 HOURS = {
@@ -23,10 +23,16 @@ HOURS = {
     "hibari-words": 0.7, "pico-us-words": 0.7, "pico-gb-words": 0.7, "flite-rms-words": 0.5, "flite-awb-words": 0.5,
     "espeak": 6.0, "espeak-words": 1.5, "hibari-others": 10.0, "hibari-others-words": 1.0, "kokoro-words": 2.0,
     "hibari-others-definitions": 10.0, "rhvoice": 3.0, "rhvoice-words": 1.0, "piper-joe": 2.0,
-    "kokoro-others": 10.0, "kokoro": 20.0,
+    "hibari-others-dictionaries": 10.0, "pico-us-dictionaries": 4.0, "pico-gb-dictionaries": 4.0,
+    "flite-rms-dictionaries": 3.0, "rhvoice-dictionaries": 3.0, "kokoro-others": 10.0, "kokoro": 20.0,
 }  # fmt: skip
 """Hours wanted of each pack; the slow voices come last and may stop early."""
-KINDS: dict[str, Callable[[Sources], Sentences | Words | Definitions]] = {"-words": Words, "-definitions": Definitions}
+Text = Sentences | Words | Definitions | Dictionaries
+KINDS: dict[str, Callable[[Sources], Text]] = {
+    "-words": Words,
+    "-definitions": Definitions,
+    "-dictionaries": Dictionaries,
+}
 """What a pack says by the end of its name; others say sentences."""
 HELD_OUT = ("flite-slt", "festival-ked", "espeak-scotland")
 HELD_OUT_SENTENCES = 50
@@ -53,9 +59,7 @@ def plausible(samples: Samples, text: str) -> bool:
     return len(text) / 32 < max(seconds - 0.3, 0.1) and seconds - 0.9 < len(text) / 3 and 0 < seconds < 16
 
 
-def speak_all(
-    name: str, voice: str, pack: Pack, sentences: Sentences | Words | Definitions, wanted: Callable[[], bool]
-) -> None:
+def speak_all(name: str, voice: str, pack: Pack, sentences: Text, wanted: Callable[[], bool]) -> None:
     """Appends sentences to the pack while more is wanted; what is implausibly fast or slow is spoken anew."""
     speak = speaker(voice)
     while wanted():

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from corpus import SAMPLE_RATE, SPEECH, TARGET_ROW, TARGETS, Pack, Utterance, to_float
+from corpus import FRAGMENTS, SAMPLE_RATE, SPEECH, TARGET_ROW, TARGETS, Pack, Utterance, to_float
 from lessons import BASIS, Basis
 from manners import REVOICED
 from numpy.typing import NDArray
@@ -132,7 +132,9 @@ def main() -> None:
     if not (targets / BASIS).exists():
         find_basis(model, speech, targets / BASIS)
     names = sorted(path.stem for path in speech.glob("*.tsv") if path.stat().st_size)
-    names = args.packs or [name for name in names if not name.endswith(REVOICED) and name not in ("noise", "silence")]
+    names = args.packs or [
+        name for name in names if not name.endswith((REVOICED, FRAGMENTS)) and name not in ("noise", "silence")
+    ]
     with ProcessPoolExecutor(args.processes) as pool:
         for job in [pool.submit(teach, model, speech / name, targets) for name in names]:
             print(job.result(), flush=True)

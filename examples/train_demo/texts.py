@@ -1,6 +1,7 @@
 """Sentences to be spoken: game lines, WordNet phrases, grammars of numbers, dates, times, letters and commands."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
+import gzip
 import html
 import random
 import re
@@ -28,6 +29,8 @@ SYMBOLS = (
 """The characters of a keyboard, as they are dictated."""
 MIN_COUNT = 30
 """Of a word that is spoken on its own."""
+DICTIONARIES = "gcide foldoc jargon devil".split()
+"""Webster's of 1913 and later, computing, hackers' slang, and Ambrose Bierce's."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NAMES = (
     "Alice Bob Carol David Emma Frank Grace Henry Irene Jack Kate Laura Michael Nora Oliver Peter Rachel Sam Tom "
@@ -251,10 +254,11 @@ def wordnet_definitions(folder: Path) -> list[str]:
 
 
 def prose_sentences(paths: Iterable[Path]) -> list[str]:
-    """Whole sentences of 3 to 20 plain words out of texts or web pages: sayings, jokes, articles."""
+    """Whole sentences of 3 to 20 plain words out of texts, packed or not, or web pages: sayings, jokes, articles."""
     found = set()
     for path in paths:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".dz" else data).decode("utf-8", errors="replace")
         text = html.unescape(re.sub(r"<[^>]*>", " ", text)) if path.suffix == ".html" else text
         for paragraph in re.split(r"\n\s*\n|\n%\n|\n\s*--", text):
             plain = " ".join(paragraph.split()).replace("\u2019", "'")
@@ -292,6 +296,10 @@ class Sources:
     def definitions(self) -> list[str]:
         """All definitions of WordNet."""
         return wordnet_definitions(self.debian / "usr/share/wordnet")
+
+    def dictionaries(self) -> list[str]:
+        """Whole sentences out of dictionaries: definitions, and what Webster's quotes of older literature."""
+        return prose_sentences(self.debian / f"usr/share/dictd/{name}.dict.dz" for name in DICTIONARIES)
 
     def prose(self) -> list[str]:
         """Fortune cookies and articles."""
@@ -334,4 +342,15 @@ class Definitions:
 
     def draw(self, rng: random.Random) -> str:
         """A definition."""
+        return rng.choice(self.written)
+
+
+class Dictionaries:
+    """Sentences of dictionaries to be spoken: 55,000 different words."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.written = sources.dictionaries()
+
+    def draw(self, rng: random.Random) -> str:
+        """A sentence."""
         return rng.choice(self.written)
