@@ -2,6 +2,8 @@
 
 import math
 import subprocess
+import types
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -195,3 +197,38 @@ def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path):
     assert len(name) == 12
     file.write_text("2", encoding="utf-8")
     assert machine.commit(file) == f"{name}+"
+
+
+def installed(tmp_path, monkeypatch):
+    """A package that was installed from a folder, which is a repository: the module there."""
+    source, package = tmp_path / "source", tmp_path / "site-packages" / "u2moe"
+    for folder in (source, package):
+        (folder / "benchmarks/instruments").mkdir(parents=True)
+        (folder / "benchmarks/instruments/host.py").write_text("1", encoding="utf-8")
+    (package / "__init__.py").touch()  # comes from another folder
+    for words in (["init"], ["add", "."], ["commit", "-m", "one"]):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(source), *identity, *words], check=True, capture_output=True)
+    monkeypatch.setattr(machine, "__file__", str(package / "benchmarks/instruments/host.py"))
+    monkeypatch.setattr(machine, "installed_from", lambda _: source)
+    return source / "benchmarks/instruments/host.py"
+
+
+def test_commit_of_an_installed_package_is_that_of_the_folder_it_came_from(tmp_path, monkeypatch):
+    file = installed(tmp_path, monkeypatch)
+    assert len(machine.measured_commit()) == 12
+    file.write_text("2", encoding="utf-8")
+    assert machine.measured_commit() is None  # the folder has moved on
+
+
+@pytest.mark.parametrize(
+    ("noted", "folder"),
+    [('{"url": "file:///a%20b", "dir_info": {}}', Path("/a b")), ('{"url": "https://a.b/c.whl"}', None), (None, None)],
+)
+def test_pip_notes_where_a_package_came_from(monkeypatch, noted, folder):
+    monkeypatch.setattr(machine, "distribution", lambda _: types.SimpleNamespace(read_text=lambda _: noted))
+    assert machine.installed_from("u2moe") == folder
+
+
+def test_a_package_that_pip_does_not_know_has_no_source():
+    assert machine.installed_from("what-nobody-has-installed") is None

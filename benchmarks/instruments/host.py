@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import onnxruntime
@@ -60,7 +63,7 @@ def describe_machine() -> dict[str, Any]:
         "kernels": str(choose_kernels(checked_kernels(None), [CPU])),
         "providers": onnxruntime.get_available_providers(),
         "u2moe": version("u2moe"),
-        "commit": commit(Path(__file__)),
+        "commit": measured_commit(),
     }
 
 
@@ -116,6 +119,33 @@ def _kilobytes(file: Path, name: str) -> int | None:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def measured_commit() -> str | None:
+    """Commit of the code that runs: of its repository, or of the folder it was installed from, if that is the same."""
+    file = Path(__file__)
+    if own := commit(file):
+        return own
+    package, source = file.parents[2], installed_from("u2moe")
+    if source is None or not same_code(package, source):
+        return None
+    return commit(source / file.relative_to(package))
+
+
+def installed_from(name: str) -> Path | None:
+    """The local folder that a distribution was installed from, as pip notes it (PEP 610); None if it was none."""
+    try:
+        noted = distribution(name).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    url = urlsplit(json.loads(noted)["url"] if noted else "")
+    return Path(url2pathname(url.path)) if url.scheme == "file" else None
+
+
+def same_code(package: Path, source: Path) -> bool:
+    """Whether modules that an installed package and its sources have at the same place are equal."""
+    pairs = ((file, source / file.relative_to(package)) for file in package.rglob("*.py"))
+    return all(_read(file) == _read(copy) for file, copy in pairs if copy.exists())
 
 
 def commit(file: Path) -> str | None:
