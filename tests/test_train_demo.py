@@ -192,6 +192,21 @@ def test_the_network_of_the_training_computes_what_the_exported_one_does(experts
             assert float((logits - own)[inside].abs().max()) < 2e-5
 
 
+@pytest.mark.parametrize("sizes", [[3, None], [3, 1]])
+def test_each_view_is_heard_in_chunks_of_its_own(sizes):
+    torch.manual_seed(1)
+    config = small_config(0) | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
+    encoder = SpeechModel(parse_training_config(config).architecture).encoder
+    mels, lengths = torch.randn(4, 192, 80), torch.tensor([192, 150, 192, 150])
+    with torch.no_grad():
+        both, times = network.block_outputs(encoder, mels, lengths, sizes, 5)
+        for size, half in zip(sizes, (slice(2), slice(2, 4)), strict=True):
+            own, _ = network.block_outputs(encoder, mels[half], lengths[half], [size], 5)
+            valid = torch.arange(own[-1].shape[1]) < times[half].unsqueeze(1)
+            # float32 sums in another order; values are about 1
+            assert float((both[-1][half] - own[-1])[valid].abs().max()) < 2e-5
+
+
 @pytest.mark.parametrize("activation", ["swish", "relu"])
 @pytest.mark.parametrize("favourite", [None, 2])
 def test_a_mixture_and_its_gradients_are_those_of_the_exported_one(favourite, activation):
@@ -241,7 +256,7 @@ def test_every_layer_of_experts_takes_frames_and_tokens_that_are_no_padding(monk
     taken = []
     monkeypatch.setattr(routing, "load_loss", lambda logits, counts: taken.append(int(counts.sum())) or logits.sum())
     own = objective.Objective.of(config["model_conf"], channels=5)
-    _, _, times = objective.losses(model, batch, own, None, (False, True))
+    _, _, times = objective.losses(model, batch, own, [None], (False, True))
     each = [2 * int(times.sum())] * 4 + [2 * int((token_lengths + 1).sum())] * 2  # two experts for each, and eos
     assert taken == each
 

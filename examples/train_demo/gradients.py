@@ -76,15 +76,14 @@ class GradientSource:
         two_views = self.two_views and not task.easy
         batch = batch.twice() if two_views else batch
         frames = int(batch.lengths.sum())
-        chunk_size: int | None = None
+        chunk_sizes: list[int | None] = [None]
         directions: tuple[bool, ...] = ()
         if not task.easy:
             batch = replace(batch, mels=self.augmenter(batch.mels, batch.lengths))
-            chunk_size = random_chunk(batch.mels.shape[1] // self.model.config.encoder.subsampling_rate, rng)
+            time = batch.mels.shape[1] // self.model.config.encoder.subsampling_rate
+            chunk_sizes = [random_chunk(time, rng) for _ in range(1 + two_views)]
             directions = (rng.random() < self.objective.reverse_weight,)
-        parts, _, _ = losses(
-            self.model, batch.to(self.device), self.objective, chunk_size, directions, two_views=two_views
-        )
+        parts, _, _ = losses(self.model, batch.to(self.device), self.objective, chunk_sizes, directions)
         return parts, frames
 
     def add(self, task: Task, gradients: list[Tensor]) -> Outcome:

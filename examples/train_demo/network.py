@@ -5,6 +5,7 @@ convolutions, dense or with experts, and two attention decoders.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -65,7 +66,7 @@ class Sight:
     keys: Tensor
     """0 for frames that exist, `HIDDEN` for padding [batch, 1, 1, time]."""
     chunks: Tensor | None
-    """0 inside the chunk and before it, `HIDDEN` behind it [time, time]; None: full context."""
+    """0 inside the chunk and before it, `HIDDEN` behind it [1 or batch, 1, time, time]; None: full context."""
     real: Tensor
     """Whether frames exist, or are padding [batch, time]."""
     valid: Tensor
@@ -153,19 +154,30 @@ def head(model: SpeechModel) -> nn.Module | None:
     return dict(model.named_children()).get(HEAD)
 
 
+def hidden_chunks(time: int, chunk_sizes: Sequence[int | None], batch_size: int) -> Tensor | None:
+    """What lies behind the chunk of each frame, see `Sight`; each size is for an equal share of the batch."""
+    if not any(chunk_sizes):
+        return None
+    seen = torch.stack([chunk_mask(time, size or time, -1) for size in chunk_sizes]).unsqueeze(1)
+    return HIDDEN * (~seen if len(seen) == 1 else ~seen.repeat_interleave(batch_size // len(seen), 0))
+
+
 def block_outputs(
-    encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
+    encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_sizes: Sequence[int | None], channels: int
 ) -> tuple[list[Tensor], Tensor]:
-    """What each block of the encoder makes of some features [batch, time, dim], and their lengths."""
+    """What each block of the encoder makes of some features [batch, time, dim], and their lengths.
+
+    Each of `chunk_sizes` (None: all frames are seen) is for an equal share of the batch.
+    """
     kind = front(encoder.embed)[0].weight.dtype
     x = subsample(encoder.embed, present(encoder.global_cmvn)(mels).to(kind), channels)
     time = x.shape[1]
     times = encoder.embed.output_lengths(lengths)
     real = torch.arange(time, device=x.device) < times.unsqueeze(1)
-    chunks = None if chunk_size is None else HIDDEN * (~chunk_mask(time, chunk_size, -1)).to(x)
+    chunks = hidden_chunks(time, chunk_sizes, len(x))
     sight = Sight(
         keys=HIDDEN * (~real).to(kind).view(len(x), 1, 1, time),
-        chunks=chunks,
+        chunks=None if chunks is None else chunks.to(x),
         real=real,
         valid=real.to(kind).unsqueeze(-1),
         positions=positional_encoding(torch.arange(time, device=x.device), encoder.config.dim).to(kind),
@@ -181,7 +193,7 @@ def encode(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
 ) -> tuple[Tensor, Tensor]:
     """As `SpeechEncoder.forward`."""
-    outputs, times = block_outputs(encoder, mels, lengths, chunk_size, channels)
+    outputs, times = block_outputs(encoder, mels, lengths, [chunk_size], channels)
     return encoder.after_norm(outputs[-1]), times
 
 

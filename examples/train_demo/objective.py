@@ -1,6 +1,7 @@
 """The loss of U2++: CTC, and attention decoders in both directions, of which every batch trains one at random."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,17 +145,16 @@ def losses(
     model: SpeechModel,
     batch: Batch,
     objective: Objective,
-    chunk_size: int | None,
+    chunk_sizes: Sequence[int | None],
     directions: tuple[bool, ...],
-    *,
-    two_views: bool = False,
 ) -> tuple[Losses, Tensor, Tensor]:
-    """Losses of a batch whose encoder sees `chunk_size` frames at once (None: all), the encoder's output and times.
+    """Losses of a batch, the encoder's output and times.
 
-    `directions` are the decoders that take part: False reads forwards, True backwards. With `two_views` the second half
-    of the batch is what the first says, under other conditions.
+    `chunk_sizes` says how many frames the encoder sees at once (None: all), for each view of the speech: with two, the
+    second half of the batch is what the first says, under other conditions. `directions` are the decoders that take
+    part: False reads forwards, True backwards.
     """
-    outputs, times = block_outputs(model.encoder, batch.mels, batch.lengths, chunk_size, objective.channels)
+    outputs, times = block_outputs(model.encoder, batch.mels, batch.lengths, chunk_sizes, objective.channels)
     encoder_out, answer = model.encoder.after_norm(outputs[-1]), head(model)
     taught = None
     if answer is not None and batch.targets is not None:
@@ -168,7 +168,7 @@ def losses(
         ctc=ctc_loss(log_probs, times, batch, model.config.blank),
         left=attention.get(False),
         right=attention.get(True),
-        consistency=consistency(log_probs, times, batch) if two_views else None,
+        consistency=consistency(log_probs, times, batch) if len(chunk_sizes) == 2 else None,
         teacher=taught,
     )
     return parts, encoder_out, times

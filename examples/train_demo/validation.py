@@ -53,7 +53,7 @@ def validate(
     for chunk_size in CHUNK_SIZES:
         errors, sums, count, distances = WordErrors(), torch.zeros(3), 0, list[Tensor]()
         for batch in corpus.in_order(num_frames):
-            parts, encoder_out, times = losses(model, batch.to(str(device)), objective, chunk_size, (False, True))
+            parts, encoder_out, times = losses(model, batch.to(str(device)), objective, [chunk_size], (False, True))
             assert parts.left is not None
             assert parts.right is not None
             sums += torch.stack((parts.ctc, parts.left, parts.right)).cpu() * len(batch.texts)
