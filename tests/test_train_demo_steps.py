@@ -1,9 +1,11 @@
 """Parts of a step of the demo model's recipe: the conditions that are drawn for a batch, and the optimizer."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
@@ -135,3 +137,43 @@ def test_a_run_brings_its_own_logs_to_another_machine(tmp_path):
     log.write_text("of before\nof now\n")
     reports.bring_logs(tmp_path / "run/dense.pt", tmp_path / "dense")
     assert log.read_text() == "of before\nof now\n"
+
+
+class Words:
+    """A tokenizer that knows a word only by its length."""
+
+    def encode(self, text):
+        return tuple(len(word) for word in text.split())
+
+
+def test_some_items_begin_and_end_abruptly_and_some_after_a_pause(tmp_path):
+    """70 frames of speech after 30 silent ones and before 50; one clip says nothing, and one word is very short."""
+    loudness = [10] * 30 + [200] * 70 + [10] * 50
+    with corpus.Pack(tmp_path / "pico-us", corpus.MELS) as pack:
+        for number in range(300):
+            pack.append(np.full((150, corpus.NUM_MELS), np.array(loudness)[:, None]), str(number), "GO ON")
+        pack.append(np.full((150, corpus.NUM_MELS), np.array(loudness)[:, None]), "nobody", "")
+        pack.append(np.full((60, corpus.NUM_MELS), np.array([10] * 25 + [200] * 10 + [10] * 25)[:, None]), "short", "A")
+    heard = batches.Corpus([tmp_path / "pico-us"], Words())
+    items = heard.items(random.Random(1), 200, {})
+    kinds = {"abrupt": 0, "drawn out": 0, "as it is": 0}
+    for item in items:
+        (clip,), (before, behind) = item.clips, item.edges
+        batch = heard.batch([item])
+        assert int(batch.lengths[0]) == item.num_frames
+        if clip.voice == "nobody":
+            assert item.edges == (0, 0)
+        if clip.voice == "short":
+            assert item.num_frames >= batches.SHORTEST
+            continue
+        for edge, silence in ((before, 30), (behind, 50)):
+            kinds["abrupt" if edge < 0 else "drawn out" if edge else "as it is"] += 1
+            assert edge < batches.SILENCE
+            assert edge >= 0 or int(silence / item.tempo) - batches.CLOSE <= -edge <= silence / item.tempo
+        if item.tempo == 1 and clip.voice != "nobody":
+            level = batch.mels[0, : item.num_frames, 0]
+            speech = (level > corpus.MEL_FLOOR + 100 * corpus.MEL_STEP).nonzero()
+            assert int(speech[0]) == 30 + before
+            assert item.num_frames - 1 - int(speech[-1]) == 50 + behind
+    # 602 edges, a fifth of them each
+    assert all(90 < kinds[kind] < 150 for kind in ("abrupt", "drawn out"))

@@ -25,6 +25,12 @@ SUBSAMPLING, CENTER = 6, 5
 """Mel frames of a frame of the encoder, and the middle one of those that the first of them sees."""
 JOINED = 0.125
 """Share of the utterances that others of the same pack follow."""
+ABRUPT, DRAWN_OUT = 0.2, 0.2
+"""Share of the items that begin, or end, within `CLOSE` frames of what is said, or with up to `SILENCE` frames more;
+none gets shorter than `SHORTEST`."""
+CLOSE, SILENCE, SHORTEST = 3, 50, 40
+QUIET = 0.25
+"""Of the range of a clip's levels: what is below is silence."""
 TENSORS = ("mels", "lengths", "tokens", "token_lengths", "targets")
 NO_PORTIONS: Mapping[str, float] = {}
 
@@ -97,6 +103,22 @@ class Item:
 
     clips: list[Clip]
     tempo: float
+    edges: tuple[int, int] = (0, 0)
+    """Frames of silence that are added before and behind, or taken away where it is less than 0."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips."""
+        return sum(num_frames(clip, self.tempo) for clip in self.clips) + sum(self.edges)
+
+    def places(self) -> list[Tensor]:
+        """Where the frames of each clip lie in it."""
+        found = [played(clip, self.tempo) for clip in self.clips]
+        before, behind = self.edges
+        found[0] = torch.cat([found[0][:1].expand(max(before, 0)), found[0][max(-before, 0) :]])
+        last = len(found[-1])
+        found[-1] = torch.cat([found[-1][: last + min(behind, 0)], found[-1][-1:].expand(max(behind, 0))])
+        return found
 
 
 class Corpus:
@@ -156,7 +178,7 @@ class Corpus:
 
     def batch(self, items: list[Item]) -> Batch:
         """A batch of items, padded to a multiple of `FRAME_GRID` frames and `TOKEN_GRID` tokens."""
-        places = [[played(clip, item.tempo) for clip in item.clips] for item in items]
+        places = [item.places() for item in items]
         mels = [
             torch.cat([self.frames(clip, place) for clip, place in zip(item.clips, own, strict=True)])
             for item, own in zip(items, places, strict=True)
@@ -198,11 +220,34 @@ class Corpus:
                 if clip.length < room and clip.voice == items[-1].clips[0].voice:
                     items[-1].clips.append(clip)
                 else:
-                    items.append(Item([clip], rng.uniform(0.85, 1.2) if rng.random() < 0.5 else 1.0))
+                    tempo = rng.uniform(0.85, 1.2) if rng.random() < 0.5 else 1.0
+                    items.append(Item([clip], tempo))
                     joins = longest == MAX_FRAMES and rng.random() < JOINED
                     room = rng.randrange(300, MAX_FRAMES) if joins else 0
                 room -= clip.length
-        return items
+        return [replace(item, edges=self.edges(item, rng)) for item in items]
+
+    def edges(self, item: Item, rng: random.Random) -> tuple[int, int]:
+        """How much silence an item loses or gets: a recording may begin with a word, or long before it."""
+        first, last = item.clips[0], item.clips[-1]
+        if not first.tokens:
+            return 0, 0
+        before = self._edge(lambda: int(self.silence(first)[0] / item.tempo), rng)
+        behind = self._edge(lambda: int(self.silence(last)[1] / item.tempo), rng)
+        return (before, behind) if item.num_frames + before + behind >= SHORTEST else (0, 0)
+
+    def _edge(self, silence: Callable[[], int], rng: random.Random) -> int:
+        kind, some = rng.random(), rng.random()
+        if kind < ABRUPT:
+            return -max(silence() - int(some * (CLOSE + 1)), 0)
+        return int(some * SILENCE) if kind < ABRUPT + DRAWN_OUT else 0
+
+    def silence(self, clip: Clip) -> tuple[int, int]:
+        """Frames before and behind all that is not `QUIET`."""
+        levels = self.rows[clip.pack][clip.offset : clip.offset + clip.length].mean(1)
+        low, high = np.quantile(levels, (0.02, 0.95))
+        loud = np.flatnonzero(levels > low + QUIET * (high - low))
+        return (int(loud[0]), clip.length - 1 - int(loud[-1])) if len(loud) else (0, 0)
 
     def epoch(
         self,
@@ -252,7 +297,7 @@ def bucketed(items: list[Item], batch_frames: int) -> list[list[Item]]:
     """
     buckets: dict[int, list[Item]] = {}
     for item in items:
-        length = sum(num_frames(clip, item.tempo) for clip in item.clips)
+        length = item.num_frames
         buckets.setdefault(length + -length % FRAME_GRID, []).append(item)
     batches: list[list[Item]] = []
     rest: list[Item] = []
