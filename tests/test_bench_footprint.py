@@ -226,7 +226,8 @@ def test_commit_of_an_installed_package_is_that_of_the_folder_it_came_from(tmp_p
     [('{"url": "file:///a%20b", "dir_info": {}}', Path("/a b")), ('{"url": "https://a.b/c.whl"}', None), (None, None)],
 )
 def test_pip_notes_where_a_package_came_from(monkeypatch, noted, folder):
-    monkeypatch.setattr(machine, "distribution", lambda _: types.SimpleNamespace(read_text=lambda _: noted))
+    built, own = (types.SimpleNamespace(read_text=lambda _, note=note: note) for note in (None, noted))
+    monkeypatch.setattr(machine, "distributions", lambda name: [built, own])
     assert machine.installed_from("u2moe") == folder
 
 

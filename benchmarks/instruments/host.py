@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -134,11 +134,9 @@ def measured_commit() -> str | None:
 
 def installed_from(name: str) -> Path | None:
     """The local folder that a distribution was installed from, as pip notes it (PEP 610); None if it was none."""
-    try:
-        noted = distribution(name).read_text("direct_url.json")
-    except PackageNotFoundError:
-        return None
-    url = urlsplit(json.loads(noted)["url"] if noted else "")
+    # a folder in which the package was built has metadata as well, but no note
+    notes = [note for found in distributions(name=name) if (note := found.read_text("direct_url.json"))]
+    url = urlsplit(json.loads(notes[0])["url"] if notes else "")
     return Path(url2pathname(url.path)) if url.scheme == "file" else None
 
 
