@@ -125,6 +125,16 @@ def test_two_views_are_heard_in_every_step(work_dir):
 
 
 @pytest.mark.usefixtures("no_easy_phase")
+def test_two_views_have_chunks_of_their_own(work_dir, monkeypatch):
+    seen = []
+    losses = objective.losses
+    monkeypatch.setattr(gradients, "losses", lambda *arguments: seen.append(arguments[3]) or losses(*arguments))
+    run(work_dir, "chunks", 24, "--views", 2)
+    pairs = [tuple(sizes) for sizes in seen if len(sizes) == 2]
+    assert any((first is None) != (second is None) for first, second in pairs)
+
+
+@pytest.mark.usefixtures("no_easy_phase")
 def test_a_run_may_get_a_teacher_and_goes_on_with_it(work_dir, capsys):
     rng = np.random.default_rng(2)
     width = corpus.TARGETS.width

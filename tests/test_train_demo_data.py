@@ -301,7 +301,8 @@ def test_packs_of_fragments_are_filled_once(tmp_path, monkeypatch):
         source.append(np.ones(300 * fragments.FRAME), "sky-A", "YOU WIN NOW IT IS TOO LATE FRIEND")
         source.append(np.ones(300 * fragments.FRAME), "sky-B", "NOT IN THE DICTIONARY")
     for _ in range(2):
-        fragments.cut(source, tmp_path / fragments.name_of("sky-train"))
+        told = fragments.cut(source, tmp_path / fragments.name_of("sky-train"))
+        assert told == "sky-fragments: 2 fragments, 0.00 h; 1 of 2 lines could not be aligned"
     pack = corpus.Pack(tmp_path / "sky-fragments", corpus.SPEECH)
     assert [(entry.voice, entry.text.count(" ")) for entry in pack.utterances] == [("sky-A", 2), ("sky-A", 0)]
     assert prepare.plan("sky-fragments") == (2, 0.12)

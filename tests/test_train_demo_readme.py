@@ -42,7 +42,7 @@ noise = lambda seconds: (0.1 * np.random.default_rng(1).standard_normal(int(seco
 
 import corpus, fragments, phones, prepare, synthesize, teacher, testsets, voices
 
-synthesize.HOURS = {"hibari": 0.01, "espeak": 0.005, "hibari-words": 0.003}
+synthesize.HOURS = {"hibari": 0.01, "espeak": 0.005, "hibari-words": 0.003, "pico-us-dictionaries": 0.003}
 synthesize.HELD_OUT_SENTENCES = 2
 synthesize.speaker = lambda voice: lambda text, rng: voices.Speech(noise(0.5 + len(text) / 14), 16000)
 prepare.NUM_SENTENCES, prepare.NUM_SILENCES = 4000, 3
@@ -123,6 +123,9 @@ def write_packages(folder):
     """What the recipe reads of the Debian packages, in a few lines each."""
     share = folder / "usr/share"
     write_wordnet(share)
+    (share / "dictd").mkdir()
+    for name in ("gcide", "foldoc", "jargon", "devil"):
+        (share / f"dictd/{name}.dict.dz").write_bytes(gzip.compress(f"{name}\n\n   What one finds in it.\n".encode()))
     (share / "games/fortunes").mkdir(parents=True)
     (share / "games/fortunes/wisdom").write_text("Never feed a sleeping dragon.\n")
     (share / "doc/anarchism").mkdir(parents=True)
@@ -186,6 +189,7 @@ def test_the_recipe_runs_from_its_readme(recipe, run):
         if "revoice" not in line or importlib.util.find_spec("pyworld"):
             run(line)
     assert (recipe / "exp/features/queen-fragments.tsv").stat().st_size
+    assert "WHAT ONE FINDS IN IT" in (recipe / "exp/features/pico-us-dictionaries.tsv").read_text()
     resumed, compacted, copied, started, scored, *_ = commands("Going on with the run")
     run(copied)
     begun = torch.load(recipe / "run/dense.pt", weights_only=True)["progress"]["step"]

@@ -88,16 +88,20 @@ def cut(source: Pack, path: Path) -> str:
     """Fills the pack of a pack's fragments; returns a line for the terminal."""
     aligner, rows = Aligner(), source.map()
     with Pack(path, SPEECH) as pack:
-        number = 0
+        number = unaligned = 0
         for line in source.utterances:
             samples = to_float(rows[line.offset : line.offset + line.length])
             rng = random.Random(f"{path.name} {line.offset}")
-            for piece, text in fragments(samples, aligner.words(samples, line.text) or [], rng):
+            words = aligner.words(samples, line.text)
+            unaligned += words is None
+            for piece, text in fragments(samples, words or [], rng):
                 if plausible(piece, text):
                     number += 1
                     if number > len(pack.utterances):
                         pack.append(to_pcm(piece), line.voice, text)
-        return f"{path.name}: {len(pack.utterances)} fragments, {pack.num_rows / SAMPLE_RATE / 3600:.2f} h"
+        hours = pack.num_rows / SAMPLE_RATE / 3600
+        lines = f"{unaligned} of {len(source.utterances)} lines could not be aligned"
+        return f"{path.name}: {len(pack.utterances)} fragments, {hours:.2f} h; {lines}"
 
 
 def main() -> None:

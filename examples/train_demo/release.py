@@ -81,7 +81,7 @@ class Release:
         yield Stage(name="install", work=install, reads=[self.source, self.int8], makes=installed)
 
     def results(self) -> Iterator[Stage]:
-        """What is measured of it, in any order."""
+        """What is counted of it, in any order."""
         options = ("--work-dir", self.work_dir)
 
         def evaluate() -> None:
@@ -92,6 +92,17 @@ class Release:
             call("experts.py", "--checkpoint", self.source, *options)
             call("specialists.py", "--checkpoint", self.source, *options)
 
+        reads = [self.float32, self.int8, *self.tests, *self.dev, HERE / "evaluate.py"]
+        yield Stage(name="evaluate", work=evaluate, reads=reads, makes=[RESULTS / "wer.json"])
+        reads = [self.source, *self.tests, HERE / "experts.py", HERE / "specialists.py"]
+        made = [RESULTS / "experts.json", RESULTS / "specialists.json"]
+        yield Stage(name="experts", work=experts, reads=reads, makes=made)
+
+    def quantization(self) -> Stage:
+        """What it costs to quantize: words, and time, for which nothing else may run."""
+        reports = [RESULTS / f"quantization{name}.json" for name in ("", "-int4", "-int4-calibrated")]
+        options = ("--work-dir", self.work_dir)
+
         def report() -> None:
             manifest = joined(self.dev, self.folder / "dev.tsv")
             call("calibration.py", self.folder / "calibration", *options)
@@ -101,14 +112,8 @@ class Release:
                 words = ("--recipe", *kind, "--manifest", manifest, "--report", file, "--overwrite")
                 call("-m", "u2moe", "quantize", self.float32, self.folder / f"{file.stem}-reported", *words)
 
-        reads = [self.float32, self.int8, *self.tests, *self.dev, HERE / "evaluate.py"]
-        yield Stage(name="evaluate", work=evaluate, reads=reads, makes=[RESULTS / "wer.json"])
-        reads = [self.source, *self.tests, HERE / "experts.py", HERE / "specialists.py"]
-        made = [RESULTS / "experts.json", RESULTS / "specialists.json"]
-        yield Stage(name="experts", work=experts, reads=reads, makes=made)
         reads = [self.float32, *self.dev, *code("quantize"), HERE / "calibration.py"]
-        reports = [RESULTS / f"quantization{name}.json" for name in ("", "-int4", "-int4-calibrated")]
-        yield Stage(name="quantization", work=report, reads=reads, makes=reports)
+        return Stage(name="quantization", work=report, reads=reads, makes=reports)
 
     def pages(self) -> Stage:
         """What is said of it."""
@@ -138,6 +143,7 @@ def main() -> None:
     for stage in release.bundle():
         run(stage, records, show)
     run_together(release.results(), records, show)
+    run(release.quantization(), records, show)
     run(release.pages(), records, show)
 
 

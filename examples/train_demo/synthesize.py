@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from corpus import SAMPLE_RATE, SPEECH, Pack, resample, to_pcm
 from spelling import normalize
-from texts import Definitions, Dictionaries, Sentences, Sources, Words
+from texts import Sentences, Sources, Words, Written
 from voices import Samples, speaker
 
 HOURS = {
@@ -27,11 +27,11 @@ HOURS = {
     "flite-rms-dictionaries": 3.0, "rhvoice-dictionaries": 3.0, "kokoro-others": 10.0, "kokoro": 20.0,
 }  # fmt: skip
 """Hours wanted of each pack; the slow voices come last and may stop early."""
-Text = Sentences | Words | Definitions | Dictionaries
+Text = Sentences | Words | Written
 KINDS: dict[str, Callable[[Sources], Text]] = {
     "-words": Words,
-    "-definitions": Definitions,
-    "-dictionaries": Dictionaries,
+    "-definitions": lambda sources: Written(sources.definitions()),
+    "-dictionaries": lambda sources: Written(sources.dictionaries()),
 }
 """What a pack says by the end of its name; others say sentences."""
 HELD_OUT = ("flite-slt", "festival-ked", "espeak-scotland")

@@ -334,23 +334,12 @@ class Words:
         return brief(rng) if rng.random() < 0.9 else rng.choice(self.frequent)
 
 
-class Definitions:
-    """Definitions of WordNet to be spoken: far more words than the other sentences have."""
+class Written:
+    """Sentences to be spoken as they are written somewhere, each as likely as the others."""
 
-    def __init__(self, sources: Sources) -> None:
-        self.written = sources.definitions()
-
-    def draw(self, rng: random.Random) -> str:
-        """A definition."""
-        return rng.choice(self.written)
-
-
-class Dictionaries:
-    """Sentences of dictionaries to be spoken: 55,000 different words."""
-
-    def __init__(self, sources: Sources) -> None:
-        self.written = sources.dictionaries()
+    def __init__(self, sentences: list[str]) -> None:
+        self.sentences = sentences
 
     def draw(self, rng: random.Random) -> str:
         """A sentence."""
-        return rng.choice(self.written)
+        return rng.choice(self.sentences)
