@@ -170,7 +170,7 @@ def read_blocks(
         )
         try:
             resampler = Resampler(source.samplerate, sample_rate)
-            mixer = _Mixer(name, source.channels, channel)
+            mixer = _Mixer(name, source.channels, source.samplerate, channel)
             num_read, stop = _span(source, start, end)
             size = max(int(block_s * source.samplerate), 1)
             error: Exception | None = None
@@ -179,7 +179,9 @@ def read_blocks(
                 if not len(block):
                     break
                 num_read += len(block)
-                yield resampler.accept(mixer.mix(block))
+                mixed, unusable = mixer.mix(block)
+                error = unusable or error
+                yield resampler.accept(mixed)
             if error is not None:
                 raise error
             yield resampler.finish()
@@ -225,19 +227,31 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
 class _Mixer:
     """Mixes channels to one, and detects whether they cancel each other."""
 
-    def __init__(self, name: str, num_channels: int, channel: int | None) -> None:
+    def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
         if channel is not None and not 0 <= channel < num_channels:
             raise AudioError(f"there is no channel {channel}: it has {num_channels}, counted from 0")
         self._name = name
         self._channel = channel
+        self._unit = max(int(_READ_S * sample_rate), 1)
         self._energies = np.zeros(2)
         """Energy of the average, and average energy of the channels."""
 
-    def mix(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """One channel [n] from frames [n, channels]."""
-        if self._channel is not None or block.shape[1] == 1:
-            return as_samples(block[:, self._channel or 0])
-        mixed = as_samples(block.mean(axis=1))
+    def mix(self, block: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+        """One channel [n] from frames [n, channels], up to what cannot be used; and the error about that."""
+        is_chosen = self._channel is not None or block.shape[1] == 1
+        mixed, error = self._usable(block[:, self._channel or 0] if is_chosen else block.mean(axis=1))
+        if not is_chosen:
+            self._look_for_cancelling(mixed, block[: len(mixed)])
+        return mixed, error
+
+    def _usable(self, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+        try:
+            return as_samples(samples), None
+        except AudioError as error:
+            first = int(np.argmin(np.abs(samples) <= _LOUDEST))  # NaN is not, either
+            return as_samples(samples[: max(first - self._unit, 0)]), error
+
+    def _look_for_cancelling(self, mixed: npt.NDArray[np.float32], block: npt.NDArray[np.float32]) -> None:
         before = self._cancels
         self._energies += (float(np.square(mixed).sum()), float(np.square(block).sum() / block.shape[1]))
         if self._cancels and not before:
@@ -246,7 +260,6 @@ class _Mixer:
                 AudioWarning,
                 stacklevel=2,
             )
-        return mixed
 
     @property
     def _cancels(self) -> bool:
@@ -305,7 +318,14 @@ def _search(folder: Path) -> tuple[list[Path], list[Path]]:
     """Audio files below a folder, and files and folders that cannot be read."""
     inside: list[Path] = []
     passed_over: list[Path] = []
-    for place, _, names in os.walk(folder, onerror=lambda error: passed_over.append(Path(error.filename))):
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(
+        folder, onerror=lambda error: passed_over.append(Path(error.filename)), followlinks=True
+    ):
+        # A folder is searched once, even if links to it form a circle.
+        targets = {os.path.realpath(Path(place, name)): name for name in sorted(folders, reverse=True)}
+        folders[:] = sorted(name for target, name in targets.items() if target not in seen)
+        seen.update(targets)
         for file in (Path(place, name) for name in names if not name.startswith(APPLE_DOUBLE)):
             if file.suffix.lower() in FILE_SUFFIXES or (_is_media(file) and has_media()):
                 inside.append(file)

@@ -173,6 +173,9 @@ class MediaFile:
 
     def _stated_s(self) -> float | None:
         """Length of the track in seconds by the header."""
+        codec = self._stream.codec_context.name
+        if self._container.format.name == "caf" and codec.startswith("pcm") and self._stream.frames:
+            return float(self._stream.frames / self._stream.rate)
         if not _STATES_LENGTH.search(self._container.format.name):
             return None
         if self._container.format.name.startswith("mov") and self._stream.duration is not None:

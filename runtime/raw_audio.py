@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     from u2moe.runtime.audio_file import File
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 ENCODINGS = {"s16le": ("<i2", 2.0**-15), "s32le": ("<i4", 2.0**-31), "f32le": ("<f4", 1.0)}
 """Element type and scale of each encoding, by ffmpeg's name for it."""
 _MOST_CHANNELS = 1024
+_POLL_S = 0.01
+"""Seconds between two looks at a pipe that does not block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class RawAudio:
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
             raise ValueError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
+        object.__setattr__(self, "sample_rate", checked_number("sample_rate", self.sample_rate, above=0, unit="Hz"))
+        is_readable = isinstance(self.file, str | os.PathLike | bytes | bytearray | memoryview)
+        if not (is_readable or hasattr(self.file, "read")):
+            raise ValueError(f"file must be a path, bytes or a binary file object, got {self.file!r}")
         is_integer = isinstance(self.num_channels, int) and not isinstance(self.num_channels, bool)
         if not (is_integer and 1 <= self.num_channels <= _MOST_CHANNELS):
             raise ValueError(f"num_channels must be between 1 and {_MOST_CHANNELS}, got {self.num_channels!r}")
@@ -87,8 +95,7 @@ class RawFile:
         frame = self._kind.itemsize * self.channels
         content = self._rest
         while len(content) < frame and size > 0:
-            read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all of it
-            more = read(size * frame - len(content))
+            more = self._read_some(size * frame - len(content))
             if not more:
                 break
             content += more
@@ -96,6 +103,16 @@ class RawFile:
         self._rest = content[num_bytes:]
         samples = np.frombuffer(content[:num_bytes], self._kind).reshape(-1, self.channels)
         return samples.astype(np.float32) * np.float32(self._scale)
+
+    def _read_some(self, num_bytes: int) -> bytes:
+        """What there is, at least one byte; nothing at the end."""
+        read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all of it
+        more: bytes | None = read(num_bytes)
+        if not more and _is_non_blocking(self._stream):
+            read = getattr(self._stream, "raw", self._stream).read  # whose None is "not yet", and b"" is the end
+            while (more := read(num_bytes)) is None:
+                time.sleep(_POLL_S)
+        return more or b""
 
     def seek(self, frame: int) -> None:
         """Move forward to a frame, counted from here."""
@@ -106,3 +123,11 @@ class RawFile:
         """What is missing at the end."""
         del num_read
         return f"ends with {len(self._rest)} bytes of an unfinished sample: it was cut off" if self._rest else None
+
+
+def _is_non_blocking(stream: Any) -> bool:
+    """Whether reading returns nothing where there is nothing yet: a parent process may leave a pipe like this."""
+    try:
+        return not os.get_blocking(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # not of the system, closed, or Windows before Python 3.12
+        return False

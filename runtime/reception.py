@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 class Reception:
     """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
+    With `knows_last`, whether a window is the last is known when it is taken; see `Windows`.
+
     Attributes:
         num_samples: samples received, at the model's rate.
         is_finished: whether the input is finished.
         window: features [frames, mel] of the last window taken.
     """
 
-    def __init__(self, manifest: Manifest, chunk_size: int | None) -> None:
+    def __init__(self, manifest: Manifest, chunk_size: int | None, *, knows_last: bool = False) -> None:
         self.num_samples = 0
         self.is_finished = False
         self.window = np.zeros((0, manifest.model.feature_size), np.float32)
@@ -35,7 +37,7 @@ class Reception:
         self._sample_rate = manifest.features.sample_rate
         self._resampler: Resampler | None = None
         self._features = FeatureStream(manifest.features)
-        self._windows = Windows(manifest.model, chunk_size)
+        self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
         self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
         self._levels_start = 0
 

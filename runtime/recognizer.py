@@ -31,6 +31,7 @@ from u2moe.runtime.recording import Blocks, recognize
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.source import Source
 from u2moe.runtime.stream import Stream
+from u2moe.runtime.validation import checked_options
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,7 +74,7 @@ class Recognizer:
         self.bundle = bundle
         self.model = model
         self.vocabulary = bundle.vocabulary
-        self.options = options or DecodingOptions()
+        self.options = checked_options("options", options, DecodingOptions())
         self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
         self._check(self.options)
         self.context = self._context(hotwords)
@@ -155,7 +156,7 @@ class Recognizer:
             StreamError: the bundle cannot stream, or does not support `options`.
             ValueError: the vocabulary cannot spell a hotword.
         """
-        options = options or self.options
+        options = checked_options("options", options, self.options)
         chunk_size = options.chunk_size or self.model.config.static_chunk_size or STREAM_CHUNK_SIZE
         check_chunks(self.model.config, chunk_size, options.num_left_chunks)
         return self._stream(options, chunk_size, hotwords)
@@ -176,7 +177,7 @@ class Recognizer:
             StreamError: the bundle does not support `options`.
             ValueError: the vocabulary cannot spell a hotword.
         """
-        options = options or self.options
+        options = checked_options("options", options, self.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         chunk_size = options.chunk_size
         if chunk_size is None and self.model.config.streaming:
@@ -192,7 +193,10 @@ class Recognizer:
         Raises:
             ProviderError: running a graph failed; the streams that have a `failure` must be reset.
             StreamError: another thread is decoding one of the streams.
+            ValueError: one of the streams is of another model.
         """
+        if not all(stream.source.is_of(self.model) for stream in streams):
+            raise ValueError("this stream was created by a recogniser with another model: decode it with that one")
         self._pipeline.decode([stream.source for stream in dict.fromkeys(streams)])
 
     def transcribe(

@@ -82,6 +82,8 @@ def recognize(
     """
     if vad is None:
         return _whole(recognizer, stream, blocks)
+    if not hasattr(vad, "speech"):
+        raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
     rate = recognizer.bundle.manifest.features.sample_rate
     if rate != vad.sample_rate:
         raise ValueError(f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model's is {rate} Hz")

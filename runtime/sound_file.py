@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -15,8 +16,8 @@ from u2moe.runtime.errors import AudioWarning
 if TYPE_CHECKING:
     import soundfile
 
-_STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""libsndfile's log message about a WAV, AIFF, AU or W64 file that is shorter than its header states."""
+_STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
 """Lengths from this value on mean "until the end", as written by programs that write to pipes."""
 _LONGEST_HEADER = 1 << 20
@@ -47,7 +48,7 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
     if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
         stated_s = sound.frames / sound.samplerate
         return f"holds {stated_s - missing_s:.1f} of the {stated_s:.1f} s that its header states: it was cut off"
-    if sound.format == "OGG" and isinstance(sound.name, str | os.PathLike) and not _has_last_ogg_page(Path(sound.name)):
+    if sound.format == "OGG" and not _ends_with_last_ogg_page(sound.name):
         return "ends without the last page of its Ogg stream: it was cut off"
     return None
 
@@ -110,8 +111,10 @@ class _Repaired(io.RawIOBase):
         return len(content)
 
 
-def _has_last_ogg_page(file: Path) -> bool:
-    with file.open("rb") as stream:
+def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
+    """Whether the last page of an Ogg file is whole and marked as the last; it has been read to its end."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(Path(file).open("rb")) if isinstance(file, str | os.PathLike) else file
         stream.seek(max(stream.seek(0, os.SEEK_END) - _OGG_TAIL, 0))
         tail = stream.read()
     page = tail[max(tail.rfind(b"OggS"), 0) :]

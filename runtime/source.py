@@ -77,24 +77,42 @@ class Source:
         self._model = model
         self._vocabulary = vocabulary
         self._lock = threading.RLock()
-        self._claim = threading.Lock()
+        self._released = threading.Condition(self._lock)
+        self._decoder: int | None = None
+        self._num_resets = 0
         self._endpointer = Endpointer(options.endpoint, self.frame_s, model.config.blank) if options.endpoint else None
         self.reset()
 
     def reset(self) -> None:
-        """Discard everything and start a new source."""
+        """Discard everything and start a new source, after the work of a thread that is decoding this one.
+
+        Raises:
+            StreamError: it is this thread that is decoding.
+        """
         with self._lock:
+            if self._decoder == threading.get_ident():
+                raise StreamError("this stream cannot be reset while it is decoded, by the thread that decodes it")
+            self._num_resets += 1
+            try:
+                self._released.wait_for(lambda: self._decoder is None)
+            finally:
+                self._num_resets -= 1
+                self._released.notify_all()
             chunk_size = self.options.chunk_size
             if chunk_size is None and self.options.endpoint is not None:
                 chunk_size = round(LONGEST_WINDOW_S / self.frame_s)
             min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
-            self._reception = Reception(self._model.manifest, chunk_size)
+            self._reception = Reception(self._model.manifest, chunk_size, knows_last=self.options.chunk_size is None)
             self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
             self._finished: list[Result] = []
             self.caches = self._no_caches()
             self.window_start = 0
             self._begin_utterance(0, 0)
+
+    def is_of(self, model: Model) -> bool:
+        """Whether this is the model that it was created for."""
+        return self._model is model
 
     # Called by programs, through a stream.
 
@@ -167,8 +185,11 @@ class Source:
 
         What ends the thread in the middle of its work, such as KeyboardInterrupt, loses audio: only `reset` helps.
         """
-        if not self._claim.acquire(blocking=False):
-            raise StreamError("this stream is being decoded by another thread")
+        with self._lock:
+            self._released.wait_for(lambda: self._decoder is not None or not self._num_resets)
+            if self._decoder is not None:
+                raise StreamError("this stream is being decoded by another thread")
+            self._decoder = threading.get_ident()
         try:
             self._check()
             yield
@@ -178,7 +199,9 @@ class Source:
             self.failure = error
             raise
         finally:
-            self._claim.release()
+            with self._lock:
+                self._decoder = None
+                self._released.notify_all()
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:

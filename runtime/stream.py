@@ -75,7 +75,11 @@ class Stream:
         return self.source.take_segments()
 
     def reset(self) -> None:
-        """Discard everything: the next samples start a new source at time zero."""
+        """Discard everything: the next samples start a new source at time zero. Waits for a thread that is decoding.
+
+        Raises:
+            StreamError: it is this thread that is decoding.
+        """
         self.source.reset()
 
     @property

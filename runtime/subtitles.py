@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.validation import checked_integer, checked_number
+from u2moe.runtime.validation import checked_integer, checked_number, checked_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ class _Part:
 
 def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None) -> list[Cue]:
     """Cut segments into subtitles, in order, not overlapping. Every word is in exactly one; none spans two segments."""
-    options = options or SubtitleOptions()
+    options = checked_options("options", options, SubtitleOptions())
     groups = [group for segment in segments for group in _cut(_parts(segment, options), options)]
     cues: list[Cue] = []
     for index, group in enumerate(groups):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from u2moe.runtime.audio import as_samples
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import AudioOverflowError, StreamError
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.validation import checked_number, checked_options
 from u2moe.runtime.worker import Callbacks, Worker
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Transcriber:
     ) -> None:
         self._is_closed = True  # until there is something to close
         max_queue_s = checked_number("max_queue_s", max_queue_s, above=0, unit="seconds")
-        options = options or recognizer.options
+        options = checked_options("options", options, recognizer.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         stream = recognizer.create_stream(options, hotwords=hotwords)
         callbacks = Callbacks(on_partial=on_partial, on_final=on_final, on_error=on_error)
@@ -108,7 +108,10 @@ class Transcriber:
 
         Raises:
             StreamError: the transcriber is closed or has ended.
+            ValueError: it is no exception.
         """
+        if not isinstance(error, Exception):
+            raise ValueError(f"error must be an exception, got {error!r}")  # noqa: TRY004 - of this method, not a bug
         self._worker.report(error)
 
     def input_finished(self) -> None:
@@ -117,6 +120,7 @@ class Transcriber:
         Raises:
             StreamError: the input is already finished, or the transcriber is closed or has ended.
         """
+        self._worker.check_process()
         with self._worker.changed:
             self._worker.check_open()
             self._worker.finish()
@@ -175,7 +179,7 @@ class Transcriber:
             callbacks = self._worker.callbacks
             self._worker.callbacks = Callbacks(
                 on_partial=callbacks.on_partial or self._kept.keep,
-                on_final=callbacks.on_final or self._kept.keep,
+                on_final=self._kept.passing(callbacks.on_final) if callbacks.on_final else self._kept.keep,
                 on_error=callbacks.on_error,
                 on_change=self._kept.announce,
             )
@@ -247,6 +251,16 @@ class _KeptResults:
                 raise StreamError(f"{_MAX_KEPT} results are waiting and none is taken: iterate while you feed")
             self.results.append(result)
         self.announce()
+
+    def passing(self, on_final: Callable[[Result], object]) -> Callable[[Result], object]:
+        """A callback for final results, which also discards the partial one that is out of date with them."""
+
+        def call(result: Result) -> None:
+            with self._lock:
+                self.results.clear()
+            on_final(result)
+
+        return call
 
     def announce(self) -> None:
         """Wake tasks that wait for space in the queue, a result or the end."""

@@ -15,7 +15,7 @@ import onnxruntime
 from u2moe.runtime.errors import BundleError, ProviderError
 from u2moe.runtime.native import ONNXRUNTIME_ERRORS
 from u2moe.runtime.session import SessionSettings
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.validation import checked_number, checked_options
 
 if TYPE_CHECKING:
     import os
@@ -101,7 +101,7 @@ class VoiceActivityDetector:
     sample_rate = _RATE
 
     def __init__(self, file: str | os.PathLike[str] | None = None, options: VadOptions | None = None) -> None:
-        self.options = options or VadOptions()
+        self.options = checked_options("options", options, VadOptions())
         path = _installed_file() if file is None else Path(file)
         if not path.is_file():
             raise BundleError(f"{path}: no such file")

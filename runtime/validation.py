@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 MOST_INTEGER = 1_000_000
 """Above every sensible count, and low enough for products of two of them to be exact everywhere."""
@@ -71,4 +74,17 @@ def checked_flag(name: str, value: object) -> bool:
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")  # noqa: TRY004
+    return value
+
+
+def checked_options(name: str, value: T | None, default: T) -> T:
+    """Options of the same class as the default, which stands for None.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None:
+        return default
+    if not isinstance(value, type(default)):
+        raise ValueError(f"{name} must be {type(default).__name__} or None, got {value!r}")  # noqa: TRY004
     return value

@@ -19,16 +19,23 @@ class Windows:
     right_context + 1` frames long; the last may be shorter, but less than `right_context + 1` yields nothing.
     With `chunk_size` None there is one window: all features, once they are finished.
 
+    Args:
+        config: the model's.
+        chunk_size: encoder frames per chunk; None: one chunk.
+        knows_last: a full window waits until there is another after it, or the end, so that it is known whether it is
+            the last.
+
     Attributes:
         length: frames per window, except the last one.
         stride: frames from the start of one window to the start of the next.
     """
 
-    def __init__(self, config: ModelConfig, chunk_size: int | None) -> None:
+    def __init__(self, config: ModelConfig, chunk_size: int | None, *, knows_last: bool = False) -> None:
         num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
         self.length = num_frames - config.subsampling_rate + config.window
         self.stride = num_frames
         self._shortest = config.window
+        self._needed = self.stride + self._shortest if knows_last and chunk_size is not None else self.length
         self._parts: list[npt.NDArray[np.float32]] = []
         self._num_frames = 0
         self._skip = 0
@@ -50,12 +57,12 @@ class Windows:
     def ready(self, num_more: int = 0) -> bool:
         """Whether `take` would return a window after `num_more` more frames."""
         num_frames = self._num_frames + max(num_more - self._skip, 0)
-        return num_frames >= (self._shortest if self._finished else self.length)
+        return num_frames >= (self._shortest if self._finished else self._needed)
 
     @property
     def num_missing(self) -> int:
-        """Frames without which the next window is not full."""
-        return max(self.length + self._skip - self._num_frames, 0)
+        """Frames without which there is no next window."""
+        return max(self._needed + self._skip - self._num_frames, 0)
 
     def take(self) -> npt.NDArray[np.float32] | None:
         """The next window [frames, mel], or None if there is none yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Worker:
         self._num_reports = 0
         self._input_finished = False
         self._is_abandoned = False
+        self._process = os.getpid()
         self._error: BaseException | None = None
         self._is_reported = False
         self._shown = ""
@@ -84,6 +86,7 @@ class Worker:
 
     def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None) -> None:
         """Append samples to the queue; see `Transcriber.feed`."""
+        self.check_process()
         with self.changed:
             self.check_open()
             rate = self.check_rate(sample_rate)
@@ -96,6 +99,7 @@ class Worker:
                 )
             if len(samples) == 0:
                 return
+            self.sample_rate, self._has_rate = rate, True
             self._items.append(samples)
             self.num_queued += len(samples)
             self.num_fed += len(samples)
@@ -103,6 +107,7 @@ class Worker:
 
     def report(self, error: Exception) -> None:
         """Append an error of the source to the queue; see `Transcriber.report`."""
+        self.check_process()
         with self.changed:
             self.check_open()
             if self._num_reports < _MAX_REPORTS:
@@ -128,6 +133,11 @@ class Worker:
             self._is_reported = True
             raise self._error
 
+    def check_process(self) -> None:
+        """Raise StreamError in a child process, which has no copy of the thread. Not under the lock: it may be held."""
+        if os.getpid() != self._process:
+            raise StreamError("this transcriber belongs to the process that forked this one: create another")
+
     def check_open(self) -> None:
         """Raise StreamError after the end; requires the lock."""
         if self._error is not None:
@@ -140,8 +150,7 @@ class Worker:
         rate = self._model_rate if sample_rate is None else sample_rate
         if not self._has_rate:
             Resampler(rate, self._model_rate)
-            self.sample_rate, self._has_rate = rate, True
-        if rate != self.sample_rate:
+        elif rate != self.sample_rate:
             raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
         return rate
 

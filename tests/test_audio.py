@@ -1,6 +1,8 @@
+import io
 import os
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from u2moe.runtime.audio import Resampler, as_samples, duration_of, find_audio, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.raw_audio import RawAudio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 RATE = 16_000
@@ -248,7 +251,8 @@ def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path, stated):
 
 
 @pytest.mark.parametrize(("suffix", "settings"), [
-    ("wav", {}), ("aiff", {}), ("au", {}), ("w64", {}), ("ogg", {}), ("ogg", {"subtype": "OPUS"}), ("mp3", {}),
+    ("wav", {}), ("aiff", {}), ("au", {}), ("w64", {}), ("rf64", {}), ("ogg", {}), ("ogg", {"subtype": "OPUS"}),
+    ("mp3", {}),
 ])  # fmt: skip
 def test_files_that_were_cut_off(tmp_path, suffix, settings):
     """Their samples come, and then an error; FLAC fails by itself."""
@@ -265,6 +269,10 @@ def test_files_that_were_cut_off(tmp_path, suffix, settings):
         samples = read_audio(tmp_path / f"cut.{suffix}", RATE)
     assert 0 < len(samples) < 0.8 * whole
     assert len(np.concatenate(found)) == len(samples)
+    content = (tmp_path / f"cut.{suffix}").read_bytes()
+    for file in (content, io.BytesIO(content)):
+        with pytest.warns(AudioWarning, match="it was cut off"):
+            assert np.array_equal(read_audio(file, RATE), samples)
 
 
 def test_one_channel_can_be_chosen(tmp_path):
@@ -347,3 +355,65 @@ def test_all_is_read_up_to_the_damage(tmp_path):
     assert 6.4 * RATE < len(next(blocks)) < 7.2 * RATE
     with pytest.raises(AudioError, match=r"a\.flac: cannot be read as audio"):
         next(blocks)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "hold NaN or infinity"), (9.0, "reach 9")])
+def test_all_is_read_up_to_a_sample_that_is_none(tmp_path, channels, value, message):
+    samples = np.stack([tone(RATE, 3.0)] * channels, axis=1)
+    samples[2 * RATE] = value
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    for block_s in (10.0, 0.1):
+        found = []
+        with pytest.raises(AudioError, match=rf"a\.wav: samples {message}"):
+            found.extend(read_blocks(tmp_path / "a.wav", RATE, block_s))
+        read = np.concatenate(found)
+        assert 1.6 * RATE < len(read) <= 2 * RATE
+        assert np.array_equal(read, samples[: len(read), 0])
+    soundfile.write(tmp_path / "b.wav", np.full(RATE, value), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=rf"b\.wav: samples {message}"):  # nothing is kept of what is wrong throughout
+        next(filter(len, read_blocks(tmp_path / "b.wav", RATE)))
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "recordings").mkdir()
+    soundfile.write(tmp_path / "deep" / "a.wav", tone(RATE), RATE)
+    for name, target in (("one", tmp_path / "deep"), ("two", tmp_path / "deep"), ("circle", tmp_path / "recordings")):
+        (tmp_path / "recordings" / name).symlink_to(target, target_is_directory=True)
+    assert find_audio([tmp_path / "recordings"]) == [tmp_path / "recordings" / "one" / "a.wav"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes always block")
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_raw_audio_from_a_pipe_that_does_not_block(buffering):
+    samples = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    content = samples.tobytes()
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    def write():
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            for start in range(0, len(content), 10_001):
+                time.sleep(0.02)
+                pipe.write(content[start : start + 10_001])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(reading, "rb", buffering=buffering) as file:
+        audio = RawAudio(file=file, sample_rate=RATE, encoding="f32le")
+        assert np.array_equal(read_audio(audio, RATE), samples)
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file": None, "sample_rate": RATE}, "file must be a path, bytes or a binary file object, got None"),
+        ({"file": b"", "sample_rate": -5}, "sample_rate must be a number of Hz above 0, got -5"),
+        ({"file": b"", "sample_rate": "x"}, "sample_rate must be a number of Hz above 0, got 'x'"),
+    ],
+)
+def test_raw_audio_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        RawAudio(**options)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -93,12 +94,28 @@ def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
         (["--rate", "8000"], "--rate needs --raw"),
         (["--raw", "s16le", "--rate", "1"], "sample rate must be between"),
         (["--raw", "s16le", "--rate", "8000", "--manifest", "x"], "--raw is for files"),
+        (["--raw", "s16le", "--rate", "8000", "--raw-channels", "0"], "num_channels must be between 1"),
+        (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
+        (["--hotwords", os.devnull], "holds no hotwords"),
         (["--json-lines", "-f", "srt"], "--json-lines is a format of its own"),
     ],
 )
 def test_options_that_make_no_sense(bundle, clips, capsys, arguments, message):
     assert transcribe(bundle, *arguments, clips / "a.wav") == 1
     assert message in capsys.readouterr().err
+
+
+def test_standard_input_that_is_closed(bundle, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    for arguments in (["-"], ["--raw", "s16le", "--rate", "16000"]):
+        assert transcribe(bundle, *arguments) == 1
+        assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_an_empty_name_is_no_folder(bundle, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        transcribe(bundle, "")
+    assert "argument FILE: a name is empty" in capsys.readouterr().err
 
 
 def test_a_manifest_is_scored(bundle, recognizer, clips, capsys):

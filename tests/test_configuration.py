@@ -56,12 +56,22 @@ def test_options_are_defaults_of_the_command_line(config, monkeypatch, tmp_path)
     assert args.model == file.parent / "bundle"
     assert args.hotwords.name == "names"
     assert args.hotwords.is_absolute()
-    assert args.manifest == ["a", "b"]
+    assert args.manifest == [str(file.parent / "a"), str(file.parent / "b")]
+    assert parsed(monkeypatch, "--manifest", "c", "--manifest", "d").manifest == ["c", "d"]
+    assert parsed(monkeypatch, "--manifest", "c").manifest == ["c"]  # the defaults are as they were
     assert parsed(monkeypatch, "--beam-size", "7").beam_size == 7
     (tmp_path / "other.toml").write_text("beam-size = 3", encoding="utf-8")
     for name in ("--config", "--conf"):
         other = parsed(monkeypatch, name, tmp_path / "other.toml")
         assert (other.beam_size, other.providers) == (3, None)
+
+
+def test_names_that_may_be_of_files_are_relative_to_the_configuration(config, monkeypatch):
+    file = config('lm = "x.lm"\n[transcribe]\nmanifest = "s3://bucket/list.tsv"\n')
+    args = parsed(monkeypatch, "x.wav")
+    assert (args.lm, args.manifest) == (str(file.parent / "x.lm"), ["s3://bucket/list.tsv"])
+    config('lm = "demo"\n')
+    assert parsed(monkeypatch, "x.wav").lm == "demo"
 
 
 def test_config_shows_what_is_set(config, capsys, tmp_path):
@@ -83,6 +93,7 @@ def test_config_shows_what_is_set(config, capsys, tmp_path):
             "[transcribe]\nbeamsize = 3",
             r"\[transcribe\] beamsize: there is no such option, expected one of beam-size, ",
         ),
+        ("a = " + "[" * 100_000, "cannot be read as TOML"),
         ("beamsize = 3", "config.toml: beamsize: there is no such option"),
         ("[transcribe]\nbeam-size = 'x'", r"\[transcribe\] beam-size: 'x' is not possible: invalid literal"),
         ("[transcribe]\nbeam-size = [3]", "beam-size must be text or a number"),

@@ -233,3 +233,12 @@ def test_the_runtime_loads_pyav_for_media_alone(tmp_path):
     code = "import sys; from u2moe.runtime.audio import read_audio; read_audio(sys.argv[1], 16000); assert 'av' not in "
     code += "sys.modules"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True)
+
+
+def test_a_caf_that_was_cut_off(tmp_path):
+    """libsndfile refuses it."""
+    soundfile.write(tmp_path / "a.caf", SPEECH, RATE)
+    content = (tmp_path / "a.caf").read_bytes()
+    assert len(read_audio(content, RATE)) == len(SPEECH)
+    with pytest.warns(AudioWarning, match=r"holds 1\.\d of the 2\.0 s that its header states: it was cut off"):
+        assert len(read_audio(content[: len(content) * 6 // 10], RATE)) < 0.7 * len(SPEECH)

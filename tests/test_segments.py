@@ -22,6 +22,32 @@ OPTIONS = [
 ]
 
 
+@settings(max_examples=30)
+@given(data=st.data())
+def test_full_context_does_not_depend_on_when_the_end_is_known(data):
+    """Not even where the recording ends with a window, or with less than an encoder frame more."""
+    words = data.draw(st.lists(st.sampled_from("ABCD"), min_size=12, max_size=12))
+    pauses = data.draw(st.lists(st.sampled_from([0.0, 0.05, 0.3]), min_size=12, max_size=12))
+    window = 32_720  # samples of 50 encoder frames
+    num_samples = window + data.draw(st.sampled_from([-1, 0, 300, 639, 640, 20_000]))
+    samples = say(words, pauses)[0][:num_samples]
+    portion = data.draw(st.sampled_from([1600, 7000, 16_000]))
+    toy, found = toy_recognizer(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 2.0)
+        for portions in ([samples], np.split(samples, range(portion, len(samples), portion))):
+            stream = toy.create_recording_stream(DecodingOptions(endpoint=RULES))
+            for block in portions:
+                stream.accept_waveform(RATE, block)
+                if len(portions) > 1:
+                    toy.decode_streams([stream])
+            stream.input_finished()
+            toy.decode_streams([stream])
+            found.append(stream.take_segments())
+    assert found[0] == found[1]
+    assert found[0]
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @settings(max_examples=6)
 @given(data=st.data())

@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
-from feeding import CHUNKED, RATE, feed
+from feeding import CHUNKED, LIMIT_S, RATE, feed
 from hypothesis import given
 from hypothesis import strategies as st
 from tones import ToyBundle, ToyModel, say, toy_recognizer
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
+from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, StreamError, Transcriber
 from u2moe.runtime.pipeline import Observer
 from u2moe.runtime.source import Source
 from u2moe.runtime.utterance import State
@@ -102,6 +103,64 @@ def test_an_observer_sees_every_utterance_once_and_changes_nothing(options):
         position += utterance.num_frames
     assert position == ((len(samples) - 400) // 160 + 1 - 7) // 4 + 1
     assert len(searches) > len(seen)
+
+
+def test_a_reset_waits_for_the_thread_that_decodes():
+    """What it is about to add is of the source before."""
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def searching():
+        begun.set()
+        assert may_go_on.wait(LIMIT_S)
+        yield
+
+    toy = Recognizer(ToyBundle(), ToyModel(19.0), observer=Observer(searching=searching))
+    stream = toy.create_stream(CHUNKED)
+    stream.accept_waveform(RATE, say("AB", [0.3, 0.3])[0])
+    decoding = threading.Thread(target=toy.decode_streams, args=([stream],))
+    decoding.start()
+    assert begun.wait(LIMIT_S)
+    resetting = threading.Thread(target=stream.reset)
+    resetting.start()
+    resetting.join(0.2)
+    assert resetting.is_alive()
+    may_go_on.set()
+    for thread in (decoding, resetting):
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+    assert (stream.duration, stream.get_result().text, stream.is_ready) == (0.0, "", False)
+    stream.accept_waveform(RATE, say("C", [0.3])[0])
+    stream.input_finished()
+    toy.decode_streams([stream])
+    assert [segment.text for segment in stream.take_segments()] == ["C"]
+
+
+def test_a_reset_is_refused_within_decoding():
+    streams = []
+    toy = Recognizer(ToyBundle(), ToyModel(19.0), observer=Observer(concluded=lambda _: streams[0].reset()))
+    streams.append(toy.create_stream(CHUNKED))
+    streams[0].accept_waveform(RATE, say("A", [0.3])[0])
+    streams[0].input_finished()
+    with pytest.raises(StreamError, match="cannot be reset while it is decoded"):
+        toy.decode_streams(streams)
+
+
+def test_a_stream_is_decoded_with_its_own_model(toy):
+    stream = toy.create_stream(CHUNKED)
+    with pytest.raises(ValueError, match="created by a recogniser with another model"):
+        toy_recognizer().decode_streams([stream])
+
+
+@pytest.mark.parametrize("options", [{"beam_size": 5}, {}, 0, "greedy"])
+def test_options_of_another_type_are_refused(toy, options):
+    for take in (toy.create_stream, toy.create_recording_stream, lambda own: toy.transcribe(np.zeros(9), options=own)):
+        with pytest.raises(ValueError, match="options must be DecodingOptions or None, got "):
+            take(options)
+    with pytest.raises(ValueError, match="options must be DecodingOptions or None, got "):
+        Transcriber(toy, options=options)
+    with pytest.raises(ValueError, match="vad must be a VoiceActivityDetector or None, got 5"):
+        toy.transcribe(np.zeros(9), vad=5)
 
 
 def test_hotwords_and_options_are_those_of_the_stream(toy):

@@ -102,6 +102,33 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
     assert finals == results_of(own, blocks)[1]
 
 
+def test_a_refused_portion_does_not_decide_the_rate(own):
+    with Transcriber(own, max_queue_s=0.1) as transcriber:
+        with pytest.raises(AudioOverflowError):
+            transcriber.feed(np.zeros(8000, np.float32), 8000)
+        transcriber.feed(np.zeros(160, np.float32), 16_000)
+        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
+            transcriber.feed(np.zeros(80, np.float32), 8000)
+
+
+def test_a_forked_process_has_no_thread(own, monkeypatch):
+    with Transcriber(own) as transcriber:
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        for call in (
+            lambda: transcriber.feed(np.zeros(9)),
+            lambda: transcriber.report(ValueError()),
+            transcriber.input_finished,
+        ):
+            with pytest.raises(StreamError, match="belongs to the process that forked this one"):
+                call()
+        monkeypatch.undo()
+
+
+def test_only_exceptions_are_reported(own):
+    with Transcriber(own) as transcriber, pytest.raises(ValueError, match="error must be an exception, got 'text'"):
+        transcriber.report("text")
+
+
 def test_a_portion_that_no_queue_could_hold_is_refused(own, sound):
     with Transcriber(own, max_queue_s=3.9) as transcriber:
         with pytest.raises(AudioOverflowError, match=r"4\.00 s more"):

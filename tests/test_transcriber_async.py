@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 
+import numpy as np
 import pytest
-from feeding import LIMIT_S
+from feeding import LIMIT_S, RATE
 from transcribing import fail_at, results_of
 
 from u2moe.runtime import ProviderError, StreamError, Transcriber
@@ -50,17 +51,22 @@ def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
 
 
 def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
+    """What waits to be taken is no longer true when the segment is final."""
+
     async def run():
         finals = []
         async with Transcriber(own, on_final=finals.append) as transcriber:
-            await feed_all(transcriber, blocks)
-            partial = [event async for event in transcriber]
-        return finals, partial
+            await transcriber.feed_async(np.concatenate(blocks)[:RATE])
+            partial = await anext(transcriber)
+            await feed_all(transcriber, [np.concatenate(blocks)[RATE:]])
+            await asyncio.to_thread(transcriber._worker.thread.join)
+            rest = [event async for event in transcriber]
+        return finals, partial, rest
 
-    finals, partial = asyncio.run(run())
+    finals, partial, rest = asyncio.run(run())
     assert finals == results_of(own, blocks)[1]
-    assert partial
-    assert not any(event.is_final for event in partial)
+    assert not partial.is_final
+    assert rest == []
 
 
 def test_errors_are_raised_by_the_iteration(own, blocks):

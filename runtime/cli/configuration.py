@@ -10,10 +10,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.cli.language_model import DEMO
 from u2moe.runtime.cli.options import Subparsers
 from u2moe.runtime.cli.terminal import print_result
 
 _NOT_KEPT = ("help", "config", "version")
+_NAMES_OF_FILES = ("manifest", "lm")
+"""Options, by their destinations, that name a file, or what is none: an address, or the demo's language model."""
+
+
+class _Defaults(list[Any]):
+    """Values of an option that may be repeated, of which nothing is left where the command line has some.
+
+    argparse appends those to a copy of the default.
+    """
+
+    def __copy__(self) -> list[Any]:
+        return []
 
 
 def add_config(subparsers: Subparsers) -> None:
@@ -79,7 +92,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read as TOML: {getattr(error, 'strerror', None) or error}") from error
     from u2moe.runtime.cli import OTHER_COMMANDS, OWN_COMMANDS  # noqa: PLC0415 - which imports this module
 
@@ -133,7 +146,8 @@ def _value(file: Path, where: str, value: Any, action: argparse.Action) -> Any:
             raise ValueError(f"{file}: {where} must be true or false, got {value!r}")
         return action.const if value else action.default
     if isinstance(action, argparse._AppendAction) or action.nargs in ("*", "+"):  # noqa: SLF001 - has no public name
-        return [_single(file, where, each, action) for each in (value if isinstance(value, list) else [value])]
+        values = value if isinstance(value, list) else [value]
+        return _Defaults(_single(file, where, each, action) for each in values)
     return _single(file, where, value, action)
 
 
@@ -148,6 +162,8 @@ def _single(file: Path, where: str, value: Any, action: argparse.Action) -> Any:
         raise ValueError(f"{file}: {where} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
     if isinstance(converted, Path):  # relative to the file, wherever the command is called
         return file.absolute().parent / converted.expanduser()
+    if action.dest in _NAMES_OF_FILES and "://" not in str(value) and value != DEMO:
+        return str(file.absolute().parent / Path(str(value)).expanduser())
     return converted
 
 

@@ -86,10 +86,13 @@ def _default(args: argparse.Namespace) -> list[Path]:
 
 
 def _file_input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
+    if path == STDIN and sys.stdin is None:  # as in a service that has none
+        raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
     audio: File | RawAudio = file
     if args.raw:
-        audio = RawAudio(file=file, sample_rate=args.rate, encoding=args.raw, num_channels=args.raw_channels or 1)
+        num_channels = 1 if args.raw_channels is None else args.raw_channels
+        audio = RawAudio(file=file, sample_rate=args.rate, encoding=args.raw, num_channels=num_channels)
     is_ours = path.parent == DEMO_FOLDER / "clips"  # whose folder is long, and says nothing
     return Input(
         name="stdin" if path == STDIN else path.name if is_ours else str(path),

@@ -50,6 +50,13 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def named_path(text: str) -> Path:
+    """A path that is not empty, as an unset variable of a shell script is: it would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a name is empty")
+    return Path(text)
+
+
 def make_recognizer(args: argparse.Namespace) -> Recognizer:
     """The recogniser for the options."""
     return Recognizer.from_pretrained(
@@ -93,7 +100,12 @@ def _text_format(args: argparse.Namespace, language_model: LanguageModelOptions 
 
 def provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
     """Execution providers, separated by commas; None: the default."""
-    return tuple(name.strip() for name in args.providers.split(",")) if args.providers else None
+    if args.providers is None:
+        return None
+    names = tuple(name.strip() for name in args.providers.split(","))
+    if not all(names):
+        raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
+    return names
 
 
 def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...] | None:
@@ -101,6 +113,9 @@ def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...]
     if not args.hotwords:
         return None
     try:
-        return tuple(parse_hotwords(args.hotwords.read_text(encoding="utf-8")))
+        hotwords = tuple(parse_hotwords(args.hotwords.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ValueError(f"{args.hotwords}: {error}") from error
+    if not hotwords:
+        raise ValueError(f"{args.hotwords}: holds no hotwords")
+    return hotwords

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.inputs import Input, find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer
+from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer, named_path
 from u2moe.runtime.cli.outputs import OutputFolder
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.results import Results
@@ -38,7 +38,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
     parser.add_argument(
         "files",
         nargs="*",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="audio files, media files, folders, pipes; -: standard input",
     )

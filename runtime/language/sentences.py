@@ -11,6 +11,7 @@ from pathlib import Path
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.counts import MARKERS
 from u2moe.runtime.text import stands_alone
+from u2moe.runtime.validation import checked_options
 
 _UNKNOWN = MARKERS[0]
 _END_OF_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=[\"')\]\u201d\u2019]*(?:\s|$))|[\u3002\uff01\uff1f]")
@@ -36,7 +37,7 @@ def read_sentences(files: Iterable[Path], options: TextOptions | None = None) ->
     Raises:
         LanguageModelError: a file cannot be read, or is not UTF-8.
     """
-    options = options or TextOptions()
+    options = checked_options("options", options, TextOptions())
     for file in files:
         try:
             with (

@@ -91,9 +91,11 @@ class TextFormatter:
         if not (self.format.casing and all(word == word.upper() for word in spoken)):
             return [part._replace(text=_kept(part, spoken)) for part in written]
         texts = self._casing.of([part.text for part in written])
-        for place, part in enumerate(written[1:]):
-            if texts[place] in MONTHS and part.text[0].isdigit():  # in a date also March and May are months
-                texts[place] = texts[place].capitalize()
+        for place, text in enumerate(texts):  # in a date also March and May are months
+            is_before_day = texts[place + 1 : place + 2] and texts[place + 1][0].isdigit()
+            is_after_day = place >= 2 and texts[place - 1] == "of" and texts[place - 2][0].isdigit()
+            if text in MONTHS and (is_before_day or is_after_day):
+                texts[place] = text.capitalize()
         return [part._replace(text=text) for part, text in zip(written, texts, strict=True)]
 
 

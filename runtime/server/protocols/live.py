@@ -18,6 +18,7 @@ from u2moe.runtime.server.connection import (
     parse_object,
 )
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.validation import checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
 _MAX_NBEST = 100
+_LONGEST_CHUNK_S = 5.0
+"""Seconds of the longest chunk, unless the server's is longer: others wait while it is encoded, in much memory."""
 _LONGEST_SEGMENT_S = 60.0
 """Longest segment in seconds: its memory and the time of its second pass grow with the length."""
 
@@ -40,7 +43,7 @@ class StreamRequest:
     Attributes:
         sample_rate: sample rate of the audio in Hz.
         encoding: encoding of the samples, which are little-endian.
-        chunk_size: encoder frames per chunk, not below the server's; None: the server's.
+        chunk_size: encoder frames per chunk, not below the server's, 5 seconds at most; None: the server's.
         hotwords: phrases to prefer, each alone or as [phrase, weight].
         endpoint: rules by which segments end, as in `EndpointConfig`; None: the server's.
         partials: whether to send partial results.
@@ -60,14 +63,14 @@ class StreamRequest:
     def __post_init__(self) -> None:
         if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int | float):
             raise RequestError(f"sample_rate must be a number, got {self.sample_rate!r}", "sample_rate")
-        if self.encoding not in _READ:
+        if not isinstance(self.encoding, str) or self.encoding not in _READ:
             raise RequestError(f"encoding must be one of {', '.join(_READ)}, got {self.encoding!r}", "encoding")
-        for name in ("chunk_size", "nbest"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise RequestError(f"{name} must be a number, at least 0, got {value!r}", name)
-        if self.nbest > _MAX_NBEST:
-            raise RequestError(f"nbest may be {_MAX_NBEST} at most, got {self.nbest}", "nbest")
+        try:
+            if self.chunk_size is not None:
+                checked_integer("chunk_size", self.chunk_size, least=1)
+            checked_integer("nbest", self.nbest, least=0, most=_MAX_NBEST)
+        except ValueError as error:
+            raise RequestError(str(error), str(error).partition(" ")[0]) from None
         for name in ("partials", "words"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
@@ -89,15 +92,18 @@ class StreamRequest:
             values["endpoint"] = _parse_endpoint(values["endpoint"])
         return cls(**values)
 
-    def decoding(self, default: DecodingOptions) -> DecodingOptions:
-        """How to decode.
+    def decoding(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
+        """How to decode, with encoder frames of `frame_s` seconds.
 
         Raises:
-            RequestError: a chunk size smaller than the server's capacity allows.
+            RequestError: a smaller chunk size than the server's capacity allows, or too large a one.
         """
         chunk_size = self.chunk_size or default.chunk_size
-        if default.chunk_size is not None and chunk_size is not None and chunk_size < default.chunk_size:
-            raise RequestError(f"chunk_size must be at least {default.chunk_size}, got {chunk_size}", "chunk_size")
+        if chunk_size is not None:
+            least = default.chunk_size or 1
+            most = max(int(_LONGEST_CHUNK_S / frame_s), least)
+            if not least <= chunk_size <= most:
+                raise RequestError(f"chunk_size must be between {least} and {most}, got {chunk_size}", "chunk_size")
         return dataclasses.replace(default, chunk_size=chunk_size, endpoint=self.endpoint or default.endpoint)
 
 
@@ -105,7 +111,7 @@ async def run(connection: Connection) -> None:
     """One source: its results until it is finished, then "done"."""
     request = StreamRequest.parse(await connection.receive())
     hotwords = await connection.service.hotwords(request.hotwords)
-    decoding = request.decoding(connection.service.stream_options)
+    decoding = request.decoding(connection.service.stream_options, connection.service.frame_s)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": request.sample_rate})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
@@ -144,7 +150,7 @@ def _parse_hotwords(value: Any) -> tuple[str | tuple[str, float], ...]:
             case str():
                 phrases.append(item)
             case [str() as phrase, int() | float() as weight] if not isinstance(weight, bool):
-                phrases.append((phrase, float(weight)))
+                phrases.append((phrase, weight))
             case _:
                 raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r}", "hotwords")
     return tuple(phrases)

@@ -72,7 +72,7 @@ def _read_config(value: Any) -> _Config:
     if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
         raise RequestError("phrase_list must be a list of phrases", "phrase_list")
     return _Config(
-        sample_rate=float(rate),
+        sample_rate=rate,
         words=bool(value.get("words", True)),
         max_alternatives=alternatives,
         phrases=tuple(phrase for phrase in phrases if phrase != _UNKNOWN),
