@@ -115,7 +115,8 @@ def attention_beam_search(
         max_len: number of tokens after which the search stops; in WeNet, the number of encoder frames.
         beam_size: sequences kept from step to step.
         eos: id of the token that ends a sequence.
-        length_penalty: scores are divided by length ** length_penalty; the length does not count eos.
+        length_penalty: scores are divided by length ** length_penalty; the length does not count eos. What has
+            no length comes last, with the score as it is.
         count_sos: whether the length includes sos; in WeNet it does if sos and eos are different tokens.
     """
     beams: list[tuple[float, list[int], bool]] = [(0.0, [], False)]
@@ -140,5 +141,5 @@ def attention_beam_search(
         length += count_sos
         return score / length**length_penalty if length or length_penalty == 0 else -math.inf
 
-    found = [Hypothesis(tokens=t, score=normalised(score, len(t)), times=[]) for score, t, _ in beams]
-    return sorted(found, key=lambda hypothesis: -hypothesis.score)
+    found = sorted(((normalised(score, len(t)), score, t) for score, t, _ in beams), key=lambda beam: -beam[0])
+    return [Hypothesis(tokens=t, score=own if math.isfinite(own) else score, times=[]) for own, score, t in found]

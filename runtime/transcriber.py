@@ -48,9 +48,10 @@ class Transcriber:
     Within `async with`, `async for` yields the partial and final results that have no callback, and raises errors.
 
     Close it, or use it in a `with` block: it first recognises everything it was fed. If it is garbage-collected
-    without being closed, there is a ResourceWarning, as for files; an interpreter that exits waits only for the chunk
-    in progress. Any number of transcribers can share a recogniser; any thread may feed one, and calls of `feed` are
-    processed whole and in order.
+    without being closed, there is a ResourceWarning, as for files; but callbacks that lead to it, such as methods of an
+    object that has it, keep it alive. An interpreter that exits waits only for the chunk in progress. Any
+    number of transcribers can share a recogniser; any thread may feed one, and calls of `feed` are processed whole and
+    in order.
 
     Args:
         recognizer: the recogniser to use.

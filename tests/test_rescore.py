@@ -117,6 +117,13 @@ def test_attention_beam_search_stops_at_the_length_of_the_encoder_output():
     assert [h.tokens for h in attention_beam_search(never_ends, 0, beam_size=2, eos=2)] == [[]]
 
 
+def test_a_sequence_without_tokens_has_a_score_that_is_a_number():
+    found = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
+    assert [] in [hypothesis.tokens for hypothesis in found]
+    assert all(np.isfinite(hypothesis.score) for hypothesis in found)
+    assert found[-1].tokens == []
+
+
 def test_length_penalty_prefers_longer_sequences():
     short_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=0.0)
     long_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
