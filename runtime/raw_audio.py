@@ -108,7 +108,7 @@ class RawFile:
         """What there is, at least one byte; nothing at the end."""
         read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all of it
         more: bytes | None = read(num_bytes)
-        if not more and _is_non_blocking(self._stream):
+        if more is None or (not more and _is_non_blocking(self._stream)):
             read = getattr(self._stream, "raw", self._stream).read  # whose None is "not yet", and b"" is the end
             while (more := read(num_bytes)) is None:
                 time.sleep(_POLL_S)

@@ -85,6 +85,7 @@ def test_endpoint_rules_of_the_client(server, speech):
         ('{"chunk_size": 84}', "chunk_size must be between 16 and 83, got 84"),
         ('{"chunk_size": 100000000}', "chunk_size must be at most 1000000"),
         ('{"nbest": true}', "nbest must be an integer"),
+        ('{"nbest": null}', "nbest must be an integer, got None"),
         ('{"nbest": 1000}', "nbest must be at most 100"),
         ('{"hotwords": [["A", 1' + "0" * 400 + "]]}", "weight must be a number"),
         ('{"words": 1}', "words must be true or false"),

@@ -18,7 +18,7 @@ from u2moe.runtime.server.connection import (
     parse_object,
 )
 from u2moe.runtime.server.errors import RequestError
-from u2moe.runtime.validation import checked_integer
+from u2moe.runtime.validation import MOST_INTEGER, checked_integer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,12 +65,9 @@ class StreamRequest:
             raise RequestError(f"sample_rate must be a number, got {self.sample_rate!r}", "sample_rate")
         if not isinstance(self.encoding, str) or self.encoding not in _READ:
             raise RequestError(f"encoding must be one of {', '.join(_READ)}, got {self.encoding!r}", "encoding")
-        try:
-            if self.chunk_size is not None:
-                checked_integer("chunk_size", self.chunk_size, least=1)
-            checked_integer("nbest", self.nbest, least=0, most=_MAX_NBEST)
-        except ValueError as error:
-            raise RequestError(str(error), str(error).partition(" ")[0]) from None
+        if self.chunk_size is not None:
+            _check_integer("chunk_size", self.chunk_size, least=1)
+        _check_integer("nbest", self.nbest, least=0, most=_MAX_NBEST)
         for name in ("partials", "words"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
@@ -139,6 +136,13 @@ def _event(result: Result, request: StreamRequest) -> dict[str, Any]:
     if not request.words:
         del event["words"]
     return event
+
+
+def _check_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> None:
+    try:
+        checked_integer(name, value, least=least, most=most)
+    except ValueError as error:
+        raise RequestError(str(error), name) from None
 
 
 def _parse_hotwords(value: Any) -> tuple[str | tuple[str, float], ...]:
