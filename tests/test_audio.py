@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -404,6 +405,13 @@ def test_raw_audio_from_a_pipe_that_does_not_block(buffering):
         audio = RawAudio(file=file, sample_rate=RATE, encoding="f32le")
         assert np.array_equal(read_audio(audio, RATE), samples)
     writer.join()
+
+
+def test_raw_audio_of_a_device_that_has_nothing_yet():
+    """As `io.RawIOBase` has it: None is "not yet", and no bytes are the end."""
+    portions = iter([None, b"\1\0", None, b"\2\0", b""])
+    audio = RawAudio(file=SimpleNamespace(read=lambda _: next(portions)), sample_rate=RATE)
+    assert (read_audio(audio, RATE) * 32768).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ _NAMES_OF_FILES = ("manifest", "lm")
 """Options, by their destinations, that name a file, or what is none: an address, or the demo's language model."""
 
 
-class _Defaults(list[Any]):
+class _Replaceable(list[Any]):
     """Values of an option that may be repeated, of which nothing is left where the command line has some.
 
     argparse appends those to a copy of the default.
@@ -147,7 +147,7 @@ def _value(file: Path, where: str, value: Any, action: argparse.Action) -> Any:
         return action.const if value else action.default
     if isinstance(action, argparse._AppendAction) or action.nargs in ("*", "+"):  # noqa: SLF001 - has no public name
         values = value if isinstance(value, list) else [value]
-        return _Defaults(_single(file, where, each, action) for each in values)
+        return _Replaceable(_single(file, where, each, action) for each in values)
     return _single(file, where, value, action)
 
 

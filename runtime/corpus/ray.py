@@ -32,6 +32,7 @@ from u2moe.runtime.corpus.run_description import RunDescription
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, describe_run, finished_blocks
 from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, AudioSource, Utterance
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import checked_options
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
@@ -64,7 +65,7 @@ def run_on_ray(
     Raises:
         CorpusError: the manifest cannot be read, the folder belongs to another run, or there is no room for an actor.
     """
-    model, options = model or ModelChoice(), options or CorpusOptions()
+    model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
     folder = OutputFolder(os.fspath(output))
     run = describe_run(os.fspath(manifest), model.load(), model, options)
     folder.begin(run)

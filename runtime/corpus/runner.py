@@ -21,7 +21,7 @@ from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.run_description import RunDescription
 from u2moe.runtime.corpus.worker import Progress, WorkerSetup
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.validation import checked_integer
+from u2moe.runtime.validation import checked_integer, checked_options
 
 OUTPUT_FORMATS = ("jsonl", "parquet")
 """Formats of results, which are also suffixes of their files."""
@@ -107,7 +107,7 @@ def run_corpus(
         CorpusError: the manifest cannot be read, or the folder belongs to another run.
         OSError: results cannot be written.
     """
-    model, options = model or ModelChoice(), options or CorpusOptions()
+    model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
     recognizer = model.load()
     folder = OutputFolder(os.fspath(output))
     run = describe_run(os.fspath(manifest), recognizer, model, options)

@@ -10,7 +10,7 @@ from typing import Any
 
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.text import join_texts, stands_alone
-from u2moe.runtime.validation import checked_flag
+from u2moe.runtime.validation import checked_flag, checked_options
 from u2moe.runtime.writing.casing import Casing
 from u2moe.runtime.writing.english import MONTHS, Written, write
 
@@ -51,7 +51,7 @@ class TextFormatter:
     """Writes results in a format."""
 
     def __init__(self, text_format: TextFormat | None = None) -> None:
-        self.format = text_format or TextFormat()
+        self.format = checked_options("text_format", text_format, TextFormat())
         self._casing = Casing(self.format.capitalized)
 
     def text(self, text: str) -> str:

@@ -98,6 +98,7 @@ def test_nothing_but_the_end(server):
         (['{"config": {"max_alternatives": -1}}'], "max_alternatives"),
         (['{"config": {"phrase_list": "x"}}'], "phrase_list"),
         (['{"config": {"sample_rate": 1e9}}', b"\0\0"], "sample rate must be between"),
+        (['{"config": {"sample_rate": 1' + "0" * 400 + "}}", b"\0\0"], "sample rate must be between"),
         ([b"\0"], "even number"),
     ],
 )

@@ -14,6 +14,7 @@ from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
 from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import checked_options
 
 _BLOCK = 1 << 20
 
@@ -64,7 +65,7 @@ def read_utterances(
             an utterance whose source is `Unreadable`.
     """
     path = os.fspath(manifest)
-    return FORMATS[file_format or find_format(path)].read(path, options or ManifestOptions())
+    return FORMATS[file_format or find_format(path)].read(path, checked_options("options", options, ManifestOptions()))
 
 
 def find_format(manifest: str) -> str:
