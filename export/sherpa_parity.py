@@ -79,7 +79,7 @@ class SherpaParity:
             for graph in self.config.graphs()[:2]
         )
         self.model = Model(bundle.manifest, encoder, ctc, None)
-        chunk_s = options.chunk_size * self.config.subsampling_rate * bundle.manifest.features.frame_shift_ms / 1000
+        chunk_s = options.chunk_size * bundle.manifest.frame_s
         self.features = parity_features(bundle.manifest, 1 + chunk_s * (2 * options.num_left_chunks + 3))
         self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
 

@@ -187,6 +187,11 @@ class Manifest:
                 f"got {self.model.feature_size}"
             )
 
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one encoder frame to the next."""
+        return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
+
     def metadata(self) -> dict[str, str]:
         """Runtime-critical values as `metadata_props` of each graph, so that a graph is self-contained."""
         result = {f"{contract.METADATA_PREFIX}version": str(self.version)}

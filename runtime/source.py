@@ -72,7 +72,7 @@ class Source:
         self.context = context
         self.fusion = fusion
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
-        self.frame_s = model.config.subsampling_rate * model.manifest.features.frame_shift_ms / 1000
+        self.frame_s = model.manifest.frame_s
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
         self._vocabulary = vocabulary

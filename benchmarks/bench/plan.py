@@ -255,6 +255,6 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "recipe": manifest.quantization.get("recipe", "float32"),
         "streaming": manifest.model.streaming,
         "decoder": manifest.model.decoder,
-        "frame_s": manifest.model.subsampling_rate * manifest.features.frame_shift_ms / 1000,
+        "frame_s": manifest.frame_s,
         "encoder": manifest.architecture.get("encoder", {}),
     }

@@ -125,6 +125,6 @@ def _recognized_alone(recognizer: Recognizer, utterance: LoggedUtterance, file: 
         weights = manifest.decoding
         ranked = attention_rescoring(hypotheses, scores, weights.ctc_weight, weights.reverse_weight)
         hypotheses = [item.hypothesis for item in ranked]
-    best, frame_s = hypotheses[0], model.config.subsampling_rate * manifest.features.frame_shift_ms / 1000
+    best, frame_s = hypotheses[0], manifest.frame_s
     times = tuple(round((utterance.start + time) * frame_s, 3) for time in best.times)
     return replace(utterance, text=recognizer.vocabulary.text(best.tokens), times=times)

@@ -201,8 +201,7 @@ class Probe:
         """Seconds from one chunk to the next, the budget of its latency; None with full context."""
         if mode.chunk_size is None:
             return None
-        features = self.bundle.manifest.features
-        return mode.chunk_size * self.bundle.manifest.model.subsampling_rate * features.frame_shift_ms / 1000
+        return mode.chunk_size * self.bundle.manifest.frame_s
 
     def recognise(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Observation:
         """Recognise one recording in portions.

@@ -90,7 +90,7 @@ def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[
     scores = model.token_scores(output, [item.tokens for item in hypotheses])
     weights = manifest.decoding
     ranked = attention_rescoring(hypotheses, scores, weights.ctc_weight, weights.reverse_weight)
-    frame_s = config.subsampling_rate * manifest.features.frame_shift_ms / 1000
+    frame_s = manifest.frame_s
     nbest: dict[str, list[int]] = {}
     for item in ranked:
         nbest.setdefault(bundle.vocabulary.text(item.hypothesis.tokens), item.hypothesis.tokens)

@@ -153,7 +153,7 @@ class ProfileParity:
             "log_probs": log_probs[np.newaxis],
             "encoder_out": encoder_out[np.newaxis],
             "tokens": np.array(best.tokens, np.int64),
-            "times": np.array(best.times, np.float32) * np.float32(self._frame_s),
+            "times": np.array(best.times, np.float32) * np.float32(self.bundle.manifest.frame_s),
         }
         for name, value in expected.items():
             self._add(compared(case, name, [(value, found[name])]))
@@ -201,10 +201,6 @@ class ProfileParity:
         nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
         if nothing["text"].tolist() != [""]:
             raise ParityError(f"{self.subject}: 10 ms of silence gave {nothing['text'].tolist()}, expected no text")
-
-    @property
-    def _frame_s(self) -> float:
-        return self.config.subsampling_rate * self.bundle.manifest.features.frame_shift_ms / 1000
 
     def _add(self, found: Comparison) -> None:
         if not found.difference <= found.limit:

@@ -38,7 +38,6 @@ class Service:
         metrics: metrics of the server.
         incidents: counts and logs what goes wrong with clients.
         stream_options: how live streams are decoded, unless a client says otherwise.
-        frame_s: seconds per encoder frame.
     """
 
     def __init__(
@@ -51,8 +50,6 @@ class Service:
         self.recognizer = recognizer
         self.options = options
         self.stream_options = stream_options
-        manifest = recognizer.bundle.manifest
-        self.frame_s = manifest.model.subsampling_rate * manifest.features.frame_shift_ms / 1000
         self.metrics = metrics or Metrics()
         self.incidents = Incidents(self.metrics)
         self.is_ready = False

@@ -108,7 +108,8 @@ async def run(connection: Connection) -> None:
     """One source: its results until it is finished, then "done"."""
     request = StreamRequest.parse(await connection.receive())
     hotwords = await connection.service.hotwords(request.hotwords)
-    decoding = request.decoding(connection.service.stream_options, connection.service.frame_s)
+    manifest = connection.service.recognizer.bundle.manifest
+    decoding = request.decoding(connection.service.stream_options, manifest.frame_s)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": request.sample_rate})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
