@@ -28,6 +28,9 @@ CMVN_FILE = "global_cmvn"
 VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
 """File names of the vocabulary, newest first; `words.txt` may belong to a language model and so comes last."""
 WORD_START = "\u2581"
+BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
+ID = re.compile("[0-9]{1,9}")
+UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,13 @@ class Checkpoint:
             state.update(_statistics(path, config))
         normalized = CMVN_MEAN in state
         architecture = replace(
-            config.architecture, encoder=replace(config.architecture.encoder, normalized_input=normalized)
+            config.architecture,
+            encoder=replace(config.architecture.encoder, normalized_input=normalized),
+            blank=tokens.index(BLANK) if config.blank is None and BLANK in tokens else config.architecture.blank,
         )
-        tensors, ignored = select_tensors(weights_path, state, architecture, tied_embedding=config.tied_embedding)
+        untrained = {} if config.trained_decoder else {name: UNTRAINED for name in state if name.startswith("decoder.")}
+        trained = {name: tensor for name, tensor in state.items() if name not in untrained}
+        tensors, ignored = select_tensors(weights_path, trained, architecture, tied_embedding=config.tied_embedding)
         return cls(
             path=path,
             weights=weights_path,
@@ -92,7 +99,7 @@ class Checkpoint:
             tokens=tokens,
             decoding=config.decoding,
             tensors=tensors,
-            ignored=ignored,
+            ignored={**ignored, **untrained},
         )
 
     def network(self) -> SpeechModel:
@@ -142,9 +149,13 @@ def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
 
 
 def _config_path(directory: Path, weights: Path) -> Path:
-    """train.yaml, or else the yaml file that training wrote beside the weights."""
-    beside = weights.with_suffix(".yaml")
-    return beside if beside.is_file() and not (directory / CONFIG_FILE).exists() else directory / CONFIG_FILE
+    """train.yaml, or else the yaml file that training wrote beside the weights, or beside what they are a link to."""
+    if not (directory / CONFIG_FILE).exists():
+        for file in (weights, Path(os.path.realpath(weights))):
+            beside = file.with_suffix(".yaml")
+            if beside.is_file():
+                return beside
+    return directory / CONFIG_FILE
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
@@ -167,30 +178,46 @@ def _plain_name(path: str) -> str:
 
 
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
-    """Symbols by id, from a file with one "symbol id" per line, in order of id."""
+    """Symbols by id, from a file with one "symbol id" per line, in any order."""
     vocab_size = config.architecture.vocab_size
     # not splitlines(): U+2028 and similar characters may be symbols
     lines = read_text(path, purpose="it holds the vocabulary").removesuffix("\n").split("\n")
-    tokens: list[str] = []
-    for number, line in enumerate(lines):
+    symbols: dict[int, str] = {}
+    for number, line in enumerate(lines, start=1):
         words = line.split()
-        if len(words) != 2 or words[1] != str(number):
-            raise CheckpointError(f"{path}: line {number + 1} is {line[:40]!r}, expected 'symbol {number}'")
-        tokens.append(words[0])
-    if len(tokens) != vocab_size:
-        raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
-    token, count = Counter(tokens).most_common(1)[0]
+        if len(words) != 2 or not ID.fullmatch(words[1]):
+            raise CheckpointError(f"{path}: line {number} is {line[:40]!r}, expected 'symbol id'")
+        token = int(words[1])
+        if token in symbols:
+            raise CheckpointError(f"{path}: line {number}: {token} is already the id of {symbols[token]!r}")
+        symbols[token] = words[0]
+    if len(symbols) != vocab_size:
+        raise CheckpointError(f"{path}: has {len(symbols)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
+    missing = next((token for token in range(vocab_size) if token not in symbols), None)
+    if missing is not None:
+        raise CheckpointError(f"{path}: no symbol has the id {missing}, expected ids 0 to {vocab_size - 1}")
+    symbol, count = Counter(symbols.values()).most_common(1)[0]
     if count > 1:
-        raise CheckpointError(f"{path}: has the symbol {token!r} more than once")
+        raise CheckpointError(f"{path}: has the symbol {symbol!r} more than once")
+    tokens = [symbols[token] for token in range(vocab_size)]
     _check_special_tokens(path, tokens, config)
     return tokens
 
 
 def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig) -> None:
-    wanted = {"<blank>": config.architecture.blank, **config.special_tokens}
-    for symbol, token in wanted.items():
+    """What the vocabulary calls by the name of a special token must have its id; it may call both ends `<sos/eos>`."""
+    stated = dict(config.special_tokens)
+    if config.blank is not None:
+        stated[BLANK] = config.blank
+    for symbol, token in stated.items():
         if symbol in tokens and tokens.index(symbol) != token:
             raise CheckpointError(f"{path}: {symbol} is {tokens.index(symbol)}, expected {token} as in {CONFIG_FILE}")
+    ends = {stated[symbol] for symbol in ("<sos>", "<eos>") if symbol in stated}
+    if ends and BOTH_ENDS in tokens and tokens.index(BOTH_ENDS) not in ends:
+        expected = " or ".join(map(str, sorted(ends)))
+        raise CheckpointError(
+            f"{path}: {BOTH_ENDS} is {tokens.index(BOTH_ENDS)}, expected {expected} as <sos> and <eos> in {CONFIG_FILE}"
+        )
 
 
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:

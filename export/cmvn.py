@@ -16,6 +16,8 @@ CMVN_MEAN = "encoder.global_cmvn.mean"
 CMVN_ISTD = "encoder.global_cmvn.istd"
 """Names of the statistics in a state dict."""
 SMALLEST_VARIANCE = 1e-20
+ROUNDING = 1e-6
+"""Share of the mean square by which rounding, in files of seven digits, may make a variance negative."""
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +37,11 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
         raise CheckpointError(f"{path}: has sums that are not finite, or no frames (frame count {count})")
     with np.errstate(over="ignore", invalid="ignore"):
         mean = sums / count
-        variance = np.maximum(squares / count - mean * mean, SMALLEST_VARIANCE)
+        mean_square = squares / count
+        variance = mean_square - mean * mean
+        if (variance < -ROUNDING * mean_square).any():
+            raise CheckpointError(f"{path}: has sums of squares that are too small for its sums and {count:g} frames")
+        variance = np.maximum(variance, SMALLEST_VARIANCE)
         statistics = mean.astype(np.float32), (1.0 / np.sqrt(variance)).astype(np.float32)
     if not all(np.isfinite(values).all() for values in statistics):
         raise CheckpointError(f"{path}: has means or variances that are not finite in float32")

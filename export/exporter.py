@@ -53,6 +53,8 @@ def export_bundle(
         progress(f"reading {checkpoint}")
         opened = Checkpoint.open(checkpoint, weights, units)
         progress(f"read {opened.weights}: {len(opened.tensors)} tensors, {len(opened.ignored)} ignored")
+        features = opened.features
+        progress(f"features: {features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
         network = opened.network()
         manifest = bundle_manifest(opened)
         for model in build_graphs(network, manifest):

@@ -82,7 +82,7 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
         top.section("decoder_conf", is_whole=False)
         return None, None, False
     conf = top.section("decoder_conf")
-    kind = top.choice("decoder", "bitransformer", ("bitransformer", "transformer", "null"))
+    kind = top.choice("decoder", "bitransformer", ("bitransformer", "transformer"))
     uni = kind == "transformer"
     activation = conf.choice("activation_type", "relu", ACTIVATIONS)
     # "embed" and "abs_pos" are two names for the same class

@@ -133,9 +133,10 @@ class Parity:
             if not self.watch.margin < NEAR_TIE:
                 break
             self.report.num_redrawn += 1
+        tie = f"; a router has near ties between experts on all of {MAX_DRAWS} inputs"
         raise ParityError(
             f"{self.subject}: {worst.case}: {worst.tensor}: largest difference {worst.difference:.3g} "
-            f"between torch and onnxruntime, limit {worst.limit:.3g}"
+            f"between torch and onnxruntime, limit {worst.limit:.3g}{tie if self.watch.margin < NEAR_TIE else ''}"
         )
 
     def _features(self, *shape: int) -> Array:

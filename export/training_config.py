@@ -11,11 +11,12 @@ from u2moe.export.network_config import read_decoders, read_encoder
 from u2moe.export.text_files import read_yaml
 from u2moe.export.wenet_keys import ONE_VALUE, WITHOUT_EFFECT
 from u2moe.export.yaml_section import Section
-from u2moe.runtime.errors import CheckpointError
+from u2moe.runtime.errors import BundleError, CheckpointError, UnsupportedError
+from u2moe.runtime.features import constants_of
 from u2moe.runtime.manifest import DecodingConfig, FeatureConfig
 
 CONFIG_FILE = "train.yaml"
-SPECIAL_TOKENS = ("<blank>", "<unk>", "<sos>", "<eos>")
+DEFAULT_MEL_BINS = 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class TrainingConfig:
     architecture: Architecture
     features: FeatureConfig
     decoding: DecodingConfig
+    blank: int | None
+    """Id of the blank; None: that of `<blank>` in the vocabulary."""
+    trained_decoder: bool
+    """False: a loss of CTC alone (`ctc_weight` 1) left the decoders in the state dict as they were initialised."""
     tokenizer: Literal["char", "bpe"] | None
     """None in old files, which do not state it."""
     special_tokens: dict[str, int]
@@ -50,33 +55,37 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
     top.choice("model", "asr_model", ("asr_model",))
     for key in ("predictor", "joint", "lora_conf", "lfmmi_dir"):
         if top.value(key) not in (None, "", {}):
-            raise top.unsupported(key, top.value(key), ("CTC and attention without it",))
+            raise top.unsupported(key, top.value(key), ("null",))
     top.choice("ctc", "ctc", ("ctc",))
     vocab_size = top.integer("output_dim")
     if top.integer("vocab_size", vocab_size) != vocab_size:
         raise top.wrong("vocab_size", top.value("vocab_size"), f"equal to output_dim {vocab_size}")
     features = _features(top)
     if top.integer("input_dim") != features.num_mel_bins:
-        raise top.wrong("input_dim", top.value("input_dim"), f"equal to num_mel_bins {features.num_mel_bins}")
+        expected = f"equal to num_mel_bins, which is {features.num_mel_bins} ({DEFAULT_MEL_BINS} if not stated)"
+        raise top.wrong("input_dim", top.value("input_dim"), expected)
     normalized, cmvn_file = _normalization(top)
     tokenizer, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     encoder = read_encoder(top, normalized=normalized)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
-    blank = _token(top.section("ctc_conf"), "ctc_blank_id", vocab_size, default=0)
+    blank = _blank(top, vocab_size, special_tokens)
     decoding = _decoding(top)
+    trained_decoder = decoding.ctc_weight < 1
     top.finish(WITHOUT_EFFECT, ONE_VALUE)
     return TrainingConfig(
         architecture=Architecture(
             encoder=encoder,
-            left_decoder=left,
-            right_decoder=right,
+            left_decoder=left if trained_decoder else None,
+            right_decoder=right if trained_decoder else None,
             vocab_size=vocab_size,
             sos=special_tokens.get("<sos>", vocab_size - 1),
             eos=special_tokens.get("<eos>", vocab_size - 1),
-            blank=blank,
+            blank=blank or 0,
         ),
         features=features,
         decoding=decoding,
+        blank=blank,
+        trained_decoder=trained_decoder,
         tokenizer=tokenizer,
         special_tokens=special_tokens,
         symbol_table=symbol_table,
@@ -88,25 +97,30 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
 def _features(top: Section) -> FeatureConfig:
     dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
     dataset.choice("feats_type", "fbank", ("fbank",))
-    sample_rate = dataset.section("resample_conf", is_whole=False).integer("resample_rate", 16000)
+    sample_rate = dataset.section("resample_conf").integer("resample_rate", 16000)
     old = collate.section("feature_extraction_conf", is_whole=False)
     if "fbank_conf" in dataset or "feature_type" not in old:
         fbank = dataset.section("fbank_conf")
-        num_mel_bins = fbank.integer("num_mel_bins", 23)
+        num_mel_bins = fbank.integer("num_mel_bins", DEFAULT_MEL_BINS)
     else:  # releases before 2021
         fbank = collate.section("feature_extraction_conf")
         fbank.choice("feature_type", "fbank", ("fbank",))
         num_mel_bins = fbank.integer("mel_bins")
+        sample_rate = fbank.integer("resample", sample_rate)
     frame_length, frame_shift = fbank.number("frame_length", 25.0), fbank.number("frame_shift", 10.0)
     try:
-        return FeatureConfig(
+        features = FeatureConfig(
             sample_rate=sample_rate,
             num_mel_bins=num_mel_bins,
             frame_length_ms=frame_length,
             frame_shift_ms=frame_shift,
         )
+        constants_of(features)
     except ValueError as error:
         raise CheckpointError(f"{top.file}: dataset_conf: {error}") from error
+    except BundleError as error:
+        raise UnsupportedError(f"{top.file}: dataset_conf: {error}; Kaldi refuses so many mel bins, too") from error
+    return features
 
 
 def _normalization(top: Section) -> tuple[bool, str | None]:
@@ -117,8 +131,7 @@ def _normalization(top: Section) -> tuple[bool, str | None]:
         cmvn = top.text("cmvn")
         if cmvn is None:
             return False, None
-        top.choice("cmvn", "global_cmvn", ("global_cmvn", "null"))
-        return True, cmvn_file
+        return top.choice("cmvn", "global_cmvn", ("global_cmvn", "null")) == "global_cmvn", cmvn_file
     return cmvn_file is not None, cmvn_file
 
 
@@ -132,12 +145,22 @@ def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | 
     if conf.value("connect_symbol") not in (None, ""):
         raise conf.unsupported("connect_symbol", conf.value("connect_symbol"), ("''",))
     specials = conf.section("special_tokens")
-    ids = {name: _token(specials, name, vocab_size) for name in SPECIAL_TOKENS if name in specials}
-    return kind, ids, symbol_table
+    return kind, {name: _token(specials, name, vocab_size) for name in specials.names()}, symbol_table
 
 
-def _token(conf: Section, key: str, vocab_size: int, default: int | None = None) -> int:
-    token = conf.integer(key, default, minimum=0)
+def _blank(top: Section, vocab_size: int, special_tokens: dict[str, int]) -> int | None:
+    """Id of the blank, if the file states it."""
+    conf, special = top.section("ctc_conf"), special_tokens.get("<blank>")
+    if "ctc_blank_id" not in conf:
+        return special
+    blank = _token(conf, "ctc_blank_id", vocab_size)
+    if special not in (None, blank):
+        raise conf.wrong("ctc_blank_id", blank, f"equal to tokenizer_conf.special_tokens.<blank> {special}")
+    return blank
+
+
+def _token(conf: Section, key: str, vocab_size: int) -> int:
+    token = conf.integer(key, minimum=0)
     if token >= vocab_size:
         raise conf.wrong(key, token, f"a token id below output_dim {vocab_size}")
     return token
@@ -146,5 +169,7 @@ def _token(conf: Section, key: str, vocab_size: int, default: int | None = None)
 def _decoding(top: Section) -> DecodingConfig:
     conf = top.section("model_conf")
     ctc_weight = conf.number("ctc_weight", 0.5, minimum=0.0, maximum=1.0)
+    if ctc_weight == 0:
+        raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0: recognition begins with the CTC head",))
     reverse_weight = conf.number("reverse_weight", 0.0, minimum=0.0, maximum=1.0)
     return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight)

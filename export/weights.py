@@ -14,12 +14,12 @@ from torch import Tensor
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import positional_encoding
+from u2moe.export.cmvn import CMVN_ISTD
 from u2moe.export.model import SpeechModel
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that nn.DataParallel, DistributedDataParallel and torch.compile add to every tensor name."""
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POSITION_TABLE = re.compile(r"encoder\.embed\.pos_enc\.pe|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
 CONCATENATION = re.compile(
@@ -27,8 +27,10 @@ CONCATENATION = re.compile(
 )
 TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
 MOST_NAMES = 5
-POSITION_ERROR = 1e-2
-"""Half-precision tables differ from the sinusoids by 5e-4; another kind of table by about 1."""
+POSITION_ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-3}
+"""The types that tensors may have, and how much tables of them may differ from our sinusoids: at the far end, the angle
+5000 has an error of 3e-4 in float32; a value near 1 has one of 2.4e-4 in float16 and of 2e-3 in bfloat16. Another kind
+of table differs by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
@@ -83,14 +85,15 @@ def _choice(directory: Path) -> str:
 def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, expected a state dict")
+    wrapped = next((name for name, value in state.items() if _holds_tensors(value)), None)
+    if wrapped is not None:
+        raise CheckpointError(
+            f"{path}: wraps its tensors in {', '.join(map(repr, state))}, expected the state dict itself; "
+            f"save checkpoint[{wrapped!r}] instead"
+        )
     for name, tensor in state.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{path}: has a key {name!r}, expected names of tensors")
-        if isinstance(tensor, Mapping):
-            raise CheckpointError(
-                f"{path}: wraps its tensors in {', '.join(map(repr, state))}, expected the state dict itself; "
-                f"save checkpoint[{name!r}] instead"
-            )
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {name} is {type(tensor).__name__}, expected a tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
@@ -105,6 +108,10 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
     if not state:
         raise CheckpointError(f"{path}: holds no tensors")
     return {name: tensor.detach() for name, tensor in _unwrapped(state).items()}
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -158,16 +165,18 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str]) -
         return "belongs to concat_after, which is off; WeNet saved it anyway until 2022"
     if POSITION_TABLE.fullmatch(name):
         _check_position_table(path, name, tensor)
-        return "sinusoids, computed from positions"
+        kind = "" if tensor.dtype == torch.float32 else f", not rounded as those in the file, {tensor.dtype}"
+        return f"sinusoids, computed from positions{kind}"
     return ""
 
 
 def _check_position_table(path: Path, name: str, table: Tensor) -> None:
     """WeNet would use this table, so it must equal the one that the network computes."""
+    _check_type(path, name, table)
     length, dim = table.shape[-2:] if table.ndim > 1 else (0, 0)
-    if table.dtype in FLOATS and tuple(table.shape) == (1, length, dim) and length > 0:
+    if tuple(table.shape) == (1, length, dim) and length > 0:
         difference = (table.float() - positional_encoding(torch.arange(length), dim)).abs().max().item()
-        if difference <= POSITION_ERROR:
+        if difference <= POSITION_ERRORS[table.dtype]:
             return
     raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids, the only one supported")
 
@@ -175,13 +184,22 @@ def _check_position_table(path: Path, name: str, table: Tensor) -> None:
 def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {shape} by train.yaml")
-    if tensor.dtype not in FLOATS:
-        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating point")
+    _check_type(path, name, tensor)
     tensor = tensor.float()  # the mapped tensor itself if it is float32
     # a sum in float64 cannot overflow and, unlike isfinite(), needs no memory
     if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
         raise CheckpointError(f"{path}: {name} has values that are not finite")
+    if name.endswith(".running_var") and bool((tensor < 0).any()):
+        raise CheckpointError(f"{path}: {name} has values below zero, expected variances")
+    if name == CMVN_ISTD and not bool(tensor.all()):
+        raise CheckpointError(f"{path}: {name} has zeros, expected inverse standard deviations")
     return tensor
+
+
+def _check_type(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in POSITION_ERRORS:
+        supported = ", ".join(str(kind).removeprefix("torch.") for kind in POSITION_ERRORS)
+        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected one of {supported}")
 
 
 def _listed(what: str, names: list[str]) -> str:

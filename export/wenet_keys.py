@@ -17,7 +17,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "": (
             "accum_grad", "grad_clip", "max_epoch", "log_interval", "save_interval", "save_states", "model_dir",
             "init_infos", "optim", "optim_conf", "scheduler", "scheduler_conf", "train_engine", "use_amp", "dtype",
-            "syncbn", "fp16_grad_sync", "dataset", "raw_wav", "patience", "seed", "resume", "use_cmvn", "ds_config",
+            "syncbn", "fp16_grad_sync", "dataset", "patience", "seed", "resume", "use_cmvn", "ds_config",
             "is_json_cmvn", *_ADDED_TO_EPOCH_AND_STEP_FILES,
         ),
         "encoder_conf": (
@@ -37,6 +37,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
+        "": {"raw_wav": True},  # false: features that Kaldi had written, whose settings are not in the file
         "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both until 2023
         "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
         "model_conf": {"apply_non_blank_embedding": False},

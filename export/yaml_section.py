@@ -67,6 +67,10 @@ class Section:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def names(self) -> list[str]:
+        """All keys that are text; others are refused in the end."""
+        return [key for key in self._values if isinstance(key, str)]
+
     def value(self, key: str) -> object:
         """The value of `key`, None if there is none."""
         return self._take(key, None)
@@ -157,5 +161,5 @@ class Section:
             where = f"{self._place('')} has" if self.name else f"{self.file} has"
             raise UnsupportedError(
                 f"{where} unknown keys {_listed(unknown)}, which may change the network; "
-                f"known: {', '.join(sorted(self._known))}"
+                f"known: {', '.join(sorted(map(_key, self._known))) or 'none'}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -59,14 +60,17 @@ class BundleWriter:
         self.marker = marker
         self.path = self.target.parent / f".{self.target.name}.{secrets.token_hex(4)}{_STAGED}"
         self._lock: int | None = None
+        self._made: list[Path] = []
+        """Folders that were not there, innermost first."""
 
     def __enter__(self) -> Self:
         try:
             self._remove_stale()
             self._check_target()
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._make_folder()
+            self._made = [folder for folder in self.target.parents if not folder.exists()]
             try:
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder()
                 self._try_to_replace()
             except BaseException:
                 self._clean_up()
@@ -200,6 +204,9 @@ class BundleWriter:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # it is not empty: that of a bundle, most of all
+                folder.rmdir()
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:

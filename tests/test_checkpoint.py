@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from u2moe.export.attention import positional_encoding
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.runtime import CheckpointError, UnsupportedError
@@ -123,6 +124,16 @@ def test_other_precisions_are_converted(directory, dtype):
     assert (encoded(checkpoint) - exact).abs().max() < limit
 
 
+def test_a_decoder_that_was_not_trained_is_left_out(directory):
+    directory.configure(model_conf={**directory.config["model_conf"], "ctc_weight": 1.0})
+    checkpoint = directory.open()
+    assert checkpoint.model_config().decoder == "none"
+    assert {
+        name for name, reason in checkpoint.ignored.items() if reason.startswith("the decoder was not trained")
+    } == {name for name in directory.state() if name.startswith("decoder.")}
+    assert not [name for name in checkpoint.tensors if name.startswith("decoder.")]
+
+
 def test_averaged_weights_are_named_by_the_user(directory):
     doubled = {name: tensor * 2 for name, tensor in directory.state().items() if not name.endswith(".pe")}
     torch.save(doubled, directory.path / "avg_30.pt")
@@ -212,7 +223,9 @@ class TestFiles:
             ([torch.ones(1)], "holds list, expected a state dict"),
             (torch.ones(1), "holds Tensor, expected a state dict"),
             ({"model": {"a": torch.ones(1)}}, r"wraps its tensors in 'model', .* save checkpoint\['model'\] instead"),
+            ({"epoch": 3, "state": {"a": torch.ones(1)}}, r"wraps its tensors in 'epoch', 'state', .*\['state'\] inst"),
             ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
+            ({"options": {"lr": 1}, "a": torch.ones(1)}, "options is dict, expected a tensor"),
             ({3: torch.ones(1)}, "has a key 3, expected names of tensors"),
             ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse, quantized or nested tensor"),
             ({"a": torch.ones(2, device="meta")}, "a is a meta tensor, which has no values"),
@@ -264,6 +277,8 @@ class TestWhatTrainingLeaves:
         with pytest.raises(CheckpointError, match=r"train.yaml: cannot be read: No such file"):
             directory.open()
         assert directory.open(f"{name}.pt").architecture.vocab_size == 60
+        (directory.path / "final.pt").symlink_to(f"{name}.pt")
+        assert directory.open().architecture.vocab_size == 60
         directory.write("train.yaml", "input_dim: 3")  # which counts more
         with pytest.raises(CheckpointError, match=r"train.yaml: output_dim must be"):
             directory.open(f"{name}.pt")
@@ -350,7 +365,9 @@ class TestTensors:
 
     def test_wrong_types(self, directory):
         directory.replace(**{"ctc.ctc_lo.bias": torch.ones(60, dtype=torch.int32)})
-        with pytest.raises(CheckpointError, match=r"ctc.ctc_lo.bias is torch.int32, expected floating point"):
+        with pytest.raises(
+            CheckpointError, match=r"ctc.ctc_lo.bias is torch.int32, expected one of float32, float16, "
+        ):
             directory.open()
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -359,6 +376,30 @@ class TestTensors:
         tensor.view(-1)[-1] = value
         directory.replace(**{"encoder.embed.conv.2.weight": tensor})
         with pytest.raises(CheckpointError, match=r"encoder.embed.conv.2.weight has values that are not finite"):
+            directory.open()
+
+    def test_variances_below_zero(self, make):
+        directory = make(encoder_conf=BATCH_NORM)
+        name = "encoder.encoders.0.conv_module.norm.running_var"
+        directory.replace(**{name: -directory.state()[name]})
+        with pytest.raises(CheckpointError, match=f"{name} has values below zero, expected variances"):
+            directory.open()
+
+    def test_deviations_of_zero(self, directory):
+        directory.replace(**{TestStatistics.ISTD: torch.zeros(80)})
+        with pytest.raises(CheckpointError, match="istd has zeros, expected inverse standard deviations"):
+            directory.open()
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+    def test_tables_of_positions_may_be_rounded_and_not_wrong(self, directory, kind):
+        name, dim = "decoder.left_decoder.embed.1.pe", 32
+        table = positional_encoding(torch.arange(5000), dim).unsqueeze(0)
+        directory.replace(**{name: table.to(kind)})
+        rounded = "" if kind == torch.float32 else f", not rounded as those in the file, {kind}"
+        assert directory.open().ignored[name] == f"sinusoids, computed from positions{rounded}"
+        table[0, 7, 3] += 0.02
+        directory.replace(**{name: table.to(kind)})
+        with pytest.raises(UnsupportedError, match=r"embed.1.pe .* is not the table of sinusoids"):
             directory.open()
 
     @pytest.mark.parametrize("table", [torch.zeros(1, 448, 32), torch.zeros(1, 5000, 31), torch.zeros(5000)])
@@ -447,6 +488,10 @@ class TestStatistics:
             (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 0}), "no frames"),
             (json.dumps({"mean_stat": [1e999] * 80, "var_stat": [2] * 80, "frame_num": 9}), "are not finite"),
             (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 5e-324}), "not finite in float32"),
+            (
+                json.dumps({"mean_stat": [10] * 80, "var_stat": [9] * 80, "frame_num": 10}),
+                "has sums of squares that are ",
+            ),
             ('{"mean_stat": ' + "[" * 100_000, "is not JSON or Kaldi text statistics"),
         ],
     )
@@ -503,19 +548,40 @@ class TestVocabulary:
         [
             (lambda lines: lines[:-1], "has 59 symbols, expected output_dim 60 of train.yaml"),
             (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
-            (lambda lines: lines[::-1], "line 1 is '.* 59', expected 'symbol 0'"),
-            (lambda lines: lines[:5] + lines[6:], "line 6 is '.* 6', expected 'symbol 5'"),
-            (lambda lines: [*lines[:5], lines[4], *lines[5:]], "line 6 is '.* 4', expected 'symbol 5'"),
-            (lambda lines: [*lines[:-1], "x y z"], "line 60 is 'x y z', expected 'symbol 59'"),
-            (lambda lines: [*lines[:-1], ""], "line 60 is '', expected 'symbol 59'"),
+            (lambda lines: [*lines[:5], *lines[6:], "x 60"], "no symbol has the id 5, expected ids 0 to 59"),
+            (lambda lines: [*lines[:5], lines[4], *lines[5:]], "line 6: 4 is already the id of '.'"),
+            (lambda lines: [*lines[:-1], "x y z"], "line 60 is 'x y z', expected 'symbol id'"),
+            (lambda lines: [*lines[:-1], "x -59"], "line 60 is 'x -59', expected 'symbol id'"),
+            (lambda lines: [*lines[:-1], ""], "line 60 is '', expected 'symbol id'"),
             (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
             (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> is 1, expected 0 as in train.yaml"),
+            (
+                lambda lines: [*lines[:2], "x 2", *lines[3:-1], "<sos/eos> 59"],
+                "<sos/eos> is 59, expected 2 as <sos> and <eos> in train.yaml",
+            ),
         ],
     )
     def test_damaged_ones(self, directory, change, message):
         directory.write("units.txt", "\n".join(change(self.lines(directory))) + "\n")
         with pytest.raises(CheckpointError, match=f"units.txt: {message}"):
             directory.open()
+
+    def test_any_order(self, directory):
+        tokens = directory.open().tokens
+        directory.write("units.txt", "\n".join(self.lines(directory)[::-1]) + "\n")
+        assert directory.open().tokens == tokens
+
+    @pytest.mark.parametrize("stated", [{}, {"ctc_conf": {"ctc_blank_id": 5}}])
+    def test_the_blank_is_where_the_vocabulary_has_it(self, make, stated):
+        directory = make(old=True, changes=stated)
+        lines = [line.replace("<blank>", "x") for line in self.lines(directory)]
+        directory.write("units.txt", "\n".join([*lines[:5], "<blank> 5", *lines[6:]]))
+        assert directory.open().architecture.blank == 5
+
+    def test_the_blank_of_a_vocabulary_without_one(self, make):
+        directory = make(old=True)
+        directory.write("units.txt", "\n".join(self.lines(directory)).replace("<blank>", "x"))
+        assert directory.open().architecture.blank == 0
 
     def test_symbols_that_look_like_line_ends(self, directory):
         lines = self.lines(directory)

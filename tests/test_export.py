@@ -195,6 +195,15 @@ def test_a_changed_weight_is_found(graph, weight, moe_bundle, moe_checkpoint, tm
         Parity(moe_checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
 
 
+def test_routers_that_cannot_choose_are_named(moe_bundle, moe_checkpoint):
+    bundle, _ = moe_bundle
+    network = moe_checkpoint.network()
+    gate = network.get_submodule("encoder.encoders.0.feed_forward.gate")
+    gate.weight = torch.nn.Parameter(torch.zeros_like(gate.weight), requires_grad=False)
+    with pytest.raises(ParityError, match="a router has near ties between experts on all of 8 inputs"):
+        Parity(network, bundle.path, bundle.manifest, subject=bundle.path).run()
+
+
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     """Tied embeddings as torch initialises them: the decoders are sure that the last token comes again."""
@@ -240,7 +249,7 @@ def test_a_failed_export_leaves_nothing(monkeypatch, tmp_path):
 
     monkeypatch.setattr(exporter, "build_graphs", shifted)
     with pytest.raises(ParityError, match="log_probs") as error:
-        export_bundle(GOLDEN / "moe_tiny", tmp_path / "bundle")
+        export_bundle(GOLDEN / "moe_tiny", tmp_path / "new" / "folders" / "bundle")
     # the folder that was compared is gone
     assert str(error.value).startswith(f"{GOLDEN / 'moe_tiny' / 'final.pt'}: full context")
     assert str(tmp_path) not in str(error.value)

@@ -98,11 +98,28 @@ def test_defaults_are_those_of_wenet():
     assert transformer.feed_forward.activation == "relu"
 
 
+def test_statistics_that_are_null_in_quotes_are_none():
+    assert not parse_training_config(changed("cmvn", "null")).architecture.encoder.normalized_input
+
+
+def test_more_mel_bins_than_the_spectrum_has_points_for_are_refused():
+    config = changed("dataset_conf.fbank_conf.num_mel_bins", 128)
+    with pytest.raises(UnsupportedError, match=r"train.yaml: dataset_conf: .*128.* a mel band has no point"):
+        parse_training_config({**config, "input_dim": 128})
+
+
+def test_further_special_tokens_are_read():
+    assert parse_training_config(changed("tokenizer_conf.special_tokens.<pad>", 9)).special_tokens["<pad>"] == 9
+
+
 def test_front_ends_before_2021_are_read():
     config = random_config()
     del config["dataset_conf"]
     features = parse_training_config({**config, "collate_conf": OLDEST_FEATURES}).features
     assert (features.num_mel_bins, features.frame_length_ms, features.sample_rate) == (80, 25.0, 16000)
+    resampled = copy.deepcopy(OLDEST_FEATURES)
+    resampled["feature_extraction_conf"]["resample"] = 8000
+    assert parse_training_config({**config, "collate_conf": resampled}).features.sample_rate == 8000
     pitched = copy.deepcopy(OLDEST_FEATURES)
     pitched["feature_extraction_conf"]["using_pitch"] = True
     with pytest.raises(UnsupportedError, match=r"feature_extraction_conf.using_pitch is True"):
@@ -117,6 +134,9 @@ def test_front_ends_before_2021_are_read():
         ("model", "whisper"),
         ("model", "k2_model"),
         ("predictor", "rnn"),
+        ("decoder", "null"),
+        ("raw_wav", False),
+        ("model_conf.ctc_weight", 0.0),
         ("joint", "transducer_joint"),
         ("lora_conf", {"lora_rank": 8}),
         ("lfmmi_dir", "data/local/lfmmi"),
@@ -180,7 +200,7 @@ def test_what_is_not_supported_is_refused_by_name(path, value):
         "model_conf.ctl_weight",
         "ctc_conf.blank_id",
         "tokenizer_conf.upper_case",
-        "tokenizer_conf.special_tokens.<pad>",
+        "dataset_conf.resample_conf.resample_rates",
         "cmvn_conf.norm_var",
         "dataset_conf.fbank_conf.high_freq",
         "distillation",
@@ -203,7 +223,7 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("input_dim", 83, "input_dim must be equal to num_mel_bins 80, found 83"),
+        ("input_dim", 83, r"input_dim must be equal to num_mel_bins, which is 80 \(23 if not stated\), found 83"),
         ("vocab_size", 61, "vocab_size must be equal to output_dim 60, found 61"),
         ("output_dim", None, "output_dim must be a whole number from 1 to 1048576, found None"),
         ("encoder_conf", [1], r"encoder_conf must be a mapping, found \[1\]"),
@@ -217,6 +237,7 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
         ("encoder_conf.causal", "yes", "causal must be true or false, found 'yes'"),
         ("encoder_conf.norm_eps", "small", "norm_eps must be a number, found 'small'"),
         ("encoder_conf.norm_eps", -1.0, "norm_eps must be a number from 0.0 to 1.0, found -1.0"),
+        ("ctc_conf.ctc_blank_id", 5, "ctc_blank_id must be equal to tokenizer_conf.special_tokens.<blank> 0, found 5"),
         ("ctc_conf.ctc_blank_id", 60, "ctc_blank_id must be a token id below output_dim 60, found 60"),
         ("tokenizer_conf.special_tokens.<sos>", 60, "<sos> must be a token id below output_dim 60, found 60"),
         ("tokenizer_conf.special_tokens.<sos>", None, "<sos> must be a whole number from 0 to 1048576, found None"),
