@@ -148,6 +148,6 @@ def from_int8_blocks(stored: npt.NDArray[np.uint8], scale: Float) -> Float:
 
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     """Norm of the difference over the norm of the reference; 0 when both are zeros."""
-    size = float(np.linalg.norm(reference))
-    difference = float(np.linalg.norm(reference - found))
+    size = float(np.linalg.norm(reference.astype(np.float64)))
+    difference = float(np.linalg.norm(reference.astype(np.float64) - found))
     return difference / size if size > 0 else (0.0 if difference == 0 else np.inf)

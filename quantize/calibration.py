@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.errors import BundleError
 
 Array = npt.NDArray[Any]
 _PIECE_FRAMES = 3000
@@ -69,9 +70,14 @@ def recorded(
     """Run the encoder of a float32 bundle over features [frames, mel] of recordings, with full context.
 
     The files are in a folder inside `beside`: the system's folder for temporary files is often in memory.
+
+    Raises:
+        BundleError: the encoder has no mixture of experts.
     """
     encoder = ExpertInputs(bundle)
     layers = encoder.layers
+    if not layers:
+        raise BundleError(f"{bundle.path}: its encoder has no mixture of experts, which calibration is for")
     with tempfile.TemporaryDirectory(prefix="tokens-", dir=beside, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with ExitStack() as stack:

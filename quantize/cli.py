@@ -69,7 +69,14 @@ def add_quantize(subparsers: Subparsers) -> None:
         help="write weights as native kernels (u2moe-kernels) use them: the bundle loads at once, processes share its "
         "memory, and it cannot run without these kernels",
     )
-    parser.add_argument("--audio", metavar="FILE", type=Path, nargs="+", default=[], help="audio to measure errors on")
+    parser.add_argument(
+        "--audio",
+        metavar="PATH",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="audio files or folders to measure errors on: the first minute",
+    )
     parser.add_argument(
         "--manifest", metavar="TSV", help="lines of path<TAB>transcript, to measure the word error rate on"
     )
@@ -159,17 +166,12 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
     from u2moe.quantize.tuning.record import describe_record
-    from u2moe.runtime.audio import find_audio
     from u2moe.runtime.cli.outputs import try_to_write
     from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import QuantizationError
-    from u2moe.runtime.recognizer import DEMO_FOLDER
 
+    audio = _measured_audio(args)
     try_to_write(args.report)
-    audio = args.audio
-    clips = DEMO_FOLDER / "clips"
-    if not audio and not args.manifest and not args.no_report and clips.is_dir():
-        audio = find_audio([clips])
     try:
         bundle, report = quantize_bundle(
             args.bundle,
@@ -203,6 +205,27 @@ def run_quantize(args: argparse.Namespace) -> int:
     return 0
 
 
+def _measured_audio(args: argparse.Namespace) -> list[Path]:
+    """Audio for the report besides that of the list; the clips of the demo model if nothing is named."""
+    from u2moe.runtime.audio import find_audio
+    from u2moe.runtime.recognizer import DEMO_FOLDER
+
+    clips = DEMO_FOLDER / "clips"
+    options = {"--audio": args.audio, "--manifest": args.manifest, "--report": args.report}
+    if args.no_report:
+        given = [name for name, value in options.items() if value]
+        if given:
+            raise ValueError(f"--no-report measures nothing, so that {given[0]} has no use")
+        return []
+    if args.audio:
+        return find_audio(args.audio)
+    if not args.manifest and clips.is_dir():
+        return find_audio([clips])
+    if args.report and not args.manifest:
+        raise ValueError("--report needs recordings: name some with --audio or --manifest")
+    return []
+
+
 def run_inspect(args: argparse.Namespace) -> int:
     """Inspect and print."""
     from u2moe.quantize.inspection import describe, inspect_bundle
@@ -229,10 +252,14 @@ def _groups(pairs: list[str]) -> dict[str, str]:
         group, equals, kind = pair.partition("=")
         if not equals:
             raise ValueError(f"--group must be GROUP=FORMAT, got {pair!r}")
+        if group in result:
+            raise ValueError(f"--group must name each group once, got {group} twice")
         result[group] = kind
     return result
 
 
 def _write(file: Path | None, report: dict[str, Any]) -> None:
+    from u2moe.runtime.whole_file import write_text
+
     if file is not None:
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(report, indent=1) + "\n")

@@ -35,7 +35,7 @@ BATCH = 128
 WHOLE = 250
 """Tokens per call for ten seconds with full context, and roughly for a second pass."""
 LONGEST_S = 900
-"""Seconds of calibration audio that are used; what follows is not read, once this much is there."""
+"""Seconds of calibration audio that are used; what follows is not read."""
 USES: Mapping[str, Mapping[int, float]] = MappingProxyType(
     {
         "streaming": {4: 0.25, 8: 0.25, 16: 0.25, BATCH: 0.25, WHOLE: 0.0},
@@ -126,6 +126,8 @@ class Recipe:
             raise ValueError(f"whole must be 'fp16' or None, got {self.whole!r}")
         if self.whole and self.groups:
             raise ValueError("whole and groups exclude each other")
+        if self.whole and self.packed:
+            raise ValueError(f"packed is for weights in int8 and int4, got whole {self.whole!r}")
         if not 0 <= self.skip_expert_below <= 1:
             raise ValueError(f"skip_expert_below must be from 0 to 1, got {self.skip_expert_below}")
         if not self.whole and not self.quantized and not self.skip_expert_below:

@@ -76,6 +76,8 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
     model = manifest["model"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"
     packed = manifest["quantization"].get(PACKED)
+    is_whole = manifest["quantization"].get("recipe", "fp16") == "fp16"
+    counted = "parameters" if is_whole else "stored numbers, with scales (two weights in 4 bits are one)"
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
@@ -83,7 +85,7 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
-        f"parameters: {content['num_parameters']:,}",
+        f"{counted}: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
     lines += [content["tuning"]] if content["tuning"] else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,14 +18,14 @@ from u2moe.quantize.calibration import ExpertTokens, recorded
 from u2moe.quantize.config import LONGEST_S, Recipe
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
-from u2moe.quantize.report import build_report, features_of
+from u2moe.quantize.report import build_report, compare_bytes, features_of
 from u2moe.quantize.routing import scope
 from u2moe.quantize.tuning.choice import tuned
 from u2moe.quantize.weights import Change
 from u2moe.runtime import contract
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.corpus.word_errors import Recording
+from u2moe.runtime.corpus.word_errors import Recording, words
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
@@ -65,18 +66,21 @@ def quantize_bundle(
         The new bundle and its report, which the bundle also holds as report.json; None without audio.
 
     Raises:
-        AudioError: audio that cannot be read, or none of the recipe's calibration is long enough.
+        AudioError: audio that cannot be read, or nothing that is to be heard is long enough for the encoder.
         BundleError: not a float32 bundle, weights in a file with several names (hard links), a requested group that no
             graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
         QuantizationError: the word error rate rose beyond `max_wer_increase`; carries the report.
     """
-    if max_wer_increase is not None and not recordings:
-        raise ValueError("max_wer_increase needs recordings with transcripts")
+    if max_wer_increase is not None:
+        _check_limit(max_wer_increase, recordings)
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
     source = _open_float32(bundle, out)
     with BundleWriter(out, overwrite=overwrite) as staging:  # refuses a bad target before any work
-        features = features_of(source, [*audio, *(recording.path for recording in recordings)])
+        measured = [*audio, *(recording.path for recording in recordings)]
+        features = features_of(source, measured)
+        if measured and not features:
+            raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
         recipe, tuning = tuned(source, recipe, features, progress=progress)
         changes: dict[str, Change] = {}
         num_skipping = 0
@@ -110,9 +114,12 @@ def quantize_bundle(
         if features:
             report = build_report(source, staged, changes, features, recordings, progress=progress)
             _check_words(report, max_wer_increase)
-            staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
         if layout is not None:
             manifest = _pack(staging, manifest, layout, progress)
+            if report is not None:
+                report["bytes"] = compare_bytes(source, staging.seal(manifest))
+        if report is not None:
+            staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
         return staging.finish(manifest), report
 
 
@@ -180,6 +187,13 @@ def _record_skipping(model: ir.Model, recipe: Recipe) -> int:
     if count:
         model.metadata_props[SKIP_METADATA] = f"{recipe.skip_expert_below:g}"
     return count
+
+
+def _check_limit(max_wer_increase: float, recordings: Sequence[Recording]) -> None:
+    if not math.isfinite(max_wer_increase):
+        raise ValueError(f"max_wer_increase must be a finite number, got {max_wer_increase}")
+    if not any(words(recording.transcript) for recording in recordings):
+        raise ValueError("max_wer_increase needs recordings whose transcripts have words")
 
 
 def _check_words(report: dict[str, Any], limit: float | None) -> None:

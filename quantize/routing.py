@@ -13,9 +13,11 @@ import onnx_ir as ir
 import onnxruntime
 
 from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.contract import PACKED
 from u2moe.runtime.encoder import Encoder, required_cache_size
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.native import Kernels, choose_kernels
 from u2moe.runtime.session import DEFAULT_PROVIDER, Session
 from u2moe.runtime.windows import Windows
 
@@ -69,10 +71,11 @@ class ExpertInputs:
 
     Raises:
         BundleError: the router of a mixture of experts is not a weight.
+        KernelsError: weights are packed for native kernels, which cannot run here.
     """
 
     def __init__(self, bundle: Bundle, options: onnxruntime.SessionOptions | None = None) -> None:
-        """Read the graph; it is loaded on its first run, with `options` if given."""
+        """Read the graph; it is loaded on its first run, with `options` if given, and with native kernels if packed."""
         self.config = bundle.manifest.model
         encoder = self.config.graphs()[0]
         model = ir.load(bundle.path / encoder.file)
@@ -85,7 +88,8 @@ class ExpertInputs:
             model.graph.outputs.append(cast("ir.Value", value))
         self._names = [str(value.name) for value in model.graph.outputs]
         self._seen: dict[str, Array] = {}
-        self._load = partial(_load, model, options)
+        kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in bundle.manifest.quantization else None
+        self._load = partial(_load, model, options, kernels)
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
@@ -140,7 +144,9 @@ def _layer(node: ir.Node) -> RoutedLayer | None:
     )
 
 
-def _load(model: ir.Model, options: onnxruntime.SessionOptions | None) -> onnxruntime.InferenceSession:
+def _load(
+    model: ir.Model, options: onnxruntime.SessionOptions | None, kernels: Kernels | None
+) -> onnxruntime.InferenceSession:
     """A session of a graph that was changed; it needs the graph as long as it runs, for weights in files stay mapped.
 
     They are handed over. Hard links to the files beside a changed graph would keep other processes from quantizing the
@@ -149,6 +155,8 @@ def _load(model: ir.Model, options: onnxruntime.SessionOptions | None) -> onnxru
     if options is None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+    if kernels is not None:
+        kernels.register(options)
     weights = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy())
         for name, value in model.graph.initializers.items()

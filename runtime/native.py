@@ -175,7 +175,7 @@ def check_layout(kernels: Kernels, layout: int, where: str) -> None:
         KernelsError: there are no native kernels, or they read another layout.
     """
     if not kernels.native:
-        raise KernelsError(f"{where}: weights are packed for native kernels, which it needs: {kernels.reason}")
+        raise KernelsError(f"{where}: weights are packed for native kernels, but onnxruntime runs it: {kernels.reason}")
     if kernels.layout != layout:
         raise KernelsError(
             f"{where}: weights are packed in layout {layout}, u2moe-kernels {kernels.version} reads {kernels.layout}: "

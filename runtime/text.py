@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -118,6 +120,17 @@ def join_texts(texts: Sequence[str]) -> str:
 def stands_alone(symbol: str) -> bool:
     """Whether a symbol belongs to a script without spaces, so that it is a word by itself."""
     return _is_within(symbol, _SPACELESS)
+
+
+@functools.cache
+def combining_marks() -> str:
+    """Marks that belong to a letter (accents, vowel signs) and joiners, for a character class of `re`.
+
+    To `re` they are no letters: without them the words of Hindi, Tamil or decomposed Latin fall into pieces.
+    """
+    blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))
+    marks = (chr(code) for block in blocks for code in block if unicodedata.category(chr(code))[0] == "M")
+    return "\u200c\u200d" + "".join(marks)
 
 
 def is_syllabic(symbol: str) -> bool:

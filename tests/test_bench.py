@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -17,7 +18,7 @@ from u2moe.benchmarks.bench.compare import compare_reports, read_report, values
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
-from u2moe.runtime import Bundle, ProviderError, cli
+from u2moe.runtime import AudioError, Bundle, ProviderError, cli
 from u2moe.runtime.corpus.word_errors import Recording, words
 
 pytestmark = pytest.mark.slow
@@ -172,24 +173,39 @@ def test_plots_of_what_there_is(report, tmp_path):
 def test_a_report_equals_itself(report, saved):
     lines = compare_reports(read_report(saved), report).splitlines()
     assert len(lines) == 1 + len(values(report))
-    assert all(re.search(r"(1\.000|-) +within the spread$", line) for line in lines[1:])
+    assert all(re.search(r"(1\.000|-) +(within the spread|too few rounds)$", line) for line in lines[1:])
+    assert re.search(r"word errors.* within the spread$", "\n".join(lines), re.MULTILINE)  # which have no rounds
 
 
 def test_a_difference_is_told_from_the_spread(report):
     changed = copy.deepcopy(report)
     changed["machine"]["onnxruntime"] = "0.1"
     changed["audio"]["seconds"] += 1
+    changed["providers"] = ["OtherExecutionProvider"]
+    changed["kernels"]["moe_tiny"]["description"] = "others"
     entry = changed["speed"][0]
+    before = copy.deepcopy(report)
+    before["speed"][0]["real_time_factor"]["count"] = 4
     entry["real_time_factor"] = {name: 2 * value for name, value in entry["real_time_factor"].items()}
     entry["words"]["rate"] = 0.5
     changed["speed"].pop()
-    lines = compare_reports(report, changed).splitlines()
+    lines = compare_reports(before, changed).splitlines()
     assert lines[0] == f"onnxruntime: {report['machine']['onnxruntime']} -> 0.1"
-    assert lines[1].startswith("the recordings are not the same")
-    assert re.fullmatch(r"real-time factor, moe_tiny, full context, 1 thread .* 2\.000 +more", lines[3])
-    assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[4])
-    assert lines[5].endswith("within the spread")
+    assert lines[1] == f"providers: {report['providers']} -> ['OtherExecutionProvider']"
+    assert lines[2] == f"kernels of moe_tiny: {report['kernels']['moe_tiny']['description']} -> others"
+    assert lines[3].startswith("the recordings are not the same")
+    assert re.fullmatch(r"real-time factor, moe_tiny, full context, 1 thread .* 2\.000 +more", lines[5])
+    assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[6])
+    assert lines[7].endswith(("within the spread", "too few rounds"))
     assert lines[-1] == "5 measurements are in only one of the reports"
+
+
+def test_few_rounds_tell_no_difference(report):
+    changed = copy.deepcopy(report)
+    factor = changed["speed"][0]["real_time_factor"]
+    changed["speed"][0]["real_time_factor"] = {**{name: 9 * factor[name] for name in factor}, "count": 3}
+    (line,) = (line for line in compare_reports(report, changed).splitlines() if " 9.000 " in line)
+    assert line.endswith("too few rounds")
 
 
 def test_the_only_bundles_are_compared_whatever_their_names(report):
@@ -209,7 +225,10 @@ def _of(section, name):
         isinstance(item, dict) for item in section) else section  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": "u2moe-bench", "version": 0}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"format": "u2moe-bench", "version": 0}', '{"format": "u2moe-bench", "version": 1, "machine": {}}'],
+)
 def test_what_is_no_report_is_refused_by_name(tmp_path, content):
     (tmp_path / "old.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"old\.json: "):
@@ -260,8 +279,10 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         (["--threads", "0"], "threads must be numbers from 1 on, got [0]"),
         (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
         (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
-        (["--paced", "-1"], "seconds in real time must not be negative"),
-        (["--report", "x.json", "bundle"], "--report measures nothing"),
+        (["--paced", "-1"], "seconds in real time must be a number from 0 on, got -1.0"),
+        (["--paced", "inf"], "seconds in real time must be a number from 0 on, got inf"),
+        (["--report", "x.json", "bundle"], "--report measures nothing, so that BUNDLE has no use"),
+        (["--report", "x.json", "--threads", "1", "--full"], "so that --full, --threads has no use"),
         (["--report", "no.json"], "no.json: cannot be read as a report"),
         (["--compare", "no.json"], "no.json: cannot be read as a report"),
         (["--plots", "/dev/null/plots"], "/dev/null/plots: cannot be created"),
@@ -284,6 +305,13 @@ def test_matplotlib_is_asked_for_before_anything_is_measured(capsys, monkeypatch
 def test_a_provider_that_is_not_there_is_named(exported, recordings):
     with pytest.raises(ProviderError, match="NoProvider is not installed"):
         run_suite({"moe": Bundle.open(exported("moe_tiny"))}, recordings, PLAN, providers=["NoProvider"])
+
+
+def test_a_recording_that_is_too_short_is_named(exported, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(800), 16_000)
+    short = [Recording(path=tmp_path / "short.wav", transcript="")]
+    with pytest.raises(AudioError, match=r"short\.wav: has 3 frames of features, expected at least 7: it is too short"):
+        run_suite({"moe": Bundle.open(exported("moe_tiny"))}, short, PLAN)
 
 
 def test_bundles_are_told_apart_by_the_ends_of_their_paths(tmp_path):

@@ -12,7 +12,7 @@ from u2moe.quantize import RECIPES, Tune, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, pack_int4, relative_error
 from u2moe.quantize.compensation import FloatExpert, compensated_int4, fitted
 from u2moe.quantize.report import describe
-from u2moe.runtime import AudioError, Bundle
+from u2moe.runtime import AudioError, Bundle, BundleError
 from u2moe.runtime.cli import main
 from u2moe.runtime.features import FeatureStream
 
@@ -186,6 +186,12 @@ def test_calibration_without_speech_is_an_error(bundle, tmp_path):
         with pytest.raises(AudioError, match=message):
             quantize_bundle(bundle.path, tmp_path / "out", recipe("int4-experts", calibration=[tmp_path / name]))
         assert not (tmp_path / "out").exists()
+
+
+def test_calibration_is_for_experts(exported, recordings, tmp_path):
+    calibrated = recipe("int8", {"experts": "int4"}, calibration=[recordings / "0.wav"])
+    with pytest.raises(BundleError, match="its encoder has no mixture of experts, which calibration is for"):
+        quantize_bundle(exported("dense_tiny"), tmp_path / "out", calibrated)
 
 
 @pytest.mark.slow

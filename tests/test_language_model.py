@@ -18,7 +18,7 @@ from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOption
 from u2moe.runtime.context import ContextGraph
 from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
 from u2moe.runtime.language.arpa import read_arpa, write_arpa
-from u2moe.runtime.language.compact import write_compact
+from u2moe.runtime.language.compact import _quantize, write_compact
 from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.ngrams import LN10
 from u2moe.runtime.manifest import TextConfig
@@ -308,12 +308,39 @@ DAMAGE = {
     "no counts": ("ngram 1=", "ngram 7=", "line 2: found"),
     "count too high": ("ngram 2=", "ngram 2=9", "line "),
     "not a number": (r"grams:\n-\S+", "grams:\nx", "expected numbers"),
-    "nan": (r"grams:\n-\S+", "grams:\nnan", "logarithms of probabilities"),
-    "infinite": (r"grams:\n-\S+", "grams:\n-1e99", "logarithms of probabilities"),
-    "certain": (r"grams:\n-\S+", "grams:\n0.5", "logarithms of probabilities"),
+    "nan": (r"grams:\n-\S+", "grams:\nnan", "line 6: found nan, expected the logarithm of a probability"),
+    "infinite": (r"grams:\n-\S+", "grams:\ninf", "line 6: found inf, expected the logarithm of a probability"),
+    "certain": (r"grams:\n-\S+", "grams:\n0.5", "line 6: found 0.5, expected the logarithm of a probability"),
+    "too long": (r"ngram 2=.*\n", "".join(f"ngram {n}=1\n" for n in range(2, 11)), "found n-grams of 10 words, expe"),
     "no end": (r"\\end\\", "", r"expected '\\end\\'"),
     "another word": (r"2-grams:\n(\S+)\t\S+ ", r"2-grams:\n\1\tzz ", "'zz' is not among the unigrams"),
 }
+
+
+def test_files_that_differ_in_what_does_not_matter(tmp_path):
+    arpa = random_arpa(1, WORDS, 2)
+    plain = opened(tmp_path, arpa).ngrams
+    zero = re.sub(r"(?m)^-99\S*\t", "-inf\t", arpa)
+    empty = arpa.replace("\n\\1-grams", "ngram 3=0\n\n\\1-grams").replace("\\end\\", "\\3-grams:\n\n\\end\\")
+    for text in ("\ufeff" + arpa, zero, empty):
+        ngrams = opened(tmp_path, text).ngrams
+        assert ngrams.num_ngrams == plain.num_ngrams
+        assert ngrams.log_prob == pytest.approx(plain.log_prob)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_rounding_keeps_the_extremes_and_makes_nothing_certain(bits):
+    random = np.random.default_rng(0)
+    values = -random.exponential(2, 200_000).astype(np.float32)
+    values[:3] = 0, -99, -1e-6
+    table, codes = _quantize(values, bits)
+    rounded = table[codes]
+    assert len(table) <= 1 << bits
+    assert rounded[0] == 0
+    assert rounded[1] == -99
+    assert (rounded[values < 0] < 0).all()
+    assert np.abs(rounded - values).max() < (0.5 if bits == 8 else 0.001)
+    assert np.abs(rounded - values)[2:].mean() < (0.02 if bits == 8 else 1e-4)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -1,8 +1,12 @@
 """`u2moe lm`: from text to a model, from one file format to another, and to its weights."""
 
+import errno
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from language_models import random_arpa
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, cli
@@ -24,6 +28,13 @@ def lm(*arguments):
         ("\u4f60\u597d\u3002\u4e16\u754c", [["\u4f60", "\u597d"], ["\u4e16", "\u754c"]]),
         ("  ... 12 34 !", []),
         ("the dogs' bone", [["the", "dogs'", "bone"]]),
+        ("a 'big' house, \u2018nice\u2019", [["a", "big", "house", "nice"]]),
+        ("'the dogs' bone'", [["the", "dogs", "bone'"]]),  # the quotation could end with either
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",
+            [["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092d\u093e\u0937\u093e"]],
+        ),
+        ("nai\u0308ve", [["na\u00efve"]]),
     ],
 )
 def test_text_as_people_write_it(text, expected):
@@ -67,6 +78,8 @@ def test_faults_of_the_commands_are_one_line(tmp_path, capsys):
         ("train", tmp_path / "text.txt", "-o", tmp_path / "x.lm", "--prune", 1),
         ("train", tmp_path / "text.txt", "-o", tmp_path / "no" / "x.lm"),
         ("build", tmp_path / "text.txt", "-o", tmp_path / "x.lm"),
+        ("train", tmp_path / "text.txt", "-o", tmp_path / "x.arpa", "--bits", 8),
+        ("train", tmp_path / "text.txt", "-o", tmp_path / "x.gz"),
     ):
         assert lm(*arguments) == 1
         assert capsys.readouterr().err.splitlines()[-1].startswith("u2moe: error: ")
@@ -82,6 +95,28 @@ def test_what_cannot_be_written_is_known_before_the_work(bundle, tmp_path, capsy
     assert err.count(f"No such file or directory: '{missing}'") == 2
     assert "sentences" not in err
     assert "missing.wav" not in err
+
+
+def test_a_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch, capsys):
+    text, other, model = tmp_path / "text.txt", tmp_path / "other.txt", tmp_path / "a.lm"
+    text.write_text("a b", encoding="utf-8")
+    other.write_text("c", encoding="utf-8")
+    assert lm("train", text, "-o", model) == 0
+    before = model.read_bytes()
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert lm("train", other, "-o", model) == 1
+    assert capsys.readouterr().err.endswith(f"u2moe: error: {model}: cannot be written: No space left on device\n")
+    assert model.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"text.txt", "other.txt", "a.lm"}
+    (tmp_path / "link.lm").symlink_to(model)
+    assert lm("train", other, "-o", tmp_path / "link.lm") == 0
+    assert (tmp_path / "link.lm").is_symlink()
+    assert model.read_bytes() != before
 
 
 @pytest.fixture
@@ -138,3 +173,17 @@ def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     assert list(found) == ["first"]
     assert found["first"][0]["weights"] == {}
     assert {trial["num_words"] for trial in found["first"]} == {2}
+
+
+def test_a_list_without_anything_to_tune_on_is_an_error(bundle, clips, capsys, tmp_path):
+    (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
+    soundfile.write(clips / "long.wav", np.zeros(61 * 8000), 8000)
+    (clips / "dev.tsv").write_text("a.wav\t -\nmissing.wav\tA\nlong.wav\tA\n", encoding="utf-8")
+    options = ("--lm", tmp_path / "toy.arpa", "--model", bundle.path)
+    assert lm("tune", clips / "dev.tsv", *options) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "long.wav: lasts 61 s, only 60 s are possible" in err
+    assert err.endswith("dev.tsv: no recording with words in its transcript can be used\n")
+    assert lm("tune", clips / "dev.tsv", *options, "--beam-size", 0) == 1
+    assert "beam_size must be at least 1, got 0" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Bundles whose weights are packed for native kernels: equal results, from the file itself, and refused elsewhere."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import soundfile
 
+from u2moe.benchmarks.bench.plan import Plan, run_suite
+from u2moe.benchmarks.bench.terminal import describe
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, contract
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.word_errors import Recording
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
 
@@ -103,7 +108,7 @@ def test_a_removed_bundle_stays_loaded(packed, tmp_path):
 
 
 def test_without_native_kernels_it_is_an_error_that_says_so(packed, monkeypatch):
-    with pytest.raises(KernelsError, match=r"encoder\.onnx: weights are packed for native kernels, which it needs"):
+    with pytest.raises(KernelsError, match=r"encoder\.onnx: weights are packed for native kernels, but onnxruntime"):
         packed.load(kernels="onnxruntime")
     monkeypatch.setitem(sys.modules, "u2moe_kernels", None)
     from u2moe.runtime import native  # noqa: PLC0415
@@ -129,9 +134,29 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
 
 
 def test_nothing_to_pack_is_an_error(exported, tmp_path):
-    with pytest.raises(BundleError, match="native kernels use no weights of recipe fp16"):
-        quantize_bundle(exported("moe_tiny"), tmp_path / "half", recipe("fp16", packed=True))
-    assert not (tmp_path / "half").exists()
+    plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
+    with pytest.raises(BundleError, match=r"native kernels use no weights of recipe fp32\[embeddings=int8\]"):
+        quantize_bundle(exported("moe_tiny"), tmp_path / "plain", plain)
+    assert not (tmp_path / "plain").exists()
+
+
+def test_the_report_counts_the_bytes_of_packed_files(exported, tmp_path, sound):
+    soundfile.write(tmp_path / "noise.wav", sound, 16000)
+    packed = recipe("int8", packed=True)
+    bundle, report = quantize_bundle(exported("moe_tiny"), tmp_path / "out", packed, audio=[tmp_path / "noise.wav"])
+    sizes = {name: file.size for name, file in bundle.manifest.files.items()}
+    assert report["bytes"]["files"]["after"] == sum(sizes.values()) - sizes["report.json"]
+    assert json.loads((bundle.path / "report.json").read_text(encoding="utf-8")) == report
+
+
+def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
+    soundfile.write(tmp_path / "noise.wav", sound, 16000)
+    plan = Plan(threads=(1,), chunk_sizes=(16,), left_chunks=(4,), repetitions=1, paced_s=0)
+    report = run_suite({"packed": packed}, [Recording(path=tmp_path / "noise.wav", transcript="")], plan)
+    assert report["without_bound"] == ["packed"]
+    assert report["bound"] == report["rates"] == []
+    assert report["experts"]["packed"]
+    assert "no bound of packed: the products of packed weights cannot be counted" in describe(report)
 
 
 def test_the_command(exported, tmp_path, capsys):

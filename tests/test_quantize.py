@@ -12,9 +12,10 @@ import soundfile
 from u2moe.benchmarks.quality.gpu import main as cuda_check
 from u2moe.quantize import RECIPES, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
-from u2moe.quantize.report import output_errors
-from u2moe.runtime import Bundle, BundleError, BundleWriter, QuantizationError
+from u2moe.quantize.report import features_of, output_errors
+from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, QuantizationError
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
 
@@ -197,6 +198,8 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
         quantize_bundle(exported("dense_tiny"), out, RECIPES["int8-experts"])
     with pytest.raises(BundleError, match="quantizes experts, but no graph has such weights"):
         quantize_bundle(exported("dense_tiny"), out, recipe("int8", {"experts": "int4"}))
+    with pytest.raises(ValueError, match="max_wer_increase must be a finite number, got nan"):
+        quantize_bundle(float32.path, out, RECIPES["int8"], max_wer_increase=float("nan"))
     with pytest.raises(ValueError, match="max_wer_increase needs recordings"):
         quantize_bundle(float32.path, out, RECIPES["int8"], max_wer_increase=0.1)
     (tmp_path / "foreign").mkdir()
@@ -293,8 +296,6 @@ def test_the_check_for_gpus_runs(float32, quantized, clip, capsys):
 
 
 def test_gate_error_carries_the_report(float32, clip, tmp_path):
-    from u2moe.runtime.corpus.word_errors import Recording  # noqa: PLC0415
-
     with pytest.raises(QuantizationError) as caught:
         quantize_bundle(
             float32.path,
@@ -304,6 +305,56 @@ def test_gate_error_carries_the_report(float32, clip, tmp_path):
             max_wer_increase=-10,
         )
     assert caught.value.report["bytes"]["ratio"] < 1
+
+
+def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
+    out, short = tmp_path / "out", Recording(path=tmp_path / "short.wav", transcript="one")
+    with pytest.raises(AudioError, match=r"short\.wav and all others are too short for the encoder"):
+        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[short], max_wer_increase=0)
+    silent = Recording(path=clip, transcript=" - ")
+    with pytest.raises(ValueError, match="whose transcripts have words"):
+        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[silent], max_wer_increase=0)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-report", "--report", "r.json"], "--no-report measures nothing, so that --report has no use"),
+        (["--no-report", "--audio", "a.wav"], "--no-report measures nothing, so that --audio has no use"),
+        (
+            ["--group", "experts=int4", "--group", "experts=int8"],
+            "--group must name each group once, got experts twice",
+        ),
+        (["--packed", "--recipe", "fp16"], "packed is for weights in int8 and int4, got whole 'fp16'"),
+    ],
+)
+def test_options_without_use_are_refused(float32, tmp_path, capsys, options, message):
+    assert main(["quantize", str(float32.path), str(tmp_path / "out"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_beyond_half_precision_are_refused(float32, tmp_path):
+    bundle = tmp_path / "large"
+    with BundleWriter(bundle) as staging:
+        for name in float32.manifest.files:
+            staging.add(name, float32.path / name)
+        model = ir.load(staging.path / "ctc.onnx")
+        bias = model.graph.initializers["ctc.ctc_lo.bias"]
+        bias.const_value = ir.tensor(np.full_like(bias.const_value.numpy(), 1e6), name=bias.name)
+        ir.save(model, staging.path / "ctc.onnx")
+        staging.finish(float32.manifest)
+    with pytest.raises(BundleError, match=r"ctc\.ctc_lo\.bias: a weight is 1e\+06, beyond half precision \(65504\)"):
+        quantize_bundle(bundle, tmp_path / "out", RECIPES["fp16"])
+
+
+def test_features_end_at_their_limit(float32, clip):
+    whole = features_of(float32, [clip])[0]
+    assert [len(frames) for frames in features_of(float32, [clip, clip], len(whole) + 20)] == [len(whole), 20]
+    assert [len(frames) for frames in features_of(float32, [clip, clip], 30)] == [30]
+    np.testing.assert_array_equal(features_of(float32, [clip], 30)[0], whole[:30])
 
 
 def test_outputs_of_an_untrained_network_are_compared():

@@ -426,6 +426,9 @@ def test_machines_differ_by_what_decides_times():
         (difference,) = dataclasses.replace(here, **{name: "x y"}).differences()
         assert difference.startswith(f"{name.replace('_', ' ')} x y, here ")
     assert dataclasses.replace(here, date="2020-01-01").differences() == []
+    (difference,) = dataclasses.replace(here, kernels="u2moe-kernels 9 (x)").differences()
+    assert difference == f"native kernels u2moe-kernels 9 (x), here {here.kernels}"
+    assert dataclasses.replace(here, kernels=None).differences() == []  # of an older record
     lines = describe(here).splitlines()
     assert lines[-1] == "  int8-qmoe not chosen: not here"
     assert lines[-2].split() == [">", "int8", "2.000", "(1.000-3.000)", "500.00", "1.00%"]

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from u2moe.runtime.cli.options import add_kernels
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.whole_file import write_text
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -38,10 +40,22 @@ def add_bench(subparsers: Subparsers) -> None:
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     extent.add_argument("--full", action="store_true", help="more threads, more rounds, real time for all chunk sizes")
-    parser.add_argument("--threads", metavar="N,N", help="numbers of threads (default: 1,2)")
-    parser.add_argument("--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4)")
-    parser.add_argument("--paced", type=float, metavar="SECONDS", help="audio to recognise in real time (default: 10)")
-    parser.add_argument("--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5)")
+    parser.add_argument("--threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick 1)")
+    parser.add_argument(
+        "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick 16)"
+    )
+    parser.add_argument(
+        "--paced",
+        type=float,
+        metavar="SECONDS",
+        help="audio to recognise in real time (default: 10; with --quick 0, with --full 30)",
+    )
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        metavar="N",
+        help="rounds of each measurement (default: 5; with --quick 3, with --full 9)",
+    )
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     add_kernels(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
@@ -51,29 +65,38 @@ def add_bench(subparsers: Subparsers) -> None:
         "--report", type=Path, metavar="FILE", help="measure nothing: show, draw or compare this report"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on stderr")
-    parser.set_defaults(run=run_bench)
+    parser.set_defaults(run=partial(run_bench, parser=parser))
 
 
-def run_bench(args: argparse.Namespace) -> int:
+def run_bench(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Measure, print the tables, and write the requested files."""
     earlier = read_report(args.compare) if args.compare else None
     if args.plots:
         require_matplotlib()
-    if args.report and args.bundles:
-        raise ValueError("--report measures nothing and takes no bundles")
+    if args.report and (given := _measuring(args, parser)):
+        raise ValueError(f"--report measures nothing, so that {', '.join(given)} has no use")
     for folder in filter(None, (args.plots, args.json and args.json.parent)):
         _make(folder)  # before anything is measured
     try_to_write(args.json)
     report = read_report(args.report) if args.report else _measure(args)
     print(describe(report), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(report, indent=1) + "\n")
     if args.plots:
         for file in draw(report, args.plots):
             print(f"wrote {file}")
     if earlier is not None:
         print(f"\nAgainst {args.compare}\n{compare_reports(earlier, report)}")
     return 0
+
+
+def _measuring(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """Names of the options that say what to measure, or how, and were given here, not in a configuration."""
+    names = (
+        "audio", "manifest", "quick", "full", "threads", "chunk_sizes", "paced", "repetitions", "providers", "kernels",
+    )  # fmt: skip
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+    return [*(["BUNDLE"] if args.bundles else []), *given]
 
 
 def _make(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from u2moe.benchmarks.instruments.statistics import differs
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
 _MACHINE = ("processor", "usable_cores", "onnxruntime", "u2moe", "commit", "system", "python", "numpy")
+_SECTIONS = ("machine", "plan", "audio", "bundles", "speed", "latency", "footprint", "experts", "rates", "bound")
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")
 """Measurements without a unit."""
-_WITHIN = "within the spread"
+_WITHIN, _UNKNOWN = "within the spread", "too few rounds"
+_FEWEST_ROUNDS = 4
 
 
 def read_report(file: Path) -> dict[str, Any]:
@@ -31,14 +34,18 @@ def read_report(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: cannot be read as a report: {error}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("version") != VERSION:
         raise ValueError(f"{file}: is not a report of this version of u2moe bench ({FORMAT} {VERSION})")
+    missing = [name for name in _SECTIONS if name not in report]
+    if missing:
+        raise ValueError(f"{file}: is not a whole report of u2moe bench: it has no {', '.join(missing)}")
     return report
 
 
 def compare_reports(before: Report, after: Report) -> str:
     """A line for each measurement in both reports, those that differ first, and other differences between them.
 
-    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, which is not a proof,
-    but means that the variation between runs does not explain it. Sizes and word errors have no spread.
+    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, which is no proof: they
+    are those of the rounds of one run, and a machine also varies from run to run. With fewer than four rounds there are
+    no quartiles to speak of. Sizes and word errors have no spread.
     """
     return "\n".join(_lines(before, after))
 
@@ -46,6 +53,9 @@ def compare_reports(before: Report, after: Report) -> str:
 def _lines(before: Report, after: Report) -> Iterator[str]:
     for name in _MACHINE:
         old, new = before["machine"].get(name), after["machine"].get(name)
+        if old != new:
+            yield f"{name}: {old} -> {new}"
+    for name, (old, new) in _conditions(before, after).items():
         if old != new:
             yield f"{name}: {old} -> {new}"
     if before["audio"] != after["audio"]:
@@ -59,10 +69,28 @@ def _lines(before: Report, after: Report) -> Iterator[str]:
     rows = [
         [", ".join(key), *_cells(key, old_values[key], found)] for key, found in new_values.items() if key in old_values
     ]
-    rows.sort(key=lambda row: row[-1] == _WITHIN)
+    rows.sort(key=lambda row: row[-1] in (_WITHIN, _UNKNOWN))
     yield from table(["measurement", "before", "after", "ratio", ""], rows)
     if missing := len(old_values.keys() ^ new_values.keys()):
         yield f"{missing} measurements are in only one of the reports"
+
+
+def _conditions(before: Report, after: Report) -> dict[str, tuple[Any, Any]]:
+    """What else the results depend on, in both reports; older reports lack some of it."""
+    names = ("providers", "plan")
+    found = {name: (_plain(before.get(name)), _plain(after.get(name))) for name in names}
+    for bundle in before["bundles"].keys() & after["bundles"].keys():
+        pair = (before, after)
+        recipes = [report["bundles"][bundle]["recipe"] for report in pair]
+        kernels = [report.get("kernels", {}).get(bundle, {}).get("description") for report in pair]
+        found[f"recipe of {bundle}"] = (recipes[0], recipes[1])
+        found[f"kernels of {bundle}"] = (kernels[0], kernels[1])
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as it would be after it was saved."""
+    return json.loads(json.dumps(value))
 
 
 def _only_bundles(before: Report, after: Report) -> tuple[str, str] | None:
@@ -77,8 +105,15 @@ def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str
         for value in (before, after)
     ]
     ratio = f"{after['median'] / before['median']:.3f}" if before["median"] else "-"
-    verdict = ("less" if after["median"] < before["median"] else "more") if differs(before, after) else _WITHIN
-    return [*shown, ratio, verdict]
+    return [*shown, ratio, _verdict(before, after)]
+
+
+def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    if min(before.get("count", math.inf), after.get("count", math.inf)) < _FEWEST_ROUNDS:
+        return _UNKNOWN
+    if not differs(before, after):
+        return _WITHIN
+    return "less" if after["median"] < before["median"] else "more"
 
 
 def values(report: Report) -> Values:

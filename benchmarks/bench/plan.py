@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,10 @@ from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import read_audio
+from u2moe.runtime.contract import PACKED
 from u2moe.runtime.corpus.word_errors import Recording
+from u2moe.runtime.errors import AudioError
+from u2moe.runtime.features import fbank
 from u2moe.runtime.session import DEFAULT_PROVIDER
 
 FORMAT, VERSION = "u2moe-bench", 1
@@ -59,8 +63,8 @@ class Plan:
             raise ValueError(f"chunk sizes must be numbers from 1 on, got {list(self.chunk_sizes)}")
         if self.repetitions < 1:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
-        if self.paced_s < 0:
-            raise ValueError(f"seconds in real time must not be negative, got {self.paced_s}")
+        if not 0 <= self.paced_s < math.inf:
+            raise ValueError(f"seconds in real time must be a number from 0 on, got {self.paced_s}")
 
     def modes(self, bundle: Bundle) -> list[Mode]:
         """The modes of the plan that a bundle supports."""
@@ -105,7 +109,8 @@ def run_suite(
 
     Returns:
         machine, plan, audio, bundles: the conditions; load_average: load of the machine at the start; left_out:
-            measurements that need the extra bench, if it is not installed.
+            measurements that need the extra bench, if it is not installed; without_bound: bundles whose products cannot
+            be counted, for their weights are packed for native kernels.
         kernels: what runs each bundle, see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
@@ -115,13 +120,13 @@ def run_suite(
 
     Raises:
         ValueError: the bundles have different sample rates.
-        AudioError: a recording cannot be read.
+        AudioError: a recording cannot be read, or is too short for a model.
     """
     rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
     if len(rates_hz) != 1:
         raise ValueError(f"bundles must share a sample rate, got {sorted(rates_hz)} Hz")
     sample_rate = rates_hz.pop()
-    samples = [read_audio(recording.path, sample_rate) for recording in recordings]
+    samples = [_read(recording.path, bundles.values()) for recording in recordings]
     report: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -136,6 +141,7 @@ def run_suite(
         },
         "bundles": {name: _describe(bundle) for name, bundle in bundles.items()},
         "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "groups of weights"],
+        "without_bound": [name for name, bundle in bundles.items() if _is_packed(bundle)],
         **{section: [] for section in ("speed", "latency", "rates", "bound")},
     }
     measurement = _Measurement(report, samples, sample_rate, plan, progress)
@@ -162,6 +168,22 @@ def run_suite(
     )
     report["experts"] = {} if report["left_out"] else measurement.experts(bundles)
     return report
+
+
+def _is_packed(bundle: Bundle) -> bool:
+    return PACKED in bundle.manifest.quantization
+
+
+def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
+    """Samples of a recording that is long enough for every bundle to give at least one encoder frame."""
+    samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
+    for bundle in bundles:
+        num_frames, window = len(fbank(samples, bundle.manifest.features)), bundle.manifest.model.window
+        if num_frames < window:
+            raise AudioError(
+                f"{path}: has {num_frames} frames of features, expected at least {window}: it is too short"
+            )
+    return samples
 
 
 class _Measurement:
@@ -203,6 +225,9 @@ class _Measurement:
 
     def bound(self, probes: Mapping[str, Probe], num_threads: int) -> None:
         """The machine's rates, and the bundles' bounds with the first chunk size and with full context."""
+        probes = {name: item for name, item in probes.items() if not _is_packed(item.bundle)}
+        if not probes:
+            return
         footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
         rates = measure_rates(footprints, num_threads, repetitions=self.plan.repetitions, progress=self.progress)
         self.report["rates"].append(rates)

@@ -70,6 +70,8 @@ def _head(report: Report) -> Iterator[str]:
         yield f"other processes were running: load average {load:.1f} at the start"
     if left_out := report.get("left_out"):
         yield f"left out: {', '.join(left_out)}, which need onnx-ir: pip install 'u2moe[bench]'"
+    if packed := report.get("without_bound"):
+        yield f"no bound of {', '.join(packed)}: the products of packed weights cannot be counted"
     for name, bundle in report["bundles"].items():
         kernels = report.get("kernels", {}).get(name, {"description": "onnxruntime"})  # older reports lack them
         size = report["footprint"][name]["disk"]["files"]

@@ -237,7 +237,7 @@ class Probe:
                 shown = tuple(result.tokens)
                 events.append(Event(audio_s=audio_s, compute_s=compute_s, tokens=shown, segment=result.segment))
             _collect(streams, segments)
-        before = self.watch.wall_s
+        before, done = self.watch.wall_s, begin + len(samples) / self.sample_rate
         with self.watch.call():
             with self.watch("features"):
                 for stream in streams:
@@ -250,7 +250,7 @@ class Probe:
             cpu_s=self.watch.cpu_s,
             stages=self.watch.stages(),
             events=events,
-            final_s=self.watch.wall_s - before,
+            final_s=time.perf_counter() - done if paced else self.watch.wall_s - before,
             segments=segments[0],
             texts=[" ".join(segment.text for segment in own) for own in segments],
         )

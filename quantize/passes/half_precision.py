@@ -7,11 +7,14 @@ import onnx_ir as ir
 
 from u2moe.quantize.passes.rewrite import Rewrite
 from u2moe.quantize.weights import Array, Change, Weights
+from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 POSITIONS = "positional_encoding/"
 """Scope of the sinusoids: half precision is exact for integers only up to 2048."""
 LARGEST = float(np.finfo(np.float16).max)
+MASK = float(np.finfo(np.float32).max)
+"""Scores are masked with its negative, which half precision has as its own smallest number."""
 
 
 class HalfPrecision(Rewrite):
@@ -75,10 +78,12 @@ class _Converter:
         name, group = f"{value.name}.fp16", group_of(value)
 
         def read() -> Array:
-            # scores are masked with the smallest float32, which would be infinite in half precision
             half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
             return half
 
+        largest = float(np.abs(array_of(value)).max(initial=0))
+        if LARGEST < largest < MASK:
+            raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g}); use int8")
         self.weights.changes[name] = Change(
             group=group,
             format="fp16",

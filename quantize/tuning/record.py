@@ -12,6 +12,7 @@ import onnxruntime
 
 from u2moe.quantize.tuning.machine import cpu_fields, instruction_sets, processor
 from u2moe.quantize.tuning.measurement import Spread
+from u2moe.runtime.native import CPU, checked_kernels, choose_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,10 @@ class TunedExperts:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The machine of the measurements, and the choice for each graph with experts."""
+    """The machine of the measurements, and the choice for each graph with experts.
+
+    `kernels` are the native kernels that took part, with their instruction set; "none", or None if it is not known.
+    """
 
     processor: str
     instruction_sets: str
@@ -75,6 +79,7 @@ class Tuning:
     num_threads: int
     date: str
     graphs: dict[str, TunedExperts]
+    kernels: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_threads < 1:
@@ -90,6 +95,7 @@ class Tuning:
     def here(cls, graphs: dict[str, TunedExperts], num_threads: int) -> Tuning:
         """A record of measurements made on this machine today."""
         fields = cpu_fields()
+        kernels = choose_kernels(checked_kernels(None), [CPU])
         return cls(
             processor=processor(fields),
             instruction_sets=" ".join(instruction_sets(fields)),
@@ -97,6 +103,7 @@ class Tuning:
             num_threads=num_threads,
             date=dt.datetime.now(dt.UTC).date().isoformat(),
             graphs=graphs,
+            kernels=f"u2moe-kernels {kernels.version} ({kernels.isa})" if kernels.native else "none",
         )
 
     @classmethod
@@ -123,6 +130,7 @@ class Tuning:
             "processor": (self.processor, here.processor),
             "instruction sets": (self.instruction_sets, here.instruction_sets),
             "onnxruntime": (self.onnxruntime, here.onnxruntime),
+            "native kernels": (self.kernels or here.kernels, here.kernels),  # older records do not say
         }
         return [f"{name} {found}, here {own}" for name, (found, own) in pairs.items() if found != own]
 

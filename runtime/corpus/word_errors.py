@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text import combining_marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,18 @@ def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
 
 
 def words(text: str) -> list[str]:
-    """The words to compare: upper case, without punctuation except apostrophes, CJK characters as single words."""
-    spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", text.upper().replace("\u2019", "'"))
-    return re.findall(r"[\w']+", spaced)
+    """The words to compare: upper case, without punctuation except apostrophes, CJK characters as single words.
+
+    Letters with accents are equal whether they are written as one character or as two (Unicode's normal form C).
+    """
+    plain = unicodedata.normalize("NFC", text.upper()).replace("\u2019", "'")
+    spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain)
+    return _word().findall(spaced)
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    return re.compile(rf"[\w'{combining_marks()}]+")
 
 
 def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:

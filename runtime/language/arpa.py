@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from u2moe.runtime.errors import LanguageModelError
-from u2moe.runtime.language.ngrams import MOST_ORDER, MOST_WORDS, Ngrams
+from u2moe.runtime.language.ngrams import MOST_LOG, MOST_ORDER, MOST_WORDS, Ngrams
+from u2moe.runtime.whole_file import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from u2moe.runtime.language.ngrams import Order
 
 _LONGEST_LINE = 1 << 16
+_ZERO = -99.0
+"""The logarithm of 0, as ARPA files have it."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -42,7 +45,7 @@ def write_arpa(ngrams: Ngrams, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8") as file:
+    with replacing(path) as part, _create(part) as file:
         file.write("\\data\\\n")
         for length, count in enumerate(ngrams.num_ngrams, start=1):
             file.write(f"ngram {length}={count}\n")
@@ -56,12 +59,17 @@ def write_arpa(ngrams: Ngrams, path: Path) -> None:
         file.write("\n\\end\\\n")
 
 
+def _create(path: Path) -> IO[str]:
+    is_compressed = path.suffix.lower() == ".gz"
+    return gzip.open(path, "wt", encoding="utf-8") if is_compressed else path.open("w", encoding="utf-8")
+
+
 def _open(path: Path) -> IO[str]:
     with path.open("rb") as file:
         is_compressed = file.read(2) == _GZIP
     if is_compressed:
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    return path.open(encoding="utf-8-sig", newline="\n")
 
 
 class _Reader:
@@ -76,8 +84,12 @@ class _Reader:
     def model(self) -> Ngrams:
         lines = self._lines()
         counts = self._counts(lines)
-        orders = [self._order(lines, length, count, len(counts)) for length, count in enumerate(counts, start=1)]
-        self._expect(next(lines, ""), "\\end\\")
+        highest = max(length for length, count in enumerate(counts, start=1) if count)
+        orders = [self._order(lines, length, count, highest) for length, count in enumerate(counts[:highest], start=1)]
+        end = next(lines, "")
+        for length in range(highest + 1, len(counts) + 1):  # titles of orders without n-grams may be there or not
+            end = next(lines, "") if end == f"\\{length}-grams:" else end
+        self._expect(end, "\\end\\")
         return Ngrams.of(list(self._ids), orders, source=str(self._path))
 
     def _lines(self) -> Iterator[str]:
@@ -102,13 +114,13 @@ class _Reader:
             if line == "\\1-grams:":
                 break
             found = re.fullmatch(r"ngram\s+(\d{1,2})\s*=\s*(\d{1,10})", line)
-            if not found or int(found[1]) != len(counts) + 1 or len(counts) == MOST_ORDER:
+            if found and int(found[1]) == MOST_ORDER + 1 == len(counts) + 1:
+                raise self._error(f"found n-grams of {found[1]} words, expected at most {MOST_ORDER}")
+            if not found or int(found[1]) != len(counts) + 1:
                 raise self._error(
                     f"found {line[:60]!r}, expected 'ngram {len(counts) + 1}=' and a count, or '\\1-grams:'"
                 )
             counts.append(int(found[2]))
-        while len(counts) > 1 and counts[-1] == 0:
-            counts.pop()
         if not counts or not 0 < counts[0] <= MOST_WORDS:
             raise self._error("the header counts no unigrams, or too many")
         return counts
@@ -123,7 +135,7 @@ class _Reader:
             if len(fields) not in (length + 1, length + 2):
                 raise self._error(f"found {' '.join(fields)[:60]!r}, expected a {length}-gram of {count}")
             try:
-                log_probs.append(float(fields[0]))
+                log_probs.append(self._log_prob(fields[0]))
                 backoffs.append(float(fields[-1]) if len(fields) == length + 2 and length < highest else 0.0)
                 if length == 1:
                     ids.append(self._ids.setdefault(fields[1], len(self._ids)))
@@ -135,6 +147,12 @@ class _Reader:
                 raise self._error(f"{error.args[0]!r} is not among the unigrams") from None
         rows = np.array(ids, np.uint32).reshape(count, length)
         return rows, np.array(log_probs, np.float32), np.array(backoffs, np.float32)
+
+    def _log_prob(self, field: str) -> float:
+        log_prob = float(field)
+        if not log_prob <= MOST_LOG:
+            raise self._error(f"found {field}, expected the logarithm of a probability")
+        return max(log_prob, _ZERO)  # some programs write -inf
 
     def _expect(self, found: str, expected: str) -> None:
         if found != expected:

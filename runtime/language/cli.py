@@ -14,6 +14,7 @@ from u2moe.runtime.cli.terminal import complain, print_result, show_progress
 from u2moe.runtime.language.arpa import write_arpa
 from u2moe.runtime.language.compact import BITS, write_compact
 from u2moe.runtime.language.ngrams import Ngrams
+from u2moe.runtime.whole_file import write_text
 
 
 def add_lm(subparsers: Any) -> None:
@@ -74,7 +75,11 @@ def _add_tune(commands: Any) -> None:
     parser.add_argument("list", type=Path, metavar="LIST", help="lines of 'path<TAB>transcript'")
     parser.add_argument("--lm", required=True, metavar="FILE", help="the language model, or demo")
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
-    parser.add_argument("--first-pass", action="store_true", help="for --search ctc_prefix_beam")
+    parser.add_argument(
+        "--first-pass",
+        action="store_true",
+        help="count errors of the first pass, for use with --search ctc_prefix_beam",
+    )
     parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all trials as JSON")
     parser.set_defaults(run=run_tune)
@@ -84,9 +89,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help=".arpa or .arpa.gz; otherwise a compact file"
     )
-    parser.add_argument(
-        "--bits", type=int, choices=BITS, default=16, help="bits of a probability in a compact file (default: 16)"
-    )
+    parser.add_argument("--bits", type=int, choices=BITS, help="bits of a probability in a compact file (default: 16)")
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -95,7 +98,7 @@ def run_train(args: argparse.Namespace) -> int:
     from u2moe.runtime.language.kneser_ney import TrainingOptions, train
     from u2moe.runtime.language.sentences import TextOptions, read_sentences
 
-    try_to_write(args.output)
+    _check_output(args)
     options = TrainingOptions(order=args.order, prune=tuple(args.prune), min_word_count=args.min_word_count)
     sentences = read_sentences(args.texts, TextOptions(raw=args.raw, keep_case=args.keep_case))
     counts = count_ngrams(sentences, options.order, min_word_count=options.min_word_count)
@@ -108,6 +111,7 @@ def run_build(args: argparse.Namespace) -> int:
     """Convert a model."""
     from u2moe.runtime.language.model import LanguageModel
 
+    _check_output(args)
     _write(LanguageModel.open(args.file).ngrams, args)
     return 0
 
@@ -118,23 +122,27 @@ def run_tune(args: argparse.Namespace) -> int:
     from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import AudioError
     from u2moe.runtime.language.model import LanguageModelOptions
-    from u2moe.runtime.language.tuning import FIRST_GRID, SECOND_GRID, EncodedRecordings, Trial, tune
+    from u2moe.runtime.language.tuning import FIRST_GRID, LONGEST_S, SECOND_GRID, EncodedRecordings, Trial, tune
     from u2moe.runtime.recognizer import Recognizer
 
     try_to_write(args.report)
     recognizer = Recognizer.from_pretrained(args.model)
     start = LanguageModelOptions.demo() if args.lm == DEMO else LanguageModelOptions(model=args.lm)
-    listed = read_manifest(args.list)
+    listed, sample_rate = read_manifest(args.list), recognizer.bundle.manifest.features.sample_rate
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=args.beam_size)
     for number, recording in enumerate(listed):
         show_progress(f"encoding {number + 1} of {len(listed)}")
         try:
-            encoded.add(
-                recording.transcript, read_audio(recording.path, recognizer.bundle.manifest.features.sample_rate)
-            )
+            samples = read_audio(recording.path, sample_rate)
+            if len(samples) > LONGEST_S * sample_rate:
+                complain(f"{recording.path}: lasts {len(samples) / sample_rate:.0f} s, only {LONGEST_S} s are possible")
+                continue
+            encoded.add(recording.transcript, samples)
         except AudioError as error:
             complain(str(error))
     show_progress("")
+    if not encoded.num_words:
+        raise ValueError(f"{args.list}: no recording with words in its transcript can be used")
 
     def told(trial: Trial) -> None:
         weights = ", ".join(f"{name} {value:g}" for name, value in trial.weights.items()) or "no language model"
@@ -147,18 +155,30 @@ def run_tune(args: argparse.Namespace) -> int:
         best, trials = tune(encoded, best, second_pass=name == "second", on_trial=told)
         found[name] = [dataclasses.asdict(trial) for trial in trials]
     if args.report:
-        args.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(args.report, json.dumps(found, indent=1) + "\n")
     tuned = [*FIRST_GRID, *(SECOND_GRID if "second" in found else ())]
     options = [f"--lm-{name.replace('_', '-')} {getattr(best, name):g}" for name in tuned]
     print_result(" ".join([f"--lm {args.lm}", *options]) + "\n")
     return 0
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    if _is_arpa(args.output) and args.bits is not None:
+        raise ValueError(f"--bits is for compact files, got {args.output}")
+    if args.output.suffix.lower() == ".gz" and not _is_arpa(args.output):
+        raise ValueError(f"{args.output}: only ARPA files are compressed, expected a name that ends in .arpa.gz")
+    try_to_write(args.output)
+
+
+def _is_arpa(file: Path) -> bool:
+    return file.name.lower().endswith((".arpa", ".arpa.gz"))
+
+
 def _write(ngrams: Ngrams, args: argparse.Namespace) -> None:
     output: Path = args.output
-    if output.name.endswith((".arpa", ".arpa.gz")):
+    if _is_arpa(output):
         write_arpa(ngrams, output)
     else:
-        write_compact(ngrams, output, bits=args.bits)
+        write_compact(ngrams, output, bits=args.bits or 16)
     numbers = ", ".join(f"{count} {length}-grams" for length, count in enumerate(ngrams.num_ngrams, start=1))
     show_progress(f"{output}: {numbers}, {output.stat().st_size / 1e6:.1f} MB", keep=True)

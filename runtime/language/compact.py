@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.ngrams import Ngrams
+from u2moe.runtime.whole_file import replacing
 
 MAGIC = b"u2moe-lm\x01"
 BITS = (8, 16)
 """Sizes of a probability."""
 DIGEST_SIZE = 32
 _LENGTH_SIZE = 4
+_NUM_STEPS = 20
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
@@ -56,7 +58,8 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
     }
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     content = b"".join([len(encoded).to_bytes(_LENGTH_SIZE, "little"), encoded, *(block.tobytes() for block in blocks)])
-    path.write_bytes(MAGIC + hashlib.sha256(content).digest() + content)
+    with replacing(path) as part:
+        part.write_bytes(MAGIC + hashlib.sha256(content).digest() + content)
 
 
 def read_compact(path: Path) -> Ngrams:
@@ -115,16 +118,36 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
 
 
 def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """A table of values, and the place in it of each value: exact if there are few, else means of equal shares."""
-    distinct, codes = np.unique(values, return_inverse=True)
-    most = 1 << bits
-    if len(distinct) > most:
-        shares = np.array_split(np.sort(values), most - 1)
-        means = [share.mean(dtype=np.float64) for share in shares if len(share)]
-        distinct = np.unique(np.array([0.0, *means], np.float32))  # 0 stays 0: no backoff, or a certain word
-        edges = (distinct[1:] + distinct[:-1]) / 2
-        codes = np.searchsorted(edges, values)
-    return distinct.astype("<f4"), codes.astype("|u1" if bits == 8 else "<u2")
+    """A table of values, and the place in it of each value: exact if there are few.
+
+    Otherwise 0 (no backoff, or a certain word), the smallest and the largest value stay what they are, and no other
+    becomes 0.
+    """
+    table, codes = np.unique(values, return_inverse=True)
+    if len(table) > 1 << bits:
+        centres = _centres(values[values != 0], (1 << bits) - 1)
+        nearest = centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, values)]
+        table, codes = np.unique(np.where(values == 0, np.float32(0), nearest), return_inverse=True)
+    return table.astype("<f4"), codes.astype("|u1" if bits == 8 else "<u2")
+
+
+def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
+    """Sorted values that stand for all others with a small squared error (k-means); the extremes are among them."""
+    distinct, weights = np.unique(values.astype(np.float64), return_counts=True)
+    if len(distinct) <= count:
+        return distinct.astype(np.float32)
+    sums = np.concatenate([[0.0], np.cumsum(distinct * weights)])
+    sizes = np.concatenate([[0], np.cumsum(weights)])
+    # to begin with, as many in a stretch as its values to the power 1/3 and its width to 2/3 call for
+    steps = np.cumsum(np.cbrt(weights[1:] * np.diff(distinct) ** 2))
+    centres = np.interp(np.linspace(0, steps[-1], count), np.concatenate([[0.0], steps]), distinct)
+    for _ in range(_NUM_STEPS):
+        edges = np.searchsorted(distinct, (centres[1:] + centres[:-1]) / 2)
+        bounds = np.concatenate([[0], edges, [len(distinct)]])
+        members = np.diff(sizes[bounds])
+        centres = np.where(members > 0, np.diff(sums[bounds]) / np.maximum(members, 1), centres)
+        centres[[0, -1]] = distinct[[0, -1]]
+    return np.unique(centres.astype(np.float32))
 
 
 def _smallest(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -27,7 +27,7 @@ MOST_WORDS = 1 << 24
 LN10 = math.log(10)
 _MOST_NODES = 1 << 31
 _FEW = 64
-_MOST_LOG = 1e-4
+MOST_LOG = 1e-4
 """Logarithms of probabilities slightly above 0 come from rounding."""
 
 Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -232,7 +232,7 @@ class Ngrams:
             raise LanguageModelError(f"{source}: an n-gram has a word that is not among its {len(self.words)} words")
         if ((parent[1:] == parent[:-1]) & (self.word[2:] <= self.word[1:-1])).any():
             raise LanguageModelError(f"{source}: n-grams are not sorted")
-        if not (np.isfinite(log_prob).all() and log_prob.max() <= _MOST_LOG):
+        if not (np.isfinite(log_prob).all() and log_prob.max() <= MOST_LOG):
             raise LanguageModelError(f"{source}: found {log_prob.max():g}, expected logarithms of probabilities")
         if not np.isfinite(self.backoff).all():
             raise LanguageModelError(f"{source}: a backoff is not finite")

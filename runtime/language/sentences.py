@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.counts import MARKERS
-from u2moe.runtime.text import stands_alone
+from u2moe.runtime.text import combining_marks, stands_alone
 from u2moe.runtime.validation import checked_options
 
 _UNKNOWN = MARKERS[0]
 _END_OF_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=[\"')\]\u201d\u2019]*(?:\s|$))|[\u3002\uff01\uff1f]")
-_WORD = re.compile(r"<[^<>\s]+>|\w+(?:['\u2019]\w+)*['\u2019]?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,11 @@ def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
     """Sentences of a line: cut at full stops, without punctuation.
 
     Names of classes (<name>) stay. Hyphens separate words, and every character of a script without spaces is a word.
-    A word with digits, whose spoken form is not known, becomes <unk>.
+    A word with digits, whose spoken form is not known, becomes <unk>. Letters with accents become one character each.
     """
-    for part in _END_OF_SENTENCE.split(text):
+    for part in _END_OF_SENTENCE.split(unicodedata.normalize("NFC", text)):
         words = []
-        for word in _WORD.findall(part):
+        for word in _words_of(part):
             if word.startswith("<"):
                 words.append(word)
             elif any(character.isdigit() for character in word):
@@ -69,6 +70,21 @@ def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
                 words += _split(plain if keep_case else plain.lower())
         if any(word != _UNKNOWN for word in words):
             yield words
+
+
+def _words_of(text: str) -> Iterator[str]:
+    """Words and names of classes. An apostrophe at the end belongs to its word ("dogs'") unless it ends a quotation."""
+    is_quoted = False
+    for name, opening, word, closing in _word().findall(text):
+        is_quoted = is_quoted or bool(opening)
+        yield name or (word if is_quoted else word + closing)
+        is_quoted = is_quoted and not closing
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    letter = rf"[\w{combining_marks()}]"
+    return re.compile(rf"(<[^<>\s]+>)|(['\u2018]?)({letter}+(?:['\u2019]{letter}+)*)(['\u2019]?)")
 
 
 def _split(word: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.corpus.word_errors import WordErrors
+from u2moe.runtime.corpus.word_errors import WordErrors, words
 from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, most_probable
 from u2moe.runtime.features import fbank
 from u2moe.runtime.language.fusion import Fusion
@@ -36,6 +36,8 @@ FIRST_GRID: dict[str, tuple[float, ...]] = {
 """Values that are tried in the first pass."""
 SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
 """Values that are tried with the second pass, once the weights of the first pass are chosen."""
+LONGEST_S = 60
+"""Seconds of a recording that `u2moe lm tune` takes: the memory of full context grows with the square."""
 _NUM_ROUNDS = 2
 
 
@@ -79,10 +81,17 @@ class EncodedRecordings:
     """Recordings that are encoded once, with full context, and searched many times."""
 
     def __init__(self, bundle: Bundle, model: Model, *, beam_size: int = 10) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         self.recordings: list[EncodedRecording] = []
         self._bundle = bundle
         self._model = model
         self._beam_size = beam_size
+
+    @property
+    def num_words(self) -> int:
+        """Words of all transcripts."""
+        return sum(len(words(recording.transcript)) for recording in self.recordings)
 
     def add(self, transcript: str, samples: Samples) -> None:
         """Encode a recording: samples at the model's rate."""

@@ -30,6 +30,19 @@ MONTHS = (
 _VERBS = ("march", "may")
 """Months that are more often something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
+_AFTER_DATES = (
+    "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
+    "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
+    "when", "because", "before", "after", "today", "tonight", "tomorrow", "yesterday", "please", "monday", "tuesday",
+    "wednesday", "thursday", "friday", "saturday", "sunday",
+)  # fmt: skip
+"""Words that may follow a date or a time, but are nothing that is counted; the empty one is the end."""
+_COUNTED = ("percent", "cent", "cents", "degrees", *_CURRENCIES)
+_HALVES = ("half", "quarter", "quarters")
+_PLURALS = (
+    "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties", "hundreds",
+    "thousands", "millions", "billions",
+)  # fmt: skip
 _BEFORE_TIMES = ("at", "by", "until", "till", "from", "to", "around", "before", "after", "since")
 _FEWEST_DIGITS = 3
 
@@ -62,7 +75,7 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     month = words[place]
     if month not in MONTHS:
         return None
-    day = ordinal(words, place + 1) or (None if month in _VERBS else below_hundred(words, place + 1))
+    day = ordinal(words, place + 1) or (None if month in _VERBS else _day(words, place + 1))
     if day is None and month not in _VERBS:
         found = _year(words, place + 1)
         if found is None:
@@ -76,6 +89,13 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     return [*written, Written(str(found[0]), day[1], found[1])] if found else written
 
 
+def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
+    """A day of the month as "twenty five", unless it counts what follows: "in june two people"."""
+    found = below_hundred(words, place)
+    is_day = found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1]))
+    return found if is_day else None
+
+
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
     """A time with a.m., p.m. or o'clock after it, or a word such as "at" before it and minutes."""
     hour = below_hundred(words, place)
@@ -87,7 +107,9 @@ def _time(words: Sequence[str], place: int) -> list[Written] | None:
         return [Written(f"{hour[0]}{minutes}", place, end), Written(half, end, after)]
     if not minutes and word_at(words, end) == "o'clock":
         return [Written(str(hour[0]), place, end), Written("o'clock", end, end + 1)]
-    if minutes and word_at(words, place - 1) in _BEFORE_TIMES and not _is_number(words, end):
+    before, following = word_at(words, place - 1), word_at(words, end)
+    is_open = following not in _COUNTED and not _goes_on(words, end) if before == "at" else following in _AFTER_DATES
+    if minutes and before in _BEFORE_TIMES and is_open:
         return [Written(f"{hour[0]}{minutes}", place, end)]
     return None
 
@@ -120,24 +142,30 @@ def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
 def _spoken_year(words: Sequence[str], place: int) -> list[Written] | None:
     """A year in two halves."""
     found = year(words, place)
-    return None if found is None or _is_number(words, found[1]) else [Written(str(found[0]), place, found[1])]
+    return None if found is None or _goes_on(words, found[1]) else [Written(str(found[0]), place, found[1])]
 
 
 def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
     """Numbers with a decimal point, and what follows them: currency, percent, million."""
-    found = cardinal(words, place)
+    before = word_at(words, place - 1)
+    found = cardinal(words, place, with_and=before != "between")
     if found is None:
         return None
     number, end = found
-    if words[place] == "a" and number < 1000:  # "a hundred times"
+    is_part = before in _HALVES or (before == "of" and word_at(words, place - 2) in _HALVES)
+    if words[place] == "a" and (number < 1000 or is_part):  # "a hundred times", "half a million"
         return None
     text, end = _decimal(words, number, end)
     is_decimal = "." in text
+    if is_decimal and number == 1 and before == "at" and word_at(words, end) not in (*_COUNTED, *SCALES):
+        return None  # "at one point two of them"
     scale = word_at(words, end) if is_decimal and word_at(words, end) in SCALES else ""
     if not is_decimal and number >= 10**6:
         scale, text, end = _scaled(words, place, number, text, end)
     after = end + bool(scale)
     following = word_at(words, after)
+    if _goes_on(words, after) or following in _PLURALS:
+        return _as_spoken(words, place)
     if following in _CURRENCIES:
         return _money(words, place, text, end, scale)
     if following == "percent" and not scale:
@@ -179,15 +207,21 @@ def _money(words: Sequence[str], place: int, text: str, end: int, scale: str) ->
         return [Written(f"{sign}{text}", place, end), Written(scale, end, after + 1)]
     following = after + 1 + (word_at(words, after + 1) == "and")
     cents = below_hundred(words, following)
-    if cents and word_at(words, cents[1]) in ("cent", "cents") and "." not in text:
-        return [Written(f"{sign}{text}.{cents[0]:02}", place, cents[1] + 1)]
+    if cents and "." not in text:
+        last = word_at(words, cents[1])
+        if last in ("cent", "cents"):
+            return [Written(f"{sign}{text}.{cents[0]:02}", place, cents[1] + 1)]
+        if cents[0] >= 10 and following == after + 1 and last in _AFTER_DATES:  # "one dollar twenty five"
+            return [Written(f"{sign}{text}.{cents[0]}", place, cents[1])]
     return [Written(f"{sign}{text}", place, after + 1)]
 
 
 def _digits(words: Sequence[str], place: int) -> list[Written] | None:
     """Digits that are spoken one by one, as those of a telephone number."""
     found = digits(words, place)
-    return [Written(found[0], place, found[1])] if found and len(found[0]) >= _FEWEST_DIGITS else None
+    if not found or len(found[0]) < _FEWEST_DIGITS:
+        return None
+    return _as_spoken(words, place) if _goes_on(words, found[1]) else [Written(found[0], place, found[1])]
 
 
 def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
@@ -195,8 +229,26 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
     found = ordinal(words, place)
     if found is None:
         return None
+    if words[place] in ("a", "one") and found[1] == place + 2:  # "one hundredth of a second"
+        return _as_spoken(words, place, found[1])
+    if word_at(words, place - 1) == "a" or _is_number(words, place - 1):  # "a tenth", "two tenth"
+        return None
     is_day = word_at(words, found[1]) == "of" and word_at(words, found[1] + 1) in MONTHS
     return [Written(suffixed(found[0]), place, found[1])] if found[0] >= 10 or is_day else None
+
+
+def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
+    """The words of numbers from a place on, or up to `end`: which of them belong together is not known."""
+    if not end:
+        end = place + 1
+        while _is_number(words, end):
+            end += 1
+    return [Written(words[number], number, number + 1) for number in range(place, end)]
+
+
+def _goes_on(words: Sequence[str], place: int) -> bool:
+    """Whether a number goes on after what was read of it; an "oh" only with a number after it."""
+    return _is_number(words, place) and (words[place] != "oh" or _is_number(words, place + 1))
 
 
 def _is_number(words: Sequence[str], place: int) -> bool:

@@ -54,14 +54,14 @@ def below_hundred(words: Sequence[str], place: int) -> Found:
     return (number, place + 1) if number else None
 
 
-def cardinal(words: Sequence[str], place: int) -> Found:
-    """A number from 0: "two thousand five hundred and six", "a hundred", "zero"."""
+def cardinal(words: Sequence[str], place: int, *, with_and: bool = True) -> Found:
+    """A number from 0: "two thousand five hundred and six", "a hundred", "zero"; or without "and" in it."""
     if word_at(words, place) == "zero":
         return 0, place + 1
     total, scale, end = 0, 10**15, None
     while True:
-        begins = place + (end is not None and word_at(words, place) == "and")
-        group = _group(words, begins)
+        begins = place + (end is not None and with_and and word_at(words, place) == "and")
+        group = _group(words, begins, with_and=with_and)
         if group is None or (begins > place and group[0] >= 100):
             return None if end is None else (total, end)
         number, after = group
@@ -93,11 +93,13 @@ def ordinal(words: Sequence[str], place: int) -> Found:
 
 
 def digits(words: Sequence[str], place: int) -> tuple[str, int] | None:
-    """Digits that are spoken one by one, at least two: "oh five", "one two three"."""
-    found = ""
-    while (word := word_at(words, place + len(found))) in UNITS or word in _ZEROS:
+    """Digits that are spoken one by one, at least two: "oh five", "one two three"; "oh" alone is none."""
+    found, end = "", place
+    while (word := word_at(words, end)) in UNITS or word in _ZEROS:
         found += str(UNITS.get(word, 0))
-    return (found, place + len(found)) if len(found) > 1 else None
+        end += 1
+    is_number = any(word != "oh" for word in words[place:end])
+    return (found, end) if len(found) > 1 and is_number else None
 
 
 def year(words: Sequence[str], place: int) -> Found:
@@ -118,7 +120,7 @@ def suffixed(number: int) -> str:
     return f"{number}{suffix}"
 
 
-def _group(words: Sequence[str], place: int) -> Found:
+def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
     """A number from 1 to 9999 without thousands: "five hundred and six", "nineteen hundred", "a" before hundred."""
     following = word_at(words, place + 1)
     if word_at(words, place) == "a" and (following == "hundred" or following in SCALES):
@@ -128,8 +130,9 @@ def _group(words: Sequence[str], place: int) -> Found:
     if found is None or word_at(words, found[1]) != "hundred":
         return found
     number, end = 100 * found[0], found[1] + 1
-    rest = below_hundred(words, end + (word_at(words, end) == "and"))
-    return (number + rest[0], rest[1]) if rest else (number, end)
+    rest = below_hundred(words, end + (with_and and word_at(words, end) == "and"))
+    # not the beginning of another number: "five hundred and six hundred"
+    return (number + rest[0], rest[1]) if rest and word_at(words, rest[1]) != "hundred" else (number, end)
 
 
 def _of_ordinal(word: str) -> str | None:
