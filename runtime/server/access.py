@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.server.metrics import Metrics
 
-_KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
+KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""
+_READING = ("GET", "HEAD", "OPTIONS")
+"""Methods of HTTP that change nothing and cost little. Others need no leave of browsers, as the forms of a page."""
 
 
 class Access:
@@ -27,7 +29,7 @@ class Access:
 
     The key is taken from `Authorization: Bearer KEY`, from a WebSocket's subprotocol, or from `?api_key=KEY` for
     clients that are configured only with a URL. Pages from other origins may use the server only if their origin is
-    listed, except with a protocol on its own port.
+    listed, except with a protocol on its own port; without that they get no more than GET gives, and cannot read it.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Access:
         origins: tuple[str, ...],
         open_paths: frozenset[str],
     ) -> None:
-        self._app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        self._app = app
+        # around the refusals, too: a page that may read answers may read why it is refused
+        self._guarded = CORSMiddleware(self._guard, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         self._incidents = Incidents(metrics)
         self._api_key = api_key
         self._origins = origins
@@ -47,11 +51,14 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it to the application."""
+        await self._guarded(scope, receive, send)
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if scope["type"] == "websocket" and not self._may_connect(headers, scope):
+        if scope.get("method") not in _READING and not self._may_connect(headers, scope):
             self._incidents.refuse("origin")
             await _refuse(403, "pages of this origin may not use the server", "origin")(scope, receive, send)
         elif self._needs_key(scope) and not self._has_key(headers, scope):
@@ -77,7 +84,7 @@ class Access:
         if scheme.lower() == "bearer":
             given.append(value.strip())
         for name in scope.get("subprotocols", []):
-            given += [name.removeprefix(prefix) for prefix in _KEY_SUBPROTOCOLS if name.startswith(prefix)]
+            given += [name.removeprefix(prefix) for prefix in KEY_SUBPROTOCOLS if name.startswith(prefix)]
         key = (self._api_key or "").encode()
         return sum(hmac.compare_digest(candidate.encode(), key) for candidate in given) > 0
 

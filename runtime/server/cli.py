@@ -30,7 +30,7 @@ def add_serve(subparsers: Any) -> None:
         default=[],
         metavar="NAME=PORT",
         help="serve wenet, sherpa, sherpa-offline or vosk at / on a separate port, for clients without paths; "
-        "may be repeated",
+        "may be repeated with others",
     )
     parser.add_argument("--wyoming", type=int, metavar="PORT", help="port for Home Assistant (usually 10300)")
     parser.add_argument(
@@ -83,7 +83,7 @@ def run_serve(args: argparse.Namespace) -> int:
     options = ServerOptions(
         host=args.host,
         port=args.port,
-        protocol_ports=dict(map(_protocol_port, args.protocol)),
+        protocol_ports=_protocol_ports(args.protocol),
         wyoming_port=args.wyoming,
         languages=tuple(args.language),
         workers=args.workers,
@@ -109,11 +109,16 @@ def run_serve(args: argparse.Namespace) -> int:
     return launch(options, model)
 
 
-def _protocol_port(value: str) -> tuple[str, int]:
-    name, _, port = value.partition("=")
-    if not port.isdecimal():
-        raise ValueError(f"--protocol must be NAME=PORT, got {value!r}")
-    return name, int(port)
+def _protocol_ports(values: list[str]) -> dict[str, int]:
+    ports: dict[str, int] = {}
+    for value in values:
+        name, _, port = value.partition("=")
+        if not port.isdecimal():
+            raise ValueError(f"--protocol must be NAME=PORT, got {value!r}")
+        if name in ports:
+            raise ValueError(f"--protocol must name each protocol once, got {name} twice")
+        ports[name] = int(port)
+    return ports
 
 
 def _api_key(file: Path | None) -> str | None:

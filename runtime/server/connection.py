@@ -14,6 +14,7 @@ import numpy.typing as npt
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.access import KEY_SUBPROTOCOLS
 from u2moe.runtime.server.errors import (
     ClientGoneError,
     IdleError,
@@ -122,7 +123,9 @@ async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSo
 async def _serve_to_the_end(protocol: Protocol, service: Service, websocket: WebSocket) -> tuple[int, str]:
     """Serve a client; returns the code and the reason to close with."""
     offered = websocket.scope["subprotocols"]
-    subprotocol = next((name for name in protocol.subprotocols if name in offered), None)
+    # browsers give up if they offer some and none is chosen: then it is the one that holds the key
+    keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
+    subprotocol = next((name for name in protocol.subprotocols if name in offered), None) or next(keys, None)
     try:
         with service.place(protocol.name) as place:
             await websocket.accept(subprotocol)
@@ -193,6 +196,11 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def plain_number(value: float) -> float:
+    """A whole number as an integer, as which the clients of some languages must read it from JSON."""
+    return int(value) if value == int(value) else value
 
 
 def int16_samples(data: bytes) -> npt.NDArray[np.int16]:

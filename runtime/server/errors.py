@@ -12,14 +12,16 @@ class RequestError(U2moeError):
         close_code: close code for WebSockets.
         status: status for HTTP.
         parameter: the invalid field, if any.
+        code: what programs know it by, if they do.
     """
 
     close_code = 1008
     status = 400
 
-    def __init__(self, message: str, parameter: str | None = None) -> None:
+    def __init__(self, message: str, parameter: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.parameter = parameter
+        self.code = code
 
 
 class IdleError(RequestError):

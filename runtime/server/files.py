@@ -133,6 +133,7 @@ class FileTask:
                 self._refuse()
             for segment in self._recognizer.segments(self._file, hotwords=self._hotwords, on_progress=self._check):
                 self._tell(segment)
+                self._metrics.count("results", "final")
             self._tell(None)
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
             self._tell(error)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from typing import TYPE_CHECKING
+
+from u2moe.runtime.errors import AudioWarning
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.metrics import Metrics
@@ -33,7 +36,12 @@ _INCIDENTS = {
 
 
 def log_to_stderr(worker: int | None = None) -> None:
-    """Log the server's messages and the warnings of libraries to stderr, those of a worker with its number."""
+    """Log the server's messages and the warnings of libraries to stderr, those of a worker with its number.
+
+    What clients could cause without end is left out: warnings about their forms and about the headers of their files.
+    """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", AudioWarning)
     name = "" if worker is None else f"worker {worker}: "
     logging.basicConfig(format=_FORMAT.replace("%(message)s", f"{name}%(message)s"), level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)

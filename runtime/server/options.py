@@ -86,7 +86,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for name, port in (("port", self.port), ("wyoming_port", self.wyoming_port), *self.protocol_ports.items()):
             if port is not None and not 0 <= port <= 65535:
-                raise ValueError(f"the port of {name} must be between 0 and 65535, got {port}")
+                place = name if name.endswith("port") else f"the port of {name}"
+                raise ValueError(f"{place} must be between 0 and 65535, got {port}")
         for protocol in self.protocol_ports:
             if protocol not in ROOT_PROTOCOLS:
                 raise ValueError(f"a protocol of a port must be one of {', '.join(ROOT_PROTOCOLS)}, got {protocol!r}")
@@ -108,6 +109,9 @@ class ServerOptions:
             raise ValueError("the API key must be printable ASCII: it is sent in HTTP headers")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs both the certificate and its key")
+        for file in filter(None, (self.tls_certificate, self.tls_key)):
+            if not file.is_file():
+                raise ValueError(f"{file}: no such file, expected one in PEM for TLS")
         if self.api_key is not None and self.wyoming_port is not None and not self.is_local:
             raise ValueError("Wyoming knows no API key: with one, its port may only be opened on the loopback address")
 

@@ -15,6 +15,7 @@ from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.log import LOGGER, Incidents
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.scheduler import Scheduler
+from u2moe.runtime.server.texts import languages_of
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding import DecodingOptions
@@ -73,6 +74,11 @@ class Service:
         )
         self.is_ready = True
         self.metrics.set("ready", 1)
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages of the model, as stated or by its vocabulary."""
+        return list(self.options.languages) or languages_of(self.recognizer.vocabulary.symbols)
 
     async def hotwords(self, phrases: Sequence[str | tuple[str, float]]) -> ContextGraph | None:
         """Hotwords of a client, or None if it has none.
@@ -173,6 +179,7 @@ class Place:
         self._service = service
         self._task = asyncio.current_task()
         self._fed_before_s = 0.0
+        self._is_whole = False
 
     @property
     def fed_s(self) -> float:
@@ -180,9 +187,17 @@ class Place:
         return self._fed_before_s + (self.session.duration if self.session is not None else 0.0)
 
     async def open_session(
-        self, sample_rate: float, decoding: DecodingOptions | None = None, hotwords: ContextGraph | None = None
+        self,
+        sample_rate: float,
+        decoding: DecodingOptions | None = None,
+        hotwords: ContextGraph | None = None,
+        *,
+        is_whole: bool = False,
     ) -> Session:
         """A session for a source; the previous one is abandoned.
+
+        A source that `is_whole` is only of use up to its end: a server that stops waits for it, or ends it with an
+        error, but not after an utterance.
 
         Raises:
             AudioError: an invalid sample rate.
@@ -198,19 +213,21 @@ class Place:
             self.session.close()
         self._fed_before_s = self.fed_s
         self.session = service.scheduler.open(stream, sample_rate)
+        self._is_whole = is_whole
         return self.session
 
     def drain(self) -> None:
-        """End after the current utterance, immediately if there is none."""
+        """End after the current utterance or the whole source, immediately if there is none."""
         self.is_drained = True
         if self.session is not None and not self.session.is_over:
-            self.session.drain()
+            if not self._is_whole:
+                self.session.drain()
         elif self._task is not None:
             self._task.cancel()
 
     def finish(self) -> None:
-        """End now: audio so far is recognised, but no more is awaited."""
-        if self.session is not None and not self.session.is_over:
+        """End now: audio so far is recognised, but no more is awaited; a part of a whole source is an error."""
+        if self.session is not None and not self.session.is_over and not self._is_whole:
             self.session.finish()
         elif self._task is not None:
             self._task.cancel()

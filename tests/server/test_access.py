@@ -5,6 +5,7 @@ import openai
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from u2moe.runtime import cli
 from u2moe.runtime.server import cli as serve_cli
 
 KEY = "a key of 20 letters."
@@ -85,6 +86,24 @@ def test_subprotocol(server):
         assert client.websocket.subprotocol == "realtime"
 
 
+def test_the_key_alone_is_chosen_as_subprotocol(guarded):
+    """Browsers end a connection where they offered some and none was chosen."""
+    for path in ("/stream", "/vosk", "/v1/realtime"):
+        with guarded.connect(path, subprotocols=[f"u2moe-api-key.{guarded.key}"]) as client:
+            assert client.websocket.subprotocol == f"u2moe-api-key.{guarded.key}"
+
+
+def test_pages_of_other_origins_post_nothing(server, guarded):
+    url = f"{server.url}/v1/audio/transcriptions"
+    answer = httpx.post(url, headers={"Origin": "https://evil.example"}, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin")
+    assert httpx.post(url, headers={"Origin": server.url}, trust_env=False).status_code == 400  # no form
+    # a page that may use the server also reads why it is refused
+    answer = guarded.get("/v1/models", headers={"Origin": "https://app.example", "Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+
+
 def test_origins_of_websockets(server, guarded):
     own = server.url
     for url, origin in ((server.websocket_url, "https://evil.example"), (server.websocket_url, "null")):
@@ -111,3 +130,16 @@ def test_cors(guarded, server):
     assert (
         "Access-Control-Allow-Origin" not in server.get("/v1/models", headers={"Origin": "https://a.example"}).headers
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "vosk=1", "--protocol", "vosk=2"], "--protocol must name each protocol once, got vosk twice"),
+        (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file, expected one in PEM for TLS"),
+        (["--port", "70000"], "error: port must be between 0 and 65535, got 70000"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_loaded(arguments, message, capsys):
+    assert cli.main(["serve", "no-bundle", *arguments]) == 1
+    assert message in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """A server that is told to stop lets those that speak finish, and nobody in."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from u2moe.runtime.server.errors import StoppingError
@@ -71,6 +73,51 @@ def test_who_speaks_without_end_is_cut_off_with_what_was_recognised(running, spe
         text = demo.transcribe(samples, options=server.service.stream_options).text
         assert [event["text"] for event in events if event["type"] == "final"] == [text]
         server.join()
+
+
+@pytest.mark.parametrize("is_in_time", [True, False])
+@pytest.mark.parametrize("path", ["/sherpa-offline", "/v1/realtime"])
+def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expected, path, is_in_time):
+    samples = speech(24_000)
+    message, end = sherpa_messages(samples) if path == "/sherpa-offline" else realtime_messages(samples)
+    with running(drain_s=PATIENCE_S if is_in_time else 0.5) as server, server.connect(path) as client:
+        for part in message[: len(message) // 2]:  # up to within a pause
+            client.send(part)
+        server.wait_until(
+            lambda: any(each.duration > 4 and each.queued_s < 1 for each in server.service.scheduler.sessions)
+        )
+        server.stop()
+        server.wait_until(lambda: not server.service.is_ready)
+        if is_in_time:
+            for part in [*message[len(message) // 2 :], *end]:
+                client.send(part)
+        said = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                said.append(json.loads(client.websocket.recv(PATIENCE_S)))
+        assert client.websocket.close_code == 1001
+        texts = [event["text"] for event in said if "text" in event]
+        texts += [event["transcript"] for event in said if "transcript" in event]
+        assert texts == ([expected(24_000).text] if is_in_time else [])
+        server.join()
+
+
+def sherpa_messages(samples):
+    data = (samples.astype(np.float32) / np.float32(32768)).tobytes()
+    parts = [data[start : start + 48_000] for start in range(0, len(data), 48_000)]
+    return [struct.pack("<ii", 24_000, len(data)), *parts], []
+
+
+def realtime_messages(samples):
+    update = {
+        "type": "session.update",
+        "session": {"type": "transcription", "audio": {"input": {"turn_detection": None}}},
+    }
+    parts = [
+        base64.b64encode(samples[start : start + 12_000].tobytes()).decode() for start in range(0, len(samples), 12_000)
+    ]
+    appended = [json.dumps({"type": "input_audio_buffer.append", "audio": part}) for part in parts]
+    return [json.dumps(update), *appended], [json.dumps({"type": "input_audio_buffer.commit"})]
 
 
 def test_vosk_gets_the_answer_it_waits_for(running, speech):

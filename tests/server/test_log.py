@@ -1,12 +1,15 @@
 """What an operator reads."""
 
+import io
 import re
 import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import httpx
 import pytest
+import soundfile
 
 from u2moe.runtime.server import launch, log
 from u2moe.runtime.server.listeners import open_listeners
@@ -38,6 +41,19 @@ def close_code(client_of, url, *messages):
     return code
 
 
+def damaged_form():
+    return {"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+
+
+def without_length(samples):
+    """A WAV file as a recorder writes it that does not know its end."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV")
+    data = bytearray(file.getvalue())
+    data[40:44] = bytes(4)
+    return bytes(data)
+
+
 def test_the_life_of_a_server(client_of, speech, expected):
     command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--port", "0", "--capacity", "1"]
     with subprocess.Popen([*command, "--idle-timeout", "3"], stderr=subprocess.PIPE, text=True) as process:
@@ -53,6 +69,8 @@ def test_the_life_of_a_server(client_of, speech, expected):
                     assert refused.close_code() == 1013
             client.play(speech())
             client.finish()
+        for content in (damaged_form(), {"files": {"file": ("live.wav", without_length(speech()))}}):  # leave no line
+            httpx.post(f"http://{address}v1/audio/transcriptions", trust_env=False, timeout=PATIENCE_S, **content)
         assert close_code(client_of, url, "secret-text") == 1008
         assert close_code(client_of, url) == 1008
         process.send_signal(signal.SIGTERM)

@@ -1,11 +1,13 @@
 """OpenAI's realtime transcription, spoken to by its own client."""
 
 import base64
+import io
 import json
 
 import numpy as np
 import openai
 import pytest
+import soundfile
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 # openai's client holds its connection as websockets would rather not have it.
@@ -92,7 +94,7 @@ def test_format_prompt_and_pauses_are_the_clients(connect, speech, server, demo)
 
 
 def test_a_shorter_pause_ends_items_earlier(server, speech):
-    with server.connect("/v1/realtime") as client:
+    with server.connect("/v1/realtime", max_queue=None) as client:
         client.receive()
         client.tell(
             type="transcription_session.update",
@@ -105,6 +107,100 @@ def test_a_shorter_pause_ends_items_earlier(server, speech):
         samples = speech(24_000)
         play_raw(client, samples[: len(samples) // 2])  # up to within the pause after the second speaker
         assert client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+
+
+def test_pauses_that_words_have_end_no_items(server, speech, expected):
+    with server.connect("/v1/realtime", max_queue=None) as client:
+        client.receive()
+        detection = {"type": "server_vad", "silence_duration_ms": 100}
+        client.tell(type="session.update", session={"audio": {"input": {"turn_detection": detection}}})
+        (updated,) = client.receive_until("session.updated")
+        audio = updated["session"]["audio"]["input"]
+        assert audio["turn_detection"]["silence_duration_ms"] == 500
+        assert json.dumps(audio["format"]) == '{"type": "audio/pcm", "rate": 24000}'  # not 24000.0
+        play_raw(client, speech(24_000))
+        client.tell(type="input_audio_buffer.commit")
+        last = expected(24_000).segments[-1].text  # of a question that is asked without a pause
+        text = ""
+        while last.split()[-1] not in text:
+            text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+    assert text == last
+
+
+@pytest.mark.parametrize(
+    ("kind", "older", "encoding"), [("audio/pcmu", "g711_ulaw", "ULAW"), ("audio/pcma", "g711_alaw", "ALAW")]
+)
+def test_audio_of_telephones(server, speech, demo, kind, older, encoding):
+    file = io.BytesIO()
+    soundfile.write(file, speech(8000), 8000, encoding, format="RAW")
+    data = file.getvalue()
+    samples, _ = soundfile.read(
+        io.BytesIO(data), dtype="int16", format="RAW", subtype=encoding, channels=1, samplerate=8000
+    )
+    for settings in (
+        {"type": "transcription", "audio": {"input": {"format": {"type": kind}, "turn_detection": None}}},
+        {"input_audio_format": older, "turn_detection": None},
+    ):
+        with server.connect("/v1/realtime", max_queue=None) as client:
+            client.receive()
+            client.tell(type="session.update", session=settings)
+            assert client.receive()["session"]["audio"]["input"]["format"] == {"type": kind}
+            for start in range(0, len(data), 999):
+                audio = base64.b64encode(data[start : start + 999]).decode()
+                client.tell(type="input_audio_buffer.append", audio=audio)
+            client.tell(type="input_audio_buffer.commit")
+            text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+        assert text == demo.transcribe(samples, 8000, options=server.service.stream_options).text
+
+
+def test_settings_may_change_between_turns(server, speech, expected):
+    samples, segments = speech(24_000), expected(24_000).segments
+    cut = round((segments[0].end + 1.4) * 24_000)  # within the pause
+    with server.connect("/v1/realtime", max_queue=None) as client:
+        client.receive()
+        play_raw(client, np.concatenate([samples[:cut], np.zeros(36_000, np.int16)]))
+        first = client.receive_until(f"{TRANSCRIPTION}.completed")
+        client.tell(type="session.update", session=MANUAL)
+        assert client.receive()["type"] == "session.updated"
+        play_raw(client, samples[cut:])
+        client.tell(type="input_audio_buffer.commit")
+        rest = client.receive_until(f"{TRANSCRIPTION}.completed")
+        assert "input_audio_buffer.speech_started" not in {event["type"] for event in rest}
+        play_raw(client, samples[:100])
+        client.tell(type="session.update", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
+        assert "the format can change while no audio is in the buffer" in client.receive()["error"]["message"]
+    assert first[-1]["transcript"] == segments[0].text
+    assert rest[-1]["transcript"].endswith(segments[-1].text)
+
+
+def test_a_commit_is_always_answered(server, speech, expected):
+    samples, segments = speech(24_000), expected(24_000).segments
+    with server.connect("/v1/realtime", max_queue=None) as client:
+        client.receive()
+        for _ in range(2):  # with a pause at the end, so that all turns have ended before
+            play_raw(client, samples)
+            play_raw(client, np.zeros(36_000, np.int16))
+            texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in segments]
+            assert texts == [segment.text for segment in segments]
+            client.tell(type="input_audio_buffer.commit")
+            committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
+            assert committed["type"] == "input_audio_buffer.committed"
+            assert completed["transcript"] == ""
+        client.tell(type="input_audio_buffer.commit")
+        assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
+
+
+def test_times_count_from_the_first_audio(server, speech, expected):
+    samples, segments = speech(24_000), expected(24_000).segments
+    with server.connect("/v1/realtime", max_queue=None) as client:
+        client.receive()
+        for begin_s in (0, len(samples) / 24_000):
+            play_raw(client, samples)
+            client.tell(type="input_audio_buffer.commit")
+            for segment in segments:
+                events = client.receive_until(f"{TRANSCRIPTION}.completed")
+                (stopped,) = (event for event in events if event["type"] == "input_audio_buffer.speech_stopped")
+                assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
 
 
 def play_raw(client, samples):
@@ -138,12 +234,16 @@ def test_clear_forgets(connect, speech, expected):
         ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "even number"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "'transcription'"),
         ({"type": "session.update"}, "session must be an object"),
-        ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}, "audio/pcm"),
+        ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/opus"}}}}}, "audio/pcmu"),
+        (
+            {"type": "session.update", "session": {"input_audio_format": "opus"}},
+            "pcm16, g711_ulaw, g711_alaw, got 'opus'",
+        ),
         ({"type": "session.update", "session": {"turn_detection": {"type": "none"}}}, "server_vad"),
     ],
 )
 def test_what_is_wrong_is_answered_and_the_session_goes_on(server, event, complaint):
-    with server.connect("/v1/realtime") as client:
+    with server.connect("/v1/realtime", max_queue=None) as client:
         client.receive()
         client.send(event if isinstance(event, str | bytes) else json.dumps({"event_id": "mine", **event}))
         answer = client.receive()

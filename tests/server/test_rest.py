@@ -75,6 +75,29 @@ def test_events_as_segments_are_found(client, talk, transcript):
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == transcript.text
 
 
+def test_damage_after_the_first_event_is_told_without_names_of_the_server(server, client, talk, tmp_path):
+    file = tmp_path / "cut.wav"
+    file.write_bytes(talk.read_bytes()[:-40_000])
+    failures = server.metric("failures", "request")
+    events = client.audio.transcriptions.create(model="u2moe", file=file, stream=True)
+    assert next(events).delta
+    with pytest.raises(openai.APIError) as caught:
+        list(events)
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.message.startswith("cut.wav: ")
+    assert server.metric("failures", "request") == failures + 1
+
+
+def test_fields_without_a_value_or_with_a_plain_name(server, talk):
+    files = {"file": ("talk.wav", talk.read_bytes())}
+    assert post(server, data={"response_format": "", "language": ""}, files=files).json()["text"]
+    data = {"response_format": "verbose_json", "timestamp_granularities": "word"}
+    answer = post(server, data=data, files=files).json()
+    assert answer["words"]
+    assert answer["language"] == "en"  # the only one of the model
+    assert "segments" not in answer
+
+
 def test_the_prompt_is_hotwords(client, talk, demo):
     wanted = demo.transcribe(talk, hotwords=["seventy", "what do you"])
     answer = client.audio.transcriptions.create(model="u2moe", file=talk, prompt="Seventy, what do you. \u4e2d\u6587")

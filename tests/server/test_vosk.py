@@ -1,5 +1,6 @@
 """vosk-server's protocol, in the messages that its clients send and read: each message has one answer."""
 
+import numpy as np
 import pytest
 
 
@@ -72,11 +73,36 @@ def test_a_later_configuration(server, speech, expected):
     assert finals == [{"text": segment.text} for segment in expected().segments]
 
 
+def test_what_a_later_configuration_does_not_name_stays(server, speech, expected):
+    with server.connect("/vosk") as client:
+        client.send('{"config": {"sample_rate": "16000", "max_alternatives": "2"}}')  # text, as some clients send it
+        client.send('{"config": {"words": 0, "phrase_list": null}}')
+        found = speak(client, speech())
+    finals = [answer["alternatives"] for answer in found if "alternatives" in answer]
+    texts = [[alternative["text"] for alternative in final] for final in finals if final[0]["text"]]
+    assert texts == [[alternative.text for alternative in segment.nbest[:2]] for segment in expected().segments]
+    assert not any("result" in alternative for final in finals for alternative in final)
+
+
+def test_a_message_with_more_segments_than_wait_for_a_client(server, speech, expected, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.server.session._MAX_UNREAD", 3)
+    with server.connect("/vosk") as client:
+        client.send('{"config": {"sample_rate": 16000}}')
+        client.send(np.tile(speech(), 2).tobytes())
+        text = client.receive()["text"]
+        client.send('{"eof" : 1}')
+        text = f"{text} {client.receive()['text']}".strip()
+        assert client.close_code() == 1000
+    assert len(expected().segments) == 3
+    assert text.startswith(expected().text)
+    assert len(text) > 1.8 * len(expected().text)
+
+
 def test_phrases_are_hotwords(server, speech, demo):
     phrases = ["seventy", "what do you"]
     wanted = demo.transcribe(speech(), options=server.service.stream_options, hotwords=phrases)
     with server.connect("/vosk") as client:
-        client.tell(config={"sample_rate": 16000, "phrase_list": [*phrases, "[unk]"]})
+        client.tell(config={"sample_rate": 16000, "phrase_list": [*phrases, "24/7", "[unk]"]})
         found = speak(client, speech())
     assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in wanted.segments]
 
@@ -98,7 +124,9 @@ def test_nothing_but_the_end(server):
         (['{"config": {"max_alternatives": -1}}'], "max_alternatives"),
         (['{"config": {"phrase_list": "x"}}'], "phrase_list"),
         (['{"config": {"sample_rate": 1e9}}', b"\0\0"], "sample rate must be between"),
-        (['{"config": {"sample_rate": 1' + "0" * 400 + "}}", b"\0\0"], "sample rate must be between"),
+        (['{"config": {"sample_rate": 1' + "0" * 400 + "}}", b"\0\0"], "sample_rate must be a number"),
+        (['{"config": {"sample_rate": true}}'], "sample_rate must be a number"),
+        (['{"config": {"sample_rate": NaN}}'], "sample_rate must be a number"),
         ([b"\0"], "even number"),
     ],
 )

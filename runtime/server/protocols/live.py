@@ -16,6 +16,7 @@ from u2moe.runtime.server.connection import (
     float32_samples,
     int16_samples,
     parse_object,
+    plain_number,
 )
 from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.validation import MOST_INTEGER, checked_integer
@@ -83,6 +84,7 @@ class StreamRequest:
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - fields:
             raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(sorted(fields))}", min(unknown))
+        values = {name: value for name, value in values.items() if name != "hotwords" or value is not None}
         if "hotwords" in values:
             values["hotwords"] = _parse_hotwords(values["hotwords"])
         if values.get("endpoint") is not None:
@@ -111,7 +113,7 @@ async def run(connection: Connection) -> None:
     manifest = connection.service.recognizer.bundle.manifest
     decoding = request.decoding(connection.service.stream_options, manifest.frame_s)
     session = await connection.place.open_session(request.sample_rate, decoding, hotwords)
-    await connection.send({"type": "ready", "sample_rate": request.sample_rate})
+    await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
     await converse(_read(connection, session, _READ[request.encoding]), _write(connection, session, request))
     await connection.send({"type": "done", "duration": round(session.duration, 3)})
 

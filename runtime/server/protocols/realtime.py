@@ -9,23 +9,44 @@ import asyncio
 import base64
 import binascii
 import dataclasses
+import io
 import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import soundfile
+
 from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object
+from u2moe.runtime.server.connection import (
+    Connection,
+    Protocol,
+    converse,
+    int16_samples,
+    parse_object,
+    plain_number,
+)
 from u2moe.runtime.server.errors import IdleError, RequestError, TooLargeError, UnavailableError
 from u2moe.runtime.server.texts import phrases_of
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.decoding import DecodingOptions
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import Session
 
 _SAMPLE_RATE = 24_000
+_FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
+"""Formats of audio, and what soundfile calls their samples; those of telephones have 8 kHz."""
+_OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+_TELEPHONE_RATE = 8000
+_LEAST_SILENCE_S = 0.5
+"""Shorter ones are also found within words."""
+_EMPTY = "input_audio_buffer_commit_empty"
 _FATAL = (IdleError, TooLargeError, UnavailableError)
 _DETECTIONS = ("server_vad", "semantic_vad")
 
@@ -35,16 +56,58 @@ class _Config:
     """Settings of the client, which can change between two items.
 
     Attributes:
-        sample_rate: sample rate of the audio in Hz.
+        audio: format of the audio, of `_FORMATS`.
+        sample_rate: its sample rate in Hz.
         detects_turns: whether the server detects the ends of items; else the client commits them.
         silence_s: seconds of silence that end an item; None: the server's.
         prompt: hotwords.
     """
 
+    audio: str = "audio/pcm"
     sample_rate: float = _SAMPLE_RATE
     detects_turns: bool = True
     silence_s: float | None = None
     prompt: str = ""
+
+    def samples(self, data: bytes) -> npt.NDArray[np.int16]:
+        """The samples in a piece of audio."""
+        if self.audio == "audio/pcm":
+            return int16_samples(data)
+        subtype, rate = _FORMATS[self.audio], _TELEPHONE_RATE
+        samples: npt.NDArray[np.int16]
+        samples, _ = soundfile.read(
+            io.BytesIO(data), dtype="int16", format="RAW", subtype=subtype, channels=1, samplerate=rate
+        )
+        return samples
+
+    def description(self) -> dict[str, Any]:
+        """The format for the client."""
+        rate = {"rate": plain_number(self.sample_rate)} if self.audio == "audio/pcm" else {}
+        return {"type": self.audio, **rate}
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Source:
+    """Audio between two commits, or from the first on.
+
+    Attributes:
+        session: what recognises it.
+        config: settings that it was opened with.
+        begin_s: seconds of audio before it.
+        num_items: number of its items that are completed.
+        num_before_commit: that number when the client committed it; None: it did not.
+    """
+
+    session: Session
+    config: _Config
+    begin_s: float
+    num_items: int = 0
+    num_before_commit: int | None = None
+
+    @property
+    def is_between_turns(self) -> bool:
+        """Whether the server detects turns, and knows of none that has begun."""
+        return self.config.detects_turns and not self.session.partial_text
 
 
 async def run(connection: Connection) -> None:
@@ -62,8 +125,8 @@ class _Conversation:
         self._id = _new_id("sess")
         self._config = _Config()
         self._hotwords: ContextGraph | None = None
-        self._session: Session | None = None
-        self._sessions: asyncio.Queue[tuple[Session, _Config]] = asyncio.Queue()
+        self._source: _Source | None = None
+        self._sources: asyncio.Queue[_Source] = asyncio.Queue()
         self._last_item: str | None = None
 
     async def send(self, kind: str, **values: Any) -> None:
@@ -75,14 +138,15 @@ class _Conversation:
         detection: dict[str, Any] | None = None
         if self._config.detects_turns:
             silence_s = self._config.silence_s
-            detection = {"type": "server_vad", "silence_duration_ms": None if silence_s is None else silence_s * 1000}
+            silence_ms = None if silence_s is None else round(silence_s * 1000)
+            detection = {"type": "server_vad", "silence_duration_ms": silence_ms}
         return {
             "id": self._id,
             "object": "realtime.transcription_session",
             "type": "transcription",
             "audio": {
                 "input": {
-                    "format": {"type": "audio/pcm", "rate": self._config.sample_rate},
+                    "format": self._config.description(),
                     "noise_reduction": None,
                     "transcription": {"model": "u2moe", "prompt": self._config.prompt},
                     "turn_detection": detection,
@@ -110,9 +174,9 @@ class _Conversation:
             case "input_audio_buffer.commit":
                 await self._commit()
             case "input_audio_buffer.clear":
-                if self._session is not None:
-                    self._session.close()
-                    self._session = None
+                if self._source is not None:
+                    self._source.session.close()
+                    self._source = None
                 await self.send("input_audio_buffer.cleared")
             case "session.update" | "transcription_session.update" as kind:
                 await self._update(event.get("session"))
@@ -127,33 +191,46 @@ class _Conversation:
             data = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RequestError(f"audio is no base64: {error}", "audio") from error
-        samples = int16_samples(data)
-        if self._session is None:
-            self._session = await self._open()
-        await self._session.feed(samples)
+        if self._source is not None and self._source.config != self._config and self._source.is_between_turns:
+            await self._end(self._source)
+        source = self._source or await self._open()
+        await source.session.feed(source.config.samples(data))
 
-    async def _open(self) -> Session:
-        service = self._connection.service
-        decoding = service.stream_options
-        if self._config.silence_s is not None:
-            endpoint = decoding.endpoint or EndpointConfig()
-            rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=self._config.silence_s)
-            decoding = dataclasses.replace(decoding, endpoint=dataclasses.replace(endpoint, rule2=rule))
-        session = await self._connection.place.open_session(self._config.sample_rate, decoding, self._hotwords)
-        self._sessions.put_nowait((session, self._config))
-        return session
+    async def _open(self) -> _Source:
+        service, place = self._connection.service, self._connection.place
+        begin_s = place.fed_s
+        decoding = self._decoding(service.stream_options)
+        whole = not self._config.detects_turns
+        session = await place.open_session(self._config.sample_rate, decoding, self._hotwords, is_whole=whole)
+        self._source = _Source(session=session, config=self._config, begin_s=begin_s)
+        self._sources.put_nowait(self._source)
+        return self._source
+
+    async def _end(self, source: _Source) -> None:
+        """End a source whose audio is whole; all of it is recognised before the next is opened."""
+        self._source = None
+        source.session.finish()
+        await source.session.settle()
+
+    def _decoding(self, default: DecodingOptions) -> DecodingOptions:
+        if self._config.silence_s is None:
+            return default
+        rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=self._config.silence_s)
+        endpoint = dataclasses.replace(default.endpoint or EndpointConfig(), rule2=rule)
+        return dataclasses.replace(default, endpoint=endpoint)
 
     async def _commit(self) -> None:
-        if self._session is None or self._session.duration == 0:
-            raise RequestError("the audio buffer is empty: there is nothing to commit")
-        session, self._session = self._session, None
-        session.finish()
-        await session.settle()
+        source = self._source
+        if source is None or source.session.duration == 0:
+            raise RequestError("the audio buffer is empty: there is nothing to commit", code=_EMPTY)
+        source.num_before_commit = source.num_items
+        await self._end(source)
 
     async def _update(self, settings: Any) -> None:
-        if self._session is not None:
-            raise RequestError("the session can be updated while no audio is in the buffer: commit or clear it first")
+        """Change the settings: of the next item, or of the present one where it has not begun."""
         config = _read_settings(settings, self._config)
+        if self._source is not None and config.description() != self._config.description():
+            raise RequestError("the format can change while no audio is in the buffer: commit or clear it first")
         if config.prompt != self._config.prompt:
             self._hotwords = await self._connection.service.writable_hotwords(phrases_of(config.prompt))
         self._config = config
@@ -161,27 +238,30 @@ class _Conversation:
     async def write(self) -> None:
         """Send the results of each source, until one ends because the server stops."""
         while True:
-            session, config = await self._sessions.get()
-            if config.detects_turns:
-                await self._write_turns(session)
+            source = await self._sources.get()
+            if source.config.detects_turns:
+                await self._write_turns(source)
             else:
-                await self._write_item(session)
-            if session.inbox.is_draining:
+                await self._write_item(source.session)
+            if self._connection.place.is_drained:
                 return
 
-    async def _write_turns(self, session: Session) -> None:
+    async def _write_turns(self, source: _Source) -> None:
         item = ""
-        async for result in session:
+        async for result in source.session:
             if not item and result.text:
                 item = _new_id("item")
-                start = result.start if result.is_final else min(result.times, default=0.0)
+                start_s = source.begin_s + (result.start if result.is_final else min(result.times, default=0.0))
                 started = "input_audio_buffer.speech_started"
-                await self.send(started, audio_start_ms=round(start * 1000), item_id=item)
+                await self.send(started, audio_start_ms=round(start_s * 1000), item_id=item)
             if result.is_final and item:
-                stopped = "input_audio_buffer.speech_stopped"
-                await self.send(stopped, audio_end_ms=round(result.end * 1000), item_id=item)
+                stopped, end_s = "input_audio_buffer.speech_stopped", source.begin_s + result.end
+                await self.send(stopped, audio_end_ms=round(end_s * 1000), item_id=item)
                 await self._complete(item, [result], result.end - result.start)
+                source.num_items += 1
                 item = ""
+        if source.num_before_commit == source.num_items:  # the client waits for an answer, but there were no words
+            await self._complete(_new_id("item"), [], 0.0)
 
     async def _write_item(self, session: Session) -> None:
         results = [result async for result in session if result.is_final]
@@ -211,7 +291,7 @@ def _read_settings(settings: Any, before: _Config) -> _Config:
     given = _object(_object(session.get("audio", {}), "session.audio").get("input", {}), "session.audio.input")
     audio_format = given.get("format", session.get("input_audio_format"))
     if audio_format is not None:
-        changes["sample_rate"] = _read_format(audio_format)
+        changes["audio"], changes["sample_rate"] = _read_format(audio_format)
     transcription = given.get("transcription", session.get("input_audio_transcription"))
     if transcription is not None:
         changes["prompt"] = str(_object(transcription, "transcription").get("prompt") or "")
@@ -222,16 +302,22 @@ def _read_settings(settings: Any, before: _Config) -> _Config:
     return dataclasses.replace(before, **changes)
 
 
-def _read_format(value: Any) -> float:
-    if value == "pcm16":
-        return _SAMPLE_RATE
+def _read_format(value: Any) -> tuple[str, float]:
+    """A format in the present form or the older one, and its sample rate."""
+    if isinstance(value, str):
+        if value not in _OLDER_FORMATS:
+            raise RequestError(f"the format must be one of {', '.join(_OLDER_FORMATS)}, got {value!r:.80}", "format")
+        value = {"type": _OLDER_FORMATS[value]}
     audio_format = _object(value, "format")
-    if audio_format.get("type") != "audio/pcm":
-        raise RequestError(f"the format must be 'audio/pcm', got {audio_format.get('type')!r}", "format.type")
+    kind = audio_format.get("type")
+    if not isinstance(kind, str) or kind not in _FORMATS:
+        raise RequestError(f"the format must be one of {', '.join(_FORMATS)}, got {kind!r:.80}", "format.type")
+    if kind != "audio/pcm":
+        return kind, _TELEPHONE_RATE
     rate = audio_format.get("rate", _SAMPLE_RATE)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 8000 <= rate <= 96_000:
         raise RequestError(f"the rate must be a number between 8000 and 96000, got {rate!r}", "format.rate")
-    return float(rate)
+    return kind, rate
 
 
 def _read_detection(value: Any) -> dict[str, Any]:
@@ -245,7 +331,7 @@ def _read_detection(value: Any) -> dict[str, Any]:
         return {"detects_turns": True, "silence_s": None}
     if isinstance(silence_ms, bool) or not isinstance(silence_ms, int | float) or not 100 <= silence_ms <= 10_000:
         raise RequestError("silence_duration_ms must be between 100 and 10000", "turn_detection.silence_duration_ms")
-    return {"detects_turns": True, "silence_s": silence_ms / 1000}
+    return {"detects_turns": True, "silence_s": max(silence_ms / 1000, _LEAST_SILENCE_S)}
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -258,7 +344,7 @@ def _error(error: Exception, event_id: Any = None) -> dict[str, Any]:
     server = not isinstance(error, RequestError | AudioError) or isinstance(error, UnavailableError)
     return {
         "type": "server_error" if server else "invalid_request_error",
-        "code": None,
+        "code": getattr(error, "code", None),
         "message": str(error),
         "param": getattr(error, "parameter", None),
         "event_id": event_id,

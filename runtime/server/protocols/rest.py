@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -56,13 +56,20 @@ def routes(service: Service) -> list[Route]:
 
 def error_response(error: Exception, status: int | None = None, code: str | None = None) -> Response:
     """An error in OpenAI's form."""
-    status = status or int(getattr(error, "status", 400))
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    content = {"message": str(error), "type": kind, "param": getattr(error, "parameter", None), "code": code}
+    status = status or _status(error)
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
     if status in (408, 413):  # the rest of the body is not read
         headers["Connection"] = "close"
-    return JSONResponse({"error": content}, status, headers)
+    return JSONResponse(_error(error, status, code), status, headers)
+
+
+def _status(error: Exception) -> int:
+    return int(getattr(error, "status", 400))
+
+
+def _error(error: Exception, status: int | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = "invalid_request_error" if (status or _status(error)) < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": getattr(error, "parameter", None), "code": code}}
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -77,13 +84,13 @@ async def _transcribe(request: Request, service: Service) -> Response:
             service.metrics.count("connections", "file")
             content_type = request.headers.get("content-type", "")
             upload = await stack.enter_async_context(receive_upload(content_type, body))
-            wanted = _Wanted(upload)
+            wanted = _Wanted(upload, service.languages)
             hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
             task = service.files.recognize(upload.file, hotwords)
             if wanted.is_stream:
                 segments = aiter(task)
                 first = await anext(segments, None)  # unreadable audio gets an error response
-                events = _events(first, segments, stack.pop_all())
+                events = _events(service, upload, first, segments, stack.pop_all())
                 return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
             return wanted.response(await _collect(request, task))
         except ClientGoneError:
@@ -91,10 +98,7 @@ async def _transcribe(request: Request, service: Service) -> Response:
         except U2moeError as error:
             count_failure(service, error)
             await body.discard()
-            if isinstance(error, AudioError):  # it names a temporary file
-                message = str(error).replace(str(upload.file), upload.name)
-                return error_response(RequestError(message, "file"))
-            return error_response(error)
+            return error_response(_as_the_client_knows(error, upload) if isinstance(error, AudioError) else error)
 
 
 async def _collect(request: Request, task: FileTask) -> Transcript:
@@ -120,10 +124,19 @@ async def _wait_until_gone(request: Request) -> None:
         pass
 
 
+def _as_the_client_knows(error: AudioError, upload: Upload) -> RequestError:
+    """The error about a file, which has the client's name for it instead of that of a temporary file."""
+    return RequestError(str(error).replace(str(upload.file), upload.name), "file")
+
+
 async def _events(
-    first: Result | None, segments: AsyncIterator[Result], stack: contextlib.AsyncExitStack
+    service: Service,
+    upload: Upload,
+    first: Result | None,
+    segments: AsyncIterator[Result],
+    stack: contextlib.AsyncExitStack,
 ) -> AsyncIterator[str]:
-    """Server-sent events: each segment as it is found, then the whole text."""
+    """Server-sent events: each segment as it is found, then the whole text, or the error that comes before it."""
     texts: list[str] = []
     async with stack, contextlib.aclosing(segments):  # type: ignore[type-var]
         try:
@@ -134,9 +147,12 @@ async def _events(
                 segment = await anext(segments, None)
             yield _event({"type": "transcript.text.done", "text": join_texts(texts)})
             yield "data: [DONE]\n\n"
+        except AudioError as error:
+            count_failure(service, error)
+            yield _event({"type": "error", **_error(_as_the_client_knows(error, upload))})
         except U2moeError as error:
-            content = {"message": str(error), "type": "server_error", "param": None, "code": None}
-            yield _event({"type": "error", "error": content})
+            count_failure(service, error)
+            yield _event({"type": "error", **_error(error)})
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -150,17 +166,18 @@ class _Wanted:
         RequestError: an unsupported value.
     """
 
-    def __init__(self, upload: Upload) -> None:
-        self._format = upload.value("response_format", "json")
+    def __init__(self, upload: Upload, languages: Sequence[str]) -> None:
+        self._format = upload.value("response_format") or "json"
         if self._format not in _FORMATS:
             message = f"response_format must be one of {', '.join(_FORMATS)}, got {self._format!r}"
             raise RequestError(message, "response_format")
-        self._granularities = upload.fields.get("timestamp_granularities[]", ["segment"])
+        name = "timestamp_granularities"
+        self._granularities = upload.fields.get(f"{name}[]") or upload.fields.get(name) or ["segment"]
         for granularity in self._granularities:
             if granularity not in _GRANULARITIES:
                 message = f"timestamp_granularities must be of {', '.join(_GRANULARITIES)}, got {granularity!r}"
                 raise RequestError(message, "timestamp_granularities")
-        self._language = upload.value("language")
+        self._language = upload.value("language") or (languages[0] if len(languages) == 1 else "")
         self.is_stream = upload.value("stream").lower() in ("true", "1")
 
     def response(self, transcript: Transcript) -> Response:

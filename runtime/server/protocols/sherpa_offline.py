@@ -30,10 +30,12 @@ async def run(connection: Connection) -> None:
         sample_rate, num_bytes = _HEAD.unpack_from(message)
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
             raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
-        session = await connection.place.open_session(sample_rate)
+        session = await connection.place.open_session(sample_rate, is_whole=True)
         results: list[Result] = []
         await converse(_read(connection, session, message[_HEAD.size :], num_bytes), _collect(session, results))
         await connection.send(_answer(results, vocabulary))
+        if connection.place.is_drained:
+            return
     if message != "Done":
         raise RequestError('expected a recording or the text "Done"')
 

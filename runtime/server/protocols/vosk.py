@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,14 @@ from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
-    from u2moe.runtime.context import ContextGraph
-    from u2moe.runtime.result import Alternative, Result
+    import numpy as np
+    import numpy.typing as npt
 
+    from u2moe.runtime.result import Alternative, Result
+    from u2moe.runtime.server.session import Session
+
+_PART_S = 2.0
+"""Seconds of a message after which its final results are taken."""
 _UNKNOWN = "[unk]"
 """In lists of phrases, represents any other speech, which is always allowed here."""
 
@@ -34,22 +40,24 @@ async def run(connection: Connection) -> None:
     config, hotwords = _Config(), None
     session = None
     while True:
+        finals: list[Result] = []
         message = await connection.receive()
         command = None if isinstance(message, bytes) else parse_object(message)
         if command is not None and "config" in command:
-            config = _read_config(command["config"])
-            hotwords = await _hotwords(connection, config)
+            config = _read_config(command["config"], config)
+            # a list of phrases restricts vosk to them; here they are only preferred, as far as they can be written
+            hotwords = await connection.service.writable_hotwords(config.phrases)
             continue
         if session is None:
             session = await connection.place.open_session(config.sample_rate, hotwords=hotwords)
         if command is None:
-            await session.feed(int16_samples(message))  # type: ignore[arg-type]
+            finals += await _feed(session, int16_samples(message))  # type: ignore[arg-type]
         elif "eof" in command or "reset" in command:
             session.finish()
         else:
             raise RequestError("expected audio or one of 'config', 'reset' and 'eof'")
         await session.settle()
-        finals = session.take_finals()
+        finals += session.take_finals()
         answer = _final(finals, config) if finals or session.is_over else {"partial": session.partial_text}
         await connection.send(answer)
         if session.is_over:
@@ -60,28 +68,42 @@ async def run(connection: Connection) -> None:
             return
 
 
-def _read_config(value: Any) -> _Config:
+async def _feed(session: Session, samples: npt.NDArray[np.int16]) -> list[Result]:
+    """Feed the audio of a message, in parts; returns the final results so far, which nobody else takes meanwhile."""
+    size = max(round(_PART_S * session.inbox.sample_rate), 1)
+    finals: list[Result] = []
+    for start in range(0, len(samples), size):
+        await session.feed(samples[start : start + size])
+        finals += session.take_finals()
+    return finals
+
+
+def _read_config(value: Any, before: _Config) -> _Config:
+    """Read a configuration; what it does not name stays as it was. Numbers may be text, as in vosk."""
     if not isinstance(value, dict):
         raise RequestError(f"config must be an object, got {type(value).__name__}", "config")
-    rate, alternatives = value.get("sample_rate", _Config.sample_rate), value.get("max_alternatives", 0)
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise RequestError(f"sample_rate must be a number, got {rate!r}", "sample_rate")
-    if isinstance(alternatives, bool) or not isinstance(alternatives, int) or alternatives < 0:
-        raise RequestError(f"max_alternatives must be a number, at least 0, got {alternatives!r}", "max_alternatives")
-    phrases = value.get("phrase_list", [])
-    if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+    rate = _number(value, "sample_rate", before.sample_rate)
+    alternatives = int(_number(value, "max_alternatives", before.max_alternatives))
+    phrases = value.get("phrase_list", before.phrases) or []
+    if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):
         raise RequestError("phrase_list must be a list of phrases", "phrase_list")
     return _Config(
         sample_rate=rate,
-        words=bool(value.get("words", True)),
+        words=bool(value.get("words", before.words)),
         max_alternatives=alternatives,
         phrases=tuple(phrase for phrase in phrases if phrase != _UNKNOWN),
     )
 
 
-async def _hotwords(connection: Connection, config: _Config) -> ContextGraph | None:
-    """Hotwords from a list of phrases. It restricts vosk to the phrases; here they are only preferred."""
-    return await connection.service.hotwords(config.phrases)
+def _number(values: dict[str, Any], name: str, default: float) -> float:
+    value = values.get(name, default)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise RequestError(f"{name} must be a number, at least 0, got {value!r:.80}", name)
+    return number
 
 
 def _final(finals: list[Result], config: _Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from u2moe.runtime.server.connection import converse, count_failure, int16_sampl
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, TooLargeError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.patience import Patience, patience_for_audio
-from u2moe.runtime.server.texts import added_text, languages_of
+from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class _Client:
     async def _transcribe(self, place: Place, audio: _Format) -> None:
         """Serve one request, from the start of audio to the transcript, after which the client closes."""
         self._patience = patience_for_audio(place, self._limits.idle_s)
-        session = await place.open_session(audio.rate, hotwords=self._hotwords)
+        session = await place.open_session(audio.rate, hotwords=self._hotwords, is_whole=True)
         await converse(self._read(session, audio), self._write(session))
 
     async def _read(self, session: Session, audio: _Format) -> None:
@@ -219,7 +219,6 @@ def _info(service: Service) -> dict[str, Any]:
     attribution = {"name": "u2moe", "url": _HOME}
     named = {"attribution": attribution, "installed": True, "version": version("u2moe")}
     name = service.recognizer.bundle.path.name
-    languages = list(service.options.languages) or languages_of(service.recognizer.vocabulary.symbols)
-    model = {"name": name, "description": f"u2moe {name}", "languages": languages, **named}
+    model = {"name": name, "description": f"u2moe {name}", "languages": service.languages, **named}
     program = {"name": "u2moe", "description": "U2++ speech recognition", **named}
     return {"asr": [{**program, "models": [model], "supports_transcript_streaming": True}]}
