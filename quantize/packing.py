@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from u2moe.quantize.token_scales import STEP
 from u2moe.quantize.weights import Array
 from u2moe.runtime import contract
 from u2moe.runtime.errors import BundleError
@@ -23,8 +24,6 @@ from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.native import CPU, choose_kernels, plain_name
 
-STEP = 1 / 127
-"""Factor of the scales of products whose rows are divided by their peaks; see `token_scales`."""
 ALIGNMENT = 4096
 """Bytes at a multiple of which packed weights begin: onnxruntime maps pages."""
 _LINE = 64

@@ -82,32 +82,12 @@ def quantize_bundle(
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
         recipe, tuning = tuned(source, recipe, features, progress=progress)
-        changes: dict[str, Change] = {}
-        num_skipping = 0
-        int8_layers: list[str] = []
-        with _tokens(source, recipe, staging.path, progress) as tokens:
-            for graph in source.manifest.model.graphs():
-                progress(f"quantizing {graph.file}")
-                model = ir.load(source.path / graph.file)
-                changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
-                num_skipping += _record_skipping(model, recipe)
-                if recipe.int8_share:
-                    int8_layers += _int8_layers(model)
-                model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
-                save_graph(model, staging.path / graph.file, progress=progress)
-        counts = Counter(change.group for change in changes.values())
-        _check_found(source, recipe, counts)
-        if recipe.skip_expert_below and not num_skipping:
-            raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")
+        changes, record = _quantized_graphs(source, recipe, staging.path, progress)
         save_graph(features_graph(source.manifest), staging.path / contract.features().file)
         for name in source.manifest.files:
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
-        manifest = dataclasses.replace(
-            source.manifest,
-            quantization=_record(recipe, counts, tokens, int8_layers),
-            tuning=tuning.data() if tuning else None,
-        )
+        manifest = dataclasses.replace(source.manifest, quantization=record, tuning=tuning.data() if tuning else None)
         staged = staging.seal(manifest)
         staged.load()
         report = None
@@ -121,6 +101,30 @@ def quantize_bundle(
         if report is not None:
             staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
         return staging.finish(manifest), report
+
+
+def _quantized_graphs(
+    source: Bundle, recipe: Recipe, folder: Path, progress: Callable[[str], None]
+) -> tuple[dict[str, Change], dict[str, Any]]:
+    """Quantize each graph and save it in `folder`; returns the changed weights, and the record for the manifest."""
+    changes: dict[str, Change] = {}
+    num_skipping = 0
+    int8_layers: list[str] = []
+    with _tokens(source, recipe, folder, progress) as tokens:
+        for graph in source.manifest.model.graphs():
+            progress(f"quantizing {graph.file}")
+            model = ir.load(source.path / graph.file)
+            changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
+            num_skipping += _record_skipping(model, recipe)
+            if recipe.int8_share:
+                int8_layers += _int8_layers(model)
+            model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
+            save_graph(model, folder / graph.file, progress=progress)
+    counts = Counter(change.group for change in changes.values())
+    _check_found(source, recipe, counts)
+    if recipe.skip_expert_below and not num_skipping:
+        raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")
+    return changes, _record(recipe, counts, tokens, int8_layers)
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:

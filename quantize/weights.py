@@ -80,18 +80,20 @@ class Weights:
         if len(shape) != 2:
             raise BundleError(f"weight {name}: has shape {shape}, expected [in, out]")
         self.changes[f"{name}.int8"] = Change(group=group, format="int8", original=source)
+        integers, scale = _readers(lambda: int8_columns(source()))
         return Quantized(
-            self.add(f"{name}.int8", ir.DataType.INT8, shape, lambda: int8_columns(source())[0], group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, shape[1:], lambda: int8_columns(source())[1], group),
+            self.add(f"{name}.int8", ir.DataType.INT8, shape, integers, group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, shape[1:], scale, group),
         )
 
     def int8_table(self, table: ir.Value) -> Quantized:
         """An embedding [vocab, dim] as int8 by rows."""
         (rows, dim), name, group = shape_of(table), table.name, group_of(table)
         self.changes[f"{name}.int8"] = Change(group=group, format="int8 rows", original=lambda: array_of(table))
+        integers, scale = _readers(lambda: int8_rows(array_of(table)))
         return Quantized(
-            self.add(f"{name}.int8", ir.DataType.INT8, (rows, dim), lambda: int8_rows(array_of(table))[0], group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), lambda: int8_rows(array_of(table))[1], group),
+            self.add(f"{name}.int8", ir.DataType.INT8, (rows, dim), integers, group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, (rows, 1), scale, group),
         )
 
     def int4(self, weight: ir.Value, block_size: int, made: tuple[Array, Array] | None = None) -> Quantized:
@@ -102,16 +104,14 @@ class Weights:
         def restored(stored: Array, scale: Array) -> Array:
             return from_int4_blocks(stored, scale.reshape(columns, blocks), rows)
 
-        def parts() -> tuple[Array, Array]:
-            return made or int4_blocks(array_of(weight), block_size)
-
+        integers, scales = _readers(lambda: made or int4_blocks(array_of(weight), block_size))
         self.changes[f"{name}.int4"] = Change(
             group=group, format="int4", original=lambda: array_of(weight), restored=restored
         )
         stored_shape = (columns, blocks, block_size // 2)
         return Quantized(
-            self.add(f"{name}.int4", ir.DataType.UINT8, stored_shape, lambda: parts()[0], group),
-            self.add(f"{name}.scale", ir.DataType.FLOAT, (columns * blocks,), lambda: np.ravel(parts()[1]), group),
+            self.add(f"{name}.int4", ir.DataType.UINT8, stored_shape, integers, group),
+            self.add(f"{name}.scale", ir.DataType.FLOAT, (columns * blocks,), lambda: np.ravel(scales()), group),
         )
 
     def changed(self, value: ir.Value, array: Array) -> ir.Value:
@@ -129,3 +129,21 @@ class Weights:
         return self.add(
             name, dtype, shape, lambda: np.stack([read(array_of(value)) for value in values]), group_of(values[0])
         )
+
+
+def _readers(quantize: Callable[[], tuple[Array, Array]]) -> tuple[Callable[[], Array], Callable[[], Array]]:
+    """Readers of the integers and of the scales, for which the weight is quantized once if they are called in order.
+
+    The scales, which are small, wait for their reader.
+    """
+    waiting: list[Array] = []
+
+    def integers() -> Array:
+        stored, scale = quantize()
+        waiting[:] = [scale]
+        return stored
+
+    def scales() -> Array:
+        return waiting.pop() if waiting else quantize()[1]
+
+    return integers, scales

@@ -115,7 +115,7 @@ def first_partial(segment: Result, events: Sequence[Event], final: Event) -> lis
 def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
     """The waits for the words of an utterance, each until it is shown permanently with all words before it."""
     waits = []
-    for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=False):
+    for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=True):
         settled = final
         for event in reversed(events):
             if list(event.tokens[: word.end]) != segment.tokens[: word.end]:

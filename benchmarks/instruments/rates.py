@@ -52,8 +52,8 @@ def measure_rates(
             call = _repeated(sessions, _tokens(random, kind, rows, inner))
             cases[kind, (rows, inner, columns)] = _rate(call, rows * inner * columns)
     for size in sorted({readable(footprint) for footprint in footprints}):
-        sessions, num_bytes = _stream(random, size, num_threads)
-        cases["read", size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), num_bytes)
+        sessions = _stream(random, size, num_threads)
+        cases["read", size] = _rate(_repeated(sessions, _tokens(random, "float", 1, _WIDTH)), size)
     measured = interleaved(cases, repetitions, title=f"rates, threads: {num_threads}", progress=progress)
     result: dict[str, Any] = {"threads": num_threads, "multiply_adds_per_s": {}, "read_bytes_per_s": {}}
     for kind, op_type in KERNELS.items():
@@ -86,8 +86,8 @@ def read_rate(rates: dict[str, Any], footprint: int) -> float:
     return float(found[nearest]["median"])
 
 
-def _stream(random: np.random.Generator, size: int, num_threads: int) -> tuple[list[onnxruntime.InferenceSession], int]:
-    """Sessions with separate weights of about `size` bytes in total, and the exact number of bytes."""
+def _stream(random: np.random.Generator, size: int, num_threads: int) -> list[onnxruntime.InferenceSession]:
+    """Sessions with separate weights of `size` bytes in total, of which a weight is a divisor; see `readable`."""
     weight, count = _weight(random, "float", _WIDTH, _WIDTH), size // (4 * _WIDTH * _WIDTH)
     sessions = []
     for start in range(0, count, _WEIGHTS_PER_SESSION):
@@ -95,7 +95,7 @@ def _stream(random: np.random.Generator, size: int, num_threads: int) -> tuple[l
         # all different, so that nothing can be shared
         weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
         sessions.append(_session("MatMul", weights, num_threads))
-    return sessions, size
+    return sessions
 
 
 def _weight(random: np.random.Generator, kind: str, inner: int, columns: int) -> Array:
