@@ -140,8 +140,8 @@ class Session:
         graph: its contract.
         kernels: what computes its functions.
 
-    The file may change afterwards: no part of it stays mapped, unless the settings have `sess_options`, to which
-    weights cannot be handed over.
+    The file may change afterwards: no part of it is read again, unless the settings have `sess_options`, to which
+    weights cannot be handed over, or the weights are packed.
 
     Args:
         file: the graph.

@@ -170,3 +170,8 @@ def test_every_folder_of_a_package_is_packaged():
     kernels = ROOT / "runtime" / "kernels"  # a distribution of its own
     own = {folder for folder in on_disk if folder in tracked_folders and kernels not in (folder, *folder.parents)}
     assert own == packaged
+
+
+def test_the_kernels_have_the_licence_of_the_project():
+    """They are a distribution of their own."""
+    assert (ROOT / "runtime" / "kernels" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

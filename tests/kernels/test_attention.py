@@ -54,6 +54,19 @@ def test_what_no_query_may_see_is_not_seen(library):
     np.testing.assert_allclose(context[1, 0, :20], values.mean(axis=0), atol=ROUNDING)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["query", "key_value", "cache", "bias"])
+def test_what_is_no_number_stays_none(library, name, bad):
+    """As in the function: a damaged model is found by it."""
+    heads = Heads(num_heads=2, num_kv_heads=2, size=20)
+    feeds = feeds_of(np.random.default_rng(2), heads, 1, 4, 5, relative=False)
+    feeds[name].reshape(-1)[-1] = bad
+    model = attention_model(heads, relative=False)
+    expected, found = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
+    assert np.isnan(found).any() or name == "cache"  # of which another block is read
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+
+
 def test_threads_and_neighbours_change_no_bit_of_attention(library):
     random, heads = np.random.default_rng(1), Heads(num_heads=4, num_kv_heads=2, size=24)
     model = attention_model(heads, relative=True)

@@ -310,6 +310,30 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_that_are_no_numbers_give_none(library, kind, bad):
+    """On every instruction set; a damaged model is found by it."""
+    random = np.random.default_rng(5)
+    model, _ = feed_forward_model(kind, (60, 50), bias=False, is_gated=False, random=random)
+    x = random.standard_normal((3, 60)).astype(np.float32)
+    x[1, 7] = bad
+    found = session_with(model, library).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(np.isnan(found), np.repeat([[False], [True], [False]], 60, axis=1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_linear_layer_has_no_numbers_for_a_row_that_has_not(library, bad):
+    random = np.random.default_rng(6)
+    weight, scale = int8_columns(random_matrix(random, 60, 250))
+    weights = {"weight": weight, "scale": scale}
+    model = layer_model(int8_linear(None, bias=False), {"x": np.float32}, weights, {"activation": ""})
+    x = random.standard_normal((3, 60)).astype(np.float32)
+    x[1, 7] = bad
+    found = session_with(model, library).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(np.isnan(found), np.repeat([[False], [True], [False]], 250, axis=1))
+
+
 def feed_forward_model(kind, sizes, *, bias, is_gated, random):
     """A feed-forward layer of one call, and its weights."""
     weights = {}

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #endif
 #if defined(__linux__)
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -85,19 +86,42 @@ void release(Chunk* chunk) {
   delete chunk;
 }
 
+#if defined(__linux__)
+// Whether pages `first` to `last` (exclusive) hold what their file does: none is in memory or on disk as a copy.
+bool are_of_file(uintptr_t first, uintptr_t last) {
+  constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
+  const int pages = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (pages < 0) return false;
+  bool holds = true;
+  uint64_t entries[512];
+  while (holds && first < last) {
+    const size_t count = last - first < 512 ? last - first : 512;
+    const auto bytes = static_cast<ssize_t>(count * sizeof *entries);
+    holds = pread(pages, entries, static_cast<size_t>(bytes), static_cast<off_t>(first * sizeof *entries)) == bytes;
+    for (size_t i = 0; holds && i < count; i++)
+      holds = !(entries[i] & kSwapped) && (!(entries[i] & kPresent) || (entries[i] & kOfFile));
+    first += count;
+  }
+  close(pages);
+  return holds;
+}
+#endif
+
 }  // namespace
 
 void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(__linux__)
   // onnxruntime maps each weight by itself, so its pages are a mapping of their own. The system lists those of files by
-  // their bounds: if there is one of exactly these, it can be read again at any time, and nothing is lost.
+  // their bounds: if there is one of exactly these, it can be read again at any time, and nothing is lost, unless the
+  // program has mapped it itself and changed its own copy.
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
   const uintptr_t end = rounded_up(reinterpret_cast<uintptr_t>(data) + bytes, page);
   char name[64];
   std::snprintf(name, sizeof name, "/proc/self/map_files/%" PRIxPTR "-%" PRIxPTR, begin, end);
   struct stat status;
-  if (lstat(name, &status) == 0) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  if (lstat(name, &status) == 0 && are_of_file(begin / page, end / page))
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 #endif
 }
 
@@ -106,7 +130,6 @@ Weights::Weights(size_t bytes) {
   const std::lock_guard<std::mutex> guard(lock());
   if (kIsChecked || open_chunk == nullptr || open_chunk->size - open_chunk->used < bytes) {
     Chunk* made = make_chunk(kIsChecked ? bytes : rounded_up(bytes > kChunk ? bytes : kChunk, kHugePage));
-    if (open_chunk != nullptr && open_chunk->users == 0) release(open_chunk);
     open_chunk = made;
   }
   chunk_ = open_chunk;

@@ -51,6 +51,7 @@ class Borrowed {
  public:
   Borrowed();
   ~Borrowed();
+  Scratch& operator*() const { return *scratch_; }
   Scratch* operator->() const { return scratch_.get(); }
 
  private:

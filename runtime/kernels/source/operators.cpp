@@ -1,6 +1,8 @@
 // Registers the operators of domain "u2moe" with onnxruntime, and exports what hosts call. docs/kernels.md describes them.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #include "layout.h"
@@ -22,6 +24,14 @@ namespace u2moe {
 namespace {
 
 constexpr auto kAny = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+
+// An operator's kernel, and the onnxruntime that has made it.
+template <class Op>
+struct Kernel {
+  const OrtApi* api;
+  Op op;
+  Kernel(const OrtApi* made_by, Node& node) : api(made_by), op(node) {}
+};
 
 // One operator under one name. The first input and all after it are of any type here: what they must be is checked when
 // the kernel is created, with a message.
@@ -48,17 +58,18 @@ struct Registered : OrtCustomOp {
     GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
-    CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) -> OrtStatusPtr {
-      return guarded(Op::kName, [&] {
+    CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** made) -> OrtStatusPtr {
+      return guarded(api, Op::kName, [&] {
         Node node(info);
-        *kernel = new Op(node);
+        *made = new Kernel<Op>(api, node);
         node.give_back();
       });
     };
-    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
-      return guarded(Op::kName, [&] { static_cast<const Op*>(kernel)->compute(Call(context)); });
+    KernelComputeV2 = [](void* made, OrtKernelContext* context) -> OrtStatusPtr {
+      const auto* kernel = static_cast<const Kernel<Op>*>(made);
+      return guarded(kernel->api, Op::kName, [&] { kernel->op.compute(Call(context)); });
     };
-    KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+    KernelDestroy = [](void* made) { delete static_cast<Kernel<Op>*>(made); };
   }
 };
 
@@ -95,10 +106,46 @@ struct List {
 using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, FeedForward, GatedFeedForward, FirstConvolutions,
                        CachedAttention, CachedConvolution, PlainNormalization, AddNormalization>;
 
+// The domain of an onnxruntime; each has its own kind. Made once for each, or twice if two threads are the first.
+struct Domain {
+  const OrtApi* api;
+  OrtCustomOpDomain* made;
+  Domain* next;
+};
+std::atomic<Domain*> domains{nullptr};  // not locked: a process may fork at any moment
+
+OrtCustomOpDomain* domain_of(const OrtApi* api) {
+  for (const Domain* domain = domains.load(std::memory_order_acquire); domain != nullptr; domain = domain->next)
+    if (domain->api == api) return domain->made;
+  auto fresh = std::make_unique<Domain>(Domain{api, nullptr, nullptr});
+  Api::check(api->CreateCustomOpDomain("u2moe", &fresh->made));
+  Operators::add_to(fresh->made, isa());
+  fresh->next = domains.load(std::memory_order_relaxed);
+  while (!domains.compare_exchange_weak(fresh->next, fresh.get(), std::memory_order_acq_rel)) {
+  }
+  return fresh.release()->made;
+}
+
+// Text of the environment as JSON has it between quotes.
+std::string escaped(const char* text) {
+  std::string found;
+  for (; *text != '\0'; text++) {
+    const auto character = static_cast<unsigned char>(*text);
+    if (character < ' ' || character == '"' || character == '\\') {
+      char code[8];
+      std::snprintf(code, sizeof code, "\\u%04x", character);
+      found += code;
+    } else {
+      found += *text;
+    }
+  }
+  return found;
+}
+
 std::string description() {
   const char* message;
   const InstructionSet* chosen = instruction_set(&message);
-  if (chosen == nullptr) return std::string("{\"error\": \"") + message + "\"}";
+  if (chosen == nullptr) return "{\"error\": \"" + escaped(message) + "\"}";
   const InstructionSet* sets[8];
   std::string names;
   for (size_t i = 0, count = available(sets); i < count; i++)
@@ -114,18 +161,11 @@ std::string description() {
 // Called by onnxruntime's `RegisterCustomOpsLibrary`.
 U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(u2moe::kApiVersion);
-  if (api == nullptr) return nullptr;  // older than the API: without an API there is no way to report it
-  u2moe::Api::set(api);
-  return u2moe::guarded("u2moe-kernels", [&] {
+  if (api == nullptr)
+    return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, "u2moe-kernels needs onnxruntime 1.17 or later");
+  return u2moe::guarded(api, "u2moe-kernels", [&] {
     u2moe::isa();
-    // made once, by the first of several threads; if that fails, the next call tries again
-    static OrtCustomOpDomain* const domain = [&] {
-      OrtCustomOpDomain* made = nullptr;
-      u2moe::Api::check(api->CreateCustomOpDomain("u2moe", &made));
-      u2moe::Operators::add_to(made, u2moe::isa());
-      return made;
-    }();
-    u2moe::Api::check(api->AddCustomOpDomain(options, domain));
+    u2moe::Api::check(api->AddCustomOpDomain(options, u2moe::domain_of(api)));
   });
 }
 

@@ -1,6 +1,5 @@
 #include "ort.h"
 
-#include <atomic>
 #include <cstdio>
 #include <cstring>
 
@@ -9,7 +8,8 @@
 namespace u2moe {
 namespace {
 
-std::atomic<const OrtApi*> the_api{nullptr};  // set again, to the same, whenever a session registers the library
+// Of the onnxruntime that has called: there may be several in a process, each with its own.
+thread_local const OrtApi* the_api = nullptr;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -37,9 +37,9 @@ struct TensorInfo {
 
 }  // namespace
 
-void Api::set(const OrtApi* api) { the_api.store(api, std::memory_order_release); }
+void Api::use(const OrtApi* api) { the_api = api; }
 
-const OrtApi& Api::get() { return *the_api.load(std::memory_order_acquire); }
+const OrtApi& Api::get() { return *the_api; }
 
 void Api::check(OrtStatus* status) {
   if (status == nullptr) return;

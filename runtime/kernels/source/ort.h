@@ -28,15 +28,16 @@ struct Invalid : std::runtime_error {
 
 class Api {
  public:
-  static void set(const OrtApi* api);
+  static void use(const OrtApi* api);  // on this thread, until another is used
   static const OrtApi& get();
   static void check(OrtStatus* status);  // throws `Invalid` with its message
   static OrtStatus* failed(const char* op, const char* message) noexcept;
 };
 
-// Runs `work`; no exception gets past it.
+// Runs `work` for the onnxruntime that has this API; no exception gets past it.
 template <class F>
-OrtStatus* guarded(const char* op, F&& work) noexcept {
+OrtStatus* guarded(const OrtApi* api, const char* op, F&& work) noexcept {
+  Api::use(api);
   try {
     work();
     return nullptr;
@@ -70,7 +71,7 @@ class Node {
  public:
   explicit Node(const OrtKernelInfo* info);
   size_t num_inputs() const { return num_inputs_; }
-  size_t num_constants() const { return next_; }
+  size_t num_read() const { return next_; }  // with those that are skipped
   int64_t integer(const char* name, int64_t least, int64_t most) const;
   float number(const char* name, float least, float most) const;
   std::string text(const char* name) const;

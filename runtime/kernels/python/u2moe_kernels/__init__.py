@@ -29,7 +29,7 @@ def _described() -> str:
     describe.argtypes, describe.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
     text = ctypes.create_string_buffer(describe(None, 0))
     describe(text, len(text))
-    return text.value.decode()
+    return text.value.decode(errors="replace")
 
 
 def description() -> dict[str, Any]:
@@ -37,7 +37,8 @@ def description() -> dict[str, Any]:
 
     Returns:
         isa: the instruction set that it uses; isas: all that this processor has, best first; domain and operators: what
-        it registers, without the numbered twins; api: the version of onnxruntime's C API that it asks for.
+        it registers, without the numbered twins; contract: the version of their inputs, attributes and results; layout:
+        that of packed weights; api: that of onnxruntime's C API that it asks for.
 
     Raises:
         ValueError: U2MOE_KERNELS_ISA names an instruction set that is unknown or that this processor lacks.

@@ -30,8 +30,7 @@ Rows rows_of(Scratch& scratch, const InstructionSet& isa, size_t count, size_t k
              Arrays scale, Arrays sum) {
   Rows r{};
   r.groups = group ? groups4(k, group) : 1;
-  r.stride = group ? r.groups * group : rounded_up(k, kPanel);
-  r.stride = group ? r.stride : rounded_up(r.stride, 64);
+  r.stride = group ? r.groups * group : rounded_up(k, 64);
   r.row_bytes = r.stride * (group ? 1 : isa.code_bytes);
   r.codes = scratch.array<uint8_t>(codes, count * r.row_bytes);
   r.scale = scratch.array<float>(scale, count * r.groups);
@@ -219,7 +218,7 @@ void run_experts(const InstructionSet& isa, const ExpertLayer& layer, const floa
                  const Threads& threads) {
   if (tokens == 0) return;
   const Borrowed scratch;
-  Experts(isa, layer, tokens, y, *scratch.operator->(), threads).run(x);
+  Experts(isa, layer, tokens, y, *scratch, threads).run(x);
 }
 
 }  // namespace u2moe

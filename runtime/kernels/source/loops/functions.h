@@ -1,5 +1,6 @@
 // Activations and the exponential, lane by lane. Multiplications and additions are fused exactly where fma is written and
-// nowhere else, so that results are equal on every instruction set.
+// nowhere else, so that results are equal on every instruction set. The limit comes first in minima and maxima: in this
+// order a NaN stays one.
 //
 // Included once by each file in isa/, after its vectors; everything has internal linkage, because code for one
 // instruction set must not be merged with that for another.
@@ -20,7 +21,7 @@ inline typename V::Floats polynomial(typename V::Floats x, const float (&p)[N]) 
 template <class V>
 inline typename V::Floats exponential(typename V::Floats x) {
   static constexpr float kTaylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  x = V::min(V::max(x, V::set(-87.0f)), V::set(88.0f));
+  x = V::min(V::set(88.0f), V::max(V::set(-87.0f), x));
   const auto n = V::round(V::mul(x, V::set(1.44269504f)));
   const auto whole = V::to_float(n);
   auto r = V::fma(whole, V::set(-0.693145752f), x);
@@ -35,7 +36,7 @@ inline typename V::Floats sigmoid(typename V::Floats x) {
                                      8.51377133304701e-03f, 2.48287947061529e-01f};
   static constexpr float kBelow[] = {6.10247389755681e-13f, 5.76102136993427e-09f, 6.29106785017040e-06f,
                                      1.70198817374094e-03f, 1.16817656904453e-01f, 9.93151921023180e-01f};
-  x = V::min(V::max(x, V::set(-18.0f)), V::set(18.0f));
+  x = V::min(V::set(18.0f), V::max(V::set(-18.0f), x));
   const auto square = V::mul(x, x);
   const auto above = V::mul(polynomial<V>(square, kAbove), x);
   return V::add(V::div(above, polynomial<V>(square, kBelow)), V::set(0.5f));
@@ -49,7 +50,7 @@ inline typename V::Floats hyperbolic_tangent(typename V::Floats x) {
                                      4.89352455891786e-03f};
   static constexpr float kBelow[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f,
                                      4.89352518554385e-03f};
-  x = V::min(V::max(x, V::set(-9.0f)), V::set(9.0f));
+  x = V::min(V::set(9.0f), V::max(V::set(-9.0f), x));
   const auto square = V::mul(x, x);
   return V::div(V::mul(polynomial<V>(square, kAbove), x), polynomial<V>(square, kBelow));
 }
@@ -62,7 +63,7 @@ inline typename V::Floats error_function(typename V::Floats x) {
                                      0.112836927f,   -0.376126336f,   1.12837917f};
   static constexpr float kLarge[] = {1.62934362e-06f, -4.58699574e-05f, 0.000594931169f, -0.00474944302f, 0.0263883511f,
                                      -0.11001539f,    -0.631902252f,    -1.13018445f,    0.000306981396f};
-  const auto size = V::min(V::abs(x), V::set(3.925f));
+  const auto size = V::min(V::set(3.925f), V::abs(x));
   const auto square = V::mul(size, size);
   const auto small = V::mul(polynomial<V>(square, kSmall), size);
   const auto large = V::sub(V::set(1.0f), exponential<V>(polynomial<V>(size, kLarge)));
@@ -75,7 +76,7 @@ inline typename V::Floats activate(typename V::Floats x, u2moe::Activation kind)
   const auto zero = V::set(0.0f);
   switch (kind) {
     case Activation::relu:
-      return V::max(zero, x);  // in this order a NaN stays one
+      return V::max(zero, x);
     case Activation::swish:
       return V::mul(x, sigmoid<V>(x));
     case Activation::gelu:

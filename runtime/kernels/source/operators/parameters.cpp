@@ -98,9 +98,9 @@ LinearLayer read_linear(Node& node, bool bias, float lowest) {
 }
 
 void check_all_read(const Node& node) {
-  if (node.num_constants() != node.num_inputs())
+  if (node.num_read() != node.num_inputs())
     throw Invalid("has " + std::to_string(node.num_inputs()) + " inputs, expected " +
-                  std::to_string(node.num_constants()));
+                  std::to_string(node.num_read()));
 }
 
 }  // namespace u2moe

@@ -112,7 +112,9 @@ struct Avx2 {
   static Ints sums_to(Sums4 sum, Ints) { return sum; }
 #else
   static void store_codes(Ints x, Code* p) {
-    const __m256i words = in_order(_mm256_packs_epi32(x.a, x.b));
+    // A NaN has become the lowest integer, of which packing would keep the sign; other instruction sets keep its low bits.
+    const auto low = [](__m256i a) { return _mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16); };
+    const __m256i words = in_order(_mm256_packs_epi32(low(x.a), low(x.b)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), swap_middle(words));
   }
   static void codes_of_bytes(const uint8_t* b, Code* p) {
