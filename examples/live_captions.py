@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Result
+from u2moe.runtime import AudioError, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Result
 from u2moe.runtime.audio import read_blocks
 
 # An utterance ends after 0.8 s of silence, or when it is 15 s long. The left context is bounded: memory is flat.
@@ -26,13 +26,19 @@ def captions(
 ) -> Iterator[Result]:
     """Final results as soon as they are; `stream.get_result().text` is what is being said meanwhile."""
     stream = recognizer.create_stream(OPTIONS, hotwords=names or None)
-    for block in blocks:
-        stream.accept_waveform(sample_rate, block)
-        recognizer.decode_streams([stream])
-        yield from stream.take_segments()
+    damage = None
+    try:
+        for block in blocks:
+            stream.accept_waveform(sample_rate, block)
+            recognizer.decode_streams([stream])
+            yield from stream.take_segments()
+    except AudioError as error:  # the file is damaged here: what was said before counts
+        damage = error
     stream.input_finished()
     recognizer.decode_streams([stream])
     yield from stream.take_segments()
+    if damage is not None:
+        raise damage
 
 
 def main(file: str, *names: str) -> None:

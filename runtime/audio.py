@@ -228,6 +228,8 @@ class _Mixer:
     """Mixes channels to one, and detects whether they cancel each other."""
 
     def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
+        if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
+            raise AudioError(f"channel must be a number, got {channel!r:.80}")
         if channel is not None and not 0 <= channel < num_channels:
             raise AudioError(f"there is no channel {channel}: it has {num_channels}, counted from 0")
         self._name = name

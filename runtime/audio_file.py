@@ -12,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.media_file import EXTRA, MediaFile
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Sound: TypeAlias = soundfile.SoundFile | MediaFile | RawFile
 
-File = str | os.PathLike[str] | bytes | BinaryIO
+File = str | os.PathLike[str] | bytes | IO[bytes]
 """What holds the bytes of a file: a path (of a pipe too), the bytes themselves, or an open binary file."""
 MEDIA_SUFFIXES = (
     ".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".flv", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp4",
@@ -133,8 +133,9 @@ def _readable(file: File) -> Iterator[Any]:
             return
         try:
             memoryview(file.read(0))  # a file of text is a TypeError
-            can_seek = file.seekable() and file.tell() == 0
-            source = repaired(file if can_seek else _copied(file, stack), name)
+            stream = cast("BinaryIO", file)
+            can_seek = stream.seekable() and stream.tell() == 0
+            source = repaired(stream if can_seek else _copied(stream, stack), name)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise AudioError(f"{name}: cannot be read: expected an open binary file: {error}") from error
         yield source

@@ -32,10 +32,14 @@ _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _CUT_OFF_S = 0.5
 _LONGEST_PACKET_S = 2.0
 """A damaged packet may state any duration."""
+_LEAST_GAP_S = 0.25
+"""Shorter gaps between time stamps are those of encoders and rounding."""
+_LONGEST_GAP_S = 3600.0
+"""Where the file does not state its length; a damaged time stamp may be any."""
 
 
 class MediaFile:
-    """One audio track of an open media file.
+    """One audio track of an open media file, with silence where it begins late or pauses: times are those of the file.
 
     Attributes:
         samplerate: in Hz.
@@ -69,6 +73,7 @@ class MediaFile:
         self.lost_s = 0.0
         try:
             self._stream = self._track(track)
+            self._begin_s = 0.0 if self._container.start_time is None else self._container.start_time / 1e6
             self._blocks = self._decode()
             self._rest = next(self._blocks, None)
         except BaseException as error:
@@ -137,7 +142,7 @@ class MediaFile:
     def _decode(self) -> Iterator[npt.NDArray[np.float32]]:
         """Blocks [frames, channels]. Silence takes the place of a packet that cannot be decoded: times stay right."""
         packets = self._container.demux(self._stream)
-        self.samplerate = num_channels = 0
+        self.samplerate = num_channels = num_frames = 0
         while True:
             try:
                 packet = next(packets, None)
@@ -157,6 +162,7 @@ class MediaFile:
                     continue
                 self.lost_s += lost_s
                 if num_channels:
+                    num_frames += round(lost_s * self.samplerate)
                     yield np.zeros((round(lost_s * self.samplerate), num_channels), np.float32)
                 continue
             for frame in frames:
@@ -168,8 +174,27 @@ class MediaFile:
                         f"changes from {num_channels} channels at {self.samplerate} Hz to {samples.shape[1]} at "
                         f"{frame.sample_rate} Hz"
                     )
+                for silence in self._gap(frame, num_frames, num_channels):
+                    num_frames += len(silence)
+                    yield silence
+                num_frames += len(samples)
                 if len(samples):
                     yield samples
+
+    def _gap(self, frame: av.AudioFrame, num_before: int, num_channels: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Silence [frames, channels] up to the time of a frame, if it comes clearly later than those before it end."""
+        if frame.pts is None or frame.time_base is None:
+            return
+        begin_s = num_before / self.samplerate
+        gap_s = float(frame.pts * frame.time_base) - self._begin_s - begin_s
+        length = self._container.duration
+        longest_s = _LONGEST_GAP_S if length is None else length / 1e6 - begin_s
+        if not _LEAST_GAP_S < gap_s <= longest_s:
+            return
+        left = round(gap_s * self.samplerate)
+        while left > 0:  # in parts of a second: it may be long
+            yield np.zeros((min(left, self.samplerate), num_channels), np.float32)
+            left -= self.samplerate
 
     def _stated_s(self) -> float | None:
         """Length of the track in seconds by the header."""
@@ -179,7 +204,8 @@ class MediaFile:
         if not _STATES_LENGTH.search(self._container.format.name):
             return None
         if self._container.format.name.startswith("mov") and self._stream.duration is not None:
-            return float(self._stream.duration * self._stream.time_base)
+            late_s = float((self._stream.start_time or 0) * self._stream.time_base) - self._begin_s
+            return float(self._stream.duration * self._stream.time_base) + (late_s if late_s > _LEAST_GAP_S else 0.0)
         tagged = _TAGGED_LENGTH.match(self._stream.metadata.get("DURATION", ""))
         if tagged:
             hours, minutes, seconds = tagged.groups()

@@ -63,8 +63,9 @@ class Result:
         is_final: False: a partial result of the first pass, which may still change.
         segment: number of the segment in its stream or recording, from 0. Each has exactly one final result. Utterances
             without words are not counted and have none, except that the last result of a stream is always final.
-        start: start of the first word in seconds from the start of the audio; 0 without words.
-        end: end of the last word in seconds; 0 without words.
+        start: start of the first word in seconds from the start of the audio; 0 without a text. Where the words of a
+            text have no times, that of the utterance.
+        end: end of the last word in seconds, in the same way.
         tokens: token ids.
         times: seconds at which each token peaks.
         words: words with times. (Tokens found only by the decoder may have no alignment, and then no times.)
@@ -93,8 +94,8 @@ class Result:
         return replace(
             self,
             segment=segment,
-            start=words[0].start if words else 0.0,
-            end=words[-1].end if words else 0.0,
+            start=round(self.start + seconds, 3) if self.text else 0.0,
+            end=round(self.end + seconds, 3) if self.text else 0.0,
             times=[round(time + seconds, 3) for time in self.times],
             words=words,
         )

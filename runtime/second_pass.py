@@ -95,7 +95,8 @@ class SecondPass:
         """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
         if not hypotheses:
             return Result(text="", is_final=True, segment=source.utterance.number)
-        best, frame_s = hypotheses[0], source.frame_s
+        best, frame_s, utterance = hypotheses[0], source.frame_s, source.utterance
+        begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
         probabilities = rescored[0].token_probabilities if rescored else best.probabilities
         words = self._words(source, best, probabilities) if best.times else []
         nbest: dict[str, Alternative] = {}
@@ -116,8 +117,8 @@ class SecondPass:
             text=alternatives[0].text,
             is_final=True,
             segment=source.utterance.number,
-            start=words[0].start if words else 0.0,
-            end=words[-1].end if words else 0.0,
+            start=words[0].start if words else round(begin_s, 3) if best.tokens else 0.0,
+            end=words[-1].end if words else round(end_s, 3) if best.tokens else 0.0,
             tokens=best.tokens,
             times=[round((source.utterance.start + time) * frame_s, 3) for time in best.times],
             words=words,

@@ -80,6 +80,9 @@ class Transcriber:
     ) -> None:
         self._is_closed = True  # until there is something to close
         max_queue_s = checked_number("max_queue_s", max_queue_s, above=0, unit="seconds")
+        for name, callback in {"on_partial": on_partial, "on_final": on_final, "on_error": on_error}.items():
+            if callback is not None and not callable(callback):
+                raise ValueError(f"{name} must be a function, got {callback!r}")
         options = checked_options("options", options, recognizer.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         stream = recognizer.create_stream(options, hotwords=hotwords)

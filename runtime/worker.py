@@ -116,7 +116,9 @@ class Worker:
                 self.changed.notify()
 
     def finish(self) -> None:
-        """Finish the input. Idempotent; does not wait."""
+        """Finish the input. Idempotent; does not wait, and does nothing in a child process."""
+        if os.getpid() != self._process:  # another thread may have held the lock when it was forked
+            return
         with self.changed:
             self._input_finished = True
             self.changed.notify()
@@ -235,6 +237,8 @@ class Worker:
 
     def _abandon(self) -> None:
         """Wait for the chunk in progress: the interpreter must not exit while the thread is in onnxruntime."""
+        if os.getpid() != self._process:
+            return
         with self.changed:
             self._is_abandoned = self._input_finished = True
             self._items.clear()

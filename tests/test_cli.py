@@ -1,4 +1,5 @@
 import ast
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from commands import transcribe
 
 from u2moe.runtime import cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
+from u2moe.runtime.cli import terminal
 from u2moe.runtime.formats import FORMATS
 
 pytestmark = pytest.mark.slow
@@ -126,6 +128,24 @@ def test_progress_and_partial_results_in_place_on_a_terminal(bundle, clips, caps
     err = capsys.readouterr().err
     assert "\r\x1b[K[1/2] " in err
     assert "\n" not in err
+    shown = err.split("\r\x1b[K")
+    partials = [text for text in shown if text and not text.startswith("[")]
+    assert len(set(partials)) > 3
+    # where a partial result stands, no progress takes its place
+    assert all(not text.startswith("[") or int(text.partition("%")[0].split()[-1]) < 100 for text in shown)
+    followers = [after for before, after in itertools.pairwise(shown) if before in partials]
+    assert not [after for after in followers if after.startswith("[1/2] ")]
+
+
+def test_what_is_to_stay_stays_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.show_progress("a progress that is wider than the terminal")
+    terminal.tell("a line that is wider than the terminal")
+    terminal.show_latest("partial")
+    assert capsys.readouterr().err == (
+        "\r\x1b[Kr than the terminal\r\x1b[Ka line that is wider than the terminal\n\r\x1b[Kpartial"
+    )
 
 
 def test_a_bar_shows_how_far_all_files_are(bundle, clips, capsys, monkeypatch):

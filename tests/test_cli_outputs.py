@@ -1,6 +1,7 @@
 """`u2moe transcribe -o`: what is there, what made it, what several runs do to each other."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -96,6 +97,31 @@ def test_a_changed_recording_is_recognised_again(run, clips, sound):
     assert texts["a.txt"] == "old"
     assert texts["b.txt"] not in ("old", first["b.txt"])
     assert "1 of 2 are already in" in err
+
+
+def test_parts_of_recordings_are_told_apart(run, bundle, clips, capsys):
+    def transcribe(start, end):
+        line = {"key": "a", "wav": str(clips / "a.wav"), "start": start, "end": end}
+        (clips / "data.list").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        arguments = ["--manifest", str(clips / "data.list"), "-o", str(clips / "parts")]
+        assert cli.main(["transcribe", "--model", str(bundle.path), *arguments]) == 0
+        return capsys.readouterr().err
+
+    assert "already" not in transcribe(0.0, 1.0)
+    assert "1 of 1 are already in" in transcribe(0.0, 1.0)
+    assert "changed recordings: written again" in transcribe(0.5, 1.5)
+
+
+def test_what_comes_from_a_pipe_is_never_there_already(bundle, clips, sound, capsys, monkeypatch):
+    soundfile.write(clips / "other.wav", sound[::-1], 16_000)
+    for name in ("a.wav", "a.wav", "other.wav"):
+        with (clips / name).open("rb") as stream:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+            assert cli.main(["transcribe", "--model", str(bundle.path), "-o", str(clips / "piped"), "-"]) == 0
+        assert "already" not in capsys.readouterr().err
+        text = (clips / "piped" / "stdin.txt").read_text(encoding="utf-8")
+        assert cli.main(["transcribe", "--model", str(bundle.path), str(clips / name)]) == 0
+        assert capsys.readouterr().out == text
 
 
 def test_overwrite_writes_all(run, clips):

@@ -132,7 +132,11 @@ def test_no_home_folder(monkeypatch):
 def test_completion_knows_all_commands_and_options(capsys):
     assert cli.main(["completion", "fish"]) == 0
     out = capsys.readouterr().out
-    for expected in ("-a transcribe -d 'recognise audio files'", "-l search -d 'default' -x -a 'attention_rescoring"):
+    for expected in (
+        "-a transcribe -d 'recognise audio files'",
+        "' -x -a 'attention_rescoring",
+        "'json: one object per",
+    ):
         assert expected in out
 
 

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import math
+import os
 import shutil
 import signal
+import stat
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -87,6 +91,23 @@ def test_merge_has_every_row_once_in_order(results, tmp_path):
     assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
 
 
+def test_merge_writes_through_links_and_into_pipes(results, tmp_path):
+    folder = OutputFolder(str(results))
+    (tmp_path / "target").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert merge(folder, tmp_path / "link") == 6
+    assert (tmp_path / "link").is_symlink()
+    expected = (tmp_path / "target").read_bytes()
+    assert expected.count(b"\n") == 6
+    if not hasattr(os, "mkfifo"):
+        return
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        assert merge(folder, tmp_path / "pipe") == 6
+        assert reader.communicate(timeout=60)[0] == expected
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
 def test_merge_of_what_is_not_complete(results, tmp_path):
     out = tmp_path / "out"
     corpus = results.parent / "data.list"
@@ -128,6 +149,19 @@ def test_parquet_holds_what_jsonl_holds(results, tmp_path):
     table = pq.read_table(tmp_path / "all.parquet")
     assert table["segments"].to_pylist() == [row["segments"] for row in rows_in(results)]
     assert Counter(table["error"].is_null().to_pylist()) == {True: 5, False: 1}
+
+
+def test_what_json_and_parquet_do_not_have(tmp_path):
+    fields = {"snr": math.nan, "all": [math.inf]}
+    row = {"key": "a\ud800", "text": "b", "duration": 1.0, "segments": [], "fields": fields, "error": None}
+    row |= {"model": "m", "options": {}}
+    (line,) = encode([row], "jsonl").splitlines()
+    found = json.loads(line, parse_constant=pytest.fail)
+    assert found["fields"] == {"snr": None, "all": [None]}
+    parquet()
+    (found,) = decode(encode([row], "parquet"), "parquet")
+    assert found["key"] == "a\\ud800"
+    assert found["fields"] == {"snr": None, "all": [None]}
 
 
 def test_parquet_for_nemo_keeps_all_fields():

@@ -301,6 +301,7 @@ def test_names_need_not_be_utf8(tmp_path):
     [
         (None, "cannot be read as a list of recordings: No such file"),
         (b"", "lists no recordings"),
+        (b"fLaC\0\0\0", "is no list of recordings, but a binary file, such as a recording itself"),
         (b'{"wav": "a"', "expected a JSON object"),
         (b'{"path": "a"}', r"found path, expected audio_filepath \(NeMo\), wav \(WeNet\) or recording"),
         (b'{"key": 1, "wav": "a"}', "line 1: field 'key': found 1, expected a text"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -38,6 +39,35 @@ def test_files_give_their_samples(tmp_path, suffix):
     assert abs(duration_of(file) - 2) < 0.1 or suffix in ("aac", "avi", "ac3", "flv")  # they do not state it
     if suffix in ("mp4", "mkv", "mov"):
         np.testing.assert_allclose(read[: len(samples)], samples, atol=2**-15)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_silence_takes_the_place_of_what_is_not_in_the_file(tmp_path, suffix):
+    """Of an audio track that begins after the picture, and of one that pauses: times are those of the file."""
+    late, gap, place = 3 * RATE, 10 * RATE, 16_384
+    file = write_media(tmp_path / f"a.{suffix}", [SPEECH], with_video=True, gaps={0: late, place: gap})
+    with warnings.catch_warnings(action="error"):  # it is not damaged
+        read = read_audio(file, RATE)
+    expected = np.concatenate([np.zeros(late), SPEECH[:place], np.zeros(gap), SPEECH[place:]])
+    assert abs(len(read) - len(expected)) < 0.15 * RATE  # whole frames, and time stamps in milliseconds
+    quiet = np.abs(read) < 1e-3
+    assert quiet[: late - RATE // 10].all()
+    assert quiet[late + place + RATE // 10 : late + place + gap - RATE // 10].all()
+    loud = read[np.abs(read) > 1e-3]
+    assert len(loud) == pytest.approx(np.count_nonzero(np.abs(SPEECH) > 1e-3), rel=0.02)
+    assert abs(duration_of(file) - len(expected) / RATE) < 0.3
+
+
+def test_damaged_time_stamps_give_no_hours_of_silence(tmp_path):
+    file = write_media(tmp_path / "a.mkv", [SPEECH], gaps={20 * 1024: 10**9})
+    data = file.read_bytes()
+    media = MediaFile(io.BytesIO(data))
+    length = type("Container", (), {"duration": 2_000_000, "start_time": 0, "close": media._container.close})()
+    media._container = length
+    num_read = 0
+    while len(block := media.read(RATE)):
+        num_read += len(block)
+    assert num_read == pytest.approx(len(SPEECH), abs=2048)
 
 
 @pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg")

@@ -2,11 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +34,20 @@ def test_nothing_is_written_at_home(bundle, tmp_path):
     code = "import sys; from u2moe import Recognizer; Recognizer.from_pretrained(sys.argv[1]).warm_up()"
     python(code, tmp_path, str(bundle.path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_nothing_is_written_at_home_from_node(tmp_path):
+    program = ROOT / "examples" / "browser"
+    if not (program / "node_modules" / "onnxruntime-node").is_dir():
+        pytest.skip("onnxruntime-node is not installed")
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16_000, subtype="PCM_16")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    home = tmp_path / "home"
+    home.mkdir()
+    command = ["node", "transcribe.mjs", str(ROOT / "runtime" / "demo"), str(tmp_path / "a.wav")]
+    subprocess.run(command, cwd=program, env={**inherited, "HOME": str(home)}, check=True, timeout=120)
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")

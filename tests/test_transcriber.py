@@ -121,7 +121,18 @@ def test_a_forked_process_has_no_thread(own, monkeypatch):
         ):
             with pytest.raises(StreamError, match="belongs to the process that forked this one"):
                 call()
+        with transcriber._worker.changed:  # as by a thread of the parent, when it was forked
+            ending = threading.Thread(target=lambda: (transcriber._worker.finish(), transcriber._worker._abandon()))
+            ending.start()
+            ending.join(LIMIT_S)
+            assert not ending.is_alive()
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["on_partial", "on_final", "on_error"])
+def test_callbacks_are_functions(own, name):
+    with pytest.raises(ValueError, match=f"{name} must be a function, got 5"):
+        Transcriber(own, **{name: 5})
 
 
 def test_only_exceptions_are_reported(own):

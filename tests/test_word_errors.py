@@ -80,7 +80,7 @@ def test_what_was_confused():
         "most confused: CAT > BAT 2, (nothing) > PLEASE 1, THE > (nothing) 1",
     ]
     assert WordErrorReport().lines() == [
-        "0.00% word errors: 0 of 0 words in 0 texts (0 with errors): 0 insertions, 0 deletions, 0 substitutions"
+        "word errors: 0 of 0 words in 0 texts (0 with errors): 0 insertions, 0 deletions, 0 substitutions"
     ]
 
 

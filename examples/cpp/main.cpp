@@ -160,6 +160,7 @@ int main(int argc, char** argv) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // newer versions of onnxruntime write to the home folder otherwise
   try {
     transcribe(parse(argc, argv));
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw std::runtime_error("stdout cannot be written");
     return 0;
   } catch (const std::invalid_argument& error) {
     std::cerr << "u2moe_transcribe: " << error.what() << "\n" << kUsage;

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import signal
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,8 @@ from u2moe.runtime.cli.transcribe import add_transcribe
 from u2moe.runtime.errors import U2moeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 OWN_COMMANDS = {
     "transcribe": add_transcribe,
@@ -63,18 +65,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
 
 
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[list[int]]:
+    """Let SIGTERM end a command as Ctrl-C does, so that what was recognised is kept; the list then has its number."""
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def _run(arguments: list[str]) -> int:
+    received: list[int] = []
     try:
         command = arguments[0] if arguments else None
         parser, commands = _build(command)
         if command in commands:
             apply_configuration(arguments[1:], command, commands[command])
         args = parser.parse_args(arguments)
-        with logging_to_stderr(is_verbose=args.verbose):
+        with logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
             code: int = args.run(args)
     except KeyboardInterrupt:
         show_progress("")
-        return 128 + signal.SIGINT
+        code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone: so do we
         silence_stdout()
         return 1
@@ -86,7 +108,7 @@ def _run(arguments: list[str]) -> int:
     except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
         complain(str(error))
         return 1
-    return code
+    return 128 + received[0] if received else code
 
 
 def command_parsers() -> dict[str, argparse.ArgumentParser]:

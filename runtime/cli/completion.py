@@ -68,10 +68,10 @@ def _bash(commands: Commands) -> str:
             '    if [ -n "$words" ]; then',
             '        COMPREPLY=($(compgen -W "$words" -- "$current"))',
             "    else",
-            '        COMPREPLY=($(compgen -f -- "$current"))',
+            "        COMPREPLY=()",  # the shell completes names of files, and quotes them
             "    fi",
             "}",
-            "complete -o filenames -F _u2moe u2moe",
+            "complete -o default -F _u2moe u2moe",
             "",
         )
     )
@@ -88,7 +88,7 @@ def _fish(commands: Commands) -> str:
         lines.append(f"complete -c u2moe -n __fish_use_subcommand -f -a {command} -d {_quoted(summary)}")
         for name, action in sorted(options_of(parser).items()):
             line = f"complete -c u2moe -n '__fish_seen_subcommand_from {command}' -l {name}"
-            line += f" -d {_quoted((action.help or '').partition(':')[0])}"
+            line += f" -d {_quoted(action.help or '')}"
             if action.choices:
                 line += f" -x -a {_quoted(' '.join(map(str, action.choices)))}"
             elif action.nargs != 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
 from u2moe.runtime.cli.options import Subparsers, add_decoding, decoding_options, hotwords_of, provider_names
-from u2moe.runtime.cli.terminal import complain, show_progress
+from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
 from u2moe.runtime.corpus.model_choice import ModelChoice
@@ -47,7 +47,7 @@ def add_corpus(subparsers: Subparsers) -> None:
         "--block-size", type=int, default=256, metavar="N", help="utterances written at once (default: 256)"
     )
     parser.add_argument(
-        "--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
+        "--shard", type=_shard, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores that may be used)")
     parser.add_argument(
@@ -56,6 +56,13 @@ def add_corpus(subparsers: Subparsers) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
     add_decoding(parser, chunk_size="full context")
     parser.set_defaults(run=run_corpus_command)
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,15 +121,14 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
 def report(progress: RunProgress) -> int:
     """Say what was done; returns the exit code."""
     hours, speed = progress.seconds / 3600, progress.seconds / max(progress.elapsed_s, 1e-9)
-    show_progress(
+    tell(
         f"{progress.num_done} utterances, {hours:.2f} hours of audio in {progress.elapsed_s:.1f} s "
-        f"({speed:.0f} times real time); {progress.num_before} were there before",
-        keep=True,
+        f"({speed:.0f} times real time); {progress.num_before} were there before"
     )
     if progress.num_elsewhere:
-        show_progress(f"{progress.num_elsewhere} are being recognised by other processes", keep=True)
+        tell(f"{progress.num_elsewhere} are being recognised by other processes")
     if progress.num_deaths:
-        show_progress(f"{progress.num_deaths} worker processes died and were replaced", keep=True)
+        tell(f"{progress.num_deaths} worker processes died and were replaced")
     if progress.num_failed:
         complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")
     return 1 if progress.num_failed else 0
@@ -152,7 +158,9 @@ class _Display:
         is_due = time.monotonic() - self._kept > _LINE_S
         if is_due:
             self._kept = time.monotonic()
-        show_progress(describe_progress(progress), keep=is_due and not sys.stderr.isatty())
+        if is_due and not sys.stderr.isatty():
+            tell(describe_progress(progress))
+        show_progress(describe_progress(progress))
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 from typing import Any
 
-from u2moe.runtime.cli.terminal import print_result, show_progress
+from u2moe.runtime.cli.terminal import print_result, tell
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.results import merge, read_outcomes
@@ -65,7 +65,7 @@ def run_status(args: argparse.Namespace) -> int:
 def run_merge(args: argparse.Namespace) -> int:
     """Merge all results into one file."""
     num_rows = merge(OutputFolder(args.output), args.file, allow_missing=args.partial)
-    show_progress(f"{args.file}: {num_rows} rows", keep=True)
+    tell(f"{args.file}: {num_rows} rows")
     return 0
 
 
@@ -75,7 +75,7 @@ def run_score(args: argparse.Namespace) -> int:
     found = score(itertools.chain.from_iterable(map(read_outcomes, folders)), by=args.by, num_worst=max(args.worst, 0))
     num_missing = [folder.num_missing() for folder in folders]
     if any(number != 0 for number in num_missing):
-        show_progress("utterances are missing: this is the score of those that are there", keep=True)
+        tell("utterances are missing: this is the score of those that are there")
     print_result(json.dumps(_as_json(found), ensure_ascii=False) + "\n" if args.json else _as_text(found))
     return 0
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from u2moe.runtime.audio import find_audio, read_blocks
 from u2moe.runtime.audio_file import File
 from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.corpus.manifests import ManifestOptions, read_utterances
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.corpus.utterance import AudioFile, Utterance
+from u2moe.runtime.corpus.utterance import AudioFile, TarMember, Utterance
 from u2moe.runtime.errors import AudioError, CorpusError
 from u2moe.runtime.raw_audio import RawAudio
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -41,6 +42,7 @@ class Input:
         place: path of its transcript in the output folder, without the suffix of the format.
         blocks: reads its samples, given a sample rate and the seconds of a block.
         transcript: what was said, if a manifest tells.
+        part: what of the file it is, as JSON; empty: all.
     """
 
     name: str
@@ -48,6 +50,17 @@ class Input:
     place: PurePath
     blocks: Callable[[int, float], Blocks]
     transcript: str | None = None
+    part: tuple[float | int | None, ...] = ()
+
+    def identity(self) -> list[Any] | None:
+        """What changes if it becomes another recording, as JSON; None if that cannot be known, as of a pipe."""
+        if self.file is None:
+            return None
+        try:
+            status = self.file.stat()
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns, *self.part] if stat.S_ISREG(status.st_mode) else None
 
 
 def find_inputs(args: argparse.Namespace, sources: Sources) -> tuple[list[Input], int]:
@@ -114,9 +127,15 @@ def _utterance_input(args: argparse.Namespace, utterance: Utterance, sources: So
             end=utterance.end,
         )
 
+    source, span = utterance.source, (utterance.start, utterance.end, utterance.channel)
+    part: tuple[float | int | None, ...] = () if span == (0.0, None, None) else span
+    file = Path(source.path) if isinstance(source, AudioFile) else None
+    if isinstance(source, TarMember):
+        file, part = Path(source.archive), (source.offset, source.size, *part)
     return Input(
         name=utterance.key,
-        file=Path(utterance.source.path) if isinstance(utterance.source, AudioFile) else None,
+        file=file,
+        part=part,
         place=PurePath(re.sub(r"[^\w.-]", "_", utterance.key) or "_"),
         blocks=blocks,
         transcript=utterance.text,

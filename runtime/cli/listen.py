@@ -9,7 +9,7 @@ import json
 import time
 
 from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer
-from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_progress
+from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
 from u2moe.runtime.microphone import Microphone, input_devices
 from u2moe.runtime.result import Result
@@ -55,12 +55,12 @@ def run_listen(args: argparse.Namespace) -> int:
 
     transcriber = Transcriber(
         recognizer,
-        on_partial=lambda result: show_progress(result.text, keep=True),
+        on_partial=lambda result: show_latest(result.text),
         on_final=on_final,
         on_error=on_error,
     )
     with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
-        show_progress("listening, Ctrl-C ends", keep=True)
+        tell("listening, Ctrl-C ends")
         with contextlib.suppress(KeyboardInterrupt):
             microphone.start()
             while microphone.is_active:

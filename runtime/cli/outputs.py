@@ -8,7 +8,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -73,17 +73,19 @@ class OutputFolder:
         """Whether there is a transcript, made in the same way from the present recording.
 
         `made_by` describes everything that affects a transcript besides the recording, such as model and options, as
-        JSON. "foreign": it was not written here, or has been edited since.
+        JSON. "foreign": it was not written here, or has been edited since. What comes from a pipe is never "done".
         """
         try:
             content = self.output_of(recording).read_bytes()
         except (OSError, ValueError):  # missing, or what writing will say of this file alone
             return "missing"
-        records = [record for record in self._records if record.get("sha256") == hashlib.sha256(content).hexdigest()]
-        records = [record for record in records if record.get("output") == self._name_of(recording)]
+        digest = hashlib.sha256(content).hexdigest()
+        records = [record for record in self._records[self._name_of(recording)] if record.get("sha256") == digest]
         if not records:
             return "foreign"
-        return "done" if _record(recording, made_by) in map(_without_output, records) else "outdated"
+        now = _record(recording, made_by)
+        is_known = now["recording"] is not None
+        return "done" if is_known and now in map(_without_output, records) else "outdated"
 
     def _name_of(self, recording: Input) -> str:
         """The name of an output in records."""
@@ -137,18 +139,18 @@ class OutputFolder:
                 if time.time() - part.stat().st_mtime > _STALE_S:
                     part.unlink()
 
-    def _read_records(self) -> list[dict[str, Any]]:
-        """Records of all files written here; ignores a line left unfinished by a killed process."""
+    def _read_records(self) -> defaultdict[str, list[dict[str, Any]]]:
+        """Records of all files written here, by their names; ignores a line left unfinished by a killed process."""
+        records = defaultdict[str, list[dict[str, Any]]](list)
         try:
             lines = (self.folder / RECORDS).read_bytes().splitlines()
         except FileNotFoundError:
-            return []
-        records = []
+            return records
         for line in lines:
             with contextlib.suppress(ValueError):
                 record = json.loads(line)
                 if isinstance(record, dict):
-                    records.append(record)
+                    records[str(record.get("output"))].append(record)
         return records
 
 
@@ -169,12 +171,7 @@ def try_to_write(file: Path | None) -> None:
 
 def _record(recording: Input, made_by: Any) -> dict[str, Any]:
     """How a transcript was made, with data to detect a changed recording."""
-    source: Any = None
-    if recording.file is not None:
-        with contextlib.suppress(OSError):
-            status = recording.file.stat()
-            source = [status.st_size, status.st_mtime_ns]
-    return {"made_by": json.loads(json.dumps(made_by)), "recording": source}
+    return {"made_by": json.loads(json.dumps(made_by)), "recording": recording.identity()}
 
 
 def _without_output(record: dict[str, Any]) -> dict[str, Any]:

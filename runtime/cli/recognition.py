@@ -55,10 +55,11 @@ class Recognition:
         segments: list[Result] = []
         seconds, error = 0.0, None
 
-        def progressed(done: float) -> None:
+        def progressed(done: float, *, is_shown: bool = True) -> None:
             nonlocal seconds
             seconds = done
-            on_progress(done)
+            if is_shown:
+                on_progress(done)
 
         def keep(segment: Result) -> None:
             segments.append(segment)
@@ -92,19 +93,19 @@ class Recognition:
     def _stream(
         self,
         item: Input,
-        on_progress: Callable[[float], None],
+        on_progress: Callable[..., None],
         found: Callable[[Result], None],
         partial: Callable[[Result], None],
     ) -> None:
-        """Recognise a recording as if it were live."""
+        """Recognise a recording as if it were live. Where a partial result stands, progress is not shown."""
         stream = self.recognizer.create_stream()
         shown = ""
         try:
             for block in item.blocks(self._rate, _STREAM_BLOCK_S):
                 stream.accept_waveform(self._rate, block)
                 self._decode(stream, found)
-                on_progress(stream.duration)
                 result = stream.get_result()
+                on_progress(stream.duration, is_shown=not result.text)
                 if result.text != shown:
                     shown = result.text
                     partial(result)

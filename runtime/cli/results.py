@@ -10,7 +10,7 @@ from typing import Any
 
 from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.cli.outputs import OutputFolder
-from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_progress
+from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.corpus.word_errors import WordErrorReport
 from u2moe.runtime.formats import format_transcript
 from u2moe.runtime.result import Result, Transcript
@@ -50,7 +50,7 @@ class Results:
         if self.args.json_lines:
             _print_event("partial", item, {"segment": result.segment, "text": result.text, "words": result.words})
         else:
-            show_progress(result.text, keep=True)
+            show_latest(result.text)
 
     def write(self, item: Input, transcript: Transcript) -> None:
         """Print or write a transcript; an incomplete one never replaces a complete one."""
@@ -67,7 +67,7 @@ class Results:
             self.outputs.write(item, content, self.made_by)
         elif self.outputs is not None:
             partial = self.outputs.write_partial(item, content)
-            show_progress(f"{item.name}: not complete: {partial}", keep=True)
+            tell(f"{item.name}: not complete: {partial}")
         elif self.args.format == "txt":
             print_result(f"{item.name}\t{transcript.text}\n")
         elif self.args.format == "json":
@@ -89,7 +89,7 @@ class Results:
             print_json(json.dumps({"type": "word_errors", **errors.data()}, ensure_ascii=False) + "\n")
         else:
             for line in errors.lines():
-                show_progress(line, keep=True)
+                tell(line)
 
 
 def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:

@@ -130,13 +130,25 @@ def silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_progress(text: str, *, keep: bool = False) -> None:
-    """Show a line on stderr: in place on a terminal; elsewhere only lines to `keep`."""
+def show_progress(text: str) -> None:
+    """Show the end of a line in place on a terminal, and nothing elsewhere."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")
-    elif keep:
+
+
+def show_latest(text: str) -> None:
+    """Show what replaces the text before it: in place on a terminal, on a line of stderr elsewhere."""
+    if sys.stderr.isatty():
+        show_progress(text)
+    else:
         _write_stderr(f"{text}\n")
+
+
+def tell(text: str) -> None:
+    """Write a line to stderr that stays."""
+    show_progress("")
+    _write_stderr(f"{text}\n")
 
 
 def complain(message: str) -> None:
@@ -145,8 +157,7 @@ def complain(message: str) -> None:
 
 
 def _tell(kind: str, message: str) -> None:
-    show_progress("")
-    _write_stderr(f"u2moe: {kind}: {message}\n")
+    tell(f"u2moe: {kind}: {message}")
 
 
 def _write_stderr(text: str) -> None:
@@ -161,18 +172,21 @@ class ProgressBar:
     def __init__(self, files: list[Path]) -> None:
         self._files = files
         self._durations = [duration_of(file) for file in files] if sys.stderr.isatty() else [0.0] * len(files)
+        self._total = sum(self._durations)
+        self._before = 0.0
         self._number = 0
         self._begin = time.monotonic()
 
     def begin(self, number: int) -> None:
         """Start a file."""
         self._number = number
+        self._before = sum(self._durations[:number])
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
         """Draw it with `seconds` of the file done."""
-        done = sum(self._durations[: self._number]) + min(seconds, self._durations[self._number])
-        share = done / max(sum(self._durations), 1e-9)
+        done = self._before + min(seconds, self._durations[self._number])
+        share = done / max(self._total, 1e-9)
         drawn = round(share * _BAR_WIDTH)
         text = f"[{self._number + 1}/{len(self._files)}] {'#' * drawn}{'.' * (_BAR_WIDTH - drawn)} {share:4.0%}, "
         if done:

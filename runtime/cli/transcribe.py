@@ -16,7 +16,7 @@ from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer,
 from u2moe.runtime.cli.outputs import OutputFolder
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.results import Results
-from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
+from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress, tell
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.word_errors import WordErrorReport
 from u2moe.runtime.errors import U2moeError
@@ -67,7 +67,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "model and options",
     )
     parser.add_argument("--overwrite", action="store_true", help="with -o: write all files, replacing existing ones")
-    parser.set_defaults(run=run_transcribe)
+    parser.set_defaults(run=partial(run_transcribe, parser=parser))
 
 
 def _add_audio(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +93,12 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw-channels", type=int, metavar="N", help="with --raw: number of channels (default: 1)")
 
 
-def run_transcribe(args: argparse.Namespace) -> int:
+def run_transcribe(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Recognise every recording; failures are reported, and the rest continues."""
+    if args.json_lines:
+        if any(getattr(args, name) != parser.get_default(name) for name in ("format", "output_dir")):
+            raise ValueError("--json-lines is a format of its own, for stdout: leave out --format and --output-dir")
+        args.format, args.output_dir = "txt", None  # whatever a configuration says
     _check(args)
     with Sources() as sources:
         inputs, num_failed = find_inputs(args, sources)
@@ -152,9 +156,7 @@ def _errors_before(outputs: OutputFolder | None, inputs: list[Input], todo: list
             else:
                 errors.add(item.transcript, text)
     if skipped:
-        show_progress(
-            f"word errors leave out {skipped} that are already there: -f txt and json include them", keep=True
-        )
+        tell(f"word errors leave out {skipped} that are already there: -f txt and json include them")
     return errors
 
 
@@ -173,8 +175,6 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("rate", "raw_channels"):
         if getattr(args, name) is not None and not args.raw:
             raise ValueError(f"--{name.replace('_', '-')} needs --raw: other files have headers")
-    if args.json_lines and (args.output_dir is not None or args.format != "txt"):
-        raise ValueError("--json-lines is a format of its own, for stdout: leave out --format and --output-dir")
 
 
 def _has_vad(args: argparse.Namespace) -> bool:
@@ -208,17 +208,15 @@ def _missing(outputs: OutputFolder, inputs: list[Input], made_by: Any) -> list[I
     states = [outputs.state_of(item, made_by) for item in inputs]
     counts = Counter(states)
     if counts["done"]:
-        show_progress(f"{counts['done']} of {len(inputs)} are already in {outputs.folder}", keep=True)
+        tell(f"{counts['done']} of {len(inputs)} are already in {outputs.folder}")
     if counts["outdated"]:
-        show_progress(
+        tell(
             f"{counts['outdated']} in {outputs.folder} are of another model, other options or changed recordings: "
-            "written again",
-            keep=True,
+            "written again"
         )
     if counts["foreign"]:
-        show_progress(
+        tell(
             f"{counts['foreign']} in {outputs.folder} were not written by u2moe, or edited since: kept "
-            "(--overwrite replaces them)",
-            keep=True,
+            "(--overwrite replaces them)"
         )
     return [item for item, state in zip(inputs, states, strict=True) if state in ("missing", "outdated")]

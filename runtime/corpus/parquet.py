@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2moe.runtime.corpus.rows import Row
+from u2moe.runtime.corpus.rows import Row, as_json
 
 _WORD = pa.struct({"word": pa.string(), "start": pa.float64(), "end": pa.float64(), "confidence": pa.float64()})
 _SEGMENT = pa.struct(
@@ -77,13 +77,16 @@ def _with_fields(row: Row) -> Row:
 
 def _flat(name: str, value: Any) -> Any:
     if name in _JSON_COLUMNS:
-        return None if value is None else json.dumps(value)
+        return None if value is None else as_json(value)
     return _valid(value) if isinstance(value, str) else value
 
 
 def _valid(text: str) -> str:
-    """A text that Parquet can hold: bytes of a name that are not UTF-8 are shown as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A text that Parquet can hold: bytes that are not UTF-8, and halves of characters, are shown as escapes."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def merge(contents: Iterable[bytes], target: BinaryIO) -> int:

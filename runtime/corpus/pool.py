@@ -187,9 +187,10 @@ class WorkerPool:
         place.connection.close()
         exit_code = place.process.exitcode or 0
         if place.num_deaths >= _MOST_STARTS:
-            raise CorpusError(
-                f"worker processes die as they begin ({_named(exit_code)}): is there memory for the model?"
-            )
+            reason = "is there memory for the model?"
+            if exit_code == 1:  # as of an exception of Python's
+                reason = "does the program call run_corpus only under `if __name__ == '__main__':`?"
+            raise CorpusError(f"worker processes die as they begin ({_named(exit_code)}): {reason}")
         block = place.block
         new = self._start(place.number)
         place.process, place.connection, place.num_deaths = new.process, new.connection, place.num_deaths + 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +12,7 @@ from u2moe.runtime.corpus.block_writer import decode
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.rows import Outcome, outcome_of
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.whole_file import replacing
 
 
 def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
@@ -48,16 +49,11 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing
     if num_missing != 0 and not allow_missing:
         missing = "the manifest was not read to its end" if num_missing is None else f"{num_missing} are missing"
         raise CorpusError(f"{folder.path}: {missing}: run it to its end, or merge what is there with --partial")
-    path = Path(target)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as stream:
-            num_rows = (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)
-            stream.flush()
+    with replacing(Path(target)) as part, part.open("wb") as stream:
+        num_rows = (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)
+        stream.flush()
+        with contextlib.suppress(OSError):  # a pipe has no disk
             os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return num_rows
 
 

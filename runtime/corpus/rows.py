@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -97,9 +98,26 @@ def encode_rows(rows: Iterable[Row]) -> bytes:
 
 def _encode(row: Row) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        return as_json(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        return as_json(row).encode() + b"\n"
+
+
+def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
+    """A value as JSON, in which numbers that JSON does not have (NaN, as some manifests hold it) are null."""
+    options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}
+    try:
+        return json.dumps(value, **options)
+    except ValueError:
+        return json.dumps(_without_nan(value), **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def decode_rows(content: bytes) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from u2moe.runtime.corpus.block_writer import BlockDone, decode
 from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.cores import num_cores
-from u2moe.runtime.corpus.manifests import ManifestOptions, count_lines, digest, find_format, read_utterances
+from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions, count_lines, digest, find_format, read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.pool import Died, WorkerPool, may_fork
@@ -21,7 +21,7 @@ from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.run_description import RunDescription
 from u2moe.runtime.corpus.worker import Progress, WorkerSetup
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.validation import checked_integer, checked_options
+from u2moe.runtime.validation import checked_flag, checked_integer, checked_options
 
 OUTPUT_FORMATS = ("jsonl", "parquet")
 """Formats of results, which are also suffixes of their files."""
@@ -50,6 +50,11 @@ class CorpusOptions:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
+        if self.manifest_format not in (None, *FORMATS):
+            raise ValueError(f"manifest_format must be one of {', '.join(FORMATS)}, got {self.manifest_format!r}")
+        checked_options("manifest", self.manifest, ManifestOptions())
+        checked_options("shard", self.shard, Shard())
+        checked_flag("retry_failed", self.retry_failed)
         if self.output_format not in OUTPUT_FORMATS:
             raise ValueError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {self.output_format!r}")
         checked_integer("block_size", self.block_size, least=1, most=1_000_000)

@@ -121,7 +121,7 @@ def list_files(folder: str) -> list[str]:
     names = []
     for place, _, files in os.walk(folder):
         names += [os.path.relpath(join(place, file), folder) for file in files if not file.startswith(".")]
-    return sorted(names)
+    return sorted(name.replace(os.sep, "/") for name in names)
 
 
 def write_whole(path: str, content: bytes) -> None:

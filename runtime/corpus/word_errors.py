@@ -194,7 +194,8 @@ class WordErrorReport(WordErrors):
         """The same for people."""
         lines = [
             (
-                f"{self.rate:.2%} word errors: {self.num_errors} of {self.num_words} words in {self.num_texts} texts "
+                f"{f'{self.rate:.2%} ' if self.num_words else ''}word errors: "
+                f"{self.num_errors} of {self.num_words} words in {self.num_texts} texts "
                 f"({self.num_wrong_texts} with errors): {self.num_insertions} insertions, "
                 f"{self.num_deletions} deletions, {self.num_substitutions} substitutions"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from u2moe.runtime.cli.language_model import DEMO
 from u2moe.runtime.cli.outputs import try_to_write
-from u2moe.runtime.cli.terminal import complain, print_result, show_progress
+from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.language.arpa import write_arpa
 from u2moe.runtime.language.compact import BITS, write_compact
 from u2moe.runtime.language.ngrams import Ngrams
@@ -102,8 +102,8 @@ def run_train(args: argparse.Namespace) -> int:
     options = TrainingOptions(order=args.order, prune=tuple(args.prune), min_word_count=args.min_word_count)
     sentences = read_sentences(args.texts, TextOptions(raw=args.raw, keep_case=args.keep_case))
     counts = count_ngrams(sentences, options.order, min_word_count=options.min_word_count)
-    show_progress(f"{counts.num_sentences} sentences, {counts.counts.sum()} words", keep=True)
-    _write(train(counts, options, warn=lambda line: show_progress(line, keep=True)), args)
+    tell(f"{counts.num_sentences} sentences, {counts.counts.sum()} words")
+    _write(train(counts, options, warn=tell), args)
     return 0
 
 
@@ -146,12 +146,12 @@ def run_tune(args: argparse.Namespace) -> int:
 
     def told(trial: Trial) -> None:
         weights = ", ".join(f"{name} {value:g}" for name, value in trial.weights.items()) or "no language model"
-        show_progress(f"{trial.num_errors / max(trial.num_words, 1):7.2%}  {weights}", keep=True)
+        tell(f"{trial.num_errors / max(trial.num_words, 1):7.2%}  {weights}")
 
     best, found = start, {}
     passes = ("first", "second") if recognizer.model.has_decoder and not args.first_pass else ("first",)
     for name in passes:
-        show_progress(f"{name} pass", keep=True)
+        tell(f"{name} pass")
         best, trials = tune(encoded, best, second_pass=name == "second", on_trial=told)
         found[name] = [dataclasses.asdict(trial) for trial in trials]
     if args.report:
@@ -181,4 +181,4 @@ def _write(ngrams: Ngrams, args: argparse.Namespace) -> None:
     else:
         write_compact(ngrams, output, bits=args.bits or 16)
     numbers = ", ".join(f"{count} {length}-grams" for length, count in enumerate(ngrams.num_ngrams, start=1))
-    show_progress(f"{output}: {numbers}, {output.stat().st_size / 1e6:.1f} MB", keep=True)
+    tell(f"{output}: {numbers}, {output.stat().st_size / 1e6:.1f} MB")

@@ -1,6 +1,7 @@
 // Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show; and the program itself, because with
 // sanitizers the library takes half a minute to compile, and both in one file compile it once.
 #include <clocale>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -167,10 +168,11 @@ void misuse(char** argv) {
     if (result.is_final) text += result.text;
   });
   const auto accept = [&] { stream.accept_waveform(rate, samples.data(), samples.size()); };
-  const float no_number[] = {0, std::numeric_limits<float>::quiet_NaN()};
+  const float no_number[] = {0, std::numeric_limits<float>::quiet_NaN()}, too_loud[] = {0, -9};
   expect<u2moe::BundleError>("BundleError", [] { u2moe::Recognizer("/none"); });
   expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(1, samples.data(), 1); });
   expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(rate, no_number, 2); });
+  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(rate, too_loud, 2); });
   accept();
   expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(8000, samples.data(), 1); });
   stream.input_finished();
@@ -186,9 +188,23 @@ void misuse(char** argv) {
   accept();
   stream.input_finished();
   std::printf("%s\n", text == before && !text.empty() ? "the same text after reset" : "another text after reset");
+  u2moe::Stream* itself = nullptr;
+  u2moe::Stream resetting = recognizer.create_stream([&](const auto&) { itself->reset(); });
+  itself = &resetting;
+  expect<u2moe::StreamError>("StreamError", [&] {
+    resetting.accept_waveform(rate, samples.data(), samples.size());
+    resetting.input_finished();
+  });
   u2moe::StreamOptions options;
-  options.beam_size = 0;
+  const auto ignore = [](const u2moe::Result&) {};
+  for (const int beam_size : {0, 1001}) {
+    options.beam_size = beam_size;
+    expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
+  }
+  options.beam_size = 10;
   expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}, options); });
+  options.rules[0].min_trailing_silence = std::nan("");
+  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
   expect<std::invalid_argument>("invalid_argument", [&] { recognizer.hotwords({}); });
   expect<std::invalid_argument>("invalid_argument", [&] { u2moe::Recognizer(argv[2], 0); });
 }

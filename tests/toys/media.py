@@ -12,8 +12,11 @@ TELEPHONE = {"amr": "libopencore_amrnb", "3gp": "libopencore_amrnb"}
 """The same for files of one channel at 8 kHz. PyAV's wheels have the encoder, Debian's ffmpeg has not."""
 
 
-def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), **options):
-    """A file with an audio track for each array, encoded by PyAV as its suffix asks for."""
+def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), gaps=None, **options):
+    """A file with an audio track for each array, encoded by PyAV as its suffix asks for.
+
+    `gaps` has the samples of silence that are not in the file, only in its time stamps, by the place where they are.
+    """
     av = pytest.importorskip("av")
     container_format = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}
     suffix = file.suffix[1:]
@@ -39,7 +42,11 @@ def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), **
             for part in resampler.resample(frame):
                 fifo.write(part)
             size = stream.codec_context.frame_size or 1024
+            done = 0
             while part := fifo.read(size) or fifo.read():
+                if gaps is not None:
+                    part.pts = done + sum(length for place, length in gaps.items() if place <= done)
+                done += part.samples
                 container.mux(stream.encode(part))
             container.mux(stream.encode())
     return file

@@ -17,7 +17,7 @@ constexpr double kShortestPauseS = 0.4;  // an utterance with less silence at it
 /// A rule fires when an utterance is that long, ends in that much silence and, if it must, has speech.
 struct EndpointRule {
   bool must_contain_nonsilence;
-  double min_trailing_silence, min_utterance_length;  ///< seconds
+  double min_trailing_silence, min_utterance_length;  ///< seconds; infinity: it never fires
 };
 using EndpointRules = std::array<EndpointRule, 3>;
 
@@ -27,9 +27,14 @@ struct Endpoint {
 };
 
 class Endpointer {
+  static constexpr int kNever = std::numeric_limits<int>::max();
+
  public:
   Endpointer(const EndpointRules& rules, double frame_s, int blank) : blank_(blank) {
-    const auto frames = [frame_s](double seconds) { return static_cast<int>(std::ceil(std::round(seconds / frame_s * 1e6) / 1e6)); };
+    const auto frames = [frame_s](double seconds) {
+      const double count = std::ceil(std::round(seconds / frame_s * 1e6) / 1e6);
+      return count < kNever ? static_cast<int>(count) : kNever;
+    };
     for (const EndpointRule& rule : rules) {
       rules_.push_back({rule.must_contain_nonsilence, frames(rule.min_trailing_silence), frames(rule.min_utterance_length)});
     }

@@ -13,6 +13,8 @@
 
 namespace u2moe {
 
+constexpr float kLoudest = 8;  // samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers
+
 /// Windows begin every `chunk_size` encoder frames; the last may be shorter.
 class Reception {
  public:
@@ -32,6 +34,9 @@ class Reception {
     }
     if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
       throw AudioError("samples hold values that are no finite numbers");
+    }
+    if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
+      throw AudioError("samples are far outside [-1, 1]: divide integers by the largest first");
     }
     if (!resampler_) resampler_.emplace(sample_rate, m_->sample_rate);
     append(resampler_->accept(samples, num));

@@ -36,7 +36,12 @@ struct StreamOptions {
   void check() const {
     if (chunk_size < 0 || chunk_size > 10000) throw std::invalid_argument("chunk_size must be from 0 to 10000, got " + std::to_string(chunk_size));
     if (num_left_chunks < -1) throw std::invalid_argument("num_left_chunks must be at least -1, got " + std::to_string(num_left_chunks));
-    if (beam_size < 1) throw std::invalid_argument("beam_size must be at least 1, got " + std::to_string(beam_size));
+    if (beam_size < 1 || beam_size > 1000) throw std::invalid_argument("beam_size must be from 1 to 1000, got " + std::to_string(beam_size));
+    for (const EndpointRule& rule : rules) {
+      if (!(rule.min_trailing_silence >= 0 && rule.min_utterance_length >= 0)) {
+        throw std::invalid_argument("endpoint rules must be seconds, at least 0 (infinity: never)");
+      }
+    }
   }
 };
 
@@ -48,17 +53,23 @@ class Stream {
   using OnResult = std::function<void(const Result&)>;
 
   /// @param on_result called from within `accept_waveform` and `input_finished`, in the thread that calls them: with partial
-  /// results, and with a final one for each utterance that has words.
-  /// @throws std::invalid_argument an option is out of range.
+  /// results, and with a final one for each utterance that has words. It may not feed, finish, reset or destroy the stream.
+  /// @throws std::invalid_argument an option is out of range, or there is no `on_result`.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options, OnResult on_result)
       : model_(std::move(model)), options_((options.check(), options)), on_result_(std::move(on_result)),
         reception_(model_->graphs, m(), chunk_size()), search_(new_search()), endpointer_(options.rules, m().frame_s(), m().blank),
-        caches_(model_->graphs.start()) {}
+        caches_(model_->graphs.start()) {
+    if (!on_result_) throw std::invalid_argument("on_result must be a function");
+  }
+  Stream(const Stream&) = delete;  // searches share what they change
+  Stream& operator=(const Stream&) = delete;
+  Stream(Stream&&) = default;
+  Stream& operator=(Stream&&) = default;
 
   /// Append samples of one channel, in [-1, 1], and recognise what is complete. Any split gives the same results.
   /// @param sample_rate in Hz, 1000 to 384000; the first one applies to the whole stream.
   /// @throws AudioError a rate or samples that cannot be used; nothing is appended.
-  /// @throws StreamError the input is finished, or recognition has failed before.
+  /// @throws StreamError the input is finished, recognition has failed before, or `on_result` calls it.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     check_usable();
     reception_.accept(sample_rate, samples, num);
@@ -66,7 +77,7 @@ class Stream {
   }
 
   /// Finish the input: the last results come now.
-  /// @throws StreamError the input is already finished, or recognition has failed before.
+  /// @throws StreamError the input is already finished, recognition has failed before, or `on_result` calls it.
   void input_finished() {
     check_usable();
     guarded([this] {
@@ -77,7 +88,11 @@ class Stream {
   }
 
   /// Discard everything and begin a new source.
-  void reset() { *this = Stream(model_, options_, on_result_); }
+  /// @throws StreamError `on_result` calls it.
+  void reset() {
+    check_not_decoding();
+    *this = Stream(model_, options_, on_result_);
+  }
 
  private:
   struct Frames {
@@ -91,19 +106,27 @@ class Stream {
   int chunk_size() const { return options_.chunk_size ? options_.chunk_size : m().static_chunk_size ? m().static_chunk_size : 16; }
   PrefixBeamSearch new_search() const { return {static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords}; }
 
+  void check_not_decoding() const {
+    if (is_decoding_) throw StreamError("this stream is decoding: its callback may not feed, finish or reset it");
+  }
+
   void check_usable() const {
+    check_not_decoding();
     if (has_failed_) throw StreamError("recognition of this stream has failed, and audio was lost: reset it, or create another");
     if (reception_.is_finished()) throw StreamError("the input of this stream is finished: reset it, or create another");
   }
 
   template <class Work>
   void guarded(Work work) {
+    is_decoding_ = true;
     try {
       work();
     } catch (...) {
       has_failed_ = true;
+      is_decoding_ = false;
       throw;
     }
+    is_decoding_ = false;
   }
 
   void decode() {
@@ -219,7 +242,7 @@ class Stream {
   std::shared_ptr<const Model> model_;
   StreamOptions options_;
   OnResult on_result_;
-  bool has_failed_ = false;
+  bool has_failed_ = false, is_decoding_ = false;
 
   Reception reception_;
   PrefixBeamSearch search_;

@@ -79,6 +79,8 @@ def find_format(manifest: str) -> str:
     if shards.is_archive(manifest):
         return "shards"
     line = first_line(manifest)
+    if "\0" in line:
+        raise CorpusError(f"{manifest}: is no list of recordings, but a binary file, such as a recording itself")
     if line.startswith("{"):
         return _json_format(manifest, line)
     if base_name(manifest).endswith(".scp"):
