@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hot
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.resampling import SincResampler
 
+FULL = Path("/dev/full")
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "cpp"
 HEADER = Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h")
@@ -333,6 +335,22 @@ def test_what_is_wrong_is_said(program, bundle, talk, tmp_path):
         assert message in problem(program, "--hotwords", tmp_path / "hotwords.txt", bundle.path, talk)
 
 
+def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_reported(program, bundle, talk, tmp_path):
+    (tmp_path / "cut.wav").write_bytes(talk.read_bytes()[:-8000])
+    done = run(program, bundle.path, tmp_path / "cut.wav")
+    assert done.returncode == 1
+    assert done.stdout
+    assert b"cut.wav: was cut off: its header states more samples" in done.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_a_full_disk_is_an_error(program, bundle, talk):
+    with FULL.open("wb") as full:
+        done = subprocess.run([*program, str(bundle.path), str(talk)], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"stdout cannot be written" in done.stderr
+
+
 def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path):
     def damaged(name, change):
         folder = tmp_path / name
@@ -366,6 +384,11 @@ def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path):
     assert "bundle.json: files: field 'decoder.onnx' is missing" in edited(
         "8", lambda manifest: manifest["files"].pop("decoder.onnx")
     )
+    assert "features.onnx: u2moe.frame_shift_ms is 10.0, which is not that of bundle.json" in edited(
+        "10", lambda manifest: manifest["features"].update(frame_shift_ms=5)
+    )
+    blank = edited("11", lambda manifest: manifest["model"].update(blank=5))
+    assert re.search(r"\.onnx: u2moe\.blank is \d+, which is not that of bundle\.json", blank)
     broken = damaged("9", lambda folder: (folder / "bundle.json").write_text('{"format": "u2moe-bundle", '))
     assert "bundle.json: is not valid JSON: " in broken
 

@@ -25,6 +25,9 @@ class AudioFile {
 
   int sample_rate() const { return rate_; }
 
+  /// Whether fewer samples were there than the header says, once all are read.
+  bool is_cut_off() const { return left_ != kEndless && left_ > 0; }
+
   /// The next samples in [-1, 1], a tenth of a second at 16 kHz; none at the end. The last frame may be cut off.
   std::vector<float> read() {
     const std::size_t frame = num_channels_ * sample_size_;

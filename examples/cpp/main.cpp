@@ -132,7 +132,9 @@ double milliseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
 
-void transcribe(const Arguments& arguments) {
+// Returns whether all files were whole.
+bool transcribe(const Arguments& arguments) {
+  bool are_whole = true;
   const Clock::time_point begin = Clock::now();
   const u2moe::Recognizer recognizer(arguments.bundle, arguments.num_threads);
   const double load_ms = milliseconds_since(begin);
@@ -147,11 +149,16 @@ void transcribe(const Arguments& arguments) {
       stream.accept_waveform(audio.sample_rate(), samples.data(), samples.size());
     }
     stream.input_finished();
+    if (audio.is_cut_off()) {
+      std::cerr << "u2moe_transcribe: " << file << ": was cut off: its header states more samples\n";
+      are_whole = false;
+    }
     if (arguments.json && arguments.timing) {
       std::printf("{\"file\": %s, \"load_ms\": %s, \"ms\": %s}\n", quoted(file).c_str(), number(load_ms).c_str(),
                   number(milliseconds_since(start)).c_str());
     }
   }
+  return are_whole;
 }
 
 }  // namespace
@@ -159,9 +166,9 @@ void transcribe(const Arguments& arguments) {
 int main(int argc, char** argv) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // newer versions of onnxruntime write to the home folder otherwise
   try {
-    transcribe(parse(argc, argv));
+    const bool are_whole = transcribe(parse(argc, argv));
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw std::runtime_error("stdout cannot be written");
-    return 0;
+    return are_whole ? 0 : 1;
   } catch (const std::invalid_argument& error) {
     std::cerr << "u2moe_transcribe: " << error.what() << "\n" << kUsage;
     return 2;

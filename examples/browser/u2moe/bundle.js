@@ -1,11 +1,33 @@
 /** A bundle from a URL or a folder: its manifest, its files with their digests compared, its vocabulary. */
 
-import { BundleError, IntegrityError } from './errors.js';
+import { BundleError, IntegrityError, U2moeError } from './errors.js';
 import { Vocabulary, parseTokens } from './text.js';
 
 const MANIFEST = 'bundle.json';
 const TOKENS = 'tokens.txt';
 const FORMAT_VERSION = 1;
+const LARGEST = 2 ** 20;
+const DECODERS = ['bitransformer', 'transformer', 'none'];
+
+/** What a manifest may leave out. */
+const DEFAULTS = {
+  model: { max_position: 5000 },
+  features: { sample_rate: 16000, num_mel_bins: 80, frame_length_ms: 25, frame_shift_ms: 10 },
+  decoding: { ctc_weight: 0.3, reverse_weight: 0.3 },
+};
+
+/** Fields of the manifest with their least and largest values. */
+const NUMBERS = {
+  model: {
+    feature_size: [1, LARGEST], output_size: [1, LARGEST], num_blocks: [1, LARGEST], vocab_size: [1, LARGEST],
+    subsampling_rate: [1, LARGEST], max_position: [1, LARGEST], num_kv_heads: [0, LARGEST], kv_dim: [0, LARGEST],
+    conv_dim: [0, LARGEST], conv_cache: [0, LARGEST], right_context: [0, LARGEST], static_chunk_size: [0, LARGEST],
+    blank: [0, LARGEST], eos: [0, LARGEST],
+  },
+  features: { sample_rate: [1000, 384000], num_mel_bins: [3, 1000], frame_length_ms: [1, 1000], frame_shift_ms: [1, 1000] },
+  decoding: { ctc_weight: [0, Number.MAX_VALUE], reverse_weight: [0, 1] },
+};
+const FRACTIONS = ['frame_length_ms', 'frame_shift_ms', 'ctc_weight', 'reverse_weight'];
 
 /**
  * Read the manifest and the vocabulary, and begin to read the graphs, all at once.
@@ -15,7 +37,7 @@ const FORMAT_VERSION = 1;
  * @returns {manifest, vocabulary, files}: `files` is a map from names of graphs to promises of their contents.
  */
 export async function openBundle(source, { cache = 'u2moe', onProgress = () => {} } = {}) {
-  const reader = typeof source.read === 'function' ? source : await UrlReader.of(new URL(source, globalThis.location?.href), cache);
+  const reader = typeof source?.read === 'function' ? new Reader(source) : await UrlReader.of(source, cache);
   const content = await reader.read(MANIFEST);
   const manifest = parseManifest(new TextDecoder().decode(content));
   const names = neededFiles(manifest), loaded = new Map();
@@ -48,8 +70,39 @@ function parseManifest(text) {
   if (manifest.version !== FORMAT_VERSION) {
     throw new BundleError(`${MANIFEST}: version: found ${manifest.version}, expected ${FORMAT_VERSION}`);
   }
-  if (!manifest.model.streaming) throw new BundleError(`${MANIFEST}: this encoder cannot stream`);
+  for (const [section, fields] of Object.entries(NUMBERS)) {
+    manifest[section] = { ...DEFAULTS[section], ...asObject(manifest, section) };
+    for (const [name, [least, most]] of Object.entries(fields)) checkNumber(manifest[section][name], `${section}.${name}`, least, most);
+  }
+  const { model } = manifest;
+  for (const name of ['blank', 'eos']) checkNumber(model[name], `model.${name}`, 0, model.vocab_size - 1);
+  if (!DECODERS.includes(model.decoder)) throw wrong('model.decoder', model.decoder, `one of ${DECODERS.join(', ')}`);
+  if (manifest.calibration != null) {
+    const calibration = (manifest.calibration = { scale: 1, bias: 0, ...asObject(manifest, 'calibration') });
+    if (!(calibration.scale > 0 && calibration.scale < Infinity)) throw wrong('calibration.scale', calibration.scale, 'a number above 0');
+    if (!Number.isFinite(calibration.bias)) throw wrong('calibration.bias', calibration.bias, 'a number');
+  }
+  for (const [name, digest] of Object.entries(asObject(manifest, 'files'))) {
+    const isDigest = Number.isSafeInteger(digest?.size) && digest.size >= 0 && /^[0-9a-f]{64}$/.test(digest.sha256);
+    if (!isDigest) throw wrong(`files.${name}`, JSON.stringify(digest), 'its size and sha256');
+  }
+  if (!model.streaming) throw new BundleError(`${MANIFEST}: this encoder cannot stream`);
   return manifest;
+}
+
+function asObject(manifest, section) {
+  const value = manifest[section];
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw wrong(section, value, 'an object');
+  return value;
+}
+
+function checkNumber(value, name, least, most) {
+  const isKind = FRACTIONS.some((field) => name.endsWith(field)) ? Number.isFinite(value) : Number.isInteger(value);
+  if (!isKind || value < least || value > most) throw wrong(name, value, `a number between ${least} and ${most}`);
+}
+
+function wrong(name, found, expected) {
+  return new BundleError(`${MANIFEST}: ${name}: found ${found}, expected ${expected}`);
 }
 
 /** Graphs in ORT format are preferred: they load faster. */
@@ -88,11 +141,39 @@ async function difference(name, content, digest) {
   return hex === digest.sha256 ? null : `${name}: sha256 is ${hex}, expected ${digest.sha256}`;
 }
 
-/** Reads files below a URL, and keeps them in a Cache by their digests. */
+/** Reads files by a function of the program. */
+class Reader {
+  constructor(source) {
+    this.source = source;
+  }
+
+  async read(name) {
+    let content;
+    try {
+      content = await this.source.read(name);
+    } catch (error) {
+      throw error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`);
+    }
+    if (content instanceof ArrayBuffer) return new Uint8Array(content);
+    if (!(content instanceof Uint8Array)) throw new BundleError(`${name}: read gave no Uint8Array or ArrayBuffer`);
+    return content;
+  }
+}
+
+/** Reads files below a URL, and keeps them in a Cache by their digests, where pages may have one. */
 class UrlReader {
-  static async of(base, cacheName) {
-    const folder = new URL(base.href.endsWith('/') ? base.href : `${base.href}/`);
-    return new UrlReader(folder, cacheName && globalThis.caches ? await caches.open(cacheName) : null);
+  static async of(source, cacheName) {
+    let base, cache = null;
+    try {
+      base = new URL(source, globalThis.location?.href);
+    } catch {
+      throw new BundleError(`${source}: is no URL; elsewhere than in a page, give {read(name)}`);
+    }
+    try {
+      if (cacheName && globalThis.caches) cache = await caches.open(cacheName);
+    } catch { // refused, as in a sandbox: everything works without it
+    }
+    return new UrlReader(new URL(base.href.endsWith('/') ? base.href : `${base.href}/`), cache);
   }
 
   constructor(folder, cache) {
@@ -104,8 +185,13 @@ class UrlReader {
     return new URL(`?sha256=${digest.sha256}`, this.folder).href;
   }
 
+  /** A cache that fails has nothing. */
+  async #match(key) {
+    return this.cache?.match(key).catch(() => null);
+  }
+
   async kept(digest) {
-    const response = await this.cache?.match(this.#key(digest));
+    const response = await this.#match(this.#key(digest));
     return response ? new Uint8Array(await response.arrayBuffer()) : null;
   }
 
@@ -122,7 +208,7 @@ class UrlReader {
       if (!response.ok) throw new BundleError(`${url}: the server answers ${response.status}`);
       return await received(response, size, onProgress);
     } catch (error) {
-      const kept = size === null && (await this.cache?.match(url));
+      const kept = size === null && (await this.#match(url));
       if (kept) return new Uint8Array(await kept.arrayBuffer());
       throw error instanceof BundleError ? error : new BundleError(`${url}: cannot be read: ${error.message}`);
     }

@@ -16,6 +16,9 @@ export const DEFAULT_RULES = Object.freeze({
 export function endpointRules(endpoint) {
   if (endpoint === false || endpoint === null) return null;
   const given = endpoint === true || endpoint === undefined ? {} : endpoint, rules = [];
+  if (typeof given !== 'object') throw new RangeError(`endpoint must be true, false or rules, got ${endpoint}`);
+  const unknown = Object.keys(given).find((name) => !(name in DEFAULT_RULES));
+  if (unknown) throw new RangeError(`endpoint has no ${unknown}: there are ${Object.keys(DEFAULT_RULES).join(', ')}`);
   for (const [number, name] of Object.keys(DEFAULT_RULES).entries()) {
     const rule = given[name] === undefined ? DEFAULT_RULES[name] : given[name];
     if (rule === null) continue;

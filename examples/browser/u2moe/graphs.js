@@ -27,26 +27,33 @@ export class Graphs {
   static async create(ort, files, manifest, sessionOptions = {}) {
     const names = ['ctc', 'features', ...(manifest.model.decoder === 'none' ? [] : ['decoder']), 'encoder'];
     const sessions = {};
-    for (const name of names) {
-      const isOrt = files.has(`${name}.ort`);
-      const file = isOrt ? `${name}.ort` : `${name}.onnx`;
-      const options = {
-        ...(!sessionOptions.executionProviders && WEB_ASSEMBLY),
-        graphOptimizationLevel: isOrt ? 'disabled' : 'all',
-        enableMemPattern: false, // it remembers each combination of sizes, and chunks, utterances and n-best lists have many
-        ...sessionOptions,
-      };
-      const weights = await files.get(`${file}.data`);
-      if (weights) options.externalData = [{ path: `${file}.data`, data: weights }];
-      const content = await files.get(file);
-      try {
-        sessions[name] = await ort.InferenceSession.create(content, options);
-      } catch (error) {
-        throw refusal(file, String(error.message ?? error));
-      }
-      files.delete(file);
+    try {
+      for (const name of names) sessions[name] = await Graphs.#session(ort, files, name, sessionOptions);
+    } catch (error) {
+      await Promise.allSettled(Object.values(sessions).map((session) => session.release()));
+      throw error;
     }
     return new Graphs(ort, sessions, manifest.model);
+  }
+
+  static async #session(ort, files, name, sessionOptions) {
+    const isOrt = files.has(`${name}.ort`);
+    const file = isOrt ? `${name}.ort` : `${name}.onnx`;
+    const options = {
+      ...(!sessionOptions.executionProviders && WEB_ASSEMBLY),
+      graphOptimizationLevel: isOrt ? 'disabled' : 'all',
+      enableMemPattern: false, // it remembers each combination of sizes, and chunks, utterances and n-best lists have many
+      ...sessionOptions,
+    };
+    const weights = await files.get(`${file}.data`);
+    if (weights) options.externalData = [{ path: `${file}.data`, data: weights }];
+    const content = await files.get(file);
+    files.delete(file);
+    try {
+      return await ort.InferenceSession.create(content, options);
+    } catch (error) {
+      throw refusal(file, String(error.message ?? error));
+    }
   }
 
   get hasDecoder() {
@@ -112,7 +119,7 @@ export class Graphs {
   async ctc(encoderOut) {
     const dim = this.#model.output_size;
     const feeds = { encoder_out: this.#float(encoderOut, [1, encoderOut.length / dim, dim]) };
-    return (await this.#sessions.ctc.run(feeds)).log_probs.data;
+    return withNumbers('ctc', (await this.#sessions.ctc.run(feeds)).log_probs.data);
   }
 
   /** Scores of token sequences by the decoders, {left, right, width}; see `attentionRescoring`. */
@@ -126,7 +133,8 @@ export class Graphs {
       encoder_out: this.#float(encoderOut, [1, numFrames, dim]),
       encoder_lens: this.#int([numFrames], [1]),
     });
-    return { left: found.score.data, right: found.r_score?.data ?? null, width: length + 1 };
+    const right = found.r_score ? withNumbers('decoder', found.r_score.data) : null;
+    return { left: withNumbers('decoder', found.score.data), right, width: length + 1 };
   }
 
   #float(data, dims) {
@@ -136,6 +144,11 @@ export class Graphs {
   #int(values, dims) {
     return new this.#ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
   }
+}
+
+function withNumbers(graph, values) {
+  if (values.some(Number.isNaN)) throw new U2moeError(`${graph} gives values that are no numbers: its weights are damaged`);
+  return values;
 }
 
 function refusal(file, message) {

@@ -74,7 +74,7 @@ export const DEFAULT_RULES: Readonly<Record<'rule1' | 'rule2' | 'rule3', Require
 
 export interface StreamOptions {
   /** Phrases to prefer, each alone or with a weight above 0 and at most 100. */
-  hotwords?: Array<string | [string, number]> | null;
+  hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
   /** When an utterance ends; false: only with the input. Default: true, the default rules. */
   endpoint?: boolean | EndpointConfig | null;
   /** Prefixes that the search keeps, and the longest n-best list. Default: 10. */
@@ -112,8 +112,14 @@ export class Stream extends EventTarget {
   addEventListener<K extends keyof StreamEventMap>(
     type: K, listener: (event: StreamEventMap[K]) => void, options?: boolean | AddEventListenerOptions,
   ): void;
+  addEventListener(
+    type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions,
+  ): void;
   removeEventListener<K extends keyof StreamEventMap>(
     type: K, listener: (event: StreamEventMap[K]) => void, options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | EventListenerOptions,
   ): void;
 }
 

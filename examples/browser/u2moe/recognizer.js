@@ -43,14 +43,18 @@ export class Recognizer {
    */
   createStream({
     hotwords = null, endpoint = true, beamSize = 10, chunkSize = null, numLeftChunks = -1, ctcWeight = null,
-    reverseWeight = null, rescore = true,
+    reverseWeight = null, rescore = true, ...unknown
   } = {}) {
+    if (Object.keys(unknown).length) throw new RangeError(`there is no option ${Object.keys(unknown)[0]}`);
+    if (hotwords !== null && hotwords !== undefined && !Array.isArray(hotwords)) {
+      throw new RangeError(`hotwords must be an array of phrases, got ${hotwords}`);
+    }
     const { model, decoding } = this.manifest;
     const options = {
       beamSize: checked('beamSize', beamSize, 1, MOST_BEAMS),
       chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || CHUNK_SIZE), 1, 1e6),
-      ctcWeight: ctcWeight ?? decoding.ctc_weight,
-      reverseWeight: reverseWeight ?? decoding.reverse_weight,
+      ctcWeight: within('ctcWeight', ctcWeight ?? decoding.ctc_weight, Number.MAX_VALUE),
+      reverseWeight: within('reverseWeight', reverseWeight ?? decoding.reverse_weight, 1),
       rules: endpointRules(endpoint),
       rescore: rescore && this.#graphs.hasDecoder,
     };
@@ -79,6 +83,11 @@ export class Recognizer {
   async release() {
     await this.#graphs.release();
   }
+}
+
+function within(name, value, most) {
+  if (!Number.isFinite(value) || value < 0 || value > most) throw new RangeError(`${name} must be a number from 0 to ${most}, got ${value}`);
+  return value;
 }
 
 function checked(name, value, least, most) {

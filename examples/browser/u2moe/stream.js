@@ -55,11 +55,14 @@ export class Stream extends EventTarget {
    */
   acceptWaveform(sampleRate, samples) {
     if (this.#finished) throw new StreamError('the input of this stream is finished: create another');
-    this.#resampler ??= resamplerFor(sampleRate, this.#manifest.features.sample_rate);
-    if (sampleRate !== this.#resampler.sourceRate) {
-      throw new AudioError(`sample rate changed from ${this.#resampler.sourceRate} to ${sampleRate} Hz in a stream`);
+    if (this.#error) return this.#decodeSoon(); // nothing is kept that will never be recognised
+    const resampler = this.#resampler ?? resamplerFor(sampleRate, this.#manifest.features.sample_rate);
+    if (sampleRate !== resampler.sourceRate) {
+      throw new AudioError(`sample rate changed from ${resampler.sourceRate} to ${sampleRate} Hz in a stream`);
     }
-    this.#windows.accept(this.#resampler.accept(asFloats(samples)));
+    const floats = asFloats(samples);
+    this.#resampler = resampler;
+    this.#windows.accept(resampler.accept(floats));
     return this.#decodeSoon();
   }
 

@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bundle.hpp"
+#include "number.hpp"
 #include "saturation.hpp"
 
 namespace u2moe {
@@ -110,9 +112,10 @@ class Graphs {
   /// Log-probabilities [time, vocab] of encoder output [time, dim].
   Floats ctc(Floats output) const {
     const std::array<int64_t, 3> shape = {1, static_cast<int64_t>(output.size()) / m_.output_size, m_.output_size};
-    const Floats found = values(run(ctc_, {"encoder_out"}, one(tensor(output, shape)), {"log_probs"})[0]);
-    if (std::any_of(found.begin(), found.end(), [](float value) { return std::isnan(value); })) {
-      throw InferenceError(ctc_.path + ": log-probabilities hold values that are no numbers");
+    Floats found = with_numbers(ctc_, values(run(ctc_, {"encoder_out"}, one(tensor(output, shape)), {"log_probs"})[0]));
+    if (found.size() != static_cast<std::size_t>(shape[1] * m_.vocab_size)) {
+      throw InferenceError(ctc_.path + ": gives " + std::to_string(found.size()) + " log-probabilities for " + std::to_string(shape[1]) +
+                           " frames and " + std::to_string(m_.vocab_size) + " tokens");
     }
     return found;
   }
@@ -141,7 +144,8 @@ class Graphs {
     std::vector<const char*> outputs = {"score"};
     if (m_.bidirectional) outputs.push_back("r_score");
     const auto found = run(decoder_, {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, feeds, outputs);
-    return {values(found[0]), m_.bidirectional ? values(found[1]) : Floats{}, length + 1};
+    return {with_numbers(decoder_, values(found[0])),
+            m_.bidirectional ? with_numbers(decoder_, values(found[1])) : Floats{}, length + 1};
   }
 
   bool has_decoder() const { return m_.has_decoder; }
@@ -170,6 +174,7 @@ class Graphs {
     try {
       graph.session = Ort::Session(env_, content.data(), content.size(), options);
       check_inputs(graph, inputs);
+      check_metadata(graph);
       if (m_.quantized && file != "features.onnx") check_products(graph);
     } catch (const Ort::Exception& error) {
       throw BundleError(graph.path + ": onnxruntime refuses it: " + error.what());
@@ -182,6 +187,19 @@ class Graphs {
     std::vector<std::string> found;
     for (std::size_t i = 0; i < graph.session.GetInputCount(); ++i) found.push_back(graph.session.GetInputNameAllocated(i, allocator).get());
     if (found != expected) throw BundleError(graph.path + ": inputs are " + listed(found) + ", expected " + listed(expected));
+  }
+
+  // A graph that states other numbers than the manifest is of another bundle.
+  void check_metadata(const Graph& graph) const {
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto metadata = graph.session.GetModelMetadata();
+    for (const auto& [name, value] : m_.stated()) {
+      const auto found = metadata.LookupCustomMetadataMapAllocated(("u2moe." + name).c_str(), allocator);
+      const auto number = found ? parse_number(found.get()) : std::nullopt;
+      if (found && (!number || *number != value)) {
+        throw BundleError(graph.path + ": u2moe." + name + " is " + found.get() + ", which is not that of bundle.json");
+      }
+    }
   }
 
   void check_products(const Graph& graph) const {
@@ -217,6 +235,13 @@ class Graphs {
     } catch (const Ort::Exception& error) {
       throw InferenceError(graph.path + ": onnxruntime failed: " + error.what());
     }
+  }
+
+  static Floats with_numbers(const Graph& graph, Floats found) {
+    if (std::any_of(found.begin(), found.end(), [](float value) { return std::isnan(value); })) {
+      throw InferenceError(graph.path + ": gives values that are no numbers: its weights are damaged");
+    }
+    return found;
   }
 
   static Floats values(const Ort::Value& value) {

@@ -58,7 +58,7 @@ class ContextGraph {
   /// @param hotwords of equal phrases the largest bonus counts.
   /// @throws std::invalid_argument no hotwords, an empty one, a weight out of range, or a character that the vocabulary does
   /// not have in either case.
-  ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) {
+  ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(read(symbol));
     add_state();
     const Symbols symbols(vocabulary);
@@ -82,6 +82,9 @@ class ContextGraph {
     std::size_t state;
     double bonus;  ///< of the phrases that were completed
   };
+
+  /// Whether it was made for this vocabulary.
+  bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
 
   /// State of an empty hypothesis.
   std::size_t start() const { return start_; }
@@ -264,7 +267,7 @@ class ContextGraph {
 
   std::vector<std::u32string> spellings_;  // what each token adds to the text
   std::vector<State> states_;
-  std::size_t start_ = 0;
+  std::size_t start_ = 0, fingerprint_;
 };
 
 }  // namespace u2moe

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "json.hpp"
 
@@ -21,6 +23,15 @@ struct Manifest {
   int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
   int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
   double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds of an encoder frame
+
+  /// The numbers that each graph also states, by their names in its metadata.
+  std::vector<std::pair<std::string, double>> stated() const {
+    return {{"feature_size", feature_size}, {"output_size", output_size}, {"num_blocks", num_blocks},
+            {"num_kv_heads", num_kv_heads}, {"kv_dim", kv_dim}, {"conv_dim", conv_dim}, {"conv_cache", conv_cache},
+            {"vocab_size", vocab_size}, {"subsampling_rate", subsampling_rate}, {"right_context", right_context},
+            {"static_chunk_size", static_chunk_size}, {"blank", blank}, {"eos", eos}, {"max_position", max_position},
+            {"sample_rate", sample_rate}, {"frame_length_ms", frame_length_ms}, {"frame_shift_ms", frame_shift_ms}};
+  }
 
   /// @throws BundleError names the field, what was found and what was expected.
   static Manifest of(const Json& json) {

@@ -60,6 +60,9 @@ class Stream {
         reception_(model_->graphs, m(), chunk_size()), search_(new_search()), endpointer_(options.rules, m().frame_s(), m().blank),
         caches_(model_->graphs.start()) {
     if (!on_result_) throw std::invalid_argument("on_result must be a function");
+    if (options_.hotwords && !options_.hotwords->is_of(vocabulary())) {
+      throw std::invalid_argument("hotwords are for the vocabulary of another bundle");
+    }
   }
   Stream(const Stream&) = delete;  // searches share what they change
   Stream& operator=(const Stream&) = delete;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -48,11 +49,15 @@ class Vocabulary {
         throw BundleError(name + ": no symbol has id " + std::to_string(vocabulary.symbols_.size()));
       }
       vocabulary.symbols_.push_back(decode_utf8(symbol));
+      vocabulary.fingerprint_ = vocabulary.fingerprint_ * 16777619U + std::hash<std::string>{}(symbol);
     }
     return vocabulary;
   }
 
   std::size_t size() const { return symbols_.size(); }
+
+  /// A number that another vocabulary does not have.
+  std::size_t fingerprint() const { return fingerprint_; }
 
   /// Symbols by id, with U+2581 as in tokens.txt.
   const std::vector<std::u32string>& symbols() const { return symbols_; }
@@ -105,6 +110,7 @@ class Vocabulary {
   }
 
   std::vector<std::u32string> symbols_;
+  std::size_t fingerprint_ = 0;
 };
 
 }  // namespace u2moe

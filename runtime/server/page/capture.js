@@ -6,6 +6,15 @@ class Capture extends AudioWorkletProcessor {
   #block = new Float32Array(BLOCK_LEN);
   #length = 0;
 
+  constructor() {
+    super();
+    // Asked for at the end: what is not a whole block yet.
+    this.port.onmessage = () => {
+      this.port.postMessage({ last: this.#block.slice(0, this.#length) });
+      this.#length = 0;
+    };
+  }
+
   process([channels]) {
     if (!channels?.length) return true;
     for (let i = 0; i < channels[0].length; i += 1) {

@@ -8,6 +8,7 @@ import { Resampler } from "./u2moe/sound/resampler.js";
 // What makes calls pleasant takes from speech what a recogniser needs.
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const MOST_WAITING_S = 30;
+const LONGEST_FLUSH_MS = 500;
 const LOUD = 6; // times the root mean square, for the ring around the microphone
 
 export const find = (id) => document.getElementById(id);
@@ -120,9 +121,12 @@ export class Controls {
       context.close();
       return;
     }
-    this.microphone = { context, tracks: media.getTracks(), resampler: new Resampler(context.sampleRate, RATE) };
     const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
-    node.port.onmessage = ({ data }) => this.hear(data);
+    this.microphone = { context, node, tracks: media.getTracks(), resampler: new Resampler(context.sampleRate, RATE) };
+    node.port.onmessage = ({ data }) => {
+      this.hear(data.last ?? data);
+      if (data.last) this.microphone?.flushed?.();
+    };
     this.microphone.tracks[0].onended = () => {
       complain("The microphone has gone.");
       this.finish();
@@ -146,8 +150,24 @@ export class Controls {
     find("microphone").style.setProperty("--level", 0);
   }
 
-  finish() {
-    if (this.microphone) this.take(int16(this.microphone.resampler.finish()), KEPT_S);
+  // What the audio thread still holds; a device that has gone may not answer.
+  flush(microphone) {
+    return new Promise((resolve) => {
+      microphone.flushed = resolve;
+      microphone.node.port.postMessage("flush");
+      setTimeout(resolve, LONGEST_FLUSH_MS);
+    });
+  }
+
+  async finish() {
+    const { microphone } = this;
+    if (microphone?.isFinishing) return;
+    if (microphone) {
+      microphone.isFinishing = true;
+      await this.flush(microphone);
+      if (this.microphone !== microphone) return; // it ended meanwhile
+      this.take(int16(microphone.resampler.finish()), KEPT_S);
+    }
     this.stopMicrophone();
     if (this.recognition) {
       show("busy", "Finishing");
