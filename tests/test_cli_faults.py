@@ -137,8 +137,16 @@ def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_p
 
 
 @posix
-@pytest.mark.parametrize("arguments", [["-f", "json"], ["-o", "OUT"], []])
-def test_ctrl_c_keeps_what_was_recognised(bundle, sound, tmp_path, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "number", "status"),
+    [
+        (["-f", "json"], signal.SIGINT, 130),
+        (["-o", "OUT"], signal.SIGINT, 130),
+        ([], signal.SIGINT, 130),
+        (["-o", "OUT"], signal.SIGTERM, 143),
+    ],
+)
+def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, arguments, number, status):
     """Ten hours that are given up after their first segments."""
     header = 44
     soundfile.write(tmp_path / "long.wav", np.tile(sound, 900), 16_000)
@@ -174,9 +182,9 @@ sys.exit(cli.main(sys.argv[1:]))
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
         assert process.stderr.readline() == "two\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "long.wav: interrupted; what was recognised is kept" in err
     if "-o" in arguments:
         assert [file.name for file in out.iterdir()] == ["long.txt.partial"]

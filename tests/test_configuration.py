@@ -66,6 +66,14 @@ def test_options_are_defaults_of_the_command_line(config, monkeypatch, tmp_path)
         assert (other.beam_size, other.providers) == (3, None)
 
 
+def test_json_lines_are_asked_for_although_a_format_is_configured(config, monkeypatch, tmp_path, capsys):
+    config(f'[transcribe]\nformat = "srt"\noutput-dir = "{(tmp_path / "out").as_posix()}"\n')
+    args = parsed(monkeypatch, "--json-lines", "x.wav")
+    assert (args.json_lines, args.format, args.output_dir) == (True, "txt", None)
+    assert cli.main(["transcribe", "--json-lines", "--format", "vtt", "x.wav"]) != 0
+    assert "--json-lines is a format of its own" in capsys.readouterr().err
+
+
 def test_names_that_may_be_of_files_are_relative_to_the_configuration(config, monkeypatch):
     file = config('lm = "x.lm"\n[transcribe]\nmanifest = "s3://bucket/list.tsv"\n')
     args = parsed(monkeypatch, "x.wav")

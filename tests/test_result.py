@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.result import token_spans, words_of
+from u2moe.runtime.result import Result, token_spans, words_of
 from u2moe.runtime.text import Vocabulary
 
 
@@ -29,3 +29,10 @@ def test_words_take_times_and_confidence():
     first, second = words_of(vocabulary.words([0, 1, 2]), [(0.00049, 0.3), (0.5, 0.6)], [0.25, 1.0])
     assert (first.word, first.start, first.end, first.confidence) == ("HELLO", 0.0, 0.3, 0.25)
     assert (second.word, second.start, second.end, second.confidence) == ("YOU", 0.5, 0.6, 1.0)
+
+
+def test_a_text_without_times_of_words_moves_as_a_whole():
+    found = Result(text="here", is_final=True, start=0.5, end=2.0, times=[0.75]).moved(60.0, 3)
+    assert (found.segment, found.start, found.end, found.times) == (3, 60.5, 62.0, [60.75])
+    silent = Result(text="", is_final=True).moved(60.0, 3)
+    assert (silent.start, silent.end) == (0.0, 0.0)

@@ -23,7 +23,7 @@ from u2moe.runtime.audio import read_audio
 from u2moe.runtime.contract import PACKED
 from u2moe.runtime.corpus.word_errors import Recording
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.features import fbank
+from u2moe.runtime.features import FeatureStream
 from u2moe.runtime.session import DEFAULT_PROVIDER
 
 FORMAT, VERSION = "u2moe-bench", 1
@@ -178,10 +178,11 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
     """Samples of a recording that is long enough for every bundle to give at least one encoder frame."""
     samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
     for bundle in bundles:
-        num_frames, window = len(fbank(samples, bundle.manifest.features)), bundle.manifest.model.window
-        if num_frames < window:
+        features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
+        features.accept(samples)
+        if features.num_ready < window:
             raise AudioError(
-                f"{path}: has {num_frames} frames of features, expected at least {window}: it is too short"
+                f"{path}: has {features.num_ready} frames of features, expected at least {window}: it is too short"
             )
     return samples
 

@@ -16,18 +16,18 @@ const DEFAULTS = {
   decoding: { ctc_weight: 0.3, reverse_weight: 0.3 },
 };
 
-/** Fields of the manifest with their least and largest values. */
+/** Fields of the manifest with their least and largest values, and whether they may have a fraction. */
 const NUMBERS = {
   model: {
     feature_size: [1, LARGEST], output_size: [1, LARGEST], num_blocks: [1, LARGEST], vocab_size: [1, LARGEST],
     subsampling_rate: [1, LARGEST], max_position: [1, LARGEST], num_kv_heads: [0, LARGEST], kv_dim: [0, LARGEST],
     conv_dim: [0, LARGEST], conv_cache: [0, LARGEST], right_context: [0, LARGEST], static_chunk_size: [0, LARGEST],
-    blank: [0, LARGEST], eos: [0, LARGEST],
   },
-  features: { sample_rate: [1000, 384000], num_mel_bins: [3, 1000], frame_length_ms: [1, 1000], frame_shift_ms: [1, 1000] },
-  decoding: { ctc_weight: [0, Number.MAX_VALUE], reverse_weight: [0, 1] },
+  features: {
+    sample_rate: [1000, 384000], num_mel_bins: [3, 1000], frame_length_ms: [1, 1000, true], frame_shift_ms: [1, 1000, true],
+  },
+  decoding: { ctc_weight: [0, Number.MAX_VALUE, true], reverse_weight: [0, 1, true] },
 };
-const FRACTIONS = ['frame_length_ms', 'frame_shift_ms', 'ctc_weight', 'reverse_weight'];
 
 /**
  * Read the manifest and the vocabulary, and begin to read the graphs, all at once.
@@ -72,7 +72,7 @@ function parseManifest(text) {
   }
   for (const [section, fields] of Object.entries(NUMBERS)) {
     manifest[section] = { ...DEFAULTS[section], ...asObject(manifest, section) };
-    for (const [name, [least, most]] of Object.entries(fields)) checkNumber(manifest[section][name], `${section}.${name}`, least, most);
+    for (const [name, limits] of Object.entries(fields)) checkNumber(manifest[section][name], `${section}.${name}`, ...limits);
   }
   const { model } = manifest;
   for (const name of ['blank', 'eos']) checkNumber(model[name], `model.${name}`, 0, model.vocab_size - 1);
@@ -96,8 +96,8 @@ function asObject(manifest, section) {
   return value;
 }
 
-function checkNumber(value, name, least, most) {
-  const isKind = FRACTIONS.some((field) => name.endsWith(field)) ? Number.isFinite(value) : Number.isInteger(value);
+function checkNumber(value, name, least, most, hasFraction = false) {
+  const isKind = hasFraction ? Number.isFinite(value) : Number.isInteger(value);
   if (!isKind || value < least || value > most) throw wrong(name, value, `a number between ${least} and ${most}`);
 }
 
