@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -180,12 +181,15 @@ def test_two_processes_with_the_same_folder_both_finish(bundle, clips, sound):
 
 
 def test_what_killed_processes_left_is_removed(run, clips):
-    (clips / "out").mkdir()
-    for name, age_s in ((".0123456789abcdef.part", 7200), (".fedcba9876543210.part", 60)):
-        (clips / "out" / name).touch()
-        os.utime(clips / "out" / name, (time.time() - age_s,) * 2)
+    (clips / "deep").mkdir()
+    shutil.copy(clips / "a.wav", clips / "deep")
+    (clips / "out" / "deep").mkdir(parents=True)
+    for place in (clips / "out", clips / "out" / "deep"):
+        for name, age_s in ((".0123456789abcdef.part", 7200), (".fedcba9876543210.part", 60)):
+            (place / name).touch()
+            os.utime(place / name, (time.time() - age_s,) * 2)
     run()
-    assert [file.name for file in (clips / "out").glob(".*.part")] == [".fedcba9876543210.part"]
+    assert [file.name for file in (clips / "out").rglob(".*.part")] == [".fedcba9876543210.part"] * 2
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(bundle, clips, capsys, monkeypatch):

@@ -23,6 +23,7 @@ from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
 from u2moe.runtime.manifest import MANIFEST_FILE, Calibration
+from u2moe.runtime.whole_file import write_text
 
 ALL = "all"
 NUM_BINS = 10
@@ -141,9 +142,7 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
     found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
     file = bundle / MANIFEST_FILE
     content = {**json.loads(file.read_text(encoding="utf-8")), "calibration": dataclasses.asdict(found)}
-    part = file.with_name(f"{file.name}.partial")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    part.replace(file)
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return found
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.whole_file import write_text
+
 
 def repository() -> Path:
     """The clone that scripts work in: the current folder.
@@ -39,7 +41,5 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a results file atomically."""
-    written = file.with_suffix(".partial")
-    written.parent.mkdir(parents=True, exist_ok=True)
-    written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    written.replace(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content, indent=1) + "\n")

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import secrets
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +14,10 @@ from typing import Any, Literal
 from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.cli.terminal import escaped
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
 RECORDS = ".u2moe.jsonl"
 """One line per written transcript: its name and digest, how it was made, and from which recording."""
-_PART = ".part"
-_STALE_S = 3600.0
 
 State = Literal["missing", "done", "outdated", "foreign"]
 
@@ -47,8 +44,9 @@ class OutputFolder:
                     f"{count} recordings would be written to {output}: rename them, or recognise them separately"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        self._remove_stale_parts()
-        self._part().unlink()
+        for place in {folder, *(self.output_of(item).parent for item in inputs)}:
+            remove_stale_parts(place)
+        probe(folder)
         self._records = self._read_records()
 
     def output_of(self, recording: Input) -> Path:
@@ -100,44 +98,21 @@ class OutputFolder:
         encoded, output = _encoded(content, self._format), self.output_of(recording)
         record = {"output": self._name_of(recording), "sha256": hashlib.sha256(encoded).hexdigest()}
         record |= _record(recording, made_by)
-        with _writing(output):
+        with _own_failures():
             # The record comes first and counts only for a file with the same content, so no file lacks one.
-            with (self.folder / RECORDS).open("ab") as records:
+            # Records are not flushed: a transcript that lost its own in a power failure is whole, and kept as foreign.
+            with failures_named(output), (self.folder / RECORDS).open("ab") as records:
                 records.write(b"\n" + json.dumps(record).encode() + b"\n")
-            self._replace(output, encoded)
+            _replace(output, encoded)
             with contextlib.suppress(OSError):
                 self.partial_of(recording).unlink()
 
     def write_partial(self, recording: Input, content: str) -> Path:
         """Write an incomplete transcript under a name that says so. Returns the file."""
         partial = self.partial_of(recording)
-        with _writing(partial):
-            self._replace(partial, _encoded(content, self._format))
+        with _own_failures():
+            _replace(partial, _encoded(content, self._format))
         return partial
-
-    def _replace(self, file: Path, content: bytes) -> None:
-        part = self._part()
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            part.replace(file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
-
-    def _part(self) -> Path:
-        """A new empty file that no other process writes to."""
-        part = self.folder / f".{secrets.token_hex(8)}{_PART}"
-        part.touch(exist_ok=False)
-        return part
-
-    def _remove_stale_parts(self) -> None:
-        """Remove leftovers of killed processes: files older than an hour."""
-        for part in self.folder.glob(f".*{_PART}"):
-            with contextlib.suppress(OSError):
-                if time.time() - part.stat().st_mtime > _STALE_S:
-                    part.unlink()
 
     def _read_records(self) -> defaultdict[str, list[dict[str, Any]]]:
         """Records of all files written here, by their names; ignores a line left unfinished by a killed process."""
@@ -187,12 +162,18 @@ def _encoded(content: str, file_format: str) -> bytes:
     return content.encode("utf-8", "surrogateescape")
 
 
+def _replace(file: Path, content: bytes) -> None:
+    with failures_named(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, content, is_lasting=False)  # if the old one is back after a power failure, it is outdated
+
+
 @contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
+def _own_failures() -> Iterator[None]:
+    """What fails for one file is an U2moeError, unless the next file would also fail."""
     try:
         yield
     except OSError as error:
-        message = f"{file}: cannot be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(message) from error  # the next file would also fail
-        raise U2moeError(message) from error
+            raise
+        raise U2moeError(str(error)) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import socket
 from collections.abc import Container
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.corpus.storage import write_first, write_whole
+from u2moe.runtime.whole_file import probe
 
 LEASE_S = 600.0
 """Seconds after which a claim that was not renewed is void: its owner's machine is gone."""
@@ -118,16 +118,11 @@ class Claims:
 
     def _age_s(self, number: int) -> float:
         """Seconds since a claim was renewed, by the clock of the file system: those of machines differ."""
-        probe = self._folder / f".{secrets.token_hex(8)}.part"
         try:
             changed = os.stat(self._path(number)).st_mtime  # noqa: PTH116
-            probe.touch(exist_ok=False)
-            return probe.stat().st_mtime - changed
+            return probe(self._folder) - changed
         except OSError:
             return 0.0
-        finally:
-            with contextlib.suppress(OSError):
-                probe.unlink()
 
 
 def _lives(owner: dict[str, Any]) -> bool:

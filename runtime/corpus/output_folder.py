@@ -21,13 +21,11 @@ from u2moe.runtime.corpus.storage import (
     join,
     list_files,
     read_bytes,
-    remove_parts,
+    remove_stale_parts,
     write_first,
     write_whole,
 )
 from u2moe.runtime.errors import CorpusError
-
-_STALE_S = 3600.0
 
 
 class OutputFolder:
@@ -54,7 +52,7 @@ class OutputFolder:
             raise CorpusError(f"{self.path}: holds files, but no run.json: choose an empty folder")
         if not write_first(name, run.to_json()):
             self.description().check(run, self.path)
-        remove_parts(self.path, _STALE_S)
+        remove_stale_parts(self.path)
 
     def description(self) -> RunDescription:
         """The run of this folder; raises CorpusError if there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,11 +49,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing
         missing = "the manifest was not read to its end" if num_missing is None else f"{num_missing} are missing"
         raise CorpusError(f"{folder.path}: {missing}: run it to its end, or merge what is there with --partial")
     with replacing(Path(target)) as part, part.open("wb") as stream:
-        num_rows = (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)
-        stream.flush()
-        with contextlib.suppress(OSError):  # a pipe has no disk
-            os.fsync(stream.fileno())
-    return num_rows
+        return (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)
 
 
 def _merge_lines(folder: OutputFolder, stream: BinaryIO) -> int:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
-import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from u2moe.runtime import whole_file
 from u2moe.runtime.errors import CorpusError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-_PART = ".part"
 
 
 def is_url(path: str) -> bool:
@@ -127,8 +124,7 @@ def list_files(folder: str) -> list[str]:
 def write_whole(path: str, content: bytes) -> None:
     """Write a file that is there as a whole or not at all, also after a power failure; replaces one that exists.
 
-    On disks: written beside it, flushed, renamed, and the folder flushed. Object stores show an object when it is
-    whole.
+    Object stores show an object when it is whole. Folders are created.
 
     Raises:
         OSError: it cannot be written.
@@ -138,13 +134,8 @@ def write_whole(path: str, content: bytes) -> None:
         filesystem.makedirs(parent(name), exist_ok=True)
         filesystem.pipe_file(name, content)
         return
-    part = _write_part(path, content)
-    try:
-        os.replace(part, path)  # noqa: PTH105
-    except BaseException:
-        _remove(part)
-        raise
-    _flush_folder(parent(path))
+    os.makedirs(parent(path), exist_ok=True)  # noqa: PTH103
+    whole_file.write_bytes(Path(path), content)
 
 
 def write_first(path: str, content: bytes) -> bool:
@@ -157,58 +148,13 @@ def write_first(path: str, content: bytes) -> bool:
             return False
         write_whole(path, content)
         return True
-    part = _write_part(path, content)
-    try:
-        os.link(part, path)  # unlike a rename it never replaces
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        if exists(path):
-            return False
-        os.replace(part, path)  # noqa: PTH105
-    finally:
-        _remove(part)
-    return True
+    os.makedirs(parent(path), exist_ok=True)  # noqa: PTH103
+    return whole_file.write_first(Path(path), content)
 
 
-def remove_parts(folder: str, age_s: float) -> None:
-    """Remove what killed writers left below a folder, if it has not changed for this many seconds."""
+def remove_stale_parts(folder: str) -> None:
+    """Remove what killed writers left below a folder; see `whole_file`."""
     if is_url(folder):
         return
-    for place, _, files in os.walk(folder):
-        for file in files:
-            if file.startswith(".") and file.endswith(_PART):
-                path = join(place, file)
-                with contextlib.suppress(OSError):
-                    if time.time() - os.stat(path).st_mtime > age_s:  # noqa: PTH116
-                        _remove(path)
-
-
-def _write_part(path: str, content: bytes) -> str:
-    folder = parent(path)
-    os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-    part = join(folder, f".{secrets.token_hex(8)}{_PART}")
-    try:
-        with open(part, "xb") as stream:  # noqa: PTH123
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        _remove(part)
-        raise
-    return part
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)  # noqa: PTH108
-
-
-def _flush_folder(folder: str) -> None:
-    """Make a rename in a folder last; where folders cannot be opened (Windows) the system does that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for place, _, _ in os.walk(folder):
+        whole_file.remove_stale_parts(Path(place))

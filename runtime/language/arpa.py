@@ -45,7 +45,7 @@ def write_arpa(ngrams: Ngrams, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with replacing(path) as part, _create(part) as file:
+    with replacing(path) as part, _create(part, is_compressed=path.suffix.lower() == ".gz") as file:
         file.write("\\data\\\n")
         for length, count in enumerate(ngrams.num_ngrams, start=1):
             file.write(f"ngram {length}={count}\n")
@@ -59,8 +59,7 @@ def write_arpa(ngrams: Ngrams, path: Path) -> None:
         file.write("\n\\end\\\n")
 
 
-def _create(path: Path) -> IO[str]:
-    is_compressed = path.suffix.lower() == ".gz"
+def _create(path: Path, *, is_compressed: bool) -> IO[str]:
     return gzip.open(path, "wt", encoding="utf-8") if is_compressed else path.open("w", encoding="utf-8")
 
 

@@ -1,0 +1,161 @@
+"""Files that are written whole or not at all: in one place, for transcripts, corpora, models and reports."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from u2moe.runtime import whole_file
+from u2moe.runtime.whole_file import (
+    failures_named,
+    probe,
+    remove_stale_parts,
+    replacing,
+    write_bytes,
+    write_first,
+    write_text,
+)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
+
+
+def names_in(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """The files and folders that are flushed, one after the other."""
+    seen = []
+    monkeypatch.setattr(whole_file.os, "fsync", lambda number: seen.append(Path(f"/proc/self/fd/{number}").readlink()))
+    return seen
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+    with replacing(file) as part:
+        part.write_text("new")
+        assert file.read_text() == "old"
+        assert names_in(tmp_path) == sorted([part.name, "a.txt"])
+    assert (file.read_text(), names_in(tmp_path)) == ("new", ["a.txt"])
+    with pytest.raises(UnicodeEncodeError), replacing(file) as part:
+        part.write_text("half\udce9", encoding="utf-8")
+    assert (file.read_text(), names_in(tmp_path)) == ("new", ["a.txt"])
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    write_text(tmp_path / ("n" * 255), "x")
+    with pytest.raises(OSError, match="nnn: cannot be written: File name too long") as raised:
+        write_text(tmp_path / ("n" * 256), "x")
+    assert raised.value.errno == errno.ENAMETOOLONG
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_content_is_on_the_disk_before_it_takes_its_place(tmp_path, flushed):
+    write_bytes(tmp_path / "a", b"x")
+    part, folder = flushed
+    assert (part.parent, part.suffix, folder) == (tmp_path, ".part", tmp_path)
+    flushed.clear()
+    write_bytes(tmp_path / "a", b"y", is_lasting=False)
+    assert len(flushed) == 1
+    flushed.clear()
+    assert write_first(tmp_path / "b", b"x")
+    assert len(flushed) == 2
+
+
+@pytest.mark.parametrize(("number", "is_written"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_disk_that_does_not_flush(tmp_path, monkeypatch, number, is_written):
+    def fsync(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(whole_file.os, "fsync", fsync)
+    if is_written:  # a file system that has no disk
+        write_text(tmp_path / "a", "x")
+    else:
+        with pytest.raises(OSError, match="a: cannot be written: Input/output error"):
+            write_text(tmp_path / "a", "x")
+    assert names_in(tmp_path) == ["a"] * is_written
+
+
+@posix
+def test_links_stay_and_pipes_are_written_to(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    heard = []
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "said")
+    reader.join()
+    assert heard == ["said"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert names_in(tmp_path) == ["link", "pipe", "target"]
+
+
+@posix
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_permissions_are_those_of_any_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a", "x")
+        write_first(tmp_path / "b", b"x")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"} == {0o666 & ~mask}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_of_several_writes(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(whole_file.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    assert write_first(tmp_path / "a", b"first")
+    assert not write_first(tmp_path / "a", b"second")
+    assert ((tmp_path / "a").read_bytes(), names_in(tmp_path)) == (b"first", ["a"])
+
+
+def test_writers_at_the_same_time_leave_one_whole_file(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from u2moe.runtime.whole_file import write_bytes\n"
+        "for _ in range(30): write_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a"), name]) for name in "xy"]
+    contents = set()
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "a").exists():
+            contents.add((tmp_path / "a").read_bytes())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert contents <= {b"x" * 100_000, b"y" * 100_000}
+    assert names_in(tmp_path) == ["a"]
+
+
+def test_parts_of_killed_processes_are_removed_after_an_hour(tmp_path):
+    kept = [".0123456789abcdef.part.txt", ".hidden.part", ".fedcba9876543210.part"]
+    for name in (*kept, ".0123456789abcdef.part"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - 60 if "fedc" in name else time.time() - 7200,) * 2)
+    remove_stale_parts(tmp_path)
+    assert names_in(tmp_path) == sorted(kept)
+    remove_stale_parts(tmp_path / "missing")
+
+
+def test_a_probe_leaves_nothing(tmp_path):
+    assert abs(probe(tmp_path) - time.time()) < 60
+    assert names_in(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        probe(tmp_path / "missing")
+
+
+def test_failures_keep_their_number(tmp_path):
+    with pytest.raises(OSError, match=r"a: cannot be written: full$") as raised, failures_named(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "full")
+    assert raised.value.errno == errno.ENOSPC
