@@ -1,10 +1,13 @@
 """Runs over corpora: each utterance exactly once, whatever is damaged, killed, repeated or divided."""
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from tones import RATE, say, toy_recognizer
 
 from u2moe.runtime import CorpusError, DecodingOptions
 from u2moe.runtime.corpus import claims as claims_module
-from u2moe.runtime.corpus.block_recognizer import BlockRecognizer
+from u2moe.runtime.corpus.block_recognizer import _BATCH_LEN, BlockRecognizer
 from u2moe.runtime.corpus.blocks import Shard, cut_into_blocks, range_of
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.cores import cores_of, num_cores, usable_cores
@@ -79,6 +82,7 @@ def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbe
         ({"model": ToyChoice(hotwords_digest="0")}, "other hotwords"),
         ({"options": dataclasses.replace(ONE, block_size=5)}, "another block size: its block_size is 4, now it is 5"),
         ({"options": dataclasses.replace(ONE, output_format="parquet")}, "another output format"),
+        ({"options": dataclasses.replace(ONE, manifest=ManifestOptions(channel=0))}, r"another channel \(--channel\)"),
         ({"manifest": {"key": "k", "wav": "0.wav"}}, "another manifest"),
     ],
 )
@@ -128,6 +132,82 @@ def test_what_fails_becomes_a_row(corpus, tmp_path):
         transcript = toy_recognizer().transcribe(tmp_path / f"{key}.wav")
         assert rows[key]["text"] == transcript.text
         assert len(rows[key]["segments"]) == len(transcript.segments) > 1
+
+
+@pytest.fixture
+def stereo(tmp_path):
+    """Two utterances of which the left channel says one thing, the right one another, or the contrary."""
+    left, right = (say(words, [0.15] * 2)[0] for words in ("AB", "BC"))
+    left, right = (channel[: min(len(left), len(right))] for channel in (left, right))
+    soundfile.write(tmp_path / "two.wav", np.stack([left, right], axis=1), RATE)
+    soundfile.write(tmp_path / "anti.wav", np.stack([left, -left], axis=1), RATE, subtype="FLOAT")
+    return write_list(tmp_path / "data.list", [{"key": name, "wav": f"{name}.wav"} for name in ("two", "anti")])
+
+
+def test_one_channel_is_recognised(stereo, tmp_path):
+    for channel, texts in ((0, ["A B", "A B"]), (1, ["B C", "A B"])):
+        options = dataclasses.replace(ONE, manifest=ManifestOptions(channel=channel))
+        progress = run_corpus(stereo, tmp_path / f"{channel}", ToyChoice(), options)
+        assert [row["text"] for row in rows_in(tmp_path / f"{channel}")] == texts
+        assert (progress.num_failed, progress.num_warned) == (0, 0)
+    options = dataclasses.replace(ONE, manifest=ManifestOptions(channel=2))
+    assert run_corpus(stereo, tmp_path / "2", ToyChoice(), options).num_failed == 2
+    assert "there is no channel 2: it has 2" in rows_in(tmp_path / "2")[0]["error"]
+
+
+def test_a_run_of_a_version_without_channels_goes_on(corpus, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "out")
+    description = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert description.pop("channel") is None
+    (tmp_path / "out" / "run.json").write_text(json.dumps(description))
+    assert run_corpus(corpus, tmp_path / "out", ToyChoice(), ONE).num_before == 10
+
+
+def test_warnings_about_audio_are_in_its_row(stereo, tmp_path):
+    progress = run_corpus(stereo, tmp_path / "out", ToyChoice(), ONE)
+    two, anti = rows_in(tmp_path / "out")
+    assert (progress.num_warned, progress.num_failed) == (1, 0)
+    assert "warnings" not in two
+    (warning,) = anti["warnings"]
+    assert warning.endswith("anti.wav: its channels cancel each other when averaged: choose one channel")
+
+
+def test_other_warnings_go_where_they_went(stereo, recwarn):
+    """As those of onnxruntime: only what is about the audio belongs to a row."""
+
+    class Warner(RowMaker):
+        def of_transcript(self, *arguments):
+            warnings.warn("other", UserWarning, stacklevel=1)
+            return super().of_transcript(*arguments)
+
+    rows = BlockRecognizer(ToyChoice().load(), Warner(model="m", options={})).recognize(list(read_utterances(stereo)))
+    assert len(rows[1]["warnings"]) == 1
+    assert {str(warning.message) for warning in recwarn} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"manifest_format": "csv"}, "manifest_format must be one of wenet, .*, got 'csv'"),
+        ({"output_format": "csv"}, "output_format must be one of jsonl, parquet, got 'csv'"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"block_size": 2.5}, "block_size must be an integer"),
+        ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
+        ({"num_workers": True}, "num_workers must be an integer, got True"),
+        ({"retry_failed": 1}, "retry_failed must be"),
+        ({"shard": "0/2"}, "shard must be"),
+        ({"manifest": {"root": "x"}}, "manifest must be"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        CorpusOptions(**options)
+
+
+@pytest.mark.parametrize(("channel", "message"), [(-1, "at least 0"), ("left", "an integer"), (0.0, "an integer")])
+def test_channels_are_checked(channel, message):
+    with pytest.raises(ValueError, match=f"channel must be {message}"):
+        ManifestOptions(channel=channel)
 
 
 def test_failures_are_tried_again_where_that_is_asked_for(corpus, tmp_path):
@@ -256,6 +336,42 @@ def test_a_worker_that_is_killed_is_replaced(corpus, undisturbed, tmp_path):
     progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), options)
     assert (progress.num_deaths, progress.num_failed, progress.num_done) == (1, 0, 6)
     assert [row["text"] for row in rows_in(tmp_path / "out")] == [row["text"] for row in rows_in(undisturbed)][:6]
+
+
+@pytest.mark.slow
+def test_audio_of_a_worker_that_is_killed_is_counted_once(corpus, tmp_path):
+    """It dies at the last utterance, when all others of its block are recognised."""
+    lines = listed(corpus)
+    folder, once = tmp_path / "kaldi", tmp_path / "once"
+    folder.mkdir()
+    command = f"test -e {once} || {{ touch {once}; kill -9 $PPID; sleep 9; }}; cat {corpus.with_name('1.wav')}"
+    wavs = [f"k{number:02} {corpus.with_name(lines[number % 9]['wav'])}\n" for number in range(_BATCH_LEN)]
+    (folder / "wav.scp").write_text("".join([*wavs, f"k99 {command} |\n"]), encoding="utf-8")
+    options = CorpusOptions(num_workers=1, manifest=ManifestOptions(allow_pipes=True))
+    seen = []
+    progress = run_corpus(
+        folder, tmp_path / "out", ToyChoice(), options, on_progress=lambda found: seen.append(found.num_recognized)
+    )
+    assert (progress.num_deaths, progress.num_recognized, progress.num_done) == (1, 65, 65)
+    assert progress.seconds == pytest.approx(sum(row["duration"] for row in rows_in(tmp_path / "out")), abs=0.1)
+    assert max(seen) == 65
+
+
+@pytest.mark.slow
+def test_a_program_that_is_not_guarded_is_told_so(corpus, tmp_path):
+    """Workers that load the model themselves import the program; without the guard each would begin a run."""
+    (tmp_path / "program.py").write_text(
+        "import sys; from corpora import ToyChoice; from u2moe.runtime.corpus.runner import *\n"
+        "run_corpus(sys.argv[1], sys.argv[2], ToyChoice(can_be_forked=False), CorpusOptions(num_workers=1))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(tmp_path / "program.py"), str(corpus), str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "worker processes die as they begin (exit status 1): does the program call run_corpus only under "
+        "`if __name__ == '__main__':`?\n"
+    )
 
 
 @pytest.mark.slow

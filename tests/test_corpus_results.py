@@ -1,6 +1,7 @@
 """What becomes of the results of a run: status, one file, word errors; and the command line."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import soundfile
 from corpora import ToyChoice, rows_in, write_corpus, write_list
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +136,12 @@ def test_a_damaged_file_is_named_and_done_again(results, tmp_path, capsys):
         assert damaged.read_bytes() == whole
 
 
+def merge_parquet(contents, file):
+    from u2moe.runtime.corpus.parquet import merge as merge_tables  # noqa: PLC0415 - an extra
+
+    return merge_tables(contents, file)
+
+
 def parquet():
     return pytest.importorskip("pyarrow.parquet")
 
@@ -149,6 +157,20 @@ def test_parquet_holds_what_jsonl_holds(results, tmp_path):
     table = pq.read_table(tmp_path / "all.parquet")
     assert table["segments"].to_pylist() == [row["segments"] for row in rows_in(results)]
     assert Counter(table["error"].is_null().to_pylist()) == {True: 5, False: 1}
+
+
+def test_warnings_are_in_parquet_too(tmp_path):
+    """Also in one file with results of a version that knew none."""
+    pq = parquet()
+    row = {"key": "a", "text": "b", "duration": 1.0, "segments": [], "error": None, "model": "m", "options": {}}
+    later = encode([row | {"warnings": ["c", "d"]}, row], "parquet")
+    assert [found.get("warnings") for found in decode(later, "parquet")] == [["c", "d"], None]
+    earlier = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(encode([row], "parquet"))).drop_columns("warnings"), earlier)
+    for number, contents in enumerate(([earlier.getvalue(), later], [later, earlier.getvalue()])):
+        with (tmp_path / f"{number}.parquet").open("wb") as file:
+            assert merge_parquet(contents, file) == 3
+        assert pq.read_table(tmp_path / f"{number}.parquet")["warnings"].null_count == 2
 
 
 def test_what_json_and_parquet_do_not_have(tmp_path):
@@ -171,6 +193,24 @@ def test_parquet_for_nemo_keeps_all_fields():
         "segments": [], "model": "m", "options": {"beam_size": 3}, "error": None,
     }  # fmt: skip
     assert list(decode(encode([row, row], "parquet"), "parquet")) == [row, row]
+
+
+def test_status_shows_warnings(tmp_path, capsys):
+    samples = soundfile.read(next((DEMO_FOLDER / "clips").glob("*.flac")))[0]
+    soundfile.write(tmp_path / "anti.wav", np.stack([samples, -samples], axis=1), 16_000, subtype="FLOAT")
+    (tmp_path / "list.txt").write_text("anti.wav\n")
+    out = str(tmp_path / "out")
+    assert main(["corpus", str(tmp_path / "list.txt"), out, "--workers", "1"]) == 0
+    assert "1 have warnings about their audio: 'u2moe corpus status --warnings'" in capsys.readouterr().err
+    assert main(["corpus", "status", out, "--warnings"]) == 0
+    warning = (
+        f"anti.wav\twarning: {tmp_path}/anti.wav: its channels cancel each other when averaged: choose one channel"
+    )
+    assert capsys.readouterr().out.splitlines()[2:] == [warning]
+    one = str(tmp_path / "one")
+    assert main(["corpus", str(tmp_path / "list.txt"), one, "--workers", "1", "--channel", "0"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert rows_in(tmp_path / "one")[0]["text"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,14 @@ from types import FrameType
 from typing import Any
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
-from u2moe.runtime.cli.options import Subparsers, add_decoding, decoding_options, hotwords_of, provider_names
+from u2moe.runtime.cli.options import (
+    Subparsers,
+    add_channel,
+    add_decoding,
+    decoding_options,
+    hotwords_of,
+    provider_names,
+)
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
@@ -42,6 +49,7 @@ def add_corpus(subparsers: Subparsers) -> None:
     parser.add_argument("--manifest-format", choices=FORMATS, help="default: detected")
     parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the manifest's)")
     parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
+    add_channel(parser)
     parser.add_argument("-f", "--format", choices=OUTPUT_FORMATS, default="jsonl", help="of results (default: jsonl)")
     parser.add_argument(
         "--block-size", type=int, default=256, metavar="N", help="utterances written at once (default: 256)"
@@ -109,7 +117,7 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
     """How the corpus is read, divided and written."""
     return CorpusOptions(
         manifest_format=args.manifest_format,
-        manifest=ManifestOptions(root=args.root, allow_pipes=args.allow_pipes),
+        manifest=ManifestOptions(root=args.root, allow_pipes=args.allow_pipes, channel=args.channel),
         output_format=args.format,
         block_size=args.block_size,
         shard=args.shard,
@@ -129,6 +137,8 @@ def report(progress: RunProgress) -> int:
         tell(f"{progress.num_elsewhere} are being recognised by other processes")
     if progress.num_deaths:
         tell(f"{progress.num_deaths} worker processes died and were replaced")
+    if progress.num_warned:
+        tell(f"{progress.num_warned} have warnings about their audio: 'u2moe corpus status --warnings' shows them")
     if progress.num_failed:
         complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")
     return 1 if progress.num_failed else 0

@@ -19,6 +19,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     """`u2moe corpus status OUT`."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.add_argument("--failures", action="store_true", help="name the utterances with errors (reads all results)")
+    parser.add_argument("--warnings", action="store_true", help="show warnings about their audio (reads all results)")
     parser.set_defaults(run=run_status)
 
 
@@ -53,11 +54,13 @@ def run_status(args: argparse.Namespace) -> int:
         state = "abandoned" if claim.age_s > LEASE_S else f"renewed {claim.age_s:.0f} s ago"
         print_result(f"block {claim.number}: {claim.host}, process {claim.process}, {state}\n")
     num_failed = 0
+    for outcome in read_outcomes(folder) if args.failures or args.warnings else ():
+        if args.warnings:
+            print_result("".join(f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings))
+        if args.failures and outcome.error is not None:
+            num_failed += 1
+            print_result(f"{outcome.key}\t{outcome.error}\n")
     if args.failures:
-        for outcome in read_outcomes(folder):
-            if outcome.error is not None:
-                num_failed += 1
-                print_result(f"{outcome.key}\t{outcome.error}\n")
         print_result(f"{num_failed} failed\n")
     return 0 if num_done == total and not num_failed else 1
 

@@ -41,6 +41,16 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     add_language_model(parser)
 
 
+def add_channel(parser: argparse.ArgumentParser) -> None:
+    """The option `--channel`."""
+    parser.add_argument(
+        "--channel",
+        type=int,
+        metavar="N",
+        help="use only this channel, 0 for the left one (default: the average of all)",
+    )
+
+
 def add_kernels(parser: argparse.ArgumentParser) -> None:
     """The option `--kernels`."""
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -10,13 +11,13 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TextIO
 
 from u2moe.runtime.audio import duration_of
-from u2moe.runtime.errors import AudioWarning, U2moeError
+from u2moe.runtime.audio_warnings import handing_warnings_to
+from u2moe.runtime.errors import U2moeError
 
 _BAR_WIDTH = 20
 
@@ -47,28 +48,9 @@ class _Closed(io.TextIOBase):
         raise U2moeError("stdout is closed: there is nowhere to write to")
 
 
-@contextlib.contextmanager
-def warnings_as_lines() -> Iterator[None]:
+def warnings_as_lines() -> AbstractContextManager[None]:
     """Write every AudioWarning as a line on stderr."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", AudioWarning)
-        show = warnings.showwarning
-
-        def show_line(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, AudioWarning):
-                _tell("warning", str(message))
-            else:
-                show(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = show_line
-        yield
+    return handing_warnings_to(functools.partial(_tell, "warning"))
 
 
 @contextlib.contextmanager

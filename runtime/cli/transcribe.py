@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.inputs import Input, find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer, named_path
+from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, make_recognizer, named_path
 from u2moe.runtime.cli.outputs import OutputFolder
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.results import Results
@@ -79,12 +79,7 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
         help="recordings of a list (path and transcript with a tab between them, WeNet's data.list, and others); word "
         "errors are counted where there are transcripts; may be repeated",
     )
-    parser.add_argument(
-        "--channel",
-        type=int,
-        metavar="N",
-        help="use only this channel, 0 for the left one (default: the average of all)",
-    )
+    add_channel(parser)
     parser.add_argument(
         "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from u2moe.runtime.audio_warnings import handing_warnings_to
 from u2moe.runtime.corpus.rows import Row, RowMaker
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.utterance import Utterance
-from u2moe.runtime.errors import AudioError, AudioWarning
+from u2moe.runtime.errors import AudioError
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.recording import Blocks
 from u2moe.runtime.result import Result, Transcript
@@ -44,6 +44,7 @@ class _Read:
     segments: list[Result]
     duration: float
     error: AudioError | None
+    warnings: Sequence[str]
 
 
 class BlockRecognizer:
@@ -75,8 +76,7 @@ class BlockRecognizer:
         caution = caution or Caution()
         rows: dict[int, Row] = {}
         waiting: list[_Read] = []
-        with warnings.catch_warnings(), Sources() as sources:
-            warnings.simplefilter("ignore", AudioWarning)
+        with Sources() as sources:
 
             def decode_waiting() -> None:
                 rows.update(self._decode(utterances, waiting, sources))
@@ -85,6 +85,7 @@ class BlockRecognizer:
             for index, utterance in enumerate(utterances):
                 if index in caution.left_out:
                     rows[index] = self._rows.of_error(utterance, caution.left_out[index])
+                    self._on_progress(1, 0.0)
                     continue
                 if index in caution.alone:
                     rows[index] = self._alone(index, utterance, sources)
@@ -102,15 +103,24 @@ class BlockRecognizer:
     def _read(self, index: int, utterance: Utterance, sources: Sources) -> _Read:
         """Read an utterance; a long one is decoded on the way."""
         self._on_attempt([index])
-        blocks = Blocks(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
-        stream, segments = self._recognizer.create_recording_stream(), []
-        for block in blocks:
-            stream.accept_waveform(self._sample_rate, block)
-            if blocks.duration > LONGEST_BATCHED_S:
-                self._recognizer.decode_streams([stream])
-                segments += stream.take_segments()
+        warnings: dict[str, None] = {}  # each once, in order
+        with handing_warnings_to(warnings.setdefault):
+            blocks = Blocks(sources.read_blocks(utterance, self._sample_rate), self._sample_rate)
+            stream, segments = self._recognizer.create_recording_stream(), []
+            for block in blocks:
+                stream.accept_waveform(self._sample_rate, block)
+                if blocks.duration > LONGEST_BATCHED_S:
+                    self._recognizer.decode_streams([stream])
+                    segments += stream.take_segments()
         stream.input_finished()
-        return _Read(index=index, stream=stream, segments=segments, duration=blocks.duration, error=blocks.error)
+        return _Read(
+            index=index,
+            stream=stream,
+            segments=segments,
+            duration=blocks.duration,
+            error=blocks.error,
+            warnings=list(warnings),
+        )
 
     def _decode(self, utterances: Sequence[Utterance], reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
         """Rows of what was read, decoded together or, if that fails, each alone."""
@@ -135,4 +145,4 @@ class BlockRecognizer:
 
     def _row(self, read: _Read, utterance: Utterance) -> Row:
         segments = read.segments + read.stream.take_segments()
-        return self._rows.of_transcript(utterance, Transcript.of(segments, read.duration, read.error))
+        return self._rows.of_transcript(utterance, Transcript.of(segments, read.duration, read.error), read.warnings)

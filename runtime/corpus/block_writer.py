@@ -21,11 +21,13 @@ class BlockDone:
         number: the block.
         num_utterances: its utterances.
         num_failed: those with an error.
+        num_warned: those with warnings.
     """
 
     number: int
     num_utterances: int
     num_failed: int
+    num_warned: int
 
 
 class BlockWriter:
@@ -62,7 +64,8 @@ class BlockWriter:
         rows = self._recognizer.recognize(block.utterances, caution)
         self._folder.write_block(block, encode(rows, self._format), self._format)
         num_failed = sum(row["error"] is not None for row in rows)
-        return BlockDone(number=block.number, num_utterances=len(rows), num_failed=num_failed)
+        num_warned = sum("warnings" in row for row in rows)
+        return BlockDone(number=block.number, num_utterances=len(rows), num_failed=num_failed, num_warned=num_warned)
 
 
 def encode(rows: Iterable[Row], output_format: str) -> bytes:

@@ -22,7 +22,13 @@ _SEGMENT = pa.struct(
         "words": pa.list_(_WORD),
     }
 )
-_RESULTS = {"segments": pa.list_(_SEGMENT), "model": pa.string(), "options": pa.string(), "error": pa.string()}
+_RESULTS = {
+    "segments": pa.list_(_SEGMENT),
+    "model": pa.string(),
+    "options": pa.string(),
+    "error": pa.string(),
+    "warnings": pa.list_(pa.string()),
+}
 SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -64,6 +70,8 @@ def decode_rows(content: bytes) -> Iterator[Row]:
     """Rows from the content of a Parquet file."""
     for row in pq.read_table(io.BytesIO(content)).to_pylist():
         known = {name: json.loads(value) if name in _JSON_COLUMNS and value else value for name, value in row.items()}
+        if known.get("warnings") is None:  # rows of JSON have none, either
+            known.pop("warnings", None)
         if "pred_text" in known:
             yield {**(known.pop("fields") or {}), **known}
         else:
@@ -78,6 +86,8 @@ def _with_fields(row: Row) -> Row:
 def _flat(name: str, value: Any) -> Any:
     if name in _JSON_COLUMNS:
         return None if value is None else as_json(value)
+    if name == "warnings" and value is not None:
+        return [_valid(warning) for warning in value]
     return _valid(value) if isinstance(value, str) else value
 
 
@@ -93,7 +103,7 @@ def merge(contents: Iterable[bytes], target: BinaryIO) -> int:
     """Write the rows of several Parquet files into one; returns their number."""
     num_rows, writer = 0, None
     for content in contents:
-        table = pq.read_table(io.BytesIO(content))
+        table = _with_all_columns(pq.read_table(io.BytesIO(content)))
         writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
         writer.write_table(table)
         num_rows += len(table)
@@ -102,3 +112,11 @@ def merge(contents: Iterable[bytes], target: BinaryIO) -> int:
     else:
         writer.close()
     return num_rows
+
+
+def _with_all_columns(table: pa.Table) -> pa.Table:
+    """A table with the columns of today: a run may have been begun by a version that knew no warnings."""
+    for field in NEMO_SCHEMA if "pred_text" in table.column_names else SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table

@@ -37,13 +37,20 @@ _MOST_KILLS = 4
 """Deaths at one utterance, after a first one anywhere in the block, until it is left out. A crash is a reason; a kill
 may have come from outside (an operator, another process that ran out of memory)."""
 _MOST_STARTS = 5
+_NOTHING = Progress(num_utterances=0, seconds=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Died:
-    """A worker died and was replaced; `exit_code` is negative for a signal."""
+    """A worker died and was replaced.
+
+    Attributes:
+        exit_code: that of its process; negative for a signal.
+        lost: what it had reported of the block, which is now done again.
+    """
 
     exit_code: int
+    lost: Progress
 
 
 Event = BlockDone | Progress | Died | None
@@ -77,12 +84,13 @@ class _Trouble:
 
 @dataclass(kw_only=True)
 class _Place:
-    """The place of a worker: its process, and the block that it works on."""
+    """The place of a worker: its process, the block that it works on, and what it has done of that."""
 
     number: int
     process: BaseProcess
     connection: connection.Connection
     block: Block | None = None
+    done: Progress = _NOTHING
     num_deaths: int = 0
 
 
@@ -158,7 +166,7 @@ class WorkerPool:
         return _Place(number=number, process=process, connection=ours)
 
     def _assign(self, place: _Place, block: Block) -> None:
-        place.block = block
+        place.block, place.done = block, _NOTHING
         trouble = self._trouble.get(block.number)
         with contextlib.suppress(ConnectionError):  # a worker that has died meanwhile shows where its messages end
             place.connection.send((block, trouble.caution() if trouble else None))
@@ -175,6 +183,8 @@ class WorkerPool:
             if place.block is not None and place.block.number in self._trouble:
                 self._trouble[place.block.number].attempt = message.indices
             return None
+        if isinstance(message, Progress):
+            place.done += message
         if isinstance(message, BlockDone):
             place.block = None
             self._trouble.pop(message.number, None)
@@ -191,14 +201,14 @@ class WorkerPool:
             if exit_code == 1:  # as of an exception of Python's
                 reason = "does the program call run_corpus only under `if __name__ == '__main__':`?"
             raise CorpusError(f"worker processes die as they begin ({_named(exit_code)}): {reason}")
-        block = place.block
+        block, lost = place.block, place.done
         new = self._start(place.number)
         place.process, place.connection, place.num_deaths = new.process, new.connection, place.num_deaths + 1
         if block is not None:
             trouble = self._trouble.setdefault(block.number, _Trouble())
             trouble.blame(exit_code)
             self._assign(place, block)
-        return Died(exit_code=exit_code)
+        return Died(exit_code=exit_code, lost=lost)
 
 
 def may_fork() -> bool:

@@ -84,6 +84,7 @@ def run_on_ray(
         for row in done.iter_rows():
             progress.num_done += row["num_utterances"]
             progress.num_failed += row["num_failed"]
+            progress.num_warned += row["num_warned"]
             progress.seconds += row["seconds"]
             progress.num_recognized = progress.num_done
             progress.elapsed_s = time.monotonic() - begin
@@ -202,6 +203,7 @@ class _Actor:
             {
                 "num_utterances": [done.num_utterances],
                 "num_failed": [done.num_failed],
+                "num_warned": [done.num_warned],
                 "seconds": [self._seconds],
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from u2moe.runtime.corpus.utterance import Utterance
@@ -34,15 +34,16 @@ class RowMaker:
     options: Mapping[str, Any]
     is_nemo: bool = False
 
-    def of_transcript(self, utterance: Utterance, transcript: Transcript) -> Row:
+    def of_transcript(self, utterance: Utterance, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
         """The row of a recognised utterance; one that breaks off has both a text and an error."""
-        return self._row(
+        row = self._row(
             utterance,
             transcript.text,
             round(transcript.duration, 3),
             [_segment(segment) for segment in transcript.segments],
             transcript.error,
         )
+        return {**row, "warnings": list(warnings)} if warnings else row
 
     def of_error(self, utterance: Utterance, error: Exception | str) -> Row:
         """The row of an utterance that cannot be recognised."""
@@ -138,6 +139,7 @@ class Outcome:
         speaker: speaker of the manifest.
         fields: what else the manifest says.
         error: why it is not recognised, or only in part.
+        warnings: why its audio, although usable, may not be what was intended.
     """
 
     key: str
@@ -147,6 +149,7 @@ class Outcome:
     speaker: str | None
     fields: Mapping[str, Any]
     error: str | None
+    warnings: Sequence[str] = ()
 
 
 def outcome_of(row: Row) -> Outcome:
@@ -161,6 +164,7 @@ def outcome_of(row: Row) -> Outcome:
             speaker=None if speaker is None else str(speaker),
             fields=row,
             error=row["error"],
+            warnings=row.get("warnings", ()),
         )
     return Outcome(
         key=row["key"],
@@ -170,4 +174,5 @@ def outcome_of(row: Row) -> Outcome:
         speaker=row.get("speaker"),
         fields=row.get("fields") or {},
         error=row["error"],
+        warnings=row.get("warnings", ()),
     )

@@ -20,6 +20,7 @@ _CALLED = {
     "kernels": "other kernels (--kernels)",
     "options": "other options",
     "hotwords": "other hotwords",
+    "channel": "another channel (--channel)",
     "block_size": "another block size",
     "output_format": "another output format",
 }
@@ -41,6 +42,7 @@ class RunDescription:
         hotwords: SHA-256 of the file of hotwords; None: there are none.
         block_size: utterances in a block.
         output_format: jsonl or parquet.
+        channel: the only channel that is used of every recording; None: as the manifest says.
     """
 
     u2moe: str
@@ -54,6 +56,7 @@ class RunDescription:
     hotwords: str | None
     block_size: int
     output_format: str
+    channel: int | None = None  # which is what runs of earlier versions mean
 
     def to_json(self) -> bytes:
         """As the content of a file."""

@@ -71,9 +71,11 @@ class RunProgress:
         num_before: utterances whose results were there before.
         num_done: utterances recognised by this call, in blocks that are finished.
         num_failed: those of them with an error.
+        num_warned: those of them whose audio gave warnings.
         num_elsewhere: utterances that other processes were working on when this one had nothing left to do.
         num_deaths: workers that died and were replaced.
-        num_recognized: utterances recognised by this call, also in blocks that are not finished.
+        num_recognized: utterances recognised by this call, also in blocks that are not finished; what a worker loses as
+            it dies is taken back.
         seconds: seconds of audio of these.
         elapsed_s: seconds since workers began.
     """
@@ -82,6 +84,7 @@ class RunProgress:
     num_before: int = 0
     num_done: int = 0
     num_failed: int = 0
+    num_warned: int = 0
     num_elsewhere: int = 0
     num_deaths: int = 0
     num_recognized: int = 0
@@ -147,6 +150,7 @@ def describe_run(manifest: str, recognizer: Recognizer, model: ModelChoice, opti
         kernels="native" if recognizer.model.kernels.native else "onnxruntime",
         options=options_as_json(recognizer.options),
         hotwords=model.hotwords_digest,
+        channel=options.manifest.channel,
         block_size=options.block_size,
         output_format=options.output_format,
     )
@@ -180,6 +184,8 @@ class _Session:
                     self.progress.seconds += event.seconds
                 elif isinstance(event, Died):
                     self.progress.num_deaths += 1
+                    self.progress.num_recognized -= event.lost.num_utterances
+                    self.progress.seconds -= event.lost.seconds
                 self.progress.elapsed_s = time.monotonic() - self._begin
                 self._renew_claims()
                 on_progress(self.progress)
@@ -228,6 +234,7 @@ class _Session:
         self._own.add(done.number * self.run.block_size)
         self.progress.num_done += done.num_utterances
         self.progress.num_failed += done.num_failed
+        self.progress.num_warned += done.num_warned
         if self._claims is not None:
             self._claims.release(done.number)
 

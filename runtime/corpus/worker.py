@@ -28,6 +28,9 @@ class Progress:
     num_utterances: int
     seconds: float
 
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(num_utterances=self.num_utterances + other.num_utterances, seconds=self.seconds + other.seconds)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from u2moe.runtime.corpus.storage import parent, resolve
 from u2moe.runtime.corpus.utterance import AudioFile, AudioSource, Command
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.validation import checked_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +17,17 @@ class ManifestOptions:
     Attributes:
         root: folder to which paths are relative; None: the folder of the manifest.
         allow_pipes: whether entries that are shell commands (ending in "|") may be run.
+        channel: index of the only channel to use of every recording, 0 for the left one, whatever its entry says; None:
+            as it says, or the average of all.
     """
 
     root: str | None = None
     allow_pipes: bool = False
+    channel: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channel is not None:
+            checked_integer("channel", self.channel, least=0)
 
     def path(self, path: str, manifest: str) -> str:
         """The path of an entry of a manifest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -64,8 +65,11 @@ def read_utterances(
         CorpusError: it cannot be read, or is no manifest of this format. A later line that cannot be understood is
             an utterance whose source is `Unreadable`.
     """
-    path = os.fspath(manifest)
-    return FORMATS[file_format or find_format(path)].read(path, checked_options("options", options, ManifestOptions()))
+    path, options = os.fspath(manifest), checked_options("options", options, ManifestOptions())
+    utterances = FORMATS[file_format or find_format(path)].read(path, options)
+    if options.channel is None:
+        return utterances
+    return (dataclasses.replace(utterance, channel=options.channel) for utterance in utterances)
 
 
 def find_format(manifest: str) -> str:

@@ -1,0 +1,36 @@
+"""Where warnings about audio go: to a function, instead of to Python's list of all warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, TextIO
+
+from u2moe.runtime.errors import AudioWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def handing_warnings_to(take: Callable[[str], object]) -> Iterator[None]:
+    """Call `take` with the text of every AudioWarning; all other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AudioWarning)
+        show = warnings.showwarning
+
+        def show_or_take(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, AudioWarning):
+                take(str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_or_take
+        yield
