@@ -74,6 +74,33 @@ def test_json_lines_are_asked_for_although_a_format_is_configured(config, monkey
     assert "--json-lines is a format of its own" in capsys.readouterr().err
 
 
+def test_flags_that_are_configured_can_be_taken_back(config, monkeypatch, capsys):
+    config("verbose = true\n[transcribe]\nstream = true\nformat-text = true\n")
+    args = parsed(monkeypatch, "x.wav", "--no-stream", "--no-format-text")
+    assert (args.stream, args.format_text, args.verbose) == (False, False, True)
+    assert parsed(monkeypatch, "x.wav", "--no-stream", "--stream").stream
+    assert not parsed(monkeypatch, "x.wav", "--no-verbose").verbose
+    assert not parsed(monkeypatch, "x.wav", "--no-vad").vad  # which nobody has set
+    config("no-stream = true\n")
+    assert cli.main(["transcribe", "x.wav"]) == 1
+    assert "no-stream: there is no such option" in capsys.readouterr().err
+    config("")
+    with pytest.raises(SystemExit):
+        cli.main(["transcribe", "--help"])
+    assert "--no-stream" not in capsys.readouterr().out
+
+
+def test_what_has_no_use_is_named_where_the_command_line_gives_it(config, capsys, tmp_path):
+    report = tmp_path / "report.json"
+    config("[bench]\nquick = true\nthreads = '2'\n")
+    assert cli.main(["bench", "--report", str(report), "--threads", "3", "--chunk-sizes", "8"]) == 1
+    assert "--report measures nothing, so that --threads, --chunk-sizes has no use" in capsys.readouterr().err
+    assert cli.main(["transcribe", "--json-lines", "--format", "json", "-o", str(tmp_path / "out"), "x.wav"]) == 1
+    assert "--json-lines is a format of its own, for stdout: leave out --format and --output-dir" in (
+        capsys.readouterr().err
+    )
+
+
 def test_names_that_may_be_of_files_are_relative_to_the_configuration(config, monkeypatch):
     file = config('lm = "x.lm"\n[transcribe]\nmanifest = "s3://bucket/list.tsv"\n')
     args = parsed(monkeypatch, "x.wav")
@@ -162,16 +189,33 @@ def test_completion_in_bash(capsys):
     assert complete("u2moe", "transcribe", "--be") == ["--beam-size"]
     assert complete("u2moe", "transcribe", "--search", "ctc") == ["ctc_prefix_beam", "ctc_greedy"]
     assert complete("u2moe", "listen", "--list") == ["--list-devices"]
+    assert complete("u2moe", "transcribe", "--no-") == []
 
 
-class Zsh:
-    """An interactive zsh on a terminal."""
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_names_with_spaces_in_bash(capsys, tmp_path):
+    """The shell completes them, and quotes them: our function leaves names of files to it."""
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "my talk.wav").touch()
+    (tmp_path / "rc").write_text(f"source {tmp_path}/script\nPS1='READY '\nbind 'set enable-bracketed-paste off'\n")
+    bash = Shell(["bash", "--rcfile", "rc", "-i"], tmp_path)
+    try:
+        bash.say("", b"READY ")
+        bash.say("show() { printf '<%s>' \"$@\"; echo END; }; complete -o default -F _u2moe show\n", b"READY ")
+        assert "<transcribe><my talk.wav>" in bash.say("show transcribe my\t\n", b">END")
+    finally:
+        bash.end()
 
-    def __init__(self, home):
+
+class Shell:
+    """An interactive shell on a terminal."""
+
+    def __init__(self, command, home):
         self.terminal, other_end = pty.openpty()
         environment = {**os.environ, "HOME": str(home), "ZDOTDIR": str(home), "TERM": "dumb"}
         self.process = subprocess.Popen(
-            ["zsh", "-f", "-i"], stdin=other_end, stdout=other_end, stderr=other_end, cwd=home, env=environment,
+            command, stdin=other_end, stdout=other_end, stderr=other_end, cwd=home, env=environment,
             start_new_session=True,
         )  # fmt: skip
         os.close(other_end)
@@ -196,7 +240,8 @@ def test_completion_in_zsh(capsys, tmp_path):
     assert cli.main(["completion", "zsh"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
     (tmp_path / "talk.wav").touch()
-    zsh = Zsh(tmp_path)
+    (tmp_path / "my speech.wav").touch()
+    zsh = Shell(["zsh", "-f", "-i"], tmp_path)
     prompt = b"\x1b[?2004h"  # of every command line
     try:
         zsh.say("", prompt)
@@ -210,6 +255,7 @@ def test_completion_in_zsh(capsys, tmp_path):
         assert complete("u2moe transcribe --be") == "u2moe transcribe --beam-size"
         assert complete("u2moe transcribe --search ctc_g") == "u2moe transcribe --search ctc_greedy"
         assert complete("u2moe transcribe ta") == "u2moe transcribe talk.wav"
+        assert complete("u2moe transcribe my") == r"u2moe transcribe my\ speech.wav"
     finally:
         zsh.end()
 
@@ -218,6 +264,7 @@ def test_completion_in_zsh(capsys, tmp_path):
 def test_completion_in_fish(capsys, tmp_path):
     assert cli.main(["completion", "fish"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "my speech.wav").touch()
 
     def complete(line):
         command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C '{line}'"]
@@ -227,6 +274,7 @@ def test_completion_in_fish(capsys, tmp_path):
     assert complete("u2moe tr") == ["transcribe"]
     assert complete("u2moe transcribe --be")[0] == "--beam-size"  # and what resembles it
     assert complete("u2moe transcribe --search ctc") == ["ctc_greedy", "ctc_prefix_beam"]
+    assert complete("u2moe transcribe my") == ["my speech.wav"]  # which fish quotes as it puts it in
 
 
 def test_the_library_is_silent_and_tells_what_it_does_if_asked(bundle, clip, capsys, caplog):

@@ -16,7 +16,7 @@ from u2moe.benchmarks.bench.plots import draw, require_matplotlib
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio import find_audio
-from u2moe.runtime.cli.options import add_kernels
+from u2moe.runtime.cli.options import add_kernels, given_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -95,8 +95,7 @@ def _measuring(args: argparse.Namespace, parser: argparse.ArgumentParser) -> lis
     names = (
         "audio", "manifest", "quick", "full", "threads", "chunk_sizes", "paced", "repetitions", "providers", "kernels",
     )  # fmt: skip
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
-    return [*(["BUNDLE"] if args.bundles else []), *given]
+    return [*(["BUNDLE"] if args.bundles else []), *given_options(args, parser, names)]
 
 
 def _make(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.cli.completion import add_completion
-from u2moe.runtime.cli.configuration import add_config, apply_configuration
+from u2moe.runtime.cli.configuration import add_config, add_opposites, apply_configuration
 from u2moe.runtime.cli.listen import add_listen
 from u2moe.runtime.cli.terminal import (
     complain,
@@ -141,7 +141,11 @@ def _build(command: str | None) -> tuple[argparse.ArgumentParser, dict[str, argp
     known = {name: each for name, each in subparsers.choices.items() if name == command or name not in OTHER_COMMANDS}
     for each in known.values():
         each.add_argument(
-            "--config", type=Path, metavar="FILE", help="options in TOML (default: ~/.config/u2moe/config.toml)"
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="options in TOML (default: ~/.config/u2moe/config.toml); --no-NAME takes back a flag that it sets",
         )
         each.add_argument("--verbose", action="store_true", help="log what is loaded and recognised on stderr")
+        add_opposites(each)
     return parser, known

@@ -86,7 +86,24 @@ def apply_configuration(arguments: list[str], command: str, parser: argparse.Arg
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """The options of a command by their long names, without dashes."""
     actions = parser._option_string_actions.items()  # noqa: SLF001 - argparse has no public list of its options
-    return {name[2:]: action for name, action in actions if name.startswith("--") and name[2:] not in _NOT_KEPT}
+    return {
+        name[2:]: action
+        for name, action in actions
+        if name.startswith("--") and name[2:] not in _NOT_KEPT and action.help != argparse.SUPPRESS
+    }
+
+
+def add_opposites(parser: argparse.ArgumentParser) -> None:
+    """`--no-NAME` for each flag, which a configuration may have set; help would be half as long again with them."""
+    for name, action in options_of(parser).items():
+        if isinstance(action, argparse._StoreTrueAction) and not name.startswith("no-"):  # noqa: SLF001 - has no public name
+            parser.add_argument(
+                f"--no-{name}",
+                dest=action.dest,
+                action="store_false",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         choices=KERNELS,
         help=f"native: those of u2moe-kernels; auto: these where they are installed (default: ${VARIABLE} or auto)",
     )
+
+
+def given_options(args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str]) -> list[str]:
+    """Those of the options, as "--beam-size", that the command line changes from what they are without it.
+
+    A configuration file changes what they are without it; see `configuration`.
+    """
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
 
 
 def named_path(text: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.errors import AudioError, U2moeError
@@ -17,6 +18,12 @@ from u2moe.runtime.vad import VoiceActivityDetector
 _BLOCK_S = 10.0
 _STREAM_BLOCK_S = 0.1
 _INTERRUPTED = "interrupted; what was recognised is kept"
+
+
+class _Progressed(Protocol):
+    """Takes notice of the seconds that are done, and shows them, unless something else is shown there."""
+
+    def __call__(self, done: float, *, is_shown: bool = True) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,7 @@ class Recognition:
     def _stream(
         self,
         item: Input,
-        on_progress: Callable[..., None],
+        on_progress: _Progressed,
         found: Callable[[Result], None],
         partial: Callable[[Result], None],
     ) -> None:

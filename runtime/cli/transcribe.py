@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.inputs import Input, find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, make_recognizer, named_path
+from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, given_options, make_recognizer, named_path
 from u2moe.runtime.cli.outputs import OutputFolder
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.results import Results
@@ -91,8 +91,8 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
 def run_transcribe(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Recognise every recording; failures are reported, and the rest continues."""
     if args.json_lines:
-        if any(getattr(args, name) != parser.get_default(name) for name in ("format", "output_dir")):
-            raise ValueError("--json-lines is a format of its own, for stdout: leave out --format and --output-dir")
+        if given := given_options(args, parser, ("format", "output_dir")):
+            raise ValueError(f"--json-lines is a format of its own, for stdout: leave out {' and '.join(given)}")
         args.format, args.output_dir = "txt", None  # whatever a configuration says
     _check(args)
     with Sources() as sources:
