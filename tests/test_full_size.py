@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,14 @@ from u2moe.benchmarks.full_size.networks import Networks
 from u2moe.benchmarks.full_size.page import values
 from u2moe.benchmarks.full_size.targets import targets
 from u2moe.benchmarks.instruments.statistics import Spread
-from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
+from u2moe.benchmarks.instruments.workload import (
+    CHUNK_SIZE,
+    audio_seconds,
+    one_round,
+    random_frames,
+    streaming_round,
+    utterance,
+)
 from u2moe.benchmarks.quality import levers
 from u2moe.runtime import Bundle
 
@@ -88,10 +96,20 @@ def test_rounds_work_on_as_much_audio_as_they_say(tiny, tiny_model):
     frames = utterance(Bundle.open(tiny.bundle("fp32")))
     for mode in ("streaming", "streaming-8"):
         log_probs = one_round(mode, tiny_model, frames)()
-        assert sum(map(len, log_probs)) * 0.04 == pytest.approx(audio_seconds(mode))
+        frame_s = Bundle.open(tiny.bundle("fp32")).manifest.frame_s
+        assert sum(map(len, log_probs)) * frame_s == pytest.approx(audio_seconds(mode))
     assert len(one_round("full", tiny_model, frames)()) == 249
     left, right = one_round("second-pass", tiny_model, frames)()
     assert left.shape == right.shape == (10,)
+
+
+def test_other_frames_than_results_are_read_with_are_refused(tiny):
+    bundle = Bundle.open(tiny.bundle("fp32"))
+    features = dataclasses.replace(bundle.manifest.features, frame_shift_ms=12.5)
+    other = Bundle(bundle.path, dataclasses.replace(bundle.manifest, features=features), bundle.tokens)
+    for frames in (utterance, random_frames):
+        with pytest.raises(ValueError, match=r"its encoder frames last 0\.05 s, results are read as of 0\.04 s"):
+            frames(other)
 
 
 def test_measured_cells_survive_a_kill_and_are_not_measured_again(tiny, results, monkeypatch):

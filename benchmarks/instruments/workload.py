@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from u2moe.runtime.audio import find_audio, read_audio
 from u2moe.runtime.bundle import Bundle
 from u2moe.runtime.encoder import Encoder, required_cache_size
 from u2moe.runtime.features import fbank
-from u2moe.runtime.manifest import ModelConfig
+from u2moe.runtime.manifest import FeatureConfig, ModelConfig
 from u2moe.runtime.model import Model
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.windows import Windows
@@ -24,8 +25,9 @@ Run = Callable[[], Any]
 CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
 NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
 """Chunks that fill the left context before measuring starts."""
-CHUNK_S = CHUNK_SIZE * 0.04
-"""Of networks that have 4 feature frames of 10 ms in an encoder frame, as all do that are measured so."""
+FRAME_S = 0.04
+"""Of an encoder frame. Stored results are read without their bundles and do not repeat it, so others are refused."""
+CHUNK_S = CHUNK_SIZE * FRAME_S
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
@@ -47,17 +49,29 @@ def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
 
 
 def utterance(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds of real speech."""
-    config = bundle.manifest.features
+    """Features [frames, mel] of ten seconds of real speech; raises ValueError for other frames than `FRAME_S`."""
+    config = _features(bundle)
     frames = fbank(speech(UTTERANCE_S + 1, config.sample_rate), config)
     return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
 
 
 def random_frames(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds, independent from frame to frame, as loud as speech."""
-    config = bundle.manifest.features
+    """Features [frames, mel] of ten seconds, independent from frame to frame, as loud as speech.
+
+    Raises:
+        ValueError: the bundle has other encoder frames than `FRAME_S`.
+    """
+    config = _features(bundle)
     size = (round(UTTERANCE_S * 1000 / config.frame_shift_ms), bundle.manifest.model.feature_size)
     return np.random.default_rng(0).normal(LOUDNESS, LOUDNESS_DEVIATION, size).astype(np.float32)
+
+
+def _features(bundle: Bundle) -> FeatureConfig:
+    """How the features of a bundle are computed, if its chunks are as long as results are read."""
+    frame_s = bundle.manifest.frame_s
+    if not math.isclose(frame_s, FRAME_S):
+        raise ValueError(f"{bundle.path}: its encoder frames last {frame_s:g} s, results are read as of {FRAME_S:g} s")
+    return bundle.manifest.features
 
 
 def audio_seconds(mode: str) -> float:
