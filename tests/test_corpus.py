@@ -163,6 +163,17 @@ def test_a_run_of_a_version_without_channels_goes_on(corpus, undisturbed, tmp_pa
     assert run_corpus(corpus, tmp_path / "out", ToyChoice(), ONE).num_before == 10
 
 
+def test_parts_of_killed_processes_are_removed(corpus, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "out")
+    (block, *_) = (tmp_path / "out" / "blocks").iterdir()
+    for place in (tmp_path / "out", block, tmp_path / "out" / "claims"):
+        for name, age_s in ((".0123456789abcdef.part", 7200), (".fedcba9876543210.part", 60)):
+            (place / name).touch()
+            os.utime(place / name, (time.time() - age_s,) * 2)
+    run_corpus(corpus, tmp_path / "out", ToyChoice(), ONE)
+    assert [file.name for file in (tmp_path / "out").rglob(".*.part")] == [".fedcba9876543210.part"] * 3
+
+
 def test_warnings_about_audio_are_in_its_row(stereo, tmp_path):
     progress = run_corpus(stereo, tmp_path / "out", ToyChoice(), ONE)
     two, anti = rows_in(tmp_path / "out")

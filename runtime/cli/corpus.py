@@ -138,7 +138,10 @@ def report(progress: RunProgress) -> int:
     if progress.num_deaths:
         tell(f"{progress.num_deaths} worker processes died and were replaced")
     if progress.num_warned:
-        tell(f"{progress.num_warned} have warnings about their audio: 'u2moe corpus status --warnings' shows them")
+        tell(
+            f"{progress.num_warned} of {progress.num_done} utterances have warnings about their audio: "
+            "'u2moe corpus status OUT --warnings' shows them"
+        )
     if progress.num_failed:
         complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")
     return 1 if progress.num_failed else 0
