@@ -84,9 +84,9 @@ def segments(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def recognized(bundle, model, samples, rate=16_000, hotwords=None):
+def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=EndpointConfig()):  # noqa: B008 - frozen
     """The same by the Python runtime."""
-    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=endpoint)
     recognizer = Recognizer(bundle, model, options)
     stream = recognizer.create_stream(hotwords=hotwords)
     stream.accept_waveform(rate, samples)
@@ -246,6 +246,23 @@ def test_threads_share_a_recognizer(check, bundle, model, talk):
     assert texts == ["".join(f"{each.text}|" for each in expected)] * 4
 
 
+def test_long_audio_at_once_takes_no_more_memory_than_a_second(check, bundle, talk):
+    """Otherwise each window moves all samples that follow, which takes a time that grows with their square."""
+    found, bytes_in_one_piece, all_bytes = re.fullmatch(
+        r"(.*), (\d+) of (\d+)\n", check("at-once", bundle.path, talk).decode()
+    ).groups()
+    assert found == "the same"
+    assert int(bytes_in_one_piece) < 1_000_000 < int(all_bytes) // 3  # the model runs at a third of the rate
+
+
+@pytest.mark.parametrize("numbers", [(), (1, 2), (3,), (1, 2, 3)])
+def test_endpoint_rules_can_be_left_out(check, bundle, model, talk, numbers):
+    endpoint = EndpointConfig(**{f"rule{i}": None for i in {1, 2, 3} - set(numbers)})
+    expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0], endpoint=endpoint)
+    assert (len(expected) > 1) == (3 in numbers)
+    assert check("rules", bundle.path, talk, *numbers).decode().splitlines() == [each.text for each in expected]
+
+
 def test_numbers_have_a_point_in_any_locale(check, bundle, model, talk, tmp_path, monkeypatch):
     """Also in programs with a window, which set the locale of whoever uses them."""
     command = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
@@ -276,11 +293,36 @@ def test_numbers_have_a_point_in_any_locale(check, bundle, model, talk, tmp_path
         ("1e999", "no value"),
         ("nan", "no value"),
         ("[" * 200, "too deep"),
+        (r'[0, -0, -0.5, 10, 1.25E+2, 0e-7, 123456789012345678901234567890, "\u001f\u007f"]', ""),
+        ("01", "more text"),
+        ("[-01]", "expected ]"),
+        ("1.", "no value"),
+        ("-.5", "no value"),
+        (".5", "no value"),
+        ("1.e5", "no value"),
+        ("1e", "no value"),
+        ("0x10", "more text"),
+        ("-", "no value"),
+        ("[1,]", "no value"),
+        ('{"a": 1,}', "expected a string"),
+        ("truely", "more text"),
+        ('"a\nb"', "a control character at byte 2"),
+        ('"\t"', "a control character"),
+        ('"\0"', "a control character"),
+        ('"\x7f\u2028é😀"', ""),
+        (b'"\xff"', "no UTF-8 at byte 1"),
+        (b'"\xc3"', "no UTF-8"),
+        (b'"\xed\xa0\x80"', "no UTF-8"),
+        (b'"\xc0\x80"', "no UTF-8"),
+        ("\ufeff1", "no value"),
+        ("1\0", "more text"),
+        ("1\f", "more text"),
+        ('"\\', "unknown escape"),
         ("", "no value"),
     ],
 )
 def test_json_is_read_or_refused(built, tmp_path, content, message):
-    (tmp_path / "it.json").write_text(content, encoding="utf-8")
+    (tmp_path / "it.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     done = run(built, "json", tmp_path / "it.json")
     assert done.returncode == (1 if message else 0), done.stderr
     assert done.stderr.decode().startswith(f"it: is not valid JSON: {message}" if message else "")
@@ -302,7 +344,7 @@ def test_misuse_is_a_typed_error(check, bundle, talk):
         "invalid_argument: beam_size must be from 1 to 1000, got 0",
         "invalid_argument: beam_size must be from 1 to 1000, got 1001",
         "invalid_argument: on_result must be a function",
-        "invalid_argument: endpoint rules must be seconds, at least 0 (infinity: never)",
+        *["invalid_argument: endpoint rules need silence or a length above 0 seconds (std::nullopt: no rule)"] * 3,
         "invalid_argument: hotwords are empty: leave them out for none",
         "invalid_argument: num_threads must be at least 1, got 0",
     ]

@@ -1,8 +1,10 @@
 // Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show; and the program itself, because with
 // sanitizers the library takes half a minute to compile, and both in one file compile it once.
+#include <atomic>
 #include <clocale>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <fstream>
@@ -10,6 +12,7 @@
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -22,6 +25,27 @@
 #define main transcribe_main
 #include "main.cpp"
 #undef main
+
+namespace {
+
+std::atomic<std::size_t> largest{0};  // bytes of the largest piece of memory since it was set to 0
+
+// Not inlined: GCC would take the pairs below for malloc with delete, and new with free.
+[[gnu::noinline]] void* allocated(std::size_t size) {
+  for (std::size_t known = largest; size > known && !largest.compare_exchange_weak(known, size);) {}
+  return std::malloc(size ? size : 1);
+}
+[[gnu::noinline]] void freed(void* memory) { std::free(memory); }
+
+}  // namespace
+
+void* operator new(std::size_t size) {
+  if (void* found = allocated(size)) return found;
+  throw std::bad_alloc();
+}
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return allocated(size); }
+void operator delete(void* memory) noexcept { freed(memory); }
+void operator delete(void* memory, std::size_t) noexcept { freed(memory); }
 
 namespace {
 
@@ -83,6 +107,52 @@ void recognize_in_threads(char** argv) {
   }
   for (std::thread& thread : threads) thread.join();
   for (const std::string& text : texts) std::printf("%s\n", text.c_str());
+}
+
+// Everything in final results.
+std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<float>& samples, std::size_t portion,
+                      const u2moe::StreamOptions& options) {
+  std::string found;
+  u2moe::Stream stream = recognizer.create_stream([&found](const u2moe::Result& result) {
+    if (result.is_final) found += as_json(result, "it") + "\n";
+  }, options);
+  for (std::size_t begin = 0; begin < samples.size(); begin += portion) {
+    stream.accept_waveform(48000, samples.data() + begin, std::min(portion, samples.size() - begin));
+  }
+  stream.input_finished();
+  return found;
+}
+
+// The same audio in small portions and at once, as if it were of 48 kHz; and how much memory the latter takes in one piece.
+void recognize_at_once(char** argv) {
+  const u2moe::Recognizer recognizer(argv[2]);
+  int rate = 0;
+  const std::vector<float> once = read_all(argv[3], rate);
+  std::vector<float> samples;
+  for (int i = 0; i < 4; ++i) samples.insert(samples.end(), once.begin(), once.end());
+  u2moe::StreamOptions options;
+  options.num_left_chunks = 4;
+  const std::string expected = recognize(recognizer, samples, 4800, options);
+  largest = 0;
+  const bool is_same = recognize(recognizer, samples, samples.size(), options) == expected && !expected.empty();
+  std::printf("%s, %zu of %zu\n", is_same ? "the same" : "another", largest.load(), samples.size() * sizeof(float));
+}
+
+// Texts where only some of the endpoint rules are enabled, by their numbers.
+void recognize_with_rules(int argc, char** argv) {
+  u2moe::StreamOptions options;
+  options.num_left_chunks = 4;
+  for (u2moe::EndpointRules::size_type i = 0; i < options.rules.size(); ++i) {
+    if (!std::count(argv + 4, argv + argc, std::to_string(i + 1))) options.rules[i] = std::nullopt;
+  }
+  const u2moe::Recognizer recognizer(argv[2]);
+  int rate = 0;
+  const std::vector<float> samples = read_all(argv[3], rate);
+  u2moe::Stream stream = recognizer.create_stream([](const u2moe::Result& result) {
+    if (result.is_final) std::printf("%s\n", result.text.c_str());
+  }, options);
+  stream.accept_waveform(rate, samples.data(), samples.size());
+  stream.input_finished();
 }
 
 template <class T>
@@ -203,8 +273,10 @@ void misuse(char** argv) {
   }
   options.beam_size = 10;
   expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}, options); });
-  options.rules[0].min_trailing_silence = std::nan("");
-  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
+  for (const u2moe::EndpointRule& rule : {u2moe::EndpointRule{false, std::nan(""), 1}, {false, -1, 20}, {true}}) {
+    options.rules[1] = rule;
+    expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
+  }
   expect<std::invalid_argument>("invalid_argument", [&] { recognizer.hotwords({}); });
   expect<std::invalid_argument>("invalid_argument", [&] { u2moe::Recognizer(argv[2], 0); });
 }
@@ -219,6 +291,8 @@ int main(int argc, char** argv) {
     if (what == "resample") resample(argc, argv);
     if (what == "letters") print_letters();
     if (what == "threads") recognize_in_threads(argv);
+    if (what == "at-once") recognize_at_once(argv);
+    if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "search") search(argv);
     if (what == "misuse") misuse(argv);
     if (what == "hotwords") print_hotwords(argv);

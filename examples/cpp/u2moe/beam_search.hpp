@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <map>
 #include <memory>
@@ -15,6 +16,7 @@
 namespace u2moe {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
+constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  // instead of an index: greater than all
 
 inline double log_add(double a, double b) {
   if (a < b) std::swap(a, b);
@@ -124,7 +126,7 @@ class BeamSearch {
   struct Candidate {
     double rank;  // what it is ranked by
     std::size_t order;
-    std::ptrdiff_t kept;  // index of a beam that stays, or -1
+    std::size_t kept;  // index of a beam that stays, or kNone
     std::size_t parent, token;  // index of the beam that is extended, and of its new token
     double total;
   };
@@ -139,8 +141,8 @@ class BeamSearch {
   void stay_all() {
     std::vector<std::pair<std::size_t, Beam>> moved;
     for (std::size_t index = 0; index < beams_.size(); ++index) {
-      const std::ptrdiff_t rank = rank_of(beams_[index].prefix->token);
-      if (rank >= 0) moved.emplace_back(index, stay(index, index_of(beams_[index].prefix->parent), rank, 0));
+      const std::size_t rank = rank_of(beams_[index].prefix->token);
+      if (rank != kNone) moved.emplace_back(index, stay(index, index_of(beams_[index].prefix->parent), rank, 0));
     }
     for (Beam& beam : beams_) beam.add_blank(scores_[0]);
     for (auto& [index, beam] : moved) beams_[index] = std::move(beam);
@@ -150,12 +152,12 @@ class BeamSearch {
 
   void grow_all() {
     const std::size_t width = 2 * beams_.size();
-    const std::ptrdiff_t blank_rank = rank_of(blank_);
+    const std::size_t blank_rank = rank_of(blank_);
     std::vector<Beam> kept;
     std::set<std::pair<std::size_t, std::size_t>> merged;
     for (std::size_t index = 0; index < beams_.size(); ++index) {
-      const std::ptrdiff_t parent = index_of(beams_[index].prefix->parent), rank = rank_of(beams_[index].prefix->token);
-      if (parent >= 0 && rank >= 0) merged.emplace(parent, rank);
+      const std::size_t parent = index_of(beams_[index].prefix->parent), rank = rank_of(beams_[index].prefix->token);
+      if (parent != kNone && rank != kNone) merged.emplace(parent, rank);
       Beam beam = stay(index, parent, rank, blank_rank);
       if (beam.total > kNever) kept.push_back(std::move(beam));
     }
@@ -165,7 +167,7 @@ class BeamSearch {
     for (std::size_t i = 0; i < kept.size(); ++i) {
       const double total = kept[i].total, bonus = ranks_by_bonus_ ? kept[i].prefix->bonus : 0;
       limit = i == 0 ? total : std::min(limit, total);
-      candidates.push_back({total + bonus, kept[i].order, static_cast<std::ptrdiff_t>(i), 0, 0, total});
+      candidates.push_back({total + bonus, kept[i].order, i, 0, 0, total});
     }
     if (kept.size() < beam_size_ || ranks_by_bonus_) limit = kNever;
     std::vector<std::shared_ptr<Prefix>> children;  // keeps those alive that may win
@@ -177,7 +179,7 @@ class BeamSearch {
         if (!(total >= limit && total > kNever)) continue;
         if (ranks_by_bonus_) children.push_back(child(parent.prefix, tokens_[rank]));
         const double bonus = ranks_by_bonus_ ? children.back()->bonus : 0;
-        candidates.push_back({total + bonus, rank * width + 2 * index + 1, -1, index, rank, total});
+        candidates.push_back({total + bonus, rank * width + 2 * index + 1, kNone, index, rank, total});
       }
     }
     std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& one, const Candidate& other) {
@@ -186,7 +188,7 @@ class BeamSearch {
     candidates.resize(std::min(candidates.size(), beam_size_));
     std::vector<Beam> next;
     for (const Candidate& candidate : candidates) {
-      next.push_back(candidate.kept >= 0 ? std::move(kept[static_cast<std::size_t>(candidate.kept)]) : grown(candidate));
+      next.push_back(candidate.kept != kNone ? std::move(kept[candidate.kept]) : grown(candidate));
     }
     beams_ = std::move(next);
   }
@@ -219,23 +221,23 @@ class BeamSearch {
   }
 
   // Prefix `index` after this frame: its alignments add blank, repeat its last token, or extend those of its parent.
-  Beam stay(std::size_t index, std::ptrdiff_t parent, std::ptrdiff_t rank, std::ptrdiff_t blank_rank) const {
+  Beam stay(std::size_t index, std::size_t parent, std::size_t rank, std::size_t blank_rank) const {
     const Beam& old = beams_[index];
     const std::size_t width = 2 * beams_.size();
     Beam beam;
     beam.prefix = old.prefix;
     beam.order = width * scores_.size();
-    if (blank_rank >= 0) {
+    if (blank_rank != kNone) {
       beam.blank = old.total + scores_[blank_rank];
       beam.best_blank = old.best() + scores_[blank_rank];
       beam.blank_times = old.times();
       beam.order = blank_rank * width + 2 * index;
     }
-    if (rank >= 0) {
+    if (rank != kNone) {
       const double score = scores_[rank], repeats = old.best_token + score;
-      if (parent >= 0 && parent < static_cast<std::ptrdiff_t>(index)) {
+      if (parent < index) {
         grow(beam, beams_[parent], score);
-        beam.order = std::min(beam.order, rank * width + 2 * static_cast<std::size_t>(parent) + 1);
+        beam.order = std::min(beam.order, rank * width + 2 * parent + 1);
       }
       beam.token = log_add(beam.token, old.token + score);
       if (beam.best_token < repeats) {
@@ -245,7 +247,7 @@ class BeamSearch {
         }
         beam.best_token = repeats;
       }
-      if (parent > static_cast<std::ptrdiff_t>(index)) grow(beam, beams_[parent], score);
+      if (parent != kNone && parent > index) grow(beam, beams_[parent], score);
       beam.order = std::min(beam.order, rank * width + 2 * index);
     }
     beam.total = log_add(beam.blank, beam.token);
@@ -263,16 +265,16 @@ class BeamSearch {
     }
   }
 
-  std::ptrdiff_t rank_of(int token) const {
+  std::size_t rank_of(int token) const {
     const auto found = std::find(tokens_.begin(), tokens_.end(), token);
-    return found == tokens_.end() ? -1 : found - tokens_.begin();
+    return found == tokens_.end() ? kNone : static_cast<std::size_t>(found - tokens_.begin());
   }
 
-  std::ptrdiff_t index_of(const std::shared_ptr<Prefix>& prefix) const {
+  std::size_t index_of(const std::shared_ptr<Prefix>& prefix) const {
     for (std::size_t index = 0; prefix && index < beams_.size(); ++index) {
-      if (beams_[index].prefix == prefix) return static_cast<std::ptrdiff_t>(index);
+      if (beams_[index].prefix == prefix) return index;
     }
-    return -1;
+    return kNone;
   }
 
   std::size_t beam_size_;

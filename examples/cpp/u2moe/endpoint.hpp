@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "beam_search.hpp"
@@ -16,10 +17,15 @@ constexpr double kShortestPauseS = 0.4;  // an utterance with less silence at it
 
 /// A rule fires when an utterance is that long, ends in that much silence and, if it must, has speech.
 struct EndpointRule {
-  bool must_contain_nonsilence;
-  double min_trailing_silence, min_utterance_length;  ///< seconds; infinity: it never fires
+  bool must_contain_nonsilence = false;
+  double min_trailing_silence = 0, min_utterance_length = 0;  ///< seconds
+
+  /// Whether it waits for something: otherwise it would fire at every frame.
+  bool is_valid() const {
+    return min_trailing_silence >= 0 && min_utterance_length >= 0 && min_trailing_silence + min_utterance_length > 0;
+  }
 };
-using EndpointRules = std::array<EndpointRule, 3>;
+using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any fires; std::nullopt: none
 
 struct Endpoint {
   std::size_t num_frames;  // of those given that belong to the utterance
@@ -35,8 +41,9 @@ class Endpointer {
       const double count = std::ceil(std::round(seconds / frame_s * 1e6) / 1e6);
       return count < kNever ? static_cast<int>(count) : kNever;
     };
-    for (const EndpointRule& rule : rules) {
-      rules_.push_back({rule.must_contain_nonsilence, frames(rule.min_trailing_silence), frames(rule.min_utterance_length)});
+    for (const std::optional<EndpointRule>& rule : rules) {
+      if (!rule) continue;
+      rules_.push_back({rule->must_contain_nonsilence, frames(rule->min_trailing_silence), frames(rule->min_utterance_length)});
     }
   }
 
@@ -46,7 +53,7 @@ class Endpointer {
   std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
     static const double silence_log_prob = std::log(0.8);
     for (std::size_t index = 0; index < num_frames; ++index) {
-      const bool silent = log_probs[index * vocab_size + static_cast<std::size_t>(blank_)] > silence_log_prob;
+      const bool silent = static_cast<double>(log_probs[index * vocab_size + static_cast<std::size_t>(blank_)]) > silence_log_prob;
       ++num_frames_;
       num_silent_ = silent ? num_silent_ + 1 : 0;
       has_speech_ |= !silent;
@@ -92,9 +99,15 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
     for (std::size_t state = 0; state < num; ++state) {
       unsigned char step = 0;
       double best = scores[state];
-      if (state >= 1 && scores[state - 1] > best) step = 1, best = scores[state - 1];
+      if (state >= 1 && scores[state - 1] > best) {
+        step = 1;
+        best = scores[state - 1];
+      }
       const bool may_skip = state >= 3 && state % 2 == 1 && states[state] != states[state - 2];
-      if (may_skip && scores[state - 2] > best) step = 2, best = scores[state - 2];
+      if (may_skip && scores[state - 2] > best) {
+        step = 2;
+        best = scores[state - 2];
+      }
       steps[frame * num + state] = step;
       arrived[state] = best + static_cast<double>(log_probs[frame * vocab_size + static_cast<std::size_t>(states[state])]);
     }

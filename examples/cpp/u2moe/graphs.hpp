@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
@@ -57,7 +58,7 @@ class Graphs {
   /// Caches at the beginning of a stream.
   Caches start() const {
     Caches caches;
-    if (m_.convolution) caches.cnn.assign(static_cast<std::size_t>(m_.num_blocks) * m_.conv_dim * m_.conv_cache, 0.0F);
+    if (m_.convolution) caches.cnn.assign(static_cast<std::size_t>(std::int64_t{m_.num_blocks} * m_.conv_dim * m_.conv_cache), 0.0F);
     return caches;
   }
 

@@ -1,10 +1,12 @@
-// Reads the JSON of a manifest. Strict, and no more than that: numbers are doubles.
+// Reads the JSON of a manifest. As strict as RFC 8259, and no more than that: numbers are doubles, and keys are unique.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -125,19 +127,40 @@ class Json {
     Json value(int depth) {
       if (depth > 100) fail("too deep");
       blanks();
-      if (place >= text.size()) fail("no value");
-      const char c = text[place];
+      const char c = place < text.size() ? text[place] : '\0';
       if (c == '{') return object(depth);
       if (c == '[') return array(depth);
       if (c == '"') return Json{quoted()};
       if (takes_word("true")) return Json{true};
       if (takes_word("false")) return Json{false};
       if (takes_word("null")) return Json{nullptr};
-      const std::size_t end = std::min(text.find_first_not_of("+-.0123456789Ee", place), text.size());
-      const auto found = parse_number(text.substr(place, end - place));
-      if ((c != '-' && (c < '0' || c > '9')) || !found) fail("no value");
-      place = end;
-      return Json{*found};
+      return Json{number()};
+    }
+
+    double number() {
+      const std::size_t begin = place;
+      takes_any("-");
+      if (!takes_any("0")) digits();  // nothing but a point may follow a zero
+      if (takes_any(".")) digits();
+      if (takes_any("eE")) {
+        takes_any("+-");
+        digits();
+      }
+      const auto found = parse_number(text.substr(begin, place - begin));
+      if (!found) fail("no value");  // too large for a double
+      return *found;
+    }
+
+    bool takes_any(std::string_view characters) {
+      if (place >= text.size() || characters.find(text[place]) == std::string_view::npos) return false;
+      ++place;
+      return true;
+    }
+
+    void digits() {
+      constexpr std::string_view all = "0123456789";
+      if (!takes_any(all)) fail("no value");
+      while (takes_any(all)) {}
     }
 
     Json object(int depth) {
@@ -167,43 +190,43 @@ class Json {
 
     std::string quoted() {
       if (place >= text.size() || text[place] != '"') fail("expected a string");
-      std::string found;
-      for (++place; place < text.size() && text[place] != '"'; ++place) {
-        if (text[place] != '\\') {
-          found += text[place];
-          continue;
-        }
-        if (++place >= text.size()) fail("unfinished string");
-        const std::string codes = "\"\\/bfnrt", meant = "\"\\/\b\f\n\r\t";
-        const std::size_t index = codes.find(text[place]);
-        if (index != std::string::npos) {
-          found += meant[index];
-        } else if (text[place] == 'u') {
-          found += escaped();
-        } else {
-          fail("unknown escape");
-        }
-      }
-      if (place >= text.size()) fail("unfinished string");
       ++place;
+      std::string found;
+      while (!takes_any("\"")) {
+        if (place >= text.size()) fail("unfinished string");
+        found += takes_any("\\") ? escaped() : plain();
+      }
       return found;
     }
 
+    std::string plain() {
+      const std::size_t begin = place;
+      if (static_cast<unsigned char>(text[place]) < 0x20) fail("a control character");
+      if (!take_utf8(text, place)) fail("no UTF-8");
+      return text.substr(begin, place - begin);
+    }
+
     std::string escaped() {
+      constexpr std::string_view codes = "\"\\/bfnrt", meant = "\"\\/\b\f\n\r\t";
+      if (takes_any("u")) return surrogates();
+      if (!takes_any(codes)) fail("unknown escape");
+      return {meant[codes.find(text[place - 1])]};
+    }
+
+    std::string surrogates() {
       const char32_t code = unit();
       if (code < 0xd800 || code >= 0xe000) return encode_utf8({code});
-      if (code >= 0xdc00 || text.compare(place + 1, 2, "\\u") != 0) fail("half of a surrogate pair");
-      place += 2;
+      if (code >= 0xdc00 || !takes_word("\\u")) fail("half of a surrogate pair");
       const char32_t low = unit();
       if (low < 0xdc00 || low >= 0xe000) fail("half of a surrogate pair");
       return encode_utf8({0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00)});
     }
 
     char32_t unit() {
-      const std::string digits = text.substr(place + 1, 4);
-      if (digits.size() < 4 || digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) fail("unknown escape");
+      const std::string hex = text.substr(place, 4);
+      if (hex.size() < 4 || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) fail("unknown escape");
       place += 4;
-      return static_cast<char32_t>(std::stoul(digits, nullptr, 16));
+      return static_cast<char32_t>(std::stoul(hex, nullptr, 16));
     }
   };
 

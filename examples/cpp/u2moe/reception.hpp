@@ -25,9 +25,9 @@ class Reception {
     length_ = stride_ - rate + shortest_;
   }
 
-  /// Append samples of one channel in [-1, 1]. The first rate applies to all.
-  /// @throws AudioError a rate that no recording has, another than before, or samples that are no numbers; nothing is appended.
-  void accept(int sample_rate, const float* samples, std::size_t num) {
+  /// Check samples of one channel in [-1, 1], all of them before any is appended. The first rate applies to all.
+  /// @throws AudioError a rate that no recording has, another than before, or samples that are no numbers.
+  void check(int sample_rate, const float* samples, std::size_t num) {
     if (resampler_ && sample_rate != resampler_->source_rate()) {
       throw AudioError("sample rate changed from " + std::to_string(resampler_->source_rate()) + " to " +
                        std::to_string(sample_rate) + " Hz in a stream");
@@ -39,8 +39,11 @@ class Reception {
       throw AudioError("samples are far outside [-1, 1]: divide integers by the largest first");
     }
     if (!resampler_) resampler_.emplace(sample_rate, m_->sample_rate);
-    append(resampler_->accept(samples, num));
   }
+
+  /// Append samples that have been checked. Take the windows that they complete before more: all that wait are moved with
+  /// each window that is taken.
+  void accept(const float* samples, std::size_t num) { append(resampler_->accept(samples, num)); }
 
   /// Finish the input, so that the last window may be short.
   void finish() {

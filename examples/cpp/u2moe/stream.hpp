@@ -1,6 +1,7 @@
 // One source of audio: samples in, partial and final results out.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -29,7 +30,7 @@ struct StreamOptions {
   int num_left_chunks = -1;   ///< chunks of the past that the encoder sees; -1: all
   int beam_size = 10;         ///< prefixes that the first pass keeps, and hypotheses that the second pass scores
   bool endpoint = true;       ///< whether utterances end by the rules; false: the input is one utterance
-  EndpointRules rules = {{{false, 2.4, 0}, {true, 1.2, 0}, {false, 0, 20}}};  ///< Kaldi's
+  EndpointRules rules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
   std::shared_ptr<const ContextGraph> hotwords = nullptr;  ///< phrases to prefer; null: none. Streams may share them.
 
   /// @throws std::invalid_argument an option is out of range.
@@ -37,9 +38,9 @@ struct StreamOptions {
     if (chunk_size < 0 || chunk_size > 10000) throw std::invalid_argument("chunk_size must be from 0 to 10000, got " + std::to_string(chunk_size));
     if (num_left_chunks < -1) throw std::invalid_argument("num_left_chunks must be at least -1, got " + std::to_string(num_left_chunks));
     if (beam_size < 1 || beam_size > 1000) throw std::invalid_argument("beam_size must be from 1 to 1000, got " + std::to_string(beam_size));
-    for (const EndpointRule& rule : rules) {
-      if (!(rule.min_trailing_silence >= 0 && rule.min_utterance_length >= 0)) {
-        throw std::invalid_argument("endpoint rules must be seconds, at least 0 (infinity: never)");
+    for (const std::optional<EndpointRule>& rule : rules) {
+      if (rule && !rule->is_valid()) {
+        throw std::invalid_argument("endpoint rules need silence or a length above 0 seconds (std::nullopt: no rule)");
       }
     }
   }
@@ -75,8 +76,15 @@ class Stream {
   /// @throws StreamError the input is finished, recognition has failed before, or `on_result` calls it.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     check_usable();
-    reception_.accept(sample_rate, samples, num);
-    guarded([this] { decode(); });
+    reception_.check(sample_rate, samples, num);
+    guarded([&] {
+      // Seconds one by one, so that an hour takes no more memory, and no more time for each window, than a second.
+      const auto second = static_cast<std::size_t>(sample_rate);
+      for (std::size_t begin = 0; begin < num; begin += second) {
+        reception_.accept(samples + begin, std::min(second, num - begin));
+        decode();
+      }
+    });
   }
 
   /// Finish the input: the last results come now.

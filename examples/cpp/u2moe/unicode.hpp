@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <optional>
 #include <string>
 
 #include "letter_case.hpp"
@@ -14,22 +15,30 @@ namespace u2moe {
 /// Begins a word in BPE vocabularies, and stands for a space in vocabularies of characters.
 constexpr char32_t kWordBoundary = 0x2581;
 
+/// The code point of UTF-8 at a place, which moves behind it; none, and the place stays, if the bytes are no UTF-8.
+inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
+  const unsigned char first = byte(0);
+  const std::size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+  if (length == 0 || place + length > text.size()) return std::nullopt;
+  char32_t code = length == 1 ? first : first & (0xffU >> (length + 1));
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return std::nullopt;
+    code = code << 6 | (byte(i) & 0x3fU);
+  }
+  const bool is_surrogate = code >= 0xd800 && code < 0xe000;
+  if ((length == 3 && (code < 0x800 || is_surrogate)) || (length == 4 && (code < 0x10000 || code > 0x10ffff))) return std::nullopt;
+  place += length;
+  return code;
+}
+
 /// Code points of UTF-8. A byte that is none becomes U+FFFD.
 inline std::u32string decode_utf8(const std::string& text) {
   std::u32string result;
   for (std::size_t place = 0; place < text.size();) {
-    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-    const unsigned char first = byte(place);
-    const std::size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
-    char32_t code = length == 1 ? first : first & (0xffU >> (length + 1));
-    bool is_valid = length > 0 && place + length <= text.size();
-    for (std::size_t i = 1; is_valid && i < length; ++i) {
-      is_valid = (byte(place + i) & 0xc0) == 0x80;
-      code = code << 6 | (byte(place + i) & 0x3fU);
-    }
-    is_valid = is_valid && !(length == 3 && code < 0x800) && !(length == 4 && (code < 0x10000 || code > 0x10ffff));
-    result += is_valid ? code : U'\ufffd';
-    place += is_valid ? length : 1;
+    const std::optional<char32_t> code = take_utf8(text, place);
+    result += code.value_or(U'\ufffd');
+    if (!code) ++place;
   }
   return result;
 }
