@@ -14,6 +14,7 @@ import soundfile
 from manifests import calibrated, edit_manifest
 from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 
+import u2moe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.resampling import SincResampler
@@ -22,6 +23,7 @@ FULL = Path("/dev/full")
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "cpp"
 HEADER = Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h")
+CONSUMER = ROOT / "tests" / "cpp" / "consumer"
 AARCH64 = ROOT / "build" / "aarch64"
 VALGRIND = shutil.which("valgrind")
 pytestmark = [
@@ -33,8 +35,8 @@ pytestmark = [
 ]
 
 
-def build(folder, target, *settings):
-    for command in (["cmake", "-B", folder, *settings, SOURCE], ["cmake", "--build", folder, "--target", target]):
+def build(folder, target, *settings, source=SOURCE):
+    for command in (["cmake", "-B", folder, *settings, source], ["cmake", "--build", folder, "--target", target]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning:" not in done.stderr
@@ -261,6 +263,43 @@ def test_endpoint_rules_can_be_left_out(check, bundle, model, talk, numbers):
     expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0], endpoint=endpoint)
     assert (len(expected) > 1) == (3 in numbers)
     assert check("rules", bundle.path, talk, *numbers).decode().splitlines() == [each.text for each in expected]
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang: apt-get install clang")
+def test_clang_compiles_it_without_a_warning_and_computes_the_same(program, bundle, talk, tmp_path):
+    by_clang = build(tmp_path, "u2moe_transcribe", "-DCMAKE_CXX_COMPILER=clang++")
+    found, expected = (segments(run(each, "--json", bundle.path, talk)) for each in (by_clang, program))
+    assert found == expected != []
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Without a compiler: only the program needs one."""
+    folder = tmp_path_factory.mktemp("install")
+    for command in (
+        ["cmake", "-B", folder / "build", SOURCE],
+        ["cmake", "--install", folder / "build", "--prefix", folder],
+    ):
+        subprocess.run(command, capture_output=True, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["find_package", "add_subdirectory"])
+def test_other_projects_build_on_it(installed, tmp_path, way):
+    found = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DVERSION={u2moe.__version__}"]
+    settings = found if way == "find_package" else [f"-DFOLDER={SOURCE}"]
+    consumer = build(tmp_path, "consumer", *settings, source=CONSUMER)
+    assert run(consumer).stdout == b"BundleError: /none/bundle.json: missing, or cannot be read\n"
+    targets = subprocess.run(["cmake", "--build", tmp_path, "--target", "help"], capture_output=True, check=True).stdout
+    assert b"consumer" in targets
+    assert b"u2moe_transcribe" not in targets
+
+
+def test_the_package_is_that_of_its_version(installed, tmp_path):
+    command = ["cmake", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed}", "-DVERSION=0.0.9", CONSUMER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"version: {u2moe.__version__}" in done.stderr
 
 
 def test_numbers_have_a_point_in_any_locale(check, bundle, model, talk, tmp_path, monkeypatch):
