@@ -72,6 +72,7 @@ class Stream {
 
   /// Append samples of one channel, in [-1, 1], and recognise what is complete. Any split gives the same results.
   /// @param sample_rate in Hz, 1000 to 384000; the first one applies to the whole stream.
+  /// @param samples are read until it returns: `on_result` may not change them.
   /// @throws AudioError a rate or samples that cannot be used; nothing is appended.
   /// @throws StreamError the input is finished, recognition has failed before, or `on_result` calls it.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
