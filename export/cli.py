@@ -36,6 +36,12 @@ def add_export(subparsers: Subparsers) -> None:
         help="what will run the graphs: u2moe (a bundle, the default), sherpa-onnx, or another program",
     )
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
+    parser.add_argument(
+        "--padding",
+        type=float,
+        metavar="S",
+        help="for a bundle: seconds of silence around recordings that are cut off in a sound (default: 0, as in WeNet)",
+    )
     parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 16)")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
     parser.add_argument(
@@ -103,6 +109,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export and print what was compared."""
+    if args.padding is not None and args.profile != "bundle":
+        raise ValueError("--padding is for a bundle: other programs add silence themselves")
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args)
     if args.profile != "bundle":
@@ -121,6 +129,7 @@ def run_export(args: argparse.Namespace) -> int:
         args.out,
         weights=args.weights,
         units=args.units,
+        padding_s=args.padding or 0.0,
         overwrite=args.overwrite,
         progress=_printer(args.quiet),
     )

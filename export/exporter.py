@@ -30,6 +30,7 @@ def export_bundle(
     *,
     weights: str | None = None,
     units: str | None = None,
+    padding_s: float = 0.0,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, ParityReport]:
@@ -40,10 +41,12 @@ def export_bundle(
         out: folder to write; left as it was if anything fails.
         weights: the state dict in the directory, or the path of one elsewhere; final.pt by default.
         units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
+        padding_s: default of `DecodingOptions.padding_s` for this bundle.
         overwrite: replace a bundle that is already there.
         progress: called with a line for each step.
 
     Raises:
+        ValueError: `padding_s` is out of range.
         CheckpointError: the checkpoint cannot be read.
         UnsupportedError: a kind of checkpoint that is not supported.
         ParityError: a graph differs from torch.
@@ -56,7 +59,7 @@ def export_bundle(
         features = opened.features
         progress(f"features: {features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
         network = opened.network()
-        manifest = bundle_manifest(opened)
+        manifest = dataclasses.replace(bundle_manifest(opened), padding_s=padding_s)
         for model in build_graphs(network, manifest):
             progress(f"writing {model.graph.name}.onnx")
             save_graph(model, staging.path / f"{model.graph.name}.onnx")

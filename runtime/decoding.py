@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.manifest import LONGEST_PADDING_S
 from u2moe.runtime.validation import checked_integer, checked_number
 from u2moe.runtime.writing.formatter import TextFormat
 
@@ -39,6 +40,9 @@ class DecodingOptions:
         endpoint: rules by which an utterance ends and the next segment begins. None: a stream is one utterance, and
             `transcribe` uses the default rules.
         language_model: language model for the prefix beam search and the second pass; None: none.
+        padding_s: seconds of silence (zeros), 0 to 10, that the model hears before a source that begins in the middle
+            of a sound, and after one that ends so; see `Padding`. Times are those of the source. None: as in the
+            bundle, which has 0 unless something was chosen for it.
         text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
     """
 
@@ -51,6 +55,7 @@ class DecodingOptions:
     num_left_chunks: int = -1
     endpoint: EndpointConfig | None = None
     language_model: LanguageModelOptions | None = None
+    padding_s: float | None = None
     text_format: TextFormat | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +75,10 @@ class DecodingOptions:
             checked["ctc_weight"] = checked_number("ctc_weight", self.ctc_weight, least=0, most=1e9)
         if self.reverse_weight is not None:
             checked["reverse_weight"] = checked_number("reverse_weight", self.reverse_weight, least=0, most=1)
+        if self.padding_s is not None:
+            checked["padding_s"] = checked_number(
+                "padding_s", self.padding_s, least=0, most=LONGEST_PADDING_S, unit="seconds"
+            )
         if self.chunk_size is not None:
             checked["chunk_size"] = checked_integer("chunk_size", self.chunk_size, least=1)
         for name, value in checked.items():

@@ -10,6 +10,7 @@ from u2moe.runtime import contract
 
 MANIFEST_FILE = "bundle.json"
 TOKENS_FILE = "tokens.txt"
+LONGEST_PADDING_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,8 @@ class Manifest:
     """Recipe of a quantized bundle; empty in fp32."""
     calibration: Calibration | None = None
     """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
+    padding_s: float = 0.0
+    """Default of `DecodingOptions.padding_s`. Not in the graphs' metadata either, because it is chosen later."""
     tuning: dict[str, Any] | None = None
     """How the experts' kernels were chosen, for people (`u2moe.quantize.tuning.record`); None: not measured."""
     version: int = contract.FORMAT_VERSION
@@ -186,6 +189,8 @@ class Manifest:
                 f"feature_size of the model must be num_mel_bins {self.features.num_mel_bins}, "
                 f"got {self.model.feature_size}"
             )
+        if not 0 <= self.padding_s <= LONGEST_PADDING_S:
+            raise ValueError(f"padding_s must be between 0 and {LONGEST_PADDING_S:g} seconds, got {self.padding_s}")
 
     @property
     def frame_s(self) -> float:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from u2moe.runtime.audio import Resampler
 from u2moe.runtime.errors import AudioError, StreamError
 from u2moe.runtime.features import FeatureStream
+from u2moe.runtime.padding import Padding
 from u2moe.runtime.pauses import loudness
 from u2moe.runtime.windows import Windows
 
@@ -23,18 +24,23 @@ class Reception:
 
     With `knows_last`, whether a window is the last is known when it is taken; see `Windows`.
 
+    Before and after the samples there may be `padding_s` seconds of silence; see `Padding`.
+
     Attributes:
-        num_samples: samples received, at the model's rate.
+        num_samples: samples received, at the model's rate, without that silence.
         is_finished: whether the input is finished.
         window: features [frames, mel] of the last window taken.
     """
 
-    def __init__(self, manifest: Manifest, chunk_size: int | None, *, knows_last: bool = False) -> None:
-        self.num_samples = 0
+    def __init__(
+        self, manifest: Manifest, chunk_size: int | None, *, knows_last: bool = False, padding_s: float = 0.0
+    ) -> None:
+        self.num_samples = self._num_heard = 0
         self.is_finished = False
         self.window = np.zeros((0, manifest.model.feature_size), np.float32)
         self._config = manifest.model
         self._sample_rate = manifest.features.sample_rate
+        self._padding = Padding(padding_s, manifest.features)
         self._resampler: Resampler | None = None
         self._features = FeatureStream(manifest.features)
         self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
@@ -67,8 +73,14 @@ class Reception:
             raise StreamError("the input of this stream is already finished")
         if self._resampler is not None:
             self._accept(self._resampler.finish())
+        self._hear(self._padding.finish())
         self._windows.finish()
         self.is_finished = True
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds of silence before the first sample."""
+        return self._padding.num_before / self._sample_rate
 
     @property
     def has_window(self) -> bool:
@@ -81,7 +93,7 @@ class Reception:
         num_frames = self._windows.num_missing
         if num_frames <= self._features.num_ready:
             return 0.0
-        return max(self._features.num_needed(num_frames) - self.num_samples, 0) / self._sample_rate
+        return max(self._features.num_needed(num_frames) - self._num_heard, 0) / self._sample_rate
 
     @property
     def is_exhausted(self) -> bool:
@@ -134,4 +146,8 @@ class Reception:
 
     def _accept(self, samples: npt.NDArray[np.float32]) -> None:
         self.num_samples += len(samples)
+        self._hear(self._padding.accept(samples))
+
+    def _hear(self, samples: npt.NDArray[np.float32]) -> None:
+        self._num_heard += len(samples)
         self._features.accept(samples)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from u2moe.runtime.text import join_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from u2moe.runtime.text import Word
 
@@ -88,15 +88,23 @@ class Result:
 
     def moved(self, seconds: float, segment: int) -> Result:
         """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
-        words = [
-            replace(word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3)) for word in self.words
-        ]
+        return replace(self._timed(lambda time: round(time + seconds, 3)), segment=segment)
+
+    def without_padding(self, lead_s: float, duration: float) -> Result:
+        """The result with times within the audio, of which there are `duration` seconds.
+
+        Those of this one count from the start of `lead_s` seconds of silence before it.
+        """
+        return self._timed(lambda time: round(min(max(time - lead_s, 0.0), duration), 3))
+
+    def _timed(self, clock: Callable[[float], float]) -> Result:
+        """The result with times by another clock."""
+        words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in self.words]
         return replace(
             self,
-            segment=segment,
-            start=round(self.start + seconds, 3) if self.text else 0.0,
-            end=round(self.end + seconds, 3) if self.text else 0.0,
-            times=[round(time + seconds, 3) for time in self.times],
+            start=clock(self.start) if self.text else 0.0,
+            end=clock(self.end) if self.text else 0.0,
+            times=[clock(time) for time in self.times],
             words=words,
         )
 

@@ -57,7 +57,7 @@ class SecondPass:
                 results.append(self._result(source, self._attention_search(output, source.options)))
             else:
                 results.append(self._result(source, found))
-        return [source.written(result) for source, result in zip(sources, results, strict=True)]
+        return [source.presented(result) for source, result in zip(sources, results, strict=True)]
 
     def _rescored(
         self, options: DecodingOptions, hypotheses: Sequence[Hypothesis], scores: TokenScores

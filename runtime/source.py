@@ -73,6 +73,7 @@ class Source:
         self.fusion = fusion
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
         self.frame_s = model.manifest.frame_s
+        self._padding_s = model.manifest.padding_s if options.padding_s is None else options.padding_s
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
         self._vocabulary = vocabulary
@@ -102,7 +103,12 @@ class Source:
             if chunk_size is None and self.options.endpoint is not None:
                 chunk_size = round(LONGEST_WINDOW_S / self.frame_s)
             min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
-            self._reception = Reception(self._model.manifest, chunk_size, knows_last=self.options.chunk_size is None)
+            self._reception = Reception(
+                self._model.manifest,
+                chunk_size,
+                knows_last=self.options.chunk_size is None,
+                padding_s=self._padding_s,
+            )
             self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
             self._finished: list[Result] = []
@@ -132,10 +138,12 @@ class Source:
         """The partial or final result of the current utterance."""
         with self._lock:
             result = self.utterance.result(self._vocabulary, self.frame_s)
-        return result if result.is_final else self.written(result)
+        return result if result.is_final else self.presented(result)
 
-    def written(self, result: Result) -> Result:
-        """A result as `DecodingOptions.text_format` has it."""
+    def presented(self, result: Result) -> Result:
+        """A result as programs get it: with times of the source, and written as `DecodingOptions.text_format` has it."""
+        if self._padding_s:
+            result = result.without_padding(self._reception.lead_s, self.duration)
         return result if self._formatter is None else self._formatter.result(result)
 
     def take_segments(self) -> list[Result]:
@@ -280,7 +288,7 @@ class Source:
             self._begin_utterance(self.utterance.number, self.utterance.start)
 
     def pauses(self) -> list[tuple[float, float]]:
-        """Pauses in the current utterance, in seconds from the source's first sample."""
+        """Pauses in the current utterance, in seconds from the source's first frame."""
         begin = self.utterance.start * self.frame_s
         with self._lock:
             levels = self._reception.levels(self.utterance.num_frames * self._model.config.subsampling_rate)

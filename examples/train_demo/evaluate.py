@@ -30,6 +30,7 @@ from u2moe.runtime.corpus.word_errors import edit_distance, read_manifest, words
 from u2moe.runtime.features import Samples, fbank
 from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.padding import padded
 
 Numbers = NDArray[np.float32]
 
@@ -88,7 +89,8 @@ class Listener:
     def hear(self, samples: Samples) -> Iterator[Heard]:
         """What each search hears by context."""
         begin = time.process_time()
-        frames = fbank(samples, self.bundle.manifest.features)
+        manifest = self.bundle.manifest
+        frames = fbank(padded(samples, manifest.padding_s, manifest.features), manifest.features)
         features_s = time.process_time() - begin
         for chunk_size in CHUNK_SIZES:
             begin = time.process_time()

@@ -30,6 +30,12 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
         "--ctc-weight", type=float, metavar="X", help="weight of the first pass (default: from the bundle)"
     )
     parser.add_argument("--reverse-weight", type=float, metavar="X", help="weight of the right-to-left decoder, 0 to 1")
+    parser.add_argument(
+        "--padding",
+        type=float,
+        metavar="S",
+        help="seconds of silence around recordings that are cut off in a sound (default: from the bundle)",
+    )
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
@@ -100,6 +106,7 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
         num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
         endpoint=EndpointConfig(),
         language_model=language_model,
+        padding_s=args.padding,
         text_format=_text_format(args, language_model),
     )
 

@@ -19,6 +19,7 @@ from u2moe.runtime.features import fbank
 from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model import TokenScores
+from u2moe.runtime.padding import padded
 from u2moe.runtime.rescore import attention_rescoring
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class EncodedRecordings:
 
     def add(self, transcript: str, samples: Samples) -> None:
         """Encode a recording: samples at the model's rate."""
-        self.add_encoded(transcript, self._model.encode(fbank(samples, self._bundle.manifest.features)))
+        manifest = self._bundle.manifest
+        heard = padded(samples, manifest.padding_s, manifest.features)
+        self.add_encoded(transcript, self._model.encode(fbank(heard, manifest.features)))
 
     def add_encoded(self, transcript: str, encoder_out: npt.NDArray[np.float32]) -> None:
         """Add a recording by its encoder output [time, dim]."""

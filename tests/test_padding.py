@@ -1,0 +1,119 @@
+"""Silence around sources that begin or end in the middle of a sound."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from feeding import CHUNKED, RATE, feed
+from hypothesis import given
+from hypothesis import strategies as st
+from tones import say, toy_recognizer
+
+from u2moe.runtime import BundleError, DecodingOptions, Recognizer
+from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.manifest_file import parse_manifest
+from u2moe.runtime.padding import Padding, padded
+
+PADDING_S = 0.3
+FEATURES = FeatureConfig()
+NUM = round(PADDING_S * RATE)
+QUIET = np.full(RATE // 10, 0.25, np.float32)
+"""Any offset is quiet."""
+LOUD = np.resize(np.float32([0.25, 0.26]), RATE // 10)
+
+
+def with_padding(options, padding_s=PADDING_S):
+    return dataclasses.replace(options, padding_s=padding_s)
+
+
+@pytest.mark.parametrize(("first", "num_before"), [(QUIET, 0), (LOUD, NUM)])
+@pytest.mark.parametrize(("last", "num_after"), [(QUIET, 0), (LOUD, NUM)])
+@given(st.lists(st.integers(0, 700), max_size=5))
+def test_silence_comes_where_a_source_is_in_the_middle_of_a_sound(first, num_before, last, num_after, lengths):
+    """What counts are the first and the last 25 ms, however the samples are split."""
+    samples = np.concatenate([first, LOUD, QUIET, LOUD, last])
+    padding = Padding(PADDING_S, FEATURES)
+    parts = [padding.accept(part) for part in np.split(samples, np.cumsum(lengths))]
+    heard = np.concatenate([*parts, padding.finish()])
+    assert padding.num_before == num_before
+    assert np.array_equal(heard, np.pad(samples, (num_before, num_after)))
+    assert np.array_equal(padded(samples, PADDING_S, FEATURES), heard)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 2, 399, 400, 401])
+def test_a_short_source_is_one_edge(num_samples):
+    samples = LOUD[:num_samples]
+    expected = np.pad(samples, NUM) if num_samples > 1 else samples  # a single sample is no sound
+    assert np.array_equal(padded(samples, PADDING_S, FEATURES), expected)
+    assert np.array_equal(padded(samples, 0, FEATURES), samples)
+
+
+@given(st.lists(st.integers(0, 9000), max_size=6), st.sampled_from(["ctc_prefix_beam", "ctc_greedy"]))
+def test_a_source_is_heard_with_its_padding(lengths, search):
+    """However the samples are split, it is as if they came with zeros around them; only the times differ."""
+    toy, options = toy_recognizer(), dataclasses.replace(CHUNKED, search=search)
+    samples, starts = say("AB", [0.4, 2.0])
+    samples = samples[round((starts[0] + 0.1) * RATE) :]
+    expected = feed(toy, np.concatenate([np.zeros(NUM, np.float32), samples]), [], options)
+    found = feed(toy, samples, lengths, with_padding(options))
+    assert [result.text for result in found] == ["A", "B"]
+    assert found == [result.without_padding(PADDING_S, len(samples) / RATE) for result in expected]
+
+
+def test_times_stay_within_the_source(recognizer, sound):
+    """Even if words are heard in the silence around it, as random weights may."""
+    for options in (DecodingOptions(), DecodingOptions(chunk_size=4), DecodingOptions(search="attention")):
+        transcript = recognizer.transcribe(sound, options=with_padding(options, 1.0))
+        assert transcript.duration == len(sound) / 16_000
+        for segment in transcript.segments:
+            assert all(0 <= word.start <= word.end <= transcript.duration for word in segment.words)
+            assert all(0 <= time <= transcript.duration for time in segment.times)
+
+
+def test_an_empty_source_stays_empty(toy):
+    stream = toy.create_stream(with_padding(CHUNKED, 2.0))
+    stream.input_finished()
+    toy.decode_streams([stream])
+    assert stream.source.num_frames == 0
+    assert stream.get_result().is_final
+
+
+def test_silence_comes_anew_after_a_reset(toy):
+    samples, _ = say("AB", [0.4, 2.0])
+    stream, results = toy.create_stream(with_padding(CHUNKED)), []
+    for _ in range(2):
+        stream.accept_waveform(RATE, samples)
+        stream.input_finished()
+        toy.decode_streams([stream])
+        results.append(stream.take_segments())
+        stream.reset()
+    assert results[0] == results[1] == feed(toy, samples, [], with_padding(CHUNKED))
+
+
+def test_a_bundle_has_its_own_padding(recognizer, sound, tmp_path):
+    """Without an option that of the bundle counts, which makes it another one; an option goes before it."""
+    folder = tmp_path / "padded"
+    shutil.copytree(recognizer.bundle.path, folder)
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    (folder / "bundle.json").write_text(json.dumps(manifest | {"padding_s": PADDING_S}), encoding="utf-8")
+    own = Recognizer.from_pretrained(folder)
+    assert own.bundle.fingerprint != recognizer.bundle.fingerprint
+    expected = recognizer.transcribe(sound, options=DecodingOptions(padding_s=PADDING_S))
+    assert own.transcribe(sound) == expected != recognizer.transcribe(sound)
+    assert own.transcribe(sound, options=DecodingOptions(padding_s=0)) == recognizer.transcribe(sound)
+
+
+@pytest.mark.parametrize("padding_s", [-0.1, 10.1, float("nan"), "1", True])
+def test_padding_is_limited(padding_s):
+    with pytest.raises(ValueError, match="padding_s must be a number of seconds between 0 and 10"):
+        DecodingOptions(padding_s=padding_s)
+
+
+def test_the_padding_of_a_bundle_is_limited(recognizer, tmp_path):
+    text = json.dumps(
+        json.loads((recognizer.bundle.path / "bundle.json").read_text(encoding="utf-8")) | {"padding_s": 11}
+    )
+    with pytest.raises(BundleError, match="bundle.json: padding_s must be between 0 and 10 seconds, got 11"):
+        parse_manifest(text, tmp_path / "bundle.json")
