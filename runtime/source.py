@@ -141,7 +141,7 @@ class Source:
         return result if result.is_final else self.presented(result)
 
     def presented(self, result: Result) -> Result:
-        """A result as programs get it: with times of the source, and written as `DecodingOptions.text_format` has it."""
+        """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""
         if self._padding_s:
             result = result.without_padding(self._reception.lead_s, self.duration)
         return result if self._formatter is None else self._formatter.result(result)

@@ -112,8 +112,6 @@ def test_padding_is_limited(padding_s):
 
 
 def test_the_padding_of_a_bundle_is_limited(recognizer, tmp_path):
-    text = json.dumps(
-        json.loads((recognizer.bundle.path / "bundle.json").read_text(encoding="utf-8")) | {"padding_s": 11}
-    )
-    with pytest.raises(BundleError, match="bundle.json: padding_s must be between 0 and 10 seconds, got 11"):
-        parse_manifest(text, tmp_path / "bundle.json")
+    manifest = json.loads((recognizer.bundle.path / "bundle.json").read_text(encoding="utf-8"))
+    with pytest.raises(BundleError, match=r"bundle\.json: padding_s must be between 0 and 10 seconds, got 11"):
+        parse_manifest(json.dumps(manifest | {"padding_s": 11}), tmp_path / "bundle.json")

@@ -54,7 +54,7 @@ class Cuts:
 
 
 def logged(recognizer: Recognizer) -> tuple[Recognizer, list[LoggedUtterance]]:
-    """The same recogniser, with a list to which it appends every utterance that it concludes."""
+    """The same recogniser without padding, with a list to which it appends every utterance that it concludes."""
     rate = recognizer.model.config.subsampling_rate
     log: list[LoggedUtterance] = []
 
@@ -68,7 +68,8 @@ def logged(recognizer: Recognizer) -> tuple[Recognizer, list[LoggedUtterance]]:
             )  # fmt: skip
 
     observer = Observer(concluded=concluded)
-    return Recognizer(recognizer.bundle, recognizer.model, recognizer.options, observer=observer), log
+    options = replace(recognizer.options, padding_s=0.0)
+    return Recognizer(recognizer.bundle, recognizer.model, options, observer=observer), log
 
 
 def cuts_of(

@@ -31,6 +31,7 @@ from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.ctc import PrefixBeamSearch
 from u2moe.runtime.encoder import required_cache_size
 from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.padding import Padding
 from u2moe.runtime.rescore import attention_rescoring
 
 _MAIN = """async ({ bundle, files, options }) => {
@@ -72,6 +73,9 @@ def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
 def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[np.float32]) -> Segment:
     manifest, config = bundle.manifest, bundle.manifest.model
     model = _loaded(bundle.path)
+    padding = Padding(manifest.padding_s, manifest.features)
+    samples = np.concatenate([padding.accept(samples), padding.finish()])
+    lead_s = padding.num_before / manifest.features.sample_rate
     start = model.encoder.start()
     state = {"offset": start.offset, "att_cache": start.att, "cnn_cache": start.cnn}
     step, shortest = samples_per_frame(manifest), window_samples(manifest)
@@ -98,7 +102,7 @@ def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[
     return {
         "text": bundle.vocabulary.text(best.tokens),
         "tokens": best.tokens,
-        "times": [round(time * frame_s, 3) for time in best.times],
+        "times": [round(max(time * frame_s - lead_s, 0.0), 3) for time in best.times],
         "words": [],
         "nbest": list(nbest.values()),
         "score": ranked[0].score,

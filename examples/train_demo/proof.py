@@ -16,6 +16,7 @@ from typing import Any
 
 import checkpoints
 from evaluate import Listener, hear_set, scores
+from release import PADDING_S
 
 from u2moe.benchmarks.instruments.statistics import interleaved, ratio_of_sums
 from u2moe.benchmarks.results.files import write_json
@@ -60,7 +61,7 @@ def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
         subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
     call(HERE / "wenet.py", "--work-dir", work_dir, "--name", run.name, "--output", wenet)
-    call("-m", "u2moe", "export", wenet, folder / "float32", "--overwrite", "--quiet")
+    call("-m", "u2moe", "export", wenet, folder / "float32", "--padding", str(PADDING_S), "--overwrite", "--quiet")
     call("-m", "u2moe", "quantize", folder / "float32", folder / "int8", "--no-report", "--overwrite", "--quiet")
     return {name: folder / name for name in PRECISIONS}
 
