@@ -6,6 +6,7 @@ remainder that is too short for a frame, and that may be the end of a word.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,7 @@ class Padding:
 
     def __init__(self, padding_s: float, config: FeatureConfig) -> None:
         self.num_before = 0
-        self._silence = np.zeros(round(padding_s * config.sample_rate), np.float32)
+        self._silence = np.zeros(math.floor(padding_s * config.sample_rate + 0.5), np.float32)
         self._frame_len = config.frame_len
         self._has_begun = False
         self._edge = self._silence[:0]  # all samples until it has begun, then the last ones

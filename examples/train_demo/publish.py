@@ -52,7 +52,7 @@ def values() -> dict[str, dict[str, str]]:
     titles = {"quantization-int4": "int4-experts", "quantization-int4-calibrated": "int4-experts, calibrated"}
     others = {title: found[name] for name, title in titles.items() if name in found}
     quantization = tables.quantization_table(found["quantization"], others)
-    recipe = {"trained": trained(runs()[0])}
+    recipe = {"trained": trained(runs()[0]), "edges": tables.edges_table(found["edges"])}
     return {"docs/demo.md": demo, "docs/quantize.md": {"quantization": quantization}, RECIPE: recipe}
 
 

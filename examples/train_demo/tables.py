@@ -152,6 +152,23 @@ def proof_table(results: Results) -> str:
     return f"After {results['step']:,} steps: {trained}.\n\n{table(header, rows())}"
 
 
+def edges_table(results: Results) -> str:
+    """Word error rates by the silence around what was cut, with full context and in chunks of 16."""
+    titles = {
+        "words": "words, cut out",
+        "phrases": "phrases, cut out",
+        "queen-dev": "`queen-dev`",
+        "heldout": "held out",
+    }
+
+    def rows() -> Iterator[Sequence[str]]:
+        for padding_s in results["paddings_s"]:
+            own = [[results["sets"][name][f"{padding_s} {context}"] for context in ("full", 16)] for name in titles]
+            yield (f"{padding_s:.2f} s", *(" / ".join(percent(found["wer"]) for found in pair) for pair in own))
+
+    return table(("silence", *titles.values()), list(rows()))
+
+
 def layer_name(name: str) -> str:
     """The number of a layer's block, and which of its two layers of experts it is, for the name in the checkpoint."""
     return f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}"
