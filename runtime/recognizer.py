@@ -326,7 +326,10 @@ class Recognizer:
     ) -> Stream:
         self._check(options)
         default: Search = "attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam"
-        chosen = dataclasses.replace(options, search=options.search or default, chunk_size=chunk_size)
+        padding_s = self.bundle.manifest.padding_s if options.padding_s is None else options.padding_s
+        chosen = dataclasses.replace(
+            options, search=options.search or default, chunk_size=chunk_size, padding_s=padding_s
+        )
         context = self._context(hotwords) or self.context
         if context is not None and chosen.search in ("ctc_greedy", "attention"):
             raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")

@@ -50,7 +50,7 @@ class Source:
     results.
 
     Attributes:
-        options: options with a definite `search`; `chunk_size` None means full context.
+        options: options with definite `search` and `padding_s`; `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
         caches: caches of the encoder for the next chunk.
@@ -73,7 +73,7 @@ class Source:
         self.fusion = fusion
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
         self.frame_s = model.manifest.frame_s
-        self._padding_s = model.manifest.padding_s if options.padding_s is None else options.padding_s
+        self._padding_s = options.padding_s or 0.0
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self._model = model
         self._vocabulary = vocabulary

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from manifests import calibrated, edit_manifest
+from manifests import adjusted, edit_manifest
 from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 
 import u2moe
@@ -86,9 +86,9 @@ def segments(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=EndpointConfig()):  # noqa: B008 - frozen
+def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=EndpointConfig(), padding_s=None):  # noqa: B008 - frozen
     """The same by the Python runtime."""
-    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=endpoint)
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=endpoint, padding_s=padding_s)
     recognizer = Recognizer(bundle, model, options)
     stream = recognizer.create_stream(hotwords=hotwords)
     stream.accept_waveform(rate, samples)
@@ -132,13 +132,16 @@ def test_it_prints_what_python_gives(program, bundle, model, talk):
     assert_same(raw, expected)
 
 
-def test_confidences_are_calibrated(program, bundle, model, talk, tmp_path):
+def test_a_bundle_has_its_own_calibration_and_padding(program, bundle, model, talk, tmp_path):
     samples, _ = soundfile.read(talk, dtype="int16")
     plain = recognized(bundle, model, samples)
-    bundle, folder = calibrated(bundle, bundle.path, tmp_path / "bundle")
-    expected = recognized(bundle, model, samples)
-    assert_same(segments(run(program, "--json", "--left-chunks", 4, folder, talk)), expected)
-    confidences = [[word.confidence for segment in each for word in segment.words] for each in (plain, expected)]
+    bundle, folder = adjusted(bundle, bundle.path, tmp_path / "bundle")
+    padded = recognized(bundle, model, samples)
+    assert_same(segments(run(program, "--json", "--left-chunks", 4, folder, talk)), padded)
+    assert [segment.times for segment in padded] != [segment.times for segment in plain]
+    unpadded = recognized(bundle, model, samples, padding_s=0.0)
+    assert_same(segments(run(program, "--json", "--left-chunks", 4, "--padding", 0, folder, talk)), unpadded)
+    confidences = [[word.confidence for segment in each for word in segment.words] for each in (plain, unpadded)]
     assert np.abs(np.subtract(*confidences)).max() > 0.01
 
 
@@ -382,6 +385,7 @@ def test_misuse_is_a_typed_error(check, bundle, talk):
         "StreamError: this stream is decoding: its callback may not feed, finish or reset it",
         "invalid_argument: beam_size must be from 1 to 1000, got 0",
         "invalid_argument: beam_size must be from 1 to 1000, got 1001",
+        "invalid_argument: padding_s must be from 0 to 10 seconds",
         "invalid_argument: on_result must be a function",
         *["invalid_argument: endpoint rules need silence or a length above 0 seconds (std::nullopt: no rule)"] * 3,
         "invalid_argument: hotwords are empty: leave them out for none",

@@ -8,11 +8,13 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "audio_file.hpp"
+#include "u2moe/number.hpp"
 #include "u2moe/recognizer.hpp"
 
 namespace {
@@ -24,6 +26,7 @@ constexpr const char* kUsage =
     "  --raw              samples of 16 bits without a header, one channel\n"
     "  --rate HZ          rate of raw samples; without it, that of the model\n"
     "  --left-chunks N    chunks of the past that the encoder sees; -1: all\n"
+    "  --padding S        seconds of silence around input that is cut in a sound; without it, as in the bundle\n"
     "  --no-endpoint      the whole input is one utterance\n"
     "  --threads N        threads of onnxruntime\n"
     "  --json             one JSON object for each final result\n"
@@ -44,6 +47,12 @@ int integer(const char* text, int least, int most) {
   return static_cast<int>(value);
 }
 
+double quantity(const char* text) {
+  const std::optional<double> value = u2moe::parse_number(text);
+  if (!value) throw std::invalid_argument(std::string("invalid number ") + text);
+  return *value;
+}
+
 Arguments parse(int argc, char** argv) {
   Arguments arguments;
   for (int i = 1; i < argc; ++i) {
@@ -59,6 +68,7 @@ Arguments parse(int argc, char** argv) {
     else if (argument == "--hotwords") arguments.hotwords = value();
     else if (argument == "--no-endpoint") arguments.options.endpoint = false;
     else if (argument == "--left-chunks") arguments.options.num_left_chunks = integer(value(), -1, 100000);
+    else if (argument == "--padding") arguments.options.padding_s = quantity(value());
     else if (argument == "--threads") arguments.num_threads = integer(value(), 1, 64);
     else if (argument.size() > 1 && argument[0] == '-') throw std::invalid_argument("unknown option " + argument);
     else if (arguments.bundle.empty()) arguments.bundle = argument;

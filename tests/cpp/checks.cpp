@@ -272,6 +272,9 @@ void misuse(char** argv) {
     expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
   }
   options.beam_size = 10;
+  options.padding_s = 10.5;
+  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
+  options.padding_s.reset();
   expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}, options); });
   for (const u2moe::EndpointRule& rule : {u2moe::EndpointRule{false, std::nan(""), 1}, {false, -1, 20}, {true}}) {
     options.rules[1] = rule;

@@ -9,12 +9,18 @@ from u2moe.runtime import Bundle
 from u2moe.runtime.manifest import Calibration
 
 
-def calibrated(bundle, folder, target):
-    """A bundle with a calibration of confidences, and a copy of `folder`, another form of it, with the same."""
-    scale, bias = 0.7, -0.4
+def adjusted(bundle, folder, target):
+    """A bundle with what is chosen after its export, and a copy of `folder`, another form of it, with the same.
+
+    That is a calibration of confidences, and silence around audio that is cut in a sound.
+    """
+    scale, bias, padding_s = 0.7, -0.4, 0.3
     shutil.copytree(folder, target)
-    edit_manifest(target, lambda manifest: manifest.update(calibration={"scale": scale, "bias": bias}))
-    manifest = dataclasses.replace(bundle.manifest, calibration=Calibration(scale=scale, bias=bias))
+    changes = {"calibration": {"scale": scale, "bias": bias}, "padding_s": padding_s}
+    edit_manifest(target, lambda manifest: manifest.update(changes))
+    manifest = dataclasses.replace(
+        bundle.manifest, calibration=Calibration(scale=scale, bias=bias), padding_s=padding_s
+    )
     return Bundle(bundle.path, manifest, bundle.tokens), target
 
 

@@ -9,6 +9,8 @@
 
 namespace u2moe {
 
+constexpr double kLongestPaddingS = 10;
+
 /// Names and meanings are those of bundle.json; see docs/export.md.
 struct Manifest {
   bool convolution = false, has_decoder = false, bidirectional = false, quantized = false;
@@ -17,6 +19,7 @@ struct Manifest {
   int sample_rate = 0;
   double frame_length_ms = 0, frame_shift_ms = 0;
   double ctc_weight = 0, reverse_weight = 0;
+  double padding_s = 0;  ///< default of StreamOptions::padding_s
   bool calibrated = false;
   double scale = 1, bias = 0;  ///< of the log-odds of confidences, if calibrated
 
@@ -42,6 +45,7 @@ struct Manifest {
     m.set_features(json["features"]);
     m.ctc_weight = json["decoding"]["ctc_weight"].number(0, 1e9);
     m.reverse_weight = json["decoding"]["reverse_weight"].number(0, 1);
+    if (json.has("padding_s")) m.padding_s = json["padding_s"].number(0, kLongestPaddingS);
     m.quantized = json.has("quantization") && !json["quantization"].object().empty();
     if (json.has("calibration") && !json["calibration"].is_null()) {
       m.calibrated = true;

@@ -5,9 +5,11 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "graphs.hpp"
+#include "padding.hpp"
 #include "pauses.hpp"
 #include "resampler.hpp"
 
@@ -18,7 +20,8 @@ constexpr float kLoudest = 8;  // samples may exceed 1 after resampling or decod
 /// Windows begin every `chunk_size` encoder frames; the last may be shorter.
 class Reception {
  public:
-  Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size) : graphs_(&graphs), m_(&manifest) {
+  Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size, double padding_s)
+      : graphs_(&graphs), m_(&manifest), padding_(padding_s, manifest) {
     const auto rate = static_cast<std::size_t>(manifest.subsampling_rate);
     stride_ = static_cast<std::size_t>(chunk_size) * rate;
     shortest_ = static_cast<std::size_t>(manifest.right_context) + 1;
@@ -48,10 +51,14 @@ class Reception {
   /// Finish the input, so that the last window may be short.
   void finish() {
     if (resampler_) append(resampler_->finish());
+    hear(padding_.finish());
     is_finished_ = true;
   }
 
   bool is_finished() const { return is_finished_; }
+
+  double lead_s() const { return static_cast<double>(padding_.num_before()) / m_->sample_rate; }   ///< of silence before the source
+  double duration() const { return static_cast<double>(num_received_) / m_->sample_rate; }         ///< seconds of the source so far
 
   bool has_window() const { return num_frames() >= num_taken_ * stride_ + (is_finished_ ? shortest_ : length_); }
 
@@ -83,7 +90,12 @@ class Reception {
   }
 
  private:
-  void append(const Floats& samples) { samples_.insert(samples_.end(), samples.begin(), samples.end()); }
+  void append(Floats samples) {
+    num_received_ += samples.size();
+    hear(padding_.accept(std::move(samples)));
+  }
+
+  void hear(const Floats& samples) { samples_.insert(samples_.end(), samples.begin(), samples.end()); }
 
   // Feature frames of all samples so far.
   std::size_t num_frames() const {
@@ -110,6 +122,8 @@ class Reception {
   const Graphs* graphs_;
   const Manifest* m_;
   std::size_t stride_, shortest_, length_;  // feature frames
+  Padding padding_;
+  std::size_t num_received_ = 0;
   std::optional<Resampler> resampler_;
   bool is_finished_ = false;
   Floats samples_, features_;  // from first_sample_ and first_frame_ on

@@ -29,6 +29,7 @@ struct StreamOptions {
   int chunk_size = 0;         ///< encoder frames of a chunk; 0: as in training, or 16
   int num_left_chunks = -1;   ///< chunks of the past that the encoder sees; -1: all
   int beam_size = 10;         ///< prefixes that the first pass keeps, and hypotheses that the second pass scores
+  std::optional<double> padding_s = std::nullopt;  ///< silence around sources that are cut in a sound, 0 to 10 s; none: as in the bundle
   bool endpoint = true;       ///< whether utterances end by the rules; false: the input is one utterance
   EndpointRules rules = {EndpointRule{false, 2.4, 0}, EndpointRule{true, 1.2, 0}, EndpointRule{false, 0, 20}};  ///< Kaldi's
   std::shared_ptr<const ContextGraph> hotwords = nullptr;  ///< phrases to prefer; null: none. Streams may share them.
@@ -38,6 +39,7 @@ struct StreamOptions {
     if (chunk_size < 0 || chunk_size > 10000) throw std::invalid_argument("chunk_size must be from 0 to 10000, got " + std::to_string(chunk_size));
     if (num_left_chunks < -1) throw std::invalid_argument("num_left_chunks must be at least -1, got " + std::to_string(num_left_chunks));
     if (beam_size < 1 || beam_size > 1000) throw std::invalid_argument("beam_size must be from 1 to 1000, got " + std::to_string(beam_size));
+    if (padding_s && !(*padding_s >= 0 && *padding_s <= kLongestPaddingS)) throw std::invalid_argument("padding_s must be from 0 to 10 seconds");
     for (const std::optional<EndpointRule>& rule : rules) {
       if (rule && !rule->is_valid()) {
         throw std::invalid_argument("endpoint rules need silence or a length above 0 seconds (std::nullopt: no rule)");
@@ -58,8 +60,8 @@ class Stream {
   /// @throws std::invalid_argument an option is out of range, or there is no `on_result`.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options, OnResult on_result)
       : model_(std::move(model)), options_((options.check(), options)), on_result_(std::move(on_result)),
-        reception_(model_->graphs, m(), chunk_size()), search_(new_search()), endpointer_(options.rules, m().frame_s(), m().blank),
-        caches_(model_->graphs.start()) {
+        reception_(model_->graphs, m(), chunk_size(), padding_s()), search_(new_search()),
+        endpointer_(options.rules, m().frame_s(), m().blank), caches_(model_->graphs.start()) {
     if (!on_result_) throw std::invalid_argument("on_result must be a function");
     if (options_.hotwords && !options_.hotwords->is_of(vocabulary())) {
       throw std::invalid_argument("hotwords are for the vocabulary of another bundle");
@@ -116,6 +118,7 @@ class Stream {
   std::size_t vocab() const { return static_cast<std::size_t>(m().vocab_size); }
   std::size_t dim() const { return static_cast<std::size_t>(m().output_size); }
   int chunk_size() const { return options_.chunk_size ? options_.chunk_size : m().static_chunk_size ? m().static_chunk_size : 16; }
+  double padding_s() const { return options_.padding_s.value_or(m().padding_s); }
   PrefixBeamSearch new_search() const { return {static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords}; }
 
   void check_not_decoding() const {
@@ -149,8 +152,22 @@ class Stream {
       advance(frames);
       while (endpoint_) conclude();
       const Hypothesis best = search_.best();
-      if (!best.tokens.empty()) on_result_({vocabulary().text(best.tokens), false, number_, best.tokens, seconds(best.times), {}, {}});
+      if (!best.tokens.empty()) give({vocabulary().text(best.tokens), false, number_, best.tokens, seconds(best.times), {}, {}});
     }
+  }
+
+  // Give a result with times of the source, without the silence before it.
+  void give(Result result) {
+    const double lead = reception_.lead_s(), duration = reception_.duration();
+    const auto move = [=](double& time) { time = rounded(std::min(std::max(time - lead, 0.0), duration)); };
+    if (padding_s() > 0) {
+      std::for_each(result.times.begin(), result.times.end(), move);
+      for (Word& word : result.words) {
+        move(word.start);
+        move(word.end);
+      }
+    }
+    on_result_(result);
   }
 
   // Add encoder frames to the current utterance, up to its end.
@@ -171,7 +188,7 @@ class Stream {
   void conclude() {
     if (endpoint_ && endpoint_->trailing_silence * m().frame_s() < kShortestPauseS) cut();
     const Result result = final_result();
-    if (!result.text.empty()) on_result_(result);
+    if (!result.text.empty()) give(result);
     if (!endpoint_) return;
     const Frames surplus = std::exchange(surplus_, {});
     caches_.offset = static_cast<std::int64_t>(surplus.output.size() / dim());
