@@ -155,6 +155,15 @@ def quantized_before(quantized, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def ort_bundle(bundle, tmp_path_factory):
+    """The folder of the tiny bundle with graphs in ORT format."""
+    # Imported here, as in `write_bundle`.
+    from u2moe.export.profiles.conversion import convert_bundle  # noqa: PLC0415
+
+    return convert_bundle(bundle.path, tmp_path_factory.mktemp("ort") / "bundle", "ort").path
+
+
+@pytest.fixture(scope="session")
 def model(bundle):
     return bundle.load()
 

@@ -33,17 +33,19 @@ const NUMBERS = {
  * Read the manifest and the vocabulary, and begin to read the graphs, all at once.
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
- * @param options {cache, onProgress}: name of a Cache to keep files in, null for none; called with {loaded, total} bytes.
+ * @param options {cache, onProgress, signal}: name of a Cache to keep files in, null for none; called with {loaded, total}
+ *   bytes; an AbortSignal.
  * @returns {manifest, vocabulary, files}: `files` is a map from names of graphs to promises of their contents.
  */
-export async function openBundle(source, { cache = 'u2moe', onProgress = () => {} } = {}) {
-  const reader = typeof source?.read === 'function' ? new Reader(source) : await UrlReader.of(source, cache);
+export async function openBundle(source, { cache = 'u2moe', onProgress = () => {}, signal } = {}) {
+  const reader = typeof source?.read === 'function' ? new Reader(source, signal) : await UrlReader.of(source, cache, signal);
   const content = await reader.read(MANIFEST);
   const manifest = parseManifest(new TextDecoder().decode(content));
   const names = neededFiles(manifest), loaded = new Map();
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   const files = new Map(names.map((name) => {
     const report = (bytes) => {
+      if (signal?.aborted) return;
       loaded.set(name, bytes);
       onProgress({ loaded: [...loaded.values()].reduce((sum, each) => sum + each), total });
     };
@@ -64,7 +66,7 @@ function parseManifest(text) {
   try {
     manifest = JSON.parse(text);
   } catch (error) {
-    throw new BundleError(`${MANIFEST}: is not valid JSON: ${error.message}`);
+    throw new BundleError(`${MANIFEST}: is not valid JSON: ${error.message}`, { cause: error });
   }
   if (manifest?.format !== 'u2moe-bundle') throw new BundleError(`${MANIFEST}: format: found ${manifest?.format}, expected u2moe-bundle`);
   if (manifest.version !== FORMAT_VERSION) {
@@ -143,16 +145,18 @@ async function difference(name, content, digest) {
 
 /** Reads files by a function of the program. */
 class Reader {
-  constructor(source) {
+  constructor(source, signal) {
     this.source = source;
+    this.signal = signal;
   }
 
   async read(name) {
     let content;
     try {
-      content = await this.source.read(name);
+      this.signal?.throwIfAborted();
+      content = await this.source.read(name, { signal: this.signal });
     } catch (error) {
-      throw error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`);
+      throw readError(name, error, this.signal);
     }
     if (content instanceof ArrayBuffer) return new Uint8Array(content);
     if (!(content instanceof Uint8Array)) throw new BundleError(`${name}: read gave no Uint8Array or ArrayBuffer`);
@@ -162,23 +166,24 @@ class Reader {
 
 /** Reads files below a URL, and keeps them in a Cache by their digests, where pages may have one. */
 class UrlReader {
-  static async of(source, cacheName) {
+  static async of(source, cacheName, signal) {
     let base, cache = null;
     try {
       base = new URL(source, globalThis.location?.href);
-    } catch {
-      throw new BundleError(`${source}: is no URL; elsewhere than in a page, give {read(name)}`);
+    } catch (error) {
+      throw new BundleError(`${source}: is no URL; elsewhere than in a page, give {read(name)}`, { cause: error });
     }
     try {
       if (cacheName && globalThis.caches) cache = await caches.open(cacheName);
     } catch { // refused, as in a sandbox: everything works without it
     }
-    return new UrlReader(new URL(base.href.endsWith('/') ? base.href : `${base.href}/`), cache);
+    return new UrlReader(new URL(base.href.endsWith('/') ? base.href : `${base.href}/`), cache, signal);
   }
 
-  constructor(folder, cache) {
+  constructor(folder, cache, signal) {
     this.folder = folder;
     this.cache = cache;
+    this.signal = signal;
   }
 
   #key(digest) {
@@ -204,13 +209,13 @@ class UrlReader {
   async read(name, size = null, onProgress = () => {}) {
     const url = new URL(name, this.folder).href;
     try {
-      const response = await fetch(url, { cache: 'no-cache' }); // an old file would not match a new manifest
+      const response = await fetch(url, { cache: 'no-cache', signal: this.signal }); // an old file would not match a new manifest
       if (!response.ok) throw new BundleError(`${url}: the server answers ${response.status}`);
       return await received(response, size, onProgress);
     } catch (error) {
-      const kept = size === null && (await this.#match(url));
+      const kept = size === null && !this.signal?.aborted && (await this.#match(url));
       if (kept) return new Uint8Array(await kept.arrayBuffer());
-      throw error instanceof BundleError ? error : new BundleError(`${url}: cannot be read: ${error.message}`);
+      throw readError(url, error, this.signal);
     }
   }
 
@@ -224,6 +229,12 @@ class UrlReader {
       if (isOurs && digest && !digests.includes(digest)) await this.cache.delete(request);
     }
   }
+}
+
+/** What a program gets to see of an error while a file was read. */
+function readError(name, error, signal) {
+  if (signal?.aborted) return signal.reason;
+  return error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`, { cause: error });
 }
 
 async function received(response, size, onProgress) {

@@ -1,6 +1,6 @@
 /** The graphs of a bundle as functions on typed arrays. Holds no state of streams. */
 
-import { BundleError, U2moeError } from './errors.js';
+import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
  * Not parallel: there is one thread. But onnxruntime then plans no reuse of buffers, and its search for buffers to reuse
@@ -8,35 +8,86 @@ import { BundleError, U2moeError } from './errors.js';
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
-/** Sessions of onnxruntime-web or onnxruntime-node. */
-export class Graphs {
+/** One session of onnxruntime-web or onnxruntime-node. Its errors say which file and what it was given. */
+class Graph {
   #ort;
-  #sessions;
+  #file;
+  #session;
+  #running = new Set();
+
+  constructor(ort, file, session) {
+    this.#ort = ort;
+    this.#file = file;
+    this.#session = session;
+  }
+
+  /** The tensors that the graph gives for inputs {type, data, dims}; those in `outputs` are there. */
+  async run(inputs, outputs) {
+    if (!this.#session) throw new StreamError('the recogniser of this stream is released');
+    const running = this.#run(inputs);
+    this.#running.add(running);
+    try {
+      const found = await running, missing = outputs.find((name) => !found[name]);
+      if (missing) throw this.error(`gives ${Object.keys(found).join(', ')}, expected ${missing}`);
+      return found;
+    } finally {
+      this.#running.delete(running);
+    }
+  }
+
+  async #run(inputs) {
+    try {
+      const feeds = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new this.#ort.Tensor(type, data, dims)]);
+      return await this.#session.run(Object.fromEntries(feeds));
+    } catch (error) {
+      const given = Object.entries(inputs).map(([name, { type, dims }]) => `${name} ${type} [${dims.join(', ')}]`);
+      throw this.error(`onnxruntime fails for ${given.join(', ')}: ${error?.message ?? error}`, error);
+    }
+  }
+
+  error(message, cause) {
+    return new InferenceError(`${this.#file}: ${message}`, cause === undefined ? {} : { cause });
+  }
+
+  /** Once what runs has ended: onnxruntime would go on with memory that is no longer its own. */
+  async release() {
+    const session = this.#session;
+    this.#session = null;
+    await Promise.allSettled(this.#running);
+    await session?.release();
+  }
+}
+
+/** The graphs of a bundle, shared by all streams. */
+export class Graphs {
+  #graphs;
   #model;
 
-  constructor(ort, sessions, model) {
-    this.#ort = ort;
-    this.#sessions = sessions;
+  constructor(graphs, model) {
+    this.#graphs = graphs;
     this.#model = model;
   }
 
   /**
    * Create the sessions of the graphs in `files`, a map from names to promises of contents. The smallest comes first:
-   * onnxruntime starts with it while the others are still on their way.
+   * onnxruntime starts with it while the others are still on their way. None is left when one fails or the signal is aborted.
    */
-  static async create(ort, files, manifest, sessionOptions = {}) {
+  static async create(ort, files, manifest, { sessionOptions = {}, signal } = {}) {
     const names = ['ctc', 'features', ...(manifest.model.decoder === 'none' ? [] : ['decoder']), 'encoder'];
-    const sessions = {};
+    const graphs = {};
     try {
-      for (const name of names) sessions[name] = await Graphs.#session(ort, files, name, sessionOptions);
+      for (const name of names) {
+        signal?.throwIfAborted();
+        graphs[name] = await Graphs.#open(ort, files, name, sessionOptions);
+      }
     } catch (error) {
-      await Promise.allSettled(Object.values(sessions).map((session) => session.release()));
+      await Promise.allSettled(Object.values(graphs).map((graph) => graph.release()));
       throw error;
     }
-    return new Graphs(ort, sessions, manifest.model);
+    return new Graphs(graphs, manifest.model);
   }
 
-  static async #session(ort, files, name, sessionOptions) {
+  static async #open(ort, files, name, sessionOptions) {
     const isOrt = files.has(`${name}.ort`);
     const file = isOrt ? `${name}.ort` : `${name}.onnx`;
     const options = {
@@ -50,23 +101,26 @@ export class Graphs {
     const content = await files.get(file);
     files.delete(file);
     try {
-      return await ort.InferenceSession.create(content, options);
+      return new Graph(ort, file, await ort.InferenceSession.create(content, options));
     } catch (error) {
-      throw refusal(file, String(error.message ?? error));
+      throw refusal(file, error);
     }
   }
 
   get hasDecoder() {
-    return this.#sessions.decoder !== undefined;
+    return this.#graphs.decoder !== undefined;
   }
 
+  /** Frees all sessions, also where one fails. */
   async release() {
-    for (const session of Object.values(this.#sessions)) await session.release();
+    const released = await Promise.allSettled(Object.values(this.#graphs).map((graph) => graph.release()));
+    const failed = released.find(({ status }) => status === 'rejected');
+    if (failed) throw new U2moeError(`onnxruntime does not release a graph: ${failed.reason?.message}`, { cause: failed.reason });
   }
 
   /** Features [frames, mel] of samples. */
   async features(samples) {
-    const { features } = await this.#sessions.features.run({ samples: this.#float(samples, [1, samples.length]) });
+    const { features } = await this.#graphs.features.run({ samples: float(samples, [1, samples.length]) }, ['features']);
     return features.data;
   }
 
@@ -87,14 +141,14 @@ export class Graphs {
     let { offset } = caches;
     if (required >= 0 && offset + time > m.max_position) offset = Math.min(offset, Math.max(caches.att.length, m.conv_cache));
     const feeds = {
-      chunk: this.#float(window, [1, numFrames, m.feature_size]),
-      chunk_lens: this.#int([numFrames], [1]),
-      offset: this.#int([offset], [1]),
-      required_cache_size: this.#int([required], []),
-      att_cache: this.#float(caches.att.data, [m.num_blocks, 1, m.num_kv_heads, caches.att.length, m.kv_dim]),
+      chunk: float(window, [1, numFrames, m.feature_size]),
+      chunk_lens: int([numFrames], [1]),
+      offset: int([offset], [1]),
+      required_cache_size: int([required], []),
+      att_cache: float(caches.att.data, [m.num_blocks, 1, m.num_kv_heads, caches.att.length, m.kv_dim]),
     };
-    if (m.convolution) feeds.cnn_cache = this.#float(caches.cnn, [m.num_blocks, 1, m.conv_dim, m.conv_cache]);
-    const found = await this.#sessions.encoder.run(feeds);
+    if (m.convolution) feeds.cnn_cache = float(caches.cnn, [m.num_blocks, 1, m.conv_dim, m.conv_cache]);
+    const found = await this.#graphs.encoder.run(feeds, ['output', 'r_att_cache']);
     const att = { data: found.r_att_cache.data, length: found.r_att_cache.dims[3] };
     const kept = required >= 0 ? Math.min(caches.att.length + time, required) : caches.att.length + time;
     return {
@@ -118,8 +172,9 @@ export class Graphs {
   /** Log-probabilities [time, vocab] of encoder output [time, dim]. */
   async ctc(encoderOut) {
     const dim = this.#model.output_size;
-    const feeds = { encoder_out: this.#float(encoderOut, [1, encoderOut.length / dim, dim]) };
-    return withNumbers('ctc', (await this.#sessions.ctc.run(feeds)).log_probs.data);
+    const feeds = { encoder_out: float(encoderOut, [1, encoderOut.length / dim, dim]) };
+    const found = await this.#graphs.ctc.run(feeds, ['log_probs']);
+    return withNumbers(this.#graphs.ctc, found.log_probs.data);
   }
 
   /** Scores of token sequences by the decoders, {left, right, width}; see `attentionRescoring`. */
@@ -127,32 +182,28 @@ export class Graphs {
     const { output_size: dim, eos } = this.#model, numFrames = encoderOut.length / dim;
     const length = Math.max(1, ...hypotheses.map((tokens) => tokens.length));
     const hyps = hypotheses.flatMap((tokens) => [...tokens, ...Array(length - tokens.length).fill(eos)]);
-    const found = await this.#sessions.decoder.run({
-      hyps: this.#int(hyps, [1, hypotheses.length, length]),
-      hyps_lens: this.#int(hypotheses.map((tokens) => tokens.length), [1, hypotheses.length]),
-      encoder_out: this.#float(encoderOut, [1, numFrames, dim]),
-      encoder_lens: this.#int([numFrames], [1]),
-    });
-    const right = found.r_score ? withNumbers('decoder', found.r_score.data) : null;
-    return { left: withNumbers('decoder', found.score.data), right, width: length + 1 };
-  }
-
-  #float(data, dims) {
-    return new this.#ort.Tensor('float32', data, dims);
-  }
-
-  #int(values, dims) {
-    return new this.#ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
+    const found = await this.#graphs.decoder.run({
+      hyps: int(hyps, [1, hypotheses.length, length]),
+      hyps_lens: int(hypotheses.map((tokens) => tokens.length), [1, hypotheses.length]),
+      encoder_out: float(encoderOut, [1, numFrames, dim]),
+      encoder_lens: int([numFrames], [1]),
+    }, ['score']);
+    const right = found.r_score ? withNumbers(this.#graphs.decoder, found.r_score.data) : null;
+    return { left: withNumbers(this.#graphs.decoder, found.score.data), right, width: length + 1 };
   }
 }
 
+const float = (data, dims) => ({ type: 'float32', data, dims });
+const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
+
 function withNumbers(graph, values) {
-  if (values.some(Number.isNaN)) throw new U2moeError(`${graph} gives values that are no numbers: its weights are damaged`);
+  if (values.some(Number.isNaN)) throw graph.error('gives values that are no numbers: its weights are damaged');
   return values;
 }
 
-function refusal(file, message) {
-  if (/SIMD/.test(message)) return new U2moeError('WebAssembly with SIMD is missing: browsers since 2023 have it, Node since 16.4');
-  if (/no available backend/.test(message)) return new U2moeError(`onnxruntime does not start: ${message}`);
-  return new BundleError(`${file}: onnxruntime refuses it: ${message}`);
+function refusal(file, cause) {
+  const message = String(cause?.message ?? cause);
+  if (/SIMD/.test(message)) return new U2moeError('WebAssembly with SIMD is missing: browsers since 2023 have it, Node since 16.4', { cause });
+  if (/no available backend/.test(message)) return new U2moeError(`onnxruntime does not start: ${message}`, { cause });
+  return new BundleError(`${file}: onnxruntime refuses it: ${message}`, { cause });
 }

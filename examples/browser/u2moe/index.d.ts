@@ -1,11 +1,13 @@
 /** Speech recognition with a u2moe bundle in browsers and in Node, on onnxruntime-web or onnxruntime-node. */
 
-/** Base of all errors of this module. */
+/** Base of all errors of this module. `cause` is the error of another library, such as onnxruntime, if there is one. */
 export class U2moeError extends Error {}
 /** Not a bundle, or one that this module cannot run. */
 export class BundleError extends U2moeError {}
 /** A file differs from its digest in the manifest. */
 export class IntegrityError extends BundleError {}
+/** onnxruntime failed while it ran a graph, or gave what no graph of a bundle gives; names the file of the graph. */
+export class InferenceError extends U2moeError {}
 /** Invalid samples or sample rate. */
 export class AudioError extends U2moeError {}
 /** A stream was used in a state that does not allow it. */
@@ -109,6 +111,11 @@ export class Stream extends EventTarget {
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
   /** Finish the input. The promise is fulfilled when the last result has been found. */
   inputFinished(): Promise<void>;
+  /**
+   * Discard everything, also a failure: the next samples start a new source at time zero, at any rate. At once: no event of the
+   * old source follows, and promises that wait for it are fulfilled. Listeners and options stay.
+   */
+  reset(): void;
   addEventListener<K extends keyof StreamEventMap>(
     type: K, listener: (event: StreamEventMap[K]) => void, options?: boolean | AddEventListenerOptions,
   ): void;
@@ -131,11 +138,19 @@ export interface LoadOptions {
   onProgress?: (progress: { loaded: number; total: number }) => void;
   /** For `InferenceSession.create`. */
   sessionOptions?: Record<string, unknown>;
+  /** Ends loading: the promise is rejected with its reason at once, requests are cancelled, and sessions are freed. */
+  signal?: AbortSignal | null;
+}
+
+export interface TranscribeOptions extends StreamOptions {
+  /** Ends recognition: the promise is rejected with its reason at once, and nothing more is computed. */
+  signal?: AbortSignal | null;
 }
 
 /** Where files of a bundle come from, if not from a URL. */
 export interface BundleReader {
-  read(name: string): Promise<Uint8Array>;
+  /** The signal is that of `LoadOptions`. */
+  read(name: string, options: { signal?: AbortSignal }): Promise<Uint8Array>;
 }
 
 /** Recognises speech with the model of a bundle. Any number of streams share it. */
@@ -147,10 +162,10 @@ export class Recognizer {
   readonly sampleRate: number;
   createStream(options?: StreamOptions): Stream;
   /** Final results of samples at a rate (default: the model's), as a stream gives them. */
-  transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: StreamOptions): Promise<FinalResult[]>;
+  transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<FinalResult[]>;
   /** Recognise a second of noise, so that the first audio takes no longer than later audio. */
-  warmUp(): Promise<void>;
-  /** Free the memory of the model. */
+  warmUp(options?: { signal?: AbortSignal | null }): Promise<void>;
+  /** Free the memory of the model, once the graphs that are running have ended. */
   release(): Promise<void>;
 }
 

@@ -1,6 +1,7 @@
 /** The public interface: a recogniser for a bundle, and its streams. */
 
 import { openBundle } from './bundle.js';
+import { checkedSignal, untilAborted } from './cancellation.js';
 import { endpointRules } from './endpoint.js';
 import { Graphs } from './graphs.js';
 import { ContextGraph } from './hotwords.js';
@@ -17,12 +18,19 @@ export class Recognizer {
    * Load the bundle at a URL, or in {read(name)}.
    *
    * @param source folder of the bundle.
-   * @param options {ort, cache, onProgress, sessionOptions}; `ort` is the module onnxruntime-web or onnxruntime-node.
+   * @param options {ort, cache, onProgress, sessionOptions, signal}; `ort` is the module onnxruntime-web or onnxruntime-node.
    */
-  static async fromBundle(source, { ort, cache, onProgress, sessionOptions } = {}) {
+  static async fromBundle(source, { ort, signal, ...options } = {}) {
     if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
-    const { manifest, vocabulary, files } = await openBundle(source, { cache, onProgress });
-    return new Recognizer(manifest, vocabulary, await Graphs.create(ort, files, manifest, sessionOptions));
+    checkedSignal(signal)?.throwIfAborted();
+    const loading = Recognizer.#load(source, { ort, signal, ...options });
+    const release = (recognizer) => recognizer.release();
+    return untilAborted(loading, signal, () => loading.then(release).catch(() => {})); // nobody else could free it
+  }
+
+  static async #load(source, { ort, cache, onProgress, sessionOptions, signal }) {
+    const { manifest, vocabulary, files } = await openBundle(source, { cache, onProgress, signal });
+    return new Recognizer(manifest, vocabulary, await Graphs.create(ort, files, manifest, { sessionOptions, signal }));
   }
 
   constructor(manifest, vocabulary, graphs) {
@@ -63,26 +71,34 @@ export class Recognizer {
     return new Stream({ graphs: this.#graphs, manifest: this.manifest, vocabulary: this.vocabulary, options, context });
   }
 
-  /** Final results of samples at a rate, as a stream gives them. */
-  async transcribe(samples, sampleRate = this.sampleRate, options = {}) {
-    const stream = this.createStream(options), segments = [];
-    stream.addEventListener('final', ({ detail }) => segments.push(detail));
-    for (let start = 0; start < samples.length; start += sampleRate) {
-      await stream.acceptWaveform(sampleRate, samples.subarray(start, start + sampleRate));
-    }
-    await stream.inputFinished();
-    return segments;
+  /** Final results of samples at a rate, as a stream gives them. Options are those of streams, and an AbortSignal `signal`. */
+  async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
+    checkedSignal(signal)?.throwIfAborted();
+    const stream = this.createStream(options);
+    return untilAborted(allOf(stream, samples, sampleRate, signal), signal, () => stream.reset());
   }
 
   /** Recognise a second of noise, so that the first audio takes no longer than later audio. */
-  async warmUp() {
-    await this.transcribe(Float32Array.from({ length: this.sampleRate }, () => Math.random() * 0.2 - 0.1));
+  async warmUp({ signal } = {}) {
+    const noise = Float32Array.from({ length: this.sampleRate }, () => Math.random() * 0.2 - 0.1);
+    await this.transcribe(noise, this.sampleRate, { signal });
   }
 
   /** Free the memory of the model. */
   async release() {
     await this.#graphs.release();
   }
+}
+
+/** Final results of samples in a new stream, which is fed no more once the signal is aborted. */
+async function allOf(stream, samples, sampleRate, signal) {
+  const segments = [];
+  stream.addEventListener('final', ({ detail }) => segments.push(detail));
+  for (let start = 0; start < samples.length && !signal?.aborted; start += sampleRate) {
+    await stream.acceptWaveform(sampleRate, samples.subarray(start, start + sampleRate));
+  }
+  if (!signal?.aborted) await stream.inputFinished();
+  return segments;
 }
 
 function within(name, value, most) {

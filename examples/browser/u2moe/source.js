@@ -1,0 +1,228 @@
+/** The recognition of one source of audio, utterance by utterance. */
+
+import { findCut } from './alignment.js';
+import { PrefixBeamSearch } from './ctc.js';
+import { Endpointer, SHORTEST_PAUSE_S } from './endpoint.js';
+import { AudioError, StreamError } from './errors.js';
+import { findPauses, loudness } from './pauses.js';
+import { attentionRescoring, finalResult } from './second-pass.js';
+import { FloatQueue, concatenated } from './sound/floats.js';
+import { Resampler } from './sound/resampler.js';
+import { Windows } from './windows.js';
+
+/** What a stream has received since its beginning or its last reset, and what was found in it. */
+export class Source {
+  #graphs;
+  #manifest;
+  #vocabulary;
+  #options;
+  #context;
+  #resampler = null;
+  #windows;
+  #endpointer;
+  #frameS;
+  #caches;
+  #levels = new FloatQueue(); // loudness from feature frame #levelsStart on
+  #levelsStart = 0;
+  #utterance;
+  #finished = false;
+  #failure = null;
+  #isDiscarded = false;
+  #emit;
+
+  /** @param emit called with the type and the detail of each event. */
+  constructor({ graphs, manifest, vocabulary, options, context }, emit) {
+    this.#emit = (type, detail) => this.#isDiscarded || emit(type, detail);
+    this.#graphs = graphs;
+    this.#manifest = manifest;
+    this.#vocabulary = vocabulary;
+    this.#options = options;
+    this.#context = context;
+    const { model, features } = manifest;
+    this.#frameS = (model.subsampling_rate * features.frame_shift_ms) / 1000;
+    this.#windows = new Windows(manifest, options.chunkSize, (samples) => this.#wanted(graphs.features(samples)));
+    this.#endpointer = options.rules && new Endpointer(options.rules, this.#frameS, model.blank);
+    this.#caches = graphs.start();
+    this.#beginUtterance(0, 0);
+  }
+
+  /** Append samples, a Float32Array of any length. */
+  accept(sampleRate, samples) {
+    if (this.#finished) throw new StreamError('the input of this stream is finished: reset it, or create another');
+    if (this.#failure) return; // nothing is kept that will never be recognised
+    const resampler = this.#resampler ?? resamplerFor(sampleRate, this.#manifest.features.sample_rate);
+    if (sampleRate !== resampler.sourceRate) {
+      throw new AudioError(`sample rate changed from ${resampler.sourceRate} to ${sampleRate} Hz in a stream`);
+    }
+    this.#resampler = resampler;
+    this.#windows.accept(resampler.accept(samples));
+  }
+
+  finish() {
+    if (this.#finished) throw new StreamError('the input of this stream is already finished');
+    if (this.#resampler) this.#windows.accept(this.#resampler.finish());
+    this.#windows.finish();
+    this.#finished = true;
+  }
+
+  /** End: nothing more is computed, no event comes any more, and what is in flight ends in silence. */
+  discard() {
+    this.#isDiscarded = true;
+  }
+
+  /** The partial result of the current utterance. */
+  get result() {
+    const best = this.#utterance.search.hypotheses(1)[0];
+    return {
+      text: this.#vocabulary.text(best.tokens),
+      isFinal: false,
+      segment: this.#utterance.number,
+      tokens: best.tokens,
+      times: best.times.map((time) => Number(((this.#utterance.start + time) * this.#frameS).toFixed(3))),
+    };
+  }
+
+  /** Recognise what was received. One call at a time: chunks come one after another. An error fails later calls, too. */
+  async decode() {
+    if (this.#isDiscarded) return;
+    if (this.#failure) throw this.#failure;
+    try {
+      await this.#decodeAll();
+    } catch (error) {
+      if (this.#isDiscarded) return;
+      this.#failure = error;
+      this.#emit('error', error);
+      throw error;
+    }
+  }
+
+  /** What a graph gives, unless the source was discarded meanwhile: then its work ends here. */
+  async #wanted(computed) {
+    const found = await computed;
+    if (this.#isDiscarded) throw new StreamError('this stream was reset');
+    return found;
+  }
+
+  async #decodeAll() {
+    while (this.#windows.ready && !this.#isDiscarded) {
+      await this.#advanceWindow();
+      while (this.#utterance.endpoint) await this.#conclude();
+      if (this.#utterance.hasNews) this.#emitPartial();
+    }
+    if (this.#finished && !this.#utterance.concluded) await this.#conclude();
+  }
+
+  async #advanceWindow() {
+    const { window, added } = await this.#windows.take();
+    this.#levels.append(loudness(added, this.#windows.numBins));
+    const { output, caches } = await this.#wanted(this.#graphs.encode(window, this.#caches, this.#options.required));
+    this.#caches = caches;
+    this.#advance({ output, logProbs: await this.#wanted(this.#graphs.ctc(output)) });
+  }
+
+  /** Add encoder frames to the current utterance, up to its end. */
+  #advance(frames) {
+    const utterance = this.#utterance, { vocab_size: vocab, output_size: dim } = this.#manifest.model;
+    let { output, logProbs } = frames;
+    utterance.endpoint = this.#endpointer?.advance(logProbs, vocab) ?? null;
+    if (utterance.endpoint) {
+      const num = utterance.endpoint.numFrames;
+      utterance.surplus = { output: output.slice(num * dim), logProbs: logProbs.slice(num * vocab) };
+      output = output.slice(0, num * dim);
+      logProbs = logProbs.slice(0, num * vocab);
+    }
+    utterance.numFrames += output.length / dim;
+    utterance.outputs.push(output);
+    utterance.search.advance(logProbs, vocab);
+    utterance.hasNews = true;
+  }
+
+  /** Give the current utterance its final result, and begin the next one where it ends. */
+  async #conclude() {
+    const utterance = this.#utterance, { endpoint } = utterance;
+    if (endpoint && endpoint.trailingSilence * this.#frameS < SHORTEST_PAUSE_S) await this.#cut();
+    const result = await this.#finalResult();
+    const number = utterance.number + (result.text ? 1 : 0);
+    if (endpoint) {
+      const numFrames = utterance.surplus.output.length / this.#manifest.model.output_size;
+      this.#caches = { ...this.#caches, offset: numFrames, att: this.#graphs.lastOf(this.#caches.att, numFrames) };
+      this.#beginUtterance(number, utterance.start + utterance.numFrames);
+      this.#advance(utterance.surplus);
+    } else {
+      utterance.concluded = true;
+    }
+    if (result.text) this.#emit('final', result);
+  }
+
+  /** An utterance that ends within speech ends between two of its words instead, if there are two. */
+  async #cut() {
+    const utterance = this.#utterance, { vocab_size: vocab, output_size: dim, blank } = this.#manifest.model;
+    const output = concatenated(...utterance.outputs), logProbs = await this.#wanted(this.#graphs.ctc(output));
+    const num = findCut(this.#vocabulary, utterance.search.hypotheses(1)[0].tokens, logProbs, vocab, blank);
+    if (num === null) return;
+    utterance.surplus = {
+      output: concatenated(output.slice(num * dim), utterance.surplus.output),
+      logProbs: concatenated(logProbs.slice(num * vocab), utterance.surplus.logProbs),
+    };
+    utterance.numFrames = num;
+    utterance.outputs = [output.slice(0, num * dim)];
+    utterance.search = this.#newSearch();
+    utterance.search.advance(logProbs.slice(0, num * vocab), vocab);
+  }
+
+  async #finalResult() {
+    const utterance = this.#utterance, output = concatenated(...utterance.outputs);
+    utterance.search.finish();
+    const hypotheses = utterance.search.hypotheses();
+    let ranked = hypotheses.map((hypothesis) => (
+      { hypothesis, score: hypothesis.score, attentionScore: null, probabilities: hypothesis.probabilities }));
+    if (this.#options.rescore && output.length) {
+      const scores = await this.#wanted(this.#graphs.score(output, hypotheses.map((hypothesis) => hypothesis.tokens)));
+      ranked = attentionRescoring(hypotheses, scores, this.#options.ctcWeight, this.#options.reverseWeight);
+    }
+    return finalResult({
+      ranked,
+      utterance,
+      pauses: this.#pauses(),
+      vocabulary: this.#vocabulary,
+      frameS: this.#frameS,
+      calibration: this.#manifest.calibration,
+      limit: this.#options.beamSize,
+    });
+  }
+
+  /** Pauses in the current utterance, in seconds from the first sample of the stream. */
+  #pauses() {
+    const { model, features } = this.#manifest, begin = this.#utterance.start * this.#frameS;
+    const levels = this.#levels.slice(0, this.#utterance.numFrames * model.subsampling_rate);
+    return findPauses(levels, features.frame_shift_ms / 1000).map(([start, end]) => [begin + start, begin + end]);
+  }
+
+  #beginUtterance(number, start) {
+    const first = start * this.#manifest.model.subsampling_rate;
+    this.#levels.forget(first - this.#levelsStart);
+    this.#levelsStart = first;
+    this.#endpointer?.reset();
+    this.#utterance = {
+      number, start, numFrames: 0, outputs: [], search: this.#newSearch(), endpoint: null, surplus: null,
+      concluded: false, hasNews: false,
+    };
+  }
+
+  #newSearch() {
+    return new PrefixBeamSearch(this.#options.beamSize, this.#manifest.model.blank, this.#context);
+  }
+
+  #emitPartial() {
+    this.#utterance.hasNews = false;
+    this.#emit('partial', this.result);
+  }
+}
+
+function resamplerFor(sourceRate, targetRate) {
+  try {
+    return new Resampler(sourceRate, targetRate);
+  } catch (error) {
+    throw new AudioError(error.message);
+  }
+}

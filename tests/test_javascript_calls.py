@@ -1,0 +1,362 @@
+"""Calls of the JavaScript module that are cancelled, reset or fail: what comes back, and what is left behind."""
+
+import shutil
+
+import pytest
+from browsing import needs_onnxruntime_web
+from javascript import needs_node, run_module
+
+pytestmark = [needs_node, needs_onnxruntime_web]
+
+PREPARED = """
+const { readFile } = await import('node:fs/promises');
+const { getEventListeners } = await import('node:events');
+const { default: ort } = await import('onnxruntime-web/wasm');
+ort.env.wasm.numThreads = 1;
+const { Recognizer } = await import('./u2moe/index.js');
+const source = { read: (name) => readFile(`${input.bundle}/${name}`) };
+const caught = (promise) => promise.then(() => null, (error) => error);
+const turn = () => new Promise((resolve) => setTimeout(resolve, 20));
+
+// onnxruntime that counts its sessions and their runs. `on.create` and `on.run` may fail, or abort something.
+const counted = (on = {}) => {
+  const counts = { created: 0, open: 0, runs: 0 };
+  const create = async (...args) => {
+    const session = await ort.InferenceSession.create(...args), { run, release } = session;
+    counts.created += 1;
+    counts.open += 1;
+    session.release = async () => {
+      counts.open -= 1;
+      await release.call(session);
+    };
+    session.run = async (feeds) => {
+      counts.runs += 1;
+      return (await on.run?.(counts.runs, feeds)) ?? run.call(session, feeds);
+    };
+    await on.create?.(counts.created);
+    return session;
+  };
+  return { counts, Tensor: ort.Tensor, InferenceSession: { create } };
+};
+"""
+
+
+def run(code, **data):
+    return run_module(PREPARED + code, data)
+
+
+@pytest.fixture(scope="module")
+def samples(sound):
+    """Eight seconds, as a WAV file of 16 bits has them."""
+    return (sound * 32767).astype(int).tolist() * 2
+
+
+def test_loading_from_a_url_is_cancelled(bundle):
+    """The request is cut off, what was started is freed, and nothing more is reported."""
+    found = run(
+        """
+        const { createServer } = await import('node:http');
+        const controller = new AbortController(), reason = new Error('the page was left'), closed = [];
+        const server = createServer(async ({ url }, response) => {
+          const content = await readFile(`${input.bundle}${url}`);
+          response.on('close', () => response.writableFinished || closed.push(url));
+          if (url !== '/encoder.onnx') return response.end(content);
+          response.writeHead(200).write(content.subarray(0, 1000)); // and no more
+        });
+        await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+        const counting = counted({ create: (num) => num === 3 && setTimeout(() => controller.abort(reason), 20) });
+        let numReports = 0;
+        const { signal } = controller, onProgress = () => { numReports += 1; };
+        const url = `http://127.0.0.1:${server.address().port}/`;
+        const error = await caught(Recognizer.fromBundle(url, { ort: counting, signal, onProgress }));
+        const before = numReports;
+        while (!closed.length || counting.counts.open) await turn();
+        server.close();
+        console.log(JSON.stringify({
+          isReason: error === reason, closed, isQuiet: numReports === before, ...counting.counts,
+          listeners: getEventListeners(signal, 'abort').length,
+        }));
+        """,
+        bundle=str(bundle.path),
+    )
+    expected = {"isReason": True, "closed": ["/encoder.onnx"], "isQuiet": True}
+    assert found == expected | {"created": 3, "open": 0, "runs": 0, "listeners": 0}
+
+
+def test_loading_from_a_reader_is_cancelled(bundle):
+    """At once, also where `read` does not listen; with a signal that is aborted before, nothing is read."""
+    found = run(
+        """
+        const names = [], controller = new AbortController();
+        const endless = { read(name, { signal }) {
+          names.push([name, signal === controller.signal]);
+          return new Promise(() => {});
+        } };
+        const aborted = await caught(Recognizer.fromBundle(endless, { ort, signal: AbortSignal.abort('before') }));
+        const loading = caught(Recognizer.fromBundle(endless, { ort, signal: controller.signal }));
+        await turn();
+        controller.abort();
+        const listening = { read: (name, { signal }) => readFile(`${input.bundle}/${name}`, { signal }) };
+        const refused = await caught(Recognizer.fromBundle(source, { ort, signal: {} }));
+        const recognizer = await Recognizer.fromBundle(listening, { ort, signal: new AbortController().signal });
+        await recognizer.release();
+        await recognizer.release();
+        console.log(JSON.stringify([names, aborted, (await loading).name, `${refused}`]));
+        """,
+        bundle=str(bundle.path),
+    )
+    refused = "TypeError: signal must be an AbortSignal, got [object Object]"
+    assert found == [[["bundle.json", True]], "before", "AbortError", refused]
+
+
+@pytest.mark.parametrize("last", [1, 2, 4])
+def test_no_session_is_left_when_loading_is_cancelled(bundle, last):
+    """Whichever of the four graphs is being started; the last one completes a recogniser that nobody gets."""
+    found = run(
+        """
+        const controller = new AbortController();
+        const counting = counted({ create: (num) => num === input.last && controller.abort('enough') });
+        const error = await caught(Recognizer.fromBundle(source, { ort: counting, signal: controller.signal }));
+        await turn();
+        console.log(JSON.stringify({ error, ...counting.counts }));
+        """,
+        bundle=str(bundle.path),
+        last=last,
+    )
+    assert found == {"error": "enough", "created": last, "open": 0, "runs": 0}
+
+
+def test_a_transcription_is_cancelled(bundle, samples):
+    """Nothing more is computed, the recogniser goes on, and it may be released while a graph still runs."""
+    found = run(
+        """
+        let controller = new AbortController(), isSlow = false;
+        const counting = counted({ run: async (num) => {
+          if (num === 9) controller.abort('enough');
+          if (isSlow) await turn();
+        } });
+        const recognizer = await Recognizer.fromBundle(source, { ort: counting });
+        const samples = Int16Array.from(input.samples), texts = (segments) => segments.map(({ text }) => text);
+        const { signal } = controller;
+        const before = await caught(recognizer.transcribe(samples, 16000, { signal: AbortSignal.abort('before') }));
+        const error = await caught(recognizer.transcribe(samples, 16000, { signal, beamSize: 4 }));
+        await turn();
+        const { runs } = counting.counts;
+        const again = new AbortController();
+        const whole = texts(await recognizer.transcribe(samples, 16000, { signal: again.signal }));
+        again.abort(); // too late to matter
+        const expected = texts(await recognizer.transcribe(samples, 16000));
+        counting.counts.runs = 0;
+        controller = new AbortController();
+        isSlow = true;
+        const late = await caught(recognizer.transcribe(samples, 16000, { signal: controller.signal }));
+        const releasing = recognizer.release(), { open } = counting.counts;
+        await releasing;
+        const after = await caught(recognizer.transcribe(samples, 16000));
+        const stopped = await caught(recognizer.warmUp({ signal: AbortSignal.abort('no noise') }));
+        console.log(JSON.stringify({
+          before, error, late, runs, isSame: whole.join() === expected.join() && expected.length > 0, open,
+          left: counting.counts.open, after: `${after}`, stopped, listeners: getEventListeners(signal, 'abort').length,
+        }));
+        """,
+        bundle=str(bundle.path),
+        samples=samples,
+    )
+    assert found == {
+        "before": "before", "error": "enough", "late": "enough", "runs": 9, "isSame": True, "open": 4, "left": 0,
+        "after": "StreamError: the recogniser of this stream is released", "stopped": "no noise", "listeners": 0,
+    }  # fmt: skip
+
+
+RESETS = """
+const samples = Int16Array.from(input.samples);
+const endpoint = { rule1: null, rule2: null, rule3: { minUtteranceLength: 1.5 } };
+const options = { chunkSize: 8, numLeftChunks: 3, endpoint, hotwords: input.hotwords };
+const recorded = (stream) => {
+  const events = [];
+  for (const type of ['partial', 'final', 'error']) {
+    stream.addEventListener(type, ({ detail }) => events.push([type, detail.message ?? detail]));
+  }
+  return events;
+};
+const fed = async (stream) => {
+  for (let start = 0; start < samples.length; start += 4000) {
+    await stream.acceptWaveform(16000, samples.subarray(start, start + 4000));
+  }
+  await stream.inputFinished();
+};
+const wanted = async (recognizer) => {
+  const stream = recognizer.createStream(options), events = recorded(stream);
+  await fed(stream);
+  return JSON.stringify(events);
+};
+"""
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 3, 12, 20])
+def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples, num_runs):
+    """Whatever graph is running: what it gives belongs to nobody, and all is as in a new stream."""
+    found = run(
+        RESETS
+        + """
+        let isReached = () => {};
+        const counting = counted({ run: (num) => { if (num === input.numRuns) isReached(); } });
+        const recognizer = await Recognizer.fromBundle(source, { ort: counting });
+        const stream = recognizer.createStream(options), events = recorded(stream);
+        const reached = new Promise((resolve) => { isReached = resolve; });
+        const pending = [1, 2].map(() => stream.acceptWaveform(8000, samples));
+        pending.push(stream.inputFinished());
+        await reached;
+        stream.reset();
+        const before = events.length, { text, segment, times } = stream.result;
+        await fed(stream);
+        const settled = await Promise.allSettled(pending);
+        console.log(JSON.stringify({
+          isSame: JSON.stringify(events.slice(before)) === await wanted(recognizer), num: events.length - before,
+          settled: settled.map(({ status }) => status), result: [text, segment, times],
+        }));
+        """,
+        bundle=str(bundle.path),
+        samples=samples,
+        numRuns=num_runs,
+        hotwords=bundle.tokens[7:9],
+    )
+    assert found.pop("num") > 10
+    assert found == {"isSame": True, "settled": ["fulfilled"] * 3, "result": ["", 0, []]}
+
+
+@pytest.mark.parametrize("moment", ["finished", "failed", "partial", "final", "error"])
+def test_a_stream_is_reset(bundle, samples, moment):
+    """After its end, after a failure, and by its own listeners."""
+    found = run(
+        RESETS
+        + """
+        const { moment } = input;
+        let isBroken = ['failed', 'error'].includes(moment);
+        const counting = counted({ run: (num) => { if (isBroken && num > 10) throw new Error('out of memory'); } });
+        const recognizer = await Recognizer.fromBundle(source, { ort: counting });
+        const stream = recognizer.createStream(options), events = recorded(stream);
+        let before = 0;
+        const reset = () => {
+          stream.reset();
+          before = events.length;
+        };
+        stream.addEventListener(moment, reset, { once: true }); // of some moments there is no event
+        const outcome = await caught(Promise.all([1, 2].map(() => stream.acceptWaveform(16000, samples))));
+        await turn();
+        if (moment === 'finished') await stream.inputFinished();
+        if (!before) reset();
+        const silent = events.length === before;
+        isBroken = false;
+        await fed(stream);
+        console.log(JSON.stringify([
+          silent, JSON.stringify(events.slice(before)) === await wanted(recognizer), outcome?.name ?? null,
+        ]));
+        """,
+        bundle=str(bundle.path),
+        samples=samples,
+        moment=moment,
+        hotwords=None,
+    )
+    assert found == [True, True, "InferenceError" if moment in ("failed", "error") else None]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web/wasm"])
+def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
+    """And what it was given; the error of onnxruntime is their cause."""
+    found = run(
+        """
+        process.env.ORT_DISABLE_TELEMETRY = '1';
+        const { default: runtime } = await import(input.runtime);
+        const silence = new Float32Array(32000), sessionOptions = { logSeverityLevel: 4 };
+        if (input.runtime === 'onnxruntime-node') sessionOptions.executionProviders = ['cpu'];
+        const told = ({ name, message, cause }) => [name, message, cause instanceof Error && !(cause.name === name)];
+        const changed = (change) => ({ read: async (name) => {
+          const content = await source.read(name);
+          if (name !== 'bundle.json') return change[name] ?? content;
+          const manifest = JSON.parse(content), { createHash } = await import('node:crypto');
+          Object.assign(manifest.model, change.model);
+          for (const [name, found] of Object.entries(change)) {
+            if (!manifest.files[name]) continue;
+            manifest.files[name] = { size: found.length, sha256: createHash('sha256').update(found).digest('hex') };
+          }
+          return new TextEncoder().encode(JSON.stringify(manifest));
+        } });
+        const load = (change) => Recognizer.fromBundle(changed(change), { ort: runtime, sessionOptions });
+        const failed = async (change) => {
+          const recognizer = await load(change), stream = recognizer.createStream();
+          let event = null;
+          stream.addEventListener('error', ({ detail }) => { event = detail; });
+          const error = await caught(stream.acceptWaveform(16000, silence));
+          await recognizer.release();
+          return [...told(error), event === error];
+        };
+        console.log(JSON.stringify([
+          told(await caught(load({ 'ctc.onnx': Uint8Array.of(1, 2, 3) }))),
+          await failed({ model: { kv_dim: 17 } }),
+          await failed({ model: { convolution: false } }),
+          await failed({ model: { output_size: 33 } }), // not even a tensor
+          await failed({ 'ctc.onnx': await source.read('features.onnx') }),
+        ]));
+        """,
+        bundle=str(bundle.path),
+        runtime=runtime,
+    )
+    refused, *failures = found
+    assert (refused[0], refused[2]) == ("BundleError", True)
+    assert refused[1].startswith("ctc.onnx: onnxruntime refuses it: ")
+    encoder = "encoder.onnx: onnxruntime fails for chunk float32 [1, 67, 80], chunk_lens int64 [1], offset int64 [1], "
+    for (name, message, has_cause, is_event), (start, reason) in zip(
+        failures,
+        (
+            (encoder + "required_cache_size int64 [], att_cache float32 [3, 1, 4, 0, 17], cnn_cache", "Expected: 32"),
+            (encoder, "'cnn_cache' is missing"),
+            ("ctc.onnx: onnxruntime fails for encoder_out float32 [1, 31.03", "must be an integer"),
+            ("ctc.onnx: onnxruntime fails for encoder_out float32 [1, 16, 64]: ", "'samples' is missing"),
+        ),
+        strict=True,
+    ):
+        assert (name, has_cause, is_event) == ("InferenceError", True, True)
+        assert message.startswith(start)
+        assert reason in message
+
+
+def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
+    shutil.copy(bundle.path / "bundle.json", tmp_path)
+    found = run(
+        """
+        const told = ({ name, message, cause }) => [name, message, cause?.code ?? cause?.name ?? null];
+        const gives = (found) => ({ run: () => found });
+        const failed = async (on) => {
+          const recognizer = await Recognizer.fromBundle(source, { ort: counted(on) });
+          return told(await caught(recognizer.transcribe(new Float32Array(32000))));
+        };
+        const brief = { read: async () => new TextEncoder().encode('{') };
+        const missing = { read: (name) => readFile(`${input.folder}/${name}`) };
+        console.log(JSON.stringify([
+          told(await caught(Recognizer.fromBundle(brief, { ort }))),
+          told(await caught(Recognizer.fromBundle(missing, { ort }))),
+          told(await caught(Recognizer.fromBundle('http://127.0.0.1:9/', { ort }))),
+          await failed(gives({ other: 1 })),
+          await failed({ run: (num, { encoder_out }) => encoder_out && { log_probs: { data: Float32Array.of(NaN) } } }),
+        ]));
+        """,
+        bundle=str(bundle.path),
+        folder=str(tmp_path),
+    )
+    assert [(name, cause) for name, _, cause in found] == [
+        ("BundleError", "SyntaxError"),
+        ("BundleError", "ENOENT"),
+        ("BundleError", "TypeError"),
+        ("InferenceError", None),
+        ("InferenceError", None),
+    ]
+    starts = (
+        "bundle.json: is not valid JSON: ",
+        "tokens.txt: cannot be read: ENOENT",
+        "http://127.0.0.1:9/bundle.json: cannot be read: ",
+        "features.onnx: gives other, expected features",
+        "ctc.onnx: gives values that are no numbers: its weights are damaged",
+    )
+    for (_, message, _), start in zip(found, starts, strict=True):
+        assert message.startswith(start)
