@@ -122,6 +122,44 @@ def test_the_microphone(page, demo, server, fed):
     server.wait_until_empty()
 
 
+HOLD_ALL = """() => {
+  // Blocks that are never whole, so that the audio thread holds all that it has heard.
+  const { addModule } = AudioWorklet.prototype;
+  AudioWorklet.prototype.addModule = async function (url) {
+    const script = (await (await fetch(url)).text()).replace(/(?<=BLOCK_LEN = ).*?;/, '2 ** 24;');
+    return addModule.call(this, URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
+  };
+  window.heard = { blocks: 0, last: 0 };
+  window.AudioWorkletNode = class extends AudioWorkletNode {
+    constructor(context, ...given) {
+      super(context, ...given);
+      heard.rate = context.sampleRate;
+      this.port.addEventListener('message', ({ data }) => {
+        if (data.last) heard.last += data.last.length;
+        else heard.blocks += 1;
+      });
+    }
+  };
+}"""
+
+
+def test_the_last_moment_of_the_microphone(new_page, demo, server, fed):
+    """What the audio thread still holds when one stops is recognised, and what the resampler holds back, too."""
+    page = new_page(server.url, bypass_csp=True)  # for the changed script
+    page.evaluate(HOLD_ALL)
+    page.click("#microphone")
+    expect(page.locator("#status-text")).to_have_text("Listening")
+    page.wait_for_timeout(2000)  # the first words
+    page.click("#microphone")
+    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+    heard = page.evaluate("heard")
+    assert heard["blocks"] == 0
+    assert heard["last"] > heard["rate"]
+    samples = np.concatenate([block for blocks in fed.values() for block in blocks])
+    assert len(samples) == round(heard["last"] * 16_000 / heard["rate"])
+    assert texts_of(page) == expected_texts(demo, server, [samples])
+
+
 def test_a_server_that_goes_and_comes_back(new_page, demo, running, fed):
     """What was recognised stays; what was not yet is sent again; and nothing comes twice."""
     with running() as server:
