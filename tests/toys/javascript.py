@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from browsing import BROWSER
+from browsing import BROWSER, PATIENCE_MS
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
@@ -15,6 +15,14 @@ def run_module(code, data=None, *flags):
     """What a module prints as JSON that reads `input`; imports are relative to the package."""
     script = f"const input = JSON.parse(await new Response(process.stdin).text());\n{code}"
     command = [NODE, *flags, "--input-type=module", "-e", script]
-    done = subprocess.run(command, input=json.dumps(data), cwd=BROWSER, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        input=json.dumps(data),
+        cwd=BROWSER,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_MS / 1000,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
