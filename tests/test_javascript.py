@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from browsing import BROWSER, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
-from manifests import calibrated, edit_manifest
+from manifests import adjusted, edit_manifest
 from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
@@ -191,14 +191,14 @@ def transcribed(folder, file, options=OPTIONS):
 @needs_onnxruntime_web
 @pytest.mark.parametrize("kind", ["onnx", "ort"])
 def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
-    """Segments, tokens, times, words and n-best are those of Python, with hotwords and calibrated confidences, too."""
+    """Segments, tokens, times, words and n-best are those of Python, also with hotwords, calibrated confidences and padding."""
     file = tmp_path / "sound.wav"
     soundfile.write(file, sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(file, dtype="int16")
     hotwords, folder = None, bundle.path
     if kind == "ort":
         hotwords = [bundle.tokens[7], bundle.tokens[9]]
-        bundle, folder = calibrated(bundle, ort_bundle, tmp_path / "bundle")
+        bundle, folder = adjusted(bundle, ort_bundle, tmp_path / "bundle")
     options = DecodingOptions(
         chunk_size=8,
         num_left_chunks=3,
@@ -286,6 +286,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
           caught(() => finished.inputFinished()),
           caught(() => recognizer.createStream({ ctcWeight: NaN })),
           caught(() => recognizer.createStream({ reverseWeight: 7 })),
+          caught(() => recognizer.createStream({ paddingS: 11 })),
           caught(() => recognizer.createStream({ hotwords: 'ADA' })),
           caught(() => recognizer.createStream({ endpoint: 0 })),
           caught(() => recognizer.createStream({ endpoint: { rule5: null } })),
@@ -306,6 +307,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
         "StreamError: the input of this stream is already finished",
         "RangeError: ctcWeight must be a number from 0 to 1.7976931348623157e+308, got NaN",
         "RangeError: reverseWeight must be a number from 0 to 1, got 7",
+        "RangeError: paddingS must be a number from 0 to 10, got 11",
         "RangeError: hotwords must be an array of phrases, got ADA",
         "RangeError: endpoint must be true, false or rules, got 0",
         "RangeError: endpoint has no rule5: there are rule1, rule2, rule3",

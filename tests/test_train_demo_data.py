@@ -24,6 +24,7 @@ from scipy.signal import lfilter
 RECIPE = Path(__file__).parents[1] / "examples" / "train_demo"
 sys.path.insert(0, str(RECIPE))
 import corpus
+import edges
 import fragments
 import games
 import manners
@@ -289,6 +290,21 @@ def test_fragments_lie_in_their_line_and_say_what_it_says(parts):
         assert f" {text} " in f" {whole} "
         assert text != whole or " " not in text
         assert 0 < len(piece) <= len(samples) + 2 * fragments.AROUND
+
+
+def test_what_is_cut_out_begins_and_ends_with_its_sounds():
+    """Words and phrases for `edges.py`: of at most five words, without the pauses around them."""
+    lines = [(LINE_SAMPLES, LINE)]
+    found = [(samples[0], len(samples) // fragments.FRAME, text) for samples, text in edges.short_phrases(lines)]
+    assert found == [
+        (30 * fragments.FRAME + 1, 70, "YOU WIN NOW"),
+        (200 * fragments.FRAME + 1, 100, "IT IS TOO LATE FRIEND"),
+    ]
+    alone = edges.single_words(lines)
+    assert len(alone) == len({text for _, text in alone}) == edges.WORDS_OF_LINE
+    for samples, text in alone:
+        stretch = next(stretch for stretch in LINE if stretch.word == text)
+        assert np.array_equal(samples, LINE_SAMPLES[stretch.first * fragments.FRAME : stretch.end * fragments.FRAME])
 
 
 def test_packs_of_fragments_are_filled_once(tmp_path, monkeypatch):

@@ -89,6 +89,8 @@ export interface StreamOptions {
   ctcWeight?: number | null;
   /** Weight of the right-to-left decoder, 0 to 1. Default: from the bundle. */
   reverseWeight?: number | null;
+  /** Seconds of silence, 0 to 10, around audio that begins or ends in the middle of a sound. Default: from the bundle. */
+  paddingS?: number | null;
   /** False: no second pass. Default: true, if the bundle has a decoder. */
   rescore?: boolean;
 }

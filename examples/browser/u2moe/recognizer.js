@@ -8,6 +8,7 @@ import { ContextGraph } from './hotwords.js';
 import { Stream } from './stream.js';
 
 const CHUNK_SIZE = 16;
+const LONGEST_PADDING_S = 10;
 const MOST_BEAMS = 1000;
 
 /** Recognises speech with the model of a bundle. Any number of streams share it. */
@@ -47,11 +48,11 @@ export class Recognizer {
   /**
    * A stream for one source of audio.
    *
-   * @param options {hotwords, endpoint, beamSize, chunkSize, numLeftChunks, ctcWeight, reverseWeight}
+   * @param options {hotwords, endpoint, beamSize, chunkSize, numLeftChunks, ctcWeight, reverseWeight, paddingS}
    */
   createStream({
     hotwords = null, endpoint = true, beamSize = 10, chunkSize = null, numLeftChunks = -1, ctcWeight = null,
-    reverseWeight = null, rescore = true, ...unknown
+    reverseWeight = null, paddingS = null, rescore = true, ...unknown
   } = {}) {
     if (Object.keys(unknown).length) throw new RangeError(`there is no option ${Object.keys(unknown)[0]}`);
     if (hotwords !== null && hotwords !== undefined && !Array.isArray(hotwords)) {
@@ -63,6 +64,7 @@ export class Recognizer {
       chunkSize: checked('chunkSize', chunkSize ?? (model.static_chunk_size || CHUNK_SIZE), 1, 1e6),
       ctcWeight: within('ctcWeight', ctcWeight ?? decoding.ctc_weight, Number.MAX_VALUE),
       reverseWeight: within('reverseWeight', reverseWeight ?? decoding.reverse_weight, 1),
+      paddingS: within('paddingS', paddingS ?? this.manifest.padding_s, LONGEST_PADDING_S),
       rules: endpointRules(endpoint),
       rescore: rescore && this.#graphs.hasDecoder,
     };

@@ -7,6 +7,7 @@ import { AudioError, StreamError } from './errors.js';
 import { findPauses, loudness } from './pauses.js';
 import { attentionRescoring, finalResult } from './second-pass.js';
 import { FloatQueue, concatenated } from './sound/floats.js';
+import { Padding } from './sound/padding.js';
 import { Resampler } from './sound/resampler.js';
 import { Windows } from './windows.js';
 
@@ -18,6 +19,8 @@ export class Source {
   #options;
   #context;
   #resampler = null;
+  #padding;
+  #numSamples = 0;
   #windows;
   #endpointer;
   #frameS;
@@ -41,6 +44,7 @@ export class Source {
     const { model, features } = manifest;
     this.#frameS = (model.subsampling_rate * features.frame_shift_ms) / 1000;
     this.#windows = new Windows(manifest, options.chunkSize, (samples) => this.#wanted(graphs.features(samples)));
+    this.#padding = new Padding(options.paddingS, features);
     this.#endpointer = options.rules && new Endpointer(options.rules, this.#frameS, model.blank);
     this.#caches = graphs.start();
     this.#beginUtterance(0, 0);
@@ -55,14 +59,20 @@ export class Source {
       throw new AudioError(`sample rate changed from ${resampler.sourceRate} to ${sampleRate} Hz in a stream`);
     }
     this.#resampler = resampler;
-    this.#windows.accept(resampler.accept(samples));
+    this.#append(resampler.accept(samples));
   }
 
   finish() {
     if (this.#finished) throw new StreamError('the input of this stream is already finished');
-    if (this.#resampler) this.#windows.accept(this.#resampler.finish());
+    if (this.#resampler) this.#append(this.#resampler.finish());
+    this.#windows.accept(this.#padding.finish());
     this.#windows.finish();
     this.#finished = true;
+  }
+
+  #append(samples) {
+    this.#numSamples += samples.length;
+    this.#windows.accept(this.#padding.accept(samples));
   }
 
   /** End: nothing more is computed, no event comes any more, and what is in flight ends in silence. */
@@ -73,13 +83,13 @@ export class Source {
   /** The partial result of the current utterance. */
   get result() {
     const best = this.#utterance.search.hypotheses(1)[0];
-    return {
+    return this.#presented({
       text: this.#vocabulary.text(best.tokens),
       isFinal: false,
       segment: this.#utterance.number,
       tokens: best.tokens,
       times: best.times.map((time) => Number(((this.#utterance.start + time) * this.#frameS).toFixed(3))),
-    };
+    });
   }
 
   /** Recognise what was received. One call at a time: chunks come one after another. An error fails later calls, too. */
@@ -180,7 +190,7 @@ export class Source {
       const scores = await this.#wanted(this.#graphs.score(output, hypotheses.map((hypothesis) => hypothesis.tokens)));
       ranked = attentionRescoring(hypotheses, scores, this.#options.ctcWeight, this.#options.reverseWeight);
     }
-    return finalResult({
+    return this.#presented(finalResult({
       ranked,
       utterance,
       pauses: this.#pauses(),
@@ -188,10 +198,21 @@ export class Source {
       frameS: this.#frameS,
       calibration: this.#manifest.calibration,
       limit: this.#options.beamSize,
-    });
+    }));
   }
 
-  /** Pauses in the current utterance, in seconds from the first sample of the stream. */
+  /** A result with times of the source, without the silence before it. */
+  #presented(result) {
+    if (!this.#options.paddingS) return result;
+    const rate = this.#manifest.features.sample_rate, lead = this.#padding.numBefore / rate, duration = this.#numSamples / rate;
+    const moved = (time) => Number(Math.min(Math.max(time - lead, 0), duration).toFixed(3));
+    const shown = { ...result, times: result.times.map(moved) };
+    if (!result.isFinal) return shown;
+    const words = result.words.map((word) => ({ ...word, start: moved(word.start), end: moved(word.end) }));
+    return { ...shown, words, start: words[0]?.start ?? 0, end: words.at(-1)?.end ?? 0 };
+  }
+
+  /** Pauses in the current utterance, in seconds from its first frame. */
   #pauses() {
     const { model, features } = this.#manifest, begin = this.#utterance.start * this.#frameS;
     const levels = this.#levels.slice(0, this.#utterance.numFrames * model.subsampling_rate);

@@ -1,0 +1,53 @@
+/** Silence around sources that begin or end in the middle of a sound; see runtime/padding.py. */
+
+import { concatenated } from './floats.js';
+
+/** The samples of a feature frame with a sound in it differ by more than this. */
+const SOUND = 1 / 256;
+
+/** Adds silence to the samples of one source, however they are split. */
+export class Padding {
+  #silence;
+  #frameLen;
+  #hasBegun = false;
+  #edge = new Float32Array(0); // all samples until it has begun, then the last ones
+
+  constructor(paddingS, { sample_rate: rate, frame_length_ms: lengthMs }) {
+    this.numBefore = 0;
+    this.#silence = new Float32Array(Math.round(paddingS * rate));
+    this.#frameLen = Math.floor((rate * lengthMs) / 1000);
+  }
+
+  /** What is to be heard when these samples have come: nothing until they fill a frame. */
+  accept(samples) {
+    if (!this.#silence.length) return samples;
+    this.#edge = concatenated(this.#edge, this.#hasBegun ? samples.subarray(-this.#frameLen) : samples);
+    if (!this.#hasBegun) return this.#edge.length < this.#frameLen ? new Float32Array(0) : this.#begin();
+    this.#edge = this.#edge.slice(-this.#frameLen);
+    return samples;
+  }
+
+  /** What is to be heard after the last sample. */
+  finish() {
+    const rest = this.#hasBegun ? new Float32Array(0) : this.#begin();
+    return isSound(this.#edge) ? concatenated(rest, this.#silence) : rest;
+  }
+
+  #begin() {
+    this.#hasBegun = true;
+    const samples = this.#edge;
+    this.#edge = samples.slice(-this.#frameLen);
+    if (!isSound(samples.subarray(0, this.#frameLen))) return samples;
+    this.numBefore = this.#silence.length;
+    return concatenated(this.#silence, samples);
+  }
+}
+
+function isSound(samples) {
+  let least = Infinity, most = -Infinity;
+  for (const sample of samples) {
+    least = Math.min(least, sample);
+    most = Math.max(most, sample);
+  }
+  return most - least > SOUND;
+}
