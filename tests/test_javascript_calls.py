@@ -84,7 +84,7 @@ def test_loading_from_a_url_is_cancelled(bundle):
 
 
 def test_loading_from_a_reader_is_cancelled(bundle):
-    """At once, also where `read` does not listen: what it gives later is not reported. Aborted before, nothing is read."""
+    """At once, also where `read` does not listen: what it gives later is not reported."""
     found = run(
         """
         const names = [], controller = new AbortController();
