@@ -191,7 +191,7 @@ def transcribed(folder, file, options=OPTIONS):
 @needs_onnxruntime_web
 @pytest.mark.parametrize("kind", ["onnx", "ort"])
 def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
-    """Segments, tokens, times, words and n-best are those of Python, also with hotwords, calibrated confidences and padding."""
+    """Segments, tokens, times, words and n-best are those of Python, also with hotwords, calibration and padding."""
     file = tmp_path / "sound.wav"
     soundfile.write(file, sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(file, dtype="int16")
