@@ -83,6 +83,7 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
+        f"silence around audio that is cut in a sound: {manifest['padding_s']:g} s",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
         + (f", weights in native kernels' layout {packed}" if packed else ""),
         f"{counted}: {content['num_parameters']:,}",

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tones import say, toy_recognizer
 
+from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.manifest import FeatureConfig
 from u2moe.runtime.manifest_file import parse_manifest
@@ -100,6 +101,7 @@ def test_a_bundle_has_its_own_padding(recognizer, sound, tmp_path):
     (folder / "bundle.json").write_text(json.dumps(manifest | {"padding_s": PADDING_S}), encoding="utf-8")
     own = Recognizer.from_pretrained(folder)
     assert own.bundle.fingerprint != recognizer.bundle.fingerprint
+    assert "is cut in a sound: 0.3 s" in describe(inspect_bundle(folder))
     expected = recognizer.transcribe(sound, options=DecodingOptions(padding_s=PADDING_S))
     assert own.transcribe(sound) == expected != recognizer.transcribe(sound)
     assert own.transcribe(sound, options=DecodingOptions(padding_s=0)) == recognizer.transcribe(sound)
