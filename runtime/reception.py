@@ -83,6 +83,11 @@ class Reception:
         return self._padding.num_before / self._sample_rate
 
     @property
+    def end_s(self) -> float:
+        """Seconds of the source so far, in whole milliseconds as times of results are, and none that has not begun."""
+        return self.num_samples * 1000 // self._sample_rate / 1000
+
+    @property
     def has_window(self) -> bool:
         """Whether `take_window` will succeed."""
         return self._windows.ready(self._features.num_ready)

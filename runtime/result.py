@@ -90,12 +90,12 @@ class Result:
         """The result as segment number `segment` of a longer recording, shifted by `seconds`."""
         return replace(self._timed(lambda time: round(time + seconds, 3)), segment=segment)
 
-    def without_padding(self, lead_s: float, duration: float) -> Result:
-        """The result with times within the audio, of which there are `duration` seconds.
+    def without_padding(self, lead_s: float, end_s: float) -> Result:
+        """The result with times within the audio, which ends at `end_s`.
 
         Those of this one count from the start of `lead_s` seconds of silence before it.
         """
-        return self._timed(lambda time: round(min(max(time - lead_s, 0.0), duration), 3))
+        return self._timed(lambda time: round(min(max(time - lead_s, 0.0), end_s), 3))
 
     def _timed(self, clock: Callable[[float], float]) -> Result:
         """The result with times by another clock."""

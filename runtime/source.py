@@ -143,7 +143,7 @@ class Source:
     def presented(self, result: Result) -> Result:
         """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""
         if self._padding_s:
-            result = result.without_padding(self._reception.lead_s, self.duration)
+            result = result.without_padding(self._reception.lead_s, self._reception.end_s)
         return result if self._formatter is None else self._formatter.result(result)
 
     def take_segments(self) -> list[Result]:

@@ -60,7 +60,7 @@ def test_a_source_is_heard_with_its_padding(lengths, search):
     expected = feed(toy, np.concatenate([np.zeros(NUM, np.float32), samples]), [], options)
     found = feed(toy, samples, lengths, with_padding(options))
     assert [result.text for result in found] == ["A", "B"]
-    assert found == [result.without_padding(PADDING_S, len(samples) / RATE) for result in expected]
+    assert found == [result.without_padding(PADDING_S, len(samples) * 1000 // RATE / 1000) for result in expected]
 
 
 def test_times_stay_within_the_source(recognizer, sound):

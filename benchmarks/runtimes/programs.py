@@ -74,6 +74,7 @@ def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[
     manifest, config = bundle.manifest, bundle.manifest.model
     model = _loaded(bundle.path)
     padding = Padding(manifest.padding_s, manifest.features)
+    end_s = len(samples) * 1000 // manifest.features.sample_rate / 1000
     samples = np.concatenate([padding.accept(samples), padding.finish()])
     lead_s = padding.num_before / manifest.features.sample_rate
     start = model.encoder.start()
@@ -102,7 +103,7 @@ def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[
     return {
         "text": bundle.vocabulary.text(best.tokens),
         "tokens": best.tokens,
-        "times": [round(max(time * frame_s - lead_s, 0.0), 3) for time in best.times],
+        "times": [round(min(max(time * frame_s - lead_s, 0.0), end_s), 3) for time in best.times],
         "words": [],
         "nbest": list(nbest.values()),
         "score": ranked[0].score,

@@ -204,8 +204,9 @@ export class Source {
   /** A result with times of the source, without the silence before it. */
   #presented(result) {
     if (!this.#options.paddingS) return result;
-    const rate = this.#manifest.features.sample_rate, lead = this.#padding.numBefore / rate, duration = this.#numSamples / rate;
-    const moved = (time) => Number(Math.min(Math.max(time - lead, 0), duration).toFixed(3));
+    const rate = this.#manifest.features.sample_rate, lead = this.#padding.numBefore / rate;
+    const end = Math.floor((this.#numSamples * 1000) / rate) / 1000; // whole milliseconds, as times are, and none that has not begun
+    const moved = (time) => Number(Math.min(Math.max(time - lead, 0), end).toFixed(3));
     const shown = { ...result, times: result.times.map(moved) };
     if (!result.isFinal) return shown;
     const words = result.words.map((word) => ({ ...word, start: moved(word.start), end: moved(word.end) }));

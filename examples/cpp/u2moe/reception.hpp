@@ -57,8 +57,10 @@ class Reception {
 
   bool is_finished() const { return is_finished_; }
 
-  double lead_s() const { return static_cast<double>(padding_.num_before()) / m_->sample_rate; }   ///< of silence before the source
-  double duration() const { return static_cast<double>(num_received_) / m_->sample_rate; }         ///< seconds of the source so far
+  /// Seconds of silence before the source.
+  double lead_s() const { return static_cast<double>(padding_.num_before()) / m_->sample_rate; }
+  /// Seconds of the source so far, in whole milliseconds as times of results are, and none that has not begun.
+  double end_s() const { return static_cast<double>(num_received_ * 1000 / static_cast<std::size_t>(m_->sample_rate)) / 1000; }
 
   bool has_window() const { return num_frames() >= num_taken_ * stride_ + (is_finished_ ? shortest_ : length_); }
 

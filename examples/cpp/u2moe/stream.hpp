@@ -158,8 +158,8 @@ class Stream {
 
   // Give a result with times of the source, without the silence before it.
   void give(Result result) {
-    const double lead = reception_.lead_s(), duration = reception_.duration();
-    const auto move = [=](double& time) { time = rounded(std::min(std::max(time - lead, 0.0), duration)); };
+    const double lead = reception_.lead_s(), end = reception_.end_s();
+    const auto move = [=](double& time) { time = rounded(std::min(std::max(time - lead, 0.0), end)); };
     if (padding_s() > 0) {
       std::for_each(result.times.begin(), result.times.end(), move);
       for (Word& word : result.words) {
