@@ -45,7 +45,7 @@ class Padding {
   static bool is_sound(Place first, Place last) {
     if (first == last) return false;
     const auto [least, most] = std::minmax_element(first, last);
-    return double{*most} - double{*least} > kSound;
+    return static_cast<double>(*most) - static_cast<double>(*least) > kSound;
   }
 
   std::vector<float> begin() {
