@@ -41,8 +41,8 @@ class DecodingOptions:
             `transcribe` uses the default rules.
         language_model: language model for the prefix beam search and the second pass; None: none.
         padding_s: seconds of silence (zeros), 0 to 10, that the model hears before a source that begins in the middle
-            of a sound, and after one that ends so; see `Padding`. Times are those of the source. None: as in the
-            bundle, which has 0 unless something was chosen for it.
+            of a sound, and after one that ends so; see `Padding`. Times are those of the source; endpoint rules
+            count the silence. None: as in the bundle, which has 0 unless something was chosen for it.
         text_format: how English results are written: numbers as digits, sentences with small letters. None: as spoken.
     """
 

@@ -18,6 +18,8 @@ FORMAT = "u2moe-bundle"
 def format_manifest(manifest: Manifest) -> str:
     """The content of bundle.json."""
     content = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    if not manifest.padding_s:
+        del content["padding_s"]  # the fingerprint of a bundle from before stays
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from u2moe.runtime.manifest import FeatureConfig
 
 SOUND = 2.0**-8
-"""The samples of a feature frame with a sound in it differ by more than this: 128 steps of 16 bits, about -60 dB of
-noise. Room noise in recordings of a good microphone is less."""
+"""The samples of a feature frame with a sound in it differ by more than this: 128 steps of 16 bits, half a step of 8.
+Noise 60 dB below full scale does. So a silent room is a sound to many microphones, and gets silence, without harm."""
 
 
 class Padding:
@@ -37,6 +37,11 @@ class Padding:
         self._frame_len = config.frame_len
         self._has_begun = False
         self._edge = self._silence[:0]  # all samples until it has begun, then the last ones
+
+    @property
+    def most_to_come(self) -> int:
+        """Samples that may be heard with the next ones, besides these: what is kept until it has begun, and silence."""
+        return 0 if self._has_begun else len(self._silence) + len(self._edge)
 
     def accept(self, samples: Samples) -> Samples:
         """What is to be heard when these samples [n] have come: nothing until they fill a frame."""

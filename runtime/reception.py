@@ -79,8 +79,8 @@ class Reception:
 
     @property
     def lead_s(self) -> float:
-        """Seconds of silence before the first sample."""
-        return self._padding.num_before / self._sample_rate
+        """Seconds of silence before the first sample, in whole milliseconds as times of results are."""
+        return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000
 
     @property
     def end_s(self) -> float:
@@ -94,11 +94,15 @@ class Reception:
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio without which there is no next window. The resampler may hold back some more."""
+        """Seconds of audio without which there is no next window. The resampler may hold back some more.
+
+        Until the source has begun, so many may not suffice: whether there is silence before it is not known.
+        """
         num_frames = self._windows.num_missing
         if num_frames <= self._features.num_ready:
             return 0.0
-        return max(self._features.num_needed(num_frames) - self._num_heard, 0) / self._sample_rate
+        num_known = self._num_heard + self._padding.most_to_come
+        return max(self._features.num_needed(num_frames) - num_known, 0) / self._sample_rate
 
     @property
     def is_exhausted(self) -> bool:

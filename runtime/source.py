@@ -101,7 +101,7 @@ class Source:
                 self._released.notify_all()
             chunk_size = self.options.chunk_size
             if chunk_size is None and self.options.endpoint is not None:
-                chunk_size = round(LONGEST_WINDOW_S / self.frame_s)
+                chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
             min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
             self._reception = Reception(
                 self._model.manifest,
@@ -138,7 +138,7 @@ class Source:
         """The partial or final result of the current utterance."""
         with self._lock:
             result = self.utterance.result(self._vocabulary, self.frame_s)
-        return result if result.is_final else self.presented(result)
+            return result if result.is_final else self.presented(result)
 
     def presented(self, result: Result) -> Result:
         """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""

@@ -39,10 +39,10 @@ def replacing(file: Path, *, is_lasting: bool = True) -> Iterator[Path]:
         OSError: it cannot be written; names the file.
     """
     with failures_named(file):
-        target = Path(os.path.realpath(file))
-        if target.exists() and not target.is_file():
-            yield target
+        if file.exists() and not file.is_file():  # by its own name: that of a pipe, as of /dev/stdout, is no path
+            yield file
             return
+        target = Path(os.path.realpath(file))
         with _part(target.parent) as part:
             yield part
             _flush(part)

@@ -25,6 +25,18 @@ def test_a_recording_that_fits_one_window_is_encoded_whole(toy):
 
 
 @pytest.mark.usefixtures("short_windows")
+def test_silence_around_a_recording_makes_it_no_long_one(toy):
+    """3.9 s that begin and end in the middle of a sound, with pauses at which a long one would be cut."""
+    samples, starts = say("ABC", [0.3, 1.0, 1.0], tone_s=0.7)
+    samples = samples[round((starts[0] + 0.1) * RATE) : round((starts[-1] + 0.6) * RATE)]
+    options = DecodingOptions(endpoint=EndpointConfig(), padding_s=1.0)
+    assert 3.8 < len(samples) / RATE < 4.0
+    transcript = toy.transcribe(samples, options=options)
+    assert transcript.text == "A B C"
+    assert toy.model.session.durations == pytest.approx([len(samples) / RATE + 2], abs=0.08)
+
+
+@pytest.mark.usefixtures("short_windows")
 @pytest.mark.parametrize("pause", [0.4, 0.9])
 def test_full_context_ends_amid_pauses(toy, pause):
     """What is said after a pause, in a long recording, is encoded without what was said before."""

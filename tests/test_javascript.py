@@ -16,6 +16,8 @@ from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.alignment import find_cut
 from u2moe.runtime.endpoint import Endpointer
+from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.padding import Padding
 from u2moe.runtime.pauses import end_at_pauses, find_pauses
 from u2moe.runtime.resampling import SincResampler
 
@@ -159,6 +161,34 @@ def test_resampling(rate):
     assert whole == SincResampler(rate, 16_000).resample_chunk(tone, last=True).tolist()
     expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
     assert np.abs(np.array(whole) - expected)[200:-200].max() < 1e-4
+
+
+@pytest.mark.parametrize("edges", [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("num_samples", [0, 1, 128, 399, 400, 1000])
+def test_padding(edges, num_samples):
+    """Silence comes where it comes in Python, also from a program that fills the same array again and again."""
+    samples = np.linspace(0.2, 0.21, 1000, dtype=np.float32)[:num_samples]
+    samples[:400] += np.float32(0.1) * edges[0] * (np.arange(len(samples[:400])) % 2).astype(np.float32)
+    samples[-400:] += np.float32(0.1) * edges[1] * (np.arange(len(samples[-400:])) % 2).astype(np.float32)
+    found, num_before = run_module(
+        """
+        const { Padding } = await import('./u2moe/sound/padding.js');
+        const padding = new Padding(0.18, { sample_rate: 16000, frame_length_ms: 25 });
+        const samples = Float32Array.from(input), array = new Float32Array(128), heard = [];
+        for (let start = 0; start < samples.length; start += 128) {
+          const portion = samples.subarray(start, start + 128);
+          array.set(portion);
+          heard.push(...padding.accept(array.subarray(0, portion.length)));
+        }
+        heard.push(...padding.finish());
+        console.log(JSON.stringify([heard, padding.numBefore]));
+        """,
+        samples.tolist(),
+    )
+    padding = Padding(0.18, FeatureConfig())
+    expected = np.concatenate([padding.accept(samples), padding.finish()])
+    assert num_before == padding.num_before
+    assert found == expected.tolist()
 
 
 def test_what_would_fold_back_is_removed():

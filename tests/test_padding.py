@@ -13,8 +13,9 @@ from tones import say, toy_recognizer
 
 from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import BundleError, DecodingOptions, Recognizer
+from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.manifest import FeatureConfig
-from u2moe.runtime.manifest_file import parse_manifest
+from u2moe.runtime.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.padding import Padding, padded
 
 PADDING_S = 0.3
@@ -71,6 +72,28 @@ def test_times_stay_within_the_source(recognizer, sound):
         for segment in transcript.segments:
             assert all(0 <= word.start <= word.end <= transcript.duration for word in segment.words)
             assert all(0 <= time <= transcript.duration for time in segment.times)
+
+
+@pytest.mark.parametrize("padding_s", [0.0, 0.18, 0.6, 2.0])
+@given(st.lists(st.integers(1, 3000), max_size=8), st.booleans())
+def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
+    """There is no window before that much more has come, if possibly later; so nobody waits too long."""
+    toy = toy_recognizer()
+    stream = toy.create_stream(with_padding(CHUNKED, padding_s))
+    for length in [*lengths, *[160] * 150]:
+        missing_s = stream.source.missing_s
+        stream.accept_waveform(RATE, np.resize(LOUD if is_loud else QUIET, length))
+        assert not stream.is_ready or length / RATE >= missing_s
+        if stream.is_ready:
+            return
+    raise AssertionError("there is no window at all")
+
+
+def test_what_is_stated_of_runs_from_before_stays(recognizer):
+    """Bundles, runs and transcripts without padding are those of versions that knew none."""
+    assert "padding_s" not in format_manifest(recognizer.bundle.manifest)
+    assert "padding_s" not in options_as_json(DecodingOptions())
+    assert options_as_json(DecodingOptions(padding_s=0))["padding_s"] == 0
 
 
 def test_an_empty_source_stays_empty(toy):

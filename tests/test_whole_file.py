@@ -85,6 +85,18 @@ def test_a_disk_that_does_not_flush(tmp_path, monkeypatch, number, is_written):
 
 
 @posix
+def test_a_pipe_that_has_only_a_number_is_written_to():
+    """As /dev/stdout in a pipeline, or the argument that a shell makes of `>(gzip)`."""
+    reading, writing = os.pipe()
+    try:
+        write_text(Path(f"/dev/fd/{writing}"), "said")
+        assert os.read(reading, 10) == b"said"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@posix
 def test_links_stay_and_pipes_are_written_to(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")

@@ -76,7 +76,7 @@ def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[
     padding = Padding(manifest.padding_s, manifest.features)
     end_s = len(samples) * 1000 // manifest.features.sample_rate / 1000
     samples = np.concatenate([padding.accept(samples), padding.finish()])
-    lead_s = padding.num_before / manifest.features.sample_rate
+    lead_s = round(padding.num_before / manifest.features.sample_rate, 3)
     start = model.encoder.start()
     state = {"offset": start.offset, "att_cache": start.att, "cnn_cache": start.cnn}
     step, shortest = samples_per_frame(manifest), window_samples(manifest)

@@ -18,6 +18,7 @@ from u2moe.benchmarks.results.marks import names as names_of
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RECIPE = "examples/train_demo/README.md"
+DEMO = ROOT / "runtime" / "demo" / "bundle.json"
 
 
 def runs() -> list[Path]:
@@ -53,7 +54,13 @@ def values() -> dict[str, dict[str, str]]:
     others = {title: found[name] for name, title in titles.items() if name in found}
     quantization = tables.quantization_table(found["quantization"], others)
     recipe = {"trained": trained(runs()[0]), "edges": tables.edges_table(found["edges"])}
-    return {"docs/demo.md": demo, "docs/quantize.md": {"quantization": quantization}, RECIPE: recipe}
+    gain = tables.edges_gain(found["edges"], read_json(DEMO)["padding_s"])
+    return {
+        "docs/demo.md": demo,
+        "docs/recognise.md": {"edges": gain},
+        "docs/quantize.md": {"quantization": quantization},
+        RECIPE: recipe,
+    }
 
 
 def draw() -> None:

@@ -124,9 +124,8 @@ class Release:
             call("publish.py")
             call("-m", "u2moe.benchmarks.results.pages", cwd=ROOT)
 
-        makes = [
-            ROOT / "docs" / name for name in ("demo.md", "quantize.md", "wer.png", "training.png", "specialists.png")
-        ]
+        names = ("demo.md", "recognise.md", "quantize.md", "wer.png", "training.png", "specialists.png")
+        makes = [ROOT / "docs" / name for name in names]
         return Stage(name="pages", work=publish, reads=[RESULTS, HERE / "publish.py", HERE / "run"], makes=makes)
 
 

@@ -169,6 +169,12 @@ def edges_table(results: Results) -> str:
     return table(("silence", *titles.values()), list(rows()))
 
 
+def edges_gain(results: Results, padding_s: float) -> str:
+    """How many words that were cut out are wrong with silence around them, and without."""
+    own, none = (results["sets"]["words"][f"{each} full"]["wer"] for each in (padding_s, 0.0))
+    return f"{100 * own:.0f} % are wrong with {padding_s:g} s, and {100 * none:.0f} % without"
+
+
 def layer_name(name: str) -> str:
     """The number of a layer's block, and which of its two layers of experts it is, for the name in the checkpoint."""
     return f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}"

@@ -30,12 +30,7 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
         "--ctc-weight", type=float, metavar="X", help="weight of the first pass (default: from the bundle)"
     )
     parser.add_argument("--reverse-weight", type=float, metavar="X", help="weight of the right-to-left decoder, 0 to 1")
-    parser.add_argument(
-        "--padding",
-        type=float,
-        metavar="S",
-        help="seconds of silence around recordings that are cut off in a sound (default: from the bundle)",
-    )
+    add_padding(parser)
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
@@ -46,6 +41,16 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
         "--capitalized", type=Path, metavar="FILE", help="further words that --format-text writes with capitals"
     )
     add_language_model(parser)
+
+
+def add_padding(parser: argparse.ArgumentParser) -> None:
+    """The option `--padding`."""
+    parser.add_argument(
+        "--padding",
+        type=float,
+        metavar="S",
+        help="seconds of silence around audio that is cut off in a sound (default: from the bundle)",
+    )
 
 
 def add_channel(parser: argparse.ArgumentParser) -> None:

@@ -183,10 +183,13 @@ def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]
         return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
     options = recognizer.options
+    stated = dataclasses.asdict(dataclasses.replace(options, language_model=None))
+    if options.padding_s is None:
+        del stated["padding_s"]  # transcripts from before state none, and stay
     made_by = {
         "model": recognizer.bundle.fingerprint,
         "providers": recognizer.model.providers,
-        "options": dataclasses.asdict(dataclasses.replace(options, language_model=None)),
+        "options": stated,
         "hotwords": digest(args.hotwords),
         "vad": digest(args.vad_model) or args.vad,
         "stream": args.stream,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.cli.options import add_kernels, hotwords_of, provider_names
+from u2moe.runtime.cli.options import add_kernels, add_padding, hotwords_of, provider_names
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -70,6 +70,7 @@ def add_serve(subparsers: Any) -> None:
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
+    add_padding(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
     add_language_model(parser)
     parser.set_defaults(run=run_serve)
@@ -104,6 +105,7 @@ def run_serve(args: argparse.Namespace) -> int:
         num_threads=args.num_threads,
         kernels=args.kernels,
         hotwords=hotwords_of(args),
+        padding_s=args.padding,
         language_model=language_model_options(args),
     )
     return launch(options, model)

@@ -39,6 +39,7 @@ class ModelOptions:
         kernels: "auto", "native" or "onnxruntime", see `Recognizer.from_pretrained`; None: the default.
         hotwords: phrases to prefer, each alone or with its weight; None: none.
         language_model: language model of all streams and files.
+        padding_s: silence around audio that is cut in a sound; None: as in the bundle.
     """
 
     bundle: Path | None = None
@@ -49,6 +50,7 @@ class ModelOptions:
     kernels: str | None = None
     hotwords: tuple[str | tuple[str, float], ...] | None = None
     language_model: LanguageModelOptions | None = None
+    padding_s: float | None = None
 
     def load(self) -> Recognizer:
         """Load the recogniser of one process."""
@@ -57,7 +59,7 @@ class ModelOptions:
             providers=self.providers,
             num_threads=self.num_threads,
             kernels=self.kernels,
-            options=DecodingOptions(language_model=self.language_model),
+            options=DecodingOptions(language_model=self.language_model, padding_s=self.padding_s),
             hotwords=self.hotwords,
         )
 
@@ -69,6 +71,7 @@ class ModelOptions:
             num_left_chunks=self.num_left_chunks,
             endpoint=EndpointConfig(),
             language_model=self.language_model,
+            padding_s=self.padding_s,
         )
 
 

@@ -79,7 +79,7 @@ function parseManifest(text) {
   const { model } = manifest;
   for (const name of ['blank', 'eos']) checkNumber(model[name], `model.${name}`, 0, model.vocab_size - 1);
   if (!DECODERS.includes(model.decoder)) throw wrong('model.decoder', model.decoder, `one of ${DECODERS.join(', ')}`);
-  manifest.padding_s ??= 0;
+  if (!('padding_s' in manifest)) manifest.padding_s = 0;
   checkNumber(manifest.padding_s, 'padding_s', 0, 10, true);
   if (manifest.calibration != null) {
     const calibration = (manifest.calibration = { scale: 1, bias: 0, ...asObject(manifest, 'calibration') });

@@ -204,8 +204,10 @@ export class Source {
   /** A result with times of the source, without the silence before it. */
   #presented(result) {
     if (!this.#options.paddingS) return result;
-    const rate = this.#manifest.features.sample_rate, lead = this.#padding.numBefore / rate;
-    const end = Math.floor((this.#numSamples * 1000) / rate) / 1000; // whole milliseconds, as times are, and none that has not begun
+    // Whole milliseconds, as times are, and at the end none that has not begun.
+    const rate = this.#manifest.features.sample_rate;
+    const lead = Math.floor((this.#padding.numBefore * 1000 + Math.floor(rate / 2)) / rate) / 1000;
+    const end = Math.floor((this.#numSamples * 1000) / rate) / 1000;
     const moved = (time) => Number(Math.min(Math.max(time - lead, 0), end).toFixed(3));
     const shown = { ...result, times: result.times.map(moved) };
     if (!result.isFinal) return shown;

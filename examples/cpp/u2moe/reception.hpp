@@ -57,8 +57,11 @@ class Reception {
 
   bool is_finished() const { return is_finished_; }
 
-  /// Seconds of silence before the source.
-  double lead_s() const { return static_cast<double>(padding_.num_before()) / m_->sample_rate; }
+  /// Seconds of silence before the source, in whole milliseconds as times of results are.
+  double lead_s() const {
+    const auto rate = static_cast<std::size_t>(m_->sample_rate);
+    return static_cast<double>((padding_.num_before() * 1000 + rate / 2) / rate) / 1000;
+  }
   /// Seconds of the source so far, in whole milliseconds as times of results are, and none that has not begun.
   double end_s() const { return static_cast<double>(num_received_ * 1000 / static_cast<std::size_t>(m_->sample_rate)) / 1000; }
 

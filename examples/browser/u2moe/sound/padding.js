@@ -22,9 +22,9 @@ export class Padding {
   accept(samples) {
     if (!this.#silence.length) return samples;
     this.#edge = concatenated(this.#edge, this.#hasBegun ? samples.subarray(-this.#frameLen) : samples);
-    if (!this.#hasBegun) return this.#edge.length < this.#frameLen ? new Float32Array(0) : this.#begin();
-    this.#edge = this.#edge.slice(-this.#frameLen);
-    return samples;
+    if (!this.#hasBegun && this.#edge.length >= this.#frameLen) return this.#begin();
+    this.#edge = this.#edge.slice(-this.#frameLen); // a copy: programs fill their arrays again
+    return this.#hasBegun ? samples : new Float32Array(0);
   }
 
   /** What is to be heard after the last sample. */
