@@ -64,7 +64,7 @@ MODULES = {
 TARGETS = "targets"
 ELSEWHERE = {
     *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "earlier", "overlap", "quantization"),
-    *("proof", "specialists"),
+    *("proof", "specialists", "edges"),
 }
 """Of the demo model, which examples/train_demo/publish.py fills in."""
 
