@@ -197,14 +197,17 @@ def test_what_cannot_be_installed_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_copy_of_the_source_holds_what_is_packaged(tmp_path):
-    for name in ("pyproject.toml", "runtime/demo/tokens.txt", ".git/x", "tests/x", "runtime/__pycache__/x"):
+    others = (".git/x", "tests/x", "runtime/__pycache__/x", "examples/x")
+    for name in ("runtime/demo/tokens.txt", "examples/page/a.js", *others):
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_text(name)
+    packages = '[tool.setuptools.package-dir]\n"u2moe.runtime" = "runtime"\n"u2moe.page" = "examples/page"\n'
+    (tmp_path / "from" / "pyproject.toml").write_text(packages)
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "old").touch()
     copy = copy_source(tmp_path / "from", tmp_path / "to")
     files = sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file())
-    assert files == ["pyproject.toml", "runtime/demo/tokens.txt"]
+    assert files == ["examples/page/a.js", "pyproject.toml", "runtime/demo/tokens.txt"]
     before = digest(copy)
     assert digest(copy_source(tmp_path / "from", tmp_path / "to")) == before
     (copy / "pyproject.toml").write_text("other")

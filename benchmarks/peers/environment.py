@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import tomllib
 import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,12 @@ def copy_source(repository: Path, target: Path) -> Path:
 
     if not (repository / "pyproject.toml").exists():
         raise FileNotFoundError(f"{repository}: is not a clone of u2moe; change to its root")
-    return Path(shutil.copytree(repository, target, ignore=left_out))
+    shutil.copytree(repository, target, ignore=left_out)
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    for folder in project["tool"]["setuptools"]["package-dir"].values():
+        if not (target / folder).exists():  # packaged, but among what is left out
+            shutil.copytree(repository / folder, target / folder)
+    return target
 
 
 def digest(folder: Path) -> str:
