@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SOUND = 2.0**-8
 """The samples of a feature frame with a sound in it differ by more than this: 128 steps of 16 bits, half a step of 8.
-Noise 60 dB below full scale does. So a silent room is a sound to many microphones, and gets silence, without harm."""
+Noise 60 dB below full scale does. So a silent room is a sound to many microphones, and gets silence."""
 
 
 class Padding:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from hypothesis import strategies as st
 from tones import say, toy_recognizer
 
 from u2moe.quantize.inspection import describe, inspect_bundle
-from u2moe.runtime import BundleError, DecodingOptions, Recognizer
+from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.corpus.rows import options_as_json
+from u2moe.runtime.features import fbank
+from u2moe.runtime.language.tuning import EncodedRecordings
 from u2moe.runtime.manifest import FeatureConfig
 from u2moe.runtime.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.padding import Padding, padded
+from u2moe.runtime.server.launch import ModelOptions
 
 PADDING_S = 0.3
 FEATURES = FeatureConfig()
@@ -57,8 +61,8 @@ def test_a_source_is_heard_with_its_padding(lengths, search):
     """However the samples are split, it is as if they came with zeros around them; only the times differ."""
     toy, options = toy_recognizer(), dataclasses.replace(CHUNKED, search=search)
     samples, starts = say("AB", [0.4, 2.0])
-    samples = samples[round((starts[0] + 0.1) * RATE) :]
-    expected = feed(toy, np.concatenate([np.zeros(NUM, np.float32), samples]), [], options)
+    samples = samples[round((starts[0] + 0.1) * RATE) : round((starts[1] + 0.2) * RATE)]
+    expected = feed(toy, np.pad(samples, NUM), [], options)
     found = feed(toy, samples, lengths, with_padding(options))
     assert [result.text for result in found] == ["A", "B"]
     assert found == [result.without_padding(PADDING_S, len(samples) * 1000 // RATE / 1000) for result in expected]
@@ -94,6 +98,38 @@ def test_what_is_stated_of_runs_from_before_stays(recognizer):
     assert "padding_s" not in format_manifest(recognizer.bundle.manifest)
     assert "padding_s" not in options_as_json(DecodingOptions())
     assert options_as_json(DecodingOptions(padding_s=0))["padding_s"] == 0
+
+
+def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(recognizer):
+    bundle, model = recognizer.bundle, recognizer.model
+    manifest = dataclasses.replace(bundle.manifest, padding_s=PADDING_S)
+    encoded = EncodedRecordings(Bundle(bundle.path, manifest, bundle.tokens), model)
+    samples = np.resize(LOUD, RATE)
+    encoded.add("A", samples)
+    expected = model.encode(fbank(np.pad(samples, NUM), manifest.features))
+    assert np.array_equal(encoded.recordings[0].encoder_out, expected)
+
+
+def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):
+    """No other thread may reset the stream between the two."""
+    stream = toy.create_stream(with_padding(CHUNKED))
+    source, locked = stream.source, []
+
+    def presented(result):
+        other = threading.Thread(target=lambda: locked.append(not source._lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+        return result
+
+    monkeypatch.setattr(source, "presented", presented)
+    stream.get_result()
+    assert locked == [True]
+
+
+def test_a_server_has_its_padding():
+    options = ModelOptions(padding_s=PADDING_S)
+    recognizer = options.load()
+    assert recognizer.options.padding_s == options.decoding(recognizer).padding_s == PADDING_S
 
 
 def test_an_empty_source_stays_empty(toy):

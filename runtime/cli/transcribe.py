@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import signal
 from collections import Counter
@@ -17,6 +16,7 @@ from u2moe.runtime.cli.outputs import OutputFolder
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.results import Results
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress, tell
+from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.word_errors import WordErrorReport
 from u2moe.runtime.errors import U2moeError
@@ -182,22 +182,20 @@ def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]
     def digest(file: Path | None) -> str | None:
         return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
-    options = recognizer.options
-    stated = dataclasses.asdict(dataclasses.replace(options, language_model=None))
-    if options.padding_s is None:
-        del stated["padding_s"]  # transcripts from before state none, and stay
+    options = options_as_json(recognizer.options)
+    language_model = options.pop("language_model")
     made_by = {
         "model": recognizer.bundle.fingerprint,
         "providers": recognizer.model.providers,
-        "options": stated,
+        "options": options,
         "hotwords": digest(args.hotwords),
         "vad": digest(args.vad_model) or args.vad,
         "stream": args.stream,
         "channel": args.channel,
         **{name: getattr(args, name) for name in ("track", "raw", "rate", "raw_channels") if getattr(args, name)},
     }
-    if options.language_model is not None:
-        made_by["language_model"] = options.language_model.digest
+    if language_model is not None:
+        made_by["language_model"] = language_model
     return made_by
 
 
