@@ -10,6 +10,7 @@ NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 WORKERS = -n auto --dist loadfile --no-loadscope-reorder
 KERNELS = $(shell git ls-files runtime/kernels)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
+NUMBERS = $(shell git grep -lw 'import torch' -- 'tests/test_*.py')
 LARGEST_WHEEL = 2000000
 # The lowest versions that pyproject.toml promises; with a newer Python the first onnxruntime that has a wheel for it.
 OLDEST_3.11 = numpy==1.26.0 onnxruntime==1.17.0 soundfile==0.12.1 soxr==0.4.0
@@ -19,13 +20,27 @@ OLDEST_3.14 = onnxruntime==1.24.1
 OLDEST = $(OLDEST_$(shell $(PYTHON) -c "import sys; print('{}.{}'.format(*sys.version_info))"))
 RECIPE = examples/train_demo
 
-.PHONY: demo test check lint types docs unit kernels musl fast oldest examples clean
+.PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/u2moe transcribe --stream
 
 # `unit` builds the documentation, too, and looks into it.
 test: lint types unit kernels oldest
+
+# What a release runs: all of that, what takes minutes or a rare tool, and the numbers as on lesser processors.
+check-all: test endurance processors
+
+# Other compilers and processors, sanitizers, valgrind, fuzz, soak. It needs what `apt-get install clang qemu-user valgrind` brings,
+# and says what it leaves out.
+endurance: .venv/ready $(if $(COMPILER),.venv/kernels)
+	.venv/bin/pytest $(WORKERS) -m endurance
+
+# Tests that compute with torch, with its code for other processors; onnxruntime's kernels know no such settings.
+processors: .venv/ready
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE .venv/bin/pytest $(WORKERS) $(NUMBERS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 .venv/bin/pytest $(WORKERS) $(NUMBERS)
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE .venv/bin/pytest $(WORKERS) $(NUMBERS)
 
 # What to run before every commit: about a minute once the environment is there.
 check: lint types fast
@@ -58,7 +73,7 @@ else
 endif
 
 fast: .venv/ready
-	.venv/bin/pytest $(WORKERS) -m 'not slow' --ignore tests/server
+	.venv/bin/pytest $(WORKERS) -m 'not slow and not endurance' --ignore tests/server
 
 # The runtime with the lowest versions that it is promised to run with.
 oldest: .venv-oldest/ready

@@ -65,6 +65,7 @@ def test_bundles_are_equal_to_the_byte(here, tmp_path, num_threads, environment)
     assert digests(tmp_path) == digests(here)
 
 
+@pytest.mark.endurance
 @pytest.mark.skipif(EMULATOR is None, reason="needs Debian's qemu-user")
 def test_an_emulated_processor_quantizes_to_the_same_bytes(here, tmp_path):
     """Where numpy and onnxruntime have other code, too; to import torch takes an emulator longer than all the rest."""

@@ -56,7 +56,7 @@ int main() {
 """Compares with the C library's, which is exact in glibc."""
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", ["gcc", *(pytest.param(name, marks=pytest.mark.endurance) for name in [*BUILDS][1:])])
 def test_no_warning_and_the_same_results(name, tmp_path):
     compiler, options, prefix, isas = BUILDS[name]
     for tool in ("cmake", compiler, *(tool for tool in prefix[:1] if tool != "wine" or "WINEPREFIX" in os.environ)):

@@ -39,7 +39,7 @@ def test_profiles_know_every_operator_by_its_name(operators):
     assert [kernel.op_type for kernel in kernels if not is_native(kernel)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_operators_compute_the_same_on_each(library):
     """All of `test_operators`, once more for each instruction set but the best, with fewer layers drawn.
 
