@@ -9,6 +9,8 @@ BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
 WORKERS = -n auto --dist loadfile --no-loadscope-reorder
 KERNELS = $(shell git ls-files runtime/kernels)
+# C++ and JavaScript are distributions of their own; of the latter the server's page has a part.
+OTHERS = $(shell git ls-files runtime/cpp runtime/web)
 WITHOUT_KERNELS = tests/test_demo.py tests/test_batches.py tests/test_quantized_functions.py tests/test_threads.py
 NUMBERS = $(shell git grep -lw 'import torch' -- 'tests/test_*.py')
 LARGEST_WHEEL = 2000000
@@ -125,12 +127,12 @@ else
 endif
 
 # onnxruntime-web, onnxruntime-node and TypeScript, as they are locked.
-$(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json
+$(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/web/package.json
 	cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
 # Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
-SOURCES = pyproject.toml $(filter-out $(KERNELS),$(shell git ls-files export runtime quantize benchmarks $(BROWSER)/u2moe/sound))
+SOURCES = pyproject.toml $(filter-out $(KERNELS) $(filter-out runtime/web/sound/%,$(OTHERS)),$(shell git ls-files export runtime quantize benchmarks))
 
 # One wheel for both environments. Without --force-reinstall pip keeps what is there of the same version.
 build/wheel/ready: $(SOURCES)

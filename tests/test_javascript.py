@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import soundfile
-from browsing import BROWSER, needs_onnxruntime_web
+from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
 from manifests import adjusted, edit_manifest
 from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
@@ -28,9 +28,9 @@ pytestmark = needs_node
 def test_searches_are_those_of_python(hotwords):
     found = run_module(
         """
-        const { PrefixBeamSearch } = await import('./u2moe/ctc.js');
-        const { ContextGraph } = await import('./u2moe/hotwords.js');
-        const { Vocabulary } = await import('./u2moe/text.js');
+        const { PrefixBeamSearch } = await part('ctc.js');
+        const { ContextGraph } = await part('hotwords.js');
+        const { Vocabulary } = await part('text.js');
         const vocabulary = new Vocabulary(input.symbols);
         console.log(JSON.stringify(input.cases.map(([size, frames]) => {
           const search = new PrefixBeamSearch(size, 0, input.phrases && new ContextGraph(input.phrases, vocabulary));
@@ -61,7 +61,7 @@ def test_searches_leave_nothing_behind():
     frames = random_frames(1, 60)
     growth = run_module(
         """
-        const { PrefixBeamSearch } = await import('./u2moe/ctc.js');
+        const { PrefixBeamSearch } = await part('ctc.js');
         const frames = Float32Array.from(input.flat());
         const recognise = (times) => {
           for (let i = 0; i < times; i += 1) new PrefixBeamSearch(10, 0).advance(frames, frames.length / input.length);
@@ -92,10 +92,10 @@ def test_endpoints_cuts_and_pauses():
     rule = {"mustContainNonsilence": True, "minTrailingSilence": 0.12}
     found = run_module(
         """
-        const { Endpointer, endpointRules } = await import('./u2moe/endpoint.js');
-        const { findCut } = await import('./u2moe/alignment.js');
-        const { endAtPauses, findPauses } = await import('./u2moe/pauses.js');
-        const { Vocabulary } = await import('./u2moe/text.js');
+        const { Endpointer, endpointRules } = await part('endpoint.js');
+        const { findCut } = await part('alignment.js');
+        const { endAtPauses, findPauses } = await part('pauses.js');
+        const { Vocabulary } = await part('text.js');
         const vocabulary = new Vocabulary(input.symbols), width = input.symbols.length;
         const rules = endpointRules({ rule1: null, rule2: input.rule, rule3: { minUtteranceLength: 1.9 } });
         console.log(JSON.stringify(input.cases.map(({ frames, tokens, levels, words, peaks }) => {
@@ -142,7 +142,7 @@ def test_resampling(rate):
     tone = (0.5 * np.sin(2 * np.pi * 1000 * seconds)).astype(np.float32)
     whole, split = run_module(
         """
-        const { Resampler } = await import('./u2moe/sound/resampler.js');
+        const { Resampler } = await part('sound/resampler.js');
         const samples = Float32Array.from(input.samples);
         const resample = (sizes) => {
           const resampler = new Resampler(input.rate, 16000), out = [];
@@ -172,7 +172,7 @@ def test_padding(edges, num_samples):
     samples[-400:] += np.float32(0.1) * edges[1] * (np.arange(len(samples[-400:])) % 2).astype(np.float32)
     found, num_before = run_module(
         """
-        const { Padding } = await import('./u2moe/sound/padding.js');
+        const { Padding } = await part('sound/padding.js');
         const padding = new Padding(0.18, { sample_rate: 16000, frame_length_ms: 25 });
         const samples = Float32Array.from(input), array = new Float32Array(128), heard = [];
         for (let start = 0; start < samples.length; start += 128) {
@@ -195,7 +195,7 @@ def test_what_would_fold_back_is_removed():
     tone = np.sin(2 * np.pi * 9000 * np.arange(48_000) / 48_000)
     (loudest,) = run_module(
         """
-        const { Resampler } = await import('./u2moe/sound/resampler.js');
+        const { Resampler } = await part('sound/resampler.js');
         const resampler = new Resampler(48000, 16000), samples = Float32Array.from(input);
         const out = [...resampler.accept(samples), ...resampler.finish()].slice(300, -300);
         console.log(JSON.stringify([Math.max(...out.map(Math.abs))]));
@@ -256,7 +256,7 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
     code = """
     const { readFile } = await import('node:fs/promises');
     const ort = await import('onnxruntime-web/wasm');
-    const { Recognizer } = await import('./u2moe/index.js');
+    const { Recognizer } = await part('index.js');
     const source = { read: (name) => readFile(`${input}/${name}`) };
     const error = await Recognizer.fromBundle(source, { ort }).catch((each) => each);
     console.log(JSON.stringify([error.name, error.message]));
@@ -298,7 +298,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
         const { readFile } = await import('node:fs/promises');
         const { default: ort } = await import('onnxruntime-web/wasm');
         ort.env.wasm.numThreads = 1;
-        const { Recognizer, Resampler } = await import('./u2moe/index.js');
+        const { Recognizer, Resampler } = await part('index.js');
         const recognizer = await Recognizer.fromBundle({ read: (name) => readFile(`${input}/${name}`) }, { ort });
         const silence = new Float32Array(10);
         const caught = (call) => { try { call(); } catch ({ name, message }) { return `${name}: ${message}`; } };
@@ -367,7 +367,7 @@ def test_types_describe_the_module():
 @needs_onnxruntime_web
 def test_the_snippet_for_node_runs(ort_bundle, bundle, model, sound, tmp_path):
     """What the README shows, with onnxruntime-node."""
-    page = (BROWSER / "README.md").read_text(encoding="utf-8")
+    page = (WEB / "README.md").read_text(encoding="utf-8")
     snippet = page.partition("## In Node")[2].partition("```js\n")[2].partition("```")[0]
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
     command = [NODE, "--input-type=module", "-e", snippet, "--", ort_bundle, tmp_path / "sound.wav"]

@@ -13,7 +13,7 @@ const { readFile } = await import('node:fs/promises');
 const { getEventListeners } = await import('node:events');
 const { default: ort } = await import('onnxruntime-web/wasm');
 ort.env.wasm.numThreads = 1;
-const { Recognizer } = await import('./u2moe/index.js');
+const { Recognizer } = await part('index.js');
 const source = { read: (name) => readFile(`${input.bundle}/${name}`) };
 const caught = (promise) => promise.then(() => null, (error) => error);
 const turn = () => new Promise((resolve) => setTimeout(resolve, 20));

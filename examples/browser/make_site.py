@@ -19,6 +19,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.server import page
 
 HERE = Path(__file__).parent
+MODULE = HERE.parents[1] / "runtime" / "web"
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 SHARED_FILES = ("capture.js", "controls.js", "favicon.svg", "formats.js", "page.css", "sound.js", "transcript.js")
@@ -31,7 +32,10 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
         raise SystemExit(f"{ORT}: missing; run 'npm ci --ignore-scripts' in {HERE} first")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(HERE / "app", out)
-    shutil.copytree(HERE / "u2moe", out / "u2moe", ignore=shutil.ignore_patterns("*.d.ts", "__*"))
+    for file in MODULE.rglob("*.js"):
+        copy = out / "u2moe" / file.relative_to(MODULE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     (out / "ort").mkdir()
     for name in ORT_FILES:
         shutil.copyfile(ORT / name, out / "ort" / name)

@@ -10,7 +10,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
-import { Recognizer } from './u2moe/index.js';
+import { Recognizer } from 'u2moe';
 
 const MODULES = { node: 'onnxruntime-node', web: 'onnxruntime-web/wasm' };
 

@@ -1,6 +1,6 @@
 // Compiled by the tests, not run: the types describe the module.
 import * as ort from 'onnxruntime-web/wasm';
-import { DEFAULT_RULES, InferenceError, IntegrityError, Recognizer, Resampler } from './u2moe/index.js';
+import { DEFAULT_RULES, InferenceError, IntegrityError, Recognizer, Resampler } from 'u2moe';
 
 const { signal } = new AbortController();
 const recognizer = await Recognizer.fromBundle('model/', { ort, signal, onProgress: ({ loaded, total }) => console.log(loaded / total) });

@@ -42,7 +42,7 @@ _MEDIA_TYPES = {
 }
 _PAGE = resources.files("u2moe.runtime.server.page")
 _SOUND = resources.files("u2moe.runtime.server.page.sound")
-"""Of the module of examples/browser, which resamples for the page."""
+"""Of the module in runtime/web: resamples for the page."""
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

@@ -1,4 +1,4 @@
-// Parts of examples/cpp for tests/test_cpp.py: what the program alone does not show; and the program itself, because with
+// Parts of runtime/cpp for tests/test_cpp.py: what the program alone does not show; and the program itself, because with
 // sanitizers the library takes half a minute to compile, and both in one file compile it once.
 #include <atomic>
 #include <clocale>

@@ -10,7 +10,9 @@ from u2moe.benchmarks.runtimes.programs import find_chromium
 
 PATIENCE_MS = 120_000
 """How long anything may take before it counts as hanging: the machine may be busy."""
-BROWSER = Path(__file__).parents[2] / "examples" / "browser"
+ROOT = Path(__file__).parents[2]
+BROWSER = ROOT / "examples" / "browser"
+WEB = ROOT / "runtime" / "web"
 needs_onnxruntime_web = pytest.mark.skipif(
     not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
     reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",

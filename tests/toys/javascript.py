@@ -1,19 +1,23 @@
-"""Modules of examples/browser in Node, for tests."""
+"""Modules of runtime/web in Node, for tests."""
 
 import json
 import shutil
 import subprocess
 
 import pytest
-from browsing import BROWSER, PATIENCE_MS
+from browsing import BROWSER, PATIENCE_MS, WEB
 
 NODE = shutil.which("node")
+_PRELUDE = f"""
+const input = JSON.parse(await new Response(process.stdin).text());
+const part = (file) => import({json.dumps(WEB.as_uri())} + "/" + file);
+"""
 needs_node = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
 
 
 def run_module(code, data=None, *flags):
-    """What a module prints as JSON that reads `input`; imports are relative to the package."""
-    script = f"const input = JSON.parse(await new Response(process.stdin).text());\n{code}"
+    """What a module prints as JSON that reads `input`; `part` imports a file of the package."""
+    script = f"{_PRELUDE}\n{code}"
     command = [NODE, *flags, "--input-type=module", "-e", script]
     done = subprocess.run(
         command,
