@@ -1,0 +1,276 @@
+"""Parts of the demo model's recipe: its data, the optimizer, stages, and the numbers of its evaluation."""
+# ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
+
+import io
+import random
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("scipy")
+pytest.importorskip("sentencepiece")
+torch = pytest.importorskip("torch")
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_demo"))
+import corpus
+import evaluate
+import fragments
+import games
+import optimizers
+import proof
+import rnc
+import specialists
+import stages
+import urquan
+from phones import Stretch
+from spelling import normalize
+
+COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
+
+
+PACKED = bytes.fromhex(
+    "524e43010000000f0000002400000000000140011000000000000808200000000000000101400000000000200400361d616263646566"
+)
+"""`abcdef`, then 9 bytes of what came 3 before, in the format of RNC's method 1."""
+
+
+def test_packed_clips_are_unpacked():
+    assert rnc.unpack(PACKED) == b"abcdefdefdefdef"
+    with pytest.raises(ValueError, match="15 bytes instead of 16"):
+        rnc.unpack(PACKED[:4] + (16).to_bytes(4, "big") + PACKED[8:])
+    with pytest.raises(ValueError, match="must begin with"):
+        rnc.unpack(b"ZIP" + PACKED[3:])
+
+
+@pytest.fixture
+def debian(tmp_path, monkeypatch):
+    """Two games: one with an archive of clips, of which one is packed, and one with a file for each clip."""
+    monkeypatch.setattr(games, "TABLES", tmp_path)
+    clips = [bytes(22) + bytes(range(100)), bytes(22) + PACKED]
+    folder = tmp_path / "debian/usr/share/scummvm"
+    (folder / "beneath-a-steel-sky").mkdir(parents=True)
+    (folder / "beneath-a-steel-sky/sky.dsk").write_bytes(b"head" + b"".join(clips))
+    places = [f"{4 + number * len(clips[0])}\t{len(clip)}" for number, clip in enumerate(clips)]
+    rows = [
+        f"1\t{places[0]}\t0.01\tA\ttrain\t0.1\tHello, you!\n",
+        f"2\t{places[1]}\t0.01\tB\ttrain\t0.2\tAnd 2 more.\n",
+        f"3\t{places[1]}\t0.01\tB\ttrain\t0.7\tNot what is said.\n",
+        f"4\t{places[1]}\t0.01\tC\tdev\t0\tFor another day.\n",
+        f"5\t{places[1]}\t0.01\tA\ttrain\t0\t...\n",
+    ]
+    (tmp_path / "sky.tsv").write_text(COLUMNS + "".join(rows))
+    (folder / "drascula/en").mkdir(parents=True)
+    (folder / "drascula/en/D1.ALS").write_bytes(bytes([128, 0, 255]))
+    (tmp_path / "drascula.tsv").write_text(COLUMNS + "D1\t0\t3\t0\tD\ttrain\t0\tBlood\n")
+    return tmp_path / "debian"
+
+
+def test_the_clips_of_a_split_are_read_where_the_recording_says_the_script(debian):
+    first, second = games.read_lines("sky", "train", debian)
+    assert (first.text, first.voice) == ("HELLO YOU", "sky-A")
+    assert (second.text, second.voice) == ("AND TWO MORE", "sky-B")
+    assert np.array_equal(first.samples, (np.arange(100) - 128) / 128)
+    assert len(second.samples) == 15
+    assert [line.clip for line in games.read_lines("sky", "train", debian, start=1)] == ["2"]
+    assert [line.clip for line in games.read_lines("sky", "dev", debian)] == ["4"]
+    (blood,) = games.read_lines("drascula", "train", debian)
+    assert blood.samples.tolist() == [0, -1, 127 / 128]
+
+
+@pytest.mark.parametrize("game", games.GAMES)
+def test_tables_keep_speakers_apart(game):
+    speakers = {}
+    for split in ("train", "dev", "test"):
+        for row in games.table_rows(game, split):
+            assert float(row["cer"]) >= 0
+            assert int(row["size"]) > 0
+            assert normalize(row["text"])
+            assert speakers.setdefault(row["speaker_group"], split) == split
+
+
+def bursts(*seconds):
+    """Noise that lasts so long, with pauses of a quarter of a second in between, as a file of 11 kHz."""
+    rate, rng = 11025, np.random.default_rng(0)
+    parts = [part for length in seconds for part in (rng.uniform(-0.5, 0.5, int(length * rate)), np.zeros(rate // 4))]
+    file = io.BytesIO()
+    soundfile.write(file, np.concatenate(parts[:-1]), rate, format="OGG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def urquan_debian(tmp_path, monkeypatch):
+    """The Ur-Quan Masters with two voices, of which one brings its own script, and a table of three lines."""
+    content = tmp_path / "debian" / urquan.CONTENT
+    for path in (urquan.TEXTS, urquan.VOICES):
+        (content / path).parent.mkdir(parents=True)
+    with ZipFile(content / urquan.TEXTS, "w") as file:
+        file.writestr("base/comm/vux/vux.txt", "#(HI)\tvux-0.ogg \nAh! Human visitors!\n\nWelcome (sigh) to 2 of us.\n")
+        file.writestr("base/comm/orz/orz.txt", "#(HI) orz-0.ogg\nNot this.\n")
+    with ZipFile(content / urquan.VOICES, "w") as file:
+        file.writestr("3dovoice/vux/vux.ts", "#(HI) 1300\n")
+        file.writestr("3dovoice/vux/vux-0.ogg", bursts(1.0, 2.0))
+        file.writestr("3dovoice/orz/orz.ts", "#(HI)\n#(BYE)\n")
+        script = (
+            "#(HI) orz-0.ogg\nHello *campers*.\n#(ask) \nWhat?\n#(BYE) orz-1.ogg\nOne.\nTwo.\n#(GONE) orz-2.ogg\nNo.\n"
+        )
+        file.writestr("3dovoice/orz/orz.txt", script)
+        file.writestr("3dovoice/orz/orz-0.ogg", bursts(0.5))
+        file.writestr("3dovoice/orz/orz-1.ogg", bursts(0.5, 0.5))
+    table = tmp_path / "urquan.tsv"
+    table.write_text("clip\tline\tcer\norz-0.ogg\t0\t0.1\nvux-0.ogg\t0\t0.9\nvux-0.ogg\t1\t0.2\n")
+    monkeypatch.setattr(urquan, "TABLE", table)
+    return tmp_path / "debian"
+
+
+def test_monologues_are_cut_into_lines_at_pauses(urquan_debian):
+    lines = {(line.clip, line.number): line for line in urquan.all_lines(urquan_debian)}
+    # the second clip of orz does not say when its second line begins, the third one is not there
+    assert {place: line.text for place, line in lines.items()} == {
+        ("orz-0.ogg", 0): "HELLO",
+        ("vux-0.ogg", 0): "AH HUMAN VISITORS",
+        ("vux-0.ogg", 1): "WELCOME TO TWO OF US",
+    }
+    first, second = (lines["vux-0.ogg", number].samples for number in (0, 1))
+    assert lines["vux-0.ogg", 1].voice == "urquan-vux"
+    # stated: 1.3 s, in the middle of what is said; the pause is from 1.0 to 1.25 s
+    assert 1.0 < len(first) / corpus.SAMPLE_RATE < 1.25
+    assert len(first) + len(second) == pytest.approx(3.25 * corpus.SAMPLE_RATE, abs=200)
+
+
+LAST_WORDS = ["IT", "IS", "TOO", "LATE", "FRIEND"]
+
+
+LINE = [
+    Stretch(None, 0, 30),
+    Stretch("YOU", 30, 50),
+    Stretch("WIN", 50, 75),
+    Stretch(None, 75, 79),  # too short to part phrases
+    Stretch("NOW", 79, 100),
+    Stretch(None, 100, 200),
+    *(Stretch(word, 200 + 20 * place, 220 + 20 * place) for place, word in enumerate(LAST_WORDS)),
+]
+
+
+LINE_SAMPLES = np.arange(1, 300 * fragments.FRAME + 1, dtype=np.float32)
+
+
+def test_short_phrases_are_cut_at_pauses_and_a_word_out_of_the_long_ones():
+    (phrase, text), (word, word_text) = fragments.fragments(LINE_SAMPLES, LINE, random.Random(1))
+    assert text == "YOU WIN NOW"
+    # half of the pause before is 15 frames, of the pause behind no more than 20 are kept
+    assert np.array_equal(phrase, LINE_SAMPLES[15 * fragments.FRAME : 120 * fragments.FRAME])
+    place = 200 + 20 * LAST_WORDS.index(word_text)
+    spoken = word[fragments.AROUND : -fragments.AROUND]
+    assert not word[: fragments.AROUND].any()
+    assert not word[-fragments.AROUND :].any()
+    assert len(spoken) == 20 * fragments.FRAME
+    inner = slice(fragments.FADE, -fragments.FADE)
+    assert np.array_equal(spoken[inner], LINE_SAMPLES[place * fragments.FRAME :][: len(spoken)][inner])
+    assert spoken[0] == spoken[-1] == 0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=20))
+def test_fragments_lie_in_their_line_and_say_what_it_says(parts):
+    ends = np.cumsum([length for _, length in parts]).tolist()
+    line = [
+        Stretch(f"W{number}" if spoken else None, end - length, end)
+        for number, ((spoken, length), end) in enumerate(zip(parts, ends, strict=True))
+    ]
+    samples = np.ones(fragments.FRAME * (ends[-1] if ends else 0), np.float32)
+    whole = " ".join(stretch.word for stretch in line if stretch.word)
+    for piece, text in fragments.fragments(samples, line, random.Random(1)):
+        assert f" {text} " in f" {whole} "
+        assert text != whole or " " not in text
+        assert 0 < len(piece) <= len(samples) + 2 * fragments.AROUND
+
+
+def test_muon_moves_all_weights_by_matrices_whose_singular_values_are_near_one():
+    torch.manual_seed(1)
+    shapes = [(8, 8)] * (optimizers.PIECE + 3) + [(6, 2, 5), (12, 4)]
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    muon = optimizers.Muon(weights, lr=1.0, weight_decay=0.0)
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    muon.step()
+    for weight in weights:
+        sizes = torch.linalg.svdvals(weight.detach().flatten(1)) / max(weight.flatten(1).shape) ** 0.5
+        assert sizes.max() < 1.3 * optimizers.UPDATE_RMS
+        assert sizes.median() > 0.6 * optimizers.UPDATE_RMS
+        assert float((weight.detach() * weight.grad).sum()) < 0
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Two stages, the second of which reads what the first makes; and the names of those that ran."""
+    (tmp_path / "source").write_text("a")
+    ran = []
+
+    def stage(name, read, made):
+        def do():
+            ran.append(name)
+            (tmp_path / made).write_text((tmp_path / read).read_text() * 2)
+
+        return stages.Stage(name=name, work=do, reads=[tmp_path / read], makes=[tmp_path / made])
+
+    chain = [stage("first", "source", "middle"), stage("second", "middle", "end")]
+
+    def run():
+        ran.clear()
+        for stage in chain:
+            stages.run(stage, tmp_path / "done", lambda _: None)
+        return list(ran)
+
+    return tmp_path, run
+
+
+def test_stages_are_done_once(work):
+    folder, run = work
+    assert run() == ["first", "second"]
+    assert (folder / "end").read_text() == "aaaa"
+    assert run() == []
+
+
+def test_stages_are_done_again_when_something_has_changed(work):
+    folder, run = work
+    run()
+    (folder / "source").write_text("b")
+    assert run() == ["first", "second"]
+    (folder / "end").write_text("by hand")
+    assert run() == ["second"]
+    (folder / "middle").unlink()
+    assert run() == ["first"]  # which makes what it made before
+
+
+def heard(transcript, *texts):
+    conditions = [{"condition": name, "text": text, "cpu_s": 0.1} for name, text in zip("xy", texts, strict=True)]
+    return {"name": "a", "transcript": transcript, "heard": conditions}
+
+
+def test_scores_count_words_and_time():
+    content = {"audio_s": 10.0, "recordings": [heard("ONE TWO", "ONE TWO", "ONE"), heard("TWO", "TOO", "TWO TWO")]}
+    found = evaluate.scores(content)
+    assert found["x"]["wer"] == pytest.approx(1 / 3, abs=1e-6)
+    assert (found["x"]["num_exact"], found["y"]["num_exact"], found["y"]["num_errors"]) == (1, 0, 2)
+    assert found["x"]["interval"][0] < found["x"]["wer"] < found["x"]["interval"][1]
+    assert (found["x"]["cpu_s"], found["x"]["audio_s"]) == (0.2, 10.0)
+
+
+def test_a_difference_is_that_of_the_same_utterances():
+    worse, better = [(3, 10), (1, 5), (2, 5)] * 20, [(1, 10), (1, 5), (0, 5)] * 20
+    found = proof.difference(better, worse)
+    assert found["difference"] == pytest.approx(-0.2)
+    assert found["interval"][0] < -0.2 < found["interval"][1] < 0
+    assert proof.difference(worse, worse) == {"difference": 0, "interval": [0, 0]}
+
+
+def test_bits_are_those_that_rows_say_of_columns():
+    assert specialists.information(np.eye(8, dtype=np.int64)) == pytest.approx(3)
+    assert specialists.information(np.full((4, 6), 7)) == pytest.approx(0)
+    table = specialists.counts(np.array([[0, 1], [1, 2]]), np.array([1, 0]), 3, 2)
+    assert table.tolist() == [[0, 1], [1, 1], [1, 0]]
