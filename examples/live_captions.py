@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from u2moe.runtime import AudioError, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Result
-from u2moe.runtime.audio import read_blocks
+from u2moe.runtime.audio.reading import read_blocks
 
 # An utterance ends after 0.8 s of silence, or when it is 15 s long. The left context is bounded: memory is flat.
 OPTIONS = DecodingOptions(

@@ -20,8 +20,9 @@ from u2moe.export.model import SpeechModel
 from u2moe.export.text_files import read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
 from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
+from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, ModelConfig
 from u2moe.runtime.errors import CheckpointError
-from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, ModelConfig, TextConfig
+from u2moe.runtime.text.vocabulary import TextConfig
 
 WEIGHTS_FILE = "final.pt"
 CMVN_FILE = "global_cmvn"

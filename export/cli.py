@@ -166,7 +166,7 @@ def _run_profile(args: argparse.Namespace) -> int:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from u2moe.runtime.manifest import MANIFEST_FILE
+    from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 
     if (Path(args.checkpoint) / MANIFEST_FILE).is_file():
         return _convert(args, args.checkpoint)
@@ -201,7 +201,7 @@ def _convert(args: argparse.Namespace, bundle: str | Path) -> int:
 
 def run_validate(args: argparse.Namespace) -> int:
     """Validate and print what was checked."""
-    from u2moe.runtime.bundle import Bundle
+    from u2moe.runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(args.bundle)
     bundle.load()

@@ -16,12 +16,12 @@ from u2moe.export.comparison import ParityReport
 from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
 from u2moe.export.model import SpeechModel
 from u2moe.export.parity import Parity
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
+from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.manifest import TOKENS_FILE, Manifest
 
 
 def export_bundle(

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.export.comparison import Comparison
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.features import fbank
-from u2moe.runtime.manifest import Manifest
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 LIMIT = 5e-3
 """Largest difference on noise. Graphs from before computed in single precision: where a band holds a millionth of the

@@ -13,9 +13,9 @@ from u2moe.export.encoder import SpeechEncoder
 from u2moe.export.encoder_nodes import EncoderNodes
 from u2moe.export.layers import linear
 from u2moe.export.model import SpeechModel
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.manifest import ModelConfig
 
 
 def encoder_graph(encoder: SpeechEncoder, config: ModelConfig, metadata: dict[str, str]) -> ir.Model:

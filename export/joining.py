@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import PAIR_SUMS, PAIR_SUMS_FIT
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import PAIR_SUMS, PAIR_SUMS_FIT
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:

@@ -14,11 +14,11 @@ from torch import nn
 from u2moe.export.architecture import Activation
 from u2moe.export.attention import MultiHeadAttention, RMSNorm, inverse_frequencies
 from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.attention import Heads, context, to_heads
 from u2moe.runtime.graph.builder import GraphBuilder, define
 from u2moe.runtime.graph.mixture import float_mixture
-from u2moe.runtime.mixture import Mixture
 
 MASKED = float(np.finfo(np.float32).min)
 """Added to masked scores: its exponential is exactly zero, yet a fully masked row does not become NaN."""

@@ -53,7 +53,7 @@ class SpeechModel(nn.Module):
     def score(
         self, hypotheses: Tensor, lengths: Tensor, encoder_out: Tensor, encoder_lengths: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Token scores as the decoder graph gives them, see `u2moe.runtime.contract.decoder`.
+        """Token scores as the decoder graph gives them, see `u2moe.runtime.bundle.contract.decoder`.
 
         `hypotheses` [rows, length] without sos and eos, `encoder_out` [rows, time, dim].
         """

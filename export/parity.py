@@ -18,12 +18,13 @@ from u2moe.export.encoder import BlockCache, ConformerBlock
 from u2moe.export.feature_parity import compare_features
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.runtime import contract
-from u2moe.runtime.caches import Caches
-from u2moe.runtime.encoder import Encoder
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.manifest import Manifest
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.model.caches import Caches
+from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 Pairs = dict[str, list[tuple[Array, Array]]]
 """For each tensor, the values of torch and of onnxruntime."""

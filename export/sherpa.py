@@ -15,11 +15,11 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import ParityReport
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
 from u2moe.export.sherpa_parity import SherpaParity
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.contract import PAIR_SUMS
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import PAIR_SUMS
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
+from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 
 ONE_FILE_LIMIT = 256_000_000
 """Bytes of weights up to which a graph is a single file, like the models that sherpa-onnx publishes."""

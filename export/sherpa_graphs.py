@@ -15,11 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.joining import closed, joined, pair_sums
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import Graph, Tensor
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import Graph, Tensor
+from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.manifest import Manifest, ModelConfig
 
 _CACHE = ("num_blocks", "num_kv_heads", "cache_time", "kv_dim")
 _HISTORY = ("num_blocks", "one", "conv_dim", "conv_cache")

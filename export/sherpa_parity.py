@@ -12,13 +12,14 @@ import onnxruntime
 from u2moe.export.comparison import ParityReport, compared
 from u2moe.export.feature_parity import parity_features
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.caches import Caches
-from u2moe.runtime.contract import Graph
-from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.model import Model
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.model.caches import Caches
+from u2moe.runtime.model.encoder import required_cache_size
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """Log-probabilities of the bundle and of a written graph."""

@@ -11,9 +11,9 @@ from u2moe.export.network_config import read_decoders, read_encoder
 from u2moe.export.text_files import read_yaml
 from u2moe.export.wenet_keys import ONE_VALUE, WITHOUT_EFFECT
 from u2moe.export.yaml_section import Section
+from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig
 from u2moe.runtime.errors import BundleError, CheckpointError, UnsupportedError
-from u2moe.runtime.features import constants_of
-from u2moe.runtime.manifest import DecodingConfig, FeatureConfig
+from u2moe.runtime.model.features import constants_of
 
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23

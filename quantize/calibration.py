@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
-from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.errors import BundleError
 
 Array = npt.NDArray[Any]

@@ -167,8 +167,8 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.quantize.report import describe
     from u2moe.quantize.tuning.record import describe_record
     from u2moe.runtime.cli.outputs import try_to_write
-    from u2moe.runtime.corpus.word_errors import read_manifest
     from u2moe.runtime.errors import QuantizationError
+    from u2moe.runtime.text.word_errors import read_manifest
 
     audio = _measured_audio(args)
     try_to_write(args.report)
@@ -207,7 +207,7 @@ def run_quantize(args: argparse.Namespace) -> int:
 
 def _measured_audio(args: argparse.Namespace) -> list[Path]:
     """Audio for the report besides that of the list; the clips of the demo model if nothing is named."""
-    from u2moe.runtime.audio import find_audio
+    from u2moe.runtime.audio.folders import find_audio
     from u2moe.runtime.recognizer import DEMO_FOLDER
 
     clips = DEMO_FOLDER / "clips"
@@ -237,8 +237,8 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def _recordings(paths: list[Path]) -> list[Path]:
     """Audio files, those in folders, and those that lists name."""
-    from u2moe.runtime.audio import find_audio
-    from u2moe.runtime.corpus.word_errors import read_manifest
+    from u2moe.runtime.audio.folders import find_audio
+    from u2moe.runtime.text.word_errors import read_manifest
 
     found: list[Path] = []
     for path in paths:

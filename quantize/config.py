@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from u2moe.runtime.contract import WEIGHT_GROUPS
-from u2moe.runtime.mixture import FUNCTIONS
+from u2moe.runtime.bundle.contract import WEIGHT_GROUPS
+from u2moe.runtime.bundle.mixture import FUNCTIONS
 
 FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -11,12 +11,12 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.tuning.record import describe_record
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import MOE_DOMAIN, PACKED
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED, is_replaced
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.native import checked_kernels, choose_kernels, is_replaced
-from u2moe.runtime.session import DEFAULT_PROVIDER
+from u2moe.runtime.model.native import checked_kernels, choose_kernels
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:

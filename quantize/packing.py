@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from u2moe.quantize.token_scales import STEP
 from u2moe.quantize.weights import Array
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.native import CPU, choose_kernels, plain_name
+from u2moe.runtime.model.native import CPU, choose_kernels, plain_name
 
 ALIGNMENT = 4096
 """Bytes at a multiple of which packed weights begin: onnxruntime maps pages."""

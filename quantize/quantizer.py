@@ -22,16 +22,16 @@ from u2moe.quantize.report import build_report, compare_bytes, features_of
 from u2moe.quantize.routing import scope
 from u2moe.quantize.tuning.choice import tuned
 from u2moe.quantize.weights import Change
-from u2moe.runtime import contract
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.corpus.word_errors import Recording, words
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import Manifest
+from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.manifest import Manifest
-from u2moe.runtime.native import CPU, choose_kernels
+from u2moe.runtime.model.native import CPU, choose_kernels
+from u2moe.runtime.text.word_errors import Recording, words
 
 REPORT_FILE = "report.json"
 SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"

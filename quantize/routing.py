@@ -12,14 +12,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import PACKED
-from u2moe.runtime.encoder import Encoder, required_cache_size
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.native import Kernels, choose_kernels
-from u2moe.runtime.session import DEFAULT_PROVIDER, Session
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.model.encoder import Encoder, required_cache_size
+from u2moe.runtime.model.native import Kernels, choose_kernels
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+from u2moe.runtime.model.windows import Windows
 
 Array = npt.NDArray[Any]
 

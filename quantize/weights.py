@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, int8_columns, int8_rows
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 

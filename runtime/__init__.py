@@ -6,12 +6,15 @@ except ModuleNotFoundError as error:
     # An extra, since the wheels for CPU and GPU overwrite each other: its name alone does not say what to install.
     raise ModuleNotFoundError("u2moe needs onnxruntime: pip install 'u2moe[cpu]', or [gpu]", name=error.name) from None
 
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.context import ContextGraph, parse_hotwords
-from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
-from u2moe.runtime.decoding import DecodingOptions
-from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
+from u2moe.runtime.audio.microphone import Microphone
+from u2moe.runtime.audio.raw import RawAudio
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
+from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
+from u2moe.runtime.decoding.vad import VadOptions, VoiceActivityDetector
 from u2moe.runtime.errors import (
     AudioError,
     AudioOverflowError,
@@ -31,21 +34,17 @@ from u2moe.runtime.errors import (
     U2moeError,
     UnsupportedError,
 )
-from u2moe.runtime.formats import format_transcript
-from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
-from u2moe.runtime.microphone import Microphone
-from u2moe.runtime.model import Model
-from u2moe.runtime.native import Kernels
-from u2moe.runtime.raw_audio import RawAudio
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.native import Kernels
+from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.rescore import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
-from u2moe.runtime.subtitles import SubtitleOptions
+from u2moe.runtime.text.formats import format_transcript
+from u2moe.runtime.text.subtitles import SubtitleOptions
+from u2moe.runtime.text.written.formatter import TextFormat, TextFormatter
 from u2moe.runtime.transcriber import Transcriber
-from u2moe.runtime.vad import VadOptions, VoiceActivityDetector
-from u2moe.runtime.writing.formatter import TextFormat, TextFormatter
 
 __all__ = [
     "Alternative",

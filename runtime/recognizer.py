@@ -12,24 +12,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from u2moe.runtime.audio import convert, read_blocks
-from u2moe.runtime.audio_file import File
-from u2moe.runtime.bundle import Bundle, open_and_load
-from u2moe.runtime.context import ContextGraph, Hotwords
-from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions, Search
-from u2moe.runtime.encoder import check_chunks
-from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.audio.arrays import convert
+from u2moe.runtime.audio.raw import File, RawAudio
+from u2moe.runtime.audio.reading import read_blocks
+from u2moe.runtime.bundle.bundle import Bundle, open_and_load
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
+from u2moe.runtime.decoding.context import ContextGraph, Hotwords
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.pipeline import Observer, Pipeline
+from u2moe.runtime.decoding.source import Source
 from u2moe.runtime.errors import BundleError, StreamError
-from u2moe.runtime.features import constants_of
-from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
-from u2moe.runtime.manifest import MANIFEST_FILE
-from u2moe.runtime.pipeline import Observer, Pipeline
-from u2moe.runtime.raw_audio import RawAudio
-from u2moe.runtime.recording import Blocks, recognize
+from u2moe.runtime.model.encoder import check_chunks
+from u2moe.runtime.model.features import constants_of
+from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig, Search
+from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
-from u2moe.runtime.source import Source
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.validation import checked_options
 
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnxruntime
 
-    from u2moe.runtime.model import Model
-    from u2moe.runtime.vad import VoiceActivityDetector
+    from u2moe.runtime.decoding.vad import VoiceActivityDetector
+    from u2moe.runtime.model.model import Model
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """The demo model in the package, with recordings in `clips/` to try it on."""
@@ -239,7 +238,7 @@ class Recognizer:
         samples = self._samples(audio, sample_rate, channel, track)
         blocks, results = self._recognize(samples, options, hotwords, vad, on_progress)
         segments = list(results)
-        return Transcript.of(segments, blocks.duration, blocks.error)
+        return transcript_of(segments, blocks.duration, blocks.error)
 
     def segments(
         self,
@@ -290,7 +289,7 @@ class Recognizer:
         """Blocks of a recording, and the results that appear as they are read."""
         stream = self.create_recording_stream(options, hotwords=hotwords)
         blocks = Blocks(samples, self.bundle.manifest.features.sample_rate, on_progress)
-        return blocks, recognize(self, stream, blocks, vad)
+        return blocks, recognize(self.decode_streams, stream, blocks, vad)
 
     @staticmethod
     def _until_damage(blocks: Blocks, results: Iterator[Result]) -> Iterator[Result]:

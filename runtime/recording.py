@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
-    from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
+    from u2moe.runtime.decoding.vad import VoiceActivityDetector
     from u2moe.runtime.stream import Stream
-    from u2moe.runtime.vad import VoiceActivityDetector
 
 
 class Blocks:
@@ -25,6 +25,7 @@ class Blocks:
 
     Attributes:
         num_samples: samples so far.
+        sample_rate: the model's, in Hz.
         error: why no more can be read; None until then, and at the end of an undamaged recording.
 
     Args:
@@ -45,14 +46,14 @@ class Blocks:
         self.num_samples = 0
         self.error: AudioError | None = None
         self._blocks = filter(len, blocks)
-        self._sample_rate = sample_rate
+        self.sample_rate = sample_rate
         self._on_progress = on_progress
         self._first = next(self._blocks, None)
 
     @property
     def duration(self) -> float:
         """Seconds so far."""
-        return self.num_samples / self._sample_rate
+        return self.num_samples / self.sample_rate
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
         block = self._first
@@ -69,39 +70,41 @@ class Blocks:
 
 
 def recognize(
-    recognizer: Recognizer, stream: Stream, blocks: Blocks, vad: VoiceActivityDetector | None
+    decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks, vad: VoiceActivityDetector | None
 ) -> Iterator[Result]:
     """Final results of the segments of a recording, each as soon as it is found.
 
     Args:
-        recognizer: decodes the stream.
+        decode: `Recognizer.decode_streams` of the stream's recogniser.
         stream: receives the samples; new or reset.
         blocks: blocks of the recording.
         vad: detects speech, each stretch of which is recognised as a separate source; None: the whole recording is one
             source.
     """
     if vad is None:
-        return _whole(recognizer, stream, blocks)
+        return _whole(decode, stream, blocks)
     if not hasattr(vad, "speech"):
         raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
-    rate = recognizer.bundle.manifest.features.sample_rate
-    if rate != vad.sample_rate:
-        raise ValueError(f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model's is {rate} Hz")
-    return _speech(recognizer, stream, blocks, vad)
+    if blocks.sample_rate != vad.sample_rate:
+        raise ValueError(
+            f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model's is {blocks.sample_rate} Hz"
+        )
+    return _speech(decode, stream, blocks, vad)
 
 
-def _whole(recognizer: Recognizer, stream: Stream, blocks: Blocks) -> Iterator[Result]:
-    rate = recognizer.bundle.manifest.features.sample_rate
+def _whole(decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks) -> Iterator[Result]:
     for block in blocks:
-        stream.accept_waveform(rate, block)
-        recognizer.decode_streams([stream])
+        stream.accept_waveform(blocks.sample_rate, block)
+        decode([stream])
         yield from stream.take_segments()
     stream.input_finished()
-    recognizer.decode_streams([stream])
+    decode([stream])
     yield from stream.take_segments()
 
 
-def _speech(recognizer: Recognizer, stream: Stream, blocks: Blocks, vad: VoiceActivityDetector) -> Iterator[Result]:
+def _speech(
+    decode: Callable[[list[Stream]], None], stream: Stream, blocks: Blocks, vad: VoiceActivityDetector
+) -> Iterator[Result]:
     num_segments = begin = 0
     for speech in vad.speech(blocks):
         if speech.begins:
@@ -110,7 +113,18 @@ def _speech(recognizer: Recognizer, stream: Stream, blocks: Blocks, vad: VoiceAc
         stream.accept_waveform(vad.sample_rate, speech.samples)
         if speech.ends:
             stream.input_finished()
-        recognizer.decode_streams([stream])
+        decode([stream])
         for segment in stream.take_segments():
             yield segment.moved(begin / vad.sample_rate, num_segments)
             num_segments += 1
+
+
+def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
+    """A transcript from final results in order, and the `error` with which the recording breaks off, if any."""
+    return Transcript(
+        text=join_texts([segment.text for segment in segments]),
+        duration=duration,
+        segments=list(segments),
+        complete=error is None,
+        error=None if error is None else str(error),
+    )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio import as_samples
-from u2moe.runtime.utterance import State
+from u2moe.runtime.audio.arrays import as_samples
+from u2moe.runtime.decoding.utterance import State
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.decoding.source import Source
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
-    from u2moe.runtime.source import Source
 
 
 class Stream:

@@ -8,9 +8,9 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio import as_samples
-from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.audio.arrays import as_samples
 from u2moe.runtime.errors import AudioOverflowError, StreamError
+from u2moe.runtime.options import EndpointConfig
 from u2moe.runtime.validation import checked_number, checked_options
 from u2moe.runtime.worker import Callbacks, Worker
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from u2moe.runtime.context import ContextGraph, Hotwords
-    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.decoding.context import ContextGraph, Hotwords
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.result import Result
 

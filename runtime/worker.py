@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio import Resampler
+from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.errors import AudioError, AudioOverflowError, StreamError
 
 if TYPE_CHECKING:

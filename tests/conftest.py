@@ -28,7 +28,7 @@ from tones import toy_recognizer
 from transcribing import OPTIONS
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
-from u2moe.runtime.contract import PAIR_SUMS
+from u2moe.runtime.bundle.contract import PAIR_SUMS
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 # A deadline would measure what else the machine does. Examples are few: searches of hours belong to the benchmarks.

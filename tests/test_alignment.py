@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_probs import random_log_probs
 
-from u2moe.runtime.alignment import align
-from u2moe.runtime.ctc import ctc_greedy_search
+from u2moe.runtime.decoding.alignment import align
+from u2moe.runtime.decoding.ctc import ctc_greedy_search
 
 
 def collapse(path):

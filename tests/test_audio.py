@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from u2moe.runtime.audio import Resampler, as_samples, duration_of, find_audio, read_audio, read_blocks
+from u2moe.runtime.audio.arrays import Resampler, as_samples
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.raw import RawAudio
+from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.raw_audio import RawAudio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 RATE = 16_000
@@ -335,7 +337,7 @@ def test_names_that_are_no_text(tmp_path):
 
 def test_what_is_passed_over_in_a_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)  # as where the extra is not installed
-    monkeypatch.setattr("u2moe.runtime.audio.has_media", lambda: False)
+    monkeypatch.setattr("u2moe.runtime.audio.folders.has_media", lambda: False)
     for name in ("a.wav", "b.au", "c.m4a", "d.MP4", "notes.txt"):
         (tmp_path / name).write_text("x")
     with pytest.warns(

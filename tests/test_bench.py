@@ -19,7 +19,7 @@ from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
 from u2moe.runtime import AudioError, Bundle, ProviderError, cli
-from u2moe.runtime.corpus.word_errors import Recording, words
+from u2moe.runtime.text.word_errors import Recording, words
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from u2moe.benchmarks.instruments.operators import (
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.session import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def num_frames(model, sound):
 
 
 def _features(bundle, sound):
-    from u2moe.runtime.features import fbank  # noqa: PLC0415
+    from u2moe.runtime.model.features import fbank  # noqa: PLC0415
 
     return fbank(sound, bundle.manifest.features)
 

@@ -17,7 +17,7 @@ from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.saturation import Products
+from u2moe.runtime.model.saturation import Products
 
 STREAM = Mode(chunk_size=4, num_left_chunks=4)
 

@@ -9,8 +9,7 @@ from u2moe.benchmarks.bench import latency, speed
 from u2moe.benchmarks.instruments.probe import STAGES, Event, Mode, Observation, Probe, Stopwatch
 from u2moe.benchmarks.instruments.statistics import Spread, differs, interleaved, percentiles
 from u2moe.runtime import Result, WordResult
-from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 CHUNKS = Mode(chunk_size=4, num_left_chunks=4)
 

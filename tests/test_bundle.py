@@ -7,16 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from manifests import edit_manifest
 
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
+from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import BundleError, IntegrityError
-from u2moe.runtime.manifest import (
-    DecodingConfig,
-    FeatureConfig,
-    Manifest,
-    ModelConfig,
-    TextConfig,
-)
+from u2moe.runtime.text.vocabulary import TextConfig
 
 MODEL = ModelConfig(
     streaming=True,

@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 
 from u2moe.quantize import quantizer, recipe
-from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer, graph_file
-from u2moe.runtime.bundle import open_and_load
-from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer
+from u2moe.runtime.bundle import graph_file
+from u2moe.runtime.bundle.bundle import open_and_load
+from u2moe.runtime.bundle.writer import BundleWriter
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from u2moe.runtime import Bundle, BundleError, BundleWriter, bundle_writer
+from u2moe.runtime import Bundle, BundleError, BundleWriter
+from u2moe.runtime.bundle import writer as bundle_writer
 
 pytestmark = pytest.mark.slow
 

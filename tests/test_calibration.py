@@ -9,8 +9,8 @@ import soundfile
 from u2moe.benchmarks.quality import calibration
 from u2moe.benchmarks.quality.calibration import area_under_roc, fit, information, reliability, write_calibration
 from u2moe.runtime import Bundle
-from u2moe.runtime.confidence import calibrated
-from u2moe.runtime.manifest import Calibration
+from u2moe.runtime.bundle.manifest import Calibration
+from u2moe.runtime.decoding.confidence import calibrated
 
 
 def drawn(shape=lambda confidence: confidence, num=20_000):

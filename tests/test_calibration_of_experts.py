@@ -14,7 +14,7 @@ from u2moe.quantize.compensation import FloatExpert, compensated_int4, fitted
 from u2moe.quantize.report import describe
 from u2moe.runtime import AudioError, Bundle, BundleError
 from u2moe.runtime.cli import main
-from u2moe.runtime.features import FeatureStream
+from u2moe.runtime.model.features import FeatureStream
 
 
 @pytest.fixture

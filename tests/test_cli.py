@@ -18,7 +18,7 @@ from commands import transcribe
 from u2moe.runtime import cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.cli import terminal
-from u2moe.runtime.formats import FORMATS
+from u2moe.runtime.text.formats import FORMATS
 
 pytestmark = pytest.mark.slow
 

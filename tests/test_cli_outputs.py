@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from u2moe.runtime import cli
-from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.bundle.writer import BundleWriter
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from manifests import edit_manifest
 from u2moe.benchmarks.quality.calibration import write_calibration
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
-from u2moe.runtime.confidence import calibrated, word_confidence
-from u2moe.runtime.manifest import Calibration
+from u2moe.runtime.bundle.manifest import Calibration
+from u2moe.runtime.decoding.confidence import calibrated, word_confidence
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 

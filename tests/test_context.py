@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_probs import random_log_probs
 
-from u2moe.runtime.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
-from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
-from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.model import TokenScores
-from u2moe.runtime.rescore import attention_rescoring
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
+from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
+from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 BPE = Vocabulary(
     ["<blank>", "<unk>", "\u2581", "\u2581C", "\u2581CAT", "AT", "A", "T", "S", "C", "\u2581A", "B", "\u2581B", "<s>"],
@@ -205,7 +204,7 @@ def test_parse_hotwords():
 
 
 def test_moves_are_forgotten_not_hoarded(monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.context._MAX_MOVES", 3)
+    monkeypatch.setattr("u2moe.runtime.decoding.context._MAX_MOVES", 3)
     graph = ContextGraph(["CAT"], BPE)
     tokens = list(range(1, len(BPE))) * 3
     assert graph.score([*tokens, *ids(BPE, "\u2581CAT")]) == ContextGraph(["CAT"], BPE).score(

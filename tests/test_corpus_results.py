@@ -26,8 +26,8 @@ from u2moe.runtime.corpus.results import merge, read_outcomes
 from u2moe.runtime.corpus.rows import Outcome
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.corpus.score import GroupScore, score
-from u2moe.runtime.corpus.word_errors import edit_distance, words
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 ONE = CorpusOptions(block_size=4, num_workers=1)
 

@@ -16,8 +16,8 @@ from searches import HOTWORDS, SYMBOLS, assert_same_searches, search_cases
 
 import u2moe
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, parse_hotwords
+from u2moe.runtime.audio.resampling import SincResampler
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.resampling import SincResampler
 
 FULL = Path("/dev/full")
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_probs import log_softmax, random_log_probs
 
-from u2moe.runtime.beam_search import BeamSearch
-from u2moe.runtime.ctc import (
+from u2moe.runtime.decoding.beam_search import BeamSearch
+from u2moe.runtime.decoding.ctc import (
     GreedySearch,
     PrefixBeamSearch,
     ctc_greedy_search,

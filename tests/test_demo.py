@@ -15,8 +15,8 @@ from u2moe.export import export_bundle
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.cli import main
-from u2moe.runtime.corpus.word_errors import WordErrors, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import WordErrors, read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -24,12 +24,12 @@ from u2moe.runtime import (
     Recognizer,
     Transcriber,
     VoiceActivityDetector,
-    native,
 )
 from u2moe.runtime import transcriber as transcriber_module
-from u2moe.runtime.corpus.word_errors import read_manifest, words
+from u2moe.runtime.decoding.vad import Speech
+from u2moe.runtime.model import native
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.vad import Speech
+from u2moe.runtime.text.word_errors import read_manifest, words
 
 pytestmark = pytest.mark.slow
 
@@ -179,10 +179,10 @@ def test_after_an_audio_error_the_stream_goes_on_as_if_it_had_not_been_called(de
 
 def test_numbers_in_the_text_are_those_of_the_code():
     assert f"up to {transcriber_module._MAX_KEPT} final ones wait" in TEXT
-    assert f"go through the encoder together, {u2moe.runtime.pipeline.MAX_BATCH} at a time" in TEXT
-    assert f"weight {u2moe.runtime.context.DEFAULT_WEIGHT} or its own" in TEXT
+    assert f"go through the encoder together, {u2moe.runtime.decoding.pipeline.MAX_BATCH} at a time" in TEXT
+    assert f"weight {u2moe.runtime.decoding.context.DEFAULT_WEIGHT} or its own" in TEXT
     assert "`num_threads=1`, the default" in TEXT
-    assert u2moe.runtime.session.SessionSettings().session_options().intra_op_num_threads == 1
+    assert u2moe.runtime.model.settings.SessionSettings().session_options().intra_op_num_threads == 1
 
 
 # The table of errors: a function that does what each row says.

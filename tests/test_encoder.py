@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.caches import Caches, join_rows, split_rows
-from u2moe.runtime.encoder import Encoder, check_chunks, required_cache_size
 from u2moe.runtime.errors import StreamError
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.model.caches import Caches, join_rows, split_rows
+from u2moe.runtime.model.encoder import Encoder, check_chunks, required_cache_size
+from u2moe.runtime.model.windows import Windows
 
 
 def features(num_frames, seed=0):

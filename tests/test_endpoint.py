@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.endpoint import Endpoint, EndpointConfig, Endpointer, EndpointRule
+from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
+from u2moe.runtime.options import EndpointConfig, EndpointRule
 
 FRAME_S = 0.04
 

@@ -6,8 +6,9 @@ from u2moe.benchmarks.full_size.even_routing import TurnedSettings, routing, tur
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.instruments.workload import random_frames, utterance
 from u2moe.runtime import Bundle
-from u2moe.runtime.encoder import Encoder
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 
 @pytest.fixture(scope="module")

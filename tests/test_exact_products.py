@@ -17,8 +17,8 @@ from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.experts.qmoe import qmoe_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window, int8_convolution
 from u2moe.quantize.token_scales import int8_matmul, int8_rows
-from u2moe.runtime.mixture import Mixture
-from u2moe.runtime.saturation import exact_products
+from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.model.saturation import exact_products
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_a_processor_whose_pairs_saturate_gets_larger_weights_wrong(session_of):
 @pytest.mark.skipif(EMULATOR is None, reason="needs qemu-x86_64, of Debian's qemu-user")
 def test_the_same_on_a_processor_without_vnni():
     code = (
-        "import sys, pytest; from u2moe.runtime.saturation import exact_products;"
+        "import sys, pytest; from u2moe.runtime.model.saturation import exact_products;"
         "assert exact_products() == (False, True), exact_products();"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'largest or saturate', sys.argv[1]]))"
     )

@@ -20,8 +20,8 @@ from u2moe.quantize.arithmetic import (
 from u2moe.quantize.experts import qmoe
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.mixture import float_mixture
-from u2moe.runtime.mixture import Mixture
 
 pytestmark = pytest.mark.slow
 

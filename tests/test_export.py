@@ -18,11 +18,12 @@ from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.parity import Parity, moe_session
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle
-from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError, StreamError, contract
-from u2moe.runtime.caches import Caches
+from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError, StreamError
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.mixture import Mixture
+from u2moe.runtime.model.caches import Caches
 
 pytestmark = pytest.mark.slow
 

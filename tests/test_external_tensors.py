@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime import BundleError
-from u2moe.runtime.external_tensors import ExternalTensor, external_tensors
+from u2moe.runtime.bundle.external_tensors import ExternalTensor, external_tensors
 
 FILE = Path("encoder.onnx")
 

@@ -14,11 +14,11 @@ from u2moe.export.feature_parity import compare_features
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.errors import BundleError, ParityError
-from u2moe.runtime.features import fbank
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.session import SessionSettings
 
 CLIPS = [soundfile.read(file, dtype="float32")[0] for file in sorted(DEMO_FOLDER.glob("clips/*.flac"))]
 LAST_BIT = 2e-6

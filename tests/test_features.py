@@ -9,9 +9,9 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from u2moe.runtime import Recognizer
+from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.features import FeatureStream, constants_of, fbank
-from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.model.features import FeatureStream, constants_of, fbank
 
 LAST_BIT = 2e-6
 """Between neighbours in single precision, for features up to 32. Sums in another order may round to either."""

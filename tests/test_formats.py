@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime import subtitles
-from u2moe.runtime.formats import FORMATS, format_transcript
+from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Result, Transcript, WordResult
-from u2moe.runtime.subtitles import SubtitleOptions, make_cues
+from u2moe.runtime.text import subtitles
+from u2moe.runtime.text.formats import FORMATS, format_transcript
+from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues
 
 
 def segment(*timed_words, space=" ", confidence=0.5):
@@ -210,7 +211,7 @@ def test_the_work_grows_as_the_length(monkeypatch):
 def test_contents_that_can_be_joined_are_those_of_the_recordings_one_after_the_other(file_format):
     """A header or a number that must not come twice is what makes a format unfit."""
     one, other = (
-        Transcript.of([segment(("YES", 1.0, 1.2))], 3.0), Transcript.of([segment(("NO", 1.6, 1.9))], 3.0),
+        transcript_of([segment(("YES", 1.0, 1.2))], 3.0), transcript_of([segment(("NO", 1.6, 1.9))], 3.0),
     )  # fmt: skip
     lines = [format_transcript(transcript, file_format).splitlines() for transcript in (one, other)]
     assert FORMATS[file_format].can_be_joined == (lines[0][0] != lines[1][0])

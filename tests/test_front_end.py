@@ -8,7 +8,7 @@ import soundfile
 
 from u2moe.benchmarks.quality import front_end
 from u2moe.benchmarks.runtimes import first_difference
-from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 CONFIG = FeatureConfig()

@@ -14,12 +14,11 @@ from manifests import adjusted, edit_manifest
 from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
-from u2moe.runtime.alignment import find_cut
-from u2moe.runtime.endpoint import Endpointer
-from u2moe.runtime.manifest import FeatureConfig
-from u2moe.runtime.padding import Padding
-from u2moe.runtime.pauses import end_at_pauses, find_pauses
-from u2moe.runtime.resampling import SincResampler
+from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.audio.resampling import SincResampler
+from u2moe.runtime.decoding.alignment import find_cut
+from u2moe.runtime.decoding.endpoint import Endpointer
+from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses
 
 pytestmark = needs_node
 
@@ -185,7 +184,7 @@ def test_padding(edges, num_samples):
         """,
         samples.tolist(),
     )
-    padding = Padding(0.18, FeatureConfig())
+    padding = Padding(0.18, 16000, 400)
     expected = np.concatenate([padding.accept(samples), padding.finish()])
     assert num_before == padding.num_before
     assert found == expected.tolist()

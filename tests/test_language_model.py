@@ -15,16 +15,15 @@ from language_models import Definition, random_arpa
 from log_probs import random_log_probs
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions
-from u2moe.runtime.context import ContextGraph
-from u2moe.runtime.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
+from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_prefix_beam_search
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.arpa import read_arpa, write_arpa
 from u2moe.runtime.language.compact import _quantize, write_compact
-from u2moe.runtime.language.fusion import Fusion
 from u2moe.runtime.language.ngrams import LN10
-from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.model import TokenScores
-from u2moe.runtime.rescore import attention_rescoring
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 B = "\u2581"
 BPE = Vocabulary(["<blank>", B + "A", B + "B", "A", "B", B], TextConfig(tokenizer="bpe"))

@@ -10,8 +10,8 @@ import soundfile
 from language_models import random_arpa
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, cli
+from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings, tune
 from u2moe.runtime.language.sentences import TextOptions, read_sentences, sentences_of
-from u2moe.runtime.language.tuning import EncodedRecordings, tune
 
 
 def lm(*arguments):

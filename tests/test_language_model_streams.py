@@ -15,7 +15,7 @@ from tones import SYMBOLS, say
 
 from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, Recognizer
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.language.model import DEMO_MODEL, DEMO_WEIGHTS
 
 

@@ -15,9 +15,10 @@ import soundfile
 from media import CODECS, TELEPHONE, write_media
 
 from u2moe.runtime import RawAudio
-from u2moe.runtime.audio import duration_of, find_audio, read_audio, read_blocks
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.media import MediaFile
+from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.media_file import MediaFile
 
 av = pytest.importorskip("av")
 

@@ -24,7 +24,7 @@ from u2moe.runtime import (
     Transcriber,
     cli,
 )
-from u2moe.runtime.microphone import input_devices
+from u2moe.runtime.audio.microphone import input_devices
 
 
 @pytest.fixture(scope="module")

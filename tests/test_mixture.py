@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.runtime import Bundle, Recognizer
+from u2moe.runtime.bundle.mixture import FUNCTIONS, Mixture, read_mixture
 from u2moe.runtime.graph.builder import build_function, define
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import float_mixture, mixture_of
-from u2moe.runtime.mixture import FUNCTIONS, Mixture, read_mixture
 
 # Of bundles of before, on a processor without VNNI.
 pytestmark = pytest.mark.filterwarnings("ignore:.* takes longer on this processor")

@@ -12,7 +12,8 @@ from u2moe.runtime import (
     ctc_greedy_search,
     ctc_prefix_beam_search,
 )
-from u2moe.runtime.model import Model, _alike, _Size
+from u2moe.runtime.model import _alike, _Size
+from u2moe.runtime.model.model import Model
 
 pytestmark = pytest.mark.slow
 

@@ -8,13 +8,15 @@ import onnx
 import onnxruntime
 import pytest
 
-from u2moe.runtime import Bundle, BundleError, KernelsError, Recognizer, contract, native
+from u2moe.runtime import Bundle, BundleError, KernelsError, Recognizer
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.external_tensors import Call, calls
 from u2moe.runtime.cli import main
-from u2moe.runtime.external_tensors import Call, calls
-from u2moe.runtime.native import CONTRACT, Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.model import native
+from u2moe.runtime.model.native import CONTRACT, Kernels, checked_kernels, choose_kernels
+from u2moe.runtime.model.saturation import has_no_other_products
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.saturation import has_no_other_products
-from u2moe.runtime.session import SessionSettings
 
 CPU = ("CPUExecutionProvider",)
 

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 
 from u2moe.runtime import Recognizer
-from u2moe.runtime.audio import find_audio
-from u2moe.runtime.native import CPU, choose_kernels
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)

@@ -15,9 +15,10 @@ from u2moe.benchmarks.bench.plan import Plan, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, contract
+from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.cli import main
-from u2moe.runtime.corpus.word_errors import Recording
+from u2moe.runtime.text.word_errors import Recording
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
 
@@ -111,7 +112,7 @@ def test_without_native_kernels_it_is_an_error_that_says_so(packed, monkeypatch)
     with pytest.raises(KernelsError, match=r"encoder\.onnx: weights are packed for native kernels, but onnxruntime"):
         packed.load(kernels="onnxruntime")
     monkeypatch.setitem(sys.modules, "u2moe_kernels", None)
-    from u2moe.runtime import native  # noqa: PLC0415
+    from u2moe.runtime.model import native  # noqa: PLC0415
 
     native.installed_kernels.cache_clear()
     try:

@@ -14,12 +14,12 @@ from tones import say, toy_recognizer
 
 from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
+from u2moe.runtime.audio.padding import Padding, padded
+from u2moe.runtime.bundle.manifest import FeatureConfig
+from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
+from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings
 from u2moe.runtime.corpus.rows import options_as_json
-from u2moe.runtime.features import fbank
-from u2moe.runtime.language.tuning import EncodedRecordings
-from u2moe.runtime.manifest import FeatureConfig
-from u2moe.runtime.manifest_file import format_manifest, parse_manifest
-from u2moe.runtime.padding import Padding, padded
+from u2moe.runtime.model.features import fbank
 from u2moe.runtime.server.launch import ModelOptions
 
 PADDING_S = 0.3
@@ -40,20 +40,20 @@ def with_padding(options, padding_s=PADDING_S):
 def test_silence_comes_where_a_source_is_in_the_middle_of_a_sound(first, num_before, last, num_after, lengths):
     """What counts are the first and the last 25 ms, however the samples are split."""
     samples = np.concatenate([first, LOUD, QUIET, LOUD, last])
-    padding = Padding(PADDING_S, FEATURES)
+    padding = Padding(PADDING_S, FEATURES.sample_rate, FEATURES.frame_len)
     parts = [padding.accept(part) for part in np.split(samples, np.cumsum(lengths))]
     heard = np.concatenate([*parts, padding.finish()])
     assert padding.num_before == num_before
     assert np.array_equal(heard, np.pad(samples, (num_before, num_after)))
-    assert np.array_equal(padded(samples, PADDING_S, FEATURES), heard)
+    assert np.array_equal(padded(samples, PADDING_S, FEATURES.sample_rate, FEATURES.frame_len), heard)
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 399, 400, 401])
 def test_a_short_source_is_one_edge(num_samples):
     samples = LOUD[:num_samples]
     expected = np.pad(samples, NUM) if num_samples > 1 else samples  # a single sample is no sound
-    assert np.array_equal(padded(samples, PADDING_S, FEATURES), expected)
-    assert np.array_equal(padded(samples, 0, FEATURES), samples)
+    assert np.array_equal(padded(samples, PADDING_S, FEATURES.sample_rate, FEATURES.frame_len), expected)
+    assert np.array_equal(padded(samples, 0, FEATURES.sample_rate, FEATURES.frame_len), samples)
 
 
 @given(st.lists(st.integers(0, 9000), max_size=6), st.sampled_from(["ctc_prefix_beam", "ctc_greedy"]))

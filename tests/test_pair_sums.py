@@ -5,7 +5,8 @@ import pytest
 
 from u2moe.export.sherpa import export_sherpa
 from u2moe.quantize import RECIPES, quantize_bundle
-from u2moe.runtime import Bundle, contract
+from u2moe.runtime import Bundle
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.recognizer import DEMO_FOLDER
 

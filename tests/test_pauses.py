@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from u2moe.benchmarks.quality.word_times import loud_part
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import matches, read_manifest
-from u2moe.runtime.pauses import end_at_pauses, find_pauses, first_pause
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import matches, read_manifest
 
 LOUD, SOFT = 18.0, 3.0
 

@@ -17,7 +17,7 @@ from u2moe.runtime import Bundle, DecodingOptions, ctc_prefix_beam_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.errors import BundleError, ParityError, UnsupportedError
 from u2moe.runtime.recognizer import DEMO_FOLDER, Recognizer
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIPS = sorted(DEMO_FOLDER.glob("clips/*.flac"))

@@ -4,8 +4,8 @@ import pytest
 
 from u2moe.quantize import FORMATS, RECIPES, Recipe, recipe
 from u2moe.quantize.experts import EXPERT_FORMATS
-from u2moe.runtime import contract
-from u2moe.runtime.mixture import FUNCTIONS
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.mixture import FUNCTIONS
 
 pytestmark = pytest.mark.slow
 

@@ -18,10 +18,10 @@ from u2moe.runtime import (
     ctc_prefix_beam_search,
 )
 from u2moe.runtime import recognizer as recognizer_module
-from u2moe.runtime.features import fbank
-from u2moe.runtime.model import Model
-from u2moe.runtime.session import Session
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 
 def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):

@@ -9,8 +9,8 @@ from feeding import TINY
 
 from u2moe.runtime import AudioError, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
-from u2moe.runtime.formats import FORMATS
 from u2moe.runtime.recording import Blocks
+from u2moe.runtime.text.formats import FORMATS
 
 pytestmark = pytest.mark.slow
 

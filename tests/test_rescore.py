@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from u2moe.runtime.ctc import Hypothesis, ctc_prefix_beam_search
-from u2moe.runtime.model import TokenScores
-from u2moe.runtime.rescore import attention_beam_search, attention_rescoring
+from u2moe.runtime.decoding.ctc import Hypothesis, ctc_prefix_beam_search
+from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring
+from u2moe.runtime.model.model import TokenScores
 
 
 def weights_of(mode):

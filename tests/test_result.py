@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.result import Result, token_spans, words_of
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.decoding.spans import token_spans, words_of
+from u2moe.runtime.result import Result
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 
 def test_spans_equal_wenet(golden):

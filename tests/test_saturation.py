@@ -8,11 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from u2moe.runtime import contract, saturation
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.cli import main
 from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.model import saturation
+from u2moe.runtime.model.saturation import PRECISE, Products, exact_products, must_be_precise
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.saturation import PRECISE, Products, exact_products, must_be_precise
 
 FITTING = {contract.PAIR_SUMS: contract.PAIR_SUMS_FIT}
 FOLDER = Path("bundle")

@@ -34,7 +34,7 @@ def test_full_context_does_not_depend_on_when_the_end_is_known(data):
     portion = data.draw(st.sampled_from([1600, 7000, 16_000]))
     toy, found = toy_recognizer(), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 2.0)
+        patch.setattr("u2moe.runtime.decoding.source.LONGEST_WINDOW_S", 2.0)
         for portions in ([samples], np.split(samples, range(portion, len(samples), portion))):
             stream = toy.create_recording_stream(DecodingOptions(endpoint=RULES))
             for block in portions:

@@ -5,8 +5,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from u2moe.runtime import BundleError, ProviderError, contract
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime import BundleError, ProviderError
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 
 def session(bundle, graph=None, manifest=None, settings=None, file=None):

@@ -24,13 +24,13 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, check_supported, offline_graph, online_graph
 from u2moe.export.sherpa_parity import OnlineClient
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
+from u2moe.runtime.bundle.contract import PAIR_SUMS
 from u2moe.runtime.cli import main
-from u2moe.runtime.contract import PAIR_SUMS
-from u2moe.runtime.corpus.word_errors import WordErrors
-from u2moe.runtime.encoder import Encoder
 from u2moe.runtime.graph.file import save_graph
+from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.windows import Windows
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from u2moe.benchmarks.peers.sherpa import (
     targets,
     values,
 )
-from u2moe.runtime.features import fbank
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.windows import Windows
 
 pytestmark = pytest.mark.slow
 

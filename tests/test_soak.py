@@ -10,11 +10,11 @@ from u2moe.benchmarks.endurance.cuts import Cuts, cuts_of, logged
 from u2moe.benchmarks.endurance.long_stream import run_long_stream
 from u2moe.benchmarks.endurance.memory import Memory
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Stream
-from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.decoding.second_pass import SecondPass
+from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.model.windows import Windows
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.second_pass import SecondPass
-from u2moe.runtime.source import Source
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.text.word_errors import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
 @pytest.fixture
 def demo_recording(tmp_path, monkeypatch):
     """Bundled clips with pauses between them, longer than a window: a file, and its number of samples."""
-    monkeypatch.setattr("u2moe.runtime.source.LONGEST_WINDOW_S", 8.0)
+    monkeypatch.setattr("u2moe.runtime.decoding.source.LONGEST_WINDOW_S", 8.0)
     file = tmp_path / "long.wav"
     recordings = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt") * 3
     list(long_file._write_long(file, recordings, 30 / 3600, np.random.default_rng(0), 16_000))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tones import ToyBundle, ToyModel, say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, StreamError, Transcriber
-from u2moe.runtime.pipeline import Observer
-from u2moe.runtime.source import Source
-from u2moe.runtime.utterance import State
+from u2moe.runtime.decoding.pipeline import Observer
+from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.decoding.utterance import State
 
 
 def states(toy, source):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2moe.runtime import AudioError, DecodingOptions, Recognizer, StreamError
-from u2moe.runtime.model import Model
+from u2moe.runtime.model.model import Model
 
 CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2)
 

@@ -13,8 +13,8 @@ from u2moe.benchmarks.peers.environment import PeerEnvironment, copy_source, dig
 from u2moe.benchmarks.peers.process import PeerError, PeerProcess, write_wav
 from u2moe.benchmarks.peers.readings import cardinal, ordinal, readings
 from u2moe.benchmarks.peers.systems import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, values
-from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import Recording, read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -70,7 +70,7 @@ print("ended")
     assert python(code, tmp_path) == "ended\n"
 
 
-@pytest.mark.parametrize("module", ["u2moe", "u2moe.runtime.session", "u2moe.export", "u2moe.runtime.cli"])
+@pytest.mark.parametrize("module", ["u2moe", "u2moe.runtime.model.session", "u2moe.export", "u2moe.runtime.cli"])
 def test_the_variable_is_set_before_anything_of_ours_is_loaded(tmp_path, module):
     code = "import os, importlib, sys; importlib.import_module(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert python(code, tmp_path, module) == "1\n"

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.text import Vocabulary, join_texts, parse_tokens
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary, join_texts, parse_tokens
 
 
 def spell(symbols, tokenizer="bpe"):

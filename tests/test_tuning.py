@@ -25,8 +25,8 @@ from u2moe.quantize.tuning import choice
 from u2moe.quantize.tuning.measurement import Spread
 from u2moe.quantize.tuning.record import TunedExperts, Tuning, describe
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
+from u2moe.runtime.bundle.manifest import FileDigest
 from u2moe.runtime.cli import _parser, main
-from u2moe.runtime.manifest import FileDigest
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,9 @@ import pytest
 
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
-from u2moe.runtime import Bundle, contract
-from u2moe.runtime.external_tensors import external_tensors
+from u2moe.runtime import Bundle
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.external_tensors import external_tensors
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.file import group_of, save_graph
 

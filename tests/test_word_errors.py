@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.corpus.word_errors import (
+from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.word_errors import (
     Recording,
     WordErrorReport,
     WordErrors,
@@ -12,7 +13,6 @@ from u2moe.runtime.corpus.word_errors import (
     edit_distance,
     read_manifest,
 )
-from u2moe.runtime.errors import CorpusError
 
 TEXTS = st.lists(st.sampled_from(["A", "B", "C", "IT'S", "D"]), max_size=8).map(" ".join)
 

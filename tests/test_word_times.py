@@ -9,7 +9,7 @@ import soundfile
 from u2moe.benchmarks.quality import word_times
 from u2moe.benchmarks.quality.word_times import TimedWord, Utterance
 from u2moe.runtime import Result, Transcript, WordResult
-from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.text.word_errors import read_manifest
 
 
 @pytest.fixture

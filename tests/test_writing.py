@@ -13,10 +13,11 @@ from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormat
 from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
-from u2moe.runtime.writing.casing import Casing
-from u2moe.runtime.writing.english import write
-from u2moe.runtime.writing.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
+from u2moe.runtime.recording import transcript_of
+from u2moe.runtime.result import Alternative, Result, WordResult
+from u2moe.runtime.text.written.casing import Casing
+from u2moe.runtime.text.written.english import write
+from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
 
 SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}
 ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
@@ -221,7 +222,7 @@ def test_only_one_alternative_is_left_of_those_that_are_written_alike():
 
 def test_transcripts_are_written_segment_by_segment():
     segments = [result_of(["TWENTY", "ONE"]), result_of(["DOGS"])]
-    transcript = Transcript.of(segments, 5.0)
+    transcript = transcript_of(segments, 5.0)
     found = TextFormatter().transcript(transcript)
     assert found.text == "21 Dogs"
     assert found.duration == 5.0

@@ -23,9 +23,9 @@ from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import best_rate, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Model, ctc_prefix_beam_search
-from u2moe.runtime.encoder import required_cache_size
-from u2moe.runtime.features import fbank
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.model.encoder import required_cache_size
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.windows import Windows
 
 _BEAM_SIZE = 10
 _LARGE = 1 << 16

@@ -15,11 +15,11 @@ from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.plots import draw, require_matplotlib
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import Bundle
-from u2moe.runtime.audio import find_audio
+from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.cli.options import add_kernels, given_options
 from u2moe.runtime.cli.outputs import try_to_write
-from u2moe.runtime.corpus.word_errors import Recording, read_manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import Recording, read_manifest
 from u2moe.runtime.whole_file import write_text
 
 Subparsers = Any  # argparse has no public name for it

@@ -12,7 +12,7 @@ from u2moe.benchmarks.instruments.probe import Mode, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle
-from u2moe.runtime.features import fbank
+from u2moe.runtime.model.features import fbank
 
 
 def measure_experts(

@@ -24,7 +24,8 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.audio import find_audio, read_audio
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 OPTIONS = DecodingOptions(chunk_size=16, num_left_chunks=4)

@@ -17,7 +17,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Bundle
-from u2moe.runtime.native import VARIABLE, checked_kernels
+from u2moe.runtime.model.native import VARIABLE, checked_kernels
 
 _CHILD = """
 import sys, time
@@ -88,7 +88,7 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
     reports it.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
-    from u2moe.runtime.audio import read_audio  # noqa: PLC0415
+    from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415
 
     memory = {"imported_bytes": status_bytes("VmHWM")}
     marks = [time.perf_counter()]

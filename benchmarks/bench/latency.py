@@ -15,7 +15,7 @@ from u2moe.benchmarks.bench.speed import latencies
 from u2moe.benchmarks.instruments.probe import Event, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import interleaved, percentiles
 from u2moe.runtime import EndpointConfig, Result
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 Wait = tuple[float, float]
 """Algorithmic and compute seconds."""

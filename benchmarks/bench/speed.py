@@ -8,7 +8,7 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.probe import STAGES, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
-from u2moe.runtime.corpus.word_errors import WordErrors
+from u2moe.runtime.text.word_errors import WordErrors
 
 
 def measure_speed(

@@ -13,10 +13,10 @@ from pathlib import Path
 import soundfile
 
 from u2moe.runtime import Recognizer
-from u2moe.runtime.ctc import ctc_prefix_beam_search
-from u2moe.runtime.features import fbank
-from u2moe.runtime.pipeline import Concluded, Observer
-from u2moe.runtime.rescore import attention_rescoring
+from u2moe.runtime.decoding.ctc import ctc_prefix_beam_search
+from u2moe.runtime.decoding.pipeline import Concluded, Observer
+from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.model.features import fbank
 
 
 @dataclass(frozen=True, kw_only=True)

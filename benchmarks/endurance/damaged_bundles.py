@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.endurance.damage import ODD_VALUES, damaged, one_of
 from u2moe.runtime import Bundle, Recognizer
-from u2moe.runtime.manifest import MANIFEST_FILE
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 
 
 def use_damaged_bundles(

@@ -15,7 +15,7 @@ from u2moe.runtime.language.arpa import read_arpa, write_arpa
 from u2moe.runtime.language.compact import BITS, DIGEST_SIZE, MAGIC, write_compact
 from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 _ODD_FIELDS = (
     "nan", "inf", "-inf", "-99", "0", "1", "-1e999", "1e999", "-0", "0x1", "", "<s>", "</s>", "<unk>", "\\end\\",

@@ -25,7 +25,7 @@ from u2moe.benchmarks.endurance.drawn_layers import OPERATORS, Random, Shapes, d
 from u2moe.benchmarks.endurance.worker import Use, answer
 from u2moe.benchmarks.instruments.layers import Array, session_with
 from u2moe.benchmarks.script import run_script, script_parser
-from u2moe.runtime.native import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
 
 Model = onnx.ModelProto
 ODD_NUMBERS = (-(2**63), -1, 0, 1, 2, 3, 5, 16, 24, 64, 65, 128, 1024, 1025, 2**24, 2**31, 2**40, 2**63 - 1)

@@ -37,9 +37,9 @@ from u2moe.quantize.token_scales import (
     int8_matmul,
     int8_rows,
 )
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.attention import Heads
-from u2moe.runtime.mixture import Mixture
 
 Random = np.random.Generator
 Shapes = Mapping[str, Sequence[int]]

@@ -27,7 +27,7 @@ import soundfile
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
-from u2moe.runtime.audio import read_audio
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.claims import Claims
 from u2moe.runtime.corpus.manifests import read_utterances
 from u2moe.runtime.corpus.output_folder import OutputFolder

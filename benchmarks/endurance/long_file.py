@@ -15,8 +15,8 @@ from u2moe.benchmarks.endurance.cuts import Cuts, cuts_of, logged
 from u2moe.benchmarks.endurance.memory import Memory, resident_mb
 from u2moe.benchmarks.endurance.portions import Samples
 from u2moe.runtime import Recognizer, Transcript
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, words
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording, WordErrors, words
 
 _PAUSES_S = (0.3, 2.0)
 """Seconds between the recordings of the long file; some end an utterance, some do not."""

@@ -12,8 +12,8 @@ from u2moe.benchmarks.endurance.cuts import Cuts, cuts_of, logged
 from u2moe.benchmarks.endurance.memory import Memory, resident_mb
 from u2moe.benchmarks.endurance.portions import portions
 from u2moe.runtime import Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording
 
 
 @dataclass(frozen=True, kw_only=True)

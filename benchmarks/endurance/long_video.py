@@ -22,9 +22,9 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import read_manifest, words
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import read_manifest, words
 
 CONTAINERS = {"mp4": "aac", "mkv": "libopus"}
 """The audio codec of the video in each container."""

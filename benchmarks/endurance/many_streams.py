@@ -10,8 +10,8 @@ import numpy as np
 
 from u2moe.benchmarks.endurance.portions import Samples, portions
 from u2moe.runtime import Recognizer, Result
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording
 
 
 @dataclass(frozen=True, kw_only=True)

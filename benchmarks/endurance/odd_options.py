@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.endurance.damage import ODD_VALUES, one_of
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, SubtitleOptions, VadOptions
-from u2moe.runtime.decoding import SEARCHES
-from u2moe.runtime.formats import FORMATS, format_transcript
+from u2moe.runtime.options import SEARCHES
+from u2moe.runtime.text.formats import FORMATS, format_transcript
 
 Samples = npt.NDArray[np.float32]
 _RATES = (8000, 16_000, 44_100, 11_025.5, 1, 1e9)

@@ -24,7 +24,7 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import kernels_of, publish
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
-from u2moe.runtime.corpus.word_errors import Recording, read_manifest
+from u2moe.runtime.text.word_errors import Recording, read_manifest
 
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 _MOST_WORSE = 0.02

@@ -29,7 +29,8 @@ from u2moe.benchmarks.endurance.memory import resident_mb
 from u2moe.benchmarks.endurance.odd_options import use_odd_options
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import Recognizer, U2moeError
-from u2moe.runtime.audio import find_audio, read_audio
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.reading import read_audio
 
 Use = Callable[[np.random.Generator], str]
 """Generates an input, tries it, and returns an outcome: "accepted", or "partly" if it was usable in part."""

@@ -20,9 +20,9 @@ from u2moe.benchmarks.bench.expert_usage import summary
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames
 from u2moe.benchmarks.quality.levers import second_share
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.session import SessionSettings
-from u2moe.runtime.windows import Windows
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.windows import Windows
 
 Gates = Mapping[str, Frames]
 """Routers [dim, experts] by the name of the weight."""

@@ -32,7 +32,7 @@ from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.tuning.measurement import Spread, interleaved
-from u2moe.runtime.native import KERNELS
+from u2moe.runtime.model.native import KERNELS
 
 PLAIN, MALLOC, COLLAPSE = "plain", "malloc", "collapse"
 WAYS = {

@@ -20,9 +20,9 @@ from u2moe.export.exporter import build_graphs, bundle_manifest
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
-from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.bundle.manifest import TOKENS_FILE
+from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.manifest import TOKENS_FILE
 
 PRECISIONS = {"fp32": "bundle", "int8": "int8"}
 """Folder of each precision."""

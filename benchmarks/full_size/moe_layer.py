@@ -41,11 +41,11 @@ from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.config import RECIPES
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.tuning.measurement import mean_seconds
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.builder import CONTRIB, OPSET, GraphBuilder
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.native import CPU, choose_kernels
-from u2moe.runtime.session import SessionSettings
+from u2moe.runtime.model.native import CPU, choose_kernels
+from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 250, 500)

@@ -54,9 +54,9 @@ from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.model import Model
-from u2moe.runtime.native import CPU, KERNELS, choose_kernels
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
 
 NATIVE, PLAIN = KERNELS[1:]
 MIXED, INT8_SHARE = "mixed", 0.375

@@ -17,9 +17,9 @@ from u2moe.benchmarks.results.provenance import of_bundle
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.model import Model
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.model.model import Model
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 

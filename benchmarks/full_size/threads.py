@@ -18,7 +18,7 @@ from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios,
 from u2moe.benchmarks.instruments.workload import Frames, audio_seconds, one_round
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
-from u2moe.runtime.model import Model
+from u2moe.runtime.model.model import Model
 
 NUM_THREADS = (1, 2)
 ROUNDS = {"streaming": 9, "full": 7}

@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 
 from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets, processor
-from u2moe.runtime.native import CPU, checked_kernels, choose_kernels
-from u2moe.runtime.saturation import exact_products
+from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
+from u2moe.runtime.model.saturation import exact_products
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
 """Fields that distinguish processors whose names virtual machines hide."""

@@ -14,8 +14,8 @@ import onnxruntime
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns
 from u2moe.quantize.passes.convolutions import FirstConvolutions
 from u2moe.quantize.passes.streamed_convolution import CachedConvolution
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads, cached_attention
-from u2moe.runtime.mixture import Mixture
 
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, int | float | str | list[int]]

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime import Bundle, Model
-from u2moe.runtime.native import is_replaced
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.bundle.contract import is_replaced
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
 """Parts of a model. `feed_forward` is the experts with their routers, or the dense layers; `other` is everything

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Model, Recognizer, Result, Stream
-from u2moe.runtime.decoding import Search
-from u2moe.runtime.pipeline import Observer
-from u2moe.runtime.session import DEFAULT_PROVIDER, Session, SessionSettings
-from u2moe.runtime.source import Source
+from u2moe.runtime.decoding.pipeline import Observer
+from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.options import Search
 
 Samples = npt.NDArray[np.float32]
 

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.audio import find_audio, read_audio
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.encoder import Encoder, required_cache_size
-from u2moe.runtime.features import fbank
-from u2moe.runtime.manifest import FeatureConfig, ModelConfig
-from u2moe.runtime.model import Model
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import FeatureConfig, ModelConfig
+from u2moe.runtime.model.encoder import Encoder, required_cache_size
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.windows import Windows
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.windows import Windows
 
 Frames = npt.NDArray[np.float32]
 Run = Callable[[], Any]

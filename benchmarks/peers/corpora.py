@@ -29,7 +29,7 @@ from u2moe.benchmarks.results.files import read_json, repository, results_file
 from u2moe.benchmarks.results.markdown import quartiles, short, table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
-from u2moe.runtime.audio import read_audio
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.manifests import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus

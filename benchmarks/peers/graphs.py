@@ -18,10 +18,10 @@ from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
 from u2moe.quantize.experts.qmoe import ACTIVATIONS
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.weights import Weights
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function, define
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.mixture import Mixture
 
 
 def moe_layers(model: ir.Model) -> list[ExpertLayer]:

@@ -31,7 +31,7 @@ from u2moe.benchmarks.script import report, run_script
 from u2moe.quantize.config import recipe
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.tuning.measurement import mean_seconds
-from u2moe.runtime.native import CPU, choose_kernels
+from u2moe.runtime.model.native import CPU, choose_kernels
 
 Array = npt.NDArray[Any]
 Seconds = Callable[[], float]

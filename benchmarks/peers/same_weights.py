@@ -41,9 +41,10 @@ from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.encoder import Encoder
-from u2moe.runtime.session import Session, SessionSettings
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import SessionSettings
 
 Run = Callable[[], list[Frames]]
 MIXTURE = "moe-1b"

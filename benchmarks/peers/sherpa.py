@@ -33,10 +33,10 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.corpus.word_errors import edit_distance
-from u2moe.runtime.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import edit_distance
 
 DEMO = "demo"
 OURS, THEIRS = "u2moe", "sherpa-onnx"

@@ -26,9 +26,9 @@ from u2moe.benchmarks.results.files import repository, results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.provenance import recorded, resumed
 from u2moe.benchmarks.script import report, run_script, script_parser
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, edit_distance, read_manifest, words
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import Recording, edit_distance, read_manifest, words
 
 SAMPLE_RATE = 16000
 CLIPS = "bundled clips"

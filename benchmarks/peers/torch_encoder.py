@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.export.encoder import BlockCache, SpeechEncoder
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.model.encoder import required_cache_size
 
 Frames = npt.NDArray[np.float32]
 

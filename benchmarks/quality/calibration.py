@@ -21,8 +21,8 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
-from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
-from u2moe.runtime.manifest import MANIFEST_FILE, Calibration
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration
+from u2moe.runtime.text.word_errors import Recording, matches, read_manifest, words
 from u2moe.runtime.whole_file import write_text
 
 ALL = "all"

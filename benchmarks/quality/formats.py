@@ -23,8 +23,8 @@ from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime import Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
 
 INT8, CALIBRATED, MIXED = "int8", "int4, calibrated", "int4, calibrated, 3/8 in int8"
 LIMIT = 0.5

@@ -29,11 +29,11 @@ from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import measured, measured_here
 from u2moe.benchmarks.script import named, report, run_script, script_parser
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.features import FLOOR, PREEMPHASIS, constants_of, fbank
-from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import FeatureConfig
+from u2moe.runtime.model.features import FLOOR, PREEMPHASIS, constants_of, fbank
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.session import SessionSettings
 
 Samples = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float32]

@@ -21,8 +21,8 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.context import DEFAULT_WEIGHT
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, matches, read_manifest, words
+from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
+from u2moe.runtime.text.word_errors import Recording, WordErrors, matches, read_manifest, words
 
 SHORTEST = 5
 """Minimum letters of a rare word."""

@@ -29,12 +29,12 @@ from u2moe.quantize.passes.experts import QuantizeExperts, num_last
 from u2moe.quantize.report import Array, features_of, output_errors
 from u2moe.quantize.routing import ExpertInputs, scope
 from u2moe.quantize.tuning.choice import layers_alone
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter
-from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.model import Model
-from u2moe.runtime.session import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.text.word_errors import read_manifest
 
 SHARES = (0.25, 0.375, 0.5)
 MOST_FRAMES = 60_000

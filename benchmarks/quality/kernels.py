@@ -19,10 +19,10 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
-from u2moe.runtime.features import fbank
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.model.features import fbank
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
 
 KERNELS = ("native", "onnxruntime")
 MODES: Mapping[str, DecodingOptions] = {

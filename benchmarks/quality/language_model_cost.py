@@ -22,9 +22,9 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, Fusion, LanguageModel, LanguageModelOptions, PrefixBeamSearch
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import read_manifest
-from u2moe.runtime.features import fbank
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.text.word_errors import read_manifest
 
 LIMIT = 1.5
 MILLION = 1_000_000

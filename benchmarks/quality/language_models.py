@@ -19,11 +19,11 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, LanguageModel, LanguageModelOptions, Model
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings, tune
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.language.sentences import TextOptions, read_sentences
-from u2moe.runtime.language.tuning import EncodedRecordings, tune
+from u2moe.runtime.text.word_errors import read_manifest
 
 PASSES = {"first": False, "second": True}
 LENGTHS = (2, 3, 4, 5)

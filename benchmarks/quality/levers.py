@@ -32,7 +32,7 @@ from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.report import features_of
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str], None]

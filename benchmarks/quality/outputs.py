@@ -19,8 +19,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.runtime import Bundle, Model, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
-from u2moe.runtime.features import fbank
-from u2moe.runtime.saturation import exact_products
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.saturation import exact_products
 
 Array = npt.NDArray[Any]
 

@@ -30,9 +30,9 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.script import named, report, run_script, script_parser
 from u2moe.runtime import Bundle
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
 
 Array = npt.NDArray[Any]
 

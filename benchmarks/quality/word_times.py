@@ -24,8 +24,8 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, matches, read_manifest, words
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording, matches, read_manifest, words
 
 RATE = 16_000
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)

@@ -10,7 +10,7 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.host import describe_machine
 from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.runtime.manifest import MANIFEST_FILE
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 
 
 def measured_here() -> dict[str, Any]:

@@ -22,9 +22,9 @@ from u2moe.benchmarks.runtimes import programs
 from u2moe.benchmarks.runtimes.python_program import Samples
 from u2moe.benchmarks.runtimes.segments import ASPECTS, compared
 from u2moe.benchmarks.script import named, report, run_script, script_parser
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
+from u2moe.runtime.text.word_errors import read_manifest
 
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 

@@ -114,10 +114,10 @@ def open_graph(encoder: Path, target: Path) -> list[Name]:
 def write_chunks(bundle: Path, audio: Path, folder: Path) -> int:
     """Write the inputs of the encoder for each chunk of a recording; returns their number."""
     from u2moe.runtime import Bundle  # noqa: PLC0415
-    from u2moe.runtime.audio import read_audio  # noqa: PLC0415
-    from u2moe.runtime.encoder import required_cache_size  # noqa: PLC0415
-    from u2moe.runtime.features import fbank  # noqa: PLC0415
-    from u2moe.runtime.windows import Windows  # noqa: PLC0415
+    from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415
+    from u2moe.runtime.model.encoder import required_cache_size  # noqa: PLC0415
+    from u2moe.runtime.model.features import fbank  # noqa: PLC0415
+    from u2moe.runtime.model.windows import Windows  # noqa: PLC0415
 
     opened = Bundle.open(bundle)
     model, config = opened.load(kernels="onnxruntime"), opened.manifest.features

@@ -28,11 +28,11 @@ from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
 from u2moe.export.profiles.graphs import samples_per_frame, streaming_graph, window_samples
 from u2moe.export.profiles.parity import session_of
 from u2moe.runtime import Bundle, Recognizer
-from u2moe.runtime.ctc import PrefixBeamSearch
-from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch
+from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.padding import Padding
-from u2moe.runtime.rescore import attention_rescoring
+from u2moe.runtime.model.encoder import required_cache_size
 
 _MAIN = """async ({ bundle, files, options }) => {
   const { Recognizer } = await import('./u2moe/index.js');
@@ -73,7 +73,7 @@ def in_one_graph(bundle: Path, recordings: Sequence[Samples]) -> Found:
 def _in_one_graph(bundle: Bundle, run: Callable[..., Any], samples: npt.NDArray[np.float32]) -> Segment:
     manifest, config = bundle.manifest, bundle.manifest.model
     model = _loaded(bundle.path)
-    padding = Padding(manifest.padding_s, manifest.features)
+    padding = Padding(manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
     end_s = len(samples) * 1000 // manifest.features.sample_rate / 1000
     samples = np.concatenate([padding.accept(samples), padding.finish()])
     lead_s = round(padding.num_before / manifest.features.sample_rate, 3)

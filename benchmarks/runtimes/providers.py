@@ -33,10 +33,10 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.runtimes.provider_operators import operators_of, paper_table, sources
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, ProviderError, Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import read_manifest
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.session import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.text.word_errors import read_manifest
 
 STREAM = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 

@@ -30,8 +30,8 @@ from u2moe.benchmarks.runtimes.python_program import Samples
 from u2moe.benchmarks.runtimes.timing import Timing, peak_mb, run_timed
 from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.session import SessionSettings
 
 RATE = 16_000
 _RTF = """async ({ bundle, files, repeats }) => {

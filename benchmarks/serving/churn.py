@@ -27,7 +27,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.benchmarks.serving.messages import WEBSOCKETS
 from u2moe.benchmarks.serving.servers import RunningServer, our_server
 from u2moe.benchmarks.serving.state import WARM_UP, State, speaks_still
-from u2moe.runtime.audio import read_audio
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 ENDS = ("to the end", "closed early", "lost")

@@ -29,7 +29,7 @@ from u2moe.benchmarks.script import report, run_script, script_parser
 from u2moe.benchmarks.serving.messages import WEBSOCKETS, Messages, upload, wyoming
 from u2moe.benchmarks.serving.servers import RunningServer, free_port, our_server
 from u2moe.benchmarks.serving.state import WARM_UP, State, speaks_still
-from u2moe.runtime.audio import read_audio
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 REST, WYOMING = "/v1/audio/transcriptions", "wyoming"

@@ -45,7 +45,7 @@ from u2moe.benchmarks.serving.servers import (
     sherpa_server,
 )
 from u2moe.benchmarks.serving.speakers import BLOCK_S, Heard, Key, counted, first_blocks, speak_together, speech_blocks
-from u2moe.runtime.native import CPU, choose_kernels
+from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))

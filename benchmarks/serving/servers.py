@@ -18,7 +18,7 @@ from u2moe.benchmarks.peers.environment import make_environment
 from u2moe.benchmarks.script import report
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import ONLINE, SherpaOptions
-from u2moe.runtime.manifest import TOKENS_FILE
+from u2moe.runtime.bundle.manifest import TOKENS_FILE
 
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")

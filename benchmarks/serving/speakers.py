@@ -19,7 +19,7 @@ import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from u2moe.runtime.audio import read_audio
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 SAMPLE_RATE = 16_000

@@ -21,9 +21,9 @@ from spelling import normalize
 from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import edit_distance, read_manifest, words
-from u2moe.runtime.features import Samples
+from u2moe.runtime.audio.arrays import Samples
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import edit_distance, read_manifest, words
 
 HERE = Path(__file__).parent
 PADDINGS_S = (0.0, 0.06, 0.12, 0.18, 0.24, 0.3, 0.48)

@@ -24,13 +24,14 @@ from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.provenance import of_bundle
 from u2moe.benchmarks.script import named
 from u2moe.runtime import Bundle, attention_rescoring, ctc_prefix_beam_search
-from u2moe.runtime.audio import read_audio
+from u2moe.runtime.audio.arrays import Samples
+from u2moe.runtime.audio.padding import padded
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.score import GroupScore
-from u2moe.runtime.corpus.word_errors import edit_distance, read_manifest, words
-from u2moe.runtime.features import Samples, fbank
-from u2moe.runtime.language.fusion import Fusion
+from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.padding import padded
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.text.word_errors import edit_distance, read_manifest, words
 
 Numbers = NDArray[np.float32]
 
@@ -90,7 +91,10 @@ class Listener:
         """What each search hears by context."""
         begin = time.process_time()
         manifest = self.bundle.manifest
-        frames = fbank(padded(samples, manifest.padding_s, manifest.features), manifest.features)
+        frames = fbank(
+            padded(samples, manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len),
+            manifest.features,
+        )
         features_s = time.process_time() - begin
         for chunk_size in CHUNK_SIZES:
             begin = time.process_time()

@@ -16,9 +16,9 @@ from u2moe.benchmarks.results.files import write_json
 from u2moe.export import Checkpoint
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, read_manifest
-from u2moe.runtime.features import fbank
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.text.word_errors import Recording, read_manifest
 
 
 class Choices:

@@ -12,8 +12,8 @@ from evaluate import Count
 from u2moe.benchmarks.peers.process import PeerProcess, write_wav
 from u2moe.benchmarks.peers.systems import PEERS, environments, num_errors, single_core
 from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import Recording, read_manifest, words
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording, read_manifest, words
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_RATE = 16000

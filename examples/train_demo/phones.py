@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from u2moe.runtime.features import Samples
+from u2moe.runtime.audio.arrays import Samples
 
 SAMPLE_RATE = 16000
 FRAMES_PER_S = 100

@@ -22,9 +22,9 @@ from u2moe.benchmarks.instruments.statistics import interleaved, ratio_of_sums
 from u2moe.benchmarks.results.files import write_json
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.runtime import Bundle
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import edit_distance, read_manifest, words
-from u2moe.runtime.features import Samples
+from u2moe.runtime.audio.arrays import Samples
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import edit_distance, read_manifest, words
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "int8")

@@ -22,9 +22,10 @@ from phones import PHONES, SAMPLE_RATE, Aligner
 
 from u2moe.benchmarks.results.files import write_json
 from u2moe.export import Checkpoint
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.corpus.word_errors import read_manifest
-from u2moe.runtime.features import Samples, fbank
+from u2moe.runtime.audio.arrays import Samples
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.text.word_errors import read_manifest
 
 BANDS: dict[str, tuple[float, float] | None] = {"as recorded": None, "telephone": (300, 3400), "dull": (60, 2000)}
 """Lowest and highest frequencies in Hz; None: all."""

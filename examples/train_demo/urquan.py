@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from spelling import normalize
 
 from u2moe.runtime import Recognizer
-from u2moe.runtime.corpus.word_errors import edit_distance
+from u2moe.runtime.text.word_errors import edit_distance
 
 Samples = NDArray[np.float32]
 

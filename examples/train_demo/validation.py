@@ -9,7 +9,7 @@ from objective import Objective, losses
 from torch import Tensor
 
 from u2moe.export.model import SpeechModel
-from u2moe.runtime.corpus.word_errors import WordErrors
+from u2moe.runtime.text.word_errors import WordErrors
 
 CHUNK_SIZES = (None, 16)
 

@@ -19,11 +19,11 @@ from u2moe.export.profiles.ort_files import (
     write_ort,
 )
 from u2moe.export.profiles.parity import ProfileParity, session_of
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.bundle_writer import BundleWriter, write_manifest
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.manifest import TOKENS_FILE
+from u2moe.runtime.bundle.writer import BundleWriter, write_manifest
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.manifest import TOKENS_FILE
 
 ONE_FILE_LIMIT = 1_500_000_000
 """Bytes of weights up to which a graph is a single file: one file is what these profiles are for."""

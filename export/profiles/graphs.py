@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.joining import closed, joined, pair_sums
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.contract import METADATA_PREFIX, Graph, Tensor
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
+from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.features import fbank
-from u2moe.runtime.manifest import Manifest, ModelConfig
-from u2moe.runtime.text import WORD_BOUNDARY
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY
 
 Profile = Literal["streaming", "offline", "clip", "ort"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)

@@ -22,13 +22,13 @@ from u2moe.export.profiles.graphs import (
     samples_per_frame,
     window_samples,
 )
-from u2moe.runtime.bundle import Bundle
-from u2moe.runtime.ctc import ctc_greedy_search
-from u2moe.runtime.encoder import required_cache_size
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import ParityError
-from u2moe.runtime.features import fbank
-from u2moe.runtime.native import ONNXRUNTIME_ERRORS
-from u2moe.runtime.session import SessionSettings
+from u2moe.runtime.model.encoder import required_cache_size
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]

@@ -16,12 +16,12 @@ from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.routing import scope
 from u2moe.quantize.weights import Weights
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, IR_VERSION, GraphBuilder, build_function
 from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.graph.mixture import Experts, SparseDispatch, mixture_function
-from u2moe.runtime.mixture import Mixture
-from u2moe.runtime.session import DEFAULT_PROVIDER
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 
 def int4_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from u2moe.quantize.config import Recipe
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import shape_of
 from u2moe.runtime.graph.mixture import mixture_of
-from u2moe.runtime.mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ from u2moe.quantize.arithmetic import from_int4_blocks, from_int8_blocks, int4_b
 from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.weights import Array, Change, Weights
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 from u2moe.runtime.graph.file import array_of, group_of
-from u2moe.runtime.mixture import Mixture
 
 ACTIVATIONS: Mapping[str, str] = MappingProxyType({"swish": "silu", "relu": "relu", "gelu": "gelu"})
 """The operator's names for our activations; it supports no others."""

@@ -7,7 +7,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from u2moe.quantize.passes.rewrite import Rewrite, new_call, present, replace
 from u2moe.quantize.weights import Weights
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from u2moe.quantize.passes.rewrite import Rewrite
 from u2moe.quantize.weights import Weights
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import mixture_of
 

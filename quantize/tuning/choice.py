@@ -27,10 +27,10 @@ from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.routing import ExpertInputs, scope
 from u2moe.quantize.tuning.measurement import Spread, interleaved, mean_seconds
 from u2moe.quantize.tuning.record import TunedExperts, Tuning
-from u2moe.runtime.bundle import Bundle
+from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.native import ONNXRUNTIME_ERRORS
-from u2moe.runtime.session import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 Array = npt.NDArray[Any]
 Timer = Callable[[str, int, Callable[[], object]], float]

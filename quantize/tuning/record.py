@@ -12,7 +12,7 @@ import onnxruntime
 
 from u2moe.quantize.tuning.machine import cpu_fields, instruction_sets, processor
 from u2moe.quantize.tuning.measurement import Spread
-from u2moe.runtime.native import CPU, checked_kernels, choose_kernels
+from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,8 @@ OTHER_COMMANDS = {
     "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
     "quantize": ("u2moe.quantize.cli", "add_quantize", "make a smaller, faster bundle"),
     "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
-    "serve": ("u2moe.runtime.server.cli", "add_serve", "run a server for existing speech recognition clients"),
-    "lm": ("u2moe.runtime.language.cli", "add_lm", "make language models for a domain"),
+    "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients"),
+    "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
     "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
 """Module, function and help text of each sub-command in another package."""

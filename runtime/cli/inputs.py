@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
-from u2moe.runtime.audio import find_audio, read_blocks
-from u2moe.runtime.audio_file import File
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.raw import File, RawAudio
+from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.corpus.manifests import ManifestOptions, read_utterances
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.utterance import AudioFile, TarMember, Utterance
 from u2moe.runtime.errors import AudioError, CorpusError
-from u2moe.runtime.raw_audio import RawAudio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 if TYPE_CHECKING:

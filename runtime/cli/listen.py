@@ -8,10 +8,10 @@ import dataclasses
 import json
 import time
 
+from u2moe.runtime.audio.microphone import Microphone, input_devices
 from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
-from u2moe.runtime.microphone import Microphone, input_devices
 from u2moe.runtime.result import Result
 from u2moe.runtime.transcriber import Transcriber
 

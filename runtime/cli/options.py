@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.context import parse_hotwords
-from u2moe.runtime.decoding import SEARCHES, DecodingOptions
-from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.native import KERNELS, VARIABLE
+from u2moe.runtime.model.native import KERNELS, VARIABLE
+from u2moe.runtime.options import SEARCHES, DecodingOptions, EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.writing.formatter import TextFormat
+from u2moe.runtime.text.written.formatter import TextFormat
 
 Subparsers = Any  # argparse has no public name for it
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from u2moe.runtime.cli.inputs import Input
+from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.recording import Blocks, recognize
+from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
-from u2moe.runtime.vad import VoiceActivityDetector
 
 _BLOCK_S = 10.0
 _STREAM_BLOCK_S = 0.1
@@ -78,12 +78,12 @@ class Recognition:
             else:
                 self._whole(item, progressed, keep)
         except KeyboardInterrupt:
-            return Transcript.of(segments, seconds, AudioError(f"{item.name}: {_INTERRUPTED}")), True
+            return transcript_of(segments, seconds, AudioError(f"{item.name}: {_INTERRUPTED}")), True
         except AudioError as damage:
             if seconds == 0:
                 raise
             error = damage
-        return Transcript.of(segments, seconds, error), False
+        return transcript_of(segments, seconds, error), False
 
     @property
     def _rate(self) -> int:
@@ -92,7 +92,7 @@ class Recognition:
     def _whole(self, item: Input, on_progress: Callable[[float], None], found: Callable[[Result], None]) -> None:
         stream = self.recognizer.create_recording_stream()
         blocks = Blocks(item.blocks(self._rate, _BLOCK_S), self._rate, on_progress)
-        for segment in recognize(self.recognizer, stream, blocks, self.vad):
+        for segment in recognize(self.recognizer.decode_streams, stream, blocks, self.vad):
             found(segment)
         if blocks.error is not None:
             raise blocks.error

@@ -11,9 +11,9 @@ from typing import Any
 from u2moe.runtime.cli.inputs import Input
 from u2moe.runtime.cli.outputs import OutputFolder
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
-from u2moe.runtime.corpus.word_errors import WordErrorReport
-from u2moe.runtime.formats import format_transcript
 from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.text.formats import format_transcript
+from u2moe.runtime.text.word_errors import WordErrorReport
 
 
 @dataclass(frozen=True, kw_only=True)

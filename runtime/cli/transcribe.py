@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.audio.raw import ENCODINGS
 from u2moe.runtime.cli.inputs import Input, find_inputs
 from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, given_options, make_recognizer, named_path
 from u2moe.runtime.cli.outputs import OutputFolder
@@ -18,12 +19,11 @@ from u2moe.runtime.cli.results import Results
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress, tell
 from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.corpus.word_errors import WordErrorReport
+from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.formats import FORMATS
-from u2moe.runtime.raw_audio import ENCODINGS
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.vad import VoiceActivityDetector
+from u2moe.runtime.text.formats import FORMATS
+from u2moe.runtime.text.word_errors import WordErrorReport
 
 
 def add_transcribe(subparsers: Subparsers) -> None:

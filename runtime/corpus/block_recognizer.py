@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from u2moe.runtime.audio_warnings import handing_warnings_to
+from u2moe.runtime.audio.audio_warnings import handing_warnings_to
 from u2moe.runtime.corpus.rows import Row, RowMaker
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.recording import Blocks
-from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.recording import Blocks, transcript_of
+from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
 
 LONGEST_BATCHED_S = 30.0
@@ -145,4 +145,4 @@ class BlockRecognizer:
 
     def _row(self, read: _Read, utterance: Utterance) -> Row:
         segments = read.segments + read.stream.take_segments()
-        return self._rows.of_transcript(utterance, Transcript.of(segments, read.duration, read.error), read.warnings)
+        return self._rows.of_transcript(utterance, transcript_of(segments, read.duration, read.error), read.warnings)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-from u2moe.runtime.decoding import DecodingOptions
+from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 
 _CPU = "CPUExecutionProvider"

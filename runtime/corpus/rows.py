@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from u2moe.runtime.corpus.utterance import Utterance
-from u2moe.runtime.decoding import DecodingOptions
-from u2moe.runtime.endpoint import EndpointConfig
+from u2moe.runtime.options import DecodingOptions, EndpointConfig
 from u2moe.runtime.result import Result, Transcript
 
 _DIGITS = 4

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from u2moe.runtime.corpus.rows import Outcome
-from u2moe.runtime.corpus.word_errors import edit_distance, words
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
 """Limits between the groups of utterances of like length."""

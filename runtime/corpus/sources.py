@@ -10,11 +10,11 @@ import subprocess
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from u2moe.runtime.audio import read_blocks
+from u2moe.runtime.audio.reading import read_blocks
+from u2moe.runtime.audio.sound_file import SoundBytes
 from u2moe.runtime.corpus.storage import is_url, open_binary
 from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, AudioSource, Command, TarMember, Unreadable, Utterance
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.sound_file import SoundBytes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 
 OPSET = 18
 IR_VERSION = 8

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.runtime import contract
-from u2moe.runtime.features import FLOOR, PREEMPHASIS, constants_of
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.manifest import FeatureConfig, Manifest
+from u2moe.runtime.model.features import FLOOR, PREEMPHASIS, constants_of
 
 
 def features_graph(manifest: Manifest) -> ir.Model:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.runtime import contract
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
 
 EXTERNAL_DATA_LIMIT = 16_000_000

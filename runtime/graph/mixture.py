@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from u2moe.runtime.bundle.mixture import Mixture, read_mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
-from u2moe.runtime.mixture import Mixture, read_mixture
 
 
 class SparseDispatch:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.counts import MARKERS
-from u2moe.runtime.text import combining_marks, stands_alone
+from u2moe.runtime.text.vocabulary import combining_marks, stands_alone
 from u2moe.runtime.validation import checked_options
 
 _UNKNOWN = MARKERS[0]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from u2moe.runtime.audio import read_audio
-from u2moe.runtime.pipeline import MAX_BATCH
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.decoding.pipeline import MAX_BATCH
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 
 if TYPE_CHECKING:
-    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.server.metrics import Metrics
 

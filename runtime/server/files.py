@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio import duration_of
+from u2moe.runtime.audio.reading import duration_of
 from u2moe.runtime.server.errors import StoppingError, TooLargeError, UnavailableError
 from u2moe.runtime.server.log import Incidents
 
 if TYPE_CHECKING:
-    from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.metrics import Metrics

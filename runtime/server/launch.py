@@ -13,10 +13,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from u2moe.runtime.decoding import STREAM_CHUNK_SIZE, DecodingOptions
-from u2moe.runtime.endpoint import EndpointConfig
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.listeners import Listener, Server, open_listeners, spoken_on
 from u2moe.runtime.server.log import LOGGER, log_to_stderr

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.audio import Resampler
-from u2moe.runtime.context import ContextGraph
+from u2moe.runtime.audio.arrays import Resampler
+from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError
 from u2moe.runtime.server.files import FileQueue
@@ -18,7 +18,7 @@ from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.texts import languages_of
 
 if TYPE_CHECKING:
-    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.server.options import ServerOptions
     from u2moe.runtime.server.session import Session

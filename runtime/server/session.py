@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.audio import as_samples
+from u2moe.runtime.audio.arrays import as_samples
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from u2moe.runtime.text import join_texts
+from u2moe.runtime.text.vocabulary import join_texts
 
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")

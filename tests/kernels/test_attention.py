@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from u2moe.benchmarks.instruments.layers import attention_model, attention_shapes, session_with
 from u2moe.runtime.graph.attention import Heads
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 2e-5
 """Sums in another order, and another exponential: relative to values of size 1."""

@@ -5,7 +5,7 @@ import pytest
 
 from u2moe.benchmarks.instruments.layers import convolutions_model, session_with
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6
 """Relative error of a row by the order of additions alone."""

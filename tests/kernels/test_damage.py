@@ -8,8 +8,8 @@ from u2moe.benchmarks.endurance.damaged_layers import use_damaged_layers
 from u2moe.benchmarks.endurance.drawn_layers import OPERATORS
 from u2moe.benchmarks.instruments.layers import int8_weights, layer_model, session_with
 from u2moe.quantize.experts.int8 import int8_mixture
-from u2moe.runtime.mixture import Mixture
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS
+from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 NUM_DAMAGED = 150
 """`benchmarks.endurance.sanitized_kernels` tries thousands."""

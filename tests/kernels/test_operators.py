@@ -22,9 +22,9 @@ from u2moe.quantize.token_scales import (
     int8_matmul,
     int8_rows,
 )
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
-from u2moe.runtime.mixture import Mixture
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6
 """Relative error of a row by the order of additions alone."""

@@ -23,8 +23,8 @@ from u2moe.benchmarks.instruments.layers import (
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads
-from u2moe.runtime.mixture import Mixture
 
 CHILD_S = 120
 """Limit for a forked process, which would otherwise wait for a lock without end."""

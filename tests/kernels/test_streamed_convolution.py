@@ -9,7 +9,7 @@ from u2moe.benchmarks.instruments.layers import layer_model, session_with, strea
 from u2moe.quantize.passes.normalization import add_normalization, normalization
 from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.runtime.graph.activation import ACTIVATIONS
-from u2moe.runtime.session import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 2e-5
 """Sums in another order, for values of size 1."""

@@ -14,7 +14,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
-from u2moe.runtime.audio import convert, read_audio
+from u2moe.runtime.audio.arrays import convert
+from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.server.listeners import Server, open_listeners, spoken_on
 from u2moe.runtime.server.options import ServerOptions

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tones import say, toy_recognizer
 
 from u2moe.runtime import AudioError, ProviderError, StreamError
-from u2moe.runtime.audio import as_samples
+from u2moe.runtime.audio.arrays import as_samples
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics

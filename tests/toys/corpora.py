@@ -13,7 +13,7 @@ import soundfile
 from tones import RATE, TONES, ToyBundle, ToyModel, say
 
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.native import Kernels
+from u2moe.runtime.model.native import Kernels
 
 
 class ToyRunBundle(ToyBundle):

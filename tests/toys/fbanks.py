@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from u2moe.runtime.manifest import FeatureConfig
+from u2moe.runtime.bundle.manifest import FeatureConfig
 
 CONFIG = FeatureConfig()
 

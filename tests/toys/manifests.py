@@ -6,7 +6,7 @@ import shutil
 import sys
 
 from u2moe.runtime import Bundle
-from u2moe.runtime.manifest import Calibration
+from u2moe.runtime.bundle.manifest import Calibration
 
 
 def adjusted(bundle, folder, target):

@@ -5,9 +5,8 @@ import pytest
 from log_probs import log_softmax
 
 from u2moe.runtime import ContextGraph, parse_hotwords
-from u2moe.runtime.ctc import PrefixBeamSearch
-from u2moe.runtime.manifest import TextConfig
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 SYMBOLS = ["<blank>", "<unk>", "▁A", "A", "▁B", "B", "C", "▁", "▁CA", "中", "文", "D", "한", "É"]
 HOTWORDS = "a b :2\nCab\n中 :3\n\u3000é 한d :1.25 \ncab :4"

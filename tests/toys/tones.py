@@ -3,9 +3,9 @@
 import numpy as np
 
 from u2moe.runtime import ProviderError, Recognizer
-from u2moe.runtime.encoder import Encoder
-from u2moe.runtime.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig, TextConfig
-from u2moe.runtime.text import Vocabulary
+from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, Manifest, ModelConfig
+from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 RATE = 16_000
 TONES = {"A": 500, "B": 1000, "C": 2000, "D": 4000}

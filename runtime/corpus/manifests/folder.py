@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from u2moe.runtime.audio import APPLE_DOUBLE, FILE_SUFFIXES
-from u2moe.runtime.audio_file import MEDIA_SUFFIXES
+from u2moe.runtime.audio.files import MEDIA_SUFFIXES
+from u2moe.runtime.audio.folders import APPLE_DOUBLE, FILE_SUFFIXES
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 from u2moe.runtime.errors import CorpusError

@@ -1,4 +1,4 @@
-// Hotwords: phrases that the search prefers, as an Aho-Corasick automaton over text; as runtime/context.py has them.
+// Hotwords: phrases that the search prefers, as an Aho-Corasick automaton over text; as runtime/decoding/context.py has them.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// A band-limited resampler: that of the Python runtime for systems without soxr (runtime/resampling.py).
+// A band-limited resampler: that of the Python runtime for systems without soxr (runtime/audio/resampling.py).
 #pragma once
 
 #include <algorithm>

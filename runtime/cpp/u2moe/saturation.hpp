@@ -1,4 +1,4 @@
-// Products of uint8 and int8 that some processors compute wrongly; see runtime/saturation.py.
+// Products of uint8 and int8 that some processors compute wrongly; see runtime/model/saturation.py.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>

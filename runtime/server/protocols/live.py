@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
+from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import (
     Connection,
     Protocol,
@@ -24,7 +24,7 @@ from u2moe.runtime.validation import MOST_INTEGER, checked_integer
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import Session
 

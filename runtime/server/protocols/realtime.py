@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import soundfile
 
-from u2moe.runtime.endpoint import EndpointConfig, EndpointRule
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import (
     Connection,
     Protocol,
@@ -28,14 +28,14 @@ from u2moe.runtime.server.connection import (
 )
 from u2moe.runtime.server.errors import IdleError, RequestError, TooLargeError, UnavailableError
 from u2moe.runtime.server.texts import phrases_of
-from u2moe.runtime.text import join_texts
+from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from u2moe.runtime.context import ContextGraph
-    from u2moe.runtime.decoding import DecodingOptions
+    from u2moe.runtime.decoding.context import ContextGraph
+    from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import Session
 

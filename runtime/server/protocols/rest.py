@@ -14,13 +14,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from u2moe.runtime.errors import AudioError, U2moeError
-from u2moe.runtime.formats import format_transcript
+from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Transcript
 from u2moe.runtime.server.connection import count_failure
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, UnavailableError
 from u2moe.runtime.server.texts import added_text, phrases_of
 from u2moe.runtime.server.upload import Body, Upload, receive_upload
-from u2moe.runtime.text import join_texts
+from u2moe.runtime.text.formats import format_transcript
+from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
@@ -112,7 +113,7 @@ async def _collect(request: Request, task: FileTask) -> Transcript:
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not collecting.done():
             raise ClientGoneError
-        return Transcript.of(collecting.result(), task.duration)
+        return transcript_of(collecting.result(), task.duration)
     finally:
         collecting.cancel()
         leaving.cancel()

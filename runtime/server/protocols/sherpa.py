@@ -10,7 +10,7 @@ from u2moe.runtime.server.errors import RequestError
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.session import Session
-    from u2moe.runtime.text import Vocabulary
+    from u2moe.runtime.text.vocabulary import Vocabulary
 
 _SAMPLE_RATE = 16_000
 

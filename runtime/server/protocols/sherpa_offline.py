@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
 from u2moe.runtime.server.errors import RequestError
-from u2moe.runtime.text import join_texts
+from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import Session
-    from u2moe.runtime.text import Vocabulary
+    from u2moe.runtime.text.vocabulary import Vocabulary
 
 _HEAD = struct.Struct("<ii")
 _SAMPLE_BYTES = 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.server.connection import Connection, Protocol, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError
-from u2moe.runtime.text import join_texts
+from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,10 +21,10 @@ from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.texts import added_text
-from u2moe.runtime.text import join_texts
+from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
-    from u2moe.runtime.context import ContextGraph
+    from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
     from u2moe.runtime.server.session import Session

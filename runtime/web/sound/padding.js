@@ -1,4 +1,4 @@
-/** Silence around sources that begin or end in the middle of a sound; see runtime/padding.py. */
+/** Silence around sources that begin or end in the middle of a sound; see runtime/audio/padding.py. */
 
 import { concatenated } from './floats.js';
 

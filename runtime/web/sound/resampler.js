@@ -1,7 +1,7 @@
 /**
  * Changes the sample rate of one channel, incrementally: any split gives the same samples.
  *
- * To the last bit those of the Python runtime for systems without soxr (runtime/resampling.py): numbers are rounded to single
+ * To the last bit those of the Python runtime for systems without soxr (runtime/audio/resampling.py): numbers are rounded to single
  * precision where numpy rounds them, and added in its order. Otherwise the noise of rounding would differ in bands that are
  * empty, as above the old rate's half, where features are logarithms of nothing else.
  */

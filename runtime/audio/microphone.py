@@ -1,0 +1,190 @@
+"""Feeds a transcriber live from a microphone. Recognises nothing itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, StreamError
+from u2moe.runtime.validation import checked_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Listener(Protocol):
+    """What a microphone feeds: a `Transcriber`."""
+
+    @property
+    def sample_rate(self) -> float:
+        """In Hz, as it wants it."""
+
+    def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None = None) -> None:
+        """Take samples [n]; never waits."""
+
+    def report(self, error: Exception) -> None:
+        """Take an error of the source."""
+
+
+class Microphone:
+    """Feeds a transcriber with the audio of an input device, from `start` to `close` or within a `with` block.
+
+    The device is opened at the model's sample rate if it supports that, else at its own. The audio callback never
+    waits: audio that the transcriber does not accept is lost, counted, and reported to the transcriber's `on_error` as
+    an AudioOverflowError, as is audio lost by the audio system; a device that disappears is reported as a
+    MicrophoneError. Times of results count only accepted audio.
+
+    Attributes:
+        sample_rate: in Hz.
+        num_overflows: number of gaps in the audio.
+        lost_s: seconds lost, except those lost by the audio system.
+
+    Args:
+        transcriber: the transcriber to feed; to be closed separately, after the microphone.
+        device: number of an input device, or part of its name; None: the system's default. See `input_devices`.
+        block_s: seconds of audio per call of `feed`.
+
+    Raises:
+        MicrophoneError: sounddevice or its PortAudio library is not installed, or there is no such device.
+    """
+
+    def __init__(self, transcriber: Listener, *, device: int | str | None = None, block_s: float = 0.05) -> None:
+        block_s = checked_number("block_s", block_s, above=0, most=1, unit="seconds")
+        self._transcriber = transcriber
+        self._sounddevice = _import_sounddevice()
+        self._is_closed = False
+        self._cause: AudioError | None = None
+        self._cause_s = 0.0
+        self.num_overflows = 0
+        self.lost_s = 0.0
+        settings: dict[str, Any] = {"device": device, "channels": 1, "dtype": "float32"}
+        with _device_errors(self._sounddevice):
+            self.sample_rate = self._choose_rate(settings)
+            self._stream = self._sounddevice.InputStream(
+                samplerate=self.sample_rate,
+                blocksize=round(self.sample_rate * block_s),
+                callback=self._on_audio,
+                finished_callback=self._finish,
+                **settings,
+            )
+
+    def start(self) -> None:
+        """Start recording.
+
+        Raises:
+            MicrophoneError: the device does not start, or the microphone is closed.
+        """
+        if self._is_closed:
+            raise MicrophoneError("this microphone is closed: open another")
+        with _device_errors(self._sounddevice):
+            self._stream.start()
+
+    def close(self) -> None:
+        """Stop recording and release the device. Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._stream.stop()
+            self._stream.close()
+            self._report_loss()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is recording; False once the device has disappeared or the transcriber has ended."""
+        with _device_errors(self._sounddevice):
+            return not self._is_closed and bool(self._stream.active)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()  # there is no `__exit__` after this
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _choose_rate(self, settings: dict[str, Any]) -> float:
+        try:
+            self._sounddevice.check_input_settings(samplerate=self._transcriber.sample_rate, **settings)
+        except self._sounddevice.PortAudioError:  # the device does not support the rate, or does not exist
+            return float(self._sounddevice.query_devices(settings["device"], "input")["default_samplerate"])
+        return self._transcriber.sample_rate
+
+    # The rest runs in PortAudio's thread, which must not wait and where exceptions are lost.
+
+    def _on_audio(self, block: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
+        if status.input_overflow:
+            self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
+        try:
+            self._transcriber.feed(block[:, 0], self.sample_rate)
+        except StreamError:  # the transcriber is closed, or has ended and reported why
+            raise self._sounddevice.CallbackStop from None
+        except AudioError as error:  # the queue is full, or the samples are not finite
+            self._lose(num_frames / self.sample_rate, error)
+        else:
+            if not status.input_overflow:
+                self._report_loss()
+
+    def _lose(self, seconds: float, cause: AudioError) -> None:
+        if self._cause is None:
+            self._cause = cause
+            self.num_overflows += 1
+        self._cause_s += seconds
+        self.lost_s += seconds
+
+    def _report_loss(self) -> None:
+        """Report a gap once it is over, so that the queue never holds more reports than blocks."""
+        if self._cause is None:
+            return
+        amount = f"{self._cause_s:.2f} s of audio" if self._cause_s else "audio"
+        message = f"lost {amount} from the microphone: {self._cause}"
+        if isinstance(self._cause, AudioOverflowError):
+            self._report(AudioOverflowError(message, self._cause_s))
+        else:
+            self._report(MicrophoneError(message))
+        self._cause, self._cause_s = None, 0.0
+
+    def _finish(self) -> None:
+        if not self._is_closed:
+            self._report(MicrophoneError("the microphone has stopped: is it still there?"))
+
+    def _report(self, error: AudioError) -> None:
+        with contextlib.suppress(StreamError):  # the transcriber has ended and accepts no reports
+            self._transcriber.report(error)
+
+
+def input_devices() -> list[tuple[int, str]]:
+    """Number and name of each input device.
+
+    Raises:
+        MicrophoneError: sounddevice or its PortAudio library is not installed.
+    """
+    sounddevice = _import_sounddevice()
+    with _device_errors(sounddevice):
+        return [(item["index"], item["name"]) for item in sounddevice.query_devices() if item["max_input_channels"]]
+
+
+def _import_sounddevice() -> Any:
+    try:
+        return importlib.import_module("sounddevice")
+    except ImportError as error:
+        raise MicrophoneError("a microphone needs sounddevice: pip install 'u2moe[microphone]'") from error
+    except OSError as error:  # its Linux wheels come without the library that they load
+        raise MicrophoneError(f"sounddevice: {error}: install libportaudio2 (Debian) or portaudio") from error
+
+
+@contextlib.contextmanager
+def _device_errors(sounddevice: Any) -> Iterator[None]:
+    try:
+        yield
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise MicrophoneError(f"the microphone cannot be used: {error}") from error

@@ -1,0 +1,132 @@
+"""Samples without a header, from a file, a pipe or a device, read as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import AudioError
+from u2moe.runtime.validation import checked_number
+
+File = str | os.PathLike[str] | bytes | IO[bytes]
+"""What holds the bytes of a file: a path (of a pipe too), the bytes themselves, or an open binary file."""
+ENCODINGS = {"s16le": ("<i2", 2.0**-15), "s32le": ("<i4", 2.0**-31), "f32le": ("<f4", 1.0)}
+"""Element type and scale of each encoding, by ffmpeg's name for it."""
+_MOST_CHANNELS = 1024
+_POLL_S = 0.01
+"""Seconds between two looks at a pipe that does not block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawAudio:
+    """Samples without a header, and what a header would say; validated at construction.
+
+    Attributes:
+        file: a path, bytes, or a binary file object, which is read as its samples come.
+        sample_rate: in Hz.
+        encoding: `s16le`, `s32le` or `f32le`: integers or floats of so many bits, little-endian.
+        num_channels: samples of so many channels take turns.
+    """
+
+    file: File
+    sample_rate: float
+    encoding: str = "s16le"
+    num_channels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
+        object.__setattr__(self, "sample_rate", checked_number("sample_rate", self.sample_rate, above=0, unit="Hz"))
+        is_readable = isinstance(self.file, str | os.PathLike | bytes | bytearray | memoryview)
+        if not (is_readable or hasattr(self.file, "read")):
+            raise ValueError(f"file must be a path, bytes or a binary file object, got {self.file!r}")
+        is_integer = isinstance(self.num_channels, int) and not isinstance(self.num_channels, bool)
+        if not (is_integer and 1 <= self.num_channels <= _MOST_CHANNELS):
+            raise ValueError(f"num_channels must be between 1 and {_MOST_CHANNELS}, got {self.num_channels!r}")
+
+    def __str__(self) -> str:
+        return str(self.file) if isinstance(self.file, str | os.PathLike) else "raw audio"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[RawFile]:
+        """Open the file.
+
+        Raises:
+            AudioError: it cannot be opened; names it.
+        """
+        with contextlib.ExitStack() as stack:
+            stream: Any = self.file
+            if isinstance(self.file, bytes | bytearray | memoryview):
+                stream = io.BytesIO(self.file)
+            elif isinstance(self.file, str | os.PathLike):
+                try:
+                    stream = stack.enter_context(Path(self.file).open("rb"))
+                except (OSError, ValueError) as error:
+                    raise AudioError(f"{self}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            yield RawFile(self, stream)
+
+
+class RawFile:
+    """Raw audio that is open; the members are those of `soundfile.SoundFile` that `audio` uses."""
+
+    def __init__(self, audio: RawAudio, stream: BinaryIO) -> None:
+        self.samplerate = audio.sample_rate
+        self.channels = audio.num_channels
+        self.frames = sys.maxsize
+        kind, self._scale = ENCODINGS[audio.encoding]
+        self._kind = np.dtype(kind)
+        self._stream: Any = stream
+        self._rest = b""
+
+    def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
+        """Up to `size` frames [frames, channels], as soon as there is one; none at the end."""
+        del dtype, always_2d  # there is nothing else to have
+        frame = self._kind.itemsize * self.channels
+        content = self._rest
+        while len(content) < frame and size > 0:
+            more = self._read_some(size * frame - len(content))
+            if not more:
+                break
+            content += more
+        num_bytes = len(content) // frame * frame
+        self._rest = content[num_bytes:]
+        samples = np.frombuffer(content[:num_bytes], self._kind).reshape(-1, self.channels)
+        return samples.astype(np.float32) * np.float32(self._scale)
+
+    def _read_some(self, num_bytes: int) -> bytes:
+        """What there is, at least one byte; nothing at the end."""
+        read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all of it
+        more: bytes | None = read(num_bytes)
+        if more is None or (not more and _is_non_blocking(self._stream)):
+            read = getattr(self._stream, "raw", self._stream).read  # whose None is "not yet", and b"" is the end
+            while (more := read(num_bytes)) is None:
+                time.sleep(_POLL_S)
+        return more or b""
+
+    def seek(self, frame: int) -> None:
+        """Move forward to a frame, counted from here."""
+        while frame > 0 and (block := self.read(frame)).size:
+            frame -= len(block)
+
+    def damage(self, num_read: int) -> str | None:
+        """What is missing at the end."""
+        del num_read
+        return f"ends with {len(self._rest)} bytes of an unfinished sample: it was cut off" if self._rest else None
+
+
+def _is_non_blocking(stream: Any) -> bool:
+    """Whether reading returns nothing where there is nothing yet: a parent process may leave a pipe like this."""
+    try:
+        return not os.get_blocking(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # not of the system, closed, or Windows before Python 3.12
+        return False

@@ -1,0 +1,192 @@
+"""Reads any file as float32 samples of one channel at the model's rate, in blocks.
+
+soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any rate and channel count; PyAV, the extra [media],
+reads the rest. onnxruntime-extensions' AudioDecoder is no help: it reports no sample rate, cannot upsample,
+and decodes a file only as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio.arrays import LOUDEST, Resampler, as_samples
+from u2moe.runtime.audio.files import damage, name_of, open_audio
+from u2moe.runtime.audio.raw import File
+from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.log import log_debug
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from u2moe.runtime.audio.files import Sound
+    from u2moe.runtime.audio.raw import RawAudio
+
+_READ_S = 0.25
+"""Seconds that are read at once: so much is lost before damage."""
+_CANCELLED = 0.01
+"""If averaging leaves less than this share of the energy, the channels cancel each other."""
+
+
+def read_blocks(
+    file: File | RawAudio,
+    sample_rate: int,
+    block_s: float = 10.0,
+    *,
+    channel: int | None = None,
+    track: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Samples of a file at `sample_rate`, one channel, in blocks of about `block_s` seconds.
+
+    Args:
+        file: a path, the bytes of a file, a binary file object, or `RawAudio`, which is read as it comes. What cannot
+            seek (pipes) is first read to its end, unless it is raw.
+        sample_rate: sample rate of the blocks in Hz.
+        block_s: seconds per block.
+        channel: index of the only channel to read, 0 for the left one; None: the average of all. If the channels cancel
+            each other in the average, there is an AudioWarning.
+        track: index among the audio tracks of a media file, counted from 0; None: the default one.
+        start: seconds of the file to skip.
+        end: seconds into the file at which to stop; None, or beyond its end: the end.
+
+    Raises:
+        AudioError: no such file, not audio, damaged, an invalid rate, no such channel or track, or nothing between
+            `start` and `end`; names the file.
+        TruncatedAudioError: the file is truncated, or parts of it are damaged; raised after its last samples.
+    """
+    import soundfile  # noqa: PLC0415 - programs that feed arrays need no libsndfile
+
+    name = name_of(file)
+    with open_audio(file, track) as source:
+        log_debug(
+            "%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, type(source).__name__
+        )
+        try:
+            resampler = Resampler(source.samplerate, sample_rate)
+            mixer = _Mixer(name, source.channels, source.samplerate, channel)
+            num_read, stop = _span(source, start, end)
+            size = max(int(block_s * source.samplerate), 1)
+            error: Exception | None = None
+            while error is None:
+                block, error = _read_block(source, min(size, stop - num_read))
+                if not len(block):
+                    break
+                num_read += len(block)
+                mixed, unusable = mixer.mix(block)
+                error = unusable or error
+                yield resampler.accept(mixed)
+            if error is not None:
+                raise error
+            yield resampler.finish()
+            missing = damage(source, num_read) if num_read < stop else None
+        except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
+            raise AudioError(f"{name}: cannot be read as audio: {error}") from error
+        except AudioError as error:
+            raise AudioError(f"{name}: {error}") from error
+    if missing is not None:
+        raise TruncatedAudioError(f"{name}: {missing}")
+
+
+def _read_block(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
+    """Up to `size` frames [frames, channels], at once what a pipe has; and the error at which the file breaks off."""
+    parts = [np.zeros((0, source.channels), np.float32)]
+    unit = max(int(_READ_S * source.samplerate), 1)
+    while size > 0:
+        asked = min(size, unit)
+        try:
+            parts.append(source.read(asked, dtype="float32", always_2d=True))
+        except (RuntimeError, AudioError) as error:  # soundfile's are RuntimeError
+            return np.concatenate(parts), error
+        size -= len(parts[-1])
+        if len(parts[-1]) < asked:
+            break
+    return np.concatenate(parts), None
+
+
+def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
+    """The first frame to read, to which the file is moved, and the one to stop before, which may be beyond its end."""
+    first = round(start * source.samplerate)
+    stop = sys.maxsize if end is None else round(end * source.samplerate)
+    if first >= stop or (first > 0 and first >= source.frames):
+        stated_s = source.frames / source.samplerate
+        raise AudioError(
+            f"has no audio from {start:g} s to {'its end' if end is None else f'{end:g} s'}: it lasts {stated_s:g} s"
+        )
+    if first:
+        source.seek(first)
+    return first, stop
+
+
+class _Mixer:
+    """Mixes channels to one, and detects whether they cancel each other."""
+
+    def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
+        if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
+            raise AudioError(f"channel must be a number, got {channel!r:.80}")
+        if channel is not None and not 0 <= channel < num_channels:
+            raise AudioError(f"there is no channel {channel}: it has {num_channels}, counted from 0")
+        self._name = name
+        self._channel = channel
+        self._unit = max(int(_READ_S * sample_rate), 1)
+        self._energies = np.zeros(2)
+        """Energy of the average, and average energy of the channels."""
+
+    def mix(self, block: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+        """One channel [n] from frames [n, channels], up to what cannot be used; and the error about that."""
+        is_chosen = self._channel is not None or block.shape[1] == 1
+        mixed, error = self._usable(block[:, self._channel or 0] if is_chosen else block.mean(axis=1))
+        if not is_chosen:
+            self._look_for_cancelling(mixed, block[: len(mixed)])
+        return mixed, error
+
+    def _usable(self, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+        try:
+            return as_samples(samples), None
+        except AudioError as error:
+            first = int(np.argmin(np.abs(samples) <= LOUDEST))  # NaN is not, either
+            return as_samples(samples[: max(first - self._unit, 0)]), error
+
+    def _look_for_cancelling(self, mixed: npt.NDArray[np.float32], block: npt.NDArray[np.float32]) -> None:
+        before = self._cancels
+        self._energies += (float(np.square(mixed).sum()), float(np.square(block).sum() / block.shape[1]))
+        if self._cancels and not before:
+            warnings.warn(
+                f"{self._name}: its channels cancel each other when averaged: choose one channel",
+                AudioWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def _cancels(self) -> bool:
+        return bool(self._energies[0] < _CANCELLED * self._energies[1])
+
+
+def read_audio(
+    file: File | RawAudio, sample_rate: int, *, channel: int | None = None, track: int | None = None
+) -> npt.NDArray[np.float32]:
+    """All samples of a file, or with an AudioWarning those of a truncated file; see `read_blocks`."""
+    blocks = [np.zeros(0, np.float32)]
+    try:
+        blocks += read_blocks(file, sample_rate, channel=channel, track=track)
+    except TruncatedAudioError as error:
+        warnings.warn(str(error), AudioWarning, stacklevel=2)
+    return np.concatenate(blocks)
+
+
+def duration_of(path: str | os.PathLike[str]) -> float:
+    """Duration of a file in seconds by its header; 0 if unreadable or not stated, and for pipes."""
+    try:
+        if not Path(path).is_file():
+            return 0.0
+        with open_audio(path) as sound:
+            return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
+    except (AudioError, OSError, ValueError):
+        return 0.0

@@ -1,0 +1,205 @@
+"""Names, types and axes of every graph's tensors, written here and nowhere else.
+
+Exporters derive dynamic axes from a `Graph`; sessions reject a file that differs from it. Names follow WeNet's own
+ONNX export where the meaning is the same. Axes given as a string are symbolic: those of `Geometry` are fixed by the
+checkpoint, all others are dynamic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+FORMAT_VERSION = 1
+METADATA_PREFIX = "u2moe."
+MOE_DOMAIN = "u2moe"
+"""Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
+
+_TWIN = re.compile(r"_[2-9]$")
+
+PAIR_SUMS = f"{METADATA_PREFIX}pair_sums"
+PAIR_SUMS_FIT = "16 bits"
+"""Metadata of a quantized graph whose int8 weights are exact where pairs of products are added in 16 bits: rows 2k and
+2k + 1 of a weight, each times any uint8, have a sum that fits. See `saturation`."""
+
+PACKED = "packed"
+"""Key of `Manifest.quantization` where weights are packed for native kernels; its value: the version of the layout."""
+
+GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
+"""Metadata key of an initializer for its group, one of `WEIGHT_GROUPS`."""
+
+WEIGHT_GROUPS = (
+    "experts",
+    "routers",
+    "feed_forward",
+    "attention",
+    "depthwise_convolutions",
+    "pointwise_convolutions",
+    "convolution_state",
+    "positions",
+    "subsampling",
+    "embeddings",
+    "output_layers",
+    "normalization",
+)
+"""Groups of weights, for quantization and reports. Constants of a graph have no group: "other"."""
+
+
+def weight_group(name: str, metadata: Mapping[str, str]) -> str:
+    """The group of the initializer with this name and this metadata, "other" for constants.
+
+    In graphs from before groups were recorded, names decide, so that the gates of gated layers count as routers.
+    """
+    if GROUP_METADATA in metadata:
+        return metadata[GROUP_METADATA]
+    if name.startswith("const_"):
+        return "other"
+    return next((group for group, parts in _NAMES_BEFORE.items() if any(part in name for part in parts)), "other")
+
+
+_NAMES_BEFORE = {
+    "experts": (".experts.",),
+    "routers": (".feed_forward.gate.", ".feed_forward_macaron.gate."),
+    "feed_forward": (".feed_forward.", ".feed_forward_macaron."),
+    "attention": (".self_attn.", ".src_attn."),
+    "depthwise_convolutions": (".depthwise_conv.",),
+    "pointwise_convolutions": (".pointwise_conv1.", ".pointwise_conv2."),
+    "convolution_state": (".initial_cache",),
+    "positions": (".position_biases.",),
+    "subsampling": ("encoder.embed.",),
+    "embeddings": (".embed.0.",),
+    "output_layers": (".output_layer.", "ctc.ctc_lo."),
+    "normalization": ("norm", "global_cmvn."),
+}
+"""Substrings of names in each group; the first match counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str
+    """numpy name of the element type: "float32" or "int64"."""
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """The tensors of one graph, in order."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def file(self) -> str:
+        """File name of the graph in a bundle."""
+        return f"{self.name}.onnx"
+
+
+def _float(name: str, *axes: str) -> Tensor:
+    return Tensor(name=name, dtype="float32", axes=axes)
+
+
+def _int(name: str, *axes: str) -> Tensor:
+    return Tensor(name=name, dtype="int64", axes=axes)
+
+
+def features() -> Graph:
+    """Front end, for programs in other languages: in Python, `features` computes the same to the last bit.
+
+    Inputs:
+        samples: one channel at the model's rate, in [-1, 1] [batch, samples]. Frames are complete windows.
+
+    Outputs:
+        features: log-mel features, not normalised [batch, frames, mel]; no frames for less than a window.
+    """
+    return Graph(
+        name="features",
+        inputs=(_float("samples", "batch", "samples"),),
+        outputs=(_float("features", "batch", "frames", "feature_size"),),
+    )
+
+
+def encoder(*, streaming: bool, convolution: bool) -> Graph:
+    """Encoder: features and caches to encoder output and new caches.
+
+    Inputs:
+        chunk: log-mel features, not normalised [batch, frames, mel].
+        chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
+        offset: position of each stream, the number of encoder frames it has produced [batch]. Cached frames at negative
+            positions are masked: streams at different positions share a batch by padding their caches at the front.
+        required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
+        att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
+        cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
+            [blocks, batch, conv_dim, kernel-1]. Frames before the start are filled in by the graph.
+
+    Outputs:
+        output: [batch, time, dim]; output_lens: valid encoder frames of each row [batch]; the new caches.
+
+    A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`; one without causal convolution has
+    no cnn_cache.
+    """
+    features = (_float("chunk", "batch", "frames", "feature_size"), _int("chunk_lens", "batch"))
+    result = (_float("output", "batch", "time", "output_size"), _int("output_lens", "batch"))
+    if not streaming:
+        return Graph(name="encoder", inputs=features, outputs=result)
+    att_axes = ("num_blocks", "batch", "num_kv_heads")
+    cnn_axes = ("num_blocks", "batch", "conv_dim", "conv_cache")
+    inputs: tuple[Tensor, ...] = (
+        *features,
+        _int("offset", "batch"),
+        _int("required_cache_size"),
+        _float("att_cache", *att_axes, "cache_time", "kv_dim"),
+    )
+    outputs: tuple[Tensor, ...] = (*result, _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"))
+    if convolution:
+        inputs = (*inputs, _float("cnn_cache", *cnn_axes))
+        outputs = (*outputs, _float("r_cnn_cache", *cnn_axes))
+    return Graph(name="encoder", inputs=inputs, outputs=outputs)
+
+
+def ctc() -> Graph:
+    """CTC head: `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab]."""
+    return Graph(
+        name="ctc",
+        inputs=(_float("encoder_out", "batch", "time", "output_size"),),
+        outputs=(_float("log_probs", "batch", "time", "vocab_size"),),
+    )
+
+
+def decoder(*, bidirectional: bool) -> Graph:
+    """Attention decoder: scores of given hypotheses, for several utterances and all their hypotheses in one call.
+
+    Inputs:
+        hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].
+        hyps_lens: valid tokens of each hypothesis [batch, nbest].
+        encoder_out: [batch, time, dim]; encoder_lens: valid frames of each utterance [batch].
+
+    Outputs (log-probabilities):
+        score: score of each token by the left-to-right decoder; position `hyps_lens` is for eos, later ones are zero
+            [batch, nbest, length+1]. The sum over the last axis is the score of the hypothesis.
+        r_score: the same by the right-to-left decoder, in reading order (with eos at position `hyps_lens`, too).
+        next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
+    """
+    scores = ("batch", "nbest", "length_and_eos")
+    outputs: tuple[Tensor, ...] = (_float("score", *scores), _float("next_log_probs", "batch", "nbest", "vocab_size"))
+    if bidirectional:
+        outputs = (_float("score", *scores), _float("r_score", *scores), *outputs[1:])
+    return Graph(
+        name="decoder",
+        inputs=(
+            _int("hyps", "batch", "nbest", "length"),
+            _int("hyps_lens", "batch", "nbest"),
+            _float("encoder_out", "batch", "time", "output_size"),
+            _int("encoder_lens", "batch"),
+        ),
+        outputs=outputs,
+    )
+
+
+def is_replaced(function: str, operators: Collection[str]) -> bool:
+    """Whether native operators replace a function; each is registered with the numbers 2 to 9, too."""
+    return _TWIN.sub("", function) in operators

@@ -1,0 +1,198 @@
+"""The manifest of a bundle: sizes, features, text, files. Data and validation only, no reading or writing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from u2moe.runtime.bundle import contract
+from u2moe.runtime.options import LONGEST_PADDING_S
+from u2moe.runtime.text.vocabulary import TextConfig
+
+MANIFEST_FILE = "bundle.json"
+TOKENS_FILE = "tokens.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and kinds that the runtime needs to run the graphs; axis names of `contract` are fields of it."""
+
+    streaming: bool
+    """False: the encoder looks ahead or was not trained on chunks; it can only transcribe whole utterances."""
+    convolution: bool
+    """Whether streams cache frames for a causal convolution with more than one tap."""
+    decoder: Literal["bitransformer", "transformer", "none"]
+    feature_size: int
+    output_size: int
+    num_blocks: int
+    num_kv_heads: int
+    kv_dim: int
+    """Last axis of the attention cache: keys and values of one head."""
+    conv_dim: int
+    conv_cache: int
+    vocab_size: int
+    subsampling_rate: int
+    right_context: int
+    static_chunk_size: int
+    """Chunk size that the encoder was trained for; 0: any."""
+    blank: int
+    sos: int
+    eos: int
+    max_position: int = 5000
+    """Encoder frames after which a stream with limited left context moves its positions back."""
+
+    def __post_init__(self) -> None:
+        for name in ("feature_size", "output_size", "num_blocks", "vocab_size", "subsampling_rate", "max_position"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_kv_heads", "kv_dim", "conv_dim", "conv_cache", "right_context", "static_chunk_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("blank", "sos", "eos"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
+        if self.decoder not in ("bitransformer", "transformer", "none"):
+            raise ValueError(f"decoder must be 'bitransformer', 'transformer' or 'none', got {self.decoder!r}")
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether the decoder also scores right to left."""
+        return self.decoder == "bitransformer"
+
+    @property
+    def window(self) -> int:
+        """Feature frames that one encoder frame is computed from."""
+        return self.right_context + 1
+
+    def graphs(self) -> tuple[contract.Graph, ...]:
+        """The graphs that a bundle of this model holds."""
+        encoder = contract.encoder(streaming=self.streaming, convolution=self.convolution)
+        if self.decoder == "none":
+            return (encoder, contract.ctc())
+        return (encoder, contract.ctc(), contract.decoder(bidirectional=self.bidirectional))
+
+    def axis(self, name: str) -> int | None:
+        """Size of a symbolic axis of the contract; None when it is dynamic."""
+        value = getattr(self, name, None)
+        return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """The front end of the checkpoint's training: Kaldi log-mel filter banks of samples times 32768."""
+
+    sample_rate: int = 16000
+    num_mel_bins: int = 80
+    frame_length_ms: float = 25.0
+    frame_shift_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 1000 <= self.sample_rate <= 384_000:
+            raise ValueError(f"sample_rate must be between 1000 and 384000 Hz, got {self.sample_rate}")
+        if not 3 <= self.num_mel_bins <= 1000:
+            raise ValueError(f"num_mel_bins must be between 3 and 1000, got {self.num_mel_bins}")
+        if not 1 <= self.frame_shift_ms <= self.frame_length_ms <= 1000:
+            raise ValueError(
+                f"frame_shift_ms and frame_length_ms must be between 1 and 1000, the shift no longer than the frame, "
+                f"got {self.frame_shift_ms} and {self.frame_length_ms}"
+            )
+
+    @property
+    def frame_len(self) -> int:
+        """Samples of a frame, rounded down as in Kaldi."""
+        return int(self.sample_rate * self.frame_length_ms / 1000)
+
+    @property
+    def shift_len(self) -> int:
+        """Samples from the start of one frame to the start of the next, rounded down as in Kaldi."""
+        return int(self.sample_rate * self.frame_shift_ms / 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """Defaults of the second pass, from the checkpoint's training weights."""
+
+    ctc_weight: float = 0.3
+    reverse_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ctc_weight < math.inf:
+            raise ValueError(f"ctc_weight must be at least 0, got {self.ctc_weight}")
+        if not 0 <= self.reverse_weight <= 1:
+            raise ValueError(f"reverse_weight must be between 0 and 1, got {self.reverse_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Calibration of word confidences, as fitted by `u2moe.benchmarks.quality.calibration --fit`."""
+
+    scale: float = 1.0
+    """Factor of the log-odds of a confidence."""
+    bias: float = 0.0
+    """Added to the scaled log-odds."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be above 0, got {self.scale}")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias must be a number, got {self.bias}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """Size and sha256 of one file of a bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of bundle.json."""
+
+    model: ModelConfig
+    features: FeatureConfig
+    text: TextConfig
+    decoding: DecodingConfig
+    producer: str
+    """Name and version of the program that wrote the bundle."""
+    files: dict[str, FileDigest]
+    """Every file of the bundle except the manifest, by plain name."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """A description of the network for people: blocks, heads, experts; not used by the runtime."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """Recipe of a quantized bundle; empty in fp32."""
+    calibration: Calibration | None = None
+    """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
+    padding_s: float = 0.0
+    """Default of `DecodingOptions.padding_s`. Not in the graphs' metadata either, because it is chosen later."""
+    tuning: dict[str, Any] | None = None
+    """How the experts' kernels were chosen, for people (`u2moe.quantize.tuning.record`); None: not measured."""
+    version: int = contract.FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.model.feature_size != self.features.num_mel_bins:
+            raise ValueError(
+                f"feature_size of the model must be num_mel_bins {self.features.num_mel_bins}, "
+                f"got {self.model.feature_size}"
+            )
+        if not 0 <= self.padding_s <= LONGEST_PADDING_S:
+            raise ValueError(f"padding_s must be between 0 and {LONGEST_PADDING_S:g} seconds, got {self.padding_s}")
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one encoder frame to the next."""
+        return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
+
+    def metadata(self) -> dict[str, str]:
+        """Runtime-critical values as `metadata_props` of each graph, so that a graph is self-contained."""
+        result = {f"{contract.METADATA_PREFIX}version": str(self.version)}
+        for section in ("model", "features", "text", "decoding"):
+            part = getattr(self, section)
+            for item in fields(part):
+                value = getattr(part, item.name)
+                if value is not None:
+                    text = str(value).lower() if isinstance(value, bool) else str(value)
+                    result[f"{contract.METADATA_PREFIX}{item.name}"] = text
+        return result

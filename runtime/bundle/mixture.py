@@ -1,0 +1,128 @@
+"""The description of a mixture of experts, stored in and read from the attributes of its node in a graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from u2moe.runtime.bundle.contract import MOE_DOMAIN
+
+FUNCTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "fp32": "MixtureOfExperts",
+        "fp16": "HalfMixtureOfExperts",
+        "int8": "Int8MixtureOfExperts",
+        "int4": "Int4MixtureOfExperts",
+        "int8-qmoe": "Int8QMixtureOfExperts",
+        "int4-qmoe": "Int4QMixtureOfExperts",
+    }
+)
+"""Function names by format of the experts' weights; a native operator of that domain and name overrides one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A mixture of experts, without the sizes of its weights.
+
+    Attributes:
+        num_experts: number of experts.
+        top_k: experts per token.
+        activation: activation between the two products of an expert, such as "swish".
+        bias: whether the products have biases.
+        skip_below: a token skips those of its experts whose normalised weight is below this, but never the most likely
+            one.
+        weights: format of the experts' weights, one of `FUNCTIONS`.
+        block_size: input rows of a weight that share a scale; 0: one scale per column, or none.
+    """
+
+    num_experts: int
+    top_k: int
+    activation: str
+    bias: bool = True
+    skip_below: float = 0.0
+    weights: str = "fp32"
+    block_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(f"top_k must be between 1 and num_experts {self.num_experts}, got {self.top_k}")
+        if not self.activation:
+            raise ValueError("activation must be named, got ''")
+        if not 0 <= self.skip_below <= 1:
+            raise ValueError(f"skip_below must be from 0 to 1, got {self.skip_below}")
+        if self.weights not in FUNCTIONS:
+            raise ValueError(f"weights must be one of {', '.join(FUNCTIONS)}, got {self.weights!r}")
+        if self.block_size < 0:
+            raise ValueError(f"block_size must be at least 0, got {self.block_size}")
+
+    @property
+    def function(self) -> str:
+        """Name of the function in domain `MOE_DOMAIN`; if a graph has two of one name, a number follows it."""
+        return FUNCTIONS[self.weights]
+
+    def attributes(self) -> dict[str, int | float | str]:
+        """The attributes of its node."""
+        return {**asdict(self), "bias": int(self.bias), "skip_below": float(self.skip_below)}
+
+
+def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mixture | None:
+    """The mixture of experts that a node calls, or None if it calls something else.
+
+    Args:
+        domain: domain of the node.
+        op_type: operator of the node. Bundles written before nodes had attributes encode the mixture in this name.
+        attributes: attributes of the node, as plain values (strings may be bytes).
+
+    Raises:
+        ValueError: a mixture of experts with missing or invalid attributes.
+    """
+    if domain != MOE_DOMAIN or "MixtureOfExperts" not in op_type:
+        return None
+    if not attributes:
+        return _read_name(op_type)
+    try:
+        return Mixture(
+            num_experts=int(attributes["num_experts"]),
+            top_k=int(attributes["top_k"]),
+            activation=_text(attributes["activation"]),
+            bias=bool(attributes["bias"]),
+            # floats in ONNX have single precision: seven digits restore the original value
+            skip_below=float(f"{float(attributes['skip_below']):.7g}"),
+            weights=_text(attributes["weights"]),
+            block_size=int(attributes["block_size"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{op_type}: attribute {error} is missing") from error
+    except ValueError as error:
+        raise ValueError(f"{op_type}: {error}") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+_NAME = re.compile(
+    r"(?P<kind>Float|Half|Int8|Int4|Int8Q|Int4Q|)MixtureOfExperts_top(?P<top_k>\d+)of(?P<num_experts>\d+)"
+    r"_(?P<activation>[a-z]+)(?P<no_bias>_no_bias)?(?:_skip(?P<skip>[\de_+-]+?))?(?:_\d+x\d+)?(?:_block(?P<block>\d+))?"
+)
+_KINDS = {"": "fp32", "Float": "fp32", "Half": "fp16", "Int8": "int8", "Int4": "int4"}
+_KINDS |= {"Int8Q": "int8-qmoe", "Int4Q": "int4-qmoe"}
+
+
+def _read_name(name: str) -> Mixture:
+    """Parse a name such as Int8MixtureOfExperts_top2of8_swish_no_bias_skip0_25."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name}: is not a mixture of experts that this version knows")
+    return Mixture(
+        num_experts=int(match["num_experts"]),
+        top_k=int(match["top_k"]),
+        activation=match["activation"],
+        bias=match["no_bias"] is None,
+        skip_below=float((match["skip"] or "0").replace("_", ".")),
+        weights=_KINDS[match["kind"]],
+        block_size=int(match["block"] or 0),
+    )

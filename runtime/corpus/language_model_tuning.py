@@ -1,0 +1,206 @@
+"""Recordings that are encoded once and searched many times, to find the weights of a language model.
+
+Memory: the encoder output and the most probable tokens of each frame, about a megabyte for a minute of audio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio.padding import padded
+from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, most_probable
+from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.model.features import fbank
+from u2moe.runtime.model.model import TokenScores
+from u2moe.runtime.text.word_errors import WordErrors, words
+
+if TYPE_CHECKING:
+    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.decoding.context import ContextGraph
+    from u2moe.runtime.model.model import Model
+
+Samples = npt.NDArray[np.float32]
+
+FIRST_GRID: dict[str, tuple[float, ...]] = {
+    "weight": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
+    "word_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5),
+    "unknown_score": (-10.0, -5.0, -2.0),
+}
+"""Values that are tried in the first pass."""
+SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
+"""Values that are tried with the second pass, once the weights of the first pass are chosen."""
+LONGEST_S = 60
+"""Seconds of a recording that `u2moe lm tune` takes: the memory of full context grows with the square."""
+_NUM_ROUNDS = 2
+
+
+@dataclass(kw_only=True, eq=False)
+class EncodedRecording:
+    """A recording between encoder and search.
+
+    Attributes:
+        transcript: what is said.
+        encoder_out: [time, dim].
+        tokens: the most probable tokens of each frame [time, beam].
+        scores: their log-probabilities [time, beam].
+    """
+
+    transcript: str
+    encoder_out: npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    _decoded: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict)
+
+    def token_scores(self, model: Model, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
+        """Decoder scores of hypotheses; those that were scored before are looked up."""
+        wanted = [tuple(tokens) for tokens in hypotheses]
+        new = [tokens for tokens in dict.fromkeys(wanted) if tokens not in self._decoded]
+        if new:
+            found = model.token_scores(self.encoder_out, new)
+            for row, tokens in enumerate(new):
+                end = len(tokens) + 1
+                right = None if found.right is None else found.right[row, :end]
+                self._decoded[tokens] = (found.left[row, :end], right)
+        rows = [self._decoded[tokens] for tokens in wanted]
+        has_right = rows[0][1] is not None
+        return TokenScores(
+            left=_padded([left for left, _ in rows]),
+            right=_padded([right for _, right in rows]) if has_right else None,
+            next=np.zeros((0, 0), np.float32),
+        )
+
+
+class EncodedRecordings:
+    """Recordings that are encoded once, with full context, and searched many times."""
+
+    def __init__(self, bundle: Bundle, model: Model, *, beam_size: int = 10) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+        self.recordings: list[EncodedRecording] = []
+        self._bundle = bundle
+        self._model = model
+        self._beam_size = beam_size
+
+    @property
+    def num_words(self) -> int:
+        """Words of all transcripts."""
+        return sum(len(words(recording.transcript)) for recording in self.recordings)
+
+    def add(self, transcript: str, samples: Samples) -> None:
+        """Encode a recording: samples at the model's rate."""
+        manifest = self._bundle.manifest
+        heard = padded(samples, manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
+        self.add_encoded(transcript, self._model.encode(fbank(heard, manifest.features)))
+
+    def add_encoded(self, transcript: str, encoder_out: npt.NDArray[np.float32]) -> None:
+        """Add a recording by its encoder output [time, dim]."""
+        if len(encoder_out):
+            log_probs = self._model.ctc(encoder_out)
+            tokens, scores = most_probable(log_probs, min(self._beam_size, log_probs.shape[1]))
+            self.recordings.append(
+                EncodedRecording(transcript=transcript, encoder_out=encoder_out, tokens=tokens, scores=scores)
+            )
+
+    def search(
+        self, recording: EncodedRecording, fusion: Fusion | None, context: ContextGraph | None = None
+    ) -> list[Hypothesis]:
+        """First-pass hypotheses of a recording."""
+        search = PrefixBeamSearch(self._beam_size, self._model.config.blank, context, fusion)
+        search.advance_by(recording.tokens, recording.scores)
+        search.finish()
+        return search.hypotheses()
+
+    def texts(self, options: LanguageModelOptions | None, *, second_pass: bool) -> list[str]:
+        """The text of every recording."""
+        vocabulary, decoding = self._bundle.vocabulary, self._bundle.manifest.decoding
+        fusion = None if options is None else Fusion(options, vocabulary)
+        texts = []
+        for recording in self.recordings:
+            found = self.search(recording, fusion)
+            if second_pass:
+                scores = recording.token_scores(self._model, [hypothesis.tokens for hypothesis in found])
+                factor = 1.0 if options is None else options.rescoring_weight
+                rescored = attention_rescoring(found, scores, decoding.ctc_weight, decoding.reverse_weight, factor)
+                found = [rescored[0].hypothesis]
+            texts.append(vocabulary.text(found[0].tokens))
+        return texts
+
+    def word_errors(self, options: LanguageModelOptions | None, *, second_pass: bool) -> WordErrors:
+        """Word errors of all recordings."""
+        errors = WordErrors()
+        for recording, text in zip(self.recordings, self.texts(options, second_pass=second_pass), strict=True):
+            errors.add(recording.transcript, text)
+        return errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Word errors with one choice of weights; without any the recogniser has no language model."""
+
+    weights: dict[str, float]
+    num_errors: int
+    num_words: int
+
+
+def tune(
+    recordings: EncodedRecordings,
+    start: LanguageModelOptions,
+    *,
+    second_pass: bool,
+    grid: dict[str, tuple[float, ...]] | None = None,
+    on_trial: Callable[[Trial], object] = lambda _: None,
+) -> tuple[LanguageModelOptions, list[Trial]]:
+    """The weights with the fewest word errors: one weight after the other, in two rounds, each from a grid.
+
+    Args:
+        recordings: recordings with transcripts, which no test may contain.
+        start: the model, and the weights to begin with.
+        second_pass: whether the errors are those of the second pass.
+        grid: values of each weight; None: `FIRST_GRID` or `SECOND_GRID`.
+        on_trial: called with each trial.
+
+    Returns:
+        The best options, and all trials, of which the first is without a model.
+    """
+    grid = grid or (SECOND_GRID if second_pass else FIRST_GRID)
+    trials: dict[tuple[float, ...], Trial] = {}
+    without = recordings.word_errors(None, second_pass=second_pass)
+    first = Trial(weights={}, num_errors=without.num_errors, num_words=without.num_words)
+    on_trial(first)
+
+    def errors_of(options: LanguageModelOptions) -> int:
+        key = tuple(getattr(options, name) for name in grid)
+        if key not in trials:
+            errors = recordings.word_errors(options, second_pass=second_pass)
+            weights = dict(zip(grid, key, strict=True))
+            trials[key] = Trial(weights=weights, num_errors=errors.num_errors, num_words=errors.num_words)
+            on_trial(trials[key])
+        return trials[key].num_errors
+
+    best = start
+    for _ in range(_NUM_ROUNDS):
+        before = best
+        for name, values in grid.items():
+            changes: list[dict[str, Any]] = [{name: value} for value in values]
+            choices = [best, *(dataclasses.replace(best, **change) for change in changes)]
+            best = min(choices, key=errors_of)
+        if all(getattr(before, name) == getattr(best, name) for name in grid):
+            break
+    return best, [first, *trials.values()]
+
+
+def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Rows of different lengths as one array; what is beyond the end of a row is not read."""
+    listed = list(rows)
+    result = np.zeros((len(listed), max(map(len, listed))), np.float32)
+    for target, row in zip(result, listed, strict=True):
+        target[: len(row)] = row
+    return result

@@ -1,0 +1,263 @@
+"""Hotwords: phrases that a search prefers, as an Aho-Corasick automaton over text. Independent of acoustics.
+
+The automaton reads characters, and a token advances it by the characters of its symbol. A phrase is therefore found
+in any tokenization (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was tokenized, and
+its bonus depends only on the text. Transitions are cached by state and token, so that a search needs one look-up for
+each.
+
+Text and phrases are read as words with a boundary on either side ("▁NEW▁YORK▁"): CAT is not found in CATS or in
+BOBCAT. Each character of a script without spaces, and of Korean, whose words have endings, counts as a word and is
+therefore found anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_syllabic
+from u2moe.runtime.validation import checked_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from u2moe.runtime.text.vocabulary import Vocabulary
+
+Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
+"""Phrases, each alone or with its weight; or a mapping from phrases to weights."""
+
+DEFAULT_WEIGHT = 1.5
+"""Bonus per token, as a log-probability, of a hotword without a weight."""
+MOST_WEIGHT = 100.0
+"""A token of a phrase with this weight beats any other token that is not impossible."""
+
+_UNREADABLE = "\0"
+"""Represents symbols that are not text, such as <unk>: part of no phrase, and not a word boundary."""
+_MAX_MOVES = 1 << 18
+
+
+class ContextGraph:
+    """The bonus that hotwords add to the score of a hypothesis.
+
+    A finished hypothesis earns the bonus of a phrase for every occurrence in its words, and nothing for incomplete
+    phrases. While it grows, it also holds `partial`: a share of the bonus of the phrase that it may be about to
+    complete, in proportion to the characters matched so far. That share is recomputed for each state, so a match that
+    breaks off loses it again.
+
+    The bonus of a phrase is its weight times the number of tokens in its shortest tokenization, so that weights are
+    comparable with those of WeNet (context score) and sherpa-onnx (hotwords score).
+
+    Attributes:
+        start: state of an empty hypothesis.
+        symbols: symbols of the vocabulary for which it was made.
+
+    Args:
+        hotwords: phrases, each alone or with a weight above 0 and at most 100. If a phrase is given twice, the larger
+            weight counts.
+        vocabulary: vocabulary of the model.
+
+    Raises:
+        ValueError: no hotwords, an empty one, a weight out of range, or a character that the vocabulary does not have
+            in either case.
+    """
+
+    def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
+        self.symbols = vocabulary.symbols
+        self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
+        self._next: list[dict[str, int]] = []
+        self._output: list[float] = []
+        self._partial: list[float] = []
+        self._add_state()
+        for words, bonus in _bonuses(hotwords, vocabulary).items():
+            self._add_phrase(words, bonus)
+        self._fail = self._link()
+        # Phrases begin with a boundary: only after one is the state the node of that boundary, or a deeper one.
+        self.start = self._next[0][WORD_BOUNDARY]
+        self._after_boundary = [False] * len(self._next)
+        for arcs in self._next:
+            if WORD_BOUNDARY in arcs:
+                self._after_boundary[arcs[WORD_BOUNDARY]] = True
+        self._moves: dict[tuple[int, int], tuple[int, float]] = {}
+
+    def advance(self, state: int, token: int) -> tuple[int, float]:
+        """State after `token`, and the bonus of the phrases that it completes."""
+        move = self._moves.get((state, token))
+        if move is None:
+            move = self._read(state, self._spellings[token])
+            if len(self._moves) >= _MAX_MOVES:
+                self._moves.clear()
+            self._moves[state, token] = move
+        return move
+
+    def partial(self, state: int) -> float:
+        """The share of a bonus that a growing hypothesis holds in `state`, and loses if the phrase is not completed."""
+        return self._partial[state]
+
+    def finish(self, state: int) -> float:
+        """The bonus of the phrases that are completed by ending in `state`."""
+        return self._read(state, WORD_BOUNDARY)[1]
+
+    def score(self, tokens: Sequence[int]) -> float:
+        """The bonus of a finished hypothesis."""
+        state, total = self.start, 0.0
+        for token in tokens:
+            state, bonus = self.advance(state, token)
+            total += bonus
+        return total + self.finish(state)
+
+    def _read(self, state: int, characters: str) -> tuple[int, float]:
+        bonus = 0.0
+        for character in characters:
+            if character == WORD_BOUNDARY and self._after_boundary[state]:
+                continue
+            state = self._arc(state, character)
+            bonus += self._output[state]
+        return state, bonus
+
+    def _arc(self, state: int, character: str) -> int:
+        while state and character not in self._next[state]:
+            state = self._fail[state]
+        return self._next[state].get(character, 0)
+
+    def _grow(self, state: int, character: str) -> int:
+        if character not in self._next[state]:
+            self._next[state][character] = self._add_state()
+        return self._next[state][character]
+
+    def _add_state(self) -> int:
+        self._next.append({})
+        self._output.append(0.0)
+        self._partial.append(0.0)
+        return len(self._next) - 1
+
+    def _add_phrase(self, words: tuple[str, ...], bonus: float) -> None:
+        num_characters = sum(len(word) for word in words)
+        state, matched = 0, 0
+        for character in WORD_BOUNDARY + WORD_BOUNDARY.join(words):
+            state = self._grow(state, character)
+            matched += character != WORD_BOUNDARY
+            self._partial[state] = max(self._partial[state], bonus * matched / num_characters)
+        self._output[self._grow(state, WORD_BOUNDARY)] = bonus
+
+    def _link(self) -> list[int]:
+        """Failure links: for each state, the longest proper suffix that begins a phrase.
+
+        Each state also inherits the bonuses that its suffixes complete, and their partial share if it is larger.
+        """
+        fail = [0] * len(self._next)
+        queue = deque(self._next[0].values())
+        while queue:
+            state = queue.popleft()
+            self._output[state] += self._output[fail[state]]
+            self._partial[state] = max(self._partial[state], self._partial[fail[state]])
+            for character, following in self._next[state].items():
+                suffix = fail[state]
+                while suffix and character not in self._next[suffix]:
+                    suffix = fail[suffix]
+                fail[following] = self._next[suffix].get(character, 0)
+                queue.append(following)
+        return fail
+
+
+def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
+    """Hotwords from lines of "phrase" or "phrase :weight", as in sherpa-onnx; skips "# ..." and empty lines.
+
+    Raises:
+        ValueError: a weight is not a number; the message names the line.
+    """
+    hotwords: list[str | tuple[str, float]] = []
+    for number, line in enumerate(content.removeprefix("\ufeff").splitlines(), start=1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        phrase, separator, weight = stripped.rpartition(" :")
+        if not separator:
+            hotwords.append(stripped)
+            continue
+        try:
+            hotwords.append((phrase.strip(), float(weight)))
+        except ValueError:
+            raise ValueError(f"hotwords line {number}: weight must be a number, got {weight!r}") from None
+    return hotwords
+
+
+def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
+    """Phrases with their validated weights."""
+    if isinstance(hotwords, str | bytes) or not isinstance(hotwords, Iterable):
+        raise ValueError(  # noqa: TRY004 - wrong options are all one error
+            f"hotwords must be a list of phrases, or a mapping from phrases to weights, got {hotwords!r}"
+        )
+    for hotword in hotwords.items() if isinstance(hotwords, Mapping) else hotwords:
+        phrase, weight = hotword if isinstance(hotword, tuple) and len(hotword) == 2 else (hotword, DEFAULT_WEIGHT)
+        if not isinstance(phrase, str):
+            raise ValueError(f"a hotword must be a phrase, or a phrase and its weight, got {hotword!r}")  # noqa: TRY004
+        yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
+
+
+def _bonuses(hotwords: Hotwords, vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
+    """Bonus of each phrase, given as its words in the characters of the vocabulary."""
+    symbols = _Symbols(vocabulary)
+    bonuses: dict[tuple[str, ...], float] = {}
+    for phrase, weight in _weighted(hotwords):
+        words = symbols.words(phrase)
+        bonuses[words] = max(bonuses.get(words, 0.0), weight * sum(symbols.num_tokens(phrase, word) for word in words))
+    if not bonuses:
+        raise ValueError("hotwords are empty: pass None for none")
+    return bonuses
+
+
+class _Symbols:
+    """The symbols of a vocabulary as parts of words."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        readable = [symbol for symbol in vocabulary.symbols if not _is_special(symbol)]
+        self._inner = {symbol for symbol in readable if not symbol.startswith((WORD_BOUNDARY, " "))}
+        self._first = self._inner | {symbol.strip(WORD_BOUNDARY + " ") for symbol in readable}
+        self._characters = set("".join(self._first))
+        self._longest = max(map(len, self._first), default=0)
+
+    def words(self, phrase: str) -> tuple[str, ...]:
+        """Words of a phrase, in the letter case of the vocabulary."""
+        words = tuple(
+            "".join(self._character(phrase, character) for character in word)
+            for word in _read(phrase).replace(WORD_BOUNDARY, " ").split()
+        )
+        if not words:
+            raise ValueError(f"hotword {phrase!r} is empty")
+        return words
+
+    def num_tokens(self, phrase: str, word: str) -> int:
+        """Number of tokens in the shortest tokenization of a word."""
+        fewest = [0.0] + [math.inf] * len(word)
+        for end in range(1, len(word) + 1):
+            for begin in range(max(end - self._longest, 0), end):
+                if word[begin:end] in (self._inner if begin else self._first):
+                    fewest[end] = min(fewest[end], fewest[begin] + 1)
+        if fewest[-1] == math.inf:
+            raise ValueError(f"hotword {phrase!r}: the vocabulary cannot write {word!r}")
+        return int(fewest[-1])
+
+    def _character(self, phrase: str, character: str) -> str:
+        for form in (character, character.upper(), character.lower()):
+            if form in self._characters:
+                return form
+        raise ValueError(f"hotword {phrase!r}: the vocabulary has no {character!r}")
+
+
+def _read(symbol: str) -> str:
+    """Characters of a symbol or phrase, with a boundary for spaces and around characters that count as words."""
+    if _is_special(symbol):
+        return _UNREADABLE
+    spaced = "".join(f" {character} " if is_syllabic(character) else character for character in symbol)
+    result = ""
+    for character in spaced:
+        is_boundary = character.isspace() or character == WORD_BOUNDARY
+        if not (is_boundary and result.endswith(WORD_BOUNDARY)):
+            result += WORD_BOUNDARY if is_boundary else character
+    return result
+
+
+def _is_special(symbol: str) -> bool:
+    return len(symbol) > 2 and symbol.startswith("<") and symbol.endswith(">")

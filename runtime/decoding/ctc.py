@@ -1,0 +1,222 @@
+"""CTC searches over log-probabilities, whole or frame by frame: greedy, and prefix beam search.
+
+Prefix beam search may prefer hotwords and follow a language model.
+
+Pure functions, and the incremental searches behind them. The beam itself is in `beam_search`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.decoding.beam_search import Beam, BeamSearch
+
+if TYPE_CHECKING:
+    from u2moe.runtime.decoding.context import ContextGraph
+    from u2moe.runtime.decoding.fusion import Fusion
+
+_NUM_BLOCKS = 8
+"""Blocks per wanted token into which the vocabulary is divided: few enough to save work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """The result of a search.
+
+    Attributes:
+        tokens: token ids, without blank, sos and eos.
+        score: log-probability of all alignments (prefix beam search) or of the best one (greedy search), including the
+            bonus of hotwords and the score of a language model.
+        times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
+        context_score: the bonus of hotwords in `score`.
+        probabilities: CTC probability of each token at that frame.
+        language_score: the score of a language model in `score`; before `finish`, with that of the best completion of
+            the last word.
+    """
+
+    tokens: list[int]
+    score: float
+    times: list[int]
+    context_score: float = 0.0
+    probabilities: list[float] = field(default_factory=list)
+    language_score: float = 0.0
+
+
+def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0) -> Hypothesis:
+    """The most probable token of each frame, with repeats merged and blanks removed.
+
+    Args:
+        log_probs: [time, vocab].
+        blank: id of the blank token.
+    """
+    search = GreedySearch(blank)
+    search.advance(log_probs)
+    return search.hypotheses()[0]
+
+
+def ctc_prefix_beam_search(
+    log_probs: npt.NDArray[np.float32],
+    beam_size: int,
+    blank: int = 0,
+    context: ContextGraph | None = None,
+    fusion: Fusion | None = None,
+) -> list[Hypothesis]:
+    """The most probable token sequences over all their alignments, best first.
+
+    At most `beam_size` of them; with hotwords, at most twice as many.
+
+    Args:
+        log_probs: [time, vocab].
+        beam_size: prefixes kept from frame to frame, and tokens per frame that may extend them.
+        blank: id of the blank token.
+        context: hotwords to prefer.
+        fusion: language model to follow.
+    """
+    search = PrefixBeamSearch(beam_size, blank, context, fusion)
+    search.advance(log_probs)
+    search.finish()
+    return search.hypotheses()
+
+
+class GreedySearch:
+    """`ctc_greedy_search`, frame by frame: any split of the frames gives the same result."""
+
+    def __init__(self, blank: int = 0) -> None:
+        self.blank = blank
+        self.num_frames = 0
+        self._last = -1
+        self._score = 0.0
+        self._tokens: list[int] = []
+        self._times: list[int] = []
+        self._probabilities: list[float] = []
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        """Continue the search with log-probabilities [time, vocab]."""
+        _check(log_probs, self.blank)
+        if len(log_probs) == 0:
+            return
+        best = log_probs.argmax(axis=1)
+        starts = np.flatnonzero((best != self.blank) & (best != np.concatenate(([self._last], best[:-1]))))
+        self._tokens += best[starts].tolist()
+        self._times += (starts + self.num_frames).tolist()
+        self._probabilities += np.exp(log_probs[starts, best[starts]]).clip(max=1).tolist()
+        self._last = int(best[-1])
+        for score in log_probs[
+            np.arange(len(best)), best
+        ].tolist():  # one at a time: splits must not change the rounding
+            self._score += score
+        self.num_frames += len(best)
+
+    def finish(self) -> None:
+        """End the input; has no effect in this search."""
+
+    def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
+        """The only hypothesis so far."""
+        best = Hypothesis(
+            tokens=list(self._tokens),
+            score=self._score,
+            times=list(self._times),
+            probabilities=list(self._probabilities),
+        )
+        return [best][:limit]
+
+
+class PrefixBeamSearch:
+    """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
+
+    A language model adds its score to that of the prefixes, by which they are ranked.
+
+    With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
+    second prune). The hypotheses are all of the first, and those of the second that have a bonus. Hotwords that no
+    hypothesis contains therefore change nothing, to the last bit. `finish` removes the bonus of incomplete phrases.
+    """
+
+    def __init__(
+        self, beam_size: int, blank: int = 0, context: ContextGraph | None = None, fusion: Fusion | None = None
+    ) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+        self.beam_size = beam_size
+        self.blank = blank
+        self.num_frames = 0
+        self.context = context
+        self.fusion = fusion
+        self._searches = [BeamSearch(beam_size, blank, context, fusion)]
+        if context is not None:
+            self._searches.append(BeamSearch(beam_size, blank, context, fusion, ranks_by_bonus=True))
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
+        """Continue the search with the next log-probabilities [time, vocab]."""
+        _check(log_probs, self.blank)
+        if len(log_probs):
+            self.advance_by(*most_probable(log_probs, min(self.beam_size, log_probs.shape[1])))
+
+    def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> None:
+        """Continue the search with the most probable tokens of the next frames and their log-probabilities.
+
+        Both are [time, n], n the beam size, as `most_probable` gives them.
+        """
+        for frame_tokens, frame_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
+            for search in self._searches:
+                search.advance(frame_tokens, frame_scores)
+            self.num_frames += 1
+
+    def finish(self) -> None:
+        """End the input: complete phrases at the end earn their bonus, and the language model scores the last word."""
+        for search in self._searches:
+            search.finish()
+
+    def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
+        """The prefixes so far, best first; at most `limit`."""
+        beams = self._searches[0].beams
+        if self.context is not None:
+            named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]
+            known = {tuple(beam.prefix.tokens()) for beam in beams} if named else set()
+            beams = [*beams, *(beam for beam in named if tuple(beam.prefix.tokens()) not in known)]
+        if self.context is not None or self.fusion is not None:
+            beams = sorted(beams, key=_score_of, reverse=True)
+        found = []
+        for beam in beams[:limit]:
+            times, probabilities = beam.peaks()
+            hypothesis = Hypothesis(
+                tokens=beam.prefix.tokens(),
+                score=_score_of(beam),
+                times=times,
+                context_score=beam.prefix.bonus,
+                probabilities=probabilities,
+                language_score=beam.prefix.language_score,
+            )
+            found.append(hypothesis)
+        return found
+
+
+def _score_of(beam: Beam) -> float:
+    return beam.total + beam.prefix.bonus + beam.prefix.language_score
+
+
+def _check(log_probs: npt.NDArray[np.float32], blank: int) -> None:
+    if log_probs.ndim != 2 or not 0 <= blank < log_probs.shape[1]:
+        raise ValueError(f"log_probs must be [time, vocab] with blank {blank} below vocab, got {log_probs.shape}")
+
+
+def most_probable(
+    log_probs: npt.NDArray[np.float32], num: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The `num` most probable tokens of each frame and their scores, descending, ties by id: both [time, num]."""
+    num_frames, vocab = log_probs.shape
+    width = max(vocab // (_NUM_BLOCKS * num), 1)
+    num_blocks = vocab // width
+    peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
+    if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
+        raise ValueError("log_probs hold NaN")
+    # At least `num` tokens are as probable as the lowest of the `num` highest peaks, and few others.
+    least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
+    places = np.flatnonzero(log_probs >= least)
+    frames, scores = places // vocab, log_probs.reshape(-1)[places]
+    order = np.lexsort((-scores, frames))
+    firsts = order[np.searchsorted(frames, np.arange(num_frames))[:, np.newaxis] + np.arange(num)]
+    return places[firsts] % vocab, scores[firsts]

@@ -1,0 +1,148 @@
+"""Endpoint detection: Kaldi's rules on the blanks of the CTC head and, with full context, pauses in the audio.
+
+Pure arithmetic on frames. If an utterance is ended within speech, `alignment.find_cut` decides where to cut it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.decoding.pauses import first_pause
+from u2moe.runtime.options import SHORTEST_PAUSE_S, EndpointConfig
+
+SILENCE_LOG_PROB = math.log(0.8)
+"""A frame is silence where blank is more probable than this, as in WeNet."""
+PAUSE = 0
+"""Used instead of a rule number: a pause in the audio."""
+
+_SILENT_BEFORE_CUT_S = 0.12
+"""A pause with a token this close before its middle is quiet speech."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """The end of an utterance.
+
+    Attributes:
+        num_frames: how many of the frames just given belong to the utterance.
+        rule: number of the rule that fired (the lowest if several did), or `PAUSE`.
+        trailing_silence: frames of silence at its end.
+    """
+
+    num_frames: int
+    rule: int
+    trailing_silence: int
+
+    def is_within_speech(self, frame_s: float) -> bool:
+        """Whether there is so little silence before it that it may split a word."""
+        return self.trailing_silence * frame_s < SHORTEST_PAUSE_S
+
+
+class Endpointer:
+    """Finds the first frame at which a rule fires, for any split of the frames."""
+
+    def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0) -> None:
+        """Start an utterance with frames `frame_s` seconds apart."""
+        self._blank = blank
+        # Seconds as whole frames: 1.2 s of 40 ms is 30 frames although 30 * 0.04 < 1.2 in floating point.
+        self._rules = [
+            (number, rule.must_contain_nonsilence, _frames(rule.min_trailing_silence, frame_s),
+             _frames(rule.min_utterance_length, frame_s))
+            for number, rule in config.rules
+        ]  # fmt: skip
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the next utterance."""
+        self._num_frames = 0
+        self._num_silent = 0
+        self._has_speech = False
+
+    @property
+    def trailing_silence(self) -> int:
+        """Number of silent frames at the end so far."""
+        return self._num_silent
+
+    def advance(self, log_probs: npt.NDArray[np.float32]) -> Endpoint | None:
+        """Continue through log-probabilities [time, vocab]; None while no rule fires.
+
+        When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
+        """
+        for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
+            self._num_frames += 1
+            self._num_silent = self._num_silent + 1 if silent else 0
+            self._has_speech = self._has_speech or not silent
+            for number, needs_speech, silence, length in self._rules:
+                if (
+                    self._num_silent >= silence
+                    and self._num_frames >= length
+                    and (self._has_speech or not needs_speech)
+                ):
+                    return Endpoint(num_frames=index, rule=number, trailing_silence=self._num_silent)
+        return None
+
+
+class PauseRule:
+    """With full context, ends a window of a long recording, and the utterance, in the middle of its first pause.
+
+    This takes two steps, because the loudness of a window is known before it is encoded, but its tokens only
+    afterwards: `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there.
+    A recording that fits into one window is encoded as a whole, as in WeNet.
+    """
+
+    def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
+        """Start a recording.
+
+        Args:
+            min_pause: minimum seconds of a pause; None: do not end windows.
+            frame_s: seconds per encoder frame.
+            level_s: seconds per loudness frame.
+        """
+        self._min_pause = min_pause
+        self._frame_s = frame_s
+        self._level_s = level_s
+        self._is_long = False
+        self._rejected_until = 0  # encoder frame up to which pauses were quiet speech
+        self._pause_len = 0  # encoder frames of the pause in which the last window ends, if any
+
+    def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
+        """Encoder frames of a window up to the middle of its first pause; None: use the whole window.
+
+        Args:
+            levels: loudness of its feature frames [frames].
+            start: encoder frame of the recording at which it begins.
+            is_full: whether it has the maximum length.
+            is_last: whether the recording ends with it.
+        """
+        self._pause_len = 0
+        self._is_long |= is_full
+        if self._min_pause is None or not self._is_long:
+            return None
+        pause = first_pause(levels, self._level_s, self._min_pause, (self._rejected_until - start) * self._frame_s)
+        if pause is None or (is_last and pause[1] >= len(levels) * self._level_s):
+            return None
+        self._pause_len = int((pause[1] - pause[0]) / self._frame_s)
+        return int(sum(pause) / 2 / self._frame_s)
+
+    def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
+        """The end of the utterance, if the window ends in a pause that is also silent for the CTC head.
+
+        Args:
+            num_frames: encoder frames of the recording so far.
+            trailing_silence: number of final frames in which blank is probable.
+        """
+        pause_len, self._pause_len = self._pause_len, 0
+        if not pause_len:
+            return None
+        if trailing_silence * self._frame_s < _SILENT_BEFORE_CUT_S:
+            self._rejected_until = num_frames
+            return None
+        return Endpoint(num_frames=0, rule=PAUSE, trailing_silence=pause_len)
+
+
+def _frames(seconds: float, frame_s: float) -> int:
+    return math.ceil(round(seconds / frame_s, 6))

@@ -1,0 +1,294 @@
+"""The score of a language model for a hypothesis that grows token by token, with look-ahead inside words.
+
+A word is scored where it ends. Before that the hypothesis holds the score that its most probable completion would have,
+which is never less than the final one: a hypothesis only loses score, except for the bonus with which a word begins.
+The search relies on this to leave out what cannot win.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from u2moe.runtime.language.ngrams import LN10, is_special
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, stands_alone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from u2moe.runtime.language.model import LanguageModelOptions
+    from u2moe.runtime.language.ngrams import Ngrams
+    from u2moe.runtime.text.vocabulary import Vocabulary
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+_UNREADABLE = "\0"
+"""Represents symbols that are not text, such as <unk>, and the beginnings of words that the model does not have."""
+_LAST = "\U0010ffff"
+_MAX_STATES = 1 << 17
+_SLACK = 1e-9
+"""More than the rounding of sums of scores."""
+
+
+_NO_MOVES: dict[int, tuple[FusionState, float]] = {}
+"""Shared by states without moves, and never written to."""
+
+
+class FusionState:
+    """What the score of further tokens depends on: history and the beginning of the current word.
+
+    Attributes:
+        history: words before the current one, as a node of the model.
+        begun: the letters of the current word so far; empty between words.
+        open: score of its best completion; 0 between words.
+        moves: cache of the states after each token, and the scores of the words that it ends.
+        ended: cache of the score of the current word if it ends here, and the history after it.
+        losses: cache of `Fusion.losses`.
+    """
+
+    __slots__ = ("begun", "ended", "history", "losses", "moves", "open")
+
+    def __init__(self, history: int, begun: str, score: float) -> None:
+        self.history = history
+        self.begun = begun
+        self.open = score
+        self.ended: tuple[float, int] | None = None
+        self.losses: tuple[float, float] | None = None
+        self.moves = _NO_MOVES
+
+
+class Fusion:
+    """The scores of a language model for the tokens of a vocabulary.
+
+    States are cached, up to a number. Any thread may use it: a race between two of them computes a state twice.
+
+    Attributes:
+        start: state of an empty hypothesis.
+        gains: no token adds more to the score than these: the bonus of the words that it may begin.
+        most_gain: the largest of them.
+        ends_word: whether each token ends the word before it.
+    """
+
+    def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
+        # Keeps no options: the cache of a recogniser is by options, and must not keep them alive.
+        self._scale = options.weight * LN10
+        self._word_bonus = options.word_bonus
+        self._unknown_score = options.unknown_score / LN10
+        spell = _spelling_of(vocabulary.symbols)
+        self._ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
+        words = self._ngrams.words
+        self._classes: dict[str, list[tuple[int, float]]] = {}
+        for name, listed in options.classes.items():
+            entries = tuple(listed)
+            for entry in entries:
+                share = (words.index(name), -math.log10(len(entries)))
+                self._classes.setdefault(spell(entry), []).append(share)
+        self._listed = sorted(self._classes)
+        self._by_token: list[int | None] = []
+        if (options.level or options.model.level) == "token":
+            ids = {word: number for number, word in enumerate(words)}
+            self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
+        self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
+        bonus = max(options.word_bonus, 0.0)
+        self._bonus = bonus
+        self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
+        self.gains = [bonus * (1 if self._by_token else _num_starts(spelling)) + _SLACK for spelling in self._spellings]
+        self.most_gain = max(self.gains)
+        self._states: dict[tuple[int, str], FusionState] = {}
+        self._beginnings: dict[str, _Beginning | None] = {}
+        self._unknowns: dict[int, tuple[float, int]] = {}
+        self.start = FusionState(self._ngrams.begin, "", 0.0)
+
+    def advance(self, state: FusionState, token: int) -> tuple[FusionState, float]:
+        """State after `token`, and the score of the words that it ends."""
+        move = state.moves.get(token)
+        if move is None:
+            move = self._read_token(state, token) if self._by_token else self._read(state, self._spellings[token])
+            if state.moves is _NO_MOVES:  # most states have none
+                state.moves = {}
+            state.moves[token] = move
+        return move
+
+    def finish(self, state: FusionState) -> float:
+        """The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`."""
+        state, score = self._read(state, WORD_BOUNDARY)
+        if self._ngrams.end is not None:
+            score += self._scale * self._ngrams.step(state.history, self._ngrams.end)[0]
+        return score
+
+    def score(self, tokens: Sequence[int]) -> float:
+        """The score of a finished hypothesis; 0 for an empty one."""
+        state, total = self.start, 0.0
+        for token in tokens:
+            state, score = self.advance(state, token)
+            total += score
+        return total + self.finish(state) if tokens else 0.0
+
+    def _read(self, state: FusionState, characters: str) -> tuple[FusionState, float]:
+        history, begun, score = state.history, state.begun, 0.0
+        for character in characters:
+            if character != WORD_BOUNDARY:
+                begun += character
+            elif begun:
+                word_score, history = self._ended(state) if begun is state.begun else self._word(history, begun)
+                score += word_score
+                begun = ""
+        return self._state(history, begun), score
+
+    def losses(self, state: FusionState | None) -> tuple[float, float]:
+        """What a hypothesis certainly loses by its next token, up to the `gains` of that; 0 or less.
+
+        First, if the token goes on with the current word: it then begins one word less. Second, if it ends that word
+        (`ends_word`), which is then less probable than its best completion.
+        """
+        if state is None:
+            return 0.0, 0.0
+        if state.losses is None:
+            is_open = bool(state.begun)
+            state.losses = (-self._bonus, self._ended(state)[0] - state.open) if is_open else (0.0, 0.0)
+        return state.losses
+
+    def _ended(self, state: FusionState) -> tuple[float, int]:
+        """The score of the current word if it ends here: the same for every token that begins another."""
+        if state.ended is None:
+            state.ended = self._word(state.history, state.begun)
+        return state.ended
+
+    def _read_token(self, state: FusionState, token: int) -> tuple[FusionState, float]:
+        word = self._by_token[token]
+        score, history = self._unknown(state.history) if word is None else self._ngrams.step(state.history, word)
+        return self._state(history, ""), self._scale * score + self._word_bonus
+
+    def _state(self, history: int, begun: str) -> FusionState:
+        beginning = self._beginning(begun) if begun else None
+        if begun and beginning is None:
+            begun = _UNREADABLE
+        state = self._states.get((history, begun))
+        if state is None:
+            if len(self._states) >= _MAX_STATES:
+                states, self._states = self._states, {}
+                for old in states.values():  # states in use remain, and reach no others
+                    old.moves = _NO_MOVES
+                self.start.moves = _NO_MOVES
+            state = FusionState(history, begun, self._open(history, beginning) if begun else 0.0)
+            self._states[history, begun] = state
+        return state
+
+    def _open(self, history: int, beginning: _Beginning | None) -> float:
+        """The score of the most probable word with this beginning; never below that of an actual one."""
+        best, _ = self._unknown(history)
+        if beginning is not None:
+            if beginning.low < beginning.high:
+                best = max(best, self._ngrams.best(history, beginning.low, beginning.high, beginning.best_alone))
+            for entry in beginning.entries:
+                for word, share in self._classes[entry]:
+                    best = max(best, self._ngrams.step(history, word)[0] + share)
+        return self._scale * best + self._word_bonus
+
+    def _word(self, history: int, spelled: str) -> tuple[float, int]:
+        """The score of a word, and the history after it; if it may be read in several ways, of the most probable."""
+        beginning = self._beginning(spelled)
+        if beginning is None or not beginning.words:
+            score, after = self._unknown(history)
+            return self._scale * score + self._word_bonus, after
+        best, following = -math.inf, 0
+        for word, share in beginning.words:
+            score, after = self._ngrams.step(history, word)
+            if score + share > best:
+                best, following = score + share, after
+        return self._scale * best + self._word_bonus, following
+
+    def _unknown(self, history: int) -> tuple[float, int]:
+        """The log10 probability of a word that the model does not have, and the history after it."""
+        found = self._unknowns.get(history)
+        if found is None:
+            score, after = 0.0, 0
+            if self._ngrams.unknown is not None:
+                score, after = self._ngrams.step(history, self._ngrams.unknown)
+            found = score + self._unknown_score, after
+            _remember(self._unknowns, history, found)
+        return found
+
+    def _beginning(self, begun: str) -> _Beginning | None:
+        """The words of the model, or of a list, that begin so; None: there are none."""
+        found = self._beginnings.get(begun, _MISSING)
+        if isinstance(found, _Missing):
+            low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
+            listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
+            found = None
+            if low < high or listed:
+                alone = self._ngrams.best_alone(low, high) if low < high else 0.0
+                whole = bisect_right(self._spelled, begun, low, high)
+                words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
+                found = _Beginning(low, high, alone, words, listed)
+            _remember(self._beginnings, begun, found)
+        return found
+
+
+class _Missing:
+    """What a cache says of a key that it does not have, where None is a value."""
+
+
+_MISSING = _Missing()
+
+
+class _Beginning(NamedTuple):
+    """The words that begin in the same way.
+
+    Attributes:
+        low: the first word of the model.
+        high: the word after the last.
+        best_alone: the largest probability of one of them without a history.
+        words: those that are no longer, with the logarithm of their share: 0 for words of the model.
+        entries: entries of lists that begin so.
+    """
+
+    low: int
+    high: int
+    best_alone: float
+    words: list[tuple[int, float]]
+    entries: list[str]
+
+
+def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Add to a cache, which is emptied when it is full."""
+    if len(cache) >= _MAX_STATES:
+        cache.clear()
+    cache[key] = value
+
+
+def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:
+    """The model, and its words in the spelling of the vocabulary, in their order."""
+    num_spelled = sum(not is_special(word) for word in ngrams.words)
+    spelled = [spell(word) for word in ngrams.words[:num_spelled]]
+    if any(before > after for before, after in pairwise(spelled)) or any(map(is_special, ngrams.words[:num_spelled])):
+        ngrams = ngrams.spelled_by(spell)
+        spelled = [spell(word) for word in ngrams.words[:num_spelled]]
+    return ngrams, spelled
+
+
+def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
+    """Puts words into the letter case of a vocabulary, if it has only one."""
+    letters = "".join(symbol for symbol in symbols if not is_special(symbol))
+    if letters == letters.upper():
+        return str.upper
+    return str.lower if letters == letters.lower() else str
+
+
+def _read(symbol: str) -> str:
+    """Characters of a symbol, with a boundary for spaces and around characters that are words."""
+    if is_special(symbol):
+        return _UNREADABLE
+    return "".join(
+        f"{WORD_BOUNDARY}{character}{WORD_BOUNDARY}" if stands_alone(character)
+        else WORD_BOUNDARY if character.isspace() else character
+        for character in symbol
+    )  # fmt: skip
+
+
+def _num_starts(characters: str) -> int:
+    """The number of words that may begin in these characters: also the first one, unless a word goes on in them."""
+    return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

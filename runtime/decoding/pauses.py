@@ -1,0 +1,99 @@
+"""Pauses in an utterance, and word boundaries derived from them: CTC gives the peaks of words, not their edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.decoding.spans import LONGEST_TOKEN_S
+
+_MIN_PAUSE_S = 0.08
+"""Shorter silences are the closures of stop consonants, within words."""
+_POWER = 0.25
+_QUIETEST = 12.0
+"""Nats of energy (52 dB) below the loud parts; differences in level below this floor are ignored."""
+_QUIET = 0.2
+"""Quiet means the lowest fifth of the range between the floor and the loud parts."""
+_MIN_BEFORE_PAUSE_S = 0.2
+"""A recording is not cut in a pause that begins earlier than this: there is nothing before it."""
+
+Span = tuple[float, float]
+"""Start and end in seconds."""
+
+
+def loudness(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Loudness [frames] of log-mel features [frames, mel], on the scale of log energy.
+
+    As in Stevens' law of perceived loudness, it sums powers of the band energies, so that hum, which fills only a few
+    bands, counts less.
+    """
+    levels: npt.NDArray[np.float32] = np.log(np.exp(_POWER * features).mean(axis=1)) / np.float32(_POWER)
+    return levels
+
+
+def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
+    """Quiet stretches of an utterance, in seconds from its first frame.
+
+    Args:
+        levels: loudness [frames].
+        frame_s: seconds from one frame to the next.
+    """
+    if not len(levels):
+        return []
+    loud = float(np.percentile(levels, 99))
+    floor = max(float(np.percentile(levels, 10)), loud - _QUIETEST)
+    quiet = levels < floor + _QUIET * (loud - floor)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], quiet, [False]))))
+    pauses = (edges.reshape(-1, 2) * frame_s).tolist()
+    return [(start, end) for start, end in pauses if end - start >= _MIN_PAUSE_S - 1e-9]
+
+
+def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
+    """The first pause after some audio that lasts at least `min_pause_s` and has its middle after `after_s`.
+
+    Args:
+        levels: loudness [frames].
+        frame_s: seconds from one frame to the next.
+        min_pause_s: minimum length in seconds, counting only the part within the frames.
+        after_s: seconds from the first frame.
+    """
+    pauses = find_pauses(levels, frame_s)
+    long = (pause for pause in pauses if pause[1] - pause[0] >= min_pause_s - 1e-9 and pause[0] >= _MIN_BEFORE_PAUSE_S)
+    return next((pause for pause in long if sum(pause) / 2 > after_s), None)
+
+
+def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
+    """Move word boundaries to the pauses: words end where the longest pause between two peaks begins.
+
+    The next word begins where it ends. Boundaries stay as they are if there is no pause, or if it is so far from the
+    peak that there is other speech in between.
+
+    Args:
+        words: start and end of each word, in order.
+        peaks: peaks of the first and last token of each word.
+        pauses: the pauses in order, on the same clock.
+    """
+    starts, ends = [start for start, _ in words], [end for _, end in words]
+    for place in range(len(words) + 1):
+        before = peaks[place - 1][1] if place else -np.inf
+        after = peaks[place][0] if place < len(words) else np.inf
+        earliest = starts[place - 1] if place else -np.inf
+        latest = ends[place] if place < len(words) else np.inf
+        # A token may peak slightly before or after its word: within the pause itself.
+        between = [
+            (start, end)
+            for start, end in pauses
+            if end >= before and start <= after and start > earliest and end < latest
+        ]
+        if not between:
+            continue
+        start, end = max(between, key=lambda pause: pause[1] - pause[0])
+        if place and start - max(before, earliest) <= LONGEST_TOKEN_S:
+            ends[place - 1] = start
+        if place < len(words) and after - end <= LONGEST_TOKEN_S:
+            starts[place] = end
+        elif 0 < place < len(words):
+            starts[place] = max(starts[place], ends[place - 1])
+    return list(zip(starts, ends, strict=True))

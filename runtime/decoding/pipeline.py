@@ -1,0 +1,244 @@
+"""Runs many sources through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.decoding.alignment import find_cut
+from u2moe.runtime.decoding.second_pass import SecondPass
+from u2moe.runtime.decoding.utterance import Frames, State
+from u2moe.runtime.model.caches import join_rows, split_rows
+from u2moe.runtime.model.encoder import required_cache_size
+
+if TYPE_CHECKING:
+    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.decoding.ctc import Hypothesis
+    from u2moe.runtime.decoding.source import Source
+    from u2moe.runtime.model.caches import CacheRow
+    from u2moe.runtime.model.model import Model
+    from u2moe.runtime.result import Result
+
+MAX_BATCH = 32
+"""Largest encoder batch in chunks: a larger one saves no time but takes more memory."""
+_MAX_WHOLE = 8
+_MAX_WHOLE_FRAMES = 6000
+"""Largest batch of windows with full context, in windows and in feature frames (a minute of audio): attention needs
+memory by the square of the length, and larger batches save no more time."""
+_MOST_PADDING = 1.1
+"""Longest window of such a batch, in lengths of its shortest."""
+
+Chunk = tuple["Source", npt.NDArray[np.float32]]
+"""A source and a window of its features [frames, mel]."""
+Ended = tuple["Source", "list[Hypothesis]"]
+"""A source and the first-pass hypotheses of its current utterance, which has ended."""
+T = TypeVar("T", bound="tuple[Source, Any]")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concluded:
+    """An utterance that has ended, with or without words; encoder frames count from the start of the source.
+
+    Attributes:
+        start: its first encoder frame.
+        num_frames: its number of encoder frames.
+        window_start: first encoder frame of the last encoded window.
+        window_len: number of feature frames of that window.
+        result: its final result.
+    """
+
+    start: int
+    num_frames: int
+    window_start: int
+    window_len: int
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """Hooks for measurements, called in the decoding thread.
+
+    Attributes:
+        features: returns a context manager around the computation of features.
+        searching: returns a context manager around each part of the first pass: CTC search, hotwords and endpoints.
+        concluded: called with each finished utterance before the next one begins.
+    """
+
+    features: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    searching: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    concluded: Callable[[Concluded], object] = lambda _: None
+
+
+class Pipeline:
+    """Decodes any number of sources of one bundle together. Holds no state of them."""
+
+    def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
+        self._model = model
+        self._vocabulary = bundle.vocabulary
+        self._second_pass = SecondPass(bundle, model)
+        self._observer = observer or Observer()
+
+    def decode(self, sources: Sequence[Source]) -> None:
+        """Do all work that is ready: every complete window, and the second pass of every finished utterance.
+
+        Raises:
+            Exception: the error of a source that has failed (`Source.failure`), after the work of all others.
+        """
+        with contextlib.ExitStack() as claims:
+            for source in sources:
+                claims.enter_context(source.claim())
+            while True:
+                self._settle(_working(sources))
+                with self._observer.features():
+                    windows = [(source, source.take_window()) for source in _working(sources)]
+                chunks = [(source, window) for source, window in windows if window is not None]
+                if not chunks:
+                    break
+                for batch in _batches(chunks):
+                    self._search(batch)
+        failure = next((source.failure for source in sources if source.failure is not None), None)
+        if failure is not None:
+            raise failure
+
+    def _settle(self, sources: Sequence[Source]) -> None:
+        """Conclude finished utterances, and decide about those left open with full context."""
+        while ended := [source for source in _working(sources) if source.state is State.SEARCHED]:
+            for source in ended:
+                endpoint = source.utterance.endpoint
+                if endpoint is not None and endpoint.is_within_speech(source.frame_s):
+                    with source.failing():
+                        self._cut(source)
+            self._conclude(_working(ended))
+        for source in _working(sources):
+            if not source.may_go_on:
+                continue
+            with source.failing():
+                # An utterance that may continue is encoded again with the next audio, unless it fills most of the
+                # window.
+                if source.takes_most_of_window:
+                    self._cut(source)
+                    self._conclude([source])
+                source.begin_again()
+
+    def _cut(self, source: Source) -> None:
+        """End the current utterance between two of its words, if there are two, so that no word is cut."""
+        log_probs = self._model.ctc(source.utterance.encoder_out())
+        best = source.utterance.hypotheses()[0]
+        num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
+        if num_frames is not None:
+            source.cut(num_frames, log_probs)
+
+    def _conclude(self, sources: Sequence[Source]) -> None:
+        """Give each current utterance, whose search is complete, its final result."""
+        ended: list[Ended] = []
+        for source in sources:
+            with source.failing(), self._observer.searching():
+                ended.append((source, source.utterance.finish_search()))
+        for (source, _), result in _apart(self._results, ended):
+            utterance = source.utterance
+            self._observer.concluded(
+                Concluded(
+                    start=utterance.start,
+                    num_frames=utterance.num_frames,
+                    window_start=source.window_start,
+                    window_len=source.window_len,
+                    result=result,
+                )
+            )
+            with source.failing():
+                source.conclude(result)
+
+    def _results(self, ended: Sequence[Ended]) -> list[Result]:
+        return self._second_pass.results([source for source, _ in ended], [hypotheses for _, hypotheses in ended])
+
+    def _search(self, chunks: Sequence[Chunk]) -> None:
+        """Run one chunk of each source through the encoder, the CTC head and the first pass."""
+        for (source, _), (frames, row) in _apart(self._frames, chunks):
+            with source.failing(), self._observer.searching():
+                source.advance(frames, row)
+
+    def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
+        """Encoder frames and next caches of each source."""
+        output, caches = self._encode(chunks)
+        log_probs = self._model.ctc(np.concatenate(output))
+        ends = np.cumsum([len(own) for own in output])
+        parts = np.split(log_probs, ends[:-1])
+        frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(output, parts, strict=True))
+        return list(zip(frames, caches, strict=True))
+
+    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[npt.NDArray[np.float32]], list[CacheRow]]:
+        """Encoder output [time, dim] and next caches of each source, from one call."""
+        config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
+        lengths = np.array([len(window) for _, window in chunks])
+        features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
+        for row, (_, window) in zip(features, chunks, strict=True):
+            row[: len(window)] = window
+        if options.chunk_size is None:
+            caches, required = encoder.start(len(chunks)), 0
+        else:
+            caches = join_rows([source.caches for source, _ in chunks])
+            required = required_cache_size(options.chunk_size, options.num_left_chunks)
+        output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
+        num_frames = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
+        num_cached = [source.caches.num_cached + num for (source, _), num in zip(chunks, num_frames, strict=True)]
+        rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
+        return [row[:num] for row, num in zip(output, num_frames, strict=True)], rows
+
+
+def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Batches of chunks that may share an encoder call: same chunk size and left context, limited in number."""
+    groups: dict[tuple[int | None, int], list[Chunk]] = {}
+    for source, window in chunks:
+        key = (source.options.chunk_size, source.options.num_left_chunks)
+        groups.setdefault(key, []).append((source, window))
+    for (chunk_size, _), group in groups.items():
+        if chunk_size is None:
+            yield from _alike(group)
+        else:
+            for start in range(0, len(group), MAX_BATCH):
+                yield group[start : start + MAX_BATCH]
+
+
+def _alike(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Batches of windows with full context whose lengths are so alike that padding costs less than a call saves."""
+    batch: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: len(chunk[1])):
+        num_frames = len(chunk[1])
+        is_longer = num_frames > _MOST_PADDING * len((batch or [chunk])[0][1])
+        is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
+        if batch and (is_longer or is_full):
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+def _working(sources: Sequence[Source]) -> list[Source]:
+    """The sources that have not failed."""
+    return [source for source in sources if source.failure is None]
+
+
+def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+    """Each item with its result, all computed together.
+
+    If that fails, each half is computed apart, down to the items that fail alone: their sources have failed, and the
+    others have not.
+    """
+    try:
+        results = compute(items)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it concerns only some of them
+        if len(items) == 1:
+            items[0][0].failure = error
+            return
+        middle = len(items) // 2
+        yield from _apart(compute, items[:middle])
+        yield from _apart(compute, items[middle:])
+        return
+    yield from zip(items, results, strict=True)

@@ -1,0 +1,162 @@
+"""The input of one source: samples at any rate to windows of features, and their loudness. Runs no model."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.audio.arrays import Resampler
+from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.decoding.pauses import loudness
+from u2moe.runtime.errors import AudioError, StreamError
+from u2moe.runtime.model.features import FeatureStream
+from u2moe.runtime.model.windows import Windows
+
+if TYPE_CHECKING:
+    from u2moe.runtime.bundle.manifest import Manifest
+
+
+class Reception:
+    """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
+
+    With `knows_last`, whether a window is the last is known when it is taken; see `Windows`.
+
+    Before and after the samples there may be `padding_s` seconds of silence; see `Padding`.
+
+    Attributes:
+        num_samples: samples received, at the model's rate, without that silence.
+        is_finished: whether the input is finished.
+        window: features [frames, mel] of the last window taken.
+    """
+
+    def __init__(
+        self, manifest: Manifest, chunk_size: int | None, *, knows_last: bool = False, padding_s: float = 0.0
+    ) -> None:
+        self.num_samples = self._num_heard = 0
+        self.is_finished = False
+        self.window = np.zeros((0, manifest.model.feature_size), np.float32)
+        self._config = manifest.model
+        self._sample_rate = manifest.features.sample_rate
+        self._padding = Padding(padding_s, manifest.features.sample_rate, manifest.features.frame_len)
+        self._resampler: Resampler | None = None
+        self._features = FeatureStream(manifest.features)
+        self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
+        self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
+        self._levels_start = 0
+
+    def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
+        """Append samples, float32 [n]. The first rate applies to all.
+
+        Raises:
+            StreamError: the input is finished.
+            AudioError: an invalid rate, or a different one than before; nothing is appended.
+        """
+        if self.is_finished:
+            raise StreamError("the input of this stream is finished: reset it, or create another stream")
+        if self._resampler is None:
+            self._resampler = Resampler(sample_rate, self._sample_rate)
+        source_rate = self._resampler.source_rate
+        if sample_rate != source_rate:
+            raise AudioError(f"sample rate changed from {source_rate} to {sample_rate} Hz in a stream")
+        self._accept(self._resampler.accept(samples))
+
+    def finish(self) -> None:
+        """Finish the input, so that the last window may be short.
+
+        Raises:
+            StreamError: the input is already finished.
+        """
+        if self.is_finished:
+            raise StreamError("the input of this stream is already finished")
+        if self._resampler is not None:
+            self._accept(self._resampler.finish())
+        self._hear(self._padding.finish())
+        self._windows.finish()
+        self.is_finished = True
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds of silence before the first sample, in whole milliseconds as times of results are."""
+        return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000
+
+    @property
+    def end_s(self) -> float:
+        """Seconds of the source so far, in whole milliseconds as times of results are, and none that has not begun."""
+        return self.num_samples * 1000 // self._sample_rate / 1000
+
+    @property
+    def has_window(self) -> bool:
+        """Whether `take_window` will succeed."""
+        return self._windows.ready(self._features.num_ready)
+
+    @property
+    def missing_s(self) -> float:
+        """Seconds of audio without which there is no next window. The resampler may hold back some more.
+
+        Until the source has begun, so many may not suffice: whether there is silence before it is not known.
+        """
+        num_frames = self._windows.num_missing
+        if num_frames <= self._features.num_ready:
+            return 0.0
+        num_known = self._num_heard + self._padding.most_to_come
+        return max(self._features.num_needed(num_frames) - num_known, 0) / self._sample_rate
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all windows have been taken."""
+        return self.is_finished and not self.has_window
+
+    @property
+    def window_is_full(self) -> bool:
+        """Whether the last window has the maximum length."""
+        return len(self.window) >= self._windows.length
+
+    @property
+    def num_window_frames(self) -> int:
+        """Encoder frames of the last window."""
+        return (len(self.window) - self._config.window) // self._config.subsampling_rate + 1
+
+    def take_window(self) -> bool:
+        """Take the next window; False: there is none."""
+        if not self.has_window:
+            return False
+        features = self._features.take(self._windows.num_missing)
+        self._levels.frombytes(loudness(features).tobytes())
+        self._windows.accept(features)
+        window = self._windows.take()
+        if window is None:
+            return False
+        self.window = window
+        return True
+
+    def shorten_window(self, num_frames: int) -> None:
+        """End the last window after `num_frames` encoder frames: the next one begins with the rest of it."""
+        rate = self._config.subsampling_rate
+        self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
+        self.window = self.window[: (num_frames - 1) * rate + self._config.window]
+
+    def repeat_window(self, num_frames: int) -> None:
+        """Make the next window begin with the last `num_frames` encoder frames of this one."""
+        rate, end = self._config.subsampling_rate, self.num_window_frames
+        self._windows.put_back(self.window[(end - num_frames) * rate : end * rate])
+
+    def levels(self, num_frames: int) -> npt.NDArray[np.float32]:
+        """Loudness of the first `num_frames` feature frames that have not been discarded."""
+        return np.array(self._levels[:num_frames], np.float32)
+
+    def forget(self, num_frames: int) -> None:
+        """Discard the loudness of everything before this encoder frame."""
+        start = num_frames * self._config.subsampling_rate
+        del self._levels[: start - self._levels_start]
+        self._levels_start = start
+
+    def _accept(self, samples: npt.NDArray[np.float32]) -> None:
+        self.num_samples += len(samples)
+        self._hear(self._padding.accept(samples))
+
+    def _hear(self, samples: npt.NDArray[np.float32]) -> None:
+        self._num_heard += len(samples)
+        self._features.accept(samples)

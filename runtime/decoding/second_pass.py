@@ -1,0 +1,143 @@
+"""Final results of utterances from the first-pass hypotheses: second pass, text, words and times."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from u2moe.runtime.decoding.alignment import align
+from u2moe.runtime.decoding.confidence import calibrated, word_confidence
+from u2moe.runtime.decoding.pauses import end_at_pauses
+from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring
+from u2moe.runtime.decoding.spans import token_spans, words_of
+from u2moe.runtime.result import Alternative, Result, WordResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from u2moe.runtime.bundle.bundle import Bundle
+    from u2moe.runtime.decoding.ctc import Hypothesis
+    from u2moe.runtime.decoding.rescoring import Rescored
+    from u2moe.runtime.decoding.source import Source
+    from u2moe.runtime.model.model import Model, TokenScores
+    from u2moe.runtime.options import DecodingOptions
+
+
+class SecondPass:
+    """Computes the final results of utterances, by the search in their sources' options. Stateless."""
+
+    def __init__(self, bundle: Bundle, model: Model) -> None:
+        self._manifest = bundle.manifest
+        self._vocabulary = bundle.vocabulary
+        self._model = model
+
+    def results(self, sources: Sequence[Source], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
+        """The final result of the current utterance of each source; those of similar length share a decoder call.
+
+        Args:
+            sources: sources whose current utterance has ended.
+            hypotheses: first-pass hypotheses for each, best first.
+        """
+        outputs = [source.utterance.encoder_out() for source in sources]
+        rescored = [
+            index
+            for index, source in enumerate(sources)
+            if source.options.search == "attention_rescoring" and len(outputs[index])
+        ]
+        utterances = [(outputs[index], [found.tokens for found in hypotheses[index]]) for index in rescored]
+        scores = dict(zip(rescored, self._model.token_scores_of(utterances) if utterances else [], strict=True))
+        results = []
+        for index, (source, output, found) in enumerate(zip(sources, outputs, hypotheses, strict=True)):
+            if index in scores:
+                second = self._rescored(source.options, found, scores[index])
+                results.append(self._result(source, [item.hypothesis for item in second], second))
+            elif source.options.search == "attention" and len(output):
+                results.append(self._result(source, self._attention_search(output, source.options)))
+            else:
+                results.append(self._result(source, found))
+        return [source.presented(result) for source, result in zip(sources, results, strict=True)]
+
+    def _rescored(
+        self, options: DecodingOptions, hypotheses: Sequence[Hypothesis], scores: TokenScores
+    ) -> list[Rescored]:
+        """Hypotheses with the scores of both passes, with the weights from the options or else the bundle."""
+        defaults = self._manifest.decoding
+        return attention_rescoring(
+            hypotheses,
+            scores,
+            defaults.ctc_weight if options.ctc_weight is None else options.ctc_weight,
+            defaults.reverse_weight if options.reverse_weight is None else options.reverse_weight,
+            1.0 if options.language_model is None else options.language_model.rescoring_weight,
+        )
+
+    def _attention_search(self, encoder_out: npt.NDArray[np.float32], options: DecodingOptions) -> list[Hypothesis]:
+        """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""
+        config = self._model.config
+        found = attention_beam_search(
+            lambda tokens: self._model.token_scores(encoder_out, tokens).next,
+            len(encoder_out),
+            beam_size=options.beam_size,
+            eos=config.eos,
+            length_penalty=options.length_penalty,
+            count_sos=config.sos != config.eos,
+        )
+        aligned = None
+        if not {config.blank, config.sos, config.eos} & set(found[0].tokens):
+            aligned = align(self._model.ctc(encoder_out), found[0].tokens, config.blank)
+        if aligned:
+            times, probabilities = [token.peak for token in aligned], [token.confidence for token in aligned]
+            found[0] = dataclasses.replace(found[0], times=times, probabilities=probabilities)
+        return found
+
+    def _result(self, source: Source, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None) -> Result:
+        """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
+        if not hypotheses:
+            return Result(text="", is_final=True, segment=source.utterance.number)
+        best, frame_s, utterance = hypotheses[0], source.frame_s, source.utterance
+        begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
+        probabilities = rescored[0].token_probabilities if rescored else best.probabilities
+        words = self._words(source, best, probabilities) if best.times else []
+        nbest: dict[str, Alternative] = {}
+        for i, hypothesis in enumerate(hypotheses):
+            text = self._vocabulary.text(hypothesis.tokens)
+            if text in nbest:  # the same text from other tokens, less probable
+                continue
+            nbest[text] = Alternative(
+                text=text,
+                tokens=hypothesis.tokens,
+                score=rescored[i].score if rescored else hypothesis.score,
+                ctc_score=hypothesis.score if source.options.search != "attention" else None,
+                attention_score=rescored[i].attention_score if rescored else None,
+                language_score=hypothesis.language_score if source.fusion is not None else None,
+            )
+        alternatives = list(nbest.values())[: source.options.beam_size]  # hotwords may have added more
+        return Result(
+            text=alternatives[0].text,
+            is_final=True,
+            segment=source.utterance.number,
+            start=words[0].start if words else round(begin_s, 3) if best.tokens else 0.0,
+            end=words[-1].end if words else round(end_s, 3) if best.tokens else 0.0,
+            tokens=best.tokens,
+            times=[round((source.utterance.start + time) * frame_s, 3) for time in best.times],
+            words=words,
+            confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
+            score=alternatives[0].score,
+            nbest=alternatives,
+        )
+
+    def _words(self, source: Source, best: Hypothesis, probabilities: Sequence[float]) -> list[WordResult]:
+        """Words of a hypothesis with times; boundaries are refined by the pauses between words."""
+        frame_s, words = source.frame_s, self._vocabulary.words(best.tokens)
+        begin = source.utterance.start * frame_s
+        spans = token_spans(best.times, frame_s, source.utterance.num_frames * frame_s)
+        meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
+        peaks = [(begin + best.times[word.begin] * frame_s, begin + best.times[word.end - 1] * frame_s)
+                 for word in words]  # fmt: skip
+        confidences = [
+            calibrated(word_confidence(probabilities[word.begin : word.end]), self._manifest.calibration)
+            for word in words
+        ]
+        return words_of(words, end_at_pauses(meeting, peaks, source.pauses()), confidences)

@@ -1,0 +1,333 @@
+"""One source of audio during recognition, behind the public `Stream`. Runs no graph; `pipeline` does."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch
+from u2moe.runtime.decoding.endpoint import Endpointer, PauseRule
+from u2moe.runtime.decoding.pauses import find_pauses
+from u2moe.runtime.decoding.reception import Reception
+from u2moe.runtime.decoding.utterance import Frames, State, Utterance
+from u2moe.runtime.errors import StreamError
+from u2moe.runtime.model.caches import CacheRow, split_rows
+from u2moe.runtime.text.written.formatter import formatter_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from u2moe.runtime.decoding.context import ContextGraph
+    from u2moe.runtime.decoding.fusion import Fusion
+    from u2moe.runtime.model.model import Model
+    from u2moe.runtime.options import DecodingOptions
+    from u2moe.runtime.result import Result
+    from u2moe.runtime.text.vocabulary import Vocabulary
+
+LONGEST_WINDOW_S = 30.0
+"""Maximum seconds encoded at once with full context, if utterances end by endpoints."""
+
+
+class Source:
+    """The input of a source, its current utterance, the results of earlier ones, and the caches of the encoder.
+
+    The current utterance goes through these states (`State`), and the next one begins where it ends:
+
+        RECEIVING  accept, finish                  -> WINDOWS
+        WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or SEARCHED at an endpoint or the last window
+        SEARCHED   perhaps cut, then conclude      -> the next utterance; after the last one CONCLUDED
+
+    With full context, an utterance that may continue after its window is either cut and concluded, or restarted with
+    the next window (`begin_again`).
+
+    One thread may feed (`accept`, `finish`) while another decodes (everything after `claim`) and a third requests
+    results.
+
+    Attributes:
+        options: options with definite `search` and `padding_s`; `chunk_size` None means full context.
+        context: hotwords.
+        fusion: language model.
+        caches: caches of the encoder for the next chunk.
+        utterance: the current utterance.
+        window_start: encoder frame at which the last window begins.
+        frame_s: seconds per encoder frame.
+        failure: the error by which decoding has failed, and audio was lost, until `reset`; None: it has not.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        options: DecodingOptions,
+        context: ContextGraph | None = None,
+        fusion: Fusion | None = None,
+    ) -> None:
+        self.options = options
+        self.context = context
+        self.fusion = fusion
+        self._formatter = None if options.text_format is None else formatter_of(options.text_format)
+        self.frame_s = model.manifest.frame_s
+        self._padding_s = options.padding_s or 0.0
+        self._level_s = model.manifest.features.frame_shift_ms / 1000
+        self._model = model
+        self._vocabulary = vocabulary
+        self._lock = threading.RLock()
+        self._released = threading.Condition(self._lock)
+        self._decoder: int | None = None
+        self._num_resets = 0
+        self._endpointer = Endpointer(options.endpoint, self.frame_s, model.config.blank) if options.endpoint else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Discard everything and start a new source, after the work of a thread that is decoding this one.
+
+        Raises:
+            StreamError: it is this thread that is decoding.
+        """
+        with self._lock:
+            if self._decoder == threading.get_ident():
+                raise StreamError("this stream cannot be reset while it is decoded, by the thread that decodes it")
+            self._num_resets += 1
+            try:
+                self._released.wait_for(lambda: self._decoder is None)
+            finally:
+                self._num_resets -= 1
+                self._released.notify_all()
+            chunk_size = self.options.chunk_size
+            if chunk_size is None and self.options.endpoint is not None:
+                chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
+            min_pause = self.options.endpoint.min_pause if self.options.endpoint else None
+            self._reception = Reception(
+                self._model.manifest,
+                chunk_size,
+                knows_last=self.options.chunk_size is None,
+                padding_s=self._padding_s,
+            )
+            self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
+            self.failure: BaseException | None = None
+            self._finished: list[Result] = []
+            self.caches = self._no_caches()
+            self.window_start = 0
+            self._begin_utterance(0, 0)
+
+    def is_of(self, model: Model) -> bool:
+        """Whether this is the model that it was created for."""
+        return self._model is model
+
+    # Called by programs, through a stream.
+
+    def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
+        """Append samples; see `Reception.accept`."""
+        with self._lock:
+            self._check()
+            self._reception.accept(sample_rate, samples)
+
+    def finish(self) -> None:
+        """Finish the input; see `Reception.finish`."""
+        with self._lock:
+            self._check()
+            self._reception.finish()
+
+    def result(self) -> Result:
+        """The partial or final result of the current utterance."""
+        with self._lock:
+            result = self.utterance.result(self._vocabulary, self.frame_s)
+            return result if result.is_final else self.presented(result)
+
+    def presented(self, result: Result) -> Result:
+        """A result for programs: with times of the source, and written as `DecodingOptions.text_format` has it."""
+        if self._padding_s:
+            result = result.without_padding(self._reception.lead_s, self._reception.end_s)
+        return result if self._formatter is None else self._formatter.result(result)
+
+    def take_segments(self) -> list[Result]:
+        """Final results of the utterances that ended since the last call, except those without words."""
+        with self._lock:
+            finished, self._finished = self._finished, []
+            return finished
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether `take_segments` would return anything."""
+        return bool(self._finished)
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio received."""
+        return self._reception.num_samples / self._model.manifest.features.sample_rate
+
+    @property
+    def missing_s(self) -> float:
+        """Seconds of audio without which there is no next window."""
+        with self._lock:
+            return self._reception.missing_s
+
+    @property
+    def num_frames(self) -> int:
+        """Encoder frames so far, in all utterances."""
+        return self.utterance.end
+
+    @property
+    def state(self) -> State:
+        """The state of the current utterance."""
+        with self._lock:
+            if self.utterance.endpoint is not None:
+                return State.SEARCHED
+            if self._reception.has_window:
+                return State.WINDOWS
+            if not self._reception.is_finished:
+                return State.RECEIVING
+            return State.CONCLUDED if self.utterance.is_concluded else State.SEARCHED
+
+    # Called by the pipeline.
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Claim the source for a thread, because chunks must be in order.
+
+        What ends the thread in the middle of its work, such as KeyboardInterrupt, loses audio: only `reset` helps.
+        """
+        with self._lock:
+            self._released.wait_for(lambda: self._decoder is not None or not self._num_resets)
+            if self._decoder is not None:
+                raise StreamError("this stream is being decoded by another thread")
+            self._decoder = threading.get_ident()
+        try:
+            self._check()
+            yield
+        except StreamError:
+            raise
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            with self._lock:
+                self._decoder = None
+                self._released.notify_all()
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Work for this source alone: an error becomes its `failure`, and other sources continue."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the work is lost, whatever the error is
+            self.failure = error
+
+    def take_window(self) -> npt.NDArray[np.float32] | None:
+        """Features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
+        with self._lock:
+            received = self._reception
+            if not received.take_window():
+                return None
+            self.window_start = self.num_frames
+            if self.options.chunk_size is None:
+                num_frames = self._pause_rule.end_of_window(
+                    received.levels(len(received.window)),
+                    self.utterance.start,
+                    is_full=received.window_is_full,
+                    is_last=received.is_exhausted,
+                )
+                if num_frames is not None:
+                    received.shorten_window(num_frames)
+            return received.window
+
+    def advance(self, frames: Frames, caches: CacheRow) -> None:
+        """Add the encoder frames of a chunk, and store the caches for the next."""
+        with self._lock:
+            self.caches = caches
+            self._advance(frames)
+
+    def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
+        """End the current utterance after `num_frames` frames, given the log-probabilities [time, vocab] of all."""
+        with self._lock:
+            self.utterance.shorten(num_frames, log_probs)
+
+    def conclude(self, result: Result) -> None:
+        """Set the final result of the current utterance, and continue with the next one unless it was the last."""
+        with self._lock:
+            number = self.utterance.number
+            if result.text:
+                self._finished.append(result)
+                number += 1
+            if self.utterance.endpoint is None and self.state is State.SEARCHED:
+                self.utterance.conclude(result)
+                self.caches = self._no_caches()
+                return
+            surplus = self.utterance.surplus or self._no_frames()
+            if self.options.chunk_size is not None:
+                self.caches.begin_anew(len(surplus))
+            self._begin_utterance(number, self.utterance.end)
+            self._advance(surplus)
+
+    @property
+    def window_len(self) -> int:
+        """Feature frames of the last window."""
+        return len(self._reception.window)
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the current utterance has frames of a window with full context and may continue."""
+        is_undecided = self.state in (State.RECEIVING, State.WINDOWS)
+        return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
+
+    @property
+    def takes_most_of_window(self) -> bool:
+        """Whether the current utterance fills more than half of the last window."""
+        return 2 * self.utterance.num_frames > self._reception.num_window_frames
+
+    def begin_again(self) -> None:
+        """Discard the frames of the current utterance: the next window begins with them."""
+        with self._lock:
+            self._reception.repeat_window(self.utterance.num_frames)
+            self._begin_utterance(self.utterance.number, self.utterance.start)
+
+    def pauses(self) -> list[tuple[float, float]]:
+        """Pauses in the current utterance, in seconds from the source's first frame."""
+        begin = self.utterance.start * self.frame_s
+        with self._lock:
+            levels = self._reception.levels(self.utterance.num_frames * self._model.config.subsampling_rate)
+        return [(begin + start, begin + end) for start, end in find_pauses(levels, self._level_s)]
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise StreamError("decoding of this stream has failed, and audio was lost: reset it, or create another")
+
+    def _begin_utterance(self, number: int, start: int) -> None:
+        needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
+        output_size = self._model.config.output_size
+        # Not a method: an utterance that referred to its source would keep the model until the garbage is collected.
+        new_search = partial(_new_search, self.options, self._model.config.blank, self.context, self.fusion)
+        self.utterance = Utterance(number, start, new_search, output_size=output_size, keeps_output=needs_output)
+        self._reception.forget(start)
+        if self._endpointer is not None:
+            self._endpointer.reset()
+
+    def _advance(self, frames: Frames) -> None:
+        """Add frames to the current utterance, up to its end."""
+        self.utterance.advance(frames, self._endpointer)
+        if self.utterance.endpoint is None and self._endpointer is not None:
+            silence = self._endpointer.trailing_silence
+            self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
+
+    def _no_caches(self) -> CacheRow:
+        return split_rows(self._model.encoder.start(), [0])[0]
+
+    def _no_frames(self) -> Frames:
+        config = self._model.config
+        return Frames(
+            output=np.zeros((0, config.output_size), np.float32), log_probs=np.zeros((0, config.vocab_size), np.float32)
+        )
+
+
+def _new_search(
+    options: DecodingOptions, blank: int, context: ContextGraph | None, fusion: Fusion | None
+) -> GreedySearch | PrefixBeamSearch:
+    if options.search in ("ctc_greedy", "attention"):
+        return GreedySearch(blank)
+    return PrefixBeamSearch(options.beam_size, blank, context, fusion)

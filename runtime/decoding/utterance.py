@@ -1,0 +1,173 @@
+"""One utterance: the audio from one endpoint to the next while it is being recognised, as encoder frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
+    from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
+    from u2moe.runtime.text.vocabulary import Vocabulary
+
+
+class State(Enum):
+    """The state of an utterance between audio and result; see `Source` for the transitions."""
+
+    RECEIVING = "receiving"
+    """Too little audio for the next window of features."""
+    WINDOWS = "windows"
+    """At least one window waits for the encoder."""
+    SEARCHED = "searched"
+    """It has ended and the first pass is complete; the second pass is missing."""
+    CONCLUDED = "concluded"
+    """It has its final result, and the source has ended."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frames:
+    """Encoder frames: output [time, dim] and log-probabilities of the CTC head [time, vocab]."""
+
+    output: npt.NDArray[np.float32]
+    log_probs: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    def before(self, end: int) -> Frames:
+        """The frames before index `end`."""
+        return Frames(output=self.output[:end], log_probs=self.log_probs[:end])
+
+    def after(self, start: int) -> Frames:
+        """The frames from index `start` on."""
+        return Frames(output=self.output[start:], log_probs=self.log_probs[start:])
+
+    def followed_by(self, others: Frames) -> Frames:
+        """These frames followed by others."""
+        return Frames(
+            output=np.concatenate([self.output, others.output]),
+            log_probs=np.concatenate([self.log_probs, others.log_probs]),
+        )
+
+
+class Utterance:
+    """An utterance while it is being recognised.
+
+    Attributes:
+        number: number of its segment, if it gets words.
+        start: encoder frame of the source at which it begins.
+        num_frames: number of its encoder frames so far.
+        endpoint: the endpoint that ended it, if any.
+        surplus: frames after its end, with which the next utterance begins; None: none.
+
+    Args:
+        number: see above.
+        start: see above.
+        new_search: creates the first-pass search.
+        output_size: width of the encoder output.
+        keeps_output: whether `encoder_out` will be needed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        start: int,
+        new_search: Callable[[], GreedySearch | PrefixBeamSearch],
+        *,
+        output_size: int,
+        keeps_output: bool,
+    ) -> None:
+        self.number = number
+        self.start = start
+        self.num_frames = 0
+        self.endpoint: Endpoint | None = None
+        self.surplus: Frames | None = None
+        self._new_search = new_search
+        self._search = new_search()
+        self._keeps_output = keeps_output
+        self._outputs = [np.zeros((0, output_size), np.float32)]
+        self._result: Result | None = Result(text="", is_final=False, segment=number)
+
+    @property
+    def end(self) -> int:
+        """Encoder frame of the source after its last one so far."""
+        return self.start + self.num_frames
+
+    def advance(self, frames: Frames, endpointer: Endpointer | None) -> None:
+        """Add frames and search them, up to the point where the rules of `endpointer` end the utterance."""
+        if endpointer is not None:
+            self.endpoint = endpointer.advance(frames.log_probs)
+        if self.endpoint is not None:
+            self.surplus = frames.after(self.endpoint.num_frames)
+            frames = frames.before(self.endpoint.num_frames)
+        self.num_frames += len(frames)
+        if self._keeps_output:
+            self._outputs.append(frames.output)
+        self._search.advance(frames.log_probs)
+        self._result = None
+
+    def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
+        """End it after `num_frames` frames; the rest is surplus.
+
+        Args:
+            num_frames: number of frames to keep.
+            log_probs: CTC log-probabilities [time, vocab] of all frames so far.
+        """
+        frames = Frames(output=self.encoder_out(), log_probs=log_probs)
+        surplus = frames.after(num_frames)
+        self.surplus = surplus if self.surplus is None else surplus.followed_by(self.surplus)
+        self.num_frames = num_frames
+        self._outputs = [frames.output[:num_frames]]
+        self._search = self._new_search()
+        self._search.advance(log_probs[:num_frames])
+        self._result = None
+
+    def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
+        """First-pass hypotheses so far, best first; times count from its first frame."""
+        return self._search.hypotheses(limit)
+
+    def finish_search(self) -> list[Hypothesis]:
+        """Finish the search; returns the final hypotheses."""
+        self._search.finish()
+        return self._search.hypotheses()
+
+    def encoder_out(self) -> npt.NDArray[np.float32]:
+        """Encoder output [time, dim]."""
+        return np.concatenate(self._outputs)
+
+    def result(self, vocabulary: Vocabulary, frame_s: float) -> Result:
+        """The partial result, or the final one once it is concluded.
+
+        Args:
+            vocabulary: turns tokens into text.
+            frame_s: seconds per encoder frame.
+        """
+        if self._result is None:
+            best = next(iter(self._search.hypotheses(1)), None)
+            self._result = Result(
+                text=vocabulary.text(best.tokens) if best else "",
+                is_final=False,
+                segment=self.number,
+                tokens=best.tokens if best else [],
+                times=[round((self.start + time) * frame_s, 3) for time in best.times] if best else [],
+                score=best.score if best else 0.0,
+            )
+        return self._result
+
+    @property
+    def is_concluded(self) -> bool:
+        """Whether its result is final."""
+        return self._result is not None and self._result.is_final
+
+    def conclude(self, result: Result) -> None:
+        """Set the final result, and release the data it was computed from."""
+        self._result = result
+        self._outputs = [self._outputs[0][:0]]

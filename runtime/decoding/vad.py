@@ -1,0 +1,243 @@
+"""Voice activity detection with silero VAD, which the user provides: from recordings to stretches of speech."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from u2moe.runtime.errors import BundleError, ProviderError
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
+from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.validation import checked_number, checked_options
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+_WINDOW, _CONTEXT = 512, 64
+"""Samples per probability, and the number of preceding samples that are also input."""
+_RATE = 16_000
+_WINDOW_S = _WINDOW / _RATE
+_MAX_WINDOWS = 256
+_PACKAGE = "silero_vad"
+_FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
+"""Files of the package, fastest first; older versions have only the last."""
+_LAYOUTS = (
+    ({"input", "state", "sr"}, 2),
+    ({"input", "state"}, 2),
+    ({"input", "h", "c"}, 3),  # any number of windows in one run
+)
+"""Inputs and number of outputs of the files that come with silero VAD 5 and 6."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VadOptions:
+    """When speech begins and ends.
+
+    Attributes:
+        threshold: speech begins when its probability reaches this.
+        end_threshold: speech ends when its probability falls below this.
+        min_silence: seconds of silence that end a stretch of speech.
+        padding: seconds of silence kept on either side of a stretch; at most half of `min_silence`.
+    """
+
+    threshold: float = 0.5
+    end_threshold: float = 0.35
+    min_silence: float = 0.6
+    padding: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "end_threshold"):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), above=0, most=1))
+        if not self.end_threshold <= self.threshold < 1:
+            raise ValueError(
+                f"threshold must be below 1 and end_threshold no higher than threshold, got {self.threshold} and "
+                f"{self.end_threshold}"
+            )
+        object.__setattr__(
+            self, "min_silence", checked_number("min_silence", self.min_silence, above=0, unit="seconds")
+        )
+        object.__setattr__(self, "padding", checked_number("padding", self.padding, least=0, unit="seconds"))
+        if self.padding > self.min_silence / 2:
+            raise ValueError(f"padding must be at most half of min_silence, {self.min_silence} s, got {self.padding}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """A part of a stretch of speech.
+
+    Attributes:
+        start: index of its first sample in the recording.
+        samples: float32 [n] at 16 kHz.
+        begins: whether it is the first part of the stretch.
+        ends: whether it is the last part of the stretch.
+    """
+
+    start: int
+    samples: npt.NDArray[np.float32]
+    begins: bool
+    ends: bool
+
+
+class VoiceActivityDetector:
+    """Finds speech in recordings at 16 kHz. Stateless and thread-safe.
+
+    Args:
+        file: silero VAD 5 or 6 as ONNX; None: the file in the installed package silero-vad, of which nothing else is
+            used (`pip install --no-deps silero-vad` does without torch).
+        options: when speech begins and ends.
+
+    Raises:
+        BundleError: the file or the package is missing, or the network is not silero VAD 5 or 6.
+    """
+
+    sample_rate = _RATE
+
+    def __init__(self, file: str | os.PathLike[str] | None = None, options: VadOptions | None = None) -> None:
+        self.options = checked_options("options", options, VadOptions())
+        path = _installed_file() if file is None else Path(file)
+        if not path.is_file():
+            raise BundleError(f"{path}: no such file")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path),
+                SessionSettings(kernels="onnxruntime").session_options(),
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # otherwise it prints a message and retries
+            )
+        except ONNXRUNTIME_ERRORS as error:
+            raise BundleError(f"{path}: onnxruntime refuses it: {str(error).splitlines()[0][:300]}") from error
+        inputs = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        if (set(inputs), len(self._outputs)) not in _LAYOUTS:
+            raise BundleError(
+                f"{path}: is not silero VAD 5 or 6: inputs {', '.join(inputs)}, outputs {', '.join(self._outputs)}"
+            )
+        self._states = {
+            name: tuple(size if isinstance(size, int) else 1 for size in node.shape)
+            for name, node in inputs.items()
+            if name not in ("input", "sr")
+        }
+        self._has_rate = "sr" in inputs
+        try:
+            self._run(np.zeros((1, _CONTEXT + _WINDOW), np.float32), self._start())
+        except ProviderError as error:
+            raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
+
+    def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
+        """Stretches of speech with their padding, in parts, as the blocks arrive; silence is dropped.
+
+        Args:
+            blocks: consecutive samples at 16 kHz, float32 [n]; the split into blocks does not matter.
+        """
+        states, context = self._start(), np.zeros(_CONTEXT, np.float32)
+        stretches = _Stretches(self.options)
+        for block in _whole_windows(blocks):
+            probabilities, states, context = self._probabilities(block, states, context)
+            yield from stretches.accept(block, probabilities.tolist())
+        yield from stretches.finish()
+
+    def _start(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: np.zeros(shape, np.float32) for name, shape in self._states.items()}
+
+    def _probabilities(
+        self, samples: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]],
+        context: npt.NDArray[np.float32],
+    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:  # fmt: skip
+        """Speech probability of each window, and states and context for the next call."""
+        if not len(samples):
+            return np.zeros(0, np.float32), states, context
+        whole = np.concatenate([context, samples])
+        windows = np.lib.stride_tricks.sliding_window_view(whole, _CONTEXT + _WINDOW)[::_WINDOW]
+        found = []
+        for rows in [windows] if "h" in states else windows[:, None]:
+            probabilities, states = self._run(rows, states)
+            found.append(probabilities)
+        return np.concatenate(found), states, whole[-_CONTEXT:]
+
+    def _run(
+        self, rows: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+        feeds = {"input": rows, **states}
+        if self._has_rate:
+            feeds["sr"] = np.array(_RATE, np.int64)
+        try:
+            probabilities, *following = self._session.run(self._outputs, feeds)
+        except ONNXRUNTIME_ERRORS as error:
+            raise ProviderError(f"the voice activity detector failed: {error}") from error
+        return probabilities.reshape(-1), dict(zip(states, following, strict=True))
+
+
+def _installed_file() -> Path:
+    """The network in the package silero-vad, located without importing it, which would import torch."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
+    for file in (folder / name for name in _FILES for folder in folders):
+        if file.is_file():
+            return file
+    raise BundleError("silero-vad is not installed: pip install --no-deps silero-vad, or name a file of its network")
+
+
+class _Stretches:
+    """From window probabilities to stretches of speech. Samples are numbered from the start of the recording."""
+
+    def __init__(self, options: VadOptions) -> None:
+        self._options = options
+        self._min_silent = math.ceil(options.min_silence / _WINDOW_S)
+        self._padding = round(options.padding * _RATE)
+        self._held, self._held_start = np.zeros(0, np.float32), 0
+        self._given = 0  # everything before this has been returned or dropped
+        self._spoken = 0  # the end of the last window with speech
+        self._num_silent = 0
+        self._speaks = self._begins = False
+
+    def accept(self, block: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
+        """The parts that are certain after some more complete windows."""
+        end = self._held_start + len(self._held)
+        self._held = np.concatenate([self._held, block])
+        for probability in probabilities:
+            end += _WINDOW
+            going_on = self._speaks and not self._num_silent
+            if probability >= (self._options.end_threshold if going_on else self._options.threshold):
+                if not self._speaks:
+                    self._given = max(self._given, end - _WINDOW - self._padding)
+                    self._speaks = self._begins = True
+                self._spoken, self._num_silent = end, 0
+                continue
+            self._num_silent += 1
+            if self._speaks and self._num_silent >= self._min_silent:
+                yield self._take(self._spoken + self._padding, ends=True)
+        if self._speaks and self._spoken > self._given:
+            yield self._take(self._spoken, ends=False)
+        keep = self._given if self._speaks else max(self._given, end - self._padding)
+        self._held, self._held_start = self._held[keep - self._held_start :], keep
+
+    def finish(self) -> Iterator[Speech]:
+        """The end of the last stretch, if it is open."""
+        if self._speaks:
+            yield self._take(min(self._spoken + self._padding, self._held_start + len(self._held)), ends=True)
+
+    def _take(self, end: int, *, ends: bool) -> Speech:
+        samples = self._held[self._given - self._held_start : end - self._held_start]
+        speech = Speech(start=self._given, samples=samples, begins=self._begins, ends=ends)
+        self._given, self._begins, self._speaks = end, False, not ends
+        return speech
+
+
+def _whole_windows(blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
+    """The samples in complete windows, a limited number at a time; the last one is padded with silence."""
+    rest = np.zeros(0, np.float32)
+    for block in blocks:
+        for start in range(0, len(block), _MAX_WINDOWS * _WINDOW):
+            rest = np.concatenate([rest, block[start : start + _MAX_WINDOWS * _WINDOW]])
+            size = len(rest) // _WINDOW * _WINDOW
+            yield rest[:size]
+            rest = rest[size:]
+    yield np.concatenate([rest, np.zeros(-len(rest) % _WINDOW, np.float32)])

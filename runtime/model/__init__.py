@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: features, the graphs in their onnxruntime sessions, and the encoder's caches."""

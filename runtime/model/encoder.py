@@ -1,0 +1,122 @@
+"""The encoder on arrays: one step with explicit caches, and whole utterances. No audio and no state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import StreamError
+from u2moe.runtime.model.caches import Caches
+from u2moe.runtime.model.windows import Windows
+
+if TYPE_CHECKING:
+    from u2moe.runtime.bundle.manifest import ModelConfig
+    from u2moe.runtime.model.session import Session
+
+
+class Encoder:
+    """Encoder graph: features and caches in, encoder output and new caches out."""
+
+    def __init__(self, session: Session, config: ModelConfig) -> None:
+        self.session = session
+        self.config = config
+
+    def start(self, batch: int = 1) -> Caches:
+        """Caches of streams before their first chunk."""
+        config = self.config
+        return Caches(
+            offset=np.zeros(batch, np.int64),
+            att=np.zeros((config.num_blocks, batch, config.num_kv_heads, 0, config.kv_dim), np.float32),
+            cnn=(
+                np.zeros((config.num_blocks, batch, config.conv_dim, config.conv_cache), np.float32)
+                if config.convolution
+                else None
+            ),
+        )
+
+    def step(
+        self,
+        chunk: npt.NDArray[np.float32],
+        caches: Caches,
+        *,
+        required_cache_size: int,
+        chunk_lens: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], Caches]:
+        """Encode one chunk of every stream of a batch.
+
+        With limited left context, a position that would exceed `config.max_position` is moved back first. Keys are
+        cached without positions, so cached frames and their relative distances do not change.
+
+        Args:
+            chunk: features [batch, frames, mel], at least `config.window` frames.
+            caches: from `start` or the previous step.
+            required_cache_size: encoder frames of left context to keep for the next step; negative: all.
+            chunk_lens: valid frames of each row [batch]; None: all.
+
+        Returns:
+            Encoder output [batch, time, dim], and the caches for the next step.
+        """
+        config = self.config
+        num_rows, num_frames = chunk.shape[:2]
+        feeds: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]] = {
+            "chunk": chunk,
+            "chunk_lens": np.full(num_rows, num_frames, np.int64) if chunk_lens is None else chunk_lens,
+        }
+        if not config.streaming:
+            whole: npt.NDArray[np.float32] = self.session.run(feeds)["output"]
+            return whole, caches
+        offset = caches.offset
+        if required_cache_size >= 0:
+            time = (num_frames - config.window) // config.subsampling_rate + 1
+            based = max(caches.att.shape[3], config.conv_cache)
+            offset = np.where(offset + time > config.max_position, np.minimum(offset, based), offset)
+        feeds["offset"] = offset
+        feeds["required_cache_size"] = np.array(required_cache_size, np.int64)
+        feeds["att_cache"] = caches.att
+        if caches.cnn is not None:
+            feeds["cnn_cache"] = caches.cnn
+        result = self.session.run(feeds)
+        return result["output"], Caches(
+            offset=offset + result["output_lens"], att=result["r_att_cache"], cnn=result.get("r_cnn_cache")
+        )
+
+    def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Encode one utterance [frames, mel] with full context in one call: [time, dim]."""
+        if len(features) < self.config.window:
+            return np.zeros((0, self.config.output_size), np.float32)
+        output, _ = self.step(features[np.newaxis], self.start(), required_cache_size=0)
+        first: npt.NDArray[np.float32] = output[0]
+        return first
+
+    def chunked(
+        self, features: npt.NDArray[np.float32], chunk_size: int, num_left_chunks: int
+    ) -> npt.NDArray[np.float32]:
+        """Encode one utterance [frames, mel] chunk by chunk, as a stream does: [time, dim]."""
+        windows = Windows(self.config, chunk_size)
+        windows.accept(features)
+        windows.finish()
+        outputs = [np.zeros((0, self.config.output_size), np.float32)]
+        caches = self.start()
+        while (window := windows.take()) is not None:
+            output, caches = self.step(
+                window[np.newaxis], caches, required_cache_size=required_cache_size(chunk_size, num_left_chunks)
+            )
+            outputs.append(output[0])
+        return np.concatenate(outputs)
+
+
+def required_cache_size(chunk_size: int, num_left_chunks: int) -> int:
+    """Encoder frames of left context; -1: all."""
+    return chunk_size * num_left_chunks if num_left_chunks >= 0 else -1
+
+
+def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> None:
+    """Raise ValueError for chunks out of range, and StreamError for chunks that the encoder does not support."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if num_left_chunks < -1:
+        raise ValueError(f"num_left_chunks must be at least 0, or -1 for all, got {num_left_chunks}")
+    if not config.streaming:
+        raise StreamError("this bundle's encoder cannot stream: it was trained for full context (chunk_size=None)")

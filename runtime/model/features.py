@@ -1,0 +1,191 @@
+"""Log-mel filter banks as in WeNet's training (Kaldi's), in numpy. No normalisation.
+
+All is computed in double precision, and of one frame alone. The features, which are rounded to single precision, are
+therefore the same to the last bit for any split of the samples, on any processor, and in `graph.features`: the same
+equations for programs in other languages.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from u2moe.runtime.audio.arrays import Samples
+    from u2moe.runtime.bundle.manifest import FeatureConfig
+
+PREEMPHASIS = 0.97
+FLOOR = float(np.finfo(np.float32).eps)
+"""Least energy of a band."""
+_LOWEST_HZ = 20.0
+_SCALE = 32768.0
+_BLOCK = 32
+"""Frames at a time. More are hardly faster, but what malloc gives back to the system costs a page fault each 4 KB."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
+    """Features [frames, mel] of samples [n] in [-1, 1].
+
+    A frame needs a full window of samples (Kaldi's snip_edges): an incomplete window at the end is dropped.
+
+    Raises:
+        BundleError: the configuration is impossible, for example with more mel bins than the spectrum has.
+    """
+    constants = constants_of(config)
+    length, shift = config.frame_len, config.shift_len
+    num_frames = max(len(samples) - length + shift, 0) // shift
+    features = np.empty((num_frames, config.num_mel_bins), np.float32)
+    for start in range(0, num_frames, _BLOCK):
+        block = features[start : start + _BLOCK]
+        block[:] = _log_energies(samples[start * shift :], len(block), config, constants)
+    return features
+
+
+class FeatureStream:
+    """Features of a source whose samples arrive in parts. They are computed when they are taken, many at once.
+
+    Raises:
+        BundleError: the configuration is impossible.
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        constants_of(config)  # fails here rather than with the first frame
+        self._config = config
+        self._parts: list[Samples] = []  # from the first sample of the next frame on
+        self._num_samples = 0  # in them
+        self._num_taken = 0
+
+    @property
+    def num_ready(self) -> int:
+        """Frames that can be taken."""
+        shift = self._config.shift_len
+        return max(self._num_samples - self._config.frame_len + shift, 0) // shift
+
+    def num_needed(self, num_frames: int) -> int:
+        """Number of samples, from the first on, that `num_frames` frames need after those that were taken."""
+        return self._config.frame_len + (self._num_taken + num_frames - 1) * self._config.shift_len
+
+    def accept(self, samples: Samples) -> None:
+        """Append samples [n] in [-1, 1]. They are copied."""
+        self._parts.append(np.array(samples, np.float32))
+        self._num_samples += len(samples)
+
+    def take(self, num_frames: int) -> npt.NDArray[np.float32]:
+        """The next frames [frames, mel], up to `num_frames`."""
+        num_frames = min(num_frames, self.num_ready)
+        if num_frames == 0:
+            return np.empty((0, self._config.num_mel_bins), np.float32)
+        shift = self._config.shift_len
+        samples = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        features = fbank(samples[: (num_frames - 1) * shift + self._config.frame_len], self._config)
+        self._parts = [samples[num_frames * shift :]]
+        self._num_samples -= num_frames * shift
+        self._num_taken += num_frames
+        return features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What a configuration makes of samples.
+
+    The centres of the mel bands divide the spectrum into intervals: band b rises in interval b and falls in interval
+    b + 1. At each point the weights of the band that falls and of the one that rises sum to 1.
+
+    Attributes:
+        num_points: length of the Fourier transform: the frame, padded with zeros to a power of two.
+        window: Povey's window, for samples on the scale of 16-bit integers [frame_len]. Its first weight is 0.
+        lowest: the lowest point of the spectrum in a band.
+        weights: of each point from there to the Nyquist frequency, in the band that rises and in the one that falls
+            [2, points]. The Nyquist frequency has none, as in Kaldi.
+        starts: first point after `lowest` of each interval [mel + 1].
+        is_filled: 1 for an interval with points in it, else 0 [mel + 1].
+    """
+
+    num_points: int
+    window: Floats
+    lowest: int
+    weights: Floats
+    starts: npt.NDArray[np.int64]
+    is_filled: Floats
+
+    def banks(self) -> Floats:
+        """Weights of all points below the Nyquist frequency in each band [num_points / 2, mel]."""
+        intervals = np.searchsorted(self.starts, np.arange(self.weights.shape[1] - 1), side="right") - 1
+        rows = np.arange(self.lowest, self.num_points // 2)
+        banks = np.zeros((self.num_points // 2, len(self.starts) + 1))  # with a band before the first
+        banks[rows, intervals + 1] = self.weights[0, :-1]
+        banks[rows, intervals] = self.weights[1, :-1]
+        return banks[:, 1:-1]
+
+
+@functools.lru_cache(maxsize=16)
+def constants_of(config: FeatureConfig) -> Constants:
+    """The constants of a configuration.
+
+    Raises:
+        BundleError: the configuration is impossible: a band has no point of the spectrum.
+    """
+    length, num_intervals = config.frame_len, config.num_mel_bins + 1
+    num_points = 1 << (length - 1).bit_length()
+    lowest, highest = _mel(_LOWEST_HZ), _mel(config.sample_rate / 2)
+    width = (highest - lowest) / num_intervals
+    frequencies = (point * config.sample_rate / num_points for point in range(num_points // 2))
+    places = np.array([(_mel(frequency) - lowest) / width for frequency in frequencies])
+    first = int(np.searchsorted(places, 0))
+    places = np.append(places[first:], num_intervals)  # the Nyquist frequency
+    starts = np.searchsorted(places, np.arange(num_intervals))
+    is_filled = np.diff(starts, append=len(places) - 1) > 0
+    if not np.all(is_filled[:-1] | is_filled[1:]):
+        raise BundleError(f"features of {config} cannot be computed: a mel band has no point of the spectrum")
+    rising = places - np.floor(places)
+    weights = np.stack([rising, 1 - rising])
+    weights[:, -1] = 0
+    # numpy's vectorized functions differ from processor to processor in the last bit, and bundles should not.
+    turns = (2 * math.pi * place / (length - 1) for place in range(length))
+    window = np.array([(0.5 - 0.5 * math.cos(turn)) ** 0.85 * _SCALE for turn in turns])
+    return Constants(
+        num_points=num_points,
+        window=window,
+        lowest=first,
+        weights=weights,
+        starts=starts,
+        is_filled=is_filled.astype(np.float64),
+    )
+
+
+def _mel(frequency: float) -> float:
+    return 1127.0 * math.log(1.0 + frequency / 700.0)
+
+
+def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, constants: Constants) -> Floats:
+    """Features [frames, mel] of the first frames of samples."""
+    length, shift = config.frame_len, config.shift_len
+    signal = samples[: (num_frames - 1) * shift + length].astype(np.float64)
+    offsets = _frames(signal, num_frames, length, shift).sum(axis=1, keepdims=True) * ((1 - PREEMPHASIS) / length)
+    # The first sample of a frame has no weight in the window, so that what comes before it does not matter.
+    emphasised = signal[1:] - PREEMPHASIS * signal[:-1]
+    padded = np.zeros((num_frames, constants.num_points))
+    frames = padded[:, 1:length]
+    np.subtract(_frames(emphasised, num_frames, length - 1, shift), offsets, out=frames)
+    frames *= constants.window[1:]
+    parts = np.fft.rfft(padded).view(np.float64)  # real and imaginary parts in turn
+    parts *= parts
+    power = parts[:, 2 * constants.lowest :: 2] + parts[:, 2 * constants.lowest + 1 :: 2]
+    # Not a product of matrices: BLAS would use all cores, and rounds a frame by the number of frames beside it.
+    sums = np.add.reduceat(power[:, np.newaxis] * constants.weights, constants.starts, axis=2) * constants.is_filled
+    return np.log(np.maximum(sums[:, 0, :-1] + sums[:, 1, 1:], FLOOR))
+
+
+def _frames(signal: Floats, num_frames: int, length: int, shift: int) -> Floats:
+    """Overlapping frames [frames, length] of a signal, not copied."""
+    step = signal.itemsize
+    return np.ndarray((num_frames, length), signal.dtype, signal, strides=(shift * step, step))

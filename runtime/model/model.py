@@ -1,0 +1,279 @@
+"""The graphs of a bundle as functions on arrays, for engineers who compare numbers. No state and no text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.runtime.errors import ProviderError, StreamError
+from u2moe.runtime.model.encoder import Encoder, check_chunks
+from u2moe.runtime.model.session import Session
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnxruntime
+
+    from u2moe.runtime.bundle.manifest import Manifest
+    from u2moe.runtime.model.native import Kernels
+
+
+Utterance = tuple["npt.ArrayLike", "Sequence[Sequence[int]]"]
+"""Encoder output [time, dim] and the hypotheses for it."""
+
+_MOST_TOKENS = 512
+"""Limit on the tokens of all hypotheses in a decoder call, with padding: larger calls are no faster per token."""
+_MOST_LOG_PROB = 1e-2
+"""How far log-probabilities may exceed 0 in low precision."""
+_LEAST_ALIKE = 0.85
+"""Utterances share a decoder call if none is shorter than this fraction of the longest: padding would cost more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """Scores of the decoders for n hypotheses, padded to the longest.
+
+    Attributes:
+        left: left-to-right log-probability of each token, of eos after the last, then zeros: [n, length+1].
+        right: the same from the right-to-left decoder, in reading order; None without that decoder.
+        next: left-to-right log-probabilities of the token after each hypothesis: [n, vocab].
+    """
+
+    left: npt.NDArray[np.float32]
+    right: npt.NDArray[np.float32] | None
+    next: npt.NDArray[np.float32]
+
+
+def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
+    """An option that is a sequence of names or of mappings."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(one, kind) for one in values):
+        expected = "names" if kind is str else "mappings, one for each provider"
+        raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
+    return tuple(values)
+
+
+class Model:
+    """The sessions of a bundle. Stateless and thread-safe."""
+
+    def __init__(self, manifest: Manifest, encoder: Session, ctc: Session, decoder: Session | None) -> None:
+        self.manifest = manifest
+        self.config = manifest.model
+        self.encoder = Encoder(encoder, manifest.model)
+        self._ctc = ctc
+        self._decoder = decoder
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        providers: Sequence[str] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+        num_threads: int | None = None,
+        sess_options: onnxruntime.SessionOptions | None = None,
+        kernels: str | None = None,
+        verify: bool = False,
+    ) -> Model:
+        """Create the sessions; see `Bundle.load`."""
+        settings = SessionSettings(
+            providers=(DEFAULT_PROVIDER,) if providers is None else _several("providers", providers, str),
+            provider_options=_several("provider_options", provider_options or (), Mapping),
+            num_threads=num_threads,
+            sess_options=sess_options,
+            kernels=kernels,
+        )
+        sessions = {
+            graph.name: Session(folder / graph.file, graph, manifest, settings, verify=verify)
+            for graph in manifest.model.graphs()
+        }
+        return cls(manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers of the encoder."""
+        return self.encoder.session.providers
+
+    @property
+    def kernels(self) -> Kernels:
+        """What computes the functions of the encoder."""
+        return self.encoder.session.kernels
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model has an attention decoder for the second pass; a CTC-only model has none."""
+        return self._decoder is not None
+
+    def encode(
+        self, features: npt.ArrayLike, chunk_size: int | None = None, num_left_chunks: int = -1
+    ) -> npt.NDArray[np.float32]:
+        """Encode one utterance.
+
+        Args:
+            features: log-mel filter banks, not normalised, float32 [frames, mel].
+            chunk_size: encoder frames per chunk, as in a stream; None: full context. An encoder trained with a static
+                chunk size has no full context: None then means that chunk size, as in WeNet.
+            num_left_chunks: chunks of left context; -1: all.
+
+        Returns:
+            float32 [time, dim]; time is 0 if there are fewer frames than one encoder frame needs.
+
+        Raises:
+            StreamError: chunks from a bundle that cannot stream.
+        """
+        frames = self._matrix("features", features, self.config.feature_size)
+        if chunk_size is None and self.config.static_chunk_size > 0 and self.config.streaming:
+            chunk_size = self.config.static_chunk_size
+        if chunk_size is None:
+            return self.encoder.whole(frames)
+        check_chunks(self.config, chunk_size, num_left_chunks)
+        return self.encoder.chunked(frames, chunk_size, num_left_chunks)
+
+    def ctc(self, encoder_out: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Log-probabilities [time, vocab] of encoder output [time, dim].
+
+        Raises:
+            ProviderError: running the graph failed, or its output is not log-probabilities.
+        """
+        output = self._matrix("encoder_out", encoder_out, self.config.output_size)
+        if len(output) == 0:
+            return np.zeros((0, self.config.vocab_size), np.float32)
+        result: npt.NDArray[np.float32] = self._ctc.run({"encoder_out": output[np.newaxis]})["log_probs"][0]
+        _check_log_probs("ctc", result)
+        return result
+
+    def rescore(
+        self, encoder_out: npt.ArrayLike, hypotheses: Sequence[Sequence[int]]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Score hypotheses with the attention decoders.
+
+        Args:
+            encoder_out: encoder output [time, dim], at least one frame.
+            hypotheses: token ids without sos and eos; they may be empty.
+
+        Returns:
+            Sums of log-probabilities, eos included, by the left-to-right and by the right-to-left decoder, each [n].
+            Without a right-to-left decoder the second are zeros, as in WeNet.
+
+        Raises:
+            StreamError: the model has no decoder.
+            ProviderError: running the graph failed, or its output is not log-probabilities.
+        """
+        scores = self.token_scores(encoder_out, hypotheses)
+        left = scores.left.sum(axis=1, dtype=np.float64).astype(np.float32)
+        if scores.right is None:
+            return left, np.zeros_like(left)
+        return left, scores.right.sum(axis=1, dtype=np.float64).astype(np.float32)
+
+    def token_scores(self, encoder_out: npt.ArrayLike, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
+        """Like `rescore`, with the score of every token."""
+        return self.token_scores_of([(encoder_out, hypotheses)])[0]
+
+    def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
+        """`token_scores` for several utterances; those of similar length share a decoder call."""
+        if self._decoder is None:
+            raise StreamError("this bundle has no attention decoder (CTC only): use search 'ctc_prefix_beam'")
+        outputs = [self._matrix("encoder_out", output, self.config.output_size) for output, _ in utterances]
+        if any(len(output) == 0 for output in outputs):
+            raise ValueError("encoder_out has no frames: there is nothing to attend to")
+        empty = np.zeros((0, 1), np.float32)
+        right = empty if self.config.bidirectional else None
+        nothing = TokenScores(left=empty, right=right, next=np.zeros((0, self.config.vocab_size), np.float32))
+        results = [nothing] * len(utterances)
+        sizes = [_Size.of(output, hypotheses) for output, (_, hypotheses) in zip(outputs, utterances, strict=True)]
+        for group in _alike(sizes):
+            found = self._decode(self._decoder, [(outputs[i], utterances[i][1]) for i in group])
+            for row, index in enumerate(group):
+                length = sizes[index].length + 1
+                results[index] = TokenScores(
+                    left=found["score"][row, :, :length],
+                    right=found["r_score"][row, :, :length] if self.config.bidirectional else None,
+                    next=found["next_log_probs"][row],
+                )
+        return results
+
+    def _decode(
+        self, decoder: Session, utterances: Sequence[tuple[npt.NDArray[np.float32], Sequence[Sequence[int]]]]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of one decoder call for utterances with the same number of hypotheses, shorter ones padded."""
+        sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
+        num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
+        hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
+        encoder_out = np.zeros((len(utterances), num_frames, self.config.output_size), np.float32)
+        for row, (output, hypotheses) in enumerate(utterances):
+            encoder_out[row, : len(output)] = output
+            for column, tokens in enumerate(hypotheses):
+                hyps[row, column, : len(tokens)] = tokens
+        if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
+            raise ValueError(f"hypotheses hold token ids outside 0..{self.config.vocab_size - 1}")
+        outputs = decoder.run(
+            {
+                "hyps": hyps,
+                "hyps_lens": np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64),
+                "encoder_out": encoder_out,
+                "encoder_lens": np.array([size.num_frames for size in sizes], np.int64),
+            }
+        )
+        for name in (
+            ("score", "r_score", "next_log_probs") if self.config.bidirectional else ("score", "next_log_probs")
+        ):
+            _check_log_probs("decoder", outputs[name])
+        return outputs
+
+    @staticmethod
+    def _matrix(name: str, value: npt.ArrayLike, width: int) -> npt.NDArray[np.float32]:
+        array = np.ascontiguousarray(value, np.float32)
+        if array.ndim != 2 or array.shape[1] != width:
+            raise ValueError(f"{name} must be [time, {width}], got shape {array.shape}")
+        return array
+
+
+def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
+    """Raise ProviderError for NaN and for probabilities above 1, which would mislead a search."""
+    most = values.max(initial=-np.inf)
+    if not most <= _MOST_LOG_PROB:
+        raise ProviderError(
+            f"{graph} gave {most} as a log-probability: its weights are damaged, or the device computes incorrectly"
+        )
+
+
+@dataclass(frozen=True, order=True)
+class _Size:
+    """Size of an utterance in the decoder: hypotheses, tokens of the longest of them, encoder frames."""
+
+    num_hypotheses: int
+    length: int
+    num_frames: int
+
+    @classmethod
+    def of(cls, output: npt.NDArray[np.float32], hypotheses: Sequence[Sequence[int]]) -> _Size:
+        """The size of an utterance; at least one token, because for Reshape an axis of 0 means "as in the input"."""
+        return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
+
+    def joins(self, others: Sequence[_Size]) -> bool:
+        """Whether it may share a call with others that are no longer than it."""
+        frames = [size.num_frames for size in (*others, self)]
+        return (
+            self.num_hypotheses == others[0].num_hypotheses
+            and (len(others) + 1) * self.num_hypotheses * (self.length + 1) <= _MOST_TOKENS
+            and others[0].length >= _LEAST_ALIKE * self.length
+            and min(frames) >= _LEAST_ALIKE * max(frames)
+        )
+
+
+def _alike(sizes: Sequence[_Size]) -> list[list[int]]:
+    """Indices of the utterances that have hypotheses, grouped into shared calls."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if sizes[index].num_hypotheses == 0:
+            continue
+        if groups and sizes[index].joins([sizes[other] for other in groups[-1]]):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

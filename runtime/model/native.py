@@ -1,0 +1,189 @@
+"""The native kernels of the distribution u2moe-kernels: found, checked, and registered with sessions.
+
+Its library defines operators with the names of the functions in our graphs. Where it is registered, onnxruntime runs
+these operators instead of the functions, so that the same bundle runs with and without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from u2moe.runtime.errors import KernelsError
+
+KERNELS = ("auto", "native", "onnxruntime")
+"""What may compute the functions of a graph: `native`, the installed library, or an error; `onnxruntime` alone; or
+`auto`, the library if it is installed and can run the graph."""
+VARIABLE = "U2MOE_KERNELS"
+"""Environment variable with the default, one of `KERNELS`."""
+CONTRACT = 1
+"""Version of the operators' inputs, attributes and results that the graphs of this version of u2moe rely on."""
+CPU = "CPUExecutionProvider"
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    # The exceptions of onnxruntime's C++ side have no public base class.
+    *(
+        kind
+        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
+_NUMBER = re.compile(r"_\d+$")
+_INSTALL = "pip install u2moe-kernels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What computes the functions of a model's graphs.
+
+    Attributes:
+        native: whether the library of u2moe-kernels is registered.
+        version: version of u2moe-kernels, "" without it.
+        isa: instruction set that it uses on this processor, "" without it.
+        layout: version of the layout in which it reads packed weights; 0 without it.
+        operators: names of the functions that it replaces, without numbers; see `is_replaced`.
+        library: file of the library; None without it.
+        reason: why it is not registered, "" if it is.
+    """
+
+    native: bool
+    version: str = ""
+    isa: str = ""
+    layout: int = 0
+    operators: frozenset[str] = frozenset()
+    library: Path | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """As commands print it."""
+        if self.native:
+            return f"u2moe-kernels {self.version} ({self.isa}), onnxruntime {onnxruntime.__version__}"
+        return f"onnxruntime {onnxruntime.__version__} ({self.reason})"
+
+    def data(self) -> dict[str, Any]:
+        """As JSON, with a `description`, the text of `str`."""
+        library = self.library and self.library.name
+        return {"description": str(self), **asdict(self), "operators": sorted(self.operators), "library": library}
+
+    def register(self, options: onnxruntime.SessionOptions) -> None:
+        """Make sessions with these options use the library, if there is one."""
+        if self.library is not None:
+            options.register_custom_ops_library(str(self.library))
+
+    def without(self, reason: str) -> Kernels:
+        """Onnxruntime alone, for this reason."""
+        return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason)
+
+
+def plain_name(function: str) -> str:
+    """The name of a function without the number that distinguishes it from others of that name in a graph."""
+    return _NUMBER.sub("", function)
+
+
+def checked_kernels(kernels: str | None) -> str:
+    """One of `KERNELS`; None: the default, from the environment.
+
+    Raises:
+        ValueError: unknown.
+    """
+    name, value = ("kernels", kernels) if kernels is not None else (VARIABLE, os.environ.get(VARIABLE, KERNELS[0]))
+    if value not in KERNELS:
+        raise ValueError(f"{name} must be one of {', '.join(KERNELS)}, got {value!r}")
+    return value
+
+
+def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
+    """The kernels to use with these execution providers.
+
+    Args:
+        kernels: one of `KERNELS`.
+        providers: execution providers; the library is for the CPU alone.
+
+    Raises:
+        KernelsError: "native" was requested, but the library is not installed or cannot run here.
+    """
+    if kernels == "onnxruntime":
+        return Kernels(native=False, reason="as requested")
+    try:
+        if tuple(providers) != (CPU,):
+            raise KernelsError(f"native kernels run on the CPU alone, not on {', '.join(providers)}")  # noqa: TRY301
+        return installed_kernels()
+    except KernelsError as error:
+        if kernels == "native":
+            raise
+        return Kernels(native=False, reason=str(error))
+
+
+@cache
+def installed_kernels() -> Kernels:
+    """The installed library, which has been tried once with this onnxruntime.
+
+    Raises:
+        KernelsError: it is not installed, is of another version, or cannot be loaded.
+    """
+    try:
+        package = importlib.import_module("u2moe_kernels")
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "u2moe_kernels":
+            raise KernelsError(f"native kernels are not installed: {_INSTALL}") from None
+        raise KernelsError(f"u2moe-kernels cannot be loaded: {error}") from error
+    version = str(package.__version__)
+    failures: tuple[type[Exception], ...] = (OSError, *ONNXRUNTIME_ERRORS)
+    try:
+        description = package.description()
+        library = Path(package.library_path())
+        _check_contract(version, description.get("contract"))
+        onnxruntime.SessionOptions().register_custom_ops_library(str(library))
+    except failures as error:
+        message = str(error).strip().splitlines()[0][:300]
+        raise KernelsError(
+            f"u2moe-kernels {version} cannot run with onnxruntime {onnxruntime.__version__}: {message}"
+        ) from error
+    return Kernels(
+        native=True,
+        version=version,
+        isa=str(description["isa"]),
+        layout=int(description.get("layout", 0)),
+        operators=frozenset(map(str, description["operators"])),
+        library=library,
+    )
+
+
+def check_layout(kernels: Kernels, layout: int, where: str) -> None:
+    """Check that weights that were packed in this layout can be used.
+
+    Args:
+        kernels: what is to compute the graph.
+        layout: version of the layout.
+        where: beginning of the message.
+
+    Raises:
+        KernelsError: there are no native kernels, or they read another layout.
+    """
+    if not kernels.native:
+        raise KernelsError(f"{where}: weights are packed for native kernels, but onnxruntime runs it: {kernels.reason}")
+    if kernels.layout != layout:
+        raise KernelsError(
+            f"{where}: weights are packed in layout {layout}, u2moe-kernels {kernels.version} reads {kernels.layout}: "
+            "quantize the float32 bundle again with the installed version"
+        )
+
+
+def _check_contract(version: str, contract: Any) -> None:
+    if contract == CONTRACT:
+        return
+    is_older = not isinstance(contract, int) or contract < CONTRACT
+    remedy = f"{_INSTALL} --upgrade" if is_older else "pip install u2moe --upgrade"
+    raise KernelsError(
+        f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators are of contract {contract}, "
+        f"this version of u2moe needs {CONTRACT}: {remedy}"
+    )

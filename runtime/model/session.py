@@ -1,0 +1,207 @@
+"""One onnxruntime session, checked against its contract and run by tensor name. Stateless and thread-safe."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+
+from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
+from u2moe.runtime.bundle.graph_file import GraphFile
+from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
+from u2moe.runtime.model.saturation import PRECISE, has_no_other_products, must_be_precise, version_of
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
+
+OPENVINO = "OpenVINOExecutionProvider"
+_OPENVINO_REFUSED = (1, 24)
+"""The newest onnxruntime-openvino that is known to take the scales of quantized rows for those of columns: the first
+chunk fails for its shapes, or, on some processors, ends the process (SIGFPE)."""
+_ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+
+class Session:
+    """A graph file as an onnxruntime session.
+
+    Attributes:
+        graph: its contract.
+        kernels: what computes its functions.
+
+    The file may change afterwards: no part of it is read again, unless the settings have `sess_options`, to which
+    weights cannot be handed over, or the weights are packed.
+
+    Args:
+        file: the graph.
+        graph: its contract.
+        manifest: manifest of its bundle.
+        settings: where and how it runs.
+        verify: compare the graph and its weights with the digests of the manifest.
+
+    Raises:
+        ProviderError: a provider did not start.
+        KernelsError: native kernels were requested, and cannot run the graph.
+        BundleError: onnxruntime rejects the file, or it differs from `graph` or from the manifest.
+        IntegrityError: a file differs from its digest, or was changed while it was loaded.
+    """
+
+    def __init__(
+        self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings, *, verify: bool = False
+    ) -> None:
+        self.graph = graph
+        self._output_names = [tensor.name for tensor in graph.outputs]
+        digests = manifest.files if verify else None
+        _refuse_what_crashes(file, manifest, settings)
+        with contextlib.closing(GraphFile(file, digests, settings.chosen.operators)) as opened:
+            self._session, self.kernels = _with_kernels(opened, settings, manifest)
+            if manifest.quantization and self._must_be_precise(opened, settings):
+                del self._session  # otherwise both would be in memory at once
+                self._session, self.kernels = _with_kernels(opened, settings, manifest, PRECISE)
+            opened.check_unchanged()
+            self._weights = opened.weights  # onnxruntime uses their memory
+        self._session.disable_fallback()  # for runs; in older versions only possible here
+        active = self._session.get_providers()
+        for provider in settings.providers:
+            if provider not in active:
+                raise ProviderError(f"{file}: {provider} did not start; running would use {', '.join(active)}")
+        try:
+            _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
+            _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
+            _check_metadata(file, self._metadata(file), manifest)
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file}: a name in it is not text: {error}") from error
+
+    def _must_be_precise(self, opened: GraphFile, settings: SessionSettings) -> bool:
+        """Whether onnxruntime would compute some products wrongly on this processor; native ones are always exact."""
+        if self.kernels.native and has_no_other_products(opened.functions, self.kernels.operators):
+            return False
+        return must_be_precise(opened.path.parent, self._metadata(opened.path), settings.sess_options)
+
+    def _metadata(self, file: Path) -> dict[str, str]:
+        try:
+            return dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{file}: a name in it is not text: {error}") from error
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers in use, as reported by onnxruntime."""
+        return tuple(self._session.get_providers())
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name for inputs by name, as in the contract.
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        try:
+            outputs = self._session.run(self._output_names, dict(feeds))
+        except ONNXRUNTIME_ERRORS as error:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
+        return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:
+    formats = manifest.quantization.get("groups", {}).values()
+    if OPENVINO not in settings.providers or not any(str(item).startswith("int") for item in formats):
+        return
+    if version_of(onnxruntime.__version__) <= _OPENVINO_REFUSED:
+        raise ProviderError(
+            f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and ends the "
+            "process on some processors; use a bundle in float32 with it, or CPUExecutionProvider"
+        )
+
+
+def _with_kernels(
+    opened: GraphFile, settings: SessionSettings, manifest: Manifest, *config_entries: tuple[str, str]
+) -> tuple[onnxruntime.InferenceSession, Kernels]:
+    """A session with the chosen kernels, or, unless these were requested, on onnxruntime alone if they refuse a graph.
+
+    They refuse what they do not know: attributes of another version of u2moe, for example.
+    """
+    kernels, layout = settings.chosen, manifest.quantization.get(PACKED)
+    if layout is not None and settings.sess_options is None:
+        check_layout(kernels, layout, str(opened.path))
+    try:
+        return _inference_session(opened, settings, manifest, *config_entries), kernels
+    except IntegrityError:
+        raise
+    except BundleError as error:
+        if not kernels.native or layout is not None:
+            raise
+        message = str(error)
+    alone = replace(settings, kernels="onnxruntime")
+    opened.keep_for_onnxruntime()
+    session = _inference_session(opened, alone, manifest, *config_entries)  # fails if the graph itself is damaged
+    if checked_kernels(settings.kernels) == "native":
+        raise KernelsError(f"u2moe-kernels {kernels.version} cannot run it, onnxruntime alone can: {message}")
+    return session, kernels.without(f"u2moe-kernels {kernels.version} cannot run it: {message}")
+
+
+def _inference_session(
+    opened: GraphFile, settings: SessionSettings, manifest: Manifest, *config_entries: tuple[str, str]
+) -> onnxruntime.InferenceSession:
+    file, options = opened.path, settings.session_options()
+    for name, value in config_entries:
+        options.add_session_config_entry(name, value)
+    try:
+        if options is not settings.sess_options:
+            opened.hand_over(options)
+        return onnxruntime.InferenceSession(
+            str(file),
+            sess_options=options,
+            providers=list(settings.providers),
+            provider_options=[dict(options) for options in settings.provider_options] or None,
+            enable_fallback=False,  # otherwise it prints a message and retries
+        )
+    except ONNXRUNTIME_ERRORS as error:
+        opened.check_unchanged()  # if not, that is the reason
+        message = str(error).strip().splitlines()[0][:300]
+        if settings.providers != (DEFAULT_PROVIDER,):
+            raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
+        raise BundleError(f"{file}: onnxruntime refuses it: {message}{_tuned_elsewhere(manifest)}") from error
+
+
+def _tuned_elsewhere(manifest: Manifest) -> str:
+    """A possible reason, for the end of a message: kernels that this onnxruntime does not have."""
+    tuned = (manifest.tuning or {}).get("onnxruntime", onnxruntime.__version__)
+    if tuned == onnxruntime.__version__:
+        return ""
+    return f"; kernels were chosen with onnxruntime {tuned}, this is {onnxruntime.__version__}: quantize again here"
+
+
+def _check_tensors(
+    file: Path, role: str, expected: Sequence[Tensor], found: Sequence[onnxruntime.NodeArg], config: ModelConfig
+) -> None:
+    """Compare names, element types, ranks and the axes that the manifest fixes."""
+    names = [node.name for node in found]
+    if names != [tensor.name for tensor in expected]:
+        raise BundleError(f"{file}: {role}s are {names}, expected {[tensor.name for tensor in expected]}")
+    for tensor, node in zip(expected, found, strict=True):
+        where = f"{file}: {role} {tensor.name}"
+        if node.type != _ELEMENT_TYPES[tensor.dtype]:
+            raise BundleError(f"{where}: type is {node.type}, expected {_ELEMENT_TYPES[tensor.dtype]}")
+        if len(node.shape) != len(tensor.axes):
+            raise BundleError(f"{where}: shape is {node.shape}, expected {len(tensor.axes)} axes {tensor.axes}")
+        for axis, size in zip(tensor.axes, node.shape, strict=True):
+            if isinstance(size, int) and size != config.axis(axis):
+                wanted = config.axis(axis)
+                raise BundleError(f"{where}: axis {axis} is {size}, expected {'any' if wanted is None else wanted}")
+
+
+def _check_metadata(file: Path, metadata: Mapping[str, str], manifest: Manifest) -> None:
+    """Compare the graph's metadata, if any, with the manifest: this detects a graph from another bundle."""
+    expected = manifest.metadata()
+    for key, value in metadata.items():
+        if key.startswith(METADATA_PREFIX) and key in expected and value != expected[key]:
+            raise BundleError(f"{file}: metadata {key} is {value!r:.80}, expected {expected[key]!r}")

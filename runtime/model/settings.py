@@ -1,0 +1,117 @@
+"""Where and how graphs run: execution providers, threads, kernels. Opens no session."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+
+from u2moe.runtime.errors import ProviderError
+from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels
+
+DEFAULT_PROVIDER = "CPUExecutionProvider"
+WHEELS = {
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    "DmlExecutionProvider": "onnxruntime-directml (Windows)",
+    "CoreMLExecutionProvider": "onnxruntime (macOS)",
+    "QNNExecutionProvider": "onnxruntime-qnn",
+    "WebGpuExecutionProvider": "onnxruntime-webgpu",
+    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+    "ROCMExecutionProvider": "onnxruntime-rocm",
+}
+"""Packages on PyPI that have a provider. Most take the place of onnxruntime: install only one."""
+_THREADS_PER_PROCESSOR = 4
+_ALWAYS_ALLOWED_THREADS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """Where and how graphs run, validated at construction.
+
+    Attributes:
+        providers: execution providers in order of preference. All must be installed and start.
+        provider_options: options of each provider, in the order of `providers`; empty: none.
+        num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
+            `sess_options`. The default is one thread because results are then reproducible to the last bit, and other
+            cores stay free.
+        sess_options: used unchanged instead of our own (which disable spinning after a run and memory patterns, since
+            shapes change from chunk to chunk and a pattern would be kept for each). Weight files then stay mapped.
+        kernels: "native" for those of u2moe-kernels, "onnxruntime" for its own alone, or "auto" for native
+            ones where they are installed and can run a graph. None: the environment variable U2MOE_KERNELS, or "auto".
+            The caller's `sess_options` are not changed: register the library yourself.
+    """
+
+    providers: tuple[str, ...] = (DEFAULT_PROVIDER,)
+    provider_options: tuple[Mapping[str, Any], ...] = ()
+    num_threads: int | None = None
+    sess_options: onnxruntime.SessionOptions | None = None
+    kernels: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.providers:
+            raise ValueError("providers must name at least one provider")
+        if self.provider_options and len(self.provider_options) != len(self.providers):
+            raise ValueError(
+                f"provider_options must be one for each of {len(self.providers)} providers, "
+                f"got {len(self.provider_options)}"
+            )
+        most = _most_threads()
+        if self.num_threads is not None and not (_is_integer(self.num_threads) and 1 <= self.num_threads <= most):
+            raise ValueError(f"num_threads must be between 1 and {most} on this machine, got {self.num_threads!r}")
+        if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
+            raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
+        if self.num_threads is not None and self.sess_options is not None:
+            raise ValueError("num_threads and sess_options exclude each other: set intra_op_num_threads yourself")
+        available = onnxruntime.get_available_providers()
+        for provider in self.providers:
+            if provider not in available:
+                wheel = WHEELS.get(provider)
+                remedy = f"it is in the package {wheel}" if wheel else "no package on PyPI is known to have it"
+                raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}; {remedy}")
+        if self.kernels == "native" and self.sess_options is not None:
+            raise ValueError(
+                "kernels and sess_options exclude each other: "
+                "sess_options.register_custom_ops_library(str(u2moe_kernels.library_path()))"
+            )
+        self.chosen  # noqa: B018 - fails here rather than with the first session
+
+    @property
+    def chosen(self) -> Kernels:
+        """The kernels to use where they can run a graph.
+
+        Raises:
+            ValueError: `kernels` is unknown.
+            KernelsError: native kernels were requested, but are not installed or cannot run here.
+        """
+        kernels = checked_kernels(self.kernels)
+        if self.sess_options is not None:
+            return Kernels(native=False, reason="or as in sess_options")
+        return choose_kernels(kernels, self.providers)
+
+    def session_options(self) -> onnxruntime.SessionOptions:
+        """Options for onnxruntime."""
+        if self.sess_options is not None:
+            return self.sess_options
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.num_threads or 1
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
+        self.chosen.register(options)
+        return options
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _most_threads() -> int:
+    """More threads gain nothing, and onnxruntime takes minutes to start a thousand."""
+    return max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))

@@ -1,0 +1,153 @@
+"""The vocabulary, and conversion of token ids to text and words. Does not tokenize."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from u2moe.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WORD_BOUNDARY = "\u2581"
+"""LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, stands for a space in character vocabularies."""
+
+_SPACELESS = (
+    (0x2E80, 0x312F),  # radicals, kana, bopomofo
+    (0x3190, 0x9FFF),  # bopomofo, unified ideographs
+    (0xF900, 0xFAFF),  # compatibility ideographs
+    (0xFF66, 0xFF9F),  # half-width katakana
+    (0x1B000, 0x1B2FF),  # kana supplements
+    (0x20000, 0x3FFFF),  # ideographs of the supplementary planes
+)
+_HANGUL = (
+    (0x1100, 0x11FF),  # Jamo
+    (0x3130, 0x318F),  # compatibility Jamo
+    (0xA960, 0xA97F),  # Jamo extended A
+    (0xAC00, 0xD7FF),  # syllables
+)
+
+
+def parse_tokens(content: str, *, file: str = "tokens.txt") -> list[str]:
+    """Symbols in the order of their ids, from lines of "symbol id".
+
+    A symbol may be any text without a line feed, even a space: the id is what follows the last blank.
+
+    Raises:
+        BundleError: a line has no id, or the ids are not exactly 0..n-1.
+    """
+    symbols: dict[int, str] = {}
+    for number, raw_line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
+        line = raw_line.removesuffix("\r")
+        if not line:
+            continue
+        cut = max(line.rfind(" "), line.rfind("\t"))
+        symbol, digits = line[:cut], line[cut + 1 :]
+        if cut < 1 or not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+            raise BundleError(f"{file}: line {number} is {line[:80]!r}, expected 'symbol id'")
+        if int(digits) in symbols:
+            raise BundleError(f"{file}: line {number}: id {int(digits)} is already that of {symbols[int(digits)]!r}")
+        symbols[int(digits)] = symbol
+    missing = next((i for i in range(len(symbols)) if i not in symbols), None)
+    if missing is not None:
+        raise BundleError(f"{file}: no symbol has id {missing}, expected ids 0 to {len(symbols) - 1}")
+    return [symbols[i] for i in range(len(symbols))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How token ids become text."""
+
+    tokenizer: Literal["char", "bpe"] = "char"
+    """char: symbols are concatenated; bpe: U+2581 starts a word."""
+    unk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer not in ("char", "bpe"):
+            raise ValueError(f"tokenizer must be 'char' or 'bpe', got {self.tokenizer!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without surrounding spaces."""
+
+    text: str
+    begin: int
+    end: int
+
+
+class Vocabulary:
+    """Symbols by id, and the rules for joining them into text and words.
+
+    Character vocabularies (WeNet's `char`) concatenate symbols; U+2581, which WeNet leaves in its output, becomes the
+    space that it represents. In BPE vocabularies U+2581 begins a word. In both, every symbol of a script without spaces
+    (Chinese, Japanese) is a word.
+    """
+
+    def __init__(self, symbols: Sequence[str], config: TextConfig) -> None:
+        self.symbols = tuple(symbols)
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, without leading and trailing spaces."""
+        joined = "".join(self.symbols[token] for token in tokens)
+        return " ".join(joined.replace(WORD_BOUNDARY, " ").split())
+
+    def words(self, tokens: Sequence[int]) -> list[Word]:
+        """Token ids split into words: at U+2581 and spaces, and around symbols of scripts without spaces."""
+        words: list[Word] = []
+        text, begin, alone = "", 0, False
+        for index, token in enumerate(tokens):
+            symbol = self.symbols[token].replace(WORD_BOUNDARY, " ")
+            symbol_alone = stands_alone(symbol.strip())
+            if symbol.startswith(" ") or symbol_alone or alone:
+                if text:
+                    words.append(Word(text=text, begin=begin, end=index))
+                text = ""
+            if not text:
+                begin = index
+            text += symbol.strip()
+            alone = symbol_alone or symbol.endswith(" ")
+        if text:
+            words.append(Word(text=text, begin=begin, end=len(tokens)))
+        return words
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    """Join non-empty texts with a space between them, except next to characters of scripts without spaces."""
+    joined = ""
+    for text in texts:
+        apart = joined and not stands_alone(joined[-1]) and not stands_alone(text[0])
+        joined += f" {text}" if apart else text
+    return joined
+
+
+def stands_alone(symbol: str) -> bool:
+    """Whether a symbol belongs to a script without spaces, so that it is a word by itself."""
+    return _is_within(symbol, _SPACELESS)
+
+
+@functools.cache
+def combining_marks() -> str:
+    """Marks that belong to a letter (accents, vowel signs) and joiners, for a character class of `re`.
+
+    To `re` they are no letters: without them the words of Hindi, Tamil or decomposed Latin fall into pieces.
+    """
+    blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))
+    marks = (chr(code) for block in blocks for code in block if unicodedata.category(chr(code))[0] == "M")
+    return "\u200c\u200d" + "".join(marks)
+
+
+def is_syllabic(symbol: str) -> bool:
+    """Whether a symbol belongs to a script without spaces, or to Korean, whose words have endings."""
+    return _is_within(symbol, _SPACELESS + _HANGUL)
+
+
+def _is_within(symbol: str, ranges: Sequence[tuple[int, int]]) -> bool:
+    return bool(symbol) and all(any(low <= ord(char) <= high for low, high in ranges) for char in symbol)

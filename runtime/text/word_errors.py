@@ -1,0 +1,210 @@
+"""Lists of recordings with transcripts, and word errors of recognised text. Independent of models."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.text.vocabulary import combining_marks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """An audio file and its transcript."""
+
+    path: Path
+    transcript: str
+
+
+def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
+    """Recordings from a text file with lines of "path<TAB>transcript"; paths are relative to the file's folder.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line is malformed; names file and line.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: cannot be read as a list of recordings: {error}") from error
+    recordings = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, tab, transcript = line.partition("\t")
+        if not tab or not name.strip():
+            raise CorpusError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
+        recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
+    if not recordings:
+        raise CorpusError(f"{path}: lists no recordings")
+    return recordings
+
+
+def words(text: str) -> list[str]:
+    """The words to compare: upper case, without punctuation except apostrophes, CJK characters as single words.
+
+    Letters with accents are equal whether they are written as one character or as two (Unicode's normal form C).
+    """
+    plain = unicodedata.normalize("NFC", text.upper()).replace("\u2019", "'")
+    spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain)
+    return _word().findall(spaced)
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    return re.compile(rf"[\w'{combining_marks()}]+")
+
+
+def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
+    """The minimum number of substitutions, deletions and insertions between the two sequences."""
+    row = list(range(len(hypothesis) + 1))
+    for number, expected in enumerate(reference, 1):
+        diagonal, row[0] = row[0], number
+        for column, found in enumerate(hypothesis, 1):
+            diagonal, row[column] = (
+                row[column],
+                min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != found)),
+            )
+    return row[-1]
+
+
+def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int | None, int | None]]:
+    """Index pairs of an alignment with the minimum number of edits, in order.
+
+    (place, None) is a deletion, (None, place) an insertion, all others are matches and substitutions.
+    """
+    rows = [list(range(len(hypothesis) + 1))]
+    for number, expected in enumerate(reference, 1):
+        above, row = rows[-1], [number]
+        for column, found in enumerate(hypothesis, 1):
+            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (expected != found)))
+        rows.append(row)
+    pairs: list[tuple[int | None, int | None]] = []
+    place, column = len(reference), len(hypothesis)
+    while place and column:
+        is_equal = reference[place - 1] == hypothesis[column - 1]
+        if rows[place][column] == rows[place - 1][column - 1] + (not is_equal):
+            place, column = place - 1, column - 1
+            pairs.append((place, column))
+        elif rows[place][column] == rows[place - 1][column] + 1:
+            place -= 1
+            pairs.append((place, None))
+        else:
+            column -= 1
+            pairs.append((None, column))
+    pairs += [(index, None) for index in reversed(range(place))] + [(None, index) for index in reversed(range(column))]
+    return pairs[::-1]
+
+
+def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
+    """Index pairs of equal items in an alignment with the minimum number of edits, in order."""
+    return [
+        (place, column)
+        for place, column in alignment(reference, hypothesis)
+        if place is not None and column is not None and reference[place] == hypothesis[column]
+    ]
+
+
+@dataclass(kw_only=True)
+class WordErrors:
+    """Word errors, accumulated over texts."""
+
+    num_errors: int = 0
+    num_words: int = 0
+
+    def add(self, transcript: str, text: str) -> None:
+        """Count the errors of one text against its transcript."""
+        reference = words(transcript)
+        self.num_errors += edit_distance(reference, words(text))
+        self.num_words += len(reference)
+
+    @property
+    def rate(self) -> float:
+        """Errors per word of the transcripts; 0 without words."""
+        return self.num_errors / self.num_words if self.num_words else 0.0
+
+
+@dataclass(kw_only=True)
+class WordErrorReport(WordErrors):
+    """Word errors by kind, and the words that are confused.
+
+    Attributes:
+        num_texts: texts so far; `num_wrong_texts`: those with an error.
+        confusions: how often a word of a transcript (empty for an insertion) was recognised as another (empty for a
+            deletion).
+    """
+
+    num_texts: int = 0
+    num_wrong_texts: int = 0
+    confusions: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, transcript: str, text: str) -> None:
+        """Count the errors of one text against its transcript."""
+        reference, hypothesis = words(transcript), words(text)
+        pairs = [
+            ("" if place is None else reference[place], "" if column is None else hypothesis[column])
+            for place, column in alignment(reference, hypothesis)
+        ]
+        errors = [pair for pair in pairs if pair[0] != pair[1]]
+        self.confusions.update(errors)
+        self.num_texts += 1
+        self.num_wrong_texts += bool(errors)
+        self.num_errors += len(errors)
+        self.num_words += len(reference)
+
+    @property
+    def num_insertions(self) -> int:
+        """Words that were not spoken."""
+        return sum(count for (expected, _), count in self.confusions.items() if not expected)
+
+    @property
+    def num_deletions(self) -> int:
+        """Words that were not recognised."""
+        return sum(count for (_, found), count in self.confusions.items() if not found)
+
+    @property
+    def num_substitutions(self) -> int:
+        """Words that were recognised as others."""
+        return self.num_errors - self.num_insertions - self.num_deletions
+
+    def data(self, num_confusions: int = 20) -> dict[str, Any]:
+        """All numbers, and the most frequent confusions, as JSON."""
+        most = sorted(self.confusions.items(), key=lambda item: (-item[1], item[0]))[:num_confusions]
+        return {
+            "texts": self.num_texts,
+            "wrong_texts": self.num_wrong_texts,
+            "words": self.num_words,
+            "errors": self.num_errors,
+            "rate": round(self.rate, 6),
+            "insertions": self.num_insertions,
+            "deletions": self.num_deletions,
+            "substitutions": self.num_substitutions,
+            "confusions": [{"expected": pair[0], "found": pair[1], "count": count} for pair, count in most],
+        }
+
+    def lines(self, num_confusions: int = 10) -> list[str]:
+        """The same for people."""
+        lines = [
+            (
+                f"{f'{self.rate:.2%} ' if self.num_words else ''}word errors: "
+                f"{self.num_errors} of {self.num_words} words in {self.num_texts} texts "
+                f"({self.num_wrong_texts} with errors): {self.num_insertions} insertions, "
+                f"{self.num_deletions} deletions, {self.num_substitutions} substitutions"
+            )
+        ]
+        confusions = self.data(num_confusions)["confusions"]
+        if confusions:
+            named = (
+                f"{item['expected'] or '(nothing)'} > {item['found'] or '(nothing)'} {item['count']}"
+                for item in confusions
+            )
+            lines.append(f"most confused: {', '.join(named)}")
+        return lines

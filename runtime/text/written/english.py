@@ -1,0 +1,260 @@
+"""English words as they are written: digits for numbers, times, dates, money and percentages, by rules in order.
+
+Numbers below ten stay words unless something makes them a quantity, as style guides have it: "two dogs", "12 dogs",
+"2 million", "$2", "2%". Digits that are spoken one by one (three or more) are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from u2moe.runtime.text.written.numbers import (
+    SCALES,
+    TEENS,
+    TENS,
+    UNITS,
+    below_hundred,
+    cardinal,
+    digits,
+    ordinal,
+    suffixed,
+    word_at,
+    year,
+)
+
+MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
+_VERBS = ("march", "may")
+"""Months that are more often something else, unless an ordinal follows."""
+_CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
+_AFTER_DATES = (
+    "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
+    "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
+    "when", "because", "before", "after", "today", "tonight", "tomorrow", "yesterday", "please", "monday", "tuesday",
+    "wednesday", "thursday", "friday", "saturday", "sunday",
+)  # fmt: skip
+"""Words that may follow a date or a time, but are nothing that is counted; the empty one is the end."""
+_COUNTED = ("percent", "cent", "cents", "degrees", *_CURRENCIES)
+_HALVES = ("half", "quarter", "quarters")
+_PLURALS = (
+    "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties", "hundreds",
+    "thousands", "millions", "billions",
+)  # fmt: skip
+_BEFORE_TIMES = ("at", "by", "until", "till", "from", "to", "around", "before", "after", "since")
+_FEWEST_DIGITS = 3
+
+
+class Written(NamedTuple):
+    """A written word, and the spoken words `begin` to `end` (exclusive) that it stands for."""
+
+    text: str
+    begin: int
+    end: int
+
+
+Rule = Callable[[Sequence[str], int], list[Written] | None]
+"""The written words that begin with a place in the spoken words; None: the rule does not apply."""
+
+
+def write(words: Sequence[str]) -> list[Written]:
+    """Written words for spoken ones in small letters. Every spoken word is part of exactly one, in order."""
+    written: list[Written] = []
+    place = 0
+    while place < len(words):
+        found = next(filter(None, (rule(words, place) for rule in RULES)), None)
+        written += found or [Written(words[place], place, place + 1)]
+        place = written[-1].end
+    return written
+
+
+def _date(words: Sequence[str], place: int) -> list[Written] | None:
+    """Month, day and perhaps year: "may fifth twenty twenty six" -> "may 5, 2026"."""
+    month = words[place]
+    if month not in MONTHS:
+        return None
+    day = ordinal(words, place + 1) or (None if month in _VERBS else _day(words, place + 1))
+    if day is None and month not in _VERBS:
+        found = _year(words, place + 1)
+        if found is None:
+            return None
+        return [Written(month, place, place + 1), Written(str(found[0]), place + 1, found[1])]
+    if day is None or not 1 <= day[0] <= 31 or _year(words, place + 1):
+        return None
+    found = _year(words, day[1])
+    text = f"{day[0]}," if found else str(day[0])
+    written = [Written(month, place, place + 1), Written(text, place + 1, day[1])]
+    return [*written, Written(str(found[0]), day[1], found[1])] if found else written
+
+
+def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
+    """A day of the month as "twenty five", unless it counts what follows: "in june two people"."""
+    found = below_hundred(words, place)
+    is_day = found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1]))
+    return found if is_day else None
+
+
+def _time(words: Sequence[str], place: int) -> list[Written] | None:
+    """A time with a.m., p.m. or o'clock after it, or a word such as "at" before it and minutes."""
+    hour = below_hundred(words, place)
+    if hour is None or not 1 <= hour[0] <= 12:
+        return None
+    minutes, end = _minutes(words, hour[1])
+    half, after = _half_of_day(words, end)
+    if half:
+        return [Written(f"{hour[0]}{minutes}", place, end), Written(half, end, after)]
+    if not minutes and word_at(words, end) == "o'clock":
+        return [Written(str(hour[0]), place, end), Written("o'clock", end, end + 1)]
+    before, following = word_at(words, place - 1), word_at(words, end)
+    is_open = following not in _COUNTED and not _goes_on(words, end) if before == "at" else following in _AFTER_DATES
+    if minutes and before in _BEFORE_TIMES and is_open:
+        return [Written(f"{hour[0]}{minutes}", place, end)]
+    return None
+
+
+def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
+    """Minutes as in ":30", and the place after; empty without minutes."""
+    if word_at(words, place) == "oh" and word_at(words, place + 1) in UNITS:
+        return f":0{UNITS[words[place + 1]]}", place + 2
+    found = below_hundred(words, place)
+    return (f":{found[0]}", found[1]) if found and 10 <= found[0] <= 59 else ("", place)
+
+
+def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
+    """Whether "a.m." or "p.m." follows, spelled or as a word, and the place after; empty if neither is there."""
+    for letter in "ap":
+        if word_at(words, place) in (f"{letter}m", f"{letter}.m."):
+            return f"{letter}.m.", place + 1
+        if word_at(words, place) == letter and word_at(words, place + 1) == "m":
+            return f"{letter}.m.", place + 2
+    return "", place
+
+
+def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
+    """A year, also as "two thousand five" or "nineteen hundred"."""
+    found = year(words, place) or cardinal(words, place)
+    is_year = found is not None and 1000 <= found[0] <= 2999 and word_at(words, place) != "a"
+    return found if is_year else None
+
+
+def _spoken_year(words: Sequence[str], place: int) -> list[Written] | None:
+    """A year in two halves."""
+    found = year(words, place)
+    return None if found is None or _goes_on(words, found[1]) else [Written(str(found[0]), place, found[1])]
+
+
+def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
+    """Numbers with a decimal point, and what follows them: currency, percent, million."""
+    before = word_at(words, place - 1)
+    found = cardinal(words, place, with_and=before != "between")
+    if found is None:
+        return None
+    number, end = found
+    is_part = before in _HALVES or (before == "of" and word_at(words, place - 2) in _HALVES)
+    if words[place] == "a" and (number < 1000 or is_part):  # "a hundred times", "half a million"
+        return None
+    text, end = _decimal(words, number, end)
+    is_decimal = "." in text
+    if is_decimal and number == 1 and before == "at" and word_at(words, end) not in (*_COUNTED, *SCALES):
+        return None  # "at one point two of them"
+    scale = word_at(words, end) if is_decimal and word_at(words, end) in SCALES else ""
+    if not is_decimal and number >= 10**6:
+        scale, text, end = _scaled(words, place, number, text, end)
+    after = end + bool(scale)
+    following = word_at(words, after)
+    if _goes_on(words, after) or following in _PLURALS:
+        return _as_spoken(words, place)
+    if following in _CURRENCIES:
+        return _money(words, place, text, end, scale)
+    if following == "percent" and not scale:
+        return [Written(f"{text}%", place, after + 1)]
+    if scale:
+        return [Written(text, place, end), Written(scale, end, end + 1)]
+    if is_decimal or number >= 10:
+        return [Written(text, place, end)]
+    return None
+
+
+def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
+    """A number in digits, with the digits after "point" if there are any, and the place after."""
+    if word_at(words, end) != "point":
+        return f"{number:,}" if number >= 10_000 else str(number), end
+    spoken = digits(words, end + 1)
+    if spoken:
+        return f"{number}.{spoken[0]}", spoken[1]
+    following = word_at(words, end + 1)
+    if following in UNITS or following in ("zero", "oh"):
+        return f"{number}.{UNITS.get(following, 0)}", end + 2
+    found = below_hundred(words, end + 1)  # "three point fourteen"
+    return (f"{number}.{found[0]}", found[1]) if found else (f"{number:,}" if number >= 10_000 else str(number), end)
+
+
+def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
+    """Scale, digits and their end: "million" and "2" for "two million", but all digits where a number needs them."""
+    scale = words[end - 1]
+    if scale in SCALES and scale != "thousand" and number % SCALES[scale] == 0 and end - 1 > place:
+        return scale, f"{number // SCALES[scale]:,}", end - 1
+    return "", text, end
+
+
+def _money(words: Sequence[str], place: int, text: str, end: int, scale: str) -> list[Written]:
+    """An amount, with cents if they follow."""
+    after = end + bool(scale)
+    sign = _CURRENCIES[words[after]]
+    if scale:  # the currency goes with the sign, but the words stay in order
+        return [Written(f"{sign}{text}", place, end), Written(scale, end, after + 1)]
+    following = after + 1 + (word_at(words, after + 1) == "and")
+    cents = below_hundred(words, following)
+    if cents and "." not in text:
+        last = word_at(words, cents[1])
+        if last in ("cent", "cents"):
+            return [Written(f"{sign}{text}.{cents[0]:02}", place, cents[1] + 1)]
+        if cents[0] >= 10 and following == after + 1 and last in _AFTER_DATES:  # "one dollar twenty five"
+            return [Written(f"{sign}{text}.{cents[0]}", place, cents[1])]
+    return [Written(f"{sign}{text}", place, after + 1)]
+
+
+def _digits(words: Sequence[str], place: int) -> list[Written] | None:
+    """Digits that are spoken one by one, as those of a telephone number."""
+    found = digits(words, place)
+    if not found or len(found[0]) < _FEWEST_DIGITS:
+        return None
+    return _as_spoken(words, place) if _goes_on(words, found[1]) else [Written(found[0], place, found[1])]
+
+
+def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
+    """Ordinals from tenth on, and smaller ones before "of" and a month."""
+    found = ordinal(words, place)
+    if found is None:
+        return None
+    if words[place] in ("a", "one") and found[1] == place + 2:  # "one hundredth of a second"
+        return _as_spoken(words, place, found[1])
+    if word_at(words, place - 1) == "a" or _is_number(words, place - 1):  # "a tenth", "two tenth"
+        return None
+    is_day = word_at(words, found[1]) == "of" and word_at(words, found[1] + 1) in MONTHS
+    return [Written(suffixed(found[0]), place, found[1])] if found[0] >= 10 or is_day else None
+
+
+def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
+    """The words of numbers from a place on, or up to `end`: which of them belong together is not known."""
+    if not end:
+        end = place + 1
+        while _is_number(words, end):
+            end += 1
+    return [Written(words[number], number, number + 1) for number in range(place, end)]
+
+
+def _goes_on(words: Sequence[str], place: int) -> bool:
+    """Whether a number goes on after what was read of it; an "oh" only with a number after it."""
+    return _is_number(words, place) and (words[place] != "oh" or _is_number(words, place + 1))
+
+
+def _is_number(words: Sequence[str], place: int) -> bool:
+    word = word_at(words, place)
+    return word in UNITS or word in TEENS or word in TENS or word in SCALES or word in ("hundred", "zero", "oh")
+
+
+RULES: tuple[Rule, ...] = (_date, _time, _spoken_year, _digits, _ordinal, _quantity)
+"""All rules; the first that applies counts."""

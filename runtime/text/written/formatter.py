@@ -1,0 +1,117 @@
+"""Results as people read them: numbers as digits, and sentences with small letters. Scores and times stay."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
+from u2moe.runtime.text.vocabulary import join_texts, stands_alone
+from u2moe.runtime.text.written.casing import Casing
+from u2moe.runtime.text.written.english import MONTHS, Written, write
+from u2moe.runtime.validation import checked_flag, checked_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How results are written. English only.
+
+    Attributes:
+        numbers: numbers, times, dates and money as digits.
+        casing: small letters for text in capitals, which remain where sentences begin and in words of a list.
+        capitalized: further words and phrases with capitals, as they are written.
+    """
+
+    numbers: bool = True
+    casing: bool = True
+    capitalized: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked_flag("numbers", self.numbers)
+        checked_flag("casing", self.casing)
+        words: Any = self.capitalized
+        if isinstance(words, str) or not isinstance(words, Iterable):
+            raise ValueError(f"capitalized must be a list of words, got {words!r}")  # noqa: TRY004
+        listed = tuple(words)
+        if not all(isinstance(word, str) for word in listed):
+            raise ValueError("capitalized must be a list of words, got one that is not text")
+        object.__setattr__(self, "capitalized", listed)
+
+
+@lru_cache(maxsize=16)
+def formatter_of(text_format: TextFormat) -> TextFormatter:
+    """The formatter of a format; streams with the same format share it."""
+    return TextFormatter(text_format)
+
+
+class TextFormatter:
+    """Writes results in a format."""
+
+    def __init__(self, text_format: TextFormat | None = None) -> None:
+        self.format = checked_options("text_format", text_format, TextFormat())
+        self._casing = Casing(self.format.capitalized)
+
+    def text(self, text: str) -> str:
+        """A text as people write it."""
+        spoken = text.split()
+        return " ".join(part.text for part in self._written(spoken)) if _is_english(spoken) else text
+
+    def result(self, result: Result) -> Result:
+        """A result with its texts and words as people write them.
+
+        A written word begins where the first of the spoken words begins that it stands for, ends where the last one
+        ends, and has the least of their confidences. Tokens, times of tokens and scores are unchanged.
+        """
+        spoken = [word.word for word in result.words]
+        words = result.words
+        if spoken and _is_english(spoken) and " ".join(spoken) == result.text:
+            written = self._written(spoken)
+            words = [_joined(part, result.words) for part in written]
+            text = " ".join(part.text for part in written)
+        else:
+            text = self.text(result.text)
+        nbest: dict[str, Alternative] = {}
+        for alternative in result.nbest:
+            own = self.text(alternative.text)
+            nbest.setdefault(own, dataclasses.replace(alternative, text=own))
+        return dataclasses.replace(result, text=text, words=words, nbest=list(nbest.values()))
+
+    def transcript(self, transcript: Transcript) -> Transcript:
+        """A transcript whose segments are written so."""
+        segments = [self.result(segment) for segment in transcript.segments]
+        text = join_texts([segment.text for segment in segments if segment.text])
+        return dataclasses.replace(transcript, text=text, segments=segments)
+
+    def _written(self, spoken: Sequence[str]) -> list[Written]:
+        plain = [word.lower() for word in spoken]
+        written = write(plain) if self.format.numbers else [Written(w, i, i + 1) for i, w in enumerate(plain)]
+        if not (self.format.casing and all(word == word.upper() for word in spoken)):
+            return [part._replace(text=_kept(part, spoken)) for part in written]
+        texts = self._casing.of([part.text for part in written])
+        for place, text in enumerate(texts):  # in a date also March and May are months
+            is_before_day = texts[place + 1 : place + 2] and texts[place + 1][0].isdigit()
+            is_after_day = place >= 2 and texts[place - 1] == "of" and texts[place - 2][0].isdigit()
+            if text in MONTHS and (is_before_day or is_after_day):
+                texts[place] = text.capitalize()
+        return [part._replace(text=text) for part, text in zip(written, texts, strict=True)]
+
+
+def _kept(part: Written, spoken: Sequence[str]) -> str:
+    """A written word in its own letter case, if it is the spoken one."""
+    is_same = part.end == part.begin + 1 and part.text == spoken[part.begin].lower()
+    return spoken[part.begin] if is_same else part.text
+
+
+def _joined(part: Written, words: Sequence[WordResult]) -> WordResult:
+    """A written word with the span of the spoken ones."""
+    own = words[part.begin : part.end]
+    confidences = [word.confidence for word in own if word.confidence is not None]
+    return WordResult(word=part.text, start=own[0].start, end=own[-1].end, confidence=min(confidences, default=None))
+
+
+def _is_english(words: Sequence[str]) -> bool:
+    """Whether none of the words is of a script without spaces."""
+    return not any(stands_alone(character) for word in words for character in word)

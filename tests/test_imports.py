@@ -1,0 +1,82 @@
+"""The rooms of the runtime: imports between them and within them run downhill, and private names stay at home."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+RUNTIME = Path(__file__).parent.parent / "runtime"
+ORDER = (
+    "errors", "log", "validation", "whole_file", "result",
+    "text", "language", "options", "audio", "bundle", "model", "graph", "decoding",
+    "stream", "recording", "recognizer", "worker", "transcriber", "__init__",
+    "corpus", "server", "cli", "root",
+)  # fmt: skip
+"""Rooms, and files beside them, from the bottom to the top: each imports only what stands before it."""
+DOORS = {("bundle.bundle", "model.model")}
+"""Exceptions: `Bundle.load` opens the sessions of a bundle."""
+SEPARATE = {"kernels", "cpp", "web", "demo"}
+"""Folders of `runtime/` that are distributions of their own, or data."""
+
+
+def modules(folder=RUNTIME):
+    """Files by the name by which they are imported below `u2moe.runtime`."""
+    found = {}
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        if parts[0] not in SEPARATE:
+            found[".".join(parts)] = file
+    return found
+
+
+def imports(name, known):
+    """(module, name) of everything that a module imports from the runtime, also for types alone or within functions."""
+    for node in ast.walk(ast.parse(known[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[:2] == ["u2moe", "runtime"]:
+            module = ".".join(node.module.split(".")[2:])
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".lstrip(".")
+                if inner in known or f"{inner}.__init__" in known:
+                    yield (inner if inner in known else f"{inner}.__init__"), None
+                else:
+                    yield (module if module in known else f"{module}.__init__".lstrip(".")), alias.name
+
+
+def room(name):
+    return name.split(".")[0]
+
+
+def test_every_room_has_its_place():
+    assert {room(name) for name in modules()} == set(ORDER)
+
+
+def test_imports_between_rooms_run_downhill():
+    known = modules()
+    uphill = {
+        f"{name} imports {module}"
+        for name in known
+        for module, _ in imports(name, known)
+        if ORDER.index(room(module)) > ORDER.index(room(name)) and (name, module) not in DOORS
+    }
+    assert not uphill
+
+
+def test_imports_form_no_circle():
+    known = modules()
+    graph = {name: {module for module, _ in imports(name, known) if module != name} for name in known}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_private_names_stay_in_their_file():
+    known = modules()
+    private = {
+        f"{name} imports {module}.{imported}"
+        for name in known
+        for module, imported in imports(name, known)
+        if module != name and imported is not None and imported.startswith("_") and not imported.startswith("__")
+    }
+    assert not private
