@@ -86,7 +86,7 @@ class Resampler:
 
 
 def _stream(source_rate: float, target_rate: int) -> Any:
-    """What resamples: soxr, or our own where soxr is not installed, because it has no wheel for the system."""
+    """A resampler: soxr's, or our own on systems for which soxr has no wheel."""
     try:
         import soxr  # noqa: PLC0415
     except ModuleNotFoundError:

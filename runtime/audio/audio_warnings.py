@@ -1,4 +1,4 @@
-"""Where warnings about audio go: to a function, instead of to Python's list of all warnings."""
+"""Routes audio warnings to a callback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def handing_warnings_to(take: Callable[[str], object]) -> Iterator[None]:
-    """Call `take` with the text of every AudioWarning; all other warnings go where they went."""
+    """Call `take` with the text of every AudioWarning; other warnings are shown as usual."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", AudioWarning)
         show = warnings.showwarning

@@ -1,4 +1,4 @@
-"""Opens whatever holds audio: a path, bytes, a file object or raw samples; with libsndfile, or else with PyAV."""
+"""Opens audio from a path, bytes, a file object or raw samples, with libsndfile or else with PyAV."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEDIA_SUFFIXES = (
 _MEDIA = re.compile(
     rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11|#!AMR|\xff[\xf1\xf9]|FLV\x01|RIFF....AVI ", re.DOTALL
 )
-"""How media files begin that PyAV reads and libsndfile does not."""
+"""First bytes of media files that PyAV reads and libsndfile does not."""
 
 
 def has_media() -> bool:
@@ -42,7 +42,7 @@ def has_media() -> bool:
 
 @contextlib.contextmanager
 def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Sound]:
-    """Open an audio file for reading. What cannot seek, such as a pipe, is first read to its end, unless it is raw.
+    """Open an audio file for reading. A pipe is first read to its end, unless it is raw audio.
 
     Args:
         file: a path, bytes, a binary file object, or raw audio.
@@ -61,7 +61,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
 
 
 def name_of(file: File | RawAudio) -> str:
-    """What messages call it."""
+    """The name of a file in messages."""
     if isinstance(file, bytes | bytearray | memoryview):
         return f"{len(file)} bytes"
     if isinstance(file, str | os.PathLike | SoundBytes | RawAudio):
@@ -114,13 +114,13 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
 
 
 def _reason(error: Exception) -> str:
-    """What libsndfile says, without the name of the file."""
+    """The message of libsndfile without the name of the file."""
     return str(getattr(error, "error_string", error))
 
 
 @contextlib.contextmanager
 def _readable(file: File) -> Iterator[Any]:
-    """What soundfile can open: the path, or an open file that can seek."""
+    """The path, or an open seekable file, for soundfile."""
     name = name_of(file)
     with contextlib.ExitStack() as stack:
         if isinstance(file, bytes | bytearray | memoryview):

@@ -13,7 +13,7 @@ from u2moe.runtime.errors import AudioError, AudioWarning
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of files that count as audio when a folder is searched."""
 APPLE_DOUBLE = "._"
-"""How files begin that macOS writes beside others on foreign disks, with their suffixes: they hold no audio."""
+"""Prefix of the metadata files that macOS writes beside others, with the same suffix; they hold no audio."""
 _MOST_NAMED = 5
 
 

@@ -1,6 +1,6 @@
 """Reads one audio track of a media file (m4a, mp4, webm, mkv, wma, amr, video and more) with PyAV, the extra [media].
 
-A `MediaFile` has the members of `soundfile.SoundFile` that `audio` uses. Samples are those of ffmpeg's own decoding.
+A `MediaFile` has the members of `soundfile.SoundFile` that `reading` uses. Samples equal those that ffmpeg decodes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTAINERS = (
     "3gp,aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,matroska,mov,mp3,mp4,mpc,mpc8,mpeg,"
     "mpegts,mxf,nut,ogg,oma,rm,tak,tta,voc,w64,wav,webm,wtv,wv"
 )
-"""What is opened. Others that ffmpeg knows are lists of further files and addresses (hls, concat), or take anything."""
+"""Formats that are opened. Others of ffmpeg's refer to further files and addresses (hls, concat) or accept anything."""
 _STATES_LENGTH = re.compile("mov|matroska|asf")
 """Containers whose header states the length; that of others is an estimate."""
 _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -35,7 +35,7 @@ _LONGEST_PACKET_S = 2.0
 _LEAST_GAP_S = 0.25
 """Shorter gaps between time stamps are those of encoders and rounding."""
 _LONGEST_GAP_S = 3600.0
-"""Where the file does not state its length; a damaged time stamp may be any."""
+"""Limit where the file does not state its length, since a damaged time stamp may have any value."""
 
 
 class MediaFile:
@@ -98,7 +98,7 @@ class MediaFile:
         Raises:
             AudioError: the file is damaged here.
         """
-        del dtype, always_2d  # there is nothing else to have
+        del dtype, always_2d  # always these
         parts = []
         while size > 0 and self._rest is not None:
             parts.append(self._rest[:size])
@@ -113,7 +113,7 @@ class MediaFile:
             frame -= len(block)
 
     def damage(self, num_read: int) -> str | None:
-        """What is missing of a file that was read to its end with `num_read` frames; None: nothing."""
+        """A description of what is missing after `num_read` frames were read to the end; None: nothing is."""
         if self.frames < sys.maxsize and (self.frames - num_read) / self.samplerate > _CUT_OFF_S:
             stated_s, found_s = self.frames / self.samplerate, num_read / self.samplerate
             return f"holds {found_s:.1f} of the {stated_s:.1f} s that its header states: it was cut off"

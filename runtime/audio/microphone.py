@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """What a microphone feeds: a `Transcriber`."""
+    """The part of `Transcriber` that a microphone uses."""
 
     @property
     def sample_rate(self) -> float:
-        """In Hz, as it wants it."""
+        """The rate that it expects, in Hz."""
 
     def feed(self, samples: npt.NDArray[np.float32], sample_rate: float | None = None) -> None:
-        """Take samples [n]; never waits."""
+        """Accept samples [n] without waiting."""
 
     def report(self, error: Exception) -> None:
-        """Take an error of the source."""
+        """Accept an error of the device."""
 
 
 class Microphone:

@@ -1,7 +1,7 @@
-"""Silence around sources that begin or end in the middle of a sound, as recordings that were cut do.
+"""Pads sources that begin or end in the middle of a sound with silence.
 
-Such a source starts with its first sound: the encoder has heard nothing before it. At its end the encoder leaves out a
-remainder that is too short for a frame, and that may be the end of a word.
+Without it the encoder has no context before the first sound of a tightly cut recording, and at its end it drops a remainder
+that is too short for a frame but may be the end of a word.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from u2moe.runtime.audio.arrays import Samples
 
 SOUND = 2.0**-8
-"""The samples of a feature frame with a sound in it differ by more than this: 128 steps of 16 bits, half a step of 8.
-Noise 60 dB below full scale does. So a silent room is a sound to many microphones, and gets silence."""
+"""A feature frame whose samples span more than this contains a sound: 128 steps of 16 bits, half a step of 8 bits.
+Noise 60 dB below full scale counts as sound, as does the silent room of many microphones."""
 
 
 class Padding:
-    """Adds silence to the samples of one source, however they are split.
+    """Pads the samples of one source with silence, for any split of the samples.
 
     Attributes:
-        num_before: samples of silence that came before the source.
+        num_before: samples of silence added before the source.
 
     Args:
         padding_s: see `DecodingOptions`.
@@ -40,11 +40,11 @@ class Padding:
 
     @property
     def most_to_come(self) -> int:
-        """Samples that may be heard with the next ones, besides these: what is kept until it has begun, and silence."""
+        """Largest number of samples that the next call may return beyond those it is given."""
         return 0 if self._has_begun else len(self._silence) + len(self._edge)
 
     def accept(self, samples: Samples) -> Samples:
-        """What is to be heard when these samples [n] have come: nothing until they fill a frame."""
+        """Samples to pass on after receiving `samples` [n]; none until they fill a feature frame."""
         if not len(self._silence):
             return samples
         is_long = len(samples) >= self._frame_len
@@ -55,7 +55,7 @@ class Padding:
         return samples
 
     def finish(self) -> Samples:
-        """What is to be heard after the last sample."""
+        """Samples to pass on at the end."""
         rest = self._edge[:0] if self._has_begun else self._begin()
         return np.concatenate([rest, self._silence]) if _is_sound(self._edge) else rest
 
@@ -69,7 +69,7 @@ class Padding:
 
 
 def padded(samples: Samples, padding_s: float, sample_rate: int, frame_len: int) -> Samples:
-    """A whole recording [n] as it is heard."""
+    """A whole recording [n] with its padding."""
     padding = Padding(padding_s, sample_rate, frame_len)
     return np.concatenate([padding.accept(samples), padding.finish()])
 

@@ -1,4 +1,4 @@
-"""Samples without a header, from a file, a pipe or a device, read as they come."""
+"""Raw audio: samples without a header, read from a file, a pipe or a device as they arrive."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from u2moe.runtime.errors import AudioError
 from u2moe.runtime.validation import checked_number
 
 File = str | os.PathLike[str] | bytes | IO[bytes]
-"""What holds the bytes of a file: a path (of a pipe too), the bytes themselves, or an open binary file."""
+"""An audio file: its path (or that of a pipe), its content as bytes, or an open binary file object."""
 ENCODINGS = {"s16le": ("<i2", 2.0**-15), "s32le": ("<i4", 2.0**-31), "f32le": ("<f4", 1.0)}
 """Element type and scale of each encoding, by ffmpeg's name for it."""
 _MOST_CHANNELS = 1024
 _POLL_S = 0.01
-"""Seconds between two looks at a pipe that does not block."""
+"""Seconds between two reads of an empty non-blocking pipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawAudio:
-    """Samples without a header, and what a header would say; validated at construction.
+    """Raw audio and its format, which has no header; validated at construction.
 
     Attributes:
-        file: a path, bytes, or a binary file object, which is read as its samples come.
+        file: a path, bytes, or a binary file object, read as its samples arrive.
         sample_rate: in Hz.
-        encoding: `s16le`, `s32le` or `f32le`: integers or floats of so many bits, little-endian.
-        num_channels: samples of so many channels take turns.
+        encoding: `s16le`, `s32le` or `f32le`: little-endian integers or floats, as ffmpeg names them.
+        num_channels: number of interleaved channels.
     """
 
     file: File
@@ -77,7 +77,7 @@ class RawAudio:
 
 
 class RawFile:
-    """Raw audio that is open; the members are those of `soundfile.SoundFile` that `audio` uses."""
+    """An open stream of raw audio, with the members of `soundfile.SoundFile` that `reading` uses."""
 
     def __init__(self, audio: RawAudio, stream: BinaryIO) -> None:
         self.samplerate = audio.sample_rate
@@ -90,7 +90,7 @@ class RawFile:
 
     def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
         """Up to `size` frames [frames, channels], as soon as there is one; none at the end."""
-        del dtype, always_2d  # there is nothing else to have
+        del dtype, always_2d  # always these
         frame = self._kind.itemsize * self.channels
         content = self._rest
         while len(content) < frame and size > 0:
@@ -104,7 +104,7 @@ class RawFile:
         return samples.astype(np.float32) * np.float32(self._scale)
 
     def _read_some(self, num_bytes: int) -> bytes:
-        """What there is, at least one byte; nothing at the end."""
+        """The bytes available now, at least one; none at the end."""
         read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all of it
         more: bytes | None = read(num_bytes)
         if more is None or (not more and _is_non_blocking(self._stream)):
@@ -119,13 +119,13 @@ class RawFile:
             frame -= len(block)
 
     def damage(self, num_read: int) -> str | None:
-        """What is missing at the end."""
+        """A description of the incomplete sample at the end; None: there is none."""
         del num_read
         return f"ends with {len(self._rest)} bytes of an unfinished sample: it was cut off" if self._rest else None
 
 
 def _is_non_blocking(stream: Any) -> bool:
-    """Whether reading returns nothing where there is nothing yet: a parent process may leave a pipe like this."""
+    """Whether the stream is non-blocking, as a parent process may have left a pipe."""
     try:
         return not os.get_blocking(stream.fileno())
     except (AttributeError, OSError, ValueError):  # not of the system, closed, or Windows before Python 3.12

@@ -38,7 +38,7 @@ _NO_MOVES: dict[int, tuple[FusionState, float]] = {}
 
 
 class FusionState:
-    """What the score of further tokens depends on: history and the beginning of the current word.
+    """The state that the scores of further tokens depend on: the history and the beginning of the current word.
 
     Attributes:
         history: words before the current one, as a node of the model.
@@ -139,7 +139,7 @@ class Fusion:
         return self._state(history, begun), score
 
     def losses(self, state: FusionState | None) -> tuple[float, float]:
-        """What a hypothesis certainly loses by its next token, up to the `gains` of that; 0 or less.
+        """An upper bound of the score that the next token adds, besides its `gains`; 0 or less.
 
         First, if the token goes on with the current word: it then begins one word less. Second, if it ends that word
         (`ends_word`), which is then less probable than its best completion.
@@ -229,7 +229,7 @@ class Fusion:
 
 
 class _Missing:
-    """What a cache says of a key that it does not have, where None is a value."""
+    """Marks a missing key in a cache in which None is a value."""
 
 
 _MISSING = _Missing()

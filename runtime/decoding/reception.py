@@ -1,4 +1,4 @@
-"""The input of one source: samples at any rate to windows of features, and their loudness. Runs no model."""
+"""From samples of one source to windows of features and their loudness. Runs no model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Reception:
 
     With `knows_last`, whether a window is the last is known when it is taken; see `Windows`.
 
-    Before and after the samples there may be `padding_s` seconds of silence; see `Padding`.
+    `padding_s` seconds of silence may be added before and after the samples; see `Padding`.
 
     Attributes:
         num_samples: samples received, at the model's rate, without that silence.
@@ -79,12 +79,12 @@ class Reception:
 
     @property
     def lead_s(self) -> float:
-        """Seconds of silence before the first sample, in whole milliseconds as times of results are."""
+        """Seconds of silence before the first sample, rounded to milliseconds as times of results are."""
         return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000
 
     @property
     def end_s(self) -> float:
-        """Seconds of the source so far, in whole milliseconds as times of results are, and none that has not begun."""
+        """Seconds of the source so far, rounded down to whole milliseconds as times of results are."""
         return self.num_samples * 1000 // self._sample_rate / 1000
 
     @property
@@ -94,9 +94,9 @@ class Reception:
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio without which there is no next window. The resampler may hold back some more.
+        """Seconds of audio missing for the next window. The resampler may hold back a little more.
 
-        Until the source has begun, so many may not suffice: whether there is silence before it is not known.
+        May be an underestimate before the first frame, when it is unknown whether silence will be added.
         """
         num_frames = self._windows.num_missing
         if num_frames <= self._features.num_ready:

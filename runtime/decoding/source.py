@@ -164,7 +164,7 @@ class Source:
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio without which there is no next window."""
+        """Seconds of audio missing for the next window."""
         with self._lock:
             return self._reception.missing_s
 

@@ -1,4 +1,4 @@
-"""Voice activity detection with silero VAD, which the user provides: from recordings to stretches of speech."""
+"""Voice activity detection with silero VAD, which the user provides."""
 
 from __future__ import annotations
 

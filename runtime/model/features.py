@@ -95,7 +95,7 @@ class FeatureStream:
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What a configuration makes of samples.
+    """Constants derived from a configuration.
 
     The centres of the mel bands divide the spectrum into intervals: band b rises in interval b and falls in interval
     b + 1. At each point the weights of the band that falls and of the one that rises sum to 1.

@@ -1,4 +1,4 @@
-"""Where and how graphs run: execution providers, threads, kernels. Opens no session."""
+"""Settings of onnxruntime sessions: execution providers, threads, kernels. Opens no session."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ALWAYS_ALLOWED_THREADS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """Where and how graphs run, validated at construction.
+    """Settings of the sessions of a model, validated at construction.
 
     Attributes:
         providers: execution providers in order of preference. All must be installed and start.
