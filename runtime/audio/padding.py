@@ -1,7 +1,7 @@
 """Pads sources that begin or end in the middle of a sound with silence.
 
-Without it the encoder has no context before the first sound of a tightly cut recording, and at its end it drops a remainder
-that is too short for a frame but may be the end of a word.
+Without it the encoder has no context before the first sound of a tightly cut recording, and at its end it drops what is
+too short for a frame but may be the end of a word.
 """
 
 from __future__ import annotations
