@@ -1,12 +1,7 @@
-"""Options from a TOML file, completion in shells, and what is logged."""
+"""Options from a TOML file, and what is logged."""
 
 import logging
-import os
-import pty
 import re
-import select
-import shutil
-import subprocess
 import sys
 
 import pytest
@@ -162,119 +157,6 @@ def test_no_home_folder(monkeypatch):
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert configuration.default_file() is None
-
-
-def test_completion_knows_all_commands_and_options(capsys):
-    assert cli.main(["completion", "fish"]) == 0
-    out = capsys.readouterr().out
-    for expected in (
-        "-a transcribe -d 'recognise audio files'",
-        "' -x -a 'attention_rescoring",
-        "'json: one object per",
-    ):
-        assert expected in out
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_completion_in_bash(capsys):
-    assert cli.main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-
-    def complete(*words):
-        call = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _u2moe; printf "%s\\n" "${COMPREPLY[@]}"'
-        command = ["bash", "--norc", "-c", f"{script}\n{call}", "bash", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-    assert complete("u2moe", "tr") == ["transcribe"]
-    assert complete("u2moe", "transcribe", "--be") == ["--beam-size"]
-    assert complete("u2moe", "transcribe", "--search", "ctc") == ["ctc_prefix_beam", "ctc_greedy"]
-    assert complete("u2moe", "listen", "--list") == ["--list-devices"]
-    assert complete("u2moe", "transcribe", "--no-") == []
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_names_with_spaces_in_bash(capsys, tmp_path):
-    """The shell completes them, and quotes them: our function leaves names of files to it."""
-    assert cli.main(["completion", "bash"]) == 0
-    (tmp_path / "script").write_text(capsys.readouterr().out)
-    (tmp_path / "my talk.wav").touch()
-    (tmp_path / "rc").write_text(f"source {tmp_path}/script\nPS1='READY '\nbind 'set enable-bracketed-paste off'\n")
-    bash = Shell(["bash", "--rcfile", "rc", "-i"], tmp_path)
-    try:
-        bash.say("", b"READY ")
-        bash.say("show() { printf '<%s>' \"$@\"; echo END; }; complete -o default -F _u2moe show\n", b"READY ")
-        assert "<transcribe><my talk.wav>" in bash.say("show transcribe my\t\n", b">END")
-    finally:
-        bash.end()
-
-
-class Shell:
-    """An interactive shell on a terminal."""
-
-    def __init__(self, command, home):
-        self.terminal, other_end = pty.openpty()
-        environment = {**os.environ, "HOME": str(home), "ZDOTDIR": str(home), "TERM": "dumb"}
-        self.process = subprocess.Popen(
-            command, stdin=other_end, stdout=other_end, stderr=other_end, cwd=home, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
-        os.close(other_end)
-
-    def say(self, text, until):
-        """Type, and read until something is shown."""
-        os.write(self.terminal, text.encode())
-        shown = b""
-        while until not in shown:
-            assert select.select([self.terminal], [], [], 120)[0], shown
-            shown += os.read(self.terminal, 65536)
-        return shown.decode()
-
-    def end(self):
-        os.close(self.terminal)
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh: apt-get install zsh")
-def test_completion_in_zsh(capsys, tmp_path):
-    assert cli.main(["completion", "zsh"]) == 0
-    (tmp_path / "script").write_text(capsys.readouterr().out)
-    (tmp_path / "talk.wav").touch()
-    (tmp_path / "my speech.wav").touch()
-    zsh = Shell(["zsh", "-f", "-i"], tmp_path)
-    prompt = b"\x1b[?2004h"  # of every command line
-    try:
-        zsh.say("", prompt)
-        zsh.say("source ./script\n", prompt)
-        zsh.say('show() { print -r -- "<$BUFFER>""END"; BUFFER= }; zle -N show; bindkey "^G" show\n', prompt)
-
-        def complete(line):
-            return re.search("<(.*?) ?>END", zsh.say(f"{line}\t\x07", b">END"))[1]
-
-        assert complete("u2moe transc") == "u2moe transcribe"
-        assert complete("u2moe transcribe --be") == "u2moe transcribe --beam-size"
-        assert complete("u2moe transcribe --search ctc_g") == "u2moe transcribe --search ctc_greedy"
-        assert complete("u2moe transcribe ta") == "u2moe transcribe talk.wav"
-        assert complete("u2moe transcribe my") == r"u2moe transcribe my\ speech.wav"
-    finally:
-        zsh.end()
-
-
-@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish: apt-get install fish")
-def test_completion_in_fish(capsys, tmp_path):
-    assert cli.main(["completion", "fish"]) == 0
-    (tmp_path / "script").write_text(capsys.readouterr().out)
-    (tmp_path / "my speech.wav").touch()
-
-    def complete(line):
-        command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C '{line}'"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-        return [item.split("\t")[0] for item in done.stdout.splitlines()]
-
-    assert complete("u2moe tr") == ["transcribe"]
-    assert complete("u2moe transcribe --be")[0] == "--beam-size"  # and what resembles it
-    assert complete("u2moe transcribe --search ctc") == ["ctc_greedy", "ctc_prefix_beam"]
-    assert complete("u2moe transcribe my") == ["my speech.wav"]  # which fish quotes as it puts it in
 
 
 def test_the_library_is_silent_and_tells_what_it_does_if_asked(bundle, clip, capsys, caplog):

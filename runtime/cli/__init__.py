@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.cli.completion import add_completion
 from u2moe.runtime.cli.configuration import add_config, add_opposites, apply_configuration
 from u2moe.runtime.cli.listen import add_listen
 from u2moe.runtime.cli.terminal import (
@@ -34,7 +33,6 @@ OWN_COMMANDS = {
     "transcribe": add_transcribe,
     "listen": add_listen,
     "config": add_config,
-    "completion": add_completion,
 }
 """Functions that add the sub-commands that need no other package."""
 OTHER_COMMANDS = {
