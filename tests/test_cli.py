@@ -1,6 +1,7 @@
 import ast
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import soundfile
 from commands import transcribe
 
-from u2moe.runtime import cli, format_transcript
+from u2moe.runtime import Recognizer, cli, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
 from u2moe.runtime.cli import terminal
 from u2moe.runtime.text.formats import FORMATS
@@ -242,7 +243,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
 
 
 def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
-    monkeypatch.setitem(cli.OTHER_COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
+    monkeypatch.setitem(cli.COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
     assert cli.main(["bench"]) == 1
     assert "'u2moe bench' needs the Python package u2moe.nothing, not installed here" in capsys.readouterr().err
 
@@ -300,3 +301,17 @@ def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):
     os.close(writer)
     assert b"Traceback" not in done.stderr
     assert done.returncode == 1
+
+
+def test_the_library_is_silent_and_tells_what_it_does_if_asked(bundle, clips, capsys, caplog):
+    with caplog.at_level(logging.DEBUG, "u2moe"):
+        Recognizer.from_pretrained(bundle.path).transcribe(clips / "a.wav")
+    assert re.search(r"loaded in .* s on CPUExecutionProvider", caplog.text)
+    assert "a.wav: 16000 Hz, channels: 1, read by SoundFile" in caplog.text
+    assert capsys.readouterr() == ("", "")
+    for is_verbose in (False, True):
+        assert (
+            cli.main(["transcribe", "--model", str(bundle.path), str(clips / "a.wav"), *["--verbose"] * is_verbose])
+            == 0
+        )
+        assert ("loaded in" in capsys.readouterr().err) == is_verbose

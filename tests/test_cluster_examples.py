@@ -19,7 +19,7 @@ def understood(command, **variables):
     text = re.sub(r"\$\{?(\w+)\}?", lambda found: variables[found[1]], command.replace('"$@"', ""))
     program, *arguments = shlex.split(text)
     assert program == "u2moe"
-    return cli._parser("corpus").parse_args(arguments)
+    return cli.parser(["corpus"]).parse_args(arguments)
 
 
 def documents(name):

@@ -1,4 +1,4 @@
-"""The command `u2moe`: parse, one call. Sub-commands of other packages are imported on demand."""
+"""The command `u2moe`: parse, one call."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import signal
 import sys
 import threading
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.cli.configuration import add_config, add_opposites, apply_configuration
-from u2moe.runtime.cli.listen import add_listen
 from u2moe.runtime.cli.terminal import (
     complain,
     logging_to_stderr,
@@ -22,20 +19,15 @@ from u2moe.runtime.cli.terminal import (
     standard_streams,
     warnings_as_lines,
 )
-from u2moe.runtime.cli.transcribe import add_transcribe
 from u2moe.runtime.errors import U2moeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from types import FrameType
 
-OWN_COMMANDS = {
-    "transcribe": add_transcribe,
-    "listen": add_listen,
-    "config": add_config,
-}
-"""Functions that add the sub-commands that need no other package."""
-OTHER_COMMANDS = {
+COMMANDS = {
+    "transcribe": ("u2moe.runtime.cli.transcribe", "add_transcribe", "recognise audio files"),
+    "listen": ("u2moe.runtime.cli.listen", "add_listen", "recognise speech from a microphone"),
     "export": ("u2moe.export.cli", "add_export", "turn a WeNet checkpoint into a bundle of ONNX graphs"),
     "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
     "convert": ("u2moe.export.cli", "add_convert", "make one graph of a bundle, for programs that want fewer"),
@@ -46,7 +38,7 @@ OTHER_COMMANDS = {
     "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
     "bench": ("u2moe.benchmarks.bench.cli", "add_bench", "measure bundles on this machine"),
 }
-"""Module, function and help text of each sub-command in another package."""
+"""Module, function and summary of each command; the module is imported only when the command is used."""
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
     "onnxruntime_extensions": "clip", "av": "media",
@@ -85,11 +77,7 @@ def _sigterm_as_interrupt() -> Iterator[list[int]]:
 def _run(arguments: list[str]) -> int:
     received: list[int] = []
     try:
-        command = arguments[0] if arguments else None
-        parser, commands = _build(command)
-        if command in commands:
-            apply_configuration(arguments[1:], command, commands[command])
-        args = parser.parse_args(arguments)
+        args = parser(arguments[:1]).parse_args(arguments)
         with logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
             code: int = args.run(args)
     except KeyboardInterrupt:
@@ -109,41 +97,22 @@ def _run(arguments: list[str]) -> int:
     return 128 + received[0] if received else code
 
 
-def command_parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parsers of all commands whose packages are installed, by name."""
-    found = dict(_build(None)[1])
-    for name in OTHER_COMMANDS:
-        with contextlib.suppress(ModuleNotFoundError):
-            found[name] = _build(name)[1][name]
-    return found
+def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the command line, with the options of these commands; the others have only their summaries.
 
-
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    return _build(command)[0]
-
-
-def _build(command: str | None) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser, and those of the commands of which the options are known: our own, and `command`."""
-    parser = argparse.ArgumentParser(
+    With all of them it serves completion: `shtab --shell=bash u2moe.runtime.cli.parser` (pip install shtab).
+    """
+    found = argparse.ArgumentParser(
         prog="u2moe", description="U2++ Mixture-of-Experts speech recognition with onnxruntime."
     )
-    parser.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in OWN_COMMANDS.values():
-        add(subparsers)
-    for name, (module, function, summary) in OTHER_COMMANDS.items():
-        if name == command:
+    found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
+    subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, function, summary) in COMMANDS.items():
+        if name in commands:
             getattr(importlib.import_module(module), function)(subparsers)
+            subparsers.choices[name].add_argument(
+                "--verbose", action="store_true", help="log what is loaded and recognised on stderr"
+            )
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
-    known = {name: each for name, each in subparsers.choices.items() if name == command or name not in OTHER_COMMANDS}
-    for each in known.values():
-        each.add_argument(
-            "--config",
-            type=Path,
-            metavar="FILE",
-            help="options in TOML (default: ~/.config/u2moe/config.toml); --no-NAME takes back a flag that it sets",
-        )
-        each.add_argument("--verbose", action="store_true", help="log what is loaded and recognised on stderr")
-        add_opposites(each)
-    return parser, known
+    return found

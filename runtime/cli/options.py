@@ -72,10 +72,7 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str]) -> list[str]:
-    """Those of the options, as "--beam-size", that the command line changes from what they are without it.
-
-    A configuration file changes what they are without it; see `configuration`.
-    """
+    """Those of the options, as "--beam-size", whose value is not the default."""
     return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
 
 

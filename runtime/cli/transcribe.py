@@ -90,10 +90,8 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
 
 def run_transcribe(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Recognise every recording; failures are reported, and the rest continues."""
-    if args.json_lines:
-        if given := given_options(args, parser, ("format", "output_dir")):
-            raise ValueError(f"--json-lines is a format of its own, for stdout: leave out {' and '.join(given)}")
-        args.format, args.output_dir = "txt", None  # whatever a configuration says
+    if args.json_lines and (given := given_options(args, parser, ("format", "output_dir"))):
+        raise ValueError(f"--json-lines is a format of its own, for stdout: leave out {' and '.join(given)}")
     _check(args)
     with Sources() as sources:
         inputs, num_failed = find_inputs(args, sources)
