@@ -37,14 +37,6 @@ def add_quantize(subparsers: Subparsers) -> None:
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
     )
     parser.add_argument(
-        "--skip-expert-below",
-        metavar="WEIGHT",
-        type=float,
-        default=0.0,
-        help="faster, but costs accuracy: each token skips those of its experts whose normalised weight is below this "
-        "(0 to 1), but never the most likely one; above 0.5 no token has a second expert (default: skip none)",
-    )
-    parser.add_argument(
         "--int8-share",
         metavar="SHARE",
         type=float,
@@ -179,7 +171,6 @@ def run_quantize(args: argparse.Namespace) -> int:
             recipe(
                 args.recipe,
                 _groups(args.group),
-                skip_expert_below=args.skip_expert_below,
                 tune=_tune(args),
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),

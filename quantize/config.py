@@ -87,9 +87,6 @@ class Recipe:
         whole: "fp16" converts everything but routers and positions to half precision (for CUDA) and excludes `groups`;
             None: only what `groups` says.
         required: groups that were requested by name; a network without one of them is an error.
-        skip_expert_below: a token skips those of its experts whose normalised weight is below this, but never the
-            most likely one; the remaining weights are normalised again, so a token that skips the second of two
-            experts uses only the first, with weight 1. 0: skip none. Faster, but costs accuracy.
         tune: choose the format of each graph's experts from `KERNELS` by measurement; None: do not.
         packed: write weights in the layout of the native kernels, which then use them where they lie in the file. The
             bundle cannot be loaded without these kernels, and its files must not change in place while it is loaded.
@@ -105,7 +102,6 @@ class Recipe:
     block_size: int = 32
     whole: str | None = None
     required: tuple[str, ...] = ()
-    skip_expert_below: float = 0.0
     tune: Tune | None = None
     packed: bool = False
     experts_of: Mapping[str, str] = field(default_factory=dict)
@@ -128,16 +124,12 @@ class Recipe:
             raise ValueError("whole and groups exclude each other")
         if self.whole and self.packed:
             raise ValueError(f"packed is for weights in int8 and int4, got whole {self.whole!r}")
-        if not 0 <= self.skip_expert_below <= 1:
-            raise ValueError(f"skip_expert_below must be from 0 to 1, got {self.skip_expert_below}")
-        if not self.whole and not self.quantized and not self.skip_expert_below:
+        if not self.whole and not self.quantized:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         experts = self.groups.get("experts", "fp32")
         for kind in (experts, *self.experts_of.values()):
             if kind not in FORMATS["experts"]:
                 raise ValueError(f"experts_of must be of {', '.join(FORMATS['experts'])}, got {kind!r}")
-            if self.skip_expert_below and kind.endswith("-qmoe"):
-                raise ValueError(f"experts: {kind} cannot skip any, got skip_expert_below {self.skip_expert_below}")
         if self.tune and experts not in KERNELS:
             raise ValueError(f"tune chooses kernels for experts in {' or '.join(KERNELS)}, got experts in {experts}")
         if self.calibration and (experts != "int4" or self.tune):
@@ -161,10 +153,9 @@ class Recipe:
         groups = {**self.groups, "experts": self.experts_of[name]}
         return replace(self, groups=groups, tune=None, int8_share=share)
 
-    def replaced(self, groups: Mapping[str, str], *, skip_expert_below: float = 0.0, int8_share: float = 0.0) -> Recipe:
-        """This recipe with other formats and skipped experts, and a name that reflects them."""
+    def replaced(self, groups: Mapping[str, str], *, int8_share: float = 0.0) -> Recipe:
+        """This recipe with other formats, and a name that reflects them."""
         changes = [f"{group}={kind}" for group, kind in sorted(groups.items())]
-        changes += [f"skip_expert_below={skip_expert_below:g}"] if skip_expert_below else []
         changes += [f"int8_share={int8_share:g}"] if int8_share else []
         if not changes:
             return self
@@ -173,7 +164,6 @@ class Recipe:
             name=f"{self.name}[{','.join(changes)}]",
             groups={**self.groups, **groups},
             required=tuple(group for group, kind in groups.items() if kind != "fp32"),
-            skip_expert_below=skip_expert_below,
             int8_share=int8_share,
         )
 
@@ -192,14 +182,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 FLOAT32 = "fp32"
-"""A base that quantizes nothing: a recipe only together with a format for some group, or with skipped experts."""
+"""A base that quantizes nothing: a recipe only together with a format for some group."""
 
 
 def recipe(
     name: str,
     groups: Mapping[str, str] | None = None,
     *,
-    skip_expert_below: float = 0.0,
     tune: Tune | None = None,
     packed: bool = False,
     calibration: Sequence[Path] = (),
@@ -212,12 +201,12 @@ def recipe(
     """
     changes = groups or {}
     if name == FLOAT32:
-        plain = Recipe(name=name, groups=changes, skip_expert_below=skip_expert_below)
+        plain = Recipe(name=name, groups=changes)
     elif name in RECIPES:
         plain = RECIPES[name]
     else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
-    changed = plain.replaced(changes, skip_expert_below=skip_expert_below, int8_share=int8_share)
+    changed = plain.replaced(changes, int8_share=int8_share)
     if not (tune or packed or calibration):
         return changed
     return replace(changed, tune=tune, packed=packed, calibration=tuple(calibration))

@@ -126,7 +126,6 @@ def _kernels(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _layer(*, function: str, top_k: int, num_experts: int, activation: str, skip_below: float, **_: Any) -> str:
+def _layer(*, function: str, top_k: int, num_experts: int, activation: str, **_: Any) -> str:
     """A short description of a mixture of experts."""
-    skipping = f", skipped below {skip_below:g}" if skip_below else ""
-    return f"{function} (top {top_k} of {num_experts}, {activation}{skipping})"
+    return f"{function} (top {top_k} of {num_experts}, {activation})"

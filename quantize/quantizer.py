@@ -34,8 +34,6 @@ from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import Recording, words
 
 REPORT_FILE = "report.json"
-SKIP_METADATA = f"{contract.METADATA_PREFIX}skip_expert_below"
-"""Metadata key of graphs in which tokens skip experts; its value is `Recipe.skip_expert_below`."""
 
 
 def quantize_bundle(
@@ -108,22 +106,18 @@ def _quantized_graphs(
 ) -> tuple[dict[str, Change], dict[str, Any]]:
     """Quantize each graph and save it in `folder`; returns the changed weights, and the record for the manifest."""
     changes: dict[str, Change] = {}
-    num_skipping = 0
     int8_layers: list[str] = []
     with _tokens(source, recipe, folder, progress) as tokens:
         for graph in source.manifest.model.graphs():
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
             changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
-            num_skipping += _record_skipping(model, recipe)
             if recipe.int8_share:
                 int8_layers += _int8_layers(model)
             model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, folder / graph.file, progress=progress)
     counts = Counter(change.group for change in changes.values())
     _check_found(source, recipe, counts)
-    if recipe.skip_expert_below and not num_skipping:
-        raise BundleError(f"{source.path}: recipe {recipe.name} skips experts, but no token has more than one")
     return changes, _record(recipe, counts, tokens, int8_layers)
 
 
@@ -179,18 +173,9 @@ def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
     """Groups requested by name must exist; a recipe for all groups may meet a network that has only some."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
-    if missing - by_nature or not (changed or recipe.skip_expert_below):
+    if missing - by_nature or not changed:
         groups = ", ".join(sorted(missing))
         raise BundleError(f"{source.path}: recipe {recipe.name} quantizes {groups}, but no graph has such weights")
-
-
-def _record_skipping(model: ir.Model, recipe: Recipe) -> int:
-    """Write the skipping threshold into a graph's metadata, if it has one; returns the number of layers that skip."""
-    mixtures = [mixture for node in model.graph if (mixture := mixture_of(node))]
-    count = sum(mixture.skip_below > 0 for mixture in mixtures)
-    if count:
-        model.metadata_props[SKIP_METADATA] = f"{recipe.skip_expert_below:g}"
-    return count
 
 
 def _check_limit(max_wer_increase: float, recordings: Sequence[Recording]) -> None:
@@ -228,7 +213,6 @@ def _record(
         "block_size": recipe.block_size,
         "num_weights": dict(sorted(changed.items())),
         **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
-        **({"skip_expert_below": recipe.skip_expert_below} if recipe.skip_expert_below else {}),
         **({"int8_share": recipe.int8_share, "int8_layers": list(int8_layers)} if recipe.int8_share else {}),
         **({"calibration": tokens.data()} if tokens else {}),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from u2moe.benchmarks.full_size import cells as kinds
 from u2moe.benchmarks.full_size import measure as full_size
-from u2moe.benchmarks.full_size.cells import AS_ROUTED, SKIPPED, Cell, all_cells, cell_of, encoder_ratio, ratio, spread
+from u2moe.benchmarks.full_size.cells import AS_ROUTED, Cell, all_cells, cell_of, encoder_ratio, ratio, spread
 from u2moe.benchmarks.full_size.measure import run
 from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.full_size.networks import Networks
@@ -21,7 +21,6 @@ from u2moe.benchmarks.instruments.workload import (
     streaming_round,
     utterance,
 )
-from u2moe.benchmarks.quality import levers
 from u2moe.runtime import Bundle
 
 pytestmark = pytest.mark.slow
@@ -37,23 +36,6 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny):
     return Bundle.open(tiny.bundle("fp32")).load()
-
-
-LEVER = {"below": 0.3, "tokens": 0.75, "cost": 0.02}
-
-
-def lever_results(*costs):
-    """Results of `quality.levers`: word errors of 1000 with no expert skipped, below 0.1, below 0.2 and so on."""
-    words = [{"all": {"num_errors": 1000 + cost}} for cost in (0, *costs)]
-    settings = [{"skip_below": index / 10, "mode": "full context", "words": own} for index, own in enumerate(words)]
-    in_chunks = [{**item, "mode": "chunk 16, left 4", "words": {"all": {"num_errors": 1}}} for item in settings]
-    return {"settings": [*settings, *in_chunks], "skipped": {f"{index / 10:g}": index / 4 for index in range(4)}}
-
-
-@pytest.fixture
-def lever_file(tmp_path):
-    (tmp_path / "levers.json").write_text(json.dumps(lever_results(5, -3, 20)))
-    return tmp_path / "levers.json"
 
 
 @pytest.fixture
@@ -171,15 +153,14 @@ def test_the_bound_is_measured_part_by_part(tiny, results):
     assert entry["stages"]["encoder"]["median"] == pytest.approx(seconds)
 
 
-def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, lever_file, monkeypatch):
-    full_size.prepare(tiny.folder.parent, ["tiny"], levers.best(json.loads(lever_file.read_text())))
+def test_models_are_loaded_once_for_cells_that_follow_each_other(tiny, results, monkeypatch):
+    full_size.prepare(tiny.folder.parent, ["tiny"])
     loads, load = [], Bundle.load
     monkeypatch.setattr(Bundle, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
     cells = [Cell(precision="int8", num_threads=1, mode=mode) for mode in PARTS]
-    content = run(tiny.folder.parent, results, models=["tiny"], lever_results=lever_file, cells=cells, repetitions=1)
-    assert len(loads) == 4  # evenly routed, and as the demo model; both with skipped experts
-    cases = {"tiny", "tiny/routed", "tiny/skipping", "tiny/skipping-routed"}
-    assert all(content["cells"][cell.key].keys() == cases for cell in cells[:-1])
+    content = run(tiny.folder.parent, results, models=["tiny"], cells=cells, repetitions=1)
+    assert len(loads) == 2  # evenly routed, and as the demo model
+    assert all(content["cells"][cell.key].keys() == {"tiny", "tiny/routed"} for cell in cells[:-1])
     assert content["cells"]["int8/1/second-pass"].keys() == {"tiny"}
 
 
@@ -190,7 +171,7 @@ def test_another_demo_model_is_looked_at(tiny, tmp_path, monkeypatch):
     def known(bundle, touched):
         monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
         monkeypatch.setattr(full_size, "demo_routing", lambda: {"touched": touched, "bundle": bundle})
-        return full_size.prepare(tmp_path, ["tiny"], {})[1][kinds.DEMO]["touched"]
+        return full_size.prepare(tmp_path, ["tiny"])[1][kinds.DEMO]["touched"]
 
     assert known("a", 3.0) == 3.0
     assert known("a", 5.0) == 3.0
@@ -198,7 +179,7 @@ def test_another_demo_model_is_looked_at(tiny, tmp_path, monkeypatch):
 
 
 def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, results, monkeypatch):
-    networks = Networks([tiny], {}, {})
+    networks = Networks([tiny], {})
     cells = [Cell(precision=name, num_threads=1, mode="full") for name in ("fp32", "int8")]
     cases = {"fp32": {"tiny": {}}, "int8": {"tiny": {}, f"tiny/{kinds.ROUTED}": {}}}
     measured = []
@@ -206,7 +187,7 @@ def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, res
     def with_demo(bundle):
         measured.clear()
         monkeypatch.setattr(full_size, "of_bundle", lambda _: {"bundle": bundle})
-        found = (networks, {kinds.DEMO: {"bundle": bundle}}, {kinds.DEMO: {}})
+        found = (networks, {kinds.DEMO: {"bundle": bundle}})
         monkeypatch.setattr(full_size, "prepare", lambda *_, **__: found)
         run(tiny.folder.parent, results, models=["tiny"], cells=cells)
         return list(measured)
@@ -217,31 +198,9 @@ def test_what_depends_on_the_demo_model_is_measured_again_with_another(tiny, res
     assert with_demo("b") == ["int8"]
 
 
-@pytest.mark.parametrize(
-    ("costs", "expected"),
-    [((5, -3, 20), LEVER), ((5, 20, 21), {"below": 0.2, "tokens": 0.5, "cost": 0.02}), ((21, 30, 40), {})],
-)
-def test_the_lever_is_the_limit_that_skips_most_for_its_price(costs, expected):
-    assert levers.best(lever_results(*costs), 0.02) == pytest.approx(expected)
-    assert levers.best({}, 0.02) == {}
-
-
-def test_as_many_tokens_skip_their_second_expert_as_in_the_demo_model(tiny, tmp_path):
-    (tmp_path / "tiny").symlink_to(tiny.folder)
-    networks, _, skipped = full_size.prepare(tmp_path, ["tiny"], LEVER)
-    assert skipped[kinds.DEMO] == networks.lever == LEVER
-    assert skipped["tokens"][kinds.EVEN] == pytest.approx(0.75, abs=0.03)
-    assert 0.4 < skipped["tokens"][kinds.AS_DEMO] < 1
-    assert 0 < skipped["below"] < 0.5
-    graph = networks.skipping("tiny").path / "encoder.onnx"
-    made = graph.stat().st_mtime_ns
-    assert full_size.prepare(tmp_path, ["tiny"], LEVER)[2] == skipped
-    assert graph.stat().st_mtime_ns == made
-
-
 def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     """Results of all cells: Dense-225M takes 0.1 s for each second of audio, MoE-1B twice that, and so on."""
-    models = (kinds.SMALL, kinds.MIXTURE, AS_ROUTED, kinds.LARGE, *SKIPPED)
+    models = (kinds.SMALL, kinds.MIXTURE, AS_ROUTED, kinds.LARGE)
     part = {"seconds": 0.6, "least_s": 0.5, "read_s": 0.25, "arithmetic_s": 0.5, "ratio": 1.2}
     parts = {"feed_forward": part, "attention": {**part, "seconds": 1.2, "ratio": 2.4}, "ctc": part, "other": part}
     rates = {"integer": 100e9, "float": 50e9, "read": 20e9}
@@ -257,7 +216,7 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
             entry = {"parts": parts, "rates": rates, "audio_s": 10.0, "stages": {"encoder": encoder}}
             cells[cell.key] = dict.fromkeys((kinds.SMALL, kinds.MIXTURE), entry)
         else:
-            factors = (*streaming, 1.3, 1.1) if cell.mode == "streaming" else (1.0, 1.5, 1.25, 4.5, 1.2, 1.0)
+            factors = streaming if cell.mode == "streaming" else (1.0, 1.5, 1.25, 4.5)
             size = 0.1 if cell.mode == "second-pass" else 0.1 * audio_seconds(cell.mode)
             cells[cell.key] = {
                 name: {"seconds": [size * factor * noise for noise in (1, 9, 0.9)]}
@@ -269,9 +228,7 @@ def made_up(streaming=(1.0, 2.0, 1.5, 3.0)):
     }
     parameters = dict.fromkeys(kinds.MODELS, 1_500_000_000)
     exports = {kinds.MIXTURE: {"cpu_s": 100, "peak_bytes": 9.06e9, "said": "both agree."}}
-    tokens = {kinds.EVEN: 0.75, kinds.AS_DEMO: 0.7}
-    skipping = {kinds.DEMO: LEVER, "below": 0.41, "tokens": tokens}
-    found = {"routings": routings, "skipping": skipping, "exports": exports, "cells": cells}
+    found = {"routings": routings, "exports": exports, "cells": cells}
     return {"parameters": parameters, **found}
 
 
@@ -295,11 +252,6 @@ def test_targets_say_what_was_met():
     assert measured["RTF of MoE-1B / Dense-225M, streaming, routed as the demo model"] == pytest.approx(1.5)
     assert measured["RTF of MoE-1B / Dense-225M, full context, even routing"] == pytest.approx(1.5)
     assert measured["RTF of Dense-1B / MoE-1B, full context"] == pytest.approx(3)
-    skipped = "full context, {}, 75% of tokens skip an expert (+2.0% word errors in the demo model)"
-    even_skipped = found[f"RTF of MoE-1B / Dense-225M, {skipped.format('even routing')}"]
-    assert even_skipped.value == pytest.approx(1.2)
-    assert even_skipped.limit == 1.2
-    assert measured[f"RTF of MoE-1B / Dense-225M, {skipped.format('routed as the demo model')}"] == pytest.approx(1)
     encoder = found["encoder of MoE-1B / its bound, streaming"]
     assert encoder.value == pytest.approx(2.4 / 1.5)
     assert encoder.found.low == pytest.approx(2.1 / 1.5)
@@ -321,7 +273,6 @@ def test_the_page_has_the_numbers_of_its_prose():
     assert [found[name] for name in ("read_ms", "chunk_ms", "read_rate", "read_share")] == ["25", "128", "20", "0.40"]
     assert [found[name] for name in ("in_turn", "above.feed_forward", "touched.even")] == ["1.50", "0.07", "7.9"]
     assert [found[name] for name in ("export_s", "export_gb", "export_parity")] == ["100", "9.1", "both agree."]
-    assert [found[name] for name in ("skip_below", "skipped.even", "skipped.as_demo")] == ["0.41", "75%", "70%"]
     assert [found[name] for name in ("full.even", "full.dense_1b", "streaming.as_demo")] == ["1.50", "3.00", "1.50"]
 
 
@@ -338,7 +289,7 @@ def test_the_page_compares_the_arithmetic_of_full_context():
 
 def test_the_tables_show_every_cell():
     found = values(made_up((1.0, 2.5, 1.5, 3.0)))
-    text = "\n".join(found[name] for name in ("table", "skipping", "bounds", "starts"))
+    text = "\n".join(found[name] for name in ("table", "bounds", "starts"))
     for title in ("streaming", "streaming, batch of 8", "full context", "second pass"):
         for precision in ("int8", "fp32"):
             assert text.count(f"| {precision}, {title} | 1 |") == text.count(f"| {precision}, {title} | 2 |") == 1
@@ -348,16 +299,11 @@ def test_the_tables_show_every_cell():
     assert "| attention | 76.8, 2.40 | 76.8, 2.40 | 1200, 2.40 |" in text  # a chunk of 0.64 s, and all 10 s
     assert "| whole | 153.6 (134.4-192.0), 1.60 | 153.6 (134.4-192.0), 1.60 | 2400.0 (2100.0-3000.0), 1.60 |" in text
     assert "| rates | 100 / 50 / 20 | 100 / 50 / 20 |" in text
-    skipped = (
-        "| full context | 0.1200 (0.1140-0.6000) | 0.80 (0.80-0.80) | 1.20 (1.20-1.20) | 0.1000 (0.0950-0.5000) | "
-    )
-    assert f"{skipped}0.80 (0.80-0.80) | 1.00 (1.00-1.00) |" in text
 
 
 def test_a_table_of_few_cells_leaves_out_what_was_not_measured():
     results = made_up()
-    for case in (AS_ROUTED, *SKIPPED):  # of int8 on one thread alone
-        del results["cells"]["int8/1/streaming"][case]
+    del results["cells"]["int8/1/streaming"][AS_ROUTED]  # of int8 on one thread alone
     kept = {"int8/1/streaming": results["cells"]["int8/1/streaming"]}
     found = values({**results, "cells": kept, "routings": {}})
     text = found["table"]

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.bundle.mixture import FUNCTIONS, Mixture, read_mixture
 from u2moe.runtime.graph.builder import build_function, define
-from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.graph.mixture import float_mixture, mixture_of
 
 # Of bundles of before, on a processor without VNNI.
@@ -28,7 +26,6 @@ MIXTURES = st.builds(
     st.floats(0, 1),
     activation=st.sampled_from(["swish", "relu", "gelu"]),
     bias=st.booleans(),
-    skip_below=st.integers(0, 100).map(lambda percent: percent / 100),
     weights=st.sampled_from(sorted(FUNCTIONS)),
     block_size=st.sampled_from([0, 16, 128]),
 )
@@ -48,11 +45,11 @@ def test_a_mixture_is_read_as_it_is_written(mixture):
     [
         ("MixtureOfExperts_top2of8_swish", {}),
         ("FloatMixtureOfExperts_top3of16_relu_no_bias_skip0_25",
-         {"top_k": 3, "num_experts": 16, "activation": "relu", "bias": False, "skip_below": 0.25}),
+         {"top_k": 3, "num_experts": 16, "activation": "relu", "bias": False}),
         ("HalfMixtureOfExperts_top2of8_swish", {"weights": "fp16"}),
-        ("Int8MixtureOfExperts_top2of8_swish_skip1e-05", {"weights": "int8", "skip_below": 1e-5}),
+        ("Int8MixtureOfExperts_top2of8_swish_skip1e-05", {"weights": "int8"}),
         ("Int4MixtureOfExperts_top1of8_gelu_no_bias_skip0_3_64x96_block32",
-         {"weights": "int4", "top_k": 1, "activation": "gelu", "bias": False, "skip_below": 0.3, "block_size": 32}),
+         {"weights": "int4", "top_k": 1, "activation": "gelu", "bias": False, "block_size": 32}),
         ("Int4MixtureOfExperts_top2of8_swish_64x96_block32", {"weights": "int4", "block_size": 32}),
         ("Int8QMixtureOfExperts_top2of8_swish_block128", {"weights": "int8-qmoe", "block_size": 128}),
         ("Int4QMixtureOfExperts_top2of8_swish_no_bias_block16",
@@ -130,35 +127,3 @@ def test_bundles_of_before_give_what_they_gave(before, features, name, sound):
     (segment,) = Recognizer(bundle, model).transcribe(sound).segments
     assert len(segment.tokens) > 30
     assert segment.tokens == ([12, 7] * len(segment.tokens))[: len(segment.tokens)]
-
-
-def test_bundles_of_before_are_inspected(before):
-    found = inspect_bundle(before / "int8")["graphs"]
-    layers = [layer for graph in found for layer in graph["moe_layers"]]
-    assert [(layer["top_k"], layer["num_experts"], layer["weights"], layer["skip_below"]) for layer in layers] == [
-        (2, 4, "int8", 0.25)
-    ] * 2
-    assert found[0]["parameters"]["routers"] == 2 * 8 * 4
-
-
-def test_bundles_of_before_are_quantized(before, features, tmp_path):
-    """As near to float32 as then, and described as bundles of today are, gates of the decoder included.
-
-    Not to the bit: int8 weights have since left room for sums of pairs, which moves results by a part of what
-    quantization itself does.
-    """
-    bundle, _ = quantize_bundle(before / "fp32", tmp_path / "out", recipe("int8", skip_expert_below=0.25))
-    new, old, exact = (folder.load() for folder in (bundle, Bundle.open(before / "int8"), Bundle.open(before / "fp32")))
-    encoded = [model.encode(features) for model in (new, old, exact)]
-    assert np.abs(encoded[0] - encoded[1]).mean() < np.abs(encoded[1] - encoded[2]).mean() / 2
-    scores = [model.rescore(encoded[1], [[3, 4]])[0] for model in (new, old, exact)]
-    assert np.abs(scores[0] - scores[1]) < np.abs(scores[1] - scores[2])
-    expected = Mixture(num_experts=4, top_k=2, activation="swish", skip_below=0.25, weights="int8")
-    encoder = ir.load(bundle.path / "encoder.onnx")
-    assert [mixture for node in encoder.graph if (mixture := mixture_of(node))] == [expected] * 2
-    assert not any("_top" in function.name for function in encoder.functions.values())
-    decoder = ir.load(bundle.path / "decoder.onnx").graph.initializers
-    gates = [value for name, value in decoder.items() if ".feed_forward.gate.weight" in name]
-    assert [(value.name.rpartition(".")[2], group_of(value)) for value in gates] == [
-        ("int8", "feed_forward"), ("scale", "feed_forward")
-    ]  # fmt: skip

@@ -34,7 +34,7 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "docs" / "results").mkdir(parents=True)
-    for name, x in (("full_size", 1), ("levers", 3), ("soak", 2)):
+    for name, x in (("full_size", 1), ("kernels", 3), ("soak", 2)):
         content = {"x": x, "machine": {**MACHINE, "commit": "c"}, "date": "2026-01-01"}
         (tmp_path / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
@@ -98,10 +98,10 @@ def test_pages_know_their_own_values_and_those_of_others(clone, capsys):
 
 def test_targets_of_all_results_are_gathered(clone):
     found = pages.all_values(clone / "benchmarks" / "results")
-    assert list(found) == ["full_size", "levers", "soak", "targets"]
+    assert list(found) == ["full_size", "kernels", "soak", "targets"]
     assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
     rows = found["targets"]["table"].splitlines()[2:]
-    assert rows == ["| full_size | 1 s | ≤ 2 s | met |", "| levers | 3 s | ≤ 2 s | **missed** by 50% |"]
+    assert rows == ["| full_size | 1 s | ≤ 2 s | met |", "| kernels | 3 s | ≤ 2 s | **missed** by 50% |"]
 
 
 def test_a_target_is_kept_on_its_own_side():
@@ -157,7 +157,7 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         repository()
     with pytest.raises(SystemExit, match=r"^error: .*: is not a clone of u2moe; change to its root, or name the files"):
-        run_script(lambda: results_file("levers") and 0)
+        run_script(lambda: results_file("kernels") and 0)
 
 
 def test_every_picture_of_the_results_is_shown():

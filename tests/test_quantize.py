@@ -16,7 +16,6 @@ from u2moe.quantize.report import features_of, output_errors
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, QuantizationError
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.text.word_errors import Recording
 
 pytestmark = pytest.mark.slow
@@ -145,47 +144,6 @@ def test_overrides_leave_a_group_alone(float32, tmp_path):
     assert "encoder.embed.conv.2.weight" in names
     assert "decoder.left_decoder.embed.0.weight" in names
     assert "encoder.encoders.0.self_attn.linear_q.weight.int8" in names
-
-
-@pytest.mark.parametrize("name", ["fp32", "int8", "int4-experts", "fp16"])
-def test_skipped_experts_are_recorded_and_change_little_below_a_low_limit(name, float32, tmp_path, capsys):
-    features = np.load(Path(__file__).parent / "golden" / "moe_tiny" / "reference.npz")["u131/feats"]
-    outputs = {}
-    for limit in (0.001, 0.6):
-        out = tmp_path / str(limit)
-        arguments = ["--recipe", name, "--skip-expert-below", str(limit), "--no-report", "--quiet"]
-        assert main(["quantize", str(float32.path), str(out), *arguments]) == 0
-        bundle = Bundle.open(out)
-        assert bundle.manifest.quantization["skip_expert_below"] == limit
-        graph = ir.load(out / "encoder.onnx")
-        assert graph.metadata_props["u2moe.skip_expert_below"] == str(limit)
-        mixtures = [mixture for node in graph.graph if (mixture := mixture_of(node))]
-        assert [mixture.skip_below for mixture in mixtures] == [limit] * 6
-        outputs[limit] = bundle.load().encode(features)
-        assert main(["inspect", str(out)]) == 0
-        printed = capsys.readouterr().out
-        assert f"quantization: {name}[skip_expert_below={limit}]" in printed
-        assert f"u2moe.skip_expert_below = {limit}" in printed
-        assert "mixture-of-experts layers: 6 x " in printed
-        assert f"(top 2 of 8, swish, skipped below {limit})" in printed
-    reference = float32.load().encode(features)
-    low = relative_error(reference, outputs[0.001])
-    assert low < ENCODER_ERROR.get(name, 0.01)
-    assert relative_error(reference, outputs[0.6]) > max(2 * low, 0.1)
-
-
-def test_nothing_is_recorded_of_experts_where_none_is_skipped(quantized):
-    bundle = quantized("int8")
-    assert "skip_expert_below" not in bundle.manifest.quantization
-    graph = ir.load(bundle.path / "encoder.onnx")
-    assert "u2moe.skip_expert_below" not in graph.metadata_props
-    assert {mixture.skip_below for node in graph.graph if (mixture := mixture_of(node))} == {0}
-
-
-def test_networks_without_a_second_expert_cannot_skip_it(exported, tmp_path):
-    with pytest.raises(BundleError, match="skips experts, but no token has more than one"):
-        quantize_bundle(exported("dense_tiny"), tmp_path / "out", recipe("int8", skip_expert_below=0.2))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantized, exported, tmp_path):

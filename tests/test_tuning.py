@@ -157,7 +157,6 @@ def refused(encoder, rule):
 
 
 def test_kernels_that_cannot_are_left_out_with_their_reason(encoder, monkeypatch):
-    assert "QMoE cannot skip experts" in refused(encoder, recipe("int8", skip_expert_below=0.2))
     with monkeypatch.context() as patch:  # as in an onnxruntime that does not have it
         patch.setattr(qmoe, "CONTRIB", "com.nobody")
         reason = refused(encoder, recipe("int8"))
@@ -454,8 +453,6 @@ def test_options_are_checked_at_birth():
     for name, groups in (("fp16", {}), ("fp32", {"attention": "int8"}), ("int8", {"experts": "int8-qmoe"})):
         with pytest.raises(ValueError, match="tune chooses kernels for experts in int8 or int4, got experts in"):
             recipe(name, groups, tune=Tune())
-    with pytest.raises(ValueError, match=r"int8-qmoe cannot skip any, got skip_expert_below 0\.2"):
-        recipe("int8", {"experts": "int8-qmoe"}, skip_expert_below=0.2)
     with pytest.raises(ValueError, match=r"experts_of must be of fp32, int8, .*, got 'int3'"):
         Recipe(name="x", groups={"experts": "int8"}, experts_of={"encoder": "int3"})
 

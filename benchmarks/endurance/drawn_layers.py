@@ -161,7 +161,6 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
         top_k=top_k,
         activation=one_of(ACTIVATIONS, random),
         bias=random.random() < 0.5,
-        skip_below=0.3 if top_k > 1 and random.random() < 0.5 else 0.0,
         weights="int4" if operator.startswith("Int4") else "int8",
         block_size=one_of((16, 32, 64, 128), random) if operator.startswith("Int4") else 0,
     )

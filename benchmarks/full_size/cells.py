@@ -14,9 +14,6 @@ MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
 ROUTED = "routed"
 """Suffix of a case of a model with experts: routers turned so that it is routed like the demo model."""
-SKIPPING = "skipping"
-"""Another suffix: evenly routed, and tokens skip their second expert if its weight is small."""
-SKIPPING_ROUTED = f"{SKIPPING}-{ROUTED}"
 AS_ROUTED = f"{MIXTURE}/{ROUTED}"
 OWN, EVEN, AS_DEMO, DEMO = "own routers, speech", "even", "as the demo model", "demo model, speech"
 """Kinds of routing."""
@@ -33,11 +30,6 @@ BOUND_S = {"bound-streaming": 5.0, "bound-full": UTTERANCE_S}
 """Seconds of speech; a profile has a line for each kernel of each chunk."""
 
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", AS_ROUTED: "MoE-1B, routed as the demo model", LARGE: "Dense-1B"}
-SKIPPED = {
-    f"{MIXTURE}/{SKIPPING}": (MIXTURE, "even routing"),
-    f"{MIXTURE}/{SKIPPING_ROUTED}": (AS_ROUTED, "routed as the demo model"),
-}
-"""Cases that skip experts: the same case without skipping, and its routing."""
 TITLES = {
     "streaming": "streaming",
     "streaming-8": f"streaming, batch of {NUM_STREAMS}",

@@ -18,7 +18,6 @@ import onnxruntime
 
 from u2moe.benchmarks.bench.expert_usage import summary
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames
-from u2moe.benchmarks.quality.levers import second_share
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.model.settings import SessionSettings
@@ -72,12 +71,6 @@ def routing(bundle: Bundle, frames: Frames, gates: Gates) -> dict[str, Any]:
     """The experts that chunks of `frames` use with these routers; see `expert_usage.summary`."""
     routed = _route(bundle, frames, gates)
     return summary(routed.turned, routed.counts)
-
-
-def second_shares(bundle: Bundle, frames: Frames, gates: Gates) -> Frames:
-    """Weights [tokens of all layers] of the second expert of each token, in chunks of `frames`, with these routers."""
-    routed = _route(bundle, frames, gates)
-    return np.concatenate([second_share(layer, x) for layer, x in zip(routed.turned, routed.tokens, strict=True)])
 
 
 def _whole_numbers(layers: Sequence[RoutedLayer], mean: float | None) -> list[int]:

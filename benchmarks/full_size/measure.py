@@ -9,8 +9,7 @@ that are rarely idle.
 
 Times are those of the encoder and CTC head, without features and search: a search over random probabilities says
 nothing about a trained model. Random routers are adjusted so that tokens spread evenly over all experts, the worst
-case, and also so that chunks use as many experts as real speech does in the demo model (`even_routing`). Another bundle
-skips the second expert of as many tokens as in the demo model with a threshold that costs little accuracy (`levers`).
+case, and also so that chunks use as many experts as real speech does in the demo model (`even_routing`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import interleaved, timed
 from u2moe.benchmarks.instruments.workload import UTTERANCE_S, one_round, random_frames, speech
 from u2moe.benchmarks.peers.process import write_wav
-from u2moe.benchmarks.quality import levers
 from u2moe.benchmarks.results.files import read_json, results_file, write_json
 from u2moe.benchmarks.results.provenance import of_bundle, recorded, resumed
 from u2moe.benchmarks.script import report, run_script, script_parser
@@ -90,7 +88,6 @@ def run(
     results: Path,
     *,
     models: Sequence[str] = MODELS,
-    lever_results: Path | None = None,
     cells: Sequence[Cell] | None = None,
     at_most: int | None = None,
     repetitions: int | None = None,
@@ -102,7 +99,6 @@ def run(
         root: folder of the bundles; missing models and routers are created.
         results: JSON file, which may already hold cells.
         models: presets of `random_checkpoint`, at most one of them with experts.
-        lever_results: results of `quality.levers`, which say how many tokens may skip an expert; None: no skipping.
         cells: settings; None: all.
         at_most: stop after this many new cells.
         repetitions: rounds of a cell; None: the default.
@@ -112,13 +108,12 @@ def run(
         ValueError: the results are from other models or another machine: ratios between machines are meaningless.
     """
     content = _opened(results, models)
-    lever = levers.best(read_json(lever_results)) if lever_results else {}
     is_same = of_bundle(DEMO_FOLDER).items() <= content["routings"].get(DEMO, {}).items()
-    if not is_same or content["skipping"].get(DEMO, {}) != lever:  # other cases by the same names
+    if not is_same:  # other cases by the same names
         content["cells"] = {key: cell for key, cell in content["cells"].items() if not _is_as_demo(cell)}
     missing = [cell for cell in cells or all_cells() if cell.key not in content["cells"]][:at_most]
     if missing:
-        networks, content["routings"], content["skipping"] = prepare(root, models, lever, progress=progress)
+        networks, content["routings"] = prepare(root, models, progress=progress)
         content["exports"] = {name: item.export for name, item in networks.artefacts.items() if item.export}
     for cell in missing:
         progress(cell.key)
@@ -132,34 +127,30 @@ def _is_as_demo(cell: Mapping[str, Any]) -> bool:
 
 
 def prepare(
-    root: Path, models: Sequence[str], lever: Mapping[str, float], *, progress: Callable[[str], None] = lambda _: None
-) -> tuple[Networks, dict[str, Mapping[str, Any]], dict[str, Any]]:
-    """Preparation that needs no idle machine: the models, their routers, and the effects of routing and skipping.
+    root: Path, models: Sequence[str], *, progress: Callable[[str], None] = lambda _: None
+) -> tuple[Networks, dict[str, Mapping[str, Any]]]:
+    """Preparation that needs no idle machine: the models, their routers, and the effects of routing.
 
     Args:
         root: folder in which it is kept, as long as the demo model stays the same.
         models: presets of `random_checkpoint`.
-        lever: the result of `quality.levers.best`.
         progress: called with a line for each step.
     """
     artefacts = [make_artefact(name, root, parity=name == MIXTURE, progress=progress) for name in models]
-    file, skip_file = root / "routings.json", root / "skipping.json"
-    routings, skipped = read_json(file), read_json(skip_file)
+    file = root / "routings.json"
+    routings = read_json(file)
     is_known = of_bundle(DEMO_FOLDER).items() <= routings.get(DEMO, {}).items()
-    networks = Networks(artefacts, routings[DEMO] if is_known else demo_routing(), lever, progress)
+    networks = Networks(artefacts, routings[DEMO] if is_known else demo_routing(), progress)
     if not is_known:
         routings = networks.routings()
         write_json(file, routings)
-    if not is_known or skipped.get(DEMO, {}) != networks.lever:
-        skipped = networks.skipped()
-        write_json(skip_file, skipped)
-    return networks, routings, skipped
+    return networks, routings
 
 
 def _opened(results: Path, models: Sequence[str]) -> dict[str, Any]:
     """The content of the results so far."""
     parameters = {name: num_parameters(random_config(**PRESETS[name])) for name in models}
-    content = resumed(results, {"parameters": parameters, "routings": {}, "skipping": {}, "exports": {}, "cells": {}})
+    content = resumed(results, {"parameters": parameters, "routings": {}, "exports": {}, "cells": {}})
     if content["parameters"] != parameters:
         raise ValueError(f"{results}: holds {content['parameters']}, expected {parameters}; name another file")
     return content
@@ -174,14 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="stop after this many new cells")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as int8/1/")
     args = parser.parse_args(arguments)
-    lever_results = results_file("levers")
     if args.prepare:
-        prepare(args.folder, MODELS, levers.best(read_json(lever_results)), progress=report)
+        prepare(args.folder, MODELS, progress=report)
         return
     cells = [cell for cell in all_cells() if args.only in cell.key]
     results = args.results or results_file("full_size")
-    options = {"lever_results": lever_results, "cells": cells, "at_most": args.at_most}
-    content = run(args.folder, results, **options, progress=report)
+    content = run(args.folder, results, cells=cells, at_most=args.at_most, progress=report)
     missing = [cell.key for cell in all_cells() if cell.key not in content["cells"]]
     print(f"{results}: missing {', '.join(missing)}" if missing else f"{results}: complete")
 

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from u2moe.benchmarks.bench.expert_usage import measure_experts
-from u2moe.benchmarks.full_size.cells import AS_DEMO, DEMO, EVEN, OWN, ROUTED, SKIPPING, SKIPPING_ROUTED
-from u2moe.benchmarks.full_size.even_routing import Gates, TurnedSettings, routing, second_shares, turned_gates
+from u2moe.benchmarks.full_size.cells import AS_DEMO, DEMO, EVEN, OWN, ROUTED
+from u2moe.benchmarks.full_size.even_routing import Gates, TurnedSettings, routing, turned_gates
 from u2moe.benchmarks.full_size.models import Artefact
 from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, clips, random_frames, utterance
 from u2moe.benchmarks.results.provenance import of_bundle
 from u2moe.export.random_checkpoint import PRESETS
-from u2moe.quantize.config import recipe
-from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.model.model import Model
@@ -30,7 +28,6 @@ class Networks:
         self,
         artefacts: Sequence[Artefact],
         demo: Mapping[str, Any],
-        lever: Mapping[str, float],
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Load nothing yet.
@@ -38,12 +35,10 @@ class Networks:
         Args:
             artefacts: the models.
             demo: the result of `demo_routing`.
-            lever: the result of `quality.levers.best`; empty: no skipping.
             progress: called with a line for each step.
         """
         self.artefacts = {item.name: item for item in artefacts}
         self.demo = demo
-        self.lever = lever
         self.progress = progress
         self.free()
 
@@ -58,17 +53,13 @@ class Networks:
         return {name: Bundle.open(item.bundle(precision), verify=False) for name, item in self.artefacts.items()}
 
     def models(self, precision: str, num_threads: int) -> dict[str, Model]:
-        """All models, evenly routed; in int8 on one thread also routed like the demo model and with skipping."""
+        """All models, evenly routed; in int8 on one thread also routed like the demo model."""
         if self._key != (precision, num_threads):
             self.free()
             for name, bundle in self.bundles(precision).items():
                 self._load(name, bundle, num_threads, self.gates(name, EVEN))
                 if has_experts(name) and (precision, num_threads) == ("int8", 1):
                     self._load(f"{name}/{ROUTED}", bundle, num_threads, self.gates(name, AS_DEMO))
-                    if self.lever:
-                        skipping = self.skipping(name)
-                        self._load(f"{name}/{SKIPPING}", skipping, num_threads, self.gates(name, EVEN))
-                        self._load(f"{name}/{SKIPPING_ROUTED}", skipping, num_threads, self.gates(name, AS_DEMO))
             self._key = (precision, num_threads)
         return self._models
 
@@ -89,32 +80,6 @@ class Networks:
             np.savez(file, **turned_gates(bundle, random_frames(bundle), num_used))  # type: ignore[arg-type]
         with np.load(file) as arrays:
             return dict(arrays)
-
-    def skipping(self, name: str) -> Bundle:
-        """The int8 bundle in which as many tokens skip their second expert as in the demo model; created once."""
-        share = self.lever["tokens"]
-        folder = self.artefacts[name].folder / f"int8-skip-{share:.3f}"
-        if not folder.is_dir():
-            self.progress(f"{name}: int8, {share:.0%} of tokens skip their second expert")
-            bundle = self.bundles("int8")[name]
-            weights = second_shares(bundle, random_frames(bundle), self.gates(name, EVEN))
-            limit = round(float(np.quantile(weights, share)), 4)
-            quantize_bundle(self.artefacts[name].bundle("fp32"), folder, recipe("int8", skip_expert_below=limit))
-        return Bundle.open(folder, verify=False)
-
-    def skipped(self) -> dict[str, Any]:
-        """The lever and its effect here: `below`, and the share of `tokens` by routing; empty without a lever."""
-        for name in self.artefacts if self.lever else ():
-            if has_experts(name):
-                bundle = self.skipping(name)
-                below = float(bundle.manifest.quantization["skip_expert_below"])
-                weights = {
-                    title: second_shares(bundle, random_frames(bundle), self.gates(name, title))
-                    for title in (EVEN, AS_DEMO)
-                }
-                tokens = {title: float((found < below).mean()) for title, found in weights.items()}
-                return {DEMO: self.lever, "below": below, "tokens": tokens}
-        return {}
 
     def routings(self) -> dict[str, Mapping[str, Any]]:
         """Experts that chunks use: in the demo model, and in another model with its own and with adjusted routers."""

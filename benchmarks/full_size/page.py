@@ -16,7 +16,6 @@ from u2moe.benchmarks.full_size.cells import (
     MIXTURE,
     NAMES,
     OWN,
-    SKIPPED,
     SMALL,
     TITLES,
     Cell,
@@ -45,10 +44,9 @@ RATES = ("integer", "float", "read")
 
 
 def values(results: Results) -> dict[str, str]:
-    """Tables of times, of skipped experts, of bounds and of starts, and the numbers that prose and targets need."""
+    """Tables of times, of bounds and of starts, and the numbers that prose and targets need."""
     return {
         "table": _times(results),
-        "skipping": _skipping(results),
         "bounds": _bounds(results),
         "starts": _starts(results),
         **_ratios(results),
@@ -72,20 +70,6 @@ def _row(cell: Cell, measured: Mapping[str, Any]) -> list[object]:
     times = [quartiles(spread(measured, cell.mode, name), digits) + unit if name in measured else "" for name in NAMES]
     shares = [quartiles(ratio(measured, *pair)) if measured.keys() >= set(pair) else "" for pair in RATIOS]
     return [f"{cell.precision}, {TITLES[cell.mode]}", cell.num_threads, *times, *shares]
-
-
-def _skipping(results: Results) -> str:
-    """Real-time factors with skipped experts, relative to those without skipping and to the small model."""
-    rows: list[list[str]] = []
-    for mode in ("streaming", "streaming-8", "full"):
-        cell = cell_of(results, mode)
-        if cell.keys() >= SKIPPED.keys():
-            rows.append([TITLES[mode]])
-            for case, (plain, _) in SKIPPED.items():
-                shares = (quartiles(ratio(cell, case, other)) for other in (plain, SMALL))
-                rows[-1] += [quartiles(spread(cell, mode, case), 4), *shares]
-    header = [part for _, how in SKIPPED.values() for part in (f"MoE-1B, {how}", "kept", "/ Dense-225M")]
-    return table(("", *header), rows)
 
 
 def _bounds(results: Results) -> str:
@@ -140,8 +124,6 @@ def _ratios(results: Results) -> dict[str, str]:
             found[f"{mode}.dense_1b"] = f"{ratio(cell, LARGE, MIXTURE).median:.2f}"
             if AS_ROUTED in cell:
                 found[f"{mode}.as_demo"] = f"{ratio(cell, AS_ROUTED, SMALL).median:.2f}"
-            if cell.keys() >= SKIPPED.keys():
-                found[f"{mode}.skipping"] = f"{ratio(cell, next(iter(SKIPPED)), SMALL).median:.2f}"
     return found
 
 
@@ -158,21 +140,12 @@ def _models(results: Results) -> dict[str, str]:
 
 
 def _routings(results: Results) -> dict[str, str]:
-    """Experts used by a chunk, entropies of the load, and the effect of skipping."""
+    """Experts used by a chunk, and entropies of the load."""
     names = {OWN: "own", EVEN: "even", AS_DEMO: "as_demo", DEMO: "demo"}
     found = {}
     for title, item in results["routings"].items():
         found[f"touched.{names[title]}"] = f"{item['touched']:.1f}"
         found[f"entropy.{names[title]}"] = f"{item['load_entropy']:.2f}"
-    if skipping := results["skipping"]:
-        lever = skipping[DEMO]
-        found |= {
-            "lever.below": f"{lever['below']:g}",
-            "lever.tokens": f"{lever['tokens']:.0%}",
-            "lever.cost": f"{lever['cost']:+.1%}",
-            "skip_below": f"{skipping['below']:g}",
-            **{f"skipped.{names[how]}": f"{share:.0%}" for how, share in skipping["tokens"].items()},
-        }
     return found
 
 

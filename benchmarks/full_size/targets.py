@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from u2moe.benchmarks.full_size.cells import (
     AS_ROUTED,
     BOUNDS,
-    DEMO,
     LARGE,
     MIXTURE,
     NAMES,
-    SKIPPED,
     SMALL,
     TITLES,
     Results,
@@ -30,7 +28,7 @@ MEMORY_FACTOR, MEMORY_MB = 1.15, 300
 
 def targets(results: Results) -> list[Target]:
     """All targets whose cells have been measured."""
-    return [*_ratios(results), *_skipping(results), *_bounds(results), *_second_pass(results), *_starts(results)]
+    return [*_ratios(results), *_bounds(results), *_second_pass(results), *_starts(results)]
 
 
 def _ratios(results: Results) -> Iterator[Target]:
@@ -43,19 +41,6 @@ def _ratios(results: Results) -> Iterator[Target]:
     if cell := cell_of(results, "full"):
         name = "RTF of Dense-1B / MoE-1B, full context"
         yield Target(name=name, found=ratio(cell, LARGE, MIXTURE), limit=2.5, at_most=False)
-
-
-def _skipping(results: Results) -> Iterator[Target]:
-    """The paper's ratio, with skipped experts."""
-    cell = cell_of(results, "full")
-    for case, (_, how) in SKIPPED.items():
-        if case in cell:
-            lever = results["skipping"][DEMO]
-            name = (
-                f"RTF of MoE-1B / Dense-225M, full context, {how}, {lever['tokens']:.0%} of tokens skip an expert "
-                f"({lever['cost']:+.1%} word errors in the demo model)"
-            )
-            yield Target(name=name, found=ratio(cell, case, SMALL), limit=1.2, at_most=True)
 
 
 def _bounds(results: Results) -> Iterator[Target]:

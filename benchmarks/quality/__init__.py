@@ -1,1 +1,1 @@
-"""Effects on recognition quality: calibration, hotwords, word times, levers."""
+"""Effects on recognition quality: calibration, hotwords, word times."""

@@ -32,7 +32,6 @@ MODULES = {
     "same_weights": "peers.same_weights",
     "sherpa": "peers.sherpa",
     "systems": "peers.systems",
-    "levers": "quality.levers",
     "formats": "quality.formats",
     "int8_layers": "quality.int8_layers",
     "kernels": "quality.kernels",

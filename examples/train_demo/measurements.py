@@ -85,10 +85,6 @@ MEASUREMENTS = {
         command="bench.first_chunk --output FILE",
         minutes=1, quiet=True, changes="all",
     ),
-    "levers": Measurement(
-        command="quality.levers FLOAT32 --manifest TESTS --output FILE",
-        minutes=10, quiet=True, changes="all; words on any machine, then --times on a quiet one",
-    ),
     "language_model_cost": Measurement(
         command="quality.language_model_cost INT8 QUEEN --model LM --output FILE",
         minutes=5, quiet=True, changes="all",

@@ -9,16 +9,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from u2moe.quantize.config import Recipe
+from u2moe.quantize.experts.half import half_experts
 from u2moe.quantize.experts.int4 import int4_experts
 from u2moe.quantize.experts.int8 import int8_experts
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.experts.qmoe import int4_qmoe, int8_qmoe
-from u2moe.quantize.experts.unquantized import float_experts, half_experts
 from u2moe.quantize.weights import Weights
 
 EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe], ExpertCall]] = MappingProxyType(
     {
-        "fp32": float_experts,
         "fp16": half_experts,
         "int8": int8_experts,
         "int4": int4_experts,

@@ -75,7 +75,7 @@ def _inputs(
 
 
 def _call(layer: ExpertLayer, recipe: Recipe, experts: Sequence[Sequence[ir.Value]]) -> ExpertCall:
-    mixture = layer.in_format("int4", recipe, recipe.block_size)
+    mixture = layer.in_format("int4", recipe.block_size)
     inputs = [value for own in experts for value in own]
     return ExpertCall(mixture=mixture, function=int4_mixture(mixture, *layer.sizes), inputs=inputs)
 

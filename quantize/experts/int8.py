@@ -17,9 +17,9 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
 from u2moe.runtime.graph.mixture import SparseDispatch, mixture_function
 
 
-def int8_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
+def int8_experts(layer: ExpertLayer, weights: Weights, _: Recipe) -> ExpertCall:
     """Weights with one scale per column; the second biases of all experts form one input [experts, dim]."""
-    mixture = layer.in_format("int8", recipe)
+    mixture = layer.in_format("int8")
     inputs = [weights.stacked(layer.b2)] if mixture.bias else []
     for index, pair in enumerate(zip(layer.w1, layer.w2, strict=True)):
         first, second = (weights.int8(weight) for weight in pair)

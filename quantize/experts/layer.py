@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from u2moe.quantize.config import Recipe
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
@@ -49,10 +48,9 @@ class ExpertLayer:
         dim, hidden = shape_of(self.w1[0])
         return dim, hidden
 
-    def in_format(self, weights: str, recipe: Recipe, block_size: int = 0) -> Mixture:
-        """The mixture with experts in another format, and the recipe's threshold for skipping experts."""
-        skip_below = recipe.skip_expert_below if self.mixture.top_k > 1 else 0.0
-        return dataclasses.replace(self.mixture, weights=weights, skip_below=skip_below, block_size=block_size)
+    def in_format(self, weights: str, block_size: int = 0) -> Mixture:
+        """The mixture with experts in another format."""
+        return dataclasses.replace(self.mixture, weights=weights, block_size=block_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def check_all_float(model: ir.Model) -> None:
     """Raise a BundleError unless all calls of u2moe functions in a graph are mixtures of experts in float32."""
     calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
     for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, which say most
-        if mixture is None or mixture.weights != "fp32" or mixture.skip_below:
+        if mixture is None or mixture.weights != "fp32":
             raise BundleError(f"node {node.name}: {node.op_type} is not a mixture of experts in float32")
 
 

@@ -38,14 +38,14 @@ class _Numbers:
     restore: Callable[[Array, Array], Array]
 
 
-def int8_qmoe(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
+def int8_qmoe(layer: ExpertLayer, weights: Weights, _: Recipe) -> ExpertCall:
     """Weights in 8 bits."""
-    return _qmoe(layer, weights, recipe, _Numbers("int8-qmoe", int8_blocks, from_int8_blocks))
+    return _qmoe(layer, weights, _Numbers("int8-qmoe", int8_blocks, from_int8_blocks))
 
 
-def int4_qmoe(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
+def int4_qmoe(layer: ExpertLayer, weights: Weights, _: Recipe) -> ExpertCall:
     """Weights in 4 bits, two per byte."""
-    return _qmoe(layer, weights, recipe, _Numbers("int4-qmoe", _packed_blocks, _from_packed_blocks))
+    return _qmoe(layer, weights, _Numbers("int4-qmoe", _packed_blocks, _from_packed_blocks))
 
 
 def _packed_blocks(weight: Array, size: int) -> tuple[Array, Array]:
@@ -57,10 +57,10 @@ def _from_packed_blocks(stored: Array, scale: Array) -> Array:
     return from_int4_blocks(stored.reshape(*scale.shape, -1), scale, 2 * stored.shape[1])
 
 
-def _qmoe(layer: ExpertLayer, weights: Weights, recipe: Recipe, numbers: _Numbers) -> ExpertCall:
+def _qmoe(layer: ExpertLayer, weights: Weights, numbers: _Numbers) -> ExpertCall:
     check_layer(layer)
     size = block_size(layer)
-    mixture = layer.in_format(numbers.name, recipe, size)
+    mixture = layer.in_format(numbers.name, size)
 
     def restored(stored: Array, scale: Array) -> Array:
         return np.stack([numbers.restore(*own) for own in zip(stored, scale, strict=True)])

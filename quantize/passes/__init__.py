@@ -59,8 +59,8 @@ def _passes(recipe: Recipe, tokens: ExpertTokens | None) -> Iterator[ir.passes.P
         yield HalfPrecision()
         yield QuantizeExperts("fp16", recipe)
     else:
-        if "experts" in formats or recipe.skip_expert_below:
-            yield QuantizeExperts(formats.get("experts", "fp32"), recipe, tokens)
+        if "experts" in formats:
+            yield QuantizeExperts(formats["experts"], recipe, tokens)
         if "subsampling" in formats:
             yield QuantizeFrontEnd()
         if "embeddings" in formats:

@@ -1,4 +1,4 @@
-"""Mixtures of experts in another number format, and with experts skipped."""
+"""Mixtures of experts in another number format."""
 
 from __future__ import annotations
 

@@ -275,13 +275,10 @@ class _Layers:
             BundleError: the format's kernel cannot compute them.
         """
         alone = layers_alone(self.model, self.indices)
-        if kind.endswith("-qmoe") and self.recipe.skip_expert_below:
-            raise BundleError(f"QMoE cannot skip experts (skip_expert_below {self.recipe.skip_expert_below})")
         experts = Recipe(
             name=kind,
             groups={"experts": kind},
             block_size=self.recipe.block_size,
-            skip_expert_below=self.recipe.skip_expert_below,
         )
         quantize_graph(alone, experts)
         return self._run(alone)

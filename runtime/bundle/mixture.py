@@ -32,8 +32,6 @@ class Mixture:
         top_k: experts per token.
         activation: activation between the two products of an expert, such as "swish".
         bias: whether the products have biases.
-        skip_below: a token skips those of its experts whose normalised weight is below this, but never the most likely
-            one.
         weights: format of the experts' weights, one of `FUNCTIONS`.
         block_size: input rows of a weight that share a scale; 0: one scale per column, or none.
     """
@@ -42,7 +40,6 @@ class Mixture:
     top_k: int
     activation: str
     bias: bool = True
-    skip_below: float = 0.0
     weights: str = "fp32"
     block_size: int = 0
 
@@ -51,8 +48,6 @@ class Mixture:
             raise ValueError(f"top_k must be between 1 and num_experts {self.num_experts}, got {self.top_k}")
         if not self.activation:
             raise ValueError("activation must be named, got ''")
-        if not 0 <= self.skip_below <= 1:
-            raise ValueError(f"skip_below must be from 0 to 1, got {self.skip_below}")
         if self.weights not in FUNCTIONS:
             raise ValueError(f"weights must be one of {', '.join(FUNCTIONS)}, got {self.weights!r}")
         if self.block_size < 0:
@@ -63,9 +58,9 @@ class Mixture:
         """Name of the function in domain `MOE_DOMAIN`; if a graph has two of one name, a number follows it."""
         return FUNCTIONS[self.weights]
 
-    def attributes(self) -> dict[str, int | float | str]:
+    def attributes(self) -> dict[str, int | str]:
         """The attributes of its node."""
-        return {**asdict(self), "bias": int(self.bias), "skip_below": float(self.skip_below)}
+        return {**asdict(self), "bias": int(self.bias)}
 
 
 def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mixture | None:
@@ -89,8 +84,6 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
             top_k=int(attributes["top_k"]),
             activation=_text(attributes["activation"]),
             bias=bool(attributes["bias"]),
-            # floats in ONNX have single precision: seven digits restore the original value
-            skip_below=float(f"{float(attributes['skip_below']):.7g}"),
             weights=_text(attributes["weights"]),
             block_size=int(attributes["block_size"]),
         )
@@ -122,7 +115,6 @@ def _read_name(name: str) -> Mixture:
         top_k=int(match["top_k"]),
         activation=match["activation"],
         bias=match["no_bias"] is None,
-        skip_below=float((match["skip"] or "0").replace("_", ".")),
         weights=_KINDS[match["kind"]],
         block_size=int(match["block"] or 0),
     )

@@ -22,7 +22,7 @@ class SparseDispatch:
         tokens: [tokens, dim].
         logits: router logits [tokens, experts], float32 for tokens of any precision.
         experts: the experts of each token [tokens, k], most likely first.
-        probabilities: their weights [tokens, k], which sum to 1; 0 for skipped experts.
+        probabilities: their weights [tokens, k], which sum to 1.
         counts: number of rows of each expert [experts].
         token: token of each row, in the order of the experts [rows].
     """
@@ -33,42 +33,29 @@ class SparseDispatch:
         self.half = mixture.weights == "fp16"
         self.tokens = g.op("Flatten", x, axis=-1)
         with g.scope("router"):
-            assigned = self._route(gate)
+            self._route(gate)
         with g.scope("dispatch"):
-            self._sort(assigned)
+            self._sort()
 
-    def _route(self, gate: ir.Value) -> ir.Value:
-        """Experts and weights of each token; returns the experts, with an invalid number for each skipped one."""
-        g, limit = self.g, self.mixture.skip_below
+    def _route(self, gate: ir.Value) -> None:
+        """Experts and weights of each token."""
+        g = self.g
         single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
         self.logits = g.op("MatMul", single, gate)
         values, self.experts = g.ops("TopK", self.logits, [self.mixture.top_k], axis=-1, num_outputs=2)
-        shares, assigned = g.op("Softmax", values, axis=-1), self.experts
-        if limit:
-            # the remaining weights are normalised again, which equals the softmax over them
-            least = g.op("Min", g.op("Gather", shares, [0], axis=1), limit)
-            is_kept = g.op("GreaterOrEqual", shares, least)
-            kept = g.op("Mul", shares, g.op("Cast", is_kept, to=ir.DataType.FLOAT))
-            shares = g.op("Div", kept, g.op("ReduceSum", kept, [-1], keepdims=1))
-            assigned = g.op("Where", is_kept, self.experts, self.mixture.num_experts)
+        shares = g.op("Softmax", values, axis=-1)
         self.probabilities = g.op("Cast", shares, to=ir.DataType.FLOAT16) if self.half else shares
-        return assigned
 
-    def _sort(self, assigned: ir.Value) -> None:
-        """Sort the assignments by expert; skipped ones come last and have no row."""
+    def _sort(self) -> None:
+        """Sort the assignments of tokens by expert."""
         g, top_k = self.g, self.mixture.top_k
-        assignments = g.op("Reshape", assigned, [-1])
+        assignments = g.op("Reshape", self.experts, [-1])
         num_assignments = g.op("Shape", assignments)
         order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
         one_hot = g.op("OneHot", assignments, self.mixture.num_experts, [0, 1], axis=0)
         self.counts = g.op("ReduceSum", one_hot, [1], keepdims=0)
         position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
         self._places = g.op("Reshape", position, [-1, top_k])
-        if self.mixture.skip_below:
-            num_rows = g.op("ReduceSum", self.counts, [0], keepdims=1)
-            order = g.op("Slice", order, [0], num_rows)
-            # a skipped expert has weight 0: any row will do
-            self._places = g.op("Min", self._places, g.op("Sub", num_rows, [1]))
         self.token = g.op("Div", order, top_k)
 
     def gather(self, values: ir.Value) -> ir.Value:

@@ -13,7 +13,7 @@ from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 NUM_DAMAGED = 150
 """`benchmarks.endurance.sanitized_kernels` tries thousands."""
-MIXTURE = Mixture(num_experts=3, top_k=2, activation="swish", weights="int8", skip_below=0.1)
+MIXTURE = Mixture(num_experts=3, top_k=2, activation="swish", weights="int8")
 WEIGHTS = int8_weights(np.random.default_rng(0), MIXTURE, 16, 24)
 LAYER = layer_model(int8_mixture(MIXTURE), {"x": np.float32}, WEIGHTS, MIXTURE.attributes())
 

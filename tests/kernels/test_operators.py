@@ -48,12 +48,10 @@ def check_rows(expected, found, kind):
 
 
 def chosen_experts(tokens, gate, mixture):
-    """Experts and shares of each token, as float64; skipped ones have share 0."""
+    """Experts and shares of each token, as float64."""
     logits = tokens.astype(np.float64) @ gate
     experts = np.argsort(-logits, axis=1, kind="stable")[:, : mixture.top_k]
     shares = np.exp(np.take_along_axis(logits, experts, axis=1) - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    shares[shares < np.minimum(mixture.skip_below, shares[:, :1])] = 0
     return experts, shares / shares.sum(axis=1, keepdims=True)
 
 
@@ -128,12 +126,11 @@ def mixture_in_numpy(tokens, weights, mixture):
 
 
 MIXTURES = st.builds(
-    lambda num_experts, top_k, activation, bias, skip_below, block_size: Mixture(
+    lambda num_experts, top_k, activation, bias, block_size: Mixture(
         num_experts=num_experts,
         top_k=min(top_k, num_experts),
         activation=activation,
         bias=bias,
-        skip_below=skip_below if min(top_k, num_experts) > 1 else 0.0,
         weights="int4" if block_size else "int8",
         block_size=block_size,
     ),
@@ -141,7 +138,6 @@ MIXTURES = st.builds(
     top_k=st.integers(1, 4),
     activation=st.sampled_from(ACTIVATIONS),
     bias=st.booleans(),
-    skip_below=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
     block_size=st.sampled_from([0, 0, 16, 32, 64, 128]),
 )
 SIZES = st.tuples(st.integers(1, 70), st.one_of(st.integers(1, 70), st.integers(120, 140)))

@@ -54,8 +54,7 @@ struct Routing {
   const float* x;     // [tokens, dim]
   const float* gate;  // [dim, experts rounded up to whole panels], zeros beyond the experts
   size_t dim, experts, top_k;
-  float skip_below;
-  uint32_t* expert;  // [tokens, top_k]; `experts` for a skipped one
+  uint32_t* expert;  // [tokens, top_k]
   float* share;      // [tokens, top_k]
 };
 constexpr size_t kMostExperts = 1024;

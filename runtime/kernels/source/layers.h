@@ -32,7 +32,6 @@ struct ExpertLayer {
   Activation activation = Activation::relu;
   float lowest = 0;      // of hidden activations, as `Rounding8`
   bool by_peak = false;  // as `Rounding8`
-  float skip_below = 0;
   Weights router;   // [dim, experts rounded up to panels]; unused without a router
   Weights weights;  // the products of each expert, one after the other: the gate, the first, the second
   size_t gate_bytes = 0, first_bytes = 0, second_bytes = 0;  // without a gate it has none

@@ -120,18 +120,16 @@ class Experts {
     auto* expert = scratch_.array<uint32_t>(kExpert, assignments);
     auto* share = scratch_.array<float>(kShare, assignments);
     const Routing routing{x, reinterpret_cast<const float*>(layer_.router.data()), layer_.dim, layer_.experts, k,
-                          layer_.skip_below, expert, share};
+                          expert, share};
     threads_.each((tokens_ + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
       isa_.route(routing, task * kRowsOfTask, std::min(tokens_, (task + 1) * kRowsOfTask));
     });
-    for (size_t i = 0; i < assignments; i++)
-      if (expert[i] < layer_.experts) start_[expert[i] + 1]++;
+    for (size_t i = 0; i < assignments; i++) start_[expert[i] + 1]++;
     for (size_t e = 0; e < layer_.experts; e++) {
       next[e] = start_[e];
       start_[e + 1] += start_[e];
     }
     for (size_t i = 0; i < assignments; i++) {
-      if (expert[i] == layer_.experts) continue;
       const size_t row = next[expert[i]]++;
       token_of_[row] = static_cast<uint32_t>(i / k);
       share_of_[row] = share[i];

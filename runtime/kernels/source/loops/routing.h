@@ -50,18 +50,6 @@ void route(const Routing& r, size_t first, size_t last) {
     float sum = 0;
     for (size_t j = 0; j < r.top_k; j++) sum += shares[j];
     for (size_t j = 0; j < r.top_k; j++) shares[j] /= sum;
-    if (r.skip_below > 0) {  // what remains is normalised again
-      const float least = shares[0] < r.skip_below ? shares[0] : r.skip_below;
-      float kept = 0;
-      for (size_t j = 0; j < r.top_k; j++) {
-        if (shares[j] < least) {
-          shares[j] = 0;
-          expert[j] = static_cast<uint32_t>(r.experts);
-        }
-        kept += shares[j];
-      }
-      for (size_t j = 0; j < r.top_k; j++) shares[j] /= kept;
-    }
     std::memcpy(r.share + token * r.top_k, shares, r.top_k * sizeof(float));
   }
 }

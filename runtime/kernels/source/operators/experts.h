@@ -30,7 +30,6 @@ class ExpertsOperator {
   void read_router(Node& node) {
     layer_.experts = static_cast<size_t>(node.integer("num_experts", 1, kMostExperts));
     layer_.top_k = static_cast<size_t>(node.integer("top_k", 1, static_cast<int64_t>(layer_.experts)));
-    layer_.skip_below = layer_.top_k > 1 ? node.number("skip_below", 0, 1) : 0.0f;
     std::vector<int64_t> shape;
     const auto* gate = node.constant<float>("gate", {-1, static_cast<int64_t>(layer_.experts)}, &shape);
     layer_.dim = static_cast<size_t>(shape[0]);

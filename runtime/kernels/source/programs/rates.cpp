@@ -86,7 +86,7 @@ double Report::most_products(const InstructionSet&, double) { return 0; }
 void measure_experts(const Report& report, const InstructionSet& isa, const char* name, size_t experts, size_t group,
                      size_t rows) {
   Random random(rows);
-  const Case c{kDim, kHidden, experts, experts > 1 ? size_t{2} : size_t{1}, group, rows, Activation::swish, 0.0f};
+  const Case c{kDim, kHidden, experts, experts > 1 ? size_t{2} : size_t{1}, group, rows, Activation::swish};
   ExpertLayer layer = expert_layer(c, random);
   if (experts == 1) layer.router = Weights();
   const auto x = random.numbers(rows * kDim, 2.0f);
