@@ -37,14 +37,6 @@ def add_quantize(subparsers: Subparsers) -> None:
         + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
     )
     parser.add_argument(
-        "--int8-share",
-        metavar="SHARE",
-        type=float,
-        default=0.0,
-        help="with 4-bit experts: keep the last layers of the encoder, which have at most this share of the weights of "
-        "its experts (0 to below 1), in int8: larger and a little slower, but nearer to float32 (default: none)",
-    )
-    parser.add_argument(
         "--calibrate",
         metavar="PATH",
         type=Path,
@@ -174,7 +166,6 @@ def run_quantize(args: argparse.Namespace) -> int:
                 tune=_tune(args),
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
-                int8_share=args.int8_share,
             ),
             audio=audio,
             recordings=read_manifest(args.manifest) if args.manifest else [],

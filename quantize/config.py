@@ -93,8 +93,6 @@ class Recipe:
         experts_of: format of the experts by graph, where tuning has chosen another one than `groups` says.
         calibration: audio files; the encoder's experts in int4 are rounded so that what they compute of it changes
             least. Empty: rounded one by one.
-        int8_share: share of the weights of the encoder's experts that stays in int8 at most, where experts are in int4:
-            that of its last layers, whose errors reach the output undamped. 0: none.
     """
 
     name: str
@@ -106,7 +104,6 @@ class Recipe:
     packed: bool = False
     experts_of: Mapping[str, str] = field(default_factory=dict)
     calibration: tuple[Path, ...] = ()
-    int8_share: float = 0.0
 
     def __post_init__(self) -> None:
         for group, kind in self.groups.items():
@@ -135,10 +132,6 @@ class Recipe:
         if self.calibration and (experts != "int4" or self.tune):
             found = f"experts in {experts}" + (" and tune" if self.tune else "")
             raise ValueError(f"calibration is for experts in int4 whose kernel is not tuned, got {found}")
-        if not 0 <= self.int8_share < 1:
-            raise ValueError(f"int8_share must be from 0 to below 1, got {self.int8_share}")
-        if self.int8_share and not experts.startswith("int4"):
-            raise ValueError(f"int8_share is for experts in int4, got experts in {experts}")
 
     @property
     def quantized(self) -> dict[str, str]:
@@ -147,16 +140,14 @@ class Recipe:
 
     def of_graph(self, name: str) -> Recipe:
         """This recipe with the format chosen for the experts of this graph."""
-        share = self.int8_share if name == "encoder" else 0.0
         if name not in self.experts_of:
-            return replace(self, int8_share=share)
+            return self
         groups = {**self.groups, "experts": self.experts_of[name]}
-        return replace(self, groups=groups, tune=None, int8_share=share)
+        return replace(self, groups=groups, tune=None)
 
-    def replaced(self, groups: Mapping[str, str], *, int8_share: float = 0.0) -> Recipe:
+    def replaced(self, groups: Mapping[str, str]) -> Recipe:
         """This recipe with other formats, and a name that reflects them."""
         changes = [f"{group}={kind}" for group, kind in sorted(groups.items())]
-        changes += [f"int8_share={int8_share:g}"] if int8_share else []
         if not changes:
             return self
         return replace(
@@ -164,7 +155,6 @@ class Recipe:
             name=f"{self.name}[{','.join(changes)}]",
             groups={**self.groups, **groups},
             required=tuple(group for group, kind in groups.items() if kind != "fp32"),
-            int8_share=int8_share,
         )
 
 
@@ -192,7 +182,6 @@ def recipe(
     tune: Tune | None = None,
     packed: bool = False,
     calibration: Sequence[Path] = (),
-    int8_share: float = 0.0,
 ) -> Recipe:
     """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
 
@@ -206,7 +195,7 @@ def recipe(
         plain = RECIPES[name]
     else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
-    changed = plain.replaced(changes, int8_share=int8_share)
+    changed = plain.replaced(changes)
     if not (tune or packed or calibration):
         return changed
     return replace(changed, tune=tune, packed=packed, calibration=tuple(calibration))

@@ -19,7 +19,6 @@ from u2moe.quantize.config import LONGEST_S, Recipe
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.routing import scope
 from u2moe.quantize.tuning.choice import tuned
 from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle import contract
@@ -29,7 +28,6 @@ from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import Recording, words
 
@@ -106,19 +104,16 @@ def _quantized_graphs(
 ) -> tuple[dict[str, Change], dict[str, Any]]:
     """Quantize each graph and save it in `folder`; returns the changed weights, and the record for the manifest."""
     changes: dict[str, Change] = {}
-    int8_layers: list[str] = []
     with _tokens(source, recipe, folder, progress) as tokens:
         for graph in source.manifest.model.graphs():
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
             changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
-            if recipe.int8_share:
-                int8_layers += _int8_layers(model)
             model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, folder / graph.file, progress=progress)
     counts = Counter(change.group for change in changes.values())
     _check_found(source, recipe, counts)
-    return changes, _record(recipe, counts, tokens, int8_layers)
+    return changes, _record(recipe, counts, tokens)
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:
@@ -196,15 +191,7 @@ def _check_words(report: dict[str, Any], limit: float | None) -> None:
             )
 
 
-def _int8_layers(model: ir.Model) -> list[str]:
-    """The names of a graph's layers whose experts are in int8."""
-    found = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
-    return [scope(node) for node, mixture in found if mixture.weights == "int8"]
-
-
-def _record(
-    recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None, int8_layers: Sequence[str]
-) -> dict[str, Any]:
+def _record(recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None) -> dict[str, Any]:
     """The recipe as the manifest records it."""
     return {
         "recipe": recipe.name,
@@ -213,6 +200,5 @@ def _record(
         "block_size": recipe.block_size,
         "num_weights": dict(sorted(changed.items())),
         **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
-        **({"int8_share": recipe.int8_share, "int8_layers": list(int8_layers)} if recipe.int8_share else {}),
         **({"calibration": tokens.data()} if tokens else {}),
     }

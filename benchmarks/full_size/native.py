@@ -1,4 +1,4 @@
-"""The native kernels at full size: MoE-1B in int8, int4 and both, and Dense-225M in int8, each with them and without.
+"""The native kernels at full size: MoE-1B in int8 and int4, and Dense-225M in int8, each with them and without.
 
     python -m u2moe.benchmarks.full_size.native FOLDER --prepare
     python -m u2moe.benchmarks.full_size.native FOLDER [--results FILE]
@@ -59,18 +59,15 @@ from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
 
 NATIVE, PLAIN = KERNELS[1:]
-MIXED, INT8_SHARE = "mixed", 0.375
-"""Experts in int4 but for the last layers of the encoder, and what these have of its experts' weights."""
 RECIPES = {
     "int8": recipe("int8"),
     "int4": recipe("int4-experts"),
-    MIXED: recipe("int4-experts", int8_share=INT8_SHARE),
 }
 PACKED = "packed"
 """The mixture in int8 with weights packed in advance, as native kernels use them: only how it starts is measured."""
 PACKED_KEY = f"{MIXTURE}/{PACKED}/{NATIVE}"
 LOAD_S = 0.5
-_PRECISIONS = {"int8": "int8", "int4": "int4 experts", MIXED: f"int4 experts, the last {INT8_SHARE:.1%} in int8"}
+_PRECISIONS = {"int8": "int8", "int4": "int4 experts"}
 ROUNDS = {"streaming": 7, "streaming-8": 5, "full": 5}
 TITLES = {"streaming": "streaming", "streaming-8": "streaming, batch of 8", "full": "full context"}
 BOUNDS = {"streaming": Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), "full": Mode()}
@@ -104,7 +101,7 @@ class Case:
 
 CASES = tuple(
     Case(model, precision, kernels)
-    for model, precision in ((MIXTURE, "int8"), (MIXTURE, "int4"), (MIXTURE, MIXED), (SMALL, "int8"))
+    for model, precision in ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8"))
     for kernels in (NATIVE, PLAIN)
 )
 _TITLES = {case.key: case.title for case in CASES}
@@ -181,12 +178,9 @@ def _seconds(root: Path, progress: Callable[[str], None]) -> dict[str, dict[str,
 
 
 def measure_all_threads(root: Path, *, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """One thread beside two: of the machine, and of each case with native kernels by its key; see `threads.py`.
-
-    Cases with experts in two formats are left out: they say nothing that those with one format do not.
-    """
+    """One thread beside two: of the machine, and of each case with native kernels by its key; see `threads.py`."""
     rates = measure_rates_of_threads(progress)
-    cases = [case for case in CASES if case.kernels == NATIVE and case.precision != MIXED]
+    cases = [case for case in CASES if case.kernels == NATIVE]
     return {"rates": rates, "found": {case.key: _threads(root, case, progress) for case in cases}}
 
 
@@ -320,7 +314,7 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 
 def _targets(content: Mapping[str, Any]) -> Iterator[Target]:
     where = machine_key(content)
-    eight, four, mixed = (Case(MIXTURE, precision, NATIVE) for precision in RECIPES)
+    eight, four = (Case(MIXTURE, precision, NATIVE) for precision in RECIPES)
     dense = Case(SMALL, "int8", NATIVE)
     plain = Case(MIXTURE, "int8", PLAIN)
     amx = "amx" in content["kernels"]["isa"]
@@ -328,9 +322,7 @@ def _targets(content: Mapping[str, Any]) -> Iterator[Target]:
         (plain, eight, "streaming", 1.6, False),
         (plain, eight, "full", 1.8 if amx else 1.6, False),
         (plain, four, "streaming", 2.3, False),
-        (plain, mixed, "streaming", 2.3, False),
         (four, BASELINE, "streaming", 1.3, True),
-        (mixed, BASELINE, "streaming", 1.3, True),
         (four, dense, "streaming", 1.7, True),
         (four, BASELINE, "full", 0.8, True),
         (eight, BASELINE, "full", 0.8, True),

@@ -33,7 +33,6 @@ MODULES = {
     "sherpa": "peers.sherpa",
     "systems": "peers.systems",
     "formats": "quality.formats",
-    "int8_layers": "quality.int8_layers",
     "kernels": "quality.kernels",
     "processors": "quality.processors",
     "front_end": "quality.front_end",

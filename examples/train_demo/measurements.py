@@ -41,13 +41,8 @@ MEASUREMENTS = {
         minutes=2, quiet=False, changes="all",
     ),
     "formats": Measurement(
-        command="quality.formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' "
-        "'int4, calibrated, 3/8 in int8=MIXED' --manifest TESTS --results FILE",
-        minutes=13, quiet=False, changes="all; needs the bundles of release.py, and MIXED (`--int8-share 0.375`)",
-    ),
-    "int8_layers": Measurement(
-        command="quality.int8_layers FLOAT32 --manifest QUEEN --results FILE",
-        minutes=3, quiet=False, changes="all",
+        command="quality.formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --manifest TESTS --results FILE",
+        minutes=13, quiet=False, changes="all; needs the bundles of release.py",
     ),
     "hotwords": Measurement(
         command="quality.hotwords INT8 TESTS --output FILE",

@@ -196,6 +196,6 @@ def of_earlier_models(names: Sequence[str]) -> str:
     """Which results are of an earlier demo model."""
     if not names:
         return "All results are of this model."
-    pages = (name for name in names if name not in ("first_chunk", "int8_layers"))  # these are on pages of others
+    pages = (name for name in names if name != "first_chunk")  # it is on the page of another
     links = ", ".join(f"[{name.replace('_', ' ')}](results/{name}.md)" for name in pages)
     return f"Measured on an earlier demo model, and not yet again: {links}."
