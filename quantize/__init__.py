@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from u2moe.quantize.config import FORMATS, RECIPES, Recipe, Tune, recipe
+from u2moe.quantize.config import FORMATS, RECIPES, Recipe, recipe
 
 if TYPE_CHECKING:
     from u2moe.quantize.inspection import inspect_bundle
     from u2moe.quantize.quantizer import quantize_bundle
 
-__all__ = ["FORMATS", "RECIPES", "Recipe", "Tune", "inspect_bundle", "quantize_bundle", "recipe"]
+__all__ = ["FORMATS", "RECIPES", "Recipe", "inspect_bundle", "quantize_bundle", "recipe"]
 
 _HOMES = {"inspect_bundle": "inspection", "quantize_bundle": "quantizer"}
 

@@ -127,25 +127,6 @@ def from_int4_blocks(packed: npt.NDArray[np.uint8], scale: Float, rows: int) -> 
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
 
 
-def int8_blocks(weight: Float, block_size: int) -> tuple[npt.NDArray[np.uint8], Float]:
-    """Symmetric int8 with one scale per block of rows of each column, as QMoE reads it.
-
-    Returns:
-        Bytes around 128 [out, in]; scales [out, blocks].
-    """
-    blocks = weight.T.reshape(weight.shape[1], -1, block_size)
-    scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True), 1e-20) / 127
-    integers = (np.rint(blocks / scale) + 128).astype(np.uint8)
-    return integers.reshape(weight.shape[1], -1), scale[..., 0].astype(np.float32)
-
-
-def from_int8_blocks(stored: npt.NDArray[np.uint8], scale: Float) -> Float:
-    """The weights [in, out] that the output of `int8_blocks` represents."""
-    blocks = stored.astype(np.float32).reshape(*scale.shape, -1) - 128
-    restored: Float = (blocks * scale[..., np.newaxis]).reshape(stored.shape).T
-    return restored
-
-
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     """Norm of the difference over the norm of the reference; 0 when both are zeros."""
     size = float(np.linalg.norm(reference.astype(np.float64)))

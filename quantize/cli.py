@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from u2moe.quantize.config import FLOAT32, FORMATS, LONGEST_S, RECIPES, USES, Tune, recipe
+from u2moe.quantize.config import FLOAT32, FORMATS, LONGEST_S, RECIPES, recipe
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -46,7 +46,6 @@ def add_quantize(subparsers: Subparsers) -> None:
         "files, folders, or lists (.tsv) as --manifest takes; a few minutes of typical speech, of which at most "
         f"{LONGEST_S // 60} are used (default: round each weight by itself)",
     )
-    _add_tuning(parser)
     parser.add_argument(
         "--packed",
         action="store_true",
@@ -87,69 +86,10 @@ def add_inspect(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_inspect)
 
 
-def _add_tuning(parser: argparse.ArgumentParser) -> None:
-    """Options that begin with --tune."""
-    group = parser.add_argument_group(
-        "tuning",
-        "With --tune the experts get the fastest kernel on this machine, so run it on the device that will use "
-        "the bundle. Our dispatch and onnxruntime's QMoE operator are timed in turn on layers of the bundle; it then "
-        "records the measurements, the choice and the machine (see u2moe inspect). Encoder and decoder have one "
-        "kernel each: if one is faster with few tokens per call and another with many, say which case matters.",
-    )
-    group.add_argument("--tune", action="store_true", help="choose the kernel of the experts by measurement")
-    group.add_argument(
-        "--tune-for",
-        choices=tuple(USES),
-        help="streaming: chunks of 4, 8 and 16 frames, and 8 streams at once, each for a quarter of the audio; full: "
-        "ten seconds with full context; both (default): half of the audio each",
-    )
-    group.add_argument(
-        "--tune-tokens",
-        metavar="COUNT[=SHARE]",
-        nargs="+",
-        help="instead of --tune-for: tokens (encoder frames of all streams) per call, and the share of the audio that "
-        "comes in such calls (default: equal shares; 0: measure it, but do not count it)",
-    )
-    group.add_argument(
-        "--tune-lossy", action="store_true", help="allow 4-bit experts, too, which cost accuracy; see the report"
-    )
-    group.add_argument("--tune-threads", metavar="N", type=int, help="threads within one operator (default: 1)")
-
-
-def _tune(args: argparse.Namespace) -> Tune | None:
-    """How to tune, from options that may contradict each other."""
-    options = {"--tune-for": args.tune_for, "--tune-tokens": args.tune_tokens, "--tune-threads": args.tune_threads}
-    given = [name for name, value in {**options, "--tune-lossy": args.tune_lossy or None}.items() if value is not None]
-    if not args.tune:
-        if given:
-            raise ValueError(f"{given[0]} needs --tune")
-        return None
-    if args.tune_for and args.tune_tokens:
-        raise ValueError("--tune-for and --tune-tokens exclude each other")
-    shares = _shares(args.tune_tokens) if args.tune_tokens else USES[args.tune_for or "both"]
-    num_threads = 1 if args.tune_threads is None else args.tune_threads
-    return Tune(shares=shares, lossy=args.tune_lossy, num_threads=num_threads)
-
-
-def _shares(items: list[str]) -> dict[int, float]:
-    result: dict[int, float] = {}
-    for item in items:
-        count, equals, share = item.partition("=")
-        try:
-            tokens, part = int(count), float(share) if equals else 1.0
-        except ValueError as error:
-            raise ValueError(f"--tune-tokens must be COUNT or COUNT=SHARE, got {item!r}") from error
-        if tokens in result:
-            raise ValueError(f"--tune-tokens must name each count once, got {tokens} twice")
-        result[tokens] = part
-    return result
-
-
 def run_quantize(args: argparse.Namespace) -> int:
     """Quantize and print the report. Without audio from the user, the bundled clips are used if possible."""
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
-    from u2moe.quantize.tuning.record import describe_record
     from u2moe.runtime.cli.outputs import try_to_write
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.text.word_errors import read_manifest
@@ -163,7 +103,6 @@ def run_quantize(args: argparse.Namespace) -> int:
             recipe(
                 args.recipe,
                 _groups(args.group),
-                tune=_tune(args),
                 packed=args.packed,
                 calibration=_recordings(args.calibrate),
             ),
@@ -180,8 +119,6 @@ def run_quantize(args: argparse.Namespace) -> int:
     if report is not None:
         print(describe(report))
         _write(args.report, report)
-    if bundle.manifest.tuning:
-        print(describe_record(bundle.manifest.tuning))
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,57 +22,9 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Formats for each group of weights. Routers, biases, norms and depthwise convolutions are always fp32.
-
-Experts in int8 and int4 run in our dispatch; with the suffix -qmoe they run in onnxruntime's QMoE operator.
 """
-KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"int8": ("int8", "int8-qmoe"), "int4": ("int4", "int4-qmoe")}
-)
-"""Formats of experts with equal loss of accuracy, from which tuning chooses; ours first."""
-BATCH = 128
-"""Tokens per call for eight streams in chunks of 16."""
-WHOLE = 250
-"""Tokens per call for ten seconds with full context, and roughly for a second pass."""
 LONGEST_S = 900
 """Seconds of calibration audio that are used; what follows is not read."""
-USES: Mapping[str, Mapping[int, float]] = MappingProxyType(
-    {
-        "streaming": {4: 0.25, 8: 0.25, 16: 0.25, BATCH: 0.25, WHOLE: 0.0},
-        "full": {4: 0.0, 8: 0.0, 16: 0.0, BATCH: 0.0, WHOLE: 1.0},
-        "both": {4: 0.125, 8: 0.125, 16: 0.125, BATCH: 0.125, WHOLE: 0.5},
-    }
-)
-"""Share of the audio by tokens per call, for each use that a bundle can be tuned for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tune:
-    """How the kernel of the experts is chosen by measurement.
-
-    Attributes:
-        shares: share of the audio by tokens per call of the encoder (encoder frames of all streams of a batch); with
-            share 0 a number of tokens is measured but does not count. Need not sum to 1.
-        lossy: formats with fewer bits than the recipe's may be chosen, too.
-        num_threads: threads within one operator.
-        repetitions: how often each is measured.
-    """
-
-    shares: Mapping[int, float] = field(default_factory=lambda: USES["both"])
-    lossy: bool = False
-    num_threads: int = 1
-    repetitions: int = 7
-
-    def __post_init__(self) -> None:
-        for tokens, share in self.shares.items():
-            if tokens < 1:
-                raise ValueError(f"shares: tokens per call must be at least 1, got {tokens}")
-            if not 0 <= share < math.inf:
-                raise ValueError(f"shares: share of {tokens} tokens must be at least 0, got {share}")
-        if not sum(self.shares.values()) > 0:
-            raise ValueError(f"shares: at least one must be above 0, got {dict(self.shares)}")
-        for name in ("num_threads", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +38,8 @@ class Recipe:
         whole: "fp16" converts everything but routers and positions to half precision (for CUDA) and excludes `groups`;
             None: only what `groups` says.
         required: groups that were requested by name; a network without one of them is an error.
-        tune: choose the format of each graph's experts from `KERNELS` by measurement; None: do not.
         packed: write weights in the layout of the native kernels, which then use them where they lie in the file. The
             bundle cannot be loaded without these kernels, and its files must not change in place while it is loaded.
-        experts_of: format of the experts by graph, where tuning has chosen another one than `groups` says.
         calibration: audio files; the encoder's experts in int4 are rounded so that what they compute of it changes
             least. Empty: rounded one by one.
     """
@@ -100,9 +49,7 @@ class Recipe:
     block_size: int = 32
     whole: str | None = None
     required: tuple[str, ...] = ()
-    tune: Tune | None = None
     packed: bool = False
-    experts_of: Mapping[str, str] = field(default_factory=dict)
     calibration: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -124,26 +71,13 @@ class Recipe:
         if not self.whole and not self.quantized:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         experts = self.groups.get("experts", "fp32")
-        for kind in (experts, *self.experts_of.values()):
-            if kind not in FORMATS["experts"]:
-                raise ValueError(f"experts_of must be of {', '.join(FORMATS['experts'])}, got {kind!r}")
-        if self.tune and experts not in KERNELS:
-            raise ValueError(f"tune chooses kernels for experts in {' or '.join(KERNELS)}, got experts in {experts}")
-        if self.calibration and (experts != "int4" or self.tune):
-            found = f"experts in {experts}" + (" and tune" if self.tune else "")
-            raise ValueError(f"calibration is for experts in int4 whose kernel is not tuned, got {found}")
+        if self.calibration and experts != "int4":
+            raise ValueError(f"calibration is for experts in int4, got experts in {experts}")
 
     @property
     def quantized(self) -> dict[str, str]:
         """The groups that do not stay in fp32."""
         return {group: kind for group, kind in self.groups.items() if kind != "fp32"}
-
-    def of_graph(self, name: str) -> Recipe:
-        """This recipe with the format chosen for the experts of this graph."""
-        if name not in self.experts_of:
-            return self
-        groups = {**self.groups, "experts": self.experts_of[name]}
-        return replace(self, groups=groups, tune=None)
 
     def replaced(self, groups: Mapping[str, str]) -> Recipe:
         """This recipe with other formats, and a name that reflects them."""
@@ -179,14 +113,13 @@ def recipe(
     name: str,
     groups: Mapping[str, str] | None = None,
     *,
-    tune: Tune | None = None,
     packed: bool = False,
     calibration: Sequence[Path] = (),
 ) -> Recipe:
     """The recipe of that name, optionally with other formats for some groups, and with other options of `Recipe`.
 
     Raises:
-        ValueError: no such recipe, group or format, or the recipe changes nothing or has nothing to tune.
+        ValueError: no such recipe, group or format, or the recipe changes nothing.
     """
     changes = groups or {}
     if name == FLOAT32:
@@ -196,6 +129,6 @@ def recipe(
     else:
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
     changed = plain.replaced(changes)
-    if not (tune or packed or calibration):
+    if not (packed or calibration):
         return changed
-    return replace(changed, tune=tune, packed=packed, calibration=tuple(calibration))
+    return replace(changed, packed=packed, calibration=tuple(calibration))

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.quantize.tuning.record import describe_record
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED, is_replaced
 from u2moe.runtime.graph.file import group_of
@@ -33,7 +32,6 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "manifest": dataclasses.asdict(bundle.manifest),
-        "tuning": describe_record(bundle.manifest.tuning) if bundle.manifest.tuning else None,
         "parameters": dict(groups.most_common()),
         "num_parameters": groups.total(),
         "graphs": graphs,
@@ -89,7 +87,6 @@ def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
         f"{counted}: {content['num_parameters']:,}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
-    lines += [content["tuning"]] if content["tuning"] else []
     lines.append("files:")
     lines += [
         f"  {name:22} {file['size']:14,} bytes  sha256 {file['sha256'][:16]}…"

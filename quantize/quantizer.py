@@ -19,7 +19,6 @@ from u2moe.quantize.config import LONGEST_S, Recipe
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.report import build_report, compare_bytes, features_of
-from u2moe.quantize.tuning.choice import tuned
 from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.bundle import Bundle
@@ -50,7 +49,7 @@ def quantize_bundle(
     Args:
         bundle: folder of a float32 bundle.
         out: folder to write; left as it was if anything fails.
-        recipe: what to quantize, and how; if it asks for tuning, kernels are timed before anything is written.
+        recipe: what to quantize, and how.
         audio: files for the measurements in the report.
         recordings: recordings with transcripts, for word error rates in the report; their audio is added to `audio`.
         max_wer_increase: fail if the word error rate of any search rises by more (0.001: 0.1 percentage points); needs
@@ -77,13 +76,12 @@ def quantize_bundle(
         features = features_of(source, measured)
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
-        recipe, tuning = tuned(source, recipe, features, progress=progress)
         changes, record = _quantized_graphs(source, recipe, staging.path, progress)
         save_graph(features_graph(source.manifest), staging.path / contract.features().file)
         for name in source.manifest.files:
             if not name.endswith((".onnx", ".onnx.data")):
                 staging.add(name, source.path / name)
-        manifest = dataclasses.replace(source.manifest, quantization=record, tuning=tuning.data() if tuning else None)
+        manifest = dataclasses.replace(source.manifest, quantization=record)
         staged = staging.seal(manifest)
         staged.load()
         report = None
@@ -108,7 +106,7 @@ def _quantized_graphs(
         for graph in source.manifest.model.graphs():
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
-            changes |= quantize_graph(model, recipe.of_graph(graph.name), tokens)
+            changes |= quantize_graph(model, recipe, tokens)
             model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, folder / graph.file, progress=progress)
     counts = Counter(change.group for change in changes.values())
@@ -199,6 +197,5 @@ def _record(recipe: Recipe, changed: Counter[str], tokens: ExpertTokens | None) 
         "whole": recipe.whole,
         "block_size": recipe.block_size,
         "num_weights": dict(sorted(changed.items())),
-        **({"experts_of": dict(recipe.experts_of)} if recipe.experts_of else {}),
         **({"calibration": tokens.data()} if tokens else {}),
     }

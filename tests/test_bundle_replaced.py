@@ -174,19 +174,11 @@ def float32(exported):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
-@pytest.mark.parametrize(
-    ("name", "experts"),
-    [
-        ("int8", None), ("int8-experts", None), ("int4-experts", None), ("fp16", None), ("int8", "int8-qmoe"),
-        ("int8", "int4-qmoe"),
-    ],
-)  # fmt: skip
-def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, name, experts):
+@pytest.mark.parametrize("name", ["int8", "int8-experts", "int4-experts", "fp16"])
+def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, name):
     monkeypatch.setattr(graph_file, "_SMALL", 0)
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 0)
-    bundle, _ = quantizer.quantize_bundle(
-        float32, tmp_path / "bundle", recipe(name, {"experts": experts} if experts else {})
-    )
+    bundle, _ = quantizer.quantize_bundle(float32, tmp_path / "bundle", recipe(name))
     assert (bundle.path / "encoder.onnx.data").is_file()
     recognizer = Recognizer(bundle, bundle.load(kernels="onnxruntime"))
     assert str(bundle.path) not in MAPS.read_text(encoding="utf-8")

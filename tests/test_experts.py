@@ -11,13 +11,10 @@ from quantized import ACTIVATIONS, rounded_rows
 from u2moe.quantize.arithmetic import (
     LOWEST,
     from_int4_blocks,
-    from_int8_blocks,
     int4_blocks,
-    int8_blocks,
     int8_columns,
     relative_error,
 )
-from u2moe.quantize.experts import qmoe
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.bundle.mixture import Mixture
@@ -161,52 +158,3 @@ def test_int8_experts_are_those_the_router_chose(kind, num_experts, top_k, has_b
     assert relative_error(expected, found.reshape(-1, 16)) < 3e-3
     np.testing.assert_array_equal(session.run(None, {"x": x[:, :4]})[0], found[:, :4])
     assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, 16)
-
-
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 1), (3, 3)])
-@pytest.mark.parametrize("kind", sorted(qmoe.ACTIVATIONS))
-@pytest.mark.parametrize("bits", [8, 4])
-def test_qmoe_computes_the_experts_that_the_router_chose(bits, kind, num_experts, top_k, has_bias, session_of):
-    """Against plain numpy, on the weights that are stored; experts differ so much that a wrong one would show."""
-    random, (dim, hidden), block = np.random.default_rng(1), (32, 64), 32
-    gate = random.standard_normal((dim, num_experts)).astype(np.float32)
-    initial, weights, biases = {"gate": gate}, {}, {}
-    for part, shape in (("w1", (dim, hidden)), ("w2", (hidden, dim))):
-        floats = [(random.standard_normal(shape) * (1 + expert)).astype(np.float32) for expert in range(num_experts)]
-        pairs = [int8_blocks(own, block) if bits == 8 else int4_blocks(own, block) for own in floats]
-        initial[part] = np.stack([integers.reshape(shape[1], -1) for integers, _ in pairs])
-        initial[f"{part}_scale"] = np.stack([scale for _, scale in pairs])
-        restore = from_int8_blocks if bits == 8 else qmoe._from_packed_blocks
-        weights[part] = np.stack([restore(*own) for own in zip(initial[part], initial[f"{part}_scale"], strict=True)])
-        assert max(map(relative_error, floats, weights[part])) < {8: 0.01, 4: 0.12}[bits]
-        biases[part] = has_bias * random.standard_normal((num_experts, shape[1])).astype(np.float32)
-        if has_bias:
-            initial[f"{part}_bias"] = biases[part]
-    function = qmoe.qmoe_mixture(
-        Mixture(
-            num_experts=num_experts,
-            top_k=top_k,
-            activation=kind,
-            bias=has_bias,
-            weights=f"int{bits}-qmoe",
-            block_size=block,
-        )
-    )
-    session = session_of([function], {"x": 3}, {value.name: initial[value.name] for value in function.inputs[1:]})
-    x = random.standard_normal((2, 9, dim)).astype(np.float32)
-    x[1, 4] *= 1e-6  # not zero: between experts that are exactly alike the operator chooses another than TopK
-    found = session.run(None, {"x": x})[0]
-
-    expected = np.zeros_like(x)
-    for place in np.ndindex(2, 9):
-        logits = x[place] @ gate
-        chosen = np.argsort(-logits, kind="stable")[:top_k]
-        shares = np.exp(logits[chosen] - logits.max())
-        for expert, share in zip(chosen, shares / shares.sum(), strict=True):
-            inner = torch.from_numpy(x[place] @ weights["w1"][expert] + biases["w1"][expert])
-            expected[place] += share * (ACTIVATIONS[kind](inner).numpy() @ weights["w2"][expert] + biases["w2"][expert])
-    # the operator rounds activations to 1/127 of the largest of a block, twice
-    assert relative_error(expected, found) < 0.012
-    np.testing.assert_allclose(session.run(None, {"x": x[:, :4]})[0], found[:, :4], rtol=1e-4, atol=1e-4)
-    assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, dim)

@@ -51,9 +51,6 @@ def test_a_mixture_is_read_as_it_is_written(mixture):
         ("Int4MixtureOfExperts_top1of8_gelu_no_bias_skip0_3_64x96_block32",
          {"weights": "int4", "top_k": 1, "activation": "gelu", "bias": False, "block_size": 32}),
         ("Int4MixtureOfExperts_top2of8_swish_64x96_block32", {"weights": "int4", "block_size": 32}),
-        ("Int8QMixtureOfExperts_top2of8_swish_block128", {"weights": "int8-qmoe", "block_size": 128}),
-        ("Int4QMixtureOfExperts_top2of8_swish_no_bias_block16",
-         {"weights": "int4-qmoe", "bias": False, "block_size": 16}),
     ],
 )  # fmt: skip
 def test_names_of_before_say_what_attributes_say_now(name, expected):

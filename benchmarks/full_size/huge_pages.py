@@ -25,13 +25,12 @@ from typing import Any, Self
 from u2moe.benchmarks.full_size.cells import MIXTURE
 from u2moe.benchmarks.full_size.even_routing import TurnedSettings
 from u2moe.benchmarks.full_size.native import TITLES, Case, gates_of
-from u2moe.benchmarks.instruments.statistics import ratios
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios
 from u2moe.benchmarks.instruments.workload import one_round, random_frames
 from u2moe.benchmarks.results.files import results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.script import report, run_script, script_parser
-from u2moe.quantize.tuning.measurement import Spread, interleaved
 from u2moe.runtime.model.native import KERNELS
 
 PLAIN, MALLOC, COLLAPSE = "plain", "malloc", "collapse"

@@ -31,7 +31,7 @@ import torch
 
 from u2moe.benchmarks.full_size.moe_layer_page import BITS, FLOAT, INT4, INT8, LAYER_BYTES, merged, values
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.script import report, run_script, script_parser
@@ -40,7 +40,6 @@ from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.config import RECIPES
 from u2moe.quantize.passes import quantize_graph
-from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.builder import CONTRIB, OPSET, GraphBuilder
 from u2moe.runtime.graph.file import group_of

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,18 @@ from urllib.request import url2pathname
 import numpy as np
 import onnxruntime
 
-from u2moe.quantize.tuning.machine import CPUINFO, cpu_fields, instruction_sets, processor
 from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
 from u2moe.runtime.model.saturation import exact_products
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
 """Fields that distinguish processors whose names virtual machines hide."""
+
+INSTRUCTION_SETS = (
+    *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "fphp", "sve", "sve2", "sme"),
+)
+"""Flags in /proc/cpuinfo that determine the speed of matrix products, on x86 and ARM."""
 
 INTEGER_PRODUCTS = (
     ("amx_int8", "AMX", True),
@@ -37,7 +43,7 @@ INTEGER_PRODUCTS = (
 """Instructions with which onnxruntime multiplies uint8 and int8, in order of preference: flag, name, and whether all
 products are exact."""
 
-_CPUINFO = CPUINFO
+_CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -65,6 +71,37 @@ def describe_machine() -> dict[str, Any]:
         "u2moe": version("u2moe"),
         "commit": measured_commit(),
     }
+
+
+def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
+    """Fields of the first processor in /proc/cpuinfo, and those after all processors (the model of ARM boards).
+
+    Empty without the file.
+    """
+    fields: dict[str, str] = {}
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return fields
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def processor(fields: Mapping[str, str]) -> str:
+    """Name of the processor: on x86 its name, on ARM boards numbers and the name of the board."""
+    if "model name" in fields:
+        return fields["model name"]
+    numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)
+    return ", ".join(part for part in (fields.get("Model", ""), numbers) if part) or platform.processor() or "unknown"
+
+
+def instruction_sets(fields: Mapping[str, str]) -> list[str]:
+    """Those of `INSTRUCTION_SETS` that the processor has."""
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return [name for name in INSTRUCTION_SETS if name in flags]
 
 
 def integer_products(sets: Sequence[str]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.benchmarks.instruments.host import memory_bytes
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved
-from u2moe.quantize.tuning.measurement import mean_seconds
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds
 from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]

@@ -6,22 +6,33 @@ Every graph keeps the contract, so that the runtime can run it instead of ours. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
+from u2moe.quantize.arithmetic import int4_blocks
 from u2moe.quantize.config import recipe
 from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
-from u2moe.quantize.experts.qmoe import ACTIVATIONS
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function, define
 from u2moe.runtime.graph.file import save_graph
+
+Array = npt.NDArray[Any]
+
+ACTIVATIONS: Mapping[str, str] = MappingProxyType({"swish": "silu", "relu": "relu", "gelu": "gelu"})
+"""The operator's names for our activations; it supports no others."""
+LARGEST_BLOCK = 128
 
 
 def moe_layers(model: ir.Model) -> list[ExpertLayer]:
@@ -79,12 +90,12 @@ def contrib_moe(source: Path, target: Path) -> None:
                 (layer.b2, np.asarray),
             )
         ]
-        _replace(model, layer, _contrib_moe(layer, inputs))
+        _replace(model, layer, _routed("MoE", layer, inputs, {}))
     _save(model, target)
 
 
 def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
-    """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE, as in recipes with -qmoe.
+    """Write `target` with onnxruntime's quantized operator, com.microsoft.QMoE.
 
     Everything else is our int8, so that only the experts differ.
 
@@ -95,23 +106,69 @@ def contrib_qmoe(source: Path, target: Path, *, bits: int) -> None:
     """
     model = ir.load(source)
     moe_layers(model)
-    quantize_graph(model, recipe("int8", {"experts": f"int{bits}-qmoe"}))
+    quantize_graph(model, recipe("int8", {"experts": "fp32"}))
+    use_qmoe(model, bits)
     _save(model, target)
 
 
-def _contrib_moe(layer: ExpertLayer, weights: Sequence[ir.Value]) -> list[ir.Node]:
-    """The router, which is outside the operator, and the operator, on [batch, time, dim].
+def use_qmoe(model: ir.Model, bits: int) -> None:
+    """Replace each mixture of experts in float32 by onnxruntime's quantized operator, with the router in float32.
+
+    Its integer weights share a scale in blocks of input rows, and it rounds activations to int8, too.
+
+    Args:
+        model: the graph.
+        bits: bits of the experts' weights, 4 or 8.
+    """
+    weights = Weights(model)
+    for layer in expert_layers(model):
+        _replace(model, layer, _contrib_qmoe(layer, weights, bits))
+    model.graph.opset_imports.setdefault(CONTRIB, 1)
+
+
+def _contrib_qmoe(layer: ExpertLayer, weights: Weights, bits: int) -> list[ir.Node]:
+    common = math.gcd(*layer.sizes)
+    size = min(common & -common, LARGEST_BLOCK)  # the largest power of two that divides both
+    blocks = partial(_int8_blocks if bits == 8 else _int4_blocks, size=size)
+    parts: list[ir.Value | None] = []
+    for values, biases in ((layer.w1, layer.b1), (layer.w2, layer.b2)):
+        parts += [
+            weights.stacked(values, lambda array: blocks(array)[0], f".qmoe{bits}"),
+            weights.stacked(values, lambda array: blocks(array)[1], ".scale"),
+            weights.stacked(biases) if biases else None,
+        ]
+    attributes = {"expert_weight_bits": bits, "block_size": size, "accuracy_level": 4, "weights_prepacked": 0}
+    return _routed("QMoE", layer, parts, attributes)
+
+
+def _int4_blocks(weight: Array, size: int) -> tuple[Array, Array]:
+    packed, scale = int4_blocks(weight, size)
+    return packed.reshape(len(packed), -1), scale
+
+
+def _int8_blocks(weight: Array, size: int) -> tuple[Array, Array]:
+    """Weights [in, out] as bytes around 128 [out, in], and scales [out, blocks]."""
+    blocks = weight.T.reshape(weight.shape[1], -1, size)
+    scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True), 1e-20) / 127
+    integers = (np.rint(blocks / scale) + 128).astype(np.uint8)
+    return integers.reshape(weight.shape[::-1]), scale[..., 0].astype(np.float32)
+
+
+def _routed(
+    operator: str, layer: ExpertLayer, weights: Sequence[ir.Value | None], attributes: Mapping[str, int]
+) -> list[ir.Node]:
+    """The router, which is outside the operator, and the operator.
 
     Its softmax over all experts, renormalised over the chosen ones, equals the softmax over the chosen logits.
     """
     logits = ir.node("MatMul", [layer.x, layer.gate], name=f"{layer.node.name}/router")
-    flat = ir.node("Flatten", [logits.outputs[0]], {"axis": 2}, name=f"{layer.node.name}/tokens")
-    attributes: dict[str, int | str] = {
+    flat = ir.node("Flatten", [logits.outputs[0]], {"axis": -1}, name=f"{layer.node.name}/tokens")
+    shared: dict[str, int | str] = {
         "k": layer.mixture.top_k,
         "activation_type": ACTIVATIONS[layer.mixture.activation],
         "normalize_routing_weights": 1,
     }
-    moe = ir.node("MoE", [layer.x, flat.outputs[0], *weights], attributes, domain=CONTRIB)
+    moe = ir.node(operator, [layer.x, flat.outputs[0], *weights], {**shared, **attributes}, domain=CONTRIB)
     return [logits, flat, moe]
 
 

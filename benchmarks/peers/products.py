@@ -24,13 +24,11 @@ import torch
 
 from u2moe.benchmarks.full_size.moe_layer import Layer, Layers, layer_parser, layer_session, moe_graph, random_tokens
 from u2moe.benchmarks.full_size.moe_layer_page import INT4, INT8, LAYER_BYTES
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved, spread_of
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
+from u2moe.benchmarks.peers.graphs import use_qmoe
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.script import report, run_script
-from u2moe.quantize.config import recipe
-from u2moe.quantize.passes import quantize_graph
-from u2moe.quantize.tuning.measurement import mean_seconds
 from u2moe.runtime.model.native import CPU, choose_kernels
 
 Array = npt.NDArray[Any]
@@ -83,7 +81,7 @@ class WholeLayers:
         per_layer = sizes.num_experts * sizes.multiply_adds * bits // 8
         self.count = max(1, -(-num_bytes // per_layer))
         model = moe_graph(sizes, self.count)
-        quantize_graph(model, recipe("fp32", {"experts": f"int{bits}-qmoe"}))
+        use_qmoe(model, bits)
         self.session = layer_session(model, num_threads)
 
     def seconds(self, x: Array) -> float:

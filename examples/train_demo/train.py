@@ -31,9 +31,9 @@ from progress import Options, Progress
 from reports import Clock, Log, Report, bring_logs
 from validation import validate
 
+from u2moe.benchmarks.instruments.host import cpu_fields, processor
 from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
-from u2moe.quantize.tuning.machine import cpu_fields, processor
 
 EASY_UNTIL = 2.5
 """CTC loss at which a run turns from easy clips to all."""

@@ -13,7 +13,6 @@ from u2moe.quantize.experts.half import half_experts
 from u2moe.quantize.experts.int4 import int4_experts
 from u2moe.quantize.experts.int8 import int8_experts
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
-from u2moe.quantize.experts.qmoe import int4_qmoe, int8_qmoe
 from u2moe.quantize.weights import Weights
 
 EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe], ExpertCall]] = MappingProxyType(
@@ -21,8 +20,6 @@ EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe], ExpertCall
         "fp16": half_experts,
         "int8": int8_experts,
         "int4": int4_experts,
-        "int8-qmoe": int8_qmoe,
-        "int4-qmoe": int4_qmoe,
     }
 )
 """By format: the call that replaces a float32 layer."""

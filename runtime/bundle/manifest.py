@@ -167,8 +167,6 @@ class Manifest:
     """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
     padding_s: float = 0.0
     """Default of `DecodingOptions.padding_s`. Not in the graphs' metadata either, because it is chosen later."""
-    tuning: dict[str, Any] | None = None
-    """How the experts' kernels were chosen, for people (`u2moe.quantize.tuning.record`); None: not measured."""
     version: int = contract.FORMAT_VERSION
 
     def __post_init__(self) -> None:

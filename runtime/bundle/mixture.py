@@ -16,8 +16,6 @@ FUNCTIONS: Mapping[str, str] = MappingProxyType(
         "fp16": "HalfMixtureOfExperts",
         "int8": "Int8MixtureOfExperts",
         "int4": "Int4MixtureOfExperts",
-        "int8-qmoe": "Int8QMixtureOfExperts",
-        "int4-qmoe": "Int4QMixtureOfExperts",
     }
 )
 """Function names by format of the experts' weights; a native operator of that domain and name overrides one."""
@@ -98,11 +96,10 @@ def _text(value: Any) -> str:
 
 
 _NAME = re.compile(
-    r"(?P<kind>Float|Half|Int8|Int4|Int8Q|Int4Q|)MixtureOfExperts_top(?P<top_k>\d+)of(?P<num_experts>\d+)"
+    r"(?P<kind>Float|Half|Int8|Int4|)MixtureOfExperts_top(?P<top_k>\d+)of(?P<num_experts>\d+)"
     r"_(?P<activation>[a-z]+)(?P<no_bias>_no_bias)?(?:_skip(?P<skip>[\de_+-]+?))?(?:_\d+x\d+)?(?:_block(?P<block>\d+))?"
 )
 _KINDS = {"": "fp32", "Float": "fp32", "Half": "fp16", "Int8": "int8", "Int4": "int4"}
-_KINDS |= {"Int8Q": "int8-qmoe", "Int4Q": "int4-qmoe"}
 
 
 def _read_name(name: str) -> Mixture:

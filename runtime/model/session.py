@@ -133,7 +133,7 @@ def _with_kernels(
     if layout is not None and settings.sess_options is None:
         check_layout(kernels, layout, str(opened.path))
     try:
-        return _inference_session(opened, settings, manifest, *config_entries), kernels
+        return _inference_session(opened, settings, *config_entries), kernels
     except IntegrityError:
         raise
     except BundleError as error:
@@ -142,14 +142,14 @@ def _with_kernels(
         message = str(error)
     alone = replace(settings, kernels="onnxruntime")
     opened.keep_for_onnxruntime()
-    session = _inference_session(opened, alone, manifest, *config_entries)  # fails if the graph itself is damaged
+    session = _inference_session(opened, alone, *config_entries)  # fails if the graph itself is damaged
     if checked_kernels(settings.kernels) == "native":
         raise KernelsError(f"u2moe-kernels {kernels.version} cannot run it, onnxruntime alone can: {message}")
     return session, kernels.without(f"u2moe-kernels {kernels.version} cannot run it: {message}")
 
 
 def _inference_session(
-    opened: GraphFile, settings: SessionSettings, manifest: Manifest, *config_entries: tuple[str, str]
+    opened: GraphFile, settings: SessionSettings, *config_entries: tuple[str, str]
 ) -> onnxruntime.InferenceSession:
     file, options = opened.path, settings.session_options()
     for name, value in config_entries:
@@ -169,15 +169,7 @@ def _inference_session(
         message = str(error).strip().splitlines()[0][:300]
         if settings.providers != (DEFAULT_PROVIDER,):
             raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
-        raise BundleError(f"{file}: onnxruntime refuses it: {message}{_tuned_elsewhere(manifest)}") from error
-
-
-def _tuned_elsewhere(manifest: Manifest) -> str:
-    """A possible reason, for the end of a message: kernels that this onnxruntime does not have."""
-    tuned = (manifest.tuning or {}).get("onnxruntime", onnxruntime.__version__)
-    if tuned == onnxruntime.__version__:
-        return ""
-    return f"; kernels were chosen with onnxruntime {tuned}, this is {onnxruntime.__version__}: quantize again here"
+        raise BundleError(f"{file}: onnxruntime refuses it: {message}") from error
 
 
 def _check_tensors(
