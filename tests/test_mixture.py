@@ -1,8 +1,4 @@
-"""What a mixture of experts is, as a graph says it: written, read, in bundles of today and of before."""
-
-import dataclasses
-import zipfile
-from pathlib import Path
+"""What a mixture of experts is, as a graph says it: written and read."""
 
 import numpy as np
 import onnx_ir as ir
@@ -10,13 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.bundle.mixture import FUNCTIONS, Mixture, read_mixture
 from u2moe.runtime.graph.builder import build_function, define
 from u2moe.runtime.graph.mixture import float_mixture, mixture_of
-
-# Of bundles of before, on a processor without VNNI.
-pytestmark = pytest.mark.filterwarnings("ignore:.* takes longer on this processor")
 
 MIXTURES = st.builds(
     lambda num_experts, share, **others: Mixture(
@@ -40,31 +32,9 @@ def test_a_mixture_is_read_as_it_is_written(mixture):
     assert mixture_of(renamed) == mixture
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("MixtureOfExperts_top2of8_swish", {}),
-        ("FloatMixtureOfExperts_top3of16_relu_no_bias_skip0_25",
-         {"top_k": 3, "num_experts": 16, "activation": "relu", "bias": False}),
-        ("HalfMixtureOfExperts_top2of8_swish", {"weights": "fp16"}),
-        ("Int8MixtureOfExperts_top2of8_swish_skip1e-05", {"weights": "int8"}),
-        ("Int4MixtureOfExperts_top1of8_gelu_no_bias_skip0_3_64x96_block32",
-         {"weights": "int4", "top_k": 1, "activation": "gelu", "bias": False, "block_size": 32}),
-        ("Int4MixtureOfExperts_top2of8_swish_64x96_block32", {"weights": "int4", "block_size": 32}),
-    ],
-)  # fmt: skip
-def test_names_of_before_say_what_attributes_say_now(name, expected):
-    plain = Mixture(num_experts=8, top_k=2, activation="swish")
-    assert read_mixture("u2moe", name, {}) == dataclasses.replace(plain, **expected)
-
-
 def test_what_is_no_mixture_is_none_and_what_makes_no_sense_is_refused():
     assert read_mixture("u2moe", "Int8Rows", {"activation": "relu"}) is None
     assert read_mixture("elsewhere", "MixtureOfExperts", {}) is None
-    with pytest.raises(
-        ValueError, match="MixtureOfExperts_of_tomorrow: is not a mixture of experts that this version knows"
-    ):
-        read_mixture("u2moe", "MixtureOfExperts_of_tomorrow", {})
     attributes = Mixture(num_experts=8, top_k=2, activation="swish").attributes()
     with pytest.raises(ValueError, match="MixtureOfExperts: top_k must be between 1 and num_experts 8, got 9"):
         read_mixture("u2moe", "MixtureOfExperts", {**attributes, "top_k": 9})
@@ -93,34 +63,3 @@ def test_two_bodies_of_one_name_get_a_number(session_of):
 def test_attributes_of_a_function_are_declared():
     function = build_function("Twice", ["x"], lambda g, inputs: g.op("Add", *inputs, *inputs), {"kind": "a"})
     assert list(ir.to_proto(function).attribute) == ["kind"]
-
-
-# --- bundles written before
-
-
-@pytest.fixture(scope="module")
-def before(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("before")
-    with zipfile.ZipFile(Path(__file__).parent / "golden" / "bundles_before_attributes.zip") as archive:
-        archive.extractall(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def features():
-    return np.random.default_rng(0).normal(10, 3, (100, 20)).astype(np.float32)
-
-
-@pytest.mark.parametrize("name", ["fp32", "int8"])
-def test_bundles_of_before_give_what_they_gave(before, features, name, sound):
-    bundle = Bundle.open(before / name)
-    model, expected = bundle.load(), np.load(before / "outputs.npz")
-    encoded = model.encode(features)
-    limit = {"fp32": 1e-5, "int8": 1e-3}[name]
-    np.testing.assert_allclose(encoded, expected[name], atol=limit)
-    np.testing.assert_allclose(model.encode(features, 4, 2), expected[f"{name}_chunks"], atol=limit)
-    np.testing.assert_allclose(model.rescore(encoded, [[3, 4, 5], []])[0], expected[f"{name}_scores"], atol=10 * limit)
-    # The weights are random; what they give for this sound is two tokens by turns.
-    (segment,) = Recognizer(bundle, model).transcribe(sound).segments
-    assert len(segment.tokens) > 30
-    assert segment.tokens == ([12, 7] * len(segment.tokens))[: len(segment.tokens)]

@@ -8,7 +8,7 @@ checkpoint, all others are dynamic.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 FORMAT_VERSION = 1
@@ -44,35 +44,6 @@ WEIGHT_GROUPS = (
     "normalization",
 )
 """Groups of weights, for quantization and reports. Constants of a graph have no group: "other"."""
-
-
-def weight_group(name: str, metadata: Mapping[str, str]) -> str:
-    """The group of the initializer with this name and this metadata, "other" for constants.
-
-    In graphs from before groups were recorded, names decide, so that the gates of gated layers count as routers.
-    """
-    if GROUP_METADATA in metadata:
-        return metadata[GROUP_METADATA]
-    if name.startswith("const_"):
-        return "other"
-    return next((group for group, parts in _NAMES_BEFORE.items() if any(part in name for part in parts)), "other")
-
-
-_NAMES_BEFORE = {
-    "experts": (".experts.",),
-    "routers": (".feed_forward.gate.", ".feed_forward_macaron.gate."),
-    "feed_forward": (".feed_forward.", ".feed_forward_macaron."),
-    "attention": (".self_attn.", ".src_attn."),
-    "depthwise_convolutions": (".depthwise_conv.",),
-    "pointwise_convolutions": (".pointwise_conv1.", ".pointwise_conv2."),
-    "convolution_state": (".initial_cache",),
-    "positions": (".position_biases.",),
-    "subsampling": ("encoder.embed.",),
-    "embeddings": (".embed.0.",),
-    "output_layers": (".output_layer.", "ctc.ctc_lo."),
-    "normalization": ("norm", "global_cmvn."),
-}
-"""Substrings of names in each group; the first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from u2moe.runtime.bundle.contract import is_replaced, weight_group
+from u2moe.runtime.bundle.contract import GROUP_METADATA, is_replaced
 from u2moe.runtime.bundle.external_tensors import Call, ExternalTensor, calls, external_tensors
 from u2moe.runtime.bundle.files import BundleFile, plain_name
 from u2moe.runtime.errors import BundleError
@@ -201,4 +201,4 @@ def _is_read_in_place(tensor: ExternalTensor, place: _Place) -> bool:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None
     small = place.end - place.begin <= _SMALL
-    return small or not is_factor or weight_group(tensor.name, tensor.metadata) in _READ_IN_PLACE
+    return small or not is_factor or tensor.metadata.get(GROUP_METADATA) in _READ_IN_PLACE

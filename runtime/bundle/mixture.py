@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -66,7 +65,7 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
 
     Args:
         domain: domain of the node.
-        op_type: operator of the node. Bundles written before nodes had attributes encode the mixture in this name.
+        op_type: operator of the node.
         attributes: attributes of the node, as plain values (strings may be bytes).
 
     Raises:
@@ -74,8 +73,6 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
     """
     if domain != MOE_DOMAIN or "MixtureOfExperts" not in op_type:
         return None
-    if not attributes:
-        return _read_name(op_type)
     try:
         return Mixture(
             num_experts=int(attributes["num_experts"]),
@@ -93,25 +90,3 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-_NAME = re.compile(
-    r"(?P<kind>Float|Half|Int8|Int4|)MixtureOfExperts_top(?P<top_k>\d+)of(?P<num_experts>\d+)"
-    r"_(?P<activation>[a-z]+)(?P<no_bias>_no_bias)?(?:_skip(?P<skip>[\de_+-]+?))?(?:_\d+x\d+)?(?:_block(?P<block>\d+))?"
-)
-_KINDS = {"": "fp32", "Float": "fp32", "Half": "fp16", "Int8": "int8", "Int4": "int4"}
-
-
-def _read_name(name: str) -> Mixture:
-    """Parse a name such as Int8MixtureOfExperts_top2of8_swish_no_bias_skip0_25."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{name}: is not a mixture of experts that this version knows")
-    return Mixture(
-        num_experts=int(match["num_experts"]),
-        top_k=int(match["top_k"]),
-        activation=match["activation"],
-        bias=match["no_bias"] is None,
-        weights=_KINDS[match["kind"]],
-        block_size=int(match["block"] or 0),
-    )

@@ -42,8 +42,8 @@ def save_graph(
 
 
 def group_of(value: ir.Value) -> str:
-    """The group of an initializer; see `contract.weight_group`."""
-    return contract.weight_group(value.name or "", value.metadata_props)
+    """The group of an initializer, one of `contract.WEIGHT_GROUPS`; "other" for constants."""
+    return value.metadata_props.get(contract.GROUP_METADATA, "other")
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
