@@ -1,6 +1,6 @@
 """Experts in each number format; `runtime.graph.mixture` dispatches tokens to them and combines the results.
 
-A new format is a file here, a line in `EXPERT_FORMATS`, and the name of its function in `runtime.mixture.FUNCTIONS`.
+A new format is a file here, a line in `EXPERT_FORMATS`, and the name of its function in `bundle.mixture.FUNCTIONS`.
 """
 
 from __future__ import annotations
