@@ -6,7 +6,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.contract import PAIR_SUMS, PAIR_SUMS_FIT
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:
@@ -18,12 +17,6 @@ def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Mod
     output = next(value for value in encoder.graph.outputs if value.name == "output")
     ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
     return encoder, ctc
-
-
-def pair_sums(*parts: ir.Model) -> dict[str, str]:
-    """Metadata that says so if the weights of all parts are exact on every processor."""
-    fit = all(part.metadata_props.get(PAIR_SUMS) == PAIR_SUMS_FIT for part in parts)
-    return {PAIR_SUMS: PAIR_SUMS_FIT} if fit else {}
 
 
 def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:

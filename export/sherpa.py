@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from u2moe.export.comparison import ParityReport
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
 from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.contract import PAIR_SUMS
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
@@ -103,17 +101,7 @@ def export_sherpa(
             bundle, _ = exporter.export_bundle(source, passing, weights=weights, units=units, progress=progress)
         for model in sherpa_graphs(bundle, options):
             progress(f"writing {model.graph.name}.onnx")
-            if bundle.manifest.quantization and PAIR_SUMS not in model.metadata_props:
-                _warn_of_saturation(bundle.path)
             save_graph(model, staging.path / f"{model.graph.name}.onnx", limit=ONE_FILE_LIMIT)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
         report = SherpaParity(bundle, staging.path, options, subject=Path(source)).run(progress)
         return SherpaExport(path=staging.publish(), options=options, manifest=bundle.manifest, report=report)
-
-
-def _warn_of_saturation(bundle: Path) -> None:
-    warnings.warn(
-        f"{bundle}: quantized by an earlier version of u2moe: on processors that lack VNNI its graphs give wrong "
-        "results, which sherpa-onnx does not notice; quantize the float32 bundle again",
-        stacklevel=3,
-    )

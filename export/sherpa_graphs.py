@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.export.joining import closed, joined, pair_sums
+from u2moe.export.joining import closed, joined
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
@@ -192,7 +192,7 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             "next_att_cache": g.op("Squeeze", results["r_att_cache"], [1]),
             "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
         }
-    metadata = online_metadata(config, options) | pair_sums(encoder, ctc)
+    metadata = online_metadata(config, options)
     return closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
 
 
@@ -237,7 +237,7 @@ def offline_graph(bundle: Bundle) -> ir.Model:
         encoder, ctc = joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
         outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
-    metadata = offline_metadata(config) | pair_sums(encoder, ctc)
+    metadata = offline_metadata(config)
     return closed(g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
 
 

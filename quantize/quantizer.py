@@ -107,7 +107,6 @@ def _quantized_graphs(
             progress(f"quantizing {graph.file}")
             model = ir.load(source.path / graph.file)
             changes |= quantize_graph(model, recipe, tokens)
-            model.metadata_props[contract.PAIR_SUMS] = contract.PAIR_SUMS_FIT  # see `arithmetic.int8_columns`
             save_graph(model, folder / graph.file, progress=progress)
     counts = Counter(change.group for change in changes.values())
     _check_found(source, recipe, counts)

@@ -1,6 +1,5 @@
 """What tests share: golden files of WeNet, bundles made from them, and sounds."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -28,7 +27,6 @@ from tones import toy_recognizer
 from transcribing import OPTIONS
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer
-from u2moe.runtime.bundle.contract import PAIR_SUMS
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 # A deadline would measure what else the machine does. Examples are few: searches of hours belong to the benchmarks.
@@ -136,22 +134,6 @@ def quantized(bundle, tmp_path_factory):
         return quantize_bundle(bundle.path, tmp_path_factory.mktemp(name) / "bundle", recipe(name))[0]
 
     return quantize
-
-
-@pytest.fixture(scope="session")
-def quantized_before(quantized, tmp_path_factory):
-    """The tiny bundle as a version quantized it whose pairs of weights might be too large, see `runtime.saturation`."""
-    import onnx_ir as ir  # noqa: PLC0415
-
-    today = quantized("int8")
-    with BundleWriter(tmp_path_factory.mktemp("before") / "bundle") as staging:
-        for name in today.manifest.files:
-            staging.add(name, today.path / name)
-        for graph in today.manifest.model.graphs():
-            model = ir.load(today.path / graph.file)
-            del model.metadata_props[PAIR_SUMS]
-            ir.save(model, staging.path / graph.file)
-        return staging.finish(dataclasses.replace(today.manifest, files={}))
 
 
 @pytest.fixture(scope="session")

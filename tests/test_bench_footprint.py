@@ -17,7 +17,6 @@ from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime import Bundle, BundleWriter
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.model.saturation import Products
 
 STREAM = Mode(chunk_size=4, num_left_chunks=4)
 
@@ -144,22 +143,19 @@ def test_processors_are_told(monkeypatch, tmp_path, text, name, sets):
 
 
 @pytest.mark.parametrize(
-    ("sets", "is_exact", "instructions"),
+    ("sets", "instructions"),
     [
-        (["avx2", "avx512bw", "avx512_vnni"], True, "AVX-512 VNNI"),
-        (["avx2", "avx512bw", "avx512_vnni", "amx_int8"], True, "AMX"),
-        (["sse4_1", "avx2", "avx_vnni"], True, "AVX-VNNI"),
-        (["sse4_1", "avx2", "avx512bw"], False, "AVX-512 without VNNI"),
-        (["sse4_1", "avx2"], False, "AVX2"),
-        (["sse4_1", "avx2", "avx512bw", "avx512_vnni"], False, "AVX-512 without VNNI"),  # an emulator shows its host's
-        (["asimd", "asimddp"], True, "dot products of NEON"),
-        ([], True, None),
+        (["avx2", "avx512bw", "avx512_vnni"], "AVX-512 VNNI"),
+        (["avx2", "avx512bw", "avx512_vnni", "amx_int8"], "AMX"),
+        (["sse4_1", "avx2", "avx_vnni"], "AVX-VNNI"),
+        (["sse4_1", "avx2", "avx512bw"], "AVX-512 without VNNI"),
+        (["sse4_1", "avx2"], "AVX2"),
+        (["asimd", "asimddp"], "dot products of NEON"),
+        ([], None),
     ],
 )
-def test_what_multiplies_integers(monkeypatch, sets, is_exact, instructions):
-    monkeypatch.setattr(machine, "exact_products", lambda: Products(any=is_exact, paired=True))
-    found = machine.integer_products(sets)
-    assert found == {"instructions": instructions, "exact": is_exact, "exact_in_pairs": True}
+def test_what_multiplies_integers(sets, instructions):
+    assert machine.integer_products(sets) == {"instructions": instructions}
 
 
 def test_what_the_system_does_not_tell_is_left_open(monkeypatch, tmp_path):

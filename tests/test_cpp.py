@@ -463,7 +463,7 @@ def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path):
     assert "bundle.json: features: sample_rate: found '16k', expected a number" in edited(
         "6", lambda manifest: manifest["features"].update(sample_rate="16k")
     )
-    assert "bundle.json: version: found 2, expected 1" in edited("7", lambda manifest: manifest.update(version=2))
+    assert "bundle.json: version: found 1, expected 2" in edited("7", lambda manifest: manifest.update(version=1))
     assert "bundle.json: files: field 'decoder.onnx' is missing" in edited(
         "8", lambda manifest: manifest["files"].pop("decoder.onnx")
     )
@@ -478,11 +478,6 @@ def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path):
 
 def test_int8_of_today_runs_everywhere(program, quantized, talk):
     assert run(program, quantized("int8").path, talk).returncode == 0
-
-
-def test_int8_needs_exact_products(emulated, quantized_before, talk):
-    """As in Python: weights that saturate on processors without VNNI are refused there."""
-    assert "encoder.onnx: results would be wrong on this processor" in problem(emulated, quantized_before.path, talk)
 
 
 def test_nothing_leaks(emulated, bundle, sound, tmp_path):

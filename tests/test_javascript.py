@@ -268,8 +268,8 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
     name, message = run_module(code, str(damaged))
     assert name == "IntegrityError"
     assert message.startswith("ctc.ort: sha256 is ")
-    edit_manifest(damaged, lambda manifest: manifest.update(version=2))
-    assert run_module(code, str(damaged)) == ["BundleError", "bundle.json: version: found 2, expected 1"]
+    edit_manifest(damaged, lambda manifest: manifest.update(version=1))
+    assert run_module(code, str(damaged)) == ["BundleError", "bundle.json: version: found 1, expected 2"]
     for change, expected in (
         (lambda manifest: manifest["model"].pop("blank"), "model.blank: found undefined, expected a number between 0"),
         (lambda manifest: manifest["model"].update(right_context="6"), "model.right_context: found 6, expected a nu"),

@@ -14,7 +14,6 @@ from u2moe.runtime.bundle.external_tensors import Call, calls
 from u2moe.runtime.cli import main
 from u2moe.runtime.model import native
 from u2moe.runtime.model.native import CONTRACT, Kernels, checked_kernels, choose_kernels
-from u2moe.runtime.model.saturation import has_no_other_products
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
@@ -177,19 +176,6 @@ def test_a_library_with_another_operator_changes_nothing_here(registered, quanti
     features = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
     one, other = (bundle.load(kernels=kernels).encode(features) for kernels in ("native", "onnxruntime"))
     np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("functions", "expected"),
-    [
-        ({"Int8MatMul", "Int8MatMul_9", "Int8Rows_12"}, True),
-        ({"Int8MatMul_10"}, False),
-        ({"Int8MatMul", "Int8Embedding", "Int8MixtureOfExperts"}, False),
-        (set(), True),
-    ],
-)
-def test_products_that_are_left_to_onnxruntime(functions, expected):
-    assert has_no_other_products(functions, {"Int8MatMul"}) == expected
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder", "ctc"])

@@ -16,9 +16,8 @@ from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.audio.padding import Padding, padded
 from u2moe.runtime.bundle.manifest import FeatureConfig
-from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
+from u2moe.runtime.bundle.manifest_file import parse_manifest
 from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings
-from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.server.launch import ModelOptions
 
@@ -91,13 +90,6 @@ def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
         if stream.is_ready:
             return
     raise AssertionError("there is no window at all")
-
-
-def test_what_is_stated_of_runs_from_before_stays(recognizer):
-    """Bundles, runs and transcripts without padding are those of versions that knew none."""
-    assert "padding_s" not in format_manifest(recognizer.bundle.manifest)
-    assert "padding_s" not in options_as_json(DecodingOptions())
-    assert options_as_json(DecodingOptions(padding_s=0))["padding_s"] == 0
 
 
 def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(recognizer):

@@ -6,7 +6,6 @@ import pytest
 from u2moe.export.sherpa import export_sherpa
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle
-from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
@@ -46,12 +45,10 @@ def quantized(request, exported, tmp_path_factory):
     return bundle
 
 
-def test_every_weight_of_a_recipe_leaves_room_and_graphs_say_so(quantized, fits_16_bits):
+def test_every_weight_of_a_recipe_leaves_room(quantized, fits_16_bits):
     is_int4 = quantized.manifest.quantization["recipe"] == "int4-experts"
     experts = quantized.manifest.quantization["num_weights"]["experts"] if is_int4 else 0
     assert_all_fit(quantized.path, fits_16_bits, num_factors(quantized) - experts)
-    for graph in quantized.manifest.model.graphs():
-        assert ir.load(quantized.path / graph.file).metadata_props[contract.PAIR_SUMS] == contract.PAIR_SUMS_FIT
 
 
 def test_graphs_for_sherpa_onnx_have_the_same_weights(quantized, fits_16_bits, tmp_path):

@@ -24,7 +24,6 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, check_supported, offline_graph, online_graph
 from u2moe.export.sherpa_parity import OnlineClient
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
-from u2moe.runtime.bundle.contract import PAIR_SUMS
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.encoder import Encoder
@@ -267,15 +266,6 @@ def test_quantized_bundle_gives_its_own_texts(bundle, quantized, tmp_path):
     found = export_sherpa(quantized("int8").path, tmp_path / "out")
     assert [item.difference for item in found.report.comparisons] == [0.0, 0.0, 0.0]
     assert (found.path / ONLINE.file).stat().st_size < (bundle.path / "encoder.onnx").stat().st_size
-
-
-def test_weights_that_saturate_on_other_processors_are_warned_of(quantized, quantized_before, tmp_path):
-    with pytest.warns(UserWarning, match="quantized by an earlier version") as caught:
-        before = export_sherpa(quantized_before.path, tmp_path / "before", SherpaOptions(only="online"))
-    assert len(caught) == 1
-    today = export_sherpa(quantized("int8").path, tmp_path / "today", SherpaOptions(only="online"))
-    said = [PAIR_SUMS in session(folder).get_modelmeta().custom_metadata_map for folder in (before.path, today.path)]
-    assert said == [False, True]
 
 
 def test_a_changed_graph_is_not_written(bundle, tmp_path, monkeypatch):

@@ -17,7 +17,6 @@ import numpy as np
 import onnxruntime
 
 from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
-from u2moe.runtime.model.saturation import exact_products
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
 """Fields that distinguish processors whose names virtual machines hide."""
@@ -30,18 +29,17 @@ INSTRUCTION_SETS = (
 """Flags in /proc/cpuinfo that determine the speed of matrix products, on x86 and ARM."""
 
 INTEGER_PRODUCTS = (
-    ("amx_int8", "AMX", True),
-    ("avx512_vnni", "AVX-512 VNNI", True),
-    ("avx_vnni", "AVX-VNNI", True),
-    ("avx512bw", "AVX-512 without VNNI", False),
-    ("avx2", "AVX2", False),
-    ("sse4_1", "SSE4.1", True),
-    ("i8mm", "I8MM", True),
-    ("asimddp", "dot products of NEON", True),
-    ("asimd", "NEON", True),
+    ("amx_int8", "AMX"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx_vnni", "AVX-VNNI"),
+    ("avx512bw", "AVX-512 without VNNI"),
+    ("avx2", "AVX2"),
+    ("sse4_1", "SSE4.1"),
+    ("i8mm", "I8MM"),
+    ("asimddp", "dot products of NEON"),
+    ("asimd", "NEON"),
 )
-"""Instructions with which onnxruntime multiplies uint8 and int8, in order of preference: flag, name, and whether all
-products are exact."""
+"""Instructions with which onnxruntime multiplies uint8 and int8, in order of preference: flag and name."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
@@ -105,18 +103,12 @@ def instruction_sets(fields: Mapping[str, str]) -> list[str]:
 
 
 def integer_products(sets: Sequence[str]) -> dict[str, Any]:
-    """How uint8 and int8 are multiplied on this machine.
+    """Name of the `instructions` that multiply uint8 and int8; None if unknown.
 
     Args:
         sets: instruction sets as reported by the system; in an emulator, possibly those of the host.
-
-    Returns:
-        `instructions`: their name, None if unknown; `exact`: whether products of any values are exact, by trial;
-        `exact_in_pairs`: whether products with weights written by `u2moe quantize` are exact.
     """
-    found = exact_products()
-    names = [name for flag, name, is_exact in INTEGER_PRODUCTS if flag in sets and is_exact == found.any]
-    return {"instructions": next(iter(names), None), "exact": found.any, "exact_in_pairs": found.paired}
+    return {"instructions": next((name for flag, name in INTEGER_PRODUCTS if flag in sets), None)}
 
 
 def usable_cores() -> int:

@@ -20,7 +20,6 @@ import onnxruntime
 
 from u2moe.runtime import Bundle, Model, attention_rescoring, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.model.saturation import exact_products
 
 Array = npt.NDArray[Any]
 
@@ -30,12 +29,11 @@ BEAM_SIZE = 10
 
 
 def describe_process() -> dict[str, Any]:
-    """The processor and software, and whether products of uint8 and int8 are exact."""
+    """The processor and software."""
     return {
         "architecture": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
-        "exact_products": exact_products()._asdict(),
     }
 
 

@@ -162,16 +162,15 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     Of the second bundle: `least` and `most` mean difference from the reference, and `other_texts`, on any processor.
     """
     header = (
-        "bundle", "processor", "exact products", "context", "difference from reference", "divergence",
+        "bundle", "processor", "context", "difference from reference", "divergence",
         "difference from here", "other texts", "errors",
     )  # fmt: skip
     rows = []
     for bundle, processor, context, item in _cells(results):
-        exact = results["processors"][processor]["exact_products"]
         away, here = item["reference"], item["here"]
         rows.append(
             (
-                bundle, processor, "all" if exact["any"] else "of ours" if exact["paired"] else "none", context,
+                bundle, processor, context,
                 f"{away['mean']:.4f} ({away['largest']:.2f})", f"{away['divergence']:.6f}",
                 f"{here['mean']:.4f} ({here['largest']:.2f})", f"{item['num_other_texts']} of {item['num_recordings']}",
                 item["num_errors"],
@@ -181,7 +180,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     bundle = list(results["found"])[1]
     away = [item["reference"]["mean"] for name, _, _, item in _cells(results) if name == bundle]
     return {
-        "table": table(header, rows, left=4),
+        "table": table(header, rows, left=3),
         "reference": next(iter(results["bundles"])),
         "num_recordings": str(last[-1]["num_recordings"]),
         "num_words": str(last[-1]["num_words"]),

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.export.joining import closed, joined, pair_sums
+from u2moe.export.joining import closed, joined
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
@@ -140,9 +140,7 @@ def streaming_graph(bundle: Bundle) -> ir.Model:
             "encoder_out": results["output"],
             "next_offset": g.op("Add", offset, results["output_lens"]),
         }
-    return closed(
-        g.model(contract, inputs, outputs, config.axis, _metadata(bundle, "streaming", encoder, ctc)), encoder, ctc
-    )
+    return closed(g.model(contract, inputs, outputs, config.axis, _metadata(bundle, "streaming")), encoder, ctc)
 
 
 def offline_graph(bundle: Bundle) -> ir.Model:
@@ -152,7 +150,7 @@ def offline_graph(bundle: Bundle) -> ir.Model:
     inputs = {tensor.name: g.input(tensor, axes) for tensor in contract.inputs}
     with g.scope("offline"):
         outputs, parts = _offline(g, bundle, inputs["samples"])
-    return closed(g.model(contract, inputs, outputs, axes, _metadata(bundle, "offline", *parts)), *parts)
+    return closed(g.model(contract, inputs, outputs, axes, _metadata(bundle, "offline")), *parts)
 
 
 def clip_graph(bundle: Bundle) -> ir.Model:
@@ -164,7 +162,7 @@ def clip_graph(bundle: Bundle) -> ir.Model:
         samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
         outputs, parts = _offline(g, bundle, samples)
         outputs["text"] = _text(g, outputs["tokens"], bundle.tokens)
-    model = g.model(contract, inputs, outputs, axes, _metadata(bundle, "clip", *parts))
+    model = g.model(contract, inputs, outputs, axes, _metadata(bundle, "clip"))
     return closed(model, *parts)
 
 
@@ -310,14 +308,10 @@ def samples_per_frame(manifest: Manifest) -> int:
     return manifest.model.subsampling_rate * manifest.features.shift_len
 
 
-def _metadata(bundle: Bundle, profile: Profile, *parts: ir.Model) -> dict[str, str]:
+def _metadata(bundle: Bundle, profile: Profile) -> dict[str, str]:
     values: dict[str, Any] = {
         "profile": profile,
         "window_samples": window_samples(bundle.manifest),
         "samples_per_frame": samples_per_frame(bundle.manifest),
     }
-    return (
-        bundle.manifest.metadata()
-        | pair_sums(*parts)
-        | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}
-    )
+    return bundle.manifest.metadata() | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}

@@ -11,17 +11,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""
 
 _TWIN = re.compile(r"_[2-9]$")
-
-PAIR_SUMS = f"{METADATA_PREFIX}pair_sums"
-PAIR_SUMS_FIT = "16 bits"
-"""Metadata of a quantized graph whose int8 weights are exact where pairs of products are added in 16 bits: rows 2k and
-2k + 1 of a weight, each times any uint8, have a sum that fits. See `saturation`."""
 
 PACKED = "packed"
 """Key of `Manifest.quantization` where weights are packed for native kernels; its value: the version of the layout."""

@@ -18,8 +18,6 @@ FORMAT = "u2moe-bundle"
 def format_manifest(manifest: Manifest) -> str:
     """The content of bundle.json."""
     content = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    if not manifest.padding_s:
-        del content["padding_s"]  # the fingerprint of a bundle from before stays
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -42,11 +40,12 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         raise BundleError(f"{where}: format: found {found!r:.80}, expected {FORMAT!r}")
     del content["format"]
     # First of all: a manifest of another version may have any fields.
-    if content.get("version") != contract.FORMAT_VERSION or isinstance(content["version"], bool):
-        raise BundleError(
-            f"{where}: version: found {content.get('version')!r:.80}, expected {contract.FORMAT_VERSION}; "
-            "use the u2moe that wrote the bundle, or export it again"
-        )
+    version = content.get("version")
+    if version != contract.FORMAT_VERSION or isinstance(version, bool):
+        remedy = "use the u2moe that wrote the bundle, or export it again"
+        if version == 1:
+            remedy = "made by an earlier development version of u2moe: export it again"
+        raise BundleError(f"{where}: version: found {version!r:.80}, expected {contract.FORMAT_VERSION}; {remedy}")
     manifest: Manifest = _build(Manifest, content, str(where))
     return manifest
 

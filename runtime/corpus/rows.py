@@ -64,8 +64,6 @@ def options_as_json(options: DecodingOptions) -> dict[str, Any]:
     model = options.language_model
     definite = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig(), language_model=None)
     content = dataclasses.asdict(definite) | {"language_model": model.digest if model is not None else None}
-    if options.padding_s is None:
-        del content["padding_s"]  # runs from before state none, and go on
     as_json: dict[str, Any] = json.loads(json.dumps(content))
     return as_json
 

@@ -56,7 +56,7 @@ class RunDescription:
     hotwords: str | None
     block_size: int
     output_format: str
-    channel: int | None = None  # which is what runs of earlier versions mean
+    channel: int | None
 
     def to_json(self) -> bytes:
         """As the content of a file."""

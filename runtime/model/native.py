@@ -152,7 +152,7 @@ def installed_kernels() -> Kernels:
         native=True,
         version=version,
         isa=str(description["isa"]),
-        layout=int(description.get("layout", 0)),
+        layout=int(description["layout"]),
         operators=frozenset(map(str, description["operators"])),
         library=library,
     )

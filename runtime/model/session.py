@@ -12,7 +12,6 @@ from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.bundle.graph_file import GraphFile
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
-from u2moe.runtime.model.saturation import PRECISE, has_no_other_products, must_be_precise, version_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 if TYPE_CHECKING:
@@ -63,9 +62,6 @@ class Session:
         _refuse_what_crashes(file, manifest, settings)
         with contextlib.closing(GraphFile(file, digests, settings.chosen.operators)) as opened:
             self._session, self.kernels = _with_kernels(opened, settings, manifest)
-            if manifest.quantization and self._must_be_precise(opened, settings):
-                del self._session  # otherwise both would be in memory at once
-                self._session, self.kernels = _with_kernels(opened, settings, manifest, PRECISE)
             opened.check_unchanged()
             self._weights = opened.weights  # onnxruntime uses their memory
         self._session.disable_fallback()  # for runs; in older versions only possible here
@@ -76,19 +72,7 @@ class Session:
         try:
             _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
-            _check_metadata(file, self._metadata(file), manifest)
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{file}: a name in it is not text: {error}") from error
-
-    def _must_be_precise(self, opened: GraphFile, settings: SessionSettings) -> bool:
-        """Whether onnxruntime would compute some products wrongly on this processor; native ones are always exact."""
-        if self.kernels.native and has_no_other_products(opened.functions, self.kernels.operators):
-            return False
-        return must_be_precise(opened.path.parent, self._metadata(opened.path), settings.sess_options)
-
-    def _metadata(self, file: Path) -> dict[str, str]:
-        try:
-            return dict(self._session.get_modelmeta().custom_metadata_map)
+            _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
         except UnicodeDecodeError as error:
             raise BundleError(f"{file}: a name in it is not text: {error}") from error
 
@@ -115,7 +99,7 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
     formats = manifest.quantization.get("groups", {}).values()
     if OPENVINO not in settings.providers or not any(str(item).startswith("int") for item in formats):
         return
-    if version_of(onnxruntime.__version__) <= _OPENVINO_REFUSED:
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) <= _OPENVINO_REFUSED:
         raise ProviderError(
             f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and ends the "
             "process on some processors; use a bundle in float32 with it, or CPUExecutionProvider"
@@ -123,7 +107,7 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
 
 
 def _with_kernels(
-    opened: GraphFile, settings: SessionSettings, manifest: Manifest, *config_entries: tuple[str, str]
+    opened: GraphFile, settings: SessionSettings, manifest: Manifest
 ) -> tuple[onnxruntime.InferenceSession, Kernels]:
     """A session with the chosen kernels, or, unless these were requested, on onnxruntime alone if they refuse a graph.
 
@@ -133,7 +117,7 @@ def _with_kernels(
     if layout is not None and settings.sess_options is None:
         check_layout(kernels, layout, str(opened.path))
     try:
-        return _inference_session(opened, settings, *config_entries), kernels
+        return _inference_session(opened, settings), kernels
     except IntegrityError:
         raise
     except BundleError as error:
@@ -142,18 +126,14 @@ def _with_kernels(
         message = str(error)
     alone = replace(settings, kernels="onnxruntime")
     opened.keep_for_onnxruntime()
-    session = _inference_session(opened, alone, *config_entries)  # fails if the graph itself is damaged
+    session = _inference_session(opened, alone)  # fails if the graph itself is damaged
     if checked_kernels(settings.kernels) == "native":
         raise KernelsError(f"u2moe-kernels {kernels.version} cannot run it, onnxruntime alone can: {message}")
     return session, kernels.without(f"u2moe-kernels {kernels.version} cannot run it: {message}")
 
 
-def _inference_session(
-    opened: GraphFile, settings: SessionSettings, *config_entries: tuple[str, str]
-) -> onnxruntime.InferenceSession:
+def _inference_session(opened: GraphFile, settings: SessionSettings) -> onnxruntime.InferenceSession:
     file, options = opened.path, settings.session_options()
-    for name, value in config_entries:
-        options.add_session_config_entry(name, value)
     try:
         if options is not settings.sess_options:
             opened.hand_over(options)

@@ -14,7 +14,6 @@
 
 #include "bundle.hpp"
 #include "number.hpp"
-#include "saturation.hpp"
 
 namespace u2moe {
 
@@ -176,7 +175,6 @@ class Graphs {
       graph.session = Ort::Session(env_, content.data(), content.size(), options);
       check_inputs(graph, inputs);
       check_metadata(graph);
-      if (m_.quantized && file != "features.onnx") check_products(graph);
     } catch (const Ort::Exception& error) {
       throw BundleError(graph.path + ": onnxruntime refuses it: " + error.what());
     }
@@ -201,15 +199,6 @@ class Graphs {
         throw BundleError(graph.path + ": u2moe." + name + " is " + found.get() + ", which is not that of bundle.json");
       }
     }
-  }
-
-  void check_products(const Graph& graph) const {
-    Ort::AllocatorWithDefaultOptions allocator;
-    const auto pair_sums = graph.session.GetModelMetadata().LookupCustomMetadataMapAllocated("u2moe.pair_sums", allocator);
-    if (has_exact_products(env_, pair_sums && std::string(pair_sums.get()) == "16 bits")) return;
-    throw BundleError(graph.path +
-                      ": results would be wrong on this processor, which adds products of uint8 and int8 in pairs of 16 bits: "
-                      "quantize the float32 bundle again with this version of u2moe (u2moe quantize)");
   }
 
   static std::string listed(const std::vector<std::string>& names) {
