@@ -17,7 +17,6 @@ from u2moe.runtime import (
 )
 from u2moe.runtime import transcriber as transcriber_module
 from u2moe.runtime.decoding.vad import Speech
-from u2moe.runtime.model import native
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import read_manifest, words
 
