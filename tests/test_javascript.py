@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import NODE, needs_node, run_module
-from manifests import adjusted, edit_manifest
+from manifests import adjusted, edited, flipped, without
+from other_runtimes import assert_same_segments, recognized
 from searches import HOTWORDS, SYMBOLS, VOCABULARY, assert_same_searches, random_frames, search_cases
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
@@ -162,32 +163,40 @@ def test_resampling(rate):
     assert np.abs(np.array(whole) - expected)[200:-200].max() < 1e-4
 
 
-@pytest.mark.parametrize("edges", [(True, True), (False, True), (True, False)])
-@pytest.mark.parametrize("num_samples", [0, 1, 128, 399, 400, 1000])
-def test_padding(edges, num_samples):
+def padded_cases():
+    """Samples of several lengths, with a sound at the beginning, at the end, or both."""
+    for begins, ends in ((True, True), (False, True), (True, False)):
+        for num_samples in (0, 1, 128, 399, 400, 1000):
+            samples = np.linspace(0.2, 0.21, 1000, dtype=np.float32)[:num_samples]
+            samples[:400] += np.float32(0.1) * begins * (np.arange(len(samples[:400])) % 2).astype(np.float32)
+            samples[-400:] += np.float32(0.1) * ends * (np.arange(len(samples[-400:])) % 2).astype(np.float32)
+            yield samples
+
+
+def test_padding():
     """Silence comes where it comes in Python, also from a program that fills the same array again and again."""
-    samples = np.linspace(0.2, 0.21, 1000, dtype=np.float32)[:num_samples]
-    samples[:400] += np.float32(0.1) * edges[0] * (np.arange(len(samples[:400])) % 2).astype(np.float32)
-    samples[-400:] += np.float32(0.1) * edges[1] * (np.arange(len(samples[-400:])) % 2).astype(np.float32)
-    found, num_before = run_module(
+    found = run_module(
         """
         const { Padding } = await part('sound/padding.js');
-        const padding = new Padding(0.18, { sample_rate: 16000, frame_length_ms: 25 });
-        const samples = Float32Array.from(input), array = new Float32Array(128), heard = [];
-        for (let start = 0; start < samples.length; start += 128) {
-          const portion = samples.subarray(start, start + 128);
-          array.set(portion);
-          heard.push(...padding.accept(array.subarray(0, portion.length)));
-        }
-        heard.push(...padding.finish());
-        console.log(JSON.stringify([heard, padding.numBefore]));
+        const padded = (samples) => {
+          const padding = new Padding(0.18, { sample_rate: 16000, frame_length_ms: 25 });
+          const array = new Float32Array(128), heard = [];
+          for (let start = 0; start < samples.length; start += 128) {
+            const portion = samples.slice(start, start + 128);
+            array.set(portion);
+            heard.push(...padding.accept(array.subarray(0, portion.length)));
+          }
+          heard.push(...padding.finish());
+          return [padding.numBefore, heard];
+        };
+        console.log(JSON.stringify(input.map(padded)));
         """,
-        samples.tolist(),
+        [samples.tolist() for samples in padded_cases()],
     )
-    padding = Padding(0.18, 16000, 400)
-    expected = np.concatenate([padding.accept(samples), padding.finish()])
-    assert num_before == padding.num_before
-    assert found == expected.tolist()
+    for theirs, samples in zip(found, padded_cases(), strict=True):
+        padding = Padding(0.18, 16000, 400)
+        expected = np.concatenate([padding.accept(samples), padding.finish()])
+        assert theirs == [padding.num_before, expected.tolist()]
 
 
 def test_what_would_fold_back_is_removed():
@@ -204,23 +213,10 @@ def test_what_would_fold_back_is_removed():
     assert 20 * math.log10(loudest) < -80
 
 
-OPTIONS = {
-    "chunkSize": 8, "numLeftChunks": 3, "beamSize": 6,
-    "endpoint": {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.5}},
-}  # fmt: skip
-
-
-def transcribed(folder, file, options=OPTIONS):
-    command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", json.dumps(options), folder, file]
-    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["segments"]
-
-
 @needs_onnxruntime_web
 @pytest.mark.parametrize("kind", ["onnx", "ort"])
 def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
-    """Segments, tokens, times, words and n-best are those of Python, also with hotwords, calibration and padding."""
+    """Segments are those of Python, also with hotwords, calibration and padding."""
     file = tmp_path / "sound.wav"
     soundfile.write(file, sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(file, dtype="int16")
@@ -228,66 +224,50 @@ def test_streams(bundle, model, ort_bundle, sound, tmp_path, kind):
     if kind == "ort":
         hotwords = [bundle.tokens[7], bundle.tokens[9]]
         bundle, folder = adjusted(bundle, ort_bundle, tmp_path / "bundle")
-    options = DecodingOptions(
-        chunk_size=8,
-        num_left_chunks=3,
-        beam_size=6,
-        endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
-    )
-    stream = Recognizer(bundle, model, options).create_stream(hotwords=hotwords)
-    stream.accept_waveform(16_000, samples)
-    stream.input_finished()
-    Recognizer(bundle, model, options).decode_streams([stream])
-    expected = stream.take_segments()
-    found = transcribed(folder, file, {**OPTIONS, **({"hotwords": hotwords} if hotwords else {})})
-    assert len(found) == len(expected) > 1
-    for theirs, ours in zip(found, expected, strict=True):
-        assert (theirs["text"], theirs["tokens"], theirs["times"]) == (ours.text, ours.tokens, ours.times)
-        assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]
-        assert theirs["score"] == pytest.approx(ours.score, abs=1e-2)
-        assert theirs["confidence"] == pytest.approx(ours.confidence, abs=1e-3)
-        words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
-        assert words == [(word.word, word.start, word.end) for word in ours.words]
+    endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5))
+    options = {"chunk_size": 8, "num_left_chunks": 3, "beam_size": 6}
+    expected = recognized(bundle, model, samples, hotwords=hotwords, endpoint=endpoint, **options)
+    rules = {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.5}}
+    options = {"chunkSize": 8, "numLeftChunks": 3, "beamSize": 6, "endpoint": rules, "hotwords": hotwords}
+    command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", json.dumps(options), folder, file]
+    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(expected) > 1
+    assert_same_segments(json.loads(done.stdout)["segments"], expected)
+
+
+DAMAGES = [
+    (flipped("ctc.ort"), "IntegrityError: ctc.ort: sha256 is "),
+    (lambda folder: (folder / "bundle.json").unlink(), "BundleError: bundle.json: cannot be read: ENOENT"),
+    (edited("", version=1), "BundleError: bundle.json: version: found 1, expected 2"),
+    (without("", "model"), "BundleError: bundle.json: model: found undefined, expected an object"),
+    (without("model", "blank"), "BundleError: bundle.json: model.blank: found undefined, expected a number between 0"),
+    (edited("model", right_context="6"), "BundleError: bundle.json: model.right_context: found 6, expected a number"),
+    (edited("features", frame_shift_ms=0), "BundleError: bundle.json: features.frame_shift_ms: found 0, expected"),
+    (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration.scale: found 0, expected a number"),
+    (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding.ctc_weight: found a, expected"),
+    (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files.ctc.ort: found {}, expected its size and"),
+]
 
 
 @needs_onnxruntime_web
 def test_damage_is_refused_by_name(ort_bundle, tmp_path):
-    code = """
-    const { readFile } = await import('node:fs/promises');
-    const ort = await import('onnxruntime-web/wasm');
-    const { Recognizer } = await part('index.js');
-    const source = { read: (name) => readFile(`${input}/${name}`) };
-    const error = await Recognizer.fromBundle(source, { ort }).catch((each) => each);
-    console.log(JSON.stringify([error.name, error.message]));
-    """
-    damaged = tmp_path / "bundle"
-    shutil.copytree(ort_bundle, damaged)
-    content = bytearray((damaged / "ctc.ort").read_bytes())
-    content[-1] ^= 1
-    (damaged / "ctc.ort").write_bytes(content)
-    name, message = run_module(code, str(damaged))
-    assert name == "IntegrityError"
-    assert message.startswith("ctc.ort: sha256 is ")
-    edit_manifest(damaged, lambda manifest: manifest.update(version=1))
-    assert run_module(code, str(damaged)) == ["BundleError", "bundle.json: version: found 1, expected 2"]
-    for change, expected in (
-        (lambda manifest: manifest["model"].pop("blank"), "model.blank: found undefined, expected a number between 0"),
-        (lambda manifest: manifest["model"].update(right_context="6"), "model.right_context: found 6, expected a nu"),
-        (lambda manifest: manifest["features"].update(frame_shift_ms=0), "features.frame_shift_ms: found 0, expected"),
-        (lambda manifest: manifest.pop("model"), "model: found undefined, expected an object"),
-        (lambda manifest: manifest.update(calibration={"scale": 0}), "calibration.scale: found 0, expected a number"),
-        (lambda manifest: manifest["decoding"].update(ctc_weight="a"), "decoding.ctc_weight: found a, expected"),
-        (lambda manifest: manifest["files"].update({"ctc.ort": {}}), "files.ctc.ort: found {}, expected its size and"),
-    ):
-        shutil.copy(ort_bundle / "bundle.json", damaged / "bundle.json")
-        edit_manifest(damaged, change)
-        name, message = run_module(code, str(damaged))
-        assert name == "BundleError"
-        assert message.startswith(f"bundle.json: {expected}")
-    (damaged / "bundle.json").unlink()
-    name, message = run_module(code, str(damaged))
-    assert name == "BundleError"
-    assert message.startswith("bundle.json: cannot be read: ENOENT")
+    folders = [shutil.copytree(ort_bundle, tmp_path / str(number)) for number in range(len(DAMAGES))]
+    for folder, (damage, _) in zip(folders, DAMAGES, strict=True):
+        damage(folder)
+    found = run_module(
+        """
+        const { readFile } = await import('node:fs/promises');
+        const ort = await import('onnxruntime-web/wasm');
+        const { Recognizer } = await part('index.js');
+        const refusal = (folder) => Recognizer.fromBundle({ read: (name) => readFile(`${folder}/${name}`) }, { ort })
+          .catch(({ name, message }) => `${name}: ${message}`);
+        console.log(JSON.stringify(await Promise.all(input.map(refusal))));
+        """,
+        list(map(str, folders)),
+    )
+    for refusal, (_, expected) in zip(found, DAMAGES, strict=True):
+        assert refusal.startswith(expected)
 
 
 @needs_onnxruntime_web

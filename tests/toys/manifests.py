@@ -35,3 +35,24 @@ def edit_manifest(folder, change):
         file.write_text(json.dumps(content), encoding="utf-8")
     finally:
         sys.set_int_max_str_digits(digits)
+
+
+def edited(section, **values):
+    """A function that changes fields of a section of a bundle's manifest, or of the manifest for no section."""
+    return lambda folder: edit_manifest(folder, lambda manifest: manifest.get(section, manifest).update(values))
+
+
+def without(section, field):
+    """A function that takes a field out of a section."""
+    return lambda folder: edit_manifest(folder, lambda manifest: manifest.get(section, manifest).pop(field))
+
+
+def flipped(name):
+    """A function that changes a bit of a file in a bundle."""
+
+    def flip(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+
+    return flip
