@@ -23,10 +23,10 @@ from u2moe.runtime.corpus.block_recognizer import _BATCH_LEN, BlockRecognizer
 from u2moe.runtime.corpus.blocks import Shard, cut_into_blocks, range_of
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.cores import cores_of, num_cores, usable_cores
+from u2moe.runtime.corpus.entry import AudioFile, Entry
 from u2moe.runtime.corpus.manifests import ManifestOptions, read_utterances
 from u2moe.runtime.corpus.rows import RowMaker
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
-from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 
 TWO = CorpusOptions(block_size=4, num_workers=2)
 ONE = CorpusOptions(block_size=4, num_workers=1)
@@ -251,7 +251,7 @@ def test_shards_share_a_folder(corpus, undisturbed, tmp_path):
 
 @given(num=st.integers(0, 40), size=st.integers(1, 12), count=st.integers(1, 5))
 def test_blocks_cover_a_manifest_once(num, size, count):
-    utterances = [Utterance(key=str(i), source=AudioFile(path="x")) for i in range(num)]
+    utterances = [Entry(key=str(i), source=AudioFile(path="x")) for i in range(num)]
     blocks = list(cut_into_blocks(iter(utterances), size))
     assert [utterance for block in blocks for utterance in block.utterances] == utterances
     for block in blocks:

@@ -10,11 +10,11 @@ from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed,
 
 from u2moe.runtime import CorpusError
 from u2moe.runtime.corpus.blocks import Block
+from u2moe.runtime.corpus.entry import AudioFile, Entry
 from u2moe.runtime.corpus.manifests import ManifestOptions
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
-from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -156,7 +156,7 @@ def test_a_folder_of_fsspec(tmp_path):
     pytest.importorskip("fsspec")
     folder = OutputFolder("memory://corpus-test/out")
     assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)
-    block = Block(number=0, start=0, utterances=[Utterance(key="k", source=AudioFile(path="x"))])
+    block = Block(number=0, start=0, utterances=[Entry(key="k", source=AudioFile(path="x"))])
     folder.write_block(block, b"content\n", "jsonl")
     folder.num_utterances = 1
     assert folder.is_finished(block, "jsonl")

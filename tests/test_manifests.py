@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from u2moe.runtime.corpus import sources as sources_module
 from u2moe.runtime.corpus.blocks import cut_into_blocks
+from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable
 from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions, digest, find_format, read_utterances
 from u2moe.runtime.corpus.manifests.sorted_table import open_table
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.corpus.utterance import AudioFile, Command, Unreadable, Utterance
 from u2moe.runtime.errors import AudioError, CorpusError
 
 RATE = 16000
@@ -64,8 +64,8 @@ def test_data_list_of_wenet(clip, tmp_path):
     )
     assert find_format(str(manifest)) == "wenet"
     assert only(manifest) == [
-        Utterance(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
-        Utterance(
+        Entry(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
+        Entry(
             key="k2",
             source=AudioFile(path="/b.wav"),
             text="TWO",
@@ -110,7 +110,7 @@ def test_cuts_of_lhotse(clip, tmp_path, suffix):
     content = "".join(json.dumps(cut) + "\n" for cut in cuts).encode()
     manifest.write_bytes(gzip.compress(content) if suffix else content)
     first, second, third = only(manifest)
-    assert first == Utterance(
+    assert first == Entry(
         key="c1",
         source=AudioFile(path=str(clip)),
         start=0.05,
@@ -136,8 +136,8 @@ def test_data_folder_of_kaldi(clip, tmp_path):
     folder = kaldi(tmp_path, wav_scp=["r1 a.wav", "r2\tb c.wav"], text=["r1 ONE  TWO", "r2"], utt2spk=["r1 s1"])
     assert find_format(str(folder)) == "kaldi"
     expected = [
-        Utterance(key="r1", source=AudioFile(path=str(clip)), text="ONE  TWO", speaker="s1"),
-        Utterance(key="r2", source=AudioFile(path=str(tmp_path / "b c.wav")), text=""),
+        Entry(key="r1", source=AudioFile(path=str(clip)), text="ONE  TWO", speaker="s1"),
+        Entry(key="r2", source=AudioFile(path=str(tmp_path / "b c.wav")), text=""),
     ]
     assert only(folder) == only(folder / "wav.scp") == expected
 
@@ -185,12 +185,12 @@ def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
 def test_commands_that_hang_are_ended_with_all_they_started(monkeypatch):
     monkeypatch.setattr(sources_module, "LONGEST_COMMAND_S", 0.2)
     with pytest.raises(AudioError, match=r"sleep 9; echo: was ended after 0 s"):
-        samples_of(Utterance(key="k", source=Command(command="sleep 9; echo")))
+        samples_of(Entry(key="k", source=Command(command="sleep 9; echo")))
 
 
 def test_a_recording_is_fetched_once_for_all_its_parts(clip, tmp_path):
     command = Command(command=f"echo >> {tmp_path}/log; cat {clip}")
-    parts = [Utterance(key="k", source=command, start=i / 100, end=(i + 1) / 100) for i in range(10)]
+    parts = [Entry(key="k", source=command, start=i / 100, end=(i + 1) / 100) for i in range(10)]
     with Sources() as sources:
         found = [np.concatenate(list(sources.read_blocks(part, RATE))) for part in parts]
     assert np.array_equal(np.concatenate(found), ramp())
@@ -280,9 +280,9 @@ def test_folders_and_lists_of_paths(clip, tmp_path):
     assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac", "sub/d.m4a"]
     manifest = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")
     assert only(manifest) == [
-        Utterance(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
-        Utterance(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
-        Utterance(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
+        Entry(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
+        Entry(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
+        Entry(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
     ]
     assert only(manifest, root="/elsewhere")[0].source.path == "/elsewhere/a.wav"
 
@@ -351,7 +351,7 @@ def test_no_later_line_stops_a_manifest(tmp_path_factory, file_format, data):
     assert len(found) == 5
     assert found[3] == found[0]
     for utterance in found[1:]:
-        assert isinstance(utterance, Utterance)
+        assert isinstance(utterance, Entry)
         assert isinstance(utterance.source, AudioFile | Unreadable)
         assert isinstance(utterance.text, str | None)
 
@@ -372,7 +372,7 @@ def test_a_digest_follows_the_content_not_the_place(tmp_path):
 
 
 def test_parts_of_files_are_exactly_their_samples(clip):
-    whole = Utterance(key="k", source=AudioFile(path=str(clip)))
+    whole = Entry(key="k", source=AudioFile(path=str(clip)))
     part = dataclasses.replace(whole, start=0.025, end=9.0)
     assert np.array_equal(samples_of(part), ramp()[400:])
     for start, end in ((0.1, None), (0.2, 0.3), (0.05, 0.05)):

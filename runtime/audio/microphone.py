@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-class Listener(Protocol):
+class Recipient(Protocol):
     """The part of `Transcriber` that a microphone uses."""
 
     @property
@@ -54,7 +54,7 @@ class Microphone:
         MicrophoneError: sounddevice or its PortAudio library is not installed, or there is no such device.
     """
 
-    def __init__(self, transcriber: Listener, *, device: int | str | None = None, block_s: float = 0.05) -> None:
+    def __init__(self, transcriber: Recipient, *, device: int | str | None = None, block_s: float = 0.05) -> None:
         block_s = checked_number("block_s", block_s, above=0, most=1, unit="seconds")
         self._transcriber = transcriber
         self._sounddevice = _import_sounddevice()

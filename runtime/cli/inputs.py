@@ -17,9 +17,9 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.cli.terminal import complain
+from u2moe.runtime.corpus.entry import AudioFile, Entry, TarMember
 from u2moe.runtime.corpus.manifests import ManifestOptions, read_utterances
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.corpus.utterance import AudioFile, TarMember, Utterance
 from u2moe.runtime.errors import AudioError, CorpusError
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
@@ -115,7 +115,7 @@ def _file_input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
     )
 
 
-def _utterance_input(args: argparse.Namespace, utterance: Utterance, sources: Sources) -> Input:
+def _utterance_input(args: argparse.Namespace, utterance: Entry, sources: Sources) -> Input:
     def blocks(sample_rate: int, block_s: float) -> Blocks:
         yield from read_blocks(
             sources.open(utterance),

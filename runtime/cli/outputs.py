@@ -22,7 +22,7 @@ RECORDS = ".u2moe.jsonl"
 State = Literal["missing", "done", "outdated", "foreign"]
 
 
-class OutputFolder:
+class TranscriptFolder:
     """A folder for transcripts; several processes may write to it at once.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from u2moe.runtime.cli.inputs import Input
-from u2moe.runtime.cli.outputs import OutputFolder
+from u2moe.runtime.cli.outputs import TranscriptFolder
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.formats import format_transcript
@@ -28,7 +28,7 @@ class Results:
     """
 
     args: argparse.Namespace
-    outputs: OutputFolder | None
+    outputs: TranscriptFolder | None
     made_by: Any
     is_single: bool
 

@@ -13,7 +13,7 @@ from typing import Any
 from u2moe.runtime.audio.raw import ENCODINGS
 from u2moe.runtime.cli.inputs import Input, find_inputs
 from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, given_options, make_recognizer, named_path
-from u2moe.runtime.cli.outputs import OutputFolder
+from u2moe.runtime.cli.outputs import TranscriptFolder
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.results import Results
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress, tell
@@ -102,7 +102,7 @@ def _recognize(args: argparse.Namespace, inputs: list[Input], num_failed: int) -
     num_asked = len(inputs) + num_failed
     if args.output_dir is None and not FORMATS[args.format].can_be_joined and len(inputs) > 1:
         raise ValueError(f"{args.format} of several files needs --output-dir: one output would be many files")
-    outputs = OutputFolder(args.output_dir, args.format, inputs) if args.output_dir else None
+    outputs = TranscriptFolder(args.output_dir, args.format, inputs) if args.output_dir else None
     recognizer = make_recognizer(args)
     vad = VoiceActivityDetector(args.vad_model) if _has_vad(args) else None
     made_by = _made_by(args, recognizer) if outputs else None
@@ -138,7 +138,7 @@ def _recognize(args: argparse.Namespace, inputs: list[Input], num_failed: int) -
     return 1 if num_failed else 0
 
 
-def _errors_before(outputs: OutputFolder | None, inputs: list[Input], todo: list[Input]) -> WordErrorReport:
+def _errors_before(outputs: TranscriptFolder | None, inputs: list[Input], todo: list[Input]) -> WordErrorReport:
     """Word errors of transcripts that are there already."""
     errors, skipped, places = WordErrorReport(), 0, {item.place for item in todo}
     for item in inputs:
@@ -197,7 +197,7 @@ def _made_by(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]
     return made_by
 
 
-def _missing(outputs: OutputFolder, inputs: list[Input], made_by: Any) -> list[Input]:
+def _missing(outputs: TranscriptFolder, inputs: list[Input], made_by: Any) -> list[Input]:
     """Recordings to recognise: those without a transcript, or with one made in another way."""
     states = [outputs.state_of(item, made_by) for item in inputs]
     counts = Counter(states)

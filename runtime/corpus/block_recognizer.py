@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from u2moe.runtime.audio.audio_warnings import handing_warnings_to
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.rows import Row, RowMaker
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.recording import Blocks, transcript_of
@@ -71,7 +71,7 @@ class BlockRecognizer:
         self._on_attempt = on_attempt
         self._sample_rate = recognizer.bundle.manifest.features.sample_rate
 
-    def recognize(self, utterances: Sequence[Utterance], caution: Caution | None = None) -> list[Row]:
+    def recognize(self, utterances: Sequence[Entry], caution: Caution | None = None) -> list[Row]:
         """A row for each utterance, in order; one that cannot be recognised has an `error`, whatever it is."""
         caution = caution or Caution()
         rows: dict[int, Row] = {}
@@ -100,7 +100,7 @@ class BlockRecognizer:
             decode_waiting()
         return [rows[index] for index in range(len(utterances))]
 
-    def _read(self, index: int, utterance: Utterance, sources: Sources) -> _Read:
+    def _read(self, index: int, utterance: Entry, sources: Sources) -> _Read:
         """Read an utterance; a long one is decoded on the way."""
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # each once, in order
@@ -122,7 +122,7 @@ class BlockRecognizer:
             warnings=list(warnings),
         )
 
-    def _decode(self, utterances: Sequence[Utterance], reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
+    def _decode(self, utterances: Sequence[Entry], reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
         """Rows of what was read, decoded together or, if that fails, each alone."""
         self._on_attempt([read.index for read in reads])
         try:
@@ -133,7 +133,7 @@ class BlockRecognizer:
         self._on_progress(len(reads), sum(read.duration for read in reads))
         return rows
 
-    def _alone(self, index: int, utterance: Utterance, sources: Sources) -> Row:
+    def _alone(self, index: int, utterance: Entry, sources: Sources) -> Row:
         try:
             read = self._read(index, utterance, sources)
             self._recognizer.decode_streams([read.stream])
@@ -143,6 +143,6 @@ class BlockRecognizer:
         self._on_progress(1, read.duration if read else 0.0)
         return row
 
-    def _row(self, read: _Read, utterance: Utterance) -> Row:
+    def _row(self, read: _Read, utterance: Entry) -> Row:
         segments = read.segments + read.stream.take_segments()
         return self._rows.of_transcript(utterance, transcript_of(segments, read.duration, read.error), read.warnings)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from u2moe.runtime.corpus.utterance import Utterance
+from u2moe.runtime.corpus.entry import Entry
 
 _BLOCKS_PER_FOLDER = 1000
 _NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.[a-z]+")
@@ -25,7 +25,7 @@ class Block:
 
     number: int
     start: int
-    utterances: Sequence[Utterance]
+    utterances: Sequence[Entry]
 
     @property
     def stop(self) -> int:
@@ -37,7 +37,7 @@ class Block:
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.{suffix}"
 
 
-def cut_into_blocks(utterances: Iterable[Utterance], size: int) -> Iterator[Block]:
+def cut_into_blocks(utterances: Iterable[Entry], size: int) -> Iterator[Block]:
     """Blocks of `size` utterances, the last one shorter; one is in memory at a time."""
     remaining = iter(utterances)
     number = 0

@@ -24,13 +24,13 @@ from u2moe.runtime.corpus import parquet
 from u2moe.runtime.corpus.block_recognizer import BlockRecognizer
 from u2moe.runtime.corpus.block_writer import BlockWriter
 from u2moe.runtime.corpus.blocks import cut_into_blocks
+from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Entry
 from u2moe.runtime.corpus.manifests import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.rows import RowMaker, changed_options, options_as_json
 from u2moe.runtime.corpus.run_description import RunDescription
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, describe_run, finished_blocks
-from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, AudioSource, Utterance
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options
 
@@ -246,5 +246,5 @@ class Recognize:
             sources = [
                 AudioBytes(content=content, name=path) for content, path in zip(batch["bytes"], paths, strict=True)
             ]
-        utterances = [Utterance(key=key, source=source) for key, source in zip(keys, sources, strict=True)]
+        utterances = [Entry(key=key, source=source) for key, source in zip(keys, sources, strict=True)]
         return parquet.to_table(self._recognizer.recognize(utterances))

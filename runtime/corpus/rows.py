@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from u2moe.runtime.corpus.utterance import Utterance
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.options import DecodingOptions, EndpointConfig
 from u2moe.runtime.result import Result, Transcript
 
@@ -33,7 +33,7 @@ class RowMaker:
     options: Mapping[str, Any]
     is_nemo: bool = False
 
-    def of_transcript(self, utterance: Utterance, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
+    def of_transcript(self, utterance: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
         """The row of a recognised utterance; one that breaks off has both a text and an error."""
         row = self._row(
             utterance,
@@ -44,12 +44,12 @@ class RowMaker:
         )
         return {**row, "warnings": list(warnings)} if warnings else row
 
-    def of_error(self, utterance: Utterance, error: Exception | str) -> Row:
+    def of_error(self, utterance: Entry, error: Exception | str) -> Row:
         """The row of an utterance that cannot be recognised."""
         return self._row(utterance, "", 0.0, [], " ".join(str(error).split()) or type(error).__name__)
 
     def _row(
-        self, utterance: Utterance, text: str, duration: float, segments: list[dict[str, Any]], error: str | None
+        self, utterance: Entry, text: str, duration: float, segments: list[dict[str, Any]], error: str | None
     ) -> Row:
         made = {"segments": segments, "model": self.model, "options": self.options, "error": error}
         if self.is_nemo:

@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.audio.sound_file import SoundBytes
+from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Command, Entry, TarMember, Unreadable
 from u2moe.runtime.corpus.storage import is_url, open_binary
-from u2moe.runtime.corpus.utterance import AudioBytes, AudioFile, AudioSource, Command, TarMember, Unreadable, Utterance
 from u2moe.runtime.errors import AudioError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Sources:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def read_blocks(self, utterance: Utterance, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    def read_blocks(self, utterance: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
         """Samples of an utterance at `sample_rate`, one channel, float32, in blocks of about ten seconds.
 
         Raises:
@@ -60,7 +60,7 @@ class Sources:
             end=utterance.end,
         )
 
-    def open(self, utterance: Utterance) -> str | SoundBytes:
+    def open(self, utterance: Entry) -> str | SoundBytes:
         """The sound file of an utterance: a path, or its bytes.
 
         Raises:

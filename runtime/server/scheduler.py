@@ -12,7 +12,7 @@ import numpy as np
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.errors import RecognitionError
 from u2moe.runtime.server.log import LOGGER
-from u2moe.runtime.server.session import Inbox, Outcome, Session
+from u2moe.runtime.server.session import Inbox, RoundResult, ServerSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Scheduler:
         self._recognizer = recognizer
         self._metrics = metrics
         self._limits = limits
-        self._sessions: dict[Inbox, Session] = {}
+        self._sessions: dict[Inbox, ServerSession] = {}
         self._changed = threading.Condition()
         self._has_news = False
         self._stopping = threading.Event()
@@ -55,15 +55,15 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
         self._thread.start()
 
-    def open(self, stream: Stream, sample_rate: float) -> Session:
+    def open(self, stream: Stream, sample_rate: float) -> ServerSession:
         """A session that feeds `stream`."""
-        session = Session(stream, sample_rate, self._limits, self._wake)
+        session = ServerSession(stream, sample_rate, self._limits, self._wake)
         with self._changed:
             self._sessions[session.inbox] = session
         return session
 
     @property
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[ServerSession]:
         """The sessions that are not over."""
         with self._changed:
             return list(self._sessions.values())
@@ -82,7 +82,7 @@ class Scheduler:
             self._has_news = True
             self._changed.notify()
 
-    def _deliver(self, outcomes: list[tuple[Session, Outcome]]) -> None:
+    def _deliver(self, outcomes: list[tuple[ServerSession, RoundResult]]) -> None:
         for session, outcome in outcomes:
             session.deliver(outcome)
         self._metrics.set("queue_seconds", sum(session.queued_s for session in self.sessions if session.inbox.has_work))
@@ -149,7 +149,7 @@ class Scheduler:
             return {stream for stream in streams if stream.failure is not None} or set(streams)
         return set()
 
-    def _count(self, feed: _Feed, outcome: Outcome, now: float) -> None:
+    def _count(self, feed: _Feed, outcome: RoundResult, now: float) -> None:
         self._metrics.count("audio_seconds", "stream", feed.duration)
         if outcome.finals:
             self._metrics.observe("final_latency_seconds", now - feed.arrival)
@@ -200,7 +200,7 @@ class _Feed:
         """Seconds of audio taken."""
         return self.num_samples / self.inbox.sample_rate
 
-    def outcome(self, has_failed: bool) -> Outcome:
+    def outcome(self, has_failed: bool) -> RoundResult:
         """The results of the round after decoding, or the error."""
         error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
@@ -217,8 +217,8 @@ class _Feed:
 
     def _outcome(
         self, finals: list[Result], partial: Result | None, *, is_over: bool, error: Exception | None = None
-    ) -> Outcome:
-        return Outcome(
+    ) -> RoundResult:
+        return RoundResult(
             inbox=self.inbox,
             number=self.inbox.num_rounds,
             num_samples=self.num_samples,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.server.options import ServerOptions
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
 
 _MAX_HOTWORD_LEN = 200
 _STREAM_LEFT_CHUNKS = 4
@@ -174,7 +174,7 @@ class Place:
     """
 
     def __init__(self, service: Service) -> None:
-        self.session: Session | None = None
+        self.session: ServerSession | None = None
         self.is_drained = False
         self._service = service
         self._task = asyncio.current_task()
@@ -193,7 +193,7 @@ class Place:
         hotwords: ContextGraph | None = None,
         *,
         is_whole: bool = False,
-    ) -> Session:
+    ) -> ServerSession:
         """A session for a source; the previous one is abandoned.
 
         A source that `is_whole` is only of use up to its end: a server that stops waits for it, or ends it with an

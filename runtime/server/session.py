@@ -34,7 +34,7 @@ _MAX_UNREAD = 100
 
 
 @dataclass(frozen=True)
-class Block:
+class Portion:
     """Samples and their time of arrival."""
 
     samples: npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RoundResult:
     """The results of a scheduler round for a session.
 
     Attributes:
@@ -86,7 +86,7 @@ class Inbox:
     def __init__(self, stream: Stream, sample_rate: float) -> None:
         self.stream = stream
         self.sample_rate = sample_rate
-        self.blocks: deque[Block] = deque()
+        self.blocks: deque[Portion] = deque()
         self.num_fed = self.num_taken = 0
         self.wanted_s = 0.0
         self.num_rounds = 0
@@ -110,7 +110,7 @@ class Inbox:
         self.wanted_s = min(self.stream.source.missing_s, _ROUND_S, limits.queue_s)
 
 
-class Session:
+class ServerSession:
     """A source that is recognised with endpoint rules, until `finish` or `close`.
 
     `feed` samples; iterate over it for results: partial ones whenever the text has changed (only the latest is kept)
@@ -173,7 +173,7 @@ class Session:
             if self.is_over or self.is_finished:
                 return
             block = accepted[start : start + size]
-            self.inbox.blocks.append(Block(block, time.monotonic()))
+            self.inbox.blocks.append(Portion(block, time.monotonic()))
             self.inbox.num_fed += len(block)
             if self.inbox.has_work:
                 self._wake()
@@ -227,7 +227,7 @@ class Session:
         """Whether iteration has returned the last result."""
         return self.is_over and not self._finals and self._partial is None
 
-    def __aiter__(self) -> Session:
+    def __aiter__(self) -> ServerSession:
         return self
 
     async def __anext__(self) -> Result:
@@ -241,7 +241,7 @@ class Session:
         self._check()
         raise StopAsyncIteration
 
-    def deliver(self, outcome: Outcome) -> None:
+    def deliver(self, outcome: RoundResult) -> None:
         """Accept the results of a round; called by the scheduler in the event loop.
 
         What is meant for another session, or comes out of turn, ends it: nobody is told what another has said.

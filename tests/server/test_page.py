@@ -10,7 +10,7 @@ from browsing import PATIENCE_MS, needs_chromium
 from playwright.sync_api import expect
 
 from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone
-from u2moe.runtime.server.session import Session
+from u2moe.runtime.server.session import ServerSession
 
 pytestmark = needs_chromium
 
@@ -90,13 +90,13 @@ def test_a_word_is_played_and_reached_by_keys(page, speech, tmp_path):
 def fed(monkeypatch):
     """What each session of the servers was fed, in order."""
     sources = {}
-    feed = Session.feed
+    feed = ServerSession.feed
 
     async def record(session, samples):
         sources.setdefault(session, []).append(samples)
         await feed(session, samples)
 
-    monkeypatch.setattr(Session, "feed", record)
+    monkeypatch.setattr(ServerSession, "feed", record)
     return sources
 
 

@@ -17,7 +17,7 @@ from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Scheduler, rest_s
-from u2moe.runtime.server.session import Block, Inbox, Outcome, Session
+from u2moe.runtime.server.session import Inbox, Portion, RoundResult, ServerSession
 
 PATIENCE_S = 120
 
@@ -114,7 +114,7 @@ def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, option
 
 
 def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
-    session = Session(demo.create_stream(options), 16_000, Limits(), lambda: None)
+    session = ServerSession(demo.create_stream(options), 16_000, Limits(), lambda: None)
     session._finals.extend([None] * 100)
 
     async def feed():
@@ -227,7 +227,7 @@ def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monke
         async with scheduling(demo) as scheduler:
             sessions = [scheduler.open(demo.create_stream(options), 16_000) for _ in range(4)]
             for number, session in enumerate(sessions):  # all in the same round
-                session.inbox.blocks.append(Block(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
+                session.inbox.blocks.append(Portion(as_samples(speech()[:24_000] * np.int16(number != 1)), 0.0))
                 session.inbox.num_fed = 24_000
             scheduler._wake()
             await until(lambda: sessions[1].is_over)
@@ -260,15 +260,15 @@ def test_those_in_a_round_that_fails_are_told(held, speech, options):
 
 
 def test_results_of_another_session_are_not_told(demo, options):
-    one, other = (Session(demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
+    one, other = (ServerSession(demo.create_stream(options), 16_000, Limits(), lambda: None) for _ in range(2))
     said = Result(text="A SECRET", is_final=True, segment=0)
     mine = {"num_samples": 0, "finals": [said], "partial": None, "is_over": True}
 
     async def read(session):
         return [result async for result in session]
 
-    one.deliver(Outcome(inbox=other.inbox, number=1, **mine))
-    other.deliver(Outcome(inbox=other.inbox, number=2, **mine))  # the first was lost
+    one.deliver(RoundResult(inbox=other.inbox, number=1, **mine))
+    other.deliver(RoundResult(inbox=other.inbox, number=2, **mine))  # the first was lost
     for session in (one, other):
         with pytest.raises(RecognitionError, match="lost, or is that of another"):
             run(read(session))

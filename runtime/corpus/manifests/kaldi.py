@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.manifests.lines import parse_lines, seconds
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.manifests.sorted_table import SortedTable, open_table
 from u2moe.runtime.corpus.storage import join, parent
-from u2moe.runtime.corpus.utterance import Utterance
 
 _BESIDE = ("segments", "text", "utt2spk")
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     """Utterances of a data folder, or of its wav.scp: one for each segment or, without segments, each recording.
 
     Kaldi's order is expected: tables sorted with `LC_ALL=C sort`. They are looked up on disk, so must be local.
@@ -33,7 +33,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
         texts, speakers = table("text"), table("utt2spk")
         segmented = stack.enter_context(open_table(recordings)) if "segments" in tables else None
 
-        def parse(line: str) -> Utterance:
+        def parse(line: str) -> Entry:
             if segmented is not None:
                 key, recording, start, end = _segment(line)
                 entry = segmented.find(recording)
@@ -42,7 +42,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
             else:
                 key, _, entry = line.partition(" ") if "\t" not in line else line.partition("\t")
                 start, end = 0.0, None
-            return Utterance(
+            return Entry(
                 key=key,
                 source=options.source(entry.strip(), recordings),
                 start=start,

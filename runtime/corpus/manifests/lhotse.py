@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Entry
 from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, parse_lines, seconds_of, text_of
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
-from u2moe.runtime.corpus.utterance import AudioFile, AudioSource, Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     """Utterances of a set of cuts; supervisions of one cut are joined in their order."""
 
-    def parse(line: str) -> Utterance:
+    def parse(line: str) -> Entry:
         record = json_object(line)
         if "tracks" in record:
             raise ValueError(f"found a cut of type {record.get('type')!r}, expected one that is not mixed")
@@ -27,7 +27,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
         supervisions = [_object(item, "supervisions") for item in record.get("supervisions") or []]
         texts = [optional_text(supervision, "text") for supervision in supervisions]
         speakers = {optional_text(supervision, "speaker") for supervision in supervisions}
-        return Utterance(
+        return Entry(
             key=text_of(record, "id"),
             source=_source(source, manifest, options),
             start=start,

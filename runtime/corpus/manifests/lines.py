@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
+from u2moe.runtime.corpus.entry import Entry, Unreadable
 from u2moe.runtime.corpus.storage import base_name, open_binary
-from u2moe.runtime.corpus.utterance import Unreadable, Utterance
 from u2moe.runtime.errors import CorpusError
 
 _GZIP = b"\x1f\x8b"
@@ -56,7 +56,7 @@ def first_line(manifest: str) -> str:
     raise CorpusError(f"{manifest}: lists no recordings")
 
 
-def parse_lines(manifest: str, parse: Callable[[str], Utterance]) -> Iterator[Utterance]:
+def parse_lines(manifest: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
     """Utterances from lines; a line that cannot be understood becomes an `Unreadable` one, named by its number.
 
     Args:
@@ -74,7 +74,7 @@ def parse_lines(manifest: str, parse: Callable[[str], Utterance]) -> Iterator[Ut
             message = f"{manifest}: line {number}: {error}"
             if is_first:
                 raise CorpusError(message) from error
-            utterance = Utterance(key=f"{base_name(manifest)}:{number}", source=Unreadable(error=message))
+            utterance = Entry(key=f"{base_name(manifest)}:{number}", source=Unreadable(error=message))
         is_first = False
         yield utterance
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, parse_lines, seconds_of, text_of
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
-from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     """Utterances of a NeMo manifest; they keep all fields, since NeMo's tools expect them in the output.
 
     NeMo has no keys: the path as written is the key, with "#offset" where the line is a part of a file.
     """
 
-    def parse(line: str) -> Utterance:
+    def parse(line: str) -> Entry:
         record = json_object(line)
         path = text_of(record, "audio_filepath")
         offset, duration = seconds_of(record, "offset"), seconds_of(record, "duration")
         start = offset or 0.0
-        return Utterance(
+        return Entry(
             key=path if offset is None else f"{path}#{record['offset']}",
             source=options.source(path, manifest),
             start=start,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Command
 from u2moe.runtime.corpus.storage import parent, resolve
-from u2moe.runtime.corpus.utterance import AudioFile, AudioSource, Command
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_integer
 

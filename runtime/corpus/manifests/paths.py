@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.manifests.lines import parse_lines
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
-from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     """Utterances of a list of paths; the path as written is the key."""
 
-    def parse(line: str) -> Utterance:
+    def parse(line: str) -> Entry:
         path, tab, transcript = line.partition("\t")
         path = path.strip()
-        return Utterance(key=path, source=options.source(path, manifest), text=transcript.strip() if tab else None)
+        return Entry(key=path, source=options.source(path, manifest), text=transcript.strip() if tab else None)
 
     return parse_lines(manifest, parse)

@@ -7,18 +7,18 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from u2moe.runtime.corpus.entry import Entry, TarMember, Unreadable
 from u2moe.runtime.corpus.manifests.folder import SUFFIXES
 from u2moe.runtime.corpus.manifests.lines import read_lines
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary
-from u2moe.runtime.corpus.utterance import TarMember, Unreadable, Utterance
 from u2moe.runtime.errors import CorpusError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LONGEST_TEXT = 1 << 20
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     """Utterances of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
 
     Members that are links, devices or folders are passed over. An archive that breaks off becomes an `Unreadable`
@@ -42,7 +42,7 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def _members(archive: str) -> Iterator[Utterance]:
+def _members(archive: str) -> Iterator[Entry]:
     try:
         with open_binary(archive) as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
             yield from _pairs(archive, tar)
@@ -50,10 +50,10 @@ def _members(archive: str) -> Iterator[Utterance]:
         if isinstance(error, FileNotFoundError):
             raise CorpusError(f"{archive}: no such file") from error
         message = f"{archive}: cannot be read to its end as a tar archive: {error}"
-        yield Utterance(key=base_name(archive), source=Unreadable(error=message))
+        yield Entry(key=base_name(archive), source=Unreadable(error=message))
 
 
-def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Utterance]:
+def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
     """Members that follow each other and differ only in their suffixes are one utterance."""
     stem, source, text = "", None, None
     for member in tar:
@@ -78,6 +78,6 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read() if content is not None else b""
 
 
-def _utterance(archive: str, stem: str, source: TarMember | None, text: str | None) -> Utterance:
+def _utterance(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
     missing = Unreadable(error=f"{archive}: {stem}: holds no audio file of this name")
-    return Utterance(key=stem, source=source or missing, text=text)
+    return Entry(key=stem, source=source or missing, text=text)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.manifests import folder, kaldi, lhotse, nemo, paths, shards, wenet
 from u2moe.runtime.corpus.manifests.lines import first_line, json_object, read_lines
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
-from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options
 
@@ -30,7 +30,7 @@ class ManifestFormat:
         files: the files that make up the manifest, whose contents are its identity.
     """
 
-    read: Callable[[str, ManifestOptions], Iterator[Utterance]]
+    read: Callable[[str, ManifestOptions], Iterator[Entry]]
     description: str
     files: Callable[[str], list[str]] = lambda manifest: [manifest]
 
@@ -53,7 +53,7 @@ FORMATS: Mapping[str, ManifestFormat] = MappingProxyType(
 
 def read_utterances(
     manifest: str | os.PathLike[str], *, file_format: str | None = None, options: ManifestOptions | None = None
-) -> Iterator[Utterance]:
+) -> Iterator[Entry]:
     """The utterances of a manifest, as a stream.
 
     Args:

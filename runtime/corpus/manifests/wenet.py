@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, others, parse_lines, seconds_of, text_of
 from u2moe.runtime.corpus.manifests.options import ManifestOptions
-from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Utterance]:
+def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     """Utterances of a data.list of the kind "raw"."""
 
-    def parse(line: str) -> Utterance:
+    def parse(line: str) -> Entry:
         record = json_object(line)
         start, end = seconds_of(record, "start") or 0.0, seconds_of(record, "end")
-        return Utterance(
+        return Entry(
             key=text_of(record, "key"),
             source=options.source(text_of(record, "wav").strip(), manifest),
             start=start,

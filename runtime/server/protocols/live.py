@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
@@ -118,7 +118,7 @@ async def run(connection: Connection) -> None:
     await connection.send({"type": "done", "duration": round(session.duration, 3)})
 
 
-async def _read(connection: Connection, session: Session, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
+async def _read(connection: Connection, session: ServerSession, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
     while isinstance(message := await connection.receive(), bytes):
         await session.feed(samples(message))
     kind = parse_object(message).get("type")
@@ -127,7 +127,7 @@ async def _read(connection: Connection, session: Session, samples: Callable[[byt
     session.finish()
 
 
-async def _write(connection: Connection, session: Session, request: StreamRequest) -> None:
+async def _write(connection: Connection, session: ServerSession, request: StreamRequest) -> None:
     async for result in session:
         if result.is_final or request.partials:
             await connection.send(_event(result, request))

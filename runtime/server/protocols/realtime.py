@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
 
 _SAMPLE_RATE = 24_000
 _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
@@ -98,7 +98,7 @@ class _Source:
         num_before_commit: that number when the client committed it; None: it did not.
     """
 
-    session: Session
+    session: ServerSession
     config: _Config
     begin_s: float
     num_items: int = 0
@@ -263,7 +263,7 @@ class _Conversation:
         if source.num_before_commit == source.num_items:  # the client waits for an answer, but there were no words
             await self._complete(_new_id("item"), [], 0.0)
 
-    async def _write_item(self, session: Session) -> None:
+    async def _write_item(self, session: ServerSession) -> None:
         results = [result async for result in session if result.is_final]
         if not session.inbox.is_closed:
             await self._complete(_new_id("item"), results, session.duration)

@@ -9,7 +9,7 @@ from u2moe.runtime.server.connection import Connection, Protocol, converse, floa
 from u2moe.runtime.server.errors import RequestError
 
 if TYPE_CHECKING:
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
     from u2moe.runtime.text.vocabulary import Vocabulary
 
 _SAMPLE_RATE = 16_000
@@ -22,7 +22,7 @@ async def run(connection: Connection) -> None:
     await connection.send("Done!")
 
 
-async def _read(connection: Connection, session: Session) -> None:
+async def _read(connection: Connection, session: ServerSession) -> None:
     while isinstance(message := await connection.receive(), bytes):
         await session.feed(float32_samples(message))
     if message != "Done":
@@ -30,7 +30,7 @@ async def _read(connection: Connection, session: Session) -> None:
     session.finish()
 
 
-async def _write(connection: Connection, session: Session) -> None:
+async def _write(connection: Connection, session: ServerSession) -> None:
     vocabulary = connection.service.recognizer.vocabulary
     has_answered = False
     async for result in session:

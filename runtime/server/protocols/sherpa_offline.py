@@ -14,7 +14,7 @@ from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
     from u2moe.runtime.text.vocabulary import Vocabulary
 
 _HEAD = struct.Struct("<ii")
@@ -40,7 +40,7 @@ async def run(connection: Connection) -> None:
         raise RequestError('expected a recording or the text "Done"')
 
 
-async def _read(connection: Connection, session: Session, data: bytes, num_missing: int) -> None:
+async def _read(connection: Connection, session: ServerSession, data: bytes, num_missing: int) -> None:
     """Feed a recording, of which `data` is the beginning."""
     while True:
         num_missing -= len(data)
@@ -58,7 +58,7 @@ async def _read(connection: Connection, session: Session, data: bytes, num_missi
         data = data[whole:] + message
 
 
-async def _collect(session: Session, results: list[Result]) -> None:
+async def _collect(session: ServerSession, results: list[Result]) -> None:
     results += [result async for result in session if result.is_final]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from u2moe.runtime.result import Alternative, Result
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
 
 _PART_S = 2.0
 """Seconds of a message after which its final results are taken."""
@@ -68,7 +68,7 @@ async def run(connection: Connection) -> None:
             return
 
 
-async def _feed(session: Session, samples: npt.NDArray[np.int16]) -> list[Result]:
+async def _feed(session: ServerSession, samples: npt.NDArray[np.int16]) -> list[Result]:
     """Feed the audio of a message, in parts; returns the final results so far, which nobody else takes meanwhile."""
     size = max(round(_PART_S * session.inbox.sample_rate), 1)
     finals: list[Result] = []

@@ -11,7 +11,7 @@ from u2moe.runtime.server.errors import RequestError
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
 
 _SAMPLE_RATE = 16_000
 _MAX_NBEST = 100
@@ -40,7 +40,7 @@ async def _expect_text(connection: Connection) -> str:
     return message
 
 
-async def _read(connection: Connection, session: Session) -> None:
+async def _read(connection: Connection, session: ServerSession) -> None:
     while isinstance(message := await connection.receive(), bytes):
         await session.feed(int16_samples(message))
     signal = parse_object(message).get("signal")
@@ -60,7 +60,7 @@ async def _read(connection: Connection, session: Session) -> None:
     session.finish()
 
 
-async def _write(connection: Connection, session: Session, nbest: int, *, is_continuous: bool) -> None:
+async def _write(connection: Connection, session: ServerSession, nbest: int, *, is_continuous: bool) -> None:
     has_final = False
     async for result in session:
         if result.is_final:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
-    from u2moe.runtime.server.session import Session
+    from u2moe.runtime.server.session import ServerSession
 
 LINE_BYTES = 64 << 10
 """Maximum bytes of the line at the start of an event."""
@@ -36,7 +36,7 @@ _HOME = "https://github.com/rhasspy/wyoming"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class WyomingEvent:
     """One event of the protocol."""
 
     type: str
@@ -103,7 +103,7 @@ class _Client:
         session = await place.open_session(audio.rate, hotwords=self._hotwords, is_whole=True)
         await converse(self._read(session, audio), self._write(session))
 
-    async def _read(self, session: Session, audio: _Format) -> None:
+    async def _read(self, session: ServerSession, audio: _Format) -> None:
         while (event := await self._receive()) is not None:
             if event.type == "audio-stop":
                 session.finish()
@@ -114,7 +114,7 @@ class _Client:
                 await session.feed(audio.samples(event.payload))
         raise ClientGoneError
 
-    async def _write(self, session: Session) -> None:
+    async def _write(self, session: ServerSession) -> None:
         texts: list[str] = []
         async for result in session:
             if not result.is_final:
@@ -145,7 +145,7 @@ class _Client:
         except OSError as error:
             raise ClientGoneError from error
 
-    async def _receive(self) -> Event | None:
+    async def _receive(self) -> WyomingEvent | None:
         """The next event; None at the end."""
         try:
             event = await self._patience.wait_for(self._read_event)
@@ -154,7 +154,7 @@ class _Client:
         self._num_events += 1
         return event
 
-    async def _read_event(self) -> Event | None:
+    async def _read_event(self) -> WyomingEvent | None:
         try:
             line = await self._reader.readline()
         except ValueError as error:
@@ -168,7 +168,7 @@ class _Client:
         if length := self._length(head, "data_length"):
             data = {**data, **read_object(await self._reader.readexactly(length))}
         payload = await self._reader.readexactly(self._length(head, "payload_length"))
-        return Event(type=kind, data=data, payload=payload)
+        return WyomingEvent(type=kind, data=data, payload=payload)
 
     def _length(self, head: dict[str, Any], name: str) -> int:
         length = head.get(name) or 0

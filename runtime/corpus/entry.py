@@ -72,8 +72,8 @@ AudioSource = AudioFile | AudioBytes | TarMember | Command | Unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """A recording, or a part of one, that is recognised on its own.
+class Entry:
+    """An entry of a list: a recording, or a part of one, that is recognised on its own.
 
     Attributes:
         key: what names it, as the manifest does.

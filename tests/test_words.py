@@ -1,0 +1,27 @@
+"""One word, one thing: names of classes, and the words that docs/how/words.md explains."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+KNOWN = {"Cell", "Encoder", "FeedForward", "Layer", "Peer", "Plan", "Product", "State", "Utterance", "Worker"}
+"""Pairs that are still to be told apart."""
+
+
+def test_no_two_public_classes_share_a_name():
+    places = defaultdict(list)
+    for top in ("export", "quantize", "runtime", "benchmarks"):
+        for file in (ROOT / top).rglob("*.py"):
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(str(file.relative_to(ROOT)))
+    assert len(places) > 100
+    assert {name: files for name, files in places.items() if len(files) > 1 and name not in KNOWN} == {}
+
+
+def test_each_word_is_explained_once_and_in_one_place():
+    page = (ROOT / "docs" / "how" / "words.md").read_text(encoding="utf-8")
+    words = re.findall(r"^\| \*\*([a-z ]+)\*\* \| [A-Z`].*\. \|$", page, re.MULTILINE)
+    assert len(words) == len(set(words)) == page.count("| **")
