@@ -203,7 +203,7 @@ def test_letters_have_the_cases_that_python_knows(check):
         assert upper in (code, code.upper())
         assert lower in (code, code.lower())
     header = (SOURCE / "u2moe" / "letter_case.hpp").read_text(encoding="utf-8")
-    done = subprocess.run([sys.executable, SOURCE / "make_letter_case.py"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, CHECKS / "make_letter_case.py"], capture_output=True, text=True, check=True)
     version = header.split("Unicode ")[1].split(")")[0]
     assert done.stdout == header or f"Unicode {version})" not in done.stdout
 

@@ -1,10 +1,8 @@
 // Characters of UTF-8 text: code points, spaces, scripts, letter case.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <optional>
 #include <string>
 
@@ -78,15 +76,25 @@ inline bool is_syllabic(char32_t c) {
          (c >= 0xac00 && c <= 0xd7ff);
 }
 
-template <std::size_t N>
-char32_t in_other_case(const LetterRange (&ranges)[N], char32_t c) {
-  const auto ends_before = [](const LetterRange& range, char32_t code) { return range.last < code; };
-  const LetterRange* found = std::lower_bound(std::begin(ranges), std::end(ranges), c, ends_before);
-  if (found == std::end(ranges) || c < found->first || (c - found->first) % found->step != 0) return c;
-  return static_cast<char32_t>(static_cast<std::int32_t>(c) + found->change);
+inline bool contains(const LetterRange& range, std::int64_t c) {
+  return c >= range.first && c <= range.last && (c - range.first) % range.step == 0;
 }
 
-inline char32_t upper(char32_t c) { return in_other_case(kUpper, c); }
-inline char32_t lower(char32_t c) { return in_other_case(kLower, c); }
+inline char32_t upper(char32_t c) {
+  for (const LetterRange& range : kUpper) {
+    if (contains(range, c)) return c + static_cast<char32_t>(range.change);
+  }
+  return c;
+}
+
+inline char32_t lower(char32_t c) {
+  for (const LetterRange& range : kLower) {
+    if (contains(range, c)) return c + static_cast<char32_t>(range.change);
+  }
+  for (const LetterRange& range : kUpper) {
+    if (contains(range, std::int64_t{c} - range.change)) return c - static_cast<char32_t>(range.change);
+  }
+  return c;
+}
 
 }  // namespace u2moe
