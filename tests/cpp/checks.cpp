@@ -84,43 +84,36 @@ void print_letters() {
   }
 }
 
+// All final results of samples in portions, each as `show` has it.
+template <class Show>
+std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<float>& samples, int rate, std::size_t portion,
+                      u2moe::StreamOptions options, Show show) {
+  std::string found;
+  options.num_left_chunks = 4;
+  u2moe::Stream stream = recognizer.create_stream([&](const u2moe::Result& result) {
+    if (result.is_final) found += show(result);
+  }, options);
+  for (std::size_t begin = 0; begin < samples.size(); begin += portion) {
+    stream.accept_waveform(rate, samples.data() + begin, std::min(portion, samples.size() - begin));
+  }
+  stream.input_finished();
+  return found;
+}
+
+std::string text_of(const u2moe::Result& result) { return result.text + "|"; }
+
 // Streams in several threads, each with other portions: all texts.
 void recognize_in_threads(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
   const std::vector<float> samples = read_all(argv[3], rate);
-  u2moe::StreamOptions options;
-  options.num_left_chunks = 4;
   std::vector<std::string> texts(4);
   std::vector<std::thread> threads;
   for (std::size_t number = 0; number < texts.size(); ++number) {
-    threads.emplace_back([&, number] {
-      u2moe::Stream stream = recognizer.create_stream([&texts, number](const u2moe::Result& result) {
-        if (result.is_final) texts[number] += result.text + "|";
-      }, options);
-      const std::size_t size = 997 * (number + 1);
-      for (std::size_t begin = 0; begin < samples.size(); begin += size) {
-        stream.accept_waveform(rate, samples.data() + begin, std::min(size, samples.size() - begin));
-      }
-      stream.input_finished();
-    });
+    threads.emplace_back([&, number] { texts[number] = recognize(recognizer, samples, rate, 997 * (number + 1), {}, text_of); });
   }
   for (std::thread& thread : threads) thread.join();
   for (const std::string& text : texts) std::printf("%s\n", text.c_str());
-}
-
-// Everything in final results.
-std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<float>& samples, std::size_t portion,
-                      const u2moe::StreamOptions& options) {
-  std::string found;
-  u2moe::Stream stream = recognizer.create_stream([&found](const u2moe::Result& result) {
-    if (result.is_final) found += as_json(result, "it") + "\n";
-  }, options);
-  for (std::size_t begin = 0; begin < samples.size(); begin += portion) {
-    stream.accept_waveform(48000, samples.data() + begin, std::min(portion, samples.size() - begin));
-  }
-  stream.input_finished();
-  return found;
 }
 
 // The same audio in small portions and at once, as if it were of 48 kHz; and how much memory the latter takes in one piece.
@@ -130,29 +123,22 @@ void recognize_at_once(char** argv) {
   const std::vector<float> once = read_all(argv[3], rate);
   std::vector<float> samples;
   for (int i = 0; i < 4; ++i) samples.insert(samples.end(), once.begin(), once.end());
-  u2moe::StreamOptions options;
-  options.num_left_chunks = 4;
-  const std::string expected = recognize(recognizer, samples, 4800, options);
+  const auto everything = [](const u2moe::Result& result) { return as_json(result, "it"); };
+  const std::string expected = recognize(recognizer, samples, 48000, 4800, {}, everything);
   largest = 0;
-  const bool is_same = recognize(recognizer, samples, samples.size(), options) == expected && !expected.empty();
+  const bool is_same = recognize(recognizer, samples, 48000, samples.size(), {}, everything) == expected && !expected.empty();
   std::printf("%s, %zu of %zu\n", is_same ? "the same" : "another", largest.load(), samples.size() * sizeof(float));
 }
 
 // Texts where only some of the endpoint rules are enabled, by their numbers.
 void recognize_with_rules(int argc, char** argv) {
   u2moe::StreamOptions options;
-  options.num_left_chunks = 4;
   for (u2moe::EndpointRules::size_type i = 0; i < options.rules.size(); ++i) {
     if (!std::count(argv + 4, argv + argc, std::to_string(i + 1))) options.rules[i] = std::nullopt;
   }
-  const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
   const std::vector<float> samples = read_all(argv[3], rate);
-  u2moe::Stream stream = recognizer.create_stream([](const u2moe::Result& result) {
-    if (result.is_final) std::printf("%s\n", result.text.c_str());
-  }, options);
-  stream.accept_waveform(rate, samples.data(), samples.size());
-  stream.input_finished();
+  std::printf("%s", recognize(u2moe::Recognizer(argv[2]), samples, rate, samples.size(), options, text_of).c_str());
 }
 
 template <class T>
@@ -167,13 +153,11 @@ std::string read_text(const std::string& file) {
 
 template <class T>
 std::string listed(const std::vector<T>& items) {
-  std::string text;
-  char one[40];
-  for (const T& item : items) {
-    std::snprintf(one, sizeof one, "%s%.17g", text.empty() ? "" : ",", static_cast<double>(item));
-    text += one;
-  }
-  return "[" + text + "]";
+  return listed(items, [](T item) {
+    char text[40];
+    std::snprintf(text, sizeof text, "%.17g", static_cast<double>(item));
+    return std::string(text);
+  });
 }
 
 // From tokens.txt and hotwords, and cases of a beam size, a number of frames and their log-probabilities: hypotheses before and
@@ -192,18 +176,17 @@ void search(char** argv) {
     beams.advance(frames.data() + split * vocabulary.size(), num_frames - split, vocabulary.size());
     const std::vector<int> partial = beams.best().tokens;
     beams.finish();
-    std::string found, words;
-    for (const u2moe::Hypothesis& each : beams.hypotheses()) {
-      found += (found.empty() ? "" : ", ") + ("{\"tokens\": " + listed(each.tokens)) + ", \"times\": " + listed(each.times) +
-               ", \"probabilities\": " + listed(each.probabilities) + ", \"scores\": " +
-               listed(std::vector<double>{each.score, each.context_score}) + "}";
-    }
+    const auto hypothesis = [](const u2moe::Hypothesis& each) {
+      return "{\"tokens\": " + listed(each.tokens) + ", \"times\": " + listed(each.times) + ", \"probabilities\": " +
+             listed(each.probabilities) + ", \"scores\": " + listed(std::vector<double>{each.score, each.context_score}) + "}";
+    };
+    const auto word = [](const u2moe::WordSpan& each) {
+      return "[" + quoted(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
+    };
     const std::vector<int> best = beams.best().tokens;
-    for (const u2moe::WordSpan& word : vocabulary.words(best)) {
-      words += (words.empty() ? "" : ", ") + ("[\"" + word.text + "\", ") + std::to_string(word.begin) + ", " + std::to_string(word.end) + "]";
-    }
-    std::printf("{\"partial\": %s, \"found\": [%s], \"words\": [%s], \"text\": \"%s\"}\n", listed(partial).c_str(), found.c_str(),
-                words.c_str(), vocabulary.text(best).c_str());
+    std::printf("{\"partial\": %s, \"found\": %s, \"words\": %s, \"text\": %s}\n", listed(partial).c_str(),
+                listed(beams.hypotheses(), hypothesis).c_str(), listed(vocabulary.words(best), word).c_str(),
+                quoted(vocabulary.text(best)).c_str());
   }
 }
 
@@ -265,21 +248,17 @@ void misuse(char** argv) {
     resetting.accept_waveform(rate, samples.data(), samples.size());
     resetting.input_finished();
   });
-  u2moe::StreamOptions options;
-  const auto ignore = [](const u2moe::Result&) {};
-  for (const int beam_size : {0, 1001}) {
-    options.beam_size = beam_size;
-    expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
-  }
-  options.beam_size = 10;
-  options.padding_s = 10.5;
-  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
-  options.padding_s.reset();
-  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}, options); });
+  const auto refuse = [&](auto change) {
+    u2moe::StreamOptions options;
+    change(options);
+    expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream([](const u2moe::Result&) {}, options); });
+  };
+  for (const int beam_size : {0, 1001}) refuse([=](u2moe::StreamOptions& options) { options.beam_size = beam_size; });
+  refuse([](u2moe::StreamOptions& options) { options.padding_s = 10.5; });
   for (const u2moe::EndpointRule& rule : {u2moe::EndpointRule{false, std::nan(""), 1}, {false, -1, 20}, {true}}) {
-    options.rules[1] = rule;
-    expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream(ignore, options); });
+    refuse([=](u2moe::StreamOptions& options) { options.rules[1] = rule; });
   }
+  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}); });
   expect<std::invalid_argument>("invalid_argument", [&] { recognizer.hotwords({}); });
   expect<std::invalid_argument>("invalid_argument", [&] { u2moe::Recognizer(argv[2], 0); });
 }
