@@ -1,21 +1,17 @@
-"""A folder for sherpa-onnx, made from a bundle or a checkpoint: read, check, build, compare, write."""
+"""A folder for sherpa-onnx, made from a bundle: read, check, build, compare, write."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from u2moe.export import exporter
-from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import ParityReport
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
 from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle.bundle import Bundle
-from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE, Manifest
+from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
 
@@ -65,40 +61,27 @@ def export_sherpa(
     out: str | os.PathLike[str],
     options: SherpaOptions | None = None,
     *,
-    weights: str | None = None,
-    units: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SherpaExport:
     """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into `out`.
 
     Args:
-        source: a bundle, quantized or not; or a WeNet checkpoint, which is first exported to a temporary bundle and
-            compared with torch.
+        source: a bundle, quantized or not.
         out: folder to write; left as it was if anything fails.
         options: which graphs, and the chunks of the online one.
-        weights: the state dict of a checkpoint, as in `export_bundle`.
-        units: the vocabulary of a checkpoint, as in `export_bundle`.
         overwrite: replace a folder of this kind that is already there.
         progress: called with a line for each step.
 
     Raises:
         UnsupportedError: the client cannot run the network, its features or its vocabulary.
         ParityError: a written graph differs from the bundle.
-        CheckpointError: the checkpoint in `source` cannot be read.
         BundleError: the bundle in `source` cannot be read, or `out` cannot be written.
     """
     options = options or SherpaOptions()
-    with ExitStack() as stack:
-        staging = stack.enter_context(BundleWriter(out, overwrite=overwrite, marker=TOKENS_FILE))
-        if (Path(source) / MANIFEST_FILE).is_file():
-            bundle = Bundle.open(source)
-            check_supported(bundle.path, bundle.manifest, bundle.tokens, options)
-        else:
-            checkpoint = Checkpoint.open(source, weights, units)
-            check_supported(checkpoint.path, exporter.bundle_manifest(checkpoint), checkpoint.tokens, options)
-            passing = Path(stack.enter_context(TemporaryDirectory(dir=staging.target.parent))) / "bundle"
-            bundle, _ = exporter.export_bundle(source, passing, weights=weights, units=units, progress=progress)
+    with BundleWriter(out, overwrite=overwrite, marker=TOKENS_FILE) as staging:
+        bundle = Bundle.open(source)
+        check_supported(bundle.path, bundle.manifest, bundle.tokens, options)
         for model in sherpa_graphs(bundle, options):
             progress(f"writing {model.graph.name}.onnx")
             save_graph(model, staging.path / f"{model.graph.name}.onnx", limit=ONE_FILE_LIMIT)

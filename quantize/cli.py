@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +70,7 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="also write the report here, even on failure")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
-    parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.set_defaults(run=run_quantize)
 
 
@@ -90,12 +86,11 @@ def run_quantize(args: argparse.Namespace) -> int:
     """Quantize and print the report. Without audio from the user, the bundled clips are used if possible."""
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
-    from u2moe.runtime.cli.outputs import try_to_write
+    from u2moe.runtime.cli.terminal import tell
     from u2moe.runtime.errors import QuantizationError
     from u2moe.runtime.text.word_errors import read_manifest
 
     audio = _measured_audio(args)
-    try_to_write(args.report)
     try:
         bundle, report = quantize_bundle(
             args.bundle,
@@ -110,15 +105,13 @@ def run_quantize(args: argparse.Namespace) -> int:
             recordings=read_manifest(args.manifest) if args.manifest else [],
             max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,
             overwrite=args.overwrite,
-            progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr)),
+            progress=tell,
         )
     except QuantizationError as error:
         print(describe(error.report))
-        _write(args.report, error.report)
         raise
     if report is not None:
         print(describe(report))
-        _write(args.report, report)
     size = sum(file.size for file in bundle.manifest.files.values())
     print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
     return 0
@@ -130,7 +123,7 @@ def _measured_audio(args: argparse.Namespace) -> list[Path]:
     from u2moe.runtime.recognizer import DEMO_FOLDER
 
     clips = DEMO_FOLDER / "clips"
-    options = {"--audio": args.audio, "--manifest": args.manifest, "--report": args.report}
+    options = {"--audio": args.audio, "--manifest": args.manifest}
     if args.no_report:
         given = [name for name, value in options.items() if value]
         if given:
@@ -140,8 +133,6 @@ def _measured_audio(args: argparse.Namespace) -> list[Path]:
         return find_audio(args.audio)
     if not args.manifest and clips.is_dir():
         return find_audio([clips])
-    if args.report and not args.manifest:
-        raise ValueError("--report needs recordings: name some with --audio or --manifest")
     return []
 
 
@@ -175,10 +166,3 @@ def _groups(pairs: list[str]) -> dict[str, str]:
             raise ValueError(f"--group must name each group once, got {group} twice")
         result[group] = kind
     return result
-
-
-def _write(file: Path | None, report: dict[str, Any]) -> None:
-    from u2moe.runtime.whole_file import write_text
-
-    if file is not None:
-        write_text(file, json.dumps(report, indent=1) + "\n")

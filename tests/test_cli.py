@@ -268,7 +268,7 @@ def test_every_package_that_may_be_missing_has_its_extra():
     "command",
     [
         ["export", "CHECKPOINT", "OUT"],
-        ["export", "CHECKPOINT", "OUT", "--profile", "sherpa-onnx"],
+        ["convert", "BUNDLE", "OUT", "--profile", "sherpa-onnx"],
         ["validate", "BUNDLE", "--checkpoint", "CHECKPOINT"],
         ["inspect", "BUNDLE"],
         ["quantize", "BUNDLE", "OUT"],

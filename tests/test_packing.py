@@ -162,7 +162,7 @@ def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
 
 def test_the_command(exported, tmp_path, capsys):
     out = tmp_path / "packed"
-    assert main(["quantize", str(exported("moe_tiny")), str(out), "--packed", "--no-report", "--quiet"]) == 0
+    assert main(["quantize", str(exported("moe_tiny")), str(out), "--packed", "--no-report"]) == 0
     assert main(["inspect", str(out)]) == 0
     text = capsys.readouterr().out
     assert "native kernels' layout 1" in text

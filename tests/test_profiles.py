@@ -240,14 +240,11 @@ def test_targets_and_names(bundle, tmp_path):
         convert_bundle(bundle.path, tmp_path / "precious", "offline", overwrite=True)
 
 
-def test_commands(bundle, tmp_path, capsys, monkeypatch):
-    assert main(["convert", str(bundle.path), str(tmp_path / "1"), "--profile", "offline", "--quiet"]) == 0
+def test_commands(bundle, tmp_path, capsys):
+    assert main(["convert", str(bundle.path), str(tmp_path / "1"), "--profile", "offline"]) == 0
     assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
-    # the long comparison of the passing bundle with torch has tests of its own
-    monkeypatch.setattr("u2moe.export.exporter.Parity.run", lambda parity, _: parity.report)
-    for source in (GOLDEN / "moe_tiny", bundle.path):
-        out = tmp_path / source.name
-        assert main(["export", str(source), str(out), "--profile", "streaming", "--quiet"]) == 0
-        assert f"wrote {out}: decoder.onnx, streaming.onnx, tokens.txt" in capsys.readouterr().out
-    assert main(["export", str(GOLDEN / "moe_tiny"), str(tmp_path / "2"), "--ort"]) == 1
-    assert "--ort needs a profile" in capsys.readouterr().err
+    again = ["convert", str(bundle.path), str(tmp_path / "2"), "--profile"]
+    assert main([*again, "streaming", "--only", "online"]) == 1
+    assert "--chunk-size, --left-chunks and --only need --profile sherpa-onnx" in capsys.readouterr().err
+    assert main([*again, "sherpa-onnx", "--ort"]) == 1
+    assert "--ort is not for --profile sherpa-onnx" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def make_artefact(
 def _export_and_compare(artefact: Artefact, *, overwrite: bool) -> None:
     """Run the command `u2moe export`, and record its costs."""
     folders = [str(artefact.checkpoint), str(artefact.bundle("fp32"))]
-    command = [sys.executable, "-c", _EXPORT, *folders, "--quiet", *(["--overwrite"] if overwrite else [])]
+    command = [sys.executable, "-c", _EXPORT, *folders, *(["--overwrite"] if overwrite else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
     *said, cost = done.stdout.strip().splitlines() or [""]
     if done.returncode or json.loads(cost)["code"]:

@@ -61,8 +61,8 @@ def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
         subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
     call(HERE / "wenet.py", "--work-dir", work_dir, "--name", run.name, "--output", wenet)
-    call("-m", "u2moe", "export", wenet, folder / "float32", "--padding", str(PADDING_S), "--overwrite", "--quiet")
-    call("-m", "u2moe", "quantize", folder / "float32", folder / "int8", "--no-report", "--overwrite", "--quiet")
+    call("-m", "u2moe", "export", wenet, folder / "float32", "--padding", str(PADDING_S), "--overwrite")
+    call("-m", "u2moe", "quantize", folder / "float32", folder / "int8", "--no-report", "--overwrite")
     return {name: folder / name for name in PRECISIONS}
 
 

@@ -111,8 +111,10 @@ class Release:
             calibrate = ("--calibrate", self.folder / "calibration" / "calibration.tsv")
             kinds: list[tuple[str | Path, ...]] = [("int8",), ("int4-experts",), ("int4-experts", *calibrate)]
             for kind, file in zip(kinds, reports, strict=True):
-                words = ("--recipe", *kind, "--manifest", manifest, "--report", file, "--overwrite")
-                call("-m", "u2moe", "quantize", self.float32, self.folder / f"{file.stem}-reported", *words)
+                words = ("--recipe", *kind, "--manifest", manifest, "--overwrite")
+                out = self.folder / f"{file.stem}-reported"
+                call("-m", "u2moe", "quantize", self.float32, out, *words)
+                shutil.copy(out / "report.json", file)
 
         reads = [self.float32, *self.dev, *code("quantize"), HERE / "calibration.py"]
         return Stage(name="quantization", work=report, reads=reads, makes=reports)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from u2moe.runtime.cli.terminal import complain, print_result, show_progress, te
 from u2moe.runtime.language.arpa import write_arpa
 from u2moe.runtime.language.compact import BITS, write_compact
 from u2moe.runtime.language.ngrams import Ngrams
-from u2moe.runtime.whole_file import write_text
 
 
 def add_lm(subparsers: Any) -> None:
@@ -80,8 +77,6 @@ def _add_tune(commands: Any) -> None:
         action="store_true",
         help="count errors of the first pass, for use with --search ctc_prefix_beam",
     )
-    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write all trials as JSON")
     parser.set_defaults(run=run_tune)
 
 
@@ -132,11 +127,10 @@ def run_tune(args: argparse.Namespace) -> int:
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.text.word_errors import read_manifest
 
-    try_to_write(args.report)
     recognizer = Recognizer.from_pretrained(args.model)
     start = LanguageModelOptions.demo() if args.lm == DEMO else LanguageModelOptions(model=args.lm)
     listed, sample_rate = read_manifest(args.list), recognizer.bundle.manifest.features.sample_rate
-    encoded = EncodedRecordings(recognizer.bundle, recognizer.model, beam_size=args.beam_size)
+    encoded = EncodedRecordings(recognizer.bundle, recognizer.model)
     for number, recording in enumerate(listed):
         show_progress(f"encoding {number + 1} of {len(listed)}")
         try:
@@ -155,15 +149,12 @@ def run_tune(args: argparse.Namespace) -> int:
         weights = ", ".join(f"{name} {value:g}" for name, value in trial.weights.items()) or "no language model"
         tell(f"{trial.num_errors / max(trial.num_words, 1):7.2%}  {weights}")
 
-    best, found = start, {}
+    best = start
     passes = ("first", "second") if recognizer.model.has_decoder and not args.first_pass else ("first",)
     for name in passes:
         tell(f"{name} pass")
-        best, trials = tune(encoded, best, second_pass=name == "second", on_trial=told)
-        found[name] = [dataclasses.asdict(trial) for trial in trials]
-    if args.report:
-        write_text(args.report, json.dumps(found, indent=1) + "\n")
-    tuned = [*FIRST_GRID, *(SECOND_GRID if "second" in found else ())]
+        best, _ = tune(encoded, best, second_pass=name == "second", on_trial=told)
+    tuned = [*FIRST_GRID, *(SECOND_GRID if "second" in passes else ())]
     options = [f"--lm-{name.replace('_', '-')} {getattr(best, name):g}" for name in tuned]
     print_result(" ".join([f"--lm {args.lm}", *options]) + "\n")
     return 0
