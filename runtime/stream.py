@@ -93,6 +93,14 @@ class Stream:
         return self.source.state in (State.WINDOWS, State.SEARCHED)
 
     @property
+    def missing_s(self) -> float:
+        """Seconds of audio that the next chunk still needs: feeding less gives `decode_streams` nothing to do.
+
+        An underestimate before the first sound and while the resampler holds samples back; 0 if a chunk is complete.
+        """
+        return self.source.missing_s
+
+    @property
     def duration(self) -> float:
         """Seconds of audio accepted."""
         return self.source.duration

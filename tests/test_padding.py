@@ -84,7 +84,7 @@ def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
     toy = toy_recognizer()
     stream = toy.create_stream(with_padding(CHUNKED, padding_s))
     for length in [*lengths, *[160] * 150]:
-        missing_s = stream.source.missing_s
+        missing_s = stream.missing_s
         stream.accept_waveform(RATE, np.resize(LOUD if is_loud else QUIET, length))
         assert not stream.is_ready or length / RATE >= missing_s
         if stream.is_ready:

@@ -54,13 +54,13 @@ def test_what_is_missing_completes_a_window(chunk_size, lengths):
     for length in lengths:
         stream.accept_waveform(RATE, np.zeros(length, np.float32))
         toy.decode_streams([stream])
-    missing_s = stream.source.missing_s
+    missing_s = stream.missing_s
     assert 0 < missing_s <= 0.04 * chunk_size + 0.055
     stream.accept_waveform(RATE, np.zeros(round(missing_s * RATE) - 1, np.float32))
     assert not stream.is_ready
     stream.accept_waveform(RATE, np.zeros(1, np.float32))
     assert stream.is_ready
-    assert stream.source.missing_s == 0
+    assert stream.missing_s == 0
 
 
 def test_the_next_utterance_begins_with_the_surplus_of_an_ended_one(toy):

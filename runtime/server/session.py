@@ -107,7 +107,7 @@ class Inbox:
 
     def want(self, limits: Limits) -> None:
         """Set `wanted_s`."""
-        self.wanted_s = min(self.stream.source.missing_s, _ROUND_S, limits.queue_s)
+        self.wanted_s = min(self.stream.missing_s, _ROUND_S, limits.queue_s)
 
 
 class ServerSession:

@@ -6,7 +6,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from u2moe.runtime import cli
-from u2moe.runtime.server import cli as serve_cli
+from u2moe.runtime.cli import serve
 
 KEY = "a key of 20 letters."
 
@@ -75,10 +75,10 @@ def test_keys_are_compared_in_constant_time(guarded, monkeypatch):
 def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
     (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
     monkeypatch.delenv("U2MOE_API_KEY", raising=False)
-    assert serve_cli._api_key(None) is None
+    assert serve._api_key(None) is None
     monkeypatch.setenv("U2MOE_API_KEY", "from-the-environment")
-    assert serve_cli._api_key(None) == "from-the-environment"
-    assert serve_cli._api_key(tmp_path / "key") == "from-a-file"
+    assert serve._api_key(None) == "from-the-environment"
+    assert serve._api_key(tmp_path / "key") == "from-a-file"
 
 
 def test_subprotocol(server):
