@@ -176,7 +176,7 @@ def run(bundle: Path, protocols: Sequence[str], num_inputs: int, file: Path | No
     for protocol in protocols:
         report(protocol)
         port = free_port()
-        with our_server(bundle, arguments=["--wyoming", str(port), "--idle-timeout", "20"]) as server:
+        with our_server(bundle, arguments=["--protocol", f"wyoming={port}", "--idle-timeout", "20"]) as server:
             content["protocols"][protocol] = asyncio.run(try_all(server, port, protocol, num_inputs))
         content = {**recorded(content), **of_bundle(bundle)}
         if file is not None:

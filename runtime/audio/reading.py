@@ -24,6 +24,7 @@ from u2moe.runtime.log import log_debug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import IO
 
     from u2moe.runtime.audio.files import Sound
     from u2moe.runtime.audio.raw import RawAudio
@@ -181,12 +182,18 @@ def read_audio(
     return np.concatenate(blocks)
 
 
-def duration_of(path: str | os.PathLike[str]) -> float:
-    """Duration of a file in seconds by its header; 0 if unreadable or not stated, and for pipes."""
+def duration_of(file: str | os.PathLike[str] | IO[bytes]) -> float:
+    """Duration of a file in seconds by its header; 0 if unreadable or not stated, and for pipes.
+
+    An open file has to be at its start, and is there again afterwards.
+    """
     try:
-        if not Path(path).is_file():
+        if isinstance(file, str | os.PathLike) and not Path(file).is_file():
             return 0.0
-        with open_audio(path) as sound:
+        with open_audio(file) as sound:
             return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
     except (AudioError, OSError, ValueError):
         return 0.0
+    finally:
+        if not isinstance(file, str | os.PathLike):
+            file.seek(0)

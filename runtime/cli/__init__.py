@@ -42,7 +42,8 @@ COMMANDS = {
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "export", "yaml": "export", "matplotlib": "plots",
     "onnxruntime_extensions": "clip", "av": "media",
-    "h11": "server", "python_multipart": "server", "starlette": "server", "uvicorn": "server", "websockets": "server",
+    "h11": "server", "prometheus_client": "server", "python_multipart": "server", "starlette": "server",
+    "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip
 """The extra that installs each package needed by only some sub-commands."""

@@ -29,10 +29,9 @@ def add_serve(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=PORT",
-        help="serve wenet, sherpa, sherpa-offline or vosk at / on a separate port, for clients without paths; "
-        "may be repeated with others",
+        help="serve a protocol on a separate port: wyoming (for Home Assistant, usually 10300), or wenet, sherpa, "
+        "sherpa-offline or vosk at /, for clients without paths; may be repeated",
     )
-    parser.add_argument("--wyoming", type=int, metavar="PORT", help="port for Home Assistant (usually 10300)")
     parser.add_argument(
         "--language",
         action="append",
@@ -85,7 +84,6 @@ def run_serve(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         protocol_ports=_protocol_ports(args.protocol),
-        wyoming_port=args.wyoming,
         languages=tuple(args.language),
         workers=args.workers,
         capacity=args.capacity,

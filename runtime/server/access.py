@@ -11,12 +11,12 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
-from u2moe.runtime.server.log import Incidents
+from u2moe.runtime.server.errors import RequestError, in_openai_form
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from u2moe.runtime.server.metrics import Metrics
+    from u2moe.runtime.server.log import Incidents
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""
@@ -35,7 +35,7 @@ class Access:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        incidents: Incidents,
         *,
         api_key: str | None,
         origins: tuple[str, ...],
@@ -44,7 +44,7 @@ class Access:
         self._app = app
         # around the refusals, too: a page that may read answers may read why it is refused
         self._guarded = CORSMiddleware(self._guard, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-        self._incidents = Incidents(metrics)
+        self._incidents = incidents
         self._api_key = api_key
         self._origins = origins
         self._open_paths = open_paths
@@ -89,22 +89,26 @@ class Access:
         return sum(hmac.compare_digest(candidate.encode(), key) for candidate in given) > 0
 
 
-class RootProtocols:
-    """Serves a protocol at `/` on certain ports, for clients that cannot name a path."""
+class OwnPorts:
+    """Serves a protocol at `/` on certain ports, for clients that cannot name a path, and pages from any origin.
 
-    def __init__(self, app: ASGIApp, ports: Mapping[int, str]) -> None:
+    Args:
+        app: the application.
+        paths: path of the protocol, by port.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Mapping[int, str]) -> None:
         self._app = app
-        self._ports = ports
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to the application."""
         if scope["type"] == "websocket" and scope["path"] == "/" and scope.get("server"):
-            protocol = self._ports.get(scope["server"][1])
-            if protocol is not None:
-                scope = {**scope, "path": f"/{protocol}", "raw_path": f"/{protocol}".encode(), "u2moe.any_origin": True}
+            path = self._paths.get(scope["server"][1])
+            if path is not None:
+                scope = {**scope, "path": path, "raw_path": path.encode(), "u2moe.any_origin": True}
         await self._app(scope, receive, send)
 
 
 def _refuse(status: int, message: str, code: str) -> JSONResponse:
-    content = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-    return JSONResponse({"error": content}, status)
+    return JSONResponse({"error": in_openai_form(RequestError(message, code=code))}, status)

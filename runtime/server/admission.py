@@ -1,8 +1,10 @@
-"""Limits the number of live streams, so that accepted ones are recognised in real time."""
+"""Limits how many live streams and files are recognised at once, and measures how many streams that may be."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,43 +13,39 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.decoding.pipeline import MAX_BATCH
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
-from u2moe.runtime.server.log import Incidents
 
 if TYPE_CHECKING:
     from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.server.log import Incidents
     from u2moe.runtime.server.metrics import Metrics
 
 _SHARE = 0.5
-"""Share of the measured throughput to use; the rest is for the event loop, for streams whose chunks coincide, and for
-connections that are refused."""
+"""Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and refusals."""
 _MEASURED_STREAMS = 8
 _MEASURED_S = 4.0
 
 
 class Admission:
-    """Places for live streams. If none is free it refuses immediately, so that running streams stay in real time.
+    """Places for live streams, or for files. If none is free it refuses at once, so that the others keep their pace.
 
     Attributes:
-        capacity: number of places.
-        is_stopping: whether new streams are refused.
+        num_places: number of places.
+        num_taken: how many are occupied; the metric `gauge`, "streams" or "files", follows it.
+        is_stopping: whether nobody is admitted any more.
     """
 
-    def __init__(self, capacity: int, metrics: Metrics) -> None:
-        self.capacity = capacity
+    def __init__(self, num_places: int, metrics: Metrics, incidents: Incidents, gauge: str) -> None:
+        self.num_places = num_places
+        self.num_taken = 0
         self.is_stopping = False
-        self._num_taken = 0
         self._metrics = metrics
-        self._incidents = Incidents(metrics)
-        metrics.set("capacity", capacity)
+        self._gauge = gauge
+        self._incidents = incidents
 
-    @property
-    def num_taken(self) -> int:
-        """Number of occupied places."""
-        return self._num_taken
-
-    def enter(self) -> None:
-        """Take a place, to be returned by `leave`.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Occupy a place.
 
         Raises:
             UnavailableError: none is free, or the server is about to stop.
@@ -55,16 +53,18 @@ class Admission:
         if self.is_stopping:
             self._incidents.refuse("stopping")
             raise StoppingError
-        if self._num_taken >= self.capacity:
+        if self.num_taken >= self.num_places:
             self._incidents.refuse("full")
-            raise UnavailableError(f"the server is full: it recognises {self.capacity} streams at a time")
-        self._num_taken += 1
-        self._metrics.set("streams", self._num_taken)
+            raise UnavailableError(f"the server is full: it recognises {self.num_places} {self._gauge} at a time")
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
 
-    def leave(self) -> None:
-        """Return a place."""
-        self._num_taken -= 1
-        self._metrics.set("streams", self._num_taken)
+    def _change(self, number: int) -> None:
+        self.num_taken += number
+        self._metrics.set(self._gauge, self.num_taken)
 
 
 def measure_capacity(recognizer: Recognizer, options: DecodingOptions) -> int:

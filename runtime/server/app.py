@@ -9,30 +9,23 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from u2moe.runtime.server.access import Access, RootProtocols
-from u2moe.runtime.server.connection import serve_websocket
+from u2moe.runtime.server.access import Access, OwnPorts
 from u2moe.runtime.server.errors import RequestError
-from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, sherpa_offline, vosk, wenet
+from u2moe.runtime.server.protocols.rest import error_response
+from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from u2moe.runtime.server.service import Service
 
-_PATHS = {
-    "/stream": live.PROTOCOL,
-    "/v1/realtime": realtime.PROTOCOL,
-    "/wenet": wenet.PROTOCOL,
-    "/sherpa": sherpa.PROTOCOL,
-    "/sherpa-offline": sherpa_offline.PROTOCOL,
-    "/vosk": vosk.PROTOCOL,
-}
 _MEDIA_TYPES = {
     ".html": "text/html",
     ".css": "text/css",
@@ -50,29 +43,29 @@ _PAGE_HEADERS = {
 }
 
 
-def make_app(service: Service, root_protocols: Mapping[int, str] | None = None) -> ASGIApp:
+def make_app(service: Service, ports: Mapping[int, str]) -> ASGIApp:
     """The application for a running service.
 
     Args:
         service: shared by all protocols.
-        root_protocols: the protocol at `/`, by port.
+        ports: name of the protocol at `/`, by port.
     """
     page = _page()
-    routes = [
-        *rest.routes(service),
-        *(WebSocketRoute(path, partial(serve_websocket, protocol, service)) for path, protocol in _PATHS.items()),
-        *page,
-        *_operation(service),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    routes: list[BaseRoute] = [*page, *_operation(service)]
+    for protocol in PROTOCOLS.values():
+        if protocol.routes is not None:
+            routes += protocol.routes(service)
+        if protocol.path is not None:
+            routes.append(WebSocketRoute(protocol.path, partial(protocol.serve, service)))
     guarded = Access(
-        app,
-        service.metrics,
+        Starlette(routes=routes, exception_handlers={HTTPException: _http_error}),
+        service.incidents,
         api_key=service.options.api_key,
         origins=service.options.cors_origins,
         open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
     )
-    return RootProtocols(guarded, root_protocols or {})
+    paths = {port: PROTOCOLS[name].path for port, name in ports.items() if name in PROTOCOLS}
+    return OwnPorts(guarded, {port: path for port, path in paths.items() if path is not None})
 
 
 def _operation(service: Service) -> list[Route]:
@@ -85,7 +78,7 @@ def _operation(service: Service) -> list[Route]:
         return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
 
     async def metrics(_request: Request) -> Response:
-        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
@@ -113,4 +106,4 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     """Errors for unknown paths and methods, in the form of all other errors."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = str(error.detail) if isinstance(error, HTTPException) else str(error)
-    return rest.error_response(RequestError(message), status)
+    return error_response(RequestError(message), status)

@@ -1,59 +1,28 @@
-"""A WebSocket for the protocols: messages in and out with limits on time and size, and one way to end."""
+"""A WebSocket for the protocols: messages in and out, with limits on time; and how their contents are read."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
-from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.access import KEY_SUBPROTOCOLS
-from u2moe.runtime.server.errors import (
-    ClientGoneError,
-    IdleError,
-    RecognitionError,
-    RequestError,
-    StoppingError,
-    TooLargeError,
-    UnavailableError,
-)
-from u2moe.runtime.server.log import LOGGER
+from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError
 from u2moe.runtime.server.patience import patience_for_audio
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.mailbox import Mailbox
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.server.service import Place, Service
+    from u2moe.runtime.server.session import ServerSession
 
-_MAX_REASON = 120
-"""Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
-_CLOSE_CODE = 1008
-"""Close code for other errors of the client."""
-_GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """A WebSocket protocol.
-
-    Attributes:
-        name: name of the protocol and of its path.
-        run: serves one client until it is done; exceptions are reported to the client.
-        tell_error: returns the message that reports an error to the client; None: the protocol has none.
-        subprotocols: supported WebSocket subprotocols, of which the first that the client offers is chosen.
-    """
-
-    name: str
-    run: Callable[[Connection], Coroutine[Any, Any, None]]
-    tell_error: Callable[[Exception], str] | None = None
-    subprotocols: tuple[str, ...] = ()
+_MAX_ERROR = 300
+"""Characters of an error that may quote the client."""
 
 
 class Connection:
@@ -95,6 +64,12 @@ class Connection:
         data: bytes = message.get("bytes") or b""
         return data
 
+    async def feed(self, session: ServerSession, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
+        """Feed a session with what `samples` reads from binary messages, up to the first text, which is returned."""
+        while isinstance(message := await self.receive(), bytes):
+            await session.feed(samples(message))
+        return message
+
     async def send(self, message: str | Mapping[str, Any]) -> None:
         """Send a text, or an object as JSON.
 
@@ -104,56 +79,25 @@ class Connection:
         """
         text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
         try:
-            async with asyncio.timeout(self.limits.send_s):
-                await self._websocket.send_text(text)
-        except TimeoutError:
-            raise IdleError(f"nothing was read for {self.limits.send_s:g} seconds") from None
-        except (WebSocketDisconnect, WebSocketDisconnected, OSError) as error:
+            await send_within(self.limits.send_s, self._websocket.send_text(text))
+        except (WebSocketDisconnect, WebSocketDisconnected) as error:
             raise ClientGoneError from error
 
 
-async def serve_websocket(protocol: Protocol, service: Service, websocket: WebSocket) -> None:
-    """Serve a client with a protocol, if there is a place; errors are reported to it and end the connection."""
-    with contextlib.suppress(*_GONE, OSError, TimeoutError):
-        code, reason = await _serve_to_the_end(protocol, service, websocket)
-        async with asyncio.timeout(service.options.limits.send_s):
-            await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+async def send_within(seconds: float, sending: Awaitable[None]) -> None:
+    """Send something to a client.
 
-
-async def _serve_to_the_end(protocol: Protocol, service: Service, websocket: WebSocket) -> tuple[int, str]:
-    """Serve a client; returns the code and the reason to close with."""
-    offered = websocket.scope["subprotocols"]
-    # browsers give up if they offer some and none is chosen: then it is the one that holds the key
-    keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
-    subprotocol = next((name for name in protocol.subprotocols if name in offered), None) or next(keys, None)
+    Raises:
+        ClientGoneError: the client has gone.
+        IdleError: it reads too slowly.
+    """
     try:
-        with service.place(protocol.name) as place:
-            await websocket.accept(subprotocol)
-            await protocol.run(Connection(websocket, service, place))
-        return (StoppingError.close_code, str(StoppingError())) if place.is_drained else (1000, "")
-    except U2moeError as error:
-        count_failure(service, error)
-        if websocket.application_state == WebSocketState.CONNECTING:
-            await websocket.accept(subprotocol)  # web pages see the reason only if it was accepted
-        if protocol.tell_error is not None:
-            async with asyncio.timeout(service.options.limits.send_s):
-                await websocket.send_text(protocol.tell_error(error))
-        return getattr(error, "close_code", _CLOSE_CODE), str(error)
-    except _GONE:
-        raise
-    except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-        count_failure(service, error)
-        LOGGER.exception("a connection (%s) was ended by an error", protocol.name)
-        return RecognitionError.close_code, "an error within the server"
-
-
-def count_failure(service: Service, error: Exception) -> None:
-    """Count and log the error that ended a connection or request; refusals are counted where they occur."""
-    if isinstance(error, UnavailableError):
-        return
-    kinds = ((IdleError, "idle"), (TooLargeError, "too_large"), (RecognitionError, "recognition"))
-    known = next((name for kind, name in kinds if isinstance(error, kind)), None)
-    service.incidents.fail(known or ("request" if isinstance(error, U2moeError) else "recognition"))
+        async with asyncio.timeout(seconds):
+            await sending
+    except TimeoutError:
+        raise IdleError(f"nothing was read for {seconds:g} seconds") from None
+    except OSError as error:
+        raise ClientGoneError from error
 
 
 async def converse(read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, None]) -> None:
@@ -201,6 +145,26 @@ def read_object(text: str | bytes) -> dict[str, Any]:
 def plain_number(value: float) -> float:
     """A whole number as an integer, as which the clients of some languages must read it from JSON."""
     return int(value) if value == int(value) else value
+
+
+def checked_object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object within a message.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise RequestError(f"{name} must be an object, got {type(value).__name__}", name)
+    return value
+
+
+@contextlib.contextmanager
+def refusing(parameter: str) -> Iterator[None]:
+    """Turn the ValueError of a check into a RequestError that names the parameter."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)[:_MAX_ERROR], parameter) from None
 
 
 def int16_samples(data: bytes) -> npt.NDArray[np.int16]:

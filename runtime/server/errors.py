@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from u2moe.runtime.errors import U2moeError
 
 
@@ -9,12 +11,14 @@ class RequestError(U2moeError):
     """The client asked for something that cannot be done, or broke the protocol.
 
     Attributes:
+        kind: label of the error in the metric `failures`.
         close_code: close code for WebSockets.
         status: status for HTTP.
         parameter: the invalid field, if any.
-        code: what programs know it by, if they do.
+        code: OpenAI's code for the error, if any.
     """
 
+    kind = "request"
     close_code = 1008
     status = 400
 
@@ -27,18 +31,20 @@ class RequestError(U2moeError):
 class IdleError(RequestError):
     """The client sent or read too little for too long."""
 
+    kind = "idle"
     status = 408
 
 
 class TooLargeError(RequestError):
     """The client exceeded the limit on bytes or on seconds of audio."""
 
+    kind = "too_large"
     close_code = 1009
     status = 413
 
 
 class UnavailableError(RequestError):
-    """The server is full, or is about to stop.
+    """The server is full, or is about to stop. Counted as a refusal, not as a failure.
 
     Attributes:
         retry_after_s: seconds after which a retry may succeed.
@@ -61,9 +67,25 @@ class StoppingError(UnavailableError):
 class RecognitionError(U2moeError):
     """Recognition has failed, through no fault of the client."""
 
+    kind = "recognition"
     close_code = 1011
     status = 500
 
 
 class ClientGoneError(Exception):
     """The client has closed or lost the connection."""
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status for an error."""
+    return int(getattr(error, "status", 400))
+
+
+def in_openai_form(error: Exception) -> dict[str, Any]:
+    """An error as OpenAI's REST and realtime APIs describe it."""
+    return {
+        "message": str(error),
+        "type": "invalid_request_error" if status_of(error) < 500 else "server_error",
+        "param": getattr(error, "parameter", None),
+        "code": getattr(error, "code", None),
+    }

@@ -8,21 +8,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from u2moe.runtime.audio.reading import duration_of
-from u2moe.runtime.server.errors import StoppingError, TooLargeError, UnavailableError
-from u2moe.runtime.server.log import Incidents
+from u2moe.runtime.server.admission import Admission
+from u2moe.runtime.server.errors import TooLargeError
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.recognizer import Recognizer
     from u2moe.runtime.result import Result
+    from u2moe.runtime.server.log import Incidents
     from u2moe.runtime.server.metrics import Metrics
-    from u2moe.runtime.server.options import Limits
+    from u2moe.runtime.server.options import ServerOptions
 
 _NICENESS = 5
 """Niceness of the threads that recognise files: live streams have priority."""
@@ -36,54 +36,23 @@ class FileQueue:
     """Recognises files of any length, in the order of arrival.
 
     Attributes:
-        is_stopping: whether new files are refused.
+        admission: places in the queue, each from the first byte of an upload to the last byte of the response.
     """
 
-    def __init__(self, recognizer: Recognizer, metrics: Metrics, limits: Limits, *, threads: int, places: int) -> None:
-        self.is_stopping = False
-        self._recognizer = recognizer
-        self._metrics = metrics
-        self._incidents = Incidents(metrics)
-        self._limits = limits
-        self._places = places
-        self._num_taken = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="u2moe-files", initializer=_be_nice)
+    def __init__(self, recognizer: Recognizer, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
+        self.admission = Admission(options.max_files, metrics, incidents, "files")
+        self.recognizer = recognizer
+        self.metrics = metrics
+        self.max_duration_s = options.limits.duration_s
+        self.pool = ThreadPoolExecutor(options.file_threads, "u2moe-files", initializer=_be_nice)
 
-    @property
-    def num_taken(self) -> int:
-        """Number of occupied places."""
-        return self._num_taken
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, from the first byte of an upload to the last byte of the response.
-
-        Raises:
-            UnavailableError: none is free, or the server is about to stop.
-        """
-        if self.is_stopping:
-            self._incidents.refuse("stopping")
-            raise StoppingError
-        if self._num_taken >= self._places:
-            self._incidents.refuse("full")
-            raise UnavailableError(f"the server is full: it takes {self._places} files at a time")
-        self._change(1)
-        try:
-            yield
-        finally:
-            self._change(-1)
-
-    def recognize(self, file: Path, hotwords: ContextGraph | None) -> FileTask:
-        """Recognise a file when its turn comes."""
-        return FileTask(self._recognizer, self._pool, file, hotwords, self._limits.duration_s, self._metrics)
+    def recognize(self, file: IO[bytes], hotwords: ContextGraph | None) -> FileTask:
+        """Recognise a file when its turn comes, and close it."""
+        return FileTask(self, file, hotwords)
 
     def stop(self) -> None:
         """Start no more files; running ones continue in their threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _change(self, number: int) -> None:
-        self._num_taken += number
-        self._metrics.set("files", self._num_taken)
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class FileTask:
@@ -94,25 +63,15 @@ class FileTask:
         TooLargeError: it is too long.
     """
 
-    def __init__(
-        self,
-        recognizer: Recognizer,
-        pool: ThreadPoolExecutor,
-        file: Path,
-        hotwords: ContextGraph | None,
-        max_duration_s: float,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, queue: FileQueue, file: IO[bytes], hotwords: ContextGraph | None) -> None:
         self.duration = 0.0
-        self._recognizer = recognizer
+        self._queue = queue
         self._file = file
         self._hotwords = hotwords
-        self._max_duration_s = max_duration_s
-        self._metrics = metrics
         self._results: asyncio.Queue[Result | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
-        pool.submit(self._work)
+        queue.pool.submit(self._work).add_done_callback(lambda _: file.close())
 
     async def __aiter__(self) -> AsyncIterator[Result]:
         try:
@@ -126,29 +85,28 @@ class FileTask:
     # The rest runs in a thread.
 
     def _work(self) -> None:
-        begin = time.perf_counter()
+        begin, queue = time.perf_counter(), self._queue
         try:
             self._check(0.0)
-            if duration_of(self._file) > self._max_duration_s:
-                self._refuse()
-            for segment in self._recognizer.segments(self._file, hotwords=self._hotwords, on_progress=self._check):
+            self._check_length(duration_of(self._file))
+            for segment in queue.recognizer.segments(self._file, hotwords=self._hotwords, on_progress=self._check):
                 self._tell(segment)
-                self._metrics.count("results", "final")
+                queue.metrics.count("results", "final")
             self._tell(None)
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
             self._tell(error)
-        self._metrics.count("audio_seconds", "file", self.duration)
-        self._metrics.count("compute_seconds", "file", time.perf_counter() - begin)
+        queue.metrics.count("audio_seconds", "file", self.duration)
+        queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin)
 
     def _check(self, seconds: float) -> None:
         self.duration = seconds
         if self._is_abandoned.is_set():
             raise _AbandonedError
-        if seconds > self._max_duration_s:
-            self._refuse()
+        self._check_length(seconds)
 
-    def _refuse(self) -> None:
-        raise TooLargeError(f"the audio of a file may last {self._max_duration_s:g} seconds", "file")
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self._queue.max_duration_s:
+            raise TooLargeError(f"the audio of a file may last {self._queue.max_duration_s:g} seconds", "file")
 
     def _tell(self, item: Result | Exception | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting

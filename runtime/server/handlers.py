@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
@@ -25,26 +26,13 @@ _CLOSE_S = 15.0
 """Seconds that a client has to close a connection that is closed here."""
 
 
-class _Newcomer:
-    """A connection that may or may not become a stream."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._is_known = False
-
-    def become_known(self) -> None:
-        """Mark it as known. Idempotent."""
-        if not self._is_known:
-            self._is_known = True
-            self._metrics.know_connection()
-
-
 class HttpHandler(H11Protocol):
     """HTTP that does not wait forever for clients that send no whole request, or do not read their response."""
 
     def __init__(self, metrics: Metrics, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._newcomer = _Newcomer(metrics)
+        self._newcomer = contextlib.ExitStack()  # closed once the connection is known to be a stream or none
+        self._newcomer.callback(metrics.know_connection)
         self._request_timer: asyncio.TimerHandle | None = None
         self._response_timer: asyncio.TimerHandle | None = None
 
@@ -61,7 +49,7 @@ class HttpHandler(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
-        self._newcomer.become_known()
+        self._newcomer.close()
         self._await_request()
         super().on_response_complete()
 
@@ -79,7 +67,7 @@ class HttpHandler(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
         self._stop_timers()
-        self._newcomer.become_known()
+        self._newcomer.close()
         super().connection_lost(exc)
 
     def _await_request(self) -> None:
@@ -143,12 +131,12 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
-        self.app_state["newcomer"].become_known()
+        self.app_state["newcomer"].close()
         await super().send(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
-        self.app_state["newcomer"].become_known()
+        self.app_state["newcomer"].close()
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)

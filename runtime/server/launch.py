@@ -17,10 +17,12 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.server.listeners import Listener, Server, open_listeners, spoken_on
+from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners, spoken_on
 from u2moe.runtime.server.log import LOGGER, log_to_stderr
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import WorkerPlace, run_workers
 
@@ -32,24 +34,22 @@ class ModelOptions:
     Attributes:
         bundle: folder of a bundle; None: the bundled model.
         chunk_size: encoder frames per chunk of live streams; None: as in training, or 16.
-        num_left_chunks: chunks of left context of live streams.
         providers: execution providers; None: the CPU.
         num_threads: threads within one operator; None: 1.
         kernels: "auto", "native" or "onnxruntime", see `Recognizer.from_pretrained`; None: the default.
         hotwords: phrases to prefer, each alone or with its weight; None: none.
         language_model: language model of all streams and files.
-        padding_s: silence around audio that is cut in a sound; None: as in the bundle.
     """
 
     bundle: Path | None = None
     chunk_size: int | None = None
-    num_left_chunks: int = 4
     providers: tuple[str, ...] | None = None
     num_threads: int | None = None
     kernels: str | None = None
     hotwords: tuple[str | tuple[str, float], ...] | None = None
-    language_model: LanguageModelOptions | None = None
+    num_left_chunks: int = 4
     padding_s: float | None = None
+    language_model: LanguageModelOptions | None = None
 
     def load(self) -> Recognizer:
         """Load the recogniser of one process."""
@@ -131,10 +131,10 @@ async def _load(model: ModelOptions) -> Recognizer:
 async def _serve(options: ServerOptions, model: ModelOptions, listeners: Sequence[Listener]) -> None:
     """Serve in this process."""
     recognizer = await _load(model)
-    service = Service(recognizer, options, model.decoding(recognizer))
+    service = Service(recognizer, options, model.decoding(recognizer), Metrics(tuple(PROTOCOLS)))
 
     def ready() -> None:
-        LOGGER.info("ready: %d live streams at a time", service.admission.capacity)
+        LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
 
     await Server(service, spoken_on(listeners), ready).run_here(listeners)
 
@@ -145,8 +145,9 @@ def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> No
 
     async def serve() -> None:
         recognizer = await _load(model)
-        service = Service(recognizer, options, model.decoding(recognizer), Metrics(place.rows, place.number))
-        await Server(service, place.speaks).run_behind(place.channel)
+        metrics = Metrics(tuple(PROTOCOLS), place.rows, place.number)
+        service = Service(recognizer, options, model.decoding(recognizer), metrics)
+        await Server(service, place.ports).run_behind(place.channel)
 
     try:
         with _ended_by_sigterm():
@@ -160,12 +161,11 @@ def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Non
     host = f"[{options.host}]" if ":" in options.host else options.host
     tls = "s" if options.tls_certificate else ""
     for listener in listeners:
-        match listener.speaks:
-            case "http":
-                LOGGER.info("listening at http%s://%s:%d/", tls, host, listener.port)
-            case "wyoming":
-                LOGGER.info("listening at tcp://%s:%d (wyoming)", host, listener.port)
-            case protocol:
-                LOGGER.info("listening at ws%s://%s:%d/ (%s)", tls, host, listener.port, protocol)
+        if listener.speaks == HTTP:
+            LOGGER.info("listening at http%s://%s:%d/", tls, host, listener.port)
+        elif PROTOCOLS[listener.speaks].run_tcp is not None:
+            LOGGER.info("listening at tcp://%s:%d (%s)", host, listener.port, listener.speaks)
+        else:
+            LOGGER.info("listening at ws%s://%s:%d/ (%s)", tls, host, listener.port, listener.speaks)
     if not options.is_local and options.api_key is None:
         LOGGER.warning("anybody who reaches %s may use this server: it has no API key", options.host)

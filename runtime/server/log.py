@@ -1,4 +1,4 @@
-"""What an operator reads: one format for all lines, and of what clients do no more than one line in a while.
+"""The server's log: one format for all lines; incidents with clients are counted, and their lines rate-limited.
 
 Lines hold neither audio, text, URLs nor addresses of clients.
 """
@@ -10,7 +10,8 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.errors import AudioWarning
+from u2moe.runtime.errors import AudioWarning, U2moeError
+from u2moe.runtime.server.errors import UnavailableError
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.metrics import Metrics
@@ -21,24 +22,21 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 10.0
 """Seconds after a line in which the same is only counted: a client cannot fill a disk."""
 _INCIDENTS = {
-    ("refusals", "full"): "refused a client: all places are taken",
-    ("refusals", "stopping"): "refused a client: the server is about to stop",
-    ("refusals", "key"): "refused a client: its API key is missing or wrong",
-    ("refusals", "origin"): "refused a page: its origin is not among --cors-origin",
-    ("failures", "request"): "ended a connection: the client broke its protocol",
-    ("failures", "idle"): "ended a connection: the client sent or read too little for too long",
-    (
-        "failures",
-        "too_large",
-    ): "ended a connection: the client sent more than --max-upload or --max-duration allow",
-    ("failures", "recognition"): "ended a connection: recognition failed",
+    "full": "refused a client: all places are taken",
+    "stopping": "refused a client: the server is about to stop",
+    "key": "refused a client: its API key is missing or wrong",
+    "origin": "refused a page: its origin is not among --cors-origin",
+    "request": "ended a connection: the client broke its protocol",
+    "idle": "ended a connection: the client sent or read too little for too long",
+    "too_large": "ended a connection: the client sent more than --max-upload or --max-duration allow",
+    "recognition": "ended a connection: recognition failed",
 }
 
 
 def log_to_stderr(worker: int | None = None) -> None:
     """Log the server's messages and the warnings of libraries to stderr, those of a worker with its number.
 
-    What clients could cause without end is left out: warnings about their forms and about the headers of their files.
+    Warnings that clients can cause without end, about their forms and the headers of their files, are left out.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)
@@ -52,24 +50,27 @@ class Incidents:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._next_times: dict[tuple[str, str], float] = {}
-        self._num_silent: dict[tuple[str, str], int] = {}
+        self._next_times: dict[str, float] = {}
+        self._num_silent: dict[str, int] = {}
 
     def refuse(self, reason: str) -> None:
-        """Count a connection or request that was refused, with a label of the metric."""
-        self._count("refusals", reason)
+        """Count a connection or request that was refused, by a label of the metric."""
+        self._metrics.count("refusals", reason)
+        self._log(reason)
 
-    def fail(self, kind: str) -> None:
-        """Count a connection or request that ended with an error, with a label of the metric."""
-        self._count("failures", kind)
+    def fail(self, error: Exception) -> None:
+        """Count the error that ended a connection or request; refusals are counted where they occur."""
+        if not isinstance(error, UnavailableError):
+            kind = getattr(error, "kind", "request" if isinstance(error, U2moeError) else "recognition")
+            self._metrics.count("failures", kind)
+            self._log(kind)
 
-    def _count(self, name: str, label: str) -> None:
-        self._metrics.count(name, label)
-        key, now = (name, label), time.monotonic()
-        if now < self._next_times.get(key, 0.0):
-            self._num_silent[key] = self._num_silent.get(key, 0) + 1
+    def _log(self, label: str) -> None:
+        now = time.monotonic()
+        if now < self._next_times.get(label, 0.0):
+            self._num_silent[label] = self._num_silent.get(label, 0) + 1
             return
-        self._next_times[key] = now + _PERIOD_S
-        num_silent = self._num_silent.pop(key, 0)
+        self._next_times[label] = now + _PERIOD_S
+        num_silent = self._num_silent.pop(label, 0)
         more = f" ({num_silent} more since the last such line)" if num_silent else ""
-        LOGGER.warning("%s%s", _INCIDENTS[key], more)
+        LOGGER.warning("%s%s", _INCIDENTS[label], more)

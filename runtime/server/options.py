@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT_PROTOCOLS = ("wenet", "sherpa", "sherpa-offline", "vosk")
-"""Protocols whose clients cannot name a path: each can have `/` on its own port."""
+from u2moe.runtime.validation import checked_integer, checked_number
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -38,11 +37,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("upload_bytes", "message_bytes", "hotwords"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            checked_integer(name, getattr(self, name), least=1, most=sys.maxsize)
         for name in ("duration_s", "queue_s", "idle_s", "send_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of seconds above 0, got {getattr(self, name)}")
+            checked_number(name, getattr(self, name), above=0, unit="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +49,10 @@ class ServerOptions:
     Attributes:
         host: address to listen on.
         port: port of HTTP and WebSocket; 0: any free port.
-        protocol_ports: further ports, by the protocol (`ROOT_PROTOCOLS`) at `/`.
-        wyoming_port: port for Home Assistant; None: none.
+        protocol_ports: further ports, each of one protocol, by its name.
         languages: language codes of the model, by which Home Assistant chooses it; empty: by its vocabulary.
         workers: number of processes, each with its own model and scheduler.
-        capacity: live streams per worker; None: measured at the start.
+        capacity: maximum number of live streams per worker; None: measured at the start.
         file_threads: files that each worker recognises at once.
         max_files: files that each worker accepts at once, including waiting ones.
         limits: limits for each client.
@@ -70,7 +66,6 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     protocol_ports: Mapping[str, int] = field(default_factory=dict)
-    wyoming_port: int | None = None
     languages: tuple[str, ...] = ()
     workers: int = 1
     capacity: int | None = None
@@ -84,25 +79,15 @@ class ServerOptions:
     tls_key: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, port in (("port", self.port), ("wyoming_port", self.wyoming_port), *self.protocol_ports.items()):
-            if port is not None and not 0 <= port <= 65535:
-                place = name if name.endswith("port") else f"the port of {name}"
-                raise ValueError(f"{place} must be between 0 and 65535, got {port}")
-        for protocol in self.protocol_ports:
-            if protocol not in ROOT_PROTOCOLS:
-                raise ValueError(f"a protocol of a port must be one of {', '.join(ROOT_PROTOCOLS)}, got {protocol!r}")
-        for name, value in (
-            ("workers", self.workers),
-            ("capacity", self.capacity),
-            ("file_threads", self.file_threads),
-            ("max_files", self.max_files),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        checked_integer("port", self.port, least=0, most=65535)
+        for name, port in self.protocol_ports.items():
+            checked_integer(f"the port of {name}", port, least=0, most=65535)
+        for name in ("workers", "capacity", "file_threads", "max_files"):
+            if getattr(self, name) is not None:
+                checked_integer(name, getattr(self, name), least=1)
         if self.workers > 1 and not hasattr(socket, "send_fds"):
             raise ValueError("several workers need a system that hands sockets to other processes: not Windows")
-        if not 0 <= self.drain_s < math.inf:
-            raise ValueError(f"drain_s must be a number of seconds, at least 0, got {self.drain_s}")
+        checked_number("drain_s", self.drain_s, least=0, unit="seconds")
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("the API key is empty")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
@@ -112,8 +97,6 @@ class ServerOptions:
         for file in filter(None, (self.tls_certificate, self.tls_key)):
             if not file.is_file():
                 raise ValueError(f"{file}: no such file, expected one in PEM for TLS")
-        if self.api_key is not None and self.wyoming_port is not None and not self.is_local:
-            raise ValueError("Wyoming knows no API key: with one, its port may only be opened on the loopback address")
 
     @property
     def is_local(self) -> bool:

@@ -13,18 +13,17 @@ from u2moe.runtime.server.admission import Admission, measure_capacity, take_mem
 from u2moe.runtime.server.errors import RequestError, StoppingError
 from u2moe.runtime.server.files import FileQueue
 from u2moe.runtime.server.log import LOGGER, Incidents
-from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.texts import languages_of
 
 if TYPE_CHECKING:
     from u2moe.runtime.options import DecodingOptions
     from u2moe.runtime.recognizer import Recognizer
+    from u2moe.runtime.server.metrics import Metrics
     from u2moe.runtime.server.options import ServerOptions
     from u2moe.runtime.server.session import ServerSession
 
 _MAX_HOTWORD_LEN = 200
-_STREAM_LEFT_CHUNKS = 4
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
@@ -42,17 +41,13 @@ class Service:
     """
 
     def __init__(
-        self,
-        recognizer: Recognizer,
-        options: ServerOptions,
-        stream_options: DecodingOptions,
-        metrics: Metrics | None = None,
+        self, recognizer: Recognizer, options: ServerOptions, stream_options: DecodingOptions, metrics: Metrics
     ) -> None:
         self.recognizer = recognizer
         self.options = options
         self.stream_options = stream_options
-        self.metrics = metrics or Metrics()
-        self.incidents = Incidents(self.metrics)
+        self.metrics = metrics
+        self.incidents = Incidents(metrics)
         self.is_ready = False
         self._places: set[Place] = set()
 
@@ -63,16 +58,11 @@ class Service:
         if capacity is None:
             capacity = await asyncio.to_thread(measure_capacity, self.recognizer, self.stream_options)
         await asyncio.to_thread(take_memory, self.recognizer, self.stream_options, capacity)
-        self.admission = Admission(capacity, self.metrics)
+        self.admission = Admission(capacity, self.metrics, self.incidents, "streams")
         self.scheduler = Scheduler(self.recognizer, self.metrics, self.options.limits)
-        self.files = FileQueue(
-            self.recognizer,
-            self.metrics,
-            self.options.limits,
-            threads=self.options.file_threads,
-            places=self.options.max_files,
-        )
+        self.files = FileQueue(self.recognizer, self.metrics, self.incidents, self.options)
         self.is_ready = True
+        self.metrics.set("capacity", capacity)
         self.metrics.set("ready", 1)
 
     @property
@@ -116,34 +106,33 @@ class Service:
         Raises:
             UnavailableError: none is free, or the server stops and cannot wait for the task.
         """
-        self.admission.enter()
-        self.metrics.count("connections", protocol)
-        place = Place(self)
-        self._places.add(place)
-        try:
-            yield place
-        except asyncio.CancelledError:
-            if not place.is_drained:
-                raise
-            raise StoppingError from None
-        finally:
-            self._places.discard(place)
-            self.admission.leave()
-            if place.session is not None:
-                place.session.close()
+        with self.admission.place():
+            self.metrics.count("connections", protocol)
+            place = Place(self)
+            self._places.add(place)
+            try:
+                yield place
+            except asyncio.CancelledError:
+                if not place.is_drained:
+                    raise
+                raise StoppingError from None
+            finally:
+                self._places.discard(place)
+                if place.session is not None:
+                    place.session.close()
 
     async def drain(self) -> None:
         """Refuse new clients, and wait until running utterances and files are finished, or time is up."""
         self.is_ready = False
         self.metrics.set("ready", 0)
-        self.admission.is_stopping = self.files.is_stopping = True
+        self.admission.is_stopping = self.files.admission.is_stopping = True
         for place in list(self._places):
             place.drain()
         if not await self._wait_until_idle(self.options.drain_s):
             LOGGER.warning(
                 "cut off %d streams and %d files: they took longer than --drain-timeout",
                 self.admission.num_taken,
-                self.files.num_taken,
+                self.files.admission.num_taken,
             )
             for place in list(self._places):
                 place.finish()
@@ -158,7 +147,7 @@ class Service:
     async def _wait_until_idle(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                while self.admission.num_taken or self.files.num_taken:  # noqa: ASYNC110 - once, at the end
+                while self.admission.num_taken or self.files.admission.num_taken:  # noqa: ASYNC110 - once, at the end
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             return False

@@ -18,10 +18,11 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.listeners import Listener, hand_over, spoken_on
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.metrics import Metrics, shared_rows
+from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.server import SAME_SIGNAL_S
 
 _POLL_S = 0.1
 _RESTART_S = 1.0
-_SAME_SIGNAL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,13 @@ class WorkerPlace:
     Attributes:
         number: number of the worker, from 0.
         channel: channel that delivers its connections.
-        speaks: the protocol of each port.
+        ports: what is spoken on each port.
         rows: shared memory for the metrics of all workers.
     """
 
     number: int
     channel: socket.socket
-    speaks: Mapping[int, str]
+    ports: Mapping[int, str]
     rows: Any
 
 
@@ -61,12 +62,12 @@ def run_workers(count: int, work: Callable[[WorkerPlace], None], listeners: Sequ
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, number: int, work: Callable[[WorkerPlace], None], speaks: Mapping[int, str], rows: Any) -> None:
+    def __init__(self, number: int, work: Callable[[WorkerPlace], None], ports: Mapping[int, str], rows: Any) -> None:
         self.number = number
         self.start_time = time.monotonic()
         self.channel, other_end = socket.socketpair()
         self.channel.setblocking(False)  # noqa: FBT003
-        place = WorkerPlace(number=number, channel=other_end, speaks=speaks, rows=rows)
+        place = WorkerPlace(number=number, channel=other_end, ports=ports, rows=rows)
         name = f"u2moe-worker-{number}"
         self.process: SpawnProcess = multiprocessing.get_context("spawn").Process(target=work, args=(place,), name=name)
         self.process.start()
@@ -82,9 +83,9 @@ class _Team:
     def __init__(self, count: int, work: Callable[[WorkerPlace], None], listeners: Sequence[Listener]) -> None:
         self._work = work
         self._listeners = listeners
-        self._speaks = spoken_on(listeners)
+        self._ports = spoken_on(listeners)
         self._rows = shared_rows(count)
-        self._metrics = Metrics(self._rows)
+        self._metrics = Metrics(tuple(PROTOCOLS), self._rows)
         self._stop_time: float | None = None
         self._was_ready = False
         self._count = count
@@ -109,7 +110,7 @@ class _Team:
         return self._finish()
 
     def _start(self, number: int) -> _Worker:
-        return _Worker(number, self._work, self._speaks, self._rows)
+        return _Worker(number, self._work, self._ports, self._rows)
 
     def _look_after(self) -> None:
         for index, worker in enumerate(self._workers):
@@ -167,7 +168,7 @@ class _Team:
         now = time.monotonic()
         if self._stop_time is None:
             self._stop_time = now
-        elif now - self._stop_time > _SAME_SIGNAL_S:
+        elif now - self._stop_time > SAME_SIGNAL_S:
             LOGGER.warning("stopped at once")
             self._kill()
             os._exit(128 + number)

@@ -17,8 +17,11 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.server.listeners import Server, open_listeners, spoken_on
+from u2moe.runtime.server.listeners import open_listeners, spoken_on
+from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
 PATIENCE_S = 120
@@ -124,7 +127,7 @@ class RunningServer:
         self.ports = {listener.speaks: listener.port for listener in self.listeners}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.websocket_url = self.url.replace("http", "ws")
-        self.service = Service(recognizer, options, STREAMING)
+        self.service = Service(recognizer, options, STREAMING, Metrics(tuple(PROTOCOLS)))
         self.is_ready = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -243,5 +246,5 @@ def held(demo):
 @pytest.fixture(scope="session")
 def server(running):
     """The server that most tests share."""
-    with running(wyoming_port=0, protocol_ports={"wenet": 0, "sherpa": 0, "sherpa-offline": 0, "vosk": 0}) as server:
+    with running(protocol_ports={name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}) as server:
         yield server

@@ -137,7 +137,7 @@ def test_cors(guarded, server):
     [
         (["--protocol", "vosk=1", "--protocol", "vosk=2"], "--protocol must name each protocol once, got vosk twice"),
         (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file, expected one in PEM for TLS"),
-        (["--port", "70000"], "error: port must be between 0 and 65535, got 70000"),
+        (["--port", "70000"], "error: port must be at most 65535, got 70000"),
     ],
 )
 def test_options_are_checked_before_the_model_is_loaded(arguments, message, capsys):

@@ -9,6 +9,7 @@ import soundfile
 from u2moe.runtime import DecodingOptions
 from u2moe.runtime.server.admission import Admission, measure_capacity
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
+from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.metrics import Metrics
 
 FULL = "the server is full"
@@ -75,15 +76,15 @@ def test_files_have_places_of_their_own(running, held, speech, tmp_path):
 
 def test_admission_counts():
     metrics = Metrics()
-    admission = Admission(1, metrics)
-    admission.enter()
-    with pytest.raises(UnavailableError, match="1 streams"):
-        admission.enter()
-    admission.leave()
-    assert (admission.num_taken, metrics.total("streams")) == (0, 0)
+    admission = Admission(1, metrics, Incidents(metrics), "files")
+    with admission.place():
+        assert (admission.num_taken, metrics.total("files")) == (1, 1)
+        with pytest.raises(UnavailableError, match="1 files"), admission.place():
+            pass
+    assert (admission.num_taken, metrics.total("files")) == (0, 0)
     admission.is_stopping = True
-    with pytest.raises(StoppingError):
-        admission.enter()
+    with pytest.raises(StoppingError), admission.place():
+        pass
     assert (metrics.total("refusals", "full"), metrics.total("refusals", "stopping")) == (1, 1)
 
 
@@ -91,5 +92,5 @@ def test_capacity_can_be_measured(demo, running):
     options = DecodingOptions(chunk_size=16, num_left_chunks=4)
     assert measure_capacity(demo, options) >= 1
     with running(capacity=None) as server:
-        assert server.service.admission.capacity >= 1
-        assert server.metric("capacity") == server.service.admission.capacity
+        assert server.service.admission.num_places >= 1
+        assert server.metric("capacity") == server.service.admission.num_places

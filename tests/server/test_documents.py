@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from u2moe.runtime import Result, cli
-from u2moe.runtime.server.app import _PATHS
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.protocols.live import StreamRequest
+from u2moe.runtime.server.protocols.table import PROTOCOLS as TABLE
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -43,7 +43,15 @@ def adapted(server, speech, tmp_path, monkeypatch):
 
 def test_each_protocol_has_an_example():
     headings = [heading for heading, _ in blocks_of("python")]
-    assert len(set(headings)) == len(_PATHS) + 2  # those by TCP and by HTTP
+    assert len(set(headings)) == len(TABLE)
+
+
+@pytest.mark.parametrize("page", [PROTOCOLS, GUIDE])
+def test_tables_name_the_place_of_each_protocol(page):
+    rows = page.partition("| clients of | where |")[2].partition("\n\n")[0]
+    for protocol in TABLE.values():
+        place = f"--protocol {protocol.name}=PORT" if protocol.run_tcp else protocol.path or "/v1/audio/transcriptions"
+        assert f"{place}`" in rows
 
 
 # What the libraries of others do when they are imported or connect.

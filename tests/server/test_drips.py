@@ -41,7 +41,7 @@ DRIPS = {
 @pytest.fixture(scope="module")
 def server(running):
     """One that waits half a second for something."""
-    with running(limits=Limits(idle_s=0.5), wyoming_port=0) as server:
+    with running(limits=Limits(idle_s=0.5), protocol_ports={"wyoming": 0}) as server:
         yield server
 
 

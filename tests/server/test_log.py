@@ -11,9 +11,10 @@ import httpx
 import pytest
 import soundfile
 
-from u2moe.runtime.server import launch, log
+from u2moe.runtime.errors import AudioError
+from u2moe.runtime.server import errors, launch, log
 from u2moe.runtime.server.listeners import open_listeners
-from u2moe.runtime.server.metrics import _LABELS, Metrics
+from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 
 PATIENCE_S = 120
@@ -92,7 +93,7 @@ def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeyp
     incidents = log.Incidents(metrics)
     for _ in range(6):
         incidents.refuse("full")
-    incidents.fail("idle")
+    incidents.fail(errors.IdleError("late"))
     assert (metrics.total("refusals", "full"), metrics.total("failures", "idle")) == (6, 1)
     full = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     refused = "refused a client: all places are taken"
@@ -101,11 +102,17 @@ def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeyp
     assert "read too little for too long" in caplog.text
 
 
-def test_each_refusal_and_failure_has_words():
-    incidents = log.Incidents(Metrics())
-    for name, act in (("refusals", incidents.refuse), ("failures", incidents.fail)):
-        for label in _LABELS[name]:
-            act(label)
+def test_each_refusal_and_failure_has_words(caplog):
+    metrics = Metrics()
+    incidents = log.Incidents(metrics)
+    for reason in ("full", "stopping", "key", "origin"):
+        incidents.refuse(reason)
+    wrong = errors.RequestError("wrong"), errors.IdleError("late"), errors.TooLargeError("large"), AudioError("noise")
+    for error in (*wrong, errors.RecognitionError("failed"), RuntimeError("a bug"), errors.StoppingError()):
+        incidents.fail(error)
+    kinds = ("request", "idle", "too_large", "recognition")
+    assert [metrics.total("failures", kind) for kind in kinds] == [2, 1, 1, 2]
+    assert len(caplog.records) == 8
 
 
 @pytest.mark.parametrize(

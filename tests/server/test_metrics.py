@@ -14,7 +14,7 @@ LINE = re.compile(r'^[a-z0-9_]+(\{[a-z]+="[^"]*"\})? -?[0-9.e+-]+$')
 
 def values(text):
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    assert all(LINE.match(line) for line in lines)
+    assert all(LINE.match(line) for line in lines), lines
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
@@ -60,7 +60,7 @@ def test_a_histogram_is_cumulative(latencies):
 
 def test_workers_are_summed():
     rows = shared_rows(3)
-    workers = [Metrics(rows, worker) for worker in range(3)]
+    workers = [Metrics((), rows, worker) for worker in range(3)]
     for number, metrics in enumerate(workers, start=1):
         metrics.count("audio_seconds", "file", number)
         metrics.set("capacity", 10)

@@ -134,7 +134,6 @@ def test_what_is_no_audio_is_told_without_names_of_the_server(client, tmp_path):
     [
         ({"response_format": "docx"}, "response_format"),
         ({"timestamp_granularities[]": "sentence"}, "timestamp_granularities"),
-        ({"prompt": "x" * 100_000}, "prompt"),
     ],
 )
 def test_a_form_that_asks_for_what_there_is_not(server, talk, values, parameter):
@@ -152,13 +151,15 @@ def post(server, **content):
     [
         ({"content": b"RIFF"}, "expected a form"),
         ({"json": {"file": "talk.wav"}}, "expected a form"),
-        ({"data": {"model": "u2moe"}, "files": {"other": b""}}, "one file, named 'file'"),
-        ({"files": [("file", ("a.wav", b"")), ("file", ("b.wav", b""))]}, "one file"),
-        ({"files": {f"f{i}": (None, "x") for i in range(60)}}, "more than 50 fields"),
-        ({"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
-        ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "ends too early"),
+        ({"data": {"model": "u2moe"}, "files": {"other": b""}}, "a file named 'file'"),
+        ({"files": [("file", ("a.wav", b"")), ("file", ("b.wav", b""))]}, "number of files is 1"),
+        ({"files": {f"f{i}": (None, "x") for i in range(60)}}, "number of fields is 50"),
+        ({"files": {"prompt": (None, "x" * 100_000)}}, "maximum size of 64KB"),
+        ({"content": b"--", "headers": {"Content-Type": f"multipart/form-data; boundary={300 * 'x'}"}}, "is damaged"),
+        ({"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
+        ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "a file named"),
         ({"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "the form"),
-        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "expected a form"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
         ({"files": {"file": ("empty.wav", b"")}}, "empty.wav: cannot be read as audio"),
     ],
 )

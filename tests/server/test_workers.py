@@ -22,7 +22,7 @@ PATIENCE_S = 120
 def team():
     """`u2moe serve` with two workers that take a stream each."""
     command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", "--workers", "2", "--capacity", "1"]
-    ports = ["--port", "0", "--wyoming", "0", "--protocol", "vosk=0"]
+    ports = ["--port", "0", "--protocol", "vosk=0", "--protocol", "wyoming=0"]
     with subprocess.Popen([*command, *ports], stderr=subprocess.PIPE, text=True) as process:
         lines = []
         while not lines or "ready: " not in lines[-1]:
@@ -149,14 +149,14 @@ def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--port", "70000"], "between 0 and 65535"),
-        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk"),
+        (["--port", "70000"], "at most 65535"),
+        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk, wyoming"),
         (["--protocol", "vosk"], "NAME=PORT"),
         (["--workers", "0"], "workers must be at least 1"),
         (["--capacity", "0"], "capacity must be at least 1"),
         (["--max-duration", "nan"], "duration_s must be"),
         (["--tls-key", "x"], "both the certificate and its key"),
-        (["--host", "0.0.0.0", "--wyoming", "1", "--api-key", "KEYFILE"], "Wyoming knows no API key"),
+        (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming knows no API key"),
         (["--api-key", "/dev/null"], "holds no API key"),
         (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
     ],

@@ -109,7 +109,7 @@ def event(kind, data=None, payload=b"", **head):
         (b'{"type": 3}\n', "needs a type"),
         (b"x" * 100_000 + b"\n", "may have"),
         (event("audio-chunk", RAW), "'audio-start' before audio"),
-        (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be a number"),
+        (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be an integer"),
         (event("audio-start", {**RAW, "width": 4}), "2 bytes"),
         (event("audio-start", {**RAW, "rate": 7}), "sample rate must be between"),
         (event("audio-start", RAW) + event("audio-chunk", {**RAW, "rate": 8000}), "format of the audio changed"),

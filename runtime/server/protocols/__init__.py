@@ -1,1 +1,1 @@
-"""What clients speak: one file for each protocol. None knows another."""
+"""What clients speak: one file for each protocol, and the table of all."""

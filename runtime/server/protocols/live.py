@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import (
     Connection,
-    Protocol,
     converse,
     float32_samples,
     int16_samples,
     parse_object,
     plain_number,
+    refusing,
 )
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.validation import MOST_INTEGER, checked_integer
 
 if TYPE_CHECKING:
@@ -66,12 +67,15 @@ class StreamRequest:
             raise RequestError(f"sample_rate must be a number, got {self.sample_rate!r}", "sample_rate")
         if not isinstance(self.encoding, str) or self.encoding not in _READ:
             raise RequestError(f"encoding must be one of {', '.join(_READ)}, got {self.encoding!r}", "encoding")
-        if self.chunk_size is not None:
-            _check_integer("chunk_size", self.chunk_size, least=1)
-        _check_integer("nbest", self.nbest, least=0, most=_MAX_NBEST)
+        for name, value, least, most in (
+            ("chunk_size", 1 if self.chunk_size is None else self.chunk_size, 1, MOST_INTEGER),
+            ("nbest", self.nbest, 0, _MAX_NBEST),
+        ):
+            with refusing(name):
+                checked_integer(name, value, least=least, most=most)
         for name in ("partials", "words"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
+                raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r:.80}", name)
 
     @classmethod
     def parse(cls, message: str | bytes) -> StreamRequest:
@@ -119,9 +123,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, session: ServerSession, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
-    while isinstance(message := await connection.receive(), bytes):
-        await session.feed(samples(message))
-    kind = parse_object(message).get("type")
+    kind = parse_object(await connection.feed(session, samples)).get("type")
     if kind != "finish":
         raise RequestError(f"expected audio or the type 'finish', got the type {kind!r}")
     session.finish()
@@ -139,13 +141,6 @@ def _event(result: Result, request: StreamRequest) -> dict[str, Any]:
     if not request.words:
         del event["words"]
     return event
-
-
-def _check_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> None:
-    try:
-        checked_integer(name, value, least=least, most=most)
-    except ValueError as error:
-        raise RequestError(str(error), name) from None
 
 
 def _parse_hotwords(value: Any) -> tuple[str | tuple[str, float], ...]:
@@ -180,4 +175,4 @@ def _tell_error(error: Exception) -> str:
     return json.dumps(event, ensure_ascii=False)
 
 
-PROTOCOL = Protocol(name="stream", run=run, tell_error=_tell_error, subprotocols=("u2moe",))
+PROTOCOL = Protocol(name="stream", path="/stream", run=run, tell_error=_tell_error, subprotocols=("u2moe",))

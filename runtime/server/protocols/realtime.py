@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import uuid
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import soundfile
@@ -20,15 +21,18 @@ from u2moe.runtime.errors import AudioError
 from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import (
     Connection,
-    Protocol,
+    checked_object,
     converse,
     int16_samples,
     parse_object,
     plain_number,
+    refusing,
 )
-from u2moe.runtime.server.errors import IdleError, RequestError, TooLargeError, UnavailableError
+from u2moe.runtime.server.errors import IdleError, RequestError, TooLargeError, UnavailableError, in_openai_form
+from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import phrases_of
 from u2moe.runtime.text.vocabulary import join_texts
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +169,7 @@ class _Conversation:
             except _FATAL:
                 raise
             except (RequestError, AudioError) as error:
-                await self.send("error", error=_error(error, event.get("event_id")))
+                await self.send("error", error={**in_openai_form(error), "event_id": event.get("event_id")})
 
     async def _handle(self, event: dict[str, Any]) -> None:
         match event.get("type"):
@@ -284,75 +288,59 @@ class _Conversation:
 
 def _read_settings(settings: Any, before: _Config) -> _Config:
     """Read the settings of a session, in the present form or the older one."""
-    session = _object(settings, "session")
+    session = checked_object("session", settings)
     if session.get("type", "transcription") != "transcription":
         raise RequestError(f"the type of a session must be 'transcription', got {session['type']!r}", "session.type")
     changes: dict[str, Any] = {}
-    given = _object(_object(session.get("audio", {}), "session.audio").get("input", {}), "session.audio.input")
+    audio = checked_object("session.audio", session.get("audio", {}))
+    given = checked_object("session.audio.input", audio.get("input", {}))
     audio_format = given.get("format", session.get("input_audio_format"))
     if audio_format is not None:
         changes["audio"], changes["sample_rate"] = _read_format(audio_format)
     transcription = given.get("transcription", session.get("input_audio_transcription"))
     if transcription is not None:
-        changes["prompt"] = str(_object(transcription, "transcription").get("prompt") or "")
-    for place in (given, session):
-        if "turn_detection" in place:
-            changes |= _read_detection(place["turn_detection"])
-            break
+        changes["prompt"] = str(checked_object("transcription", transcription).get("prompt") or "")
+    detection = next((place["turn_detection"] for place in (given, session) if "turn_detection" in place), ...)
+    if detection is not ...:
+        changes["detects_turns"], changes["silence_s"] = _read_detection(detection)
     return dataclasses.replace(before, **changes)
 
 
 def _read_format(value: Any) -> tuple[str, float]:
     """A format in the present form or the older one, and its sample rate."""
     if isinstance(value, str):
-        if value not in _OLDER_FORMATS:
-            raise RequestError(f"the format must be one of {', '.join(_OLDER_FORMATS)}, got {value!r:.80}", "format")
+        _check_choice("format", value, _OLDER_FORMATS)
         value = {"type": _OLDER_FORMATS[value]}
-    audio_format = _object(value, "format")
-    kind = audio_format.get("type")
-    if not isinstance(kind, str) or kind not in _FORMATS:
-        raise RequestError(f"the format must be one of {', '.join(_FORMATS)}, got {kind!r:.80}", "format.type")
+    audio_format = checked_object("format", value)
+    kind = _check_choice("format.type", audio_format.get("type"), _FORMATS)
     if kind != "audio/pcm":
         return kind, _TELEPHONE_RATE
-    rate = audio_format.get("rate", _SAMPLE_RATE)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 8000 <= rate <= 96_000:
-        raise RequestError(f"the rate must be a number between 8000 and 96000, got {rate!r}", "format.rate")
-    return kind, rate
+    with refusing("format.rate"):
+        return kind, checked_number("rate", audio_format.get("rate", _SAMPLE_RATE), least=8000, most=96_000)
 
 
-def _read_detection(value: Any) -> dict[str, Any]:
+def _read_detection(value: Any) -> tuple[bool, float | None]:
+    """Whether turns are detected, and the seconds of silence that end one, if the client says so."""
     if value is None:
-        return {"detects_turns": False, "silence_s": None}
-    detection = _object(value, "turn_detection")
-    if detection.get("type") not in _DETECTIONS:
-        raise RequestError(f"the type must be one of {', '.join(_DETECTIONS)}", "turn_detection.type")
+        return False, None
+    detection = checked_object("turn_detection", value)
+    _check_choice("turn_detection.type", detection.get("type"), _DETECTIONS)
     silence_ms = detection.get("silence_duration_ms")
     if silence_ms is None:
-        return {"detects_turns": True, "silence_s": None}
-    if isinstance(silence_ms, bool) or not isinstance(silence_ms, int | float) or not 100 <= silence_ms <= 10_000:
-        raise RequestError("silence_duration_ms must be between 100 and 10000", "turn_detection.silence_duration_ms")
-    return {"detects_turns": True, "silence_s": max(silence_ms / 1000, _LEAST_SILENCE_S)}
+        return True, None
+    with refusing("turn_detection.silence_duration_ms"):
+        silence_ms = checked_number("silence_duration_ms", silence_ms, least=100, most=10_000)
+    return True, max(silence_ms / 1000, _LEAST_SILENCE_S)
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{name} must be an object, got {type(value).__name__}", name)
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}", name)
     return value
 
 
-def _error(error: Exception, event_id: Any = None) -> dict[str, Any]:
-    server = not isinstance(error, RequestError | AudioError) or isinstance(error, UnavailableError)
-    return {
-        "type": "server_error" if server else "invalid_request_error",
-        "code": getattr(error, "code", None),
-        "message": str(error),
-        "param": getattr(error, "parameter", None),
-        "event_id": event_id,
-    }
-
-
 def _tell_error(error: Exception) -> str:
-    event = {"type": "error", "event_id": _new_id("event"), "error": _error(error)}
+    event = {"type": "error", "event_id": _new_id("event"), "error": {**in_openai_form(error), "event_id": None}}
     return json.dumps(event, ensure_ascii=False)
 
 
@@ -360,4 +348,4 @@ def _new_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex[:20]}"
 
 
-PROTOCOL = Protocol(name="realtime", run=run, tell_error=_tell_error, subprotocols=("realtime",))
+PROTOCOL = Protocol(name="realtime", path="/v1/realtime", run=run, tell_error=_tell_error, subprotocols=("realtime",))

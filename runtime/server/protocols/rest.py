@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import AsyncIterator, Sequence
@@ -13,13 +14,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from u2moe.runtime.audio.files import name_of
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Transcript
-from u2moe.runtime.server.connection import count_failure
-from u2moe.runtime.server.errors import ClientGoneError, RequestError, UnavailableError
+from u2moe.runtime.server.errors import (
+    ClientGoneError,
+    RequestError,
+    UnavailableError,
+    in_openai_form,
+    status_of,
+)
+from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import added_text, phrases_of
-from u2moe.runtime.server.upload import Body, Upload, receive_upload
+from u2moe.runtime.server.upload import Body, Upload
 from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 
@@ -29,24 +37,27 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.service import Service
 
 _FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
-_GRANULARITIES = ("segment", "word")
+_GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
 
 
 def routes(service: Service) -> list[Route]:
     """The routes below `/v1`."""
+    name = service.recognizer.bundle.path.name
+    known = {"id": name, "object": "model", "created": 0, "owned_by": "u2moe"}
 
     async def transcriptions(request: Request) -> Response:
         return await _transcribe(request, service)
 
     async def models(_request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(service)]})
+        return JSONResponse({"object": "list", "data": [known]})
 
     async def model(request: Request) -> Response:
-        name = request.path_params["model"]
-        if name != _model(service)["id"]:
-            return error_response(RequestError(f"the model {name!r} does not exist", "model"), 404, "model_not_found")
-        return JSONResponse(_model(service))
+        asked = request.path_params["model"]
+        if asked != name:
+            error = RequestError(f"the model {asked!r} does not exist", "model", "model_not_found")
+            return error_response(error, 404)
+        return JSONResponse(known)
 
     return [
         Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
@@ -55,39 +66,23 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-def error_response(error: Exception, status: int | None = None, code: str | None = None) -> Response:
+def error_response(error: Exception, status: int | None = None) -> Response:
     """An error in OpenAI's form."""
-    status = status or _status(error)
+    status = status or status_of(error)
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
     if status in (408, 413):  # the rest of the body is not read
         headers["Connection"] = "close"
-    return JSONResponse(_error(error, status, code), status, headers)
-
-
-def _status(error: Exception) -> int:
-    return int(getattr(error, "status", 400))
-
-
-def _error(error: Exception, status: int | None = None, code: str | None = None) -> dict[str, Any]:
-    kind = "invalid_request_error" if (status or _status(error)) < 500 else "server_error"
-    return {"error": {"message": str(error), "type": kind, "param": getattr(error, "parameter", None), "code": code}}
-
-
-def _model(service: Service) -> dict[str, Any]:
-    return {"id": service.recognizer.bundle.path.name, "object": "model", "created": 0, "owned_by": "u2moe"}
+    return JSONResponse({"error": in_openai_form(error)}, status, headers)
 
 
 async def _transcribe(request: Request, service: Service) -> Response:
     body = Body(request, service.options.limits)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            stack.enter_context(service.files.place())
-            service.metrics.count("connections", "file")
-            content_type = request.headers.get("content-type", "")
-            upload = await stack.enter_async_context(receive_upload(content_type, body))
-            wanted = _Wanted(upload, service.languages)
-            hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
-            task = service.files.recognize(upload.file, hotwords)
+            stack.enter_context(service.files.admission.place())
+            service.metrics.count("connections", PROTOCOL.name)
+            upload = await body.receive_form()
+            wanted, task = await _begin(upload, service)
             if wanted.is_stream:
                 segments = aiter(task)
                 first = await anext(segments, None)  # unreadable audio gets an error response
@@ -97,9 +92,20 @@ async def _transcribe(request: Request, service: Service) -> Response:
         except ClientGoneError:
             return Response(status_code=499)
         except U2moeError as error:
-            count_failure(service, error)
+            service.incidents.fail(error)
             await body.discard()
-            return error_response(_as_the_client_knows(error, upload) if isinstance(error, AudioError) else error)
+            return error_response(_with_its_name(error, upload) if isinstance(error, AudioError) else error)
+
+
+async def _begin(upload: Upload, service: Service) -> tuple[_Wanted, FileTask]:
+    """What the form asks for, and the recognition of its file."""
+    try:
+        wanted = _Wanted(upload, service.languages)
+        hotwords = await service.writable_hotwords(phrases_of(upload.value("prompt")))
+    except BaseException:
+        upload.file.close()
+        raise
+    return wanted, service.files.recognize(upload.file, hotwords)
 
 
 async def _collect(request: Request, task: FileTask) -> Transcript:
@@ -125,9 +131,9 @@ async def _wait_until_gone(request: Request) -> None:
         pass
 
 
-def _as_the_client_knows(error: AudioError, upload: Upload) -> RequestError:
-    """The error about a file, which has the client's name for it instead of that of a temporary file."""
-    return RequestError(str(error).replace(str(upload.file), upload.name), "file")
+def _with_its_name(error: Exception, upload: Upload) -> RequestError:
+    """An error about a file, with the client's name for it instead of the server's."""
+    return RequestError(str(error).replace(name_of(upload.file), upload.name), "file")
 
 
 async def _events(
@@ -148,12 +154,10 @@ async def _events(
                 segment = await anext(segments, None)
             yield _event({"type": "transcript.text.done", "text": join_texts(texts)})
             yield "data: [DONE]\n\n"
-        except AudioError as error:
-            count_failure(service, error)
-            yield _event({"type": "error", **_error(_as_the_client_knows(error, upload))})
         except U2moeError as error:
-            count_failure(service, error)
-            yield _event({"type": "error", **_error(error)})
+            service.incidents.fail(error)
+            told = _with_its_name(error, upload) if isinstance(error, AudioError) else error
+            yield _event({"type": "error", "error": in_openai_form(told)})
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -169,47 +173,36 @@ class _Wanted:
 
     def __init__(self, upload: Upload, languages: Sequence[str]) -> None:
         self._format = upload.value("response_format") or "json"
-        if self._format not in _FORMATS:
-            message = f"response_format must be one of {', '.join(_FORMATS)}, got {self._format!r}"
-            raise RequestError(message, "response_format")
-        name = "timestamp_granularities"
-        self._granularities = upload.fields.get(f"{name}[]") or upload.fields.get(name) or ["segment"]
-        for granularity in self._granularities:
-            if granularity not in _GRANULARITIES:
-                message = f"timestamp_granularities must be of {', '.join(_GRANULARITIES)}, got {granularity!r}"
-                raise RequestError(message, "timestamp_granularities")
+        self._granularities = upload.values(f"{_GRANULARITY}[]") or upload.values(_GRANULARITY) or ["segment"]
         self._language = upload.value("language") or (languages[0] if len(languages) == 1 else "")
         self.is_stream = upload.value("stream").lower() in ("true", "1")
+        for name, value, choices in (
+            ("response_format", self._format, _FORMATS),
+            *((_GRANULARITY, value, _GRANULARITIES) for value in self._granularities),
+        ):
+            if value not in choices:
+                raise RequestError(f"{name} must be one of {', '.join(choices)}, got {value!r}", name)
 
     def response(self, transcript: Transcript) -> Response:
         """The transcript in the requested format."""
+        usage = {"type": "duration", "seconds": round(transcript.duration, 3)}
         match self._format:
             case "text":
                 return PlainTextResponse(transcript.text + "\n")
-            case "srt":
-                return PlainTextResponse(format_transcript(transcript, "srt"))
-            case "vtt":
-                return PlainTextResponse(format_transcript(transcript, "vtt"), media_type="text/vtt")
+            case "srt" | "vtt" as kind:
+                media_type = "text/vtt" if kind == "vtt" else "text/plain"
+                return PlainTextResponse(format_transcript(transcript, kind), media_type=media_type)
             case "verbose_json":
-                return JSONResponse(self._verbose(transcript))
+                return JSONResponse({**self._verbose(transcript), "usage": usage})
             case _:
-                usage = {"type": "duration", "seconds": round(transcript.duration, 3)}
                 return JSONResponse({"text": transcript.text, "usage": usage})
 
     def _verbose(self, transcript: Transcript) -> dict[str, Any]:
-        content: dict[str, Any] = {
-            "task": "transcribe",
-            "language": self._language,
-            "duration": round(transcript.duration, 3),
-            "text": transcript.text,
-            "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
-        }
+        duration = round(transcript.duration, 3)
+        content: dict[str, Any] = {"task": "transcribe", "language": self._language, "duration": duration}
+        content["text"] = transcript.text
         if "word" in self._granularities:
-            content["words"] = [
-                {"word": word.word, "start": word.start, "end": word.end, "confidence": word.confidence}
-                for segment in transcript.segments
-                for word in segment.words
-            ]
+            content["words"] = [dataclasses.asdict(word) for segment in transcript.segments for word in segment.words]
         if "segment" in self._granularities:
             content["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
         return content
@@ -230,3 +223,6 @@ def _segment(number: int, segment: Result) -> dict[str, Any]:
         "no_speech_prob": 0.0,
         "confidence": segment.confidence,
     }
+
+
+PROTOCOL = Protocol(name="file", routes=routes)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.result import Result
-from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
+from u2moe.runtime.server.connection import Connection, converse, float32_samples
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.protocol import Protocol
 
 if TYPE_CHECKING:
     from u2moe.runtime.server.session import ServerSession
@@ -23,9 +24,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, session: ServerSession) -> None:
-    while isinstance(message := await connection.receive(), bytes):
-        await session.feed(float32_samples(message))
-    if message != "Done":
+    if await connection.feed(session, float32_samples) != "Done":
         raise RequestError('expected float32 samples or the text "Done"')
     session.finish()
 
@@ -56,4 +55,4 @@ def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str
     }
 
 
-PROTOCOL = Protocol(name="sherpa", run=run)
+PROTOCOL = Protocol(name="sherpa", path="/sherpa", run=run, may_have_port=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
+from u2moe.runtime.server.connection import Connection, converse, float32_samples
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.text.vocabulary import join_texts
 
 if TYPE_CHECKING:
@@ -76,4 +77,4 @@ def _answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-PROTOCOL = Protocol(name="sherpa-offline", run=run)
+PROTOCOL = Protocol(name="sherpa-offline", path="/sherpa-offline", run=run, may_have_port=True)

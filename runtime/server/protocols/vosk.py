@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from u2moe.runtime.server.connection import Connection, Protocol, int16_samples, parse_object
+from u2moe.runtime.server.connection import Connection, checked_object, int16_samples, parse_object, refusing
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.text.vocabulary import join_texts
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from u2moe.runtime.result import Alternative, Result
+    from u2moe.runtime.result import Result
     from u2moe.runtime.server.session import ServerSession
 
 _PART_S = 2.0
@@ -80,30 +82,25 @@ async def _feed(session: ServerSession, samples: npt.NDArray[np.int16]) -> list[
 
 def _read_config(value: Any, before: _Config) -> _Config:
     """Read a configuration; what it does not name stays as it was. Numbers may be text, as in vosk."""
-    if not isinstance(value, dict):
-        raise RequestError(f"config must be an object, got {type(value).__name__}", "config")
-    rate = _number(value, "sample_rate", before.sample_rate)
-    alternatives = int(_number(value, "max_alternatives", before.max_alternatives))
-    phrases = value.get("phrase_list", before.phrases) or []
+    given = checked_object("config", value)
+    phrases = given.get("phrase_list", before.phrases) or []
     if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):
         raise RequestError("phrase_list must be a list of phrases", "phrase_list")
     return _Config(
-        sample_rate=rate,
-        words=bool(value.get("words", before.words)),
-        max_alternatives=alternatives,
+        sample_rate=_number(given, "sample_rate", before.sample_rate),
+        words=bool(given.get("words", before.words)),
+        max_alternatives=int(_number(given, "max_alternatives", before.max_alternatives)),
         phrases=tuple(phrase for phrase in phrases if phrase != _UNKNOWN),
     )
 
 
 def _number(values: dict[str, Any], name: str, default: float) -> float:
     value = values.get(name, default)
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise RequestError(f"{name} must be a number, at least 0, got {value!r:.80}", name)
-    return number
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    with refusing(name):
+        return checked_number(name, value, least=0)
 
 
 def _final(finals: list[Result], config: _Config) -> dict[str, Any]:
@@ -118,15 +115,11 @@ def _final(finals: list[Result], config: _Config) -> dict[str, Any]:
         return {**result, "text": text}
     others = finals[0].nbest[1 : config.max_alternatives] if len(finals) == 1 else []
     best = {"confidence": finals[0].score if finals else 0.0, **result, "text": text}
-    return {"alternatives": [best, *map(_alternative, others)]}
-
-
-def _alternative(alternative: Alternative) -> dict[str, Any]:
-    return {"confidence": alternative.score, "text": alternative.text}
+    return {"alternatives": [best, *({"confidence": other.score, "text": other.text} for other in others)]}
 
 
 def _tell_error(error: Exception) -> str:
     return json.dumps({"error": str(error)}, ensure_ascii=False)
 
 
-PROTOCOL = Protocol(name="vosk", run=run, tell_error=_tell_error)
+PROTOCOL = Protocol(name="vosk", path="/vosk", run=run, may_have_port=True, tell_error=_tell_error)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object
+from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object, refusing
 from u2moe.runtime.server.errors import RequestError
+from u2moe.runtime.server.protocol import Protocol
+from u2moe.runtime.validation import checked_integer
 
 if TYPE_CHECKING:
     from u2moe.runtime.result import Result
@@ -21,42 +24,34 @@ _LATE_AUDIO_S = 0.1
 
 async def run(connection: Connection) -> None:
     """Serve one utterance or, with `continuous_decoding`, any number."""
-    start = parse_object(await _expect_text(connection))
-    if start.get("signal") != "start":
-        raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
-    nbest, continuous = start.get("nbest", 1), start.get("continuous_decoding", False)
-    if not isinstance(nbest, int) or not 1 <= nbest <= _MAX_NBEST:
-        raise RequestError(f"nbest must be a number between 1 and {_MAX_NBEST}, got {nbest!r}", "nbest")
-    session = await connection.place.open_session(_SAMPLE_RATE)
-    await connection.send({"status": "ok", "type": "server_ready"})
-    await converse(_read(connection, session), _write(connection, session, nbest, is_continuous=continuous is True))
-    await connection.send({"status": "ok", "type": "speech_end"})
-
-
-async def _expect_text(connection: Connection) -> str:
     message = await connection.receive()
     if isinstance(message, bytes):
         raise RequestError("expected the signal 'start' before audio")
-    return message
+    start = parse_object(message)
+    if start.get("signal") != "start":
+        raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
+    with refusing("nbest"):
+        nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=_MAX_NBEST)
+    is_continuous = start.get("continuous_decoding") is True
+    session = await connection.place.open_session(_SAMPLE_RATE)
+    await connection.send({"status": "ok", "type": "server_ready"})
+    await converse(_read(connection, session), _write(connection, session, nbest, is_continuous=is_continuous))
+    await connection.send({"status": "ok", "type": "speech_end"})
 
 
 async def _read(connection: Connection, session: ServerSession) -> None:
-    while isinstance(message := await connection.receive(), bytes):
-        await session.feed(int16_samples(message))
-    signal = parse_object(message).get("signal")
+    signal = parse_object(await connection.feed(session, int16_samples)).get("signal")
     if signal != "end":
         raise RequestError(f"expected audio or the signal 'end', got the signal {signal!r}")
     loop = asyncio.get_running_loop()
     end = loop.time() + _LATE_AUDIO_S
-    while loop.time() < end:
-        try:
+    with contextlib.suppress(TimeoutError):
+        while loop.time() < end:
             async with asyncio.timeout_at(end):
                 late = await connection.receive()
-        except TimeoutError:
-            break
-        if isinstance(late, str):
-            break
-        await session.feed(int16_samples(late))
+            if isinstance(late, str):
+                break
+            await session.feed(int16_samples(late))
     session.finish()
 
 
@@ -91,4 +86,4 @@ def _tell_error(error: Exception) -> str:
     return json.dumps({"status": "failed", "message": str(error)}, ensure_ascii=False)
 
 
-PROTOCOL = Protocol(name="wenet", run=run, tell_error=_tell_error)
+PROTOCOL = Protocol(name="wenet", path="/wenet", run=run, may_have_port=True, tell_error=_tell_error)

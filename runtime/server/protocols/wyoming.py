@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import converse, count_failure, int16_samples, read_object
-from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, TooLargeError
+from u2moe.runtime.server.connection import converse, int16_samples, read_object, refusing, send_within
+from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.patience import Patience, patience_for_audio
+from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import added_text
 from u2moe.runtime.text.vocabulary import join_texts
+from u2moe.runtime.validation import checked_integer
 
 if TYPE_CHECKING:
     from u2moe.runtime.decoding.context import ContextGraph
@@ -51,13 +53,13 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
         try:
             await client.run()
         except U2moeError as error:
-            count_failure(service, error)
+            service.incidents.fail(error)
             with contextlib.suppress(U2moeError):
                 await client.send("error", text=str(error), code=type(error).__name__)
         except ClientGoneError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-            count_failure(service, error)
+            service.incidents.fail(error)
             LOGGER.exception("a connection (wyoming) was ended by an error")
     writer.close()
     try:
@@ -136,14 +138,8 @@ class _Client:
         """
         body = json.dumps(data, ensure_ascii=False).encode()
         head = json.dumps({"type": kind, "version": "1.5.2", "data_length": len(body)}).encode()
-        try:
-            self._writer.write(head + b"\n" + body)
-            async with asyncio.timeout(self._limits.send_s):
-                await self._writer.drain()
-        except TimeoutError:
-            raise IdleError(f"nothing was read for {self._limits.send_s:g} seconds") from None
-        except OSError as error:
-            raise ClientGoneError from error
+        self._writer.write(head + b"\n" + body)
+        await send_within(self._limits.send_s, self._writer.drain())
 
     async def _receive(self) -> WyomingEvent | None:
         """The next event; None at the end."""
@@ -171,9 +167,8 @@ class _Client:
         return WyomingEvent(type=kind, data=data, payload=payload)
 
     def _length(self, head: dict[str, Any], name: str) -> int:
-        length = head.get(name) or 0
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-            raise RequestError(f"{name} must be a number, at least 0, got {length!r}", name)
+        with refusing(name):
+            length = checked_integer(name, head.get(name) or 0, least=0, most=1 << 62)
         if length > self._limits.message_bytes:
             raise TooLargeError(f"{name} may be {self._limits.message_bytes}, got {length}", name)
         return length
@@ -187,10 +182,10 @@ class _Format:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> _Format:
-        values: dict[str, Any] = {name: data.get(name) for name in ("rate", "width", "channels")}
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise RequestError(f"{name} must be a number, at least 1, got {value!r}", name)
+        values = {}
+        for name in ("rate", "width", "channels"):
+            with refusing(name):
+                values[name] = checked_integer(name, data.get(name), least=1)
         audio = cls(**values)
         if audio.width != 2:
             raise RequestError(f"samples must have 2 bytes, got {audio.width}", "width")
@@ -222,3 +217,6 @@ def _info(service: Service) -> dict[str, Any]:
     model = {"name": name, "description": f"u2moe {name}", "languages": service.languages, **named}
     program = {"name": "u2moe", "description": "U2++ speech recognition", **named}
     return {"asr": [{**program, "models": [model], "supports_transcript_streaming": True}]}
+
+
+PROTOCOL = Protocol(name="wyoming", run_tcp=serve_wyoming, may_have_port=True)

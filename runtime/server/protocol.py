@@ -1,0 +1,90 @@
+"""The record of a protocol, and how a WebSocket is served by one: admission, errors, and one way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
+
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.access import KEY_SUBPROTOCOLS
+from u2moe.runtime.server.connection import Connection
+from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, StoppingError
+from u2moe.runtime.server.log import LOGGER
+
+if TYPE_CHECKING:
+    from starlette.routing import Route
+
+    from u2moe.runtime.server.service import Service
+
+_MAX_REASON = 120
+"""Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
+_CLOSE_CODE = 1008
+"""Close code for other errors of the client."""
+_GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
+
+Conversation = Coroutine[Any, Any, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What clients speak: over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`).
+
+    Attributes:
+        name: its name in options, metrics and logs.
+        path: path of its WebSocket.
+        run: serves one client over a WebSocket until it is done; exceptions are reported to the client.
+        run_tcp: serves one client over TCP, and reports errors itself.
+        routes: its HTTP routes.
+        may_have_port: whether `--protocol` gives it a port of its own, for clients that cannot name a path.
+        tell_error: returns the message that reports an error to the client; None: the protocol has none.
+        subprotocols: supported WebSocket subprotocols, of which the first that the client offers is chosen.
+    """
+
+    name: str
+    path: str | None = None
+    run: Callable[[Connection], Conversation] | None = None
+    run_tcp: Callable[[Service, asyncio.StreamReader, asyncio.StreamWriter], Conversation] | None = None
+    routes: Callable[[Service], list[Route]] | None = None
+    may_have_port: bool = False
+    tell_error: Callable[[Exception], str] | None = None
+    subprotocols: tuple[str, ...] = ()
+
+    async def serve(self, service: Service, websocket: WebSocket) -> None:
+        """Serve a client, if there is a place; errors are reported to it and end the connection."""
+        with contextlib.suppress(*_GONE, OSError, TimeoutError):
+            code, reason = await self._serve_to_the_end(service, websocket)
+            async with asyncio.timeout(service.options.limits.send_s):
+                await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+
+    async def _serve_to_the_end(self, service: Service, websocket: WebSocket) -> tuple[int, str]:
+        """Serve a client; returns the code and the reason to close with."""
+        subprotocol = self._choose(websocket.scope["subprotocols"])
+        try:
+            with service.place(self.name) as place:
+                await websocket.accept(subprotocol)
+                await self.run(Connection(websocket, service, place))
+            return (StoppingError.close_code, str(StoppingError())) if place.is_drained else (1000, "")
+        except U2moeError as error:
+            service.incidents.fail(error)
+            if websocket.application_state == WebSocketState.CONNECTING:
+                await websocket.accept(subprotocol)  # web pages see the reason only if it was accepted
+            if self.tell_error is not None:
+                async with asyncio.timeout(service.options.limits.send_s):
+                    await websocket.send_text(self.tell_error(error))
+            return getattr(error, "close_code", _CLOSE_CODE), str(error)
+        except _GONE:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
+            service.incidents.fail(error)
+            LOGGER.exception("a connection (%s) was ended by an error", self.name)
+            return RecognitionError.close_code, "an error within the server"
+
+    def _choose(self, offered: list[str]) -> str | None:
+        """One of the subprotocols that the client offers: browsers give up if none is chosen, so it may be the key."""
+        keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
+        return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

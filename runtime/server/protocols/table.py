@@ -1,0 +1,11 @@
+"""All protocols: paths, ports, options and metrics follow from this table."""
+
+from __future__ import annotations
+
+from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, sherpa_offline, vosk, wenet, wyoming
+
+PROTOCOLS = {
+    module.PROTOCOL.name: module.PROTOCOL
+    for module in (live, rest, realtime, wenet, sherpa, sherpa_offline, vosk, wyoming)
+}
+"""By name."""
