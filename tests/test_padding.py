@@ -19,7 +19,6 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.bundle.manifest_file import parse_manifest
 from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.server.launch import ModelOptions
 
 PADDING_S = 0.3
 FEATURES = FeatureConfig()
@@ -116,12 +115,6 @@ def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):
     monkeypatch.setattr(source, "presented", presented)
     stream.get_result()
     assert locked == [True]
-
-
-def test_a_server_has_its_padding():
-    options = ModelOptions(padding_s=PADDING_S)
-    recognizer = options.load()
-    assert recognizer.options.padding_s == options.decoding(recognizer).padding_s == PADDING_S
 
 
 def test_an_empty_source_stays_empty(toy):

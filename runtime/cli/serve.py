@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.cli.options import add_kernels, add_padding, hotwords_of, provider_names
+from u2moe.runtime.cli.options import add_kernels, hotwords_of, provider_names
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -41,7 +41,6 @@ def add_serve(subparsers: Any) -> None:
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--capacity", type=int, metavar="N", help="live streams per worker (default: measured)")
-    parser.add_argument("--max-files", type=int, default=16, metavar="N", help="uploads per worker (default: 16)")
     parser.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
     parser.add_argument(
         "--max-duration", type=float, default=14400, metavar="S", help="limit on audio in seconds (default: 14400)"
@@ -65,11 +64,9 @@ def add_serve(subparsers: Any) -> None:
     parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate for HTTPS and WSS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of the certificate")
     parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: 16)")
-    parser.add_argument("--left-chunks", type=int, default=4, metavar="N", help="chunks of left context (default: 4)")
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_kernels(parser)
-    add_padding(parser)
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
     add_language_model(parser)
     parser.set_defaults(run=run_serve)
@@ -87,7 +84,6 @@ def run_serve(args: argparse.Namespace) -> int:
         languages=tuple(args.language),
         workers=args.workers,
         capacity=args.capacity,
-        max_files=args.max_files,
         limits=Limits(upload_bytes=args.max_upload << 20, duration_s=args.max_duration, idle_s=args.idle_timeout),
         drain_s=args.drain_timeout,
         api_key=_api_key(args.api_key),
@@ -98,12 +94,10 @@ def run_serve(args: argparse.Namespace) -> int:
     model = ModelOptions(
         bundle=args.bundle,
         chunk_size=args.chunk_size,
-        num_left_chunks=args.left_chunks,
         providers=provider_names(args),
         num_threads=args.num_threads,
         kernels=args.kernels,
         hotwords=hotwords_of(args),
-        padding_s=args.padding,
         language_model=language_model_options(args),
     )
     return launch(options, model)

@@ -26,6 +26,9 @@ from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import WorkerPlace, run_workers
 
+_LEFT_CHUNKS = 4
+"""Chunks of left context of live streams, which bounds their memory and time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -47,8 +50,6 @@ class ModelOptions:
     num_threads: int | None = None
     kernels: str | None = None
     hotwords: tuple[str | tuple[str, float], ...] | None = None
-    num_left_chunks: int = 4
-    padding_s: float | None = None
     language_model: LanguageModelOptions | None = None
 
     def load(self) -> Recognizer:
@@ -58,7 +59,7 @@ class ModelOptions:
             providers=self.providers,
             num_threads=self.num_threads,
             kernels=self.kernels,
-            options=DecodingOptions(language_model=self.language_model, padding_s=self.padding_s),
+            options=DecodingOptions(language_model=self.language_model),
             hotwords=self.hotwords,
         )
 
@@ -67,10 +68,9 @@ class ModelOptions:
         config = recognizer.model.config
         return DecodingOptions(
             chunk_size=self.chunk_size or config.static_chunk_size or STREAM_CHUNK_SIZE,
-            num_left_chunks=self.num_left_chunks,
+            num_left_chunks=_LEFT_CHUNKS,
             endpoint=EndpointConfig(),
             language_model=self.language_model,
-            padding_s=self.padding_s,
         )
 
 
