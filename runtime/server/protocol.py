@@ -63,6 +63,8 @@ class Protocol:
 
     async def _serve_to_the_end(self, service: Service, websocket: WebSocket) -> tuple[int, str]:
         """Serve a client; returns the code and the reason to close with."""
+        if self.run is None:
+            raise TypeError(f"{self.name} is not spoken over a WebSocket")
         subprotocol = self._choose(websocket.scope["subprotocols"])
         try:
             with service.place(self.name) as place:
