@@ -51,7 +51,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """The tensors the network uses, by WeNet's names, float32; memory-mapped unless stored in another precision."""
     ignored: dict[str, str]
-    """The other tensors of the file by name, each with the reason why it has no effect."""
+    """The unused tensors of the file by name, each with the reason."""
 
     @classmethod
     def open(
@@ -115,7 +115,7 @@ class Checkpoint:
         return network.requires_grad_(requires_grad=False).eval()
 
     def model_config(self) -> ModelConfig:
-        """What the runtime needs to know about the network."""
+        """Sizes and kinds for the bundle's manifest."""
         encoder = self.architecture.encoder
         convolution = encoder.convolution
         decoder: Literal["bitransformer", "transformer", "none"] = "none"
@@ -206,7 +206,7 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
 
 
 def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig) -> None:
-    """What the vocabulary calls by the name of a special token must have its id; it may call both ends `<sos/eos>`."""
+    """Special tokens in the vocabulary must have the ids of train.yaml; `<sos/eos>` may stand for both ends."""
     stated = dict(config.special_tokens)
     if config.blank is not None:
         stated[BLANK] = config.blank

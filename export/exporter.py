@@ -6,11 +6,9 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Any
 
 import onnx_ir as ir
 
-from u2moe.export.architecture import Architecture
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import ParityReport
 from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
@@ -107,7 +105,7 @@ def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
         decoding=checkpoint.decoding,
         producer=f"u2moe {version('u2moe')}",
         files={},
-        architecture=_plain(checkpoint.architecture),
+        architecture=dataclasses.asdict(checkpoint.architecture),
     )
 
 
@@ -119,8 +117,3 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
     yield ctc_graph(network, manifest.model, metadata)
     if manifest.model.decoder != "none":
         yield decoder_graph(network, manifest.model, metadata)
-
-
-def _plain(architecture: Architecture) -> dict[str, Any]:
-    """The architecture as JSON can store it."""
-    return dataclasses.asdict(architecture)

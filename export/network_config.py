@@ -1,4 +1,4 @@
-"""encoder_conf and decoder_conf of a train.yaml to the encoder and the decoders of an architecture."""
+"""Parses encoder_conf and decoder_conf of a train.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the text and yaml files of a checkpoint, within limits: no file can exhaust memory or time."""
+"""Reads the text and yaml files of a checkpoint, with limits on memory and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""train.yaml, in WeNet's old and new layouts, to the architecture, features and vocabulary. Reads no tensors."""
+"""Parses train.yaml, in WeNet's old and new layouts, into architecture, features and vocabulary. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainingConfig:
     blank: int | None
     """Id of the blank; None: that of `<blank>` in the vocabulary."""
     trained_decoder: bool
-    """False: a loss of CTC alone (`ctc_weight` 1) left the decoders in the state dict as they were initialised."""
+    """False: trained with CTC alone (`ctc_weight` 1), so the decoders in the state dict are random."""
     tokenizer: Literal["char", "bpe"] | None
     """None in old files, which do not state it."""
     special_tokens: dict[str, int]

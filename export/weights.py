@@ -1,4 +1,4 @@
-"""A WeNet state dict on disk to exactly the tensors that an architecture needs, checked one by one. Knows no yaml."""
+"""Loads a WeNet state dict and selects the tensors that an architecture needs, each one checked."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CONCATENATION = re.compile(
 TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
 MOST_NAMES = 5
 POSITION_ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-3}
-"""The types that tensors may have, and how much tables of them may differ from our sinusoids: at the far end, the angle
-5000 has an error of 3e-4 in float32; a value near 1 has one of 2.4e-4 in float16 and of 2e-3 in bfloat16. Another kind
-of table differs by about 1."""
+"""Supported tensor types, each with the largest difference of a position table from our sinusoids. The angle 5000 has
+an error of 3e-4 in float32; a value near 1 has one of 2.4e-4 in float16 and of 2e-3 in bfloat16. Other kinds of table
+differ by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
-    """`path`, or the file that WeNet meant: training links final.pt to N.pt but writes epoch_N.pt."""
+    """Resolve WeNet's dangling link: training links final.pt to N.pt but writes epoch_N.pt."""
     if not path.is_symlink() or path.exists():
         return path
     target = str(path.readlink())

@@ -1,4 +1,4 @@
-"""Keys of train.yaml, by section, that have no effect or only one supported value. No other file here reads them."""
+"""Keys of train.yaml, by section, that have no effect on the network, or only one supported value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "collate_conf.feature_extraction_conf": ("dither",),
     }
 )  # fmt: skip
-"""Keys that say how the network was trained, not what it computes."""
+"""Keys that affect training only."""
 
 ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""Quantization arithmetic on numpy arrays: numbers to integers and back. Knows nothing of graphs."""
+"""Quantization and dequantization of numpy arrays. Independent of graphs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ACTIVATION_ZERO = 128
 POSITIVE_LEVELS = 255
 """The largest uint8 for activations that are never negative, whose zero is 0: those of the front end."""
 LOWEST: Mapping[str, float] = MappingProxyType({"relu": 0.0, "gelu": 0.17, "swish": 0.2785})
-"""How far below zero the output of an activation can go, if that is little compared with its largest values."""
+"""Absolute value of the minimum of each activation whose negative outputs are small compared with its largest."""
 NOTHING = 1e-30
-"""Weights up to this magnitude count as zeros: their scale would not be a normal float."""
+"""Weights up to this magnitude are treated as zeros: their scale would be subnormal."""
 INT4_LIMITS = (7.0, 7.5, 8.0, 8.5, 9.0, 10.0)
-"""What the largest weight of a block may be in steps of its 4-bit scale; the integers end at -8 and 7."""
+"""Candidate scales: the largest weight of a block in 4-bit steps. Integers range from -8 to 7."""
 
 
 def int8_columns(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:

@@ -1,4 +1,4 @@
-"""The tokens that recordings bring to the experts of a float32 encoder, in files of a temporary folder."""
+"""Records the tokens that each expert of a float32 encoder receives for recordings, in temporary files."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from u2moe.runtime.errors import BundleError
 
 Array = npt.NDArray[Any]
 _PIECE_FRAMES = 3000
-"""Feature frames that the encoder gets at once: attention over a long recording would take much memory."""
+"""Feature frames per encoder call: attention over a whole long recording would need too much memory."""
 
 
 class ExpertTokens:
-    """Tokens by layer and expert.
+    """Calibration tokens by layer and expert.
 
     Attributes:
-        seconds: of audio.
-        num_compensated: experts that had enough tokens so far; `num_plain`: those that had not.
+        seconds: seconds of audio.
+        num_compensated: experts seen so far that had enough tokens for calibration; `num_plain`: those that had not.
     """
 
     def __init__(
         self, folder: Path, layers: Mapping[str, RoutedLayer], seconds: float, progress: Callable[[str], None]
     ) -> None:
-        """Tokens float32 [n, dim] of each layer are in the file of `folder` that has its name."""
+        """The file of a layer in `folder` has its name and holds its tokens, float32 [n, dim]."""
         self.folder, self.layers, self.seconds, self.progress = folder, layers, seconds, progress
         self.num_compensated = self.num_plain = 0
 
     def by_expert(self, name: str, num_experts: int) -> Iterator[tuple[Array, Array] | None]:
-        """For each expert of the layer of that name, its tokens [n, dim] and its shares [n] of their outputs.
+        """For each expert of the layer, its tokens [n, dim] and its routing weight [n] for each of them.
 
-        None for experts with fewer tokens than inputs, and for all those of other graphs than the encoder.
+        None for experts with fewer tokens than inputs, and for all experts outside the encoder.
         """
         if name not in self.layers:
             yield from [None] * num_experts
@@ -55,7 +55,7 @@ class ExpertTokens:
             yield (tokens[chosen], own[chosen]) if enough else None
 
     def data(self) -> dict[str, float]:
-        """What manifest and report say."""
+        """Statistics for the manifest and the report."""
         return {
             "seconds": round(self.seconds, 2),
             "compensated_experts": self.num_compensated,
@@ -69,7 +69,7 @@ def recorded(
 ) -> Iterator[ExpertTokens]:
     """Run the encoder of a float32 bundle over features [frames, mel] of recordings, with full context.
 
-    The files are in a folder inside `beside`: the system's folder for temporary files is often in memory.
+    The temporary folder is created in `beside`, because the system's is often in memory.
 
     Raises:
         BundleError: the encoder has no mixture of experts.

@@ -1,8 +1,8 @@
-"""Rounding of experts to 4 bits so that what they compute of recorded tokens changes least. Knows nothing of graphs.
+"""Rounding of experts to 4 bits with the smallest output error on recorded tokens. Independent of graphs.
 
-Rows are rounded one after the other, and those that are not rounded yet are corrected for the errors so far: GPTQ
-(Frantar et al. 2022). The second product is fitted to the hidden activations that the rounded first one gives, and the
-biases, which stay float32, take the mean error.
+Rows are rounded one after the other, and the remaining rows are corrected for the errors so far: GPTQ (Frantar et al.
+2022). The second product is fitted to the hidden activations of the rounded first one, and the biases, which stay in
+float32, absorb the mean error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from u2moe.quantize.arithmetic import NOTHING, Float, from_int4_blocks, int4_int
 
 Double = npt.NDArray[np.float64]
 DAMPING = 0.05
-"""Part of the mean second moment of the inputs that is added to each: what recordings do not show stays as it was."""
+"""Regularisation: this fraction of the mean second moment of the inputs is added to each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,13 @@ class FloatExpert:
 
 
 def fitted(inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, block_size: int) -> Product:
-    """A product in 4 bits that gives for the second inputs what `weight` and `bias` give for the first.
+    """The 4-bit product that best approximates, on the second inputs, `weight` and `bias` on the first.
 
     Args:
-        inputs: of the product in float32 and of that in 4 bits: [n, in] each.
-        shares: factors of the errors of each row [n].
+        inputs: inputs of the float32 product and of the 4-bit product, [n, in] each.
+        shares: weight of the error of each row [n].
         weight: [in, out].
-        bias: [out]; None: the product has none, so that it cannot take a mean error.
+        bias: [out]; None: the product has none, so the mean error remains.
         block_size: rows that share a scale.
     """
     squares = np.square(shares) / max(float(np.square(shares).sum()), NOTHING)
@@ -96,7 +96,7 @@ def fitted(inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Floa
 
 
 def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int) -> tuple[Float, Float]:
-    """Integers and scales in 4 bits with a small error of the outputs, which is not that of the weights.
+    """Integers and scales in 4 bits that minimise the error of the outputs instead of that of the weights.
 
     Args:
         weight: [in, out].
@@ -106,7 +106,7 @@ def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int)
     Returns:
         Integers from -8 to 7 [in, out]; scales [out, blocks].
     """
-    # row i, divided by the diagonal, says how much the later rows make up for an error of 1 in row i
+    # row i, divided by the diagonal: the corrections of later rows for an error of 1 in row i
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
     left = weight.astype(np.float64)

@@ -1,9 +1,9 @@
-"""What to quantize, and how: recipes as data, validated at construction. Knows nothing of graphs."""
+"""Recipes: which groups of weights get which number format, as validated data. Independent of graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Formats for each group of weights. Routers, biases, norms and depthwise convolutions are always fp32.
 """
 LONGEST_S = 900
-"""Seconds of calibration audio that are used; what follows is not read."""
+"""Maximum seconds of calibration audio; the rest is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class Recipe:
         whole: "fp16" converts everything but routers and positions to half precision (for CUDA) and excludes `groups`;
             None: only what `groups` says.
         required: groups that were requested by name; a network without one of them is an error.
-        packed: write weights in the layout of the native kernels, which then use them where they lie in the file. The
-            bundle cannot be loaded without these kernels, and its files must not change in place while it is loaded.
-        calibration: audio files; the encoder's experts in int4 are rounded so that what they compute of it changes
-            least. Empty: rounded one by one.
+        packed: write weights in the layout of the native kernels, which then map them from the file. The bundle cannot
+            be loaded without these kernels, and its files must not change in place while it is loaded.
+        calibration: audio files on which the output error of the encoder's int4 experts is minimised (GPTQ). Empty:
+            each weight is rounded to the nearest value.
     """
 
     name: str
@@ -79,18 +79,6 @@ class Recipe:
         """The groups that do not stay in fp32."""
         return {group: kind for group, kind in self.groups.items() if kind != "fp32"}
 
-    def replaced(self, groups: Mapping[str, str]) -> Recipe:
-        """This recipe with other formats, and a name that reflects them."""
-        changes = [f"{group}={kind}" for group, kind in sorted(groups.items())]
-        if not changes:
-            return self
-        return replace(
-            self,
-            name=f"{self.name}[{','.join(changes)}]",
-            groups={**self.groups, **groups},
-            required=tuple(group for group, kind in groups.items() if kind != "fp32"),
-        )
-
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -106,7 +94,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 FLOAT32 = "fp32"
-"""A base that quantizes nothing: a recipe only together with a format for some group."""
+"""The empty base recipe, which needs a format for at least one group."""
 
 
 def recipe(
@@ -121,14 +109,18 @@ def recipe(
     Raises:
         ValueError: no such recipe, group or format, or the recipe changes nothing.
     """
-    changes = groups or {}
-    if name == FLOAT32:
-        plain = Recipe(name=name, groups=changes)
-    elif name in RECIPES:
-        plain = RECIPES[name]
-    else:
+    if name not in (*RECIPES, FLOAT32):
         raise ValueError(f"recipe must be one of {', '.join((*RECIPES, FLOAT32))}, got {name!r}")
-    changed = plain.replaced(changes)
-    if not (packed or calibration):
-        return changed
-    return replace(changed, packed=packed, calibration=tuple(calibration))
+    base = RECIPES.get(name)
+    if base is not None and not (groups or packed or calibration):
+        return base
+    changes = dict(groups or {})
+    suffix = ",".join(f"{group}={kind}" for group, kind in sorted(changes.items()))
+    return Recipe(
+        name=f"{name}[{suffix}]" if suffix else name,
+        groups={**(base.groups if base else {}), **changes},
+        whole=base.whole if base else None,
+        required=tuple(group for group, kind in changes.items() if kind != "fp32"),
+        packed=packed,
+        calibration=tuple(calibration),
+    )

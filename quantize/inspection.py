@@ -1,4 +1,4 @@
-"""The content of a bundle, for people and scripts: sizes, parameters by group, experts, tensors, metadata."""
+"""The content of a bundle as text or JSON: sizes, parameters by group, experts, tensors, metadata."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Weights in the layout of the native kernels, which then use them where they lie in the file.
+"""Packs weights in the layout of the native kernels, which then map them from the file.
 
-A graph with packed weights has native operators in the place of our functions, and no longer the functions.
+A packed graph calls native operators instead of our functions, which it no longer contains.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.model.native import CPU, choose_kernels, plain_name
 
 ALIGNMENT = 4096
-"""Bytes at a multiple of which packed weights begin: onnxruntime maps pages."""
+"""Alignment of packed weights in bytes: onnxruntime maps pages."""
 _LINE = 64
 _SMALLEST = 1024
-"""Bytes of a weight below which it stays in the graph: shapes are inferred from some small constants."""
+"""Smaller weights, in bytes, stay in the graph: shape inference needs some small constants."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
-from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import Recording, words
@@ -61,7 +60,7 @@ def quantize_bundle(
         The new bundle and its report, which the bundle also holds as report.json; None without audio.
 
     Raises:
-        AudioError: audio that cannot be read, or nothing that is to be heard is long enough for the encoder.
+        AudioError: audio that cannot be read, or all of it is too short for the encoder.
         BundleError: not a float32 bundle, weights in a file with several names (hard links), a requested group that no
             graph has, or a target that cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
@@ -77,9 +76,9 @@ def quantize_bundle(
         if measured and not features:
             raise AudioError(f"{measured[0]} and all others are too short for the encoder: there is nothing to measure")
         changes, record = _quantized_graphs(source, recipe, staging.path, progress)
-        save_graph(features_graph(source.manifest), staging.path / contract.features().file)
+        quantized = tuple(graph.file for graph in source.manifest.model.graphs())
         for name in source.manifest.files:
-            if not name.endswith((".onnx", ".onnx.data")):
+            if not name.startswith(quantized):  # nor the weights beside a graph
                 staging.add(name, source.path / name)
         manifest = dataclasses.replace(source.manifest, quantization=record)
         staged = staging.seal(manifest)
@@ -114,7 +113,7 @@ def _quantized_graphs(
 
 
 def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Callable[[str], None]) -> Manifest:
-    """Pack the weights of the staged graphs; returns the manifest, which then says so."""
+    """Pack the weights of the staged graphs; returns the updated manifest."""
     num_packed = 0
     for graph in manifest.model.graphs():
         progress(f"packing {graph.file}")
@@ -151,7 +150,7 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 def _tokens(
     source: Bundle, recipe: Recipe, folder: Path, progress: Callable[[str], None]
 ) -> AbstractContextManager[ExpertTokens | None]:
-    """What the recipe's calibration brings to the experts, in files of `folder`; None if it has none."""
+    """Tokens of the recipe's calibration recordings, in files in `folder`; None without calibration."""
     if not recipe.calibration:
         return nullcontext()
     shift_s = source.manifest.features.frame_shift_ms / 1000
@@ -162,7 +161,7 @@ def _tokens(
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """Groups requested by name must exist; a recipe for all groups may meet a network that has only some."""
+    """Raise BundleError if a group requested by name is missing; recipes for all groups accept networks with some."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if missing - by_nature or not changed:

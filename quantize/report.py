@@ -1,7 +1,6 @@
 """A quantized bundle compared with its float32 bundle: bytes, errors, routing, word error rate, speed.
 
-Everything is measured on the files that were written, not taken from what the rewrites say; of a bundle that is packed
-afterwards, on those before, except for the bytes.
+Everything is measured on the written files. A packed bundle is measured before packing, except for its size.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
         log_probs.append((reference.ctc(pair[0]), quantized.ctc(pair[1])))
     expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
     encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
-    # Also the best tokens: of an untrained network with a large vocabulary none is as likely as that.
+    # Also the best tokens: an untrained network with a large vocabulary has no token above 1 %.
     likely = (expected > np.log(0.01)) | (expected == expected.max(axis=1, keepdims=True))
     return {
         "frames": len(expected),
@@ -228,7 +227,7 @@ def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> lis
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """The report as a table for people."""
+    """The report as a table."""
     sizes = report["bytes"]
     lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7} {'error':>8} {'worst':>8}"]
     for group, size in sizes["groups"].items():

@@ -1,4 +1,4 @@
-"""The inputs of an encoder's mixtures of experts, chunk by chunk, and the experts that the routers choose."""
+"""Inputs of an encoder's mixtures of experts, chunk by chunk, and the experts that the routers choose."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RoutedLayer:
         return np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
 
     def shares(self, tokens: Array) -> Array:
-        """The weight of each expert in the output for tokens [n, dim]: [n, experts], 0 where it is not chosen."""
+        """Routing weights [n, experts] of tokens [n, dim]; 0 for experts that are not chosen."""
         logits, chosen = tokens @ self.gate, self.choices(tokens)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = np.zeros_like(odds)
@@ -60,7 +60,7 @@ class RoutedLayer:
         return weights
 
     def counts(self, tokens: Array) -> npt.NDArray[np.int64]:
-        """The number of the tokens [..., dim] that each expert gets: [experts]."""
+        """Number of tokens [..., dim] routed to each expert: [experts]."""
         return np.bincount(self.choices(tokens).ravel(), minlength=self.gate.shape[1]).astype(np.int64)
 
 
@@ -148,10 +148,10 @@ def _layer(node: ir.Node) -> RoutedLayer | None:
 def _load(
     model: ir.Model, options: onnxruntime.SessionOptions | None, kernels: Kernels | None
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph that was changed; it needs the graph as long as it runs, for weights in files stay mapped.
+    """A session of a modified graph. Keep the graph while the session is in use: its weights stay memory-mapped.
 
-    They are handed over. Hard links to the files beside a changed graph would keep other processes from quantizing the
-    same bundle: onnx-ir takes a file with two names for an attack.
+    External weights are passed as values: a hard link beside the modified graph would make onnx-ir refuse the original
+    file in other processes.
     """
     if options is None:
         options = onnxruntime.SessionOptions()

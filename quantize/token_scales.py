@@ -1,12 +1,11 @@
-"""Activations as integers with one scale per token, which is a row of them, and products of these, as ONNX functions.
+"""ONNX functions that quantize activations with one scale per token (row), and multiply them by int8 weights.
 
-A token's result then depends neither on its chunk nor on its batch, and large tokens do not drown small ones. Rows are
-divided by their largest magnitude, which makes the scale of the integers a constant, and multiplied by it again after
-the product. For a row of zeros that magnitude is 0: its integers are then meaningless, but 0 times their product is
-correct.
+A token's result then depends neither on its chunk nor on its batch. Rows are divided by their largest magnitude, which
+makes the scale of the integers constant, and multiplied by it again after the product. For a row of zeros that
+magnitude is 0: its integers are then meaningless, but 0 times their product is correct.
 
-Native kernels run whole functions, so a product whose input nobody else reads is one function with its rounding and
-bias, and so is a feed-forward layer, gated or not.
+Native kernels replace whole functions: a product whose input has no other reader is one function with its quantization
+and bias, and so is a feed-forward layer, gated or not.
 """
 
 from __future__ import annotations

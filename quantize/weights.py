@@ -1,4 +1,4 @@
-"""Quantized weights that replace those of a float32 graph, computed one at a time when the graph is saved."""
+"""Quantized weights of a graph, computed lazily, one at a time, when the graph is saved."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Weights:
         )
 
     def int4(self, weight: ir.Value, block_size: int, made: tuple[Array, Array] | None = None) -> Quantized:
-        """A weight [in, out] in 4 bits, as MatMulNBits reads it; `made` are its integers and scales if there are."""
+        """A weight [in, out] in 4 bits, as MatMulNBits reads it; `made`: its integers and scales, if calibrated."""
         (rows, columns), name, group = shape_of(weight), weight.name, group_of(weight)
         blocks = -(-rows // block_size)
 
@@ -115,7 +115,7 @@ class Weights:
         )
 
     def changed(self, value: ir.Value, array: Array) -> ir.Value:
-        """An initializer in float32 with other numbers than `value`."""
+        """A float32 initializer with new values for `value`."""
         name = f"{value.name}.calibrated"
         return self.add(name, ir.DataType.FLOAT, array.shape, lambda: array, group_of(value))
 

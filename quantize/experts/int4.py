@@ -30,7 +30,7 @@ def int4_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> Expert
 
 
 def compensated_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe, tokens: ExpertTokens) -> ExpertCall:
-    """The same, rounded at once for the tokens of recordings; experts that get too few of them as without any."""
+    """The same, calibrated on recorded tokens; experts with too few tokens are rounded to the nearest value."""
     own = []
     for index, found in enumerate(tokens.by_expert(scope(layer.node), layer.mixture.num_experts)):
         products = _float(layer, index).compensated(*found, recipe.block_size) if found else (None, None)
@@ -46,7 +46,7 @@ def _float(layer: ExpertLayer, index: int) -> FloatExpert:
 
 @cache
 def _activation(kind: str) -> Callable[[Float], Float]:
-    """An activation of the graphs, for arrays."""
+    """The activation as computed in graphs, as a function of arrays."""
     function = build_function("Activation", ["x"], lambda g, inputs: activation(g, inputs[0], kind))
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", "columns"))
     call = ir.node("Activation", [x], domain=function.domain)
@@ -61,7 +61,7 @@ def _activation(kind: str) -> Callable[[Float], Float]:
 def _inputs(
     layer: ExpertLayer, index: int, weights: Weights, recipe: Recipe, made: Sequence[Product | None] = (None, None)
 ) -> list[ir.Value]:
-    """Inputs of the function for one expert; its products may have been made already."""
+    """Inputs of the function for one expert, from its calibrated products if there are any."""
     inputs: list[ir.Value] = []
     for own, biases, product in zip((layer.w1, layer.w2), (layer.b1, layer.b2), made, strict=True):
         parts = (product.packed, product.scale) if product else None
@@ -81,7 +81,7 @@ def _call(layer: ExpertLayer, recipe: Recipe, experts: Sequence[Sequence[ir.Valu
 
 
 def int4_mixture(mixture: Mixture, dim: int, hidden: int) -> ir.Function:
-    """The function, for experts of these sizes."""
+    """The function of a mixture whose experts have these sizes."""
     suffixes = ("", "_scale", "_bias") if mixture.bias else ("", "_scale")
     parts = [f"{weight}{suffix}" for weight in ("w1", "w2") for suffix in suffixes]
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]

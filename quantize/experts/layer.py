@@ -1,4 +1,4 @@
-"""The mixtures of experts of a float32 graph, and the calls that replace them."""
+"""The mixtures of experts of a float32 graph, and their replacements."""
 
 from __future__ import annotations
 
