@@ -104,10 +104,11 @@ def test_a_resumed_run_takes_the_same_steps(work_dir):
 
 
 @pytest.mark.usefixtures("no_easy_phase")
-def test_two_views_are_heard_in_every_step(work_dir):
-    one, two = (run(work_dir, f"views-{views}", 16, "--views", views) for views in (1, 2))
-    assert two["options"]["views"] == 2
-    assert two["progress"]["speech_seconds"] > 1.1 * one["progress"]["speech_seconds"]  # not in the easy epoch
+def test_two_views_are_heard_by_any_number_of_processes(work_dir, monkeypatch):
+    seen, losses = [], gradients.losses
+    monkeypatch.setattr(gradients, "losses", lambda *arguments: seen.append(arguments[3]) or losses(*arguments))
+    two = run(work_dir, "views", 16, "--views", 2)
+    assert 2 in {len(chunk_sizes) for chunk_sizes in seen}  # from the second epoch on
     assert differences(two, run(work_dir, "views-shared", 16, "--views", 2, "--processes", 2)) == 0
 
 
