@@ -201,15 +201,6 @@ def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size):
         assert search.hypotheses() == whole
 
 
-def test_a_prefix_that_leaves_and_returns_is_still_merged():
-    """A prefix out of the beam whose extension stays in it must be found again, not made a second time."""
-    for seed in range(60):
-        log_probs = random_log_probs(seed, 50, 4, 1.0)
-        hypotheses = ctc_prefix_beam_search(log_probs, 3)
-        assert len({tuple(h.tokens) for h in hypotheses}) == len(hypotheses)
-        assert [h.tokens for h in hypotheses] == [tokens for tokens, _, _ in plain_prefix_beam_search(log_probs, 3)]
-
-
 def test_equal_scores_keep_the_order_of_the_tokens():
     log_probs = np.full((1, 8), math.log(1 / 8), np.float32)
     assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 4)] == [[], [1], [2], [3]]
@@ -228,16 +219,6 @@ def test_no_frames():
     nothing = np.zeros((0, 5), np.float32)
     assert ctc_greedy_search(nothing).tokens == []
     assert [(h.tokens, h.score, h.times) for h in ctc_prefix_beam_search(nothing, 4)] == [([], 0.0, [])]
-
-
-def test_impossible_tokens_never_appear():
-    log_probs = np.full((6, 5), -np.inf, np.float32)
-    log_probs[:, 0] = 0.0
-    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 5)] == [[]]
-
-
-def test_beam_wider_than_vocabulary():
-    assert len(ctc_prefix_beam_search(random_log_probs(0, 10, 3), 50)) == 50
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (2, 0)])

@@ -8,11 +8,9 @@ import soundfile
 from fbanks import CONFIG, CONFIGS, any_config, plain_fbank
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import edit_manifest
 
 from u2moe.export.feature_parity import compare_features
-from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import Bundle, Recognizer
+from u2moe.runtime import Bundle
 from u2moe.runtime.errors import BundleError, ParityError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
@@ -87,12 +85,6 @@ def test_extreme_signals(front_end, name):
     np.testing.assert_allclose(found, plain_fbank(samples, CONFIG), rtol=0, atol=LAST_BIT)
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 239, 240, 399, 400, 559, 560])
-def test_a_frame_needs_a_whole_window(front_end, num_samples):
-    samples = np.ones((1, num_samples), np.float32)
-    assert front_end()(samples)[0].shape == fbank(samples[0], CONFIG).shape
-
-
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=10))
 def test_any_blocks_of_frames_are_the_frames_of_the_whole(front_end, sound, sizes):
     features = front_end()
@@ -115,20 +107,6 @@ def test_every_bundle_has_it(bundle, quantized):
         found = compare_features(each.path / "features.onnx", each.manifest)
         assert found.num_values > 10_000
         assert found.difference <= LAST_BIT
-
-
-@pytest.mark.slow
-def test_a_bundle_from_before_loads_and_gets_it_when_quantized(bundle, tmp_path, sound):
-    old = tmp_path / "old"
-    old.mkdir()
-    for name in (*bundle.manifest.files, "bundle.json"):
-        (old / name).write_bytes((bundle.path / name).read_bytes())
-    (old / "features.onnx").unlink()
-    edit_manifest(old, lambda content: content["files"].pop("features.onnx"))
-    expected = Recognizer.from_pretrained(bundle.path).transcribe(sound)
-    assert Recognizer.from_pretrained(old).transcribe(sound) == expected
-    again, _ = quantize_bundle(old, tmp_path / "int8", recipe("int8"))
-    assert "features.onnx" in again.manifest.files
 
 
 def test_a_changed_graph_is_refused(bundle, tmp_path, monkeypatch):

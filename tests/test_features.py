@@ -173,7 +173,7 @@ def test_no_thread_is_started(sound):
     """BLAS would start one for each core, and leave them running."""
     before = threads()
     fbank(np.tile(sound, 4), CONFIG)
-    assert threads() == before
+    assert threads() <= before
 
 
 def threads():

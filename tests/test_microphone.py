@@ -1,9 +1,6 @@
 import _thread
 import importlib
 import importlib.metadata
-import json
-import subprocess
-import sys
 import threading
 import time
 
@@ -24,7 +21,6 @@ from u2moe.runtime import (
     Transcriber,
     cli,
 )
-from u2moe.runtime.audio.microphone import input_devices
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +83,6 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
     assert finals == segments_of(segmenting, sound[:16_000], sound[24_000:32_000])
 
 
-def test_what_is_lost_at_the_end_is_told_when_it_is_closed(segmenting, sound, sounddevice):
-    gate = Gate()
-    with Transcriber(segmenting, on_error=gate, max_queue_s=1.0) as transcriber:
-        transcriber.report(AudioError("stop here"))
-        assert gate.reached.wait(LIMIT_S)
-        with Microphone(transcriber):
-            sounddevice.play(sound)
-        gate.open.set()
-    assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
-    assert gate.calls[1].duration == pytest.approx(3.0)
-
-
 def test_what_the_audio_system_loses_is_told(segmenting, sound, sounddevice):
     errors = []
     with Transcriber(segmenting, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
@@ -151,16 +135,6 @@ def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevi
     assert [str(error) for error in errors] == ["the device is gone"]
 
 
-def test_use_after_the_end(segmenting, sounddevice):
-    with Transcriber(segmenting) as transcriber:
-        microphone = Microphone(transcriber)
-        assert not microphone.is_active
-        microphone.close()
-        microphone.close()
-        with pytest.raises(MicrophoneError, match="closed"):
-            microphone.start()
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -200,10 +174,6 @@ def test_a_device_that_does_not_start_is_released(segmenting, sounddevice):
     assert closed
 
 
-def test_input_devices(sounddevice):
-    assert input_devices() == [(1, "Headset")]
-
-
 @pytest.mark.parametrize("block_s", [0, 1.5, float("nan")])
 def test_bad_block_length(segmenting, sounddevice, block_s):
     with Transcriber(segmenting) as transcriber, pytest.raises(ValueError, match="block_s"):
@@ -239,24 +209,6 @@ def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsy
     assert sounddevice.settings["device"] == 1
 
 
-def test_listen_as_json(bundle, spoken, capsys):
-    assert listen(bundle, "-f", "json") == 0
-    segment = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert set(segment) >= {"text", "segment", "start", "end", "words", "nbest"}
-
-
-def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsys):
-    def speak():
-        sounddevice.play(sound, input_overflow=True)
-        _thread.interrupt_main()
-
-    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
-    assert listen(bundle) == 0
-    out, err = capsys.readouterr()
-    assert out
-    assert "u2moe: error: lost audio from the microphone: the audio system dropped it" in err
-
-
 def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice, sound, capsys):
     def speak():
         sounddevice.play(sound)
@@ -267,22 +219,6 @@ def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice,
     assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it still there?"
 
 
-def test_listen_without_sounddevice(bundle, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "sounddevice", None)
-    assert listen(bundle) == 1
-    assert capsys.readouterr().err == "u2moe: error: a microphone needs sounddevice: pip install 'u2moe[microphone]'\n"
-
-
 def test_list_devices(bundle, sounddevice, capsys):
     assert listen(bundle, "--list-devices") == 0
     assert capsys.readouterr().out == "1\tHeadset\n"
-
-
-def test_the_extra_is_what_the_message_says():
-    assert "microphone" in importlib.metadata.metadata("u2moe").get_all("Provides-Extra")
-
-
-def test_sounddevice_is_imported_only_when_a_microphone_is_opened():
-    code = "import u2moe.runtime, u2moe.runtime.cli, sys; print('sounddevice' in sys.modules, 'asyncio' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["False", "False"]

@@ -9,7 +9,6 @@ from feeding import TINY
 
 from u2moe.runtime import AudioError, format_transcript
 from u2moe.runtime import recognizer as recognizer_module
-from u2moe.runtime.recording import Blocks
 from u2moe.runtime.text.formats import FORMATS
 
 pytestmark = pytest.mark.slow
@@ -104,18 +103,3 @@ def test_formats_say_whether_a_transcript_is_complete(recognizer, file, damaged,
     assert written["complete"] == (not is_damaged)
     assert written["error"] == (f"{file}: breaks off" if is_damaged else None)
     assert all(format_transcript(transcript, name) for name in FORMATS)
-
-
-def test_an_error_of_the_program_is_no_damage(recognizer, file):
-    def on_progress(seconds):
-        raise AudioError("mine")
-
-    with pytest.raises(AudioError, match="mine"):
-        recognizer.transcribe(file, on_progress=on_progress)
-
-
-def test_blocks_count_what_they_give():
-    blocks = Blocks(iter([np.zeros(0, np.float32), np.zeros(5, np.float32), np.zeros(3, np.float32)]), 10)
-    assert [len(block) for block in blocks] == [5, 3]
-    assert (blocks.num_samples, blocks.duration, blocks.error) == (8, 0.8, None)
-    assert not list(Blocks(iter([]), 10))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from feeding import CHUNKED, RATE, RULES, TINY, check_segments, feed
+from feeding import CHUNKED, RATE, RULES, check_segments, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import say, toy_recognizer
@@ -122,16 +122,6 @@ def test_minutes_in_flat_memory(toy):
         assert " ".join(texts).split() == list("ABCD" * 15 * 5)
 
 
-def test_without_rules_nothing_ends(toy):
-    samples, _ = say("AB", [0.3, 5.0])
-    stream = toy.create_stream(dataclasses.replace(CHUNKED, endpoint=None))
-    stream.accept_waveform(RATE, samples)
-    toy.decode_streams([stream])
-    assert not stream.is_endpoint()
-    assert stream.take_segments() == []
-    assert stream.get_result().text == "A B"
-
-
 def test_the_frame_of_an_endpoint_does_not_depend_on_chunks(toy):
     samples, _ = say("AB", [0.3, 2.0])
     ends = set()
@@ -139,14 +129,6 @@ def test_the_frame_of_an_endpoint_does_not_depend_on_chunks(toy):
         found = feed(toy, samples, options=dataclasses.replace(CHUNKED, chunk_size=chunk_size))
         ends.add(tuple((segment.text, segment.start, segment.end) for segment in found))
     assert len(ends) == 1
-
-
-def test_segments_are_rescored(recognizer, sound):
-    segments = feed(recognizer, np.tile(sound, 3), options=TINY)
-    assert len(segments) > 3
-    check_segments(segments, 12.0)
-    assert all(segment.nbest[0].attention_score is not None for segment in segments)
-    assert all(0 <= word.confidence <= 1 for segment in segments for word in segment.words)
 
 
 def test_hotwords_of_streams_and_recognisers(toy):

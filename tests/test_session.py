@@ -61,18 +61,6 @@ def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
         bundle.load(providers=["OpenVINOExecutionProvider"])
 
 
-@pytest.mark.skipif(
-    "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-openvino"
-)
-def test_openvino_runs_float32_and_refuses_integers(bundle, quantized):
-    feeds = {"encoder_out": np.ones((1, 3, 64), np.float32)}
-    settings = SessionSettings(providers=("OpenVINOExecutionProvider",))
-    found, expected = (session(bundle, settings=each).run(feeds)["log_probs"] for each in (settings, None))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    with pytest.raises(ProviderError, match="cannot run integer products"):
-        quantized("int8").load(providers=["OpenVINOExecutionProvider"])
-
-
 def test_providers_are_told(model):
     assert model.providers == ("CPUExecutionProvider",)
 

@@ -51,19 +51,6 @@ def test_a_stream_hears_every_frame_that_the_file_has(recognizer, sound, num_sam
     assert recognizer.transcribe(sound[:num_samples], options=options).text == result.text
 
 
-def test_stream_without_any_samples(recognizer):
-    stream = recognizer.create_stream()
-    stream.input_finished()
-    assert stream.is_ready
-    recognizer.decode_streams([stream])
-    assert not stream.is_ready
-    assert (stream.get_result().text, stream.get_result().is_final) == ("", True)
-
-
-def test_silence(recognizer):
-    assert recognise(recognizer, np.zeros(20_000, np.float32)).is_final
-
-
 def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
     stream = recognizer.create_stream(CHUNKED)
     assert not stream.get_result().is_final
@@ -147,14 +134,6 @@ def test_streams_do_not_hear_each_other(recognizer, sound):
         stream.input_finished()
     recognizer.decode_streams(streams)
     check_equal([stream.get_result() for stream in streams], expected)
-
-
-def test_decoding_again_does_nothing(recognizer, sound):
-    stream = recognizer.create_stream(CHUNKED)
-    result = recognise(recognizer, sound, stream=stream)
-    recognizer.decode_streams([stream, stream])
-    recognizer.decode_streams([])
-    assert stream.get_result() is result
 
 
 def test_bundle_that_cannot_stream(bundle, model):

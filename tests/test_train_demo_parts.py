@@ -1,15 +1,12 @@
 """Parts of the demo model's recipe: its data, the optimizer, stages, and the numbers of its evaluation."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
-import io
 import random
 import sys
 from pathlib import Path
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,18 +15,14 @@ pytest.importorskip("sentencepiece")
 torch = pytest.importorskip("torch")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_demo"))
-import corpus
 import evaluate
 import fragments
 import games
 import optimizers
 import proof
 import rnc
-import specialists
 import stages
-import urquan
 from phones import Stretch
-from spelling import normalize
 
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
 
@@ -81,66 +74,6 @@ def test_the_clips_of_a_split_are_read_where_the_recording_says_the_script(debia
     assert [line.clip for line in games.read_lines("sky", "dev", debian)] == ["4"]
     (blood,) = games.read_lines("drascula", "train", debian)
     assert blood.samples.tolist() == [0, -1, 127 / 128]
-
-
-@pytest.mark.parametrize("game", games.GAMES)
-def test_tables_keep_speakers_apart(game):
-    speakers = {}
-    for split in ("train", "dev", "test"):
-        for row in games.table_rows(game, split):
-            assert float(row["cer"]) >= 0
-            assert int(row["size"]) > 0
-            assert normalize(row["text"])
-            assert speakers.setdefault(row["speaker_group"], split) == split
-
-
-def bursts(*seconds):
-    """Noise that lasts so long, with pauses of a quarter of a second in between, as a file of 11 kHz."""
-    rate, rng = 11025, np.random.default_rng(0)
-    parts = [part for length in seconds for part in (rng.uniform(-0.5, 0.5, int(length * rate)), np.zeros(rate // 4))]
-    file = io.BytesIO()
-    soundfile.write(file, np.concatenate(parts[:-1]), rate, format="OGG")
-    return file.getvalue()
-
-
-@pytest.fixture
-def urquan_debian(tmp_path, monkeypatch):
-    """The Ur-Quan Masters with two voices, of which one brings its own script, and a table of three lines."""
-    content = tmp_path / "debian" / urquan.CONTENT
-    for path in (urquan.TEXTS, urquan.VOICES):
-        (content / path).parent.mkdir(parents=True)
-    with ZipFile(content / urquan.TEXTS, "w") as file:
-        file.writestr("base/comm/vux/vux.txt", "#(HI)\tvux-0.ogg \nAh! Human visitors!\n\nWelcome (sigh) to 2 of us.\n")
-        file.writestr("base/comm/orz/orz.txt", "#(HI) orz-0.ogg\nNot this.\n")
-    with ZipFile(content / urquan.VOICES, "w") as file:
-        file.writestr("3dovoice/vux/vux.ts", "#(HI) 1300\n")
-        file.writestr("3dovoice/vux/vux-0.ogg", bursts(1.0, 2.0))
-        file.writestr("3dovoice/orz/orz.ts", "#(HI)\n#(BYE)\n")
-        script = (
-            "#(HI) orz-0.ogg\nHello *campers*.\n#(ask) \nWhat?\n#(BYE) orz-1.ogg\nOne.\nTwo.\n#(GONE) orz-2.ogg\nNo.\n"
-        )
-        file.writestr("3dovoice/orz/orz.txt", script)
-        file.writestr("3dovoice/orz/orz-0.ogg", bursts(0.5))
-        file.writestr("3dovoice/orz/orz-1.ogg", bursts(0.5, 0.5))
-    table = tmp_path / "urquan.tsv"
-    table.write_text("clip\tline\tcer\norz-0.ogg\t0\t0.1\nvux-0.ogg\t0\t0.9\nvux-0.ogg\t1\t0.2\n")
-    monkeypatch.setattr(urquan, "TABLE", table)
-    return tmp_path / "debian"
-
-
-def test_monologues_are_cut_into_lines_at_pauses(urquan_debian):
-    lines = {(line.clip, line.number): line for line in urquan.all_lines(urquan_debian)}
-    # the second clip of orz does not say when its second line begins, the third one is not there
-    assert {place: line.text for place, line in lines.items()} == {
-        ("orz-0.ogg", 0): "HELLO",
-        ("vux-0.ogg", 0): "AH HUMAN VISITORS",
-        ("vux-0.ogg", 1): "WELCOME TO TWO OF US",
-    }
-    first, second = (lines["vux-0.ogg", number].samples for number in (0, 1))
-    assert lines["vux-0.ogg", 1].voice == "urquan-vux"
-    # stated: 1.3 s, in the middle of what is said; the pause is from 1.0 to 1.25 s
-    assert 1.0 < len(first) / corpus.SAMPLE_RATE < 1.25
-    assert len(first) + len(second) == pytest.approx(3.25 * corpus.SAMPLE_RATE, abs=200)
 
 
 LAST_WORDS = ["IT", "IS", "TOO", "LATE", "FRIEND"]
@@ -267,10 +200,3 @@ def test_a_difference_is_that_of_the_same_utterances():
     assert found["difference"] == pytest.approx(-0.2)
     assert found["interval"][0] < -0.2 < found["interval"][1] < 0
     assert proof.difference(worse, worse) == {"difference": 0, "interval": [0, 0]}
-
-
-def test_bits_are_those_that_rows_say_of_columns():
-    assert specialists.information(np.eye(8, dtype=np.int64)) == pytest.approx(3)
-    assert specialists.information(np.full((4, 6), 7)) == pytest.approx(0)
-    table = specialists.counts(np.array([[0, 1], [1, 2]]), np.array([1, 0]), 3, 2)
-    assert table.tolist() == [[0, 1], [1, 1], [1, 0]]
