@@ -28,23 +28,3 @@ def test_a_file_that_was_cut_off_gives_what_is_there(recognizer, sound, tmp_path
     assert found.text
     assert not found.complete
     assert "cut.wav: holds 63978 of the 128000 bytes of audio that its header states: it was cut off" in found.error
-
-
-@pytest.mark.parametrize("audio", [b"talk.wav", bytearray(2)])
-def test_bytes_that_are_no_file(recognizer, audio):
-    with pytest.raises(AudioError, match=f"{len(audio)} bytes: cannot be read as audio: Format not recognised"):
-        recognizer.transcribe(audio)
-    with pytest.raises(AudioError, match=r"samples must be an array, got .* raw 16-bit audio is np\.frombuffer"):
-        recognizer.create_stream().accept_waveform(16_000, audio)
-
-
-def test_what_is_neither_file_nor_array(recognizer):
-    with pytest.raises(AudioError, match="samples must be an array, got"):
-        recognizer.transcribe(None)
-
-
-def test_providers_are_a_sequence(bundle):
-    with pytest.raises(ValueError, match="providers must be a sequence of names, got 'CPUExecutionProvider'"):
-        bundle.load(providers="CPUExecutionProvider")
-    with pytest.raises(ValueError, match="provider_options must be a sequence of mappings"):
-        bundle.load(provider_options={"device_id": 0})

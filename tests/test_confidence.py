@@ -6,7 +6,6 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import edit_manifest
 
 from u2moe.benchmarks.quality.calibration import write_calibration
 from u2moe.quantize import RECIPES, quantize_bundle
@@ -72,12 +71,3 @@ def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_p
 def test_the_model_that_ships_is_calibrated():
     """As the embedding guide says."""
     assert Bundle.open(DEMO_FOLDER).manifest.calibration is not None
-
-
-def test_a_bundle_without_calibration_is_read(bundle, tmp_path):
-    """Of those that were written before there was one."""
-    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
-    removed = []
-    edit_manifest(folder, lambda content: removed.append(content.pop("calibration")))
-    assert removed == [None]  # as export writes it
-    assert Bundle.open(folder).manifest == bundle.manifest

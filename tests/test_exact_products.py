@@ -131,6 +131,7 @@ def test_a_processor_whose_pairs_saturate_gets_larger_weights_wrong(session_of):
     assert not np.allclose(session.run(None, {"x": x})[0], DIM * 127)
 
 
+@pytest.mark.endurance
 @pytest.mark.skipif(EMULATOR is None, reason="needs qemu-x86_64, of Debian's qemu-user")
 def test_the_same_on_a_processor_without_vnni():
     options = ["-q", "-p", "no:cacheprovider", "-k", "largest or saturate"]

@@ -3,9 +3,7 @@
 import errno
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from language_models import random_arpa
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, cli
@@ -84,17 +82,6 @@ def test_faults_of_the_commands_are_one_line(tmp_path, capsys):
         assert capsys.readouterr().err.splitlines()[-1].startswith("u2moe: error: ")
 
 
-def test_what_cannot_be_written_is_known_before_the_work(bundle, tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("a b", encoding="utf-8")
-    (tmp_path / "dev.tsv").write_text("missing.wav\tA", encoding="utf-8")
-    missing = tmp_path / "no" / "x"
-    assert lm("train", tmp_path / "text.txt", "-o", missing) == 1
-    err = capsys.readouterr().err
-    assert err.count(f"No such file or directory: '{missing}'") == 1
-    assert "sentences" not in err
-    assert "missing.wav" not in err
-
-
 def test_a_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch, capsys):
     text, other, model = tmp_path / "text.txt", tmp_path / "other.txt", tmp_path / "a.lm"
     text.write_text("a b", encoding="utf-8")
@@ -167,15 +154,3 @@ def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     assert "missing.wav" in err
     assert "no language model" in err
     assert "second pass" not in err
-
-
-def test_a_list_without_anything_to_tune_on_is_an_error(bundle, clips, capsys, tmp_path):
-    (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
-    soundfile.write(clips / "long.wav", np.zeros(61 * 8000), 8000)
-    (clips / "dev.tsv").write_text("a.wav\t -\nmissing.wav\tA\nlong.wav\tA\n", encoding="utf-8")
-    options = ("--lm", tmp_path / "toy.arpa", "--model", bundle.path)
-    assert lm("tune", clips / "dev.tsv", *options) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "long.wav: lasts 61 s, only 60 s are possible" in err
-    assert err.endswith("dev.tsv: no recording with words in its transcript can be used\n")
