@@ -69,8 +69,8 @@ def test_a_source_is_heard_with_its_padding(lengths, search):
 def test_times_stay_within_the_source(recognizer, sound):
     """Even if words are heard in the silence around it, as random weights may."""
     for options in (DecodingOptions(), DecodingOptions(chunk_size=4), DecodingOptions(search="attention")):
-        transcript = recognizer.transcribe(sound, options=with_padding(options, 1.0))
-        assert transcript.duration == len(sound) / 16_000
+        transcript = recognizer.transcribe(sound[:24_000], options=with_padding(options, 1.0))
+        assert transcript.duration == 1.5
         for segment in transcript.segments:
             assert all(0 <= word.start <= word.end <= transcript.duration for word in segment.words)
             assert all(0 <= time <= transcript.duration for time in segment.times)
