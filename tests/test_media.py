@@ -261,8 +261,8 @@ def test_raw_audio_that_cannot_be_read(tmp_path):
 
 def test_the_runtime_loads_pyav_for_media_alone(tmp_path):
     soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
-    code = "import sys; from u2moe.runtime.audio.reading import read_audio; read_audio(sys.argv[1], 16000); assert 'av' not in "
-    code += "sys.modules"
+    code = "import sys; from u2moe.runtime.audio.reading import read_audio; read_audio(sys.argv[1], 16000); "
+    code += "assert 'av' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True)
 
 

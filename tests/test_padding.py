@@ -117,14 +117,6 @@ def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):
     assert locked == [True]
 
 
-def test_an_empty_source_stays_empty(toy):
-    stream = toy.create_stream(with_padding(CHUNKED, 2.0))
-    stream.input_finished()
-    toy.decode_streams([stream])
-    assert stream.source.num_frames == 0
-    assert stream.get_result().is_final
-
-
 def test_silence_comes_anew_after_a_reset(toy):
     samples, _ = say("AB", [0.4, 2.0])
     stream, results = toy.create_stream(with_padding(CHUNKED)), []
