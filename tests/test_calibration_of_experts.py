@@ -1,6 +1,5 @@
 """Experts rounded to 4 bits for recordings: the arithmetic, bundles, errors, and the command."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import soundfile
 
-from u2moe.quantize import RECIPES, Tune, quantize_bundle, recipe
+from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, int4_blocks, pack_int4, relative_error
 from u2moe.quantize.compensation import FloatExpert, compensated_int4, fitted
 from u2moe.quantize.report import describe
@@ -173,10 +172,8 @@ def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, quanti
 
 
 def test_calibration_is_for_experts_in_int4():
-    with pytest.raises(ValueError, match=r"calibration is for experts in int4 .* got experts in int8"):
+    with pytest.raises(ValueError, match="calibration is for experts in int4, got experts in int8"):
         recipe("int8", calibration=[Path("a.wav")])
-    with pytest.raises(ValueError, match="got experts in int4 and tune"):
-        replace(RECIPES["int4-experts"], calibration=(Path("a.wav"),), tune=Tune())
 
 
 @pytest.mark.slow
