@@ -12,7 +12,7 @@ from browsing import PATIENCE_MS, needs_chromium, needs_onnxruntime_web, wait_fo
 from manifests import edit_manifest
 from playwright.sync_api import expect
 
-from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone, host, make_site
+from u2moe.benchmarks.studies.shared.programs import chromium, fake_microphone, host, make_site
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
 
 pytestmark = [pytest.mark.slow, needs_chromium, needs_onnxruntime_web]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.quality import calibration
-from u2moe.benchmarks.quality.calibration import area_under_roc, fit, information, reliability, write_calibration
+from u2moe.benchmarks.studies import calibration
+from u2moe.benchmarks.studies.calibration import area_under_roc, fit, information, reliability, write_calibration
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle.manifest import Calibration
 from u2moe.runtime.decoding.confidence import calibrated

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.benchmarks.quality.calibration import write_calibration
+from u2moe.benchmarks.studies.calibration import write_calibration
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.manifest import Calibration

@@ -2,9 +2,9 @@ import numpy as np
 import onnx
 import pytest
 
-from u2moe.benchmarks.full_size.even_routing import TurnedSettings, routing, turned_gates
-from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.instruments.workload import random_frames, utterance
+from u2moe.benchmarks.studies.shared.even_routing import TurnedSettings, routing, turned_gates
+from u2moe.benchmarks.studies.shared.random_models import make_artefact
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.session import Session

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
-from u2moe.benchmarks.quality.formats import CALIBRATED, INT8, main, targets, values
+from u2moe.benchmarks.studies.formats import CALIBRATED, INT8, main, targets, values
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import soundfile
 
-from u2moe.benchmarks.quality import hotwords
+from u2moe.benchmarks.studies import hotwords
 from u2moe.runtime import Transcript
 from u2moe.runtime.text.word_errors import Recording
 

@@ -176,7 +176,7 @@ def test_damaged_packets_become_silence(tmp_path):
 
 
 def test_damaged_containers_are_samples_or_a_typed_error(tmp_path):
-    """A small part of the fuzz of `benchmarks.endurance`."""
+    """A small part of `endurance/test_damage.py`."""
     generator = random.Random(0)
     for suffix in ("m4a", "mkv", "webm"):
         rate = 48_000 if suffix == "webm" else RATE

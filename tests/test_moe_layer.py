@@ -3,8 +3,18 @@ import json
 import numpy as np
 import pytest
 
-from u2moe.benchmarks.full_size.moe_layer import Layer, Layers, main
-from u2moe.benchmarks.full_size.moe_layer_page import BITS, FLOAT, INT8, LAYER_BYTES, merged, targets, values
+from u2moe.benchmarks.studies.moe_layer import (
+    BITS,
+    FLOAT,
+    INT8,
+    LAYER_BYTES,
+    Layer,
+    Layers,
+    main,
+    merged,
+    targets,
+    values,
+)
 from u2moe.quantize.arithmetic import relative_error
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from u2moe.benchmarks.results import pages, provenance
 from u2moe.benchmarks.results.files import repository, results_file
 from u2moe.benchmarks.results.marks import filled, names
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.script import run_script
+from u2moe.benchmarks.studies.shared.script import run_script
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {"processor": "P", "instruction_sets": ["avx2"], "usable_cores": 2, "onnxruntime": "1.2"}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.benchmarks.quality.word_times import loud_part
+from u2moe.benchmarks.studies.word_times import loud_part
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from u2moe.benchmarks.full_size import page as full_size_page
-from u2moe.benchmarks.peers import sherpa
 from u2moe.benchmarks.results import picture
 from u2moe.benchmarks.results.files import read_json, results_file
+from u2moe.benchmarks.studies import sherpa
 
 README = Path(__file__).parents[1] / "README.md"
 

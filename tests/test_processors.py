@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.quality.processors import _file_name, differences, main, values
+from u2moe.benchmarks.studies.processors import _file_name, differences, main, values
 from u2moe.quantize import RECIPES, quantize_bundle
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 import soundfile
 
-from u2moe.benchmarks.quality.gpu import main as cuda_check
+from u2moe.benchmarks.studies.gpu import main as cuda_check
 from u2moe.quantize import RECIPES, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
 from u2moe.quantize.report import features_of, output_errors

@@ -12,8 +12,8 @@ from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.benchmarks.runtimes import equality, page_memory, programs, providers, speed
 from u2moe.benchmarks.runtimes.first_difference import differences
 from u2moe.benchmarks.runtimes.provider_operators import documented, lacking, operators_of, paper_table
-from u2moe.benchmarks.runtimes.segments import compared, of_json, of_python
-from u2moe.benchmarks.runtimes.timing import Timing, run_timed, timing_of
+from u2moe.benchmarks.studies.shared.segments import compared, of_json, of_python
+from u2moe.benchmarks.studies.shared.timing import Timing, run_timed, timing_of
 from u2moe.runtime import DecodingOptions, Recognizer
 
 
@@ -160,7 +160,7 @@ def test_times_that_are_missing_are_no_zeros(tmp_path):
 @pytest.mark.slow
 def test_the_program_in_python_times_recognition_alone(bundle, sound, tmp_path):
     file = programs.write_wav(tmp_path, [(sound[:20_000] * 32767).astype(np.int16)], 16_000)[0]
-    timing = run_timed([sys.executable, "-m", "u2moe.benchmarks.runtimes.python_program", bundle.path], [file])
+    timing = run_timed([sys.executable, "-m", "u2moe.benchmarks.studies.shared.python_program", bundle.path], [file])
     assert timing.load > 0
     assert timing.took > 0
     assert timing.mb > 20

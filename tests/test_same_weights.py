@@ -5,10 +5,10 @@ import onnx
 import pytest
 import torch
 
-from u2moe.benchmarks.full_size.models import make_artefact
 from u2moe.benchmarks.instruments.workload import utterance
-from u2moe.benchmarks.peers.same_weights import GROUPS, MODES, OURS, OURS_FLOAT, TORCH, Peers, run, targets, values
-from u2moe.benchmarks.peers.torch_encoder import LoopedExperts
+from u2moe.benchmarks.studies.same_weights import GROUPS, MODES, OURS, OURS_FLOAT, TORCH, Peers, run, targets, values
+from u2moe.benchmarks.studies.shared.random_models import make_artefact
+from u2moe.benchmarks.studies.shared.torch_encoder import LoopedExperts
 from u2moe.export.architecture import FeedForward
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.arithmetic import relative_error

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from u2moe.benchmarks.peers.process import PeerError, PeerProcess, write_wav
+from u2moe.benchmarks.studies.shared.process import PeerError, PeerProcess, write_wav
 from u2moe.export import SherpaOptions, export_sherpa, sherpa
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import LIMIT

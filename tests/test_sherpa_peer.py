@@ -3,7 +3,7 @@ import json
 import pytest
 
 from u2moe.benchmarks.peers import sherpa as sherpa_peer
-from u2moe.benchmarks.peers.sherpa import (
+from u2moe.benchmarks.studies.sherpa import (
     DEMO,
     OURS,
     THEIRS,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from u2moe.benchmarks.peers import systems as system_peers
-from u2moe.benchmarks.peers.engines import ENGINES
-from u2moe.benchmarks.peers.environment import PeerEnvironment, copy_source, digest, make_environment
-from u2moe.benchmarks.peers.process import PeerError, PeerProcess, write_wav
-from u2moe.benchmarks.peers.readings import cardinal, ordinal, readings
-from u2moe.benchmarks.peers.systems import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, values
+from u2moe.benchmarks.studies.shared.engines import ENGINES
+from u2moe.benchmarks.studies.shared.environment import PeerEnvironment, copy_source, digest, make_environment
+from u2moe.benchmarks.studies.shared.process import PeerError, PeerProcess, write_wav
+from u2moe.benchmarks.studies.shared.readings import cardinal, ordinal, readings
+from u2moe.benchmarks.studies.systems import CLIPS, PEERS, RecordingSet, main, num_errors, run, single_core, values
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import Recording, read_manifest
 

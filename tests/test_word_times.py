@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from u2moe.benchmarks.quality import word_times
-from u2moe.benchmarks.quality.word_times import TimedWord, Utterance
+from u2moe.benchmarks.studies import word_times
+from u2moe.benchmarks.studies.word_times import TimedWord, Utterance
 from u2moe.runtime import Result, Transcript, WordResult
 from u2moe.runtime.text.word_errors import read_manifest
 

@@ -2,10 +2,10 @@
 
     python -m u2moe.benchmarks.results.pages [--check]
 
-The values that pages may show from results/NAME.json are those returned by `values(results)` of its module.
-docs/results/NAME.md uses their plain names, every other page NAME.name. The targets returned by `targets(results)` of
-the modules that have it are collected on a separate page. `--check` writes nothing and exits with 1 if a page is not up
-to date.
+What stands between `<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->` is what `values(results)` of a study returns
+under KEY for results/NAME.json. What has no results, or none of the present demo model, is "(not measured)". The
+targets returned by `targets(results)` of the studies that have them are collected as `targets`. `--check` writes
+nothing and exits with 1 if a page is not up to date.
 """
 
 from __future__ import annotations
@@ -19,47 +19,18 @@ from u2moe.benchmarks.results import targets as target_page
 from u2moe.benchmarks.results.files import read_json, repository
 from u2moe.benchmarks.results.marks import filled, names
 from u2moe.benchmarks.results.provenance import measured
-from u2moe.benchmarks.script import run_script, script_parser
+from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 
-MODULES = {
-    "bench": "bench.page",
-    "first_chunk": "bench.first_chunk",
-    "full_size": "full_size.page",
-    "native": "full_size.native",
-    "huge_pages": "full_size.huge_pages",
-    "moe_layer": "full_size.moe_layer_page",
-    "products": "peers.products",
-    "same_weights": "peers.same_weights",
-    "sherpa": "peers.sherpa",
-    "systems": "peers.systems",
-    "formats": "quality.formats",
-    "kernels": "quality.kernels",
-    "processors": "quality.processors",
-    "front_end": "quality.front_end",
-    "runtimes": "runtimes.equality",
-    "first_difference": "runtimes.first_difference",
-    "runtimes_speed": "runtimes.speed",
-    "providers": "runtimes.providers",
-    "calibration": "quality.calibration",
-    "hotwords": "quality.hotwords",
-    "language_models": "quality.language_models",
-    "language_model_cost": "quality.language_model_cost",
-    "word_times": "quality.word_times",
-    "soak": "endurance.soak",
-    "soak_native": "endurance.soak",
-    "fuzz": "endurance.fuzz",
-    "fuzz_native": "endurance.fuzz",
-    "sanitized_kernels": "endurance.sanitized_kernels",
-    "long_video": "endurance.long_video",
-    "serving": "serving.load",
-    "churn": "serving.churn",
-    "damaged": "serving.damaged",
-    "corpora": "peers.corpora",
-    "kills": "endurance.kills",
-    "long_manifest": "endurance.long_manifest",
-}
-"""The module for each results file, in the order in which targets are listed."""
+STUDIES = (
+    *("full_size", "native", "moe_layer", "same_weights", "sherpa", "systems", "formats", "native_texts"),
+    *("processors", "runtimes", "runtimes_speed", "calibration", "hotwords", "language_models"),
+    *("language_model_cost", "word_times", "serving", "corpora"),
+)
+"""Studies with results on pages, in the order in which targets are listed."""
+MODULES = {"bench": "results.demo", **{name: f"studies.{name}" for name in STUDIES}}
+"""The module for each results file."""
 TARGETS = "targets"
+NOT_MEASURED = "(not measured)"
 ELSEWHERE = {
     *("wer", "silence", "num_silences", "rtf", "rare_experts", "experts", "earlier", "overlap", "quantization"),
     *("proof", "specialists", "edges"),
@@ -74,7 +45,9 @@ def all_values(folder: Path) -> Values:
     found: Values = {}
     targets: list[target_page.Target] = []
     for name in MODULES:
-        if results := read_json(folder / f"{name}.json"):
+        results = read_json(folder / f"{name}.json")
+        found[name] = {}
+        if results:
             module = _module(name)
             found[name] = {"measured": measured(results), **module.values(results)}
             targets += module.targets(results) if hasattr(module, "targets") else []
@@ -92,10 +65,11 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
         ValueError: a mark without an end, or with an unknown name.
     """
     everywhere = {f"{name}.{key}": value for name, own in values.items() for key, value in own.items()}
+    missing = tuple(f"{name}." for name, own in values.items() if not own)
     for page in sorted((root / "docs").rglob("*.md")):
         text = page.read_text(encoding="utf-8")
-        own = values.get(page.stem, {}) if page.parent.name == "results" else {}
-        known = {**everywhere, **own}
+        found = {name: NOT_MEASURED for name in names(text, str(page)) if name.startswith(missing)} if missing else {}
+        known = {**everywhere, **found}
         if unknown := set(names(text, str(page))) - known.keys() - ELSEWHERE:
             raise ValueError(f"{page}: no results have {', '.join(sorted(unknown))}")
         if (shown := filled(text, known)) != text:

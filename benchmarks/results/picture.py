@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.bench.plots import require_matplotlib
-from u2moe.benchmarks.full_size.cells import LARGE, MIXTURE, SMALL, cell_of, spread
-from u2moe.benchmarks.full_size.native import NATIVE, Case
 from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.instruments.workload import audio_seconds
 from u2moe.benchmarks.results.files import read_json, repository, results_file
 from u2moe.benchmarks.results.provenance import kind_of
-from u2moe.benchmarks.script import run_script
+from u2moe.benchmarks.studies.full_size import cell_of, spread
+from u2moe.benchmarks.studies.native import DENSE, INT4, INT8
+from u2moe.benchmarks.studies.shared.random_models import LARGE, MIXTURE, SMALL
+from u2moe.benchmarks.studies.shared.script import run_script
 
 PICTURE = Path("docs/images/speed.png")
 """In a clone."""
@@ -75,9 +76,9 @@ def _native(mode: str) -> list[Bar]:
         )
         for seconds in found[-1:]
         for name, case, colour in (
-            ("MoE-1B", Case(MIXTURE, "int4", NATIVE), _MIXTURE),
-            ("MoE-1B", Case(MIXTURE, "int8", NATIVE), _MIXTURE),
-            ("Dense-225M", Case(SMALL, "int8", NATIVE), _OURS),
+            ("MoE-1B", INT4, _MIXTURE),
+            ("MoE-1B", INT8, _MIXTURE),
+            ("Dense-225M", DENSE, _OURS),
         )
     ]
 

@@ -84,15 +84,13 @@ def publish(
 
 
 def measured(content: Mapping[str, Any]) -> str:
-    """A sentence: processor, instruction sets, cores, onnxruntime, commits and date of results with `measured_here`.
+    """A sentence: processor, cores, onnxruntime, commit and date of results with `measured_here`.
 
     A "+" behind a commit: with changes that were not in it.
     """
     machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
-    commits = content.get("commits", [machine["commit"]])
-    version = f" ({machine['processor_version']})" if machine.get("processor_version") else ""
+    *more, commit = content.get("commits", [machine["commit"]])
     return (
-        f"Measured on {machine['processor']}{version} with {' '.join(machine['instruction_sets'])}, "
-        f"{machine['usable_cores']} cores, onnxruntime {machine['onnxruntime']}, "
-        f"commit{'s' * (len(commits) > 1)} {', '.join(map(str, commits))}, {date}."
+        f"Measured on {kind_of(machine)}, {machine['usable_cores']} cores, onnxruntime {machine['onnxruntime']}, "
+        f"commit {commit}{f' and {len(more)} before it' if more else ''}, {date}."
     )

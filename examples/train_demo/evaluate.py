@@ -22,7 +22,7 @@ from tables import GUIDED, WIDE
 
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.provenance import of_bundle
-from u2moe.benchmarks.script import named
+from u2moe.benchmarks.studies.shared.script import named
 from u2moe.runtime import Bundle, attention_rescoring, ctc_prefix_beam_search
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.padding import padded

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from evaluate import Count
 
-from u2moe.benchmarks.peers.process import PeerProcess, write_wav
-from u2moe.benchmarks.peers.systems import PEERS, environments, num_errors, single_core
 from u2moe.benchmarks.results.files import read_json, write_json
+from u2moe.benchmarks.studies.shared.process import PeerProcess, write_wav
+from u2moe.benchmarks.studies.systems import PEERS, environment, num_errors, single_core
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.text.word_errors import Recording, read_manifest, words
 
-ROOT = Path(__file__).parents[2]
 SAMPLE_RATE = 16000
 WHOLE_S = 60.0
 """Recordings are given in portions of this length: none is longer."""
@@ -58,11 +57,11 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     result = args.output / "peers.json"
     content = read_json(result)
-    made = environments(args.peers, folder, ROOT, print)
     for name in args.peers:
+        python = environment(name, folder)["python"]
         with (
             single_core(),
-            PeerProcess(PEERS[name].engine, dict(PEERS[name].options), python=made[name].python) as peer,
+            PeerProcess(PEERS[name].engine, dict(PEERS[name].options), python=python) as peer,
         ):
             own = content.setdefault(name, {"title": PEERS[name].title, "sets": {}})
             own["versions"] = peer.started["versions"]

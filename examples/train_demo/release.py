@@ -67,7 +67,7 @@ class Release:
 
         def quantize() -> None:
             call("-m", "u2moe", "quantize", self.float32, self.int8, "--no-report", "--overwrite")
-            call("-m", "u2moe.benchmarks.quality.calibration", self.int8, *self.dev, "--fit")
+            call("-m", "u2moe.benchmarks.studies.calibration", self.int8, *self.dev, "--fit")
 
         def install() -> None:
             shutil.copytree(self.source, HERE / "checkpoint", dirs_exist_ok=True)

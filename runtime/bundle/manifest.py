@@ -125,7 +125,7 @@ class DecodingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Calibration of word confidences, as fitted by `u2moe.benchmarks.quality.calibration --fit`."""
+    """Calibration of word confidences, as fitted by `u2moe.benchmarks.studies.calibration --fit`."""
 
     scale: float = 1.0
     """Factor of the log-odds of a confidence."""

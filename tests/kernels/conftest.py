@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def library():
-    """The file of the installed library, or of the one that `benchmarks.endurance.sanitized_kernels` has built."""
+    """The file of the installed library, or of the one that `test_sanitizers.py` has built."""
     if built := os.environ.get("U2MOE_TEST_KERNELS"):
         return Path(built)
     package = pytest.importorskip(

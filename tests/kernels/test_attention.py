@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layers import attention_model, attention_shapes, session_with
 
-from u2moe.benchmarks.instruments.layers import attention_model, attention_shapes, session_with
 from u2moe.runtime.graph.attention import Heads
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import onnx
-
-from u2moe.benchmarks.instruments.layers import (
+from layers import (
     layer_model,
     random_matrix,
     session_with,
     streamed_convolution_model,
 )
+
 from u2moe.quantize.arithmetic import int8_columns
 from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.quantize.token_scales import int8_linear

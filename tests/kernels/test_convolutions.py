@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from layers import convolutions_model, session_with
 
-from u2moe.benchmarks.instruments.layers import convolutions_model, session_with
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 

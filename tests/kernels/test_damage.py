@@ -3,16 +3,15 @@
 import numpy as np
 import onnx
 import pytest
+from damage import NUM_INPUTS, tried
+from damaged_layers import use_damaged_layers
+from drawn_layers import OPERATORS
+from layers import int8_weights, layer_model, session_with
 
-from u2moe.benchmarks.endurance.damaged_layers import use_damaged_layers
-from u2moe.benchmarks.endurance.drawn_layers import OPERATORS
-from u2moe.benchmarks.instruments.layers import int8_weights, layer_model, session_with
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
-NUM_DAMAGED = 150
-"""`benchmarks.endurance.sanitized_kernels` tries thousands."""
 MIXTURE = Mixture(num_experts=3, top_k=2, activation="swish", weights="int8")
 WEIGHTS = int8_weights(np.random.default_rng(0), MIXTURE, 16, 24)
 LAYER = layer_model(int8_mixture(MIXTURE), {"x": np.float32}, WEIGHTS, MIXTURE.attributes())
@@ -22,13 +21,10 @@ def test_layers_of_all_operators_are_drawn(operators):
     assert operators <= set(OPERATORS)
 
 
-def test_a_damaged_layer_is_an_error_or_computes_something(library, tmp_path):
-    use, outcomes = use_damaged_layers(library, tmp_path), []
-    for seed in range(NUM_DAMAGED):
-        try:
-            outcomes.append(use(np.random.default_rng(seed)))
-        except ONNXRUNTIME_ERRORS:
-            outcomes.append("refused")
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("count", [150, pytest.param(NUM_INPUTS, marks=pytest.mark.endurance)])
+def test_a_damaged_layer_is_an_error_or_computes_something(library, count, tmp_path):
+    outcomes = tried(use_damaged_layers(library, tmp_path), ONNXRUNTIME_ERRORS, count, tmp_path)
     assert set(outcomes) == {"accepted", "refused"}
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layers import int4_weights, int8_weights, layer_model, random_matrix, session_with
 
-from u2moe.benchmarks.instruments.layers import int4_weights, int8_weights, layer_model, random_matrix, session_with
 from u2moe.quantize.arithmetic import LOWEST, from_int4_blocks, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-
-from u2moe.benchmarks.instruments.layers import (
+from layers import (
     attention_model,
     attention_shapes,
     convolutions_model,
@@ -20,6 +19,7 @@ from u2moe.benchmarks.instruments.layers import (
     layer_model,
     session_with,
 )
+
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
@@ -99,8 +99,8 @@ def test_sessions_end_in_any_order(library, order):
 LOADED = """
 import sys
 import numpy as np
-from u2moe.benchmarks.endurance.memory import resident_mb
-from u2moe.benchmarks.instruments.layers import session_with
+from damage import resident_mb
+from layers import session_with
 
 layer, library = open(sys.argv[1], "rb").read(), sys.argv[2]
 x = np.ones((300, {dim}), np.float32)
@@ -120,7 +120,8 @@ def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
         pytest.skip("sanitizers keep freed memory")
     (tmp_path / "layer.onnx").write_bytes(LAYERS[0][0])
     command = [sys.executable, "-c", LOADED.format(dim=DIM), str(tmp_path / "layer.onnx"), str(library)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
     mapped, memory = zip(*(line.split() for line in lines), strict=True)
     assert set(mapped) == {"False"}
     # The C++ library inside keeps 73 kB for exceptions, 6 MB in 80 rounds. The scratch of a call would be 35 MB.

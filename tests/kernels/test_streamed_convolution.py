@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layers import layer_model, session_with, streamed_convolution_model
 
-from u2moe.benchmarks.instruments.layers import layer_model, session_with, streamed_convolution_model
 from u2moe.quantize.passes.normalization import add_normalization, normalization
 from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.runtime.graph.activation import ACTIVATIONS

@@ -9,7 +9,7 @@ import soundfile
 from browsing import PATIENCE_MS, needs_chromium
 from playwright.sync_api import expect
 
-from u2moe.benchmarks.runtimes.programs import chromium, fake_microphone
+from u2moe.benchmarks.studies.shared.programs import chromium, fake_microphone
 from u2moe.runtime.server.session import ServerSession
 
 pytestmark = needs_chromium

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from u2moe.benchmarks.runtimes.programs import find_chromium
+from u2moe.benchmarks.studies.shared.programs import find_chromium
 
 PATIENCE_MS = 120_000
 """How long anything may take before it counts as hanging: the machine may be busy."""

@@ -1,1 +1,0 @@
-"""Endurance: hours of audio, many streams, damaged files."""

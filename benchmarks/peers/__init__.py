@@ -1,1 +1,0 @@
-"""Comparisons with other runtimes, other graphs and other recognisers."""

@@ -1,1 +1,0 @@
-"""Effects on recognition quality: calibration, hotwords, word times."""

@@ -1,1 +1,0 @@
-"""The same recordings in Python, in one graph, in Node, in a browser and in C++."""

@@ -1,0 +1,1 @@
+"""One question a file, measured in a clone: `python -m u2moe.benchmarks.studies.NAME`. Not packaged."""

@@ -1,0 +1,203 @@
+"""Are confidences calibrated? Of the words with confidence 0.7, about 70 % should be correct.
+
+    python -m u2moe.benchmarks.studies.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
+    python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ... --output calibration.json
+
+Every recording of the manifests is recognised; a word is correct if the transcript has it at the same place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration
+from u2moe.runtime.text.word_errors import Recording, matches, read_manifest, words
+from u2moe.runtime.whole_file import write_text
+
+ALL = "all"
+NUM_BINS = 10
+_SMALLEST = 1e-4
+
+Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
+"""Confidences of recognised words [n], and whether they are correct [n]."""
+
+
+def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
+    """Confidence of each recognised word, and whether it is correct."""
+    confidences: list[float] = []
+    right: list[bool] = []
+    for recording in recordings:
+        found = [word for segment in recognizer.transcribe(recording.path).segments for word in segment.words]
+        pairs = matches([[word] for word in words(recording.transcript)], [words(word.word) for word in found])
+        places = {place for _, place in pairs}
+        sure = [(place in places, word.confidence) for place, word in enumerate(found)]
+        right += [is_right for is_right, confidence in sure if confidence is not None]
+        confidences += [confidence for _, confidence in sure if confidence is not None]
+    return np.array(confidences, np.float64), np.array(right, bool)
+
+
+def reliability(found: Words) -> dict[str, Any]:
+    """How reliable confidences are.
+
+    Returns:
+        `bins`: for each tenth of the range, the number of words, their mean confidence and the share that is correct;
+        `expected_error`: mean difference of the two, weighted by words (ECE); `area`: how often a correct word has a
+        higher confidence than a wrong one (area under the ROC curve; 0.5: chance); `information`: normalised cross
+        entropy of NIST, the share of uncertainty that confidence removes (below 0: worse than no confidence).
+    """
+    confidences, right = found
+    places = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
+    bins = []
+    for place in range(NUM_BINS):
+        inside = places == place
+        if inside.any():
+            bins.append(
+                {
+                    "from": place / NUM_BINS, "to": (place + 1) / NUM_BINS, "num_words": int(inside.sum()),
+                    "confidence": round(float(confidences[inside].mean()), 4),
+                    "right": round(float(right[inside].mean()), 4),
+                }
+            )  # fmt: skip
+    error = sum(item["num_words"] * abs(item["confidence"] - item["right"]) for item in bins) / max(len(right), 1)
+    return {
+        "num_words": len(right),
+        "right": round(float(right.mean()), 4) if len(right) else None,
+        "confidence": round(float(confidences.mean()), 4) if len(right) else None,
+        "expected_error": round(error, 4),
+        "area": area_under_roc(found),
+        "information": information(found),
+        "bins": bins,
+    }
+
+
+def area_under_roc(found: Words) -> float | None:
+    """How often a correct word has a higher confidence than a wrong one; ties count half. None without both kinds."""
+    confidences, right = found
+    if right.all() or not right.any():
+        return None
+    sure, unsure = np.sort(confidences[right]), confidences[~right]
+    below = np.searchsorted(sure, unsure, "right") + np.searchsorted(sure, unsure, "left")
+    return round(1 - float(below.mean()) / (2 * len(sure)), 4)
+
+
+def information(found: Words) -> float | None:
+    """Normalised cross entropy; None if all or no words are correct."""
+    confidences, right = found
+    if right.all() or not right.any():
+        return None
+    share = right.mean()
+    before = -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    clipped = confidences.clip(_SMALLEST, 1 - _SMALLEST)
+    after = -np.where(right, np.log(clipped), np.log(1 - clipped)).mean()
+    return round(float((before - after) / before), 4)
+
+
+def fit(found: Words, num_steps: int = 50) -> tuple[float, float]:
+    """Scale and bias of the log-odds with maximum likelihood (Platt scaling), by Newton's method.
+
+    As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones, so that
+    there is an optimum even if confidence separates them perfectly.
+    """
+    confidences, right = found
+    num_right, num_wrong = int(right.sum()), int((~right).sum())
+    aims = np.where(right, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
+    clipped = confidences.clip(_SMALLEST, 1 - _SMALLEST)
+    odds = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(right))])
+
+    def loss(weights: npt.NDArray[np.float64]) -> float:
+        guess = weights @ odds
+        return float((np.logaddexp(0, guess) - aims * guess).sum())
+
+    weights = np.array([1.0, 0.0])
+    for _ in range(num_steps):
+        guess = np.exp(-np.logaddexp(0, -weights @ odds))
+        curvature = (odds * guess * (1 - guess)) @ odds.T + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, odds @ (guess - aims))
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > _SMALLEST:
+            step /= 2
+        weights -= step
+    return float(weights[0]), float(weights[1])
+
+
+def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
+    """Add a scale and a bias to a bundle's calibration, on top of the existing one. Returns the new calibration.
+
+    Only the calibration in the manifest changes.
+
+    Raises:
+        ValueError: the scale is not above 0, which would reverse confidences.
+    """
+    before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
+    found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
+    file = bundle / MANIFEST_FILE
+    content = {**json.loads(file.read_text(encoding="utf-8")), "calibration": dataclasses.asdict(found)}
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each set, the bins of all together, and their numbers."""
+    sets = (
+        (
+            name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",
+            f"{found['expected_error']:.1%}", found["area"], found["information"],
+        )
+        for name, found in results["sets"].items()
+    )  # fmt: skip
+    bins = (
+        (f"{item['from']:.0%} to {item['to']:.0%}", item["num_words"], f"{item['confidence']:.1%}",
+         f"{item['right']:.1%}")
+        for item in results["sets"][ALL]["bins"]
+    )  # fmt: skip
+    every = results["sets"][ALL]
+    header = ("set", "words", "right", "mean confidence", "expected error", "area", "information")
+    return {
+        "table": table(header, sets),
+        "bins": table(("confidence", "words", "mean confidence", "right"), bins),
+        "error": f"{every['expected_error']:.1%}",
+        "area": f"{every['area'] or 0:.2f}",
+        "words": str(every["num_words"]),
+        "right": f"{every['right'] or 0:.0%}",
+        "context": "full context" if results["chunk_size"] is None else f"chunks of {results['chunk_size']}",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = script_parser("studies.calibration", __doc__)
+    parser.add_argument("bundle", type=Path, help="folder of a bundle")
+    parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
+    parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
+    parser.add_argument(
+        "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
+    sets = {manifest.stem: recognise(recognizer, read_manifest(manifest)) for manifest in args.manifests}
+    sets[ALL] = (
+        np.concatenate([confidences for confidences, _ in sets.values()]),
+        np.concatenate([right for _, right in sets.values()]),
+    )
+    if args.fit:
+        written = write_calibration(args.bundle, *fit(sets[ALL]))
+        print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
+        return 0
+    found = {name: reliability(words_of_set) for name, words_of_set in sets.items()}
+    publish(args.bundle, {"chunk_size": args.chunk_size, "sets": found}, values, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,154 @@
+"""Do hotwords find names that would be missed, without affecting the rest? Measured on recordings with transcripts.
+
+    python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ... --output hotwords.json
+
+Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
+without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
+from other recordings only, none of which is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
+from u2moe.runtime.text.word_errors import Recording, WordErrors, matches, read_manifest, words
+
+SHORTEST = 5
+"""Minimum letters of a rare word."""
+MOST_RECORDINGS = 3
+"""Maximum number of recordings of a set that contain a rare word."""
+LIST_LENS = (10, 100)
+"""Words in a list: the names in a meeting, and those in a company."""
+
+
+@dataclass(kw_only=True)
+class Count:
+    """Counts under one condition."""
+
+    words: WordErrors = field(default_factory=WordErrors)
+    num_rare: int = 0
+    num_rare_found: int = 0
+    num_false: int = 0
+    """Words of the list that were recognised but not said."""
+
+    def add(self, transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> None:
+        """Count one recording."""
+        self.words.add(transcript, text)
+        said, recognised = words(transcript), words(text)
+        self.num_rare += sum(word in rare for word in said)
+        self.num_rare_found += sum(said[place] in rare for place, _ in matches(said, recognised))
+        self.num_false += sum((Counter(word for word in recognised if word in hotwords) - Counter(said)).values())
+
+
+def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
+    """The rare words of each recording."""
+    said = [set(words(recording.transcript)) for recording in recordings]
+    counts = Counter(word for one in said for word in one)
+    return [{word for word in one if len(word) >= SHORTEST and counts[word] <= MOST_RECORDINGS} for one in said]
+
+
+def others(everywhere: Sequence[str], said: set[str], num: int, random: np.random.Generator) -> list[str]:
+    """`num` rare words of other recordings."""
+    drawn = [everywhere[place] for place in random.permutation(len(everywhere))[: num + len(said)].tolist()]
+    return [word for word in drawn if word not in said][:num]
+
+
+def measure(recognizer: Recognizer, recordings: Sequence[Recording], weight: float, list_len: int) -> dict[str, Any]:
+    """Recognise every recording under the three conditions."""
+    random = np.random.default_rng(0)
+    rare = rare_words(recordings)
+    everywhere = sorted(set().union(*rare))
+    counts = {name: Count() for name in ("without", "with", "unrelated")}
+    num_changed = 0
+    for recording, own in zip(recordings, rare, strict=True):
+        said = set(words(recording.transcript))
+        unrelated = others(everywhere, said, list_len, random)
+        named = [*sorted(own), *unrelated[: max(list_len - len(own), 0)]]
+        texts = {"without": recognizer.transcribe(recording.path).text}
+        for name, hotwords in (("with", named), ("unrelated", unrelated)):
+            weighted = [(word, weight) for word in hotwords]
+            texts[name] = recognizer.transcribe(recording.path, hotwords=weighted or None).text
+        for name, text in texts.items():
+            counts[name].add(recording.transcript, text, own, named if name == "with" else unrelated)
+        num_changed += texts["unrelated"] != texts["without"]
+    plain = {
+        name: {
+            "num_words": count.words.num_words, "num_errors": count.words.num_errors, "wer": round(count.words.rate, 4),
+            "num_rare": count.num_rare, "num_rare_found": count.num_rare_found, "num_false": count.num_false,
+        }
+        for name, count in counts.items()
+    }  # fmt: skip
+    return {
+        "num_recordings": len(recordings),
+        "num_listed": min(list_len, len(everywhere)),
+        "num_changed_by_unrelated": num_changed,
+        **plain,
+    }
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each set and length of the list, and the numbers of all sets with the longest list."""
+    rows = []
+    for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
+        without, named, unrelated = found["without"], found["with"], found["unrelated"]
+        rows.append(
+            (
+                name, list_len, f"{without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']}",
+                f"{without['wer']:.1%}, {named['wer']:.1%}",
+                f"{found['num_changed_by_unrelated']} of {found['num_recordings']}", f"{unrelated['wer']:.1%}",
+                f"{unrelated['num_false']} in {unrelated['num_words']} words",
+            )
+        )  # fmt: skip
+    header = (
+        "set", "list", "rare words found without, with", "word errors without, with", "texts changed by others",
+        "word errors then", "others recognised",
+    )  # fmt: skip
+    longest = [list(lists.values())[-1] for lists in results["sets"].values()]
+    num_rare, num_words = (sum(found["with"][name] for found in longest) for name in ("num_rare", "num_words"))
+    return {
+        "table": table(header, rows),
+        "weight": f"{results['weight']:g}",
+        "found_without": _share(sum(found["without"]["num_rare_found"] for found in longest), num_rare),
+        "found_with": _share(sum(found["with"]["num_rare_found"] for found in longest), num_rare),
+        "errors_without": f"{sum(found['without']['num_errors'] for found in longest) / num_words:.1%}",
+        "errors_unrelated": f"{sum(found['unrelated']['num_errors'] for found in longest) / num_words:.1%}",
+    }
+
+
+def _share(num_found: int, num_rare: int) -> str:
+    """The share of rare words that are found; recordings of common words alone have none."""
+    return f"{num_found / num_rare:.0%}" if num_rare else "none"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = script_parser("studies.hotwords", __doc__)
+    parser.add_argument("bundle", type=Path, help="folder of a bundle")
+    parser.add_argument("manifests", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
+    parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
+    parser.add_argument("--chunk-size", type=int, help="encoder frames per chunk (default: full context)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
+    sets = {
+        path.stem: {str(num): measure(recognizer, read_manifest(path), args.weight, num) for num in LIST_LENS}
+        for path in args.manifests
+    }
+    found = {"weight": args.weight, "chunk_size": args.chunk_size, "sets": sets}
+    publish(args.bundle, found, values, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,251 @@
+"""How many live speakers does `u2moe serve` hold, beside sherpa-onnx's server with the same weights?
+
+    python -m u2moe.benchmarks.studies.serving FOLDER [--bundle BUNDLE] [--name NAME] [--cores 0] [--alone]
+
+Speakers send 100 ms of speech every 100 ms, in this process; each server has the cores of --cores: start this one with
+`taskset` on the others. Each number of speakers is a cell that is written as soon as it is measured, and not measured
+again. A server that has not held a number is not asked for larger ones. Last, our server with the capacity that it
+measures itself: as many speakers, then four times as many. FOLDER keeps what sherpa-onnx needs. Where u2moe-kernels is
+installed, our server is measured with and without it.
+
+Both servers run the same weights in chunks of the same size with the same left context, one thread each, and give
+partial results after each chunk. sherpa-onnx's searches greedily; ours by prefix beam search, and its final results
+are chosen by the decoder in both directions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from u2moe.benchmarks.instruments.statistics import percentiles
+from u2moe.benchmarks.results.files import results_file, write_json
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import recorded, resumed
+from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
+from u2moe.benchmarks.studies.shared.servers import (
+    OURS,
+    OURS_NATIVE,
+    THEIRS,
+    RunningServer,
+    cpu_s,
+    our_server,
+    sherpa_server,
+)
+from u2moe.benchmarks.studies.shared.speakers import (
+    BLOCK_S,
+    Heard,
+    Key,
+    counted,
+    first_blocks,
+    speak_together,
+    speech_blocks,
+)
+from u2moe.runtime.model.native import CPU, choose_kernels
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
+KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
+LIMIT_S = 0.3
+"""Seconds within which 95 of 100 results must come, partial and final ones."""
+MOST_MISSING = 0.01
+"""Results, of all, that may not come at all: one that is late is replaced by the next."""
+RATIO = 1.5
+"""How many times as many streams as sherpa-onnx's server ours is to hold."""
+CROWD = 4
+MOST_SLOWER = 1.2
+"""How many times as long the accepted may wait while four times as many connect."""
+
+
+def measure(
+    server: RunningServer, blocks: Sequence[bytes], count: int, first: dict[Key, int], places: int | None = None
+) -> dict[str, Any]:
+    """What a cell holds of so many speakers; see `speak_together`."""
+    before = cpu_s(server.pid)
+    heard = asyncio.run(speak_together(server.url, blocks, count, first, places=places))
+    spoken_s = (count - heard.num_refused) * len(blocks) * BLOCK_S
+    per_second = (cpu_s(server.pid) - before) / spoken_s if spoken_s else None
+    return {"streams": count, "cpu_per_audio_s": per_second, **summary(heard)}
+
+
+def summary(heard: Heard) -> dict[str, Any]:
+    """Percentiles in seconds, and what did not come."""
+    found = {"partial": heard.partials, "final": heard.finals, "sending_lag": heard.lags}
+    num_found = len(heard.partials) + len(heard.finals)
+    return {
+        **{name: percentiles(values) if values else None for name, values in found.items()},
+        "missing": 1 - num_found / heard.num_expected if heard.num_expected else 0.0,
+        "num_refused": heard.num_refused,
+        "failures": heard.failures[:5],
+        "num_failed": len(heard.failures),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        bundle: the model; `name`: its name in the results.
+        folder: where sherpa-onnx's server and its graphs are kept.
+        streams: numbers of speakers; `seconds`: that each speaks.
+        cores: of the servers, as taskset(1) takes them; None: all.
+        has_peer: whether sherpa-onnx's server is measured, too.
+    """
+
+    bundle: Path
+    name: str
+    folder: Path
+    streams: Sequence[int]
+    seconds: float
+    cores: str | None
+    has_peer: bool
+
+    def starts(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]]:
+        """How each server is started, by its name in the results."""
+        names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
+        starts: dict[str, Callable[[], contextlib.AbstractContextManager[RunningServer]]] = {
+            name: partial(self.ours, name, max(self.streams)) for name in names
+        }
+        if self.has_peer:
+            starts[THEIRS] = partial(sherpa_server, self.bundle, self.folder, cores=self.cores)
+        return starts
+
+    def ours(self, name: str, capacity: int | None) -> contextlib.AbstractContextManager[RunningServer]:
+        """Our server with so many places; None: as many as it measures."""
+        arguments = ["--kernels", KERNELS[name]]
+        return our_server(self.bundle, capacity=capacity, cores=self.cores, arguments=arguments)
+
+
+def run(results: Path, plan: Plan) -> dict[str, Any]:
+    """Measure what is missing in the results, and write them after each cell."""
+    content = resumed(results, {"cells": {}})
+    cells, blocks = content["cells"], speech_blocks(plan.seconds)
+
+    def keep(name: str, cell: dict[str, Any]) -> None:
+        cells[name] = {"seconds": plan.seconds, **cell}
+        write_json(results, recorded(content))
+
+    def first_of(running: RunningServer) -> dict[Key, int]:
+        return counted(asyncio.run(first_blocks(running.url, blocks)), len(blocks))
+
+    for server, start in plan.starts().items():
+        counts = {f"{plan.name}/{server}/{count}": count for count in plan.streams}
+        if todo := [name for name in counts if name not in cells]:
+            with start() as running:
+                first = first_of(running)
+                for name in todo:
+                    report(name)
+                    keep(name, measure(running, blocks, counts[name], first))
+                    if not is_held(cells[name]):
+                        break
+    crowd = f"{plan.name}/crowd"
+    if crowd not in cells:
+        with plan.ours(OURS, None) as running:
+            capacity = running.capacity or 1
+            report(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
+            first = first_of(running)
+            alone, crowded = (
+                measure(running, blocks, count, first, places=capacity) for count in (capacity, CROWD * capacity)
+            )
+            keep(crowd, {"capacity": capacity, "alone": alone, "crowded": crowded})
+    return content
+
+
+def is_held(cell: Mapping[str, Any]) -> bool:
+    """Whether results came in time."""
+    late = any(cell[kind] and cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
+    return cell["partial"] is not None and not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
+
+
+def held(cells: Mapping[str, Any], model: str, server: str) -> int:
+    """The largest number of speakers up to which all were held."""
+    own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
+    most = 0
+    for cell in sorted(own, key=itemgetter("streams")):
+        if not is_held(cell):
+            break
+        most = cell["streams"]
+    return most
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each cell, and how many speakers are held."""
+    latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
+    header = ("", "speakers", *latencies, "missing", "processor, ms per s of speech", "held")
+    cells = results["cells"]
+    rows = []
+    for name, cell in cells.items():
+        model, server, *_ = name.split("/")
+        if server == "crowd":
+            pairs = {f"capacity {cell['capacity']}": cell["alone"], f"{CROWD} times as many": cell["crowded"]}
+            rows += [_row(f"{model}, {OURS}, {title}", part) for title, part in pairs.items()]
+        else:
+            rows.append(_row(f"{model}, {server}", cell))
+    counts = {}
+    for model in dict.fromkeys(name.split("/")[0] for name in cells):
+        for key, server in (("ours", OURS), ("native", OURS_NATIVE), ("theirs", THEIRS)):
+            counts[f"{model}.{key}"] = str(held(cells, model, server))
+    return {"table": table(header, rows), **counts}
+
+
+def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
+    def latency(kind: str) -> str:
+        found = cell[kind]
+        return ", ".join(f"{1000 * found[name]:.0f}" for name in ("p50", "p95", "p99")) if found else "none"
+
+    processor = f"{1000 * cell['cpu_per_audio_s']:.1f}" if cell["cpu_per_audio_s"] else ""
+    missing, is_in_time = f"{cell['missing']:.1%}", "yes" if is_held(cell) else "no"
+    return title, str(cell["streams"]), latency("partial"), latency("final"), missing, processor, is_in_time
+
+
+def targets(results: Mapping[str, Any]) -> list[Target]:
+    """Streams held beside sherpa-onnx, and what a crowd costs those inside."""
+    cells = results["cells"]
+    found = []
+    for model in dict.fromkeys(name.split("/")[0] for name in cells):
+        theirs = held(cells, model, THEIRS)
+        for server in (OURS, OURS_NATIVE):
+            if theirs and (ours := held(cells, model, server)):
+                title = f"live speakers held, {server} / sherpa-onnx's server, {model}"
+                found.append(Target(name=title, found=ours / theirs, limit=RATIO, at_most=False))
+        if crowd := cells.get(f"{model}/crowd"):
+            ratio = crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"]
+            title = f"p95 of partial results with {CROWD} times as many connections as places, {model}"
+            found.append(Target(name=title, found=ratio, limit=MOST_SLOWER, at_most=True))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = script_parser("studies.serving", __doc__)
+    parser.add_argument("folder", type=Path, help="where sherpa-onnx's server and its graphs are kept")
+    parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
+    parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
+    parser.add_argument("--name", help="of the model in the results (default: that of the bundle's folder)")
+    parser.add_argument("--alone", action="store_true", help="without sherpa-onnx's server")
+    parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
+    parser.add_argument("--results", type=Path, help="JSON file")
+    args = parser.parse_args(arguments)
+    plan = Plan(
+        bundle=args.bundle,
+        name=args.name or args.bundle.name,
+        folder=args.folder,
+        streams=args.streams,
+        seconds=args.seconds,
+        cores=args.cores,
+        has_peer=not args.alone,
+    )
+    print(values(run(args.results or results_file("serving"), plan))["table"])
+
+
+if __name__ == "__main__":
+    run_script(main)

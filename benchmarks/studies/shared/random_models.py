@@ -1,0 +1,128 @@
+"""Bundles of seeded random weights at full size, created if missing, and routers that spread tokens evenly.
+
+A folder holds `MODEL/checkpoint` in WeNet's layout, `MODEL/bundle` in float32, and one bundle for each of `RECIPES`.
+Random routers favour some experts because tokens have something in common: their mean. Without the direction of the
+mean, a router treats all experts alike. The graphs do not change: sessions get the adjusted routers as initializers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from u2moe.benchmarks.bench.expert_usage import summary
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames, random_frames
+from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
+from u2moe.quantize.config import recipe
+from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.quantize.routing import ExpertInputs
+from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.windows import Windows
+
+MODELS = ("dense-225m", "moe-1b", "dense-1b")
+SMALL, MIXTURE, LARGE = MODELS
+NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
+FLOAT = "bundle"
+"""Folder of the bundle in float32."""
+RECIPES = {
+    "int8": recipe("int8"),
+    "int4": recipe("int4-experts"),
+    "packed": recipe("int8", packed=True),
+}
+"""Recipe of the other bundles, by folder."""
+Gates = Mapping[str, Frames]
+"""Routers [dim, experts] by the name of the weight."""
+_ROUNDS = 3
+"""An adjusted layer slightly changes the inputs of later ones, which the next round adjusts again."""
+
+
+def make_bundle(name: str, kind: str, root: Path, progress: Callable[[str], None] = lambda _: None) -> Bundle:
+    """A bundle of preset `name` in `root`/`name`/`kind`, created from the checkpoint if it is missing.
+
+    Raises:
+        CalledProcessError: the export failed; its message is on stderr.
+    """
+    folder = root / name
+    if not (folder / "checkpoint").is_dir():
+        progress(f"{name}: random weights")
+        unfinished = folder / "checkpoint.partial"
+        write_random_checkpoint(unfinished, random_config(**PRESETS[name]))
+        unfinished.rename(folder / "checkpoint")
+    if not (folder / FLOAT).is_dir():
+        progress(f"{name}: export, compared with torch")
+        export = ["-m", "u2moe", "export", str(folder / "checkpoint"), str(folder / FLOAT), "--quiet"]
+        subprocess.run([sys.executable, *export], check=True)  # noqa: S603 - ourselves; its memory goes with it
+    if kind != FLOAT and not (folder / kind).is_dir():
+        progress(f"{name}: {kind}")
+        quantize_bundle(folder / FLOAT, folder / kind, RECIPES[kind])
+    return Bundle.open(folder / kind, verify=False)
+
+
+def has_experts(name: str) -> bool:
+    """Whether a preset's encoder has experts."""
+    return "n_expert" in PRESETS[name]["encoder_conf"]
+
+
+def even_gates(name: str, root: Path) -> dict[str, Frames]:
+    """Routers that spread tokens evenly over all experts, the worst case for reading; empty without experts."""
+    if not has_experts(name):
+        return {}
+    file = root / name / "routers-all.npz"
+    if not file.exists():
+        bundle = make_bundle(name, "int8", root)
+        np.savez(file, **turned_gates(bundle, random_frames(bundle)))  # type: ignore[arg-type]
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def turned_gates(bundle: Bundle, frames: Frames) -> dict[str, Frames]:
+    """Routers without the direction of the mean token, for chunks of `frames` [frames, mel]."""
+    gates: dict[str, Frames] = {}
+    for _ in range(_ROUNDS):
+        inputs, chunks = _expert_inputs(bundle, frames, gates)
+        turned = {}
+        for layer in inputs.layers.values():
+            mean = np.concatenate([chunk[layer.name] for chunk in chunks]).mean(axis=0)
+            change = np.outer(mean, -(mean @ layer.gate)) / (mean @ mean)
+            turned[layer.gate_name] = np.ascontiguousarray(layer.gate + change, np.float32)
+        gates = turned
+    return gates
+
+
+def routing(bundle: Bundle, frames: Frames, gates: Gates) -> dict[str, float]:
+    """`num_experts`, `touched` by a chunk, and `load_entropy` of chunks of `frames` with these routers."""
+    inputs, chunks = _expert_inputs(bundle, frames, gates)
+    layers = [replace(layer, gate=gates.get(layer.gate_name, layer.gate)) for layer in inputs.layers.values()]
+    counts = np.array([[layer.counts(chunk[layer.name]) for layer in layers] for chunk in chunks])
+    found = summary(layers, counts)
+    return {"num_experts": found["num_experts"], **{key: found[key]["mean"] for key in ("touched", "load_entropy")}}
+
+
+def _expert_inputs(bundle: Bundle, frames: Frames, gates: Gates) -> tuple[ExpertInputs, list[Mapping[str, Frames]]]:
+    """What reads the inputs of each layer, and these [tokens, dim] of each chunk."""
+    settings = GateSettings(gates)
+    inputs = ExpertInputs(bundle, settings.options())
+    cutter = Windows(bundle.manifest.model, CHUNK_SIZE)
+    whole = (len(frames) - cutter.length) // cutter.stride * cutter.stride + cutter.length
+    return inputs, list(inputs.chunks(frames[:whole], CHUNK_SIZE, NUM_LEFT_CHUNKS))
+
+
+class GateSettings:
+    """Session options that supply these routers; must outlive the sessions, which read them in place."""
+
+    def __init__(self, gates: Gates) -> None:
+        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(gate) for name, gate in gates.items()}
+
+    def options(self, num_threads: int = 1, kernels: str = "onnxruntime") -> onnxruntime.SessionOptions:
+        """The runtime's options, with these routers."""
+        options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
+        for name, value in self._values.items():
+            options.add_initializer(name, value)
+        return options

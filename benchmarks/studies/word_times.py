@@ -1,0 +1,214 @@
+"""How accurate are word times? On speech with known word boundaries, with full context and in chunks.
+
+    python -m u2moe.benchmarks.studies.word_times BUNDLE --isolated WORDS.tsv --sentences SENTENCES.tsv --output FILE
+
+Isolated words (a manifest with one word per recording) are joined with pauses of known length: a word begins and ends
+where its recording becomes loud and quiet. Sentences (the texts of a manifest) are synthesised by festival, if it is
+installed, which reports where each word ends. The times of recognised words are compared with these, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2moe.benchmarks.results.markdown import table
+from u2moe.benchmarks.results.provenance import publish
+from u2moe.benchmarks.studies.shared.script import run_script, script_parser
+from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.text.word_errors import Recording, matches, read_manifest, words
+
+RATE = 16_000
+STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)
+CONDITIONS = {"full": DecodingOptions(), "chunk 16": STREAMED}
+WORDS_PER_UTTERANCE = 5
+PAUSES_S = (0.05, 0.6)
+_STEP_S = 0.01
+_QUIET = 0.01
+"""A word lasts from the first to the last 10 ms above this fraction of its loudest 10 ms: 40 dB below."""
+_NOISE = 1e-4
+"""Standard deviation of the noise in pauses: no microphone records digital silence."""
+_FESTIVAL = """(voice_ked_diphone)
+(define (speak text name)
+  (let ((utterance (SynthText text)))
+    (utt.save.wave utterance (string-append name ".wav") 'riff)
+    (utt.save.words utterance (string-append name ".words"))
+    (utt.save.segs utterance (string-append name ".segments"))))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedWord:
+    """A word with its start and end in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """Samples at 16 kHz and the words in them."""
+
+    samples: npt.NDArray[np.float32]
+    words: list[TimedWord]
+
+
+def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[Utterance]:
+    """Recordings of single words, drawn at random and joined with pauses of quiet noise."""
+    random = np.random.default_rng(seed)
+    clips = [(read_audio(item.path, RATE), item.transcript) for item in recordings if len(words(item.transcript)) == 1]
+    utterances = []
+    for _ in range(num_utterances):
+        parts, spoken, time = [], [], 0.0
+        for place in random.integers(len(clips), size=WORDS_PER_UTTERANCE).tolist():
+            clip, word = clips[place]
+            pause = np.zeros(int(random.uniform(*PAUSES_S) * RATE), np.float32)
+            time += len(pause) / RATE
+            start, end = loud_part(clip)
+            spoken.append(TimedWord(word=word, start=time + start, end=time + end))
+            time += len(clip) / RATE
+            parts += [pause, clip]
+        samples = np.concatenate([*parts, np.zeros(RATE // 2, np.float32)])
+        noise = _NOISE * random.standard_normal(len(samples))
+        utterances.append(Utterance(samples=samples + noise.astype(np.float32), words=spoken))
+    return utterances
+
+
+def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Start and end in seconds of the part of a recording that is louder than 1 % of its loudest 10 ms."""
+    step = int(_STEP_S * RATE)
+    whole = samples[: len(samples) // step * step].reshape(-1, step)
+    loudness = np.sqrt((whole.astype(np.float64) ** 2).mean(axis=1))
+    loud = np.flatnonzero(loudness > _QUIET * loudness.max())
+    return float(loud[0]) * _STEP_S, float(loud[-1] + 1) * _STEP_S
+
+
+def speak_sentences(texts: Sequence[str]) -> list[Utterance]:
+    """Sentences synthesised by festival, with its word boundaries.
+
+    Raises:
+        FileNotFoundError: festival is not installed.
+    """
+    if shutil.which("festival") is None:
+        raise FileNotFoundError("festival is not installed: apt-get install festival, or leave --sentences out")
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(Path(folder) / str(number)) for number in range(len(texts))]
+        calls = [
+            f'(speak "{" ".join(words(text)).lower()}" "{name}")\n' for name, text in zip(names, texts, strict=True)
+        ]
+        script = Path(folder) / "speak.scm"
+        script.write_text(_FESTIVAL + "".join(calls), encoding="ascii")
+        subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True)  # noqa: S603, S607
+        return [
+            Utterance(
+                samples=read_audio(f"{name}.wav", RATE),
+                words=_bounded(_labels(f"{name}.words"), _labels(f"{name}.segments")),
+            )
+            for name in names
+        ]
+
+
+def _labels(path: str) -> list[tuple[float, str]]:
+    """End times in seconds and names from a festival label file: lines of "end colour name" after a line "#"."""
+    lines = Path(path).read_text(encoding="ascii").partition("#\n")[2].splitlines()
+    return [(float(line.split()[0]), line.split()[2]) for line in lines]
+
+
+def _bounded(ends: list[tuple[float, str]], segments: list[tuple[float, str]]) -> list[TimedWord]:
+    """Word boundaries: a word begins where the previous one, or the pause after it, ends."""
+    pauses = [end for end, name in segments if name == "pau"]
+    spoken, previous = [], 0.0
+    for end, word in ends:
+        start = max((pause for pause in pauses if previous <= pause < end), default=previous)
+        spoken.append(TimedWord(word=word, start=start, end=end))
+        previous = end
+    return spoken
+
+
+def compare(recognizer: Recognizer, utterances: Iterable[Utterance], options: DecodingOptions) -> dict[str, Any]:
+    """Timing errors of the words that were recognised."""
+    starts: list[float] = []
+    ends: list[float] = []
+    num_words = 0
+    for utterance in utterances:
+        found = [word for segment in recognizer.transcribe(utterance.samples, options=options).segments
+                 for word in segment.words]  # fmt: skip
+        num_words += len(utterance.words)
+        spelled = [[words(word.word) for word in side] for side in (utterance.words, found)]
+        for expected, place in matches(*spelled):
+            starts.append(found[place].start - utterance.words[expected].start)
+            ends.append(found[place].end - utterance.words[expected].end)
+    return {
+        "num_words": num_words, "num_recognised": len(starts), "start": statistics(starts), "end": statistics(ends),
+    }  # fmt: skip
+
+
+def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
+    """Errors in milliseconds: signed mean, and mean, median and 90th percentile of their magnitudes."""
+    if not errors_s:
+        return None
+    errors = 1000 * np.asarray(errors_s)
+    sizes = np.abs(errors)
+    figures = {
+        "bias_ms": errors.mean(), "mean_ms": sizes.mean(), "median_ms": np.median(sizes),
+        "p90_ms": np.percentile(sizes, 90),
+    }  # fmt: skip
+    return {name: round(float(value), 1) for name, value in figures.items()}
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What pages show: a row for each set and condition, and the numbers of the first."""
+    measured = [
+        (name, condition, found)
+        for name, conditions in results["sets"].items()
+        for condition, found in conditions.items()
+        if found["start"]
+    ]
+    rows = [
+        (
+            name, condition, f"{found['num_recognised']} of {found['num_words']}",
+            *(f"{found[edge]['median_ms']:.0f}, {found[edge]['p90_ms']:.0f} ms" for edge in ("start", "end")),
+            f"{found['start']['bias_ms']:+.0f}, {found['end']['bias_ms']:+.0f} ms",
+        )
+        for name, condition, found in measured
+    ]  # fmt: skip
+    header = ("speech", "context", "words recognised", "start: median, 90 %", "end: median, 90 %", "bias of start, end")
+    numbers = {f"{edge}_{kind}": f"{measured[0][2][edge][f'{kind}_ms']:.0f}" for edge in ("start", "end")
+               for kind in ("median", "p90")} if measured else {}  # fmt: skip
+    return {"table": table(header, rows), **numbers}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = script_parser("studies.word_times", __doc__)
+    parser.add_argument("bundle", type=Path, help="folder of a bundle")
+    parser.add_argument("--isolated", type=Path, nargs="*", default=[], help="manifests of one-word recordings")
+    parser.add_argument("--sentences", type=Path, nargs="*", default=[], help="manifests of texts for festival")
+    parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    recognizer = Recognizer.from_pretrained(args.bundle)
+    sets = {path.stem: join_words(read_manifest(path), args.utterances) for path in args.isolated}
+    for path in args.sentences:
+        texts = [recording.transcript for recording in read_manifest(path)]
+        sets[f"festival, texts of {path.stem}"] = speak_sentences(texts[: args.utterances])
+    found = {
+        name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
+        for name, spoken in sets.items()
+    }
+    publish(args.bundle, {"sets": found}, values, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

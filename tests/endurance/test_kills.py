@@ -1,0 +1,103 @@
+"""Workers, drivers and whole machines of a run over a corpus are killed: every utterance is there once, to the byte."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.results import read_outcomes
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]
+
+RATE = 16_000
+VICTIMS = ("worker", "driver", "machine")
+"""One process that recognises; the one that directs these; all of a machine at once."""
+BLOCK_SIZE = 50
+MOST_BLOCKS = 2
+"""Blocks that are finished between two kills, at most."""
+
+
+def make_corpus(folder, count):
+    """Short files cut out of the bundled clips, and a list of them."""
+    rng = np.random.default_rng(0)
+    clips = [read_audio(clip, RATE) for clip in find_audio([DEMO_FOLDER / "clips"])]
+    folder.mkdir()
+    names = [f"{number:06}.wav" for number in range(count)]
+    for name in names:
+        clip, length = clips[rng.integers(len(clips))], int(rng.uniform(0.3, 0.6) * RATE)
+        start = int(rng.integers(max(len(clip) - length, 1)))
+        soundfile.write(folder / name, clip[start : start + length] * rng.uniform(0.3, 1), RATE)
+    (folder / "list").write_text("\n".join(names), encoding="utf-8")
+    return folder / "list"
+
+
+def start(manifest, output):
+    """A session of processes, as on a machine of its own."""
+    command = [sys.executable, "-m", "u2moe", "corpus", manifest, output, "--workers", "1", "--block-size", BLOCK_SIZE]
+    return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def kill(process, victim, rng):
+    """Whether there was such a part, and it was killed."""
+    with suppress(OSError):
+        if victim == "machine":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif victim == "driver":
+            process.kill()
+        else:
+            workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+            if not workers:
+                return False
+            os.kill(int(rng.choice(workers)), signal.SIGKILL)
+        return True
+    return False
+
+
+def disturbed(manifest, output, num_kills):
+    """Run on two machines to the end, with kills on the way; what ended is started again. Counts the kills."""
+    rng = random.Random(0)
+    machines = [start(manifest, output) for _ in range(2)]
+    kills, wanted, folder = Counter(), 1, OutputFolder(str(output))
+    try:
+        while any(machine.poll() is None for machine in machines):
+            time.sleep(rng.uniform(0.02, 0.3))
+            if kills.total() < num_kills and len(folder.finished_blocks()) >= wanted:
+                victim = rng.choice(VICTIMS)
+                if kill(rng.choice(machines), victim, rng):
+                    kills[victim] += 1
+                    wanted = len(folder.finished_blocks()) + rng.randint(0, MOST_BLOCKS)
+            machines = [start(manifest, output) if machine.poll() not in (None, 0) else machine for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+            machine.wait()
+    return kills
+
+
+@pytest.mark.parametrize(
+    ("num_files", "num_kills"),
+    [(160, 2), pytest.param(6000, 60, marks=[pytest.mark.endurance, pytest.mark.timeout(7200)])],
+)
+def test_every_utterance_is_there_once(num_files, num_kills, tmp_path):
+    manifest = make_corpus(tmp_path / "corpus", num_files)
+    assert start(manifest, tmp_path / "undisturbed").wait() == 0
+    kills = disturbed(manifest, tmp_path / "disturbed", num_kills)
+    assert 0 < kills.total() <= num_kills
+    folder = OutputFolder(str(tmp_path / "disturbed"))
+    outcomes = list(read_outcomes(folder))
+    assert len({outcome.key for outcome in outcomes}) == len(outcomes) == num_files
+    assert not any(outcome.error for outcome in outcomes)
+    assert dict(folder.contents()) == dict(OutputFolder(str(tmp_path / "undisturbed")).contents())

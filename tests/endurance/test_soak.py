@@ -1,0 +1,157 @@
+"""Hours of audio and many streams: flat memory, and no frame lost or repeated where a long recording was cut."""
+
+import os
+
+import numpy as np
+import pytest
+import soundfile
+from cuts import cuts_of, logged
+from damage import resident_mb
+
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer
+from u2moe.runtime.audio.folders import find_audio
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.decoding.source import Source
+from u2moe.runtime.model.windows import Windows
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+pytestmark = pytest.mark.slow
+
+RATE = 16_000
+HOURS = float(os.environ.get("U2MOE_TEST_HOURS", "1"))
+STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
+LENGTHS = [
+    pytest.param(20.0, id="seconds"),
+    pytest.param(3600 * HOURS, id="hours", marks=[pytest.mark.endurance, pytest.mark.timeout(7200)]),
+]
+MOST_GROWTH = 1.1
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [read_audio(clip, RATE) for clip in find_audio([DEMO_FOLDER / "clips"])]
+
+
+def write_long(file, clips, seconds):
+    """Clips with pauses of noise between them: no microphone records digital silence. Returns the number of samples."""
+    random = np.random.default_rng(0)
+    with soundfile.SoundFile(file, "w", RATE, 1, "PCM_16") as target:
+        while target.tell() < seconds * RATE:
+            target.write(clips[random.integers(len(clips))])
+            target.write(1e-4 * random.standard_normal(int(random.uniform(0.3, 2.0) * RATE)))
+        return target.tell()
+
+
+def in_portions(samples, random):
+    return np.split(samples, np.sort(random.integers(0, len(samples) + 1, len(samples) // RATE)))
+
+
+@pytest.mark.parametrize("seconds", LENGTHS)
+def test_a_stream_goes_on(clips, seconds):
+    recognizer, utterances = logged(Recognizer.from_pretrained(options=STREAMED))
+    stream, random = recognizer.create_stream(), np.random.default_rng(0)
+    count, last_end, early_mb = 0, 0.0, 0.0
+    while stream.duration < seconds:
+        for portion in in_portions(clips[random.integers(len(clips))], random):
+            stream.accept_waveform(RATE, portion)
+            recognizer.decode_streams([stream])
+            for segment in stream.take_segments():
+                assert (segment.segment, segment.start >= last_end) == (count, True)
+                count, last_end = count + 1, segment.end
+        early_mb = early_mb or (resident_mb() if stream.duration > seconds / 10 else 0.0)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    cuts = cuts_of(recognizer, utterances, round(stream.duration * RATE))
+    assert (cuts.num_lost, cuts.num_doubled) == (0, 0)
+    assert cuts.num_utterances >= count
+    if seconds >= 600:
+        assert resident_mb() < MOST_GROWTH * early_mb
+
+
+@pytest.mark.parametrize("count", [5, pytest.param(64, marks=pytest.mark.endurance)])
+def test_streams_together_hear_what_each_hears_alone_in_other_portions(clips, count):
+    recognizer, random = Recognizer.from_pretrained(options=STREAMED), np.random.default_rng(0)
+    sounds = [np.concatenate([clips[index] for index in random.integers(len(clips), size=3)]) for _ in range(count)]
+
+    def heard(sounds, portions):
+        streams = [recognizer.create_stream() for _ in sounds]
+        for step in range(max(map(len, portions))):
+            for stream, own in zip(streams, portions, strict=True):
+                if step < len(own):
+                    stream.accept_waveform(RATE, own[step])
+            recognizer.decode_streams(streams)
+        for stream in streams:
+            stream.input_finished()
+        recognizer.decode_streams(streams)
+        return [[(segment.text, segment.times) for segment in stream.take_segments()] for stream in streams]
+
+    together = heard(sounds, [np.array_split(sound, 7) for sound in sounds])
+    assert [heard([sound], [in_portions(sound, random)])[0] for sound in sounds] == together
+
+
+# Pauses in the sound; windows that end amid speech; utterances too long, cut between words, many in a window.
+ENDS = {
+    "pauses": EndpointConfig(),
+    "windows": EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1000), pause=None),
+    "long utterances": EndpointConfig(rule3=EndpointRule(min_utterance_length=3.0), pause=None),
+}
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.decoding.source.LONGEST_WINDOW_S", 8.0)
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.usefixtures("short_windows")
+def test_every_piece_says_what_is_in_its_samples(clips, ends, tmp_path):
+    check_long_file(clips, 30.0, tmp_path / "long.wav", DecodingOptions(endpoint=ENDS[ends]))
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+def test_a_file_of_hours(clips, tmp_path):
+    check_long_file(clips, 3600 * HOURS, tmp_path / "long.flac", DecodingOptions())
+
+
+def check_long_file(clips, seconds, file, options):
+    num_samples, measured = write_long(file, clips, seconds), []
+    recognizer, utterances = logged(Recognizer.from_pretrained(options=options))
+    transcript = recognizer.transcribe(file, on_progress=lambda second: measured.append((second, resident_mb())))
+    found = cuts_of(recognizer, utterances, num_samples, file)
+    assert found.num_utterances >= 4
+    assert (found.num_lost, found.num_doubled, found.num_different) == (0, 0, 0)
+    if seconds >= 600:
+        early_mb = next(mb for second, mb in measured if second >= transcript.duration / 10)
+        assert measured[-1][1] < MOST_GROWTH * early_mb
+
+
+def losing(put_back):
+    return lambda self, features: put_back(self, features[40:])
+
+
+def repeating(put_back):
+    return lambda self, features: put_back(self, np.concatenate([features[:40], features]))
+
+
+def without_the_last_frame(advance):
+    return lambda self, frames, caches: advance(self, frames.before(len(frames) - 1), caches)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault"),
+    [
+        (Windows, "put_back", losing),
+        (Windows, "put_back", repeating),
+        (Source, "advance", without_the_last_frame),
+    ],
+)
+@pytest.mark.usefixtures("short_windows")
+def test_what_is_lost_or_doubled_at_cuts_is_found(clips, tmp_path, owner, name, fault, monkeypatch):
+    monkeypatch.setattr(owner, name, fault(getattr(owner, name)))
+    num_samples = write_long(tmp_path / "long.wav", clips, 30.0)
+    recognizer, utterances = logged(Recognizer.from_pretrained())
+    recognizer.transcribe(tmp_path / "long.wav")
+    found = cuts_of(recognizer, utterances, num_samples, tmp_path / "long.wav")
+    assert found.num_different >= 2
+    assert (found.num_lost > 0) == (fault in (losing, without_the_last_frame))

@@ -1,0 +1,129 @@
+"""Do the kernels touch what they must not, or race? Sanitizers, valgrind, and thousands of malformed layers.
+
+Each check builds the library anew; every array then has memory of its own, AMX is emulated, and all instruction sets of
+this processor take part. Needs CMake, g++ and, for the last one, valgrind, which has no AVX-512.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.endurance, pytest.mark.timeout(7200)]
+
+ROOT = Path(__file__).parents[2]
+DIGESTS, STRESS, LIBRARY = "u2moe_kernels_digests", "u2moe_kernels_stress", "u2moe_kernels"
+TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convolution")
+SESSIONS = "sessions"
+"""Tests of memory, threads and processes, which are the same on every instruction set."""
+EMULATED = "amx"
+"""Its products are tested alone: everything else is as with AVX-512 VNNI."""
+THREADED = "threads or come_and_go or any_order or forked"
+OPTIONS = {
+    # Python and onnxruntime leave memory behind when they end. Use after return is not looked for: the stack for that
+    # is less aligned than the vectors that GCC 12 keeps on it, and programs crash there.
+    "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1:hard_rss_limit_mb=6000",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    # Python and onnxruntime are not built with the sanitizer: what they do to each other with memcpy is not judged.
+    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1:die_after_fork=0",
+    "U2MOE_TEST_EXAMPLES": "12",  # of each test: under a sanitizer they take many times as long
+}
+PRELOADED = {"address,undefined": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
+VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9")
+
+
+class Build:
+    """Programs and library with a sanitizer, in a folder of their own."""
+
+    def __init__(self, kind, folder):
+        self.folder = folder
+        # the thread sanitizer of GCC 12 does not start where the system places programs at will
+        self.prefix = ["setarch", "--addr-no-randomize"] if kind == "thread" else []
+        options = [
+            "-DU2MOE_CHECKED=ON",
+            "-DU2MOE_AMX_EMULATED=ON",
+            "-DCMAKE_BUILD_TYPE=None",
+            "-DCMAKE_CXX_FLAGS=-O1 -g",
+        ]
+        self._run("cmake", "-S", ROOT / "runtime" / "kernels", "-B", folder, f"-DU2MOE_SANITIZE={kind}", *options)
+        self._run("cmake", "--build", folder, "--target", DIGESTS, STRESS, LIBRARY)
+        paths = [["g++", f"-print-file-name={name}"] for name in PRELOADED.get(kind, ())]
+        self.preloaded = ":".join(self._run(*command).strip() for command in paths)
+
+    def _run(self, *command, **own):
+        environment = {**os.environ, **OPTIONS, **own}
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        assert done.returncode == 0, "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-60:])
+        return done.stdout
+
+    def program(self, name, *prefix):
+        """What a program prints, line by line in words, on all instruction sets."""
+        return [line.split() for line in self._run(*self.prefix, *prefix, self.folder / name).splitlines()]
+
+    def tests(self, names, isa, *options):
+        """Run tests of the operators on one instruction set."""
+        files = [f"tests/kernels/test_{name}.py" for name in names]
+        library = self.folder / f"lib{LIBRARY}.so"
+        own = {"LD_PRELOAD": self.preloaded, "U2MOE_TEST_KERNELS": str(library), "U2MOE_KERNELS_ISA": isa}
+        pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *options]
+        return self._run(*self.prefix, *pytest_run, **own)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """A function from the kind of a sanitizer to a build, made once."""
+    made = {}
+
+    def of(kind):
+        for tool in ("cmake", "g++"):
+            if shutil.which(tool) is None:
+                pytest.skip(f"{tool} is not installed")
+        if kind not in made:
+            made[kind] = Build(kind, tmp_path_factory.mktemp("build"))
+        return made[kind]
+
+    return of
+
+
+def test_addresses_and_undefined_behaviour(build):
+    """Programs, then tests of operators on each instruction set, and of sessions on the best that is not emulated."""
+    own = build("address,undefined")
+    digests = dict(own.program(DIGESTS))
+    assert len(set(digests.values())) == 1
+    own.program(STRESS)
+    for isa in digests:
+        own.tests(TESTS[:1] if isa == EMULATED else TESTS, isa)
+    own.tests([SESSIONS], next(isa for isa in digests if isa != EMULATED))
+
+
+def test_malformed_layers(build):
+    own = build("address,undefined")
+    for isa in dict(own.program(DIGESTS)):
+        own.tests(["damage"], isa, "-m", "endurance")
+
+
+def test_threads(build):
+    """The program with threads, then tests through onnxruntime."""
+    own = build("thread")
+    own.program(STRESS)
+    for isa in dict(own.program(DIGESTS)):
+        own.tests([*TESTS, SESSIONS], isa, "-k", THREADED)
+
+
+def test_values_that_nobody_has_written(build):
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    own = build("")
+    own.program(DIGESTS, *VALGRIND, "--leak-check=full", "--errors-for-leak-kinds=definite")
+    own.program(STRESS, *VALGRIND)  # which forks: what the threads of a parent hold is lost in its children

@@ -1,0 +1,252 @@
+"""Connections that break, and damaged messages: the server answers or closes, and holds no more afterwards."""
+
+import asyncio
+import io
+import os
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from messages import WEBSOCKETS, upload, wyoming
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from u2moe.benchmarks.studies.shared.servers import RunningServer, free_port, our_server
+from u2moe.benchmarks.studies.shared.speakers import first_blocks, speech_blocks
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+REST, WYOMING = "/v1/audio/transcriptions", "wyoming"
+PROTOCOLS = (*WEBSOCKETS, REST, WYOMING)
+AT_ONCE = 100
+PATIENCE_S = 60.0
+ENDS = ("to the end", "closed early", "lost")
+NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
+WARM_UP = NUM_INPUTS // 2
+"""After which the allocators of the libraries have what they need; before, growth says nothing."""
+NUM_SAMPLES = 8_000
+"""Enough for a last, shorter chunk and its second pass: it is the messages that are damaged."""
+ODD_TEXTS = ("", "{", "[" * 5000, "null", "NaN", '"\\ud800"', "[]", "1e999", '{"type": 7}', '{"eof": {}}', "Done")
+INTERNAL = 1011
+
+
+def damaged(messages, random):
+    """The same with some damage."""
+    found = list(messages)
+    for _ in range(int(random.integers(1, 4))):
+        index = int(random.integers(len(found)))
+        message = found[index]
+        match int(random.integers(7)):
+            case 0:
+                del found[index]
+            case 1:
+                found.insert(int(random.integers(len(found) + 1)), message)
+            case 2:
+                found[index] = message[: int(random.integers(len(message) + 1))]
+            case 3:
+                found[index] = str(random.choice(ODD_TEXTS))
+            case 4:
+                found[index] = random.bytes(int(random.integers(2000)))
+            case 5:
+                found[index] = message.encode() if isinstance(message, str) else message.decode("latin-1")
+            case _:
+                found[index] = overwritten(message, random)
+        if not found:
+            break
+    return found
+
+
+def overwritten(message, random):
+    """The same with other characters or bytes in some places."""
+    data = bytearray(message.encode() if isinstance(message, str) else message)
+    for _ in range(int(random.integers(1, 9))):
+        if data:
+            data[int(random.integers(len(data)))] = int(random.integers(256))
+    return data.decode(errors="replace") if isinstance(message, str) else bytes(data)
+
+
+async def converse(server, path, messages):
+    """Send them, and read to the end: what became of it."""
+    url = f"ws://127.0.0.1:{server.port}{path}"
+    try:
+        async with asyncio.timeout(PATIENCE_S), connect(url, proxy=None, ping_interval=None) as websocket:
+            reading = asyncio.create_task(_read(websocket))
+            try:
+                for message in messages:
+                    await websocket.send(message)
+                await asyncio.wait({reading}, timeout=0.2)  # what is not over now is left
+            except ConnectionClosed:
+                pass
+            finally:
+                reading.cancel()
+    except TimeoutError:
+        return "no answer"
+    except (OSError, WebSocketException) as error:
+        return f"failed: {type(error).__name__}"
+    return "error within the server" if websocket.close_code == INTERNAL else "answered or closed"
+
+
+async def _read(websocket):
+    async for _ in websocket:
+        pass
+
+
+async def exchange(port, data):
+    """The same for bytes over TCP, whose end is said."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(data)
+                writer.write_eof()
+                answer = await reader.read()
+            finally:
+                writer.close()
+    except TimeoutError:
+        return "no answer"
+    except OSError:
+        return "answered or closed"
+    is_internal = answer.startswith(b"HTTP/1.1 5") and not answer.startswith(b"HTTP/1.1 503")
+    return "error within the server" if is_internal else "answered or closed"
+
+
+async def try_one(server, wyoming_port, protocol, seed, samples):
+    """One conversation of a protocol, from its seed."""
+    random = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
+    if protocol in WEBSOCKETS:
+        return await converse(server, protocol, damaged(WEBSOCKETS[protocol](samples), random))
+    if protocol == WYOMING:
+        pieces = list(wyoming(samples).splitlines(keepends=True))
+        return await exchange(wyoming_port, _joined(damaged(pieces, random)))
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, 16_000, format="WAV")
+    pieces = list(upload(wav.getvalue()).splitlines(keepends=True))
+    body = _joined(damaged(pieces, random))
+    head = f"POST {REST} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    return await exchange(server.port, f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode() + body)
+
+
+def _joined(pieces):
+    return b"".join(piece.encode(errors="replace") if isinstance(piece, str) else piece for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return (read_audio(DEMO_FOLDER / "clips" / "command.flac", 16_000) * 32767).astype(np.int16)
+
+
+@pytest.fixture
+def inside(server):
+    """The server in this process, and the port of Wyoming."""
+    yield RunningServer(port=server.ports["http"], path="/sherpa", pid=os.getpid()), server.ports["wyoming"]
+    server.wait_until_empty()
+
+
+@pytest.fixture
+def apart():
+    """A server in a process of its own, and the port of Wyoming."""
+    port = free_port()
+    with our_server(DEMO_FOLDER, arguments=["--protocol", f"wyoming={port}", "--idle-timeout", "20"]) as server:
+        yield server, port
+
+
+async def conversations(server, wyoming_port, protocol, samples, seeds):
+    tasks = (try_one(server, wyoming_port, protocol, seed, samples[:NUM_SAMPLES]) for seed in seeds)
+    return Counter(await asyncio.gather(*tasks))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_damaged_conversation_is_answered_or_closed(inside, protocol, samples):
+    assert asyncio.run(conversations(*inside, protocol, samples, range(3))) == {"answered or closed": 3}
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_thousands_of_damaged_conversations_leave_nothing_behind(apart, protocol, samples):
+    server, _ = apart
+    with unchanged(server) as rounds:
+        for begin in rounds:
+            seeds = range(begin, begin + AT_ONCE)
+            assert asyncio.run(conversations(*apart, protocol, samples, seeds)) == {"answered or closed": AT_ONCE}
+
+
+def test_damage_comes_from_its_seed(samples):
+    messages = WEBSOCKETS["/stream"](samples[:NUM_SAMPLES])
+    made = [damaged(messages, np.random.default_rng(seed)) for seed in range(20)]
+    assert made == [damaged(messages, np.random.default_rng(seed)) for seed in range(20)]
+    assert sum(each != messages for each in made) > 15
+
+
+async def visit(server, samples, random):
+    """One client: how it ended."""
+    path, end = str(random.choice(list(WEBSOCKETS))), str(random.choice(ENDS))
+    messages = WEBSOCKETS[path](samples)
+    if end != "to the end":
+        messages = messages[: int(random.integers(len(messages) + 1))]
+    try:
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            connect(f"ws://127.0.0.1:{server.port}{path}", proxy=None) as websocket,
+        ):
+            for message in messages:
+                await websocket.send(message)
+            if end == "lost":
+                websocket.transport.abort()
+            elif end == "to the end" and path != "/v1/realtime":  # which goes on until it is closed
+                async for _ in websocket:
+                    pass
+    except (OSError, TimeoutError, WebSocketException) as error:
+        return end if end == "lost" else f"failed: {type(error).__name__}"
+    return end
+
+
+async def visits(server, samples, random, count):
+    return await asyncio.gather(*(visit(server, samples, random) for _ in range(count)))
+
+
+def test_clients_come_and_go(inside, samples):
+    assert set(asyncio.run(visits(inside[0], samples, np.random.default_rng(0), 16))) <= set(ENDS)
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+def test_thousands_of_clients_come_and_go(apart, samples):
+    random = np.random.default_rng(0)
+    with unchanged(apart[0]) as rounds:
+        for _ in rounds:
+            for _ in range(AT_ONCE // 16):
+                assert set(asyncio.run(visits(apart[0], samples, random, 16))) <= set(ENDS)
+
+
+def state(pid):
+    """Resident megabytes and open files of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@contextmanager
+def unchanged(server):
+    """Rounds of work, after which the server recognises as before, with no more memory and open files."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells what a process holds")
+    before = []
+
+    def rounds():
+        for begin in range(0, NUM_INPUTS, AT_ONCE):
+            if begin >= WARM_UP and not before:
+                before.extend(state(server.pid))
+            yield begin
+
+    yield rounds()
+    time.sleep(3)
+    found = asyncio.run(first_blocks(server.url, speech_blocks(2.0)))
+    assert any(is_final and text for _, is_final, text in found)
+    memory_mb, num_files = state(server.pid)
+    assert memory_mb < 1.1 * before[0]
+    assert num_files <= before[1] + 8

@@ -1,0 +1,71 @@
+"""The study of live speakers: what they hear, and how many a server holds."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import pytest
+
+from u2moe.benchmarks.studies import serving
+from u2moe.benchmarks.studies.shared import servers
+from u2moe.benchmarks.studies.shared.servers import RunningServer
+from u2moe.benchmarks.studies.shared.speakers import Heard, first_blocks, speak_together, speech_blocks
+
+
+def test_speakers_hear_what_one_alone_hears(server):
+    process = RunningServer(port=server.ports["http"], path="/sherpa", pid=os.getpid())
+    blocks = speech_blocks(3.0)
+
+    async def speak():
+        first = await first_blocks(process.url, blocks)
+        return first, await speak_together(process.url, blocks, 3, first)
+
+    first, heard = asyncio.run(speak())
+    assert any(is_final for _, is_final, _ in first)
+    assert sorted(first.values()) == list(first.values())
+    assert heard.num_expected == 3 * len(first)
+    assert len(heard.finals) == 3 * sum(is_final for _, is_final, _ in first)
+    assert heard.num_refused == 0
+    assert not heard.failures
+
+
+def cell(count, p95, missing=0.0):
+    latency = dict.fromkeys(("p50", "p95", "p99"), p95)
+    found = {"streams": count, "partial": latency, "final": latency, "missing": missing, "num_failed": 0}
+    return {**found, "cpu_per_audio_s": 0.01}
+
+
+def test_how_many_are_held():
+    cells = {
+        "demo/u2moe/8": cell(8, 0.1),
+        "demo/u2moe/64": cell(64, 0.1),
+        "demo/u2moe/16": cell(16, 0.3),
+        "demo/u2moe/32": cell(32, 0.31),
+        "demo/sherpa-onnx/8": cell(8, 0.1),
+        "demo/sherpa-onnx/16": cell(16, 0.1, missing=0.02),
+        "demo/crowd": {"capacity": 8, "alone": cell(8, 0.1), "crowded": cell(32, 0.11)},
+    }
+    targets = serving.targets({"cells": cells})
+    assert [target.found for target in targets] == pytest.approx([2.0, 1.1])
+    shown = serving.values({"cells": cells})
+    assert (shown["demo.ours"], shown["demo.native"], shown["demo.theirs"]) == ("16", "0", "8")
+    assert shown["table"].count("\n") == 2 + 8 - 1
+    assert not serving.is_held({**serving.summary(Heard(num_expected=3)), "streams": 1})  # nobody was heard
+
+
+WORK = """
+import time
+while time.process_time() < 0.2:
+    pass
+print(flush=True)
+input()
+"""
+
+
+def test_processor_time_is_that_of_all_processes():
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORK!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert servers.cpu_s(process.pid) >= 0.15  # the child's 0.2 s, whose parts the system rounds down to hundredths
+        process.communicate(b"\n")

@@ -1,0 +1,83 @@
+"""Damage to bytes, and odd values: the building blocks of fuzz inputs; and what tries these, each from its seed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ODD_VALUES: tuple[Any, ...] = (
+    None, True, False, -1, 0, 1, 2, 7, 10**9, 2**63, 10**400, 0.5, -0.5, 1e-9, 1e308, float("nan"), float("inf"), "",
+    "x", "../tokens.txt", "/etc/passwd", "a\0b", "\ud800", [], {}, [[]], {"x": {}},
+)  # fmt: skip
+"""Values of all JSON types."""
+
+
+NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
+"""Inputs of each kind that `make check-all` tries."""
+
+
+def tried(
+    use: Callable[[np.random.Generator], str], refusals: tuple[type[Exception], ...], count: int, folder: Path
+) -> Counter[str]:
+    """How often inputs were "refused" with a documented error, or what `use` returns.
+
+    The seed of the last input is left in `folder`, should it end the process. Raises any other error with its seed.
+    """
+    outcomes: Counter[str] = Counter()
+    early_mb = 0.0
+    for seed in range(count):
+        (folder / "seed").write_text(str(seed), encoding="ascii")
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                outcomes[use(np.random.default_rng(seed))] += 1
+        except refusals:
+            outcomes["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: not a documented error") from error
+        if seed == count // 5:
+            early_mb = resident_mb()
+    if count >= 1000:  # before, caches still fill
+        assert resident_mb() < 1.3 * early_mb + 20
+    return outcomes
+
+
+def resident_mb() -> float:
+    """Resident memory of this process in megabytes; 0 except on Linux."""
+    gc.collect()
+    file = Path("/proc/self/statm")
+    return int(file.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if file.exists() else 0.0
+
+
+def one_of(values: Sequence[Any], random: np.random.Generator) -> Any:
+    """One of the values."""
+    return values[int(random.integers(len(values)))]
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """Bytes truncated, overwritten, inserted, removed or repeated; half of the time among the first hundred."""
+    data = bytearray(content)
+    for _ in range(int(random.integers(1, 4))):
+        end = len(data) if random.random() < 0.5 else min(100, len(data))
+        place = int(random.integers(0, end + 1))
+        length = int(2 ** random.uniform(0, 12))
+        action = int(random.integers(5))
+        if action == 0:
+            del data[place:]
+        elif action == 1:
+            data[place : place + length] = random.bytes(len(data[place : place + length]))
+        elif action == 2:
+            data[place:place] = random.bytes(length)
+        elif action == 3:
+            del data[place : place + length]
+        else:
+            for bit in random.integers(0, 8, int(random.integers(1, 9))).tolist():
+                if data:
+                    data[int(random.integers(0, len(data)))] ^= 1 << bit
+    return bytes(data)

@@ -1,0 +1,84 @@
+"""Clips in many formats with some of their bytes changed, recognised as files: sound files, and media files."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from damage import damaged, one_of
+
+from u2moe.runtime import Recognizer
+
+FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"),
+           ("AIFF", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("CAF", "PCM_16"), ("W64", "PCM_16"),
+           ("OGG", "OPUS"), ("AU", "PCM_16"), ("WAV", "IMA_ADPCM"))  # fmt: skip
+CONTAINERS = (("mp4", "aac"), ("mp4", "alac"), ("mov", "pcm_s16le"), ("adts", "aac"), ("matroska", "libmp3lame"),
+              ("webm", "libopus"), ("asf", "wmav2"), ("avi", "pcm_u8"), ("flv", "aac"), ("mpegts", "aac"),
+              ("3gp", "aac"), ("ac3", "ac3"))  # fmt: skip
+OTHER_BYTES = 0.02
+"""Share of files that are random bytes."""
+
+
+def use_damaged_audio(
+    recognizer: Recognizer, clips: list[npt.NDArray[np.float32]], folder: Path
+) -> Callable[[np.random.Generator], str]:
+    """A function that recognises a damaged file, and returns whether it was "accepted", or "partly" read."""
+    rate = recognizer.bundle.manifest.features.sample_rate
+    originals = [encoded(clip, rate, *file_format) for clip in clips for file_format in FORMATS]
+    return _use(recognizer, originals, folder / "audio")
+
+
+def use_damaged_media(
+    recognizer: Recognizer, clips: list[npt.NDArray[np.float32]], folder: Path
+) -> Callable[[np.random.Generator], str]:
+    """The same with media files; needs the extra [media]."""
+    rate = recognizer.bundle.manifest.features.sample_rate
+    originals = [encoded_media(clip, rate, *container) for clip in clips for container in CONTAINERS]
+    return _use(recognizer, originals, folder / "media")
+
+
+def _use(recognizer: Recognizer, originals: Sequence[bytes], file: Path) -> Callable[[np.random.Generator], str]:
+    def use(random: np.random.Generator) -> str:
+        file.write_bytes(damaged_audio(originals, random))
+        return "accepted" if recognizer.transcribe(file).complete else "partly"
+
+    return use
+
+
+def encoded(clip: npt.NDArray[np.float32], rate: int, file_format: str, subtype: str) -> bytes:
+    """A clip as a file; libsndfile draws the serial numbers of Ogg streams itself."""
+    with tempfile.TemporaryFile() as file:
+        soundfile.write(file, clip, rate, subtype=subtype, format=file_format)
+        file.seek(0)
+        return file.read()
+
+
+def encoded_media(clip: npt.NDArray[np.float32], rate: int, container_format: str, codec: str) -> bytes:
+    """A clip as a media file."""
+    import av  # noqa: PLC0415 - an extra
+
+    content = io.BytesIO()
+    with av.open(content, "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else 44_100, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        stream.bit_rate = 64_000
+        codec_context = stream.codec_context
+        resampler = av.AudioResampler(codec_context.format, "mono", codec_context.rate, codec_context.frame_size)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip[None]), format="fltp", layout="mono")
+        frame.rate = rate
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode())
+    return content.getvalue()
+
+
+def damaged_audio(originals: Sequence[bytes], random: np.random.Generator) -> bytes:
+    """One of the files with some bytes changed, or random bytes."""
+    if random.random() < OTHER_BYTES:
+        return random.bytes(int(random.integers(0, 5000)))
+    return damaged(one_of(originals, random), random)

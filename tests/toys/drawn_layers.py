@@ -1,0 +1,221 @@
+"""Random layers of the native operators, with shapes of inputs that fit them; `damaged_layers` damages them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from damage import one_of
+from layers import (
+    Array,
+    Attributes,
+    attention_model,
+    attention_shapes,
+    convolutions_model,
+    int4_weights,
+    int8_weights,
+    layer_model,
+    packed_layer_model,
+    random_matrix,
+    streamed_convolution_model,
+)
+
+from u2moe.quantize.arithmetic import LOWEST, int8_columns
+from u2moe.quantize.experts.int4 import int4_mixture
+from u2moe.quantize.experts.int8 import int8_mixture
+from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
+from u2moe.quantize.passes.normalization import add_normalization, normalization
+from u2moe.quantize.passes.streamed_convolution import CachedConvolution
+from u2moe.quantize.token_scales import (
+    int8_feed_forward,
+    int8_gated_feed_forward,
+    int8_linear,
+    int8_matmul,
+    int8_rows,
+)
+from u2moe.runtime.bundle.mixture import Mixture
+from u2moe.runtime.graph.activation import ACTIVATIONS
+from u2moe.runtime.graph.attention import Heads
+
+Random = np.random.Generator
+Shapes = Mapping[str, Sequence[int]]
+OPERATORS = (
+    "Int8MixtureOfExperts", "Int4MixtureOfExperts", "Int8Rows", "Int8MatMul", "Int8Linear", "Int8FeedForward",
+    "Int8GatedFeedForward", "Int8FirstConvolutions", "CachedAttention", "CachedConvolution", "Normalization",
+    "AddNormalization",
+)  # fmt: skip
+_PACKED_SHARE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer as a graph of one node.
+
+    Attributes:
+        model: the graph.
+        shapes: draws shapes for its inputs, which fit each other, by name.
+    """
+
+    model: onnx.ModelProto
+    shapes: Callable[[Random], Shapes]
+
+
+def draw_layer(library: Path, random: Random) -> Layer:
+    """A layer of any operator; where the operator can have them, with weights packed as `library` packs them."""
+    operator = one_of(OPERATORS, random)
+    if operator == "CachedAttention":
+        return _attention(random)
+    if operator == "Int8FirstConvolutions":
+        return _convolutions(random)
+    if operator == "CachedConvolution":
+        return _streamed_convolution(random)
+    if operator.endswith("Normalization"):
+        return _normalization(operator, random)
+    dim, hidden = int(random.integers(1, 50)), int(random.integers(1, 80))
+    if operator == "Int8Rows":
+        kind = one_of(("", *LOWEST), random)
+        return _of_rows(layer_model(int8_rows(kind or None), {"x": np.float32}, {}, {"activation": kind}), dim)
+    draw = _mixture if operator.endswith("Experts") else _products
+    return _of_rows(draw(library, operator, (dim, hidden), random), dim)
+
+
+def _of_rows(content: bytes, dim: int) -> Layer:
+    """A layer for rows of size `dim`."""
+
+    def shapes(random: Random) -> Shapes:
+        rows = [one_of((0, 1, 2, 3, 17), random) for _ in range(int(random.integers(0, 3)))]
+        if random.random() < 0.05:
+            rows = [300]
+        return {"x": [*rows, dim], "q": [*rows, dim], "peak": [*rows, 1]}
+
+    return Layer(model=onnx.load_from_string(content), shapes=shapes)
+
+
+def _attention(random: Random) -> Layer:
+    kv_heads, group = int(random.integers(1, 4)), int(random.integers(1, 3))
+    heads = Heads(num_heads=kv_heads * group, num_kv_heads=kv_heads, size=one_of((1, 5, 16, 24), random))
+    relative = random.random() < 0.5
+
+    def shapes(random: Random) -> Shapes:
+        sizes = (one_of((0, 1, 1, 2, 3), random), one_of((0, 1, 7, 16, 17, 40), random), int(random.integers(0, 33)))
+        wide = (random.random() < 0.5, random.random() < 0.5, random.random() < 0.5)
+        return {**attention_shapes(heads, *sizes, relative=relative, wide=wide), "block": [], "first_kept": [1]}
+
+    return Layer(model=onnx.load_from_string(attention_model(heads, relative=relative)), shapes=shapes)
+
+
+def _convolutions(random: Random) -> Layer:
+    first, second = (Window(kernel=int(random.integers(1, 5)), stride=int(random.integers(1, 4))) for _ in range(2))
+    least = first.stride * (second.kernel - 1) + first.kernel
+    both = FirstConvolutions(
+        bins=least + int(random.integers(0, 20)), channels=int(random.integers(1, 20)), first=first, second=second
+    )
+    content = convolutions_model(both, int(random.integers(1, 40)), random)
+
+    def shapes(random: Random) -> Shapes:
+        return {"x": [one_of((0, 1, 2), random), one_of((0, 1, 6, 17, 40), random), both.bins]}
+
+    return Layer(model=onnx.load_from_string(content), shapes=shapes)
+
+
+def _streamed_convolution(random: Random) -> Layer:
+    channels = int(random.integers(1, 40))
+    form = CachedConvolution(
+        kernel=int(random.integers(2, 18)),
+        activation=one_of(("", *ACTIVATIONS), random),
+        bias=random.random() < 0.5,
+        norm=random.random() < 0.5,
+        epsilon=1e-5,
+    )
+
+    def shapes(random: Random) -> Shapes:
+        batch, time = one_of((0, 1, 1, 2, 3), random), one_of((0, 1, 3, 4, 17), random)
+        own = {key: [batch, time, channels] for key in ("linear", "gate")}
+        return {**own, "cache": [int(random.integers(1, 4)), batch, form.kernel - 1, channels], "block": []}
+
+    return Layer(model=onnx.load_from_string(streamed_convolution_model(form, channels, random)), shapes=shapes)
+
+
+def _normalization(operator: str, random: Random) -> Layer:
+    size, names = int(random.integers(1, 50)), ["x", "branch"] if operator.startswith("Add") else ["x"]
+    function = (add_normalization if len(names) > 1 else normalization)(1e-5)
+    weights = {name: random.standard_normal(size).astype(np.float32) for name in ("weight", "bias")}
+    content = layer_model(function, dict.fromkeys(names, np.float32), weights, {"epsilon": 1e-5})
+
+    def shapes(random: Random) -> Shapes:
+        rows = [one_of((0, 1, 2, 3, 17, 40), random) for _ in range(int(random.integers(0, 3)))]
+        return {key: [*rows, size] for key in names}
+
+    return Layer(model=onnx.load_from_string(content), shapes=shapes)
+
+
+def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Random) -> bytes:
+    num_experts = int(random.integers(1, 6))
+    top_k = int(random.integers(1, num_experts + 1))
+    mixture = Mixture(
+        num_experts=num_experts,
+        top_k=top_k,
+        activation=one_of(ACTIVATIONS, random),
+        bias=random.random() < 0.5,
+        weights="int4" if operator.startswith("Int4") else "int8",
+        block_size=one_of((16, 32, 64, 128), random) if operator.startswith("Int4") else 0,
+    )
+    attributes = mixture.attributes()
+    if random.random() < _PACKED_SHARE:
+        size = sum(_packed_bytes(library, *shape, mixture.block_size) for shape in (sizes, sizes[::-1])) * num_experts
+        weights = {"gate": random_matrix(random, sizes[0], num_experts), "packed": _any_bytes(size, random)}
+        own: Attributes = {**attributes, "hidden": sizes[1], "layout": 1}
+        return packed_layer_model(operator, ["y"], {"x": np.float32}, weights, own)
+    if mixture.block_size:
+        weights = int4_weights(random, mixture, *sizes)
+        return layer_model(int4_mixture(mixture, *sizes), {"x": np.float32}, weights, attributes)
+    return layer_model(int8_mixture(mixture), {"x": np.float32}, int8_weights(random, mixture, *sizes), attributes)
+
+
+def _products(library: Path, operator: str, sizes: tuple[int, int], random: Random) -> bytes:
+    """A product, or a feed-forward layer, which is two or with a gate three."""
+    kind, bias = one_of(ACTIVATIONS, random), random.random() < 0.5
+    layer = _LAYERS.get(operator)
+    fed = {"q": np.uint8, "peak": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
+    attributes: dict[str, int | float | str] = {} if operator == "Int8MatMul" else {"activation": kind}
+    if layer:
+        attributes["bias"] = int(bias)
+    shapes = {"w1": sizes, "w2": sizes[::-1]} if layer else {"weight": sizes}
+    if operator == "Int8GatedFeedForward":
+        shapes = {"gate": sizes, **shapes}
+    if random.random() < _PACKED_SHARE:
+        size = sum(_packed_bytes(library, *shape) for shape in shapes.values())
+        attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": 1}
+        return packed_layer_model(operator, ["y"], fed, {"packed": _any_bytes(size, random)}, attributes)
+    weights: dict[str, Array] = {}
+    for name, shape in shapes.items():
+        weights[name], weights[f"{name}_scale"] = int8_columns(random_matrix(random, *shape))
+        if bias and name != "gate":
+            weights[f"{name}_bias"] = random.standard_normal(shape[1]).astype(np.float32)
+    if layer:
+        return layer_model(layer(kind, bias=bias), fed, weights, attributes)
+    linear = int8_linear(kind if kind in LOWEST else None, bias=bias)
+    return layer_model(linear if operator == "Int8Linear" else int8_matmul(bias=bias), fed, weights, attributes)
+
+
+_LAYERS = {"Int8FeedForward": int8_feed_forward, "Int8GatedFeedForward": int8_gated_feed_forward}
+
+
+def _packed_bytes(library: Path, rows: int, columns: int, block_size: int = 0) -> int:
+    """Bytes of a packed weight, as the library says."""
+    pack = ctypes.CDLL(str(library))[f"u2moe_kernels_pack_int{4 if block_size else 8}"]
+    pack.restype = ctypes.c_size_t
+    last = ctypes.c_size_t(block_size) if block_size else ctypes.c_float(1)
+    return int(pack(None, None, None, ctypes.c_size_t(rows), ctypes.c_size_t(columns), last, None))
+
+
+def _any_bytes(size: int, random: Random) -> Array:
+    """Packed weights, scales and biases: any bytes, of which some are NaN or infinite as floats, or floats near 0."""
+    if random.random() < 0.5:
+        return np.frombuffer(random.bytes(size), np.uint8)
+    floats = random.standard_normal(-(-size // 4)).astype(np.float32)
+    return floats.view(np.uint8)[:size].copy()
