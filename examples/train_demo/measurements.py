@@ -1,21 +1,21 @@
-"""What is measured of the demo model in `benchmarks/results`, by which commands, and what is still of an earlier model.
+"""What is measured of the demo model in `benchmarks/results`, and by which commands; lists what is missing.
 
     python measurements.py
 
-TESTS are the lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them; INT8, INT4, CALIBRATED
-and FLOAT32 the bundles in `exp/release`, LM models that `language_model.py` makes.
+Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
+lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them; INT8, INT4, CALIBRATED and FLOAT32 the
+bundles in `exp/release`, LM models that `language_model.py` makes.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
-from u2moe.benchmarks.results.files import read_json
+from u2moe.benchmarks.results.files import read_json, write_json
 
-HERE = Path(__file__).parent
-FOLDER = HERE.parents[1] / "benchmarks" / "results"
-EARLIER = HERE / "results" / "earlier.json"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
+CELLS = "demo/"
+"""Prefix of the cells of the demo model in results of several models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,127 +23,80 @@ class Measurement:
     """How a file of results is made.
 
     Attributes:
-        command: after `python -m u2moe.benchmarks.`, or a whole command.
+        command: after `python -m u2moe.benchmarks.studies.`, or a whole command.
         minutes: about, on two idle cores.
         quiet: whether it measures time, for which nothing else may run.
-        changes: what a new model changes in it.
+        needs: what it needs besides the bundles.
     """
 
     command: str
     minutes: int
-    quiet: bool
-    changes: str
+    quiet: bool = False
+    needs: str = ""
 
 
 MEASUREMENTS = {
-    "calibration": Measurement(
-        command="quality.calibration INT8 TESTS --output FILE",
-        minutes=2, quiet=False, changes="all",
-    ),
+    "calibration": Measurement(command="calibration INT8 TESTS --output FILE", minutes=2),
     "formats": Measurement(
-        command="quality.formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --manifest TESTS --results FILE",
-        minutes=13, quiet=False, changes="all; needs the bundles of release.py",
+        command="formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --manifest TESTS --results FILE", minutes=10
     ),
-    "hotwords": Measurement(
-        command="quality.hotwords INT8 TESTS --output FILE",
-        minutes=5, quiet=False, changes="all",
-    ),
+    "hotwords": Measurement(command="hotwords INT8 TESTS --output FILE", minutes=5),
     "word_times": Measurement(
-        command="quality.word_times INT8 --isolated WORDS --sentences HELDOUT --output FILE",
-        minutes=2, quiet=False, changes="all; needs festival",
+        command="word_times INT8 --isolated WORDS --sentences HELDOUT --output FILE", minutes=2, needs="festival"
     ),
     "language_models": Measurement(
-        command="quality.language_models INT8 --sets TESTS --model NAME LM TEXT DEV --output FILE",
-        minutes=15, quiet=False, changes="all; needs the models of language_model.py",
+        command="language_models INT8 --sets TESTS --model NAME LM TEXT DEV --output FILE",
+        minutes=15,
+        needs="the models of language_model.py",
     ),
-    "kernels": Measurement(
-        command="quality.kernels TESTS --results FILE",
-        minutes=3, quiet=False, changes="all; needs native kernels",
-    ),
+    "native_texts": Measurement(command="native_texts TESTS --results FILE", minutes=3, needs="native kernels"),
     "runtimes": Measurement(
-        command="runtimes.equality --bundle int8=INT8 --bundle float32=FLOAT32 --cpp PROGRAM --output FILE",
-        minutes=15, quiet=False, changes="all; needs Node, Chromium, C++, qemu",
-    ),
-    "first_difference": Measurement(
-        command="runtimes.first_difference INT8 AUDIO --elsewhere NAME=COMMAND --output FILE",
-        minutes=10, quiet=False, changes="all; needs Node, qemu",
+        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --manifest TESTS --cpp PROGRAM --output FILE",
+        minutes=15,
+        needs="Node, Chromium, C++, qemu",
     ),
     "processors": Measurement(
-        command="quality.processors --bundle NAME=FOLDER --processor NAME=COMMAND --output FILE",
-        minutes=120, quiet=False, changes="all; needs qemu",
+        command="processors --bundle NAME=FOLDER --processor NAME=COMMAND --output FILE", minutes=120, needs="qemu"
     ),
-    "bench": Measurement(
-        command="u2moe bench --json FILE --plots docs/results/bench",
-        minutes=3, quiet=True, changes="all",
-    ),
-    "first_chunk": Measurement(
-        command="bench.first_chunk --output FILE",
-        minutes=1, quiet=True, changes="all",
-    ),
+    "bench": Measurement(command="u2moe bench --json FILE --plots docs/results/bench", minutes=3, quiet=True),
     "language_model_cost": Measurement(
-        command="quality.language_model_cost INT8 QUEEN --model LM --output FILE",
-        minutes=5, quiet=True, changes="all",
+        command="language_model_cost INT8 QUEEN --model LM --output FILE",
+        minutes=5,
+        quiet=True,
+        needs="the same models",
     ),
     "runtimes_speed": Measurement(
-        command="runtimes.speed --cpp PROGRAM --output FILE",
-        minutes=10, quiet=True, changes="all; needs Node, Chromium, C++",
+        command="runtimes_speed --cpp PROGRAM --output FILE", minutes=5, quiet=True, needs="Node, C++"
     ),
-    "systems": Measurement(
-        command="peers.systems WORK --peers u2moe u2moe-whole",
-        minutes=1, quiet=True, changes="the rows of u2moe",
-    ),
-    "sherpa": Measurement(
-        command="peers.sherpa WORK --only demo/",
-        minutes=1, quiet=True, changes="the demo's rows",
-    ),
-    "providers": Measurement(
-        command="runtimes.providers --provider NAME --bundle int8=INT8 --output FILE",
-        minutes=10, quiet=True, changes="all; needs several packages of onnxruntime",
-    ),
-    "full_size": Measurement(
-        command="full_size.measure WORK",
-        minutes=15, quiet=True, changes="what is routed as the demo model; needs 25 GB",
-    ),
-    "serving": Measurement(
-        command="serving.load WORK --cores 0",
-        minutes=60, quiet=True, changes="the demo's rows",
-    ),
-    "corpora": Measurement(
-        command="peers.corpora WORK --output FILE",
-        minutes=15, quiet=True, changes="our rows",
-    ),
-    "soak": Measurement(
-        command="endurance.soak INT8 TESTS --output FILE",
-        minutes=60, quiet=True, changes="all",
-    ),
-    "long_video": Measurement(
-        command="endurance.long_video --output FILE",
-        minutes=10, quiet=False, changes="words that are recognised",
-    ),
-}  # fmt: skip
-"""In the order in which they are best made. Others in the folder are of the code, or of other models."""
+    "systems": Measurement(command="systems WORK", minutes=2, quiet=True, needs="network"),
+    "sherpa": Measurement(command="sherpa WORK --only demo/", minutes=1, quiet=True),
+    "serving": Measurement(command="serving WORK --cores 0", minutes=60, quiet=True),
+    "corpora": Measurement(command="corpora WORK --output FILE", minutes=5, quiet=True),
+}
+"""In the order in which they are best made."""
 
 
-def digests() -> dict[str, str]:
-    """The sha256 of each file of results."""
-    return {name: sha256((FOLDER / f"{name}.json").read_bytes()).hexdigest() for name in MEASUREMENTS}
+def drop() -> None:
+    """Remove the results of the demo model."""
+    for name in MEASUREMENTS:
+        file = FOLDER / f"{name}.json"
+        content = read_json(file)
+        if "cells" in content:
+            cells = {key: cell for key, cell in content["cells"].items() if not key.startswith(CELLS)}
+            write_json(file, {**content, "cells": cells})
+        else:
+            file.unlink(missing_ok=True)
 
 
-def earlier() -> list[str]:
-    """Results that were already there when the model that ships was installed (see `release.py`)."""
-    then, now = read_json(EARLIER), digests()
-    return [name for name in MEASUREMENTS if then.get(name) == now[name]]
-
-
-def lines() -> Iterator[str]:
-    """What is to be measured again, and how."""
-    for name in earlier():
-        own = MEASUREMENTS[name]
-        module = "" if own.command.startswith("u2moe") else "python -m u2moe.benchmarks."
-        quiet = "quiet, " * own.quiet
-        command = own.command.replace("FILE", f"benchmarks/results/{name}.json")
-        yield f"{name}: {quiet}{own.minutes} min, changes {own.changes}\n    {module}{command}"
+def missing() -> Iterator[str]:
+    """What is to be measured, and how."""
+    for name, own in MEASUREMENTS.items():
+        content = read_json(FOLDER / f"{name}.json")
+        if not content or ("cells" in content and not any(key.startswith(CELLS) for key in content["cells"])):
+            module = "" if own.command.startswith("u2moe") else "python -m u2moe.benchmarks.studies."
+            notes = ", ".join([*["quiet"] * own.quiet, f"{own.minutes} min", *[f"needs {own.needs}"] * bool(own.needs)])
+            yield f"{name}: {notes}\n    {module}{own.command.replace('FILE', f'benchmarks/results/{name}.json')}"
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()) or "all results are of the model that ships")
+    print("\n".join(missing()) or "everything has been measured")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import tables
-from measurements import earlier
 
 from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.results.marks import filled
@@ -46,7 +45,6 @@ def values() -> dict[str, dict[str, str]]:
         "rare_experts": tables.rare_experts(found["experts"]),
         "experts": tables.experts_table(found["experts"]),
         "specialists": tables.specialists(found["specialists"]),
-        "earlier": tables.of_earlier_models(earlier()),
     }
     if "proof" in found:
         demo["proof"] = tables.proof_table(found["proof"])

@@ -3,7 +3,7 @@
     python release.py checkpoint-new
 
 What is done is not done again before something that it depends on has changed. Numbers that need a quiet machine are
-made by `u2moe bench` and the scripts in `benchmarks/`: `measurements.py` names what is still of an earlier model.
+made by `u2moe bench` and the scripts in `benchmarks/`: `measurements.py` names what is missing.
 """
 
 import argparse
@@ -13,10 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from measurements import EARLIER, digests
+from measurements import drop
 from stages import Stage, run, run_together
-
-from u2moe.benchmarks.results.files import write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -72,7 +70,7 @@ class Release:
         def install() -> None:
             shutil.copytree(self.source, HERE / "checkpoint", dirs_exist_ok=True)
             shutil.copytree(self.int8, DEMO, dirs_exist_ok=True)
-            write_json(EARLIER, digests())
+            drop()
 
         reads = [self.source, *code("export")]
         yield Stage(name="export", work=export, reads=reads, makes=[self.float32])

@@ -190,12 +190,3 @@ def specialists(results: Results) -> str:
 
     found = ", ".join(most(label) for label in ("phone", "speaker", "band"))
     return f"At most it holds {found}; {results['num_recordings']} recordings in three bands"
-
-
-def of_earlier_models(names: Sequence[str]) -> str:
-    """Which results are of an earlier demo model."""
-    if not names:
-        return "All results are of this model."
-    pages = (name for name in names if name != "first_chunk")  # it is on the page of another
-    links = ", ".join(f"[{name.replace('_', ' ')}](results/{name}.md)" for name in pages)
-    return f"Measured on an earlier demo model, and not yet again: {links}."

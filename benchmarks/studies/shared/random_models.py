@@ -21,7 +21,7 @@ from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, F
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
 from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
-from u2moe.quantize.routing import ExpertInputs
+from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.model.windows import Windows
@@ -86,9 +86,9 @@ def turned_gates(bundle: Bundle, frames: Frames) -> dict[str, Frames]:
     """Routers without the direction of the mean token, for chunks of `frames` [frames, mel]."""
     gates: dict[str, Frames] = {}
     for _ in range(_ROUNDS):
-        inputs, chunks = _expert_inputs(bundle, frames, gates)
+        layers, chunks = _expert_inputs(bundle, frames, gates)
         turned = {}
-        for layer in inputs.layers.values():
+        for layer in layers:
             mean = np.concatenate([chunk[layer.name] for chunk in chunks]).mean(axis=0)
             change = np.outer(mean, -(mean @ layer.gate)) / (mean @ mean)
             turned[layer.gate_name] = np.ascontiguousarray(layer.gate + change, np.float32)
@@ -98,20 +98,20 @@ def turned_gates(bundle: Bundle, frames: Frames) -> dict[str, Frames]:
 
 def routing(bundle: Bundle, frames: Frames, gates: Gates) -> dict[str, float]:
     """`num_experts`, `touched` by a chunk, and `load_entropy` of chunks of `frames` with these routers."""
-    inputs, chunks = _expert_inputs(bundle, frames, gates)
-    layers = [replace(layer, gate=gates.get(layer.gate_name, layer.gate)) for layer in inputs.layers.values()]
+    layers, chunks = _expert_inputs(bundle, frames, gates)
+    layers = [replace(layer, gate=gates.get(layer.gate_name, layer.gate)) for layer in layers]
     counts = np.array([[layer.counts(chunk[layer.name]) for layer in layers] for chunk in chunks])
     found = summary(layers, counts)
     return {"num_experts": found["num_experts"], **{key: found[key]["mean"] for key in ("touched", "load_entropy")}}
 
 
-def _expert_inputs(bundle: Bundle, frames: Frames, gates: Gates) -> tuple[ExpertInputs, list[Mapping[str, Frames]]]:
-    """What reads the inputs of each layer, and these [tokens, dim] of each chunk."""
+def _expert_inputs(bundle: Bundle, frames: Frames, gates: Gates) -> tuple[list[RoutedLayer], list[dict[str, Frames]]]:
+    """The layers with experts, and the inputs [tokens, dim] of each in each chunk."""
     settings = GateSettings(gates)
     inputs = ExpertInputs(bundle, settings.options())
     cutter = Windows(bundle.manifest.model, CHUNK_SIZE)
     whole = (len(frames) - cutter.length) // cutter.stride * cutter.stride + cutter.length
-    return inputs, list(inputs.chunks(frames[:whole], CHUNK_SIZE, NUM_LEFT_CHUNKS))
+    return list(inputs.layers.values()), list(inputs.chunks(frames[:whole], CHUNK_SIZE, NUM_LEFT_CHUNKS))
 
 
 class GateSettings:
