@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from language_models import random_arpa
 
-from u2moe.benchmarks.quality import language_model_cost, language_models
+from u2moe.benchmarks.studies import language_model_cost, language_models
 from u2moe.runtime import LanguageModel
 
 ARPA = "\\data\\\nngram 1=4\n\n\\1-grams:\n-1 a\n-2 b\n-1 <unk>\n-0.5 </s>\n\n\\end\\\n"

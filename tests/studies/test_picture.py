@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from u2moe.benchmarks.full_size import page as full_size_page
 from u2moe.benchmarks.results import picture
 from u2moe.benchmarks.results.files import read_json, results_file
-from u2moe.benchmarks.studies import sherpa
+from u2moe.benchmarks.studies import full_size, sherpa
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +24,7 @@ def test_the_bars_are_the_factors_of_the_results_pages(mode):
     assert len(own) == 5
     assert len(factors) in (5, 8)  # native kernels, if they were measured on this machine
     assert factors["Dense-225M, u2moe int8"] < factors["MoE-1B, u2moe int8"] < factors["Dense-1B, u2moe int8"]
-    pages = {"full_size": full_size_page, "sherpa": sherpa}
+    pages = {"full_size": full_size, "sherpa": sherpa}
     text = "".join(page.values(read_json(results_file(name)))["table"] for name, page in pages.items())
     for label in ("Dense-225M, u2moe int8", "MoE-1B, u2moe int8", "Dense-1B, u2moe int8"):
         assert f"{factors[label]:.4f} (" in text
