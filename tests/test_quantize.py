@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 import soundfile
 
-from u2moe.benchmarks.studies.gpu import main as cuda_check
 from u2moe.quantize import RECIPES, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
 from u2moe.quantize.report import features_of, output_errors
@@ -234,13 +233,6 @@ def test_command_writes_report_and_gate_fails(float32, clip, tmp_path, capsys):
     assert main([*failing, "--recipe", "int4-experts", "--max-wer-increase", "-1000"]) == 1
     assert "word error rate rose" in capsys.readouterr().err
     assert not (tmp_path / "gated").exists()
-
-
-def test_the_check_for_gpus_runs(float32, quantized, clip, capsys):
-    """On the CPU here, which computes half precision too: the script must be ready when there is a GPU."""
-    fp16 = str(quantized("fp16").path)
-    assert cuda_check([str(float32.path), fp16, str(clip), "--provider", "CPUExecutionProvider"]) == 0
-    assert "second pass differs by at most" in capsys.readouterr().out
 
 
 def test_gate_error_carries_the_report(float32, clip, tmp_path):

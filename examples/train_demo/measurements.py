@@ -59,12 +59,6 @@ MEASUREMENTS = {
         command="processors --bundle NAME=FOLDER --processor NAME=COMMAND --output FILE", minutes=120, needs="qemu"
     ),
     "bench": Measurement(command="u2moe bench --json FILE --plots docs/results/bench", minutes=3, quiet=True),
-    "language_model_cost": Measurement(
-        command="language_model_cost INT8 QUEEN --model LM --output FILE",
-        minutes=5,
-        quiet=True,
-        needs="the same models",
-    ),
     "runtimes_speed": Measurement(
         command="runtimes_speed --cpp PROGRAM --output FILE", minutes=5, quiet=True, needs="Node, C++"
     ),
