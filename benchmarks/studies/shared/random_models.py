@@ -57,7 +57,7 @@ def make_bundle(name: str, kind: str, root: Path, progress: Callable[[str], None
         unfinished.rename(folder / "checkpoint")
     if not (folder / FLOAT).is_dir():
         progress(f"{name}: export, compared with torch")
-        export = ["-m", "u2moe", "export", str(folder / "checkpoint"), str(folder / FLOAT), "--quiet"]
+        export = ["-m", "u2moe", "export", str(folder / "checkpoint"), str(folder / FLOAT)]
         subprocess.run([sys.executable, *export], check=True)  # noqa: S603 - ourselves; its memory goes with it
     if kind != FLOAT and not (folder / kind).is_dir():
         progress(f"{name}: {kind}")
