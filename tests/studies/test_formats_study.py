@@ -58,4 +58,4 @@ def test_bundles_are_compared_on_the_same_recordings(exported, sound, tmp_path, 
     (target,) = targets(results)
     full = [np.concatenate(list(own["errors"]["full context"].values())).sum() for own in results["bundles"].values()]
     assert (target.found, target.limit) == (pytest.approx(100 * (full[1] / full[0] - 1)), 0.5)
-    assert not targets({"bundles": {INT8: results["bundles"][INT8]}})
+    assert not list(targets({"bundles": {INT8: results["bundles"][INT8]}}))
