@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from u2moe.benchmarks.bench import bound, page
+from u2moe.benchmarks.bench import bound
 from u2moe.benchmarks.bench.expert_usage import measure_experts
 from u2moe.benchmarks.instruments import rates
 from u2moe.benchmarks.instruments.operators import (
@@ -21,6 +21,7 @@ from u2moe.benchmarks.instruments.operators import (
     read_events,
 )
 from u2moe.benchmarks.instruments.probe import Mode, Probe
+from u2moe.benchmarks.results import demo
 from u2moe.runtime import Bundle
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
@@ -352,8 +353,8 @@ def test_what_a_board_must_do_for_a_chunk():
     part = {"integer_multiply_adds": 3e9, "float_multiply_adds": 0, "bytes": 30e6}
     decoder = {"integer_multiply_adds": 0, "float_multiply_adds": 1e9, "bytes": 12e6}
     entry = {"parts": {"attention": part, "ctc": part, "decoder": decoder}, "audio_s": 2.0}
-    found = page.needs(entry)  # 198 feature frames are 32 encoder frames: two chunks
+    found = demo.needs(entry)  # 198 feature frames are 32 encoder frames: two chunks
     assert (found["chunk_mb"], found["chunk_billions"]) == ("30.0", "3.00")
     assert (found["second_mb"], found["second_billions"]) == ("36.0", "3.50")
     assert found["board_percent"] == "71.8"
-    assert page.needs({**entry, "audio_s": 2.1})["chunk_mb"] == "20.0"
+    assert demo.needs({**entry, "audio_s": 2.1})["chunk_mb"] == "20.0"

@@ -2,11 +2,8 @@
 
 import math
 import subprocess
-import types
-from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import soundfile
 
@@ -15,8 +12,7 @@ from u2moe.benchmarks.bench.footprint import disk_bytes, measure_footprint
 from u2moe.benchmarks.instruments import host as machine
 from u2moe.benchmarks.instruments.probe import Mode
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
-from u2moe.runtime import Bundle, BundleWriter
-from u2moe.runtime.errors import BundleError
+from u2moe.runtime import Bundle
 
 STREAM = Mode(chunk_size=4, num_left_chunks=4)
 
@@ -69,21 +65,6 @@ def test_chunks_and_the_whole_route_alike(bundle, sound):
 
 def test_dense_models_have_none(exported, sound):
     assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
-
-
-def test_experts_whose_router_is_no_weight_are_an_error(bundle, tmp_path):
-    with BundleWriter(tmp_path / "odd") as staging:
-        for graph in bundle.manifest.model.graphs():
-            model = ir.load(bundle.path / graph.file)
-            if node := next((node for node in model.graph if "MixtureOfExperts" in node.op_type), None):
-                computed = ir.node("Identity", [node.inputs[1]])
-                model.graph.insert_before(node, computed)
-                node.replace_input_with(1, computed.outputs[0])
-            ir.save(model, staging.path / graph.file)
-        (staging.path / "tokens.txt").write_bytes((bundle.path / "tokens.txt").read_bytes())
-        staging.finish(bundle.manifest)
-    with pytest.raises(BundleError, match="has no router among its weights"):
-        ExpertInputs(Bundle.open(tmp_path / "odd"))
 
 
 def test_disk(bundle):
@@ -193,39 +174,3 @@ def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path):
     assert len(name) == 12
     file.write_text("2", encoding="utf-8")
     assert machine.commit(file) == f"{name}+"
-
-
-def installed(tmp_path, monkeypatch):
-    """A package that was installed from a folder, which is a repository: the module there."""
-    source, package = tmp_path / "source", tmp_path / "site-packages" / "u2moe"
-    for folder in (source, package):
-        (folder / "benchmarks/instruments").mkdir(parents=True)
-        (folder / "benchmarks/instruments/host.py").write_text("1", encoding="utf-8")
-    (package / "__init__.py").touch()  # comes from another folder
-    for words in (["init"], ["add", "."], ["commit", "-m", "one"]):
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-        subprocess.run(["git", "-C", str(source), *identity, *words], check=True, capture_output=True)
-    monkeypatch.setattr(machine, "__file__", str(package / "benchmarks/instruments/host.py"))
-    monkeypatch.setattr(machine, "installed_from", lambda _: source)
-    return source / "benchmarks/instruments/host.py"
-
-
-def test_commit_of_an_installed_package_is_that_of_the_folder_it_came_from(tmp_path, monkeypatch):
-    file = installed(tmp_path, monkeypatch)
-    assert len(machine.measured_commit()) == 12
-    file.write_text("2", encoding="utf-8")
-    assert machine.measured_commit() is None  # the folder has moved on
-
-
-@pytest.mark.parametrize(
-    ("noted", "folder"),
-    [('{"url": "file:///a%20b", "dir_info": {}}', Path("/a b")), ('{"url": "https://a.b/c.whl"}', None), (None, None)],
-)
-def test_pip_notes_where_a_package_came_from(monkeypatch, noted, folder):
-    built, own = (types.SimpleNamespace(read_text=lambda _, note=note: note) for note in (None, noted))
-    monkeypatch.setattr(machine, "distributions", lambda name: [built, own])
-    assert machine.installed_from("u2moe") == folder
-
-
-def test_a_package_that_pip_does_not_know_has_no_source():
-    assert machine.installed_from("what-nobody-has-installed") is None

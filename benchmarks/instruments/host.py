@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import onnxruntime
@@ -67,7 +64,7 @@ def describe_machine() -> dict[str, Any]:
         "kernels": str(choose_kernels(checked_kernels(None), [CPU])),
         "providers": onnxruntime.get_available_providers(),
         "u2moe": version("u2moe"),
-        "commit": measured_commit(),
+        "commit": commit(Path(__file__)),
     }
 
 
@@ -148,31 +145,6 @@ def _kilobytes(file: Path, name: str) -> int | None:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def measured_commit() -> str | None:
-    """Commit of the code that runs: of its repository, or of the folder it was installed from, if that is the same."""
-    file = Path(__file__)
-    if own := commit(file):
-        return own
-    package, source = file.parents[2], installed_from("u2moe")
-    if source is None or not same_code(package, source):
-        return None
-    return commit(source / file.relative_to(package))
-
-
-def installed_from(name: str) -> Path | None:
-    """The local folder that a distribution was installed from, as pip notes it (PEP 610); None if it was none."""
-    # a folder in which the package was built has metadata as well, but no note
-    notes = [note for found in distributions(name=name) if (note := found.read_text("direct_url.json"))]
-    url = urlsplit(json.loads(notes[0])["url"] if notes else "")
-    return Path(url2pathname(url.path)) if url.scheme == "file" else None
-
-
-def same_code(package: Path, source: Path) -> bool:
-    """Whether modules that an installed package and its sources have at the same place are equal."""
-    pairs = ((file, source / file.relative_to(package)) for file in package.rglob("*.py"))
-    return all(_read(file) == _read(copy) for file, copy in pairs if copy.exists())
 
 
 def commit(file: Path) -> str | None:

@@ -31,7 +31,7 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.manifests import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
+from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 RATE = 16_000
@@ -70,16 +70,14 @@ def run_case(name: str, manifest: Path, output: Path) -> dict[str, Any]:
     if name == "loop":
         found = _loop(manifest, output)
     else:
-        memory: list[float] = []
         options = CorpusOptions(block_size=BLOCK_SIZE, num_workers=CASES[name][1])
         run = run_corpus
         if name.startswith("ray"):
             from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
 
             run = partial(run_on_ray, address="local")
-        progress = run(manifest, output, ModelChoice(), options, on_progress=partial(_look, memory))
+        progress = run(manifest, output, ModelChoice(), options)
         found = {"seconds": progress.elapsed_s, "audio_s": progress.seconds, "failed": progress.num_failed}
-        found["private_mb"] = max(memory, default=0.0)
     return {**found, "whole_s": time.perf_counter() - begin}
 
 
@@ -93,16 +91,6 @@ def _loop(manifest: Path, output: Path) -> dict[str, Any]:
             audio_s += transcript.duration
             lines.write(json.dumps({"key": utterance.key, "text": transcript.text}) + "\n")
     return {"seconds": time.perf_counter() - begin, "audio_s": audio_s, "failed": 0}
-
-
-def _look(memory: list[float], progress: RunProgress) -> None:
-    """Note the memory that each worker shares with no other process, once they have worked for a while."""
-    if progress.num_recognized and not memory:
-        this = os.getpid()
-        children = Path(f"/proc/{this}/task/{this}/children")
-        for child in children.read_text(encoding="ascii").split() if children.exists() else ():
-            lines = Path(f"/proc/{child}/smaps_rollup").read_text(encoding="ascii").splitlines()
-            memory.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6)
 
 
 def measure(work: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -136,7 +124,6 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         "size": f"{results['num_files']} files, {cases['one'][0]['audio_s'] / 60:.0f} minutes of audio",
         "scaling": quartiles(ratios(seconds["one"], seconds["two"])),
         "ratio": quartiles(ratios(seconds["one"], seconds["loop"])),
-        "private_mb": f"{max(item['private_mb'] for item in cases['two']):.0f}",
         "hours_per_core_hour": rows[1][-1],
     }
 

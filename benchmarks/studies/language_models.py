@@ -1,4 +1,4 @@
-"""Word errors with language models in the first pass, and what they have in common with the tests.
+"""What does a language model find? Word errors with models in the first pass and in the second.
 
     python -m u2moe.benchmarks.studies.language_models BUNDLE --sets LIST.tsv ... --model NAME FILE TEXT DEV ...
 
@@ -9,7 +9,6 @@ separated by commas), first for the first pass, then its factor for the second; 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from u2moe.benchmarks.studies.shared.script import report, run_script, script_pa
 from u2moe.runtime import Bundle, LanguageModel, LanguageModelOptions, Model
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings, tune
-from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.language.sentences import TextOptions, read_sentences
 from u2moe.runtime.text.word_errors import read_manifest
 
 PASSES = {"first": False, "second": True}
-LENGTHS = (2, 3, 4, 5)
 IN_PACKAGE = "small"
 
 
@@ -38,39 +35,6 @@ class Candidate:
     file: Path
     text: Path
     dev: tuple[str, ...]
-
-
-def overlaps(
-    tests: Mapping[str, Sequence[Sequence[str]]], training: Sequence[Sequence[str]], length: int
-) -> dict[str, float]:
-    """Share of the different n-grams of each test that occur in a text."""
-    wanted = {name: {gram for words in test for gram in _grams(words, length)} for name, test in tests.items()}
-    every = set[tuple[str, ...]]().union(*wanted.values())
-    found = every.intersection(gram for words in training for gram in _grams(words, length))
-    return {name: len(grams & found) / max(len(grams), 1) for name, grams in wanted.items()}
-
-
-def _grams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
-
-
-def perplexity(ngrams: Ngrams, sentences: Iterable[Sequence[str]]) -> tuple[float, float]:
-    """Perplexity of the words that the model has, with the ends of sentences; and the share of words that it lacks."""
-    ids = {word: number for number, word in enumerate(ngrams.words)}
-    total, num_scored, num_unknown, num_words = 0.0, 0, 0, 0
-    for words in sentences:
-        history = ngrams.begin
-        for word in (*words, "</s>"):
-            known = ids.get(word, ngrams.unknown)
-            if known is None:
-                continue
-            log_prob, history = ngrams.step(history, known)
-            num_words += word != "</s>"
-            if word in ids:
-                total, num_scored = total - log_prob, num_scored + 1
-            else:
-                num_unknown += 1
-    return math.pow(10, total / max(num_scored, 1)), num_unknown / max(num_words, 1)
 
 
 def encode(bundle: Bundle, model: Model, manifests: Iterable[Path]) -> dict[str, EncodedRecordings]:
@@ -93,7 +57,7 @@ def together(bundle: Bundle, model: Model, sets: Iterable[EncodedRecordings]) ->
 
 
 def judge(bundle: Bundle, model: Model, sets: Mapping[str, EncodedRecordings], candidate: Candidate) -> dict[str, Any]:
-    """Tuned weights and word errors of a model in each pass, and what its text has of the sets."""
+    """Tuned weights and word errors of a model in each pass, and its size."""
     language_model = LanguageModel.open(candidate.file)
     dev = together(bundle, model, [sets[name] for name in candidate.dev])
     passes = {}
@@ -104,24 +68,18 @@ def judge(bundle: Bundle, model: Model, sets: Mapping[str, EncodedRecordings], c
         weights = {key: getattr(best, key) for key in trials[-1].weights}
         passes[name] = {"weights": weights, "num_trials": len(trials), "num_errors": errors}
         report(f"{candidate.name}, {name} pass: {weights} {errors}")
-    sentences = {
-        name: [recording.transcript.lower().split() for recording in own.recordings] for name, own in sets.items()
-    }
-    text = list(read_sentences([candidate.text], TextOptions(raw=True)))
-    common = [overlaps(sentences, text, length) for length in LENGTHS]
+    text = read_sentences([candidate.text], TextOptions(raw=True))
     return {
         "num_ngrams": language_model.ngrams.num_ngrams,
         "num_bytes": candidate.file.stat().st_size,
         "num_text_words": sum(map(len, text)),
         "dev": candidate.dev,
         "passes": passes,
-        "perplexity": {name: perplexity(language_model.ngrams, own) for name, own in sentences.items()},
-        "overlap": {name: [shares[name] for shares in common] for name in sentences},
     }
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What pages show: word errors by set and model, the models with their weights, and the overlap."""
+    """What pages show: word errors by set and model, and the models with their weights."""
     models, sets = results["models"], results["sets"]
     tuned = {name for found in models.values() for name in found["dev"]}
     tests = [name for name in sets if name not in tuned]
@@ -150,15 +108,6 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         rows.append((name, f"{found['num_text_words']:,}", sizes, size, ", ".join(found["dev"]), *weights))
     header = ("model", "words of text", "n-grams", "file", "tuned on", "weights, first pass", "weights, second pass")
     shown["models"] = table(header, rows)
-    rows = [
-        (
-            f"{name}, {test}", f"{found['perplexity'][test][0]:.0f}", f"{found['perplexity'][test][1]:.1%}",
-            *(f"{share:.1%}" for share in found["overlap"][test]),
-        )
-        for name, found in models.items()
-        for test in tests
-    ]  # fmt: skip
-    shown["overlap"] = table(("model, test", "perplexity", "unknown", *(f"{n}-grams" for n in LENGTHS)), rows)
     shown["table"] = shown["second_pass"]
     return shown
 

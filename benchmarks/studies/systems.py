@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.instruments.host import measured_commit
+from u2moe.benchmarks.instruments.host import commit
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
 from u2moe.benchmarks.results.files import results_file, write_json
 from u2moe.benchmarks.results.markdown import quartiles, table
@@ -92,7 +92,7 @@ def environment(name: str, work: Path) -> dict[str, Any]:
         return make_environment(work / "environments" / name, peer.requirements)
     source = committed_source(work / "u2moe-source")
     requirements = [item.format(u2moe=source) for item in OURS]
-    return make_environment(work / "environments" / "u2moe", requirements, measured_commit())
+    return make_environment(work / "environments" / "u2moe", requirements, commit(Path(__file__)))
 
 
 @contextmanager

@@ -1,17 +1,13 @@
 """How accurate are word times? On speech with known word boundaries, with full context and in chunks.
 
-    python -m u2moe.benchmarks.studies.word_times BUNDLE --isolated WORDS.tsv --sentences SENTENCES.tsv --output FILE
+    python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --output FILE
 
 Isolated words (a manifest with one word per recording) are joined with pauses of known length: a word begins and ends
-where its recording becomes loud and quiet. Sentences (the texts of a manifest) are synthesised by festival, if it is
-installed, which reports where each word ends. The times of recognised words are compared with these, in milliseconds.
+where its recording becomes loud and quiet. The times of recognised words are compared with these, in milliseconds.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +33,6 @@ _QUIET = 0.01
 """A word lasts from the first to the last 10 ms above this fraction of its loudest 10 ms: 40 dB below."""
 _NOISE = 1e-4
 """Standard deviation of the noise in pauses: no microphone records digital silence."""
-_FESTIVAL = """(voice_ked_diphone)
-(define (speak text name)
-  (let ((utterance (SynthText text)))
-    (utt.save.wave utterance (string-append name ".wav") 'riff)
-    (utt.save.words utterance (string-append name ".words"))
-    (utt.save.segs utterance (string-append name ".segments"))))
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,48 +80,6 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
     loudness = np.sqrt((whole.astype(np.float64) ** 2).mean(axis=1))
     loud = np.flatnonzero(loudness > _QUIET * loudness.max())
     return float(loud[0]) * _STEP_S, float(loud[-1] + 1) * _STEP_S
-
-
-def speak_sentences(texts: Sequence[str]) -> list[Utterance]:
-    """Sentences synthesised by festival, with its word boundaries.
-
-    Raises:
-        FileNotFoundError: festival is not installed.
-    """
-    if shutil.which("festival") is None:
-        raise FileNotFoundError("festival is not installed: apt-get install festival, or leave --sentences out")
-    with tempfile.TemporaryDirectory() as folder:
-        names = [str(Path(folder) / str(number)) for number in range(len(texts))]
-        calls = [
-            f'(speak "{" ".join(words(text)).lower()}" "{name}")\n' for name, text in zip(names, texts, strict=True)
-        ]
-        script = Path(folder) / "speak.scm"
-        script.write_text(_FESTIVAL + "".join(calls), encoding="ascii")
-        subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True)  # noqa: S603, S607
-        return [
-            Utterance(
-                samples=read_audio(f"{name}.wav", RATE),
-                words=_bounded(_labels(f"{name}.words"), _labels(f"{name}.segments")),
-            )
-            for name in names
-        ]
-
-
-def _labels(path: str) -> list[tuple[float, str]]:
-    """End times in seconds and names from a festival label file: lines of "end colour name" after a line "#"."""
-    lines = Path(path).read_text(encoding="ascii").partition("#\n")[2].splitlines()
-    return [(float(line.split()[0]), line.split()[2]) for line in lines]
-
-
-def _bounded(ends: list[tuple[float, str]], segments: list[tuple[float, str]]) -> list[TimedWord]:
-    """Word boundaries: a word begins where the previous one, or the pause after it, ends."""
-    pauses = [end for end, name in segments if name == "pau"]
-    spoken, previous = [], 0.0
-    for end, word in ends:
-        start = max((pause for pause in pauses if previous <= pause < end), default=previous)
-        spoken.append(TimedWord(word=word, start=start, end=end))
-        previous = end
-    return spoken
 
 
 def compare(recognizer: Recognizer, utterances: Iterable[Utterance], options: DecodingOptions) -> dict[str, Any]:
@@ -192,16 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = script_parser("studies.word_times", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
-    parser.add_argument("--isolated", type=Path, nargs="*", default=[], help="manifests of one-word recordings")
-    parser.add_argument("--sentences", type=Path, nargs="*", default=[], help="manifests of texts for festival")
+    parser.add_argument("isolated", type=Path, nargs="+", help="lists of one-word recordings: path<TAB>word")
     parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {path.stem: join_words(read_manifest(path), args.utterances) for path in args.isolated}
-    for path in args.sentences:
-        texts = [recording.transcript for recording in read_manifest(path)]
-        sets[f"festival, texts of {path.stem}"] = speak_sentences(texts[: args.utterances])
     found = {
         name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
         for name, spoken in sets.items()

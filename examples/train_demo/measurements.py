@@ -3,7 +3,7 @@
     python measurements.py
 
 Results of an earlier model are worth nothing: `release.py` removes them when it installs another one. TESTS are the
-lists of recordings in `exp/test`, WORDS, HELDOUT and QUEEN single ones of them; INT8, INT4, CALIBRATED and FLOAT32 the
+lists of recordings in `exp/test`, WORDS one of them; INT8, INT4, CALIBRATED and FLOAT32 the
 bundles in `exp/release`, LM models that `language_model.py` makes.
 """
 
@@ -41,9 +41,7 @@ MEASUREMENTS = {
         command="formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --manifest TESTS --results FILE", minutes=10
     ),
     "hotwords": Measurement(command="hotwords INT8 TESTS --output FILE", minutes=5),
-    "word_times": Measurement(
-        command="word_times INT8 --isolated WORDS --sentences HELDOUT --output FILE", minutes=2, needs="festival"
-    ),
+    "word_times": Measurement(command="word_times INT8 WORDS --output FILE", minutes=2),
     "language_models": Measurement(
         command="language_models INT8 --sets TESTS --model NAME LM TEXT DEV --output FILE",
         minutes=15,

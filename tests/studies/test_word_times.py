@@ -1,6 +1,4 @@
 import json
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -39,14 +37,6 @@ def test_words_are_joined_where_they_are_said_to_be(manifest):
         assert told.mean() == pytest.approx(5 * 0.5 * 16_000 / len(told), abs=0.01)
 
 
-def test_words_begin_where_the_one_before_ends_or_the_pause_after_it():
-    ends = [(0.5, "a"), (0.9, "b"), (1.8, "c")]
-    segments = [(0.2, "pau"), (0.5, "x"), (0.9, "y"), (1.4, "pau"), (1.8, "z"), (2.0, "pau")]
-    assert [(word.word, word.start, word.end) for word in word_times._bounded(ends, segments)] == [
-        ("a", 0.2, 0.5), ("b", 0.5, 0.9), ("c", 1.4, 1.8),
-    ]  # fmt: skip
-
-
 def test_errors_are_those_of_the_words_that_were_recognised():
     class FakeRecognizer:
         def transcribe(self, samples, options):
@@ -62,43 +52,9 @@ def test_errors_are_those_of_the_words_that_were_recognised():
     assert word_times.statistics([]) is None
 
 
-FESTIVAL = """#!{python}
-# For each call of the script, what festival writes: a recording, and labels of words and of sounds.
-import pathlib, re, sys, wave
-
-script = pathlib.Path(sys.argv[2]).read_text()
-for text, name in re.findall(r'^[(]speak "(.*)" "(.*)"[)]$', script, re.MULTILINE):
-    with wave.open(name + ".wav", "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(bytes(2 * 16_000))
-    words = "".join(f"{{0.5 + 0.2 * i}} 100 {{word}}\\n" for i, word in enumerate(text.split()))
-    pathlib.Path(name + ".words").write_text("separator ;\\n#\\n" + words)
-    pathlib.Path(name + ".segments").write_text("#\\n0.25 100 pau\\n0.5 100 x\\n0.9 100 y\\n1.0 100 pau\\n")
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the program in festival's place is a script")
-def test_festival_is_asked_for_speech_and_for_labels(tmp_path, monkeypatch):
-    (tmp_path / "festival").write_text(FESTIVAL.format(python=sys.executable))
-    (tmp_path / "festival").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    first, second = word_times.speak_sentences(["THE OLD HARBOUR", "SEA"])
-    assert [(word.word, word.start, word.end) for word in first.words] == [
-        ("the", 0.25, 0.5), ("old", 0.5, 0.7), ("harbour", 0.7, 0.9),
-    ]  # fmt: skip
-    assert [word.word for word in second.words] == ["sea"]
-    assert len(first.samples) == 16_000
-
-
-def test_without_festival_an_error_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="apt-get install festival"):
-        word_times.speak_sentences(["THE OLD HARBOUR"])
-
-
 def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
     file = tmp_path / "word_times.json"
-    arguments = [str(bundle.path), "--isolated", str(manifest), "--utterances", "2", "--output", str(file)]
+    arguments = [str(bundle.path), str(manifest), "--utterances", "2", "--output", str(file)]
     assert word_times.main(arguments) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     assert set(results["sets"]["words"]) == {"full", "chunk 16"}
