@@ -32,9 +32,10 @@ from u2moe.runtime.graph.builder import GraphBuilder, Operand
 class EncoderNodes:
     """Builds the encoder. What all blocks share is computed once, at the top."""
 
-    def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value]) -> None:
+    def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g = g
         self.encoder = encoder
+        self.max_position = max_position
         self.config = encoder.config
         self.inputs = inputs
         self.next_att: list[ir.Value] = []
@@ -117,15 +118,15 @@ class EncoderNodes:
             self.cache_time: Operand = [0]
             num_keys = time
             if self.streaming:
-                offset = self.inputs["offset"]
                 self.cache_time = g.op("Shape", self.inputs["att_cache"], start=3, end=4)
                 num_keys = g.op("Add", self.cache_time, time)
-                self._share_caches(num_keys)
+                offset = self._position(time)
+                self._share_caches(num_keys, offset)
             keys = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
             first = g.op("Unsqueeze", g.op("Sub", offset, self.cache_time), [1])
             index = g.op("Add", first, keys)
-            end = g.op("Unsqueeze", g.op("Add", offset, output_lens), [1])
-            visible = g.op("Less", index, end)
+            self.end = g.op("Add", offset, output_lens)
+            visible = g.op("Less", index, g.op("Unsqueeze", self.end, [1]))
             if self.streaming:
                 # positions before the start are padding of a cache that is not full yet
                 visible = g.op("And", visible, g.op("GreaterOrEqual", index, 0))
@@ -144,7 +145,21 @@ class EncoderNodes:
         biases = g.op("Add", position_biases(g, self.positions, layers), bias)
         return g.ops("Split", biases, [self.config.attention.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
-    def _share_caches(self, num_keys: ir.Value) -> None:
+    def _position(self, time: ir.Value) -> ir.Value:
+        """The position of each row's chunk [batch]: `offset`, or as `next_offset` in `contract.encoder` says."""
+        g, offset, limit = self.g, self.inputs["offset"], [self.max_position]
+        convolution = self.config.convolution
+        base = g.op("Max", self.cache_time, [convolution.kernel - 1 if convolution else 0])
+        # Equal chunks go from 0 to `first`, and from then on round from `base` to `base` + `length`.
+        first = g.op("Mul", g.op("Div", limit, time), time)
+        length = g.op("Max", g.op("Mul", g.op("Div", g.op("Sub", limit, base), time), time), [1])
+        of_count = g.op("Add", base, g.op("Mod", g.op("Sub", offset, first), length))
+        moved = g.op("Where", g.op("Greater", offset, limit), of_count, g.op("Min", offset, base))
+        is_late = g.op("Greater", g.op("Add", offset, time), limit)
+        is_limited = g.op("GreaterOrEqual", self.inputs["required_cache_size"], 0)
+        return g.op("Where", g.op("And", is_late, is_limited), moved, offset)
+
+    def _share_caches(self, num_keys: ir.Value, offset: ir.Value) -> None:
         """Which frames the next call will need, and the frames before the chunk for the convolutions of all blocks."""
         g = self.g
         required = self.inputs["required_cache_size"]
@@ -154,7 +169,7 @@ class EncoderNodes:
         convolution = self.config.convolution
         if convolution is not None and "cnn_cache" in self.inputs:
             past = g.constant(torch.arange(1 - convolution.kernel, 0).numpy())
-            index = g.op("Add", g.op("Unsqueeze", self.inputs["offset"], [1]), past)
+            index = g.op("Add", g.op("Unsqueeze", offset, [1]), past)
             exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [2])
             cached = g.op("Transpose", self.inputs["cnn_cache"], perm=[0, 1, 3, 2])
             self.histories = g.op("Where", exists, cached, self.initial_cache)
@@ -164,7 +179,8 @@ class EncoderNodes:
         g = self.g
         with g.scope("caches"):
             kept = g.op("Slice", self.inputs["att_cache"], self.first_kept_past, [END], [3])
-            caches = {"r_att_cache": g.op("Concat", kept, g.op("Concat", *self.next_att, axis=0), axis=3)}
+            caches = {"next_offset": self.end}
+            caches["r_att_cache"] = g.op("Concat", kept, g.op("Concat", *self.next_att, axis=0), axis=3)
             if self.next_cnn:
                 last = g.op("Concat", *self.next_cnn, axis=0)
                 caches["r_cnn_cache"] = g.op("Transpose", last, perm=[0, 1, 3, 2])

@@ -23,7 +23,7 @@ def encoder_graph(encoder: SpeechEncoder, config: ModelConfig, metadata: dict[st
     graph = contract.encoder(streaming=config.streaming, convolution=config.convolution)
     g = GraphBuilder(graph.name)
     inputs = {tensor.name: g.input(tensor, config.axis) for tensor in graph.inputs}
-    outputs = EncoderNodes(g, encoder, inputs).build()
+    outputs = EncoderNodes(g, encoder, inputs, config.max_position).build()
     return g.model(graph, inputs, outputs, config.axis, metadata)
 
 

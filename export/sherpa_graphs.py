@@ -176,11 +176,10 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
     inputs = {tensor.name: g.input(tensor, _axis(config)) for tensor in ONLINE.inputs}
     with g.scope("sherpa"):
         required = inputs["required_cache_size"]
-        num_frames = g.op("Shape", inputs["x"], start=1, end=2)
         feeds = {
             "chunk": inputs["x"],
-            "chunk_lens": num_frames,
-            "offset": _position(g, inputs["offset"], required, num_frames, config),
+            "chunk_lens": g.op("Shape", inputs["x"], start=1, end=2),
+            "offset": g.op("Sub", inputs["offset"], required),  # the client counts from the size of its cache
             "required_cache_size": g.op("Squeeze", required, [0]),
             "att_cache": g.op("Unsqueeze", inputs["attn_cache"], [1]),
             "cnn_cache": inputs["conv_cache"],
@@ -194,25 +193,6 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
         }
     metadata = online_metadata(config, options)
     return closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
-
-
-def _position(
-    g: GraphBuilder, offset: ir.Value, required: ir.Value, num_frames: ir.Value, config: ModelConfig
-) -> ir.Value:
-    """The position that the runtime would use at the same point of the stream.
-
-    The client counts from the size of its cache, WeNet's encoder from zero. The client also counts without limit, while
-    the runtime's `Encoder.step` moves positions back before they pass `max_position`, so that they wrap around.
-    """
-    with g.scope("position"):
-        come = g.op("Sub", offset, required)
-        rate, limit = config.subsampling_rate, config.max_position
-        time = g.op("Div", g.op("Sub", num_frames, config.window - rate), rate)
-        base = g.op("Max", required, [config.conv_cache])
-        first = g.op("Mul", g.op("Div", [limit], time), time)
-        length = g.op("Mul", g.op("Div", g.op("Sub", [limit], base), time), time)
-        round_again = g.op("Add", base, g.op("Mod", g.op("Sub", come, first), g.op("Max", length, [1])))
-        return g.op("Where", g.op("Less", come, first), come, round_again)
 
 
 def offline_graph(bundle: Bundle) -> ir.Model:

@@ -70,8 +70,11 @@ def golden(request):
     return golden_of(request.param)
 
 
-def write_bundle(directory, target):
-    """Export a checkpoint without the comparison with torch: here the graphs are compared with WeNet."""
+def write_bundle(directory, target, **model):
+    """Export a checkpoint without the comparison with torch: here the graphs are compared with WeNet.
+
+    `model` replaces fields of the manifest's description of the network.
+    """
     # Imported here: what tests the runtime without a bundle needs no torch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
     from u2moe.export.exporter import build_graphs, bundle_manifest  # noqa: PLC0415
@@ -79,6 +82,7 @@ def write_bundle(directory, target):
 
     checkpoint = Checkpoint.open(directory)
     manifest = bundle_manifest(checkpoint)
+    manifest = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, **model))
     with BundleWriter(target) as staging:
         for graph in build_graphs(checkpoint.network(), manifest):
             save_graph(graph, staging.path / f"{graph.graph.name}.onnx")

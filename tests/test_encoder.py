@@ -1,14 +1,18 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from u2moe.runtime import Bundle
 from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.caches import Caches, join_rows, split_rows
-from u2moe.runtime.model.encoder import Encoder, check_chunks, required_cache_size
+from u2moe.runtime.model.encoder import check_chunks, required_cache_size
 from u2moe.runtime.model.windows import Windows
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def features(num_frames, seed=0):
@@ -144,9 +148,19 @@ def test_a_stream_that_begins_anew_forgets_what_was_before():
     assert (rows[0].offset, rows[0].num_cached) == (20, 3)
 
 
-def test_position_is_moved_back_when_left_context_is_bounded(model):
-    config = dataclasses.replace(model.config, max_position=100)
-    encoder = Encoder(model.encoder.session, config)
+@pytest.fixture
+def limited(export_quickly, tmp_path):
+    """A function from a largest position to an encoder of moe_tiny that has it."""
+
+    def encoder(max_position):
+        folder = export_quickly(GOLDEN / "moe_tiny", tmp_path / str(max_position), max_position=max_position)
+        return Bundle.open(folder).load().encoder
+
+    return encoder
+
+
+def test_position_is_moved_back_when_left_context_is_bounded(model, limited):
+    encoder = limited(100)
     caches, offsets = encoder.start(), []
     for seed in range(40):
         before = caches
@@ -162,9 +176,23 @@ def test_position_is_moved_back_when_left_context_is_bounded(model):
     assert offsets[:8] == [16, 32, 48, 64, 80, 96, 48, 64]
 
 
-def test_position_is_never_moved_below_what_is_cached(model):
+def test_a_program_that_counts_frames_without_limit_gets_the_same_output(limited):
+    encoder = limited(100)
+    for chunk, left in ((16, 32), (8, 0), (25, 50)):
+        caches = counted = encoder.start()
+        for seed in range(40):
+            window = features(4 * chunk + 3, seed)[None]
+            expected, caches = encoder.step(window, caches, required_cache_size=left)
+            output, after = encoder.step(window, counted, required_cache_size=left)
+            counted = dataclasses.replace(after, offset=counted.offset + chunk)
+            np.testing.assert_array_equal(output, expected)
+        assert counted.offset.tolist() == [40 * chunk]
+        assert caches.offset[0] <= 100
+
+
+def test_position_is_never_moved_below_what_is_cached(model, limited):
+    encoder = limited(1)
     for left, based in ((0, model.config.conv_cache), (16, 16), (4096, None)):
-        encoder = Encoder(model.encoder.session, dataclasses.replace(model.config, max_position=1))
         caches = encoder.start()
         for seed in range(4):
             _, caches = encoder.step(features(67, seed)[None], caches, required_cache_size=left)
@@ -172,9 +200,8 @@ def test_position_is_never_moved_below_what_is_cached(model):
             assert caches.offset.tolist() == [expected]
 
 
-def test_position_goes_on_when_left_context_is_not_bounded(model):
-    encoder = Encoder(model.encoder.session, dataclasses.replace(model.config, max_position=20))
-    output = encoder.chunked(features(400), 16, -1)
+def test_position_goes_on_when_left_context_is_not_bounded(model, limited):
+    output = limited(20).chunked(features(400), 16, -1)
     assert np.array_equal(output, model.encode(features(400), 16, -1))
 
 

@@ -26,7 +26,6 @@ from u2moe.export.sherpa_parity import OnlineClient
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.windows import Windows
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import WordErrors
@@ -184,17 +183,16 @@ def test_graphs_equal_torch_chunk_by_chunk(name, exported, tmp_path):
     np.testing.assert_allclose(log_probs, expected, rtol=0, atol=LIMIT)
 
 
-def test_a_long_stream_goes_on_as_ours_does(bundle, model, tmp_path):
+def test_a_long_stream_goes_on_as_ours_does(export_quickly, tmp_path):
     """Positions go round several times, where published exports end."""
-    config = dataclasses.replace(bundle.manifest.model, max_position=60)
-    manifest = dataclasses.replace(bundle.manifest, model=config)
-    short = Bundle(bundle.path, manifest, bundle.tokens)
+    short = Bundle.open(export_quickly(GOLDEN / "moe_tiny", tmp_path / "bundle", max_position=60))
+    model = short.load()
     options = SherpaOptions(chunk_size=8, num_left_chunks=3)
     graph = online_graph(short, options)
     save_graph(graph, tmp_path / f"{graph.graph.name}.onnx")
     client = OnlineClient(session(tmp_path), options)
-    features = np.concatenate([parity_features(bundle.manifest, 14)] * 2)
-    encoder, windows = Encoder(model.encoder.session, config), Windows(config, 8)
+    features = np.concatenate([parity_features(short.manifest, 14)] * 2)
+    encoder, windows = model.encoder, Windows(model.config, 8)
     windows.accept(features)
     expected, offsets, caches = [], [], encoder.start()
     while (window := windows.take()) is not None:

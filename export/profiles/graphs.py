@@ -130,16 +130,11 @@ def streaming_graph(bundle: Bundle) -> ir.Model:
     inputs = {tensor.name: g.input(tensor, config.axis) for tensor in contract.inputs}
     with g.scope("streaming"):
         frames = fbank(g, inputs["samples"], features)
-        offset = _position(g, inputs, frames, config)
         feeds = {name: value for name, value in inputs.items() if name != "samples"}
-        feeds |= {"chunk": frames, "chunk_lens": _chunk_lens(g, frames), "offset": offset}
+        feeds |= {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)}
         encoder, ctc = joined(bundle, feeds)
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
-        outputs = {
-            **{str(name): value for name, value in results.items()},
-            "encoder_out": results["output"],
-            "next_offset": g.op("Add", offset, results["output_lens"]),
-        }
+        outputs = {**{str(name): value for name, value in results.items()}, "encoder_out": results["output"]}
     return closed(g.model(contract, inputs, outputs, config.axis, _metadata(bundle, "streaming")), encoder, ctc)
 
 
@@ -168,19 +163,6 @@ def clip_graph(bundle: Bundle) -> ir.Model:
 
 def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
     return g.op("Expand", g.op("Shape", frames, start=1, end=2), g.op("Shape", frames, start=0, end=1))
-
-
-def _position(g: GraphBuilder, inputs: dict[str, ir.Value], frames: ir.Value, config: ModelConfig) -> ir.Value:
-    """The position of the chunk; as in `Encoder.step`, it is moved back before it passes `max_position`."""
-    with g.scope("position"):
-        offset = inputs["offset"]
-        rate = config.subsampling_rate
-        num_frames = g.op("Shape", frames, start=1, end=2)
-        time = g.op("Div", g.op("Sub", num_frames, [config.window - rate]), [rate])
-        base = g.op("Max", g.op("Shape", inputs["att_cache"], start=3, end=4), [config.conv_cache])
-        is_late = g.op("Greater", g.op("Add", offset, time), [config.max_position])
-        is_limited = g.op("GreaterOrEqual", inputs["required_cache_size"], np.array(0, np.int64))
-        return g.op("Where", g.op("And", is_late, is_limited), g.op("Min", offset, base), offset)
 
 
 def _offline(

@@ -95,7 +95,7 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
     Inputs:
         chunk: log-mel features, not normalised [batch, frames, mel].
         chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
-        offset: position of each stream, the number of encoder frames it has produced [batch]. Cached frames at negative
+        offset: position of each stream [batch]: 0, then `next_offset` of the chunk before. Cached frames at negative
             positions are masked: streams at different positions share a batch by padding their caches at the front.
         required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
@@ -104,6 +104,10 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
 
     Outputs:
         output: [batch, time, dim]; output_lens: valid encoder frames of each row [batch]; the new caches.
+        next_offset: `offset` for the next call [batch]. With limited left context, a chunk whose positions would exceed
+            `ModelConfig.max_position` is moved back first. Keys are cached without positions, so cached frames and
+            their distances do not change. A program that counts frames itself, without limit, gets the same output if
+            its chunks are equally long.
 
     A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`; one without causal convolution has
     no cnn_cache.
@@ -120,7 +124,11 @@ def encoder(*, streaming: bool, convolution: bool) -> Graph:
         _int("required_cache_size"),
         _float("att_cache", *att_axes, "cache_time", "kv_dim"),
     )
-    outputs: tuple[Tensor, ...] = (*result, _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"))
+    outputs: tuple[Tensor, ...] = (
+        *result,
+        _int("next_offset", "batch"),
+        _float("r_att_cache", *att_axes, "next_cache_time", "kv_dim"),
+    )
     if convolution:
         inputs = (*inputs, _float("cnn_cache", *cnn_axes))
         outputs = (*outputs, _float("r_cnn_cache", *cnn_axes))

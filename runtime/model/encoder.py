@@ -46,9 +46,6 @@ class Encoder:
     ) -> tuple[npt.NDArray[np.float32], Caches]:
         """Encode one chunk of every stream of a batch.
 
-        With limited left context, a position that would exceed `config.max_position` is moved back first. Keys are
-        cached without positions, so cached frames and their relative distances do not change.
-
         Args:
             chunk: features [batch, frames, mel], at least `config.window` frames.
             caches: from `start` or the previous step.
@@ -67,19 +64,14 @@ class Encoder:
         if not config.streaming:
             whole: npt.NDArray[np.float32] = self.session.run(feeds)["output"]
             return whole, caches
-        offset = caches.offset
-        if required_cache_size >= 0:
-            time = (num_frames - config.window) // config.subsampling_rate + 1
-            based = max(caches.att.shape[3], config.conv_cache)
-            offset = np.where(offset + time > config.max_position, np.minimum(offset, based), offset)
-        feeds["offset"] = offset
+        feeds["offset"] = caches.offset
         feeds["required_cache_size"] = np.array(required_cache_size, np.int64)
         feeds["att_cache"] = caches.att
         if caches.cnn is not None:
             feeds["cnn_cache"] = caches.cnn
         result = self.session.run(feeds)
         return result["output"], Caches(
-            offset=offset + result["output_lens"], att=result["r_att_cache"], cnn=result.get("r_cnn_cache")
+            offset=result["next_offset"], att=result["r_att_cache"], cnn=result.get("r_cnn_cache")
         )
 
     def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

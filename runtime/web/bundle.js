@@ -11,7 +11,6 @@ const DECODERS = ['bitransformer', 'transformer', 'none'];
 
 /** What a manifest may leave out. */
 const DEFAULTS = {
-  model: { max_position: 5000 },
   features: { sample_rate: 16000, num_mel_bins: 80, frame_length_ms: 25, frame_shift_ms: 10 },
   decoding: { ctc_weight: 0.3, reverse_weight: 0.3 },
 };
@@ -20,7 +19,7 @@ const DEFAULTS = {
 const NUMBERS = {
   model: {
     feature_size: [1, LARGEST], output_size: [1, LARGEST], num_blocks: [1, LARGEST], vocab_size: [1, LARGEST],
-    subsampling_rate: [1, LARGEST], max_position: [1, LARGEST], num_kv_heads: [0, LARGEST], kv_dim: [0, LARGEST],
+    subsampling_rate: [1, LARGEST], num_kv_heads: [0, LARGEST], kv_dim: [0, LARGEST],
     conv_dim: [0, LARGEST], conv_cache: [0, LARGEST], right_context: [0, LARGEST], static_chunk_size: [0, LARGEST],
   },
   features: {

@@ -130,30 +130,24 @@ export class Graphs {
     return { offset: 0, att: { data: new Float32Array(0), length: 0 }, cnn: new Float32Array(blocks * dim * length) };
   }
 
-  /**
-   * Encode one chunk: encoder output [time, dim], and the caches for the next chunk.
-   *
-   * With limited left context, a position that would exceed the model's maximum is moved back first.
-   */
+  /** Encode one chunk: encoder output [time, dim], and the caches for the next chunk. */
   async encode(window, caches, required) {
     const m = this.#model, numFrames = window.length / m.feature_size;
     const time = Math.floor((numFrames - m.right_context - 1) / m.subsampling_rate) + 1;
-    let { offset } = caches;
-    if (required >= 0 && offset + time > m.max_position) offset = Math.min(offset, Math.max(caches.att.length, m.conv_cache));
     const feeds = {
       chunk: float(window, [1, numFrames, m.feature_size]),
       chunk_lens: int([numFrames], [1]),
-      offset: int([offset], [1]),
+      offset: int([caches.offset], [1]),
       required_cache_size: int([required], []),
       att_cache: float(caches.att.data, [m.num_blocks, 1, m.num_kv_heads, caches.att.length, m.kv_dim]),
     };
     if (m.convolution) feeds.cnn_cache = float(caches.cnn, [m.num_blocks, 1, m.conv_dim, m.conv_cache]);
-    const found = await this.#graphs.encoder.run(feeds, ['output', 'r_att_cache']);
+    const found = await this.#graphs.encoder.run(feeds, ['output', 'next_offset', 'r_att_cache']);
     const att = { data: found.r_att_cache.data, length: found.r_att_cache.dims[3] };
     const kept = required >= 0 ? Math.min(caches.att.length + time, required) : caches.att.length + time;
     return {
       output: found.output.data,
-      caches: { offset: offset + time, att: this.lastOf(att, kept), cnn: found.r_cnn_cache?.data ?? caches.cnn },
+      caches: { offset: Number(found.next_offset.data[0]), att: this.lastOf(att, kept), cnn: found.r_cnn_cache?.data ?? caches.cnn },
     };
   }
 

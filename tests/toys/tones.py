@@ -46,7 +46,9 @@ class ToySession:
             assert cached[positions >= 0].all()
             # In a batch, what a row held before it began anew may stay there: the graphs mask negative positions.
             assert len(chunk) > 1 or not cached[positions < 0].any()
-        return {"output": output, "output_lens": (lengths - 7) // 4 + 1, "r_att_cache": following}
+        times = (lengths - 7) // 4 + 1
+        after = feeds["offset"] + times
+        return {"output": output, "output_lens": times, "next_offset": after, "r_att_cache": following}
 
 
 class ToyModel:

@@ -61,21 +61,17 @@ class Graphs {
     return caches;
   }
 
-  /// Encoder output [time, dim] of one chunk; the caches become those for the next. With limited left context, a position
-  /// that would exceed the model's maximum is moved back first.
+  /// Encoder output [time, dim] of one chunk; the caches become those for the next.
   /// @param required frames of left context to keep; negative: all.
   Floats encode(Floats window, Caches& caches, int64_t required) const {
     int64_t num_frames = static_cast<int64_t>(window.size()) / m_.feature_size;
     const int64_t time = (num_frames - m_.right_context - 1) / m_.subsampling_rate + 1;
-    if (required >= 0 && caches.offset + time > m_.max_position) {
-      caches.offset = std::min(caches.offset, std::max<int64_t>(caches.length, m_.conv_cache));
-    }
     const std::array<int64_t, 1> one = {1};
     const std::array<int64_t, 3> window_shape = {1, num_frames, m_.feature_size};
     const std::array<int64_t, 5> att_shape = {m_.num_blocks, 1, m_.num_kv_heads, caches.length, m_.kv_dim};
     const std::array<int64_t, 4> cnn_shape = {m_.num_blocks, 1, m_.conv_dim, m_.conv_cache};
     std::vector<const char*> inputs = {"chunk", "chunk_lens", "offset", "required_cache_size", "att_cache"};
-    std::vector<const char*> outputs = {"output", "r_att_cache"};
+    std::vector<const char*> outputs = {"output", "next_offset", "r_att_cache"};
     std::vector<Ort::Value> feeds;
     feeds.push_back(tensor(window, window_shape));
     feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &num_frames, 1, one.data(), 1));
@@ -89,10 +85,10 @@ class Graphs {
     }
     const auto found = run(encoder_, inputs, feeds, outputs);
     const int64_t kept = required >= 0 ? std::min(caches.length + time, required) : caches.length + time;
-    caches.offset += time;
-    caches.length = found[1].GetTensorTypeAndShapeInfo().GetShape()[3];
-    caches.att = values(found[1]);
-    if (m_.convolution) caches.cnn = values(found[2]);
+    caches.offset = *found[1].GetTensorData<int64_t>();
+    caches.length = found[2].GetTensorTypeAndShapeInfo().GetShape()[3];
+    caches.att = values(found[2]);
+    if (m_.convolution) caches.cnn = values(found[3]);
     keep_last(caches, kept);
     return values(found[0]);
   }

@@ -15,7 +15,7 @@ constexpr double kLongestPaddingS = 10;
 struct Manifest {
   bool convolution = false, has_decoder = false, bidirectional = false, quantized = false;
   int feature_size = 0, output_size = 0, num_blocks = 0, num_kv_heads = 0, kv_dim = 0, conv_dim = 0, conv_cache = 0,
-      vocab_size = 0, subsampling_rate = 0, right_context = 0, static_chunk_size = 0, blank = 0, eos = 0, max_position = 0;
+      vocab_size = 0, subsampling_rate = 0, right_context = 0, static_chunk_size = 0, blank = 0, eos = 0;
   int sample_rate = 0;
   double frame_length_ms = 0, frame_shift_ms = 0;
   double ctc_weight = 0, reverse_weight = 0;
@@ -32,7 +32,7 @@ struct Manifest {
     return {{"feature_size", feature_size}, {"output_size", output_size}, {"num_blocks", num_blocks},
             {"num_kv_heads", num_kv_heads}, {"kv_dim", kv_dim}, {"conv_dim", conv_dim}, {"conv_cache", conv_cache},
             {"vocab_size", vocab_size}, {"subsampling_rate", subsampling_rate}, {"right_context", right_context},
-            {"static_chunk_size", static_chunk_size}, {"blank", blank}, {"eos", eos}, {"max_position", max_position},
+            {"static_chunk_size", static_chunk_size}, {"blank", blank}, {"eos", eos},
             {"sample_rate", sample_rate}, {"frame_length_ms", frame_length_ms}, {"frame_shift_ms", frame_shift_ms}};
   }
 
@@ -78,7 +78,6 @@ struct Manifest {
     static_chunk_size = json["static_chunk_size"].integer(0, kLargest);
     blank = json["blank"].integer(0, vocab_size - 1);
     eos = json["eos"].integer(0, vocab_size - 1);
-    max_position = json.has("max_position") ? json["max_position"].integer(1, kLargest) : 5000;
   }
 
   void set_features(const Json& json) {
