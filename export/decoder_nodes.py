@@ -6,11 +6,13 @@ import math
 from typing import cast
 
 import onnx_ir as ir
-import torch
 
+from u2moe.export.architecture import Decoder
+from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.decoder import AttentionDecoder, DecoderBlock
-from u2moe.export.layers import AttentionNodes, feed_forward, linear, mask_bias, normalization, sinusoids, vector
+from u2moe.export.layers import Residual, feed_forward, linear, mask_bias, sinusoids, vector
 from u2moe.export.model import SpeechModel
+from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
 
@@ -74,49 +76,38 @@ class DecoderNodes:
             tokens = g.op("Concat", start, g.op("Slice", targets, [0], [-1], [1]), axis=1)
             with g.scope(group="embeddings"):
                 table = vector(g, "embed.0.weight", decoder.embedding.weight)
-            x = g.op("Gather", table, tokens, axis=0)
+            (x,) = g.call(layers.embedding(), table, tokens)
             x = g.op("Mul", x, math.sqrt(decoder.config.dim))
             x = g.op("Add", x, sinusoids(g, self.steps, decoder.config.dim))
+            residual = Residual(g, x, pre_norm=decoder.config.pre_norm)
             for index, block in enumerate(decoder.decoders):
                 with g.scope(f"decoders.{index}"):
-                    x = self._block(x, cast("DecoderBlock", block), decoder)
+                    self._block(residual, cast("DecoderBlock", block), decoder.config)
             if decoder.config.pre_norm:
-                x = normalization(g, x, decoder.after_norm, "after_norm")
+                residual.normalize(decoder.after_norm, "after_norm")
             with g.scope(group="output_layers"):
-                logits = linear(g, x, decoder.output_layer, "output_layer")
+                logits = linear(g, residual.total, decoder.output_layer, "output_layer")
             return g.op("LogSoftmax", logits, axis=-1)
 
-    def _block(self, x: ir.Value, block: DecoderBlock, decoder: AttentionDecoder) -> ir.Value:
-        g, pre_norm = self.g, decoder.config.pre_norm
+    def _block(self, residual: Residual, block: DecoderBlock, config: Decoder) -> None:
+        g, kind = self.g, config.feed_forward.activation
 
-        def branch(layer: torch.nn.Module, name: str) -> ir.Value:
-            return normalization(g, x, layer, name) if pre_norm else x
+        def self_attention(x: ir.Value) -> ir.Value:
+            with g.scope("self_attn", group="attention"):
+                return AttentionNodes(g, block.self_attn).attend(x, x, self.bias)
 
-        def join(result: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
-            y = g.op("Add", x, result)
-            return y if pre_norm else normalization(g, y, layer, name)
-
-        inner = branch(block.norm1, "norm1")
-        with g.scope("self_attn", group="attention"):
-            nodes = AttentionNodes(g, block.self_attn)
-            attended = nodes.attend(nodes.query(inner), nodes.key_value(inner), self.bias, None)
-        x = join(attended, block.norm1, "norm1")
-        inner = branch(block.norm2, "norm2")
-        with g.scope("src_attn", group="attention"):
-            attended = self._cross_attention(inner, block, decoder.config.dim)
-        x = join(attended, block.norm2, "norm2")
-        inner = branch(block.norm3, "norm3")
-        kind = decoder.config.feed_forward.activation
-        return join(feed_forward(g, inner, block.feed_forward, kind, "feed_forward"), block.norm3, "norm3")
+        residual.add(self_attention, block.norm1, "norm1")
+        residual.add(lambda x: self._cross_attention(x, block, config.dim), block.norm2, "norm2")
+        residual.add(lambda x: feed_forward(g, x, block.feed_forward, kind, "feed_forward"), block.norm3, "norm3")
 
     def _cross_attention(self, x: ir.Value, block: DecoderBlock, dim: int) -> ir.Value:
         """Attention to the encoder output, all hypotheses of an utterance as one query: its keys are computed once."""
         g = self.g
-        nodes = AttentionNodes(g, block.src_attn)
-        batch = g.op("Shape", self.memory, start=0, end=1)
-        folded = g.op("Reshape", x, g.op("Concat", batch, [-1], [dim], axis=0))
-        context = nodes.attend(nodes.query(folded), nodes.key_value(self.memory), self.memory_bias, None)
-        return g.op("Reshape", context, g.op("Shape", x))
+        with g.scope("src_attn", group="attention"):
+            batch = g.op("Shape", self.memory, start=0, end=1)
+            folded = g.op("Reshape", x, g.op("Concat", batch, [-1], [dim], axis=0))
+            context = AttentionNodes(g, block.src_attn).attend(folded, self.memory, self.memory_bias)
+            return g.op("Reshape", context, g.op("Shape", x))
 
     def _scores(self, log_probs: ir.Value, targets: ir.Value, order: ir.Value | None) -> ir.Value:
         """Log-probabilities of `targets` [batch, nbest, length+1], zero after eos, reordered by `order` if given."""

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import onnx_ir as ir
 import torch
 
-from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.encoder import ConformerBlock, ConvolutionModule, SpeechEncoder, Subsampling, TransformerBlock
+from u2moe.export.attention import MultiHeadAttention, RMSNorm
+from u2moe.export.attention_nodes import AttentionNodes, position_biases
+from u2moe.export.encoder import ConformerBlock, ConvolutionModule, SpeechEncoder, TransformerBlock
 from u2moe.export.layers import (
-    AttentionNodes,
+    Residual,
     feed_forward,
     linear,
     mask_bias,
     normalization,
     parameter,
-    pointwise_convolution,
-    position_biases,
-    scale_and_shift,
+    product,
     sinusoids,
+    transposed,
     vector,
 )
-from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
+from u2moe.runtime.graph.convolution import TimeConvolution
 
 
 class EncoderNodes:
@@ -55,14 +56,16 @@ class EncoderNodes:
             self._share(x, output_lens)
             if self.config.absolute_positions:
                 x = g.op("Add", x, g.op("Slice", self.positions, self.cache_time, [END], [1]))
+            residual = Residual(g, x, pre_norm=self.config.pre_norm)
             for index, block in enumerate(self.encoder.encoders):
                 with g.scope(f"encoders.{index}"):
                     if isinstance(block, ConformerBlock):
-                        x = self._conformer_block(x, block, index)
+                        self._conformer_block(residual, block, index)
                     elif isinstance(block, TransformerBlock):
-                        x = self._transformer_block(x, block, index)
+                        self._transformer_block(residual, block, index)
             if self.config.pre_norm and self.config.final_norm:
-                x = normalization(g, x, self.encoder.after_norm, "after_norm")
+                residual.normalize(self.encoder.after_norm, "after_norm")
+            x = residual.total
             outputs = {"output": x, "output_lens": output_lens}
             return outputs | (self._next_caches() if self.streaming else {})
 
@@ -74,21 +77,19 @@ class EncoderNodes:
         if cmvn is not None:
             with g.scope("global_cmvn", group="normalization"):
                 x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
+        projection, name = embed.projection
+        kernels, strides = zip(*embed.layers, strict=True)
+        form = layers.Subsampling(kernels=kernels, strides=strides, bins=self.config.input_size)
         with g.scope("embed", group="subsampling"):
-            x = g.op("Unsqueeze", x, [1])
-            for index, (kernel, stride) in enumerate(embed.layers):
-                layer = cast("torch.nn.Conv2d", embed.conv[2 * index])
-                bias_tensor = cast("torch.Tensor", layer.bias)
-                with g.scope(f"conv.{2 * index}"):
-                    weight, bias = vector(g, "weight", layer.weight), vector(g, "bias", bias_tensor)
-                    x = g.op("Conv", x, weight, bias, kernel_shape=[kernel, kernel], strides=[stride, stride])
-                    x = g.op("Relu", x)
-            x = g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), [0, 0, self._flat_size(embed)])
-            x = linear(g, x, *embed.projection)
+            weights = []
+            for index in range(0, 2 * len(kernels), 2):
+                layer = cast("torch.nn.Conv2d", embed.conv[index])
+                weights.append(vector(g, f"conv.{index}.weight", layer.weight))
+                weights.append(vector(g, f"conv.{index}.bias", cast("torch.Tensor", layer.bias)))
+            weights.append(transposed(g, f"{name}.weight", projection.weight))
+            weights.append(vector(g, f"{name}.bias", projection.bias))
+            (x,) = g.call(form.function(projection.in_features), x, *weights)
             return g.op("Mul", x, embed.scale)
-
-    def _flat_size(self, embed: Subsampling) -> int:
-        return self.config.dim * embed.output_length(self.config.input_size)
 
     def _output_lens(self) -> ir.Value:
         """Encoder frames of each row's valid feature frames [batch]."""
@@ -186,102 +187,79 @@ class EncoderNodes:
                 caches["r_cnn_cache"] = g.op("Transpose", last, perm=[0, 1, 3, 2])
             return caches
 
-    def _branch(self, x: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
-        return normalization(self.g, x, layer, name) if self.config.pre_norm else x
+    def _conformer_block(self, residual: Residual, block: ConformerBlock, index: int) -> None:
+        macaron, convolution = block.feed_forward_macaron, block.conv_module
+        if macaron is not None:
+            layer = self._feed_forward(macaron, "feed_forward_macaron", block.scale)
+            residual.add(layer, block.norm_ff_macaron, "norm_ff_macaron")
+        residual.add(lambda x: self._self_attention(x, block, index), block.norm_mha, "norm_mha")
+        if convolution is not None:
+            residual.add(lambda x: self._convolution(x, convolution, index), block.norm_conv, "norm_conv")
+        residual.add(self._feed_forward(block.feed_forward, "feed_forward", block.scale), block.norm_ff, "norm_ff")
+        if convolution is not None:
+            residual.normalize(block.norm_final, "norm_final")
 
-    def _join(self, x: ir.Value, branch: ir.Value, layer: torch.nn.Module, name: str) -> ir.Value:
-        x = self.g.op("Add", x, branch)
-        return x if self.config.pre_norm else normalization(self.g, x, layer, name)
+    def _transformer_block(self, residual: Residual, block: TransformerBlock, index: int) -> None:
+        residual.add(lambda x: self._self_attention(x, block, index), block.norm1, "norm1")
+        residual.add(self._feed_forward(block.feed_forward, "feed_forward"), block.norm2, "norm2")
 
-    def _conformer_block(self, x: ir.Value, block: ConformerBlock, index: int) -> ir.Value:
-        kind = self.config.feed_forward.activation
-        if block.feed_forward_macaron is not None:
-            branch = self._branch(x, block.norm_ff_macaron, "norm_ff_macaron")
-            branch = feed_forward(self.g, branch, block.feed_forward_macaron, kind, "feed_forward_macaron", block.scale)
-            x = self._join(x, branch, block.norm_ff_macaron, "norm_ff_macaron")
-        branch = self._self_attention(self._branch(x, block.norm_mha, "norm_mha"), block, index)
-        x = self._join(x, branch, block.norm_mha, "norm_mha")
-        if block.conv_module is not None:
-            branch = self._convolution(self._branch(x, block.norm_conv, "norm_conv"), block.conv_module, index)
-            x = self._join(x, branch, block.norm_conv, "norm_conv")
-        branch = self._branch(x, block.norm_ff, "norm_ff")
-        branch = feed_forward(self.g, branch, block.feed_forward, kind, "feed_forward", block.scale)
-        x = self._join(x, branch, block.norm_ff, "norm_ff")
-        return x if block.conv_module is None else normalization(self.g, x, block.norm_final, "norm_final")
-
-    def _transformer_block(self, x: ir.Value, block: TransformerBlock, index: int) -> ir.Value:
-        branch = self._self_attention(self._branch(x, block.norm1, "norm1"), block, index)
-        x = self._join(x, branch, block.norm1, "norm1")
-        kind = self.config.feed_forward.activation
-        branch = feed_forward(self.g, self._branch(x, block.norm2, "norm2"), block.feed_forward, kind, "feed_forward")
-        return self._join(x, branch, block.norm2, "norm2")
+    def _feed_forward(self, layer: torch.nn.Module, name: str, scale: float = 1.0) -> Callable[[ir.Value], ir.Value]:
+        return lambda x: feed_forward(self.g, x, layer, self.config.feed_forward.activation, name, scale)
 
     def _self_attention(self, x: ir.Value, block: ConformerBlock | TransformerBlock, index: int) -> ir.Value:
         g = self.g
         with g.scope("self_attn", group="attention"):
             nodes = AttentionNodes(g, block.self_attn)
-            key_value = nodes.key_value(x)
-            if self.streaming:
-                with g.scope("cache"):
-                    kept = g.op("Slice", key_value, self.first_kept_new, [END], [2])
-                    self.next_att.append(g.op("Unsqueeze", kept, [0]))
-                    past = g.op("Gather", self.inputs["att_cache"], index, axis=0)
-                    key_value = g.op("Concat", past, key_value, axis=2)
-            return nodes.attend(nodes.query(x), key_value, self.biases[index], self.positions)
+            if not self.streaming:
+                return nodes.attend(x, x, self.biases[index], self.positions)
+            cache = [self.inputs["att_cache"], g.constant(index), self.first_kept_new]
+            y, kept = nodes.attend_with_cache(x, cache, self.biases[index], self.positions)
+            self.next_att.append(kept)
+            return y
 
     def _convolution(self, x: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
         g, config = self.g, module.config
         with g.scope("conv_module", group="pointwise_convolutions"):
             # both halves of the gated linear unit as separate products: nothing has to be split
-            linear_half, gate = (self._half(x, module, half) for half in range(2))
-            y = g.op("Mul", linear_half, g.op("Sigmoid", gate))
-            if self.valid is not None and not config.causal:
-                # padding must look like the end of the audio: WeNet zeroes it before the unit, leaving only the bias
-                y = g.op("Mul", y, self.valid)
-            if config.causal:
-                y = self._with_history(y, module, index)
-            y = activation(g, self._depthwise(y, module), config.activation)
+            inputs = [self._half(x, module, half) for half in range(2)]
+            weights = self._weights(module)
+            is_rms = isinstance(module.norm, RMSNorm)
+            has_norm = isinstance(module.norm, torch.nn.LayerNorm)
+            form = TimeConvolution(
+                kernel=config.kernel,
+                activation="" if is_rms else config.activation,
+                bias=len(weights) - 2 * has_norm > 1,
+                norm=has_norm,
+                epsilon=config.norm.eps if has_norm else 0.0,
+            )
+            history = [g.constant(index)] if config.causal and config.kernel > 1 else []
+            if not config.causal:
+                (y,) = g.call(form.centred(config.channels), *inputs, cast("ir.Value", self.valid), *weights)
+            elif history and self.streaming:
+                y, kept = g.call(form.cached(config.channels), *inputs, self.histories, *history, *weights)
+                self.next_cnn.append(kept)
+            else:
+                history = [self.initial_cache, *history] if history else []
+                (y,) = g.call(form.causal(config.channels), *inputs, *history, *weights)
+            if is_rms:
+                y = normalization(g, y, module.norm, "norm")
+                y = g.call(layers.activation_layer(config.activation), y)[0]
             # padded frames may hold anything from here on: no valid frame depends on them
-            return pointwise_convolution(g, y, module.pointwise_conv2, "pointwise_conv2")
+            return linear(g, y, module.pointwise_conv2, "pointwise_conv2")
 
     def _half(self, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
         """One half of the gated linear unit's projection: 0 the linear one, 1 the gate."""
         g, layer, size = self.g, module.pointwise_conv1, module.config.channels
-        rows = slice(half * size, (half + 1) * size)
+        rows, bias = slice(half * size, (half + 1) * size), layer.bias
         with g.scope("pointwise_conv1", ("linear", "gate")[half]):
-            shape = (layer.in_channels, size)
-            y = g.op("MatMul", x, parameter(g, "weight", shape, lambda: layer.weight[rows, :, 0].T))
-            if layer.bias is None:
-                return y
-            bias = layer.bias
-            return g.op("Add", y, parameter(g, "bias", (size,), lambda: bias[rows]))
+            weights = [parameter(g, "weight", (layer.in_channels, size), lambda: layer.weight[rows, :, 0].T)]
+            if bias is not None:
+                weights.append(parameter(g, "bias", (size,), lambda: bias[rows]))
+            return product(g, x, *weights)
 
-    def _with_history(self, y: ir.Value, module: ConvolutionModule, index: int) -> ir.Value:
-        """Put the kernel-1 frames before the chunk in front of it [batch, time, channels]."""
-        g, config = self.g, module.config
-        past = config.kernel - 1
-        if past == 0:
-            return y
-        if self.streaming:
-            history = g.op("Gather", self.histories, index, axis=0)
-        else:
-            start = g.op("Gather", self.initial_cache, index, axis=0)
-            batch = g.op("Shape", y, start=0, end=1)
-            history = g.op("Expand", start, g.op("Concat", batch, [past, config.channels], axis=0))
-        y = g.op("Concat", history, y, axis=1)
-        if self.streaming:
-            self.next_cnn.append(g.op("Unsqueeze", g.op("Slice", y, [-past], [END], [1]), [0]))
-        return y
-
-    def _depthwise(self, y: ir.Value, module: ConvolutionModule) -> ir.Value:
-        """The depthwise convolution and its normalisation, [batch, time, channels] to the same.
-
-        Built as a 2-d convolution between two transpositions of four axes: onnxruntime has no fast 1-d convolution and
-        merges the transpositions into its own change of layout.
-        """
-        g, config = self.g, module.config
-        padding = 0 if config.causal else (config.kernel - 1) // 2
-        layer, norm = module.depthwise_conv, module.norm
+    def _weights(self, module: ConvolutionModule) -> list[ir.Value]:
+        """Of the depthwise convolution, which batch normalisation is folded into, and of a layer normalisation."""
+        g, config, layer, norm = self.g, module.config, module.depthwise_conv, module.norm
         folded = isinstance(norm, torch.nn.BatchNorm1d)
 
         def weight() -> torch.Tensor:
@@ -294,19 +272,20 @@ class EncoderNodes:
             return own.double() * scale + shift
 
         with g.scope("depthwise_conv", group="depthwise_convolutions"):
-            parameters = [parameter(g, "weight", (config.channels, 1, 1, config.kernel), weight)]
+            weights = [parameter(g, "weight", (config.channels, 1, 1, config.kernel), weight)]
             if folded or layer.bias is not None:
-                parameters.append(parameter(g, "bias", (config.channels,), bias))
-            y = g.op(
-                "Conv",
-                g.op("Transpose", g.op("Unsqueeze", y, [1]), perm=[0, 3, 1, 2]),
-                *parameters,
-                group=config.channels,
-                kernel_shape=[1, config.kernel],
-                pads=[0, padding, 0, padding],
-            )
-            y = g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
-        return y if folded else normalization(g, y, norm, "norm")
+                weights.append(parameter(g, "bias", (config.channels,), bias))
+        if isinstance(norm, torch.nn.LayerNorm):
+            with g.scope("norm", group="normalization"):
+                weights += [vector(g, "weight", norm.weight), vector(g, "bias", norm.bias)]
+        return weights
+
+
+def scale_and_shift(layer: torch.nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and shift that batch normalisation applies to each channel at inference."""
+    variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
+    scale = layer.weight.double() / (variance.double() + layer.eps).sqrt()
+    return scale, layer.bias.double() - mean.double() * scale
 
 
 def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:

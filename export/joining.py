@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    DeduplicateInitializersPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+)
 
 from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.graph.builder import define
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value]) -> tuple[ir.Model, ir.Model]:
@@ -25,6 +31,7 @@ def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
     nodes = {node.name for node in graph}
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
     for part in parts:
+        _take_functions(model, part)
         _take_weights(graph, part.graph)
         for node in list(part.graph):
             part.graph.remove(node)
@@ -33,11 +40,26 @@ def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
                 _rename(value, values, part.graph.name)
             graph.append(node)
         graph.opset_imports.update(part.graph.opset_imports)
-        model.functions.update(part.functions)
         model.ir_version = max(model.ir_version or 0, part.ir_version or 0)
     graph.sort()
     RemoveUnusedNodesPass()(model)
     return model
+
+
+def inlined(model: ir.Model) -> ir.Model:
+    """The model with the nodes of its functions in the place of their calls, for programs that read no functions."""
+    InlinePass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass()(model)
+    return model
+
+
+def _take_functions(model: ir.Model, part: ir.Model) -> None:
+    """Add the functions of a part; functions that differ may have the same name in two parts."""
+    called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
+    for node in part.graph:
+        if node.op_identifier() in called:
+            node.op_type = called[node.op_identifier()].name
 
 
 def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.export.joining import closed, joined
+from u2moe.export.joining import closed, inlined, joined
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
@@ -192,7 +192,8 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
         }
     metadata = online_metadata(config, options)
-    return closed(g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
+    model = g.model(ONLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata())
+    return inlined(closed(model, encoder, ctc))
 
 
 def offline_graph(bundle: Bundle) -> ir.Model:
@@ -218,7 +219,8 @@ def offline_graph(bundle: Bundle) -> ir.Model:
         results = {value.name: value for value in (*encoder.graph.outputs, *ctc.graph.outputs)}
         outputs = {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}
     metadata = offline_metadata(config)
-    return closed(g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata()), encoder, ctc)
+    model = g.model(OFFLINE, inputs, outputs, _axis(config), metadata | bundle.manifest.metadata())
+    return inlined(closed(model, encoder, ctc))
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:

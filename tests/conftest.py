@@ -1,5 +1,6 @@
 """What tests share: golden files of WeNet, bundles made from them, and sounds."""
 
+import dataclasses
 import functools
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which products of a graph become which function, and that this changes nothing but the number of nodes."""
+"""Which products of a graph become which function."""
 
 import collections
 
@@ -8,92 +8,65 @@ import pytest
 
 from u2moe.quantize.config import RECIPES
 from u2moe.quantize.passes import quantize_graph
-from u2moe.runtime.graph.activation import ACTIVATIONS, activation
+from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.builder import GraphBuilder
 
 
-def quantized_graph(build):
-    """The operators of u2moe that a graph of one input x [rows, 8] has after quantization."""
-    g = GraphBuilder("one", constants_as_nodes=False)
+def quantized_graph(build, group="feed_forward"):
+    """The layers that a graph of one input x [rows, 8] has after quantization."""
+    g = GraphBuilder("one")
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", 8))
-    with g.scope("layer", group="feed_forward"):
+    with g.scope("layer", group=group):
         y = build(g, x)
     graph = ir.Graph([x], [y], nodes=g._tape.nodes, initializers=g._tape.initializers, opset_imports={"": 18}, name="g")
-    model = ir.Model(graph, ir_version=8)
+    model = ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
     quantize_graph(model, RECIPES["int8"])
     return collections.Counter(node.op_type for node in model.graph if node.domain), model
 
 
-def weight(g, name, shape):
+def weight(g, name, *shape):
     values = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
     return g.weight(name, shape, lambda: values)
 
 
-def linear(g, x, name, shape, *, bias=True):
-    y = g.op("MatMul", x, weight(g, f"{name}.weight", shape))
-    return g.op("Add", y, weight(g, f"{name}.bias", shape[1:])) if bias else y
+def affine(g, name, *shape, bias=True):
+    return [weight(g, f"{name}.weight", *shape), *([weight(g, f"{name}.bias", shape[1])] if bias else [])]
+
+
+def linear(g, x, name, *, bias=True):
+    return g.call(layers.linear(bias=bias), x, *affine(g, name, 8, 8, bias=bias))[0]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_a_feed_forward_layer_is_one_function(kind, bias):
-    found, model = quantized_graph(
-        lambda g, x: linear(g, activation(g, linear(g, x, "a", (8, 16), bias=bias), kind), "bb", (16, 8), bias=bias)
-    )
-    assert found == {"Int8FeedForward": 1}
-    (node,) = model.graph
-    assert node.attributes["activation"].as_string() == kind
-    assert len(node.inputs) == (7 if bias else 5)
-
-
-def test_an_activation_that_others_read_stays_visible():
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_feed_forward_layer_stays_one_function(kind, bias, gated):
     def build(g, x):
-        hidden = activation(g, linear(g, x, "a", (8, 8)), "relu")
-        return g.op("Add", linear(g, hidden, "bb", (8, 8)), hidden)
+        weights = [*affine(g, "a", 8, 16, bias=bias), *affine(g, "bb", 16, 8, bias=bias)]
+        if gated:
+            return g.call(layers.gated_feed_forward(kind, bias=bias), x, weight(g, "ccc", 8, 16), *weights)[0]
+        return g.call(layers.feed_forward(kind, bias=bias), x, *weights)[0]
 
-    found, _ = quantized_graph(build)
-    assert found == {"Int8Linear": 1, "Int8Linear_2": 1}
-
-
-def gated(g, x, kind="swish", *, bias=True, gate_bias=False):
-    gate = activation(g, linear(g, x, "a", (8, 16), bias=gate_bias), kind)
-    return linear(g, g.op("Mul", gate, linear(g, x, "bb", (8, 16), bias=bias)), "ccc", (16, 8), bias=bias)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_a_gated_layer_is_one_function(kind, bias):
-    found, model = quantized_graph(lambda g, x: gated(g, x, kind, bias=bias))
-    assert found == {"Int8GatedFeedForward": 1}
+    found, model = quantized_graph(build)
+    assert found == {"Int8GatedFeedForward" if gated else "Int8FeedForward": 1}
     (node,) = model.graph
     assert node.attributes["activation"].as_string() == kind
-    assert len(node.inputs) == (9 if bias else 7)
+    assert len(node.inputs) == (7 if bias else 5) + 2 * gated
 
 
-def test_other_forms_of_layers_are_products():
-    """A gate with a bias or of other rows, a first product that others read, and a layer with one bias."""
-    with_bias, _ = quantized_graph(lambda g, x: gated(g, x, gate_bias=True))
-    assert with_bias == {"Int8Rows": 1, "Int8MatMul": 2, "Int8Linear": 1}
-
-    def of_other_rows(g, x):
-        gate = activation(g, linear(g, g.op("Neg", x), "a", (8, 16), bias=False), "relu")
-        return linear(g, g.op("Mul", gate, linear(g, x, "bb", (8, 16))), "ccc", (16, 8))
-
-    assert "Int8GatedFeedForward" not in quantized_graph(of_other_rows)[0]
-
-    def read_twice(g, x):
-        first = linear(g, x, "bb", (8, 8))
-        gate = activation(g, linear(g, x, "a", (8, 8), bias=False), "relu")
-        return g.op("Add", linear(g, g.op("Mul", gate, first), "ccc", (8, 8)), first)
-
-    assert "Int8GatedFeedForward" not in quantized_graph(read_twice)[0]
-
-    def half(g, x):
-        return linear(g, activation(g, linear(g, x, "a", (8, 16)), "relu"), "bb", (16, 8), bias=False)
-
-    assert quantized_graph(half)[0] == {"Int8Linear": 1, "Int8Linear_2": 1}
+def test_rows_that_two_layers_read_are_quantized_once():
+    found, _ = quantized_graph(lambda g, x: g.op("Add", linear(g, x, "a"), linear(g, x, "bb", bias=False)))
+    assert found == {"Int8Rows": 1, "Int8MatMul": 1, "Int8MatMul_2": 1}
+    found, _ = quantized_graph(lambda g, x: linear(g, linear(g, x, "a"), "bb"))
+    assert found == {"Int8Linear": 2}
 
 
-def test_a_sum_with_another_product_is_no_bias():
-    found, _ = quantized_graph(lambda g, x: g.op("Add", linear(g, x, "a", (8, 8), bias=False), x))
-    assert found == {"Int8Linear": 1}
+@pytest.mark.parametrize(("kind", "known"), [("relu", "relu"), ("swish", "swish"), ("gelu", ""), ("tanh", "")])
+def test_the_lowest_value_of_an_activation_before_a_product_is_used(kind, known):
+    _, model = quantized_graph(lambda g, x: linear(g, g.call(layers.activation_layer(kind), x)[0], "a"))
+    assert next(node for node in model.graph if node.op_type == "Int8Linear").attributes["activation"].value == known
+
+
+def test_groups_that_the_recipe_does_not_name_stay_as_they_are():
+    assert quantized_graph(lambda g, x: linear(g, x, "a"), group="positions")[0] == {"Linear": 1}

@@ -12,7 +12,9 @@ from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import shape_of
+from u2moe.runtime.graph.layers import PLAIN_LAYERS
 from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.model.native import plain_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +87,11 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
 
 
 def check_all_float(model: ir.Model) -> None:
-    """Raise a BundleError unless all calls of u2moe functions in a graph are mixtures of experts in float32."""
+    """Raise a BundleError unless all layers of a graph are in float32, and of kinds that the exporter writes."""
     calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
     for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, which say most
-        if mixture is None or mixture.weights != "fp32":
-            raise BundleError(f"node {node.name}: {node.op_type} is not a mixture of experts in float32")
+        if plain_name(node.op_type) not in PLAIN_LAYERS if mixture is None else mixture.weights != "fp32":
+            raise BundleError(f"node {node.name}: {node.op_type} is not a layer in float32")
 
 
 def _mixture(node: ir.Node) -> Mixture | None:

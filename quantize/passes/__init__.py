@@ -1,29 +1,22 @@
-"""The rewrites that quantize a graph, one per file, and the order in which they run.
+"""How a graph is quantized: each named layer is swapped for one that computes the same with other numbers.
 
-Weights are found by the group that the exporter assigned and the node that reads them, never by operator type alone.
-If the graph has something a recipe asks for in an unknown form, that is an error.
+Weights belong to the groups that the exporter assigned.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from u2moe.quantize.calibration import ExpertTokens
 from u2moe.quantize.config import Recipe
-from u2moe.quantize.passes.attention import GroupAttention
-from u2moe.quantize.passes.embeddings import QuantizeEmbeddings
-from u2moe.quantize.passes.experts import QuantizeExperts
-from u2moe.quantize.passes.front_end import QuantizeFrontEnd
-from u2moe.quantize.passes.half_precision import HalfPrecision
-from u2moe.quantize.passes.normalization import GroupNormalization
-from u2moe.quantize.passes.products import QuantizeProducts
-from u2moe.quantize.passes.streamed_convolution import GroupConvolution
-from u2moe.quantize.passes.weight_groups import WeightGroups
-from u2moe.quantize.weights import Change
-from u2moe.runtime.errors import BundleError
+from u2moe.quantize.experts.layer import check_all_float
+from u2moe.quantize.passes.embeddings import quantize_embeddings
+from u2moe.quantize.passes.experts import quantize_experts
+from u2moe.quantize.passes.front_end import quantize_front_end
+from u2moe.quantize.passes.half_precision import in_half_precision
+from u2moe.quantize.passes.products import quantize_products
+from u2moe.quantize.weights import Change, Weights
 
 
 def quantize_graph(model: ir.Model, recipe: Recipe, tokens: ExpertTokens | None = None) -> dict[str, Change]:
@@ -38,36 +31,20 @@ def quantize_graph(model: ir.Model, recipe: Recipe, tokens: ExpertTokens | None 
         The replaced weights, by the name of the new one.
 
     Raises:
-        BundleError: a node is not in the form that the exporter writes, or the format cannot compute it.
+        BundleError: a layer is not one that the exporter writes, or the format cannot compute it.
     """
-    changes: dict[str, Change] = {}
-    for rewrite in _passes(recipe, tokens):
-        try:
-            rewrite(model)
-        except ir.passes.InvariantError as error:
-            if isinstance(error.__cause__, BundleError):
-                raise error.__cause__ from None
-            raise BundleError(f"{model.graph.name}: {error}") from error
-        changes.update(getattr(rewrite, "changes", {}))
-    return changes
-
-
-def _passes(recipe: Recipe, tokens: ExpertTokens | None) -> Iterator[ir.passes.PassBase]:
-    formats = recipe.quantized
-    yield WeightGroups()
+    check_all_float(model)
+    weights, formats = Weights(model), recipe.quantized
     if recipe.whole == "fp16":
-        yield HalfPrecision()
-        yield QuantizeExperts("fp16", recipe)
-    else:
-        if "experts" in formats:
-            yield QuantizeExperts(formats["experts"], recipe, tokens)
-        if "subsampling" in formats:
-            yield QuantizeFrontEnd()
-        if "embeddings" in formats:
-            yield QuantizeEmbeddings()
-        yield QuantizeProducts(formats.keys() - {"experts", "embeddings"})
-        yield GroupAttention()
-        yield GroupConvolution()
-        yield GroupNormalization()
-    yield RemoveUnusedNodesPass()
-    yield RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
+        in_half_precision(model, weights)
+        quantize_experts(model, weights, "fp16", recipe)
+    if "experts" in formats:
+        quantize_experts(model, weights, formats["experts"], recipe, tokens)
+    if "subsampling" in formats:
+        quantize_front_end(model, weights)
+    if "embeddings" in formats:
+        quantize_embeddings(model, weights)
+    quantize_products(model, weights, formats.keys())
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    return weights.changes

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from u2moe.quantize.passes.rewrite import Rewrite, new_call, present, replace
+from u2moe.quantize.passes.calls import calls, inputs_of, swap
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
-from u2moe.runtime.graph.file import group_of
 
 
-class QuantizeEmbeddings(Rewrite):
-    """Afterwards no float32 embedding is looked up."""
-
-    def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Replace each look-up."""
-        nodes = _look_ups(model)
-        for node in nodes:
-            table = weights.int8_table(present(node, 0))
-            call = new_call(model, int8_embedding(), node, [table.weight, table.scale, present(node, 1)])
-            replace(model.graph, node, call)
-        return bool(nodes)
-
-    def ensures(self, model: ir.Model) -> None:
-        """No float32 embedding is left."""
-        for node in _look_ups(model):
-            raise ir.passes.PostconditionError(f"node {node.name}: its table is in float32")
-
-
-def _look_ups(model: ir.Model) -> list[ir.Node]:
-    gathers = [node for node in model.graph if node.op_type == "Gather"]
-    tables = [(node, node.inputs[0]) for node in gathers]
-    return [node for node, table in tables if table is not None and _is_embedding(table)]
-
-
-def _is_embedding(table: ir.Value) -> bool:
-    return table.const_value is not None and group_of(table) == "embeddings"
+def quantize_embeddings(model: ir.Model, weights: Weights) -> None:
+    """Replace each look-up."""
+    for node in calls(model, "Embedding"):
+        values, tokens = inputs_of(node)
+        table = weights.int8_table(values)
+        swap(model, node, int8_embedding(), [table.weight, table.scale, tokens])
 
 
 def int8_embedding() -> ir.Function:

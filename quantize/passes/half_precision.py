@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from u2moe.quantize.passes.rewrite import Rewrite
 from u2moe.quantize.weights import Array, Change, Weights
+from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
+from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.model.native import plain_name
 
-POSITIONS = "positional_encoding/"
-"""Scope of the sinusoids: half precision is exact for integers only up to 2048."""
+POSITIONS = "Sinusoids"
+"""The layer that stays in float32: half precision is exact for integers only up to 2048."""
 LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
 """Scores are masked with its negative, which half precision has as its own smallest number."""
 
 
-class HalfPrecision(Rewrite):
-    """Afterwards weights are in half precision; inputs and outputs stay float32.
+def in_half_precision(model: ir.Model, weights: Weights) -> None:
+    """Convert weights and everything between them; inputs and outputs of the graph stay float32.
 
-    Mixtures still call their float32 functions: `QuantizeExperts` in "fp16" must follow.
+    All layers but mixtures become plain nodes. Mixtures still call their float32 functions: `quantize_experts` in
+    "fp16" must follow.
     """
-
-    def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Convert all nodes in order, then the outputs."""
-        _Converter(model, weights).run()
-        return True
+    kept = {node.op_identifier() for node in model.graph if mixture_of(node) or _is_position(node)}
+    InlinePass(lambda function: function.identifier() not in kept)(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _Converter(model, weights).run()
 
 
 class _Converter:
@@ -41,7 +44,7 @@ class _Converter:
     def run(self) -> None:
         """All nodes in order, then the outputs."""
         for node in list(self.graph):
-            if POSITIONS in (node.name or ""):
+            if _is_position(node):
                 continue
             if node.op_type == "LogSoftmax":
                 self._cast_before(node, 0, ir.DataType.FLOAT)
@@ -65,9 +68,7 @@ class _Converter:
     def _is_single(self, value: ir.Value) -> bool:
         """Whether a value is float32 although its reader wants half precision: a weight, an input, or positions."""
         producer = value.producer()
-        if producer is not None:
-            return POSITIONS in (producer.name or "") and producer.op_type == "Reshape"
-        return value.dtype == ir.DataType.FLOAT
+        return value.dtype == ir.DataType.FLOAT if producer is None else _is_position(producer)
 
     def _half(self, value: ir.Value) -> ir.Value:
         if value not in self.halves:
@@ -107,3 +108,7 @@ class _Converter:
         cast.name = cast.outputs[0].name = f"{node.name}/single"
         self.graph.insert_before(node, cast)
         node.replace_input_with(index, cast.outputs[0])
+
+
+def _is_position(node: ir.Node) -> bool:
+    return node.domain == MOE_DOMAIN and plain_name(node.op_type) == POSITIONS

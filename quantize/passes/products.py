@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
-from u2moe.quantize.passes.quantized_rows import QuantizedRows, activation_of, feed_forward_of
-from u2moe.quantize.passes.rewrite import Rewrite, present
+from u2moe.quantize.passes.calls import calls, inputs_of, insert, swap
+from u2moe.quantize.token_scales import (
+    int8_feed_forward,
+    int8_gated_feed_forward,
+    int8_linear,
+    int8_matmul,
+    int8_rows,
+)
 from u2moe.quantize.weights import Weights
-from u2moe.runtime.graph.file import group_of
+from u2moe.runtime.graph.file import group_of, shape_of
+from u2moe.runtime.model.native import plain_name
 
+_FEED_FORWARD = {"FeedForward": int8_feed_forward, "GatedFeedForward": int8_gated_feed_forward}
+_ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution")
 _WITH_KNOWN_LOWEST = ("relu", "swish")
 """Activations whose lowest value is used for the scale of a product alone."""
 
 
-class QuantizeProducts(Rewrite):
-    """Afterwards no activation is multiplied by a float32 weight of these groups."""
+def quantize_products(model: ir.Model, weights: Weights, groups: Collection[str]) -> None:
+    """Replace each linear or feed-forward layer of these groups; rows that several layers read are quantized once."""
+    nodes = [node for node in calls(model, "Linear", *_FEED_FORWARD) if group_of(inputs_of(node)[1]) in groups]
+    num_readers = Counter(node.inputs[0] for node in nodes)
+    rows: dict[ir.Value, Sequence[ir.Value]] = {}
+    for node in nodes:
+        x, *parameters = inputs_of(node)
+        quantized = list(_quantized(weights, parameters))
+        if made := _FEED_FORWARD.get(plain_name(node.op_type)):
+            function = made(node.attributes["activation"].as_string(), bias=bool(node.attributes["bias"].as_int()))
+            swap(model, node, function, [x, *quantized])
+            continue
+        kind, bias = _activation_of(x), len(parameters) > 1
+        if num_readers[x] == 1:
+            swap(model, node, int8_linear(kind, bias=bias), [x, *quantized])
+            continue
+        if x not in rows:
+            rows[x] = insert(model, node, int8_rows(kind), [x])
+        swap(model, node, int8_matmul(bias=bias), [*rows[x], *quantized])
 
-    def __init__(self, groups: Collection[str]) -> None:
-        super().__init__()
-        self.groups = groups
 
-    def rewrite(self, model: ir.Model, weights: Weights) -> bool:
-        """Replace each feed-forward layer and each other product; an input shared by several is quantized once."""
-        nodes = list(self._products(model))
-        rows = QuantizedRows(model, nodes)
-        done: set[ir.Node] = set()
-        for node in nodes:
-            layer = feed_forward_of(node)
-            if layer is not None and all(product in nodes for product in layer.products):
-                rows.feed_forward(layer, [weights.int8(present(product, 1)) for product in layer.products])
-                done |= set(layer.products)
-        for node in nodes:
-            if node not in done:
-                kind, _ = activation_of(present(node, 0))
-                rows.multiply(node, weights.int8(present(node, 1)), kind if kind in _WITH_KNOWN_LOWEST else None)
-        return bool(nodes)
+def _quantized(weights: Weights, parameters: Sequence[ir.Value]) -> Iterator[ir.Value]:
+    """Matrices as integers and scales, and biases as they are."""
+    for value in parameters:
+        if len(shape_of(value)) == 1:
+            yield value
+        else:
+            quantized = weights.int8(value)
+            yield from (quantized.weight, quantized.scale)
 
-    def ensures(self, model: ir.Model) -> None:
-        """No such product is left."""
-        for node in self._products(model):
-            raise ir.passes.PostconditionError(f"node {node.name}: its weight is in float32")
 
-    def _products(self, model: ir.Model) -> Iterator[ir.Node]:
-        for node in model.graph:
-            weight = node.inputs[1] if node.op_type == "MatMul" else None
-            if weight is not None and weight.const_value is not None and group_of(weight) in self.groups:
-                yield node
+def _activation_of(x: ir.Value) -> str | None:
+    """The activation that a layer's output x comes from, if its lowest value is used."""
+    producer = x.producer()
+    if producer is None or plain_name(producer.op_type) not in _ENDING_WITH_ACTIVATION:
+        return None
+    kind = producer.attributes["activation"].as_string()
+    return kind if kind in _WITH_KNOWN_LOWEST else None

@@ -1,7 +1,8 @@
-"""Attention between projections as ONNX nodes, and with a cache of keys and values as a model-local function."""
+"""Attention between its projections as a model-local function, with and without a cache of keys and values."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import onnx_ir as ir
@@ -25,11 +26,28 @@ class Heads:
     num_kv_heads: int
     size: int
 
-    def split(self, g: GraphBuilder, key_value: ir.Value) -> tuple[ir.Value, ...]:
-        """Keys and values [batch, num_heads, keys, size] of both [batch, num_kv_heads, keys, 2 * size]."""
+    def context(
+        self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, bias: ir.Value, positions: Sequence[ir.Value]
+    ) -> ir.Value:
+        """Context [batch, time, num_heads * size], as nodes.
+
+        Args:
+            g: builds the nodes.
+            query: [batch, time, num_heads * size].
+            key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
+            bias: is added to the scores.
+            positions: empty, or what is added to the keys [batch or 1, keys, num_heads * size].
+        """
         if self.num_heads > self.num_kv_heads:
             key_value = self._repeat(g, key_value)
-        return g.ops("Split", key_value, [self.size] * 2, axis=-1, num_outputs=2)
+        keys, values = g.ops("Split", key_value, [self.size] * 2, axis=-1, num_outputs=2)
+        for each in positions:
+            keys = g.op("Add", keys, to_heads(g, each, self.num_heads, self.size))
+        queries = to_heads(g, query, self.num_heads, self.size)
+        scores = g.op("MatMul", queries, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
+        joined = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
+        return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
 
     def _repeat(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
         """Repeat each key/value head for the heads of its group: [batch, kv_heads, t, e] to [batch, heads, t, e]."""
@@ -45,19 +63,25 @@ def to_heads(g: GraphBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Valu
     return g.op("Transpose", g.op("Reshape", x, [0, 0, num_heads, size]), perm=[0, 2, 1, 3])
 
 
-def context(
-    g: GraphBuilder, query: ir.Value, keys_values: tuple[ir.Value, ir.Value], bias: ir.Value, heads: Heads
-) -> ir.Value:
-    """Context [batch, time, heads * size] of queries [batch, heads, time, size]; `bias` is added to the scores."""
-    keys, values = keys_values
-    scores = g.op("MatMul", query, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
-    weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
-    joined = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
-    return g.op("Reshape", joined, [0, 0, heads.num_heads * heads.size])
+def attention(heads: Heads, *, relative: bool) -> ir.Function:
+    """Attention of queries to keys and values.
+
+    Inputs: `query` [batch, time, heads * size], `key_value` [batch, keys, kv_heads * 2 * size], `bias` [batch, heads,
+    time, keys], where each of the first three axes may be 1, and if `relative` `positions` [batch or 1, keys,
+    heads * size], added to the keys. Output: `context` [batch, time, heads * size].
+    """
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        query, key_value, bias, *positions = inputs
+        both = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
+        return heads.context(g, query, both, bias, positions)
+
+    names = ["query", "key_value", "bias", *(["positions"] if relative else [])]
+    return build_function("Attention", names, body, {**asdict(heads), "relative": int(relative)})
 
 
-def cached_attention(heads: Heads, *, relative: bool) -> tuple[ir.Function, dict[str, int]]:
-    """Attention of a chunk to a cache and to itself, and the attributes of its calls.
+def cached_attention(heads: Heads, *, relative: bool) -> ir.Function:
+    """Attention of a chunk to a cache and to itself.
 
     Inputs: `query` [batch, time, heads * size], `key_value` [batch, time, kv_heads * 2 * size], `cache` [blocks, batch,
     kv_heads, past, 2 * size], `block` (), `first_kept` [1], `bias` [batch, heads, time, past + time], where each of the
@@ -71,12 +95,7 @@ def cached_attention(heads: Heads, *, relative: bool) -> tuple[ir.Function, dict
         own = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
         kept = g.op("Unsqueeze", g.op("Slice", own, first_kept, [END], [2]), [0])
         both = g.op("Concat", g.op("Gather", cache, block, axis=0), own, axis=2)
-        keys, values = heads.split(g, both)
-        if positions:
-            keys = g.op("Add", keys, to_heads(g, positions[0], heads.num_heads, heads.size))
-        queries = to_heads(g, query, heads.num_heads, heads.size)
-        return [context(g, queries, (keys, values), bias, heads), kept]
+        return [heads.context(g, query, both, bias, positions), kept]
 
     names = ["query", "key_value", "cache", "block", "first_kept", "bias", *(["positions"] if relative else [])]
-    attributes = {**asdict(heads), "relative": int(relative)}
-    return build_function("CachedAttention", names, body, attributes), attributes
+    return build_function("CachedAttention", names, body, {**asdict(heads), "relative": int(relative)})

@@ -82,6 +82,12 @@ class GraphBuilder:
             output.name = name if num_outputs == 1 else f"{name}:{index}"
         return tuple(outputs)
 
+    def call(self, function: ir.Function, *inputs: ir.Value) -> tuple[ir.Value, ...]:
+        """Add a call of a function that `build_function` has made; returns its outputs."""
+        called, attributes = define(self.functions, function), function.meta[ATTRIBUTES]
+        num_outputs = len(called.outputs)
+        return self.ops(called.name, *inputs, num_outputs=num_outputs, domain=called.domain, **attributes)
+
     def constant(self, value: npt.NDArray[Any] | Sequence[int] | float) -> ir.Value:
         """A small constant; equal ones are shared."""
         if not isinstance(value, np.ndarray):
@@ -167,6 +173,8 @@ class GraphBuilder:
         )
 
 
+ATTRIBUTES = "attributes"
+"""Key of a function's `meta` for the attributes of its calls."""
 Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
 """Builds the nodes of a function from its parameters; returns its outputs."""
 
@@ -180,8 +188,9 @@ def build_function(
         name: name of the operator that nodes call.
         parameters: names of its inputs.
         body: builds the computation.
-        attributes: attributes of its nodes, for readers of the graph and for native operators that replace the
-            function. The body is built for these values and does not read them.
+        attributes: attributes of its calls, for readers of the graph and for native operators that replace the
+            function. The body is built for these values and does not read them; the function keeps them as
+            `meta[ATTRIBUTES]` for whoever writes a call.
     """
     g = GraphBuilder(name, constants_as_nodes=True)
     inputs = [ir.Value(name=parameter) for parameter in parameters]
@@ -189,7 +198,9 @@ def build_function(
     outputs = [found] if isinstance(found, ir.Value) else list(found)
     graph = ir.Graph(inputs, outputs, nodes=g._tape.nodes, opset_imports=g.opset_imports, name=name)  # noqa: SLF001
     declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes or {}]
-    return ir.Function(contract.MOE_DOMAIN, name, graph=graph, attributes=declared)
+    function = ir.Function(contract.MOE_DOMAIN, name, graph=graph, attributes=declared)
+    function.meta[ATTRIBUTES] = dict(attributes or {})
+    return function
 
 
 def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from u2moe.runtime.bundle.mixture import Mixture, read_mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
+from u2moe.runtime.graph.layers import affine
 
 
 class SparseDispatch:
@@ -115,20 +116,14 @@ def _float_experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.
         with g.scope(str(index)):
             own = weights[index * stride : (index + 1) * stride]
             first, second = own[: stride // 2], own[stride // 2 :]
-            y = _affine(g, rows, first)
+            y = affine(g, rows, first)
             if dispatch.half:
                 y = activation(g, g.op("Cast", y, to=ir.DataType.FLOAT), dispatch.mixture.activation)
                 y = g.op("Cast", y, to=ir.DataType.FLOAT16)
             else:
                 y = activation(g, y, dispatch.mixture.activation)
-            outputs.append(_affine(g, y, second))
+            outputs.append(affine(g, y, second))
     return dispatch.weigh(dispatch.merge(outputs))
-
-
-def _affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.Value:
-    weight, *biases = parameters
-    y = g.op("MatMul", x, weight)
-    return g.op("Add", y, biases[0]) if biases else y
 
 
 def mixture_of(node: ir.Node) -> Mixture | None:

@@ -60,8 +60,14 @@ class Session:
         self._output_names = [tensor.name for tensor in graph.outputs]
         digests = manifest.files if verify else None
         _refuse_what_crashes(file, manifest, settings)
+        is_automatic = settings.sess_options is None and checked_kernels(settings.kernels) == "auto"
+        is_reference = is_automatic and not manifest.quantization
+        if is_reference:
+            settings = replace(settings, kernels="onnxruntime")
         with contextlib.closing(GraphFile(file, digests, settings.chosen.operators)) as opened:
             self._session, self.kernels = _with_kernels(opened, settings, manifest)
+            if is_reference:
+                self.kernels = self.kernels.without("weights are in float32")
             opened.check_unchanged()
             self._weights = opened.weights  # onnxruntime uses their memory
         self._session.disable_fallback()  # for runs; in older versions only possible here

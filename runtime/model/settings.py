@@ -43,7 +43,8 @@ class SessionSettings:
         sess_options: used unchanged instead of our own (which disable spinning after a run and memory patterns, since
             shapes change from chunk to chunk and a pattern would be kept for each). Weight files then stay mapped.
         kernels: "native" for those of u2moe-kernels, "onnxruntime" for its own alone, or "auto" for native
-            ones where they are installed and can run a graph. None: the environment variable U2MOE_KERNELS, or "auto".
+            ones where they are installed and can run a graph; a bundle in float32 then stays with onnxruntime, so that
+            its numbers do not depend on what is installed. None: the environment variable U2MOE_KERNELS, or "auto".
             The caller's `sess_options` are not changed: register the library yourself.
     """
 

@@ -10,8 +10,8 @@ from layers import (
 )
 
 from u2moe.quantize.arithmetic import int8_columns
-from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.quantize.token_scales import int8_linear
+from u2moe.runtime.graph.convolution import TimeConvolution
 
 
 def test_weights_may_lie_at_any_place_of_a_file(library, tmp_path):
@@ -28,7 +28,7 @@ def test_weights_may_lie_at_any_place_of_a_file(library, tmp_path):
 def test_inputs_may_be_constants_at_any_place_of_a_file(library, tmp_path):
     random, form = (
         np.random.default_rng(9),
-        CachedConvolution(kernel=3, activation="", bias=True, norm=True, epsilon=1e-5),
+        TimeConvolution(kernel=3, activation="", bias=True, norm=True, epsilon=1e-5),
     )
     model = onnx.load_from_string(streamed_convolution_model(form, 20, random))
     constants = {"gate": random.standard_normal((2, 5, 20)).astype(np.float32), "block": np.array(1)}

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layers import layer_model, session_with, streamed_convolution_model
 
-from u2moe.quantize.passes.normalization import add_normalization, normalization
-from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.runtime.graph.activation import ACTIVATIONS
+from u2moe.runtime.graph.convolution import TimeConvolution
+from u2moe.runtime.graph.layers import add_normalization, normalization
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 2e-5
@@ -26,7 +26,7 @@ def feeds_of(random, kernel, batch, time, channels):
 
 @given(
     form=st.builds(
-        CachedConvolution, kernel=st.integers(2, 17), activation=st.sampled_from(["", *ACTIVATIONS]),
+        TimeConvolution, kernel=st.integers(2, 17), activation=st.sampled_from(["", *ACTIVATIONS]),
         bias=st.booleans(), norm=st.booleans(), epsilon=st.just(1e-5),
     ),
     sizes=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 5, 16, 40]), st.sampled_from([2, 7, 16, 33, 64])),
@@ -42,7 +42,7 @@ def test_a_convolution_computes_what_its_function_does(library, form, sizes, see
     np.testing.assert_allclose(found[1], expected[1], atol=ROUNDING, rtol=ROUNDING)
 
 
-FORM = CachedConvolution(kernel=5, activation="swish", bias=True, norm=True, epsilon=1e-5)
+FORM = TimeConvolution(kernel=5, activation="swish", bias=True, norm=True, epsilon=1e-5)
 
 
 def test_threads_and_neighbours_change_no_bit_of_a_convolution(library):
@@ -101,7 +101,7 @@ def test_inputs_that_do_not_fit_are_an_error(library, data):
     ],
 )
 def test_attributes_that_lie_are_an_error(library, attributes, message):
-    function = FORM.function(8)
+    function = FORM.cached(8)
     weights = {"weight": np.ones((8, 1, 1, 5), np.float32)}
     weights |= dict.fromkeys(("bias", "norm_weight", "norm_bias"), np.ones(8, np.float32))
     model = layer_model(function, FED, weights, {**FORM.attributes(), **attributes})

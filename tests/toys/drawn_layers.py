@@ -28,8 +28,6 @@ from u2moe.quantize.arithmetic import LOWEST, int8_columns
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.quantize.passes.convolutions import FirstConvolutions, Window
-from u2moe.quantize.passes.normalization import add_normalization, normalization
-from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.quantize.token_scales import (
     int8_feed_forward,
     int8_gated_feed_forward,
@@ -40,6 +38,8 @@ from u2moe.quantize.token_scales import (
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.attention import Heads
+from u2moe.runtime.graph.convolution import TimeConvolution
+from u2moe.runtime.graph.layers import add_normalization, normalization
 
 Random = np.random.Generator
 Shapes = Mapping[str, Sequence[int]]
@@ -124,7 +124,7 @@ def _convolutions(random: Random) -> Layer:
 
 def _streamed_convolution(random: Random) -> Layer:
     channels = int(random.integers(1, 40))
-    form = CachedConvolution(
+    form = TimeConvolution(
         kernel=int(random.integers(2, 18)),
         activation=one_of(("", *ACTIVATIONS), random),
         bias=random.random() < 0.5,

@@ -13,9 +13,10 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import int4_blocks, int8_columns
 from u2moe.quantize.passes.convolutions import FirstConvolutions
-from u2moe.quantize.passes.streamed_convolution import CachedConvolution
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads, cached_attention
+from u2moe.runtime.graph.builder import ATTRIBUTES
+from u2moe.runtime.graph.convolution import TimeConvolution
 
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, int | float | str | list[int]]
@@ -69,14 +70,14 @@ def _model(
     return bytes(ir.to_proto(ir.Model(graph, ir_version=8, functions=functions)).SerializeToString())
 
 
-def streamed_convolution_model(form: CachedConvolution, channels: int, random: np.random.Generator) -> bytes:
+def streamed_convolution_model(form: TimeConvolution, channels: int, random: np.random.Generator) -> bytes:
     """The convolution of a streamed block between its projections, with random weights."""
     shapes: dict[str, tuple[int, ...]] = {"weight": (channels, 1, 1, form.kernel)}
     shapes |= {"bias": (channels,)} if form.bias else {}
     shapes |= dict.fromkeys(("norm_weight", "norm_bias"), (channels,)) if form.norm else {}
     weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     fed = {"linear": np.float32, "gate": np.float32, "cache": np.float32, "block": np.int64}
-    return layer_model(form.function(channels), fed, weights, form.attributes())
+    return layer_model(form.cached(channels), fed, weights, form.attributes())
 
 
 def session_with(
@@ -141,10 +142,10 @@ def convolutions_model(
 
 def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None = None) -> bytes:
     """An attention with a cache, with some attributes changed."""
-    function, attributes = cached_attention(heads, relative=relative)
+    function = cached_attention(heads, relative=relative)
     kinds: dict[str, npt.DTypeLike] = {node.name or "": np.float32 for node in function.inputs}
     kinds |= {"block": np.int64, "first_kept": np.int64}
-    return layer_model(function, kinds, {}, {**attributes, **(changed or {})})
+    return layer_model(function, kinds, {}, {**function.meta[ATTRIBUTES], **(changed or {})})
 
 
 def attention_shapes(

@@ -1,0 +1,128 @@
+"""Attention layers as calls of named functions, and the fold of WeNet's position term into their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from u2moe.export.attention import MultiHeadAttention
+from u2moe.export.layers import linear, parameter, product
+from u2moe.runtime.graph.attention import Heads, attention, cached_attention
+from u2moe.runtime.graph.builder import GraphBuilder
+
+
+class AttentionNodes:
+    """One attention layer, which encoder and decoder call with their own caches and masks.
+
+    The scores of WeNet's relative attention, ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j, are computed as
+    (q_i + u) / s (k_j + p_j) + (v - u) / s p_j: one product of queries and keys instead of two, plus a term that
+    depends only on the position, see `position_biases`. u and the division are folded into the query projection.
+    """
+
+    def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
+        self.g = g
+        self.layer = layer
+        self.config = config = layer.config
+        self.heads = Heads(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, size=config.head_dim)
+
+    def attend(self, x: ir.Value, memory: ir.Value, bias: ir.Value, positions: ir.Value | None = None) -> ir.Value:
+        """From [batch, time, dim] to `memory` [batch, keys, dim], to [batch, time, dim].
+
+        `bias` is added to the scores; `positions` are the sinusoids of the keys, which relative attention needs.
+        """
+        inputs = [self._key_value(memory), bias, *self._positions(positions)]
+        function = attention(self.heads, relative=self.config.relative)
+        context = self.g.call(function, self._query(x), *inputs)[0]
+        return linear(self.g, context, self.layer.linear_out, "linear_out")
+
+    def attend_with_cache(
+        self, x: ir.Value, cache: Sequence[ir.Value], bias: ir.Value, positions: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """From [batch, time, dim] to a cache and to itself: [batch, time, dim], and what is to be cached of it.
+
+        `cache` are the inputs `cache`, `block` and `first_kept` of `cached_attention`.
+        """
+        inputs = [self._key_value(x), *cache, bias, *self._positions(positions)]
+        function = cached_attention(self.heads, relative=self.config.relative)
+        context, kept = self.g.call(function, self._query(x), *inputs)
+        return linear(self.g, context, self.layer.linear_out, "linear_out"), kept
+
+    def _positions(self, positions: ir.Value | None) -> list[ir.Value]:
+        if not self.config.relative or positions is None:
+            return []
+        return [linear(self.g, positions, self.layer.linear_pos, "linear_pos")]
+
+    def _query(self, x: ir.Value) -> ir.Value:
+        g, layer, config = self.g, self.layer, self.config
+        size = config.num_heads * config.head_dim
+        scale = 1 / math.sqrt(config.head_dim)
+
+        def bias() -> torch.Tensor:
+            parts = [] if layer.linear_q.bias is None else [layer.linear_q.bias.float()]
+            parts += [layer.pos_bias_u.float().flatten()] if config.relative else []
+            return torch.stack(parts).sum(dim=0) * scale
+
+        with g.scope("linear_q"):
+            shape = (layer.linear_q.in_features, size)
+            weights = [parameter(g, "weight", shape, lambda: layer.linear_q.weight.float().T * scale)]
+            if config.relative or _any_bias(layer.linear_q):
+                weights.append(parameter(g, "bias", (size,), bias))
+            return product(g, x, *weights)
+
+    def _key_value(self, x: ir.Value) -> ir.Value:
+        """Keys and values [batch, time, kv_heads * 2 * head_dim], head by head, as they are cached."""
+        g, layer, config = self.g, self.layer, self.config
+        width = 2 * config.num_kv_heads * config.head_dim
+
+        def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            heads = (config.num_kv_heads, config.head_dim)
+            parts = [part.reshape(*heads, *part.shape[1:]) for part in (keys, values)]
+            return torch.cat(parts, dim=1).flatten(0, 1)
+
+        def bias() -> torch.Tensor:
+            none = torch.zeros(width // 2)
+            parts = [part.bias for part in (layer.linear_k, layer.linear_v)]
+            return joined(*(none if part is None else part.float() for part in parts))
+
+        with g.scope("linear_kv"):
+            shape = (layer.linear_k.in_features, width)
+            weights = [parameter(g, "weight", shape, lambda: joined(layer.linear_k.weight, layer.linear_v.weight).T)]
+            if _any_bias(layer.linear_k, layer.linear_v):
+                weights.append(parameter(g, "bias", (width,), bias))
+            return product(g, x, *weights)
+
+
+def _any_bias(*layers: nn.Linear) -> bool:
+    return any(layer.bias is not None for layer in layers)
+
+
+def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
+    """The part of relative attention's scores that does not depend on the query: [batch, layers * heads, 1, keys].
+
+    This is the last term of `AttentionNodes`, for all layers in one product with the sinusoids [batch, keys, dim].
+    """
+
+    def weight() -> torch.Tensor:
+        return torch.cat([_position_bias(layer) for layer in layers]).T
+
+    shape = (layers[0].linear_pos.in_features, len(layers) * layers[0].config.num_heads)
+    with g.scope("position_biases", group="positions"):
+        biases = product(g, positions, parameter(g, "weight", shape, weight))
+        return g.op("Unsqueeze", g.op("Transpose", biases, perm=[0, 2, 1]), [2])
+
+
+def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
+    """(v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim].
+
+    Summed up in this order everywhere: that of torch's products depends on the processor.
+    """
+    difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
+    projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)
+    total = torch.zeros_like(projection[:, 0])
+    for place in range(layer.config.head_dim):
+        total = total + difference[:, place, None] * projection[:, place]
+    return total.float()

@@ -1,0 +1,173 @@
+"""The layers of the networks as model-local functions, in float32: what export calls and quantize replaces.
+
+A layer's weights are inputs of its call, and its attributes say what it is; see `builder.build_function`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import GraphBuilder, build_function
+
+PLAIN_LAYERS = frozenset(
+    {
+        "Activation", "AddNormalization", "Attention", "CachedAttention", "CachedConvolution", "Convolution",
+        "Embedding",
+        "FeedForward", "GatedFeedForward", "Linear", "Normalization", "RmsNormalization", "Sinusoids", "Subsampling",
+    }
+)  # fmt: skip
+"""Names of the layers in float32 except `mixture.float_mixture`."""
+
+
+def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.Value:
+    """X @ weight + bias as nodes; `parameters` are the weight [in, out] and the bias [out] if there is one."""
+    weight, *biases = parameters
+    y = g.op("MatMul", x, weight)
+    return g.op("Add", y, biases[0]) if biases else y
+
+
+def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
+    """What two products with or without a bias need, first and second."""
+    return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+
+
+def linear(*, bias: bool) -> ir.Function:
+    """Y = x @ weight + bias, for x [..., in]."""
+    return build_function(
+        "Linear", ["x", *_parameters("", bias=bias)], lambda g, inputs: affine(g, inputs[0], inputs[1:])
+    )
+
+
+def feed_forward(kind: str, *, bias: bool) -> ir.Function:
+    """Y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, *parameters = inputs
+        first, second = halves(parameters)
+        return affine(g, activation(g, affine(g, x, first), kind), second)
+
+    names = [*_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
+    return build_function("FeedForward", ["x", *names], body, {"activation": kind, "bias": int(bias)})
+
+
+def gated_feed_forward(kind: str, *, bias: bool) -> ir.Function:
+    """Y = (kind(x @ gate) * (x @ w1 + w1_bias)) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, gate, *parameters = inputs
+        first, second = halves(parameters)
+        hidden = g.op("Mul", activation(g, affine(g, x, [gate]), kind), affine(g, x, first))
+        return affine(g, hidden, second)
+
+    names = ["gate", *_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
+    return build_function("GatedFeedForward", ["x", *names], body, {"activation": kind, "bias": int(bias)})
+
+
+def _parameters(prefix: str, *, bias: bool) -> list[str]:
+    names = (prefix, f"{prefix}_bias") if prefix else ("weight", "bias")
+    return list(names if bias else names[:1])
+
+
+def activation_layer(kind: str) -> ir.Function:
+    """Y = kind(x), where it is part of no other layer."""
+    return build_function("Activation", ["x"], lambda g, inputs: activation(g, inputs[0], kind), {"activation": kind})
+
+
+def normalization(epsilon: float) -> ir.Function:
+    """Y [..., dim] = the layer normalisation of x [..., dim], with weight and bias [dim]."""
+    return build_function(
+        "Normalization",
+        ["x", "weight", "bias"],
+        lambda g, inputs: layer_normalization(g, inputs, epsilon),
+        {"epsilon": epsilon},
+    )
+
+
+def add_normalization(epsilon: float) -> ir.Function:
+    """The sum of x and a branch, both [..., dim], and its layer normalisation."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
+        x, branch, *parameters = inputs
+        total = g.op("Add", x, branch)
+        return [total, layer_normalization(g, [total, *parameters], epsilon)]
+
+    return build_function("AddNormalization", ["x", "branch", "weight", "bias"], body, {"epsilon": epsilon})
+
+
+def layer_normalization(g: GraphBuilder, inputs: Sequence[ir.Value], epsilon: float) -> ir.Value:
+    """As a node, over the last axis; `inputs` are x, weight and bias."""
+    return g.op("LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
+
+
+def rms_normalization(epsilon: float) -> ir.Function:
+    """Y = x / rms(x) * weight over the last axis."""
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        x, weight = inputs
+        mean_square = g.op("ReduceMean", g.op("Mul", x, x), [-1], keepdims=1)
+        return g.op("Mul", g.op("Div", x, g.op("Sqrt", g.op("Add", mean_square, epsilon))), weight)
+
+    return build_function("RmsNormalization", ["x", "weight"], body, {"epsilon": epsilon})
+
+
+def embedding() -> ir.Function:
+    """Rows of a table [vocab, dim] for tokens [...]."""
+    return build_function("Embedding", ["table", "tokens"], lambda g, inputs: g.op("Gather", *inputs, axis=0))
+
+
+def sinusoids(frequencies: Sequence[float]) -> ir.Function:
+    """Positional encodings [..., dim] of int64 positions [...], sine in even, cosine in odd channels.
+
+    They are computed, not looked up, so that positions never end.
+    """
+
+    def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        (positions,) = inputs
+        single = g.op("Cast", positions, to=ir.DataType.FLOAT)
+        angles = g.op("Mul", g.op("Unsqueeze", single, [-1]), np.array(frequencies, np.float32))
+        sine, cosine = g.op("Unsqueeze", g.op("Sin", angles), [-1]), g.op("Unsqueeze", g.op("Cos", angles), [-1])
+        shape = g.op("Concat", g.op("Shape", positions), [2 * len(frequencies)], axis=0)
+        return g.op("Reshape", g.op("Concat", sine, cosine, axis=-1), shape)
+
+    return build_function("Sinusoids", ["positions"], body, {"dim": 2 * len(frequencies)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subsampling:
+    """Convolutions over time and frequency, each with relu, and a projection.
+
+    Attributes:
+        kernels: of each convolution, which is square and has no padding; `strides`: of each.
+        bins: frequencies of the features.
+    """
+
+    kernels: Sequence[int]
+    strides: Sequence[int]
+    bins: int
+
+    def function(self, flat_size: int) -> ir.Function:
+        """The function of features [batch, frames, bins] to [batch, time, dim].
+
+        Its further inputs are `conv0` [channels, 1, kernel, kernel], `conv0_bias` [channels] and so on, and `weight`
+        [flat_size, dim] and `bias` of the projection, which reads channel by channel.
+        """
+        convolutions = [(f"conv{index}", f"conv{index}_bias") for index in range(len(self.kernels))]
+
+        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+            x, *parameters = inputs
+            x = g.op("Unsqueeze", x, [1])
+            for index, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
+                weights = parameters[2 * index : 2 * index + 2]
+                x = g.op("Relu", g.op("Conv", x, *weights, kernel_shape=[kernel] * 2, strides=[stride] * 2))
+            x = g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), [0, 0, flat_size])
+            return affine(g, x, parameters[2 * len(self.kernels) :])
+
+        names = ["features", *itertools.chain(*convolutions), "weight", "bias"]
+        attributes = {"kernels": list(self.kernels), "strides": list(self.strides), "bins": self.bins}
+        return build_function("Subsampling", names, body, attributes)
