@@ -18,6 +18,7 @@ from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 
@@ -62,6 +63,7 @@ def export_bundle(
             progress(f"writing {model.graph.name}.onnx")
             save_graph(model, staging.path / f"{model.graph.name}.onnx")
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(opened.tokens)))
+        manifest = with_external(manifest, staging.path)
         staging.seal(manifest)
         report = Parity(network, staging.path, manifest, subject=opened.weights).run(progress)
         return staging.finish(manifest), report

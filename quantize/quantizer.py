@@ -25,6 +25,7 @@ from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
+from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import Recording, words
@@ -80,7 +81,7 @@ def quantize_bundle(
         for name in source.manifest.files:
             if not name.startswith(quantized):  # nor the weights beside a graph
                 staging.add(name, source.path / name)
-        manifest = dataclasses.replace(source.manifest, quantization=record)
+        manifest = with_external(dataclasses.replace(source.manifest, quantization=record), staging.path)
         staged = staging.seal(manifest)
         staged.load()
         report = None
@@ -129,6 +130,7 @@ def _pack(staging: BundleWriter, manifest: Manifest, layout: int, progress: Call
         found = manifest.quantization["recipe"]
         raise BundleError(f"{staging.target}: native kernels use no weights of recipe {found}, so none can be packed")
     manifest = dataclasses.replace(manifest, quantization={**manifest.quantization, contract.PACKED: layout})
+    manifest = with_external(manifest, staging.path)
     staging.seal(manifest).load()
     return manifest
 

@@ -37,6 +37,7 @@ from u2moe.runtime.errors import (
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
@@ -79,6 +80,7 @@ __all__ = [
     "Recognizer",
     "Rescored",
     "Result",
+    "SessionSettings",
     "Stream",
     "StreamError",
     "SubtitleOptions",

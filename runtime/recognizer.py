@@ -15,7 +15,7 @@ import numpy as np
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
-from u2moe.runtime.bundle.bundle import Bundle, open_and_load
+from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding.fusion import Fusion
@@ -26,6 +26,7 @@ from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig, Search
 from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
@@ -96,36 +97,48 @@ class Recognizer:
     ) -> Recognizer:
         """A recogniser for the bundle in `directory`; None: the demo model.
 
+        `load` is the same with settings of sessions as one object, `SessionSettings`, which says more of them.
+
         Args:
             directory: folder of a bundle.
             providers: execution providers in order of preference, with no silent fallback; None: the CPU.
             provider_options: one mapping for each provider.
             num_threads: threads within one operator; None: 1.
             sess_options: onnxruntime options, used unchanged.
-            kernels: "native" for those of the package u2moe-kernels, "onnxruntime" for its own alone, or "auto" for
-                native ones where they are installed and can run the graphs. None: the environment variable
-                U2MOE_KERNELS, or "auto".
+            kernels: "native", "onnxruntime" or "auto".
             options: how to decode.
             hotwords: phrases to prefer, each with an optional weight; see `ContextGraph`.
 
         Raises:
             BundleError: not a bundle, or a damaged one.
+            IntegrityError: a file is damaged, or the bundle was replaced meanwhile: load again.
             ProviderError: a provider is not installed or did not start.
             KernelsError: native kernels were requested, but are not installed or cannot run here.
         """
+        settings = SessionSettings(
+            providers=providers,
+            provider_options=provider_options,
+            num_threads=num_threads,
+            sess_options=sess_options,
+            kernels=kernels,
+        )
+        return cls.load(directory, settings, options=options, hotwords=hotwords)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str] | None = None,
+        settings: SessionSettings | None = None,
+        *,
+        options: DecodingOptions | None = None,
+        hotwords: Hotwords | ContextGraph | None = None,
+    ) -> Recognizer:
+        """A recogniser for the bundle in `directory`, run as `settings` say; see `from_pretrained`."""
         if directory is None and not (DEMO_FOLDER / MANIFEST_FILE).is_file():
             raise BundleError(f"{DEMO_FOLDER}: this installation has no demo model; name the folder of a bundle")
         begin = time.perf_counter()
-        bundle, model = open_and_load(
-            DEMO_FOLDER if directory is None else directory,
-            lambda bundle: bundle.load(
-                providers=providers,
-                provider_options=provider_options,
-                num_threads=num_threads,
-                sess_options=sess_options,
-                kernels=kernels,
-            ),
-        )
+        bundle = Bundle.open(DEMO_FOLDER if directory is None else directory, verify=False)
+        model = bundle.load(settings)
         log_info("%s: loaded in %.2f s on %s", bundle.path, time.perf_counter() - begin, ", ".join(model.providers))
         return cls(bundle, model, options, hotwords)
 

@@ -79,6 +79,7 @@ def write_bundle(directory, target, **model):
     # Imported here: what tests the runtime without a bundle needs no torch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
     from u2moe.export.exporter import build_graphs, bundle_manifest  # noqa: PLC0415
+    from u2moe.runtime.graph.external import with_external  # noqa: PLC0415
     from u2moe.runtime.graph.file import save_graph  # noqa: PLC0415
 
     checkpoint = Checkpoint.open(directory)
@@ -88,7 +89,7 @@ def write_bundle(directory, target, **model):
         for graph in build_graphs(checkpoint.network(), manifest):
             save_graph(graph, staging.path / f"{graph.graph.name}.onnx")
         staging.add("tokens.txt", "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokens)))
-        return staging.finish(manifest).path
+        return staging.finish(with_external(manifest, staging.path)).path
 
 
 @pytest.fixture(scope="session")

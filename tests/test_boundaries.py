@@ -46,6 +46,7 @@ PUBLIC = [
     "Recognizer",
     "Rescored",
     "Result",
+    "SessionSettings",
     "Stream",
     "StreamError",
     "SubtitleOptions",

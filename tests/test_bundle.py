@@ -174,8 +174,8 @@ def test_special_files(folder):
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "format: found 'other', expected 'u2moe-bundle'"),
-        (lambda c: c.update(version=3), "version: found 3, expected 2; use the u2moe that wrote"),
-        (lambda c: c.update(version=1), "version: found 1, expected 2; made by an earlier development version"),
+        (lambda c: c.update(version=4), "version: found 4, expected 3; use the u2moe that wrote"),
+        (lambda c: c.update(version=2), "version: found 2, expected 3; made by an earlier development version"),
         (lambda c: c.update(version=True), "version: found True"),
         (lambda c: c.pop("version"), "version: found None"),
         (lambda c: c.update(colour="red"), "unknown field 'colour'"),

@@ -1,20 +1,24 @@
 """Bundles that change on disk while, or after, they are loaded: a recogniser has one of them, whole, or none."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from manifests import edit_manifest
 
 from u2moe.quantize import quantizer, recipe
-from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer
+from u2moe.runtime import Bundle, BundleError, IntegrityError, Recognizer, SessionSettings
+from u2moe.runtime.bundle import bundle as bundle_room
 from u2moe.runtime.bundle import graph_file
-from u2moe.runtime.bundle.bundle import open_and_load
 from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.graph.external import with_external
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +59,7 @@ def beside(bundle, tmp_path_factory):
                 onnx.save(
                     model, staging.path / graph.file, save_as_external_data=True, location=location, size_threshold=256
                 )
-            result.append(staging.finish(bundle.manifest))
+            result.append(staging.finish(with_external(bundle.manifest, staging.path)))
     return result
 
 
@@ -71,6 +75,15 @@ def equal(one, other):
     return [bool(np.array_equal(a, b)) for a, b in zip(one, other, strict=True)]
 
 
+def load_again(target):
+    """A recogniser, loaded as often as the error asks for it."""
+    while True:
+        try:
+            return Recognizer.load(target)
+        except IntegrityError as error:
+            assert "was replaced while it was being read: load again" in str(error)  # noqa: PT017
+
+
 def test_a_load_amid_replacements_is_one_bundle(beside, tmp_path):
     target = tmp_path / "bundle"
     expected = [outputs(bundle.load()) for bundle in beside]
@@ -78,65 +91,109 @@ def test_a_load_amid_replacements_is_one_bundle(beside, tmp_path):
     command = [sys.executable, "-c", WRITER, str(target), *(str(bundle.path) for bundle in beside)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         try:
-            for _ in range(20):
+            for _ in range(8):
                 assert writer.stdout.readline() == "written\n"
                 writer.stdin.write("again\n")
                 writer.stdin.flush()
-                bundle, model = open_and_load(target)
-                which = [item.manifest for item in beside].index(bundle.manifest)
-                assert equal(outputs(model), expected[which]) == [True] * 3
+                recognizer = load_again(target)
+                which = [item.manifest for item in beside].index(recognizer.bundle.manifest)
+                assert equal(outputs(recognizer.model), expected[which]) == [True] * 3
         finally:
             writer.kill()
 
 
-def test_what_is_not_compared_is_read_all_the_same(beside, monkeypatch):
-    monkeypatch.setattr(graph_file, "_SMALL", 0)
-    compared, read = (outputs(beside[0].load(verify=verify)) for verify in (True, False))
-    assert equal(compared, read) == [True] * 3
+def write(source, target):
+    with BundleWriter(target, overwrite=True) as staging:
+        for name in source.manifest.files:
+            staging.add(name, source.path / name)
+        return staging.finish(source.manifest)
+
+
+REPLACED = r"was replaced while it was being read: load again"
 
 
 def test_a_bundle_that_is_replaced_after_it_was_opened_is_refused(beside, tmp_path):
-    def write(source):
-        with BundleWriter(tmp_path / "bundle", overwrite=True) as staging:
-            for name in source.manifest.files:
-                staging.add(name, source.path / name)
-            return staging.finish(source.manifest)
-
-    opened = write(beside[0])
-    write(beside[1])
-    with pytest.raises(IntegrityError, match=r"encoder\.onnx.*: (sha256|size) is"):
+    """onnxruntime finds weights beside a graph by their path, which leads to those of the other bundle."""
+    write(beside[0], tmp_path / "bundle")
+    opened = Bundle.open(tmp_path / "bundle")
+    write(beside[1], tmp_path / "bundle")
+    with pytest.raises(IntegrityError, match=rf"encoder\.onnx: {REPLACED}"):
         opened.load()
 
 
-def test_files_that_change_between_the_comparison_and_the_session_are_refused(beside, tmp_path, monkeypatch):
-    bundle = copied(beside[0], tmp_path)
-    hand_over = graph_file.GraphFile.hand_over
+def test_a_bundle_whose_graphs_hold_their_weights_is_loaded_although_it_was_replaced(bundle, beside, tmp_path):
+    write(bundle, tmp_path / "bundle")
+    opened = Bundle.open(tmp_path / "bundle")
+    write(beside[1], tmp_path / "bundle")
+    assert equal(outputs(opened.load()), outputs(bundle.load())) == [True] * 3
 
-    def overwritten(self, options):
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_refused(beside, tmp_path, monkeypatch):
+    write(beside[0], tmp_path / "bundle")
+    read_tokens = bundle_room._read_tokens
+
+    def replaced(files, manifest):
+        monkeypatch.undo()
+        write(beside[1], tmp_path / "bundle")
+        return read_tokens(files, manifest)
+
+    monkeypatch.setattr(bundle_room, "_read_tokens", replaced)
+    with pytest.raises(IntegrityError, match=rf"bundle\.json: {REPLACED}"):
+        Bundle.open(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_files_that_change_between_the_comparison_and_the_session_are_refused(beside, tmp_path, monkeypatch, verify):
+    bundle = Bundle.open(copied(beside[0], tmp_path).path, verify=verify)
+    weights = graph_file.GraphFile.weights
+
+    def overwritten(self, operators):
         file = bundle.path / "encoder.onnx.data"
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         os.utime(file, ns=(0, 0))
         file.write_bytes(content)
-        hand_over(self, options)
+        return weights(self, operators)
 
-    monkeypatch.setattr(graph_file.GraphFile, "hand_over", overwritten)
-    with pytest.raises(IntegrityError, match=r"encoder\.onnx\.data: was changed while it was loaded"):
+    monkeypatch.setattr(graph_file.GraphFile, "weights", overwritten)
+    with pytest.raises(IntegrityError, match=rf"encoder\.onnx\.data: {REPLACED}"):
         bundle.load()
 
 
+def test_each_byte_is_compared_once(beside, monkeypatch):
+    """Those of files that are open: with the digest when the bundle is opened, or else when it is loaded."""
+    num_bytes = []
+
+    def counted(content=b""):
+        computed = sha256(content)
+        num_bytes.append(len(content))
+        return types.SimpleNamespace(
+            update=lambda portion: (num_bytes.append(len(portion)), computed.update(portion)),
+            hexdigest=computed.hexdigest,
+        )
+
+    sha256 = hashlib.sha256
+    monkeypatch.setattr("u2moe.runtime.bundle.files.hashlib", types.SimpleNamespace(sha256=counted))
+    total = sum(digest.size for digest in beside[0].manifest.files.values())
+    for verify in (True, False):
+        num_bytes.clear()
+        bundle = Bundle.open(beside[0].path, verify=verify)
+        assert (sum(num_bytes) == total) == verify
+        bundle.load()
+        bundle.load()
+        assert sum(num_bytes) == total
+
+
 def copied(bundle, tmp_path):
-    with BundleWriter(tmp_path / "copy") as staging:
-        for name in bundle.manifest.files:
-            staging.add(name, bundle.path / name)
-        return staging.finish(bundle.manifest)
+    return write(bundle, tmp_path / "copy")
 
 
 SURVIVE = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from u2moe.runtime import Bundle, graph_file
+from u2moe.runtime import Bundle
+from u2moe.runtime.bundle import graph_file
 
 folder, damage = Path(sys.argv[1]), sys.argv[2]
 graph_file._SMALL = 0  # else all weights of so small a model are handed over, whatever they are
@@ -180,47 +237,86 @@ def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, na
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 0)
     bundle, _ = quantizer.quantize_bundle(float32, tmp_path / "bundle", recipe(name))
     assert (bundle.path / "encoder.onnx.data").is_file()
-    recognizer = Recognizer(bundle, bundle.load(kernels="onnxruntime"))
+    recognizer = Recognizer(bundle, bundle.load(SessionSettings(kernels="onnxruntime")))
     assert str(bundle.path) not in MAPS.read_text(encoding="utf-8")
-    mapped = bundle.load(sess_options=onnxruntime.SessionOptions())  # to which nothing can be handed over
+    mapped = bundle.load(
+        SessionSettings(sess_options=onnxruntime.SessionOptions())
+    )  # to which nothing can be handed over
     assert (str(bundle.path) in MAPS.read_text(encoding="utf-8")) == (name != "fp16")
     assert recognizer.model.providers == mapped.providers
 
 
-def test_weights_that_the_manifest_does_not_list(beside, tmp_path):
-    bundle = copied(beside[0], tmp_path)
-    files = {name: digest for name, digest in bundle.manifest.files.items() if name != "encoder.onnx.data"}
-    bundle.manifest.files.clear()
-    bundle.manifest.files.update(files)
-    with pytest.raises(BundleError, match=r"encoder\.onnx: weights are in 'encoder\.onnx\.data', which the manifest"):
+def changed(bundle, tmp_path, change):
+    """A copy with another graph of the encoder, of which the manifest says what it said of the first."""
+    model = onnx.load(bundle.path / "encoder.onnx", load_external_data=False)
+    change(model.graph.initializer)
+    with BundleWriter(tmp_path / "changed") as staging:
+        for name in bundle.manifest.files:
+            staging.add(name, bundle.path / name)
+        staging.add("encoder.onnx", model.SerializeToString())
+        return staging.finish(bundle.manifest)
+
+
+@pytest.mark.parametrize(
+    "location", ["../encoder.onnx.data", "/etc/passwd", "a/b", "", "..", "ctc.onnx.data", "n" * 200]
+)
+def test_a_graph_with_weights_elsewhere_than_the_manifest_says(beside, tmp_path, location):
+    """onnxruntime 1.17 loads them from anywhere."""
+
+    def moved(initializers):
+        (entry,) = (entry for entry in initializers[0].external_data if entry.key == "location")
+        entry.value = location
+
+    bundle = changed(beside[0], tmp_path, moved)
+    with pytest.raises(BundleError, match=r"encoder\.onnx: has weights in other files than the manifest lists"):
         bundle.load()
 
 
-@pytest.mark.parametrize("location", ["../encoder.onnx.data", "/etc/passwd", "a/b", "", "..", "a\\b"])
-@pytest.mark.parametrize("verify", [True, False])
-def test_weights_outside_the_folder(beside, tmp_path, location, verify):
-    """onnxruntime 1.17 loads them from anywhere."""
-    os.link(beside[0].path / "encoder.onnx.data", tmp_path / "encoder.onnx.data")
-    model = onnx.load(beside[0].path / "encoder.onnx", load_external_data=False)
-    for entry in model.graph.initializer[0].external_data:
-        if entry.key == "location":
-            entry.value = location
-    with BundleWriter(tmp_path / "bundle") as staging:
-        for name in beside[0].manifest.files:
-            staging.add(name, beside[0].path / name)
-        staging.add("encoder.onnx", model.SerializeToString())
-        bundle = staging.finish(beside[0].manifest)
-    for read in (lambda: bundle.load(verify=verify), lambda: Bundle.open(bundle.path)):
-        with pytest.raises(BundleError, match=r"encoder\.onnx: external data: found .* expected a plain file name"):
-            read()
+def test_a_graph_with_more_external_weights_than_the_manifest_says(beside, tmp_path):
+    bundle = changed(beside[0], tmp_path, lambda initializers: initializers.append(initializers[0]))
+    with pytest.raises(BundleError, match=r"encoder\.onnx: has weights in other files than the manifest lists"):
+        bundle.load()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "../data"}, r"found '\.\./data', expected a plain file name"),
+        ({"file": "other.data"}, r"encoder\.onnx: weights are in 'other\.data', which is not listed"),
+        ({"offset": -1}, "offset, length and shape must be at least 0"),
+        ({"shape": [-2, 3]}, "offset, length and shape must be at least 0"),
+        ({"shape": "x"}, "expected tuple"),
+    ],
+)
+def test_records_that_are_refused(beside, tmp_path, change, message):
+    bundle = copied(beside[0], tmp_path)
+    edit_manifest(bundle.path, lambda content: content["external"]["encoder.onnx"][0].update(change))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offset": 1 << 40}, r"bytes at offset 1099511627776 end after \d+"),
+        ({"shape": [1, 1]}, r"length is \d+ bytes, expected 4"),
+    ],
+)
+def test_records_that_do_not_fit_their_files(beside, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(graph_file, "_SMALL", 1 << 40)
+    bundle = copied(beside[0], tmp_path)
+    edit_manifest(bundle.path, lambda content: content["external"]["encoder.onnx"][0].update(change))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle.path).load()
 
 
 def test_weights_behind_a_link(beside, tmp_path):
     bundle = copied(beside[0], tmp_path)
     (bundle.path / "ctc.onnx.data").rename(tmp_path / "elsewhere")
     (bundle.path / "ctc.onnx.data").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match=r"ctc\.onnx\.data: is a link to"):
-        bundle.load()
+    for load in (bundle.load, lambda: Bundle.open(bundle.path)):
+        with pytest.raises(BundleError, match=r"ctc\.onnx\.data: is a link to"):
+            load()
 
 
 def test_files_that_cannot_be_read(beside, tmp_path, monkeypatch):

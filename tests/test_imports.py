@@ -14,7 +14,7 @@ ORDER = (
     "corpus", "server", "cli", "root",
 )  # fmt: skip
 """Rooms, and files beside them, from the bottom to the top: each imports only what stands before it."""
-DOORS = {("bundle.bundle", "model.model")}
+DOORS = {("bundle.bundle", "model.model"), ("bundle.bundle", "model.settings")}
 """Exceptions: `Bundle.load` opens the sessions of a bundle."""
 SEPARATE = {"kernels", "cpp", "web", "demo"}
 """Folders of `runtime/` that are distributions of their own, or data."""

@@ -12,8 +12,7 @@ from u2moe.runtime import (
     ctc_greedy_search,
     ctc_prefix_beam_search,
 )
-from u2moe.runtime.model import _alike, _Size
-from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.model import Model, _batches, _Size
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +142,7 @@ def test_utterances_of_like_length_share_a_decoder_call(golden_model):
 def test_calls_are_neither_padded_much_nor_large(sizes, random):
     sizes = [_Size(*size) for size in sizes]
     random.shuffle(sizes)
-    groups = _alike(sizes)
+    groups = _batches(sizes)
     assert sorted(index for group in groups for index in group) == [i for i, s in enumerate(sizes) if s.num_hypotheses]
     for group in groups:
         own = [sizes[index] for index in group]

@@ -4,13 +4,10 @@ import sys
 import types
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 
-from u2moe.runtime import Bundle, BundleError, KernelsError, Recognizer
-from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.external_tensors import Call, calls
+from u2moe.runtime import Bundle, KernelsError, Recognizer
 from u2moe.runtime.cli import main
 from u2moe.runtime.model import native
 from u2moe.runtime.model.native import CONTRACT, Kernels, checked_kernels, choose_kernels
@@ -168,26 +165,16 @@ def test_a_graph_that_the_library_refuses_runs_on_onnxruntime(registered, monkey
     assert found.reason.startswith("u2moe-kernels 9.8.7 cannot run it: ")
     assert "'cube' is unknown" in found.reason
     with pytest.raises(KernelsError, match=r"encoder\.onnx: .*'cube' is unknown"):
-        bundle.load(kernels="native")
+        bundle.load(SessionSettings(kernels="native"))
 
 
 def test_a_library_with_another_operator_changes_nothing_here(registered, quantized):
     bundle = quantized("int8")
     features = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
-    one, other = (bundle.load(kernels=kernels).encode(features) for kernels in ("native", "onnxruntime"))
+    one, other = (
+        bundle.load(SessionSettings(kernels=kernels)).encode(features) for kernels in ("native", "onnxruntime")
+    )
     np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("name", ["encoder", "decoder", "ctc"])
-def test_functions_that_a_graph_calls(name):
-    file = DEMO_FOLDER / f"{name}.onnx"
-    expected = [
-        Call(function=node.op_type if node.domain == contract.MOE_DOMAIN else "", inputs=tuple(node.input))
-        for node in onnx.load(file).graph.node
-    ]
-    assert calls(file, file.read_bytes()) == expected
-    with pytest.raises(BundleError, match="is not a graph"):
-        calls(file, b"\xff\xff")
 
 
 def test_the_command_line(missing, capsys):
@@ -201,4 +188,6 @@ def test_kernels_as_data():
     data = Kernels(native=False, reason="as requested").data()
     assert data["operators"] == []
     assert data["library"] is None
-    assert Bundle.open(DEMO_FOLDER).load(kernels="onnxruntime").kernels == Kernels(native=False, reason="as requested")
+    assert Bundle.open(DEMO_FOLDER).load(SessionSettings(kernels="onnxruntime")).kernels == Kernels(
+        native=False, reason="as requested"
+    )

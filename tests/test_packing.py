@@ -15,7 +15,7 @@ from u2moe.benchmarks.bench.plan import Plan, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import quantize_bundle, recipe
-from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError
+from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, SessionSettings
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.cli import main
 from u2moe.runtime.text.word_errors import Recording
@@ -25,8 +25,8 @@ pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", ex
 LOADED = """
 import os, sys
 import numpy as np
-from u2moe.runtime import Bundle
-model = Bundle.open(sys.argv[1]).load(kernels="native")
+from u2moe.runtime import Bundle, SessionSettings
+model = Bundle.open(sys.argv[1]).load(SessionSettings(kernels="native"))
 features = np.random.default_rng(0).normal(10, 3, (200, 80)).astype(np.float32)
 before = model.encode(features)
 for file in os.scandir(sys.argv[1]):
@@ -51,7 +51,7 @@ def float32(exported, export_quickly, tmp_path_factory):
 
 
 def outputs(bundle, kernels="native"):
-    model = bundle.load(kernels=kernels)
+    model = bundle.load(SessionSettings(kernels=kernels))
     features = np.random.default_rng(0).normal(10, 3, (200, model.config.feature_size)).astype(np.float32)
     encoder_out = model.encode(features)
     scores = model.rescore(encoder_out, [[5, 6], [7]])
@@ -110,14 +110,14 @@ def test_a_removed_bundle_stays_loaded(packed, tmp_path):
 
 def test_without_native_kernels_it_is_an_error_that_says_so(packed, monkeypatch):
     with pytest.raises(KernelsError, match=r"encoder\.onnx: weights are packed for native kernels, but onnxruntime"):
-        packed.load(kernels="onnxruntime")
+        packed.load(SessionSettings(kernels="onnxruntime"))
     monkeypatch.setitem(sys.modules, "u2moe_kernels", None)
     from u2moe.runtime.model import native  # noqa: PLC0415
 
     native.installed_kernels.cache_clear()
     try:
         with pytest.raises(KernelsError, match="pip install u2moe-kernels"):
-            packed.load(kernels="auto")
+            packed.load(SessionSettings(kernels="auto"))
         with pytest.raises(KernelsError, match="pip install u2moe-kernels"):
             quantize_bundle(packed.path, packed.path.parent / "other", recipe("int8", packed=True))
     finally:

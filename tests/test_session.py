@@ -2,11 +2,13 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from u2moe.runtime import BundleError, ProviderError
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.graph.external import external_of
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -29,14 +31,16 @@ def test_external_data_lies_beside_the_graph(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     feeds = {"encoder_out": np.ones((1, 3, 64), np.float32)}
     expected = session(bundle).run(feeds)["log_probs"]
-    assert np.array_equal(session(bundle, file=tmp_path / "ctc.onnx").run(feeds)["log_probs"], expected)
+    manifest = dataclasses.replace(bundle.manifest, external={"ctc.onnx": external_of(ir.load(tmp_path / "ctc.onnx"))})
+    beside = session(bundle, file=tmp_path / "ctc.onnx", manifest=manifest)
+    assert np.array_equal(beside.run(feeds)["log_probs"], expected)
 
 
 def test_missing_provider_names_those_that_are_there(bundle):
     with pytest.raises(ProviderError, match=r"RocketExecutionProvider is not installed; installed: .*CPUExecution"):
-        bundle.load(providers=["RocketExecutionProvider", "CPUExecutionProvider"])
+        bundle.load(SessionSettings(providers=["RocketExecutionProvider", "CPUExecutionProvider"]))
     with pytest.raises(ProviderError, match=r"; it is in the package onnxruntime-directml \(Windows\)"):
-        bundle.load(providers=["DmlExecutionProvider"])
+        bundle.load(SessionSettings(providers=["DmlExecutionProvider"]))
 
 
 def test_provider_that_does_not_start_is_an_error(bundle, monkeypatch):
@@ -58,7 +62,7 @@ def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_args, **_options: pytest.fail("a session was made"))
     with pytest.raises(ProviderError, match=r"OpenVINOExecutionProvider of onnxruntime 1\.24\.1 cannot run integer"):
-        bundle.load(providers=["OpenVINOExecutionProvider"])
+        bundle.load(SessionSettings(providers=["OpenVINOExecutionProvider"]))
 
 
 def test_providers_are_told(model):
@@ -69,7 +73,7 @@ def test_session_options_of_the_caller_are_used(bundle):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     assert SessionSettings(sess_options=options).session_options() is options
-    bundle.load(sess_options=options)
+    bundle.load(SessionSettings(sess_options=options))
     assert SessionSettings(num_threads=2).session_options().intra_op_num_threads == 2
     assert SessionSettings().session_options().intra_op_num_threads == 1
 
@@ -95,13 +99,13 @@ def test_settings_that_are_refused(settings, message):
 @pytest.mark.parametrize("providers", ["CPUExecutionProvider", 0.5, [1], {"CPUExecutionProvider"}])
 def test_providers_are_a_sequence_of_names(bundle, providers):
     with pytest.raises(ValueError, match="providers must be a sequence of names, got"):
-        bundle.load(providers=providers)
+        bundle.load(SessionSettings(providers=providers))
     with pytest.raises(ValueError, match="provider_options must be a sequence of mappings, one for each provider, got"):
-        bundle.load(provider_options={"a": 1} if isinstance(providers, str) else providers)
+        bundle.load(SessionSettings(provider_options={"a": 1} if isinstance(providers, str) else providers))
 
 
 def test_provider_options_reach_the_provider(bundle, handed_options):
-    bundle.load(provider_options=[{"device_id": "1"}])
+    bundle.load(SessionSettings(provider_options=[{"device_id": "1"}]))
     assert handed_options == [[{"device_id": "1"}]] * 3
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -11,8 +12,8 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.external_tensors import external_tensors
 from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.file import group_of, save_graph
 
 GATE = re.compile(r"\.feed_forward(_macaron)?\.gate\.")
@@ -88,15 +89,24 @@ def test_groups_survive_quantization(exported, tmp_path):
         assert group_of(value) == before.get(stem, "other"), value.name
 
 
-def test_the_runtime_knows_them_of_weights_beside_the_graph(float32, tmp_path):
-    for graph in Bundle.open(float32[1]).manifest.model.graphs():
-        file = tmp_path / graph.file
-        save_graph(ir.load(float32[1] / graph.file), file, limit=0)
-        found = {tensor.name: tensor.metadata for tensor in external_tensors(file, file.read_bytes())}
-        values = ir.load(file).graph.initializers.values()
-        expected = {value.name: value for value in values if isinstance(value.const_value, ir.ExternalTensor)}
-        assert found
-        assert found == {name: dict(value.metadata_props) for name, value in expected.items()}
+def test_the_manifest_says_all_of_weights_beside_the_graph(float32, tmp_path):
+    manifest = Bundle.open(float32[1]).manifest
+    for graph in manifest.model.graphs():
+        save_graph(ir.load(float32[1] / graph.file), tmp_path / graph.file, limit=0)
+    for file, tensors in with_external(manifest, tmp_path).external.items():
+        model = onnx.load(tmp_path / file, load_external_data=False)
+        stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
+        groups = {value.name: group_of(value) for value in ir.load(tmp_path / file).graph.initializers.values()}
+        assert [tensor.name for tensor in tensors] == list(stored) != []
+        for tensor in tensors:
+            entries = {entry.key: entry.value for entry in stored[tensor.name].external_data}
+            expected = {"location": tensor.file, "offset": str(tensor.offset), "length": str(tensor.length)}
+            assert entries == expected
+            assert list(tensor.shape) == list(stored[tensor.name].dims)
+            assert np.dtype(tensor.type) == onnx.helper.tensor_dtype_to_np_dtype(stored[tensor.name].data_type)
+            assert tensor.group == groups[tensor.name]
+            calls = [node for node in model.graph.node if tensor.name in node.input]
+            assert set(tensor.read_by) == {node.op_type if node.domain == "u2moe" else "" for node in calls}
 
 
 def test_a_weight_without_a_group_is_refused():

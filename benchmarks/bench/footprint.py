@@ -16,7 +16,7 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
-from u2moe.runtime import Bundle
+from u2moe.runtime import Bundle, SessionSettings
 from u2moe.runtime.model.native import VARIABLE, checked_kernels
 
 _CHILD = """
@@ -94,7 +94,9 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
     marks = [time.perf_counter()]
     bundle = Bundle.open(path)
     marks.append(time.perf_counter())
-    model = bundle.load(num_threads=int(num_threads), providers=providers.split(",") if providers else None)
+    model = bundle.load(
+        SessionSettings(num_threads=int(num_threads), providers=providers.split(",") if providers else None)
+    )
     recognizer = Recognizer(bundle, model)
     marks.append(time.perf_counter())
     memory["loaded_bytes"] = status_bytes("VmHWM")

@@ -18,7 +18,7 @@ import numpy as np
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
-from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer, SessionSettings
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -49,7 +49,7 @@ def compare(
     Raises:
         KernelsError: u2moe-kernels is not installed or cannot run here.
     """
-    recognizers = {kernels: Recognizer(bundle, bundle.load(kernels=kernels, verify=False)) for kernels in KERNELS}
+    recognizers = {kernels: Recognizer(bundle, bundle.load(SessionSettings(kernels=kernels))) for kernels in KERNELS}
     counts = {mode: Counter[str]() for mode in MODES}
     words = {mode: {kernels: WordErrors() for kernels in KERNELS} for mode in MODES}
     rate = bundle.manifest.features.sample_rate

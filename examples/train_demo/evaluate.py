@@ -23,7 +23,7 @@ from tables import GUIDED, WIDE
 from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.results.provenance import of_bundle
 from u2moe.benchmarks.studies.shared.script import named
-from u2moe.runtime import Bundle, attention_rescoring, ctc_prefix_beam_search
+from u2moe.runtime import Bundle, SessionSettings, attention_rescoring, ctc_prefix_beam_search
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.audio.reading import read_audio
@@ -81,7 +81,7 @@ class Listener:
 
     def __init__(self, path: Path, modes: Sequence[str] = PLAIN) -> None:
         self.bundle = Bundle.open(path)
-        self.model = self.bundle.load(num_threads=1, kernels="onnxruntime")
+        self.model = self.bundle.load(SessionSettings(num_threads=1, kernels="onnxruntime"))
         self.sample_rate = self.bundle.manifest.features.sample_rate
         self.modes = modes
         self.language_model = LanguageModelOptions.demo()

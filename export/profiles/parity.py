@@ -74,7 +74,7 @@ class ProfileParity:
     def __init__(self, bundle: Bundle, run: Run, *, subject: Path) -> None:
         self.bundle = bundle
         self.config = bundle.manifest.model
-        self.model = bundle.load(kernels="onnxruntime")
+        self.model = bundle.load(SessionSettings(kernels="onnxruntime"))
         self.run = run
         self.subject = subject
         self.samples = parity_samples(bundle.manifest, 6.0)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METADATA_PREFIX = "u2moe."
 MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions: each MoE layer is one call of a function of this domain."""

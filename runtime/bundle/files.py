@@ -1,31 +1,38 @@
-"""Files of one folder, opened only once, so that what is verified is what is read. Independent of file formats."""
+"""Files of one folder, opened only once and held open, so that what is verified is what is read. Knows no formats."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
 from u2moe.runtime.errors import BundleError, IntegrityError
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from u2moe.runtime.bundle.manifest import FileDigest
 
 _PORTION = 1 << 20
 """Bytes read at a time."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names that mean devices on Windows, with any suffix."""
+_SEEKING = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """Size and sha256 of one file of a bundle."""
+
+    sha256: str
+    size: int
 
 
 class BundleFile:
-    """A regular file directly in `folder`, open for reading; close it, or use it in a `with` block.
+    """A regular file directly in `folder`, open for reading until `close` or the end of this object.
+
+    Any thread may read it.
 
     Raises:
         BundleError: not a plain name, missing, unreadable, not a regular file, or a link to a file elsewhere.
@@ -43,12 +50,9 @@ class BundleFile:
             raise BundleError(f"{self.path}: missing") from None
         except (OSError, ValueError) as error:
             raise BundleError(f"{self.path}: cannot be read: {getattr(error, 'strerror', error)}") from error
-        try:
-            self._status = os.fstat(self._descriptor)
-            self._check(folder)
-        except BaseException:
-            self.close()
-            raise
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+        self._status = os.fstat(self._descriptor)
+        self._check(folder)
 
     def _check(self, folder: Path) -> None:
         if not stat.S_ISREG(self._status.st_mode):
@@ -56,7 +60,7 @@ class BundleFile:
         try:
             target = self.path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise BundleError(f"{self.path}: was replaced while it was opened") from error
+            raise _replaced(self.path) from error
         if target.parent != folder.resolve():
             raise BundleError(f"{self.path}: is a link to {target}, expected a file inside the bundle")
         if self._digest is not None and self.size != self._digest.size:
@@ -68,7 +72,7 @@ class BundleFile:
         return self._status.st_size
 
     def read(self, limit: int) -> bytes:
-        """The whole content, compared with its digest, if there is one.
+        """The whole content, compared with its digest unless that has been done before.
 
         Raises:
             BundleError: more than `limit` bytes, or a read error.
@@ -76,84 +80,99 @@ class BundleFile:
         """
         if self.size > limit:
             raise BundleError(f"{self.path}: is larger than {limit} bytes")
-        return b"".join(self.portions())
+        content = b"".join(self._portions(0, self.size))
+        self._compare(hashlib.sha256(content).hexdigest() if self._digest else "")
+        return content
+
+    def read_into(self, target: memoryview, begin: int) -> None:
+        """Fill `target` with the bytes from `begin` on; errors as in `read`."""
+        position = 0
+        for portion in self._portions(begin, begin + len(target)):
+            target[position : position + len(portion)] = portion
+            position += len(portion)
 
     def verify(self) -> None:
-        """Read the whole file only to compare it with its digest; see `read`."""
-        for _ in self.portions():
-            pass
+        """Compare the content with its digest unless that has been done before; errors as in `read`."""
+        if self._digest is not None:
+            self._compare(self.sha256())
 
     def sha256(self) -> str:
         """Digest of the whole file."""
         computed = hashlib.sha256()
-        for portion in self.portions():
+        for portion in self._portions(0, self.size):
             computed.update(portion)
         return computed.hexdigest()
 
-    def portions(self) -> Iterator[bytes]:
-        """The content in portions of about a megabyte; after the last one it is compared with its digest."""
-        computed, left = hashlib.sha256(), self.size
-        with self._reading():
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-        while left > 0:
-            with self._reading():
-                portion = os.read(self._descriptor, min(_PORTION, left))
-            if not portion:
-                raise IntegrityError(f"{self.path}: was shortened while it was read")
-            computed.update(portion)
-            left -= len(portion)
-            yield portion
-        if self._digest is not None and computed.hexdigest() != self._digest.sha256:
-            raise IntegrityError(f"{self.path}: sha256 is {computed.hexdigest()}, expected {self._digest.sha256}")
+    def check_unchanged(self, *, by_path: bool = True) -> None:
+        """Check that the file was not modified since it was opened, nor replaced: others may have read it by its path.
 
-    def read_into(self, target: memoryview, begin: int) -> None:
-        """Fill `target` with the bytes from `begin` on, which are compared with nothing.
-
-        Raises:
-            BundleError: a read error.
-            IntegrityError: the file ends before.
-        """
-        with self._reading():
-            os.lseek(self._descriptor, begin, os.SEEK_SET)
-        while target:
-            with self._reading():
-                portion = os.read(self._descriptor, min(_PORTION, len(target)))
-            if not portion:
-                raise IntegrityError(f"{self.path}: was shortened while it was read")
-            target[: len(portion)] = portion
-            target = target[len(portion) :]
-
-    def check_unchanged(self) -> None:
-        """Check that the file was not replaced or modified since it was opened: others may have read it by its path.
+        Args:
+            by_path: whether it matters that the path leads to another file now.
 
         Raises:
             IntegrityError: it was replaced or modified.
         """
+        found = [os.fstat(self._descriptor)]
         try:
-            by_path = os.stat(self.path)  # noqa: PTH116 - beside fstat
+            if by_path:
+                found.append(os.stat(self.path))  # noqa: PTH116 - beside fstat
         except OSError as error:
-            raise IntegrityError(f"{self.path}: was removed while it was loaded") from error
-        if not _state(self._status) == _state(os.fstat(self._descriptor)) == _state(by_path):
-            raise IntegrityError(f"{self.path}: was changed while it was loaded")
+            raise _replaced(self.path) from error
+        if any(_state(status) != _state(self._status) for status in found):
+            raise _replaced(self.path)
 
-    def close(self) -> None:
-        """Give the descriptor back. Once."""
-        os.close(self._descriptor)
+    def _compare(self, sha256: str) -> None:
+        if self._digest is not None and sha256 != self._digest.sha256:
+            self.check_unchanged(by_path=False)  # if it was modified, that is the reason
+            raise IntegrityError(f"{self.path}: sha256 is {sha256}, expected {self._digest.sha256}")
+        self._digest = None
 
-    def __enter__(self) -> Self:
-        return self
+    def _portions(self, begin: int, end: int) -> Iterator[bytes]:
+        while begin < end:
+            try:
+                portion = self._read_at(begin, min(_PORTION, end - begin))
+            except OSError as error:
+                raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from error
+            if not portion:
+                raise _replaced(self.path)
+            yield portion
+            begin += len(portion)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _read_at(self, begin: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, size, begin)
+        with _SEEKING:  # Windows
+            os.lseek(self._descriptor, begin, os.SEEK_SET)
+            return os.read(self._descriptor, size)
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+class BundleFiles:
+    """The files of a folder by name, each opened when it is first asked for and then held open.
+
+    Args:
+        folder: the folder.
+        digests: size and sha256 of each file, by name; None: unknown, any file may be opened.
+    """
+
+    def __init__(self, folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
+        self.folder = folder
+        self._digests = digests
+        self._files: dict[str, BundleFile] = {}
+
+    def __getitem__(self, name: str) -> BundleFile:
+        """The file of this name; errors as for `BundleFile`, and BundleError for a file that has no digest."""
+        if name not in self._files:
+            if self._digests is not None and name not in self._digests:
+                raise BundleError(f"{self.folder}: the manifest does not list {name!r:.200}")
+            digest = None if self._digests is None else self._digests[name]
+            self._files[name] = BundleFile(self.folder, name, digest)
+        return self._files[name]
+
+    def release(self) -> None:
+        """Close all files; each is opened again when it is next asked for."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
 
 
 def plain_name(name: str, where: str) -> str:
@@ -166,6 +185,10 @@ def plain_name(name: str, where: str) -> str:
     if not plain or not name or name[-1] in ". ":  # which Windows leaves out
         raise BundleError(f"{where}: found {name!r:.200}, expected a plain file name without folders")
     return name
+
+
+def _replaced(file: Path) -> IntegrityError:
+    return IntegrityError(f"{file}: was replaced while it was being read: load again")
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

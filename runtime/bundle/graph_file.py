@@ -7,25 +7,21 @@ remains mapped once a session has been created, whatever happens to the file.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
-from u2moe.runtime.bundle.contract import GROUP_METADATA, is_replaced
-from u2moe.runtime.bundle.external_tensors import Call, ExternalTensor, calls, external_tensors
-from u2moe.runtime.bundle.files import BundleFile, plain_name
+from u2moe.runtime.bundle.contract import is_replaced
 from u2moe.runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from u2moe.runtime.bundle.manifest import FileDigest
+    from u2moe.runtime.bundle.files import BundleFiles
+    from u2moe.runtime.bundle.manifest import ExternalTensor
 
 _GRAPH_LIMIT = (1 << 31) - 1
 """Largest protobuf message in bytes; a graph with larger weights has them in a separate file."""
@@ -35,64 +31,67 @@ _MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
 """Names of matrices, quantized or not; associated weights, such as scales, have longer names."""
 _READ_IN_PLACE = ("embeddings", "routers")
 """Groups of weights whose matrices are also read in place."""
-_NUMPY_TYPES = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-    11: "float64", 12: "uint32", 13: "uint64",
-}  # fmt: skip
-"""The numpy types of `onnx.TensorProto.DataType`."""
+_TYPES = (
+    "float16",
+    "float32",
+    "float64",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+"""Element types of weights that numpy has, too."""
 
 
 class GraphFile:
-    """The files of one graph, open and compared with their digests; close it when the session has been created.
+    """One graph of a bundle, and the files with its weights; all of them verified.
 
     Attributes:
         path: the graph.
-        weights: weights to hand over to onnxruntime, by name; they must live as long as the session.
-        functions: names of the functions of ours that the graph calls; unknown, and empty, without `operators`.
+        content: its content.
+        has_external: whether weights are in other files, which onnxruntime finds by the path of the graph.
 
     Args:
         path: the graph.
-        digests: expected size and sha256 of the files in its folder, by name; None: do not compare.
-        operators: native operators; they copy all their weights, which are therefore not handed over.
+        tensors: its weights in other files, as the manifest lists them.
+        files: the files of its folder.
 
     Raises:
-        BundleError: a file is missing, unreadable, not listed in `digests`, outside the folder, or not a graph.
+        BundleError: a file is missing or unreadable, or the graph differs from the manifest.
         IntegrityError: a file differs from its digest.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        digests: Mapping[str, FileDigest] | None = None,
-        operators: Collection[str] = (),
-    ) -> None:
+    def __init__(self, path: Path, tensors: Sequence[ExternalTensor], files: BundleFiles) -> None:
         self.path = path
-        self.weights: dict[str, npt.NDArray[Any]] = {}
-        self._digests = digests
-        self._files: list[BundleFile] = []
-        with contextlib.ExitStack() as stack:
-            self._stack = stack
-            content = self._open(path.name).read(_GRAPH_LIMIT)
-            tensors = external_tensors(path, content)
-            nodes = calls(path, content) if operators else []
-            del content
-            self.functions = {node.function for node in nodes} - {""}
-            copied = _read_by_none_but(operators, nodes)
-            self._copied = [tensor for tensor in tensors if tensor.name in copied]
-            for location in _locations(path, tensors, digests):
-                self._read_weights(location, [tensor for tensor in tensors if tensor.location == location], copied)
-            self._stack = stack.pop_all()
+        self.has_external = bool(tensors)
+        self._tensors = tensors
+        self._file = files[path.name]
+        self.content = self._file.read(_GRAPH_LIMIT)
+        _check_locations(path, self.content, [tensor.file for tensor in tensors])
+        self._data = {name: files[name] for name in sorted({tensor.file for tensor in tensors})}
+        for file in self._data.values():
+            file.verify()
+        for tensor in tensors:
+            size = self._data[tensor.file].size
+            if tensor.offset + tensor.length > size:
+                where = f"{path}: weight {tensor.name!r:.200}"
+                raise BundleError(f"{where}: {tensor.length} bytes at offset {tensor.offset} end after {size}")
 
-    def hand_over(self, options: onnxruntime.SessionOptions) -> None:
-        """Make sessions with these options use `weights` instead of the files."""
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
-        options.add_external_initializers(list(self.weights), values)
+    def weights(self, operators: Collection[str]) -> dict[str, npt.NDArray[Any]]:
+        """Weights to hand over to a session, by name; they must live as long as it does.
 
-    def keep_for_onnxruntime(self) -> None:
-        """Read what was left to native operators, too, because onnxruntime runs the functions instead."""
-        for location in sorted({tensor.location for tensor in self._copied}):
-            self._read_weights(location, [tensor for tensor in self._copied if tensor.location == location])
-        self._copied = []
+        Args:
+            operators: native operators of the session, which copy what they alone read, or use it where it is.
+        """
+        found = {}
+        for tensor in self._tensors:
+            is_native = all(is_replaced(function, operators) for function in tensor.read_by)
+            if _is_read_in_place(tensor) and not (is_native and tensor.read_by):
+                expected = np.dtype(tensor.type).itemsize * math.prod(tensor.shape)
+                if tensor.length != expected:
+                    where = f"{self.path}: weight {tensor.name!r:.200}"
+                    raise BundleError(f"{where}: length is {tensor.length} bytes, expected {expected}")
+                array = found[tensor.name] = np.empty(tensor.shape, tensor.type)
+                self._data[tensor.file].read_into(array.reshape(-1).view(np.uint8).data, tensor.offset)
+        return found
 
     def check_unchanged(self) -> None:
         """Check that no file was replaced or modified since it was read: the session might have read something else.
@@ -100,105 +99,26 @@ class GraphFile:
         Raises:
             IntegrityError: a file was replaced or modified.
         """
-        for file in self._files:
+        for file in (self._file, *self._data.values()) if self.has_external else ():
             file.check_unchanged()
 
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
 
-    def _open(self, name: str) -> BundleFile:
-        digest = None if self._digests is None else self._digests.get(name)
-        file = self._stack.enter_context(BundleFile(self.path.parent, name, digest))
-        self._files.append(file)
-        return file
+def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None:
+    """Check that a graph has as many external tensors as the manifest lists, each in one of these files.
 
-    def _read_weights(self, location: str, tensors: list[ExternalTensor], without: Collection[str] = ()) -> None:
-        """Keep the weights to hand over; to compare a file with its digest, it is read from start to end."""
-        file = self._open(location)
-        kept = []
-        for tensor in tensors:
-            place = _place(file, tensor)
-            if tensor.is_initializer and tensor.name not in without and _is_read_in_place(tensor, place):
-                array = np.empty(tensor.shape, place.kind)
-                self.weights[tensor.name] = array
-                kept.append((place, array.reshape(-1).view(np.uint8).data))
-        kept.sort(key=lambda item: item[0].begin)
-        if self._digests is None:
-            for place, target in kept:
-                file.read_into(target, place.begin)
-            return
-        first, position = 0, 0
-        for portion in file.portions():
-            end = position + len(portion)
-            while first < len(kept) and kept[first][0].end <= position:
-                first += 1
-            for place, target in kept[first:]:
-                if place.begin >= end:
-                    break
-                start, stop = max(place.begin, position), min(place.end, end)
-                target[start - place.begin : stop - place.begin] = portion[start - position : stop - position]
-            position = end
-
-
-def check_locations(file: BundleFile, digests: Mapping[str, FileDigest]) -> None:
-    """Read a graph file, and check that its weights are inside its folder and in listed files.
-
-    Args:
-        file: the graph.
-        digests: size and sha256 of the listed files, by name.
-
-    Raises:
-        BundleError: they are not, or this is not a graph.
-        IntegrityError: the graph differs from its digest.
+    An external tensor names its file in an entry with the key "location", as protobuf writes it: the field's tag and
+    length, the key, the value. No name of ours contains that word.
     """
-    _locations(file.path, external_tensors(file.path, file.read(_GRAPH_LIMIT)), digests)
+    names = {name.encode("utf-8", "surrogatepass") for name in files}
+    allowed = [b"j%c\n\x08location\x12%c%s" % (12 + len(name), len(name), name) for name in names if len(name) < 116]
+    count = content.count(b"location")
+    if count != len(files) or count != sum(content.count(entry) for entry in allowed):
+        raise BundleError(f"{path}: has weights in other files than the manifest lists")
 
 
-def _locations(path: Path, tensors: list[ExternalTensor], digests: Mapping[str, FileDigest] | None) -> list[str]:
-    """Names of a graph's weight files, which must be in its folder and in `digests`."""
-    locations = sorted({tensor.location for tensor in tensors})
-    for location in locations:
-        name = plain_name(location, f"{path}: external data")
-        if digests is not None and name not in digests:
-            raise BundleError(f"{path}: weights are in {name!r:.200}, which the manifest does not list")
-    return locations
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """A range of bytes in a file, and its numpy element type; None: numpy has no such type."""
-
-    begin: int
-    end: int
-    kind: str | None
-
-
-def _place(file: BundleFile, tensor: ExternalTensor) -> _Place:
-    where = f"{file.path}: weight {tensor.name!r:.200}"
-    kind = _NUMPY_TYPES.get(tensor.data_type)
-    length = tensor.length
-    if kind is not None:
-        expected = np.dtype(kind).itemsize * math.prod(tensor.shape)
-        if min(tensor.shape, default=0) < 0 or length not in (None, expected):
-            raise BundleError(f"{where}: length is {length} bytes, expected {expected} for shape {tensor.shape}")
-        length = expected
-    if length is None or length < 0 or not 0 <= tensor.offset <= file.size - length:
-        raise BundleError(f"{where}: found {length} bytes at offset {tensor.offset}, expected them within {file.size}")
-    return _Place(begin=tensor.offset, end=tensor.offset + length, kind=kind)
-
-
-def _read_by_none_but(operators: Collection[str], nodes: Sequence[Call]) -> set[str]:
-    """Names of the inputs that only calls of functions read that these native operators replace."""
-    native = [node for node in nodes if is_replaced(node.function, operators)]
-    others = {name for node in nodes if not is_replaced(node.function, operators) for name in node.inputs}
-    return {name for node in native for name in node.inputs} - others
-
-
-def _is_read_in_place(tensor: ExternalTensor, place: _Place) -> bool:
+def _is_read_in_place(tensor: ExternalTensor) -> bool:
     """Whether kernels may use a weight in place: all except the matrices of products, which they copy."""
-    if place.kind is None:
+    if tensor.type not in _TYPES:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None
-    small = place.end - place.begin <= _SMALL
-    return small or not is_factor or tensor.metadata.get(GROUP_METADATA) in _READ_IN_PLACE
+    return tensor.length <= _SMALL or not is_factor or tensor.group in _READ_IN_PLACE

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.options import LONGEST_PADDING_S
 from u2moe.runtime.text.vocabulary import TextConfig
 
@@ -140,11 +141,26 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileDigest:
-    """Size and sha256 of one file of a bundle."""
+class ExternalTensor:
+    """A weight whose values are in a file beside its graph."""
 
-    sha256: str
-    size: int
+    name: str
+    file: str
+    offset: int
+    length: int
+    """Number of bytes."""
+    type: str
+    """Element type by its name in numpy or ml_dtypes: "float32", "int8", "int4"."""
+    shape: tuple[int, ...]
+    group: str
+    """One of `contract.WEIGHT_GROUPS`, or "other"."""
+    read_by: tuple[str, ...]
+    """Functions of ours whose calls read it; "" stands for all other nodes."""
+
+    def __post_init__(self) -> None:
+        plain_name(self.file, "file")
+        if min(self.offset, self.length, *self.shape) < 0:
+            raise ValueError(f"offset, length and shape must be at least 0, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +175,8 @@ class Manifest:
     """Name and version of the program that wrote the bundle."""
     files: dict[str, FileDigest]
     """Every file of the bundle except the manifest, by plain name."""
+    external: dict[str, tuple[ExternalTensor, ...]] = field(default_factory=dict)
+    """The weights beside each graph, by its file; see `graph.external`. No entry for graphs that hold all of theirs."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """A description of the network for people: blocks, heads, experts; not used by the runtime."""
     quantization: dict[str, Any] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 from pathlib import Path
@@ -43,7 +44,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
     version = content.get("version")
     if version != contract.FORMAT_VERSION or isinstance(version, bool):
         remedy = "use the u2moe that wrote the bundle, or export it again"
-        if version == 1:
+        if version in range(contract.FORMAT_VERSION):
             remedy = "made by an earlier development version of u2moe: export it again"
         raise BundleError(f"{where}: version: found {version!r:.80}, expected {contract.FORMAT_VERSION}; {remedy}")
     manifest: Manifest = _build(Manifest, content, str(where))
@@ -62,7 +63,7 @@ def _no_constant(name: str) -> float:
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    """Convert a JSON `value` to the type `kind`: a scalar, Literal, optional, dict or dataclass of these."""
+    """Convert a JSON `value` to the type `kind`: a scalar, Literal, optional, dict, tuple or dataclass of these."""
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
@@ -71,6 +72,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if isinstance(value, dict):
             return {key: _build(get_args(kind)[1], item, f"{where}: {key}") for key, item in value.items()}
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_build(get_args(kind)[0], item, f"{where}: {index}") for index, item in enumerate(value))
     elif origin is Literal:
         if value in get_args(kind):
             return value
@@ -89,10 +93,13 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     raise BundleError(f"{where}: found {value!r:.80}, expected {expected}")
 
 
+_type_hints = functools.cache(get_type_hints)
+
+
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise BundleError(f"{where}: found {value!r:.80}, expected an object")
-    hints = get_type_hints(kind)
+    hints = _type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(value.keys() - known.keys())
     if unknown:

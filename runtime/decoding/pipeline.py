@@ -13,6 +13,7 @@ import numpy.typing as npt
 from u2moe.runtime.decoding.alignment import find_cut
 from u2moe.runtime.decoding.second_pass import SecondPass
 from u2moe.runtime.decoding.utterance import Frames, State
+from u2moe.runtime.model.batches import batches_of
 from u2moe.runtime.model.caches import join_rows, split_rows
 from u2moe.runtime.model.encoder import required_cache_size
 
@@ -199,25 +200,16 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         groups.setdefault(key, []).append((source, window))
     for (chunk_size, _), group in groups.items():
         if chunk_size is None:
-            yield from _alike(group)
+            yield from batches_of(sorted(group, key=lambda chunk: len(chunk[1])), _is_alike)
         else:
-            for start in range(0, len(group), MAX_BATCH):
-                yield group[start : start + MAX_BATCH]
+            yield from batches_of(group, lambda batch, _: len(batch) < MAX_BATCH)
 
 
-def _alike(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-    """Batches of windows with full context whose lengths are so alike that padding costs less than a call saves."""
-    batch: list[Chunk] = []
-    for chunk in sorted(chunks, key=lambda chunk: len(chunk[1])):
-        num_frames = len(chunk[1])
-        is_longer = num_frames > _MOST_PADDING * len((batch or [chunk])[0][1])
-        is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
-        if batch and (is_longer or is_full):
-            yield batch
-            batch = []
-        batch.append(chunk)
-    if batch:
-        yield batch
+def _is_alike(batch: list[Chunk], longer: Chunk) -> bool:
+    """Whether a window with full context joins shorter ones, because padding them costs less than a call saves."""
+    num_frames = len(longer[1])
+    is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
+    return not is_full and num_frames <= _MOST_PADDING * len(batch[0][1])
 
 
 def _working(sources: Sequence[Source]) -> list[Source]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import ProviderError, StreamError
+from u2moe.runtime.model.batches import batches_of
 from u2moe.runtime.model.encoder import Encoder, check_chunks
 from u2moe.runtime.model.session import Session
-from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.settings import SessionSettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import onnxruntime
-
+    from u2moe.runtime.bundle.files import BundleFiles
     from u2moe.runtime.bundle.manifest import Manifest
     from u2moe.runtime.model.native import Kernels
 
@@ -49,14 +47,6 @@ class TokenScores:
     next: npt.NDArray[np.float32]
 
 
-def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
-    """An option that is a sequence of names or of mappings."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(one, kind) for one in values):
-        expected = "names" if kind is str else "mappings, one for each provider"
-        raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
-    return tuple(values)
-
-
 class Model:
     """The sessions of a bundle. Stateless and thread-safe."""
 
@@ -68,28 +58,11 @@ class Model:
         self._decoder = decoder
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        manifest: Manifest,
-        *,
-        providers: Sequence[str] | None = None,
-        provider_options: Sequence[Mapping[str, Any]] | None = None,
-        num_threads: int | None = None,
-        sess_options: onnxruntime.SessionOptions | None = None,
-        kernels: str | None = None,
-        verify: bool = False,
-    ) -> Model:
+    def load(cls, files: BundleFiles, manifest: Manifest, settings: SessionSettings | None = None) -> Model:
         """Create the sessions; see `Bundle.load`."""
-        settings = SessionSettings(
-            providers=(DEFAULT_PROVIDER,) if providers is None else _several("providers", providers, str),
-            provider_options=_several("provider_options", provider_options or (), Mapping),
-            num_threads=num_threads,
-            sess_options=sess_options,
-            kernels=kernels,
-        )
+        settings = settings or SessionSettings()
         sessions = {
-            graph.name: Session(folder / graph.file, graph, manifest, settings, verify=verify)
+            graph.name: Session(files.folder / graph.file, graph, manifest, settings, files=files)
             for graph in manifest.model.graphs()
         }
         return cls(manifest, sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
@@ -186,7 +159,7 @@ class Model:
         nothing = TokenScores(left=empty, right=right, next=np.zeros((0, self.config.vocab_size), np.float32))
         results = [nothing] * len(utterances)
         sizes = [_Size.of(output, hypotheses) for output, (_, hypotheses) in zip(outputs, utterances, strict=True)]
-        for group in _alike(sizes):
+        for group in _batches(sizes):
             found = self._decode(self._decoder, [(outputs[i], utterances[i][1]) for i in group])
             for row, index in enumerate(group):
                 length = sizes[index].length + 1
@@ -266,14 +239,7 @@ class _Size:
         )
 
 
-def _alike(sizes: Sequence[_Size]) -> list[list[int]]:
-    """Indices of the utterances that have hypotheses, grouped into shared calls."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
-        if sizes[index].num_hypotheses == 0:
-            continue
-        if groups and sizes[index].joins([sizes[other] for other in groups[-1]]):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+def _batches(sizes: Sequence[_Size]) -> list[list[int]]:
+    """Indices of the utterances that have hypotheses, divided into shared calls."""
+    indices = [index for index in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[index].num_hypotheses]
+    return batches_of(indices, lambda batch, index: sizes[index].joins([sizes[other] for other in batch]))

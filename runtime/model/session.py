@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
+from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.graph_file import GraphFile
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
-from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, check_layout, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Session:
         graph: its contract.
         manifest: manifest of its bundle.
         settings: where and how it runs.
-        verify: compare the graph and its weights with the digests of the manifest.
+        files: the open files of its folder; None: opened here, and compared with nothing.
 
     Raises:
         ProviderError: a provider did not start.
@@ -54,22 +54,26 @@ class Session:
     """
 
     def __init__(
-        self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings, *, verify: bool = False
+        self,
+        file: Path,
+        graph: Graph,
+        manifest: Manifest,
+        settings: SessionSettings,
+        *,
+        files: BundleFiles | None = None,
     ) -> None:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
-        digests = manifest.files if verify else None
         _refuse_what_crashes(file, manifest, settings)
         is_automatic = settings.sess_options is None and checked_kernels(settings.kernels) == "auto"
         is_reference = is_automatic and not manifest.quantization
         if is_reference:
             settings = replace(settings, kernels="onnxruntime")
-        with contextlib.closing(GraphFile(file, digests, settings.chosen.operators)) as opened:
-            self._session, self.kernels = _with_kernels(opened, settings, manifest)
-            if is_reference:
-                self.kernels = self.kernels.without("weights are in float32")
-            opened.check_unchanged()
-            self._weights = opened.weights  # onnxruntime uses their memory
+        opened = GraphFile(file, manifest.external.get(file.name, ()), files or BundleFiles(file.parent))
+        self._load(opened, settings, manifest.quantization.get(PACKED))
+        if is_reference:
+            self.kernels = self.kernels.without("weights are in float32")
+        opened.check_unchanged()
         self._session.disable_fallback()  # for runs; in older versions only possible here
         active = self._session.get_providers()
         for provider in settings.providers:
@@ -81,6 +85,26 @@ class Session:
             _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
         except UnicodeDecodeError as error:
             raise BundleError(f"{file}: a name in it is not text: {error}") from error
+
+    def _load(self, opened: GraphFile, settings: SessionSettings, layout: int | None) -> None:
+        """Create the session with the chosen kernels, or on onnxruntime alone if they refuse the graph.
+
+        They refuse what they do not know: attributes of another version of u2moe, for example.
+        """
+        self.kernels = settings.chosen
+        if layout is not None and settings.sess_options is None:
+            check_layout(self.kernels, layout, str(opened.path))
+        try:
+            self._session, self._weights = _inference_session(opened, settings)
+        except BundleError as error:
+            if isinstance(error, IntegrityError) or not self.kernels.native or layout is not None:
+                raise
+            message = f"u2moe-kernels {self.kernels.version} cannot run it"
+            alone = replace(settings, kernels="onnxruntime")
+            self._session, self._weights = _inference_session(opened, alone)  # fails if the graph itself is damaged
+            if checked_kernels(settings.kernels) == "native":
+                raise KernelsError(f"{message}, onnxruntime alone can: {error}") from error
+            self.kernels = self.kernels.without(f"{message}: {error}")
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -112,39 +136,18 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
         )
 
 
-def _with_kernels(
-    opened: GraphFile, settings: SessionSettings, manifest: Manifest
-) -> tuple[onnxruntime.InferenceSession, Kernels]:
-    """A session with the chosen kernels, or, unless these were requested, on onnxruntime alone if they refuse a graph.
-
-    They refuse what they do not know: attributes of another version of u2moe, for example.
-    """
-    kernels, layout = settings.chosen, manifest.quantization.get(PACKED)
-    if layout is not None and settings.sess_options is None:
-        check_layout(kernels, layout, str(opened.path))
-    try:
-        return _inference_session(opened, settings), kernels
-    except IntegrityError:
-        raise
-    except BundleError as error:
-        if not kernels.native or layout is not None:
-            raise
-        message = str(error)
-    alone = replace(settings, kernels="onnxruntime")
-    opened.keep_for_onnxruntime()
-    session = _inference_session(opened, alone)  # fails if the graph itself is damaged
-    if checked_kernels(settings.kernels) == "native":
-        raise KernelsError(f"u2moe-kernels {kernels.version} cannot run it, onnxruntime alone can: {message}")
-    return session, kernels.without(f"u2moe-kernels {kernels.version} cannot run it: {message}")
-
-
-def _inference_session(opened: GraphFile, settings: SessionSettings) -> onnxruntime.InferenceSession:
+def _inference_session(
+    opened: GraphFile, settings: SessionSettings
+) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]]]:
+    """A session, and the weights whose memory it uses."""
     file, options = opened.path, settings.session_options()
+    weights = {} if options is settings.sess_options else opened.weights(settings.chosen.operators)
     try:
-        if options is not settings.sess_options:
-            opened.hand_over(options)
-        return onnxruntime.InferenceSession(
-            str(file),
+        if weights:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+        session = onnxruntime.InferenceSession(
+            str(file) if opened.has_external else opened.content,
             sess_options=options,
             providers=list(settings.providers),
             provider_options=[dict(options) for options in settings.provider_options] or None,
@@ -156,6 +159,7 @@ def _inference_session(opened: GraphFile, settings: SessionSettings) -> onnxrunt
         if settings.providers != (DEFAULT_PROVIDER,):
             raise ProviderError(f"{file}: {', '.join(settings.providers)} did not start: {message}") from error
         raise BundleError(f"{file}: onnxruntime refuses it: {message}") from error
+    return session, weights
 
 
 def _check_tensors(

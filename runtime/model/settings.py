@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +46,23 @@ class SessionSettings:
             ones where they are installed and can run a graph; a bundle in float32 then stays with onnxruntime, so that
             its numbers do not depend on what is installed. None: the environment variable U2MOE_KERNELS, or "auto".
             The caller's `sess_options` are not changed: register the library yourself.
+
+    Raises:
+        ValueError: a value is out of range or of the wrong type, or two exclude each other.
+        ProviderError: a provider is not installed.
+        KernelsError: native kernels were requested, but are not installed or cannot run here.
     """
 
-    providers: tuple[str, ...] = (DEFAULT_PROVIDER,)
-    provider_options: tuple[Mapping[str, Any], ...] = ()
+    providers: Sequence[str] | None = None
+    provider_options: Sequence[Mapping[str, Any]] | None = None
     num_threads: int | None = None
     sess_options: onnxruntime.SessionOptions | None = None
     kernels: str | None = None
 
     def __post_init__(self) -> None:
+        providers = (DEFAULT_PROVIDER,) if self.providers is None else self.providers
+        object.__setattr__(self, "providers", _several("providers", providers, str))
+        object.__setattr__(self, "provider_options", _several("provider_options", self.provider_options or (), Mapping))
         if not self.providers:
             raise ValueError("providers must name at least one provider")
         if self.provider_options and len(self.provider_options) != len(self.providers):
@@ -107,6 +115,14 @@ class SessionSettings:
         options.log_severity_level = 4  # a library does not print; errors reach the caller as exceptions
         self.chosen.register(options)
         return options
+
+
+def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
+    """An option that is a sequence of names or of mappings."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(one, kind) for one in values):
+        expected = "names" if kind is str else "mappings, one for each provider"
+        raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
+    return tuple(values)
 
 
 def _is_integer(value: object) -> bool:

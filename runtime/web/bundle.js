@@ -5,7 +5,7 @@ import { Vocabulary, parseTokens } from './text.js';
 
 const MANIFEST = 'bundle.json';
 const TOKENS = 'tokens.txt';
-const FORMAT_VERSION = 2;
+const FORMAT_VERSION = 3;
 const LARGEST = 2 ** 20;
 const DECODERS = ['bitransformer', 'transformer', 'none'];
 

@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from damage import ODD_VALUES, one_of
 
-from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, EndpointRule, Recognizer, SubtitleOptions, VadOptions
+from u2moe.runtime import (
+    Bundle,
+    DecodingOptions,
+    EndpointConfig,
+    EndpointRule,
+    Recognizer,
+    SessionSettings,
+    SubtitleOptions,
+    VadOptions,
+)
 from u2moe.runtime.options import SEARCHES
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 
@@ -54,7 +63,7 @@ def use_odd_options(recognizer: Recognizer, clip: Samples) -> Callable[[np.rando
     def load(random: np.random.Generator) -> None:
         names = ("num_threads", "providers", "provider_options", "sess_options")
         settings = {name: one_of(ODD_VALUES, random) for name in names if random.random() < 0.5}
-        Bundle.open(recognizer.bundle.path).load(**settings)
+        Bundle.open(recognizer.bundle.path).load(SessionSettings(**settings))
 
     uses = (transcribe, transcribe, stream, stream, samples, subtitles, speech)
 

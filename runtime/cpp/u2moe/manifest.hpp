@@ -39,7 +39,7 @@ struct Manifest {
   /// @throws BundleError names the field, what was found and what was expected.
   static Manifest of(const Json& json) {
     if (!json.has("format") || json["format"].string() != "u2moe-bundle") json["format"].fail("'u2moe-bundle'");
-    if (json["version"].number() != 2) json["version"].fail("2: use the u2moe that wrote the bundle, or export it again");
+    if (json["version"].number() != 3) json["version"].fail("3: use the u2moe that wrote the bundle, or export it again");
     Manifest m;
     m.set_model(json["model"]);
     m.set_features(json["features"]);
