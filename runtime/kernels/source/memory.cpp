@@ -1,7 +1,5 @@
 #include "memory.h"
 
-#include <cinttypes>
-#include <cstdio>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -14,7 +12,6 @@
 #if defined(__linux__)
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -111,16 +108,12 @@ bool are_of_file(uintptr_t first, uintptr_t last) {
 
 void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(__linux__)
-  // onnxruntime maps each weight by itself, so its pages are a mapping of their own. The system lists those of files by
-  // their bounds: if there is one of exactly these, it can be read again at any time, and nothing is lost, unless the
-  // program has mapped it itself and changed its own copy.
+  // What was mapped from a file, as onnxruntime maps weights, can be read from it again at any time. Pages at the ends
+  // that hold other data, too, stay.
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
-  const uintptr_t end = rounded_up(reinterpret_cast<uintptr_t>(data) + bytes, page);
-  char name[64];
-  std::snprintf(name, sizeof name, "/proc/self/map_files/%" PRIxPTR "-%" PRIxPTR, begin, end);
-  struct stat status;
-  if (lstat(name, &status) == 0 && are_of_file(begin / page, end / page))
+  const uintptr_t begin = rounded_up(reinterpret_cast<uintptr_t>(data), page);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (begin < end && are_of_file(begin / page, end / page))
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 #endif
 }
