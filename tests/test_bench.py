@@ -19,6 +19,7 @@ from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
 from u2moe.benchmarks.results import demo as bench_table
 from u2moe.runtime import AudioError, Bundle, ProviderError, cli
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.text.word_errors import Recording, words
 
 pytestmark = pytest.mark.slow
@@ -134,6 +135,7 @@ def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_me
     code = f"""
 import sys
 sys.modules["onnx_ir"] = sys.modules["onnx"] = None
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.cli import main
 sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1", "--quiet"]))
 """
@@ -283,7 +285,12 @@ def test_matplotlib_is_asked_for_before_anything_is_measured(capsys, monkeypatch
 
 def test_a_provider_that_is_not_there_is_named(exported, recordings):
     with pytest.raises(ProviderError, match="NoProvider is not installed"):
-        run_suite({"moe": Bundle.open(exported("moe_tiny"))}, recordings, PLAN, providers=["NoProvider"])
+        run_suite(
+            {"moe": Bundle.open(exported("moe_tiny"))},
+            recordings,
+            PLAN,
+            settings=SessionSettings(providers=["NoProvider"]),
+        )
 
 
 def test_a_recording_that_is_too_short_is_named(exported, tmp_path):

@@ -5,10 +5,11 @@ import os
 import socket
 import sys
 
+import onnxruntime
 import pytest
 from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed, rows_in, write_list
 
-from u2moe.runtime import CorpusError
+from u2moe.runtime import CorpusError, SessionSettings
 from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.entry import AudioFile, Entry
 from u2moe.runtime.corpus.manifests import ManifestOptions
@@ -54,11 +55,13 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, 
     assert files_in(tmp_path) == files_in(undisturbed)
 
 
-def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path):
+def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    settings = SessionSettings(providers=["CUDAExecutionProvider"])
     with pytest.raises(CorpusError, match=r"3 actors with .* do not fit into the cluster"):
         run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(num_workers=3))
     with pytest.raises(CorpusError, match=r"1 actors with .*'num_gpus': 1.* do not fit"):
-        run_on_ray(corpus, tmp_path / "gpu", ToyChoice(providers=("CUDAExecutionProvider",)), CorpusOptions())
+        run_on_ray(corpus, tmp_path / "gpu", ToyChoice(settings=settings), CorpusOptions())
 
 
 def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_path):

@@ -18,6 +18,7 @@ from u2moe.runtime import Bundle
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.cli.options import add_kernels, given_options
 from u2moe.runtime.cli.outputs import try_to_write
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import Recording, read_manifest
 from u2moe.runtime.whole_file import write_text
@@ -110,8 +111,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         {name: Bundle.open(path) for name, path in name_bundles(args.bundles or [DEMO_FOLDER]).items()},
         _recordings(args),
         _plan(args),
-        providers=args.providers.split(",") if args.providers else None,
-        kernels=args.kernels,
+        settings=SessionSettings(providers=args.providers.split(",") if args.providers else None, kernels=args.kernels),
         progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr, flush=True)),
     )
 

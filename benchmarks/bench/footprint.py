@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved
 from u2moe.runtime import Bundle, SessionSettings
-from u2moe.runtime.model.native import VARIABLE, checked_kernels
 
 _CHILD = """
 import sys, time
@@ -35,9 +34,7 @@ def measure_footprint(
     bundles: Mapping[str, Bundle],
     audio: Path,
     *,
-    num_threads: int = 1,
-    providers: Sequence[str] | None = None,
-    kernels: str | None = None,
+    settings: SessionSettings | None = None,
     repetitions: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
@@ -46,23 +43,20 @@ def measure_footprint(
     Args:
         bundles: by name.
         audio: a recording that each process recognises as a whole and, if the bundle can stream, as a stream.
-        num_threads: threads within one operator.
-        providers: execution providers; None: the CPU.
-        kernels: as in `Bundle.load`.
+        settings: where and how the graphs run, without `sess_options`.
         repetitions: processes per bundle; an extra one before them brings the files into the system's cache.
         progress: called with a line for each round.
 
     Returns:
         By bundle: spreads of what `report` prints, and `disk`, see `disk_bytes`.
     """
+    chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
     def case(bundle: Bundle) -> Callable[[], dict[str, float]]:
-        arguments = [str(bundle.path), str(audio), str(num_threads), ",".join(providers or ())]
-        command = [sys.executable, "-c", _CHILD, *arguments]
-        environment = {**os.environ, VARIABLE: checked_kernels(kernels)}
+        command = [sys.executable, "-c", _CHILD, str(bundle.path), str(audio), chosen]
 
         def run() -> dict[str, float]:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)  # noqa: S603 - ourselves
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
             found: dict[str, float] = json.loads(done.stdout)
             return found
 
@@ -79,7 +73,7 @@ def measure_footprint(
     }
 
 
-def report(import_s: float, path: str, audio: str, num_threads: str, providers: str) -> None:
+def report(import_s: float, path: str, audio: str, settings: str) -> None:
     """The work of a fresh process; prints JSON.
 
     import_s: of the runtime with onnxruntime and numpy; verify_s: to check the digests of the bundle's files; load_s:
@@ -94,9 +88,7 @@ def report(import_s: float, path: str, audio: str, num_threads: str, providers: 
     marks = [time.perf_counter()]
     bundle = Bundle.open(path)
     marks.append(time.perf_counter())
-    model = bundle.load(
-        SessionSettings(num_threads=int(num_threads), providers=providers.split(",") if providers else None)
-    )
+    model = bundle.load(SessionSettings(**json.loads(settings)))
     recognizer = Recognizer(bundle, model)
     marks.append(time.perf_counter())
     memory["loaded_bytes"] = status_bytes("VmHWM")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,7 +24,7 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
-from u2moe.runtime.model.settings import DEFAULT_PROVIDER
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.text.word_errors import Recording
 
 FORMAT, VERSION = "u2moe-bench", 1
@@ -93,8 +94,7 @@ def run_suite(
     recordings: Sequence[Recording],
     plan: Plan,
     *,
-    providers: Sequence[str] | None = None,
-    kernels: str | None = None,
+    settings: SessionSettings | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Measure everything, with the bundles in turn wherever times are compared.
@@ -103,8 +103,8 @@ def run_suite(
         bundles: bundles by their names in the report.
         recordings: recordings to recognise; word errors are counted for those with a transcript.
         plan: how much to measure.
-        providers: execution providers; None: the CPU. On others there is no bound: its rates are those of the CPU.
-        kernels: as in `Bundle.load`.
+        settings: where and how the graphs run; the plan says on how many threads. On other providers than the CPU
+            there is no bound: its rates are those of the CPU.
         progress: called with a line for each step.
 
     Returns:
@@ -122,6 +122,7 @@ def run_suite(
         ValueError: the bundles have different sample rates.
         AudioError: a recording cannot be read, or is too short for a model.
     """
+    settings = settings or SessionSettings()
     rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
     if len(rates_hz) != 1:
         raise ValueError(f"bundles must share a sample rate, got {sorted(rates_hz)} Hz")
@@ -133,7 +134,7 @@ def run_suite(
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "load_average": load_average(),
-        "providers": list(providers or (DEFAULT_PROVIDER,)),
+        "providers": list(settings.providers or ()),
         "plan": {"warm_up": 1, **vars(plan)},
         "audio": {
             "files": [recording.path.name for recording in recordings],
@@ -147,10 +148,8 @@ def run_suite(
     measurement = _Measurement(report, samples, sample_rate, plan, progress)
     transcripts = [recording.transcript for recording in recordings]
     for index, num_threads in enumerate(plan.threads):
-        probes = {
-            name: Probe(bundle, num_threads=num_threads, providers=providers, kernels=kernels)
-            for name, bundle in bundles.items()
-        }
+        own = dataclasses.replace(settings, num_threads=num_threads)
+        probes = {name: Probe(bundle, own) for name, bundle in bundles.items()}
         report["kernels"] = {name: item.model.kernels.data() for name, item in probes.items()}
         measurement.speed(probes, num_threads, transcripts)
         if index == 0:
@@ -160,9 +159,7 @@ def run_suite(
     report["footprint"] = measure_footprint(
         bundles,
         recordings[0].path,
-        num_threads=plan.threads[0],
-        providers=providers,
-        kernels=kernels,
+        settings=dataclasses.replace(settings, num_threads=plan.threads[0]),
         repetitions=min(plan.repetitions, _PROCESSES),
         progress=progress,
     )

@@ -21,7 +21,7 @@ from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Model, Recogn
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.source import Source
 from u2moe.runtime.model.session import Session
-from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import Search
 
 Samples = npt.NDArray[np.float32]
@@ -158,10 +158,8 @@ class Probe:
     def __init__(
         self,
         bundle: Bundle,
+        settings: SessionSettings | None = None,
         *,
-        num_threads: int = 1,
-        providers: Sequence[str] | None = None,
-        kernels: str | None = None,
         search: Search | None = None,
         endpoint: EndpointConfig | None = EndpointConfig(),  # noqa: B008 - frozen
     ) -> None:
@@ -169,17 +167,13 @@ class Probe:
 
         Args:
             bundle: what to measure.
-            num_threads: threads within one operator.
-            providers: execution providers; None: the CPU.
-            kernels: as in `Bundle.load`.
+            settings: where and how its graphs run.
             search: None: rescoring if there is a decoder, else prefix beam search.
             endpoint: rules by which utterances end, by default as in `u2moe transcribe`; None: only with the input.
         """
         self.bundle = bundle
         self.watch = Stopwatch()
-        settings = SessionSettings(
-            num_threads=num_threads, providers=tuple(providers or (DEFAULT_PROVIDER,)), kernels=kernels
-        )
+        settings = settings or SessionSettings()
         stages = {"encoder": "encoder", "ctc": "ctc", "decoder": "rescoring"}
         sessions = {
             graph.name: TimedSession(

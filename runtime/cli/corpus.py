@@ -19,7 +19,7 @@ from u2moe.runtime.cli.options import (
     add_decoding,
     decoding_options,
     hotwords_of,
-    provider_names,
+    session_settings,
 )
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
@@ -98,9 +98,7 @@ def run_corpus_command(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> RunProgress:
     model = ModelChoice(
         directory=None if args.model is None else str(args.model),
-        providers=provider_names(args),
-        num_threads=args.num_threads,
-        kernels=args.kernels,
+        settings=session_settings(args),
         options=decoding_options(args),
         hotwords=hotwords_of(args),
     )

@@ -11,6 +11,7 @@ from u2moe.runtime.cli.language_model import add_language_model, language_model_
 from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.native import KERNELS, VARIABLE
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import SEARCHES, DecodingOptions, EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.written.formatter import TextFormat
@@ -85,14 +86,13 @@ def named_path(text: str) -> Path:
 
 def make_recognizer(args: argparse.Namespace) -> Recognizer:
     """The recogniser for the options."""
-    return Recognizer.from_pretrained(
-        args.model,
-        providers=provider_names(args),
-        num_threads=args.num_threads,
-        kernels=args.kernels,
-        options=decoding_options(args),
-        hotwords=hotwords_of(args),
-    )
+    options, hotwords = decoding_options(args), hotwords_of(args)
+    return Recognizer.load(args.model, session_settings(args), options=options, hotwords=hotwords)
+
+
+def session_settings(args: argparse.Namespace) -> SessionSettings:
+    """Where and how the graphs run."""
+    return SessionSettings(providers=_provider_names(args), num_threads=args.num_threads, kernels=args.kernels)
 
 
 def decoding_options(args: argparse.Namespace) -> DecodingOptions:
@@ -125,7 +125,7 @@ def _text_format(args: argparse.Namespace, language_model: LanguageModelOptions 
     return TextFormat(capitalized=(*known, *(line.strip() for line in lines if line.strip())))
 
 
-def provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
+def _provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
     """Execution providers, separated by commas; None: the default."""
     if args.providers is None:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.cli.options import add_kernels, hotwords_of, provider_names
+from u2moe.runtime.cli.options import add_kernels, hotwords_of, session_settings
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -94,9 +94,7 @@ def run_serve(args: argparse.Namespace) -> int:
     model = ModelOptions(
         bundle=args.bundle,
         chunk_size=args.chunk_size,
-        providers=provider_names(args),
-        num_threads=args.num_threads,
-        kernels=args.kernels,
+        settings=session_settings(args),
         hotwords=hotwords_of(args),
         language_model=language_model_options(args),
     )

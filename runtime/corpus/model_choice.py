@@ -6,10 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
-
-_CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,35 +17,30 @@ class ModelChoice:
 
     Attributes:
         directory: folder of the bundle; None: the demo model.
-        providers: execution providers; None: the CPU.
-        num_threads: threads within one operator; None: 1.
-        kernels: what computes the functions of the graphs; see `Recognizer.from_pretrained`.
+        settings: where and how the graphs run; without `sess_options`, which other processes cannot be given.
         options: how to decode.
         hotwords: phrases to prefer, with or without weights.
     """
 
     directory: str | None = None
-    providers: tuple[str, ...] | None = None
-    num_threads: int | None = None
-    kernels: str | None = None
+    settings: SessionSettings = field(default_factory=SessionSettings)
     options: DecodingOptions = field(default_factory=DecodingOptions)
     hotwords: tuple[str | tuple[str, float], ...] | None = None
 
     def load(self) -> Recognizer:
-        """A recogniser; see `Recognizer.from_pretrained` for errors."""
-        return Recognizer.from_pretrained(
-            self.directory,
-            providers=self.providers,
-            num_threads=self.num_threads,
-            kernels=self.kernels,
-            options=self.options,
-            hotwords=list(self.hotwords) if self.hotwords is not None else None,
-        )
+        """A recogniser; see `Recognizer.load` for errors."""
+        hotwords = list(self.hotwords) if self.hotwords is not None else None
+        return Recognizer.load(self.directory, self.settings, options=self.options, hotwords=hotwords)
 
     @property
     def can_be_forked(self) -> bool:
         """Whether processes that are forked after loading can use it: on the CPU, without threads of onnxruntime's."""
-        return (self.providers or (_CPU,)) == (_CPU,) and (self.num_threads or 1) == 1
+        return self.settings.providers == (DEFAULT_PROVIDER,) and self.num_threads == 1
+
+    @property
+    def num_threads(self) -> int:
+        """Threads within one operator."""
+        return self.settings.num_threads or 1
 
     @property
     def hotwords_digest(self) -> str | None:

@@ -154,7 +154,7 @@ class WorkerPool:
 
     def _start(self, number: int) -> _Place:
         ours, theirs = self._context.Pipe()
-        cores = cores_of(number, self._num_workers, self._setup.model.num_threads or 1)
+        cores = cores_of(number, self._num_workers, self._setup.model.num_threads)
         process = self._context.Process(  # type: ignore[attr-defined]  # of either context
             target=work, args=(self._setup, theirs, cores), name=f"u2moe-corpus-{number}", daemon=True
         )

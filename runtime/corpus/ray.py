@@ -140,8 +140,8 @@ def _streaming() -> Iterator[None]:
 
 def _resources(model: ModelChoice) -> dict[str, Any]:
     """What an actor takes."""
-    is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.providers or ())
-    return {"num_cpus": model.num_threads or 1, **({"num_gpus": 1} if is_for_gpus else {})}
+    is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers or ())
+    return {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
 
 
 def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:

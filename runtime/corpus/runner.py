@@ -126,7 +126,7 @@ def run_corpus(
     session = _Session(run=run, folder=folder, options=options, progress=progress)
     shared = recognizer if model.can_be_forked and may_fork() else None
     del recognizer
-    num_workers = options.num_workers or max(num_cores() // (model.num_threads or 1), 1)
+    num_workers = options.num_workers or max(num_cores() // model.num_threads, 1)
     setup = WorkerSetup(folder=folder.path, run=run, model=model, recognizer=shared, parent=os.getpid())
     with WorkerPool(setup, num_workers) as pool, contextlib.closing(session):
         session.work(pool, on_progress)

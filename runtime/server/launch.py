@@ -8,13 +8,14 @@ import gc
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners, spoken_on
@@ -37,31 +38,21 @@ class ModelOptions:
     Attributes:
         bundle: folder of a bundle; None: the bundled model.
         chunk_size: encoder frames per chunk of live streams; None: as in training, or 16.
-        providers: execution providers; None: the CPU.
-        num_threads: threads within one operator; None: 1.
-        kernels: "auto", "native" or "onnxruntime", see `Recognizer.from_pretrained`; None: the default.
+        settings: where and how the graphs run.
         hotwords: phrases to prefer, each alone or with its weight; None: none.
         language_model: language model of all streams and files.
     """
 
     bundle: Path | None = None
     chunk_size: int | None = None
-    providers: tuple[str, ...] | None = None
-    num_threads: int | None = None
-    kernels: str | None = None
+    settings: SessionSettings = field(default_factory=SessionSettings)
     hotwords: tuple[str | tuple[str, float], ...] | None = None
     language_model: LanguageModelOptions | None = None
 
     def load(self) -> Recognizer:
         """Load the recogniser of one process."""
-        return Recognizer.from_pretrained(
-            self.bundle,
-            providers=self.providers,
-            num_threads=self.num_threads,
-            kernels=self.kernels,
-            options=DecodingOptions(language_model=self.language_model),
-            hotwords=self.hotwords,
-        )
+        options = DecodingOptions(language_model=self.language_model)
+        return Recognizer.load(self.bundle, self.settings, options=options, hotwords=self.hotwords)
 
     def decoding(self, recognizer: Recognizer) -> DecodingOptions:
         """How live streams are decoded."""

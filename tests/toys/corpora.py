@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from tones import RATE, TONES, ToyBundle, ToyModel, say
 
-from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime import DecodingOptions, Recognizer, SessionSettings
 from u2moe.runtime.model.native import Kernels
 
 
@@ -26,8 +26,8 @@ class ToyChoice:
 
     threshold: float = 19.0
     options: DecodingOptions = field(default_factory=DecodingOptions)
-    providers: tuple[str, ...] | None = None
-    num_threads: int | None = None
+    settings: SessionSettings = field(default_factory=SessionSettings)
+    num_threads: int = 1
     hotwords_digest: str | None = None
     can_be_forked: bool = True
 
