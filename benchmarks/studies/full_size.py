@@ -56,6 +56,7 @@ from u2moe.benchmarks.studies.shared.random_models import (
 )
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_config
+from u2moe.runtime.model.settings import SessionSettings
 
 TIMED = {
     "streaming": "streaming",
@@ -85,12 +86,16 @@ def measure(cell: str, root: Path, models: Sequence[str] = MODELS, repetitions: 
     if mode == "start":
         return starts_of(bundles, "onnxruntime", repetitions or NUM_STARTS)
     if mode in BOUNDS:
-        probes = {name: Probe(bundle, kernels="onnxruntime") for name, bundle in bundles.items() if name != LARGE}
+        probes = {
+            name: Probe(bundle, SessionSettings(kernels="onnxruntime"))
+            for name, bundle in bundles.items()
+            if name != LARGE
+        }
         return bounds_of(probes, BOUNDS[mode], repetitions or NUM_BOUNDS, report)
     settings = {name: GateSettings(even_gates(name, root)) for name in models}  # must outlive the sessions
     cases = {}
     for name, bundle in bundles.items():
-        model = bundle.load(sess_options=settings[name].options(int(threads)))
+        model = bundle.load(SessionSettings(sess_options=settings[name].options(int(threads))))
         cases[name] = timed(one_round(mode, model, random_frames(bundle)))
     seconds = interleaved(cases, repetitions or REPETITIONS[precision])
     return {name: {"seconds": values} for name, values in seconds.items()}

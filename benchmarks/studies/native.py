@@ -44,6 +44,7 @@ from u2moe.benchmarks.studies.shared.random_models import (
 )
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
+from u2moe.runtime.model.settings import SessionSettings
 
 NATIVE, PLAIN = KERNELS[1:]
 TITLES = {"streaming": "streaming", "streaming-8": "streaming, batch of 8", "full": "full context"}
@@ -96,13 +97,13 @@ def measure(root: Path) -> dict[str, Any]:
 
     def runs_of(case: Case, mode: str, num_threads: int = 1) -> Callable[[], Any]:
         options = settings[case].options(num_threads, case.kernels)
-        return one_round(mode, bundles[case].load(sess_options=options), random_frames(bundles[case]))
+        return one_round(mode, bundles[case].load(SessionSettings(sess_options=options)), random_frames(bundles[case]))
 
     content: dict[str, Any] = {"kernels": choose_kernels(NATIVE, [CPU]).data(), "seconds": {}}
     for mode, rounds in ROUNDS.items():
         cases = {case.key: timed(runs_of(case, mode)) for case in CASES}
         content["seconds"][mode] = interleaved(cases, rounds, title=mode, progress=report)
-    probes = {case.key: Probe(bundles[case], kernels=case.kernels) for case in (INT8, PLAIN_INT8)}
+    probes = {case.key: Probe(bundles[case], SessionSettings(kernels=case.kernels)) for case in (INT8, PLAIN_INT8)}
     content["bounds"] = {mode: bounds_of(probes, mode, NUM_BOUNDS, report) for mode in BOUNDS}
     packed = {PACKED_KEY: make_bundle(MIXTURE, "packed", root)}
     content["starts"] = {}

@@ -9,6 +9,7 @@ cell; a second run measures the missing ones.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, timed
@@ -38,6 +40,7 @@ from u2moe.benchmarks.studies.shared.script import report, run_script, script_pa
 from u2moe.benchmarks.studies.shared.torch_encoder import TorchEncoder, with_loops
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.quantize.arithmetic import relative_error
+from u2moe.runtime.graph.external import external_of
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -113,8 +116,10 @@ class Encoders:
         if peer == TORCH:
             torch.set_num_threads(1)
             return TorchEncoder(with_loops(Checkpoint.open(self.folder / "checkpoint").network().encoder))
-        manifest = self.bundle.manifest
-        session = Session(self.file(peer), self.graph, manifest, SessionSettings(num_threads=1, kernels="onnxruntime"))
+        file = self.file(peer)
+        external = {file.name: external_of(ir.load(file))}
+        manifest = dataclasses.replace(self.bundle.manifest, external=external)
+        session = Session(file, self.graph, manifest, SessionSettings(num_threads=1, kernels="onnxruntime"))
         return Encoder(session, manifest.model)
 
     def one_round(self, encoder: Encoder | TorchEncoder, mode: str, frames: Frames) -> Run:

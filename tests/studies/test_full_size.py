@@ -20,7 +20,7 @@ from u2moe.benchmarks.results.files import read_json
 from u2moe.benchmarks.studies import full_size, native
 from u2moe.benchmarks.studies.shared import encoders, random_models
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, GateSettings, even_gates, make_bundle, routing
-from u2moe.runtime import Bundle
+from u2moe.runtime import Bundle, SessionSettings
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def test_adjusted_routers_spread_tokens_evenly(root):
     assert even["load_entropy"] > max(own["load_entropy"], 0.98)
     assert even["touched"] > max(own["touched"], 0.9 * even["num_experts"])
     settings = GateSettings(gates)  # must outlive the session
-    output = bundle.load(sess_options=settings.options()).encode(frames)
+    output = bundle.load(SessionSettings(sess_options=settings.options())).encode(frames)
     assert not np.allclose(output, bundle.load().encode(frames))  # sessions use them
 
 

@@ -16,6 +16,7 @@ from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, U
 from u2moe.benchmarks.results.markdown import quartiles
 from u2moe.benchmarks.studies.shared.process import write_wav
 from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.model.settings import SessionSettings
 
 BOUNDS = {"streaming": (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), "full": (Mode(), 10.0)}
 """Context, and seconds of speech: a profile has a line for each kernel of each chunk."""
@@ -40,7 +41,7 @@ def starts_of(bundles: Mapping[str, Bundle], kernels: str, repetitions: int) -> 
     rate = next(iter(bundles.values())).manifest.features.sample_rate
     with tempfile.TemporaryDirectory() as folder:
         audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
-        return measure_footprint(bundles, audio, kernels=kernels, repetitions=repetitions)
+        return measure_footprint(bundles, audio, settings=SessionSettings(kernels=kernels), repetitions=repetitions)
 
 
 def start_row(item: Mapping[str, Any]) -> list[str]:
