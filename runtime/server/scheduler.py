@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from u2moe.runtime.recognizer import Recognizer
-    from u2moe.runtime.result import Result
     from u2moe.runtime.server.metrics import Metrics
     from u2moe.runtime.server.options import Limits
     from u2moe.runtime.stream import Stream
@@ -113,7 +113,8 @@ class Scheduler:
         live: list[Inbox] = []
         ahead: list[Inbox] = []
         for inbox in ready:
-            (ahead if inbox.taken_s - (now - inbox.start) > _LIVE_LEAD_S else live).append(inbox)
+            lead_s = inbox.num_taken / inbox.sample_rate - (now - inbox.start)
+            (ahead if lead_s > _LIVE_LEAD_S else live).append(inbox)
         self._may_rest = not ahead
         ahead.sort(key=lambda inbox: inbox.last_round)
         return live + ahead[:_MAX_AHEAD]
@@ -180,20 +181,18 @@ class _Feed:
         inbox.num_rounds += 1
         blocks = []
         while inbox.blocks and (self.num_samples == 0 or self.duration < inbox.wanted_s):
-            block = inbox.blocks.popleft()
-            self.num_samples += len(block.samples)
-            self.arrival = block.arrival
-            blocks.append(block.samples)
+            samples, self.arrival = inbox.blocks.popleft()
+            self.num_samples += len(samples)
+            blocks.append(samples)
         try:
             if blocks:  # at once: each call has its costs
                 inbox.stream.accept_waveform(inbox.sample_rate, np.concatenate(blocks))
-            self.ends = not inbox.blocks and (inbox.finish_time is not None or (inbox.is_draining and not inbox.shown))
+            self.ends = not inbox.blocks and inbox.ends
             if self.ends:
                 inbox.stream.input_finished()
         except Exception as error:  # noqa: BLE001 - of this session alone
             self.error = error
         inbox.num_taken += self.num_samples
-        inbox.taken_s += self.duration
 
     @property
     def duration(self) -> float:
@@ -202,28 +201,13 @@ class _Feed:
 
     def outcome(self, has_failed: bool) -> RoundResult:
         """The results of the round after decoding, or the error."""
+        inbox = self.inbox
+        told = functools.partial(RoundResult, inbox=inbox, number=inbox.num_rounds, num_samples=self.num_samples)
         error = self.error or (RecognitionError("recognition has failed") if has_failed else None)
         if error is not None:
-            return self._outcome([], None, is_over=True, error=error)
-        stream = self.inbox.stream
-        finals = stream.take_segments()
-        result = stream.get_result()
+            return told(is_over=True, error=error)
+        finals, result = inbox.stream.take_segments(), inbox.stream.get_result()
         text = "" if self.ends else result.text
-        partial = result if text != self.inbox.shown and not self.ends else None
-        if finals and not text:  # a final result is enough
-            partial = None
-        self.inbox.shown = text
-        return self._outcome(finals, partial, is_over=self.ends)
-
-    def _outcome(
-        self, finals: list[Result], partial: Result | None, *, is_over: bool, error: Exception | None = None
-    ) -> RoundResult:
-        return RoundResult(
-            inbox=self.inbox,
-            number=self.inbox.num_rounds,
-            num_samples=self.num_samples,
-            finals=finals,
-            partial=partial,
-            is_over=is_over,
-            error=error,
-        )
+        has_changed = text != inbox.shown and not self.ends and (text or not finals)  # a final result is enough
+        inbox.shown = text
+        return told(finals=finals, partial=result if has_changed else None, is_over=self.ends)

@@ -9,8 +9,8 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from u2moe.runtime.audio.arrays import as_samples
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from u2moe.runtime.result import Result
     from u2moe.runtime.server.options import Limits
@@ -33,8 +33,7 @@ _MAX_UNREAD = 100
 """Maximum final results waiting for a client that does not read; beyond that its audio is not read, either."""
 
 
-@dataclass(frozen=True)
-class Portion:
+class Portion(NamedTuple):
     """Samples and their time of arrival."""
 
     samples: npt.NDArray[np.float32]
@@ -58,52 +57,56 @@ class RoundResult:
     inbox: Inbox
     number: int
     num_samples: int
-    finals: list[Result]
-    partial: Result | None
+    finals: Sequence[Result] = ()
+    partial: Result | None = None
     is_over: bool
     error: Exception | None = None
 
 
+@dataclass(eq=False, kw_only=True)
 class Inbox:
     """The queue from a session to the scheduler, between two threads.
 
     Attributes:
         stream: the stream that the scheduler feeds and decodes.
         sample_rate: sample rate of the samples in Hz.
+        blocks: samples that wait.
         num_fed: samples put in.
         num_taken: samples taken out.
         wanted_s: seconds of audio that are worth a round, because they complete a chunk; set by the scheduler.
         num_rounds: rounds that have served it, including the current one.
+        last_round: number of the last of them among all rounds; used by the scheduler.
         shown: text of the last partial result; used by the scheduler.
-        taken_s: seconds of audio taken; used by the scheduler.
         start: start time of the session.
-        last_round: number of the last round that served it, of all rounds; used by the scheduler.
         finish_time: when the client finished the input; None: not yet.
         is_draining: whether the source should end after the current utterance.
         is_closed: whether results are no longer wanted.
     """
 
-    def __init__(self, stream: Stream, sample_rate: float) -> None:
-        self.stream = stream
-        self.sample_rate = sample_rate
-        self.blocks: deque[Portion] = deque()
-        self.num_fed = self.num_taken = 0
-        self.wanted_s = 0.0
-        self.num_rounds = 0
-        self.shown = ""
-        self.taken_s = 0.0
-        self.start = time.monotonic()
-        self.last_round = 0
-        self.finish_time: float | None = None
-        self.is_draining = False
-        self.is_closed = False
+    stream: Stream
+    sample_rate: float
+    blocks: deque[Portion] = field(default_factory=deque)
+    num_fed: int = 0
+    num_taken: int = 0
+    wanted_s: float = 0.0
+    num_rounds: int = 0
+    last_round: int = 0
+    shown: str = ""
+    start: float = field(default_factory=time.monotonic)
+    finish_time: float | None = None
+    is_draining: bool = False
+    is_closed: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether nothing follows what is in it."""
+        return self.finish_time is not None or (self.is_draining and not self.shown)
 
     @property
     def has_work(self) -> bool:
         """Whether there is work for a round."""
         waiting_s = (self.num_fed - self.num_taken) / self.sample_rate
-        is_worth_it = waiting_s >= self.wanted_s and bool(self.blocks)
-        return is_worth_it or self.finish_time is not None or (self.is_draining and not self.shown)
+        return (waiting_s >= self.wanted_s and bool(self.blocks)) or self.ends
 
     def want(self, limits: Limits) -> None:
         """Set `wanted_s`."""
@@ -123,7 +126,7 @@ class ServerSession:
 
     def __init__(self, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]) -> None:
         """Create a session for a scheduler that `wake` wakes up."""
-        self.inbox = Inbox(stream, sample_rate)
+        self.inbox = Inbox(stream=stream, sample_rate=sample_rate)
         self.inbox.want(limits)
         self._limits = limits
         self._wake = wake
@@ -207,13 +210,11 @@ class ServerSession:
         Raises:
             Exception: the error that ended the session.
         """
-        await self._until(lambda: self.is_over or self._is_settled)
+        # In this order: a round that begins in between has no work left, but it is counted before it takes the work.
+        await self._until(
+            lambda: self.is_over or not (self.inbox.has_work or self._num_rounds != self.inbox.num_rounds)
+        )
         self._check()
-
-    @property
-    def _is_settled(self) -> bool:
-        # In this order: a round that begins in between has work no more, but it is counted before it takes the work.
-        return not self.inbox.has_work and self._num_rounds == self.inbox.num_rounds
 
     def take_finals(self) -> list[Result]:
         """The final results that have not been taken yet."""

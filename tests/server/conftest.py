@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import socket
 import threading
 import time
 
@@ -163,16 +164,19 @@ class RunningServer:
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
 
-    @contextlib.contextmanager
     def connect(self, path="/stream", *, port=None, **settings):
         url = self.websocket_url if port is None else f"ws://127.0.0.1:{port}"
-        with connect(
-            f"{url}{path}", open_timeout=PATIENCE_S, close_timeout=PATIENCE_S, proxy=None, **settings
-        ) as socket:
-            yield Client(socket)
+        return open_client(f"{url}{path}", **settings)
+
+    def open_plain(self, speaks="http"):
+        return socket.create_connection(("127.0.0.1", self.ports[speaks]), PATIENCE_S)
 
     def get(self, path, **settings):
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S, trust_env=False, **settings)
+
+    def post(self, **content):
+        url = f"{self.url}/v1/audio/transcriptions"
+        return httpx.post(url, **{"trust_env": False, "timeout": PATIENCE_S, **content})
 
     def metric(self, name, label=None):
         return self.service.metrics.total(name, label)
@@ -194,7 +198,7 @@ def running(demo):
 
     @contextlib.contextmanager
     def run(recognizer=demo, **options):
-        server = RunningServer(recognizer, ServerOptions(**{"port": 0, "capacity": 50, "drain_s": 20, **options}))
+        server = RunningServer(recognizer, ServerOptions(**{"port": 0, "capacity": 8, "drain_s": 20, **options}))
         try:
             yield server
         finally:

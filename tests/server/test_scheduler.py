@@ -130,12 +130,12 @@ def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
 def test_live_sources_come_first(demo, options):
     async def choose():
         async with scheduling(demo) as scheduler:
-            inboxes = [Inbox(demo.create_stream(options), 16_000) for _ in range(12)]
+            inboxes = [Inbox(stream=demo.create_stream(options), sample_rate=16_000) for _ in range(12)]
             for number, inbox in enumerate(inboxes):
-                inbox.taken_s = 100.0 * (number % 3 > 0)  # two of three are files
+                inbox.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are files
                 inbox.last_round = -number
             chosen = scheduler._choose(inboxes)
-            assert {inbox for inbox in inboxes if not inbox.taken_s} == set(chosen[:4])
+            assert {inbox for inbox in inboxes if not inbox.num_taken} == set(chosen[:4])
             assert [inboxes.index(inbox) for inbox in chosen[4:]] == [11, 10, 8, 7]  # those that waited longest
 
     run(choose())
