@@ -76,7 +76,8 @@ def test_messages_that_move_nothing_on(server, name):
     ],
     ids=["bytes of a message", "empty fragments of a message", "pings"],
 )
-def test_frames_that_never_become_a_message(server, begin, piece):
+def test_frames_that_never_become_a_message(server, monkeypatch, begin, piece):
+    monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 1.0)
     with server.connect() as client:
         client.start()
         client.websocket.socket.sendall(begin)
