@@ -88,11 +88,17 @@ class Client:
             events.append(self.receive())
         return events
 
-    def close_code(self):
-        """What the server closes with, once everything before is read."""
+    def rest(self):
+        """All messages until the server closes the connection."""
+        messages = []
         with contextlib.suppress(ConnectionClosed):
             while True:
-                self.websocket.recv(PATIENCE_S)
+                messages.append(self.websocket.recv(PATIENCE_S))
+        return messages
+
+    def close_code(self):
+        """What the server closes with, once everything before is read."""
+        self.rest()
         return self.websocket.close_code
 
     def start(self, **options):

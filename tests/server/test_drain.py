@@ -34,13 +34,13 @@ def wait_for_speech(client):
 
 def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech, expected):
     samples = speech()
-    with running() as server, server.connect() as client:
+    with running(drain_s=PATIENCE_S) as server, server.connect() as client:
         client.start()
         client.play(samples[:24_000])
         wait_for_speech(client)
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)
-        end = round((expected().segments[0].end + 1.45) * 16_000)  # within the pause
+        end = round((expected().segments[1].start - 0.05) * 16_000)  # within the pause
         client.play(samples[24_000:end])
         events = client.receive_until("done")
         finals = [event["text"] for event in events if event["type"] == "final"]
@@ -225,7 +225,7 @@ HAS_NAMESPACES = shutil.which("unshare") is not None and not subprocess.call(
 @pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
 def test_process_1_finishes_an_utterance(speech, expected):
     """As in a container, where only those signals arrive that are handled."""
-    end = round((expected().segments[0].end + 1.45) * 16_000)  # within the pause
+    end = round((expected().segments[1].start - 0.05) * 16_000)  # within the pause
     with started(*NEW_NAMESPACE, *COMMAND) as process:
         url = url_of(process)
         (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()

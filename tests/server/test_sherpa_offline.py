@@ -3,7 +3,6 @@
 import struct
 
 import numpy as np
-import pytest
 
 HALF = np.float32(32768)
 
@@ -13,11 +12,9 @@ def recording(samples, sample_rate=16_000):
     return struct.pack("<ii", sample_rate, len(data)) + data
 
 
-@pytest.mark.parametrize("own_port", [False, True])
-def test_recordings_in_sequence(server, speech, expected, own_port):
+def test_recordings_in_sequence(server, speech, expected):
     """Cut as its Python clients cut them, and anywhere."""
-    place = {"path": "/", "port": server.ports["sherpa-offline"]} if own_port else {"path": "/sherpa-offline"}
-    with server.connect(**place) as client:
+    with server.connect("/sherpa-offline") as client:
         for sample_rate, block_len in ((16_000, 10_240), (8000, 9999)):
             data = recording(speech(sample_rate), sample_rate)
             for start in range(0, len(data), block_len):
@@ -36,25 +33,3 @@ def test_nothing_said(server):
         for num_samples in (0, 16_000):
             client.send(recording(np.zeros(num_samples)))
             assert client.receive()["text"] == ""
-
-
-@pytest.mark.parametrize(
-    ("messages", "complaint"),
-    [
-        ([b"1234567"], "begins with 8 bytes"),
-        ([struct.pack("<ii", 16_000, 5)], "multiple of four"),
-        ([struct.pack("<ii", 16_000, -4)], "multiple of four"),
-        ([struct.pack("<ii", 0, 4)], "sample rate"),
-        ([struct.pack("<ii", 16_000, 4) + bytes(8)], "4 bytes more"),
-        ([struct.pack("<ii", 16_000, 8), bytes(4), "Done"], "4 bytes of the recording are missing"),
-        ([struct.pack("<if", 16_000, 4) + bytes(4)], ""),
-        (["Stop"], "or the text"),
-    ],
-)
-def test_what_is_wrong_ends_the_connection(server, messages, complaint):
-    with server.connect("/sherpa-offline") as client:
-        for message in messages:
-            client.send(message)
-        if complaint:
-            assert client.close_code() == 1008
-            assert complaint in client.websocket.close_reason
