@@ -79,10 +79,6 @@ export class Sound {
     return true;
   }
 
-  get isPlaying() {
-    return Boolean(this.source);
-  }
-
   stop() {
     const source = this.source;
     this.source = null;
