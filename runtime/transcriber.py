@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from u2moe.runtime.audio.arrays import as_samples
 from u2moe.runtime.errors import AudioOverflowError, StreamError
 from u2moe.runtime.options import EndpointConfig
+from u2moe.runtime.transcriber_thread import Callbacks, TranscriberThread
 from u2moe.runtime.validation import checked_number, checked_options
-from u2moe.runtime.worker import Callbacks, Worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -87,7 +87,7 @@ class Transcriber:
         options = dataclasses.replace(options, endpoint=options.endpoint or EndpointConfig())
         stream = recognizer.create_stream(options, hotwords=hotwords)
         callbacks = Callbacks(on_partial=on_partial, on_final=on_final, on_error=on_error)
-        self._worker = Worker(recognizer, stream, callbacks, max_queue_s)
+        self._thread = TranscriberThread(recognizer, stream, callbacks, max_queue_s)
         self._kept: _KeptResults | None = None
         self._is_closed = False
 
@@ -103,7 +103,7 @@ class Transcriber:
             AudioError: invalid samples or rate.
             StreamError: the transcriber is closed, or was ended by an error, which is this one's cause.
         """
-        self._worker.feed(as_samples(samples), sample_rate)
+        self._thread.feed(as_samples(samples), sample_rate)
 
     def report(self, error: Exception) -> None:
         """Call `on_error` with an error of the source once everything fed before has been recognised.
@@ -116,7 +116,7 @@ class Transcriber:
         """
         if not isinstance(error, Exception):
             raise ValueError(f"error must be an exception, got {error!r}")  # noqa: TRY004 - of this method, not a bug
-        self._worker.report(error)
+        self._thread.report(error)
 
     def input_finished(self) -> None:
         """Finish the input without waiting. The last segment follows, and `async for` ends.
@@ -124,10 +124,10 @@ class Transcriber:
         Raises:
             StreamError: the input is already finished, or the transcriber is closed or has ended.
         """
-        self._worker.check_process()
-        with self._worker.changed:
-            self._worker.check_open()
-            self._worker.finish()
+        self._thread.check_process()
+        with self._thread.changed:
+            self._thread.check_open()
+            self._thread.finish()
 
     def close(self) -> None:
         """Recognise everything that was fed, up to the last event; within a callback, does not wait. Idempotent.
@@ -136,23 +136,23 @@ class Transcriber:
             Exception: the error that ended the transcriber, if it could not be reported.
         """
         self._is_closed = True
-        self._worker.finish()
-        self._worker.join()
+        self._thread.finish()
+        self._thread.join()
 
     @property
     def sample_rate(self) -> float:
         """Sample rate of the input in Hz; the model's before there is any input."""
-        return self._worker.sample_rate
+        return self._thread.sample_rate
 
     @property
     def duration(self) -> float:
         """Seconds of audio fed."""
-        return self._worker.num_fed / self.sample_rate
+        return self._thread.num_fed / self.sample_rate
 
     @property
     def queued_s(self) -> float:
         """Seconds of audio waiting to be recognised."""
-        return self._worker.num_queued / self.sample_rate
+        return self._thread.num_queued / self.sample_rate
 
     def __enter__(self) -> Self:
         return self
@@ -169,19 +169,19 @@ class Transcriber:
     def __del__(self) -> None:
         if not self._is_closed:
             warnings.warn(f"unclosed transcriber {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self._worker.finish()  # recognise what was fed, as files flush what was written
+            self._thread.finish()  # recognise what was fed, as files flush what was written
 
     # The rest is for programs with an event loop.
 
     async def __aenter__(self) -> Self:
         import asyncio  # noqa: PLC0415 - programs without an event loop need not wait for its import
 
-        with self._worker.changed:
-            if self._worker.num_fed:
+        with self._thread.changed:
+            if self._thread.num_fed:
                 raise StreamError("enter `async with` before feeding: results were called back or dropped")
-            self._kept = _KeptResults(self._worker.changed, asyncio.get_running_loop(), asyncio.Event())
-            callbacks = self._worker.callbacks
-            self._worker.callbacks = Callbacks(
+            self._kept = _KeptResults(self._thread.changed, asyncio.get_running_loop(), asyncio.Event())
+            callbacks = self._thread.callbacks
+            self._thread.callbacks = Callbacks(
                 on_partial=callbacks.on_partial or self._kept.keep,
                 on_final=self._kept.passing(callbacks.on_final) if callbacks.on_final else self._kept.keep,
                 on_error=callbacks.on_error,
@@ -203,9 +203,9 @@ class Transcriber:
         """
         accepted = as_samples(samples)
         news = self._async_kept().news
-        with self._worker.changed:
-            rate = self._worker.check_rate(sample_rate)
-        size = max(int(min(self._worker.max_queue_s / 2, 1.0) * rate), 1)
+        with self._thread.changed:
+            rate = self._thread.check_rate(sample_rate)
+        size = max(int(min(self._thread.max_queue_s / 2, 1.0) * rate), 1)
         for start in range(0, len(accepted) or 1, size):
             while True:
                 news.clear()
@@ -222,13 +222,13 @@ class Transcriber:
         kept = self._async_kept()
         while True:
             kept.news.clear()
-            with self._worker.changed:
+            with self._thread.changed:
                 if kept.results:
                     return kept.results.popleft()
-                if self._worker.has_ended:
+                if self._thread.has_ended:
                     break
             await kept.news.wait()
-        self._worker.raise_unreported()
+        self._thread.raise_unreported()
         raise StopAsyncIteration
 
     def _async_kept(self) -> _KeptResults:

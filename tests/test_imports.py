@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-RUNTIME = Path(__file__).parent.parent / "runtime"
+import u2moe.runtime
+
+ROOT = Path(__file__).parent.parent
+RUNTIME = ROOT / "runtime"
 ORDER = (
     "errors", "log", "validation", "whole_file", "result",
     "text", "language", "options", "audio", "bundle", "model", "graph", "decoding",
-    "stream", "recording", "recognizer", "worker", "transcriber", "__init__",
+    "stream", "recording", "recognizer", "transcriber_thread", "transcriber", "__init__",
     "corpus", "server", "cli", "root",
 )  # fmt: skip
 """Rooms, and files beside them, from the bottom to the top: each imports only what stands before it."""
@@ -18,6 +21,7 @@ DOORS = {("bundle.bundle", "model.model"), ("bundle.bundle", "model.settings")}
 """Exceptions: `Bundle.load` opens the sessions of a bundle."""
 SEPARATE = {"kernels", "cpp", "web", "demo"}
 """Folders of `runtime/` that are distributions of their own, or data."""
+EXAMPLES = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples" / "cluster").glob("*.py")]
 
 
 def modules(folder=RUNTIME):
@@ -80,3 +84,54 @@ def test_private_names_stay_in_their_file():
         if module != name and imported is not None and imported.startswith("_") and not imported.startswith("__")
     }
     assert not private
+
+
+def defined_in(tree):
+    """Names that a file gives to functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            yield node.attr
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            yield node.id
+
+
+PUBLIC_ALTHOUGH = {"_exit", "_replace"}
+"""Documented names of the standard library (os, namedtuple)."""
+
+
+def test_private_attributes_stay_in_their_file():
+    foreign = set()
+    for name, file in modules().items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        own = {*defined_in(tree), *PUBLIC_ALTHOUGH}
+        foreign |= {
+            f"{name} uses {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+            and node.attr not in own
+        }  # fmt: skip
+    assert not foreign
+
+
+def documented():
+    """Modules and names that the pages of `docs/api/` describe."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    return {line.removeprefix("::: ").strip() for line in pages.splitlines() if line.startswith("::: ")}
+
+
+def test_examples_use_what_is_public():
+    allowed = documented() | {
+        f"{module}.{name}" for module in ("u2moe", "u2moe.runtime") for name in u2moe.runtime.__all__
+    }
+    assert len(EXAMPLES) >= 2
+    for file in EXAMPLES:
+        used = {
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "u2moe"
+            for alias in node.names
+        }
+        assert used
+        assert used <= allowed, file

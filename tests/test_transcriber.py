@@ -16,8 +16,8 @@ from u2moe.runtime import (
     ProviderError,
     StreamError,
     Transcriber,
+    transcriber_thread,
 )
-from u2moe.runtime import worker as worker_module
 
 
 class Events:
@@ -51,14 +51,14 @@ def test_every_change_is_told_and_every_segment_once(own, blocks):
     assert [(result.segment, result.text) for result in events.partial] == partial
     assert not any(result.is_final for result in events.partial)
     assert events.errors == []
-    assert events.threads == {transcriber._worker.thread}
-    assert not transcriber._worker.thread.is_alive()
+    assert events.threads == {transcriber._thread.thread}
+    assert not transcriber._thread.thread.is_alive()
 
 
 def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
     events = Events()
     with Transcriber(own, **events.callbacks()) as transcriber:
-        source = transcriber._worker.stream.source
+        source = transcriber._thread.stream.source
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         for block in blocks[:11]:
@@ -112,8 +112,8 @@ def test_a_forked_process_has_no_thread(own, monkeypatch):
         ):
             with pytest.raises(StreamError, match="belongs to the process that forked this one"):
                 call()
-        with transcriber._worker.changed:  # as by a thread of the parent, when it was forked
-            ending = threading.Thread(target=lambda: (transcriber._worker.finish(), transcriber._worker._abandon()))
+        with transcriber._thread.changed:  # as by a thread of the parent, when it was forked
+            ending = threading.Thread(target=lambda: (transcriber._thread.finish(), transcriber._thread._abandon()))
             ending.start()
             ending.join(LIMIT_S)
             assert not ending.is_alive()
@@ -133,7 +133,7 @@ def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
     transcriber = Transcriber(own, **events.callbacks())
     for block in blocks[:20]:
         transcriber.feed(block)
-    transcriber._worker.thread.join(LIMIT_S)
+    transcriber._thread.thread.join(LIMIT_S)
     with pytest.raises(StreamError, match="ended by an error: the device is gone") as refusal:
         transcriber.feed(blocks[20])
     assert isinstance(refusal.value.__cause__, ProviderError)
@@ -203,7 +203,7 @@ def test_reports_come_after_what_was_fed_before(own, blocks):
 
 
 def test_reports_that_wait_are_bounded(own, monkeypatch):
-    monkeypatch.setattr(worker_module, "_MAX_REPORTS", 3)
+    monkeypatch.setattr(transcriber_thread, "_MAX_REPORTS", 3)
     gate, told = Gate(), []
 
     def on_error(error):
@@ -216,7 +216,7 @@ def test_reports_that_wait_are_bounded(own, monkeypatch):
         for number in range(9):
             transcriber.report(AudioError(str(number)))
         gate.open.set()
-        while transcriber._worker._items:
+        while transcriber._thread._items:
             threading.Event().wait(0.01)
         transcriber.report(AudioError("later"))
     assert told == ["stop here", "0", "1", "2", "later"]
@@ -254,7 +254,7 @@ def test_the_caller_may_reuse_its_buffer(own, blocks):
 def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
     taken = []
     transcriber = Transcriber(own)
-    monkeypatch.setattr(transcriber._worker.stream, "accept_waveform", lambda rate, samples: taken.append(samples))
+    monkeypatch.setattr(transcriber._thread.stream, "accept_waveform", lambda rate, samples: taken.append(samples))
 
     def feed(sign):
         for number in range(1, 201):
@@ -281,8 +281,8 @@ def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
 
     transcriber = Transcriber(own, on_final=on_final)
     transcriber.feed(np.concatenate(blocks))
-    transcriber._worker.thread.join(LIMIT_S)
-    assert not transcriber._worker.thread.is_alive()
+    transcriber._thread.thread.join(LIMIT_S)
+    assert not transcriber._thread.thread.is_alive()
     assert finals == results_of(own, blocks)[1]
 
 
@@ -307,7 +307,7 @@ def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, block
     transcriber = Transcriber(own, on_final=finals.append)
     for block in blocks:
         transcriber.feed(block)
-    thread = transcriber._worker.thread
+    thread = transcriber._thread.thread
     with pytest.warns(ResourceWarning, match="unclosed transcriber"):
         del transcriber
     thread.join(LIMIT_S)

@@ -44,7 +44,7 @@ def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
     async def run():
         async with Transcriber(own) as transcriber:
             await feed_all(transcriber, blocks)
-            await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
+            await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
             return [event async for event in transcriber]
 
     assert asyncio.run(run()) == results_of(own, blocks)[1]
@@ -59,7 +59,7 @@ def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
             await transcriber.feed_async(np.concatenate(blocks)[:RATE])
             partial = await anext(transcriber)
             await feed_all(transcriber, [np.concatenate(blocks)[RATE:]])
-            await asyncio.to_thread(transcriber._worker.thread.join)
+            await asyncio.to_thread(transcriber._thread.thread.join)
             rest = [event async for event in transcriber]
         return finals, partial, rest
 
@@ -94,7 +94,7 @@ def test_results_that_nobody_takes_are_an_error_not_a_leak(own, blocks, monkeypa
         async with Transcriber(own) as transcriber:
             for block in blocks:
                 transcriber.feed(block)
-            await asyncio.to_thread(transcriber._worker.thread.join, LIMIT_S)
+            await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
             with pytest.raises(StreamError, match="2 results are waiting and none is taken"):
                 await take_all(transcriber, events)
         return events
@@ -124,6 +124,6 @@ def test_leaving_an_iteration_does_not_hang(own, blocks):
                 transcriber.feed(block)
             async for _ in transcriber:
                 break
-        return transcriber._worker.thread.is_alive()
+        return transcriber._thread.thread.is_alive()
 
     assert not asyncio.run(run())

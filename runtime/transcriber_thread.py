@@ -31,7 +31,7 @@ _LONGEST_EXIT_S = 5.0
 
 @dataclass(kw_only=True)
 class Callbacks:
-    """Functions that a worker calls in its thread; None: none.
+    """Functions called in the thread; None: not called.
 
     Attributes:
         on_partial: called with each new partial result.
@@ -46,7 +46,7 @@ class Callbacks:
     on_change: Callable[[], object] | None = None
 
 
-class Worker:
+class TranscriberThread:
     """Recognises its input in its own thread. Holds no reference to its `Transcriber`, which may be collected.
 
     Attributes:
@@ -124,7 +124,7 @@ class Worker:
             self.changed.notify()
 
     def join(self) -> None:
-        """Wait until everything is recognised, unless this is the worker's own thread."""
+        """Wait until everything is recognised, unless this is the thread itself."""
         if threading.current_thread() is not self.thread:
             self.thread.join()
             self.raise_unreported()
@@ -148,7 +148,7 @@ class Worker:
             raise StreamError("the input of this transcriber is finished: create another")
 
     def check_rate(self, sample_rate: float | None) -> float:
-        """Sample rate of new input, by default the model's; requires the lock. Validated here, not in the worker."""
+        """Sample rate of new input, by default the model's; requires the lock. Validated here, not in the thread."""
         rate = self._model_rate if sample_rate is None else sample_rate
         if not self._has_rate:
             Resampler(rate, self._model_rate)
@@ -156,7 +156,7 @@ class Worker:
             raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
         return rate
 
-    # Called in the worker's thread.
+    # Called in the thread itself.
 
     def _work(self) -> None:
         error: BaseException | None = None
