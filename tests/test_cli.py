@@ -61,7 +61,7 @@ def test_output_folder_is_resumed(bundle, recognizer, clips, capsys):
     assert (out / "a.srt").read_text(encoding="utf-8") == "mine"
     stdout, err = capsys.readouterr()
     assert stdout == ""
-    assert err.startswith(f"1 in {out} were not written by u2moe, or edited since: kept (--overwrite replaces them)\n")
+    assert err.startswith(f"1 of 3 are already in {out}: kept (remove them to have them made again)\n")
     assert err.endswith("u2moe: error: 1 of 3 files failed\n")
 
 

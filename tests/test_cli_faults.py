@@ -129,7 +129,7 @@ def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_p
     segments = recognizer.segments(tmp_path / "long.wav")
     expected = [segment.text for segment in segments]
     assert len(expected) > 1
-    monkeypatch.setattr("u2moe.runtime.cli.results.print_result", order.append)
+    monkeypatch.setattr("u2moe.runtime.cli.outputs.print_result", order.append)
     monkeypatch.setattr(cli.transcribe.ProgressBar, "show", lambda _, seconds: order.append(seconds))
     assert transcribe(bundle, tmp_path / "long.wav") == 0
     assert [item for item in order if isinstance(item, str)] == [f"{text}\n" for text in expected]
@@ -225,7 +225,7 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--left-chunks", "4"], "--left-chunks needs --chunk-size or --stream"),
-        (["--overwrite"], "--overwrite needs --output-dir"),
+        (["-f", "events", "-o", "out"], "-f events is for stdout"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(bundle, clips, capsys, arguments, message):

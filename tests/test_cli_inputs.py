@@ -1,4 +1,4 @@
-"""What `u2moe transcribe` takes: trees, standard input, raw audio, tracks, manifests; and its JSON lines."""
+"""What `u2moe transcribe` takes: trees, standard input, raw audio, tracks; and its events."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def test_folders_are_mirrored_and_equal_stems_allowed(bundle, clips, capsys):
     for name in ("deep/a.wav", "deep/er/a.wav", "deep/er/a.flac"):
         soundfile.write(clips / name, soundfile.read(clips / "b.wav")[0], 16_000)
     out = clips / "out"
-    for expected in ("", f"5 of 5 are already in {out}\n"):
+    for expected in ("", f"5 of 5 are already in {out}: kept (remove them to have them made again)\n"):
         assert transcribe(bundle, "-o", out, clips) == 0
         assert capsys.readouterr().err == expected
     assert written(out) == ["a.txt", "b.txt", "deep/a.txt", "deep/er/a.flac.txt", "deep/er/a.wav.txt"]
@@ -93,11 +93,10 @@ def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
         (["--raw", "s16le"], "--raw needs --rate"),
         (["--rate", "8000"], "--rate needs --raw"),
         (["--raw", "s16le", "--rate", "1"], "sample rate must be between"),
-        (["--raw", "s16le", "--rate", "8000", "--manifest", "x"], "--raw is for files"),
         (["--raw", "s16le", "--rate", "8000", "--raw-channels", "0"], "num_channels must be between 1"),
         (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
         (["--hotwords", os.devnull], "holds no hotwords"),
-        (["--json-lines", "-f", "srt"], "--json-lines is a format of its own"),
+        (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output-dir"),
     ],
 )
 def test_options_that_make_no_sense(bundle, clips, capsys, arguments, message):
@@ -118,38 +117,9 @@ def test_an_empty_name_is_no_folder(bundle, capsys):
     assert "argument FILE: a name is empty" in capsys.readouterr().err
 
 
-def test_a_manifest_is_scored(bundle, recognizer, clips, capsys):
-    texts = [recognizer.transcribe(clips / name).text for name in ("a.wav", "b.wav")]
-    (clips / "list.tsv").write_text(f"a.wav\t{texts[0]}\nb.wav\t{texts[1]}一\nmissing.wav\t一二\n", encoding="utf-8")
-    assert transcribe(bundle, "--manifest", clips / "list.tsv") == 1
-    out, err = capsys.readouterr()
-    assert [line.split("\t")[1] for line in out.splitlines()] == texts
-    num_words = len(texts[0]) + len(texts[1]) + 3
-    assert f"3 of {num_words} words in 3 texts (2 with errors): 0 insertions, 3 deletions, 0 substitutions" in err
-    assert "most confused: 一 > (nothing) 2, 二 > (nothing) 1\n" in err
-    arguments = ["-o", clips / "out", "--manifest", clips / "list.tsv"]
-    for _ in range(2):  # the second time from what is there
-        assert transcribe(bundle, *arguments) == 1
-        assert f"3 of {num_words} words in 3 texts" in capsys.readouterr().err
-
-
-def test_a_manifest_of_wenet(bundle, recognizer, clips, capsys):
-    lines = [{"key": name, "wav": str(clips / f"{name}.wav"), "txt": "一"} for name in ("a", "b")]
-    (clips / "data.list").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert transcribe(bundle, "--json-lines", "--manifest", clips / "data.list") == 0
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    ends = [event for event in events if event["type"] == "end"]
-    assert [event["file"] for event in ends] == ["a", "b"]
-    assert events[-1]["type"] == "word_errors"
-    assert events[-1]["words"] == 2
-    (clips / "data.list").write_text("")
-    assert transcribe(bundle, "--manifest", clips / "data.list", clips / "a.wav") == 1
-    assert "data.list" in capsys.readouterr().err
-
-
-def test_json_lines_are_events_in_their_order(bundle, recognizer, clips, capsys):
+def test_events_come_in_their_order(bundle, recognizer, clips, capsys):
     (clips / "c.wav").write_text("no audio")
-    assert transcribe(bundle, "--json-lines", "--stream", clips) == 1
+    assert transcribe(bundle, "-f", "events", "--stream", clips) == 1
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {event["file"] for event in events} == {str(clips / name) for name in ("a.wav", "b.wav", "c.wav")}
     kinds = [event["type"] for event in events if event["file"].endswith("a.wav")]

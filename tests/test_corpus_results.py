@@ -51,6 +51,8 @@ def test_score_by_speaker_and_field(results):
     assert (found.num_failed, found.num_without_transcript) == (1, 1)
     assert {name: group.num_errors for name, group in found.groups.items()} == {"s0": 2, "s1": 1, "s2": 0}
     assert [(worst.key, worst.num_errors) for worst in found.worst] == [("k3", 2), ("k1", 1)]
+    assert (found.report.num_insertions, found.report.num_deletions, found.report.num_substitutions) == (0, 3, 0)
+    assert found.report.confusions["A", ""] == 2
     assert list(score(outcomes, by="set").groups) == ["dev", "unknown"]
     assert sum(group.num_utterances for group in score(outcomes, by="length").groups.values()) == 5
     with pytest.raises(CorpusError, match="no utterance has a transcript"):
@@ -240,6 +242,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["corpus", "score", out, "--worst", "1", "--by", "length"]) == 0
     scored = capsys.readouterr().out
     assert "1 failed, in whole or in part" in scored
+    assert "0 insertions, 1 deletions, 0 substitutions in 1 of 4 utterances\nmost confused: A > (nothing) 1\n" in scored
     assert scored.endswith("missing.wav: 1 errors, 1 words\n  - A\n  + \n")
     assert main(["corpus", "score", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["total"]["num_utterances"] == 4

@@ -14,6 +14,8 @@ from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.results import merge, read_outcomes
 from u2moe.runtime.corpus.score import GroupScore, Score, score
 
+_NUM_CONFUSIONS = 10
+
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     """`u2moe corpus status OUT`."""
@@ -90,6 +92,7 @@ def _as_json(found: Score) -> dict[str, Any]:
         "worst": [dataclasses.asdict(utterance) for utterance in found.worst],
         "num_without_transcript": found.num_without_transcript,
         "num_failed": found.num_failed,
+        "report": found.report.data(),
     }
 
 
@@ -105,6 +108,16 @@ def _group(group: GroupScore) -> dict[str, Any]:
 
 def _as_text(found: Score) -> str:
     lines = [_line(name, group) for name, group in {**found.groups, "all": found.total}.items()]
+    report, confusions = found.report, found.report.data(_NUM_CONFUSIONS)["confusions"]
+    lines.append(
+        f"{report.num_insertions} insertions, {report.num_deletions} deletions, {report.num_substitutions} "
+        f"substitutions in {report.num_wrong_texts} of {report.num_texts} utterances"
+    )
+    if confusions:
+        pairs = (
+            f"{pair['expected'] or '(nothing)'} > {pair['found'] or '(nothing)'} {pair['count']}" for pair in confusions
+        )
+        lines.append(f"most confused: {', '.join(pairs)}")
     lines += [f"{found.num_failed} failed, in whole or in part: their missing words count as errors"] * (
         found.num_failed > 0
     )

@@ -1,132 +1,180 @@
-"""A folder of transcripts with a record of how each was made, so that a second run redoes only what has changed."""
+"""Where transcripts go: to stdout in one of the formats, to stdout as events for programs, or to a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
-import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from u2moe.runtime.cli.inputs import Input
-from u2moe.runtime.cli.terminal import escaped
+from u2moe.runtime.cli.inputs import STDIN, Input
+from u2moe.runtime.cli.terminal import escaped, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.result import Result, Transcript
+from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
-RECORDS = ".u2moe.jsonl"
-"""One line per written transcript: its name and digest, how it was made, and from which recording."""
-
-State = Literal["missing", "done", "outdated", "foreign"]
+EVENTS = "events"
+"""The format, for stdout alone, of a line of JSON for each segment as it is found, each partial result, each end."""
 
 
-class TranscriptFolder:
-    """A folder for transcripts; several processes may write to it at once.
+class Output:
+    """Takes the results of recordings."""
 
-    Args:
-        folder: created if missing.
-        file_format: name of the format, also the suffix of the files.
-        inputs: recordings with distinct places.
+    def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        """The recordings that remain to be recognised."""
+        return inputs
+
+    def partial(self, _item: Input, result: Result) -> None:
+        """A new partial result of a stream."""
+        show_latest(result.text)
+
+    def segment(self, item: Input, segment: Result) -> None:
+        """A segment, as soon as it is found."""
+
+    def transcript(self, item: Input, transcript: Transcript) -> None:
+        """All of a recording, or what was recognised of it. Raises U2moeError if it cannot be written."""
+        raise NotImplementedError
+
+    def failure(self, item: Input, message: str) -> None:
+        """Nothing of a recording could be recognised, or its transcript could not be written."""
+
+
+def make_output(folder: Path | None, file_format: str, inputs: Sequence[Input]) -> Output:
+    """The output for these recordings; no folder: stdout.
 
     Raises:
-        ValueError: two recordings would be written to the same file.
+        ValueError: transcripts of several recordings would make one file of no format, or be written to the same file.
         OSError: the folder cannot be written.
     """
+    if folder is not None:
+        return _Folder(folder, file_format, inputs)
+    if file_format == EVENTS:
+        return _Events()
+    if not FORMATS[file_format].can_be_joined and len(inputs) > 1:
+        raise ValueError(f"{file_format} of several files needs --output-dir: one output would be many files")
+    return _Stdout(file_format, is_single=len(inputs) == 1)
+
+
+class _Stdout(Output):
+    """Prints transcripts in a format; the text of a single recording segment by segment."""
+
+    def __init__(self, file_format: str, *, is_single: bool) -> None:
+        self._format = file_format
+        self._prints_segments = is_single and file_format == "txt"
+
+    def segment(self, _item: Input, segment: Result) -> None:
+        if self._prints_segments:
+            show_progress("")
+            print_result(f"{segment.text}\n")
+
+    def transcript(self, item: Input, transcript: Transcript) -> None:
+        if self._prints_segments:
+            if not transcript.segments:
+                print_result("\n")
+        elif self._format == "txt":
+            print_result(f"{item.name}\t{transcript.text}\n")
+        else:
+            content = format_transcript(transcript, self._format, name=item.name)
+            (print_json if self._format == "json" else print_result)(content)
+
+
+class _Events(Output):
+    """Prints a line of JSON for every event."""
+
+    def partial(self, item: Input, result: Result) -> None:
+        _print_event("partial", item, {"segment": result.segment, "text": result.text, "words": result.words})
+
+    def segment(self, item: Input, segment: Result) -> None:
+        _print_event("segment", item, dataclasses.asdict(segment))
+
+    def transcript(self, item: Input, transcript: Transcript) -> None:
+        end = {"text": transcript.text, "duration": transcript.duration, "complete": transcript.complete}
+        _print_event("end", item, {**end, "error": transcript.error})
+
+    def failure(self, item: Input, message: str) -> None:
+        _print_event("error", item, {"error": message})
+
+
+def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:
+    event = {"type": kind, "file": item.name, **content}
+    print_json(json.dumps(event, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+
+
+class _Folder(Output):
+    """Writes a file for each recording; several processes may write to the folder at once."""
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input]) -> None:
-        self.folder = folder
+        self._folder = folder
         self._format = file_format
-        for output, count in Counter(map(self.output_of, inputs)).items():
+        for file, count in Counter(map(self._file_of, inputs)).items():
             if count > 1:
                 raise ValueError(
-                    f"{count} recordings would be written to {output}: rename them, or recognise them separately"
+                    f"{count} recordings would be written to {file}: rename them, or recognise them separately"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        for place in {folder, *(self.output_of(item).parent for item in inputs)}:
+        for place in {folder, *(self._file_of(item).parent for item in inputs)}:
             remove_stale_parts(place)
         probe(folder)
-        self._records = self._read_records()
 
-    def output_of(self, recording: Input) -> Path:
-        """The file for the transcript of a recording."""
-        return self.folder / f"{recording.place}.{self._format}"
+    def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        """Files that are there are kept, whoever wrote them."""
+        missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]
+        if len(missing) < len(inputs):
+            count = f"{len(inputs) - len(missing)} of {len(inputs)}"
+            tell(f"{count} are already in {self._folder}: kept (remove them to have them made again)")
+        return missing
 
-    def partial_of(self, recording: Input) -> Path:
-        """The file for an incomplete transcript of a recording."""
-        return self.folder / f"{recording.place}.{self._format}.partial"
-
-    def text_of(self, recording: Input) -> str | None:
-        """The text of a transcript that is there; None: this format does not tell, or there is none."""
-        try:
-            content = self.output_of(recording).read_text(encoding="utf-8", errors="surrogateescape")
-            if self._format == "json":
-                return str(json.loads(content)["text"])
-        except (OSError, ValueError, LookupError):
-            return None
-        return " ".join(content.splitlines()) if self._format == "txt" else None
-
-    def state_of(self, recording: Input, made_by: Any) -> State:
-        """Whether there is a transcript, made in the same way from the present recording.
-
-        `made_by` describes everything that affects a transcript besides the recording, such as model and options, as
-        JSON. "foreign": it was not written here, or has been edited since. What comes from a pipe is never "done".
-        """
-        try:
-            content = self.output_of(recording).read_bytes()
-        except (OSError, ValueError):  # missing, or what writing will say of this file alone
-            return "missing"
-        digest = hashlib.sha256(content).hexdigest()
-        records = [record for record in self._records[self._name_of(recording)] if record.get("sha256") == digest]
-        if not records:
-            return "foreign"
-        now = _record(recording, made_by)
-        is_known = now["recording"] is not None
-        return "done" if is_known and now in map(_without_output, records) else "outdated"
-
-    def _name_of(self, recording: Input) -> str:
-        """The name of an output in records."""
-        return self.output_of(recording).relative_to(self.folder).as_posix()
-
-    def write(self, recording: Input, content: str, made_by: Any) -> None:
-        """Write a complete transcript atomically.
-
-        Raises:
-            U2moeError: it cannot be written; names the file.
-        """
-        encoded, output = _encoded(content, self._format), self.output_of(recording)
-        record = {"output": self._name_of(recording), "sha256": hashlib.sha256(encoded).hexdigest()}
-        record |= _record(recording, made_by)
+    def transcript(self, item: Input, transcript: Transcript) -> None:
+        content = self._encoded(format_transcript(transcript, self._format, name=item.name))
+        file = self._file_of(item)
+        partial = file.with_name(f"{file.name}.partial")  # never in the place of a complete one
         with _own_failures():
-            # The record comes first and counts only for a file with the same content, so no file lacks one.
-            # Records are not flushed: a transcript that lost its own in a power failure is whole, and kept as foreign.
-            with failures_named(output), (self.folder / RECORDS).open("ab") as records:
-                records.write(b"\n" + json.dumps(record).encode() + b"\n")
-            _replace(output, encoded)
-            with contextlib.suppress(OSError):
-                self.partial_of(recording).unlink()
+            if transcript.complete:
+                _write(file, content)
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+            else:
+                _write(partial, content)
+                tell(f"{item.name}: not complete: {partial}")
 
-    def write_partial(self, recording: Input, content: str) -> Path:
-        """Write an incomplete transcript under a name that says so. Returns the file."""
-        partial = self.partial_of(recording)
-        with _own_failures():
-            _replace(partial, _encoded(content, self._format))
-        return partial
+    def _file_of(self, item: Input) -> Path:
+        return self._folder / f"{item.place}.{self._format}"
 
-    def _read_records(self) -> defaultdict[str, list[dict[str, Any]]]:
-        """Records of all files written here, by their names; ignores a line left unfinished by a killed process."""
-        records = defaultdict[str, list[dict[str, Any]]](list)
+    def _is_there(self, item: Input) -> bool:
         try:
-            lines = (self.folder / RECORDS).read_bytes().splitlines()
-        except FileNotFoundError:
-            return records
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    records[str(record.get("output"))].append(record)
-        return records
+            return self._file_of(item).exists()
+        except (OSError, ValueError):  # writing it will say why
+            return False
+
+    def _encoded(self, content: str) -> bytes:
+        """The content of a file; the name of a recording in it may not be valid text."""
+        if self._format == "json":
+            with contextlib.suppress(UnicodeEncodeError):
+                return content.encode()
+            return escaped(content).encode()
+        return content.encode("utf-8", "surrogateescape")
+
+
+def _write(file: Path, content: bytes) -> None:
+    with failures_named(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, content, is_lasting=False)  # one that a power failure takes is made again
+
+
+@contextlib.contextmanager
+def _own_failures() -> Iterator[None]:
+    """What fails for one file is an U2moeError, unless the next file would also fail."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise U2moeError(str(error)) from error
 
 
 def try_to_write(file: Path | None) -> None:
@@ -142,38 +190,3 @@ def try_to_write(file: Path | None) -> None:
         pass
     if not existed:
         file.unlink()
-
-
-def _record(recording: Input, made_by: Any) -> dict[str, Any]:
-    """How a transcript was made, with data to detect a changed recording."""
-    return {"made_by": json.loads(json.dumps(made_by)), "recording": recording.identity()}
-
-
-def _without_output(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: record.get(name) for name in ("made_by", "recording")}
-
-
-def _encoded(content: str, file_format: str) -> bytes:
-    """The encoded content of a file; the name of a recording in it may not be valid text."""
-    if file_format == "json":
-        with contextlib.suppress(UnicodeEncodeError):
-            return content.encode()
-        return escaped(content).encode()
-    return content.encode("utf-8", "surrogateescape")
-
-
-def _replace(file: Path, content: bytes) -> None:
-    with failures_named(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, content, is_lasting=False)  # if the old one is back after a power failure, it is outdated
-
-
-@contextlib.contextmanager
-def _own_failures() -> Iterator[None]:
-    """What fails for one file is an U2moeError, unless the next file would also fail."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise U2moeError(str(error)) from error

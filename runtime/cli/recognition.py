@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from u2moe.runtime.cli.inputs import Input
+from u2moe.runtime.cli.outputs import Output
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognizer import Recognizer
@@ -17,114 +16,93 @@ from u2moe.runtime.stream import Stream
 
 _BLOCK_S = 10.0
 _STREAM_BLOCK_S = 0.1
-_INTERRUPTED = "interrupted; what was recognised is kept"
 
 
-class _Progressed(Protocol):
-    """Takes notice of the seconds that are done, and shows them, unless something else is shown there."""
-
-    def __call__(self, done: float, *, is_shown: bool = True) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recognition:
     """Recognises recordings, one at a time.
 
-    Attributes:
+    Args:
         recognizer: recognises them.
         vad: detects speech; None: all is recognised.
         is_stream: recognise chunk by chunk, with partial results.
+        output: gets partial results and segments.
+        on_progress: called with the seconds that are done, unless a partial result is shown.
     """
 
-    recognizer: Recognizer
-    vad: VoiceActivityDetector | None
-    is_stream: bool
-
-    def transcript(
+    def __init__(
         self,
-        item: Input,
-        on_progress: Callable[[float], None],
+        recognizer: Recognizer,
+        vad: VoiceActivityDetector | None,
         *,
-        found: Callable[[Result], None],
-        partial: Callable[[Result], None],
-    ) -> tuple[Transcript, bool]:
-        """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before.
+        is_stream: bool,
+        output: Output,
+        on_progress: Callable[[float], None],
+    ) -> None:
+        self._recognizer = recognizer
+        self._sample_rate = recognizer.bundle.manifest.features.sample_rate
+        self._vad = vad
+        self._is_stream = is_stream
+        self._output = output
+        self._on_progress = on_progress
+        self._segments: list[Result] = []
+        self._seconds = 0.0
 
-        Args:
-            item: the recording.
-            on_progress: called with the seconds that are done.
-            found: called with each segment as it is found.
-            partial: called with each new partial result of a stream.
+    def transcript(self, item: Input) -> tuple[Transcript, bool]:
+        """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before.
 
         Raises:
             AudioError: none of the audio can be read.
         """
-        segments: list[Result] = []
-        seconds, error = 0.0, None
-
-        def progressed(done: float, *, is_shown: bool = True) -> None:
-            nonlocal seconds
-            seconds = done
-            if is_shown:
-                on_progress(done)
-
-        def keep(segment: Result) -> None:
-            segments.append(segment)
-            found(segment)
-
+        self._segments, self._seconds = [], 0.0
+        error, is_interrupted = None, False
         try:
-            if self.is_stream:
-                self._stream(item, progressed, keep, partial)
-            else:
-                self._whole(item, progressed, keep)
+            (self._live if self._is_stream else self._whole)(item)
         except KeyboardInterrupt:
-            return transcript_of(segments, seconds, AudioError(f"{item.name}: {_INTERRUPTED}")), True
+            error, is_interrupted = AudioError(f"{item.name}: interrupted; what was recognised is kept"), True
         except AudioError as damage:
-            if seconds == 0:
+            if self._seconds == 0:
                 raise
             error = damage
-        return transcript_of(segments, seconds, error), False
+        return transcript_of(self._segments, self._seconds, error), is_interrupted
 
-    @property
-    def _rate(self) -> int:
-        return self.recognizer.bundle.manifest.features.sample_rate
+    def _whole(self, item: Input) -> None:
+        def progressed(seconds: float) -> None:
+            self._seconds = seconds
+            self._on_progress(seconds)
 
-    def _whole(self, item: Input, on_progress: Callable[[float], None], found: Callable[[Result], None]) -> None:
-        stream = self.recognizer.create_recording_stream()
-        blocks = Blocks(item.blocks(self._rate, _BLOCK_S), self._rate, on_progress)
-        for segment in recognize(self.recognizer.decode_streams, stream, blocks, self.vad):
-            found(segment)
+        stream = self._recognizer.create_recording_stream()
+        blocks = Blocks(item.blocks(self._sample_rate, _BLOCK_S), self._sample_rate, progressed)
+        for segment in recognize(self._recognizer.decode_streams, stream, blocks, self._vad):
+            self._keep(item, segment)
         if blocks.error is not None:
             raise blocks.error
 
-    def _stream(
-        self,
-        item: Input,
-        on_progress: _Progressed,
-        found: Callable[[Result], None],
-        partial: Callable[[Result], None],
-    ) -> None:
-        """Recognise a recording as if it were live. Where a partial result stands, progress is not shown."""
-        stream = self.recognizer.create_stream()
+    def _live(self, item: Input) -> None:
+        stream = self._recognizer.create_stream()
         shown = ""
         try:
-            for block in item.blocks(self._rate, _STREAM_BLOCK_S):
-                stream.accept_waveform(self._rate, block)
-                self._decode(stream, found)
-                result = stream.get_result()
-                on_progress(stream.duration, is_shown=not result.text)
+            for block in item.blocks(self._sample_rate, _STREAM_BLOCK_S):
+                stream.accept_waveform(self._sample_rate, block)
+                self._decode(item, stream)
+                result, self._seconds = stream.get_result(), stream.duration
+                if not result.text:
+                    self._on_progress(self._seconds)
                 if result.text != shown:
                     shown = result.text
-                    partial(result)
+                    self._output.partial(item, result)
         except (AudioError, KeyboardInterrupt):
             with contextlib.suppress(U2moeError):  # keep what was recognised so far
                 stream.input_finished()
-                self._decode(stream, found)
+                self._decode(item, stream)
             raise
         stream.input_finished()
-        self._decode(stream, found)
+        self._decode(item, stream)
 
-    def _decode(self, stream: Stream, found: Callable[[Result], None]) -> None:
-        self.recognizer.decode_streams([stream])
+    def _decode(self, item: Input, stream: Stream) -> None:
+        self._recognizer.decode_streams([stream])
         for segment in stream.take_segments():
-            found(segment)
+            self._keep(item, segment)
+
+    def _keep(self, item: Input, segment: Result) -> None:
+        self._segments.append(segment)
+        self._output.segment(item, segment)

@@ -11,7 +11,7 @@ import numpy as np
 
 from u2moe.runtime.corpus.rows import Outcome
 from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.text.word_errors import edit_distance, words
+from u2moe.runtime.text.word_errors import WordErrorReport
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
 """Limits between the groups of utterances of like length."""
@@ -81,6 +81,7 @@ class Score:
         worst: the utterances with most errors, worst first.
         num_without_transcript: utterances that could not be scored.
         num_failed: scored utterances with an error; what is missing of their text counts as deleted.
+        report: word errors by kind, and the words that are confused.
     """
 
     total: GroupScore
@@ -88,6 +89,7 @@ class Score:
     worst: list[ScoredUtterance]
     num_without_transcript: int
     num_failed: int
+    report: WordErrorReport
 
 
 def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int = 0) -> Score:
@@ -102,7 +104,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
     Raises:
         CorpusError: no utterance has a transcript.
     """
-    total = GroupScore()
+    total, report = GroupScore(), WordErrorReport()
     groups: dict[str, GroupScore] = {}
     worst: list[tuple[int, float, int, ScoredUtterance]] = []
     num_without = num_failed = 0
@@ -111,20 +113,21 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
         if outcome.reference is None:
             num_without += 1
             continue
-        reference = words(outcome.reference)
-        errors = edit_distance(reference, words(outcome.text))
+        before = (report.num_errors, report.num_words)
+        report.add(outcome.reference, outcome.text)
+        errors, num_words = report.num_errors - before[0], report.num_words - before[1]
         num_failed += outcome.error is not None
-        total.add(errors, len(reference))
-        groups.setdefault(group_of(outcome), GroupScore()).add(errors, len(reference))
+        total.add(errors, num_words)
+        groups.setdefault(group_of(outcome), GroupScore()).add(errors, num_words)
         if num_worst and errors:
             scored = ScoredUtterance(
                 key=outcome.key,
                 num_errors=errors,
-                num_words=len(reference),
+                num_words=num_words,
                 reference=outcome.reference,
                 text=outcome.text,
             )
-            item = (errors, errors / max(len(reference), 1), -number, scored)
+            item = (errors, errors / max(num_words, 1), -number, scored)
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
     if not total.num_utterances:
         raise CorpusError("no utterance has a transcript: the manifest must name them (see docs/corpora.md)")
@@ -134,6 +137,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
         worst=[item[-1] for item in sorted(worst, reverse=True)],
         num_without_transcript=num_without,
         num_failed=num_failed,
+        report=report,
     )
 
 
