@@ -63,7 +63,7 @@ def test_a_file_from_standard_input(bundle, recognizer, clips, capsys, feed):
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, capsys, feed, arguments):
     feed((sound * 32767).astype("<i2").tobytes())
-    assert transcribe(bundle, "--raw", "s16le", "--rate", "16000", "--stream", *arguments) == 0
+    assert transcribe(bundle, "--raw", "s16le:16000", "--stream", *arguments) == 0
     out, err = capsys.readouterr()
     stream = recognizer.create_stream()
     stream.accept_waveform(16_000, (sound * 32767).astype(np.int16))
@@ -76,7 +76,7 @@ def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, ca
 def test_raw_audio_with_channels(bundle, recognizer, sound, capsys, tmp_path):
     pairs = np.stack([np.zeros_like(sound), sound], axis=1)
     (tmp_path / "a.pcm").write_bytes(pairs.astype("<f4").tobytes())
-    options = ["--raw", "f32le", "--rate", "16000", "--raw-channels", "2", "--channel", "1"]
+    options = ["--raw", "f32le:16000:2", "--channel", "1"]
     assert transcribe(bundle, *options, tmp_path / "a.pcm") == 0
     assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
 
@@ -90,10 +90,8 @@ def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--raw", "s16le"], "--raw needs --rate"),
-        (["--rate", "8000"], "--rate needs --raw"),
-        (["--raw", "s16le", "--rate", "1"], "sample rate must be between"),
-        (["--raw", "s16le", "--rate", "8000", "--raw-channels", "0"], "num_channels must be between 1"),
+        (["--raw", "s16le:1"], "sample rate must be between"),
+        (["--raw", "s16le:8000:0"], "num_channels must be between 1"),
         (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
         (["--hotwords", os.devnull], "holds no hotwords"),
         (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output-dir"),
@@ -104,9 +102,18 @@ def test_options_that_make_no_sense(bundle, clips, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("raw", ["s16le", "mp3:16000", "s16le:x", "s16le:8000:2:3"])
+def test_raw_formats_that_are_none(bundle, capsys, raw):
+    with pytest.raises(SystemExit, match="2"):
+        transcribe(bundle, "--raw", raw)
+    assert (
+        f"argument --raw: must be ENCODING:HZ[:CHANNELS], such as s16le:16000, got {raw!r}" in capsys.readouterr().err
+    )
+
+
 def test_standard_input_that_is_closed(bundle, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    for arguments in (["-"], ["--raw", "s16le", "--rate", "16000"]):
+    for arguments in (["-"], ["--raw", "s16le:16000"]):
         assert transcribe(bundle, *arguments) == 1
         assert "standard input is closed" in capsys.readouterr().err
 

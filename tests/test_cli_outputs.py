@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(bundle, clip
         raise PermissionError(13, "Permission denied", str(clips / "out"))
 
     monkeypatch.setattr("pathlib.Path.touch", touch)
-    monkeypatch.setattr("u2moe.runtime.cli.transcribe.make_recognizer", lambda _: pytest.fail("the work has begun"))
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: pytest.fail("the work has begun"))
     assert cli.main(["transcribe", "--model", str(bundle.path), "-o", str(clips / "out"), str(clips)]) == 1
     assert "Permission denied" in capsys.readouterr().err
 

@@ -89,7 +89,7 @@ def test_commands_are_understood(page, monkeypatch):
         words = line[len(line) - line[::-1].index("|") :] if "|" in line else line  # what ends a pipe is ours
         program, *arguments = Path(words[0]).name, *words[1:]
         if program == "u2moe":
-            cli.parser(arguments[:1]).parse_args(arguments)
+            cli.parser(arguments).parse_args(arguments)
         elif program == "make":
             assert set(arguments) <= set(targets), words
         elif program == "pip":

@@ -97,7 +97,7 @@ def defined_in(tree):
             yield node.id
 
 
-PUBLIC_ALTHOUGH = {"_exit", "_replace"}
+PUBLIC_ALTHOUGH = {"_asdict", "_exit", "_replace"}
 """Documented names of the standard library (os, namedtuple)."""
 
 

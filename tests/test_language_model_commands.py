@@ -7,7 +7,8 @@ import pytest
 from language_models import random_arpa
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, cli
-from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings, tune
+from u2moe.runtime.cli.options import language_model_options
+from u2moe.runtime.decoding.language_model_weights import FIRST_GRID, EncodedRecordings, tune
 from u2moe.runtime.language.sentences import TextOptions, read_sentences, sentences_of
 
 
@@ -75,7 +76,6 @@ def test_faults_of_the_commands_are_one_line(tmp_path, capsys):
         ("train", tmp_path / "text.txt", "-o", tmp_path / "x.lm", "--prune", 1),
         ("train", tmp_path / "text.txt", "-o", tmp_path / "no" / "x.lm"),
         ("build", tmp_path / "text.txt", "-o", tmp_path / "x.lm"),
-        ("train", tmp_path / "text.txt", "-o", tmp_path / "x.arpa", "--bits", 8),
         ("train", tmp_path / "text.txt", "-o", tmp_path / "x.gz"),
     ):
         assert lm(*arguments) == 1
@@ -150,7 +150,8 @@ def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     options = ("--model", bundle.path, "--first-pass")
     assert lm("tune", clips / "dev.tsv", "--lm", tmp_path / "toy.arpa", *options) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"--lm {tmp_path / 'toy.arpa'} --lm-weight ")
+    assert out.startswith(f"--lm {tmp_path / 'toy.arpa'},weight=")
+    assert language_model_options(out.split()[1]).weight in FIRST_GRID["weight"]
     assert "missing.wav" in err
     assert "no language model" in err
     assert "second pass" not in err

@@ -177,11 +177,13 @@ def test_a_library_with_another_operator_changes_nothing_here(registered, quanti
     np.testing.assert_array_equal(one, other)
 
 
-def test_the_command_line(missing, capsys):
+def test_the_command_line(missing, capsys, monkeypatch):
     clip = str(next((DEMO_FOLDER / "clips").glob("*.wav"), next((DEMO_FOLDER / "clips").glob("*.flac"))))
-    assert main(["transcribe", clip, "--kernels", "native"]) == 1
+    monkeypatch.setenv("U2MOE_KERNELS", "native")
+    assert main(["transcribe", clip]) == 1
     assert "pip install u2moe-kernels" in capsys.readouterr().err
-    assert main(["transcribe", clip, "--kernels", "onnxruntime"]) == 0
+    monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
+    assert main(["transcribe", clip]) == 0
 
 
 def test_kernels_as_data():

@@ -195,17 +195,17 @@ def clip(tmp_path, sound):
 
 def test_on_the_command_line(bundle, recognizer, clip, tmp_path, capsys):
     file = write_vad(tmp_path / "vad.onnx")
-    assert transcribe(bundle, "-f", "json", "--vad-model", file, clip) == 0
+    assert transcribe(bundle, "-f", "json", "--vad", file, clip) == 0
     expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(file))
     assert capsys.readouterr().out == format_transcript(expected, "json", name=str(clip))
     assert expected != recognizer.transcribe(clip)
-    assert transcribe(bundle, "--vad-model", file, "--stream", clip) == 1
+    assert transcribe(bundle, "--vad", file, "--stream", clip) == 1
     assert "leave out --stream" in capsys.readouterr().err
 
 
 def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, clip, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad", None)  # as if it were not installed
-    assert transcribe(bundle, "--vad", clip) == 1
+    assert transcribe(bundle, "--vad", "silero", clip) == 1
     assert "silero-vad is not installed: pip install --no-deps silero-vad" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "silero_vad")
     package = tmp_path / "silero_vad"
@@ -215,7 +215,7 @@ def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, 
     with pytest.raises(BundleError, match="silero-vad is not installed"):
         VoiceActivityDetector()
     write_vad(package / "data" / "silero_vad.onnx")
-    assert transcribe(bundle, "--vad", clip) == 0
+    assert transcribe(bundle, "--vad", "silero", clip) == 0
     expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(package / "data" / "silero_vad.onnx"))
     assert capsys.readouterr().out == expected.text + "\n"
     (package / "data" / "silero_vad_16k_sequence.onnx").touch()  # preferred, and here no network

@@ -16,8 +16,9 @@ from u2moe.benchmarks.bench.plots import draw, require_matplotlib
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio.folders import find_audio
-from u2moe.runtime.cli.options import add_kernels, given_options
+from u2moe.runtime.cli.options import given_options
 from u2moe.runtime.cli.outputs import try_to_write
+from u2moe.runtime.model.native import KERNELS
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.text.word_errors import Recording, read_manifest
@@ -58,7 +59,7 @@ def add_bench(subparsers: Subparsers) -> None:
         help="rounds of each measurement (default: 5; with --quick 3, with --full 9)",
     )
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
-    add_kernels(parser)
+    parser.add_argument("--kernels", choices=KERNELS, help="native: those of u2moe-kernels (default: where installed)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw it as PNG; needs matplotlib")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier report: show what changed")

@@ -19,7 +19,7 @@ from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, LanguageModel, LanguageModelOptions, Model
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.corpus.language_model_tuning import EncodedRecordings, tune
+from u2moe.runtime.decoding.language_model_weights import EncodedRecordings, tune
 from u2moe.runtime.language.sentences import TextOptions, read_sentences
 from u2moe.runtime.text.word_errors import read_manifest
 

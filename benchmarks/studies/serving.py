@@ -120,8 +120,7 @@ class Plan:
 
     def ours(self, name: str, capacity: int | None) -> contextlib.AbstractContextManager[RunningServer]:
         """Our server with so many places; None: as many as it measures."""
-        arguments = ["--kernels", KERNELS[name]]
-        return our_server(self.bundle, capacity=capacity, cores=self.cores, arguments=arguments)
+        return our_server(self.bundle, capacity=capacity, cores=self.cores, kernels=KERNELS[name])
 
 
 def run(results: Path, plan: Plan) -> dict[str, Any]:

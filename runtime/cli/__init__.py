@@ -77,8 +77,9 @@ def _sigterm_as_interrupt() -> Iterator[list[int]]:
 
 def _run(arguments: list[str]) -> int:
     received: list[int] = []
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        args = parser(arguments[:1]).parse_args(arguments)
+        args = parser([command]).parse_args(arguments)
         with logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
             code: int = args.run(args)
     except KeyboardInterrupt:
@@ -90,7 +91,7 @@ def _run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         remedy = f": pip install 'u2moe[{extra}]'" if extra else ", not installed here"
-        complain(f"'u2moe {arguments[0]}' needs the Python package {error.name}{remedy}")
+        complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
         return 1
     except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
         complain(str(error))
@@ -107,13 +108,11 @@ def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
         prog="u2moe", description="U2++ Mixture-of-Experts speech recognition with onnxruntime."
     )
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
+    found.add_argument("--verbose", action="store_true", help="log what is loaded and recognised on stderr")
     subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, function, summary) in COMMANDS.items():
         if name in commands:
             getattr(importlib.import_module(module), function)(subparsers)
-            subparsers.choices[name].add_argument(
-                "--verbose", action="store_true", help="log what is loaded and recognised on stderr"
-            )
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
     return found

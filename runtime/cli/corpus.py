@@ -13,18 +13,10 @@ from types import FrameType
 from typing import Any
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
-from u2moe.runtime.cli.options import (
-    Subparsers,
-    add_channel,
-    add_decoding,
-    decoding_options,
-    hotwords_of,
-    session_settings,
-)
+from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
-from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import OUTPUT_FORMATS, CorpusOptions, RunProgress, run_corpus
 
 _LINE_S = 300.0
@@ -81,7 +73,6 @@ class _Parser(argparse.ArgumentParser):
         if args and args[0] in _ACTIONS:
             parser = argparse.ArgumentParser(prog=f"{self.prog} {args[0]}", description=_ACTIONS[args[0]].__doc__)
             _ACTIONS[args[0]](parser)
-            parser.add_argument("--verbose", action="store_true", help="log what is loaded on stderr")
             return parser.parse_known_args(args[1:], namespace)
         return super().parse_known_args(args, namespace)
 
@@ -96,19 +87,13 @@ def run_corpus_command(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> RunProgress:
-    model = ModelChoice(
-        directory=None if args.model is None else str(args.model),
-        settings=session_settings(args),
-        options=decoding_options(args),
-        hotwords=hotwords_of(args),
-    )
     run: Callable[..., RunProgress] = run_corpus
     if args.ray is not None:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         run = functools.partial(run_on_ray, address=args.ray)
-    return run(args.manifest, args.output, model, corpus_options(args), on_progress=_Display().show)
+    return run(args.manifest, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show)
 
 
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:

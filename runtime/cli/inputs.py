@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 STDIN = Path("-")
+
+
+class RawFormat(NamedTuple):
+    """How samples without a header are to be read; see `RawAudio`."""
+
+    encoding: str
+    sample_rate: float
+    num_channels: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,7 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
     """Everything to recognise, and the number of paths with nothing to recognise, which are reported.
 
     Args:
-        args: `files`, `channel`, `track`, and `raw`, `rate` and `raw_channels`.
+        args: `files`, `channel`, `track` and `raw`.
     """
     found: list[tuple[Path, Path]] = []
     num_failed = 0
@@ -67,8 +75,7 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
     audio: File | RawAudio = file
     if args.raw:
-        num_channels = 1 if args.raw_channels is None else args.raw_channels
-        audio = RawAudio(file=file, sample_rate=args.rate, encoding=args.raw, num_channels=num_channels)
+        audio = RawAudio(file=file, **args.raw._asdict())
     is_bundled = path.parent == DEMO_FOLDER / "clips"  # whose folder is long, and of no interest
     return Input(
         name="stdin" if path == STDIN else path.name if is_bundled else str(path),

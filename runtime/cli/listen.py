@@ -9,7 +9,7 @@ import json
 import time
 
 from u2moe.runtime.audio.microphone import Microphone, input_devices
-from u2moe.runtime.cli.options import Subparsers, add_decoding, make_recognizer
+from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
 from u2moe.runtime.result import Result
@@ -37,7 +37,7 @@ def run_listen(args: argparse.Namespace) -> int:
         for number, name in input_devices():
             print_result(f"{number}\t{name}\n")
         return 0
-    recognizer = make_recognizer(args)
+    recognizer = model_choice(args).load()
     recognizer.warm_up()
     device = int(args.device) if args.device and args.device.isdecimal() else args.device
 

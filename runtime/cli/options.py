@@ -1,55 +1,55 @@
-"""Options shared by several sub-commands: the model, and how to decode."""
+"""Options shared by several commands: the model, how to decode, hotwords and the language model."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.cli.language_model import add_language_model, language_model_options
+from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.model.native import KERNELS, VARIABLE
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import SEARCHES, DecodingOptions, EndpointConfig
-from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.written.formatter import TextFormat
 
 Subparsers = Any  # argparse has no public name for it
+Hotwords = tuple[str | tuple[str, float], ...]
+
+DEMO = "demo"
+"""The name of the language model that comes with the demo model; ./demo is a file."""
+_LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
 
 
 def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     """Options for model and decoding; `chunk_size` describes the default chunk size."""
-    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
     parser.add_argument("--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
     parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
     parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
-    parser.add_argument(
-        "--ctc-weight", type=float, metavar="X", help="weight of the first pass (default: from the bundle)"
-    )
-    parser.add_argument("--reverse-weight", type=float, metavar="X", help="weight of the right-to-left decoder, 0 to 1")
-    add_padding(parser)
+    add_session(parser)
+    add_words(parser)
+    parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
+
+
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """Options of what runs the graphs."""
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
-    add_kernels(parser)
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Options of words to prefer: hotwords, and a language model."""
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
-    group = parser.add_argument_group("written text")
-    group.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
-    group.add_argument(
-        "--capitalized", type=Path, metavar="FILE", help="further words that --format-text writes with capitals"
-    )
-    add_language_model(parser)
-
-
-def add_padding(parser: argparse.ArgumentParser) -> None:
-    """The option `--padding`."""
     parser.add_argument(
-        "--padding",
-        type=float,
-        metavar="S",
-        help="seconds of silence around audio that is cut off in a sound (default: from the bundle)",
+        "--lm",
+        metavar="FILE[,NAME=X...]",
+        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one that comes with the demo model. "
+        "Perhaps with weight, word_bonus, unknown_score, rescoring_weight, level, as 'u2moe lm tune' prints them, or "
+        "with files of words that are as probable as a word of the model: ',<name>=names.txt'",
     )
 
 
@@ -63,79 +63,53 @@ def add_channel(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_kernels(parser: argparse.ArgumentParser) -> None:
-    """The option `--kernels`."""
-    parser.add_argument(
-        "--kernels",
-        choices=KERNELS,
-        help=f"native: those of u2moe-kernels; auto: these where they are installed (default: ${VARIABLE} or auto)",
-    )
-
-
 def given_options(args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str]) -> list[str]:
     """Those of the options, as "--beam-size", whose value is not the default."""
     return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
 
 
-def named_path(text: str) -> Path:
-    """A path that is not empty, as an unset variable of a shell script is: it would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("a name is empty")
-    return Path(text)
+def model_choice(args: argparse.Namespace) -> ModelChoice:
+    """The model and how to decode, from the options of `add_decoding`.
 
-
-def make_recognizer(args: argparse.Namespace) -> Recognizer:
-    """The recogniser for the options."""
-    options, hotwords = decoding_options(args), hotwords_of(args)
-    return Recognizer.load(args.model, session_settings(args), options=options, hotwords=hotwords)
-
-
-def session_settings(args: argparse.Namespace) -> SessionSettings:
-    """Where and how the graphs run."""
-    return SessionSettings(providers=_provider_names(args), num_threads=args.num_threads, kernels=args.kernels)
-
-
-def decoding_options(args: argparse.Namespace) -> DecodingOptions:
-    """How to decode."""
-    language_model = language_model_options(args)
-    return DecodingOptions(
+    Raises:
+        ValueError: an option is out of range, or its file cannot be read.
+        LanguageModelError: the language model cannot be read.
+    """
+    hotwords = hotwords_of(args)
+    language_model = language_model_options(args.lm)
+    options = DecodingOptions(
         search=args.search,
         beam_size=args.beam_size,
-        ctc_weight=args.ctc_weight,
-        reverse_weight=args.reverse_weight,
         chunk_size=args.chunk_size,
         num_left_chunks=-1 if args.left_chunks is None else args.left_chunks,
         endpoint=EndpointConfig(),
         language_model=language_model,
-        padding_s=args.padding,
-        text_format=_text_format(args, language_model),
+        text_format=_text_format(hotwords, language_model) if args.format_text else None,
+    )
+    return ModelChoice(
+        directory=None if args.model is None else str(args.model),
+        settings=session_settings(args),
+        options=options,
+        hotwords=hotwords,
     )
 
 
-def _text_format(args: argparse.Namespace, language_model: LanguageModelOptions | None) -> TextFormat | None:
-    if not args.format_text:
-        if args.capitalized:
-            raise ValueError("--capitalized needs --format-text")
-        return None
-    try:
-        lines = args.capitalized.read_text(encoding="utf-8-sig").splitlines() if args.capitalized else []
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{args.capitalized}: {error}") from error
-    known = language_model.model.capitalized() if language_model else ()
-    return TextFormat(capitalized=(*known, *(line.strip() for line in lines if line.strip())))
+def _text_format(hotwords: Hotwords | None, language_model: LanguageModelOptions | None) -> TextFormat:
+    """Written text, in which words of hotwords and language model have the capitals that these have."""
+    phrases = [hotword if isinstance(hotword, str) else hotword[0] for hotword in hotwords or ()]
+    mixed = [phrase for phrase in phrases if phrase not in (phrase.lower(), phrase.upper())]
+    return TextFormat(capitalized=(*(language_model.model.capitalized() if language_model else ()), *mixed))
 
 
-def _provider_names(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """Execution providers, separated by commas; None: the default."""
-    if args.providers is None:
-        return None
-    names = tuple(name.strip() for name in args.providers.split(","))
-    if not all(names):
+def session_settings(args: argparse.Namespace) -> SessionSettings:
+    """Where and how the graphs run, from the options of `add_session`."""
+    names = None if args.providers is None else tuple(name.strip() for name in args.providers.split(","))
+    if names is not None and not all(names):
         raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
-    return names
+    return SessionSettings(providers=names, num_threads=args.num_threads)
 
 
-def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...] | None:
+def hotwords_of(args: argparse.Namespace) -> Hotwords | None:
     """Hotwords in the file that --hotwords names; None: there is none."""
     if not args.hotwords:
         return None
@@ -146,3 +120,40 @@ def hotwords_of(args: argparse.Namespace) -> tuple[str | tuple[str, float], ...]
     if not hotwords:
         raise ValueError(f"{args.hotwords}: holds no hotwords")
     return hotwords
+
+
+def language_model_options(text: str | None) -> LanguageModelOptions | None:
+    """The language model in the value of --lm, "FILE,weight=0.4,<name>=names.txt"; None: there is none.
+
+    Raises:
+        LanguageModelError: it cannot be read.
+        ValueError: a number is out of range, or a file of words cannot be read.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)
+    file, settings = found.groups() if found else (text, "")
+    chosen: dict[str, Any] = {}
+    classes: dict[str, list[str]] = {}
+    for setting in settings.split(",")[1:]:
+        name, _, value = setting.partition("=")
+        if name in _LM_NUMBERS:
+            try:
+                chosen[name] = float(value)
+            except ValueError as error:
+                raise ValueError(f"--lm: {name} must be a number, got {value!r}") from error
+        elif name == "level":
+            chosen[name] = value
+        else:
+            classes.setdefault(name, []).extend(_words_in(name, value))
+    chosen["classes"] = classes
+    return LanguageModelOptions.demo(**chosen) if file == DEMO else LanguageModelOptions(model=file, **chosen)
+
+
+def _words_in(name: str, file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        expected = ", ".join((*_LM_NUMBERS, "level"))
+        raise ValueError(f"--lm: found {name}={file}, expected {expected}, or WORD=FILE: {error}") from error
+    return [line.strip() for line in lines if line.strip()]

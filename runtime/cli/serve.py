@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.cli.language_model import add_language_model, language_model_options
-from u2moe.runtime.cli.options import add_kernels, hotwords_of, session_settings
+from u2moe.runtime.cli.options import add_session, add_words, hotwords_of, language_model_options, session_settings
 
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
@@ -64,11 +63,8 @@ def add_serve(subparsers: Any) -> None:
     parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate for HTTPS and WSS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of the certificate")
     parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: 16)")
-    parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
-    parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
-    add_kernels(parser)
-    parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
-    add_language_model(parser)
+    add_session(parser)
+    add_words(parser)
     parser.set_defaults(run=run_serve)
 
 
@@ -96,7 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
         chunk_size=args.chunk_size,
         settings=session_settings(args),
         hotwords=hotwords_of(args),
-        language_model=language_model_options(args),
+        language_model=language_model_options(args.lm),
     )
     return launch(options, model)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 from pathlib import Path
 
 from u2moe.runtime.audio.raw import ENCODINGS
-from u2moe.runtime.cli.inputs import find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, make_recognizer, named_path
+from u2moe.runtime.cli.inputs import RawFormat, find_inputs
+from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, model_choice
 from u2moe.runtime.cli.outputs import EVENTS, make_output
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
@@ -33,14 +34,23 @@ def add_transcribe(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="audio files, media files, folders, pipes; -: standard input",
     )
-    _add_audio(parser)
+    add_channel(parser)
+    parser.add_argument(
+        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
+    )
+    parser.add_argument(
+        "--raw",
+        type=_raw_format,
+        metavar="ENCODING:HZ[:CHANNELS]",
+        help=f"files are samples without a header, read as they come, such as s16le:16000; {', '.join(ENCODINGS)}",
+    )
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
     parser.add_argument(
         "--vad",
-        action="store_true",
-        help="recognise only where silero VAD finds speech (pip install --no-deps silero-vad)",
+        metavar="MODEL",
+        help="recognise only where silero VAD finds speech; silero: the installed one (pip install --no-deps "
+        "silero-vad), or an ONNX file of it",
     )
-    parser.add_argument("--vad-model", type=Path, metavar="FILE", help="like --vad, with this ONNX file of silero VAD")
     add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
     parser.add_argument(
         "-f",
@@ -60,15 +70,18 @@ def add_transcribe(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_transcribe)
 
 
-def _add_audio(parser: argparse.ArgumentParser) -> None:
-    """Options about where the audio is."""
-    add_channel(parser)
-    parser.add_argument(
-        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
-    )
-    parser.add_argument("--raw", choices=ENCODINGS, help="files are samples without a header, read as they come")
-    parser.add_argument("--rate", type=float, metavar="HZ", help="with --raw: the sample rate")
-    parser.add_argument("--raw-channels", type=int, metavar="N", help="with --raw: number of channels (default: 1)")
+def named_path(text: str) -> Path:
+    """A path that is not empty, as an unset variable of a shell script is: it would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a name is empty")
+    return Path(text)
+
+
+def _raw_format(text: str) -> RawFormat:
+    found = re.fullmatch(rf"({'|'.join(ENCODINGS)}):(\d+(?:\.\d+)?)(?::(\d+))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be ENCODING:HZ[:CHANNELS], such as s16le:16000, got {text!r}")
+    return RawFormat(found[1], float(found[2]), int(found[3] or 1))
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
@@ -78,9 +91,11 @@ def run_transcribe(args: argparse.Namespace) -> int:
     num_asked = len(inputs) + num_failed
     output = make_output(args.output_dir, args.format, inputs)
     inputs = output.missing(inputs)
-    vad = VoiceActivityDetector(args.vad_model) if _has_vad(args) else None
+    vad = _detector(args.vad)
     bar = ProgressBar([item.file for item in inputs])
-    recognition = Recognition(make_recognizer(args), vad, is_stream=args.stream, output=output, on_progress=bar.show)
+    recognition = Recognition(
+        model_choice(args).load(), vad, is_stream=args.stream, output=output, on_progress=bar.show
+    )
     for number, item in enumerate(inputs):
         bar.begin(number)
         try:
@@ -106,16 +121,13 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ValueError for options that contradict each other or would have no effect."""
     if args.format == EVENTS and args.output_dir:
         raise ValueError(f"-f {EVENTS} is for stdout: leave out --output-dir")
-    if _has_vad(args) and args.stream:
+    if args.vad and args.stream:
         raise ValueError("--vad needs whole recordings: leave out --stream")
     if args.left_chunks is not None and args.chunk_size is None and not args.stream:
         raise ValueError("--left-chunks needs --chunk-size or --stream: full context has no chunks")
-    if args.raw and args.rate is None:
-        raise ValueError("--raw needs --rate: nothing else tells the sample rate")
-    for name in ("rate", "raw_channels"):
-        if getattr(args, name) is not None and not args.raw:
-            raise ValueError(f"--{name.replace('_', '-')} needs --raw: other files have headers")
 
 
-def _has_vad(args: argparse.Namespace) -> bool:
-    return args.vad or args.vad_model is not None
+def _detector(model: str | None) -> VoiceActivityDetector | None:
+    if model is None:
+        return None
+    return VoiceActivityDetector(None if model == "silero" else Path(model))

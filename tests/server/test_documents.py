@@ -126,7 +126,7 @@ def test_openapi(server):
 
 def served(arguments):
     """What the command line makes of the arguments of `u2moe`."""
-    return cli.parser(arguments[:1]).parse_args(arguments)
+    return cli.parser(arguments).parse_args(arguments)
 
 
 def instructions(dockerfile):

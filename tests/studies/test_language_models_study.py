@@ -11,8 +11,8 @@ from u2moe.benchmarks.studies import language_models
 
 @pytest.mark.slow
 def test_the_script_measures_what_pages_show(bundle, sound, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.corpus.language_model_tuning.FIRST_GRID", {"weight": (0.2,)})
-    monkeypatch.setattr("u2moe.runtime.corpus.language_model_tuning.SECOND_GRID", {"rescoring_weight": (0.5,)})
+    monkeypatch.setattr("u2moe.runtime.decoding.language_model_weights.FIRST_GRID", {"weight": (0.2,)})
+    monkeypatch.setattr("u2moe.runtime.decoding.language_model_weights.SECOND_GRID", {"rescoring_weight": (0.5,)})
     for name in ("test", "dev"):
         soundfile.write(tmp_path / f"{name}.wav", sound[:30_000], 16_000)
         (tmp_path / f"{name}.tsv").write_text(f"{name}.wav\tA B\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from u2moe.benchmarks.studies.shared.environments import make_environment
 from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import ONLINE, SherpaOptions
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
+from u2moe.runtime.model.native import VARIABLE
 
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
@@ -51,7 +52,12 @@ class RunningServer:
 
 @contextlib.contextmanager
 def our_server(
-    bundle: Path, *, capacity: int | None = NO_LIMIT, cores: str | None = None, arguments: Sequence[str] = ()
+    bundle: Path,
+    *,
+    capacity: int | None = NO_LIMIT,
+    cores: str | None = None,
+    kernels: str = "auto",
+    arguments: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
     """`u2moe serve`, on some cores.
 
@@ -59,10 +65,12 @@ def our_server(
         bundle: folder of a bundle.
         capacity: live streams that it takes; None: as many as it measures.
         cores: that it may use, as taskset(1) takes them; None: all.
+        kernels: what computes the functions of the graphs.
         arguments: further ones.
     """
     port = free_port()
-    command = [sys.executable, "-m", "u2moe.runtime.cli", "serve", str(bundle), "--port", str(port), *arguments]
+    command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
+    command += ["--port", str(port), *arguments]
     command += [] if capacity is None else ["--capacity", str(capacity)]
     with _process(command, cores, until="live streams at a time\n") as (process, said):
         words = next((line.split() for line in said.splitlines() if "live streams" in line), [])
