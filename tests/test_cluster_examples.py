@@ -33,8 +33,8 @@ def test_slurm():
     subprocess.run(["bash", "-n", str(file)], check=True)
     text = file.read_text(encoding="utf-8")
     command = re.search(r"^exec (.*)$", text, re.MULTILINE)[1]
-    args = understood(command, manifest="m", output="o", SLURM_CPUS_PER_TASK="32")
-    assert (args.manifest, args.output, args.workers) == ("m", "o", 32)
+    args = understood(command, list="m", output="o", SLURM_CPUS_PER_TASK="32")
+    assert (args.list, args.output, args.workers) == ("m", "o", 32)
     directives = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
     assert re.fullmatch(r"0-\d+", directives["array"])
     assert {"cpus-per-task", "time", "requeue", "signal"} <= directives.keys()

@@ -23,8 +23,7 @@ from u2moe.runtime.corpus.block_recognizer import _BATCH_LEN, BlockRecognizer
 from u2moe.runtime.corpus.blocks import Shard, cut_into_blocks, range_of
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.cores import cores_of, num_cores, usable_cores
-from u2moe.runtime.corpus.entry import AudioFile, Entry
-from u2moe.runtime.corpus.manifests import ManifestOptions, read_utterances
+from u2moe.runtime.corpus.lists import ListOptions, read_utterances
 from u2moe.runtime.corpus.rows import RowMaker
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
@@ -82,14 +81,14 @@ def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbe
         ({"model": ToyChoice(hotwords_digest="0")}, "other hotwords"),
         ({"options": dataclasses.replace(ONE, block_size=5)}, "another block size: its block_size is 4, now it is 5"),
         ({"options": dataclasses.replace(ONE, output_format="parquet")}, "another output format"),
-        ({"options": dataclasses.replace(ONE, manifest=ManifestOptions(channel=0))}, r"another channel \(--channel\)"),
-        ({"manifest": {"key": "k", "wav": "0.wav"}}, "another manifest"),
+        ({"options": dataclasses.replace(ONE, list_options=ListOptions(channel=0))}, r"another channel \(--channel\)"),
+        ({"list": {"key": "k", "wav": "0.wav"}}, "another list"),
     ],
 )
 def test_another_run_is_refused(corpus, undisturbed, tmp_path, changed, message):
-    manifest = write_list(tmp_path / "data.list", [changed["manifest"]]) if "manifest" in changed else corpus
+    list_path = write_list(tmp_path / "data.list", [changed["list"]]) if "list" in changed else corpus
     with pytest.raises(CorpusError, match=f"was begun with {message}"):
-        run_corpus(manifest, undisturbed, changed.get("model", ToyChoice()), changed.get("options", ONE))
+        run_corpus(list_path, undisturbed, changed.get("model", ToyChoice()), changed.get("options", ONE))
 
 
 def test_folders_of_something_else_are_refused(corpus, tmp_path):
@@ -115,8 +114,8 @@ def test_what_fails_becomes_a_row(corpus, tmp_path):
         {"wav": "no key"},
         {"key": "empty", "wav": "long.wav", "start": 900},
     ]
-    manifest = write_list(tmp_path / "data.list", [lines[1], lines[0], *lines[2:]])
-    progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), ONE)
+    list_path = write_list(tmp_path / "data.list", [lines[1], lines[0], *lines[2:]])
+    progress = run_corpus(list_path, tmp_path / "out", ToyChoice(), ONE)
     rows = {row["key"]: row for row in rows_in(tmp_path / "out")}
     assert (progress.num_done, progress.num_failed) == (7, 5)
     assert rows["good"]["text"] == listed(corpus)[0]["txt"]
@@ -146,11 +145,11 @@ def stereo(tmp_path):
 
 def test_one_channel_is_recognised(stereo, tmp_path):
     for channel, texts in ((0, ["A B", "A B"]), (1, ["B C", "A B"])):
-        options = dataclasses.replace(ONE, manifest=ManifestOptions(channel=channel))
+        options = dataclasses.replace(ONE, list_options=ListOptions(channel=channel))
         progress = run_corpus(stereo, tmp_path / f"{channel}", ToyChoice(), options)
         assert [row["text"] for row in rows_in(tmp_path / f"{channel}")] == texts
         assert (progress.num_failed, progress.num_warned) == (0, 0)
-    options = dataclasses.replace(ONE, manifest=ManifestOptions(channel=2))
+    options = dataclasses.replace(ONE, list_options=ListOptions(channel=2))
     assert run_corpus(stereo, tmp_path / "2", ToyChoice(), options).num_failed == 2
     assert "there is no channel 2: it has 2" in rows_in(tmp_path / "2")[0]["error"]
 
@@ -199,7 +198,7 @@ def test_other_warnings_go_where_they_went(stereo, recwarn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"manifest_format": "csv"}, "manifest_format must be one of wenet, .*, got 'csv'"),
+        ({"list_format": "csv"}, "list_format must be one of wenet, .*, got 'csv'"),
         ({"output_format": "csv"}, "output_format must be one of jsonl, parquet, got 'csv'"),
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"block_size": 2.5}, "block_size must be an integer"),
@@ -207,7 +206,7 @@ def test_other_warnings_go_where_they_went(stereo, recwarn):
         ({"num_workers": True}, "num_workers must be an integer, got True"),
         ({"retry_failed": 1}, "retry_failed must be"),
         ({"shard": "0/2"}, "shard must be"),
-        ({"manifest": {"root": "x"}}, "manifest must be"),
+        ({"list_options": {"root": "x"}}, "list_options must be"),
     ],
 )
 def test_options_are_checked(options, message):
@@ -218,25 +217,25 @@ def test_options_are_checked(options, message):
 @pytest.mark.parametrize(("channel", "message"), [(-1, "at least 0"), ("left", "an integer"), (0.0, "an integer")])
 def test_channels_are_checked(channel, message):
     with pytest.raises(ValueError, match=f"channel must be {message}"):
-        ManifestOptions(channel=channel)
+        ListOptions(channel=channel)
 
 
 def test_failures_are_tried_again_where_that_is_asked_for(corpus, tmp_path):
     lines = listed(corpus)[:6]
-    manifest = write_list(tmp_path / "data.list", [line | {"wav": f"{line['key']}.wav"} for line in lines])
+    list_path = write_list(tmp_path / "data.list", [line | {"wav": f"{line['key']}.wav"} for line in lines])
     for line in lines[1:]:
         (tmp_path / f"{line['key']}.wav").write_bytes(corpus.with_name(line["wav"]).read_bytes())
-    assert run_corpus(manifest, tmp_path / "out", ToyChoice(), ONE).num_failed == 1
+    assert run_corpus(list_path, tmp_path / "out", ToyChoice(), ONE).num_failed == 1
     (tmp_path / "k0.wav").write_bytes(corpus.with_name("0.wav").read_bytes())
-    assert run_corpus(manifest, tmp_path / "out", ToyChoice(), ONE).num_done == 0
-    again = run_corpus(manifest, tmp_path / "out", ToyChoice(), dataclasses.replace(ONE, retry_failed=True))
+    assert run_corpus(list_path, tmp_path / "out", ToyChoice(), ONE).num_done == 0
+    again = run_corpus(list_path, tmp_path / "out", ToyChoice(), dataclasses.replace(ONE, retry_failed=True))
     assert (again.num_before, again.num_done, again.num_failed) == (2, 4, 0)
     assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in lines]
 
 
 def test_rows_for_nemo_keep_its_fields(corpus, tmp_path):
     line = {"audio_filepath": str(corpus.with_name("0.wav")), "duration": 1, "text": "b", "lang": "en"}
-    run_corpus(write_list(tmp_path / "manifest.json", [line]), tmp_path / "out", ToyChoice(), ONE)
+    run_corpus(write_list(tmp_path / "list.json", [line]), tmp_path / "out", ToyChoice(), ONE)
     (row,) = rows_in(tmp_path / "out")
     assert {name: row[name] for name in line} == line
     assert row["pred_text"] == listed(corpus)[0]["txt"]
@@ -250,8 +249,8 @@ def test_shards_share_a_folder(corpus, undisturbed, tmp_path):
 
 
 @given(num=st.integers(0, 40), size=st.integers(1, 12), count=st.integers(1, 5))
-def test_blocks_cover_a_manifest_once(num, size, count):
-    utterances = [Entry(key=str(i), source=AudioFile(path="x")) for i in range(num)]
+def test_blocks_cover_a_list_once(num, size, count):
+    utterances = [Utterance(key=str(i), source=AudioFile(path="x")) for i in range(num)]
     blocks = list(cut_into_blocks(iter(utterances), size))
     assert [utterance for block in blocks for utterance in block.utterances] == utterances
     for block in blocks:
@@ -326,9 +325,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")
 
 @pytest.mark.slow
 def test_a_file_that_kills_its_reader_becomes_a_row(corpus, tmp_path):
-    manifest = crashing(corpus, tmp_path / "kaldi", "kill -SEGV $PPID; sleep 9")
-    options = dataclasses.replace(ONE, manifest=ManifestOptions(allow_pipes=True))
-    progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), options)
+    list_path = crashing(corpus, tmp_path / "kaldi", "kill -SEGV $PPID; sleep 9")
+    options = dataclasses.replace(ONE, list_options=ListOptions(allow_pipes=True))
+    progress = run_corpus(list_path, tmp_path / "out", ToyChoice(), options)
     rows = rows_in(tmp_path / "out")
     assert (progress.num_deaths, progress.num_failed) == (3, 1)
     assert rows[2]["error"] == "left out: the process that recognised it died (SIGSEGV)"
@@ -338,13 +337,13 @@ def test_a_file_that_kills_its_reader_becomes_a_row(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(corpus, undisturbed, tmp_path):
-    manifest = crashing(
+    list_path = crashing(
         corpus,
         tmp_path / "kaldi",
         f"test -e {tmp_path}/once || {{ touch {tmp_path}/once; kill -9 $PPID; }}; cat {corpus.with_name('2.wav')}",
     )
-    options = dataclasses.replace(TWO, manifest=ManifestOptions(allow_pipes=True))
-    progress = run_corpus(manifest, tmp_path / "out", ToyChoice(), options)
+    options = dataclasses.replace(TWO, list_options=ListOptions(allow_pipes=True))
+    progress = run_corpus(list_path, tmp_path / "out", ToyChoice(), options)
     assert (progress.num_deaths, progress.num_failed, progress.num_done) == (1, 0, 6)
     assert [row["text"] for row in rows_in(tmp_path / "out")] == [row["text"] for row in rows_in(undisturbed)][:6]
 
@@ -358,7 +357,7 @@ def test_audio_of_a_worker_that_is_killed_is_counted_once(corpus, tmp_path):
     command = f"test -e {once} || {{ touch {once}; kill -9 $PPID; sleep 9; }}; cat {corpus.with_name('1.wav')}"
     wavs = [f"k{number:02} {corpus.with_name(lines[number % 9]['wav'])}\n" for number in range(_BATCH_LEN)]
     (folder / "wav.scp").write_text("".join([*wavs, f"k99 {command} |\n"]), encoding="utf-8")
-    options = CorpusOptions(num_workers=1, manifest=ManifestOptions(allow_pipes=True))
+    options = CorpusOptions(num_workers=1, list_options=ListOptions(allow_pipes=True))
     seen = []
     progress = run_corpus(
         folder, tmp_path / "out", ToyChoice(), options, on_progress=lambda found: seen.append(found.num_recognized)
@@ -391,7 +390,7 @@ def test_a_run_whose_machine_fails_goes_on_elsewhere(corpus, tmp_path):
     script = (
         "import sys; from corpora import ToyChoice; from u2moe.runtime.corpus.runner import *\n"
         "run_corpus(sys.argv[1], sys.argv[2], ToyChoice(), CorpusOptions(block_size=2, num_workers=2, "
-        "manifest=ManifestOptions(allow_pipes=True)))"
+        "list_options=ListOptions(allow_pipes=True)))"
     )
     assert_survives_kill(script, corpus, tmp_path)
     assert not list((tmp_path / "out" / "claims").glob("[0-9]*"))

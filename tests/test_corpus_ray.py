@@ -11,8 +11,7 @@ from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed,
 
 from u2moe.runtime import CorpusError, SessionSettings
 from u2moe.runtime.corpus.blocks import Block
-from u2moe.runtime.corpus.entry import AudioFile, Entry
-from u2moe.runtime.corpus.manifests import ManifestOptions
+from u2moe.runtime.corpus.lists import ListOptions
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
@@ -45,7 +44,7 @@ def run_on_ray(*arguments, **options):
 
 
 def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, tmp_path):
-    """Two actors take all CPUs: the manifest is read without one."""
+    """Two actors take all CPUs: the list is read without one."""
     progress = run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(block_size=4))
     assert (progress.num_done, progress.num_failed, progress.total) == (10, 0, 10)
     assert files_in(tmp_path) == files_in(undisturbed)
@@ -67,7 +66,7 @@ def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path, monkeypatch
 def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_path):
     marker = tmp_path / "once"
     command = f"test -e {marker} || {{ touch {marker}; kill -9 $PPID; }}; cat {corpus.with_name('2.wav')}"
-    options = CorpusOptions(block_size=2, num_workers=2, manifest=ManifestOptions(allow_pipes=True))
+    options = CorpusOptions(block_size=2, num_workers=2, list_options=ListOptions(allow_pipes=True))
     run_on_ray(crashing(corpus, tmp_path / "killed", command), tmp_path / "out", ToyChoice(), options)
     assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in listed(corpus)[:6]]
     always = crashing(corpus, tmp_path / "always", "kill -9 $PPID; sleep 9")
@@ -83,10 +82,10 @@ def test_a_driver_that_is_killed(corpus, undisturbed, tmp_path):
     pytest.importorskip("ray")
     script = (
         "import sys, ray; from corpora import ToyChoice; from u2moe.runtime.corpus.ray import *\n"
-        "from u2moe.runtime.corpus.manifests import ManifestOptions\n"
+        "from u2moe.runtime.corpus.lists import ListOptions\n"
         "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
         "run_on_ray(sys.argv[1], sys.argv[2], ToyChoice(), CorpusOptions(block_size=2, num_workers=2, "
-        "manifest=ManifestOptions(allow_pipes=True)))"
+        "list_options=ListOptions(allow_pipes=True)))"
     )
     assert_survives_kill(script, corpus, tmp_path)
 
@@ -138,7 +137,7 @@ def contents(output):
     return list(OutputFolder(str(output)).contents())
 
 
-def test_manifest_audio_and_results_on_s3(corpus, undisturbed, bucket):
+def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
     for number in range(10):
         put(bucket, f"in/{number}.wav", corpus.with_name(f"{number}.wav").read_bytes())
     put(bucket, "in/data.list", corpus.read_bytes())

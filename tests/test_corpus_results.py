@@ -222,9 +222,9 @@ def test_status_shows_warnings(tmp_path, capsys):
 def test_the_command_line(tmp_path, capsys):
     out, clips = str(tmp_path / "out"), DEMO_FOLDER / "clips"
     lines = [line.split("\t") for line in (clips / "transcripts.txt").read_text().splitlines()]
-    manifest = tmp_path / "list.tsv"
-    manifest.write_text("".join(f"{clips / name}\t{text}\n" for name, text in lines) + "missing.wav\tA\n")
-    arguments = ["corpus", str(manifest), out, "--workers", "1", "--block-size", "3"]
+    list_path = tmp_path / "list.tsv"
+    list_path.write_text("".join(f"{clips / name}\t{text}\n" for name, text in lines) + "missing.wav\tA\n")
+    arguments = ["corpus", str(list_path), out, "--workers", "1", "--block-size", "3"]
     before = signal.getsignal(signal.SIGTERM)
     assert main(arguments) == 1
     assert signal.getsignal(signal.SIGTERM) == before

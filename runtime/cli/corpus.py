@@ -16,7 +16,7 @@ from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
 from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
-from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions
+from u2moe.runtime.corpus.lists import FORMATS, ListOptions
 from u2moe.runtime.corpus.runner import OUTPUT_FORMATS, CorpusOptions, RunProgress, run_corpus
 
 _LINE_S = 300.0
@@ -24,22 +24,22 @@ _ACTIONS = {"status": add_status, "merge": add_merge, "score": add_score}
 
 
 def add_corpus(subparsers: Subparsers) -> None:
-    """`u2moe corpus MANIFEST OUT`, and `u2moe corpus status`, `merge` and `score`."""
+    """`u2moe corpus LIST OUT`, and `u2moe corpus status`, `merge` and `score`."""
     listed = subparsers.add_parser("corpus", help="recognise a corpus, each utterance exactly once")
     parser = subparsers.choices["corpus"] = _Parser(  # argparse makes sub-commands of the class of their parents alone
         prog=listed.prog,
-        description="Recognise the utterances of a manifest. Results are written in blocks; a second run does what is\n"
+        description="Recognise the utterances of a list. Results are written in blocks; a second run does what is\n"
         "missing. Any number of machines may work on one folder. Of its results:\n\n"
         "  u2moe corpus status OUT      what is done, and what is missing\n"
         "  u2moe corpus merge OUT FILE  all rows in one file\n"
         "  u2moe corpus score OUT       word errors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="formats of manifests:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
+        epilog="formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
     )
-    parser.add_argument("manifest", metavar="MANIFEST", help="manifest, folder or URL")
+    parser.add_argument("list", metavar="LIST", help="list, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
-    parser.add_argument("--manifest-format", choices=FORMATS, help="default: detected")
-    parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the manifest's)")
+    parser.add_argument("--list-format", choices=FORMATS, help="default: detected")
+    parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the list's)")
     parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
     add_channel(parser)
     parser.add_argument("-f", "--format", choices=OUTPUT_FORMATS, default="jsonl", help="of results (default: jsonl)")
@@ -66,7 +66,7 @@ def _shard(text: str) -> Shard:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Hands the arguments to the parser of an action if they begin with its name; a manifest of that name is ./NAME."""
+    """Hands the arguments to the parser of an action if they begin with its name; a list of that name is ./NAME."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """The options, and arguments that are none."""
@@ -93,14 +93,14 @@ def _run(args: argparse.Namespace) -> RunProgress:
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         run = functools.partial(run_on_ray, address=args.ray)
-    return run(args.manifest, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show)
+    return run(args.list, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show)
 
 
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:
     """How the corpus is read, divided and written."""
     return CorpusOptions(
-        manifest_format=args.manifest_format,
-        manifest=ManifestOptions(root=args.root, allow_pipes=args.allow_pipes, channel=args.channel),
+        list_format=args.list_format,
+        list_options=ListOptions(root=args.root, allow_pipes=args.allow_pipes, channel=args.channel),
         output_format=args.format,
         block_size=args.block_size,
         shard=args.shard,

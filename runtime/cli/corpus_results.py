@@ -28,15 +28,15 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 def add_merge(parser: argparse.ArgumentParser) -> None:
     """`u2moe corpus merge OUT FILE`."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
-    parser.add_argument("file", metavar="FILE", help="one file with all rows, in the order of the manifest")
+    parser.add_argument("file", metavar="FILE", help="one file with all rows, in the order of the list")
     parser.add_argument("--partial", action="store_true", help="also if utterances are missing")
     parser.set_defaults(run=run_merge)
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
     """`u2moe corpus score OUT...`."""
-    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results with transcripts in the manifest")
-    parser.add_argument("--by", metavar="FIELD", help="speaker, length, or a field of the manifest, such as set")
+    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results with transcripts in the list")
+    parser.add_argument("--by", metavar="FIELD", help="speaker, length, or a field of the list, such as set")
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with most errors")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_score)
@@ -48,7 +48,7 @@ def run_status(args: argparse.Namespace) -> int:
     run = folder.description()
     blocks = folder.finished_blocks()
     num_done, total = sum(stop - start for start, stop in blocks.items()), folder.num_utterances
-    print_result(f"{run.manifest} ({run.manifest_format}), model {run.model[:12]}, {run.output_format}\n")
+    print_result(f"{run.list_path} ({run.list_format}), model {run.model[:12]}, {run.output_format}\n")
     print_result(
         f"{num_done} of {'an unknown number of' if total is None else total} utterances, {len(blocks)} blocks\n"
     )

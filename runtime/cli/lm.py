@@ -11,7 +11,7 @@ import numpy as np
 from u2moe.runtime.cli.options import Subparsers, language_model_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
-from u2moe.runtime.corpus.manifests import read_utterances
+from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.decoding.language_model_weights import (

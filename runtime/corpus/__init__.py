@@ -1,1 +1,1 @@
-"""Corpora: manifests, runs over them by many processes and machines, their results, and word errors."""
+"""Corpora: lists, runs over them by many processes and machines, their results, and word errors."""

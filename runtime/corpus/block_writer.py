@@ -52,7 +52,7 @@ class BlockWriter:
     ) -> None:
         self._folder = folder
         self._format = run.output_format
-        rows = RowMaker(model=run.model, options=changed_options(run.options), is_nemo=run.manifest_format == "nemo")
+        rows = RowMaker(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
         self._recognizer = BlockRecognizer(recognizer, rows, on_progress=on_progress, on_attempt=on_attempt)
 
     def write(self, block: Block, caution: Caution | None = None) -> BlockDone:

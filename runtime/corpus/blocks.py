@@ -1,4 +1,4 @@
-"""Blocks of a manifest: consecutive utterances, by position, so that all machines cut it alike without talking."""
+"""Blocks of a list: consecutive utterances, by position, so that all machines cut it alike without talking."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.[a-z]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive utterances of a manifest.
+    """Consecutive utterances of a list.
 
     Attributes:
         number: its place among the blocks.
-        start: position of its first utterance in the manifest.
+        start: position of its first utterance in the list.
         utterances: at least one.
     """
 

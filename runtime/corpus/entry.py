@@ -1,4 +1,4 @@
-"""An utterance of a corpus: where its audio lies, and what its manifest says of it. Reads no audio; `sources` does."""
+"""An utterance of a corpus: where its audio lies, and what its list says of it. Reads no audio; `sources` does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """Takes the place of audio where a line of a manifest cannot be understood; reading it raises AudioError."""
+    """Takes the place of audio where a line of a list cannot be understood; reading it raises AudioError."""
 
     error: str
 
@@ -76,15 +76,15 @@ class Entry:
     """An entry of a list: a recording, or a part of one, that is recognised on its own.
 
     Attributes:
-        key: what names it, as the manifest does.
+        key: what names it, as the list does.
         source: where its audio lies.
         start: seconds into the source at which it begins.
         end: seconds into the source at which it ends; None: at the end of the source.
         channel: index of the only channel to use; None: the average of all.
-        text: its transcript, if the manifest has one.
-        speaker: its speaker, if the manifest names one.
-        duration: its length in seconds, if the manifest states it.
-        fields: everything else that the manifest says, as JSON; of a NeMo manifest all its fields.
+        text: its transcript, if the list has one.
+        speaker: its speaker, if the list names one.
+        duration: its length in seconds, if the list states it.
+        fields: everything else that the list says, as JSON; of a NeMo list all its fields.
     """
 
     key: str

@@ -1,8 +1,8 @@
 """The folder of a run: its description, a file for each finished block, and how many utterances there are in all.
 
     run.json                                    what the run is, written first
-    blocks/000000/000000000000-000000000256.jsonl   results of the utterances at these positions of the manifest
-    end.json                                    number of utterances, written by who first read the whole manifest
+    blocks/000000/000000000000-000000000256.jsonl   results of the utterances at these positions of the list
+    end.json                                    number of utterances, written by who first read the whole list
     claims/                                     which block is being worked on, and by whom (local folders only)
 
 A block is done when its file exists. Files appear as a whole, so a run may be killed at any moment.
@@ -59,7 +59,7 @@ class OutputFolder:
         name = join(self.path, "run.json")
         content = read_bytes(name)
         if content is None:
-            raise CorpusError(f"{self.path}: holds no run.json: 'u2moe corpus MANIFEST {self.path}' begins a run")
+            raise CorpusError(f"{self.path}: holds no run.json: 'u2moe corpus LIST {self.path}' begins a run")
         return RunDescription.from_json(content, name)
 
     def finished_blocks(self) -> dict[int, int]:
@@ -76,7 +76,7 @@ class OutputFolder:
         return exists(join(self._blocks, block.file_name(suffix)))
 
     def contents(self) -> Iterator[tuple[int, bytes]]:
-        """First positions and contents of the finished blocks, in the order of the manifest."""
+        """First positions and contents of the finished blocks, in the order of the list."""
         ranged = [(range_of(name), name) for name in list_files(self._blocks)]
         for (start, _), name in sorted((found, name) for found, name in ranged if found is not None):
             content = read_bytes(join(self._blocks, name))
@@ -90,7 +90,7 @@ class OutputFolder:
 
     @property
     def num_utterances(self) -> int | None:
-        """The number of utterances in the manifest, if a process has read it to its end."""
+        """The number of utterances in the list, if a process has read it to its end."""
         content = read_bytes(join(self.path, "end.json"))
         return None if content is None else int(json.loads(content)["num_utterances"])
 
@@ -99,7 +99,7 @@ class OutputFolder:
         write_whole(join(self.path, "end.json"), json.dumps({"num_utterances": number}).encode() + b"\n")
 
     def num_missing(self) -> int | None:
-        """Utterances without results; None: unknown, as nobody has read the manifest to its end."""
+        """Utterances without results; None: unknown, as nobody has read the list to its end."""
         total = self.num_utterances
         done = sum(stop - start for start, stop in self.finished_blocks().items())
         return None if total is None else total - done

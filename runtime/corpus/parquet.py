@@ -1,4 +1,4 @@
-"""Rows as Parquet, with the same columns for every manifest. Needs pyarrow (extra `parquet`)."""
+"""Rows as Parquet, with the same columns for every list. Needs pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 NEMO_SCHEMA = pa.schema(
     {"key": pa.string(), "pred_text": pa.string(), "read_duration": pa.float64(), "fields": pa.string(), **_RESULTS}
 )
-"""Columns for a NeMo manifest, whose own fields are JSON in `fields`."""
+"""Columns for a NeMo list, whose own fields are JSON in `fields`."""
 _JSON_COLUMNS = ("options", "fields")
 
 

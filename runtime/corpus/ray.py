@@ -24,8 +24,7 @@ from u2moe.runtime.corpus import parquet
 from u2moe.runtime.corpus.block_recognizer import BlockRecognizer
 from u2moe.runtime.corpus.block_writer import BlockWriter
 from u2moe.runtime.corpus.blocks import cut_into_blocks
-from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Entry
-from u2moe.runtime.corpus.manifests import read_utterances
+from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.rows import RowMaker, changed_options, options_as_json
@@ -41,7 +40,7 @@ utterance that kills its reader."""
 
 
 def run_on_ray(
-    manifest: str | os.PathLike[str],
+    list_path: str | os.PathLike[str],
     output: str | os.PathLike[str],
     model: ModelChoice | None = None,
     options: CorpusOptions | None = None,
@@ -52,10 +51,10 @@ def run_on_ray(
     """Recognise what is missing of a corpus on a Ray cluster; otherwise like `run_corpus`.
 
     Each actor loads the model, and takes as many CPUs as it has threads and, with a provider for GPUs, one GPU. The
-    manifest is read by one task without a CPU, so that actors may take all of them.
+    list is read by one task without a CPU, so that actors may take all of them.
 
     Args:
-        manifest: a manifest, folder or URL that all nodes can read.
+        list_path: a list, folder or URL that all nodes can read.
         output: folder or URL that all nodes can write.
         model: the model, on all nodes in the same folder; None: the demo model.
         options: how the corpus is read, divided and written; `num_workers` None: as many actors as fit.
@@ -63,11 +62,11 @@ def run_on_ray(
         on_progress: called for each finished block.
 
     Raises:
-        CorpusError: the manifest cannot be read, the folder belongs to another run, or there is no room for an actor.
+        CorpusError: the list cannot be read, the folder belongs to another run, or there is no room for an actor.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
     folder = OutputFolder(os.fspath(output))
-    run = describe_run(os.fspath(manifest), model.load(), model, options)
+    run = describe_run(os.fspath(list_path), model.load(), model, options)
     folder.begin(run)
     progress = RunProgress(total=folder.num_utterances)
     if not ray.is_initialized():
@@ -156,7 +155,7 @@ def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
 
 
 class _MissingBlocks(Datasource):  # type: ignore[misc]  # ray has no types
-    """The blocks of a manifest that are to be done, each a row; read as a stream by one task."""
+    """The blocks of a list that are to be done, each a row; read as a stream by one task."""
 
     def __init__(self, folder: str, run: RunDescription, options: CorpusOptions) -> None:
         super().__init__()
@@ -165,11 +164,11 @@ class _MissingBlocks(Datasource):  # type: ignore[misc]  # ray has no types
         self._options = options
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown: the manifest is not read in advance."""
+        """Unknown: the list is not read in advance."""
         return None
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task, since a manifest is read from its beginning."""
+        """One task, since a list is read from its beginning."""
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         folder, run, options = self._folder, self._run, self._options
         return [ReadTask(lambda: _missing_blocks(folder, run, options), metadata)]
@@ -178,7 +177,7 @@ class _MissingBlocks(Datasource):  # type: ignore[misc]  # ray has no types
 def _missing_blocks(path: str, run: RunDescription, options: CorpusOptions) -> Iterator[pa.Table]:
     folder = OutputFolder(path)
     finished = set(finished_blocks(folder, run, retry_failed=options.retry_failed))
-    utterances = read_utterances(run.manifest, file_format=run.manifest_format, options=options.manifest)
+    utterances = read_utterances(run.list_path, file_format=run.list_format, options=options.list_options)
     position = 0
     for block in cut_into_blocks(utterances, run.block_size):
         position = block.stop

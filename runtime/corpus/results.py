@@ -15,7 +15,7 @@ from u2moe.runtime.whole_file import replacing
 
 
 def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
-    """What the rows of a run say, in the order of the manifest.
+    """What the rows of a run say, in the order of the list.
 
     Raises:
         CorpusError: there is no run in the folder, or a file of its results is damaged.
@@ -32,7 +32,7 @@ def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
 
 
 def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing: bool = False) -> int:
-    """Write all rows into one file of the same format, in the order of the manifest. Returns their number.
+    """Write all rows into one file of the same format, in the order of the list. Returns their number.
 
     Args:
         folder: the folder of a run.
@@ -46,7 +46,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing
     output_format = folder.description().output_format
     num_missing = folder.num_missing()
     if num_missing != 0 and not allow_missing:
-        missing = "the manifest was not read to its end" if num_missing is None else f"{num_missing} are missing"
+        missing = "the list was not read to its end" if num_missing is None else f"{num_missing} are missing"
         raise CorpusError(f"{folder.path}: {missing}: run it to its end, or merge what is there with --partial")
     with replacing(Path(target)) as part, part.open("wb") as stream:
         return (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)

@@ -25,7 +25,7 @@ class RowMaker:
     Attributes:
         model: fingerprint of the bundle.
         options: decoding options that differ from the defaults, as JSON.
-        is_nemo: whether rows are for NeMo's tools: all fields of the manifest, in which `text` is the transcript, and
+        is_nemo: whether rows are for NeMo's tools: all fields of the list, in which `text` is the transcript, and
             the recognised text as `pred_text`.
     """
 
@@ -104,7 +104,7 @@ def _encode(row: Row) -> bytes:
 
 
 def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
-    """A value as JSON, in which numbers that JSON does not have (NaN, as some manifests hold it) are null."""
+    """A value as JSON, in which numbers that JSON does not have (NaN, as some lists hold it) are null."""
     options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}
     try:
         return json.dumps(value, **options)
@@ -134,9 +134,9 @@ class Outcome:
         key: key of the utterance.
         text: recognised text.
         duration: seconds of audio that were read.
-        reference: transcript of the manifest.
-        speaker: speaker of the manifest.
-        fields: what else the manifest says.
+        reference: transcript of the list.
+        speaker: speaker of the list.
+        fields: what else the list says.
         error: why it is not recognised, or only in part.
         warnings: why its audio, although usable, may not be what was intended.
     """

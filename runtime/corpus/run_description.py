@@ -1,4 +1,4 @@
-"""What a run is: model, options, manifest and blocks. Written first; who comes later must mean the same run."""
+"""What a run is: model, options, list and blocks. Written first; who comes later must mean the same run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from u2moe.runtime.errors import CorpusError
 
-_INFORMATION = ("u2moe", "manifest")
-"""Fields that are written for people: the same run may go on with another version, and the manifest may move."""
+_INFORMATION = ("u2moe", "list")
+"""Fields that are written for people: the same run may go on with another version, and the list may move."""
 _CALLED = {
-    "manifest_format": "another format of manifest",
-    "manifest_digest": "another manifest (or one that was changed)",
+    "list_format": "another format of list",
+    "list_digest": "another list (or one that was changed)",
     "model": "another model",
     "providers": "other execution providers",
     "kernels": "other kernels (--kernels)",
@@ -32,9 +32,9 @@ class RunDescription:
 
     Attributes:
         u2moe: version that began it.
-        manifest: the path that it was begun with.
-        manifest_format: name of its format.
-        manifest_digest: SHA-256 of what it lists.
+        list_path: the path that it was begun with.
+        list_format: name of its format.
+        list_digest: SHA-256 of what it lists.
         model: fingerprint of the bundle.
         providers: execution providers.
         kernels: "native" for those of u2moe-kernels, else "onnxruntime".
@@ -42,13 +42,13 @@ class RunDescription:
         hotwords: SHA-256 of the file of hotwords; None: there are none.
         block_size: utterances in a block.
         output_format: jsonl or parquet.
-        channel: the only channel that is used of every recording; None: as the manifest says.
+        channel: the only channel that is used of every recording; None: as the list says.
     """
 
     u2moe: str
-    manifest: str
-    manifest_format: str
-    manifest_digest: str
+    list_path: str
+    list_format: str
+    list_digest: str
     model: str
     providers: tuple[str, ...]
     kernels: str

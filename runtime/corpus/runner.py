@@ -13,7 +13,7 @@ from u2moe.runtime.corpus.block_writer import BlockDone, decode
 from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
 from u2moe.runtime.corpus.cores import num_cores
-from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions, count_lines, digest, find_format, read_utterances
+from u2moe.runtime.corpus.lists import FORMATS, ListOptions, count_lines, digest, find_format, read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.pool import Died, WorkerPool, may_fork
@@ -32,8 +32,8 @@ class CorpusOptions:
     """How a corpus is read, divided and written.
 
     Attributes:
-        manifest_format: name of the manifest's format; None: detected.
-        manifest: how the entries of the manifest are to be understood.
+        list_format: name of the list's format; None: detected.
+        list_path: how the entries of the list are to be understood.
         output_format: jsonl or parquet.
         block_size: utterances in a block, which is what is written at once, and lost if the machine fails.
         shard: the share of the blocks to do.
@@ -41,8 +41,8 @@ class CorpusOptions:
         retry_failed: whether blocks with failed utterances are done again.
     """
 
-    manifest_format: str | None = None
-    manifest: ManifestOptions = field(default_factory=ManifestOptions)
+    list_format: str | None = None
+    list_options: ListOptions = field(default_factory=ListOptions)
     output_format: str = "jsonl"
     block_size: int = 256
     shard: Shard = field(default_factory=Shard)
@@ -50,9 +50,9 @@ class CorpusOptions:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        if self.manifest_format not in (None, *FORMATS):
-            raise ValueError(f"manifest_format must be one of {', '.join(FORMATS)}, got {self.manifest_format!r}")
-        checked_options("manifest", self.manifest, ManifestOptions())
+        if self.list_format not in (None, *FORMATS):
+            raise ValueError(f"list_format must be one of {', '.join(FORMATS)}, got {self.list_format!r}")
+        checked_options("list_options", self.list_options, ListOptions())
         checked_options("shard", self.shard, Shard())
         checked_flag("retry_failed", self.retry_failed)
         if self.output_format not in OUTPUT_FORMATS:
@@ -67,7 +67,7 @@ class RunProgress:
     """How far a run is.
 
     Attributes:
-        total: utterances in the manifest, if it can be known before it is read.
+        total: utterances in the list, if it can be known before it is read.
         num_before: utterances whose results were there before.
         num_done: utterances recognised by this call, in blocks that are finished.
         num_failed: those of them with an error.
@@ -93,7 +93,7 @@ class RunProgress:
 
 
 def run_corpus(
-    manifest: str | os.PathLike[str],
+    list_path: str | os.PathLike[str],
     output: str | os.PathLike[str],
     model: ModelChoice | None = None,
     options: CorpusOptions | None = None,
@@ -105,24 +105,24 @@ def run_corpus(
     Utterances that cannot be recognised become rows with an `error`; they stop nothing.
 
     Args:
-        manifest: a manifest of any of the formats, a folder or a URL.
+        list_path: a list of any of the formats, a folder or a URL.
         output: folder of the results, or a URL; see `OutputFolder`. Any number of machines may share one.
         model: the model; None: the demo model.
         options: how the corpus is read, divided and written.
         on_progress: called about once a second.
 
     Raises:
-        CorpusError: the manifest cannot be read, or the folder belongs to another run.
+        CorpusError: the list cannot be read, or the folder belongs to another run.
         OSError: results cannot be written.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
     recognizer = model.load()
     folder = OutputFolder(os.fspath(output))
-    run = describe_run(os.fspath(manifest), recognizer, model, options)
+    run = describe_run(os.fspath(list_path), recognizer, model, options)
     folder.begin(run)
     progress = RunProgress(total=folder.num_utterances)
     if progress.total is None:
-        progress.total = count_lines(run.manifest, run.manifest_format)
+        progress.total = count_lines(run.list_path, run.list_format)
     session = _Session(run=run, folder=folder, options=options, progress=progress)
     shared = recognizer if model.can_be_forked and may_fork() else None
     del recognizer
@@ -133,24 +133,24 @@ def run_corpus(
     return progress
 
 
-def describe_run(manifest: str, recognizer: Recognizer, model: ModelChoice, options: CorpusOptions) -> RunDescription:
+def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, options: CorpusOptions) -> RunDescription:
     """The description of a run with a loaded model.
 
     Raises:
-        CorpusError: the manifest cannot be read.
+        CorpusError: the list cannot be read.
     """
-    manifest_format = options.manifest_format or find_format(manifest)
+    list_format = options.list_format or find_format(list_path)
     return RunDescription(
         u2moe=version("u2moe"),
-        manifest=manifest,
-        manifest_format=manifest_format,
-        manifest_digest=digest(manifest, manifest_format, options.manifest),
+        list_path=list_path,
+        list_format=list_format,
+        list_digest=digest(list_path, list_format, options.list_options),
         model=recognizer.bundle.fingerprint,
         providers=tuple(recognizer.model.providers),
         kernels="native" if recognizer.model.kernels.native else "onnxruntime",
         options=options_as_json(recognizer.options),
         hotwords=model.hotwords_digest,
-        channel=options.manifest.channel,
+        channel=options.list_options.channel,
         block_size=options.block_size,
         output_format=options.output_format,
     )
@@ -173,7 +173,7 @@ class _Session:
         self._num_taken = 0
 
     def work(self, pool: WorkerPool, on_progress: Callable[[RunProgress], object]) -> None:
-        """Go through the manifest until there is nothing left to do, or only what others are doing."""
+        """Go through the list until there is nothing left to do, or only what others are doing."""
         while True:
             self._num_taken = self.progress.num_before = self.progress.num_elsewhere = 0
             for event in pool.run(self._missing()):
@@ -199,10 +199,10 @@ class _Session:
             self._claims.remove_void({start // self.run.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
-        """Blocks to do, in order, each claimed. Reads the manifest to its end."""
+        """Blocks to do, in order, each claimed. Reads the list to its end."""
         position = 0
         utterances = read_utterances(
-            self.run.manifest, file_format=self.run.manifest_format, options=self.options.manifest
+            self.run.list_path, file_format=self.run.list_format, options=self.options.list_options
         )
         for block in cut_into_blocks(utterances, self.run.block_size):
             position = block.stop

@@ -97,7 +97,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
 
     Args:
         outcomes: rows of results; only counts and the worst utterances stay in memory.
-        by: what makes a group: "speaker", "length", or the name of a field of the manifest, such as "set"; None: no
+        by: what makes a group: "speaker", "length", or the name of a field of the list, such as "set"; None: no
             groups.
         num_worst: number of utterances to name.
 
@@ -130,7 +130,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
             item = (errors, errors / max(num_words, 1), -number, scored)
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
     if not total.num_utterances:
-        raise CorpusError("no utterance has a transcript: the manifest must name them (see docs/corpora.md)")
+        raise CorpusError("no utterance has a transcript: the list must name them (see docs/corpora.md)")
     return Score(
         total=total,
         groups={name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {},

@@ -111,7 +111,7 @@ class Sources:
 
 def _output_of(command: str) -> bytes:
     """What a shell command writes to its standard output."""
-    with subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this manifest
+    with subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
         command,
         shell=True,
         stdin=subprocess.DEVNULL,

@@ -86,7 +86,7 @@ def crashing(corpus, folder, command):
 def assert_survives_kill(script, corpus, folder):
     """Kill a run with all its processes while it waits at the third utterance; a second run does what is missing.
 
-    The script gets a manifest, whose commands it has to allow, and the folder of the results.
+    The script gets a list, whose commands it has to allow, and the folder of the results.
     """
     marker, out = folder / "once", folder / "out"
     command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {corpus.with_name('2.wav')}"

@@ -1,4 +1,4 @@
-"""The lines of a manifest as a stream, and what becomes of a line that cannot be understood."""
+"""The lines of a list as a stream, and what becomes of a line that cannot be understood."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from u2moe.runtime.errors import CorpusError
 _GZIP = b"\x1f\x8b"
 _LONGEST_QUOTE = 60
 _LONGEST_LINE = 1 << 24
-"""A line beyond this many bytes is no entry of a manifest: a file of another kind is not read into memory."""
+"""A line beyond this many bytes is no entry of a list: a file of another kind is not read into memory."""
 
 
-def read_lines(manifest: str) -> Iterator[tuple[int, str]]:
+def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
     """Numbers and contents of the lines of a text file, compressed by gzip or not, without those that are blank.
 
     Names of files need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
@@ -28,7 +28,7 @@ def read_lines(manifest: str) -> Iterator[tuple[int, str]]:
         CorpusError: the file cannot be read.
     """
     try:
-        with open_binary(manifest) as stream:
+        with open_binary(list_path) as stream:
             is_compressed = stream.read(2) == _GZIP
             stream.seek(0)
             content = cast("Any", gzip.GzipFile(fileobj=stream)) if is_compressed else stream
@@ -36,45 +36,45 @@ def read_lines(manifest: str) -> Iterator[tuple[int, str]]:
             while line := content.readline(_LONGEST_LINE):
                 number += 1
                 if len(line) == _LONGEST_LINE:
-                    raise CorpusError(f"{manifest}: line {number} is longer than {_LONGEST_LINE} bytes")
+                    raise CorpusError(f"{list_path}: line {number} is longer than {_LONGEST_LINE} bytes")
                 text = line.decode("utf-8", "surrogateescape").strip()
                 if text:
                     yield number, text.removeprefix("\ufeff") if number == 1 else text
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CorpusError(f"{manifest}: cannot be read as a list of recordings: {reason}") from error
+        raise CorpusError(f"{list_path}: cannot be read as a list of recordings: {reason}") from error
 
 
-def first_line(manifest: str) -> str:
+def first_line(list_path: str) -> str:
     """The first line that is not blank.
 
     Raises:
         CorpusError: there is none, or the file cannot be read.
     """
-    for _, line in read_lines(manifest):
+    for _, line in read_lines(list_path):
         return line
-    raise CorpusError(f"{manifest}: lists no recordings")
+    raise CorpusError(f"{list_path}: lists no recordings")
 
 
-def parse_lines(manifest: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
+def parse_lines(list_path: str, parse: Callable[[str], Utterance]) -> Iterator[Utterance]:
     """Utterances from lines; a line that cannot be understood becomes an `Unreadable` one, named by its number.
 
     Args:
-        manifest: the file.
+        list_path: the file.
         parse: from a line to an utterance; raises ValueError or TypeError with what was found and expected.
 
     Raises:
-        CorpusError: already the first line cannot be understood: it is a manifest of another kind.
+        CorpusError: already the first line cannot be understood: it is a list of another kind.
     """
     is_first = True
-    for number, line in read_lines(manifest):
+    for number, line in read_lines(list_path):
         try:
             utterance = parse(line)
         except (ValueError, TypeError, RecursionError) as error:
-            message = f"{manifest}: line {number}: {error}"
+            message = f"{list_path}: line {number}: {error}"
             if is_first:
                 raise CorpusError(message) from error
-            utterance = Entry(key=f"{base_name(manifest)}:{number}", source=Unreadable(error=message))
+            utterance = Utterance(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
         is_first = False
         yield utterance
 

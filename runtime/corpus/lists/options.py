@@ -1,4 +1,4 @@
-"""How the entries of a manifest are to be understood."""
+"""How the entries of a list are to be understood."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from u2moe.runtime.validation import checked_integer
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifestOptions:
-    """How the entries of a manifest are to be understood.
+class ListOptions:
+    """How the entries of a list are to be understood.
 
     Attributes:
-        root: folder to which paths are relative; None: the folder of the manifest.
+        root: folder to which paths are relative; None: the folder of the list.
         allow_pipes: whether entries that are shell commands (ending in "|") may be run.
         channel: index of the only channel to use of every recording, 0 for the left one, whatever its entry says; None:
             as it says, or the average of all.
@@ -29,11 +29,11 @@ class ManifestOptions:
         if self.channel is not None:
             checked_integer("channel", self.channel, least=0)
 
-    def path(self, path: str, manifest: str) -> str:
-        """The path of an entry of a manifest."""
-        return resolve(path, self.root if self.root is not None else parent(manifest))
+    def path(self, path: str, list_path: str) -> str:
+        """The path of an entry of a list."""
+        return resolve(path, self.root if self.root is not None else parent(list_path))
 
-    def source(self, entry: str, manifest: str) -> AudioSource:
+    def source(self, entry: str, list_path: str) -> AudioSource:
         """The audio of an entry: a path, or a command that ends in "|".
 
         Raises:
@@ -43,11 +43,11 @@ class ManifestOptions:
         if not entry:
             raise ValueError("found no path")
         if entry.endswith("|"):
-            return self.command(entry[:-1].strip(), manifest)
-        return AudioFile(path=self.path(entry, manifest))
+            return self.command(entry[:-1].strip(), list_path)
+        return AudioFile(path=self.path(entry, list_path))
 
-    def command(self, command: str, manifest: str) -> Command:
+    def command(self, command: str, list_path: str) -> Command:
         """A command, if those are allowed; raises CorpusError otherwise."""
         if not self.allow_pipes:
-            raise CorpusError(f"{manifest}: found the command {command!r:.80}: --allow-pipes runs what a manifest says")
+            raise CorpusError(f"{list_path}: found the command {command!r:.80}: --allow-pipes runs what a list says")
         return Command(command=command)

@@ -7,10 +7,9 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from u2moe.runtime.corpus.entry import Entry, TarMember, Unreadable
-from u2moe.runtime.corpus.manifests.folder import SUFFIXES
-from u2moe.runtime.corpus.manifests.lines import read_lines
-from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.lists.folder import SUFFIXES
+from u2moe.runtime.corpus.lists.lines import read_lines
+from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary
 from u2moe.runtime.errors import CorpusError
 
@@ -18,23 +17,23 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LONGEST_TEXT = 1 << 20
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
+def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
     """Utterances of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
 
     Members that are links, devices or folders are passed over. An archive that breaks off becomes an `Unreadable`
     utterance after those before.
     """
-    for archive in archives(manifest, options):
+    for archive in archives(list_path, options):
         yield from _members(archive)
 
 
-def archives(manifest: str, options: ManifestOptions) -> Iterator[str]:
-    """The archives of a manifest: itself, or those that it lists."""
-    if is_archive(manifest):
-        yield manifest
+def archives(list_path: str, options: ListOptions) -> Iterator[str]:
+    """The archives of a list: itself, or those that it lists."""
+    if is_archive(list_path):
+        yield list_path
         return
-    for _, line in read_lines(manifest):
-        yield options.path(line, manifest)
+    for _, line in read_lines(list_path):
+        yield options.path(line, list_path)
 
 
 def is_archive(path: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, others, parse_lines, seconds_of, text_of
-from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.lists.lines import json_object, optional_text, others, parse_lines, seconds_of, text_of
+from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
+def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
     """Utterances of a data.list of the kind "raw"."""
 
     def parse(line: str) -> Entry:
@@ -17,7 +17,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
         start, end = seconds_of(record, "start") or 0.0, seconds_of(record, "end")
         return Entry(
             key=text_of(record, "key"),
-            source=options.source(text_of(record, "wav").strip(), manifest),
+            source=options.source(text_of(record, "wav").strip(), list_path),
             start=start,
             end=end,
             duration=end - start if end is not None else seconds_of(record, "duration"),
@@ -26,4 +26,4 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
             fields=others(record, "key", "wav", "txt", "start", "end", "speaker", "duration"),
         )
 
-    return parse_lines(manifest, parse)
+    return parse_lines(list_path, parse)

@@ -1,16 +1,16 @@
-"""NeMo's manifests: a JSON object for each line, with `audio_filepath`, perhaps `offset`, `duration` and `text`."""
+"""NeMo's lists: a JSON object for each line, with `audio_filepath`, perhaps `offset`, `duration` and `text`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, parse_lines, seconds_of, text_of
-from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.lists.lines import json_object, optional_text, parse_lines, seconds_of, text_of
+from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
-    """Utterances of a NeMo manifest; they keep all fields, since NeMo's tools expect them in the output.
+def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
+    """Utterances of a NeMo list; they keep all fields, since NeMo's tools expect them in the output.
 
     NeMo has no keys: the path as written is the key, with "#offset" where the line is a part of a file.
     """
@@ -22,7 +22,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
         start = offset or 0.0
         return Entry(
             key=path if offset is None else f"{path}#{record['offset']}",
-            source=options.source(path, manifest),
+            source=options.source(path, list_path),
             start=start,
             # Without an offset the duration describes the file, and is rounded: nothing is to be cut off.
             end=None if duration is None or offset is None else start + duration,
@@ -32,4 +32,4 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
             fields=record,
         )
 
-    return parse_lines(manifest, parse)
+    return parse_lines(list_path, parse)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Entry
-from u2moe.runtime.corpus.manifests.lines import json_object, optional_text, parse_lines, seconds_of, text_of
-from u2moe.runtime.corpus.manifests.options import ManifestOptions
+from u2moe.runtime.corpus.lists.lines import json_object, optional_text, parse_lines, seconds_of, text_of
+from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.utterance import AudioFile, AudioSource, Utterance
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
+def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
     """Utterances of a set of cuts; supervisions of one cut are joined in their order."""
 
     def parse(line: str) -> Entry:
@@ -29,7 +29,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
         speakers = {optional_text(supervision, "speaker") for supervision in supervisions}
         return Entry(
             key=text_of(record, "id"),
-            source=_source(source, manifest, options),
+            source=_source(source, list_path, options),
             start=start,
             end=None if duration is None or is_whole else start + duration,
             channel=channel if isinstance(channel, int) and source.get("channels", [0]) != [0] else None,
@@ -39,7 +39,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
             fields=_object(record.get("custom") or {}, "custom"),
         )
 
-    return parse_lines(manifest, parse)
+    return parse_lines(list_path, parse)
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def _only(values: Any, name: str) -> Any:
     return values[0]
 
 
-def _source(source: Mapping[str, Any], manifest: str, options: ManifestOptions) -> AudioSource:
+def _source(source: Mapping[str, Any], list_path: str, options: ListOptions) -> AudioSource:
     kind, entry = source.get("type"), text_of(source, "source")
     if kind == "command":
-        return options.command(entry, manifest)
+        return options.command(entry, list_path)
     if kind not in ("file", "url"):
         raise ValueError(f"field 'type' of the source: found {kind!r}, expected 'file' or 'url'")
-    return AudioFile(path=options.path(entry, manifest))
+    return AudioFile(path=options.path(entry, list_path))

@@ -1,4 +1,4 @@
-"""Manifests of every format as streams of utterances, and the audio that they point to."""
+"""Lists of every format as streams of utterances, and the audio that they point to."""
 
 import dataclasses
 import gzip
@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from u2moe.runtime.corpus import sources as sources_module
 from u2moe.runtime.corpus.blocks import cut_into_blocks
-from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable
-from u2moe.runtime.corpus.manifests import FORMATS, ManifestOptions, digest, find_format, read_utterances
-from u2moe.runtime.corpus.manifests.sorted_table import open_table
+from u2moe.runtime.corpus.lists import FORMATS, ListOptions, digest, find_format, read_utterances
+from u2moe.runtime.corpus.lists.sorted_table import open_table
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError, CorpusError
 
@@ -52,20 +51,20 @@ def write(path, *lines):
     return path
 
 
-def only(manifest, **options):
-    return list(read_utterances(manifest, options=ManifestOptions(**options)))
+def only(list_path, **options):
+    return list(read_utterances(list_path, options=ListOptions(**options)))
 
 
 def test_data_list_of_wenet(clip, tmp_path):
-    manifest = write(
+    list_path = write(
         tmp_path / "data.list",
         {"key": "k1", "wav": "a.wav", "txt": "ONE", "speaker": "s"},
         {"key": "k2", "wav": "/b.wav", "txt": "TWO", "start": 0.5, "end": 2, "set": "dev"},
     )
-    assert find_format(str(manifest)) == "wenet"
-    assert only(manifest) == [
-        Entry(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
-        Entry(
+    assert find_format(str(list_path)) == "wenet"
+    assert only(list_path) == [
+        Utterance(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
+        Utterance(
             key="k2",
             source=AudioFile(path="/b.wav"),
             text="TWO",
@@ -77,12 +76,12 @@ def test_data_list_of_wenet(clip, tmp_path):
     ]
 
 
-def test_manifest_of_nemo(clip, tmp_path):
+def test_list_of_nemo(clip, tmp_path):
     lines = [
         {"audio_filepath": "a.wav", "duration": 0.1, "text": "one", "lang": "en"},
         {"audio_filepath": "a.wav", "offset": 0.05, "duration": 0.025},
     ]
-    first, second = only(write(tmp_path / "manifest.json", *lines))
+    first, second = only(write(tmp_path / "list.json", *lines))
     assert (first.key, first.end, first.duration, first.text) == ("a.wav", None, 0.1, "one")
     assert (second.key, second.start, round(second.end, 6), second.text) == ("a.wav#0.05", 0.05, 0.075, None)
     assert [first.fields, second.fields] == lines
@@ -106,11 +105,11 @@ def test_cuts_of_lhotse(clip, tmp_path, suffix):
         {"id": "c2", "start": 0, "duration": 0.1, "channel": 0, "recording": recording, "supervisions": []},
         {"id": "c3", "tracks": [], "type": "MixedCut"},
     ]
-    manifest = tmp_path / f"cuts.jsonl{suffix}"
+    list_path = tmp_path / f"cuts.jsonl{suffix}"
     content = "".join(json.dumps(cut) + "\n" for cut in cuts).encode()
-    manifest.write_bytes(gzip.compress(content) if suffix else content)
-    first, second, third = only(manifest)
-    assert first == Entry(
+    list_path.write_bytes(gzip.compress(content) if suffix else content)
+    first, second, third = only(list_path)
+    assert first == Utterance(
         key="c1",
         source=AudioFile(path=str(clip)),
         start=0.05,
@@ -121,7 +120,7 @@ def test_cuts_of_lhotse(clip, tmp_path, suffix):
         fields={"set": "dev"},
     )
     assert (second.end, second.text) == (None, None)
-    assert third.key == f"{manifest.name}:3"
+    assert third.key == f"{list_path.name}:3"
     with pytest.raises(AudioError, match="line 3: found a cut of type 'MixedCut'"):
         samples_of(third)
 
@@ -197,12 +196,12 @@ def test_a_recording_is_fetched_once_for_all_its_parts(clip, tmp_path):
     assert (tmp_path / "log").read_text() == "\n"
 
 
-def test_memory_does_not_grow_with_a_manifest(tmp_path):
+def test_memory_does_not_grow_with_a_list(tmp_path):
     peaks = []
     for num in (500, 5_000):
-        manifest = write(tmp_path / "data.list", *[{"key": f"k{i}", "wav": f"{i}.wav"} for i in range(num)])
+        list_path = write(tmp_path / "data.list", *[{"key": f"k{i}", "wav": f"{i}.wav"} for i in range(num)])
         tracemalloc.start()
-        assert sum(len(block.utterances) for block in cut_into_blocks(read_utterances(manifest), 100)) == num
+        assert sum(len(block.utterances) for block in cut_into_blocks(read_utterances(list_path), 100)) == num
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -234,9 +233,9 @@ def test_shards_are_read_in_place(tmp_path, suffix, mode):
     }
     archive = shard(tmp_path / f"0{suffix}", members, mode)
     other = shard(tmp_path / f"1{suffix}", {"k6.wav": wav(ramp(0.2))}, mode)
-    manifest = write(tmp_path / "shards.list", archive.name, str(other))
-    assert find_format(str(manifest)) == find_format(str(archive)) == "shards"
-    found = only(manifest)
+    list_path = write(tmp_path / "shards.list", archive.name, str(other))
+    assert find_format(str(list_path)) == find_format(str(archive)) == "shards"
+    found = only(list_path)
     assert [(item.key, item.text) for item in found] == [
         ("k1", "ONE"),
         ("../../k2", "TWO"),  # a name, never a place
@@ -278,13 +277,13 @@ def test_folders_and_lists_of_paths(clip, tmp_path):
     for name in ("sub/b.flac", "sub/c.txt", "sub/d.m4a", "Z.MP3", "._Z.MP3"):
         (tmp_path / name).touch()
     assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac", "sub/d.m4a"]
-    manifest = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")
-    assert only(manifest) == [
-        Entry(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
-        Entry(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
-        Entry(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
+    list_path = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")
+    assert only(list_path) == [
+        Utterance(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
+        Utterance(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
+        Utterance(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
     ]
-    assert only(manifest, root="/elsewhere")[0].source.path == "/elsewhere/a.wav"
+    assert only(list_path, root="/elsewhere")[0].source.path == "/elsewhere/a.wav"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
@@ -309,7 +308,7 @@ def test_names_need_not_be_utf8(tmp_path):
         (b"\x1f\x8bno gzip", "cannot be read as a list"),
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path, content, message):
+def test_what_is_no_list_is_refused(tmp_path, content, message):
     path = tmp_path / "data.list"
     if content is not None:
         path.write_bytes(content)
@@ -340,8 +339,8 @@ FIRST = {
 @pytest.mark.parametrize("file_format", FIRST)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_no_later_line_stops_a_manifest(tmp_path_factory, file_format, data):
-    path = tmp_path_factory.mktemp("manifest") / "data"
+def test_no_later_line_stops_a_list(tmp_path_factory, file_format, data):
+    path = tmp_path_factory.mktemp("list") / "data"
     changed = FIRST[file_format] | data.draw(
         st.dictionaries(st.sampled_from(["key", "wav", "txt", "end", "offset", *FIRST["lhotse"]]), json_values)
     )
@@ -361,14 +360,14 @@ def test_a_digest_follows_the_content_not_the_place(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         kaldi(tmp_path / name, wav_scp=["a a.wav"], text=["a A"])
-        digests.add(digest(str(tmp_path / name), "kaldi", ManifestOptions()))
+        digests.add(digest(str(tmp_path / name), "kaldi", ListOptions()))
     assert len(digests) == 1
     kaldi(tmp_path / "two", text=["a B"])
-    assert digest(str(tmp_path / "two"), "kaldi", ManifestOptions()) not in digests
+    assert digest(str(tmp_path / "two"), "kaldi", ListOptions()) not in digests
     archive = shard(tmp_path / "0.tar", {"k.wav": wav(ramp())})
-    before = digest(str(archive), "shards", ManifestOptions())
+    before = digest(str(archive), "shards", ListOptions())
     shard(archive, {"k.wav": wav(ramp(3))})
-    assert digest(str(archive), "shards", ManifestOptions()) != before
+    assert digest(str(archive), "shards", ListOptions()) != before
 
 
 def test_parts_of_files_are_exactly_their_samples(clip):

@@ -6,16 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.manifests.lines import parse_lines, seconds
-from u2moe.runtime.corpus.manifests.options import ManifestOptions
-from u2moe.runtime.corpus.manifests.sorted_table import SortedTable, open_table
+from u2moe.runtime.corpus.lists.lines import parse_lines, seconds
+from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.lists.sorted_table import SortedTable, open_table
 from u2moe.runtime.corpus.storage import join, parent
 
 _BESIDE = ("segments", "text", "utt2spk")
 
 
-def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
+def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
     """Utterances of a data folder, or of its wav.scp: one for each segment or, without segments, each recording.
 
     Kaldi's order is expected: tables sorted with `LC_ALL=C sort`. They are looked up on disk, so must be local.
@@ -23,7 +22,7 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
     Raises:
         CorpusError: a table is not sorted.
     """
-    recordings, *beside = files(manifest)
+    recordings, *beside = files(list_path)
     tables = {os.path.basename(path): path for path in beside}  # noqa: PTH119
     with ExitStack() as stack:
 
@@ -55,9 +54,9 @@ def read(manifest: str, options: ManifestOptions) -> Iterator[Entry]:
         yield from parse_lines(tables.get("segments", recordings), parse)
 
 
-def files(manifest: str) -> list[str]:
+def files(list_path: str) -> list[str]:
     """The files of a data folder: wav.scp first, then those beside it that are there."""
-    recordings = join(manifest, "wav.scp") if os.path.isdir(manifest) else manifest  # noqa: PTH112
+    recordings = join(list_path, "wav.scp") if os.path.isdir(list_path) else list_path  # noqa: PTH112
     beside = [join(parent(recordings), name) for name in _BESIDE]
     return [recordings, *(path for path in beside if os.path.isfile(path))]  # noqa: PTH113
 

@@ -1,0 +1,13 @@
+"""Lists of utterances as people have them: one file for each format, and the table of them."""
+
+from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.lists.table import (
+    FORMATS,
+    ListFormat,
+    count_lines,
+    digest,
+    find_format,
+    read_utterances,
+)
+
+__all__ = ["FORMATS", "ListFormat", "ListOptions", "count_lines", "digest", "find_format", "read_utterances"]
