@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from u2moe.runtime import cli
-from u2moe.runtime.corpus.blocks import Shard
+from u2moe.runtime.corpus import Shard
 
 CLUSTER = Path(__file__).parent.parent / "examples" / "cluster"
 
@@ -74,7 +74,7 @@ def test_the_pipeline_names_what_is_there():
     imported = {
         node.module: [name.name for name in node.names] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
     }
-    assert imported["u2moe.runtime.corpus.model_choice"] == ["ModelChoice"]
+    assert imported["u2moe.runtime.corpus"] == ["ModelChoice"]
     source = (CLUSTER.parent.parent / "runtime" / "corpus" / "ray.py").read_text(encoding="utf-8")
     assert all(f"class {name}" in source for name in imported["u2moe.runtime.corpus.ray"])
 

@@ -11,9 +11,10 @@ from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed,
 
 from u2moe.runtime import CorpusError, SessionSettings
 from u2moe.runtime.corpus.blocks import Block
+from u2moe.runtime.corpus.entry import AudioFile, Entry
 from u2moe.runtime.corpus.lists import ListOptions
-from u2moe.runtime.corpus.output_folder import OutputFolder
 from u2moe.runtime.corpus.results import read_outcomes
+from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -134,7 +135,7 @@ def put(bucket, name, content):
 
 
 def contents(output):
-    return list(OutputFolder(str(output)).contents())
+    return [content for _, _, content in OutputFolder(str(output)).contents()]
 
 
 def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
@@ -144,7 +145,7 @@ def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
     progress = run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS)
     assert (progress.num_done, progress.num_failed) == (10, 0)
     folder = OutputFolder(f"{bucket}/out")
-    assert [content for _, content in folder.contents()] == [
+    assert [content for _, _, content in folder.contents()] == [
         content for _, content in sorted(files_in(undisturbed).items())
     ]
     assert run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS).num_before == 10
@@ -162,7 +163,7 @@ def test_a_folder_of_fsspec(tmp_path):
     folder.write_block(block, b"content\n", "jsonl")
     folder.num_utterances = 1
     assert folder.is_finished(block, "jsonl")
-    assert list(folder.contents()) == [(0, b"content\n")]
+    assert [(start, content) for start, _, content in folder.contents()] == [(0, b"content\n")]
     assert (folder.finished_blocks(), folder.num_missing()) == ({0: 1}, 0)
     with pytest.raises(CorpusError, match="Protocol not known: nosuch"):
         OutputFolder("nosuch://x").finished_blocks()

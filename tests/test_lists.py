@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from u2moe.runtime.corpus import sources as sources_module
 from u2moe.runtime.corpus.blocks import cut_into_blocks
+from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions, digest, find_format, read_utterances
-from u2moe.runtime.corpus.lists.sorted_table import open_table
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError, CorpusError
 
@@ -63,8 +63,8 @@ def test_data_list_of_wenet(clip, tmp_path):
     )
     assert find_format(str(list_path)) == "wenet"
     assert only(list_path) == [
-        Utterance(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
-        Utterance(
+        Entry(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
+        Entry(
             key="k2",
             source=AudioFile(path="/b.wav"),
             text="TWO",
@@ -109,7 +109,7 @@ def test_cuts_of_lhotse(clip, tmp_path, suffix):
     content = "".join(json.dumps(cut) + "\n" for cut in cuts).encode()
     list_path.write_bytes(gzip.compress(content) if suffix else content)
     first, second, third = only(list_path)
-    assert first == Utterance(
+    assert first == Entry(
         key="c1",
         source=AudioFile(path=str(clip)),
         start=0.05,
@@ -151,23 +151,37 @@ def test_segments_of_kaldi(clip, tmp_path):
     assert "expected: utterance recording start end" in fourth.source.error
 
 
-def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path):
-    folder = kaldi(tmp_path, wav_scp=["b b.wav", "a a.wav"], text=["b B", "a A"])
-    assert [utterance.text for utterance in only(folder)] == ["B", "A"]  # side by side
-    kaldi(tmp_path, text=["a A", "b B", "aa AA"])
-    with pytest.raises(CorpusError, match=r"text: is not sorted as by LC_ALL=C sort -u: met 'aa' too late"):
-        only(folder)
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {"wav_scp": ["b b.wav", "a a.wav"], "text": ["a A", "b B"]},
+            "text: the list beside it is not .*'a' is too late",
+        ),
+        (
+            {"wav_scp": ["a a.wav", "c b.wav"], "text": ["b B", "a A", "c C"]},
+            "text: is not sorted .*'a' is too late",
+        ),
+    ],
+)
+def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path, tables, message):
+    assert len(only(kaldi(tmp_path, wav_scp=tables["wav_scp"]))) == 2
+    with pytest.raises(CorpusError, match=message):
+        only(kaldi(tmp_path, **tables))
+
+
+KEYS = st.text("ab\u00e9", min_size=1, max_size=4)
 
 
 @settings(max_examples=50, deadline=None)
-@given(table=st.dictionaries(st.text("ab\u00e9", min_size=1, max_size=4), st.text("xy ", max_size=3)), data=st.data())
-def test_sorted_tables_find_what_a_dict_finds(tmp_path_factory, table, data):
-    path = tmp_path_factory.mktemp("table") / "text"
-    keys = sorted(table, key=str.encode)
-    path.write_text("".join(f"{key} {table[key]}\n" for key in keys) + data.draw(st.sampled_from(["", "\n"])))
-    with open_table(str(path)) as found:
-        for key in data.draw(st.lists(st.sampled_from([*keys, "b", "zz"]))):
-            assert found.find(key) == (table[key].strip() if key in table else None)
+@given(table=st.dictionaries(KEYS, st.text("xy ", max_size=3)), keys=st.sets(KEYS, min_size=1))
+def test_tables_side_by_side_find_what_a_dict_finds(tmp_path_factory, table, keys):
+    def lines(of):
+        return [f"{key} {of[key]}" for key in sorted(of, key=str.encode)]
+
+    folder = kaldi(tmp_path_factory.mktemp("kaldi"), wav_scp=lines(dict.fromkeys(keys, "a.wav")), text=lines(table))
+    expected = {key: table[key].strip() if key in table else None for key in keys}
+    assert {utterance.key: utterance.text for utterance in only(folder)} == expected
 
 
 def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
@@ -279,9 +293,9 @@ def test_folders_and_lists_of_paths(clip, tmp_path):
     assert [item.key for item in only(tmp_path)] == ["Z.MP3", "a.wav", "sub/b.flac", "sub/d.m4a"]
     list_path = write(tmp_path / "list.tsv", "\ufeffa.wav\tONE", "", "s3://bucket/b.wav", "sub/b.flac")
     assert only(list_path) == [
-        Utterance(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
-        Utterance(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
-        Utterance(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
+        Entry(key="a.wav", source=AudioFile(path=str(clip)), text="ONE"),
+        Entry(key="s3://bucket/b.wav", source=AudioFile(path="s3://bucket/b.wav")),
+        Entry(key="sub/b.flac", source=AudioFile(path=str(tmp_path / "sub/b.flac"))),
     ]
     assert only(list_path, root="/elsewhere")[0].source.path == "/elsewhere/a.wav"
 

@@ -16,8 +16,7 @@ from u2moe.quantize.inspection import describe, inspect_bundle
 from u2moe.runtime import Bundle, BundleError, DecodingOptions, Recognizer
 from u2moe.runtime.audio.padding import Padding, padded
 from u2moe.runtime.bundle.manifest import FeatureConfig
-from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
-from u2moe.runtime.corpus.rows import options_as_json
+from u2moe.runtime.bundle.manifest_file import parse_manifest
 from u2moe.runtime.decoding.language_model_weights import EncodedRecordings
 from u2moe.runtime.model.features import fbank
 

@@ -267,8 +267,10 @@ def test_the_command_line_writes_on_request(capsys, tmp_path):
     assert formatted["text"] == TextFormatter().text(plain["text"]) != plain["text"]
     for name in ("tokens", "times", "score"):
         assert formatted["segments"][0][name] == plain["segments"][0][name]
-    (tmp_path / "names.txt").write_text("Five :0\n", encoding="utf-8")  # a hotword is written with its capitals
-    assert cli.main(["transcribe", "--format-text", "--hotwords", str(tmp_path / "names.txt"), str(clip)]) == 0
+    (tmp_path / "names.txt").write_text("Work :0.1\n", encoding="utf-8")  # a hotword keeps its capitals
+    options = ["--format-text", "--hotwords", str(tmp_path / "names.txt")]
+    assert cli.main(["transcribe", *options, str(DEMO_FOLDER / "clips" / "command.flac")]) == 0
+    assert capsys.readouterr().out == "Now get back to Work\n"
 
 
 def test_a_phrase_of_one_word_twice_is_found_whole_or_not_at_all():

@@ -8,7 +8,7 @@ import sys
 
 import ray
 
-from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.corpus import ModelChoice
 from u2moe.runtime.corpus.ray import Recognize
 
 

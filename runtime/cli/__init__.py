@@ -11,6 +11,7 @@ import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from u2moe.runtime.cli.options import CommandParser
 from u2moe.runtime.cli.terminal import (
     complain,
     logging_to_stderr,
@@ -109,7 +110,7 @@ def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     )
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
     found.add_argument("--verbose", action="store_true", help="log what is loaded and recognised on stderr")
-    subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, (module, function, summary) in COMMANDS.items():
         if name in commands:
             getattr(importlib.import_module(module), function)(subparsers)

@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
-from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, model_choice
+from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions
-from u2moe.runtime.corpus.runner import OUTPUT_FORMATS, CorpusOptions, RunProgress, run_corpus
+from u2moe.runtime.corpus.results import OUTPUT_FORMATS
+from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
 
 _LINE_S = 300.0
 _ACTIONS = {"status": add_status, "merge": add_merge, "score": add_score}
@@ -25,9 +25,9 @@ _ACTIONS = {"status": add_status, "merge": add_merge, "score": add_score}
 
 def add_corpus(subparsers: Subparsers) -> None:
     """`u2moe corpus LIST OUT`, and `u2moe corpus status`, `merge` and `score`."""
-    listed = subparsers.add_parser("corpus", help="recognise a corpus, each utterance exactly once")
-    parser = subparsers.choices["corpus"] = _Parser(  # argparse makes sub-commands of the class of their parents alone
-        prog=listed.prog,
+    parser: CommandParser = subparsers.add_parser(
+        "corpus",
+        help="recognise a corpus, each utterance exactly once",
         description="Recognise the utterances of a list. Results are written in blocks; a second run does what is\n"
         "missing. Any number of machines may work on one folder. Of its results:\n\n"
         "  u2moe corpus status OUT      what is done, and what is missing\n"
@@ -36,6 +36,8 @@ def add_corpus(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
     )
+    for name, add_action in _ACTIONS.items():
+        add_action(parser.add_action(name, add_action.__doc__))
     parser.add_argument("list", metavar="LIST", help="list, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
     parser.add_argument("--list-format", choices=FORMATS, help="default: detected")
@@ -63,18 +65,6 @@ def _shard(text: str) -> Shard:
         return Shard.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-class _Parser(argparse.ArgumentParser):
-    """Hands the arguments to the parser of an action if they begin with its name; a list of that name is ./NAME."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """The options, and arguments that are none."""
-        if args and args[0] in _ACTIONS:
-            parser = argparse.ArgumentParser(prog=f"{self.prog} {args[0]}", description=_ACTIONS[args[0]].__doc__)
-            _ACTIONS[args[0]](parser)
-            return parser.parse_known_args(args[1:], namespace)
-        return super().parse_known_args(args, namespace)
 
 
 def run_corpus_command(args: argparse.Namespace) -> int:

@@ -9,16 +9,16 @@ import json
 from typing import Any
 
 from u2moe.runtime.cli.terminal import print_result, tell
-from u2moe.runtime.corpus.claims import LEASE_S, Claims
-from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.claims import Claims
 from u2moe.runtime.corpus.results import merge, read_outcomes
+from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.score import GroupScore, Score, score
 
 _NUM_CONFUSIONS = 10
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    """`u2moe corpus status OUT`."""
+    """Show what is done, and by whom the rest is being done."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.add_argument("--failures", action="store_true", help="name the utterances with errors (reads all results)")
     parser.add_argument("--warnings", action="store_true", help="show warnings about their audio (reads all results)")
@@ -26,7 +26,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def add_merge(parser: argparse.ArgumentParser) -> None:
-    """`u2moe corpus merge OUT FILE`."""
+    """Write all results into one file."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.add_argument("file", metavar="FILE", help="one file with all rows, in the order of the list")
     parser.add_argument("--partial", action="store_true", help="also if utterances are missing")
@@ -34,7 +34,7 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
-    """`u2moe corpus score OUT...`."""
+    """Count word errors."""
     parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results with transcripts in the list")
     parser.add_argument("--by", metavar="FIELD", help="speaker, length, or a field of the list, such as set")
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with most errors")
@@ -53,8 +53,8 @@ def run_status(args: argparse.Namespace) -> int:
         f"{num_done} of {'an unknown number of' if total is None else total} utterances, {len(blocks)} blocks\n"
     )
     for claim in Claims(folder.claims).held() if folder.claims is not None else []:
-        state = "abandoned" if claim.age_s > LEASE_S else f"renewed {claim.age_s:.0f} s ago"
-        print_result(f"block {claim.number}: {claim.host}, process {claim.process}, {state}\n")
+        state = "abandoned" if claim.is_void else f"renewed {claim.age_s:.0f} s ago"
+        print_result(f"block {claim.number}: {claim.owner.host}, process {claim.owner.process}, {state}\n")
     num_failed = 0
     for outcome in read_outcomes(folder) if args.failures or args.warnings else ():
         if args.warnings:

@@ -11,9 +11,9 @@ import numpy as np
 from u2moe.runtime.cli.options import Subparsers, language_model_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.decoding.language_model_weights import (
     FIRST_GRID,
     LONGEST_S,
@@ -142,7 +142,7 @@ def run_tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _encode(encoded: EncodedRecordings, utterances: Iterable[Utterance], sample_rate: int) -> None:
+def _encode(encoded: EncodedRecordings, utterances: Iterable[Entry], sample_rate: int) -> None:
     with Sources() as sources:
         for number, utterance in enumerate(utterances, start=1):
             show_progress(f"encoding {number}")

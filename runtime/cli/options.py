@@ -23,6 +23,28 @@ DEMO = "demo"
 _LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command that may have actions besides: `u2moe corpus status OUT` beside `u2moe corpus LIST OUT`.
+
+    An action is meant where its name is the first argument; a file of that name is ./NAME.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.actions: dict[str, argparse.ArgumentParser] = {}
+
+    def add_action(self, name: str, description: str | None) -> argparse.ArgumentParser:
+        """The parser of a new action."""
+        self.actions[name] = argparse.ArgumentParser(prog=f"{self.prog} {name}", description=description)
+        return self.actions[name]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """The options, and arguments that are none."""
+        if args and args[0] in self.actions:
+            return self.actions[args[0]].parse_known_args(args[1:], namespace)
+        return super().parse_known_args(args, namespace)
+
+
 def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     """Options for model and decoding; `chunk_size` describes the default chunk size."""
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")

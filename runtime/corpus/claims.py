@@ -11,9 +11,8 @@ import json
 import os
 import socket
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from u2moe.runtime.corpus.storage import write_first, write_whole
 from u2moe.runtime.whole_file import probe
@@ -23,20 +22,50 @@ LEASE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Owner:
     """Who works on a block.
 
     Attributes:
-        number: the block.
         host: its machine.
         process: number of its process there.
-        age_s: seconds since it was last renewed, by the clock of the file system.
+        started: when that process started, in ticks since the machine did, so that a number that is used again shows;
+            None: the system does not say.
     """
 
-    number: int
     host: str
     process: int
+    started: int | None
+
+    @classmethod
+    def here(cls) -> Owner:
+        """This process."""
+        return cls(host=socket.gethostname(), process=os.getpid(), started=_started(os.getpid()))
+
+    def is_gone(self) -> bool:
+        """Whether this machine is the owner's, and its process has ended."""
+        if self.host != socket.gethostname() or os.name != "posix":
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return _started(self.process) != self.started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim on a block, and the seconds since it was renewed, by the clock of the file system."""
+
+    number: int
+    owner: Owner
     age_s: float
+
+    @property
+    def is_void(self) -> bool:
+        """Whether its owner does not work on the block any more."""
+        return self.age_s > LEASE_S or self.owner.is_gone()
 
 
 class Claims:
@@ -45,14 +74,15 @@ class Claims:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
         self._own: set[int] = set()
-        self._me = {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())}
+        self._me = Owner.here()
 
     def take(self, number: int) -> bool:
         """Claim a block; False if another process that seems to be alive has it."""
-        content = json.dumps(self._me).encode()
+        content = json.dumps(asdict(self._me)).encode()
         with contextlib.suppress(OSError):  # what keeps no claims has none that would be in the way
             if not write_first(self._path(number), content):
-                if not self._is_void(number):
+                claim = self._read(number)
+                if claim is not None and not claim.is_void:
                     return False
                 write_whole(self._path(number), content)
         self._own.add(number)
@@ -78,68 +108,32 @@ class Claims:
     def remove_void(self, finished: Container[int]) -> None:
         """Remove claims on finished blocks that processes left which were killed as they finished them."""
         for claim in self.held():
-            if claim.number in finished and self._is_void(claim.number):
+            if claim.number in finished and claim.is_void:
                 self.release(claim.number)
 
     def held(self) -> list[Claim]:
         """All claims in the folder."""
-        found = []
-        with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self._folder)):  # noqa: PTH208
-                owner = self._owner(int(name)) if name.isdigit() else None
-                if owner is not None:
-                    found.append(
-                        Claim(
-                            number=int(name),
-                            host=str(owner.get("host")),
-                            process=int(owner.get("process", 0)),
-                            age_s=self._age_s(int(name)),
-                        )
-                    )
-        return found
+        try:
+            numbers = sorted(int(name) for name in os.listdir(self._folder) if name.isdigit())  # noqa: PTH208
+        except OSError:
+            return []
+        return [claim for claim in map(self._read, numbers) if claim is not None]
 
     def _path(self, number: int) -> str:
         return str(self._folder / f"{number:012}")
 
-    def _owner(self, number: int) -> dict[str, Any] | None:
+    def _read(self, number: int) -> Claim | None:
+        """The claim on a block; None: there is none, as it was released in this moment, or it cannot be read."""
+        path = Path(self._path(number))
         try:
-            owner = json.loads(Path(self._path(number)).read_bytes())
-        except (OSError, ValueError):
+            owner = Owner(**json.loads(path.read_bytes()))
+            age_s = probe(self._folder) - path.stat().st_mtime
+        except (OSError, ValueError, TypeError):
             return None
-        return owner if isinstance(owner, dict) else None
-
-    def _is_void(self, number: int) -> bool:
-        owner = self._owner(number)
-        if owner is None:  # released in this moment
-            return True
-        if owner.get("host") == self._me["host"] and os.name == "posix" and not _lives(owner):
-            return True
-        return self._age_s(number) > LEASE_S
-
-    def _age_s(self, number: int) -> float:
-        """Seconds since a claim was renewed, by the clock of the file system: those of machines differ."""
-        try:
-            changed = os.stat(self._path(number)).st_mtime  # noqa: PTH116
-            return probe(self._folder) - changed
-        except OSError:
-            return 0.0
-
-
-def _lives(owner: dict[str, Any]) -> bool:
-    process = owner.get("process")
-    if not isinstance(process, int) or process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return _started(process) == owner.get("started")
+        return Claim(number=number, owner=owner, age_s=age_s)
 
 
 def _started(process: int) -> int | None:
-    """When a process started, in ticks since the machine did, so that a number that is used again shows; Linux only."""
     try:
         content = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:

@@ -103,7 +103,7 @@ def merge(contents: Iterable[bytes], target: BinaryIO) -> int:
     """Write the rows of several Parquet files into one; returns their number."""
     num_rows, writer = 0, None
     for content in contents:
-        table = _with_all_columns(pq.read_table(io.BytesIO(content)))
+        table = pq.read_table(io.BytesIO(content))
         writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
         writer.write_table(table)
         num_rows += len(table)
@@ -112,11 +112,3 @@ def merge(contents: Iterable[bytes], target: BinaryIO) -> int:
     else:
         writer.close()
     return num_rows
-
-
-def _with_all_columns(table: pa.Table) -> pa.Table:
-    """A table with the columns of today: a run may have been begun by a version that knew no warnings."""
-    for field in NEMO_SCHEMA if "pred_text" in table.column_names else SCHEMA:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table

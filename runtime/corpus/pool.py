@@ -1,60 +1,76 @@
 """Worker processes: blocks go to those that are idle; one that dies is replaced and its block done again.
 
-A file that kills the process which reads it, whatever the reason, would do so for ever. Where a process has died the
-block is repeated carefully: the worker names each utterance before it touches it. One at which processes die again
-becomes a row with an error; of several that were decoded together each is then decoded alone.
+A file may kill the process that reads it, and would do so for ever. So workers name the utterances that they are about
+to touch, in memory that outlives them. An utterance at which processes die again and again becomes a row with an error;
+of several that were decoded together each is then decoded alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from u2moe.runtime.corpus.block_recognizer import Caution
-from u2moe.runtime.corpus.block_writer import BlockDone
-from u2moe.runtime.corpus.cores import cores_of
-from u2moe.runtime.corpus.worker import Attempt, Progress, Stopped, WorkerSetup, work
+from u2moe.runtime.corpus.blocks import Block
+from u2moe.runtime.corpus.model_choice import ModelChoice
+from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockWriter, Caution
+from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.errors import CorpusError
+from u2moe.runtime.recognizer import Recognizer
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from u2moe.runtime.corpus.blocks import Block
-
 _TICK_S = 1.0
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
-_MOST_KILLS = 4
-"""Deaths at one utterance, after a first one anywhere in the block, until it is left out. A crash is a reason; a kill
-may have come from outside (an operator, another process that ran out of memory)."""
+_MOST_KILLS = 5
+"""Deaths at one utterance until it is left out. A crash is a reason; a kill may have come from outside (an operator,
+another process that ran out of memory)."""
 _MOST_STARTS = 5
-_NOTHING = Progress(num_utterances=0, seconds=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Died:
-    """A worker died and was replaced.
+class WorkerSetup:
+    """What a worker needs.
 
     Attributes:
-        exit_code: that of its process; negative for a signal.
-        lost: what it had reported of the block, which is now done again.
+        folder: the folder of the run.
+        run: its description.
+        model: the model.
+        recognizer: it, already loaded, for forked processes; None: each process loads it.
     """
 
-    exit_code: int
-    lost: Progress
+    folder: str
+    run: RunDescription
+    model: ModelChoice
+    recognizer: Recognizer | None
 
 
-Event = BlockDone | Progress | Died | None
-"""What the pool reports; None: nothing happened for about a second."""
+class _Report(ctypes.Structure):
+    """What a worker says of the block that it works on, in memory that it shares with its parent."""
+
+    _fields_ = (
+        ("is_ready", ctypes.c_bool),
+        ("num_utterances", ctypes.c_long),
+        ("seconds", ctypes.c_double),
+        ("num_attempted", ctypes.c_long),
+        ("attempted", ctypes.c_long * BATCH_LEN),
+    )
 
 
 @dataclass(kw_only=True)
@@ -64,34 +80,27 @@ class _Trouble:
     deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
-    attempt: tuple[int, ...] = ()
 
-    def blame(self, exit_code: int) -> None:
-        """Take notice of a death at the last attempt."""
-        self.deaths[self.attempt] += 1
-        most = _MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS
-        if not self.attempt or self.deaths[self.attempt] < most:
+    def blame(self, attempt: tuple[int, ...], exit_code: int) -> None:
+        """Take notice of a death at an attempt."""
+        self.deaths[attempt] += 1
+        if not attempt or self.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
             return
-        if len(self.attempt) == 1:
-            self.left_out[self.attempt[0]] = f"left out: the process that recognised it died ({_named(exit_code)})"
+        if len(attempt) == 1:
+            self.left_out[attempt[0]] = f"left out: the process that recognised it died ({_named(exit_code)})"
         else:
-            self.alone.update(self.attempt)
-
-    def caution(self) -> Caution:
-        self.attempt = ()
-        return Caution(left_out=dict(self.left_out), alone=frozenset(self.alone))
+            self.alone.update(attempt)
 
 
 @dataclass(kw_only=True)
-class _Place:
-    """The place of a worker: its process, the block that it works on, and what it has done of that."""
+class _Worker:
+    """A process, and the block that it works on."""
 
-    number: int
     process: BaseProcess
     connection: connection.Connection
+    report: Any
+    num_starts: int = 1
     block: Block | None = None
-    done: Progress = _NOTHING
-    num_deaths: int = 0
 
 
 class WorkerPool:
@@ -103,14 +112,18 @@ class WorkerPool:
     Args:
         setup: what workers need; with a `recognizer`, they are forked.
         num_workers: number of processes.
+
+    Attributes:
+        num_deaths: workers that died and were replaced.
     """
 
     def __init__(self, setup: WorkerSetup, num_workers: int) -> None:
+        self.num_deaths = 0
         self._setup = setup
         self._context = multiprocessing.get_context("spawn" if setup.recognizer is None else "fork")
         self._num_workers = num_workers
         self._trouble: dict[int, _Trouble] = {}
-        self._places = [self._start(number) for number in range(num_workers)]
+        self._workers = [self._start(number) for number in range(num_workers)]
 
     def __enter__(self) -> Self:
         return self
@@ -118,102 +131,171 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, blocks: Iterator[Block]) -> Iterator[Event]:
-        """Have all blocks done; yields what happens. The next block is asked for when a worker is idle.
+    def in_progress(self) -> tuple[int, float]:
+        """Utterances, and seconds of audio, that are recognised of blocks that are not finished."""
+        busy = [worker.report for worker in self._workers if worker.block is not None]
+        return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
+
+    def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
+        """Have all blocks done; yields each that is, and None about once a second. Asks for the next when one is idle.
 
         Raises:
             CorpusError: workers die before they have begun.
             Exception: that of a worker that cannot go on, such as OSError for a full disk.
         """
-        is_exhausted = False
         while True:
-            for place in self._places:
-                if place.block is None and not is_exhausted:
-                    block = next(blocks, None)
-                    is_exhausted = block is None
-                    if block is not None:
-                        self._assign(place, block)
-            busy = {place.connection: place for place in self._places if place.block is not None}
+            for worker in self._workers:
+                if worker.block is None and (block := next(blocks, None)) is not None:
+                    self._assign(worker, block)
+            busy = {
+                worker.connection: number for number, worker in enumerate(self._workers) if worker.block is not None
+            }
             if not busy:
                 return
             ready = connection.wait(list(busy), timeout=_TICK_S)
             if not ready:
                 yield None
             for end in ready:
-                event = self._receive(busy[end])  # type: ignore[index]  # wait returns what it was given
-                if event is not None:
-                    yield event
+                yield self._receive(busy[end])  # type: ignore[index]  # wait returns what it was given
 
     def close(self) -> None:
         """End all workers at once; what they have written is whole."""
-        for place in self._places:
-            place.process.kill()
-        for place in self._places:
-            place.process.join()
-            place.connection.close()
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
 
-    def _start(self, number: int) -> _Place:
+    def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
+        report = self._context.RawValue(_Report)
         cores = cores_of(number, self._num_workers, self._setup.model.num_threads)
         process = self._context.Process(  # type: ignore[attr-defined]  # of either context
-            target=work, args=(self._setup, theirs, cores), name=f"u2moe-corpus-{number}", daemon=True
-        )
+            target=_work, args=(self._setup, theirs, report, cores, os.getpid()), name=f"u2moe-corpus-{number}",
+            daemon=True,
+        )  # fmt: skip
         with warnings.catch_warnings():
             # Python warns of threads. Those of numpy's OpenBLAS are stopped before a fork and started after it.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
-        return _Place(number=number, process=process, connection=ours)
+        return _Worker(process=process, connection=ours, report=report)
 
-    def _assign(self, place: _Place, block: Block) -> None:
-        place.block, place.done = block, _NOTHING
+    def _assign(self, worker: _Worker, block: Block) -> None:
+        worker.block = block
+        worker.report.num_utterances, worker.report.seconds, worker.report.num_attempted = 0, 0.0, 0
         trouble = self._trouble.get(block.number)
+        caution = Caution(left_out=dict(trouble.left_out), alone=frozenset(trouble.alone)) if trouble else None
         with contextlib.suppress(ConnectionError):  # a worker that has died meanwhile shows where its messages end
-            place.connection.send((block, trouble.caution() if trouble else None))
+            worker.connection.send((block, caution))
 
-    def _receive(self, place: _Place) -> Event:
+    def _receive(self, number: int) -> BlockDone | None:
+        worker = self._workers[number]
         try:
-            message = place.connection.recv()
+            message = worker.connection.recv()
         except (EOFError, ConnectionError):
-            return self._replace(place)
-        place.num_deaths = 0
-        if isinstance(message, Stopped):
-            raise message.error
-        if isinstance(message, Attempt):
-            if place.block is not None and place.block.number in self._trouble:
-                self._trouble[place.block.number].attempt = message.indices
+            self._replace(number)
             return None
-        if isinstance(message, Progress):
-            place.done += message
-        if isinstance(message, BlockDone):
-            place.block = None
-            self._trouble.pop(message.number, None)
-        found: Event = message
-        return found
+        if isinstance(message, Exception):
+            raise message
+        done: BlockDone = message
+        worker.block = None
+        self._trouble.pop(done.number, None)
+        return done
 
-    def _replace(self, place: _Place) -> Died:
+    def _replace(self, number: int) -> None:
         """Start another process in the place of one that died, and have it do the block."""
-        place.process.join()
-        place.connection.close()
-        exit_code = place.process.exitcode or 0
-        if place.num_deaths >= _MOST_STARTS:
+        old = self._workers[number]
+        old.process.join()
+        old.connection.close()
+        exit_code, report = old.process.exitcode or 0, old.report
+        if not report.is_ready and old.num_starts >= _MOST_STARTS:
             reason = "is there memory for the model?"
             if exit_code == 1:  # as of an exception of Python's
                 reason = "does the program call run_corpus only under `if __name__ == '__main__':`?"
             raise CorpusError(f"worker processes die as they begin ({_named(exit_code)}): {reason}")
-        block, lost = place.block, place.done
-        new = self._start(place.number)
-        place.process, place.connection, place.num_deaths = new.process, new.connection, place.num_deaths + 1
-        if block is not None:
-            trouble = self._trouble.setdefault(block.number, _Trouble())
-            trouble.blame(exit_code)
-            self._assign(place, block)
-        return Died(exit_code=exit_code, lost=lost)
+        self.num_deaths += 1
+        new = self._workers[number] = self._start(number)
+        new.num_starts = 1 if report.is_ready else old.num_starts + 1
+        if old.block is not None:
+            attempt = tuple(report.attempted[: report.num_attempted])
+            self._trouble.setdefault(old.block.number, _Trouble()).blame(attempt, exit_code)
+            self._assign(new, old.block)
+
+
+def _work(
+    setup: WorkerSetup, parent: connection.Connection, report: Any, cores: Sequence[int] | None, parent_id: int
+) -> None:
+    """The worker process: do the blocks that come through the connection until it ends, or the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(parent_id,), daemon=True).start()
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+
+    def count(num_utterances: int, seconds: float) -> None:
+        report.num_utterances += num_utterances
+        report.seconds += seconds
+
+    def attempt(indices: Sequence[int]) -> None:
+        report.num_attempted = 0  # nobody, if it dies meanwhile
+        report.attempted[: len(indices)] = indices
+        report.num_attempted = len(indices)
+
+    try:
+        recognizer = setup.recognizer or setup.model.load()
+        writer = BlockWriter(OutputFolder(setup.folder), setup.run, recognizer, on_progress=count, on_attempt=attempt)
+        report.is_ready = True
+        while True:
+            block, caution = parent.recv()
+            parent.send(writer.write(block, caution))
+    except (EOFError, ConnectionError):  # the parent is gone; what was written is whole
+        return
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        error.add_note(traceback.format_exc())
+        parent.send(error)
+
+
+def _end_with(parent_id: int) -> None:
+    """End this process after its parent, of which its connection need not tell: a forked sibling may hold the end."""
+    while os.getppid() == parent_id:
+        time.sleep(_TICK_S)
+    os._exit(1)
 
 
 def may_fork() -> bool:
     """Whether this process can be forked: on Linux, with no threads of Python's."""
     return os.name == "posix" and hasattr(os, "sched_getaffinity") and threading.active_count() == 1
+
+
+def usable_cores() -> list[int]:
+    """Numbers of the cores that this process may run on; all where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def num_cores(quota: Path = _QUOTA) -> int:
+    """How many of them can be kept busy: in a container with a quota fewer than it sees; at least 1."""
+    count = len(usable_cores())
+    try:
+        allowed, period = quota.read_text(encoding="ascii").split()
+        count = min(count, math.ceil(int(allowed) / int(period)))
+    except (OSError, ValueError):  # no quota ("max"), or no container
+        pass
+    return max(count, 1)
+
+
+def cores_of(worker: int, num_workers: int, num_threads: int) -> list[int] | None:
+    """The cores to which a worker is pinned, or None: it is not pinned.
+
+    Workers are pinned where they fill all cores that this process may use. Where they do not, something else may use
+    them too, such as another container that would choose the same cores.
+    """
+    cores = usable_cores()
+    if len(cores) != num_workers * num_threads or len(cores) > num_cores() or not hasattr(os, "sched_setaffinity"):
+        return None
+    return cores[worker * num_threads : (worker + 1) * num_threads]
 
 
 def _named(exit_code: int) -> str:

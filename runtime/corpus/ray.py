@@ -7,6 +7,7 @@ Ray schedules, restarts what dies and limits memory; blocks, their files and wha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import time
@@ -21,14 +22,13 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from u2moe.runtime.corpus import parquet
-from u2moe.runtime.corpus.block_recognizer import BlockRecognizer
-from u2moe.runtime.corpus.block_writer import BlockWriter
 from u2moe.runtime.corpus.blocks import cut_into_blocks
+from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Entry
 from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.output_folder import OutputFolder
+from u2moe.runtime.corpus.recognition import BlockRecognizer, BlockWriter
 from u2moe.runtime.corpus.rows import RowMaker, changed_options, options_as_json
-from u2moe.runtime.corpus.run_description import RunDescription
+from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, describe_run, finished_blocks
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options
@@ -191,24 +191,12 @@ class _Actor:
     """Holds a model, and does one block after the other."""
 
     def __init__(self, folder: str, run: RunDescription, model: ModelChoice) -> None:
-        self._seconds = 0.0
-        self._writer = BlockWriter(OutputFolder(folder), run, model.load(), on_progress=self._count)
+        self._writer = BlockWriter(OutputFolder(folder), run, model.load())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """From a table with one block to one that says how it went."""
-        self._seconds = 0.0
-        done = self._writer.write(pickle.loads(batch["block"][0].as_py()))  # noqa: S301 - of our own task
-        return pa.table(
-            {
-                "num_utterances": [done.num_utterances],
-                "num_failed": [done.num_failed],
-                "num_warned": [done.num_warned],
-                "seconds": [self._seconds],
-            }
-        )
-
-    def _count(self, _num_utterances: int, seconds: float) -> None:
-        self._seconds += seconds
+        block = pickle.loads(batch["block"][0].as_py())  # noqa: S301 - of our own task
+        return pa.table({name: [value] for name, value in dataclasses.asdict(self._writer.write(block)).items()})
 
 
 class Recognize:

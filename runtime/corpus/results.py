@@ -1,17 +1,44 @@
-"""The results of a run: read in order, and merged into one file."""
+"""The results of a run: rows as the contents of files, read in order, and merged into one file."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from u2moe.runtime.corpus.block_writer import decode
-from u2moe.runtime.corpus.output_folder import OutputFolder
-from u2moe.runtime.corpus.rows import Outcome, outcome_of
+from u2moe.runtime.corpus.rows import Outcome, Row, as_json, outcome_of
+from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.whole_file import replacing
+
+OUTPUT_FORMATS = ("jsonl", "parquet")
+"""Formats of results, which are also the suffixes of their files; "parquet" needs pyarrow."""
+
+
+def encode(rows: Iterable[Row], output_format: str) -> bytes:
+    """Rows as the content of a file."""
+    if output_format == "jsonl":
+        return b"".join(_json_line(row) for row in rows)
+    from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
+
+    return parquet.encode_rows(rows)
+
+
+def decode(content: bytes, output_format: str) -> Iterator[Row]:
+    """Rows from the content of a file."""
+    if output_format == "jsonl":
+        return map(json.loads, content.splitlines())
+    from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
+
+    return parquet.decode_rows(content)
+
+
+def _json_line(row: Row) -> bytes:
+    try:
+        return as_json(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a name that is not valid text
+        return as_json(row).encode() + b"\n"
 
 
 def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
@@ -21,14 +48,22 @@ def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
         CorpusError: there is no run in the folder, or a file of its results is damaged.
     """
     output_format = folder.description().output_format
-    for start, content in folder.contents():
+    for _, file, content in folder.contents():
         try:
             outcomes = [outcome_of(row) for row in decode(content, output_format)]
         except (ValueError, TypeError, KeyError) as error:
             raise CorpusError(
-                f"{folder.file_at(start)}: is damaged: {error}: recognise its utterances again with --retry-failed"
+                f"{file}: is damaged: {error}: recognise its utterances again with --retry-failed"
             ) from error
         yield from outcomes
+
+
+def is_faultless(content: bytes, output_format: str) -> bool:
+    """Whether the content of a file is undamaged, and none of its rows has an error."""
+    try:
+        return all(row["error"] is None for row in decode(content, output_format))
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing: bool = False) -> int:
@@ -48,19 +83,14 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing
     if num_missing != 0 and not allow_missing:
         missing = "the list was not read to its end" if num_missing is None else f"{num_missing} are missing"
         raise CorpusError(f"{folder.path}: {missing}: run it to its end, or merge what is there with --partial")
+    contents = (content for _, _, content in folder.contents())
     with replacing(Path(target)) as part, part.open("wb") as stream:
-        return (_merge_lines if output_format == "jsonl" else _merge_tables)(folder, stream)
+        if output_format == "jsonl":
+            num_rows = 0
+            for content in contents:
+                stream.write(content)
+                num_rows += content.count(b"\n")
+            return num_rows
+        from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
 
-
-def _merge_lines(folder: OutputFolder, stream: BinaryIO) -> int:
-    num_rows = 0
-    for _, content in folder.contents():
-        stream.write(content)
-        num_rows += content.count(b"\n")
-    return num_rows
-
-
-def _merge_tables(folder: OutputFolder, stream: BinaryIO) -> int:
-    from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
-
-    return parquet.merge((content for _, content in folder.contents()), stream)
+        return parquet.merge(contents, stream)

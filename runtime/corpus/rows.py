@@ -1,11 +1,11 @@
-"""A row of results for each utterance, and rows as JSON lines. Parquet is in `parquet`."""
+"""A row of results for each utterance, as it is written and as it is read. Parquet is in `parquet`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from u2moe.runtime.corpus.entry import Entry
@@ -91,18 +91,6 @@ def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, _DIGITS)
 
 
-def encode_rows(rows: Iterable[Row]) -> bytes:
-    """Rows as JSON lines in UTF-8; one with a name that is not valid text is escaped."""
-    return b"".join(_encode(row) for row in rows)
-
-
-def _encode(row: Row) -> bytes:
-    try:
-        return as_json(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return as_json(row).encode() + b"\n"
-
-
 def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
     """A value as JSON, in which numbers that JSON does not have (NaN, as some lists hold it) are null."""
     options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}
@@ -118,12 +106,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_nan(item) for name, item in value.items()}
     return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def decode_rows(content: bytes) -> Iterator[Row]:
-    """Rows from JSON lines."""
-    for line in content.splitlines():
-        yield json.loads(line)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,25 +135,15 @@ class Outcome:
 
 def outcome_of(row: Row) -> Outcome:
     """What a row says."""
-    if "pred_text" in row:
-        reference, speaker = row.get("text"), row.get("speaker")
-        return Outcome(
-            key=row["key"],
-            text=row["pred_text"],
-            duration=row["read_duration"],
-            reference=None if reference is None else str(reference),
-            speaker=None if speaker is None else str(speaker),
-            fields=row,
-            error=row["error"],
-            warnings=row.get("warnings", ()),
-        )
+    is_nemo = "pred_text" in row
+    reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(
         key=row["key"],
-        text=row["text"],
-        duration=row["duration"],
-        reference=row.get("reference"),
-        speaker=row.get("speaker"),
-        fields=row.get("fields") or {},
+        text=row["pred_text" if is_nemo else "text"],
+        duration=row["read_duration" if is_nemo else "duration"],
+        reference=None if reference is None else str(reference),
+        speaker=None if speaker is None else str(speaker),
+        fields=row if is_nemo else row.get("fields") or {},
         error=row["error"],
         warnings=row.get("warnings", ()),
     )

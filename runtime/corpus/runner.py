@@ -9,22 +9,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from u2moe.runtime.corpus.block_writer import BlockDone, decode
 from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
-from u2moe.runtime.corpus.cores import num_cores
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions, count_lines, digest, find_format, read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.output_folder import OutputFolder
-from u2moe.runtime.corpus.pool import Died, WorkerPool, may_fork
+from u2moe.runtime.corpus.pool import WorkerPool, WorkerSetup, may_fork, num_cores
+from u2moe.runtime.corpus.recognition import BlockDone
+from u2moe.runtime.corpus.results import OUTPUT_FORMATS, is_faultless
 from u2moe.runtime.corpus.rows import options_as_json
-from u2moe.runtime.corpus.run_description import RunDescription
-from u2moe.runtime.corpus.worker import Progress, WorkerSetup
+from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.validation import checked_flag, checked_integer, checked_options
-
-OUTPUT_FORMATS = ("jsonl", "parquet")
-"""Formats of results, which are also suffixes of their files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +28,7 @@ class CorpusOptions:
 
     Attributes:
         list_format: name of the list's format; None: detected.
-        list_path: how the entries of the list are to be understood.
+        list_options: how the entries of the list are to be understood.
         output_format: jsonl or parquet.
         block_size: utterances in a block, which is what is written at once, and lost if the machine fails.
         shard: the share of the blocks to do.
@@ -74,8 +69,7 @@ class RunProgress:
         num_warned: those of them whose audio gave warnings.
         num_elsewhere: utterances that other processes were working on when this one had nothing left to do.
         num_deaths: workers that died and were replaced.
-        num_recognized: utterances recognised by this call, also in blocks that are not finished; what a worker loses as
-            it dies is taken back.
+        num_recognized: utterances recognised by this call, also in blocks that are not finished.
         seconds: seconds of audio of these.
         elapsed_s: seconds since workers began.
     """
@@ -123,13 +117,13 @@ def run_corpus(
     progress = RunProgress(total=folder.num_utterances)
     if progress.total is None:
         progress.total = count_lines(run.list_path, run.list_format)
-    session = _Session(run=run, folder=folder, options=options, progress=progress)
+    run_here = _Run(run=run, folder=folder, options=options, progress=progress)
     shared = recognizer if model.can_be_forked and may_fork() else None
     del recognizer
     num_workers = options.num_workers or max(num_cores() // model.num_threads, 1)
-    setup = WorkerSetup(folder=folder.path, run=run, model=model, recognizer=shared, parent=os.getpid())
-    with WorkerPool(setup, num_workers) as pool, contextlib.closing(session):
-        session.work(pool, on_progress)
+    setup = WorkerSetup(folder=folder.path, run=run, model=model, recognizer=shared)
+    with WorkerPool(setup, num_workers) as pool, contextlib.closing(run_here):
+        run_here.work(pool, on_progress)
     return progress
 
 
@@ -157,7 +151,7 @@ def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, opt
 
 
 @dataclass(kw_only=True)
-class _Session:
+class _Run:
     """One call of `run_corpus`."""
 
     run: RunDescription
@@ -170,26 +164,25 @@ class _Session:
         self._finished = set(finished_blocks(self.folder, self.run, retry_failed=self.options.retry_failed))
         self._own: set[int] = set()
         self._begin = self._renewed = time.monotonic()
+        self._seconds = 0.0
         self._num_taken = 0
 
     def work(self, pool: WorkerPool, on_progress: Callable[[RunProgress], object]) -> None:
         """Go through the list until there is nothing left to do, or only what others are doing."""
+        progress = self.progress
         while True:
-            self._num_taken = self.progress.num_before = self.progress.num_elsewhere = 0
-            for event in pool.run(self._missing()):
-                if isinstance(event, BlockDone):
-                    self._finish(event)
-                elif isinstance(event, Progress):
-                    self.progress.num_recognized += event.num_utterances
-                    self.progress.seconds += event.seconds
-                elif isinstance(event, Died):
-                    self.progress.num_deaths += 1
-                    self.progress.num_recognized -= event.lost.num_utterances
-                    self.progress.seconds -= event.lost.seconds
-                self.progress.elapsed_s = time.monotonic() - self._begin
+            self._num_taken = progress.num_before = progress.num_elsewhere = 0
+            for done in pool.run(self._missing()):
+                if done is not None:
+                    self._finish(done)
+                num_utterances, seconds = pool.in_progress()
+                progress.num_recognized = progress.num_done + num_utterances
+                progress.seconds = self._seconds + seconds
+                progress.num_deaths = pool.num_deaths
+                progress.elapsed_s = time.monotonic() - self._begin
                 self._renew_claims()
-                on_progress(self.progress)
-            if not (self.progress.num_elsewhere and self._num_taken):
+                on_progress(progress)
+            if not (progress.num_elsewhere and self._num_taken):
                 return
 
     def close(self) -> None:
@@ -235,6 +228,7 @@ class _Session:
         self.progress.num_done += done.num_utterances
         self.progress.num_failed += done.num_failed
         self.progress.num_warned += done.num_warned
+        self._seconds += done.seconds
         if self._claims is not None:
             self._claims.release(done.number)
 
@@ -248,11 +242,4 @@ def finished_blocks(folder: OutputFolder, run: RunDescription, *, retry_failed: 
     """First positions of the blocks that are finished; with `retry_failed` only of whole ones without failures."""
     if not retry_failed:
         return list(folder.finished_blocks())
-    return [start for start, content in folder.contents() if _has_no_failure(content, run.output_format)]
-
-
-def _has_no_failure(content: bytes, output_format: str) -> bool:
-    try:
-        return all(row["error"] is None for row in decode(content, output_format))
-    except (ValueError, TypeError, KeyError):  # damaged
-        return False
+    return [start for start, _, content in folder.contents() if is_faultless(content, run.output_format)]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from u2moe.runtime.audio.files import MEDIA_SUFFIXES
 from u2moe.runtime.audio.folders import APPLE_DOUBLE, FILE_SUFFIXES
+from u2moe.runtime.corpus.entry import AudioFile, Entry
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.utterance import AudioFile, Utterance
 from u2moe.runtime.errors import CorpusError
 
 SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
 """Suffixes of recordings, on every machine the same: where the extra `media` is missing, some of them give errors."""
 
 
-def read(list_path: str, _options: ListOptions) -> Iterator[Utterance]:
+def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
     """Utterances of a folder: each audio file below it; the key is its path from the folder.
 
     Only the names of one folder and of those above it are in memory. Links to folders are not followed.
@@ -27,7 +27,7 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Utterance]:
     is_empty = True
     for path in _walk(list_path):
         is_empty = False
-        yield Utterance(key=Path(path).relative_to(list_path).as_posix(), source=AudioFile(path=path))
+        yield Entry(key=Path(path).relative_to(list_path).as_posix(), source=AudioFile(path=path))
     if is_empty:
         raise CorpusError(f"{list_path}: holds no audio files")
 

@@ -4,54 +4,79 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 
-from u2moe.runtime.corpus.lists.lines import parse_lines, seconds
+from u2moe.runtime.corpus.entry import Entry
+from u2moe.runtime.corpus.lists.lines import parse_lines, read_lines, seconds
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.lists.sorted_table import SortedTable, open_table
 from u2moe.runtime.corpus.storage import join, parent
+from u2moe.runtime.errors import CorpusError
 
 _BESIDE = ("segments", "text", "utt2spk")
 
 
-def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
+class _Table:
+    """A table of "key value" lines that is read beside another, both sorted as by `LC_ALL=C sort`, as Kaldi demands."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lines = read_lines(path)
+        self._key, self._value = "", ""
+        self._wanted = b""
+
+    def find(self, key: str) -> str | None:
+        """The value of a key that follows the one before; None if the table lacks it.
+
+        Raises:
+            CorpusError: the table, or the list beside it, is not sorted.
+        """
+        wanted = _bytes(key)
+        if wanted < self._wanted:
+            raise CorpusError(
+                f"{self._path}: the list beside it is not sorted as by LC_ALL=C sort: {key!r} is too late"
+            )
+        self._wanted = wanted
+        while _bytes(self._key) < wanted:
+            _, line = next(self._lines, (0, ""))
+            if not line:
+                return None
+            before, (self._key, self._value) = self._key, _split(line)
+            if _bytes(self._key) < _bytes(before):
+                raise CorpusError(f"{self._path}: is not sorted as by LC_ALL=C sort: {self._key!r} is too late")
+        return self._value if self._key == key else None
+
+
+def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Utterances of a data folder, or of its wav.scp: one for each segment or, without segments, each recording.
 
-    Kaldi's order is expected: tables sorted with `LC_ALL=C sort`. They are looked up on disk, so must be local.
+    With segments the recordings are kept in memory; all other tables are read side by side.
 
     Raises:
         CorpusError: a table is not sorted.
     """
     recordings, *beside = files(list_path)
     tables = {os.path.basename(path): path for path in beside}  # noqa: PTH119
-    with ExitStack() as stack:
+    texts, speakers = (_Table(tables[name]) if name in tables else None for name in ("text", "utt2spk"))
+    entries = dict(_split(line) for _, line in read_lines(recordings)) if "segments" in tables else {}
 
-        def table(name: str) -> SortedTable | None:
-            return stack.enter_context(open_table(tables[name])) if name in tables else None
+    def parse(line: str) -> Entry:
+        if "segments" in tables:
+            key, recording, start, end = _segment(line)
+            if recording not in entries:
+                raise ValueError(f"recording {recording!r} is not in {recordings}")
+            entry = entries[recording]
+        else:
+            (key, entry), start, end = _split(line), 0.0, None
+        return Entry(
+            key=key,
+            source=options.source(entry, recordings),
+            start=start,
+            end=end,
+            duration=None if end is None else end - start,
+            text=texts.find(key) if texts else None,
+            speaker=speakers.find(key) if speakers else None,
+        )
 
-        texts, speakers = table("text"), table("utt2spk")
-        segmented = stack.enter_context(open_table(recordings)) if "segments" in tables else None
-
-        def parse(line: str) -> Entry:
-            if segmented is not None:
-                key, recording, start, end = _segment(line)
-                entry = segmented.find(recording)
-                if entry is None:
-                    raise ValueError(f"recording {recording!r} is not in {recordings}")
-            else:
-                key, _, entry = line.partition(" ") if "\t" not in line else line.partition("\t")
-                start, end = 0.0, None
-            return Entry(
-                key=key,
-                source=options.source(entry.strip(), recordings),
-                start=start,
-                end=end,
-                duration=None if end is None else end - start,
-                text=texts.find(key) if texts else None,
-                speaker=speakers.find(key) if speakers else None,
-            )
-
-        yield from parse_lines(tables.get("segments", recordings), parse)
+    return parse_lines(tables.get("segments", recordings), parse)
 
 
 def files(list_path: str) -> list[str]:
@@ -59,6 +84,16 @@ def files(list_path: str) -> list[str]:
     recordings = join(list_path, "wav.scp") if os.path.isdir(list_path) else list_path  # noqa: PTH112
     beside = [join(parent(recordings), name) for name in _BESIDE]
     return [recordings, *(path for path in beside if os.path.isfile(path))]  # noqa: PTH113
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _split(line: str) -> tuple[str, str]:
+    """Key and value of a line."""
+    key, *value = line.split(maxsplit=1)
+    return key, value[0] if value else ""
 
 
 def _segment(line: str) -> tuple[str, str, float, float | None]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Entry
 from u2moe.runtime.corpus.lists.lines import json_object, optional_text, parse_lines, seconds_of, text_of
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.utterance import AudioFile, AudioSource, Utterance
 
 
-def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
+def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Utterances of a set of cuts; supervisions of one cut are joined in their order."""
 
     def parse(line: str) -> Entry:

@@ -56,7 +56,7 @@ def first_line(list_path: str) -> str:
     raise CorpusError(f"{list_path}: lists no recordings")
 
 
-def parse_lines(list_path: str, parse: Callable[[str], Utterance]) -> Iterator[Utterance]:
+def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
     """Utterances from lines; a line that cannot be understood becomes an `Unreadable` one, named by its number.
 
     Args:
@@ -74,7 +74,7 @@ def parse_lines(list_path: str, parse: Callable[[str], Utterance]) -> Iterator[U
             message = f"{list_path}: line {number}: {error}"
             if is_first:
                 raise CorpusError(message) from error
-            utterance = Utterance(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
+            utterance = Entry(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
         is_first = False
         yield utterance
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists.lines import json_object, optional_text, parse_lines, seconds_of, text_of
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
+def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Utterances of a NeMo list; they keep all fields, since NeMo's tools expect them in the output.
 
     NeMo has no keys: the path as written is the key, with "#offset" where the line is a part of a file.

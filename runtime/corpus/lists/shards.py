@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from u2moe.runtime.corpus.entry import Entry, TarMember, Unreadable
 from u2moe.runtime.corpus.lists.folder import SUFFIXES
 from u2moe.runtime.corpus.lists.lines import read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
@@ -17,7 +18,7 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LONGEST_TEXT = 1 << 20
 
 
-def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
+def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Utterances of an archive, or of all archives in a list. Nothing is unpacked: audio is read where it lies.
 
     Members that are links, devices or folders are passed over. An archive that breaks off becomes an `Unreadable`

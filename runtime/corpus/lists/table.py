@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import folder, kaldi, lhotse, nemo, paths, shards, wenet
 from u2moe.runtime.corpus.lists.lines import first_line, json_object, read_lines
 from u2moe.runtime.corpus.lists.options import ListOptions
 from u2moe.runtime.corpus.storage import base_name, open_binary, size_of
-from u2moe.runtime.corpus.utterance import Utterance
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options
 
@@ -30,7 +30,7 @@ class ListFormat:
         files: the files that make up the list, whose contents are its identity.
     """
 
-    read: Callable[[str, ListOptions], Iterator[Utterance]]
+    read: Callable[[str, ListOptions], Iterator[Entry]]
     description: str
     files: Callable[[str], list[str]] = lambda list_path: [list_path]
 
@@ -39,9 +39,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
     {
         "wenet": ListFormat(read=wenet.read, description="WeNet's data.list (key, wav, txt)"),
         "shards": ListFormat(read=shards.read, description="a tar shard of WeNet's, or a list of them"),
-        "kaldi": ListFormat(
-            read=kaldi.read, files=kaldi.files, description="a data folder of Kaldi's, or its wav.scp"
-        ),
+        "kaldi": ListFormat(read=kaldi.read, files=kaldi.files, description="a data folder of Kaldi's, or its wav.scp"),
         "nemo": ListFormat(read=nemo.read, description="NeMo's jsonl (audio_filepath)"),
         "lhotse": ListFormat(read=lhotse.read, description="Lhotse's cuts"),
         "folder": ListFormat(read=folder.read, description="a folder of audio files"),
@@ -53,7 +51,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
 
 def read_utterances(
     list_path: str | os.PathLike[str], *, file_format: str | None = None, options: ListOptions | None = None
-) -> Iterator[Utterance]:
+) -> Iterator[Entry]:
     """The utterances of a list, as a stream.
 
     Args:

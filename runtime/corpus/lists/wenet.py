@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists.lines import json_object, optional_text, others, parse_lines, seconds_of, text_of
 from u2moe.runtime.corpus.lists.options import ListOptions
-from u2moe.runtime.corpus.utterance import Utterance
 
 
-def read(list_path: str, options: ListOptions) -> Iterator[Utterance]:
+def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Utterances of a data.list of the kind "raw"."""
 
     def parse(line: str) -> Entry:

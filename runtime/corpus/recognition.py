@@ -1,4 +1,4 @@
-"""From the utterances of a block to rows: short ones in batches of like length, long ones alone, failures as rows."""
+"""From the utterances of a block to its file: short ones in batches, long ones alone, a row for each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from u2moe.runtime.audio.audio_warnings import handing_warnings_to
+from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.rows import Row, RowMaker
+from u2moe.runtime.corpus.results import encode
+from u2moe.runtime.corpus.rows import Row, RowMaker, changed_options
+from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.recognizer import Recognizer
@@ -17,9 +20,9 @@ from u2moe.runtime.stream import Stream
 
 LONGEST_BATCHED_S = 30.0
 """Longer utterances are decoded as they are read, so that memory does not grow with their length."""
+BATCH_LEN = 64
 _BATCH_S = 300.0
-_BATCH_LEN = 64
-"""Audio and number of the utterances that are decoded together. The pipeline sorts them by length."""
+"""Number and seconds of the utterances that are decoded together. The pipeline sorts them by length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class BlockRecognizer:
         recognizer: the recogniser.
         rows: makes the rows.
         on_progress: called with numbers of utterances and seconds of audio that were recognised since the last call.
-        on_attempt: called with the indices of the utterances that are about to be read or decoded.
+        on_attempt: called with the indices of the utterances that are about to be read or decoded, at most `BATCH_LEN`.
     """
 
     def __init__(
@@ -84,18 +87,15 @@ class BlockRecognizer:
 
             for index, utterance in enumerate(utterances):
                 if index in caution.left_out:
-                    rows[index] = self._rows.of_error(utterance, caution.left_out[index])
-                    self._on_progress(1, 0.0)
-                    continue
-                if index in caution.alone:
+                    rows[index] = self._failed(utterance, caution.left_out[index])
+                elif index in caution.alone:
                     rows[index] = self._alone(index, utterance, sources)
-                    continue
-                try:
-                    waiting.append(self._read(index, utterance, sources))
-                except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
-                    rows[index] = self._rows.of_error(utterance, error)
-                    self._on_progress(1, 0.0)
-                if len(waiting) == _BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S:
+                else:
+                    try:
+                        waiting.append(self._read(index, utterance, sources))
+                    except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
+                        rows[index] = self._failed(utterance, error)
+                if len(waiting) == BATCH_LEN or sum(read.duration for read in waiting) > _BATCH_S:
                     decode_waiting()
             decode_waiting()
         return [rows[index] for index in range(len(utterances))]
@@ -139,10 +139,82 @@ class BlockRecognizer:
             self._recognizer.decode_streams([read.stream])
             row = self._row(read, utterance)
         except Exception as error:  # noqa: BLE001 - nothing that one file holds may stop the others
-            read, row = None, self._rows.of_error(utterance, error)
-        self._on_progress(1, read.duration if read else 0.0)
+            return self._failed(utterance, error)
+        self._on_progress(1, read.duration)
         return row
 
     def _row(self, read: _Read, utterance: Entry) -> Row:
         segments = read.segments + read.stream.take_segments()
         return self._rows.of_transcript(utterance, transcript_of(segments, read.duration, read.error), read.warnings)
+
+    def _failed(self, utterance: Entry, error: Exception | str) -> Row:
+        self._on_progress(1, 0.0)
+        return self._rows.of_error(utterance, error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDone:
+    """A block was recognised and written.
+
+    Attributes:
+        number: the block.
+        num_utterances: its utterances.
+        num_failed: those with an error.
+        num_warned: those with warnings.
+        seconds: seconds of audio.
+    """
+
+    number: int
+    num_utterances: int
+    num_failed: int
+    num_warned: int
+    seconds: float
+
+
+class BlockWriter:
+    """Recognises blocks of a run and writes their files.
+
+    Args:
+        folder: the folder of the run, already begun.
+        run: its description.
+        recognizer: a recogniser with the run's model and options.
+        on_progress: see `BlockRecognizer`.
+        on_attempt: see `BlockRecognizer`.
+    """
+
+    def __init__(
+        self,
+        folder: OutputFolder,
+        run: RunDescription,
+        recognizer: Recognizer,
+        *,
+        on_progress: Callable[[int, float], object] = lambda _num, _seconds: None,
+        on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
+    ) -> None:
+        self._folder = folder
+        self._format = run.output_format
+        self._seconds = 0.0
+        self._on_progress = on_progress
+        rows = RowMaker(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
+        self._recognizer = BlockRecognizer(recognizer, rows, on_progress=self._count, on_attempt=on_attempt)
+
+    def write(self, block: Block, caution: Caution | None = None) -> BlockDone:
+        """Recognise a block and write its file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._seconds = 0.0
+        rows = self._recognizer.recognize(block.utterances, caution)
+        self._folder.write_block(block, encode(rows, self._format), self._format)
+        return BlockDone(
+            number=block.number,
+            num_utterances=len(rows),
+            num_failed=sum(row["error"] is not None for row in rows),
+            num_warned=sum("warnings" in row for row in rows),
+            seconds=self._seconds,
+        )
+
+    def _count(self, num_utterances: int, seconds: float) -> None:
+        self._seconds += seconds
+        self._on_progress(num_utterances, seconds)
