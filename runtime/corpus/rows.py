@@ -134,11 +134,11 @@ class Outcome:
 
 
 def outcome_of(row: Row) -> Outcome:
-    """What a row says."""
-    is_nemo = "pred_text" in row
+    """What a row says; raises KeyError or TypeError if it is none."""
+    key, is_nemo = row["key"], "pred_text" in row
     reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(
-        key=row["key"],
+        key=key,
         text=row["pred_text" if is_nemo else "text"],
         duration=row["read_duration" if is_nemo else "duration"],
         reference=None if reference is None else str(reference),
