@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
 from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, add_decoding, model_choice
@@ -69,21 +67,13 @@ def _shard(text: str) -> Shard:
 
 def run_corpus_command(args: argparse.Namespace) -> int:
     """Recognise what is missing; failed utterances are counted, and the exit code tells of them."""
-    before = signal.signal(signal.SIGTERM, _stop)  # as SLURM and Kubernetes end what takes too long
-    try:
-        return report(_run(args))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(args: argparse.Namespace) -> RunProgress:
     run: Callable[..., RunProgress] = run_corpus
     if args.ray is not None:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         run = functools.partial(run_on_ray, address=args.ray)
-    return run(args.list, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show)
+    return report(run(args.list, args.output, model_choice(args), corpus_options(args), on_progress=_Display().show))
 
 
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:
@@ -147,7 +137,3 @@ class _Display:
         if is_due and not sys.stderr.isatty():
             tell(describe_progress(progress))
         show_progress(describe_progress(progress))
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
