@@ -87,8 +87,8 @@ def run_quantize(args: argparse.Namespace) -> int:
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
     from u2moe.runtime.cli.terminal import tell
+    from u2moe.runtime.corpus.lists import read_recordings
     from u2moe.runtime.errors import QuantizationError
-    from u2moe.runtime.text.word_errors import read_manifest
 
     audio = _measured_audio(args)
     try:
@@ -102,7 +102,7 @@ def run_quantize(args: argparse.Namespace) -> int:
                 calibration=_recordings(args.calibrate),
             ),
             audio=audio,
-            recordings=read_manifest(args.manifest) if args.manifest else [],
+            recordings=read_recordings(args.manifest) if args.manifest else [],
             max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,
             overwrite=args.overwrite,
             progress=tell,
@@ -148,11 +148,11 @@ def run_inspect(args: argparse.Namespace) -> int:
 def _recordings(paths: list[Path]) -> list[Path]:
     """Audio files, those in folders, and those that lists name."""
     from u2moe.runtime.audio.folders import find_audio
-    from u2moe.runtime.text.word_errors import read_manifest
+    from u2moe.runtime.corpus.lists import read_recordings
 
     found: list[Path] = []
     for path in paths:
-        found += [item.path for item in read_manifest(path)] if path.suffix == ".tsv" else find_audio([path])
+        found += [item.path for item in read_recordings(path)] if path.suffix == ".tsv" else find_audio([path])
     return found
 
 

@@ -24,11 +24,12 @@ from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
+from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.external import with_external
 from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.text.word_errors import Recording, words
+from u2moe.runtime.text.word_errors import words
 
 REPORT_FILE = "report.json"
 

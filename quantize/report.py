@@ -22,12 +22,13 @@ from u2moe.quantize.routing import ExpertInputs
 from u2moe.quantize.weights import Change
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import array_of, group_of
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import DecodingOptions, Search
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.text.word_errors import Recording, WordErrors, edit_distance
+from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9

@@ -15,8 +15,9 @@ from u2moe.export import export_bundle
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import WordErrors, read_manifest
+from u2moe.runtime.text.word_errors import WordErrors
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ LARGEST_RATE = 0.3
 
 @pytest.fixture(scope="module")
 def recordings():
-    return read_manifest(CLIPS / "transcripts.txt")
+    return read_recordings(CLIPS / "transcripts.txt")
 
 
 @pytest.mark.parametrize("chunk_size", [None, 16, 8])

@@ -16,9 +16,10 @@ from u2moe.runtime import (
     VoiceActivityDetector,
 )
 from u2moe.runtime import transcriber as transcriber_module
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.vad import Speech
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import read_manifest, words
+from u2moe.runtime.text.word_errors import words
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ ROWS = re.findall(r"^\| (.+?) \| `(\w+Error)` \|$", TEXT, re.MULTILINE)
 @pytest.fixture(scope="module")
 def clip():
     """A recording of a person, and what is said in it."""
-    recording = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")[0]
+    recording = read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")[0]
     samples, rate = soundfile.read(recording.path, dtype="float32")
     assert rate == RATE
     return samples, recording.transcript

@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from u2moe.runtime.corpus import sources as sources_module
 from u2moe.runtime.corpus.blocks import cut_into_blocks
 from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable
-from u2moe.runtime.corpus.lists import FORMATS, ListOptions, digest, find_format, read_utterances
+from u2moe.runtime.corpus.lists import (
+    FORMATS,
+    ListOptions,
+    Recording,
+    digest,
+    find_format,
+    read_recordings,
+    read_utterances,
+)
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError, CorpusError
 
@@ -396,3 +404,29 @@ def test_parts_of_files_are_exactly_their_samples(clip):
 def test_every_format_is_described():
     guide = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in guide for name in FORMATS)
+
+
+def test_a_list_has_a_path_and_a_transcript_in_each_line(tmp_path):
+    file = tmp_path / "list.tsv"
+    file.write_text("\ufeffa.wav\tA B\n\n b c.wav \t\n", encoding="utf-8")
+    assert read_recordings(file) == [
+        Recording(path=tmp_path / "a.wav", transcript="A B"),
+        Recording(path=tmp_path / "b c.wav", transcript=""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"list\.tsv: cannot be read as a list of recordings: .*No such file"),
+        (b"\xff\xfe", "cannot be read as a list of recordings: "),
+        (b"a.wav\tA\nb.wav B\n", "line 2: found 'b.wav B', expected path<TAB>transcript"),
+        (b"\n", "lists no recordings"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_an_error_of_corpora(tmp_path, content, message):
+    file = tmp_path / "list.tsv"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        read_recordings(file)

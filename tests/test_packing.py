@@ -18,7 +18,7 @@ from u2moe.quantize import quantize_bundle, recipe
 from u2moe.runtime import Bundle, BundleError, BundleWriter, KernelsError, SessionSettings
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.cli import main
-from u2moe.runtime.text.word_errors import Recording
+from u2moe.runtime.corpus.lists import Recording
 
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
 

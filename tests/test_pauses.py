@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from u2moe.benchmarks.studies.word_times import loud_part
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import matches, read_manifest
+from u2moe.runtime.text.word_errors import matches
 
 LOUD, SOFT = 18.0, 3.0
 
@@ -98,7 +99,7 @@ def joined_words(samples, rate=16_000):
 def test_times_are_those_of_the_sound(chunk_size):
     """Digits spoken by a person and joined: most words begin and end within 80 ms of where they were put."""
     clip = DEMO_FOLDER / "clips" / "phone_number.flac"
-    text = next(item.transcript for item in read_manifest(clip.with_name("transcripts.txt")) if item.path == clip)
+    text = next(item.transcript for item in read_recordings(clip.with_name("transcripts.txt")) if item.path == clip)
     spoken = joined_words(read_audio(clip, 16_000))
     assert len(spoken) == len(text.split()) >= 5
     recognizer = Recognizer.from_pretrained(options=DecodingOptions(chunk_size=chunk_size))
@@ -119,7 +120,7 @@ def test_a_recording_is_recognised_alike_beside_others():
     rate, random = 16_000, np.random.default_rng(0)
     recognizer = Recognizer.from_pretrained()
     clips = {
-        item.path: read_audio(item.path, rate) for item in read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
+        item.path: read_audio(item.path, rate) for item in read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")
     }
     alone = {path: words_of(recognizer.transcribe(path)) for path in clips}
     order = [path for _ in range(3) for path in random.permutation(sorted(clips))]

@@ -14,8 +14,8 @@ from u2moe.quantize.arithmetic import from_int4_blocks, relative_error
 from u2moe.quantize.report import features_of, output_errors
 from u2moe.runtime import AudioError, Bundle, BundleError, BundleWriter, QuantizationError
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.text.word_errors import Recording
 
 pytestmark = pytest.mark.slow
 

@@ -4,15 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.text.word_errors import (
-    Recording,
-    WordErrorReport,
-    WordErrors,
-    alignment,
-    edit_distance,
-    read_manifest,
-)
+from u2moe.runtime.text.word_errors import WordErrorReport, WordErrors, alignment, edit_distance
 
 TEXTS = st.lists(st.sampled_from(["A", "B", "C", "IT'S", "D"]), max_size=8).map(" ".join)
 
@@ -75,29 +67,3 @@ def test_what_was_confused():
         "texts": 3, "wrong_texts": 2, "words": 9, "errors": 4, "rate": 0.444444, "insertions": 1, "deletions": 1,
         "substitutions": 2,
     }  # fmt: skip
-
-
-def test_a_list_has_a_path_and_a_transcript_in_each_line(tmp_path):
-    file = tmp_path / "list.tsv"
-    file.write_text("\ufeffa.wav\tA B\n\n b c.wav \t\n", encoding="utf-8")
-    assert read_manifest(file) == [
-        Recording(path=tmp_path / "a.wav", transcript="A B"),
-        Recording(path=tmp_path / "b c.wav", transcript=""),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"list\.tsv: cannot be read as a list of recordings: .*No such file"),
-        (b"\xff\xfe", "cannot be read as a list of recordings: "),
-        (b"a.wav\tA\nb.wav B\n", "line 2: found 'b.wav B', expected path<TAB>transcript"),
-        (b"\n", "lists no recordings"),
-    ],
-)
-def test_a_list_that_cannot_be_read_is_an_error_of_corpora(tmp_path, content, message):
-    file = tmp_path / "list.tsv"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(CorpusError, match=message):
-        read_manifest(file)

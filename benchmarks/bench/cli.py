@@ -18,10 +18,10 @@ from u2moe.runtime import Bundle
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.cli.options import given_options
 from u2moe.runtime.cli.outputs import try_to_write
+from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.native import KERNELS
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import Recording, read_manifest
 from u2moe.runtime.whole_file import write_text
 
 Subparsers = Any  # argparse has no public name for it
@@ -137,7 +137,7 @@ def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
 
 
 def _recordings(args: argparse.Namespace) -> list[Recording]:
-    recordings = read_manifest(args.manifest) if args.manifest else []
+    recordings = read_recordings(args.manifest) if args.manifest else []
     if args.audio:
         recordings += [Recording(path=path, transcript="") for path in find_audio(args.audio)]
-    return recordings or read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
+    return recordings or read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")

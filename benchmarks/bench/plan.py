@@ -22,10 +22,11 @@ from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.contract import PACKED
+from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.text.word_errors import Recording
+from u2moe.runtime.corpus.lists import Recording
 
 FORMAT, VERSION = "u2moe-bench", 1
 _ROUTED_S = 30.0

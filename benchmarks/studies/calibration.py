@@ -22,7 +22,8 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration
-from u2moe.runtime.text.word_errors import Recording, matches, read_manifest, words
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.text.word_errors import matches, words
 from u2moe.runtime.whole_file import write_text
 
 ALL = "all"
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
-    sets = {manifest.stem: recognise(recognizer, read_manifest(manifest)) for manifest in args.manifests}
+    sets = {manifest.stem: recognise(recognizer, read_recordings(manifest)) for manifest in args.manifests}
     sets[ALL] = (
         np.concatenate([confidences for confidences, _ in sets.values()]),
         np.concatenate([right for _, right in sets.values()]),

@@ -24,7 +24,8 @@ from u2moe.benchmarks.studies.native_texts import MODES
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.runtime import Recognizer
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.text.word_errors import WordErrors
 
 INT8, CALIBRATED = "int8", "int4, calibrated"
 LIMIT = 0.5
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--manifest", nargs="+", type=Path, required=True, help="lines of path<TAB>transcript")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
-    sets = {manifest.stem: read_manifest(manifest) for manifest in args.manifest}
+    sets = {manifest.stem: read_recordings(manifest) for manifest in args.manifest}
     bundles = {name: count(Path(folder), sets, report) for name, folder in args.bundles}
     publish(None, {"bundles": bundles}, values, args.results)
 

@@ -21,8 +21,9 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
+from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT
-from u2moe.runtime.text.word_errors import Recording, WordErrors, matches, read_manifest, words
+from u2moe.runtime.text.word_errors import WordErrors, matches, words
 
 SHORTEST = 5
 """Minimum letters of a rare word."""
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle, options=DecodingOptions(chunk_size=args.chunk_size))
     sets = {
-        path.stem: {str(num): measure(recognizer, read_manifest(path), args.weight, num) for num in LIST_LENS}
+        path.stem: {str(num): measure(recognizer, read_recordings(path), args.weight, num) for num in LIST_LENS}
         for path in args.manifests
     }
     found = {"weight": args.weight, "chunk_size": args.chunk_size, "sets": sets}

@@ -19,9 +19,9 @@ from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, LanguageModel, LanguageModelOptions, Model
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.language_model_weights import EncodedRecordings, tune
 from u2moe.runtime.language.sentences import TextOptions, read_sentences
-from u2moe.runtime.text.word_errors import read_manifest
 
 PASSES = {"first": False, "second": True}
 IN_PACKAGE = "small"
@@ -42,7 +42,7 @@ def encode(bundle: Bundle, model: Model, manifests: Iterable[Path]) -> dict[str,
     sets = {}
     for path in manifests:
         sets[path.stem] = EncodedRecordings(bundle, model)
-        for recording in read_manifest(path):
+        for recording in read_recordings(path):
             sets[path.stem].add(recording.transcript, read_audio(recording.path, bundle.manifest.features.sample_rate))
         report(f"{path.stem}: {len(sets[path.stem].recordings)} recordings")
     return sets

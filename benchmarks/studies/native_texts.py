@@ -20,9 +20,10 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer, SessionSettings
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.text.word_errors import WordErrors
 
 KERNELS = ("native", "onnxruntime")
 MODES: Mapping[str, DecodingOptions] = {
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
-    recordings = [recording for manifest in args.manifests for recording in read_manifest(manifest)]
+    recordings = [recording for manifest in args.manifests for recording in read_recordings(manifest)]
     found = compare(Bundle.open(args.bundle), recordings, progress=report)
     publish(args.bundle, found, values, args.results)
 

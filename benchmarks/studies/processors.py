@@ -23,7 +23,8 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.provenance import of_bundle, publish
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import Recording, WordErrors, read_manifest
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.text.word_errors import WordErrors
 
 HERE = "here"
 CONTEXTS = {"full context": [], "chunk 16": ["--stream", "--chunk-size", "16"]}
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     manifests = args.manifest or [DEMO_FOLDER / "clips" / "transcripts.txt"]
-    recordings = [recording for manifest in manifests for recording in read_manifest(manifest)[: args.first]]
+    recordings = [recording for manifest in manifests for recording in read_recordings(manifest)[: args.first]]
     bundles = {name: Path(folder) for name, folder in args.bundle}
     processors = {name: shlex.split(command) for name, command in args.processor}
     publish(None, measure(bundles, processors, recordings), values, args.output)

@@ -23,8 +23,8 @@ from u2moe.benchmarks.studies.shared.programs import Found
 from u2moe.benchmarks.studies.shared.python_program import Samples
 from u2moe.benchmarks.studies.shared.script import named, report, run_script, script_parser
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import read_manifest
 
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
@@ -32,7 +32,7 @@ ASPECTS = ("text", "tokens", "times", "words", "nbest")
 
 def recordings_of(manifests: Sequence[Path], first: int | None, rate: int) -> list[Samples]:
     """The clips and the first recordings of each list, in 16 bits, as every runtime can read them."""
-    items = read_manifest(CLIPS) + [item for manifest in manifests for item in read_manifest(manifest)[:first]]
+    items = read_recordings(CLIPS) + [item for manifest in manifests for item in read_recordings(manifest)[:first]]
     samples = (read_audio(item.path, rate) for item in items)
     return [np.clip(np.round(each * 32768), -32768, 32767).astype(np.int16) for each in samples]
 
@@ -73,7 +73,7 @@ def measure(
         `bundles`: digests; `browser`: version; `found`: by bundle and runtime, see `compared`, with `clips`, the texts
         of the clips.
     """
-    num_clips = len(read_manifest(CLIPS))
+    num_clips = len(read_recordings(CLIPS))
     found: dict[str, dict[str, Any]] = {}
     version = ""
     for name, bundle in bundles.items():

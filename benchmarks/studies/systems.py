@@ -28,7 +28,8 @@ from u2moe.benchmarks.studies.shared.readings import readings
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import Recording, edit_distance, read_manifest, words
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 SAMPLE_RATE = 16000
 CLIPS = DEMO_FOLDER / "clips" / "transcripts.txt"
@@ -198,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             processes[name] = stack.enter_context(process)
             started = {**process.started, "load_s": process.load_s}
             content["peers"][name] = {**started, "installed_bytes": own["installed_bytes"]}
-        content["clips"] |= measure(processes, read_manifest(CLIPS), args.work / "recordings")
+        content["clips"] |= measure(processes, read_recordings(CLIPS), args.work / "recordings")
     write_json(results, recorded(content))
     shown = values(content)
     print(f"{shown['costs']}\n\n{shown['table']}")

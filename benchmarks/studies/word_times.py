@@ -21,7 +21,8 @@ from u2moe.benchmarks.results.provenance import publish
 from u2moe.benchmarks.studies.shared.script import run_script, script_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.text.word_errors import Recording, matches, read_manifest, words
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.text.word_errors import matches, words
 
 RATE = 16_000
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
-    sets = {path.stem: join_words(read_manifest(path), args.utterances) for path in args.isolated}
+    sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.isolated}
     found = {
         name: {condition: compare(recognizer, spoken, options) for condition, options in CONDITIONS.items()}
         for name, spoken in sets.items()

@@ -23,7 +23,8 @@ from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.text.word_errors import edit_distance, read_manifest, words
+from u2moe.runtime.corpus.lists import read_recordings
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 HERE = Path(__file__).parent
 PADDINGS_S = (0.0, 0.06, 0.12, 0.18, 0.24, 0.3, 0.48)
@@ -95,7 +96,7 @@ def main() -> None:
     rate = recognizer.bundle.manifest.features.sample_rate
     manifests = [args.work_dir / name for name in CALIBRATION_SETS]
     whole = {
-        manifest.stem: [(read_audio(item.path, rate), item.transcript) for item in read_manifest(manifest)]
+        manifest.stem: [(read_audio(item.path, rate), item.transcript) for item in read_recordings(manifest)]
         for manifest in manifests
     }
     lines = list(aligned(whole["queen-dev"]))

@@ -27,11 +27,12 @@ from u2moe.runtime import Bundle, SessionSettings, attention_rescoring, ctc_pref
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.padding import padded
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.corpus.score import GroupScore
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.text.word_errors import edit_distance, read_manifest, words
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 Numbers = NDArray[np.float32]
 
@@ -130,7 +131,7 @@ def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = PLAI
     if made_of.items() <= content.items():
         return content
     listener, recordings, audio_s = Listener(path, modes), [], 0.0
-    for recording in read_manifest(manifest):
+    for recording in read_recordings(manifest):
         samples = read_audio(recording.path, listener.sample_rate)
         audio_s += len(samples) / listener.sample_rate
         heard = [asdict(item) for item in listener.hear(samples)]

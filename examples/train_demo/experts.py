@@ -17,8 +17,8 @@ from u2moe.export import Checkpoint
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.text.word_errors import Recording, read_manifest
 
 
 class Choices:
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.0, help="percent of the choices that every expert must take")
     args = parser.parse_args()
     manifests = sorted((args.work_dir / "test").glob("*.tsv"))
-    recordings = [recording for manifest in manifests for recording in read_manifest(manifest)]
+    recordings = [recording for manifest in manifests for recording in read_recordings(manifest)]
     shares = usage(Checkpoint.open(args.checkpoint), Tokenizer(args.checkpoint), recordings)
     write_json(args.output / "experts.json", shares)
     for name, layer in shares.items():

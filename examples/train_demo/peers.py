@@ -13,7 +13,8 @@ from u2moe.benchmarks.results.files import read_json, write_json
 from u2moe.benchmarks.studies.shared.process import PeerProcess, write_wav
 from u2moe.benchmarks.studies.systems import PEERS, environment, num_errors, single_core
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.text.word_errors import Recording, read_manifest, words
+from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.text.word_errors import words
 
 SAMPLE_RATE = 16000
 WHOLE_S = 60.0
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"))
     args = parser.parse_args()
     folder = args.work_dir / "peers"
-    manifests = {file.stem: read_manifest(file) for file in sorted((args.work_dir / "test").glob("*.tsv"))}
+    manifests = {file.stem: read_recordings(file) for file in sorted((args.work_dir / "test").glob("*.tsv"))}
     sets = dict(sorted(manifests.items(), key=lambda item: len(item[1])))
     folder.mkdir(exist_ok=True)
     result = args.output / "peers.json"

@@ -24,7 +24,8 @@ from u2moe.benchmarks.results.provenance import measured_here
 from u2moe.runtime import Bundle
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.text.word_errors import edit_distance, read_manifest, words
+from u2moe.runtime.corpus.lists import read_recordings
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "int8")
@@ -126,7 +127,7 @@ def main() -> None:
         }
         results["sets"][manifest.stem] = own
         print(manifest.stem, own["difference"], flush=True)
-    timed = [recording.path for recording in read_manifest(work_dir / "dev" / "queen-dev.tsv")[:NUM_TIMED]]
+    timed = [recording.path for recording in read_recordings(work_dir / "dev" / "queen-dev.tsv")[:NUM_TIMED]]
     results["rtf"] = real_time_factors(bundles, timed)
     write_json(args.output / "proof.json", results)
 

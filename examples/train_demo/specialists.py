@@ -24,8 +24,8 @@ from u2moe.benchmarks.results.files import write_json
 from u2moe.export import Checkpoint
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.text.word_errors import read_manifest
 
 BANDS: dict[str, tuple[float, float] | None] = {"as recorded": None, "telephone": (300, 3400), "dull": (60, 2000)}
 """Lowest and highest frequencies in Hz; None: all."""
@@ -60,7 +60,7 @@ def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]
     who = {row["clip"].partition(".")[0]: row["speaker_group"] for row in table_rows(game, "test")}
     choices, names = Choices(model), sorted(set(who.values()))
     encoder = model.config.encoder
-    for recording in read_manifest(manifest):
+    for recording in read_recordings(manifest):
         samples = read_audio(recording.path, SAMPLE_RATE)
         phones = aligner.phones(samples, recording.transcript)
         if phones is None:

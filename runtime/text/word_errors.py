@@ -1,53 +1,18 @@
-"""Lists of recordings with transcripts, and word errors of recognised text. Independent of models."""
+"""Word errors of recognised text. Independent of models."""
 
 from __future__ import annotations
 
 import functools
-import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.text.vocabulary import combining_marks
 
 _DIAGONAL, _DELETION, _INSERTION = range(3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """An audio file and its transcript."""
-
-    path: Path
-    transcript: str
-
-
-def read_manifest(file: str | os.PathLike[str]) -> list[Recording]:
-    """Recordings from a text file with lines of "path<TAB>transcript"; paths are relative to the file's folder.
-
-    Raises:
-        CorpusError: the file cannot be read, or a line is malformed; names file and line.
-    """
-    path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read as a list of recordings: {error}") from error
-    recordings = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, tab, transcript = line.partition("\t")
-        if not tab or not name.strip():
-            raise CorpusError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
-        recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
-    if not recordings:
-        raise CorpusError(f"{path}: lists no recordings")
-    return recordings
 
 
 def words(text: str) -> list[str]:

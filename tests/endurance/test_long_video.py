@@ -7,7 +7,8 @@ from damage import resident_mb
 from u2moe.runtime import Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.text.word_errors import read_manifest, words
+from u2moe.runtime.corpus.lists import read_recordings
+from u2moe.runtime.text.word_errors import words
 
 av = pytest.importorskip("av")
 pytestmark = pytest.mark.slow
@@ -19,7 +20,7 @@ FRAMES_PER_S = 5
 
 def write_minute(file, codec):
     """About a minute of noise with two tracks, silence and the clips. Returns its seconds, and the words spoken."""
-    recordings = read_manifest(DEMO_FOLDER / "clips" / "transcripts.txt")
+    recordings = read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")
     pause = np.zeros(2 * RATE, np.float32)
     spoken = np.tile(np.concatenate([part for item in recordings for part in (read_audio(item.path, RATE), pause)]), 4)
     random = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import soundfile
 
 from u2moe.benchmarks.studies import hotwords
 from u2moe.runtime import Transcript
-from u2moe.runtime.text.word_errors import Recording
+from u2moe.runtime.corpus.lists import Recording
 
 RECORDINGS = [
     Recording(path="0", transcript="THE OLD HARBOUR LIES THERE"),

@@ -12,7 +12,7 @@ from u2moe.benchmarks.studies.shared.environments import committed_source, make_
 from u2moe.benchmarks.studies.shared.process import PeerError, PeerProcess, write_wav
 from u2moe.benchmarks.studies.shared.readings import readings
 from u2moe.benchmarks.studies.systems import CLIPS, PEERS, num_errors, single_core, values
-from u2moe.runtime.text.word_errors import read_manifest
+from u2moe.runtime.corpus.lists import read_recordings
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def test_ours_recognises_the_clips_as_a_stream_and_whole(tmp_path, capsys, monke
     content = systems.resumed(results, {})
     streaming, whole = (content["clips"][name] for name in ("u2moe", "u2moe-whole"))
     for item in (streaming, whole):
-        assert item["words"] == sum(len(recording.transcript.split()) for recording in read_manifest(CLIPS))
+        assert item["words"] == sum(len(recording.transcript.split()) for recording in read_recordings(CLIPS))
         assert item["errors"] <= 3
         assert 5 < item["audio_s"] < 30
     assert streaming["first_partial_s"]["p50"] < whole["first_partial_s"]["p50"]

@@ -7,7 +7,7 @@ import soundfile
 from u2moe.benchmarks.studies import word_times
 from u2moe.benchmarks.studies.word_times import TimedWord, Utterance
 from u2moe.runtime import Result, Transcript, WordResult
-from u2moe.runtime.text.word_errors import read_manifest
+from u2moe.runtime.corpus.lists import read_recordings
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def manifest(tmp_path):
 
 
 def test_words_are_joined_where_they_are_said_to_be(manifest):
-    utterances = word_times.join_words(read_manifest(manifest), 3)
+    utterances = word_times.join_words(read_recordings(manifest), 3)
     assert len(utterances) == 3
     for utterance in utterances:
         assert {word.word for word in utterance.words} <= {"ONE", "TWO"}  # only recordings of one word

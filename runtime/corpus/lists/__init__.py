@@ -1,6 +1,7 @@
 """Lists of utterances as people have them: one file for each format, and the table of them."""
 
 from u2moe.runtime.corpus.lists.options import ListOptions
+from u2moe.runtime.corpus.lists.recordings import Recording, read_recordings
 from u2moe.runtime.corpus.lists.table import (
     FORMATS,
     ListFormat,
@@ -10,4 +11,14 @@ from u2moe.runtime.corpus.lists.table import (
     read_utterances,
 )
 
-__all__ = ["FORMATS", "ListFormat", "ListOptions", "count_lines", "digest", "find_format", "read_utterances"]
+__all__ = [
+    "FORMATS",
+    "ListFormat",
+    "ListOptions",
+    "Recording",
+    "count_lines",
+    "digest",
+    "find_format",
+    "read_recordings",
+    "read_utterances",
+]

@@ -1,0 +1,41 @@
+"""Lists of recordings with transcripts as they are used for measurements: all of it in memory, and every line whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2moe.runtime.errors import CorpusError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """An audio file and its transcript."""
+
+    path: Path
+    transcript: str
+
+
+def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
+    """Recordings from a text file with lines of "path<TAB>transcript"; paths are relative to the file's folder.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line is malformed; names file and line.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: cannot be read as a list of recordings: {error}") from error
+    recordings = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, tab, transcript = line.partition("\t")
+        if not tab or not name.strip():
+            raise CorpusError(f"{path}: line {number}: found {line[:60]!r}, expected path<TAB>transcript")
+        recordings.append(Recording(path=path.parent / name.strip(), transcript=transcript.strip()))
+    if not recordings:
+        raise CorpusError(f"{path}: lists no recordings")
+    return recordings
