@@ -80,7 +80,6 @@ def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbe
         ({"model": ToyChoice(options=DecodingOptions(beam_size=3))}, "options"),
         ({"model": ToyChoice(hotwords_digest="0")}, "hotwords"),
         ({"options": dataclasses.replace(ONE, block_size=5)}, "block size 4, now it is 5"),
-        ({"options": dataclasses.replace(ONE, output_format="parquet")}, "output format"),
         ({"options": dataclasses.replace(ONE, list_options=ListOptions(channel=0))}, "channel null, now it is 0"),
         ({"list": {"key": "k", "wav": "0.wav"}}, "list digest"),
     ],
@@ -191,7 +190,6 @@ def test_other_warnings_go_where_they_went(stereo, recwarn):
     ("options", "message"),
     [
         ({"list_format": "csv"}, "list_format must be one of wenet, .*, got 'csv'"),
-        ({"output_format": "csv"}, "output_format must be one of jsonl, parquet, got 'csv'"),
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"block_size": 2.5}, "block_size must be an integer"),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
@@ -246,7 +244,7 @@ def test_blocks_cover_a_list_once(num, size, count):
     blocks = list(cut_into_blocks(iter(utterances), size))
     assert [utterance for block in blocks for utterance in block.utterances] == utterances
     for block in blocks:
-        assert range_of(f"blocks/{block.file_name('jsonl')}") == (block.start, block.stop)
+        assert range_of(f"blocks/{block.file_name}") == (block.start, block.stop)
         assert sum(block.number in Shard(index=i, count=count) for i in range(count)) == 1
         assert block.utterances[0].key == str(block.start)
 

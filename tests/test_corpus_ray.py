@@ -160,9 +160,9 @@ def test_a_folder_of_fsspec(tmp_path):
     folder = OutputFolder("memory://corpus-test/out")
     assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)
     block = Block(number=0, start=0, utterances=[Entry(key="k", source=AudioFile(path="x"))])
-    folder.write_block(block, b"content\n", "jsonl")
+    folder.write_block(block, b"content\n")
     folder.num_utterances = 1
-    assert folder.is_finished(block, "jsonl")
+    assert folder.is_finished(block)
     assert [(start, content) for start, _, content in folder.contents()] == [(0, b"content\n")]
     assert (folder.finished_blocks(), folder.num_missing()) == ({0: 1}, 0)
     with pytest.raises(CorpusError, match="Protocol not known: nosuch"):

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from u2moe.runtime import CorpusError
 from u2moe.runtime.cli import main
-from u2moe.runtime.corpus.results import decode, encode, merge, read_outcomes
-from u2moe.runtime.corpus.rows import Outcome
+from u2moe.runtime.corpus.results import merge, read_outcomes
+from u2moe.runtime.corpus.rows import Outcome, as_line
 from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.corpus.score import GroupScore, score
@@ -136,50 +136,49 @@ def test_a_damaged_file_is_named_and_done_again(results, tmp_path, capsys):
         assert damaged.read_bytes() == whole
 
 
-def parquet():
-    return pytest.importorskip("pyarrow.parquet")
+def as_parquet(file, rows):
+    """The rows of a Parquet file that was written from these."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    from u2moe.runtime.corpus.parquet import write  # noqa: PLC0415 - an extra
+
+    assert write([rows[:1], rows[1:]], file) == len(rows)
+    return pq.read_table(file).to_pylist()
 
 
-def test_parquet_holds_what_jsonl_holds(results, tmp_path):
-    pq = parquet()
-    out = tmp_path / "out"
-    options = CorpusOptions(block_size=4, num_workers=1, output_format="parquet")
-    run_corpus(results.parent / "data.list", out, ToyChoice(), options)
-    folder = OutputFolder(str(out))
-    assert list(read_outcomes(folder)) == list(read_outcomes(OutputFolder(str(results))))
-    assert merge(folder, tmp_path / "all.parquet") == 6
+def test_results_are_merged_into_parquet(results, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert merge(OutputFolder(str(results)), tmp_path / "all.parquet") == 6
     table = pq.read_table(tmp_path / "all.parquet")
-    assert table["segments"].to_pylist() == [row["segments"] for row in rows_in(results)]
+    for name in ("key", "text", "segments", "error"):
+        assert table[name].to_pylist() == [row[name] for row in rows_in(results)]
     assert Counter(table["error"].is_null().to_pylist()) == {True: 5, False: 1}
 
 
-def test_warnings_are_in_parquet_too():
-    parquet()
-    row = {"key": "a", "text": "b", "duration": 1.0, "segments": [], "error": None, "model": "m", "options": {}}
-    content = encode([row | {"warnings": ["c", "d"]}, row], "parquet")
-    assert [found.get("warnings") for found in decode(content, "parquet")] == [["c", "d"], None]
+ROW = {"key": "a", "text": "b", "duration": 1.0, "segments": [], "error": None, "model": "m", "options": {}}
+
+
+def test_warnings_are_in_parquet_too(tmp_path):
+    found = as_parquet(tmp_path / "all.parquet", [ROW, ROW | {"warnings": ["c", "d"]}])
+    assert [row["warnings"] for row in found] == [None, ["c", "d"]]
 
 
 def test_what_json_and_parquet_do_not_have(tmp_path):
-    fields = {"snr": math.nan, "all": [math.inf]}
-    row = {"key": "a\ud800", "text": "b", "duration": 1.0, "segments": [], "fields": fields, "error": None}
-    row |= {"model": "m", "options": {}}
-    (line,) = encode([row], "jsonl").splitlines()
-    found = json.loads(line, parse_constant=pytest.fail)
+    row = ROW | {"key": "a\ud800", "fields": {"snr": math.nan, "all": [math.inf]}}
+    found = json.loads(as_line(row), parse_constant=pytest.fail)
     assert found["fields"] == {"snr": None, "all": [None]}
-    parquet()
-    (found,) = decode(encode([row], "parquet"), "parquet")
+    (found,) = as_parquet(tmp_path / "all.parquet", [row])
     assert found["key"] == "a\\ud800"
-    assert found["fields"] == {"snr": None, "all": [None]}
+    assert json.loads(found["fields"]) == {"snr": None, "all": [None]}
 
 
-def test_parquet_for_nemo_keeps_all_fields():
-    parquet()
+def test_parquet_for_nemo_keeps_all_fields(tmp_path):
     row = {
         "audio_filepath": "a\udcff.wav", "text": "b", "lang": [1], "key": "a", "pred_text": "c", "read_duration": 1.0,
         "segments": [], "model": "m", "options": {"beam_size": 3}, "error": None,
     }  # fmt: skip
-    assert list(decode(encode([row, row], "parquet"), "parquet")) == [row, row]
+    for found in as_parquet(tmp_path / "all.parquet", [row, row]):
+        assert (found["pred_text"], json.loads(found["options"])) == ("c", {"beam_size": 3})
+        assert json.loads(found["fields"]) == {"audio_filepath": "a\udcff.wav", "text": "b", "lang": [1]}
 
 
 def test_status_shows_warnings(tmp_path, capsys):

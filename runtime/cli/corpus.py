@@ -14,7 +14,6 @@ from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, ad
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions
-from u2moe.runtime.corpus.results import OUTPUT_FORMATS
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
 
 _LINE_S = 300.0
@@ -42,7 +41,6 @@ def add_corpus(subparsers: Subparsers) -> None:
     parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the list's)")
     parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
     add_channel(parser)
-    parser.add_argument("-f", "--format", choices=OUTPUT_FORMATS, default="jsonl", help="of results (default: jsonl)")
     parser.add_argument(
         "--block-size", type=int, default=256, metavar="N", help="utterances written at once (default: 256)"
     )
@@ -81,7 +79,6 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
     return CorpusOptions(
         list_format=args.list_format,
         list_options=ListOptions(root=args.root, allow_pipes=args.allow_pipes, channel=args.channel),
-        output_format=args.format,
         block_size=args.block_size,
         shard=args.shard,
         num_workers=args.workers,

@@ -28,7 +28,11 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 def add_merge(parser: argparse.ArgumentParser) -> None:
     """Write all results into one file."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
-    parser.add_argument("file", metavar="FILE", help="one file with all rows, in the order of the list")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="one file with all rows, in the order of the list; Parquet if it ends in .parquet, else JSON lines",
+    )
     parser.add_argument("--partial", action="store_true", help="also if utterances are missing")
     parser.set_defaults(run=run_merge)
 
@@ -48,7 +52,7 @@ def run_status(args: argparse.Namespace) -> int:
     run = folder.description()
     blocks = folder.finished_blocks()
     num_done, total = sum(stop - start for start, stop in blocks.items()), folder.num_utterances
-    print_result(f"{run.list_path} ({run.list_format}), model {run.model[:12]}, {run.output_format}\n")
+    print_result(f"{run.list_path} ({run.list_format}), model {run.model[:12]}\n")
     print_result(
         f"{num_done} of {'an unknown number of' if total is None else total} utterances, {len(blocks)} blocks\n"
     )

@@ -10,7 +10,7 @@ from itertools import islice
 from u2moe.runtime.corpus.entry import Entry
 
 _BLOCKS_PER_FOLDER = 1000
-_NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.[a-z]+")
+_NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,10 @@ class Block:
         """Position after its last utterance."""
         return self.start + len(self.utterances)
 
-    def file_name(self, suffix: str) -> str:
+    @property
+    def file_name(self) -> str:
         """The file of its results in a folder of results; says which positions it covers."""
-        return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.{suffix}"
+        return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 
 def cut_into_blocks(utterances: Iterable[Entry], size: int) -> Iterator[Block]:

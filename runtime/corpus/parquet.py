@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,25 +58,6 @@ def to_table(rows: Iterable[Row]) -> pa.Table:
     return pa.Table.from_pylist(content, schema=schema)
 
 
-def encode_rows(rows: Iterable[Row]) -> bytes:
-    """Rows as the content of a Parquet file."""
-    content = io.BytesIO()
-    pq.write_table(to_table(rows), content, compression="zstd")
-    return content.getvalue()
-
-
-def decode_rows(content: bytes) -> Iterator[Row]:
-    """Rows from the content of a Parquet file."""
-    for row in pq.read_table(io.BytesIO(content)).to_pylist():
-        known = {name: json.loads(value) if name in _JSON_COLUMNS and value else value for name, value in row.items()}
-        if known.get("warnings") is None:  # rows of JSON have none, either
-            known.pop("warnings", None)
-        if "pred_text" in known:
-            yield {**(known.pop("fields") or {}), **known}
-        else:
-            yield known
-
-
 def _with_fields(row: Row) -> Row:
     own = {name: row[name] for name in NEMO_SCHEMA.names if name in row and name != "fields"}
     return own | {"fields": {name: value for name, value in row.items() if name not in own}}
@@ -99,16 +79,15 @@ def _valid(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
-def merge(contents: Iterable[bytes], target: BinaryIO) -> int:
-    """Write the rows of several Parquet files into one; returns their number."""
+def write(blocks: Iterable[Iterable[Row]], file: Path) -> int:
+    """Write the rows of blocks, all of one kind, into a Parquet file; returns their number."""
     num_rows, writer = 0, None
-    for content in contents:
-        table = pq.read_table(io.BytesIO(content))
-        writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
+    for table in map(to_table, blocks):
+        writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
         writer.write_table(table)
         num_rows += len(table)
     if writer is None:
-        pq.write_table(to_table([]), target)
+        pq.write_table(to_table([]), file)
     else:
         writer.close()
     return num_rows

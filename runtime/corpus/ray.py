@@ -176,7 +176,7 @@ class _MissingBlocks(Datasource):  # type: ignore[misc]  # ray has no types
 
 def _missing_blocks(path: str, run: RunDescription, options: CorpusOptions) -> Iterator[pa.Table]:
     folder = OutputFolder(path)
-    finished = set(finished_blocks(folder, run, retry_failed=options.retry_failed))
+    finished = set(finished_blocks(folder, retry_failed=options.retry_failed))
     utterances = read_utterances(run.list_path, file_format=run.list_format, options=options.list_options)
     position = 0
     for block in cut_into_blocks(utterances, run.block_size):

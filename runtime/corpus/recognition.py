@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from u2moe.runtime.audio.audio_warnings import handing_warnings_to
 from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.results import encode
-from u2moe.runtime.corpus.rows import Row, RowMaker, changed_options
+from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, changed_options
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError
@@ -192,7 +191,6 @@ class BlockWriter:
         on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
     ) -> None:
         self._folder = folder
-        self._format = run.output_format
         self._seconds = 0.0
         self._on_progress = on_progress
         rows = RowMaker(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
@@ -206,7 +204,7 @@ class BlockWriter:
         """
         self._seconds = 0.0
         rows = self._recognizer.recognize(block.utterances, caution)
-        self._folder.write_block(block, encode(rows, self._format), self._format)
+        self._folder.write_block(block, b"".join(map(as_line, rows)))
         return BlockDone(
             number=block.number,
             num_utterances=len(rows),

@@ -91,6 +91,14 @@ def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, _DIGITS)
 
 
+def as_line(row: Row) -> bytes:
+    """A row as a line of JSON in UTF-8; one with a name that is not valid text is escaped."""
+    try:
+        return as_json(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return as_json(row).encode() + b"\n"
+
+
 def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
     """A value as JSON, in which numbers that JSON does not have (NaN, as some lists hold it) are null."""
     options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}

@@ -50,7 +50,6 @@ class RunDescription:
         options: decoding options, as JSON.
         hotwords: SHA-256 of the hotwords; None: there are none.
         block_size: utterances in a block.
-        output_format: jsonl or parquet.
     """
 
     u2moe: str
@@ -64,7 +63,6 @@ class RunDescription:
     options: Mapping[str, Any]
     hotwords: str | None
     block_size: int
-    output_format: str
 
     def to_json(self) -> bytes:
         """As the content of a file."""
@@ -127,13 +125,13 @@ class OutputFolder:
         """First position of each finished block, and the position after its last, in order."""
         return dict(found for found, _ in self._files())
 
-    def write_block(self, block: Block, content: bytes, suffix: str) -> None:
+    def write_block(self, block: Block, content: bytes) -> None:
         """Write the results of a block, which finishes it."""
-        write_whole(join(self._blocks, block.file_name(suffix)), content)
+        write_whole(join(self._blocks, block.file_name), content)
 
-    def is_finished(self, block: Block, suffix: str) -> bool:
+    def is_finished(self, block: Block) -> bool:
         """Whether a block has its file now: another machine may have written it since `finished_blocks` looked."""
-        return exists(join(self._blocks, block.file_name(suffix)))
+        return exists(join(self._blocks, block.file_name))
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
         """First positions, files and contents of the finished blocks, in the order of the list."""

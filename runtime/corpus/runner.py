@@ -15,7 +15,7 @@ from u2moe.runtime.corpus.lists import FORMATS, ListOptions, count_lines, digest
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.pool import WorkerPool, WorkerSetup, may_fork, num_cores
 from u2moe.runtime.corpus.recognition import BlockDone
-from u2moe.runtime.corpus.results import OUTPUT_FORMATS, is_faultless
+from u2moe.runtime.corpus.results import is_faultless
 from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.recognizer import Recognizer
@@ -29,7 +29,6 @@ class CorpusOptions:
     Attributes:
         list_format: name of the list's format; None: detected.
         list_options: how the entries of the list are to be understood.
-        output_format: jsonl or parquet.
         block_size: utterances in a block, which is what is written at once, and lost if the machine fails.
         shard: the share of the blocks to do.
         num_workers: processes; None: as many as fill the usable cores.
@@ -38,7 +37,6 @@ class CorpusOptions:
 
     list_format: str | None = None
     list_options: ListOptions = field(default_factory=ListOptions)
-    output_format: str = "jsonl"
     block_size: int = 256
     shard: Shard = field(default_factory=Shard)
     num_workers: int | None = None
@@ -50,8 +48,6 @@ class CorpusOptions:
         checked_options("list_options", self.list_options, ListOptions())
         checked_options("shard", self.shard, Shard())
         checked_flag("retry_failed", self.retry_failed)
-        if self.output_format not in OUTPUT_FORMATS:
-            raise ValueError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {self.output_format!r}")
         checked_integer("block_size", self.block_size, least=1, most=1_000_000)
         if self.num_workers is not None:
             checked_integer("num_workers", self.num_workers, least=1, most=4096)
@@ -146,7 +142,6 @@ def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, opt
         hotwords=model.hotwords_digest,
         channel=options.list_options.channel,
         block_size=options.block_size,
-        output_format=options.output_format,
     )
 
 
@@ -161,7 +156,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._claims = Claims(self.folder.claims) if self.folder.claims is not None else None
-        self._finished = set(finished_blocks(self.folder, self.run, retry_failed=self.options.retry_failed))
+        self._finished = set(finished_blocks(self.folder, retry_failed=self.options.retry_failed))
         self._own: set[int] = set()
         self._begin = self._renewed = time.monotonic()
         self._seconds = 0.0
@@ -216,7 +211,7 @@ class _Run:
         if not self._claims.take(block.number):
             self.progress.num_elsewhere += len(block.utterances)
             return False
-        if self.options.retry_failed or not self.folder.is_finished(block, self.run.output_format):
+        if self.options.retry_failed or not self.folder.is_finished(block):
             return True
         self._claims.release(block.number)
         self._finished.add(block.start)
@@ -238,8 +233,8 @@ class _Run:
             self._renewed = time.monotonic()
 
 
-def finished_blocks(folder: OutputFolder, run: RunDescription, *, retry_failed: bool = False) -> list[int]:
+def finished_blocks(folder: OutputFolder, *, retry_failed: bool = False) -> list[int]:
     """First positions of the blocks that are finished; with `retry_failed` only of whole ones without failures."""
     if not retry_failed:
         return list(folder.finished_blocks())
-    return [start for start, _, content in folder.contents() if is_faultless(content, run.output_format)]
+    return [start for start, _, content in folder.contents() if is_faultless(content)]
