@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """Let SIGTERM end a command as Ctrl-C does, so that what was recognised is kept; the list then has its number."""
+    """Treat SIGTERM like Ctrl-C, so that what was recognised is kept; yields a list that gets its number."""
     received: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:

@@ -26,7 +26,7 @@ _LM_NUMBERS = ("weight", "word_bonus", "unknown_score", "rescoring_weight")
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command that may have actions besides: `u2moe corpus status OUT` beside `u2moe corpus LIST OUT`.
 
-    An action is meant where its name is the first argument; a file of that name is ./NAME.
+    If the first argument is the name of an action, that action runs; a file of the same name is ./NAME.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -58,13 +58,13 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
-    """Options of what runs the graphs."""
+    """Options of onnxruntime's sessions."""
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
-    """Options of words to prefer: hotwords, and a language model."""
+    """Options that make words more probable: hotwords and a language model."""
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help='phrases to prefer, one per line ("NAME :2.5")')
     parser.add_argument(
         "--lm",

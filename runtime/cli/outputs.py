@@ -148,7 +148,7 @@ class _Folder(Output):
     def _is_there(self, item: Input) -> bool:
         try:
             return self._file_of(item).exists()
-        except (OSError, ValueError):  # writing it will say why
+        except (OSError, ValueError):  # the error is reported when it is written
             return False
 
     def _encoded(self, content: str) -> bytes:
@@ -168,7 +168,7 @@ def _write(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _own_failures() -> Iterator[None]:
-    """What fails for one file is an U2moeError, unless the next file would also fail."""
+    """Turn an OSError that concerns one file into an U2moeError; a full disk concerns all of them."""
     try:
         yield
     except OSError as error:

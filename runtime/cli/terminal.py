@@ -55,7 +55,7 @@ def warnings_as_lines() -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
-    """Write what the package logs as lines on stderr, if asked for."""
+    """Log to stderr, if `is_verbose`."""
     logger = logging.getLogger("u2moe")
     level = logger.level
     handler = logging.StreamHandler()
@@ -113,14 +113,14 @@ def silence_stdout() -> None:
 
 
 def show_progress(text: str) -> None:
-    """Show the end of a line in place on a terminal, and nothing elsewhere."""
+    """Replace the current line of a terminal by the end of `text`; does nothing elsewhere."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")
 
 
 def show_latest(text: str) -> None:
-    """Show what replaces the text before it: in place on a terminal, on a line of stderr elsewhere."""
+    """Show a text that replaces the one before: in place on a terminal, as a line on stderr elsewhere."""
     if sys.stderr.isatty():
         show_progress(text)
     else:
@@ -128,7 +128,7 @@ def show_latest(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Write a line to stderr that stays."""
+    """Write a line to stderr that no progress replaces."""
     show_progress("")
     _write_stderr(f"{text}\n")
 

@@ -1,4 +1,4 @@
-"""Blocks of a list: consecutive utterances, by position, so that all machines cut it alike without talking."""
+"""Blocks of a list: consecutive utterances by position, so that all machines agree on them without communicating."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Claims on blocks, so that machines that share a folder do not work on the same one.
 
-A claim only saves work: a block that two work on is written twice with the same bytes, each time as a whole. So it
-needs no lock, and a file system that cannot keep it (one without links, one whose listings are late) costs time alone.
+Claims only save work: if two processes do the same block, both write the same bytes, each time as a whole file. So no
+locks are needed, and on a file system where claims fail (no hard links, late listings) only time is lost.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Claims:
     def take(self, number: int) -> bool:
         """Claim a block; False if another process that seems to be alive has it."""
         content = json.dumps(asdict(self._me)).encode()
-        with contextlib.suppress(OSError):  # what keeps no claims has none that would be in the way
+        with contextlib.suppress(OSError):  # where claims cannot be written, none conflict
             if not write_first(self._path(number), content):
                 claim = self._read(number)
                 if claim is not None and not claim.is_void:
@@ -89,7 +89,7 @@ class Claims:
         return True
 
     def renew(self) -> None:
-        """Say that this process is alive; to be called several times in each `LEASE_S`."""
+        """Renew all claims of this process; must be called several times within `LEASE_S`."""
         for number in self._own:
             with contextlib.suppress(OSError):
                 os.utime(self._path(number))
@@ -106,7 +106,7 @@ class Claims:
             self.release(number)
 
     def remove_void(self, finished: Container[int]) -> None:
-        """Remove claims on finished blocks that processes left which were killed as they finished them."""
+        """Remove void claims on finished blocks: their owners were killed before they could release them."""
         for claim in self.held():
             if claim.number in finished and claim.is_void:
                 self.release(claim.number)

@@ -60,7 +60,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """Takes the place of audio where a line of a list cannot be understood; reading it raises AudioError."""
+    """Stands for the audio of a line that cannot be parsed; reading it raises AudioError."""
 
     error: str
 

@@ -1,4 +1,4 @@
-"""Which model to use and how to decode, as data that other processes can load it by."""
+"""Which model to use and how to decode, in a form that is sent to other processes, which load it."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def options_as_json(options: DecodingOptions) -> dict[str, Any]:
 
 
 def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options of a run that differ from the defaults: ten million rows need not repeat the others."""
+    """The options of a run that differ from the defaults; rows repeat only these."""
     defaults = options_as_json(DecodingOptions())
     return {name: value for name, value in options.items() if value != defaults.get(name)}
 
@@ -118,7 +118,7 @@ def _without_nan(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a row says, whichever kind it is.
+    """The content of a row, in the same form for lists of NeMo and all others.
 
     Attributes:
         key: key of the utterance.
@@ -142,7 +142,7 @@ class Outcome:
 
 
 def outcome_of(row: Row) -> Outcome:
-    """What a row says; raises KeyError or TypeError if it is none."""
+    """The content of a row; raises KeyError or TypeError if it is malformed."""
     key, is_nemo = row["key"], "pred_text" in row
     reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(

@@ -28,7 +28,7 @@ class CorpusOptions:
 
     Attributes:
         list_format: name of the list's format; None: detected.
-        list_options: how the entries of the list are to be understood.
+        list_options: how to interpret the entries of the list.
         block_size: utterances in a block, which is what is written at once, and lost if the machine fails.
         shard: the share of the blocks to do.
         num_workers: processes; None: as many as fill the usable cores.

@@ -44,7 +44,7 @@ class GroupScore:
     num_errors: int = 0
     num_words: int = 0
     _pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How many utterances have these numbers of errors and words: all that resampling needs, however many they are."""
+    """Number of utterances by errors and words: all that the bootstrap needs."""
 
     def add(self, num_errors: int, num_words: int) -> None:
         """Count an utterance."""
@@ -59,7 +59,7 @@ class GroupScore:
         return self.num_errors / self.num_words if self.num_words else 0.0
 
     def interval(self) -> tuple[float, float]:
-        """Limits between which 95 % of the rates lie when as many utterances are drawn again with replacement."""
+        """95 % confidence interval of the rate, by a bootstrap over utterances."""
         if not self.num_words:
             return 0.0, 0.0
         pairs = np.array(list(self._pairs), np.float64)
@@ -159,6 +159,6 @@ def _length(duration: float) -> str:
 
 
 def _natural(name: str) -> tuple[float, str]:
-    """Names that begin with numbers in the order of these."""
+    """Sort key: names that begin with a number sort by it."""
     digits = name.split(" ", 1)[0]
     return (float(digits), name) if digits.isdigit() else (float("inf"), name)

@@ -29,9 +29,8 @@ LONGEST_COMMAND_S = 600.0
 class Sources:
     """Reads the audio of utterances.
 
-    Keeps what the next utterance is likely to need: the last recording that had to be fetched, of which it may be
-    another part, and one compressed archive, whose members are read in order, in one pass. Close it, or use it in a
-    `with` block.
+    Caches the last recording that was fetched, as the next utterance may be another part of it, and keeps one archive
+    open, so that the members of a compressed one are read in one pass. Close it, or use it in a `with` block.
     """
 
     def __init__(self) -> None:

@@ -118,7 +118,7 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
 
 
 def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """A table of values, and the place in it of each value: exact if there are few.
+    """A table of distinct values, and the index of each value in it; exact if they fit.
 
     Otherwise 0 (no backoff, or a certain word), the smallest and the largest value stay what they are, and no other
     becomes 0.
@@ -132,7 +132,7 @@ def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[n
 
 
 def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
-    """Sorted values that stand for all others with a small squared error (k-means); the extremes are among them."""
+    """Sorted cluster centres by k-means; the smallest and the largest value are among them."""
     distinct, weights = np.unique(values.astype(np.float64), return_counts=True)
     if len(distinct) <= count:
         return distinct.astype(np.float32)

@@ -171,7 +171,7 @@ def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> 
 
 
 def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
-    """Where the n-grams stand in the level of their order."""
+    """Indices of the n-grams within the level of their order."""
     places = rows[:, 0].astype(np.int64)
     for column in range(1, rows.shape[1]):
         places = find_nodes(levels[column].keys, places, rows[:, column], num_words) - 1

@@ -1,4 +1,4 @@
-"""A language model as users name it: a file that was read, and the options with which a search uses it."""
+"""A language model read from a file, and the options with which a search uses it."""
 
 from __future__ import annotations
 

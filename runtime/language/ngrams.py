@@ -174,7 +174,7 @@ class Ngrams:
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
-        """At least the log10 probability of the likeliest word with `low` <= id < `high`, at least one word.
+        """An upper bound of the log10 probability of any word with `low` <= id < `high`, at least one word.
 
         `alone` is their `best_alone`.
         """

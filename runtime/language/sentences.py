@@ -1,4 +1,4 @@
-"""Sentences from text as people write it: words without punctuation, in the form that a recogniser writes them."""
+"""Sentences from ordinary text: words without punctuation, spelled as a recogniser writes them."""
 
 from __future__ import annotations
 

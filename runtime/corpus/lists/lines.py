@@ -1,4 +1,4 @@
-"""The lines of a list as a stream, and what becomes of a line that cannot be understood."""
+"""The lines of a list as a stream; a line that cannot be parsed becomes an unreadable entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the entries of a list are to be understood."""
+"""How to interpret the entries of a list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from u2moe.runtime.validation import checked_integer
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """How the entries of a list are to be understood.
+    """How to interpret the entries of a list.
 
     Attributes:
         root: folder to which paths are relative; None: the folder of the list.

@@ -1,4 +1,4 @@
-"""The formats of lists by name, how one is recognised, and the digest by which a run knows its list again."""
+"""The formats of lists by name, their detection, and the digest by which a run recognises its list."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_utterances(
     Args:
         list_path: a file, folder or URL.
         file_format: one of `FORMATS`; None: detected from the name and the first line.
-        options: how its entries are to be understood.
+        options: how to interpret its entries.
 
     Raises:
         CorpusError: it cannot be read, or is no list of this format. A later line that cannot be understood is
