@@ -188,14 +188,14 @@ def test_status_shows_warnings(tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["corpus", str(tmp_path / "list.txt"), out, "--workers", "1"]) == 0
     assert (
-        "1 of 1 utterances have warnings about their audio: 'u2moe corpus status OUT --warnings'"
+        "1 of 1 utterances have warnings about their audio: 'u2moe corpus status OUT --problems'"
         in capsys.readouterr().err
     )
-    assert main(["corpus", "status", out, "--warnings"]) == 0
+    assert main(["corpus", "status", out, "--problems"]) == 0
     warning = (
         f"anti.wav\twarning: {tmp_path}/anti.wav: its channels cancel each other when averaged: choose one channel"
     )
-    assert capsys.readouterr().out.splitlines()[2:] == [warning]
+    assert capsys.readouterr().out.splitlines()[2:] == [warning, "0 failed"]
     one = str(tmp_path / "one")
     assert main(["corpus", str(tmp_path / "list.txt"), one, "--workers", "1", "--channel", "0"]) == 0
     assert "warning" not in capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_the_command_line(tmp_path, capsys):
     assert "0 utterances" in capsys.readouterr().err
     assert main([*arguments, "--beam-size", "3"]) == 1
     assert "was begun with options {" in capsys.readouterr().err
-    assert main(["corpus", "status", out, "--failures"]) == 1
+    assert main(["corpus", "status", out, "--problems"]) == 1
     status = capsys.readouterr().out
     assert "4 of 4 utterances, 2 blocks\nmissing.wav\t" in status
     assert status.endswith("missing.wav: no such file\n1 failed\n")

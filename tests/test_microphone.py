@@ -220,5 +220,5 @@ def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice,
 
 
 def test_list_devices(bundle, sounddevice, capsys):
-    assert listen(bundle, "--list-devices") == 0
+    assert listen(bundle, "--device", "list") == 0
     assert capsys.readouterr().out == "1\tHeadset\n"

@@ -37,7 +37,6 @@ def add_corpus(subparsers: Subparsers) -> None:
         add_action(parser.add_action(name, add_action.__doc__))
     parser.add_argument("list", metavar="LIST", help="list, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
-    parser.add_argument("--list-format", choices=FORMATS, help="default: detected")
     parser.add_argument("--root", metavar="DIR", help="paths are relative to this folder (default: the list's)")
     parser.add_argument("--allow-pipes", action="store_true", help='run entries that are shell commands (end in "|")')
     add_channel(parser)
@@ -77,7 +76,6 @@ def run_corpus_command(args: argparse.Namespace) -> int:
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:
     """How the corpus is read, divided and written."""
     return CorpusOptions(
-        list_format=args.list_format,
         list_options=ListOptions(root=args.root, allow_pipes=args.allow_pipes, channel=args.channel),
         block_size=args.block_size,
         shard=args.shard,
@@ -100,7 +98,7 @@ def report(progress: RunProgress) -> int:
     if progress.num_warned:
         tell(
             f"{progress.num_warned} of {progress.num_done} utterances have warnings about their audio: "
-            "'u2moe corpus status OUT --warnings' shows them"
+            "'u2moe corpus status OUT --problems' shows them"
         )
     if progress.num_failed:
         complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")

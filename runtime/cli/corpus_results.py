@@ -20,8 +20,9 @@ _NUM_CONFUSIONS = 10
 def add_status(parser: argparse.ArgumentParser) -> None:
     """Show what is done, and by whom the rest is being done."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
-    parser.add_argument("--failures", action="store_true", help="name the utterances with errors (reads all results)")
-    parser.add_argument("--warnings", action="store_true", help="show warnings about their audio (reads all results)")
+    parser.add_argument(
+        "--problems", action="store_true", help="show errors of utterances, and warnings about their audio"
+    )
     parser.set_defaults(run=run_status)
 
 
@@ -33,7 +34,6 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="one file with all rows, in the order of the list; Parquet if it ends in .parquet, else JSON lines",
     )
-    parser.add_argument("--partial", action="store_true", help="also if utterances are missing")
     parser.set_defaults(run=run_merge)
 
 
@@ -47,7 +47,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Show what is done; exit code 1 while something is missing or, with --failures, has failed."""
+    """Show what is done; exit code 1 while something is missing or, with --problems, has failed."""
     folder = OutputFolder(args.output)
     run = folder.description()
     blocks = folder.finished_blocks()
@@ -60,20 +60,19 @@ def run_status(args: argparse.Namespace) -> int:
         state = "abandoned" if claim.is_void else f"renewed {claim.age_s:.0f} s ago"
         print_result(f"block {claim.number}: {claim.owner.host}, process {claim.owner.process}, {state}\n")
     num_failed = 0
-    for outcome in read_outcomes(folder) if args.failures or args.warnings else ():
-        if args.warnings:
-            print_result("".join(f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings))
-        if args.failures and outcome.error is not None:
+    for outcome in read_outcomes(folder) if args.problems else ():
+        print_result("".join(f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings))
+        if outcome.error is not None:
             num_failed += 1
             print_result(f"{outcome.key}\t{outcome.error}\n")
-    if args.failures:
+    if args.problems:
         print_result(f"{num_failed} failed\n")
     return 0 if num_done == total and not num_failed else 1
 
 
 def run_merge(args: argparse.Namespace) -> int:
     """Merge all results into one file."""
-    num_rows = merge(OutputFolder(args.output), args.file, allow_missing=args.partial)
+    num_rows = merge(OutputFolder(args.output), args.file)
     tell(f"{args.file}: {num_rows} rows")
     return 0
 

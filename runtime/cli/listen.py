@@ -24,8 +24,11 @@ def add_listen(subparsers: Subparsers) -> None:
         description="Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
         "Needs sounddevice: pip install 'u2moe[microphone]'.",
     )
-    parser.add_argument("--device", metavar="NAME", help="number or part of the name (default: the system's default)")
-    parser.add_argument("--list-devices", action="store_true", help="list the microphones and exit")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="number or part of the name (default: the system's default); list: show the microphones and exit",
+    )
     add_decoding(parser, chunk_size="as in training, or 16")
     parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
     parser.set_defaults(run=run_listen)
@@ -33,7 +36,7 @@ def add_listen(subparsers: Subparsers) -> None:
 
 def run_listen(args: argparse.Namespace) -> int:
     """Recognise speech from a microphone until Ctrl-C, including everything said before."""
-    if args.list_devices:
+    if args.device == "list":
         for number, name in input_devices():
             print_result(f"{number}\t{name}\n")
         return 0

@@ -63,7 +63,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing
     folder.description()
     if num_missing != 0 and not allow_missing:
         missing = "the list was not read to its end" if num_missing is None else f"{num_missing} are missing"
-        raise CorpusError(f"{folder.path}: {missing}: run it to its end, or merge what is there with --partial")
+        raise CorpusError(f"{folder.path}: {missing}: run it to its end")
     target = Path(target)
     if target.suffix == ".parquet":
         from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
