@@ -107,7 +107,6 @@ def test_a_general_model_comes_with_the_demo_model_and_is_used_on_request_only(t
     assert DecodingOptions().language_model is None
     assert language_model_options("demo,weight=0.1").digest == LanguageModelOptions.demo(weight=0.1).digest
     assert language_model_options("demo,weight=0.2,weight=0.1,level=word").level == "word"
-    assert language_model_options(None) is None
 
 
 def test_settings_of_a_model_that_are_wrong_are_named():

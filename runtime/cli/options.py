@@ -98,7 +98,7 @@ def model_choice(args: argparse.Namespace) -> ModelChoice:
         LanguageModelError: the language model cannot be read.
     """
     hotwords = hotwords_of(args)
-    language_model = language_model_options(args.lm)
+    language_model = None if args.lm is None else language_model_options(args.lm)
     options = DecodingOptions(
         search=args.search,
         beam_size=args.beam_size,
@@ -144,15 +144,13 @@ def hotwords_of(args: argparse.Namespace) -> Hotwords | None:
     return hotwords
 
 
-def language_model_options(text: str | None) -> LanguageModelOptions | None:
-    """The language model in the value of --lm, "FILE,weight=0.4,<name>=names.txt"; None: there is none.
+def language_model_options(text: str) -> LanguageModelOptions:
+    """The language model in the value of --lm, such as "FILE,weight=0.4,<name>=names.txt".
 
     Raises:
         LanguageModelError: it cannot be read.
         ValueError: a number is out of range, or a file of words cannot be read.
     """
-    if text is None:
-        return None
     found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)
     file, settings = found.groups() if found else (text, "")
     chosen: dict[str, Any] = {}

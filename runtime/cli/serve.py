@@ -92,7 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
         chunk_size=args.chunk_size,
         settings=session_settings(args),
         hotwords=hotwords_of(args),
-        language_model=language_model_options(args.lm),
+        language_model=None if args.lm is None else language_model_options(args.lm),
     )
     return launch(options, model)
 
