@@ -129,7 +129,7 @@ def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevi
     recognizer.decode_streams = fail
     with Transcriber(recognizer, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
         sounddevice.play(sound[:800])
-        transcriber._worker.thread.join(LIMIT_S)
+        transcriber._thread.thread.join(LIMIT_S)
         sounddevice.play(sound)
         assert not microphone.is_active
     assert [str(error) for error in errors] == ["the device is gone"]
