@@ -19,8 +19,8 @@ from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
 from u2moe.benchmarks.results import demo as bench_table
 from u2moe.runtime import AudioError, Bundle, ProviderError, cli
-from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.corpus.lists import Recording
+from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.text.word_errors import words
 
 pytestmark = pytest.mark.slow

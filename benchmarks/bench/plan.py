@@ -26,7 +26,6 @@ from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.corpus.lists import Recording
 
 FORMAT, VERSION = "u2moe-bench", 1
 _ROUTED_S = 30.0

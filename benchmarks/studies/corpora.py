@@ -29,7 +29,7 @@ from u2moe.benchmarks.studies.shared.process import write_wav
 from u2moe.benchmarks.studies.shared.script import report, run_script, script_parser
 from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.reading import read_audio
-from u2moe.runtime.corpus.manifests import read_utterances
+from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.recognizer import DEMO_FOLDER
@@ -62,13 +62,13 @@ def make_corpus(folder: Path, num_files: int) -> Path:
     return folder / "list"
 
 
-def run_case(name: str, manifest: Path, output: Path) -> dict[str, Any]:
+def run_case(name: str, list_path: Path, output: Path) -> dict[str, Any]:
     """Run a case in this process; `seconds` are those of recognition, `whole_s` those with loading."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CASES[name][1] :])
     begin = time.perf_counter()
     if name == "loop":
-        found = _loop(manifest, output)
+        found = _loop(list_path, output)
     else:
         options = CorpusOptions(block_size=BLOCK_SIZE, num_workers=CASES[name][1])
         run = run_corpus
@@ -76,17 +76,17 @@ def run_case(name: str, manifest: Path, output: Path) -> dict[str, Any]:
             from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
 
             run = partial(run_on_ray, address="local")
-        progress = run(manifest, output, ModelChoice(), options)
+        progress = run(list_path, output, ModelChoice(), options)
         found = {"seconds": progress.elapsed_s, "audio_s": progress.seconds, "failed": progress.num_failed}
     return {**found, "whole_s": time.perf_counter() - begin}
 
 
-def _loop(manifest: Path, output: Path) -> dict[str, Any]:
+def _loop(list_path: Path, output: Path) -> dict[str, Any]:
     recognizer = ModelChoice().load()
     begin, audio_s = time.perf_counter(), 0.0
     output.mkdir(parents=True)
     with (output / "texts.jsonl").open("w", encoding="utf-8") as lines:
-        for utterance in read_utterances(manifest):
+        for utterance in read_utterances(list_path):
             transcript = recognizer.transcribe(str(utterance.source))
             audio_s += transcript.duration
             lines.write(json.dumps({"key": utterance.key, "text": transcript.text}) + "\n")
@@ -137,11 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--case", nargs=2, metavar=("NAME", "FOLDER"), help="run a single case, with results in FOLDER")
     args = parser.parse_args(argv)
-    manifest = args.work / "corpus" / "list"
+    list_path = args.work / "corpus" / "list"
     if args.case:
-        print(json.dumps(run_case(args.case[0], manifest, Path(args.case[1]))))
+        print(json.dumps(run_case(args.case[0], list_path, Path(args.case[1]))))
         return 0
-    make_corpus(manifest.parent, args.files)
+    make_corpus(list_path.parent, args.files)
     found = {"num_files": args.files, "cases": measure(args.work, args.rounds)}
     publish(DEMO_FOLDER, found, values, args.output)
     return 0
