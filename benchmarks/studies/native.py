@@ -135,8 +135,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     least_s = sum(part["least_s"] for part in parts_of(entry).values()) / entry["audio_s"]
     dense_s = Spread.of(last["seconds"]["full"][BASELINE.key]).median / audio_seconds("full")
     found["least.full"] = f"{least_s / dense_s:.2f}"
-    for name, (one, two) in _speeds(last["threads"]["rates"]).items():
-        found[f"threads.{name}"] = f"{two / one:.2f}"
+    for name, speeds in _speeds(last["threads"]["rates"]).items():
+        found[f"threads.{name}"] = f"{speeds[1] / speeds[0]:.2f}"
     for case in CASES[:4]:
         loaded = spread_of(last["starts"][case.key]["loaded_bytes"], 1e-6)
         found[f"loaded.{case.precision}.{case.kernels}"] = f"{loaded.median:.0f}"

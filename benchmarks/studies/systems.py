@@ -156,7 +156,8 @@ def num_errors(transcript: str, text: str) -> int:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """What pages show: what each recogniser costs before, and on the clips; and numbers of these."""
-    costs, rows, found = [], [], {}
+    costs, rows = [], []
+    found: dict[str, str] = {}
     for name, item in results["peers"].items():
         versions = ", ".join(f"{part} {version}" for part, version in item["versions"].items() if part != "python")
         size, load = f"{item['installed_bytes'] / 1e6:.0f}", quartiles(Spread.of(item["load_s"]))
