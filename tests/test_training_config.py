@@ -126,64 +126,42 @@ def test_front_ends_before_2021_are_read():
         parse_training_config({**config, "collate_conf": pitched})
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("model", "transducer"),
-        ("model", "paraformer"),
-        ("model", "whisper"),
-        ("model", "k2_model"),
-        ("predictor", "rnn"),
-        ("decoder", "null"),
-        ("raw_wav", False),
-        ("model_conf.ctc_weight", 0.0),
-        ("joint", "transducer_joint"),
-        ("lora_conf", {"lora_rank": 8}),
-        ("lfmmi_dir", "data/local/lfmmi"),
-        ("ctc", "lfmmi"),
-        ("cmvn", "utterance_cmvn"),
-        ("encoder", "squeezeformer"),
-        ("encoder", "branchformer"),
-        ("encoder", "e_branchformer"),
-        ("encoder", "efficientConformer"),
-        ("encoder", None),
-        ("decoder", "sanm_decoder"),
-        ("tokenizer", "sentencepiece"),
-        ("tokenizer", "whisper"),
-        ("tokenizer", "paraformer"),
-        ("tokenizer_conf.connect_symbol", " "),
-        ("model_conf.apply_non_blank_embedding", True),
-        ("dataset_conf.feats_type", "mfcc"),
-        ("dataset_conf.feats_type", "log_mel_spectrogram"),
-        ("dataset_conf.feats_type", "w2vbert_fbank"),
-        ("dataset_conf.fbank_conf.window_type", "hamming"),
-        ("encoder_conf.input_layer", "linear"),
-        ("encoder_conf.input_layer", "conv2d2"),
-        ("encoder_conf.input_layer", "conv1d2"),
-        ("encoder_conf.input_layer", "dwconv2d4"),
-        ("encoder_conf.input_layer", "stack_n_frames"),
-        ("encoder_conf.pos_enc_layer_type", "no_pos"),
-        ("encoder_conf.pos_enc_layer_type", "rope_pos"),
-        ("encoder_conf.pos_enc_layer_type", "abs_pos_whisper"),
-        ("encoder_conf.selfattention_layer_type", "shaw_rel_selfattn"),
-        ("encoder_conf.selfattention_layer_type", "rope_abs_selfattn"),
-        ("encoder_conf.selfattention_layer_type", "grouped_rel_selfattn"),
-        ("encoder_conf.mlp_type", "mixture"),
-        ("encoder_conf.activation_type", "mish"),
-        ("encoder_conf.cnn_module_norm", "group_norm"),
-        ("encoder_conf.layer_norm_type", "batch_norm"),
-        ("encoder_conf.concat_after", True),
-        ("encoder_conf.positionwise_layer_type", "conv1d"),
-        ("decoder_conf.input_layer", "embed_learnable_pe"),
-        ("decoder_conf.input_layer", "rel_pos"),
-        ("decoder_conf.input_layer", "no_pos"),
-        ("decoder_conf.use_output_layer", False),
-        ("decoder_conf.src_attention", False),
-        ("decoder_conf.concat_after", True),
-        ("decoder_conf.activation_type", "swiglu"),
-        ("decoder_conf.mlp_type", "gated_moe"),
-    ],
-)
+UNSUPPORTED = {
+    "model": ("transducer", "paraformer", "whisper", "k2_model"),
+    "predictor": ("rnn",),
+    "decoder": ("null", "sanm_decoder"),
+    "raw_wav": (False,),
+    "model_conf.ctc_weight": (0.0,),
+    "joint": ("transducer_joint",),
+    "lora_conf": ({"lora_rank": 8},),
+    "lfmmi_dir": ("data/local/lfmmi",),
+    "ctc": ("lfmmi",),
+    "cmvn": ("utterance_cmvn",),
+    "encoder": ("squeezeformer", "branchformer", "e_branchformer", "efficientConformer", None),
+    "tokenizer": ("sentencepiece", "whisper", "paraformer"),
+    "tokenizer_conf.connect_symbol": (" ",),
+    "model_conf.apply_non_blank_embedding": (True,),
+    "dataset_conf.feats_type": ("mfcc", "log_mel_spectrogram", "w2vbert_fbank"),
+    "dataset_conf.fbank_conf.window_type": ("hamming",),
+    "encoder_conf.input_layer": ("linear", "conv2d2", "conv1d2", "dwconv2d4", "stack_n_frames"),
+    "encoder_conf.pos_enc_layer_type": ("no_pos", "rope_pos", "abs_pos_whisper"),
+    "encoder_conf.selfattention_layer_type": ("shaw_rel_selfattn", "rope_abs_selfattn", "grouped_rel_selfattn"),
+    "encoder_conf.mlp_type": ("mixture",),
+    "encoder_conf.activation_type": ("mish",),
+    "encoder_conf.cnn_module_norm": ("group_norm",),
+    "encoder_conf.layer_norm_type": ("batch_norm",),
+    "encoder_conf.concat_after": (True,),
+    "encoder_conf.positionwise_layer_type": ("conv1d",),
+    "decoder_conf.input_layer": ("embed_learnable_pe", "rel_pos", "no_pos"),
+    "decoder_conf.use_output_layer": (False,),
+    "decoder_conf.src_attention": (False,),
+    "decoder_conf.concat_after": (True,),
+    "decoder_conf.activation_type": ("swiglu",),
+    "decoder_conf.mlp_type": ("gated_moe",),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, own in UNSUPPORTED.items() for value in own])
 def test_what_is_not_supported_is_refused_by_name(path, value):
     with pytest.raises(UnsupportedError) as error:
         parse_training_config(changed(path, value))
@@ -234,6 +212,17 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
         ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
         ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, found None"),
         ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
+        ("encoder_conf", {"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, found 3"),
+        (
+            "encoder_conf",
+            {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 5},
+            "activated must be at most n_expert 4",
+        ),
+        (
+            "encoder_conf",
+            {"cnn_module_kernel": 8},
+            "cnn_module_kernel must be odd for a convolution that is not causal",
+        ),
         ("encoder_conf.causal", "yes", "causal must be true or false, found 'yes'"),
         ("encoder_conf.norm_eps", "small", "norm_eps must be a number, found 'small'"),
         ("encoder_conf.norm_eps", -1.0, "norm_eps must be a number from 0.0 to 1.0, found -1.0"),
@@ -259,19 +248,6 @@ def test_subsampling_needs_frequencies(kind, smallest):
     message = f"input_dim must be at least {smallest} with input_layer {kind}, found {smallest - 1}"
     with pytest.raises(CheckpointError, match=message):
         parse_training_config(random_config(num_mel_bins=smallest - 1, **arguments))
-
-
-@pytest.mark.parametrize(
-    ("conf", "message"),
-    [
-        ({"n_kv_head": 3, "head_dim": 8}, "n_kv_head must be a divisor of attention_heads 4, found 3"),
-        ({"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 5}, "n_expert_activated must be at most n_expert 4"),
-        ({"causal": False, "cnn_module_kernel": 8}, "cnn_module_kernel must be odd for a convolution that is not caus"),
-    ],
-)
-def test_values_that_do_not_fit_each_other(conf, message):
-    with pytest.raises(CheckpointError, match=message):
-        parse_training_config(random_config(encoder_conf=conf))
 
 
 def test_fixed_chunks_need_a_causal_convolution():
@@ -321,22 +297,6 @@ def test_an_old_file_without_statistics():
     assert not parse_training_config(values).architecture.encoder.normalized_input
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "must be a mapping of settings, found NoneType"),
-        ("- a\n- b", "must be a mapping of settings, found list"),
-        ("a: [1", "is not plain yaml"),
-        ("a: !!python/object/apply:os.system [true]", "is not plain yaml"),
-        ("? [a, b]\n: 1\n", "is not plain yaml"),
-    ],
-)
-def test_files_that_are_not_plain_yaml(tmp_path, text, message):
-    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=message):
-        read_training_config(tmp_path / "train.yaml")
-
-
 def test_files_that_are_not_text(tmp_path):
     with pytest.raises(CheckpointError, match=r"train.yaml: cannot be read: No such file"):
         read_training_config(tmp_path / "train.yaml")
@@ -353,6 +313,9 @@ LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "must be a mapping of settings, found NoneType"),
+        ("- a\n- b", "must be a mapping of settings, found list"),
+        ("a: [1", "is not plain yaml"),
         (LAUGHS, "has aliases that expand to more than 1,048,576 characters"),
         (
             LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("{<<: [ha, ha]}", "{ha: ha}"),
@@ -370,9 +333,9 @@ LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
         ("? [a]\n: b", "is not plain yaml: ConstructorError"),
     ],
 )
-def test_yaml_that_is_refused_before_it_is_built(text, message, tmp_path):
+def test_yaml_that_is_not_plain_is_refused(text, message, tmp_path):
     (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=f"train.yaml: {message}"):
+    with pytest.raises(CheckpointError, match=f"train.yaml:? {message}"):
         read_training_config(tmp_path / "train.yaml")
 
 
