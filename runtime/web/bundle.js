@@ -1,4 +1,4 @@
-/** A bundle from a URL or a folder: its manifest, its files with their digests compared, its vocabulary. */
+/** Reads a bundle from a URL or by a function: manifest, vocabulary, and files that are verified by their digests. */
 
 import { BundleError, IntegrityError, U2moeError } from './errors.js';
 import { Vocabulary, parseTokens } from './text.js';
@@ -9,13 +9,7 @@ const FORMAT_VERSION = 3;
 const LARGEST = 2 ** 20;
 const DECODERS = ['bitransformer', 'transformer', 'none'];
 
-/** What a manifest may leave out. */
-const DEFAULTS = {
-  features: { sample_rate: 16000, num_mel_bins: 80, frame_length_ms: 25, frame_shift_ms: 10 },
-  decoding: { ctc_weight: 0.3, reverse_weight: 0.3 },
-};
-
-/** Fields of the manifest with their least and largest values, and whether they may have a fraction. */
+/** Numbers in the manifest: minimum, maximum, and whether fractions are allowed. */
 const NUMBERS = {
   model: {
     feature_size: [1, LARGEST], output_size: [1, LARGEST], num_blocks: [1, LARGEST], vocab_size: [1, LARGEST],
@@ -26,6 +20,7 @@ const NUMBERS = {
     sample_rate: [1000, 384000], num_mel_bins: [3, 1000], frame_length_ms: [1, 1000, true], frame_shift_ms: [1, 1000, true],
   },
   decoding: { ctc_weight: [0, Number.MAX_VALUE, true], reverse_weight: [0, 1, true] },
+  calibration: { scale: [1e-9, 1e9, true], bias: [-Number.MAX_VALUE, Number.MAX_VALUE, true] },
 };
 
 /**
@@ -72,19 +67,14 @@ function parseManifest(text) {
     throw new BundleError(`${MANIFEST}: version: found ${manifest.version}, expected ${FORMAT_VERSION}`);
   }
   for (const [section, fields] of Object.entries(NUMBERS)) {
-    manifest[section] = { ...DEFAULTS[section], ...asObject(manifest, section) };
-    for (const [name, limits] of Object.entries(fields)) checkNumber(manifest[section][name], `${section}.${name}`, ...limits);
+    if (section === 'calibration' && manifest.calibration === null) continue;
+    const found = asObject(manifest, section);
+    for (const [name, limits] of Object.entries(fields)) checkNumber(found[name], `${section}.${name}`, ...limits);
   }
   const { model } = manifest;
   for (const name of ['blank', 'eos']) checkNumber(model[name], `model.${name}`, 0, model.vocab_size - 1);
   if (!DECODERS.includes(model.decoder)) throw wrong('model.decoder', model.decoder, `one of ${DECODERS.join(', ')}`);
-  if (!('padding_s' in manifest)) manifest.padding_s = 0;
   checkNumber(manifest.padding_s, 'padding_s', 0, 10, true);
-  if (manifest.calibration != null) {
-    const calibration = (manifest.calibration = { scale: 1, bias: 0, ...asObject(manifest, 'calibration') });
-    if (!(calibration.scale > 0 && calibration.scale < Infinity)) throw wrong('calibration.scale', calibration.scale, 'a number above 0');
-    if (!Number.isFinite(calibration.bias)) throw wrong('calibration.bias', calibration.bias, 'a number');
-  }
   for (const [name, digest] of Object.entries(asObject(manifest, 'files'))) {
     const isDigest = Number.isSafeInteger(digest?.size) && digest.size >= 0 && /^[0-9a-f]{64}$/.test(digest.sha256);
     if (!isDigest) throw wrong(`files.${name}`, JSON.stringify(digest), 'its size and sha256');
@@ -121,7 +111,7 @@ function neededFiles(manifest) {
   return names;
 }
 
-/** What is kept is used if it is undamaged, else it is read again and kept. */
+/** The file from the cache if its digest is right; otherwise it is read and cached. */
 async function readVerified(reader, name, digest, onProgress) {
   const kept = await reader.kept?.(digest);
   if (kept && !(await difference(name, kept, digest))) {
@@ -232,7 +222,7 @@ class UrlReader {
   }
 }
 
-/** What a program gets to see of an error while a file was read. */
+/** The error for a failed read: the reason of an abort, or a BundleError with the cause. */
 function readError(name, error, signal) {
   if (signal?.aborted) return signal.reason;
   return error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`, { cause: error });

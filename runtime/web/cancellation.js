@@ -1,4 +1,4 @@
-/** Cancels what takes long, by an AbortSignal. */
+/** Cancels long operations by an AbortSignal. */
 
 /** The signal of a program, or undefined. */
 export function checkedSignal(signal) {

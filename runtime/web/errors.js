@@ -1,4 +1,4 @@
-/** Errors that a program may want to tell apart. */
+/** The errors of this module. */
 
 /** Base of all errors of this module. */
 export class U2moeError extends Error {

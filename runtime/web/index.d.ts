@@ -101,14 +101,14 @@ export interface StreamEventMap {
   error: CustomEvent<Error>;
 }
 
-/** A stream of audio; created by `Recognizer.createStream`. */
+/** Recognises one source after another, and tells of results and of the failure of recognition by events. */
 export class Stream extends EventTarget {
   private constructor();
   /** The partial result of the current utterance. */
   readonly result: PartialResult;
   /**
    * Append samples of one channel, in [-1, 1] or int16, any length, at a rate that stays the same. The promise is fulfilled
-   * when they have been recognised as far as possible.
+   * when they have been recognised as far as possible: whoever reads a file waits for it before reading on.
    */
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
   /** Finish the input. The promise is fulfilled when the last result has been found. */

@@ -11,7 +11,7 @@ import { Padding } from './sound/padding.js';
 import { Resampler } from './sound/resampler.js';
 import { Windows } from './windows.js';
 
-/** What a stream has received since its beginning or its last reset, and what was found in it. */
+/** One source of a stream: its samples, caches and current utterance. */
 export class Source {
   #graphs;
   #manifest;
@@ -75,7 +75,7 @@ export class Source {
     this.#windows.accept(this.#padding.accept(samples));
   }
 
-  /** End: nothing more is computed, no event comes any more, and what is in flight ends in silence. */
+  /** Stop: no further event is emitted, and work in flight is dropped. */
   discard() {
     this.#isDiscarded = true;
   }
@@ -92,7 +92,7 @@ export class Source {
     });
   }
 
-  /** Recognise what was received. One call at a time: chunks come one after another. An error fails later calls, too. */
+  /** Recognise all complete windows. Calls must not overlap. After an error, later calls fail with it, too. */
   async decode() {
     if (this.#isDiscarded) return;
     if (this.#failure) throw this.#failure;

@@ -1,14 +1,10 @@
-/** The public interface of one source of audio: samples in, events out. The work is done in `source.js`. */
+/** Samples in, events out, as documented in `index.d.ts`. The work is done in `source.js`. */
 
 import { AudioError } from './errors.js';
 import { Source } from './source.js';
 
 const LOUDEST = 8;
 
-/**
- * A stream of audio. Listen to its events: `partial` and `final`, whose `detail` is a result, and `error`, whose `detail` is
- * the error by which recognition has failed. Created by `Recognizer.createStream`.
- */
 export class Stream extends EventTarget {
   #settings;
   #source;
@@ -21,31 +17,21 @@ export class Stream extends EventTarget {
     this.#source = this.#newSource();
   }
 
-  /**
-   * Append samples of one channel, Float32Array in [-1, 1] or Int16Array, any length, at a rate that stays the same. They are
-   * recognised in the background; wait for the promise in order not to read a file faster than it can be recognised.
-   */
   acceptWaveform(sampleRate, samples) {
     this.#source.accept(sampleRate, asFloats(samples));
     return this.#decodeSoon();
   }
 
-  /** Finish the input. The promise is fulfilled when the last result has been found. */
   inputFinished() {
     this.#source.finish();
     return this.#decodeSoon();
   }
 
-  /**
-   * Discard everything, also a failure: the next samples start a new source at time zero. No event of the old one follows, and
-   * promises that wait for it are fulfilled; the graph that is running ends first.
-   */
   reset() {
     this.#source.discard();
     this.#source = this.#newSource();
   }
 
-  /** The partial result of the current utterance. */
   get result() {
     return this.#source.result;
   }

@@ -1,4 +1,4 @@
-/** The vocabulary: from token ids to text and words. */
+/** The vocabulary: turns token ids into text and words. */
 
 import { BundleError } from './errors.js';
 

@@ -192,15 +192,6 @@ def test_a_server_that_is_full(new_page, running):
         expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_a_microphone_that_is_refused(browser, new_page, server):
-    page = new_page(server.url, permissions=[])
-    refusal = "() => Promise.reject(new DOMException('', 'NotAllowedError'))"
-    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refusal}; }}")
-    page.click("#microphone")
-    expect(page.locator("#problem")).to_contain_text("The microphone was refused", timeout=PATIENCE_MS)
-    expect(page.get_by_role("alert")).to_be_visible()
-
-
 def test_a_problem_does_not_hide_the_end(new_page, server, speech, tmp_path):
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
     page = new_page(server.url, viewport={"width": 320, "height": 480})
@@ -210,7 +201,7 @@ def test_a_problem_does_not_hide_the_end(new_page, server, speech, tmp_path):
     last = page.locator(".word").last
     expect(last).to_be_in_viewport(ratio=1)
     page.set_input_files("#file", {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"nothing to hear"})
-    expect(page.locator("#problem")).to_contain_text("no audio", timeout=PATIENCE_MS)
+    expect(page.locator("#problem")).to_contain_text("no audio that this browser can read", timeout=PATIENCE_MS)
     expect(last).to_be_in_viewport(ratio=1)
 
 
@@ -226,16 +217,9 @@ def test_a_key_is_asked_for(new_page, running, speech, tmp_path):
         wait_for_segments(page, 3)
 
 
-def test_a_file_that_is_none(page, tmp_path):
-    (tmp_path / "notes.wav").write_bytes(b"nothing to hear")
-    page.set_input_files("#file", tmp_path / "notes.wav")
-    expect(page.locator("#problem")).to_contain_text("no audio that this browser can read", timeout=PATIENCE_MS)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, tmp_path, scheme):
+def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, tmp_path):
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    page = new_page(server.url, viewport={"width": 320, "height": 640}, color_scheme=scheme)
+    page = new_page(server.url, viewport={"width": 320, "height": 640})
     page.set_input_files("#file", tmp_path / "talk.wav")
     wait_for_segments(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320

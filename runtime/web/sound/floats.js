@@ -1,4 +1,4 @@
-/** Arrays of floats that grow: a queue, and arrays one after the other. */
+/** A queue of floats, and concatenation of arrays. */
 
 const FEWEST = 1024;
 
@@ -23,7 +23,7 @@ export class FloatQueue {
     return this.view().slice(begin, end);
   }
 
-  /** All, where they lie: what is appended later may overwrite them. */
+  /** A view of all values, valid until the next `append`. */
   view() {
     return this.#array.subarray(this.#begin, this.#end);
   }

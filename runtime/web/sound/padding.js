@@ -2,10 +2,10 @@
 
 import { concatenated } from './floats.js';
 
-/** The samples of a feature frame with a sound in it differ by more than this. */
+/** A feature frame is a sound if its samples span more than this. */
 const SOUND = 1 / 256;
 
-/** Adds silence to the samples of one source, however they are split. */
+/** Adds silence before and after one source; any split of its samples gives the same. */
 export class Padding {
   #silence;
   #frameLen;
@@ -18,7 +18,7 @@ export class Padding {
     this.#frameLen = Math.floor((rate * lengthMs) / 1000);
   }
 
-  /** What is to be heard when these samples have come: nothing until they fill a frame. */
+  /** Takes samples and returns those to recognise: none until they fill a feature frame. */
   accept(samples) {
     if (!this.#silence.length) return samples;
     this.#edge = concatenated(this.#edge, this.#hasBegun ? samples.subarray(-this.#frameLen) : samples);
@@ -27,7 +27,7 @@ export class Padding {
     return this.#hasBegun ? samples : new Float32Array(0);
   }
 
-  /** What is to be heard after the last sample. */
+  /** Ends the source and returns the last samples to recognise. */
   finish() {
     const rest = this.#hasBegun ? new Float32Array(0) : this.#begin();
     return isSound(this.#edge) ? concatenated(rest, this.#silence) : rest;
