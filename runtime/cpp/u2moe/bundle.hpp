@@ -1,4 +1,4 @@
-// A bundle on disk: its manifest, and its files, each compared with its digest.
+// A bundle on disk: manifest, vocabulary, and files that are verified by their digests.
 #pragma once
 
 #include <fstream>
@@ -30,7 +30,6 @@ class Bundle {
   /// Whether the manifest lists a file.
   bool has(const std::string& name) const { return json_["files"].has(name); }
 
-  /// Path of a file.
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
 
   /// The content of a file, after its size and sha256 have been compared with the manifest. What is verified is what is

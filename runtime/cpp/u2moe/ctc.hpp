@@ -1,4 +1,4 @@
-// The first pass over log-probabilities, in any portions: prefix beam search, with or without hotwords.
+// The first pass: incremental CTC prefix beam search, with or without hotwords.
 #pragma once
 
 #include <algorithm>

@@ -13,14 +13,14 @@
 
 namespace u2moe {
 
-constexpr double kShortestPauseS = 0.4;  // an utterance with less silence at its end may end within a word
+constexpr double kShortestPauseS = 0.4;  // with less trailing silence, an utterance may have been cut within a word
 
-/// A rule fires when an utterance is that long, ends in that much silence and, if it must, has speech.
+/// A rule fires when the utterance has the minimum length and trailing silence and, if required, contains speech.
 struct EndpointRule {
   bool must_contain_nonsilence = false;
   double min_trailing_silence = 0, min_utterance_length = 0;  ///< seconds
 
-  /// Whether it waits for something: otherwise it would fire at every frame.
+  /// A rule without any minimum would fire at every frame.
   bool is_valid() const {
     return min_trailing_silence >= 0 && min_utterance_length >= 0 && min_trailing_silence + min_utterance_length > 0;
   }

@@ -1,4 +1,4 @@
-// What the library throws on purpose, beside std::invalid_argument for options and hotwords that make no sense.
+// Exceptions of the library. Invalid options and hotwords are std::invalid_argument.
 #pragma once
 
 #include <stdexcept>

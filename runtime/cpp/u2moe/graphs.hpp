@@ -39,20 +39,21 @@ class Graphs {
   /// @throws BundleError a file is missing or damaged, or onnxruntime refuses it.
   Graphs(const Bundle& bundle, int num_threads)
       : m_(bundle.manifest), env_(ORT_LOGGING_LEVEL_FATAL, "u2moe") {  // errors are thrown, and need not be printed as well
-    const std::vector<std::string> caches = m_.convolution ? std::vector<std::string>{"cnn_cache"} : std::vector<std::string>{};
-    std::vector<std::string> inputs = {"chunk", "chunk_lens", "offset", "required_cache_size", "att_cache"};
-    inputs.insert(inputs.end(), caches.begin(), caches.end());
-    features_ = open(bundle, "features.onnx", num_threads, {"samples"});
-    encoder_ = open(bundle, "encoder.onnx", num_threads, inputs);
-    ctc_ = open(bundle, "ctc.onnx", num_threads, {"encoder_out"});
-    if (m_.has_decoder) decoder_ = open(bundle, "decoder.onnx", num_threads, {"hyps", "hyps_lens", "encoder_out", "encoder_lens"});
+    Names inputs = {"chunk", "chunk_lens", "offset", "required_cache_size", "att_cache"}, outputs = {"output", "next_offset", "r_att_cache"};
+    if (m_.convolution) {
+      inputs.push_back("cnn_cache");
+      outputs.push_back("r_cnn_cache");
+    }
+    features_ = open(bundle, "features.onnx", num_threads, {"samples"}, {"features"});
+    encoder_ = open(bundle, "encoder.onnx", num_threads, inputs, outputs);
+    ctc_ = open(bundle, "ctc.onnx", num_threads, {"encoder_out"}, {"log_probs"});
+    if (!m_.has_decoder) return;
+    const Names scores = m_.bidirectional ? Names{"score", "r_score"} : Names{"score"};
+    decoder_ = open(bundle, "decoder.onnx", num_threads, {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
   }
 
   /// Features [frames, mel] of the whole frames of samples.
-  Floats features(Floats samples) const {
-    const std::array<int64_t, 2> shape = {1, static_cast<int64_t>(samples.size())};
-    return values(run(features_, {"samples"}, one(tensor(samples, shape)), {"features"})[0]);
-  }
+  Floats features(Floats samples) const { return values(run(features_, tensor(samples, {1, length(samples)}))[0]); }
 
   /// Caches at the beginning of a stream.
   Caches start() const {
@@ -64,96 +65,74 @@ class Graphs {
   /// Encoder output [time, dim] of one chunk; the caches become those for the next.
   /// @param required frames of left context to keep; negative: all.
   Floats encode(Floats window, Caches& caches, int64_t required) const {
-    int64_t num_frames = static_cast<int64_t>(window.size()) / m_.feature_size;
+    const int64_t num_frames = length(window) / m_.feature_size;
     const int64_t time = (num_frames - m_.right_context - 1) / m_.subsampling_rate + 1;
-    const std::array<int64_t, 1> one = {1};
-    const std::array<int64_t, 3> window_shape = {1, num_frames, m_.feature_size};
-    const std::array<int64_t, 5> att_shape = {m_.num_blocks, 1, m_.num_kv_heads, caches.length, m_.kv_dim};
-    const std::array<int64_t, 4> cnn_shape = {m_.num_blocks, 1, m_.conv_dim, m_.conv_cache};
-    std::vector<const char*> inputs = {"chunk", "chunk_lens", "offset", "required_cache_size", "att_cache"};
-    std::vector<const char*> outputs = {"output", "next_offset", "r_att_cache"};
-    std::vector<Ort::Value> feeds;
-    feeds.push_back(tensor(window, window_shape));
-    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &num_frames, 1, one.data(), 1));
-    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &caches.offset, 1, one.data(), 1));
-    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &required, 1, nullptr, 0));
-    feeds.push_back(tensor(caches.att, att_shape));
-    if (m_.convolution) {
-      inputs.push_back("cnn_cache");
-      outputs.push_back("r_cnn_cache");
-      feeds.push_back(tensor(caches.cnn, cnn_shape));
-    }
-    const auto found = run(encoder_, inputs, feeds, outputs);
-    const int64_t kept = required >= 0 ? std::min(caches.length + time, required) : caches.length + time;
+    Integers frames = {num_frames}, offset = {caches.offset}, kept = {required};
+    Ort::Value cnn{nullptr};
+    if (m_.convolution) cnn = tensor(caches.cnn, {m_.num_blocks, 1, m_.conv_dim, m_.conv_cache});
+    const auto found = run(encoder_, tensor(window, {1, num_frames, m_.feature_size}), tensor(frames, {1}), tensor(offset, {1}),
+                           tensor(kept, {}), tensor(caches.att, {m_.num_blocks, 1, m_.num_kv_heads, caches.length, m_.kv_dim}),
+                           std::move(cnn));
+    const int64_t num_kept = required >= 0 ? std::min(caches.length + time, required) : caches.length + time;
     caches.offset = *found[1].GetTensorData<int64_t>();
     caches.length = found[2].GetTensorTypeAndShapeInfo().GetShape()[3];
     caches.att = values(found[2]);
     if (m_.convolution) caches.cnn = values(found[3]);
-    keep_last(caches, kept);
+    keep_last(caches, num_kept);
     return values(found[0]);
   }
 
   /// Keep only the last frames of the attention cache.
-  void keep_last(Caches& caches, int64_t length) const {
-    if (caches.length <= length) return;
+  void keep_last(Caches& caches, int64_t num_frames) const {
+    if (caches.length <= num_frames) return;
     Floats att;
     for (int64_t row = 0; row < int64_t{m_.num_blocks} * m_.num_kv_heads; ++row) {
       const auto end = caches.att.begin() + (row + 1) * caches.length * m_.kv_dim;
-      att.insert(att.end(), end - length * m_.kv_dim, end);
+      att.insert(att.end(), end - num_frames * m_.kv_dim, end);
     }
     caches.att = std::move(att);
-    caches.length = length;
+    caches.length = num_frames;
   }
 
   /// Log-probabilities [time, vocab] of encoder output [time, dim].
   Floats ctc(Floats output) const {
-    const std::array<int64_t, 3> shape = {1, static_cast<int64_t>(output.size()) / m_.output_size, m_.output_size};
-    Floats found = with_numbers(ctc_, values(run(ctc_, {"encoder_out"}, one(tensor(output, shape)), {"log_probs"})[0]));
-    if (found.size() != static_cast<std::size_t>(shape[1] * m_.vocab_size)) {
-      throw InferenceError(ctc_.path + ": gives " + std::to_string(found.size()) + " log-probabilities for " + std::to_string(shape[1]) +
-                           " frames and " + std::to_string(m_.vocab_size) + " tokens");
+    const int64_t num_frames = length(output) / m_.output_size;
+    Floats found = numbers(ctc_, run(ctc_, tensor(output, {1, num_frames, m_.output_size}))[0]);
+    if (length(found) != num_frames * m_.vocab_size) {
+      throw InferenceError(ctc_.path + ": gives " + std::to_string(found.size()) + " log-probabilities for " +
+                           std::to_string(num_frames) + " frames and " + std::to_string(m_.vocab_size) + " tokens");
     }
     return found;
   }
 
   /// Scores of token sequences by the decoders.
   TokenScores score(Floats output, const std::vector<std::vector<int>>& hypotheses) const {
-    int64_t num_frames = static_cast<int64_t>(output.size()) / m_.output_size;
-    std::size_t length = 1;
-    std::vector<int64_t> hyps, lens;
-    for (const auto& tokens : hypotheses) length = std::max(length, tokens.size());
+    std::size_t longest = 1;
+    for (const auto& tokens : hypotheses) longest = std::max(longest, tokens.size());
+    Integers hyps, lens, frames = {length(output) / m_.output_size};
     for (const auto& tokens : hypotheses) {
       hyps.insert(hyps.end(), tokens.begin(), tokens.end());
-      hyps.insert(hyps.end(), length - tokens.size(), m_.eos);
-      lens.push_back(static_cast<int64_t>(tokens.size()));
+      hyps.insert(hyps.end(), longest - tokens.size(), m_.eos);
+      lens.push_back(length(tokens));
     }
-    const int64_t num = static_cast<int64_t>(hypotheses.size());
-    const std::array<int64_t, 3> hyps_shape = {1, num, static_cast<int64_t>(length)};
-    const std::array<int64_t, 2> lens_shape = {1, num};
-    const std::array<int64_t, 3> output_shape = {1, num_frames, m_.output_size};
-    const std::array<int64_t, 1> one = {1};
-    std::vector<Ort::Value> feeds;
-    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, hyps.data(), hyps.size(), hyps_shape.data(), 3));
-    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, lens.data(), lens.size(), lens_shape.data(), 2));
-    feeds.push_back(tensor(output, output_shape));
-    feeds.push_back(Ort::Value::CreateTensor<int64_t>(memory_, &num_frames, 1, one.data(), 1));
-    std::vector<const char*> outputs = {"score"};
-    if (m_.bidirectional) outputs.push_back("r_score");
-    const auto found = run(decoder_, {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, feeds, outputs);
-    return {with_numbers(decoder_, values(found[0])),
-            m_.bidirectional ? with_numbers(decoder_, values(found[1])) : Floats{}, length + 1};
+    const int64_t num = length(hypotheses);
+    const auto found = run(decoder_, tensor(hyps, {1, num, static_cast<int64_t>(longest)}), tensor(lens, {1, num}),
+                           tensor(output, {1, frames[0], m_.output_size}), tensor(frames, {1}));
+    return {numbers(decoder_, found[0]), m_.bidirectional ? numbers(decoder_, found[1]) : Floats{}, longest + 1};
   }
 
-  bool has_decoder() const { return m_.has_decoder; }
-
  private:
+  using Integers = std::vector<int64_t>;
+  using Names = std::vector<const char*>;
+
   struct Graph {
     std::string path;
+    Names inputs, outputs;
     mutable Ort::Session session{nullptr};  // its calls change nothing that callers see
   };
 
   // The session reads the bytes that were verified, not the file a second time.
-  Graph open(const Bundle& bundle, const std::string& file, int num_threads, const std::vector<std::string>& inputs) const {
+  Graph open(const Bundle& bundle, const std::string& file, int num_threads, const Names& inputs, const Names& outputs) const {
     const std::string data = file + ".data";
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(num_threads);
@@ -165,11 +144,10 @@ class Graphs {
       options.AddExternalInitializersFromFilesInMemory({data}, {weights.data()}, {weights.size()});
     }
     const std::vector<char> content = bundle.verified(file);
-    Graph graph;
-    graph.path = bundle.path(file);
+    Graph graph{bundle.path(file), inputs, outputs};
     try {
       graph.session = Ort::Session(env_, content.data(), content.size(), options);
-      check_inputs(graph, inputs);
+      check_inputs(graph);
       check_metadata(graph);
     } catch (const Ort::Exception& error) {
       throw BundleError(graph.path + ": onnxruntime refuses it: " + error.what());
@@ -177,11 +155,14 @@ class Graphs {
     return graph;
   }
 
-  static void check_inputs(const Graph& graph, const std::vector<std::string>& expected) {
+  static void check_inputs(const Graph& graph) {
     Ort::AllocatorWithDefaultOptions allocator;
-    std::vector<std::string> found;
-    for (std::size_t i = 0; i < graph.session.GetInputCount(); ++i) found.push_back(graph.session.GetInputNameAllocated(i, allocator).get());
-    if (found != expected) throw BundleError(graph.path + ": inputs are " + listed(found) + ", expected " + listed(expected));
+    std::string found, expected;
+    for (std::size_t i = 0; i < graph.session.GetInputCount(); ++i) {
+      found += std::string(" ") + graph.session.GetInputNameAllocated(i, allocator).get();
+    }
+    for (const char* name : graph.inputs) expected += std::string(" ") + name;
+    if (found != expected) throw BundleError(graph.path + ": inputs are" + found + ", expected" + expected);
   }
 
   // A graph that states other numbers than the manifest is of another bundle.
@@ -197,42 +178,40 @@ class Graphs {
     }
   }
 
-  static std::string listed(const std::vector<std::string>& names) {
-    std::string text;
-    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-    return text;
+  template <class Items>
+  static int64_t length(const Items& items) {
+    return static_cast<int64_t>(items.size());
   }
 
-  template <std::size_t N>
-  Ort::Value tensor(Floats& data, const std::array<int64_t, N>& shape) const {
-    return Ort::Value::CreateTensor<float>(memory_, data.data(), data.size(), shape.data(), N);
+  // A view of `data`, which must live as long.
+  template <class T>
+  Ort::Value tensor(std::vector<T>& data, const Integers& shape) const {
+    return Ort::Value::CreateTensor<T>(memory_, data.data(), data.size(), shape.data(), shape.size());
   }
 
-  static std::vector<Ort::Value> one(Ort::Value value) {
-    std::vector<Ort::Value> values;
-    values.push_back(std::move(value));
-    return values;
-  }
-
-  std::vector<Ort::Value> run(const Graph& graph, const std::vector<const char*>& inputs, const std::vector<Ort::Value>& feeds,
-                              const std::vector<const char*>& outputs) const {
+  // Outputs for inputs in the order of their names; those that the graph does not have are left out at the end.
+  template <class... Tensors>
+  static std::vector<Ort::Value> run(const Graph& graph, Tensors... tensors) {
+    const std::array<Ort::Value, sizeof...(Tensors)> feeds = {std::move(tensors)...};
     try {
-      return graph.session.Run(Ort::RunOptions{nullptr}, inputs.data(), feeds.data(), feeds.size(), outputs.data(), outputs.size());
+      return graph.session.Run(Ort::RunOptions{nullptr}, graph.inputs.data(), feeds.data(), graph.inputs.size(),
+                               graph.outputs.data(), graph.outputs.size());
     } catch (const Ort::Exception& error) {
       throw InferenceError(graph.path + ": onnxruntime failed: " + error.what());
     }
   }
 
-  static Floats with_numbers(const Graph& graph, Floats found) {
-    if (std::any_of(found.begin(), found.end(), [](float value) { return std::isnan(value); })) {
-      throw InferenceError(graph.path + ": gives values that are no numbers: its weights are damaged");
-    }
-    return found;
-  }
-
   static Floats values(const Ort::Value& value) {
     const float* data = value.GetTensorData<float>();
     return Floats(data, data + value.GetTensorTypeAndShapeInfo().GetElementCount());
+  }
+
+  static Floats numbers(const Graph& graph, const Ort::Value& value) {
+    Floats found = values(value);
+    if (std::any_of(found.begin(), found.end(), [](float each) { return std::isnan(each); })) {
+      throw InferenceError(graph.path + ": gives values that are no numbers: its weights are damaged");
+    }
+    return found;
   }
 
   Manifest m_;

@@ -25,15 +25,13 @@ struct Hotword {
 /// @throws std::invalid_argument a weight is not a number; names the line.
 inline std::vector<Hotword> parse_hotwords(const std::string& content) {
   std::vector<Hotword> hotwords;
-  const auto stripped = [](std::string text) {
+  const auto trimmed = [](std::string text) {
     text.erase(0, std::min(text.find_first_not_of(" \t\r"), text.size()));
     return text.erase(text.find_last_not_of(" \t\r") + 1);
   };
   int number = 0;
-  for (std::size_t begin = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0; begin < content.size();) {
-    const std::size_t end = std::min(content.find('\n', begin), content.size());
-    const std::string line = stripped(content.substr(begin, end - begin));
-    begin = end + 1;
+  for (const std::string& each : lines_of(content)) {
+    const std::string line = trimmed(each);
     ++number;
     if (line.empty() || line[0] == '#') continue;
     const std::size_t colon = line.rfind(" :");
@@ -41,12 +39,12 @@ inline std::vector<Hotword> parse_hotwords(const std::string& content) {
       hotwords.push_back({line});
       continue;
     }
-    const std::string weight = stripped(line.substr(colon + 2));
+    const std::string weight = trimmed(line.substr(colon + 2));
     const auto value = parse_number(weight);
     if (!value) {
       throw std::invalid_argument("hotwords line " + std::to_string(number) + ": weight must be a number, got '" + weight + "'");
     }
-    hotwords.push_back({stripped(line.substr(0, colon)), *value});
+    hotwords.push_back({trimmed(line.substr(0, colon)), *value});
   }
   return hotwords;
 }
@@ -56,8 +54,8 @@ inline std::vector<Hotword> parse_hotwords(const std::string& content) {
 class ContextGraph {
  public:
   /// @param hotwords of equal phrases the largest bonus counts.
-  /// @throws std::invalid_argument no hotwords, an empty one, a weight out of range, or a character that the vocabulary does
-  /// not have in either case.
+  /// @throws std::invalid_argument there are no hotwords, one is empty or cannot be spelled by the vocabulary in either letter
+  /// case, or a weight is out of range.
   ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(read(symbol));
     add_state();
@@ -115,9 +113,7 @@ class ContextGraph {
       for (const std::u32string& symbol : vocabulary.symbols()) {
         if (is_special(symbol)) continue;
         if (!is_mark(symbol.front())) inner_.insert(symbol);
-        const auto begin = std::find_if_not(symbol.begin(), symbol.end(), is_mark);
-        const auto end = std::find_if_not(symbol.rbegin(), std::make_reverse_iterator(begin), is_mark).base();
-        first_.emplace(begin, end);
+        first_.insert(stripped(symbol, is_mark));
       }
       first_.insert(inner_.begin(), inner_.end());
       for (const std::u32string& symbol : first_) {
@@ -156,8 +152,6 @@ class ContextGraph {
 
    private:
     static constexpr std::size_t kImpossible = std::numeric_limits<std::size_t>::max() / 2;
-
-    static bool is_mark(char32_t c) { return c == U' ' || c == kWordBoundary; }
 
     // Tokens in the shortest tokenization of a word.
     std::size_t fewest_tokens(const std::u32string& word) const {

@@ -1,4 +1,4 @@
-// The manifest of a bundle: what a runtime must know to run its graphs.
+// The manifest of a bundle: sizes of the model, features, and defaults of decoding.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@ constexpr double kLongestPaddingS = 10;
 
 /// Names and meanings are those of bundle.json; see docs/export.md.
 struct Manifest {
-  bool convolution = false, has_decoder = false, bidirectional = false, quantized = false;
+  bool convolution = false, has_decoder = false, bidirectional = false;
   int feature_size = 0, output_size = 0, num_blocks = 0, num_kv_heads = 0, kv_dim = 0, conv_dim = 0, conv_cache = 0,
       vocab_size = 0, subsampling_rate = 0, right_context = 0, static_chunk_size = 0, blank = 0, eos = 0;
   int sample_rate = 0;
@@ -29,64 +29,59 @@ struct Manifest {
 
   /// The numbers that each graph also states, by their names in its metadata.
   std::vector<std::pair<std::string, double>> stated() const {
-    return {{"feature_size", feature_size}, {"output_size", output_size}, {"num_blocks", num_blocks},
-            {"num_kv_heads", num_kv_heads}, {"kv_dim", kv_dim}, {"conv_dim", conv_dim}, {"conv_cache", conv_cache},
-            {"vocab_size", vocab_size}, {"subsampling_rate", subsampling_rate}, {"right_context", right_context},
-            {"static_chunk_size", static_chunk_size}, {"blank", blank}, {"eos", eos},
-            {"sample_rate", sample_rate}, {"frame_length_ms", frame_length_ms}, {"frame_shift_ms", frame_shift_ms}};
+    std::vector<std::pair<std::string, double>> found = {
+        {"sample_rate", sample_rate}, {"frame_length_ms", frame_length_ms}, {"frame_shift_ms", frame_shift_ms}};
+    for (const Field& field : fields()) found.emplace_back(field.name, this->*field.value);
+    return found;
   }
 
   /// @throws BundleError names the field, what was found and what was expected.
   static Manifest of(const Json& json) {
     if (!json.has("format") || json["format"].string() != "u2moe-bundle") json["format"].fail("'u2moe-bundle'");
     if (json["version"].number() != 3) json["version"].fail("3: use the u2moe that wrote the bundle, or export it again");
+    const Json &model = json["model"], &features = json["features"], &decoding = json["decoding"], &calibration = json["calibration"];
+    if (!model["streaming"].boolean()) model["streaming"].fail("true: this program recognises in chunks only");
+    const std::string& decoder = model["decoder"].string();
     Manifest m;
-    m.set_model(json["model"]);
-    m.set_features(json["features"]);
-    m.ctc_weight = json["decoding"]["ctc_weight"].number(0, 1e9);
-    m.reverse_weight = json["decoding"]["reverse_weight"].number(0, 1);
-    if (json.has("padding_s")) m.padding_s = json["padding_s"].number(0, kLongestPaddingS);
-    m.quantized = json.has("quantization") && !json["quantization"].object().empty();
-    if (json.has("calibration") && !json["calibration"].is_null()) {
-      m.calibrated = true;
-      m.scale = json["calibration"]["scale"].number(1e-9, 1e9);
-      m.bias = json["calibration"]["bias"].number();
+    m.convolution = model["convolution"].boolean();
+    m.bidirectional = decoder == "bitransformer";
+    m.has_decoder = m.bidirectional || decoder == "transformer";
+    if (!m.has_decoder && decoder != "none") model["decoder"].fail("'bitransformer', 'transformer' or 'none'");
+    for (const Field& field : fields()) m.*field.value = model[field.name].integer(field.least, 1 << 20);
+    for (const char* token : {"blank", "eos"}) model[token].integer(0, m.vocab_size - 1);
+    m.sample_rate = features["sample_rate"].integer(1000, 384000);
+    m.frame_length_ms = features["frame_length_ms"].number(1, 1000);
+    m.frame_shift_ms = features["frame_shift_ms"].number(1, m.frame_length_ms);
+    if (features["num_mel_bins"].number() != m.feature_size) {
+      features["num_mel_bins"].fail("feature_size of the model, " + std::to_string(m.feature_size));
+    }
+    m.ctc_weight = decoding["ctc_weight"].number(0, 1e9);
+    m.reverse_weight = decoding["reverse_weight"].number(0, 1);
+    m.padding_s = json["padding_s"].number(0, kLongestPaddingS);
+    m.calibrated = !calibration.is_null();
+    if (m.calibrated) {
+      m.scale = calibration["scale"].number(1e-9, 1e9);
+      m.bias = calibration["bias"].number();
     }
     return m;
   }
 
  private:
-  static constexpr int kLargest = 1 << 20;
+  struct Field {
+    const char* name;
+    int Manifest::*value;
+    int least;
+  };
 
-  void set_model(const Json& json) {
-    if (!json["streaming"].boolean()) json["streaming"].fail("true: this program recognises in chunks only");
-    convolution = json["convolution"].boolean();
-    const std::string decoder = json["decoder"].string();
-    bidirectional = decoder == "bitransformer";
-    has_decoder = decoder != "none";
-    if (!bidirectional && has_decoder && decoder != "transformer") json["decoder"].fail("'bitransformer', 'transformer' or 'none'");
-    feature_size = json["feature_size"].integer(1, kLargest);
-    output_size = json["output_size"].integer(1, kLargest);
-    num_blocks = json["num_blocks"].integer(1, kLargest);
-    num_kv_heads = json["num_kv_heads"].integer(0, kLargest);
-    kv_dim = json["kv_dim"].integer(0, kLargest);
-    conv_dim = json["conv_dim"].integer(0, kLargest);
-    conv_cache = json["conv_cache"].integer(0, kLargest);
-    vocab_size = json["vocab_size"].integer(1, kLargest);
-    subsampling_rate = json["subsampling_rate"].integer(1, kLargest);
-    right_context = json["right_context"].integer(0, kLargest);
-    static_chunk_size = json["static_chunk_size"].integer(0, kLargest);
-    blank = json["blank"].integer(0, vocab_size - 1);
-    eos = json["eos"].integer(0, vocab_size - 1);
-  }
-
-  void set_features(const Json& json) {
-    sample_rate = json["sample_rate"].integer(1000, 384000);
-    frame_length_ms = json["frame_length_ms"].number(1, 1000);
-    frame_shift_ms = json["frame_shift_ms"].number(1, frame_length_ms);
-    if (json["num_mel_bins"].number() != feature_size) {
-      json["num_mel_bins"].fail("feature_size of the model, " + std::to_string(feature_size));
-    }
+  static const std::vector<Field>& fields() {
+    static const std::vector<Field> all = {
+        {"feature_size", &Manifest::feature_size, 1}, {"output_size", &Manifest::output_size, 1},
+        {"num_blocks", &Manifest::num_blocks, 1}, {"num_kv_heads", &Manifest::num_kv_heads, 0},
+        {"kv_dim", &Manifest::kv_dim, 0}, {"conv_dim", &Manifest::conv_dim, 0}, {"conv_cache", &Manifest::conv_cache, 0},
+        {"vocab_size", &Manifest::vocab_size, 1}, {"subsampling_rate", &Manifest::subsampling_rate, 1},
+        {"right_context", &Manifest::right_context, 0}, {"static_chunk_size", &Manifest::static_chunk_size, 0},
+        {"blank", &Manifest::blank, 0}, {"eos", &Manifest::eos, 0}};
+    return all;
   }
 };
 

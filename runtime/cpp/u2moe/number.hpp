@@ -1,4 +1,4 @@
-// Numbers from text, the same in every locale: where a program has set one, strtod may expect a comma.
+// Parses numbers in the same way in every locale; strtod expects a comma in some.
 #pragma once
 
 #include <locale>
@@ -8,7 +8,7 @@
 
 namespace u2moe {
 
-/// The number that a text is, all of it; none if it is no finite number.
+/// Parses the whole text as a finite number; std::nullopt if it is none.
 inline std::optional<double> parse_number(const std::string& text) {
   std::istringstream stream(text);
   stream.imbue(std::locale::classic());

@@ -1,4 +1,4 @@
-// Silence around sources that begin or end in the middle of a sound; see runtime/audio/padding.py.
+// Adds silence around sources that begin or end in the middle of a sound; see runtime/audio/padding.py.
 #pragma once
 
 #include <algorithm>
@@ -9,17 +9,17 @@
 
 namespace u2moe {
 
-/// The samples of a feature frame with a sound in it differ by more than this.
+/// A feature frame is a sound if its samples span more than this.
 constexpr double kSound = 1.0 / 256;
 
-/// Adds silence to the samples of one source, however they are split.
+/// Adds silence before and after one source; any split of its samples gives the same.
 class Padding {
  public:
   Padding(double padding_s, const Manifest& manifest)
       : num_silence_(static_cast<std::size_t>(std::floor(padding_s * manifest.sample_rate + 0.5))),
         frame_len_(static_cast<std::size_t>(manifest.frame_len())) {}
 
-  /// What is to be heard when these samples have come: nothing until they fill a frame.
+  /// Takes samples and returns those to recognise: none until they fill a feature frame.
   std::vector<float> accept(std::vector<float> samples) {
     if (!num_silence_) return samples;
     edge_.insert(edge_.end(), samples.begin(), samples.end());
@@ -28,7 +28,7 @@ class Padding {
     return samples;
   }
 
-  /// What is to be heard after the last sample.
+  /// Ends the source and returns the last samples to recognise.
   std::vector<float> finish() {
     std::vector<float> rest;
     if (!has_begun_) rest = begin();

@@ -28,8 +28,8 @@ class Reception {
     length_ = stride_ - rate + shortest_;
   }
 
-  /// Check samples of one channel in [-1, 1], all of them before any is appended. The first rate applies to all.
-  /// @throws AudioError a rate that no recording has, another than before, or samples that are no numbers.
+  /// Checks samples of one channel before any is appended. The first rate applies to the whole stream.
+  /// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
   void check(int sample_rate, const float* samples, std::size_t num) {
     if (resampler_ && sample_rate != resampler_->source_rate()) {
       throw AudioError("sample rate changed from " + std::to_string(resampler_->source_rate()) + " to " +
@@ -44,8 +44,7 @@ class Reception {
     if (!resampler_) resampler_.emplace(sample_rate, m_->sample_rate);
   }
 
-  /// Append samples that have been checked. Take the windows that they complete before more: all that wait are moved with
-  /// each window that is taken.
+  /// Appends checked samples. Take all windows before appending more: taking one moves all samples that wait.
   void accept(const float* samples, std::size_t num) { append(resampler_->accept(samples, num)); }
 
   /// Finish the input, so that the last window may be short.
@@ -57,12 +56,12 @@ class Reception {
 
   bool is_finished() const { return is_finished_; }
 
-  /// Seconds of silence before the source, in whole milliseconds as times of results are.
+  /// Seconds of silence added before the source, in whole milliseconds like the times of results.
   double lead_s() const {
     const auto rate = static_cast<std::size_t>(m_->sample_rate);
     return static_cast<double>((padding_.num_before() * 1000 + rate / 2) / rate) / 1000;
   }
-  /// Seconds of the source so far, in whole milliseconds as times of results are, and none that has not begun.
+  /// Seconds of the source so far, rounded down to whole milliseconds.
   double end_s() const { return static_cast<double>(num_received_ * 1000 / static_cast<std::size_t>(m_->sample_rate)) / 1000; }
 
   bool has_window() const { return num_frames() >= num_taken_ * stride_ + (is_finished_ ? shortest_ : length_); }

@@ -20,7 +20,7 @@ namespace u2moe {
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
-  /// @throws AudioError a rate that no recording has.
+  /// @throws AudioError `source_rate` is not from 1000 to 384000.
   Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
     if (source_rate < 1000 || source_rate > 384000) {
       throw AudioError("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(source_rate));
@@ -36,7 +36,7 @@ class Resampler {
 
   int source_rate() const { return source_rate_; }
 
-  /// The next new samples; those near the end are held back until more come, or until `finish`.
+  /// Resamples what is complete; samples near the end are held back until more come, or until `finish`.
   std::vector<float> accept(const float* samples, std::size_t num) {
     if (is_identity()) return {samples, samples + num};
     num_received_ += static_cast<std::int64_t>(num);

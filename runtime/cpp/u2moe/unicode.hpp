@@ -1,10 +1,12 @@
 // Characters of UTF-8 text: code points, spaces, scripts, letter case.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "letter_case.hpp"
 
@@ -13,7 +15,7 @@ namespace u2moe {
 /// Begins a word in BPE vocabularies, and stands for a space in vocabularies of characters.
 constexpr char32_t kWordBoundary = 0x2581;
 
-/// The code point of UTF-8 at a place, which moves behind it; none, and the place stays, if the bytes are no UTF-8.
+/// Decodes the code point at byte `place` and advances `place`; std::nullopt, without advancing, for invalid UTF-8.
 inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
   const unsigned char first = byte(0);
@@ -30,7 +32,7 @@ inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& p
   return code;
 }
 
-/// Code points of UTF-8. A byte that is none becomes U+FFFD.
+/// Decodes UTF-8; an invalid byte becomes U+FFFD.
 inline std::u32string decode_utf8(const std::string& text) {
   std::u32string result;
   for (std::size_t place = 0; place < text.size();) {
@@ -58,19 +60,31 @@ inline std::string encode_utf8(const std::u32string& text) {
   return result;
 }
 
-/// Whether Python's `str.isspace` holds.
+/// Lines of a text file without their ends, and without a byte order mark.
+inline std::vector<std::string> lines_of(const std::string& content) {
+  std::vector<std::string> lines;
+  for (std::size_t begin = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0; begin < content.size();) {
+    const std::size_t end = std::min(content.find('\n', begin), content.size());
+    lines.push_back(content.substr(begin, end - begin));
+    if (!lines.back().empty() && lines.back().back() == '\r') lines.back().pop_back();
+    begin = end + 1;
+  }
+  return lines;
+}
+
+/// The same as Python's `str.isspace`.
 inline bool is_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/// Whether a character belongs to a script without spaces (Chinese, Japanese).
+/// Whether a character belongs to a script that is written without spaces (Chinese, Japanese).
 inline bool is_spaceless(char32_t c) {
   return (c >= 0x2e80 && c <= 0x312f) || (c >= 0x3190 && c <= 0x9fff) || (c >= 0xf900 && c <= 0xfaff) ||
          (c >= 0xff66 && c <= 0xff9f) || (c >= 0x1b000 && c <= 0x1b2ff) || (c >= 0x20000 && c <= 0x3ffff);
 }
 
-/// The same, or Korean, whose words have endings.
+/// The same for these scripts and Korean, whose words have endings.
 inline bool is_syllabic(char32_t c) {
   return is_spaceless(c) || (c >= 0x1100 && c <= 0x11ff) || (c >= 0x3130 && c <= 0x318f) || (c >= 0xa960 && c <= 0xa97f) ||
          (c >= 0xac00 && c <= 0xd7ff);

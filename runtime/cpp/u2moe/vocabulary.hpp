@@ -1,8 +1,9 @@
-// The vocabulary, and from token ids to text and words.
+// The vocabulary: turns token ids into text and words.
 #pragma once
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <string>
 #include <utility>
@@ -12,6 +13,15 @@
 #include "unicode.hpp"
 
 namespace u2moe {
+
+/// Whether a character stands for a space at the edge of a symbol.
+inline bool is_mark(char32_t c) { return c == U' ' || c == kWordBoundary; }
+
+/// A text without the characters at its ends for which `is_edge` holds.
+inline std::u32string stripped(const std::u32string& text, bool (*is_edge)(char32_t)) {
+  const auto begin = std::find_if_not(text.begin(), text.end(), is_edge);
+  return {begin, std::find_if_not(text.rbegin(), std::make_reverse_iterator(begin), is_edge).base()};
+}
 
 /// Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without surrounding spaces.
 struct WordSpan {
@@ -27,12 +37,8 @@ class Vocabulary {
   static Vocabulary parse(const std::string& content, const std::string& name) {
     std::map<std::size_t, std::string> found;
     std::size_t number = 0;
-    for (std::size_t begin = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0; begin < content.size();) {
-      const std::size_t end = std::min(content.find('\n', begin), content.size());
-      std::string line = content.substr(begin, end - begin);
-      begin = end + 1;
+    for (const std::string& line : lines_of(content)) {
       ++number;
-      if (!line.empty() && line.back() == '\r') line.pop_back();
       if (line.empty()) continue;
       const auto fail = [&](const std::string& what) { throw BundleError(name + ": line " + std::to_string(number) + what); };
       const std::size_t cut = line.find_last_of(" \t");
@@ -56,7 +62,7 @@ class Vocabulary {
 
   std::size_t size() const { return symbols_.size(); }
 
-  /// A number that another vocabulary does not have.
+  /// Hash of the symbols.
   std::size_t fingerprint() const { return fingerprint_; }
 
   /// Symbols by id, with U+2581 as in tokens.txt.
@@ -86,7 +92,7 @@ class Vocabulary {
     };
     for (std::size_t index = 0, alone = 0; index < tokens.size(); ++index) {
       const std::u32string& whole = symbol(tokens[index]);
-      const std::u32string bare = stripped(whole);
+      const std::u32string bare = stripped(whole, is_blank);
       const bool symbol_alone = !bare.empty() && std::all_of(bare.begin(), bare.end(), is_spaceless);
       if (is_mark(whole.front()) || symbol_alone || alone) end_word(index);
       if (text.empty()) begin = index;
@@ -98,16 +104,9 @@ class Vocabulary {
   }
 
  private:
-  static bool is_mark(char32_t c) { return c == U' ' || c == kWordBoundary; }
   static bool is_blank(char32_t c) { return is_space(c) || c == kWordBoundary; }
 
   const std::u32string& symbol(int token) const { return symbols_[static_cast<std::size_t>(token)]; }
-
-  static std::u32string stripped(const std::u32string& symbol) {
-    const auto begin = std::find_if_not(symbol.begin(), symbol.end(), is_blank);
-    const auto end = std::find_if_not(symbol.rbegin(), std::make_reverse_iterator(begin), is_blank).base();
-    return {begin, end};
-  }
 
   std::vector<std::u32string> symbols_;
   std::size_t fingerprint_ = 0;
