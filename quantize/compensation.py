@@ -22,7 +22,7 @@ DAMPING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class RoundedWeight:
     """The weight of a product in 4 bits, as MatMulNBits reads it, and its bias.
 
     Attributes:
@@ -56,7 +56,7 @@ class FloatExpert:
     b2: Float | None
     activation: Callable[[Float], Float]
 
-    def compensated(self, tokens: Float, shares: Float, block_size: int) -> tuple[Product, Product]:
+    def compensated(self, tokens: Float, shares: Float, block_size: int) -> tuple[RoundedWeight, RoundedWeight]:
         """Both products in 4 bits.
 
         Args:
@@ -69,7 +69,9 @@ class FloatExpert:
         return first, fitted(hidden, shares, self.w2, self.b2, block_size)
 
 
-def fitted(inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, block_size: int) -> Product:
+def fitted(
+    inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Float | None, block_size: int
+) -> RoundedWeight:
     """The 4-bit product that best approximates, on the second inputs, `weight` and `bias` on the first.
 
     Args:
@@ -92,7 +94,7 @@ def fitted(inputs: tuple[Float, Float], shares: Float, weight: Float, bias: Floa
     packed = pack_int4(integers, block_size)
     if bias is not None:
         bias = (bias + means[0] @ weight - means[1] @ from_int4_blocks(packed, scale, len(weight))).astype(np.float32)
-    return Product(packed=packed, scale=scale, bias=bias)
+    return RoundedWeight(packed=packed, scale=scale, bias=bias)
 
 
 def compensated_int4(weight: npt.NDArray[Any], moments: Double, block_size: int) -> tuple[Float, Float]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KNOWN = {"Cell", "Encoder", "FeedForward", "Layer", "Peer", "Plan", "Product", "State", "Utterance"}
+KNOWN = {"Encoder", "Subsampling"}
 """Pairs that are still to be told apart."""
 
 

@@ -50,7 +50,7 @@ MODES = {"streaming": "streaming", "full": "full context"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer:
+class WeightsPeer:
     """Another way to compute the encoder.
 
     Attributes:
@@ -69,13 +69,13 @@ class Peer:
     needed: float | None = None
 
 
-OURS = Peer(key="int8", name="ours, int8", kind="int8")
-OURS_FLOAT = Peer(key="float32", name="ours, float32", kind="fp32", limit=0)
-TORCH = Peer(key="torch", name="torch eager, WeNet's loop over experts", kind="fp32", limit=1e-4, needed=3)
-QMOE8 = Peer(key="qmoe8", name="contrib QMoE 8 bit, the rest ours", kind="int8", needed=1.5)
-QMOE4 = Peer(key="qmoe4", name="contrib QMoE 4 bit, the rest ours", kind="int4", needed=1.5)
+OURS = WeightsPeer(key="int8", name="ours, int8", kind="int8")
+OURS_FLOAT = WeightsPeer(key="float32", name="ours, float32", kind="fp32", limit=0)
+TORCH = WeightsPeer(key="torch", name="torch eager, WeNet's loop over experts", kind="fp32", limit=1e-4, needed=3)
+QMOE8 = WeightsPeer(key="qmoe8", name="contrib QMoE 8 bit, the rest ours", kind="int8", needed=1.5)
+QMOE4 = WeightsPeer(key="qmoe4", name="contrib QMoE 4 bit, the rest ours", kind="int4", needed=1.5)
 # inlined, because it does not look into functions and would leave the experts in float32
-STOCK = Peer(key="stock", name="quantize_dynamic, matrices", kind="int8", needed=1.5)
+STOCK = WeightsPeer(key="stock", name="quantize_dynamic, matrices", kind="int8", needed=1.5)
 PEERS = (OURS, OURS_FLOAT, TORCH, QMOE8, QMOE4, STOCK)
 GROUPS = {"torch": (OURS, OURS_FLOAT, TORCH), "int8": (OURS, QMOE8, QMOE4, STOCK)}
 """Peers that are in memory together."""
@@ -92,7 +92,7 @@ class Encoders:
         self.graph = self.bundle.manifest.model.graphs()[0]
         self.folder = root / name
 
-    def file(self, peer: Peer) -> Path:
+    def file(self, peer: WeightsPeer) -> Path:
         """The graph of a peer; torch has none."""
         source = self.bundle.path / self.graph.file
         if peer in (OURS, OURS_FLOAT):
@@ -111,7 +111,7 @@ class Encoders:
             unfinished.rename(folder)
         return folder / self.graph.file
 
-    def load(self, peer: Peer) -> Encoder | TorchEncoder:
+    def load(self, peer: WeightsPeer) -> Encoder | TorchEncoder:
         """The encoder of a peer, on one thread."""
         if peer == TORCH:
             torch.set_num_threads(1)
@@ -159,12 +159,12 @@ def measure(encoders: Encoders, group: str, mode: str, repetitions: int | None =
     return {name: {"seconds": values, "relative_error": errors[name]} for name, values in seconds.items()}
 
 
-def speedup(cell: Mapping[str, Any], peer: Peer) -> Spread:
+def speedup(cell: Mapping[str, Any], peer: WeightsPeer) -> Spread:
     """Ratio of a peer's time to that of our int8."""
     return ratios(cell[peer.name]["seconds"], cell[OURS.name]["seconds"])
 
 
-def _cells(content: Mapping[str, Any], mode: str) -> Iterator[tuple[Peer, Mapping[str, Any]]]:
+def _cells(content: Mapping[str, Any], mode: str) -> Iterator[tuple[WeightsPeer, Mapping[str, Any]]]:
     """Each peer with the first cell of this mode that has it."""
     own = [cell for key, cell in content["cells"].items() if key.endswith(f"/{mode}")]
     for peer in PEERS:
@@ -183,7 +183,7 @@ def targets(content: Mapping[str, Any]) -> Iterator[Target]:
 
 def values(content: Mapping[str, Any]) -> dict[str, str]:
     """What pages show: a row for each peer, how many times as long each takes, and ours in each group."""
-    rows: dict[Peer, list[str]] = {peer: [peer.name, peer.kind] for peer in PEERS}
+    rows: dict[WeightsPeer, list[str]] = {peer: [peer.name, peer.kind] for peer in PEERS}
     found: dict[str, str] = {}
     for mode in MODES:
         for peer, cell in _cells(content, mode):

@@ -89,7 +89,7 @@ def summary(heard: Heard) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LoadPlan:
     """What is measured.
 
     Attributes:
@@ -123,7 +123,7 @@ class Plan:
         return our_server(self.bundle, capacity=capacity, cores=self.cores, kernels=KERNELS[name])
 
 
-def run(results: Path, plan: Plan) -> dict[str, Any]:
+def run(results: Path, plan: LoadPlan) -> dict[str, Any]:
     """Measure what is missing in the results, and write them after each cell."""
     content = resumed(results, {"cells": {}})
     cells, blocks = content["cells"], speech_blocks(plan.seconds)
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
     parser.add_argument("--results", type=Path, help="JSON file")
     args = parser.parse_args(arguments)
-    plan = Plan(
+    plan = LoadPlan(
         bundle=args.bundle,
         name=args.name or args.bundle.name,
         folder=args.folder,

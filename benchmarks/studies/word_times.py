@@ -46,14 +46,14 @@ class TimedWord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utterance:
+class JoinedWords:
     """Samples at 16 kHz and the words in them."""
 
     samples: npt.NDArray[np.float32]
     words: list[TimedWord]
 
 
-def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[Utterance]:
+def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
     """Recordings of single words, drawn at random and joined with pauses of quiet noise."""
     random = np.random.default_rng(seed)
     clips = [(read_audio(item.path, RATE), item.transcript) for item in recordings if len(words(item.transcript)) == 1]
@@ -70,7 +70,7 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
             parts += [pause, clip]
         samples = np.concatenate([*parts, np.zeros(RATE // 2, np.float32)])
         noise = _NOISE * random.standard_normal(len(samples))
-        utterances.append(Utterance(samples=samples + noise.astype(np.float32), words=spoken))
+        utterances.append(JoinedWords(samples=samples + noise.astype(np.float32), words=spoken))
     return utterances
 
 
@@ -83,7 +83,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
     return float(loud[0]) * _STEP_S, float(loud[-1] + 1) * _STEP_S
 
 
-def compare(recognizer: Recognizer, utterances: Iterable[Utterance], options: DecodingOptions) -> dict[str, Any]:
+def compare(recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions) -> dict[str, Any]:
     """Timing errors of the words that were recognised."""
     starts: list[float] = []
     ends: list[float] = []

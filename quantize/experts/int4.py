@@ -11,7 +11,7 @@ import onnxruntime
 
 from u2moe.quantize.arithmetic import Float
 from u2moe.quantize.calibration import ExpertTokens
-from u2moe.quantize.compensation import FloatExpert, Product
+from u2moe.quantize.compensation import FloatExpert, RoundedWeight
 from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.routing import scope
@@ -59,7 +59,11 @@ def _activation(kind: str) -> Callable[[Float], Float]:
 
 
 def _inputs(
-    layer: ExpertLayer, index: int, weights: Weights, recipe: Recipe, made: Sequence[Product | None] = (None, None)
+    layer: ExpertLayer,
+    index: int,
+    weights: Weights,
+    recipe: Recipe,
+    made: Sequence[RoundedWeight | None] = (None, None),
 ) -> list[ir.Value]:
     """Inputs of the function for one expert, from its calibrated products if there are any."""
     inputs: list[ir.Value] = []

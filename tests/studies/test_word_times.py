@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.studies import word_times
-from u2moe.benchmarks.studies.word_times import TimedWord, Utterance
+from u2moe.benchmarks.studies.word_times import JoinedWords, TimedWord
 from u2moe.runtime import Result, Transcript, WordResult
 from u2moe.runtime.corpus.lists import read_recordings
 
@@ -45,7 +45,7 @@ def test_errors_are_those_of_the_words_that_were_recognised():
             return Transcript(text="", duration=2.0, segments=[Result(text="", is_final=True, words=heard)])
 
     spoken = [TimedWord(word=w, start=s, end=e) for w, s, e in (("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))]
-    found = word_times.compare(FakeRecognizer(), [Utterance(samples=np.zeros(9, np.float32), words=spoken)], None)
+    found = word_times.compare(FakeRecognizer(), [JoinedWords(samples=np.zeros(9, np.float32), words=spoken)], None)
     assert (found["num_words"], found["num_recognised"]) == (3, 2)
     assert found["start"] == {"bias_ms": 20.0, "mean_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0}
     assert found["end"] == {"bias_ms": -10.0, "mean_ms": 10.0, "median_ms": 10.0, "p90_ms": 18.0}
