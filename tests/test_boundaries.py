@@ -146,8 +146,8 @@ def test_a_stream_shows_what_programs_use():
     """What the recogniser needs of it is behind `source`."""
     shown = {name for name in dir(u2moe.runtime.Stream) if not name.startswith("_")}
     assert shown == {
-        "accept_waveform", "duration", "failure", "get_result", "input_finished", "is_endpoint", "is_ready", "options",
-        "reset", "take_segments",
+        "accept_waveform", "duration", "failure", "get_result", "input_finished", "is_endpoint", "is_ready",
+        "missing_s", "options", "reset", "take_segments",
     }  # fmt: skip
 
 

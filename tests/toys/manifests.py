@@ -1,11 +1,11 @@
 """Manifests of bundles, changed as no program of ours would."""
 
+import copy
 import dataclasses
 import json
 import shutil
 import sys
 
-from u2moe.runtime import Bundle
 from u2moe.runtime.bundle.manifest import Calibration
 
 
@@ -18,10 +18,11 @@ def adjusted(bundle, folder, target):
     shutil.copytree(folder, target)
     changes = {"calibration": {"scale": scale, "bias": bias}, "padding_s": padding_s}
     edit_manifest(target, lambda manifest: manifest.update(changes))
-    manifest = dataclasses.replace(
+    bundle = copy.copy(bundle)
+    bundle.manifest = dataclasses.replace(
         bundle.manifest, calibration=Calibration(scale=scale, bias=bias), padding_s=padding_s
     )
-    return Bundle(bundle.path, manifest, bundle.tokens), target
+    return bundle, target
 
 
 def edit_manifest(folder, change):
