@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
 import signal
 import sys
 import types
@@ -102,26 +101,6 @@ def exported(tmp_path_factory):
 def export_quickly():
     """`write_bundle`, for tests that make checkpoints of their own."""
     return write_bundle
-
-
-@pytest.fixture
-def exported_variant(tmp_path):
-    """A function from changes of moe_tiny's train.yaml, and the tensors to keep, to the folder of a bundle."""
-
-    def export(change, keep=lambda _: True):
-        import torch  # noqa: PLC0415
-        import yaml  # noqa: PLC0415
-
-        checkpoint = tmp_path / "checkpoint"
-        shutil.copytree(GOLDEN / "moe_tiny", checkpoint)
-        config = yaml.safe_load((checkpoint / "train.yaml").read_text(encoding="utf-8"))
-        change(config)
-        (checkpoint / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        tensors = torch.load(checkpoint / "final.pt", weights_only=True)
-        torch.save({name: tensor for name, tensor in tensors.items() if keep(name)}, checkpoint / "final.pt")
-        return write_bundle(checkpoint, tmp_path / "bundle")
-
-    return export
 
 
 @pytest.fixture(scope="session")

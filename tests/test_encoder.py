@@ -76,24 +76,6 @@ def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
     np.testing.assert_allclose(fixed, grown, atol=2e-6)
 
 
-def test_streams_of_different_age_share_a_batch(model):
-    young, old = features(67, 1), [features(67, seed) for seed in (2, 3, 4)]
-    single = model.encoder.start()
-    for chunk in old[:2]:
-        _, single = model.encoder.step(chunk[None], single, required_cache_size=32)
-    expected_old, _ = model.encoder.step(old[2][None], single, required_cache_size=32)
-    expected_young, _ = model.encoder.step(young[None], model.encoder.start(), required_cache_size=32)
-    both = dataclasses.replace(
-        single,
-        offset=np.array([0, single.offset[0]]),
-        att=np.concatenate((np.zeros_like(single.att), single.att), axis=1),
-        cnn=np.concatenate((np.zeros_like(single.cnn), single.cnn), axis=1),
-    )
-    output, caches = model.encoder.step(np.stack((young, old[2])), both, required_cache_size=32)
-    np.testing.assert_allclose(output, np.concatenate((expected_young, expected_old)), atol=2e-6)
-    assert caches.offset.tolist() == [16, 48]
-
-
 def caches_of(seed, batch, num_cached, offset=100):
     rng = np.random.default_rng(seed)
     return Caches(

@@ -109,16 +109,6 @@ def test_scripts_without_spaces():
     assert all(len(line) <= 21 for cue in cues for line in cue.lines)
 
 
-def test_mixed_scripts_keep_their_spaces():
-    words = [("\u6253", 0.0, 0.1), ("\u5f00", 0.1, 0.2), ("WIFI", 0.2, 0.3), ("NOW", 0.3, 0.4)]
-    result = Result(
-        text="\u6253\u5f00WIFI NOW",
-        is_final=True,
-        words=[WordResult(word=w, start=s, end=e, confidence=None) for w, s, e in words],
-    )
-    assert make_cues([result])[0].lines == ("\u6253\u5f00WIFI NOW",)
-
-
 def test_without_word_times_the_segment_is_shared():
     result = Result(text="A B", is_final=True, start=2.0, end=4.0)
     assert format_transcript(transcript(result), "ctm") == "audio 1 2.000 1.000 A\naudio 1 3.000 1.000 B\n"
@@ -166,13 +156,6 @@ def test_times_are_exact(ms):
         assert ((hours * 60 + minutes) * 60 + seconds) * 1000 + rest == ms
     assert format_transcript(said, "ctm").split()[2] == f"{ms // 1000}.{ms % 1000:03}"
     assert format_transcript(said, "tsv").splitlines()[1].split("\t")[0] == str(ms)
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_content_ends_in_a_line_feed(file_format):
-    content = format_transcript(TWO, file_format)
-    assert content.endswith("\n")
-    assert not content.endswith("\n\n")
 
 
 @pytest.mark.parametrize(

@@ -80,16 +80,6 @@ def test_the_search_equals_brute_force(toys, order, word_bonus):
         assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
 
 
-def test_characters_without_spaces_are_words(tmp_path):
-    arpa = random_arpa(3, ("\u4e00", "\u4e01", "A"), 3)
-    scores = SCORES | {"weight": 1.5}
-    log_probs = random_log_probs(1, 4, len(CHINESE), scale=1.0)
-    expected = brute_force(log_probs, CHINESE, Definition(arpa), scores)
-    fusion = Fusion(LanguageModelOptions(model=opened(tmp_path, arpa), **scores), CHINESE)
-    for hypothesis in ctc_prefix_beam_search(log_probs, 1000, fusion=fusion):
-        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
-
-
 def test_a_model_of_tokens_equals_brute_force(tmp_path):
     arpa = random_arpa(5, BPE.symbols[1:-1], 3)
     definition = Definition(arpa)
@@ -146,24 +136,6 @@ def test_no_split_and_no_short_cut_changes_anything(toys, seed, order, beam_size
     assert summary(search.hypotheses()) == summary(whole.hypotheses())
 
 
-@settings(deadline=None, max_examples=40)
-@given(tokens=st.lists(st.integers(1, len(LONG) - 1), max_size=12), order=st.integers(1, 4))
-def test_a_growing_hypothesis_only_loses_except_for_the_bonus(toys, tokens, order):
-    model, definition = toys[order]
-    fusion = Fusion(LanguageModelOptions(model=model, **SCORES), LONG)
-    state, spoken, scores = fusion.start, 0.0, [0.0]
-    for token in tokens:
-        state, score = fusion.advance(state, token)
-        spoken += score
-        scores.append(spoken + state.open)
-    assert all(after <= before + fusion.most_gain for before, after in itertools.pairwise(scores))
-    if tokens:
-        assert spoken + fusion.finish(state) <= scores[-1] + 1e-9
-    words = [word.text for word in LONG.words(tokens)]
-    if "<unk>" not in "".join(words):
-        assert fusion.score(tokens) == pytest.approx(definition.score(words, **SCORES) if tokens else 0)
-
-
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
     model, definition = toys[order]
@@ -188,18 +160,6 @@ def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
             found = ngrams.best(history, low, high, ngrams.best_alone(low, high))
             expected = max(way for word in ngrams.words[low:high] for way in ways(upper, word.upper()))
             assert found == pytest.approx(expected, abs=1e-5)
-
-
-@settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 2**32 - 1), beam_size=st.integers(1, 8))
-def test_hotwords_that_are_not_found_change_nothing(toys, seed, beam_size):
-    log_probs = random_log_probs(seed, 20, len(LONG), 3)
-    fusion = Fusion(LanguageModelOptions(model=toys[3][0]), LONG)
-    context = ContextGraph(["AB" * 12], LONG)  # longer than 20 frames
-    with_hotword = PrefixBeamSearch(beam_size, 0, context, fusion)
-    with_hotword.advance(log_probs)
-    with_hotword.finish()
-    assert summary(with_hotword.hypotheses()) == summary(ctc_prefix_beam_search(log_probs, beam_size, fusion=fusion))
 
 
 def test_hotwords_and_a_model_add_up(toys):
@@ -314,17 +274,6 @@ DAMAGE = {
     "no end": (r"\\end\\", "", r"expected '\\end\\'"),
     "another word": (r"2-grams:\n(\S+)\t\S+ ", r"2-grams:\n\1\tzz ", "'zz' is not among the unigrams"),
 }
-
-
-def test_files_that_differ_in_what_does_not_matter(tmp_path):
-    arpa = random_arpa(1, WORDS, 2)
-    plain = opened(tmp_path, arpa).ngrams
-    zero = re.sub(r"(?m)^-99\S*\t", "-inf\t", arpa)
-    empty = arpa.replace("\n\\1-grams", "ngram 3=0\n\n\\1-grams").replace("\\end\\", "\\3-grams:\n\n\\end\\")
-    for text in ("\ufeff" + arpa, zero, empty):
-        ngrams = opened(tmp_path, text).ngrams
-        assert ngrams.num_ngrams == plain.num_ngrams
-        assert ngrams.log_prob == pytest.approx(plain.log_prob)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

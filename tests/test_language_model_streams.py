@@ -120,18 +120,6 @@ def test_settings_of_a_model_that_are_wrong_are_named():
             language_model_options(text)
 
 
-def test_a_server_uses_one_model_for_all_streams_and_files(bundle, tmp_path):
-    pytest.importorskip("starlette", reason="needs the extra server")
-    from u2moe.runtime.server.launch import ModelOptions  # noqa: PLC0415
-
-    (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCD", 2), encoding="utf-8")
-    options = ModelOptions(bundle=bundle.path, language_model=LanguageModelOptions(model=tmp_path / "toy.arpa"))
-    recognizer = options.load()
-    streams = [recognizer.create_stream(options.decoding(recognizer)) for _ in range(2)]
-    assert recognizer.options.language_model is options.language_model
-    assert streams[0].source.fusion is streams[1].source.fusion is not None
-
-
 @pytest.mark.slow
 def test_the_command_line_has_a_model(bundle, clips, capsys):
     words = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

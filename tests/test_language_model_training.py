@@ -105,19 +105,6 @@ def random_text(seed, num_sentences=400):
     return [words[np.minimum(random.zipf(1.4, length), 2000) - 1].tolist() for length in lengths]
 
 
-def test_discounts_are_estimated_where_the_text_is_large_enough():
-    warnings = []
-    text = random_text(0)
-    ngrams = train(count_ngrams(text, 3), TrainingOptions(order=3), warnings.append)
-    book = ByTheBook(text, 3, (0,))
-    assert book.discounts[3] != FALLBACK
-    assert warnings == []  # every order has enough
-    for history, word in (((), "w0"), (("<s>",), "w1"), (("w0", "w1"), "w0"), (("w3", "w0"), "<unk>")):
-        assert probability(ngrams, word, history) == pytest.approx(book.probability(word, history), rel=1e-4)
-    train(count_ngrams([["a"]], 3), TrainingOptions(order=3), warnings.append)
-    assert len(warnings) == 3
-
-
 def test_the_numbers_are_those_of_lmplz():
     """`golden/language_model` has what KenLM's lmplz makes of this text, with and without pruning."""
     text = random_text(3, 300)
@@ -161,8 +148,3 @@ def test_options_are_checked():
             TrainingOptions(**wrong)
     with pytest.raises(ValueError, match="no words"):
         train(count_ngrams([], 3), TrainingOptions())
-
-
-def test_few_probabilities_are_left_when_all_longer_ngrams_are_pruned():
-    ngrams = train(count_ngrams(random_text(2, 20), 3), TrainingOptions(order=3, prune=(0, 10**6)))
-    assert ngrams.order == 1

@@ -12,10 +12,9 @@ import warnings
 import numpy as np
 import pytest
 import soundfile
-from media import CODECS, TELEPHONE, write_media
+from media import CODECS, write_media
 
 from u2moe.runtime import RawAudio
-from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.audio.media import MediaFile
 from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
@@ -92,21 +91,12 @@ def test_samples_are_those_of_ffmpeg(tmp_path, suffix):
 
 
 @pytest.mark.skipif("libopencore_amrnb" not in av.codecs_available, reason="this PyAV cannot write AMR")
-@pytest.mark.parametrize("suffix", TELEPHONE)
-def test_files_of_telephones(tmp_path, suffix):
-    """AMR: one channel at 8 kHz."""
+def test_files_of_telephones(tmp_path):
     samples = np.sin(np.arange(16_000, dtype=np.float32) * (2 * np.pi * 440 / 8000)) * np.float32(0.5)
-    file = write_media(tmp_path / f"a.{suffix}", [samples], rate=8000)
-    assert suffix != "amr" or file.read_bytes().startswith(b"#!AMR")
+    file = write_media(tmp_path / "a.amr", [samples], rate=8000)
+    assert file.read_bytes().startswith(b"#!AMR")
     read = read_audio(file, RATE)
-    assert abs(len(read) - 2 * RATE) < 0.12 * RATE
-    spectrum = np.abs(np.fft.rfft(read[: 2 * RATE]))
-    assert abs(spectrum.argmax() * RATE / min(len(read), 2 * RATE) - 440) < 2
-    assert 0.2 < np.sqrt(np.mean(read**2)) < 0.4  # a codec for speech, which a tone is not
-    if FFMPEG is not None:
-        command = [FFMPEG, "-v", "error", "-i", file, "-f", "f32le", "-"]
-        expected = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4")
-        np.testing.assert_allclose(read_audio(file, 8000), expected, atol=1e-3)  # another decoder may round otherwise
+    assert abs(np.abs(np.fft.rfft(read[: 2 * RATE])).argmax() / 2 - 440) < 2
 
 
 def test_a_track_is_chosen(tmp_path):
@@ -144,12 +134,6 @@ def test_lists_of_other_files_are_not_followed(tmp_path):
     for name in ("a.m3u8", "list.mp4"):
         with pytest.raises(AudioError, match="cannot be read as audio"):
             read_audio(tmp_path / name, RATE)
-
-
-def test_media_in_folders(tmp_path):
-    for name in ("a.m4a", "b.WEBM", "c.wav", "notes.txt"):
-        (tmp_path / name).touch()
-    assert find_audio([tmp_path]) == [tmp_path / name for name in ("a.m4a", "b.WEBM", "c.wav")]
 
 
 @pytest.mark.parametrize("suffix", ["m4a", "mkv", "wma"])
@@ -264,12 +248,3 @@ def test_the_runtime_loads_pyav_for_media_alone(tmp_path):
     code = "import sys; from u2moe.runtime.audio.reading import read_audio; read_audio(sys.argv[1], 16000); "
     code += "assert 'av' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True)
-
-
-def test_a_caf_that_was_cut_off(tmp_path):
-    """libsndfile refuses it."""
-    soundfile.write(tmp_path / "a.caf", SPEECH, RATE)
-    content = (tmp_path / "a.caf").read_bytes()
-    assert len(read_audio(content, RATE)) == len(SPEECH)
-    with pytest.warns(AudioWarning, match=r"holds 1\.\d of the 2\.0 s that its header states: it was cut off"):
-        assert len(read_audio(content[: len(content) * 6 // 10], RATE)) < 0.7 * len(SPEECH)

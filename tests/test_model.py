@@ -162,11 +162,6 @@ def test_lengths(model, chunk_size, num_frames, time):
     assert model.ctc(encoder_out).shape == (time, model.config.vocab_size)
 
 
-def test_one_chunk_over_everything_is_full_context(model):
-    features = np.random.default_rng(0).standard_normal((131, 80)).astype(np.float32)
-    np.testing.assert_allclose(model.encode(features, chunk_size=1000), model.encode(features), atol=1e-6)
-
-
 def test_arguments_that_are_refused(model):
     with pytest.raises(ValueError, match=r"features must be \[time, 80\], got shape \(3, 40\)"):
         model.encode(np.zeros((3, 40)))

@@ -1,10 +1,8 @@
 """Sessions with native kernels side by side, in threads, after a fork, and in any order of their ends."""
 
-import gc
 import os
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +21,6 @@ pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", ex
 SHAPE = (1024, 2048)
 
 
-def frames():
-    return np.random.default_rng(0).normal(10, 3, (120, 80)).astype(np.float32)
-
-
-def load():
-    return Recognizer.from_pretrained(kernels="native").model
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return load().encode(frames())
-
-
 def test_texts_are_about_those_of_onnxruntime_alone():
     """Sums of floats differ in the last bits, so that some activations are rounded to another integer."""
     native, alone = (Recognizer.from_pretrained(kernels=kernels) for kernels in ("native", "onnxruntime"))
@@ -45,36 +30,6 @@ def test_texts_are_about_those_of_onnxruntime_alone():
         errors.add(alone.transcribe(clip).text, native.transcribe(clip).text)
     assert errors.num_words > 10
     assert errors.rate < 0.25
-
-
-def test_many_sessions_at_once(expected):
-    models = [load() for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        outputs = list(pool.map(lambda model: model.encode(frames()), models * 2))
-    for output in outputs:
-        np.testing.assert_array_equal(output, expected)
-
-
-def test_sessions_that_end_in_any_order(expected):
-    models = [load() for _ in range(3)]
-    for index in (1, 0, 0):
-        del models[index]
-        gc.collect()
-        for model in models:
-            np.testing.assert_array_equal(model.encode(frames()), expected)
-    np.testing.assert_array_equal(load().encode(frames()), expected)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_process_uses_the_session_of_its_parent(expected):
-    model = load()
-    child = os.fork()
-    if child == 0:
-        same = np.array_equal(model.encode(frames()), expected) and np.array_equal(load().encode(frames()), expected)
-        os._exit(0 if same else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    np.testing.assert_array_equal(model.encode(frames()), expected)
 
 
 def resident(file):

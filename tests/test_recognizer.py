@@ -8,7 +8,6 @@ import pytest
 import soundfile
 
 from u2moe.runtime import (
-    AudioError,
     BundleError,
     ContextGraph,
     DecodingOptions,
@@ -136,15 +135,6 @@ def test_little_or_nothing(recognizer, samples):
     assert (transcript.text == "") == (transcript.segments == [])
 
 
-def test_audio_that_is_refused(recognizer, tmp_path):
-    with pytest.raises(AudioError, match=r"none\.wav: no such file"):
-        recognizer.transcribe(tmp_path / "none.wav")
-    with pytest.raises(AudioError, match="NaN"):
-        recognizer.transcribe(np.array([np.nan]))
-    with pytest.raises(ValueError, match="a file has its own"):
-        recognizer.transcribe("a.wav", 16_000)
-
-
 def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
     """WeNet then applies a chunk mask always: full context does not exist."""
     config = dataclasses.replace(model.config, static_chunk_size=8)
@@ -166,34 +156,6 @@ def test_model_without_decoder(bundle, model, sound):
             Recognizer(bundle, ctc_only, DecodingOptions(search=search))
         with pytest.raises(StreamError, match="needs a decoder"):
             recognizer.transcribe(sound, options=DecodingOptions(search=search))
-
-
-def test_bundle_of_a_checkpoint_for_full_context_only(recognizer, exported_variant, sound):
-    offline = Recognizer.from_pretrained(
-        exported_variant(lambda config: config["encoder_conf"].update(use_dynamic_chunk=False))
-    )
-    # The weights are the same, and with full context so is what they mean.
-    assert offline.transcribe(sound).text == recognizer.transcribe(sound).text
-    with pytest.raises(StreamError, match="cannot stream"):
-        offline.create_stream()
-    with pytest.raises(StreamError, match="cannot stream"):
-        offline.transcribe(sound, options=DecodingOptions(chunk_size=16))
-
-
-def test_bundle_of_a_checkpoint_without_decoder(recognizer, exported_variant, sound):
-    def remove_decoder(config):
-        del config["decoder_conf"]
-        config["decoder"] = None
-
-    folder = exported_variant(remove_decoder, keep=lambda name: not name.startswith("decoder."))
-    assert not (folder / "decoder.onnx").exists()
-    ctc_only = Recognizer.from_pretrained(folder)
-    assert ctc_only.transcribe(sound) == recognizer.transcribe(sound, options=DecodingOptions(search="ctc_prefix_beam"))
-    stream = ctc_only.create_stream()
-    stream.accept_waveform(16_000, sound)
-    stream.input_finished()
-    ctc_only.decode_streams([stream])
-    assert stream.get_result().is_final
 
 
 def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):

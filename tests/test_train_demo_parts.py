@@ -1,14 +1,11 @@
 """Parts of the demo model's recipe: its data, the optimizer, stages, and the numbers of its evaluation."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
-import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("scipy")
 pytest.importorskip("sentencepiece")
@@ -16,13 +13,11 @@ torch = pytest.importorskip("torch")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_demo"))
 import evaluate
-import fragments
 import games
 import optimizers
 import proof
 import rnc
 import stages
-from phones import Stretch
 
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
 
@@ -74,53 +69,6 @@ def test_the_clips_of_a_split_are_read_where_the_recording_says_the_script(debia
     assert [line.clip for line in games.read_lines("sky", "dev", debian)] == ["4"]
     (blood,) = games.read_lines("drascula", "train", debian)
     assert blood.samples.tolist() == [0, -1, 127 / 128]
-
-
-LAST_WORDS = ["IT", "IS", "TOO", "LATE", "FRIEND"]
-
-
-LINE = [
-    Stretch(None, 0, 30),
-    Stretch("YOU", 30, 50),
-    Stretch("WIN", 50, 75),
-    Stretch(None, 75, 79),  # too short to part phrases
-    Stretch("NOW", 79, 100),
-    Stretch(None, 100, 200),
-    *(Stretch(word, 200 + 20 * place, 220 + 20 * place) for place, word in enumerate(LAST_WORDS)),
-]
-
-
-LINE_SAMPLES = np.arange(1, 300 * fragments.FRAME + 1, dtype=np.float32)
-
-
-def test_short_phrases_are_cut_at_pauses_and_a_word_out_of_the_long_ones():
-    (phrase, text), (word, word_text) = fragments.fragments(LINE_SAMPLES, LINE, random.Random(1))
-    assert text == "YOU WIN NOW"
-    # half of the pause before is 15 frames, of the pause behind no more than 20 are kept
-    assert np.array_equal(phrase, LINE_SAMPLES[15 * fragments.FRAME : 120 * fragments.FRAME])
-    place = 200 + 20 * LAST_WORDS.index(word_text)
-    spoken = word[fragments.AROUND : -fragments.AROUND]
-    assert not word[: fragments.AROUND].any()
-    assert not word[-fragments.AROUND :].any()
-    assert len(spoken) == 20 * fragments.FRAME
-    inner = slice(fragments.FADE, -fragments.FADE)
-    assert np.array_equal(spoken[inner], LINE_SAMPLES[place * fragments.FRAME :][: len(spoken)][inner])
-    assert spoken[0] == spoken[-1] == 0
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=20))
-def test_fragments_lie_in_their_line_and_say_what_it_says(parts):
-    ends = np.cumsum([length for _, length in parts]).tolist()
-    line = [
-        Stretch(f"W{number}" if spoken else None, end - length, end)
-        for number, ((spoken, length), end) in enumerate(zip(parts, ends, strict=True))
-    ]
-    samples = np.ones(fragments.FRAME * (ends[-1] if ends else 0), np.float32)
-    whole = " ".join(stretch.word for stretch in line if stretch.word)
-    for piece, text in fragments.fragments(samples, line, random.Random(1)):
-        assert f" {text} " in f" {whole} "
-        assert text != whole or " " not in text
-        assert 0 < len(piece) <= len(samples) + 2 * fragments.AROUND
 
 
 def test_muon_moves_all_weights_by_matrices_whose_singular_values_are_near_one():

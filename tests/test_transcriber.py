@@ -16,7 +16,6 @@ from u2moe.runtime import (
     ProviderError,
     StreamError,
     Transcriber,
-    transcriber_thread,
 )
 
 
@@ -91,15 +90,6 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
                     refused.append(error)
                     threading.Event().wait(0.01)
     assert finals == results_of(own, blocks)[1]
-
-
-def test_a_refused_portion_does_not_decide_the_rate(own):
-    with Transcriber(own, max_queue_s=0.1) as transcriber:
-        with pytest.raises(AudioOverflowError):
-            transcriber.feed(np.zeros(8000, np.float32), 8000)
-        transcriber.feed(np.zeros(160, np.float32), 16_000)
-        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
-            transcriber.feed(np.zeros(80, np.float32), 8000)
 
 
 def test_a_forked_process_has_no_thread(own, monkeypatch):
@@ -200,26 +190,6 @@ def test_reports_come_after_what_was_fed_before(own, blocks):
             transcriber.feed(block)
     place = [str(event) for event in told].index("a gap")
     assert 0 < place < len(told) - 1
-
-
-def test_reports_that_wait_are_bounded(own, monkeypatch):
-    monkeypatch.setattr(transcriber_thread, "_MAX_REPORTS", 3)
-    gate, told = Gate(), []
-
-    def on_error(error):
-        told.append(str(error))
-        gate(error)
-
-    with Transcriber(own, on_error=on_error) as transcriber:
-        transcriber.report(AudioError("stop here"))
-        assert gate.reached.wait(LIMIT_S)
-        for number in range(9):
-            transcriber.report(AudioError(str(number)))
-        gate.open.set()
-        while transcriber._thread._items:
-            threading.Event().wait(0.01)
-        transcriber.report(AudioError("later"))
-    assert told == ["stop here", "0", "1", "2", "later"]
 
 
 def test_use_after_the_end(own, blocks):

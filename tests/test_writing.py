@@ -13,11 +13,10 @@ from u2moe.runtime import DecodingOptions, LanguageModel, TextFormat, TextFormat
 from u2moe.runtime.language.counts import count_ngrams
 from u2moe.runtime.language.kneser_ney import TrainingOptions, train
 from u2moe.runtime.recognizer import DEMO_FOLDER
-from u2moe.runtime.recording import transcript_of
 from u2moe.runtime.result import Alternative, Result, WordResult
 from u2moe.runtime.text.written.casing import Casing
 from u2moe.runtime.text.written.english import write
-from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
+from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, year
 
 SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}
 ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
@@ -213,22 +212,6 @@ def test_a_language_model_knows_what_has_capitals():
     assert model.capitalized() == ("Anna",)
 
 
-def test_only_one_alternative_is_left_of_those_that_are_written_alike():
-    spoken = result_of(["ZERO", "OH", "ONE"])
-    other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
-    found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
-    assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
-
-
-def test_transcripts_are_written_segment_by_segment():
-    segments = [result_of(["TWENTY", "ONE"]), result_of(["DOGS"])]
-    transcript = transcript_of(segments, 5.0)
-    found = TextFormatter().transcript(transcript)
-    assert found.text == "21 Dogs"
-    assert found.duration == 5.0
-    assert found.segments[0].words == [WordResult(word="21", start=0.0, end=1.75, confidence=0.5)]
-
-
 def test_streams_write_when_they_are_told_to(toy):
     samples, _ = say("ABCD", [0.3, 0.3, 1.2, 0.3])
     plain = feed(toy, samples)
@@ -252,12 +235,6 @@ def test_formats_are_checked():
         DecodingOptions(text_format=True)
 
 
-@given(st.integers(1, 10**6))
-def test_suffixes(number):
-    expected = "th" if number // 10 % 10 == 1 else ("th", "st", "nd", "rd", *["th"] * 6)[number % 10]
-    assert suffixed(number) == f"{number}{expected}"
-
-
 @pytest.mark.slow
 def test_the_command_line_writes_on_request(capsys, tmp_path):
     clip = DEMO_FOLDER / "clips" / "phone_number.flac"
@@ -271,12 +248,6 @@ def test_the_command_line_writes_on_request(capsys, tmp_path):
     options = ["--format-text", "--hotwords", str(tmp_path / "names.txt")]
     assert cli.main(["transcribe", *options, str(DEMO_FOLDER / "clips" / "command.flac")]) == 0
     assert capsys.readouterr().out == "Now get back to Work\n"
-
-
-def test_a_phrase_of_one_word_twice_is_found_whole_or_not_at_all():
-    casing = Casing(["Bora Bora"])
-    assert casing.of(["to", "bora", "bora"]) == ["To", "Bora", "Bora"]
-    assert casing.of(["to", "bora"]) == ["To", "bora"]
 
 
 def test_every_word_is_looked_at_once():

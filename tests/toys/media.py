@@ -8,8 +8,6 @@ CODECS = {
     "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac",
 }  # fmt: skip
 """The codec of the files of each suffix."""
-TELEPHONE = {"amr": "libopencore_amrnb", "3gp": "libopencore_amrnb"}
-"""The same for files of one channel at 8 kHz. PyAV's wheels have the encoder, Debian's ffmpeg has not."""
 
 
 def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), gaps=None, **options):
@@ -23,11 +21,11 @@ def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), ga
     with av.open(file, "w", format=container_format.get(suffix, suffix), options=options) as container:
         if with_video:
             video = container.add_stream("mpeg4", rate=5, width=16, height=16, pix_fmt="yuv420p")
-        streams = [container.add_stream({**CODECS, **TELEPHONE}[suffix], rate=rate) for _ in tracks]
+        streams = [container.add_stream(CODECS.get(suffix, "libopencore_amrnb"), rate=rate) for _ in tracks]
         for stream, language in zip(streams, languages, strict=False):
             stream.metadata["language"] = language
         for stream, samples in zip(streams, tracks, strict=True):
-            stream.bit_rate = 12_200 if suffix in TELEPHONE else 64_000
+            stream.bit_rate = 12_200 if suffix == "amr" else 64_000
             stream.layout = "mono" if samples.ndim == 1 else "stereo"
         if with_video:
             for _ in range(5 * len(tracks[0]) // rate):
