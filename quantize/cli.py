@@ -41,7 +41,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         nargs="+",
         default=[],
         help="round 4-bit experts of the encoder so that what they compute of these recordings changes least: audio "
-        "files, folders, or lists (.tsv) as --manifest takes; a few minutes of typical speech, of which at most "
+        "files, folders, or lists (.tsv) as --list takes; a few minutes of typical speech, of which at most "
         f"{LONGEST_S // 60} are used (default: round each weight by itself)",
     )
     parser.add_argument(
@@ -58,14 +58,12 @@ def add_quantize(subparsers: Subparsers) -> None:
         default=[],
         help="audio files or folders to measure errors on: the first minute",
     )
-    parser.add_argument(
-        "--manifest", metavar="TSV", help="lines of path<TAB>transcript, to measure the word error rate on"
-    )
+    parser.add_argument("--list", metavar="TSV", help="lines of path<TAB>transcript, to measure the word error rate on")
     parser.add_argument(
         "--max-wer-increase",
         metavar="POINTS",
         type=float,
-        help="fail if the word error rate rises by more percentage points than this (needs --manifest)",
+        help="fail if the word error rate rises by more percentage points than this (needs --list)",
     )
     parser.add_argument(
         "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
@@ -102,7 +100,7 @@ def run_quantize(args: argparse.Namespace) -> int:
                 calibration=_recordings(args.calibrate),
             ),
             audio=audio,
-            recordings=read_recordings(args.manifest) if args.manifest else [],
+            recordings=read_recordings(args.list) if args.list else [],
             max_wer_increase=None if args.max_wer_increase is None else args.max_wer_increase / 100,
             overwrite=args.overwrite,
             progress=tell,
@@ -123,7 +121,7 @@ def _measured_audio(args: argparse.Namespace) -> list[Path]:
     from u2moe.runtime.recognizer import DEMO_FOLDER
 
     clips = DEMO_FOLDER / "clips"
-    options = {"--audio": args.audio, "--manifest": args.manifest}
+    options = {"--audio": args.audio, "--list": args.list}
     if args.no_report:
         given = [name for name, value in options.items() if value]
         if given:
@@ -131,7 +129,7 @@ def _measured_audio(args: argparse.Namespace) -> list[Path]:
         return []
     if args.audio:
         return find_audio(args.audio)
-    if not args.manifest and clips.is_dir():
+    if not args.list and clips.is_dir():
         return find_audio([clips])
     return []
 

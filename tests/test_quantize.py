@@ -218,7 +218,7 @@ def test_command_writes_report_and_gate_fails(float32, clip, tmp_path, capsys):
     manifest = tmp_path / "list.tsv"
     manifest.write_text(f"{clip}\tone two three\n", encoding="utf-8")
     out = tmp_path / "out"
-    assert main(["quantize", str(float32.path), str(out), "--manifest", str(manifest)]) == 0
+    assert main(["quantize", str(float32.path), str(out), "--list", str(manifest)]) == 0
     table = capsys.readouterr().out
     assert "tokens with unchanged experts" in table
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -229,7 +229,7 @@ def test_command_writes_report_and_gate_fails(float32, clip, tmp_path, capsys):
     assert 0.9 < min(report["routing_agreement"].values()) <= 1
     assert report["text"]["ctc_greedy, full context"]["num_words"] == 3
 
-    failing = ["quantize", str(float32.path), str(tmp_path / "gated"), "--manifest", str(manifest)]
+    failing = ["quantize", str(float32.path), str(tmp_path / "gated"), "--list", str(manifest)]
     assert main([*failing, "--recipe", "int4-experts", "--max-wer-increase", "-1000"]) == 1
     assert "word error rate rose" in capsys.readouterr().err
     assert not (tmp_path / "gated").exists()

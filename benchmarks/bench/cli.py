@@ -38,7 +38,7 @@ def add_bench(subparsers: Subparsers) -> None:
     )
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="folders (default: the demo model)")
     parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="audio files or folders")
-    parser.add_argument("--manifest", metavar="TSV", help="lines of path<TAB>transcript, for word error rates")
+    parser.add_argument("--list", metavar="TSV", help="lines of path<TAB>transcript, for word error rates")
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     extent.add_argument("--full", action="store_true", help="more threads, more rounds, real time for all chunk sizes")
@@ -95,7 +95,7 @@ def run_bench(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _measuring(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
     """Names of the options that say what to measure, or how, and were given here, not in a configuration."""
     names = (
-        "audio", "manifest", "quick", "full", "threads", "chunk_sizes", "paced", "repetitions", "providers", "kernels",
+        "audio", "list", "quick", "full", "threads", "chunk_sizes", "paced", "repetitions", "providers", "kernels",
     )  # fmt: skip
     return [*(["BUNDLE"] if args.bundles else []), *given_options(args, parser, names)]
 
@@ -137,7 +137,7 @@ def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
 
 
 def _recordings(args: argparse.Namespace) -> list[Recording]:
-    recordings = read_recordings(args.manifest) if args.manifest else []
+    recordings = read_recordings(args.list) if args.list else []
     if args.audio:
         recordings += [Recording(path=path, transcript="") for path in find_audio(args.audio)]
     return recordings or read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")

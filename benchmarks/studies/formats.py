@@ -1,6 +1,6 @@
 """What number formats cost in words: word errors of several bundles of one model on the same recordings.
 
-    python -m u2moe.benchmarks.studies.formats int8=FOLDER int4=FOLDER ... --manifest SET.tsv ... [--results FILE]
+    python -m u2moe.benchmarks.studies.formats int8=FOLDER int4=FOLDER ... --list SET.tsv ... [--results FILE]
 
 Manifests are lines of "path TAB transcript". All bundles are compared with the first one. How much of a difference is
 chance is told by drawing recordings again and again, the same ones for both (paired bootstrap).
@@ -107,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = script_parser("studies.formats", __doc__)
     parser.add_argument("bundles", nargs="+", type=named, metavar="NAME=FOLDER", help="the first is the reference")
-    parser.add_argument("--manifest", nargs="+", type=Path, required=True, help="lines of path<TAB>transcript")
+    parser.add_argument("--list", nargs="+", type=Path, required=True, help="lines of path<TAB>transcript")
     parser.add_argument("--results", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args(arguments)
-    sets = {manifest.stem: read_recordings(manifest) for manifest in args.manifest}
+    sets = {manifest.stem: read_recordings(manifest) for manifest in args.list}
     bundles = {name: count(Path(folder), sets, report) for name, folder in args.bundles}
     publish(None, {"bundles": bundles}, values, args.results)
 

@@ -1,6 +1,6 @@
 """Does a bundle give the same texts on every processor? Compared on this machine and in emulators.
 
-    python -m u2moe.benchmarks.studies.processors --bundle float32=FP32 --bundle int8=INT8 [--manifest TEST.tsv ...]
+    python -m u2moe.benchmarks.studies.processors --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
         --processor "AVX2=qemu-x86_64 -cpu Haswell python" [--output FILE]
 
 A processor is a name and the command of an interpreter in which `u2moe` is installed; "here" always comes first.
@@ -81,11 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = script_parser("studies.processors", __doc__)
     parser.add_argument("--bundle", type=named, action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--processor", type=named, action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--manifest", type=Path, action="append", help="list of recordings: path<TAB>transcript")
+    parser.add_argument("--list", type=Path, action="append", help="list of recordings: path<TAB>transcript")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    manifests = args.manifest or [DEMO_FOLDER / "clips" / "transcripts.txt"]
+    manifests = args.list or [DEMO_FOLDER / "clips" / "transcripts.txt"]
     recordings = [recording for manifest in manifests for recording in read_recordings(manifest)[: args.first]]
     bundles = {name: Path(folder) for name, folder in args.bundle}
     processors = {name: shlex.split(command) for name, command in args.processor}

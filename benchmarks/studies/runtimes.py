@@ -1,6 +1,6 @@
 """Do all runtimes recognise the same? Compared on recordings, for several bundles.
 
-    python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--manifest TEST.tsv ...]
+    python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
         [--first N] --cpp build/cpp/u2moe_transcribe [--cpp-aarch64 "qemu-aarch64 -L ROOT PROGRAM"] [--output FILE]
 
 Needs `npm ci --ignore-scripts` in examples/browser, and Chromium. Without lists, the clips of the demo model are used;
@@ -137,14 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = script_parser("studies.runtimes", __doc__)
     parser.add_argument("--bundle", type=named, action="append", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--manifest", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
+    parser.add_argument("--list", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--cpp", metavar="COMMAND", help="the program of examples/cpp")
     parser.add_argument("--cpp-aarch64", metavar="COMMAND", help="the same for aarch64, in qemu-aarch64")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     cpp = {"C++": args.cpp, "C++, aarch64 in qemu": args.cpp_aarch64}
-    recordings = recordings_of(args.manifest, args.first, 16_000)
+    recordings = recordings_of(args.list, args.first, 16_000)
     bundles = {name: Path(folder) for name, folder in args.bundle}
     found = measure(bundles, recordings, {name: cmd for name, cmd in cpp.items() if cmd}, report)
     publish(None, found, values, args.output)

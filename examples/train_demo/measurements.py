@@ -38,7 +38,7 @@ class Measurement:
 MEASUREMENTS = {
     "calibration": Measurement(command="calibration INT8 TESTS --output FILE", minutes=2),
     "formats": Measurement(
-        command="formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --manifest TESTS --results FILE", minutes=10
+        command="formats int8=INT8 int4=INT4 'int4, calibrated=CALIBRATED' --list TESTS --results FILE", minutes=10
     ),
     "hotwords": Measurement(command="hotwords INT8 TESTS --output FILE", minutes=5),
     "word_times": Measurement(command="word_times INT8 WORDS --output FILE", minutes=2),
@@ -49,7 +49,7 @@ MEASUREMENTS = {
     ),
     "native_texts": Measurement(command="native_texts TESTS --results FILE", minutes=3, needs="native kernels"),
     "runtimes": Measurement(
-        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --manifest TESTS --cpp PROGRAM --output FILE",
+        command="runtimes --bundle float32=FLOAT32 --bundle int8=INT8 --list TESTS --cpp PROGRAM --output FILE",
         minutes=15,
         needs="Node, Chromium, C++, qemu",
     ),

@@ -109,7 +109,7 @@ class Release:
             calibrate = ("--calibrate", self.folder / "calibration" / "calibration.tsv")
             kinds: list[tuple[str | Path, ...]] = [("int8",), ("int4-experts",), ("int4-experts", *calibrate)]
             for kind, file in zip(kinds, reports, strict=True):
-                words = ("--recipe", *kind, "--manifest", manifest, "--overwrite")
+                words = ("--recipe", *kind, "--list", manifest, "--overwrite")
                 out = self.folder / f"{file.stem}-reported"
                 call("-m", "u2moe", "quantize", self.float32, out, *words)
                 shutil.copy(out / "report.json", file)

@@ -45,7 +45,7 @@ def test_bundles_are_compared_on_the_same_recordings(exported, sound, tmp_path, 
     quantize_bundle(exported("moe_tiny"), tmp_path / "int8", recipe("int8"))
     bundles = [f"{INT8}={tmp_path / 'int8'}", f"{CALIBRATED}={exported('moe_tiny')}"]
     manifests = [str(tmp_path / f"{name}.tsv") for name in ("words", "more")]
-    main([*bundles, "--manifest", *manifests, "--results", str(tmp_path / "formats.json")])
+    main([*bundles, "--list", *manifests, "--results", str(tmp_path / "formats.json")])
 
     results = json.loads((tmp_path / "formats.json").read_text(encoding="utf-8"))
     for bundle in results["bundles"].values():

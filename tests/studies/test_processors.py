@@ -16,7 +16,7 @@ def test_a_twin_differs_in_nothing(exported, sound, tmp_path, capsys):
     for name, samples in (("one", sound), ("two", sound[:16_000])):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
     (tmp_path / "list.tsv").write_text("one.wav\tA B C\ntwo.wav\tD\n", encoding="utf-8")
-    options = [f"--processor=twin={shlex.join([sys.executable])}", f"--manifest={tmp_path / 'list.tsv'}"]
+    options = [f"--processor=twin={shlex.join([sys.executable])}", f"--list={tmp_path / 'list.tsv'}"]
     bundle = f"--bundle=float32={exported('moe_tiny')}"
     assert main([bundle, *options, f"--output={tmp_path / 'found.json'}"]) == 0
     results = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
