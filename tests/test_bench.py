@@ -233,19 +233,29 @@ def test_command_shows_draws_and_compares_what_was_saved(report, saved, tmp_path
 def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, capsys, monkeypatch):
     seen = {}
 
-    def record(bundles, recordings, plan, *, providers, kernels, progress):
-        seen.update(bundles=bundles, recordings=recordings, plan=plan, providers=providers, kernels=kernels)
+    def record(bundles, recordings, plan, *, settings, progress):
+        seen.update(bundles=bundles, recordings=recordings, plan=plan, settings=settings)
         progress("a line")
         raise ProviderError("enough")
 
     monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", record)
-    arguments = ("--threads", "2,1,2", "--chunk-sizes", "8", "--paced", "0", "--repetitions", "7", "--providers", "X,Y")
+    arguments = (
+        "--threads",
+        "2,1,2",
+        "--chunk-sizes",
+        "8",
+        "--paced",
+        "0",
+        "--repetitions",
+        "7",
+        "--providers",
+        "CPUExecutionProvider",
+    )
     audio = ("--audio", recordings[0].path, "--kernels", "onnxruntime")
     assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, *audio))]) == 1
     assert capsys.readouterr().err == "- a line\nu2moe: error: enough\n"
     assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), paced_s=0, repetitions=7)
-    assert seen["providers"] == ["X", "Y"]
-    assert seen["kernels"] == "onnxruntime"
+    assert seen["settings"] == SessionSettings(providers=["CPUExecutionProvider"], kernels="onnxruntime")
     assert seen["recordings"] == [Recording(path=recordings[0].path, transcript="")]
     assert [bundle.path for bundle in seen["bundles"].values()] == [exported("moe_tiny")]
     assert cli.main(["bench", "--quick", "--quiet"]) == 1
