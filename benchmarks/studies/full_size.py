@@ -12,7 +12,7 @@ probabilities says nothing about a trained model. Routers are adjusted so that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,16 @@ from u2moe.export.random_checkpoint import PRESETS, num_parameters, random_confi
 from u2moe.runtime.model.settings import SessionSettings
 
 TIMED = {
-    "streaming": "streaming",
-    "streaming-8": f"streaming, batch of {NUM_STREAMS}",
-    "full": "full context",
+    "streaming": "streaming", "streaming-8": f"streaming, batch of {NUM_STREAMS}", "full": "full context",
     "second-pass": "second pass",
-}
+}  # fmt: skip
 BOUNDS = {"bound-streaming": "streaming", "bound-full": "full"}
 MODES = ("start", *TIMED, *BOUNDS)
 PRECISIONS = {"int8": "int8", "fp32": FLOAT}
-CELLS = [f"int8/1/{mode}" for mode in MODES]
+CELLS = [f"int8/1/{mode}" for mode in MODES]  # precision/threads/mode; those with targets first
 CELLS += [f"{precision}/{mode}" for precision in ("int8/2", "fp32/1", "fp32/2") for mode in TIMED]
-"""precision/threads/mode; those with targets first."""
-REPETITIONS = {"int8": 5, "fp32": 3}
-NUM_STARTS, NUM_BOUNDS = 3, 5
+REPETITIONS, NUM_STARTS, NUM_BOUNDS = {"int8": 5, "fp32": 3}, 3, 5
 OWN, EVEN = "own routers, speech", "even"
-MEMORY_FACTOR, MEMORY_MB = 1.15, 300
-"""Memory limit of a process: a multiple of its bundle's size, plus a number of megabytes."""
 
 Results = Mapping[str, Any]
 
@@ -86,11 +80,8 @@ def measure(cell: str, root: Path, models: Sequence[str] = MODELS, repetitions: 
     if mode == "start":
         return starts_of(bundles, "onnxruntime", repetitions or NUM_STARTS)
     if mode in BOUNDS:
-        probes = {
-            name: Probe(bundle, SessionSettings(kernels="onnxruntime"))
-            for name, bundle in bundles.items()
-            if name != LARGE
-        }
+        plain = SessionSettings(kernels="onnxruntime")
+        probes = {name: Probe(bundle, plain) for name, bundle in bundles.items() if name != LARGE}
         return bounds_of(probes, BOUNDS[mode], repetitions or NUM_BOUNDS, report)
     settings = {name: GateSettings(even_gates(name, root)) for name in models}  # must outlive the sessions
     cases = {}
@@ -102,29 +93,19 @@ def measure(cell: str, root: Path, models: Sequence[str] = MODELS, repetitions: 
 
 
 def run(
-    root: Path,
-    results: Path,
-    cells: Sequence[str],
-    *,
-    models: Sequence[str] = MODELS,
+    root: Path, results: Path, cells: Sequence[str], *, at_most: int | None = None, models: Sequence[str] = MODELS,
     repetitions: int | None = None,
-    progress: Callable[[str], None] = report,
-) -> dict[str, Any]:
-    """Measure the cells that the results lack, and write these after each.
-
-    Raises:
-        ValueError: the results are from other models or another machine: ratios between machines are meaningless.
-    """
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the cells that the results lack, and write these after each; ValueError: they are of other models."""
     parameters = {name: num_parameters(random_config(**PRESETS[name])) for name in models}
     content = resumed(results, {"parameters": parameters, "routings": {}, "cells": {}})
     if content["parameters"] != parameters:
         raise ValueError(f"{results}: holds {content['parameters']}, expected {parameters}; name another file")
-    for cell in cells:
-        if cell not in content["cells"]:
-            progress(cell)
-            content["cells"][cell] = measure(cell, root, models, repetitions)
-            content["routings"] = content["routings"] or routings(root, models)
-            write_json(results, recorded(content))
+    for cell in [cell for cell in cells if cell not in content["cells"]][:at_most]:
+        report(cell)
+        content["cells"][cell] = measure(cell, root, models, repetitions)
+        content["routings"] = content["routings"] or routings(root, models)
+        write_json(results, recorded(content))
     return content
 
 
@@ -132,10 +113,8 @@ def routings(root: Path, models: Sequence[str] = MODELS) -> dict[str, Mapping[st
     """Experts that chunks use with the random routers on speech, and with the adjusted ones."""
     (name,) = (name for name in models if has_experts(name))
     bundle = make_bundle(name, "int8", root)
-    return {
-        OWN: routing(bundle, utterance(bundle), {}),
-        EVEN: routing(bundle, random_frames(bundle), even_gates(name, root)),
-    }
+    even = routing(bundle, random_frames(bundle), even_gates(name, root))
+    return {OWN: routing(bundle, utterance(bundle), {}), EVEN: even}
 
 
 def cell_of(results: Results, mode: str, precision: str = "int8/1") -> Mapping[str, Any]:
@@ -157,7 +136,9 @@ def ratio(cell: Mapping[str, Any], model: str, other: str) -> Spread:
 
 def values(results: Results) -> dict[str, str]:
     """What pages show: tables of times, bounds and starts, ratios, and what limits a chunk."""
-    found = {"table": _times(results), "bounds": _bounds(results), "starts": _starts(results)}
+    starts = [[f"{NAMES[name]}, int8", *start_row(item)] for name, item in cell_of(results, "start").items()]
+    found = {"table": _times(results), "bounds": _bounds(results)}
+    found["starts"] = table(("fresh process, one thread", *START_HEADER), starts)
     found |= {name: f"{number / 1e6:.0f}" for name, number in results["parameters"].items()}
     for mode in ("streaming", "streaming-8", "full"):
         if cell := cell_of(results, mode):
@@ -216,11 +197,6 @@ def _bounds(results: Results) -> str:
     return table(("part", *titles), [*rows, ["whole", *whole]])
 
 
-def _starts(results: Results) -> str:
-    rows = [[f"{NAMES[name]}, int8", *start_row(item)] for name, item in cell_of(results, "start").items()]
-    return table(("fresh process, one thread", *START_HEADER), rows)
-
-
 def targets(results: Results) -> Iterator[Target]:
     """The limits for int8 on one thread, of all cells that were measured."""
     for mode, limit in (("streaming", 2.1), ("streaming-8", 2.1), ("full", 1.55)):
@@ -228,12 +204,12 @@ def targets(results: Results) -> Iterator[Target]:
             name = f"RTF of MoE-1B / Dense-225M, {TIMED[mode]}, even routing"
             yield Target(name=name, found=ratio(cell, MIXTURE, SMALL), limit=limit, at_most=True)
     if cell := cell_of(results, "full"):
-        found = ratio(cell, LARGE, MIXTURE)
-        yield Target(name="RTF of Dense-1B / MoE-1B, full context", found=found, limit=2.5, at_most=False)
+        name = "RTF of Dense-1B / MoE-1B, full context"
+        yield Target(name=name, found=ratio(cell, LARGE, MIXTURE), limit=2.5, at_most=False)
     for mode, title in (("bound-streaming", "streaming"), ("bound-full", "full context")):
         if cell := cell_of(results, mode):
-            found = bound_ratio(cell[MIXTURE])
-            yield Target(name=f"encoder of MoE-1B / its bound, {title}", found=found, limit=1.5, at_most=True)
+            name = f"encoder of MoE-1B / its bound, {title}"
+            yield Target(name=name, found=bound_ratio(cell[MIXTURE]), limit=1.5, at_most=True)
     if cell := cell_of(results, "second-pass"):
         found = Spread.of([1e3 * seconds for seconds in cell[MIXTURE]["seconds"]])
         name = f"second pass of MoE-1B, {UTTERANCE_S:g} s, {NUM_HYPOTHESES} hypotheses"
@@ -246,7 +222,7 @@ def targets(results: Results) -> Iterator[Target]:
         name = f"throughput of {NUM_STREAMS} streams of MoE-1B in a batch / one"
         yield Target(name=name, found=found, limit=1.4, at_most=False)
     for name, item in cell_of(results, "start").items():
-        limit = MEMORY_FACTOR * item["disk"]["files"] / 1e6 + MEMORY_MB
+        limit = 1.15 * item["disk"]["files"] / 1e6 + 300  # megabytes
         start, peak = spread_of(item["start_s"]), spread_of(item["peak_bytes"], 1e-6)
         yield Target(name=f"{NAMES[name]}: check and load", found=start, limit=3, at_most=True, unit=" s")
         yield Target(name=f"{NAMES[name]}: peak memory", found=peak, limit=limit, at_most=True, unit=" MB")
@@ -261,16 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--at-most", type=int, metavar="CELLS", help="stop after this many new cells")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name contains it, such as int8/1/")
     args = parser.parse_args(arguments)
-    if args.prepare:
-        for name in MODELS:
-            make_bundle(name, "int8", args.folder, report)
-            even_gates(name, args.folder)
-        return
-    results = args.results or results_file("full_size")
-    done = resumed(results, {"cells": {}})["cells"]
-    missing = [cell for cell in CELLS if args.only in cell and cell not in done]
-    content = run(args.folder, results, missing[: args.at_most])
-    print(f"{results}: missing {', '.join(cell for cell in CELLS if cell not in content['cells']) or 'nothing'}")
+    for name in MODELS if args.prepare else ():
+        make_bundle(name, "int8", args.folder, report)
+        even_gates(name, args.folder)
+    if not args.prepare:
+        cells = [cell for cell in CELLS if args.only in cell]
+        found = run(args.folder, args.results or results_file("full_size"), cells, at_most=args.at_most)["cells"]
+        print("missing:", ", ".join(cell for cell in CELLS if cell not in found) or "nothing")
 
 
 if __name__ == "__main__":

@@ -43,15 +43,12 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
-BITS = {FLOAT: 32, INT8: 8, INT4: 4}
-"""Bits of an expert's weight, by recipe."""
+BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # of an expert's weight, by recipe
 DIM, HIDDEN, NUM_EXPERTS, TOP_K = 576, 1920, 8, 2
 TOKENS = (1, 4, 16, 64, 250)
 """16 tokens are a chunk of the encoder, 250 are ten seconds of audio."""
-NUM_BYTES = 160_000_000
-"""Bytes of all weights that take turns: more than the last-level cache of most processors."""
-CALL_S = 0.03
-"""Minimum seconds of one measurement."""
+NUM_BYTES = 160_000_000  # of all weights that take turns: more than most last-level caches
+CALL_S = 0.03  # at least, of one measurement
 LIMITS = {
     16: ("read_s", "its memory-read bound", "reading its weights", 1.25),
     250: ("arithmetic_s", "its arithmetic bound", "its products", 1.0),
@@ -60,10 +57,9 @@ LIMITS = {
 
 
 class Layers:
-    """Mixtures of experts with random weights in one recipe, too many for any cache, run in turn on the same tokens."""
+    """`num_bytes` of mixtures of experts with random weights in the recipe `name`, run in turn on the same tokens."""
 
     def __init__(self, name: str, num_bytes: int) -> None:
-        """Build `num_bytes` of layers with the recipe `name`."""
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * NUM_EXPERTS * DIM * HIDDEN * BITS[name]))))
         if name != FLOAT:
             quantize_graph(model, recipe(name))
@@ -140,17 +136,11 @@ def moe_graph(num_layers: int) -> ir.Model:
 
 
 def products_graph(model: ir.Model, name: str) -> ir.Model:
-    """Only the products of all experts of a graph of layers, with the operator of the recipe.
-
-    Inputs are "tokens" [rows, dim] for the first products and "inner" [rows, hidden] for the second, bytes in int8;
-    every product is an output.
-    """
+    """Only the products of all experts, of "tokens" [rows, dim] and "inner" [rows, hidden]; each is an output."""
     dtype = ir.DataType.UINT8 if name == INT8 else ir.DataType.FLOAT
     tokens, inner = ir.val("tokens", dtype, ("rows", DIM)), ir.val("inner", dtype, ("rows", HIDDEN))
-    one, middle = (
-        ir.val(key, const_value=ir.tensor(value, name=key))
-        for key, value in (("one", np.array(1, np.float32)), ("middle", np.array(128, np.uint8)))
-    )
+    constants = {"one": np.array(1, np.float32), "middle": np.array(128, np.uint8)}
+    one, middle = (ir.val(key, const_value=ir.tensor(value, name=key)) for key, value in constants.items())
     initializers, nodes = [one, middle], []
     for key, value in model.graph.initializers.items():
         stem, _, kind = key.rpartition(".")
@@ -171,19 +161,13 @@ def products_graph(model: ir.Model, name: str) -> ir.Model:
         node.outputs[0].name, node.outputs[0].type = f"{key}.product", ir.TensorType(ir.DataType.FLOAT)
         nodes.append(node)
     used = [value for value in initializers if value.uses()]
-    opsets = {"": OPSET, CONTRIB: 1}
-    outputs = [node.outputs[0] for node in nodes]
+    opsets, outputs = {"": OPSET, CONTRIB: 1}, [node.outputs[0] for node in nodes]
     graph = ir.Graph([tokens, inner], outputs, nodes=nodes, initializers=used, opset_imports=opsets, name="products")
     return ir.Model(graph, ir_version=model.ir_version)
 
 
 def measure(tokens: Sequence[int], num_bytes: int = NUM_BYTES, repetitions: int = 7) -> dict[str, Any]:
-    """Rates of the machine, then the times of one layer and their bounds, all recipes in turn.
-
-    Returns:
-        kernels: see `Kernels.data`; rates: of the machine; layers: for each recipe and number of tokens its `bound`,
-        and spreads: `seconds`, `products_s`, of the products alone, and with native kernels `native_s`.
-    """
+    """Rates of the machine; for each recipe and number of tokens the bound, and spreads of times, by `Layers.cases`."""
     layers = {name: Layers(name, num_bytes) for name in BITS}
     random = np.random.default_rng(0)
     inputs = {count: random.standard_normal((count, DIM), np.float32) for count in tokens}

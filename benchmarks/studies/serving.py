@@ -57,8 +57,7 @@ LIMIT_S = 0.3
 """Seconds within which 95 of 100 results must come, partial and final ones."""
 MOST_MISSING = 0.01
 """Results, of all, that may not come at all: one that is late is replaced by the next."""
-RATIO = 1.5
-"""How many times as many streams as sherpa-onnx's server ours is to hold."""
+RATIO = 1.5  # times as many streams as sherpa-onnx's server
 CROWD = 4
 MOST_SLOWER = 1.2
 """How many times as long the accepted may wait while four times as many connect."""
