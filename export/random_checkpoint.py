@@ -1,7 +1,5 @@
 """Writes checkpoints of seeded random weights in WeNet's layout, of any size and kind: for tests and benchmarks.
 
-    python -m u2moe.export.random_checkpoint OUT --preset tiny|dense-225m|moe-1b|dense-1b [--seed N] [--float16]
-
 The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with, but
 their layer sizes are not public. Those of the presets are ours, chosen so that dense-225m has 223 million and moe-1b,
 the same network with 8 experts instead of each feed-forward layer, 1.06 billion; dense-1b has as many without experts.
@@ -12,12 +10,10 @@ processor while normal ones depend on its logarithm and cosine.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +145,7 @@ def num_parameters(config: Mapping[str, Any]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def write_random_checkpoint(
-    directory: Path, config: Mapping[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> None:
+def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed: int = 0) -> None:
     """Write train.yaml, units.txt, global_cmvn and final.pt into `directory`, which is created if needed."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "train.yaml").write_text(yaml.dump(dict(config), allow_unicode=True), encoding="utf-8")
@@ -159,7 +153,7 @@ def write_random_checkpoint(
     symbols = _vocabulary(architecture, bpe=config.get("tokenizer") == "bpe")
     lines = (f"{symbol} {token}\n" for token, symbol in enumerate(symbols))
     (directory / "units.txt").write_text("".join(lines), encoding="utf-8")
-    state = random_state_dict(architecture, seed=seed, dtype=dtype)
+    state = random_state_dict(architecture, seed=seed)
     if architecture.encoder.normalized_input:
         size = architecture.encoder.input_size
         (directory / "global_cmvn").write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
@@ -183,19 +177,17 @@ def _vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
     return symbols
 
 
-def random_state_dict(
-    architecture: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str, Tensor]:
     """A state dict as WeNet saves it, with its tables and counters; built tensor by tensor to save memory."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}
     state = {
-        name: _tensor(name, tuple(tensor.shape), seed, around_zero=name in unit_offset).to(dtype)
+        name: _tensor(name, tuple(tensor.shape), seed, around_zero=name in unit_offset)
         for name, tensor in network.state_dict().items()
     }
     state.update({name: torch.tensor(1000) for name in state if name.endswith("num_batches_tracked")})
-    table = positional_encoding(torch.arange(POSITION_TABLE_LENGTH), architecture.encoder.dim).unsqueeze(0).to(dtype)
+    table = positional_encoding(torch.arange(POSITION_TABLE_LENGTH), architecture.encoder.dim).unsqueeze(0)
     state["encoder.embed.pos_enc.pe"] = table
     state.update({f"decoder.{part}embed.1.pe": table for part in _decoder_parts(network)})
     return state
@@ -241,21 +233,3 @@ def _statistics(size: int, seed: int) -> dict[str, Any]:
         "var_stat": [square * frames for square in squares],
         "frame_num": frames,
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Write a checkpoint of seeded random weights.")
-    parser.add_argument("directory", type=Path, help="where to write it")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--float16", action="store_true", help="half the size on disk")
-    options = parser.parse_args(arguments)
-    config = random_config(**PRESETS[options.preset])
-    dtype = torch.float16 if options.float16 else torch.float32
-    write_random_checkpoint(options.directory, config, seed=options.seed, dtype=dtype)
-    sys.stdout.write(f"{options.directory}: {num_parameters(config) / 1e6:.1f} million parameters\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.random_checkpoint import (
     PRESETS,
-    main,
     num_parameters,
     random_config,
     random_state_dict,
@@ -45,14 +44,10 @@ def test_a_seed_decides_every_value():
     assert not torch.equal(first[name], other[name])
 
 
-def test_the_command_line(tmp_path, capsys):
-    main([str(tmp_path / "out"), "--preset", "tiny", "--seed", "3", "--float16"])
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 1.2 million parameters\n"
-    checkpoint = Checkpoint.open(tmp_path / "out")
-    assert checkpoint.architecture.encoder.feed_forward.num_experts == 8
-    state = torch.load(tmp_path / "out" / "final.pt", weights_only=True)
-    assert state["ctc.ctc_lo.weight"].dtype == torch.float16
-    config = yaml.safe_load((tmp_path / "out" / "train.yaml").read_text(encoding="utf-8"))
+def test_a_preset_is_written(tmp_path):
+    write_random_checkpoint(tmp_path, random_config(**PRESETS["tiny"]), seed=3)
+    assert Checkpoint.open(tmp_path).architecture.encoder.feed_forward.num_experts == 8
+    config = yaml.safe_load((tmp_path / "train.yaml").read_text(encoding="utf-8"))
     assert config == random_config(**PRESETS["tiny"])
 
 
