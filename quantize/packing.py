@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.token_scales import STEP
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
@@ -39,7 +38,6 @@ class Product:
         weight: the integers; `scale`: one per column or block; `bias`: None without one.
         sizes: rows and columns.
         block_size: rows that share a scale in 4 bits; 0: int8.
-        step: the scales are multiplied by it.
         expert: index of this expert's bias in `bias`; None: all of it.
     """
 
@@ -48,7 +46,6 @@ class Product:
     bias: ir.Value | None
     sizes: tuple[int, int]
     block_size: int = 0
-    step: float = 1.0
     expert: int | None = None
 
     @property
@@ -72,7 +69,7 @@ class Product:
         if self.block_size:
             found = _library().u2moe_kernels_pack_int4(*given, *self.sizes, self.block_size, target)
         else:
-            found = _library().u2moe_kernels_pack_int8(*given, *self.sizes, self.step, target)
+            found = _library().u2moe_kernels_pack_int8(*given, *self.sizes, target)
         return int(found)
 
 
@@ -80,11 +77,11 @@ class Product:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(choose_kernels("native", [CPU]).library))
     sizes, pointer = [ctypes.c_size_t] * 2, ctypes.c_void_p
-    for function, kind in (
-        (library.u2moe_kernels_pack_int8, ctypes.c_float),
-        (library.u2moe_kernels_pack_int4, ctypes.c_size_t),
+    for function, further in (
+        (library.u2moe_kernels_pack_int8, []),
+        (library.u2moe_kernels_pack_int4, [ctypes.c_size_t]),
     ):
-        function.argtypes, function.restype = [pointer] * 3 + sizes + [kind, pointer], ctypes.c_size_t
+        function.argtypes, function.restype = [pointer] * 3 + sizes + further + [pointer], ctypes.c_size_t
     return library
 
 
@@ -145,9 +142,7 @@ def _linear(num_others: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
     def read(_: ir.Node, values: list[ir.Value]) -> _Read:
         weight, scale, *biases = values[num_others:]
         rows, columns = shape_of(weight)
-        product = Product(
-            weight=weight, scale=scale, bias=biases[0] if biases else None, sizes=(rows, columns), step=STEP
-        )
+        product = Product(weight=weight, scale=scale, bias=biases[0] if biases else None, sizes=(rows, columns))
         return num_others, {"in": rows, "out": columns}, [product]
 
     return read
@@ -159,8 +154,7 @@ def _feed_forward(num_gates: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
         has_bias = len(values) == start + 6
         parts = [*_triples(iter(values[1:start]), has_bias=False), *_triples(iter(values[start:]), has_bias)]
         products = [
-            Product(weight=weight, scale=scale, bias=bias, sizes=_sizes(weight), step=STEP)
-            for weight, scale, bias in parts
+            Product(weight=weight, scale=scale, bias=bias, sizes=_sizes(weight)) for weight, scale, bias in parts
         ]
         rows, hidden = products[0].sizes
         return 1, {"in": rows, "hidden": hidden}, products

@@ -1,8 +1,8 @@
 """ONNX functions that quantize activations with one scale per token (row), and multiply them by int8 weights.
 
-A token's result then depends neither on its chunk nor on its batch. Rows are divided by their largest magnitude, which
-makes the scale of the integers constant, and multiplied by it again after the product. For a row of zeros that
-magnitude is 0: its integers are then meaningless, but 0 times their product is correct.
+A token's result then depends neither on its chunk nor on its batch. Rows are divided by their scales before they are
+rounded, and products are multiplied by them. The scale of a row of zeros is 0: its integers are then meaningless, but 0
+times their product is correct.
 
 Native kernels replace whole functions: a product whose input has no other reader is one function with its quantization
 and bias, and so is a feed-forward layer, gated or not.
@@ -20,13 +20,11 @@ from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
-STEP = 1 / ACTIVATION_LEVELS
-"""Scale of the integers of a row whose largest magnitude is 1."""
 ZERO = np.array(ACTIVATION_ZERO, np.uint8)
 
 
 def int8_rows(kind: str | None = None) -> ir.Function:
-    """Rows of x [..., in] as uint8 and the largest magnitude of each [..., 1]: x = peak * (q - zero) * step.
+    """Rows of x [..., in] as uint8, and the scale of each [..., 1]: x = scale * (q - zero).
 
     Separate from `int8_matmul`, so that several products of one x quantize it only once.
 
@@ -41,10 +39,10 @@ def int8_matmul(*, bias: bool = False) -> ir.Function:
     """Y = x @ weight + bias of quantized rows of x, see `int8_rows`; weight int8 [in, out] with a scale per column."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        q, peak, *parameters = inputs
-        return _product(g, (q, peak), parameters)
+        q, row_scale, *parameters = inputs
+        return _product(g, (q, row_scale), parameters)
 
-    return build_function("Int8MatMul", ["q", "peak", *_parameters("", bias=bias)], body)
+    return build_function("Int8MatMul", ["q", "row_scale", *_parameters("", bias=bias)], body)
 
 
 def int8_linear(kind: str | None = None, *, bias: bool = False) -> ir.Function:
@@ -95,10 +93,11 @@ def _rows(g: GraphBuilder, x: ir.Value, kind: str | None) -> tuple[ir.Value, ir.
     peak = g.op("ReduceMax", g.op("Abs", x) if kind is None else x, [-1], keepdims=1)
     if kind is not None and LOWEST[kind]:
         peak = g.op("Max", peak, LOWEST[kind])
-    return g.op("QuantizeLinear", g.op("Div", x, peak), STEP, ZERO), peak
+    scale = g.op("Mul", peak, 1 / ACTIVATION_LEVELS)
+    return g.op("QuantizeLinear", g.op("Div", x, scale), 1.0, ZERO), scale
 
 
 def _product(g: GraphBuilder, rows: tuple[ir.Value, ir.Value], parameters: Sequence[ir.Value]) -> ir.Value:
-    (q, peak), (weight, scale, *biases) = rows, parameters
-    y = g.op("Mul", g.op("MatMulIntegerToFloat", q, weight, STEP, scale, ZERO, domain=CONTRIB), peak)
+    (q, row_scale), (weight, scale, *biases) = rows, parameters
+    y = g.op("Mul", g.op("MatMulIntegerToFloat", q, weight, 1.0, scale, ZERO, domain=CONTRIB), row_scale)
     return g.op("Add", y, biases[0]) if biases else y

@@ -171,13 +171,14 @@ def int8_convolution(window: Window) -> ir.Function:
         x, weight, scale, bias = inputs
         frames = [g.op("Slice", x, *ends, [1], stride) for ends in slices]
         peak = g.op("Max", *(g.op("ReduceMax", frame, [2, 3], keepdims=1) for frame in frames))
+        frame_scale = g.op("Mul", peak, STEP)
         patches = []
         for frame in frames:
-            q = g.op("QuantizeLinear", g.op("Div", frame, peak), STEP, ZERO)
+            q = g.op("QuantizeLinear", g.op("Div", frame, frame_scale), 1.0, ZERO)
             patches += [g.op("Slice", q, *ends, [2], stride) for ends in slices]
         rows = g.op("Concat", *patches, axis=-1)
-        unit = g.op("MatMulIntegerToFloat", rows, weight, STEP, scale, ZERO, domain=CONTRIB)
-        return g.op("Relu", g.op("Add", g.op("Mul", unit, peak), bias))
+        unit = g.op("MatMulIntegerToFloat", rows, weight, 1.0, scale, ZERO, domain=CONTRIB)
+        return g.op("Relu", g.op("Add", g.op("Mul", unit, frame_scale), bias))
 
     attributes = {"kernel": window.kernel, "stride": window.stride}
     return build_function("Int8Convolution", ["x", "weight", "scale", "bias"], body, attributes)

@@ -210,16 +210,17 @@ def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kin
     weight, scale = int8_columns(random_matrix(random, inner, columns))
     rows = layer_model(int8_rows(kind or None), {"x": np.float32}, {}, {"activation": kind})
     weights = {"weight": weight, "scale": scale}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
-    q, peak = session_with(rows, library).run(None, {"x": x})
+    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    q, row_scale = session_with(rows, library).run(None, {"x": x})
     lowest = np.float32(LOWEST.get(kind, 0.0))
-    np.testing.assert_array_equal(peak, np.maximum(np.abs(x).max(axis=1, keepdims=True), lowest))
+    peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), lowest)
+    np.testing.assert_array_equal(row_scale, peak * np.float32(1 / 127))
     with np.errstate(invalid="ignore"):
-        integers = np.rint(np.float32(x / peak) / np.float32(1 / 127)) + 128
+        integers = np.rint(x / row_scale) + 128
     np.testing.assert_array_equal(q, integers)
-    (found,) = session_with(product, library).run(None, {"q": q, "peak": peak})
+    (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
     exact = (q.astype(np.int64) - 128) @ weight.astype(np.int64)
-    expected = (exact.astype(np.float32) * (scale * np.float32(1 / 127))) * peak
+    expected = (exact.astype(np.float32) * scale) * row_scale
     np.testing.assert_array_equal(found, expected)
 
 
@@ -229,11 +230,11 @@ def test_rows_and_products_are_those_of_the_functions(library):
     weight, scale = int8_columns(random_matrix(random, 70, 50))
     rows = layer_model(int8_rows(), {"x": np.float32}, {}, {"activation": ""})
     weights = {"weight": weight, "scale": scale}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     found = [session_with(rows, file).run(None, {"x": x}) for file in (None, library)]
     for plain, native in zip(*found, strict=True):
         np.testing.assert_array_equal(native, plain)
-    feeds = dict(zip(("q", "peak"), found[0], strict=True))
+    feeds = dict(zip(("q", "row_scale"), found[0], strict=True))
     plain, native = (session_with(product, file).run(None, feeds)[0] for file in (None, library))
     np.testing.assert_allclose(native, plain, rtol=1e-6, atol=1e-7)
 
@@ -243,9 +244,9 @@ def test_pairs_beyond_16_bits_are_exact(library):
     x = np.ones((5, 128), np.float32)
     weights = {"weight": np.full((128, 40), 127, np.int8), "scale": np.ones(40, np.float32)}
     rows = layer_model(int8_rows(), {"x": np.float32}, {}, {"activation": ""})
-    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
-    q, peak = session_with(rows, library).run(None, {"x": x})
-    (found,) = session_with(product, library).run(None, {"q": q, "peak": peak})
+    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    q, row_scale = session_with(rows, library).run(None, {"x": x})
+    (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
     np.testing.assert_allclose(found, np.full((5, 40), 128 * 127.0), rtol=1e-6)
 
 
@@ -256,17 +257,17 @@ MOST_ROWS = 65536
 def test_sums_of_the_longest_rows_are_exact(library, weight):
     """32 bits hold them, but not many more."""
     weights = {"weight": np.full((MOST_ROWS, 2), weight, np.int8), "scale": np.ones(2, np.float32)}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q = np.stack([np.full(MOST_ROWS, code, np.uint8) for code in (0, 255)])
-    (found,) = session_with(product, library).run(None, {"q": q, "peak": np.ones((2, 1), np.float32)})
-    exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS * np.float32(1 / 127)
+    (found,) = session_with(product, library).run(None, {"q": q, "row_scale": np.ones((2, 1), np.float32)})
+    exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS
     np.testing.assert_allclose(found, np.tile(exact, 2), rtol=1e-6)
 
 
 def test_longer_rows_are_an_error(library):
     shape = (MOST_ROWS + 1, 1)
     weights = {"weight": np.ones(shape, np.int8), "scale": np.ones(1, np.float32)}
-    product = layer_model(int8_matmul(), {"q": np.uint8, "peak": np.float32}, weights, {})
+    product = layer_model(int8_matmul(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
         session_with(product, library)
 
@@ -300,8 +301,8 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
     model = layer_model(int8_linear(kind, bias=bias), {"x": np.float32}, weights, {"activation": kind or ""})
     plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-6)
-    model = layer_model(int8_matmul(bias=bias), {"q": np.uint8, "peak": np.float32}, weights, {})
-    feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "peak": np.abs(x[..., :1])}
+    model = layer_model(int8_matmul(bias=bias), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "row_scale": np.abs(x[..., :1]) / np.float32(127)}
     plain, native = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
     np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
 
@@ -356,11 +357,12 @@ def test_a_feed_forward_layer_computes_what_its_function_does(library, is_gated,
 
 
 def product_in_numpy(x, parts, name, lowest=0.0):
-    """Rows divided by their peaks, as integers, times a weight, with its bias if there is one."""
+    """Rows divided by their scales, as integers, times a weight, with its bias if there is one."""
     peak = np.maximum(np.abs(x).max(axis=1, initial=0, keepdims=True), np.float32(lowest))
-    q = np.rint(x / np.where(peak > 0, peak, 1) / np.float32(1 / 127)).astype(np.int64)
-    sums = (q @ parts[name].astype(np.int64)).astype(np.float32) * (parts[f"{name}_scale"] * np.float32(1 / 127))
-    return sums * peak + parts.get(f"{name}_bias", np.float32(0))
+    scale = peak * np.float32(1 / 127)
+    q = np.rint(x / np.where(scale > 0, scale, 1)).astype(np.int64)
+    sums = (q @ parts[name].astype(np.int64)).astype(np.float32) * parts[f"{name}_scale"]
+    return sums * scale + parts.get(f"{name}_bias", np.float32(0))
 
 
 def feed_forward_in_numpy(x, parts, kind):

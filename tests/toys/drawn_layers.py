@@ -90,7 +90,7 @@ def _of_rows(content: bytes, dim: int) -> Layer:
         rows = [one_of((0, 1, 2, 3, 17), random) for _ in range(int(random.integers(0, 3)))]
         if random.random() < 0.05:
             rows = [300]
-        return {"x": [*rows, dim], "q": [*rows, dim], "peak": [*rows, 1]}
+        return {"x": [*rows, dim], "q": [*rows, dim], "row_scale": [*rows, 1]}
 
     return Layer(model=onnx.load_from_string(content), shapes=shapes)
 
@@ -168,7 +168,7 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
     if random.random() < _PACKED_SHARE:
         size = sum(_packed_bytes(library, *shape, mixture.block_size) for shape in (sizes, sizes[::-1])) * num_experts
         weights = {"gate": random_matrix(random, sizes[0], num_experts), "packed": _any_bytes(size, random)}
-        own: Attributes = {**attributes, "hidden": sizes[1], "layout": 1}
+        own: Attributes = {**attributes, "hidden": sizes[1], "layout": 2}
         return packed_layer_model(operator, ["y"], {"x": np.float32}, weights, own)
     if mixture.block_size:
         weights = int4_weights(random, mixture, *sizes)
@@ -180,7 +180,7 @@ def _products(library: Path, operator: str, sizes: tuple[int, int], random: Rand
     """A product, or a feed-forward layer, which is two or with a gate three."""
     kind, bias = one_of(ACTIVATIONS, random), random.random() < 0.5
     layer = _LAYERS.get(operator)
-    fed = {"q": np.uint8, "peak": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
+    fed = {"q": np.uint8, "row_scale": np.float32} if operator == "Int8MatMul" else {"x": np.float32}
     attributes: dict[str, int | float | str] = {} if operator == "Int8MatMul" else {"activation": kind}
     if layer:
         attributes["bias"] = int(bias)
@@ -189,7 +189,7 @@ def _products(library: Path, operator: str, sizes: tuple[int, int], random: Rand
         shapes = {"gate": sizes, **shapes}
     if random.random() < _PACKED_SHARE:
         size = sum(_packed_bytes(library, *shape) for shape in shapes.values())
-        attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": 1}
+        attributes |= {"in": sizes[0], "hidden" if layer else "out": sizes[1], "layout": 2}
         return packed_layer_model(operator, ["y"], fed, {"packed": _any_bytes(size, random)}, attributes)
     weights: dict[str, Array] = {}
     for name, shape in shapes.items():

@@ -12,10 +12,9 @@ struct Rounding8 {
   const float* x;  // [rows, k]
   size_t k;
   float lowest;  // the peak of a row is at least this
-  bool by_peak;  // as `Int8Rows`: (x / peak) / step, and the peak as scale; otherwise x / scale, with scale = peak * step
-  void* codes;   // [rows, stride]
+  void* codes;   // [rows, stride]: x / scale, rounded
   size_t stride;
-  float* scale;  // [rows]
+  float* scale;  // [rows]: peak * kStep
 };
 
 // Rows of activations to integers with a scale for each group (int4, as MatMulNBits with accuracy level 4).

@@ -30,8 +30,7 @@ class Threads {
 struct ExpertLayer {
   size_t dim = 0, hidden = 0, experts = 1, top_k = 1, group = 0;
   Activation activation = Activation::relu;
-  float lowest = 0;      // of hidden activations, as `Rounding8`
-  bool by_peak = false;  // as `Rounding8`
+  float lowest = 0;  // of hidden activations, as `Rounding8`
   Weights router;   // [dim, experts rounded up to panels]; unused without a router
   Weights weights;  // the products of each expert, one after the other: the gate, the first, the second
   size_t gate_bytes = 0, first_bytes = 0, second_bytes = 0;  // without a gate it has none
@@ -46,14 +45,14 @@ struct LinearLayer {
   float lowest = 0;
   Weights weights;
 };
-// From rows in float, or from quantized rows with their peaks.
+// From rows in float, or from quantized rows with their scales.
 void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float* x, size_t rows, float* y,
                 const Threads& threads);
-void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* peak, size_t rows,
+void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
 
-// x [rows, k] to uint8 around 128 and peaks.
-void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* peak,
+// x [rows, k] to uint8 around 128 and scales.
+void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,
               const Threads& threads);
 
 // Two convolutions over features, each with relu: the first in float, its results rounded with one scale for each frame of

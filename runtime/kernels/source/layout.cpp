@@ -1,5 +1,6 @@
 #include "layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace u2moe {
@@ -33,7 +34,7 @@ void pack8(const Int8Weight& from, uint8_t* to) {
         if (!from.from_zero) sums[c] -= 128 * row[c];
       }
     }
-    for (size_t c = 0; c < columns; c++) scale[c] = from.scale[first + c] * from.step;
+    std::copy_n(from.scale + first, columns, scale);
     to = append(to + depth * kBlock, scale, kBlock);
     to = append(to, sums, kBlock);
     to = append(to, from.bias ? from.bias + first : nullptr, columns);

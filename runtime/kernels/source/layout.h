@@ -14,7 +14,7 @@
 namespace u2moe {
 
 // Version of the layout, for weights that are packed in advance.
-constexpr int64_t kLayout = 1;
+constexpr int64_t kLayout = 2;
 constexpr size_t kPanel = 16;
 constexpr size_t kBlock = 32;
 constexpr size_t kLine = 64;  // bytes of a cache line
@@ -39,8 +39,7 @@ struct Int8Weight {
   const float* scale;    // [n]
   const float* bias;     // [n] or null
   size_t k, n;
-  float step;               // the scales are multiplied by it
-  bool from_zero = false;   // activations are uint8 from 0, not around 128: without correction
+  bool from_zero = false;  // activations are uint8 from 0, not around 128: without correction
 };
 void pack8(const Int8Weight& from, uint8_t* to);
 

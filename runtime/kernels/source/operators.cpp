@@ -150,7 +150,7 @@ std::string description() {
   std::string names;
   for (size_t i = 0, count = available(sets); i < count; i++)
     names += (i ? ", \"" : "\"") + std::string(sets[i]->name) + "\"";
-  return std::string("{\"contract\": 1, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
+  return std::string("{\"contract\": 2, \"isa\": \"") + chosen->name + "\", \"isas\": [" + names + "], \"api\": " +
          std::to_string(kApiVersion) + ", \"layout\": " + std::to_string(kLayout) +
          ", \"domain\": \"u2moe\", \"operators\": [" + Operators::names(*chosen) + "]}";
 }
@@ -180,11 +180,10 @@ U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   }
 }
 
-// Packs a weight [k, n] for the operators; with `to` null, only returns the bytes that it takes. The scales are multiplied
-// by `step`; `bias` may be null.
+// Packs a weight [k, n] for the operators; with `to` null, only returns the bytes that it takes. `bias` may be null.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* scale, const float* bias, size_t k,
-                                            size_t n, float step, uint8_t* to) {
-  if (to != nullptr) u2moe::pack8({weight, scale, bias, k, n, step}, to);
+                                            size_t n, uint8_t* to) {
+  if (to != nullptr) u2moe::pack8({weight, scale, bias, k, n}, to);
   return u2moe::packed_bytes8(k, n);
 }
 

@@ -41,7 +41,7 @@ Rows rows_of(Scratch& scratch, const InstructionSet& isa, size_t count, size_t k
 void round_rows(const InstructionSet& isa, const ExpertLayer& layer, const float* x, size_t count, size_t k,
                 float lowest, const Rows& to, const Threads& threads) {
   const size_t group = layer.group;
-  const Rounding8 eight{x, k, lowest, layer.by_peak, to.codes, to.stride, to.scale};
+  const Rounding8 eight{x, k, lowest, to.codes, to.stride, to.scale};
   const Rounding4 four{x, k, group, reinterpret_cast<int8_t*>(to.codes), to.scale, to.sum};
   const size_t tasks = (count + kRowsOfTask - 1) / kRowsOfTask;
   threads.each(tasks, [&](size_t task) {

@@ -34,7 +34,7 @@ void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float
   p.rows = rows;
   auto* codes = scratch->array<uint8_t>(kCodes, rows * p.stride * isa.code_bytes);
   auto* scale = scratch->array<float>(kScales, rows);
-  const Rounding8 rounding{x, layer.k, layer.lowest, true, codes, p.stride, scale};
+  const Rounding8 rounding{x, layer.k, layer.lowest, codes, p.stride, scale};
   threads.each((rows + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
     isa.round8(rounding, task * kRowsOfTask, std::min(rows, (task + 1) * kRowsOfTask));
   });
@@ -43,13 +43,13 @@ void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float
   multiply_linear(isa, layer, p, y, threads);
 }
 
-void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* peak, size_t rows,
+void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads) {
   if (rows == 0) return;
   const Borrowed scratch;
   Product p{};
   p.rows = rows;
-  p.scale = peak;
+  p.scale = scale;
   p.stride = rounded_up(layer.k, 64);
   auto* codes = scratch->array<uint8_t>(kCodes, rows * p.stride * isa.code_bytes);
   isa.from_bytes(q, layer.k, codes, p.stride, rows);
@@ -57,9 +57,9 @@ void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8
   multiply_linear(isa, layer, p, y, threads);
 }
 
-void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* peak,
+void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,
               const Threads& threads) {
-  const Rounding8 rounding{x, k, lowest, true, q, k, peak};
+  const Rounding8 rounding{x, k, lowest, q, k, scale};
   threads.each((rows + kRowsOfTask - 1) / kRowsOfTask, [&](size_t task) {
     isa.round_bytes(rounding, task * kRowsOfTask, std::min(rows, (task + 1) * kRowsOfTask));
   });

@@ -38,15 +38,13 @@ inline float peak_of(const float* x, size_t count, float lowest) {
 
 template <class V, bool kBytes, class Code>
 void round_row(const Rounding8& r, const float* x, Code* codes, float* scale_of_row) {
-  const float peak = peak_of<V>(x, r.k, r.lowest), scale = r.by_peak ? peak : peak * kStep;
+  const float scale = peak_of<V>(x, r.k, r.lowest) * kStep;
   *scale_of_row = scale;
   const auto zero = V::seti(kBytes ? 128 : V::kZero);
-  const Divisor<V> by_scale(scale > 0 ? scale : 1.0f), by_step(kStep);
+  const Divisor<V> by_scale(scale > 0 ? scale : 1.0f);
   for (size_t i = 0; i < r.stride; i += kPanel) {
-    auto v = i < r.k ? load_part<V>(x + i, r.k - i) : V::set(0.0f);
-    v = by_scale.divide(v);
-    if (r.by_peak) v = by_step.divide(v);
-    const auto integers = V::addi(V::round(v), zero);
+    const auto v = i < r.k ? load_part<V>(x + i, r.k - i) : V::set(0.0f);
+    const auto integers = V::addi(V::round(by_scale.divide(v)), zero);
     if constexpr (!kBytes) {
       V::store_codes(integers, codes + i);
     } else if (r.stride - i >= kPanel) {

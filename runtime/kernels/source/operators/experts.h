@@ -88,9 +88,9 @@ class Int8Experts : public ExpertsOperator {
     std::vector<Matrix> matrices;
     int64_t hidden = -1;
     for (size_t e = 0; e < layer_.experts; e++) {
-      matrices.push_back(read_int8(node, dim, hidden, bias, 1.0f));
+      matrices.push_back(read_int8(node, dim, hidden, bias));
       hidden = static_cast<int64_t>(matrices.back().n);
-      matrices.push_back(read_int8(node, hidden, dim, false, 1.0f));
+      matrices.push_back(read_int8(node, hidden, dim, false));
       if (bias) matrices.back().eight.bias = second_bias + e * layer_.dim;
     }
     check_all_read(node);
@@ -135,7 +135,6 @@ class SingleExpert : public ExpertsOperator {
     read_activation(node);
     if (kIsGated) layer_.lowest = 0.0f;  // products with the gate have no lowest value
     node.skip();
-    layer_.by_peak = true;
     if (is_packed(node)) {
       layer_.dim = size_of(node, "in");
       read_packed(node, 0, kIsGated);
@@ -154,7 +153,7 @@ class SingleExpert : public ExpertsOperator {
  private:
   // The first matrix says the sizes of all.
   static void add(std::vector<Matrix>& matrices, Node& node, int64_t& k, int64_t& n, bool bias) {
-    matrices.push_back(read_int8(node, k, n, bias, kStep));
+    matrices.push_back(read_int8(node, k, n, bias));
     k = static_cast<int64_t>(matrices.back().k);
     n = static_cast<int64_t>(matrices.back().n);
   }

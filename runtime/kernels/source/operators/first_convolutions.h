@@ -23,7 +23,7 @@ class FirstConvolutions {
     const size_t given = layer_.channels;
     const auto taps = static_cast<int64_t>(layer_.taps()), channels = static_cast<int64_t>(given);
     const auto* first = node.constant<float>("first_weight", {taps, channels});
-    Matrix second = read_int8(node, static_cast<int64_t>(layer_.depth()), -1, true, 1.0f);
+    Matrix second = read_int8(node, static_cast<int64_t>(layer_.depth()), -1, true);
     check_all_read(node);
     if (static_cast<int64_t>(layer_.bins) > kMostElements / (channels * taps)) throw Invalid("has too many elements");
     layer_.channels = rounded_up(given, 4);  // products take four at a time

@@ -42,7 +42,7 @@ size_t packed_bytes(size_t k, size_t n, size_t group) {
   return group ? packed_bytes4(k, n, group) : packed_bytes8(k, n);
 }
 
-Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step) {
+Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias) {
   std::vector<int64_t> shape;
   Matrix m;
   m.eight.weight = node.constant<int8_t>("weight", {k, n}, &shape);
@@ -52,7 +52,6 @@ Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step) {
   m.n = m.eight.n = static_cast<size_t>(shape[1]);
   m.eight.scale = node.constant<float>("scale", {shape[1]});
   m.eight.bias = bias ? node.constant<float>("bias", {shape[1]}) : nullptr;
-  m.eight.step = step;
   return m;
 }
 
@@ -87,7 +86,7 @@ LinearLayer linear_of(const Matrix& matrix, float lowest) {
 bool is_packed(const Node& node) { return node.has("layout") && node.integer("layout", kLayout, kLayout); }
 
 LinearLayer read_linear(Node& node, bool bias, float lowest) {
-  if (!is_packed(node)) return linear_of(read_int8(node, -1, -1, bias, kStep), lowest);
+  if (!is_packed(node)) return linear_of(read_int8(node, -1, -1, bias), lowest);
   LinearLayer layer;
   layer.k = size_of(node, "in");
   check_inner(layer.k);

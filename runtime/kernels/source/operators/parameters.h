@@ -37,7 +37,7 @@ struct Matrix {
 };
 
 // Reads weight, scale and bias; `k` and `n` are -1 if any size will do.
-Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias, float step);
+Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias);
 Matrix read_int4(Node& node, int64_t k, int64_t n, int64_t group, bool bias);
 
 // Whether weights were packed in advance, by `u2moe quantize --packed`.

@@ -21,8 +21,8 @@ class Rows {
     std::vector<int64_t> shape = x.shape;
     auto* q = static_cast<uint8_t*>(call.output(0, shape));
     shape.back() = 1;
-    auto* peak = static_cast<float*>(call.output(1, shape));
-    run_rows(isa_, x.as<float>(), x.rows(), x.last(), lowest_, q, peak, CallThreads(call));
+    auto* scale = static_cast<float*>(call.output(1, shape));
+    run_rows(isa_, x.as<float>(), x.rows(), x.last(), lowest_, q, scale, CallThreads(call));
   }
 
  private:
@@ -41,14 +41,14 @@ class MatMul {
     check_all_read(node);
   }
   void compute(const Call& call) const {
-    const Tensor q = call.input(0, kUint8), peak = call.input(1, kFloat);
+    const Tensor q = call.input(0, kUint8), scale = call.input(1, kFloat);
     std::vector<int64_t> shape = q.shape;
     shape.back() = 1;
-    if (q.last() != layer_.k || peak.shape != shape)
+    if (q.last() != layer_.k || scale.shape != shape)
       throw Invalid("inputs 0 and 1 must be [..., " + std::to_string(layer_.k) + "] and [..., 1]");
     shape.back() = static_cast<int64_t>(layer_.n);
     auto* y = static_cast<float*>(call.output(0, shape));
-    run_matmul(isa_, layer_, q.as<uint8_t>(), peak.as<float>(), q.rows(), y, CallThreads(call));
+    run_matmul(isa_, layer_, q.as<uint8_t>(), scale.as<float>(), q.rows(), y, CallThreads(call));
   }
 
  private:

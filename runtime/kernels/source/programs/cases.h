@@ -61,7 +61,7 @@ inline void pack(Random& random, size_t k, size_t n, size_t group, uint8_t* to) 
     std::vector<int8_t> weight(k * n);
     for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
     const auto scale = random.numbers(n, 0.002f);
-    pack8({weight.data(), scale.data(), bias.data(), k, n, 1.0f}, to);
+    pack8({weight.data(), scale.data(), bias.data(), k, n}, to);
   }
 }
 
@@ -114,13 +114,13 @@ inline void compute_linear(const InstructionSet& isa, size_t k, size_t n, size_t
   layer.weights = Weights(packed_bytes8(k, n));
   pack(random, k, n, 0, layer.weights.data());
   const auto x = random.numbers(rows * k, 3.0f);
-  std::vector<float> y(rows * n), peak(rows);
+  std::vector<float> y(rows * n), scale(rows);
   run_linear(isa, layer, x.data(), rows, y.data(), threads);
   digest.add(y.data(), y.size() * sizeof(float));
   std::vector<uint8_t> q(rows * k);
-  run_rows(isa, x.data(), rows, k, 0.0f, q.data(), peak.data(), threads);
+  run_rows(isa, x.data(), rows, k, 0.0f, q.data(), scale.data(), threads);
   digest.add(q.data(), q.size());
-  run_matmul(isa, layer, q.data(), peak.data(), rows, y.data(), threads);
+  run_matmul(isa, layer, q.data(), scale.data(), rows, y.data(), threads);
   digest.add(y.data(), y.size() * sizeof(float));
 }
 
@@ -171,7 +171,7 @@ inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t o
   for (int8_t& w : weight) w = static_cast<int8_t>(static_cast<int>(random.next() % 255) - 127);
   const auto scale = random.numbers(out, 0.002f), bias = random.numbers(out, 0.3f);
   layer.second = Weights(packed_bytes8(layer.depth(), out));
-  pack8({weight.data(), scale.data(), bias.data(), layer.depth(), out, 1.0f, true}, layer.second.data());
+  pack8({weight.data(), scale.data(), bias.data(), layer.depth(), out, true}, layer.second.data());
   return layer;
 }
 
