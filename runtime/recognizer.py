@@ -26,7 +26,7 @@ from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log_info
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
-from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig, Search
 from u2moe.runtime.recording import Blocks, recognize, transcript_of
 from u2moe.runtime.result import Result, Transcript
@@ -116,8 +116,8 @@ class Recognizer:
             KernelsError: native kernels were requested, but are not installed or cannot run here.
         """
         settings = SessionSettings(
-            providers=providers,
-            provider_options=provider_options,
+            providers=(DEFAULT_PROVIDER,) if providers is None else providers,
+            provider_options=() if provider_options is None else provider_options,
             num_threads=num_threads,
             sess_options=sess_options,
             kernels=kernels,

@@ -20,7 +20,7 @@ from u2moe.runtime.cli.options import given_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.native import KERNELS
-from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.whole_file import write_text
 
@@ -112,7 +112,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         {name: Bundle.open(path) for name, path in name_bundles(args.bundles or [DEMO_FOLDER]).items()},
         _recordings(args),
         _plan(args),
-        settings=SessionSettings(providers=args.providers.split(",") if args.providers else None, kernels=args.kernels),
+        settings=SessionSettings(
+            providers=args.providers.split(",") if args.providers else (DEFAULT_PROVIDER,), kernels=args.kernels
+        ),
         progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr, flush=True)),
     )
 

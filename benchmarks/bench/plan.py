@@ -134,7 +134,7 @@ def run_suite(
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "load_average": load_average(),
-        "providers": list(settings.providers or ()),
+        "providers": list(settings.providers),
         "plan": {"warm_up": 1, **vars(plan)},
         "audio": {
             "files": [recording.path.name for recording in recordings],

@@ -11,7 +11,7 @@ from typing import Any
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.decoding.context import parse_hotwords
 from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.model.settings import SessionSettings
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import SEARCHES, DecodingOptions, EndpointConfig
 from u2moe.runtime.text.written.formatter import TextFormat
 
@@ -125,8 +125,9 @@ def _text_format(hotwords: Hotwords | None, language_model: LanguageModelOptions
 
 def session_settings(args: argparse.Namespace) -> SessionSettings:
     """Where and how the graphs run, from the options of `add_session`."""
-    names = None if args.providers is None else tuple(name.strip() for name in args.providers.split(","))
-    if names is not None and not all(names):
+    given = args.providers
+    names = (DEFAULT_PROVIDER,) if given is None else tuple(name.strip() for name in given.split(","))
+    if not all(names):
         raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
     return SessionSettings(providers=names, num_threads=args.num_threads)
 

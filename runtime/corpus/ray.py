@@ -139,7 +139,7 @@ def _streaming() -> Iterator[None]:
 
 def _resources(model: ModelChoice) -> dict[str, Any]:
     """What an actor takes."""
-    is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers or ())
+    is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers)
     return {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
 
 

@@ -11,7 +11,7 @@ from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.graph_file import GraphFile
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
-from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, check_layout, checked_kernels
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Session:
         if is_reference:
             settings = replace(settings, kernels="onnxruntime")
         opened = GraphFile(file, manifest.external.get(file.name, ()), files or BundleFiles(file.parent))
-        self._load(opened, settings, manifest.quantization.get(PACKED))
+        self._session, self._weights, self.kernels = _load(opened, settings, manifest.quantization.get(PACKED))
         if is_reference:
             self.kernels = self.kernels.without("weights are in float32")
         opened.check_unchanged()
@@ -85,26 +85,6 @@ class Session:
             _check_metadata(file, self._session.get_modelmeta().custom_metadata_map, manifest)
         except UnicodeDecodeError as error:
             raise BundleError(f"{file}: a name in it is not text: {error}") from error
-
-    def _load(self, opened: GraphFile, settings: SessionSettings, layout: int | None) -> None:
-        """Create the session with the chosen kernels, or on onnxruntime alone if they refuse the graph.
-
-        They refuse what they do not know: attributes of another version of u2moe, for example.
-        """
-        self.kernels = settings.chosen
-        if layout is not None and settings.sess_options is None:
-            check_layout(self.kernels, layout, str(opened.path))
-        try:
-            self._session, self._weights = _inference_session(opened, settings)
-        except BundleError as error:
-            if isinstance(error, IntegrityError) or not self.kernels.native or layout is not None:
-                raise
-            message = f"u2moe-kernels {self.kernels.version} cannot run it"
-            alone = replace(settings, kernels="onnxruntime")
-            self._session, self._weights = _inference_session(opened, alone)  # fails if the graph itself is damaged
-            if checked_kernels(settings.kernels) == "native":
-                raise KernelsError(f"{message}, onnxruntime alone can: {error}") from error
-            self.kernels = self.kernels.without(f"{message}: {error}")
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -134,6 +114,28 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
             f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and ends the "
             "process on some processors; use a bundle in float32 with it, or CPUExecutionProvider"
         )
+
+
+def _load(
+    opened: GraphFile, settings: SessionSettings, layout: int | None
+) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]], Kernels]:
+    """A session with the chosen kernels, or on onnxruntime alone if they refuse the graph; see `_inference_session`.
+
+    They refuse what they do not know: attributes of another version of u2moe, for example.
+    """
+    kernels = settings.chosen
+    if layout is not None and settings.sess_options is None:
+        check_layout(kernels, layout, str(opened.path))
+    try:
+        return *_inference_session(opened, settings), kernels
+    except BundleError as error:
+        if isinstance(error, IntegrityError) or not kernels.native or layout is not None:
+            raise
+        message, reason = f"u2moe-kernels {kernels.version} cannot run it", error
+    found = _inference_session(opened, replace(settings, kernels="onnxruntime"))  # fails if the graph itself is damaged
+    if checked_kernels(settings.kernels) == "native":
+        raise KernelsError(f"{message}, onnxruntime alone can: {reason}") from reason
+    return *found, kernels.without(f"{message}: {reason}")
 
 
 def _inference_session(

@@ -53,16 +53,15 @@ class SessionSettings:
         KernelsError: native kernels were requested, but are not installed or cannot run here.
     """
 
-    providers: Sequence[str] | None = None
-    provider_options: Sequence[Mapping[str, Any]] | None = None
+    providers: Sequence[str] = (DEFAULT_PROVIDER,)
+    provider_options: Sequence[Mapping[str, Any]] = ()
     num_threads: int | None = None
     sess_options: onnxruntime.SessionOptions | None = None
     kernels: str | None = None
 
     def __post_init__(self) -> None:
-        providers = (DEFAULT_PROVIDER,) if self.providers is None else self.providers
-        object.__setattr__(self, "providers", _several("providers", providers, str))
-        object.__setattr__(self, "provider_options", _several("provider_options", self.provider_options or (), Mapping))
+        object.__setattr__(self, "providers", _several("providers", self.providers, str))
+        object.__setattr__(self, "provider_options", _several("provider_options", self.provider_options, Mapping))
         if not self.providers:
             raise ValueError("providers must name at least one provider")
         if self.provider_options and len(self.provider_options) != len(self.providers):
