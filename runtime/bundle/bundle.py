@@ -31,11 +31,11 @@ class Bundle:
         tokens: symbols of the vocabulary by id.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles) -> None:
+    def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.tokens = tokens
-        self._files = files
+        self._files = files or BundleFiles(path, manifest.files)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True, manifest_file: str = MANIFEST_FILE) -> Bundle:
@@ -109,10 +109,6 @@ class Bundle:
             IntegrityError: a file differs from its digest, or was replaced after the bundle was opened.
         """
         return Model.load(self._files, self.manifest, settings)
-
-    def at(self, path: Path) -> Bundle:
-        """The same bundle after its folder was renamed."""
-        return Bundle(path, self.manifest, self.tokens, BundleFiles(path, self.manifest.files))
 
     def release(self) -> None:
         """Close the files, which are opened again when they are needed."""

@@ -98,7 +98,7 @@ class BundleWriter:
         """
         bundle = self.seal(manifest)
         (self.path / SEALED_FILE).replace(self.path / MANIFEST_FILE)
-        return bundle.at(self.publish())
+        return Bundle(self.publish(), bundle.manifest, bundle.tokens)
 
     def publish(self) -> Path:
         """Move the staged folder to the target without sealing it. Returns the target."""
