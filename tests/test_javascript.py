@@ -1,7 +1,6 @@
 """The JavaScript module beside the Python runtime: the same numbers in, the same words out."""
 
 import json
-import math
 import shutil
 import subprocess
 
@@ -137,7 +136,7 @@ def test_endpoints_cuts_and_pauses():
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_056, 44_100, 48_000])
 def test_resampling(rate):
-    """Any split gives the same samples: to the last bit those of Python's resampler, with the tone that was there."""
+    """Any split gives the same samples: to the last bit those of Python, whose tests measure their quality."""
     seconds = np.arange(rate) / rate
     tone = (0.5 * np.sin(2 * np.pi * 1000 * seconds)).astype(np.float32)
     whole, split = run_module(
@@ -159,8 +158,6 @@ def test_resampling(rate):
     )
     assert whole == split
     assert whole == SincResampler(rate, 16_000).resample_chunk(tone, last=True).tolist()
-    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
-    assert np.abs(np.array(whole) - expected)[200:-200].max() < 1e-4
 
 
 def padded_cases():
@@ -197,20 +194,6 @@ def test_padding():
         padding = Padding(0.18, 16000, 400)
         expected = np.concatenate([padding.accept(samples), padding.finish()])
         assert theirs == [padding.num_before, expected.tolist()]
-
-
-def test_what_would_fold_back_is_removed():
-    tone = np.sin(2 * np.pi * 9000 * np.arange(48_000) / 48_000)
-    (loudest,) = run_module(
-        """
-        const { Resampler } = await part('sound/resampler.js');
-        const resampler = new Resampler(48000, 16000), samples = Float32Array.from(input);
-        const out = [...resampler.accept(samples), ...resampler.finish()].slice(300, -300);
-        console.log(JSON.stringify([Math.max(...out.map(Math.abs))]));
-        """,
-        tone.tolist(),
-    )
-    assert 20 * math.log10(loudest) < -80
 
 
 @needs_onnxruntime_web
@@ -328,16 +311,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
 @pytest.mark.slow
 @needs_onnxruntime_web
 def test_types_describe_the_module():
-    options = [
-        "--module",
-        "nodenext",
-        "--target",
-        "es2022",
-        "--lib",
-        "es2023,dom",
-        "--strict",
-        "--noEmit",
-    ]
+    options = ["--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom", "--strict", "--noEmit"]
     command = ["node_modules/.bin/tsc", *options, "types.test.ts"]
     done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
