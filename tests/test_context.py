@@ -79,6 +79,21 @@ def test_a_broken_match_is_paid_back_and_a_complete_one_kept():
     assert graph.score(ids(BPE, "\u2581C", "A")) == 0.0
 
 
+def test_phrases_within_and_across_phrases_earn_once_each():
+    graph = ContextGraph([("A B", 1.0), ("B C", 1.0), ("A B C", 1.0), ("B", 1.0)], CHAR)
+    # A B = 2, B = 1, B C = 2, A B C = 3
+    assert graph.score(ids(CHAR, "A", "\u2581", "B", "\u2581", "C")) == 8.0
+    assert graph.score(ids(CHAR, "A", "\u2581", "B")) == 3.0
+    assert graph.score(ids(CHAR, "A", "\u2581", "B", "C")) == 0.0
+
+
+def test_a_suffix_of_a_broken_match_goes_on():
+    graph = ContextGraph([("A B A C", 1.0), ("B A A", 1.0)], CHAR)
+    text = ids(CHAR, "A", "\u2581", "B", "\u2581", "A", "\u2581", "A")
+    assert growing_score(graph, text)[-1] == 3.0
+    assert graph.score(text) == 3.0
+
+
 def test_scripts_without_spaces_are_found_anywhere():
     graph = ContextGraph([("\u4e00\u4e01", 1.0)], CHAR)
     assert graph.score(ids(CHAR, "\u4e02", "\u4e00", "\u4e01", "\u4e02")) == 2.0

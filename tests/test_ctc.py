@@ -201,6 +201,12 @@ def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size):
         assert search.hypotheses() == whole
 
 
+def test_impossible_tokens_never_appear():
+    log_probs = np.full((6, 5), -np.inf, np.float32)
+    log_probs[:, 0] = 0.0
+    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 5)] == [[]]
+
+
 def test_equal_scores_keep_the_order_of_the_tokens():
     log_probs = np.full((1, 8), math.log(1 / 8), np.float32)
     assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 4)] == [[], [1], [2], [3]]

@@ -80,6 +80,16 @@ def test_the_search_equals_brute_force(toys, order, word_bonus):
         assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
 
 
+def test_characters_without_spaces_are_words(tmp_path):
+    arpa = random_arpa(3, ("\u4e00", "\u4e01", "A"), 3)
+    scores = SCORES | {"weight": 1.5}
+    log_probs = random_log_probs(1, 4, len(CHINESE), scale=1.0)
+    expected = brute_force(log_probs, CHINESE, Definition(arpa), scores)
+    fusion = Fusion(LanguageModelOptions(model=opened(tmp_path, arpa), **scores), CHINESE)
+    for hypothesis in ctc_prefix_beam_search(log_probs, 1000, fusion=fusion):
+        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
+
+
 def test_a_model_of_tokens_equals_brute_force(tmp_path):
     arpa = random_arpa(5, BPE.symbols[1:-1], 3)
     definition = Definition(arpa)
@@ -289,6 +299,17 @@ def test_rounding_keeps_the_extremes_and_makes_nothing_certain(bits):
     assert (rounded[values < 0] < 0).all()
     assert np.abs(rounded - values).max() < (0.5 if bits == 8 else 0.001)
     assert np.abs(rounded - values)[2:].mean() < (0.02 if bits == 8 else 1e-4)
+
+
+def test_files_that_differ_in_what_does_not_matter(tmp_path):
+    arpa = random_arpa(1, WORDS, 2)
+    plain = opened(tmp_path, arpa).ngrams
+    zero = re.sub(r"(?m)^-99\S*\t", "-inf\t", arpa)
+    empty = arpa.replace("\n\\1-grams", "ngram 3=0\n\n\\1-grams").replace("\\end\\", "\\3-grams:\n\n\\end\\")
+    for text in ("\ufeff" + arpa, zero, empty):
+        ngrams = opened(tmp_path, text).ngrams
+        assert ngrams.num_ngrams == plain.num_ngrams
+        assert ngrams.log_prob == pytest.approx(plain.log_prob)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

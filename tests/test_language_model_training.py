@@ -141,6 +141,11 @@ def test_the_markers_of_a_text_are_left_out():
     assert count_ngrams([["<s>", "a", "</s>"], [], ["<s>"]], 2).rows.tolist() == [[1, 3], [3, 2]]
 
 
+def test_few_probabilities_are_left_when_all_longer_ngrams_are_pruned():
+    ngrams = train(count_ngrams(random_text(2, 20), 3), TrainingOptions(order=3, prune=(0, 10**6)))
+    assert ngrams.order == 1
+
+
 def test_options_are_checked():
     for wrong in ({"order": 0}, {"order": 6}, {"prune": (1,)}, {"prune": (0, 2, 1)}, {"prune": ()}, {"prune": (0,) * 4},
                   {"min_word_count": 0}):  # fmt: skip

@@ -228,10 +228,16 @@ def test_raw_audio_comes_as_it_is_written():
             list(blocks)
 
 
-@pytest.mark.parametrize("options", [{"encoding": "mp3"}, {"num_channels": 0}, {"num_channels": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoding": "mp3"}, {"num_channels": 0}, {"num_channels": True}, {"file": None}, {"sample_rate": -5},
+        {"sample_rate": "x"},
+    ],
+)  # fmt: skip
 def test_raw_audio_that_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        RawAudio(file=b"", sample_rate=RATE, **options)
+        RawAudio(**{"file": b"", "sample_rate": RATE, **options})
 
 
 def test_raw_audio_that_cannot_be_read(tmp_path):

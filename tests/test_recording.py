@@ -94,6 +94,14 @@ def test_a_file_of_which_nothing_can_be_read_is_refused_by_the_call_itself(recog
             call(file)
 
 
+def test_an_error_of_the_program_is_no_damage(recognizer, file):
+    def on_progress(seconds):
+        raise AudioError("mine")
+
+    with pytest.raises(AudioError, match="mine"):
+        recognizer.transcribe(file, on_progress=on_progress)
+
+
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_formats_say_whether_a_transcript_is_complete(recognizer, file, damaged, is_damaged):
     if is_damaged:

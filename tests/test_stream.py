@@ -124,6 +124,14 @@ def test_int16_is_recognised_as_float(recognizer, sound):
     assert recognise(recognizer, as_int16) == recognise(recognizer, as_float)
 
 
+def test_decoding_again_does_nothing(recognizer, sound):
+    stream = recognizer.create_stream(CHUNKED)
+    result = recognise(recognizer, sound, stream=stream)
+    recognizer.decode_streams([stream, stream])
+    recognizer.decode_streams([])
+    assert stream.get_result() is result
+
+
 def test_streams_do_not_hear_each_other(recognizer, sound):
     sounds = [sound, sound[::-1], sound[:20_000], np.zeros(9000, np.float32)]
     expected = [recognise(recognizer, samples) for samples in sounds]

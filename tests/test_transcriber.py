@@ -1,6 +1,7 @@
 """Transcribers with callbacks: events in order and once, errors, a bounded queue, the end."""
 
 import dataclasses
+import gc
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from u2moe.runtime import (
     ProviderError,
     StreamError,
     Transcriber,
+    transcriber_thread,
 )
 
 
@@ -180,6 +182,56 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
         transcriber.feed(blocks[0])
 
 
+def test_a_refused_portion_does_not_decide_the_rate(own):
+    with Transcriber(own, max_queue_s=0.1) as transcriber:
+        with pytest.raises(AudioOverflowError):
+            transcriber.feed(np.zeros(8000, np.float32), 8000)
+        transcriber.feed(np.zeros(160, np.float32), 16_000)
+        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
+            transcriber.feed(np.zeros(80, np.float32), 8000)
+
+
+@pytest.mark.parametrize("name", ["on_partial", "on_final", "on_error"])
+def test_callbacks_are_functions(own, name):
+    with pytest.raises(ValueError, match=f"{name} must be a function, got 5"):
+        Transcriber(own, **{name: 5})
+
+
+def test_an_error_of_the_block_is_not_hidden_by_that_of_the_transcriber(own, blocks):
+    fail_at(own, 1, ProviderError("the device is gone"))
+    transcriber = Transcriber(own)
+    transcriber.feed(blocks[0])
+    with pytest.raises(ZeroDivisionError), transcriber:
+        raise ZeroDivisionError
+
+
+def test_bad_samples_are_refused_to_the_caller_and_change_nothing(own, blocks):
+    finals = []
+    with Transcriber(own, on_final=finals.append) as transcriber:
+        with pytest.raises(AudioError, match="sample rate must be between"):
+            transcriber.feed(blocks[0], 0)
+        for block in blocks:
+            transcriber.feed(block)
+            for bad in (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32)):
+                with pytest.raises(AudioError):
+                    transcriber.feed(bad)
+        with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
+            transcriber.feed(blocks[0], 8000)
+    assert finals == results_of(own, blocks)[1]
+
+
+def test_what_was_never_open_or_is_closed_does_not_warn(own, blocks):
+    """Warnings are errors here."""
+    with pytest.raises(ValueError, match="max_queue_s"):
+        Transcriber(own, max_queue_s=0)
+    with Transcriber(own) as transcriber:
+        transcriber.feed(blocks[0])
+    transcriber = Transcriber(own)
+    transcriber.close()
+    del transcriber
+    gc.collect()
+
+
 def test_reports_come_after_what_was_fed_before(own, blocks):
     told = []
     with Transcriber(own, on_final=told.append, on_error=told.append) as transcriber:
@@ -190,6 +242,26 @@ def test_reports_come_after_what_was_fed_before(own, blocks):
             transcriber.feed(block)
     place = [str(event) for event in told].index("a gap")
     assert 0 < place < len(told) - 1
+
+
+def test_reports_that_wait_are_bounded(own, monkeypatch):
+    monkeypatch.setattr(transcriber_thread, "_MAX_REPORTS", 3)
+    gate, told = Gate(), []
+
+    def on_error(error):
+        told.append(str(error))
+        gate(error)
+
+    with Transcriber(own, on_error=on_error) as transcriber:
+        transcriber.report(AudioError("stop here"))
+        assert gate.reached.wait(LIMIT_S)
+        for number in range(9):
+            transcriber.report(AudioError(str(number)))
+        gate.open.set()
+        while transcriber._thread._items:
+            threading.Event().wait(0.01)
+        transcriber.report(AudioError("later"))
+    assert told == ["stop here", "0", "1", "2", "later"]
 
 
 def test_use_after_the_end(own, blocks):

@@ -16,7 +16,7 @@ from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.result import Alternative, Result, WordResult
 from u2moe.runtime.text.written.casing import Casing
 from u2moe.runtime.text.written.english import write
-from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, year
+from u2moe.runtime.text.written.numbers import SCALES, TEENS, TENS, UNITS, cardinal, ordinal, suffixed, year
 
 SPELLED = {number: word for words in (UNITS, TEENS, TENS) for word, number in words.items()}
 ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
@@ -225,6 +225,19 @@ def test_streams_write_when_they_are_told_to(toy):
     stream.accept_waveform(16_000, samples[:20_000])
     toy.decode_streams([stream])
     assert stream.get_result().text == "A b"[: len(stream.get_result().text)]
+
+
+def test_only_one_alternative_is_left_of_those_that_are_written_alike():
+    spoken = result_of(["ZERO", "OH", "ONE"])
+    other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
+    found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
+    assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
+
+
+@given(st.integers(1, 10**6))
+def test_suffixes(number):
+    expected = "th" if number // 10 % 10 == 1 else ("th", "st", "nd", "rd", *["th"] * 6)[number % 10]
+    assert suffixed(number) == f"{number}{expected}"
 
 
 def test_formats_are_checked():
