@@ -48,9 +48,8 @@ struct StreamOptions {
   }
 };
 
-/// Belongs to one thread at a time; it is movable, and keeps the model alive. Other streams of the same recogniser may run in
-/// other threads. An error while audio is being recognised, also one that a callback throws, loses audio: from then on only
-/// `reset` is allowed.
+/// Not thread-safe; different streams of one recogniser may run in different threads. Movable; keeps the model alive. After an
+/// error during recognition, including one thrown by the callback, audio is lost and only `reset` is allowed.
 class Stream {
  public:
   using OnResult = std::function<void(const Result&)>;
