@@ -36,7 +36,7 @@ check-all: test endurance processors
 # Other compilers and processors, sanitizers, valgrind, fuzz, soak. It needs what `apt-get install clang qemu-user valgrind` brings,
 # and says what it leaves out.
 endurance: .venv/ready $(if $(COMPILER),.venv/kernels)
-	.venv/bin/pytest $(WORKERS) -m endurance
+	.venv/bin/pytest $(WORKERS) -m endurance -o faulthandler_timeout=7500
 
 # Tests that compute with torch, with its code for other processors; onnxruntime's kernels know no such settings.
 processors: .venv/ready
