@@ -9,6 +9,7 @@ from typing import Any
 
 from u2moe.runtime.cli.options import add_session, add_words, hotwords_of, language_model_options, session_settings
 
+
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
 
@@ -21,6 +22,13 @@ def add_serve(subparsers: Any) -> None:
         "WebSocket protocol (/stream), and a web page to try it (/). Needs pip install 'u2moe[cpu,server]'.",
     )
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the bundled model")
+    _add_ports_and_access(parser)
+    _add_limits(parser)
+    _add_model(parser)
+    parser.set_defaults(run=run_serve)
+
+
+def _add_ports_and_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, only this machine")
     parser.add_argument("--port", type=int, default=8000, help="port of HTTP and WebSocket (default: 8000)")
     parser.add_argument(
@@ -30,25 +38,6 @@ def add_serve(subparsers: Any) -> None:
         metavar="NAME=PORT",
         help="serve a protocol on a separate port: wyoming (for Home Assistant, usually 10300), or wenet, sherpa, "
         "sherpa-offline or vosk at /, for clients without paths; may be repeated",
-    )
-    parser.add_argument(
-        "--language",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="language of the model, for Home Assistant; may be repeated (default: zh and en, by the vocabulary)",
-    )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--capacity", type=int, metavar="N", help="live streams per worker (default: measured)")
-    parser.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
-    parser.add_argument(
-        "--max-duration", type=float, default=14400, metavar="S", help="limit on audio in seconds (default: 14400)"
-    )
-    parser.add_argument(
-        "--idle-timeout", type=float, default=60, metavar="S", help="seconds with hardly any audio (default: 60)"
-    )
-    parser.add_argument(
-        "--drain-timeout", type=float, default=30, metavar="S", help="seconds to finish after SIGTERM (default: 30)"
     )
     parser.add_argument(
         "--api-key", type=Path, metavar="FILE", help=f"file with the key that clients must send (or ${_KEY_VARIABLE})"
@@ -62,10 +51,34 @@ def add_serve(subparsers: Any) -> None:
     )
     parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate for HTTPS and WSS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of the certificate")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--capacity", type=int, metavar="N", help="live streams per worker (default: measured)")
+    parser.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
+    parser.add_argument(
+        "--max-duration", type=float, default=14400, metavar="S", help="limit on audio in seconds (default: 14400)"
+    )
+    parser.add_argument(
+        "--idle-timeout", type=float, default=60, metavar="S", help="seconds with hardly any audio (default: 60)"
+    )
+    parser.add_argument(
+        "--drain-timeout", type=float, default=30, metavar="S", help="seconds to finish after SIGTERM (default: 30)"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk-size", type=int, metavar="N", help="encoder frames per chunk (default: 16)")
     add_session(parser)
     add_words(parser)
-    parser.set_defaults(run=run_serve)
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="language of the model, for Home Assistant; may be repeated (default: zh and en, by the vocabulary)",
+    )
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -92,7 +105,7 @@ def run_serve(args: argparse.Namespace) -> int:
         chunk_size=args.chunk_size,
         settings=session_settings(args),
         hotwords=hotwords_of(args),
-        language_model=None if args.lm is None else language_model_options(args.lm),
+        language_model=language_model_options(args.lm),
     )
     return launch(options, model)
 

@@ -1,4 +1,7 @@
-"""HTTP and WebSocket connections as uvicorn handles them, with limits on the time and memory that a client takes."""
+"""uvicorn's HTTP and WebSocket connections, with limits on time and memory per client.
+
+They extend classes of uvicorn that are not public: tests/server/test_uvicorn.py names the version and what is used.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _CLOSE_S = 15.0
 
 
 class HttpHandler(H11Protocol):
-    """HTTP that does not wait forever for clients that send no whole request, or do not read their response."""
+    """HTTP with timeouts for clients that never complete a request or do not read the response."""
 
     def __init__(self, metrics: Metrics, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -71,7 +74,7 @@ class HttpHandler(H11Protocol):
         super().connection_lost(exc)
 
     def _await_request(self) -> None:
-        """Give the client time for a whole request; of the one before, its body may still come."""
+        """Limit the time for the next request; the body of the previous one may still be arriving."""
         if self._request_timer is not None:
             self._request_timer.cancel()
         self._request_timer = self.loop.call_later(_HEADER_S, self._end_without_request)
@@ -98,7 +101,7 @@ class HttpHandler(H11Protocol):
 
 
 class WebSocketHandler(WebSocketsSansIOProtocol):
-    """A WebSocket that ends some time after it is closed here, even if the client does not read."""
+    """A WebSocket with a bounded queue, which is cut off if the client does not complete the close."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -111,7 +114,7 @@ class WebSocketHandler(WebSocketsSansIOProtocol):
         self.read_paused = True  # so that uvicorn does not pause after each message: the mailbox decides
 
     def handle_cont(self, event: Frame) -> None:
-        """Append a fragment of a message to those before: many small ones would take far more memory than they hold."""
+        """Append a fragment to one buffer: many small objects would take far more memory than their content."""
         if self.frames:
             self._fragments, self.frames = bytearray(self.frames[0]), []
         self._fragments += event.data

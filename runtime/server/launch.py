@@ -95,9 +95,9 @@ def launch(options: ServerOptions, model: ModelOptions) -> int:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process before the server is there to handle it.
+    """End the process with 0 on SIGTERM, until the server handles it.
 
-    By default it would, too, but not with 0, and not at all as the first process of a container.
+    By default the exit code would differ, and the first process of a container would ignore the signal.
     """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -107,10 +107,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 async def _load(model: ModelOptions) -> Recognizer:
-    """Load the recogniser, and exempt everything there is by now from garbage collection.
+    """Load the recogniser, and exempt all objects so far from garbage collection.
 
-    The rest is what connections leave. It is collected sooner without a large heap beside it: a full collection waits
-    until there is a quarter as much as has survived the last.
+    What connections leave behind is then collected sooner: a full collection waits until the number of new objects
+    is a quarter of those that survived the last.
     """
     recognizer = await asyncio.to_thread(model.load)
     LOGGER.info("u2moe %s: loaded %s, kernels: %s", version("u2moe"), recognizer.bundle.path, recognizer.model.kernels)
@@ -148,7 +148,7 @@ def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> No
 
 
 def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> None:
-    """Log where the server listens, and a warning if anybody may use it."""
+    """Log where the server listens, and a warning if anyone on the network may use it."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     tls = "s" if options.tls_certificate else ""
     for listener in listeners:
@@ -159,4 +159,4 @@ def _log_addresses(options: ServerOptions, listeners: Sequence[Listener]) -> Non
         else:
             LOGGER.info("listening at ws%s://%s:%d/ (%s)", tls, host, listener.port, listener.speaks)
     if not options.is_local and options.api_key is None:
-        LOGGER.warning("anybody who reaches %s may use this server: it has no API key", options.host)
+        LOGGER.warning("anyone who reaches %s may use this server: it has no API key", options.host)

@@ -1,4 +1,4 @@
-"""Listening sockets, what is spoken on each, and how their connections are handed to another process."""
+"""Listening sockets and their protocols; hands connections to another process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.options import ServerOptions
 
 HTTP = "http"
-"""What is spoken on the main port: HTTP, and all protocols over WebSocket."""
+"""The main port: HTTP, and all protocols over WebSocket."""
 BACKLOG = 512
 
 _SYSTEM_BUFFER = 128 << 10
@@ -27,7 +27,7 @@ _NAME_BYTES = 16
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening socket, and what is spoken on it: `HTTP`, or the name of a protocol."""
+    """A listening socket and its protocol: `HTTP`, or a name in the table of protocols."""
 
     socket: socket.socket
     speaks: str
@@ -83,7 +83,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def spoken_on(listeners: Sequence[Listener]) -> dict[int, str]:
-    """What is spoken on each port."""
+    """The protocol of each port."""
     return {listener.port: listener.speaks for listener in listeners}
 
 
@@ -99,7 +99,7 @@ def hand_over(channel: socket.socket, speaks: str, connection: socket.socket) ->
 
 
 def receive_connection(channel: socket.socket) -> tuple[str, socket.socket | None]:
-    """A connection that was handed over, and what is spoken on it; None at the end."""
+    """The protocol and the connection that was handed over; None at the end."""
     name, handles, _, _ = socket.recv_fds(channel, _NAME_BYTES, 1)
     if not name or not handles:
         return "", None

@@ -1,4 +1,4 @@
-"""The messages of a WebSocket until its task reads them; used instead of uvicorn's queue because it costs less."""
+"""The messages of a WebSocket until its task reads them: a cheaper replacement for uvicorn's queue."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Event = Mapping[str, Any]
 class Mailbox:
     """ASGI events in the order of their arrival, for one reader.
 
-    uvicorn stops to receive with each message until it is read, which takes two system calls for each block of audio.
-    Here that only happens to a client that sends faster than it is served. Nor does each read set a timer of its own.
+    uvicorn pauses reading after each message until it is taken, at the price of two system calls for each block of
+    audio. The mailbox pauses only clients that send faster than they are served, and has one timer for all reads.
 
     Args:
-        hold: called with True when too much waits, and with False when there is room again.
+        hold: pauses the connection if called with True, and resumes it with False.
     """
 
     def __init__(self, hold: Callable[[bool], object]) -> None:
@@ -70,7 +70,7 @@ class Mailbox:
         return event
 
     def close(self) -> None:
-        """Stop the timer, and let go of whoever was held: nothing more arrives."""
+        """Stop the timer and drop the reference to the connection: nothing more arrives."""
         self._hold = lambda _: None  # else they would refer to each other until the garbage is collected
         if self._timer is not None:
             self._timer.cancel()
@@ -87,7 +87,7 @@ class Mailbox:
             self._arrival = None
 
     def _expire(self, patience: Patience) -> None:
-        """End a wait that is too long; if there is patience left by now, look again when it would be over."""
+        """End a wait that is too long; if audio came in the meantime, check again when the new time is over."""
         self._timer = None
         if self._arrival is None or self._arrival.done():
             return

@@ -42,7 +42,7 @@ _HISTOGRAMS = {
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
 }
 _NUM_COLUMNS = 80
-"""Columns of the array: more than there are metrics, whatever the number of protocols."""
+"""Columns of the array: room for all values below and some thirty protocols."""
 
 
 def shared_rows(workers: int) -> Any:

@@ -1,4 +1,4 @@
-"""How long to wait for a client that sends little or nothing, whatever the protocol."""
+"""Idle timeouts for all protocols: how long to wait for a client that sends little or nothing."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 LEAST_BYTES_PER_S = 500
-"""Rate below which HTTP is not awaited any longer, in either direction."""
+"""Minimum rate of HTTP bodies, in either direction."""
 _LEAST_AUDIO = 0.01
-"""Least share of real time that a live client has to send: 0.6 seconds, about one chunk, in a minute."""
+"""Minimum audio of a live client as a share of real time: 0.6 seconds, about one chunk, in a minute."""
 
 
 class Patience:
-    """Ends after some seconds in which too little has come. Messages that move nothing on do not prolong it.
+    """A timeout that is extended only by progress, not by messages without any.
 
     Args:
-        limit_s: the seconds.
-        least: what has to come in them.
-        unit: what it is counted in, for people.
-        amount: returns how much has come since the start.
+        limit_s: seconds within which there must be progress.
+        least: the amount that counts as progress.
+        unit: unit of amounts, for errors.
+        amount: returns the amount received since the start.
     """
 
     def __init__(self, limit_s: float, least: float, unit: str, amount: Callable[[], float]) -> None:
@@ -38,7 +38,7 @@ class Patience:
         self._since, self._amount_then = self._time(), amount()
 
     def left_s(self) -> float:
-        """Seconds for which the client is still awaited, above 0.
+        """Seconds left, above 0.
 
         Raises:
             IdleError: none are left.
@@ -52,10 +52,10 @@ class Patience:
         return left
 
     async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
-        """What `next_one` returns.
+        """Await `next_one()` and return its result.
 
         Raises:
-            IdleError: it takes too long, or the patience was over before.
+            IdleError: the time is over.
         """
         try:
             async with asyncio.timeout(self.left_s()) as scope:
@@ -70,5 +70,5 @@ class Patience:
 
 
 def patience_for_audio(place: Place, idle_s: float) -> Patience:
-    """Patience with a live client, which has to send audio."""
+    """The idle timeout of a live client, which has to send audio."""
     return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: place.fed_s)

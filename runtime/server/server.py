@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
 
         Args:
             service: shared by all protocols; started and stopped here.
-            ports: what is spoken on each port.
+            ports: the protocol of each port.
             ready: called when connections are accepted.
         """
         options = service.options

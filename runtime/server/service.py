@@ -1,4 +1,4 @@
-"""Shared by all protocols of one process: the recogniser, its scheduler, and admission."""
+"""What all protocols of one process share: the recogniser, its scheduler, and admission."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Service:
             raise RequestError(str(error), "hotwords") from error
 
     async def writable_hotwords(self, phrases: Sequence[str]) -> ContextGraph | None:
-        """Hotwords of a client that may not intend them as such: omits what the vocabulary cannot spell."""
+        """Hotwords from phrases of any kind; those that the vocabulary cannot spell are omitted."""
         writable = []
         for phrase in dict.fromkeys(phrases[: self.options.limits.hotwords]):
             with contextlib.suppress(RequestError):

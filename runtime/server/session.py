@@ -99,7 +99,7 @@ class Inbox:
 
     @property
     def ends(self) -> bool:
-        """Whether nothing follows what is in it."""
+        """Whether no more audio will follow."""
         return self.finish_time is not None or (self.is_draining and not self.shown)
 
     @property

@@ -1,4 +1,4 @@
-"""Texts in and out: hotwords from what other APIs call a prompt, and the text that a segment adds to a transcript."""
+"""Hotwords from prompts of other APIs, the text that a segment adds to a transcript, languages of a vocabulary."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class WorkerPlace:
     Attributes:
         number: number of the worker, from 0.
         channel: channel that delivers its connections.
-        ports: what is spoken on each port.
+        ports: the protocol of each port.
         rows: shared memory for the metrics of all workers.
     """
 
@@ -143,7 +143,7 @@ class _Team:
         connection.close()
 
     def _by_room(self) -> list[_Worker]:
-        """Those that are ready, the one with the most room first."""
+        """Workers that are ready, the one with the most free places first."""
         names = ("ready", "capacity", "streams", "known_connections")
         ready, capacity, streams, known = (self._metrics.each(name) for name in names)
 

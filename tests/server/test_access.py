@@ -5,9 +5,6 @@ import openai
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from u2moe.runtime import cli
-from u2moe.runtime.cli import serve
-
 KEY = "a key of 20 letters."
 
 
@@ -72,15 +69,6 @@ def test_keys_are_compared_in_constant_time(guarded, monkeypatch):
     assert (guarded.key[:-1].encode(), guarded.key.encode()) in compared
 
 
-def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
-    (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
-    monkeypatch.delenv("U2MOE_API_KEY", raising=False)
-    assert serve._api_key(None) is None
-    monkeypatch.setenv("U2MOE_API_KEY", "from-the-environment")
-    assert serve._api_key(None) == "from-the-environment"
-    assert serve._api_key(tmp_path / "key") == "from-a-file"
-
-
 def test_subprotocol(server):
     with server.connect("/v1/realtime", subprotocols=["realtime", "openai-beta.realtime-v1"]) as client:
         assert client.websocket.subprotocol == "realtime"
@@ -130,16 +118,3 @@ def test_cors(guarded, server):
     assert (
         "Access-Control-Allow-Origin" not in server.get("/v1/models", headers={"Origin": "https://a.example"}).headers
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--protocol", "vosk=1", "--protocol", "vosk=2"], "--protocol must name each protocol once, got vosk twice"),
-        (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file, expected one in PEM for TLS"),
-        (["--port", "70000"], "error: port must be at most 65535, got 70000"),
-    ],
-)
-def test_options_are_checked_before_the_model_is_loaded(arguments, message, capsys):
-    assert cli.main(["serve", "no-bundle", *arguments]) == 1
-    assert message in capsys.readouterr().err

@@ -1,10 +1,10 @@
 """Who is let in, and what those get who are not."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 import soundfile
+from dialects import START
 
 from u2moe.runtime import DecodingOptions
 from u2moe.runtime.server.admission import Admission, measure_capacity
@@ -31,13 +31,13 @@ def test_a_place_is_free_again_when_its_client_leaves(running):
             again.start()
 
 
-@pytest.mark.parametrize("path", ["/stream", "/wenet", "/sherpa", "/sherpa-offline", "/vosk", "/v1/realtime"])
-def test_each_protocol_says_that_it_is_full(running, path):
+def test_each_protocol_says_that_it_is_full(running):
     with running(capacity=1) as small, small.connect() as first:
         first.start()
-        with small.connect(path) as refused:
-            assert refused.close_code() == 1013
-            assert FULL in refused.websocket.close_reason
+        for path in START:
+            with small.connect(path) as refused:
+                assert refused.close_code() == 1013, path
+                assert FULL in refused.websocket.close_reason
 
 
 def test_those_inside_are_recognised_while_others_are_refused(running, speech, expected):
@@ -54,24 +54,16 @@ def test_those_inside_are_recognised_while_others_are_refused(running, speech, e
 
 def test_files_have_places_of_their_own(running, held, speech, tmp_path):
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    content = (tmp_path / "talk.wav").read_bytes()
-
-    def post():
-        url = f"{small.url}/v1/audio/transcriptions"
-        return httpx.post(url, files={"file": content}, trust_env=False, timeout=120)
-
-    with running(held, max_files=1) as small:
-        answers = []
-        first = threading.Thread(target=lambda: answers.append(post()))
-        first.start()
+    files = {"file": (tmp_path / "talk.wav").read_bytes()}
+    with running(held, max_files=1) as small, ThreadPoolExecutor() as pool:
+        first = pool.submit(small.post, files=files)
         assert held.is_held.wait(120)
-        refused = post()
+        refused = small.post(files=files)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
         assert refused.json()["error"]["type"] == "server_error"
         held.release()
-        first.join()
-        assert answers[0].status_code == 200
-        assert post().status_code == 200
+        assert first.result().status_code == 200
+        assert small.post(files=files).status_code == 200
 
 
 def test_admission_counts():

@@ -49,15 +49,14 @@ def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech,
         server.join()
 
 
-@pytest.mark.parametrize("path", START)
-def test_those_that_say_nothing_are_closed_at_once(running, path):
-    with running(drain_s=PATIENCE_S) as server, server.connect(path) as client:
-        if path == "/stream":
-            client.start()
-            client.play(np.zeros(32_000, np.int16))
-        server.wait_until(lambda: server.metric("streams") == 1)
+def test_those_that_say_nothing_are_closed_at_once(running):
+    with running(drain_s=PATIENCE_S) as server, contextlib.ExitStack() as stack:
+        clients = {path: stack.enter_context(server.connect(path)) for path in START}
+        clients["/stream"].start()
+        clients["/stream"].play(np.zeros(32_000, np.int16))
+        server.wait_until(lambda: server.metric("streams") == len(START))
         server.stop()
-        assert client.close_code() == 1001
+        assert {path: client.close_code() for path, client in clients.items()} == dict.fromkeys(START, 1001)
         server.join()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from messages import WEBSOCKETS, upload, wyoming
+from dialects import START, conversation, upload, wyoming_request
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
@@ -22,7 +22,7 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.recognizer import DEMO_FOLDER
 
 REST, WYOMING = "/v1/audio/transcriptions", "wyoming"
-PROTOCOLS = (*WEBSOCKETS, REST, WYOMING)
+PROTOCOLS = (*START, REST, WYOMING)
 AT_ONCE = 100
 PATIENCE_S = 60.0
 ENDS = ("to the end", "closed early", "lost")
@@ -118,10 +118,10 @@ async def exchange(port, data):
 async def try_one(server, wyoming_port, protocol, seed, samples):
     """One conversation of a protocol, from its seed."""
     random = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
-    if protocol in WEBSOCKETS:
-        return await converse(server, protocol, damaged(WEBSOCKETS[protocol](samples), random))
+    if protocol in START:
+        return await converse(server, protocol, damaged(conversation(protocol, samples), random))
     if protocol == WYOMING:
-        pieces = list(wyoming(samples).splitlines(keepends=True))
+        pieces = list(wyoming_request(samples).splitlines(keepends=True))
         return await exchange(wyoming_port, _joined(damaged(pieces, random)))
     wav = io.BytesIO()
     soundfile.write(wav, samples, 16_000, format="WAV")
@@ -177,7 +177,7 @@ def test_thousands_of_damaged_conversations_leave_nothing_behind(apart, protocol
 
 
 def test_damage_comes_from_its_seed(samples):
-    messages = WEBSOCKETS["/stream"](samples[:NUM_SAMPLES])
+    messages = conversation("/stream", samples[:NUM_SAMPLES])
     made = [damaged(messages, np.random.default_rng(seed)) for seed in range(20)]
     assert made == [damaged(messages, np.random.default_rng(seed)) for seed in range(20)]
     assert sum(each != messages for each in made) > 15
@@ -185,8 +185,8 @@ def test_damage_comes_from_its_seed(samples):
 
 async def visit(server, samples, random):
     """One client: how it ended."""
-    path, end = str(random.choice(list(WEBSOCKETS))), str(random.choice(ENDS))
-    messages = WEBSOCKETS[path](samples)
+    path, end = str(random.choice(list(START))), str(random.choice(ENDS))
+    messages = conversation(path, samples)
     if end != "to the end":
         messages = messages[: int(random.integers(len(messages) + 1))]
     try:

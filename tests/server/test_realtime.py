@@ -24,6 +24,14 @@ def connect(server):
     return connect
 
 
+@pytest.fixture
+def client(server):
+    """A plain client, after the server's first event."""
+    with server.connect("/v1/realtime", max_queue=None) as client:
+        assert client.receive()["type"] == "session.created"
+        yield client
+
+
 def receive_until(connection, *kinds):
     events = [connection.recv()]
     while events[-1].type not in kinds:
@@ -93,37 +101,33 @@ def test_format_prompt_and_pauses_are_the_clients(connect, speech, server, demo)
     assert completed.transcript == demo.transcribe(speech(), options=options, hotwords=["seventy"]).text
 
 
-def test_a_shorter_pause_ends_items_earlier(server, speech):
-    with server.connect("/v1/realtime", max_queue=None) as client:
-        client.receive()
-        client.tell(
-            type="transcription_session.update",
-            session={
-                "input_audio_format": "pcm16",
-                "turn_detection": {"type": "server_vad", "silence_duration_ms": 400},
-            },
-        )
-        assert client.receive()["type"] == "transcription_session.updated"
-        samples = speech(24_000)
-        play_raw(client, samples[: len(samples) // 2])  # up to within the pause after the second speaker
-        assert client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+def test_a_shorter_pause_ends_items_earlier(client, speech):
+    client.tell(
+        type="transcription_session.update",
+        session={
+            "input_audio_format": "pcm16",
+            "turn_detection": {"type": "server_vad", "silence_duration_ms": 400},
+        },
+    )
+    assert client.receive()["type"] == "transcription_session.updated"
+    samples = speech(24_000)
+    play_raw(client, samples[: len(samples) // 2])  # up to within the pause after the second speaker
+    assert client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
 
 
-def test_pauses_that_words_have_end_no_items(server, speech, expected):
-    with server.connect("/v1/realtime", max_queue=None) as client:
-        client.receive()
-        detection = {"type": "server_vad", "silence_duration_ms": 100}
-        client.tell(type="session.update", session={"audio": {"input": {"turn_detection": detection}}})
-        (updated,) = client.receive_until("session.updated")
-        audio = updated["session"]["audio"]["input"]
-        assert audio["turn_detection"]["silence_duration_ms"] == 500
-        assert json.dumps(audio["format"]) == '{"type": "audio/pcm", "rate": 24000}'  # not 24000.0
-        play_raw(client, speech(24_000))
-        client.tell(type="input_audio_buffer.commit")
-        last = expected(24_000).segments[-1].text  # of a question that is asked without a pause
-        text = ""
-        while last.split()[-1] not in text:
-            text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+def test_pauses_that_words_have_end_no_items(client, speech, expected):
+    detection = {"type": "server_vad", "silence_duration_ms": 100}
+    client.tell(type="session.update", session={"audio": {"input": {"turn_detection": detection}}})
+    (updated,) = client.receive_until("session.updated")
+    audio = updated["session"]["audio"]["input"]
+    assert audio["turn_detection"]["silence_duration_ms"] == 500
+    assert json.dumps(audio["format"]) == '{"type": "audio/pcm", "rate": 24000}'  # not 24000.0
+    play_raw(client, speech(24_000))
+    client.tell(type="input_audio_buffer.commit")
+    last = expected(24_000).segments[-1].text  # of a question that is asked without a pause
+    text = ""
+    while last.split()[-1] not in text:
+        text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
     assert text == last
 
 
@@ -153,54 +157,48 @@ def test_audio_of_telephones(server, speech, demo, kind, older, encoding):
         assert text == demo.transcribe(samples, 8000, options=server.service.stream_options).text
 
 
-def test_settings_may_change_between_turns(server, speech, expected):
+def test_settings_may_change_between_turns(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
     cut = round((segments[0].end + 1.4) * 24_000)  # within the pause
-    with server.connect("/v1/realtime", max_queue=None) as client:
-        client.receive()
-        play_raw(client, np.concatenate([samples[:cut], np.zeros(36_000, np.int16)]))
-        first = client.receive_until(f"{TRANSCRIPTION}.completed")
-        client.tell(type="session.update", session=MANUAL)
-        assert client.receive()["type"] == "session.updated"
-        play_raw(client, samples[cut:])
-        client.tell(type="input_audio_buffer.commit")
-        rest = client.receive_until(f"{TRANSCRIPTION}.completed")
-        assert "input_audio_buffer.speech_started" not in {event["type"] for event in rest}
-        play_raw(client, samples[:100])
-        client.tell(type="session.update", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
-        assert "the format can change while no audio is in the buffer" in client.receive()["error"]["message"]
+    play_raw(client, np.concatenate([samples[:cut], np.zeros(36_000, np.int16)]))
+    first = client.receive_until(f"{TRANSCRIPTION}.completed")
+    client.tell(type="session.update", session=MANUAL)
+    assert client.receive()["type"] == "session.updated"
+    play_raw(client, samples[cut:])
+    client.tell(type="input_audio_buffer.commit")
+    rest = client.receive_until(f"{TRANSCRIPTION}.completed")
+    assert "input_audio_buffer.speech_started" not in {event["type"] for event in rest}
+    play_raw(client, samples[:100])
+    client.tell(type="session.update", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
+    assert "the format can change while no audio is in the buffer" in client.receive()["error"]["message"]
     assert first[-1]["transcript"] == segments[0].text
     assert rest[-1]["transcript"].endswith(segments[-1].text)
 
 
-def test_a_commit_is_always_answered(server, speech, expected):
+def test_a_commit_is_always_answered(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
-    with server.connect("/v1/realtime", max_queue=None) as client:
-        client.receive()
-        for _ in range(2):  # with a pause at the end, so that all turns have ended before
-            play_raw(client, samples)
-            play_raw(client, np.zeros(36_000, np.int16))
-            texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in segments]
-            assert texts == [segment.text for segment in segments]
-            client.tell(type="input_audio_buffer.commit")
-            committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
-            assert committed["type"] == "input_audio_buffer.committed"
-            assert completed["transcript"] == ""
+    for _ in range(2):  # with a pause at the end, so that all turns have ended before
+        play_raw(client, samples)
+        play_raw(client, np.zeros(36_000, np.int16))
+        texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in segments]
+        assert texts == [segment.text for segment in segments]
         client.tell(type="input_audio_buffer.commit")
-        assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
+        committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
+        assert committed["type"] == "input_audio_buffer.committed"
+        assert completed["transcript"] == ""
+    client.tell(type="input_audio_buffer.commit")
+    assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
 
 
-def test_times_count_from_the_first_audio(server, speech, expected):
+def test_times_count_from_the_first_audio(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
-    with server.connect("/v1/realtime", max_queue=None) as client:
-        client.receive()
-        for begin_s in (0, len(samples) / 24_000):
-            play_raw(client, samples)
-            client.tell(type="input_audio_buffer.commit")
-            for segment in segments:
-                events = client.receive_until(f"{TRANSCRIPTION}.completed")
-                (stopped,) = (event for event in events if event["type"] == "input_audio_buffer.speech_stopped")
-                assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
+    for begin_s in (0, len(samples) / 24_000):
+        play_raw(client, samples)
+        client.tell(type="input_audio_buffer.commit")
+        for segment in segments:
+            events = client.receive_until(f"{TRANSCRIPTION}.completed")
+            (stopped,) = (event for event in events if event["type"] == "input_audio_buffer.speech_stopped")
+            assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
 
 
 def play_raw(client, samples):
@@ -242,14 +240,12 @@ def test_clear_forgets(connect, speech, expected):
         ({"type": "session.update", "session": {"turn_detection": {"type": "none"}}}, "server_vad"),
     ],
 )
-def test_what_is_wrong_is_answered_and_the_session_goes_on(server, event, complaint):
-    with server.connect("/v1/realtime", max_queue=None) as client:
-        client.receive()
-        client.send(event if isinstance(event, str | bytes) else json.dumps({"event_id": "mine", **event}))
-        answer = client.receive()
-        assert answer["type"] == "error"
-        assert complaint in answer["error"]["message"]
-        assert answer["error"]["event_id"] == ("mine" if isinstance(event, dict) else None)
-        play_raw(client, np.zeros(2400, np.int16))
-        client.tell(type="input_audio_buffer.clear")
-        assert client.receive()["type"] == "input_audio_buffer.cleared"
+def test_what_is_wrong_is_answered_and_the_session_goes_on(client, event, complaint):
+    client.send(event if isinstance(event, str | bytes) else json.dumps({"event_id": "mine", **event}))
+    answer = client.receive()
+    assert answer["type"] == "error"
+    assert complaint in answer["error"]["message"]
+    assert answer["error"]["event_id"] == ("mine" if isinstance(event, dict) else None)
+    play_raw(client, np.zeros(2400, np.int16))
+    client.tell(type="input_audio_buffer.clear")
+    assert client.receive()["type"] == "input_audio_buffer.cleared"

@@ -13,8 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from u2moe.runtime import cli
-
 PATIENCE_S = 120
 
 
@@ -138,37 +136,3 @@ def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
     assert ended.returncode == 1
     assert "before it was ready" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
-    (tmp_path / "names.txt").write_text("ALICE :much\n", encoding="utf-8")
-    assert cli.main(["serve", "--port", "0", "--hotwords", str(tmp_path / "names.txt")]) == 1
-    assert str(tmp_path / "names.txt") in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--port", "70000"], "at most 65535"),
-        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk, wyoming"),
-        (["--protocol", "vosk"], "NAME=PORT"),
-        (["--workers", "0"], "workers must be at least 1"),
-        (["--capacity", "0"], "capacity must be at least 1"),
-        (["--max-duration", "nan"], "duration_s must be"),
-        (["--tls-key", "x"], "both the certificate and its key"),
-        (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming knows no API key"),
-        (["--api-key", "/dev/null"], "holds no API key"),
-        (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
-    ],
-)
-def test_options_that_make_no_sense(arguments, complaint, tmp_path, capsys):
-    (tmp_path / "key").write_text("secret\n", encoding="utf-8")
-    arguments = [str(tmp_path / "key") if argument == "KEYFILE" else argument for argument in arguments]
-    assert cli.main(["serve", *arguments]) == 1
-    assert complaint in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken(server, capsys):
-    port = server.ports["http"]
-    assert cli.main(["serve", "--port", str(port)]) == 1
-    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err

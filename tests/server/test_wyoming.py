@@ -6,6 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
+from dialects import WYOMING_AUDIO as RAW
+from dialects import wyoming_event as event
 
 from u2moe.runtime.server.texts import languages_of
 
@@ -16,8 +18,6 @@ with warnings.catch_warnings():
     from wyoming.client import AsyncTcpClient
     from wyoming.info import Describe, Info
     from wyoming.ping import Ping
-
-RAW = {"rate": 16_000, "width": 2, "channels": 1}
 
 
 async def speak(port, audio, rate=16_000, channels=1, transcribe=None):
@@ -94,11 +94,6 @@ def test_describe_and_ping(server, demo):
 )
 def test_languages_by_vocabulary(symbols, languages):
     assert languages_of(symbols) == languages
-
-
-def event(kind, data=None, payload=b"", **head):
-    line = {"type": kind, "data": data or {}, "payload_length": len(payload), **head}
-    return json.dumps(line).encode() + b"\n" + payload
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,34 @@ def audio_messages(path, samples, block_len=8000):
 def wyoming_event(kind, data=None, payload=b"", **head):
     line = {"type": kind, "data": data or {}, "payload_length": len(payload), **head}
     return json.dumps(line).encode() + b"\n" + payload
+
+
+WITH_OPTIONS = {
+    "/stream": ['{"sample_rate": 16000, "hotwords": ["seven", ["three", 2.5]], "nbest": 3}'],
+    "/wenet": ['{"signal": "start", "nbest": 5, "continuous_decoding": true}'],
+    "/vosk": ['{"config": {"sample_rate": 16000, "max_alternatives": 2, "phrase_list": ["seven"]}}'],
+    "/v1/realtime": ['{"type": "session.update", "session": {"audio": {"input": {"turn_detection": null}}}}'],
+}
+"""Beginnings with more options than `START`."""
+
+
+def conversation(path, samples):
+    """All messages of a client that uses options."""
+    return [*WITH_OPTIONS.get(path, START[path]), *audio_messages(path, samples, 3200), END[path]]
+
+
+def wyoming_request(samples):
+    """A whole request to the port of Wyoming."""
+    begin = [wyoming_event("describe"), wyoming_event("transcribe"), wyoming_event("audio-start", WYOMING_AUDIO)]
+    blocks = (samples[start : start + 3200].tobytes() for start in range(0, len(samples), 3200))
+    chunks = (wyoming_event("audio-chunk", WYOMING_AUDIO, block) for block in blocks)
+    return b"".join([*begin, *chunks, wyoming_event("audio-stop")])
+
+
+def upload(content, fields=(("response_format", "verbose_json"),)):
+    """The body of a request to `/v1/audio/transcriptions`, whose boundary is "x"."""
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields
+    ]
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    return b"".join([*parts, head, content, b"\r\n--x--\r\n"])

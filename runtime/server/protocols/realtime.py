@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_RATE = 24_000
 _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
-"""Formats of audio, and what soundfile calls their samples; those of telephones have 8 kHz."""
+"""Audio formats and soundfile's names of their encodings; G.711 has 8 kHz."""
 _OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _TELEPHONE_RATE = 8000
 _LEAST_SILENCE_S = 0.5

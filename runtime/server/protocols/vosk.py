@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PART_S = 2.0
 """Seconds of a message after which its final results are taken."""
 _UNKNOWN = "[unk]"
-"""In lists of phrases, represents any other speech, which is always allowed here."""
+"""In vosk's lists of phrases, any other speech; here that is always allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ async def _feed(session: ServerSession, samples: npt.NDArray[np.int16]) -> list[
 
 
 def _read_config(value: Any, before: _Config) -> _Config:
-    """Read a configuration; what it does not name stays as it was. Numbers may be text, as in vosk."""
+    """Read a configuration; values that it omits keep their value. Numbers may be text, as in vosk."""
     given = checked_object("config", value)
     phrases = given.get("phrase_list", before.phrases) or []
     if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):

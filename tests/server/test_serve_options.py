@@ -1,0 +1,51 @@
+"""What `u2moe serve` says of its options."""
+
+import pytest
+
+from u2moe.runtime import cli
+from u2moe.runtime.cli import serve
+
+
+def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
+    monkeypatch.delenv("U2MOE_API_KEY", raising=False)
+    assert serve._api_key(None) is None
+    monkeypatch.setenv("U2MOE_API_KEY", "from-the-environment")
+    assert serve._api_key(None) == "from-the-environment"
+    assert serve._api_key(tmp_path / "key") == "from-a-file"
+
+
+def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("ALICE :much\n", encoding="utf-8")
+    assert cli.main(["serve", "--port", "0", "--hotwords", str(tmp_path / "names.txt")]) == 1
+    assert str(tmp_path / "names.txt") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--port", "70000"], "at most 65535"),
+        (["--protocol", "vosk=1", "--protocol", "vosk=2"], "must name each protocol once, got vosk twice"),
+        (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file, expected one in PEM for TLS"),
+        (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk, wyoming"),
+        (["--protocol", "vosk"], "NAME=PORT"),
+        (["--workers", "0"], "workers must be at least 1"),
+        (["--capacity", "0"], "capacity must be at least 1"),
+        (["--max-duration", "nan"], "duration_s must be"),
+        (["--tls-key", "x"], "both the certificate and its key"),
+        (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming knows no API key"),
+        (["--api-key", "/dev/null"], "holds no API key"),
+        (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tmp_path, capsys):
+    (tmp_path / "key").write_text("secret\n", encoding="utf-8")
+    arguments = [str(tmp_path / "key") if argument == "KEYFILE" else argument for argument in arguments]
+    assert cli.main(["serve", "no-bundle", *arguments]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(server, capsys):
+    port = server.ports["http"]
+    assert cli.main(["serve", "--port", str(port)]) == 1
+    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
