@@ -120,6 +120,21 @@ def test_settings_of_a_model_that_are_wrong_are_named():
             language_model_options(text)
 
 
+def test_a_server_uses_one_model_for_all_streams_and_files(bundle, tmp_path):
+    pytest.importorskip("starlette", reason="needs the extra server")
+    from u2moe.runtime.server.metrics import Metrics  # noqa: PLC0415
+    from u2moe.runtime.server.options import ServerOptions  # noqa: PLC0415
+    from u2moe.runtime.server.service import Service  # noqa: PLC0415
+
+    (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCD", 2), encoding="utf-8")
+    language_model = LanguageModelOptions(model=tmp_path / "toy.arpa")
+    recognizer = Recognizer.load(bundle.path, options=DecodingOptions(language_model=language_model))
+    options = Service(recognizer, ServerOptions(), Metrics()).stream_options
+    streams = [recognizer.create_stream(options) for _ in range(2)]
+    assert recognizer.options.language_model is options.language_model is language_model
+    assert streams[0].source.fusion is streams[1].source.fusion is not None
+
+
 @pytest.mark.slow
 def test_the_command_line_has_a_model(bundle, clips, capsys):
     words = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

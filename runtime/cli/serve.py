@@ -9,7 +9,6 @@ from typing import Any
 
 from u2moe.runtime.cli.options import add_session, add_words, hotwords_of, language_model_options, session_settings
 
-
 _KEY_VARIABLE = "U2MOE_API_KEY"
 
 
@@ -83,7 +82,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    from u2moe.runtime.server.launch import ModelOptions, launch
+    from u2moe.runtime.corpus.model_choice import ModelChoice
+    from u2moe.runtime.options import DecodingOptions
+    from u2moe.runtime.server.launch import launch
     from u2moe.runtime.server.options import Limits, ServerOptions
 
     options = ServerOptions(
@@ -92,6 +93,7 @@ def run_serve(args: argparse.Namespace) -> int:
         protocol_ports=_protocol_ports(args.protocol),
         languages=tuple(args.language),
         workers=args.workers,
+        chunk_size=args.chunk_size,
         capacity=args.capacity,
         limits=Limits(upload_bytes=args.max_upload << 20, duration_s=args.max_duration, idle_s=args.idle_timeout),
         drain_s=args.drain_timeout,
@@ -100,12 +102,11 @@ def run_serve(args: argparse.Namespace) -> int:
         tls_certificate=args.tls_certificate,
         tls_key=args.tls_key,
     )
-    model = ModelOptions(
-        bundle=args.bundle,
-        chunk_size=args.chunk_size,
+    model = ModelChoice(
+        directory=None if args.bundle is None else str(args.bundle),
         settings=session_settings(args),
+        options=DecodingOptions(language_model=language_model_options(args.lm)),
         hotwords=hotwords_of(args),
-        language_model=language_model_options(args.lm),
     )
     return launch(options, model)
 

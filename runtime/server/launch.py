@@ -8,15 +8,11 @@ import gc
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
+from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.options import STREAM_CHUNK_SIZE, DecodingOptions, EndpointConfig
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners, spoken_on
 from u2moe.runtime.server.log import LOGGER, log_to_stderr
@@ -27,50 +23,13 @@ from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import WorkerPlace, run_workers
 
-_LEFT_CHUNKS = 4
-"""Chunks of left context of live streams, which bounds their memory and time."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The model that each worker loads.
-
-    Attributes:
-        bundle: folder of a bundle; None: the bundled model.
-        chunk_size: encoder frames per chunk of live streams; None: as in training, or 16.
-        settings: where and how the graphs run.
-        hotwords: phrases to prefer, each alone or with its weight; None: none.
-        language_model: language model of all streams and files.
-    """
-
-    bundle: Path | None = None
-    chunk_size: int | None = None
-    settings: SessionSettings = field(default_factory=SessionSettings)
-    hotwords: tuple[str | tuple[str, float], ...] | None = None
-    language_model: LanguageModelOptions | None = None
-
-    def load(self) -> Recognizer:
-        """Load the recogniser of one process."""
-        options = DecodingOptions(language_model=self.language_model)
-        return Recognizer.load(self.bundle, self.settings, options=options, hotwords=self.hotwords)
-
-    def decoding(self, recognizer: Recognizer) -> DecodingOptions:
-        """How live streams are decoded."""
-        config = recognizer.model.config
-        return DecodingOptions(
-            chunk_size=self.chunk_size or config.static_chunk_size or STREAM_CHUNK_SIZE,
-            num_left_chunks=_LEFT_CHUNKS,
-            endpoint=EndpointConfig(),
-            language_model=self.language_model,
-        )
-
-
-def launch(options: ServerOptions, model: ModelOptions) -> int:
+def launch(options: ServerOptions, model: ModelChoice) -> int:
     """Serve until told to stop; returns the exit code. Logs to stderr.
 
     Args:
         options: options of the server.
-        model: the model to load.
+        model: the model that each worker loads; files are decoded with its options.
 
     Raises:
         OSError: a port cannot be opened.
@@ -106,7 +65,7 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def _load(model: ModelOptions) -> Recognizer:
+async def _load(model: ModelChoice) -> Recognizer:
     """Load the recogniser, and exempt all objects so far from garbage collection.
 
     What connections leave behind is then collected sooner: a full collection waits until the number of new objects
@@ -119,10 +78,10 @@ async def _load(model: ModelOptions) -> Recognizer:
     return recognizer
 
 
-async def _serve(options: ServerOptions, model: ModelOptions, listeners: Sequence[Listener]) -> None:
+async def _serve(options: ServerOptions, model: ModelChoice, listeners: Sequence[Listener]) -> None:
     """Serve in this process."""
     recognizer = await _load(model)
-    service = Service(recognizer, options, model.decoding(recognizer), Metrics(tuple(PROTOCOLS)))
+    service = Service(recognizer, options, Metrics(tuple(PROTOCOLS)))
 
     def ready() -> None:
         LOGGER.info("ready: %d live streams at a time", service.admission.num_places)
@@ -130,14 +89,14 @@ async def _serve(options: ServerOptions, model: ModelOptions, listeners: Sequenc
     await Server(service, spoken_on(listeners), ready).run_here(listeners)
 
 
-def _work(options: ServerOptions, model: ModelOptions, place: WorkerPlace) -> None:
+def _work(options: ServerOptions, model: ModelChoice, place: WorkerPlace) -> None:
     """Serve connections that are handed over, in a separate process."""
     log_to_stderr(place.number)
 
     async def serve() -> None:
         recognizer = await _load(model)
         metrics = Metrics(tuple(PROTOCOLS), place.rows, place.number)
-        service = Service(recognizer, options, model.decoding(recognizer), metrics)
+        service = Service(recognizer, options, metrics)
         await Server(service, place.ports).run_behind(place.channel)
 
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from u2moe.runtime.audio.arrays import Resampler
 from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.options import STREAM_CHUNK_SIZE, EndpointConfig
 from u2moe.runtime.server.admission import Admission, measure_capacity, take_memory
 from u2moe.runtime.server.errors import RequestError, StoppingError
 from u2moe.runtime.server.files import FileQueue
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from u2moe.runtime.server.options import ServerOptions
     from u2moe.runtime.server.session import ServerSession
 
+_LEFT_CHUNKS = 4
+"""Chunks of left context of live streams, which bounds their memory and time."""
 _MAX_HOTWORD_LEN = 200
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
@@ -40,12 +44,15 @@ class Service:
         stream_options: how live streams are decoded, unless a client says otherwise.
     """
 
-    def __init__(
-        self, recognizer: Recognizer, options: ServerOptions, stream_options: DecodingOptions, metrics: Metrics
-    ) -> None:
+    def __init__(self, recognizer: Recognizer, options: ServerOptions, metrics: Metrics) -> None:
         self.recognizer = recognizer
         self.options = options
-        self.stream_options = stream_options
+        self.stream_options = dataclasses.replace(
+            recognizer.options,
+            chunk_size=options.chunk_size or recognizer.model.config.static_chunk_size or STREAM_CHUNK_SIZE,
+            num_left_chunks=_LEFT_CHUNKS,
+            endpoint=EndpointConfig(),
+        )
         self.metrics = metrics
         self.incidents = Incidents(metrics)
         self.is_ready = False

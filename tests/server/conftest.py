@@ -134,7 +134,7 @@ class RunningServer:
         self.ports = {listener.speaks: listener.port for listener in self.listeners}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.websocket_url = self.url.replace("http", "ws")
-        self.service = Service(recognizer, options, STREAMING, Metrics(tuple(PROTOCOLS)))
+        self.service = Service(recognizer, options, Metrics(tuple(PROTOCOLS)))
         self.is_ready = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -256,5 +256,7 @@ def held(demo):
 @pytest.fixture(scope="session")
 def server(running):
     """The server that most tests share."""
-    with running(protocol_ports={name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}) as server:
+    with running(
+        capacity=50, protocol_ports={name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}
+    ) as server:
         yield server

@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     from wyoming.asr import Transcribe, Transcript, TranscriptChunk
     from wyoming.audio import AudioChunk, AudioStart, AudioStop
     from wyoming.client import AsyncTcpClient
+    from wyoming.event import Event
     from wyoming.info import Describe, Info
     from wyoming.ping import Ping
 
@@ -74,13 +75,16 @@ def test_describe_and_ping(server, demo):
             await client.write_event(Describe().event())
             info = Info.from_event(await client.read_event())
             await client.write_event(Ping(text="here").event())
-            return info, await client.read_event()
+            pong = await client.read_event()
+            await client.write_event(Event("ping", {"kind": "of any", "self": 1}))
+            return info, pong, await client.read_event()
 
-    info, pong = asyncio.run(ask())
+    info, pong, odd = asyncio.run(ask())
     assert info.asr[0].models[0].name == demo.bundle.path.name
     assert info.asr[0].models[0].languages == ["en"]  # without one Home Assistant does not offer it
     assert info.asr[0].supports_transcript_streaming
     assert (pong.type, pong.data["text"]) == ("pong", "here")
+    assert (odd.type, odd.data["kind"]) == ("pong", "of any")
 
 
 @pytest.mark.parametrize(

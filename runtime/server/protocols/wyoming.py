@@ -129,7 +129,7 @@ class _Client:
             await self.send("transcript-stop")
         await self.send("transcript", text=join_texts(texts))
 
-    async def send(self, kind: str, **data: Any) -> None:
+    async def send(self, kind: str, /, **data: Any) -> None:
         """Send an event.
 
         Raises:
