@@ -102,10 +102,11 @@ def run_serve(args: argparse.Namespace) -> int:
         tls_certificate=args.tls_certificate,
         tls_key=args.tls_key,
     )
+    language_model = None if args.lm is None else language_model_options(args.lm)
     model = ModelChoice(
         directory=None if args.bundle is None else str(args.bundle),
         settings=session_settings(args),
-        options=DecodingOptions(language_model=language_model_options(args.lm)),
+        options=DecodingOptions(language_model=language_model),
         hotwords=hotwords_of(args),
     )
     return launch(options, model)
