@@ -80,7 +80,7 @@ class Convolution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class EncoderArchitecture:
     """A conformer or transformer encoder."""
 
     kind: Literal["conformer", "transformer"]
@@ -139,7 +139,7 @@ class Decoder:
 class Architecture:
     """The whole network: encoder, CTC head, and the decoders that the checkpoint has."""
 
-    encoder: Encoder
+    encoder: EncoderArchitecture
     left_decoder: Decoder | None
     right_decoder: Decoder | None
     vocab_size: int

@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import Convolution, Encoder
+from u2moe.export.architecture import Convolution, EncoderArchitecture
 from u2moe.export.attention import MultiHeadAttention, norm, positional_encoding
 from u2moe.export.moe import ACTIVATIONS, feed_forward
 
@@ -40,7 +40,7 @@ class Subsampling(nn.Module):
     LAYERS: ClassVar = {"conv2d": ((3, 2), (3, 2)), "conv2d6": ((3, 2), (5, 3)), "conv2d8": ((3, 2), (3, 2), (3, 2))}
     """(kernel, stride) of each convolution."""
 
-    def __init__(self, config: Encoder) -> None:
+    def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.layers = self.LAYERS[config.subsampling]
         modules: list[nn.Module] = []
@@ -148,7 +148,7 @@ class BlockCache:
 class ConformerBlock(nn.Module):
     """Half feed-forward (macaron), attention, convolution, feed-forward, each residual; first and third optional."""
 
-    def __init__(self, config: Encoder) -> None:
+    def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
         self.self_attn = MultiHeadAttention(config.dim, config.attention)
@@ -198,7 +198,7 @@ class ConformerBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each residual."""
 
-    def __init__(self, config: Encoder) -> None:
+    def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
         self.self_attn = MultiHeadAttention(config.dim, config.attention)
@@ -231,7 +231,7 @@ def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
 class SpeechEncoder(nn.Module):
     """Normalisation, subsampling and the blocks of a conformer or transformer encoder."""
 
-    def __init__(self, config: Encoder) -> None:
+    def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.config = config
         self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None

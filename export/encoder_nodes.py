@@ -79,7 +79,7 @@ class EncoderNodes:
                 x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
         projection, name = embed.projection
         kernels, strides = zip(*embed.layers, strict=True)
-        form = layers.Subsampling(kernels=kernels, strides=strides, bins=self.config.input_size)
+        form = layers.SubsamplingLayer(kernels=kernels, strides=strides, bins=self.config.input_size)
         with g.scope("embed", group="subsampling"):
             weights = []
             for index in range(0, 2 * len(kernels), 2):

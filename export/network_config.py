@@ -9,7 +9,7 @@ from u2moe.export.architecture import (
     Attention,
     Convolution,
     Decoder,
-    Encoder,
+    EncoderArchitecture,
     FeedForward,
     Norm,
     NormKind,
@@ -32,7 +32,7 @@ FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
 }
 
 
-def read_encoder(top: Section, *, normalized: bool) -> Encoder:
+def read_encoder(top: Section, *, normalized: bool) -> EncoderArchitecture:
     """The encoder; `normalized` says whether feature statistics are part of it."""
     kinds: tuple[Literal["conformer", "transformer"], ...] = ("conformer", "transformer")
     kind = top.choice("encoder", "conformer", kinds)
@@ -49,7 +49,7 @@ def read_encoder(top: Section, *, normalized: bool) -> Encoder:
     static_chunk = max(conf.integer("static_chunk_size", 0, minimum=-LARGEST_SIZE), 0)
     num_blocks = conf.integer("num_blocks", 6, maximum=MOST_BLOCKS)
     macaron = conformer and conf.flag("macaron_style", default=True)
-    encoder = Encoder(
+    encoder = EncoderArchitecture(
         kind=kind,
         input_size=top.integer("input_dim"),
         dim=dim,

@@ -21,7 +21,7 @@ DEFAULT_MEL_BINS = 23
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The content of train.yaml; features are normalised (`Encoder.normalized_input`) if it names statistics."""
+    """The content of train.yaml; with statistics in it, features are normalised (`normalized_input` of the encoder)."""
 
     architecture: Architecture
     features: FeatureConfig

@@ -139,7 +139,7 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subsampling:
+class SubsamplingLayer:
     """Convolutions over time and frequency, each with relu, and a projection.
 
     Attributes:
