@@ -131,7 +131,8 @@ $(NODE_MODULES): $(BROWSER)/package.json $(BROWSER)/package-lock.json runtime/we
 	cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
-# Not editable: what is checked and tested is what ships. The stamp depends on every packaged file.
+# Not editable: what is checked and tested is what ships. The stamp depends on every packaged file. Studies and results, which do
+# not ship, are those of this clone.
 SOURCES = pyproject.toml $(filter-out $(KERNELS) $(filter-out runtime/web/sound/%,$(OTHERS)),$(shell git ls-files export runtime quantize benchmarks))
 
 # One wheel for both environments. Without --force-reinstall pip keeps what is there of the same version.
@@ -145,6 +146,8 @@ build/wheel/ready: $(SOURCES)
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/$(PIP_INSTALL) "$$(echo build/wheel/*.whl)[cpu,dev]"
 	.venv/$(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
+	ln -sfn $(addprefix "$(CURDIR)"/benchmarks/,studies results) \
+	  "$$(cd .venv && bin/python -c 'import u2moe.benchmarks; print(*u2moe.benchmarks.__path__)')"
 	touch $@
 
 .venv-demo/ready: $(SOURCES)
