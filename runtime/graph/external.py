@@ -14,7 +14,7 @@ from u2moe.runtime.graph.file import group_of
 
 def with_external(manifest: Manifest, folder: Path) -> Manifest:
     """The manifest with the external weights of the graphs in `folder`, as `BundleWriter` needs it."""
-    found = {graph.file: external_of(ir.load(folder / graph.file)) for graph in manifest.model.graphs()}
+    found = {file.name: external_of(ir.load(file)) for file in sorted(folder.glob("*.onnx"))}
     return dataclasses.replace(manifest, external={file: tensors for file, tensors in found.items() if tensors})
 
 
