@@ -16,7 +16,7 @@ from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExpert
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.mixture import float_mixture
+from u2moe.runtime.graph.dispatch import float_mixture
 
 MASKED = float(np.finfo(np.float32).min)
 """Added to masked scores: its exponential is exactly zero, yet a fully masked row does not become NaN."""

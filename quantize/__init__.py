@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from u2moe.quantize.config import FORMATS, RECIPES, Recipe, recipe
+from u2moe.quantize.recipes import FORMATS, RECIPES, Recipe, recipe
 
 if TYPE_CHECKING:
     from u2moe.quantize.inspection import inspect_bundle

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from u2moe.quantize.config import FLOAT32, FORMATS, LONGEST_S, RECIPES, recipe
+from u2moe.quantize.recipes import FLOAT32, FORMATS, LONGEST_S, RECIPES, recipe
 
 Subparsers = Any  # argparse has no public name for it
 

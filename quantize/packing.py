@@ -19,8 +19,8 @@ import onnx_ir as ir
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of, shape_of
-from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.model.native import CPU, choose_kernels, plain_name
 
 ALIGNMENT = 4096

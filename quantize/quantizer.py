@@ -15,9 +15,9 @@ from typing import Any
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import ExpertTokens, recorded
-from u2moe.quantize.config import LONGEST_S, Recipe
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.quantize.report import build_report, compare_bytes, features_of
 from u2moe.quantize.weights import Change
 from u2moe.runtime.bundle import contract

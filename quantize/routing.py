@@ -15,7 +15,7 @@ import onnxruntime
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.model.encoder import Encoder, required_cache_size
 from u2moe.runtime.model.native import Kernels, choose_kernels
 from u2moe.runtime.model.session import Session

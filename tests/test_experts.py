@@ -18,7 +18,7 @@ from u2moe.quantize.arithmetic import (
 from u2moe.quantize.experts.int4 import int4_mixture
 from u2moe.quantize.experts.int8 import int8_mixture
 from u2moe.runtime.bundle.mixture import Mixture
-from u2moe.runtime.graph.mixture import float_mixture
+from u2moe.runtime.graph.dispatch import float_mixture
 
 pytestmark = pytest.mark.slow
 

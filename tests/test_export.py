@@ -21,7 +21,7 @@ from u2moe.quantize import inspect_bundle
 from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError, StreamError
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
-from u2moe.runtime.graph.mixture import mixture_of
+from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.model.caches import Caches
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from u2moe.runtime.bundle.mixture import FUNCTIONS, Mixture, read_mixture
 from u2moe.runtime.graph.builder import build_function, define
-from u2moe.runtime.graph.mixture import float_mixture, mixture_of
+from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 
 MIXTURES = st.builds(
     lambda num_experts, share, **others: Mixture(

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from u2moe.quantize.config import RECIPES
 from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.recipes import RECIPES
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.builder import GraphBuilder

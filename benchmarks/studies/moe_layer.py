@@ -33,8 +33,8 @@ from u2moe.benchmarks.studies.shared.script import report, run_script, script_pa
 from u2moe.export.architecture import FeedForward
 from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.quantize.config import recipe
 from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.recipes import recipe
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.builder import CONTRIB, OPSET, GraphBuilder
 from u2moe.runtime.graph.file import group_of

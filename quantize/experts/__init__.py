@@ -1,4 +1,4 @@
-"""Experts in each number format; `runtime.graph.mixture` dispatches tokens to them and combines the results.
+"""Experts in each number format; `runtime.graph.dispatch` dispatches tokens to them and combines the results.
 
 A new format is a file here, a line in `EXPERT_FORMATS`, and the name of its function in `bundle.mixture.FUNCTIONS`.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.half import half_experts
 from u2moe.quantize.experts.int4 import int4_experts
 from u2moe.quantize.experts.int8 import int8_experts
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
 
 EXPERT_FORMATS: Mapping[str, Callable[[ExpertLayer, Weights, Recipe], ExpertCall]] = MappingProxyType(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
-from u2moe.runtime.graph.mixture import float_mixture
+from u2moe.runtime.graph.dispatch import float_mixture
 
 
 def half_experts(layer: ExpertLayer, _: Weights, __: Recipe) -> ExpertCall:

@@ -12,15 +12,15 @@ import onnxruntime
 from u2moe.quantize.arithmetic import Float
 from u2moe.quantize.calibration import ExpertTokens
 from u2moe.quantize.compensation import FloatExpert, RoundedWeight
-from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.routing import scope
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, IR_VERSION, GraphBuilder, build_function
+from u2moe.runtime.graph.dispatch import Experts, SparseDispatch, mixture_function
 from u2moe.runtime.graph.file import array_of
-from u2moe.runtime.graph.mixture import Experts, SparseDispatch, mixture_function
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
-from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
-from u2moe.runtime.graph.mixture import SparseDispatch, mixture_function
+from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
 
 def int8_experts(layer: ExpertLayer, weights: Weights, _: Recipe) -> ExpertCall:

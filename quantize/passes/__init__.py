@@ -9,13 +9,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from u2moe.quantize.calibration import ExpertTokens
-from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts.layer import check_all_float
 from u2moe.quantize.passes.embeddings import quantize_embeddings
 from u2moe.quantize.passes.experts import quantize_experts
 from u2moe.quantize.passes.front_end import quantize_front_end
 from u2moe.quantize.passes.half_precision import in_half_precision
 from u2moe.quantize.passes.products import quantize_products
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Change, Weights
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from u2moe.quantize.calibration import ExpertTokens
-from u2moe.quantize.config import Recipe
 from u2moe.quantize.experts import EXPERT_FORMATS
 from u2moe.quantize.experts.int4 import compensated_experts
 from u2moe.quantize.experts.layer import expert_layers
 from u2moe.quantize.passes.calls import swap
+from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
 
 

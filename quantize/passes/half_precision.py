@@ -9,8 +9,8 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from u2moe.quantize.weights import Array, Change, Weights
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
-from u2moe.runtime.graph.mixture import mixture_of
 from u2moe.runtime.model.native import plain_name
 
 POSITIONS = "Sinusoids"

@@ -6,8 +6,8 @@ import soundfile
 
 from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
 from u2moe.benchmarks.studies.formats import CALIBRATED, INT8, main, targets, values
-from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.quantize.recipes import recipe
 
 
 def test_a_bundle_with_the_same_errors_costs_nothing_and_no_draw_says_otherwise():

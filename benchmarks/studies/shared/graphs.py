@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from u2moe.quantize.arithmetic import int4_blocks
-from u2moe.quantize.config import recipe
 from u2moe.quantize.experts.layer import ExpertLayer, expert_layers
 from u2moe.quantize.passes import quantize_graph
+from u2moe.quantize.recipes import recipe
 from u2moe.quantize.weights import Weights
 from u2moe.runtime.graph.builder import CONTRIB
 from u2moe.runtime.graph.file import save_graph

@@ -19,8 +19,8 @@ import onnxruntime
 from u2moe.benchmarks.bench.expert_usage import summary
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames, random_frames
 from u2moe.export.random_checkpoint import PRESETS, random_config, write_random_checkpoint
-from u2moe.quantize.config import recipe
 from u2moe.quantize.quantizer import quantize_bundle
+from u2moe.quantize.recipes import recipe
 from u2moe.quantize.routing import ExpertInputs, RoutedLayer
 from u2moe.runtime.bundle.bundle import Bundle
 from u2moe.runtime.model.settings import SessionSettings
