@@ -19,7 +19,6 @@ from u2moe.runtime.audio.folders import find_audio
 from u2moe.runtime.cli.options import given_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.model.native import KERNELS
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.recognizer import DEMO_FOLDER
 from u2moe.runtime.whole_file import write_text
@@ -39,34 +38,24 @@ def add_bench(subparsers: Subparsers) -> None:
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="folders (default: the demo model)")
     parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="audio files or folders")
     parser.add_argument("--list", metavar="TSV", help="lines of path<TAB>transcript, for word error rates")
-    extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
-    extent.add_argument("--full", action="store_true", help="more threads, more rounds, real time for all chunk sizes")
+    parser.add_argument("--quick", action="store_true", help="one thread, two modes, nothing in real time")
     parser.add_argument("--threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick 1)")
     parser.add_argument(
         "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick 16)"
     )
     parser.add_argument(
-        "--paced",
-        type=float,
-        metavar="SECONDS",
-        help="audio to recognise in real time (default: 10; with --quick 0, with --full 30)",
+        "--paced", type=float, metavar="SECONDS", help="audio to recognise in real time (default: 10; with --quick 0)"
     )
     parser.add_argument(
-        "--repetitions",
-        type=int,
-        metavar="N",
-        help="rounds of each measurement (default: 5; with --quick 3, with --full 9)",
+        "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick 3)"
     )
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
-    parser.add_argument("--kernels", choices=KERNELS, help="native: those of u2moe-kernels (default: where installed)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw it as PNG; needs matplotlib")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier report: show what changed")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="measure nothing: show, draw or compare this report"
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=partial(run_bench, parser=parser))
 
 
@@ -93,10 +82,8 @@ def run_bench(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _measuring(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
-    """Names of the options that say what to measure, or how, and were given here, not in a configuration."""
-    names = (
-        "audio", "list", "quick", "full", "threads", "chunk_sizes", "paced", "repetitions", "providers", "kernels",
-    )  # fmt: skip
+    """Names of the options that say what to measure, or how, and were given."""
+    names = ("audio", "list", "quick", "threads", "chunk_sizes", "paced", "repetitions", "providers")
     return [*(["BUNDLE"] if args.bundles else []), *given_options(args, parser, names)]
 
 
@@ -112,10 +99,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         {name: Bundle.open(path) for name, path in name_bundles(args.bundles or [DEMO_FOLDER]).items()},
         _recordings(args),
         _plan(args),
-        settings=SessionSettings(
-            providers=args.providers.split(",") if args.providers else (DEFAULT_PROVIDER,), kernels=args.kernels
-        ),
-        progress=(lambda _: None) if args.quiet else (lambda line: print(f"- {line}", file=sys.stderr, flush=True)),
+        settings=SessionSettings(providers=args.providers.split(",") if args.providers else (DEFAULT_PROVIDER,)),
+        progress=lambda line: print(f"- {line}", file=sys.stderr, flush=True),
     )
 
 
@@ -126,7 +111,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         "paced_s": args.paced,
         "repetitions": args.repetitions,
     }
-    plan = PLANS["quick" if args.quick else "full" if args.full else "default"]
+    plan = PLANS["quick" if args.quick else "default"]
     return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})
 
 

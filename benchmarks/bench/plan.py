@@ -80,13 +80,8 @@ class Plan:
 PLANS = {
     "quick": Plan(threads=(1,), chunk_sizes=(16,), left_chunks=(4,), repetitions=3, paced_s=0),
     "default": Plan(threads=(1, 2)[: usable_cores()]),
-    "full": Plan(
-        threads=tuple(2**power for power in range(usable_cores().bit_length())),
-        repetitions=9,
-        paced_s=30.0,
-    ),
 }
-"""The plans for `--quick`, no option, and `--full`."""
+"""The plans with and without `--quick`."""
 
 
 def run_suite(
