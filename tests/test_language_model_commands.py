@@ -8,7 +8,7 @@ from language_models import random_arpa
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions, cli
 from u2moe.runtime.cli.options import language_model_options
-from u2moe.runtime.decoding.language_model_weights import FIRST_GRID, EncodedRecordings, tune
+from u2moe.runtime.decoding.language_model_weights import FIRST_GRID, SECOND_GRID, EncodedRecordings, tune
 from u2moe.runtime.language.sentences import TextOptions, read_sentences, sentences_of
 
 
@@ -147,11 +147,12 @@ def test_recordings_that_are_encoded_once_give_what_a_recogniser_gives(recording
 def test_the_command_tunes_on_a_list(bundle, clips, capsys, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
     (clips / "dev.tsv").write_text("a.wav\tA B\nmissing.wav\tA\n", encoding="utf-8-sig")  # as by Notepad
-    options = ("--model", bundle.path, "--first-pass")
-    assert lm("tune", clips / "dev.tsv", "--lm", tmp_path / "toy.arpa", *options) == 0
+    assert lm("tune", clips / "dev.tsv", "--lm", tmp_path / "toy.arpa", "--model", bundle.path) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"--lm {tmp_path / 'toy.arpa'},weight=")
-    assert language_model_options(out.split()[1]).weight in FIRST_GRID["weight"]
+    found = language_model_options(out.split()[1])
+    assert found.weight in FIRST_GRID["weight"]
+    assert found.rescoring_weight in SECOND_GRID["rescoring_weight"]
     assert "missing.wav" in err
     assert "no language model" in err
-    assert "second pass" not in err
+    assert "second pass" in err

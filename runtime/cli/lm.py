@@ -91,11 +91,6 @@ def _add_tune(commands: Subparsers) -> None:
     parser.add_argument("list", type=Path, metavar="LIST", help="recordings with transcripts, as for u2moe corpus")
     parser.add_argument("--lm", required=True, metavar="FILE", help="the language model, as for u2moe transcribe")
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
-    parser.add_argument(
-        "--first-pass",
-        action="store_true",
-        help="count errors of the first pass, for use with --search ctc_prefix_beam",
-    )
     parser.set_defaults(run=run_tune)
 
 
@@ -134,7 +129,7 @@ def run_tune(args: argparse.Namespace) -> int:
     tuned = list(FIRST_GRID)
     tell("first pass")
     best, _ = tune(encoded, best, second_pass=False, on_trial=_tell_trial)
-    if recognizer.model.has_decoder and not args.first_pass:
+    if recognizer.model.has_decoder:
         tell("second pass")
         best, _ = tune(encoded, best, second_pass=True, on_trial=_tell_trial)
         tuned += SECOND_GRID
