@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from u2moe.runtime.cli.corpus_results import add_merge, add_score, add_status
-from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, add_decoding, model_choice
+from u2moe.runtime.cli.options import CommandParser, Subparsers, add_channel, add_decoding, add_search, model_choice
 from u2moe.runtime.cli.terminal import complain, show_progress, tell
 from u2moe.runtime.corpus.blocks import Shard
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions
@@ -52,6 +52,7 @@ def add_corpus(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--retry-failed", action="store_true", help="do blocks with failed utterances again")
     add_decoding(parser, chunk_size="full context")
+    add_search(parser)
     parser.set_defaults(run=run_corpus_command)
 
 

@@ -12,6 +12,7 @@ from u2moe.runtime.audio.microphone import Microphone, input_devices
 from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
 from u2moe.runtime.cli.terminal import complain, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
+from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result
 from u2moe.runtime.transcriber import Transcriber
 
@@ -31,7 +32,7 @@ def add_listen(subparsers: Subparsers) -> None:
     )
     add_decoding(parser, chunk_size="as in training, or 16")
     parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="json: one segment per line")
-    parser.set_defaults(run=run_listen)
+    parser.set_defaults(run=run_listen, search=None, beam_size=DecodingOptions.beam_size)
 
 
 def run_listen(args: argparse.Namespace) -> int:

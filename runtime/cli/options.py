@@ -50,11 +50,15 @@ def add_decoding(parser: argparse.ArgumentParser, *, chunk_size: str) -> None:
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="folder of a bundle (default: the demo model)")
     parser.add_argument("--chunk-size", type=int, metavar="N", help=f"encoder frames per chunk (default: {chunk_size})")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks of left context (default: -1, all)")
-    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
-    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
     add_session(parser)
     add_words(parser)
     parser.add_argument("--format-text", action="store_true", help="English: digits for numbers, small letters")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Options of the search; commands without them set `search` and `beam_size` as defaults."""
+    parser.add_argument("--search", choices=SEARCHES, help="default: attention_rescoring if the model has a decoder")
+    parser.add_argument("--beam-size", type=int, default=10, metavar="N", help="default: 10")
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +95,7 @@ def given_options(args: argparse.Namespace, parser: argparse.ArgumentParser, nam
 
 
 def model_choice(args: argparse.Namespace) -> ModelChoice:
-    """The model and how to decode, from the options of `add_decoding`.
+    """The model and how to decode, from the options of `add_decoding` and `add_search`.
 
     Raises:
         ValueError: an option is out of range, or its file cannot be read.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from u2moe.runtime.audio.raw import ENCODINGS
 from u2moe.runtime.cli.inputs import RawFormat, find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, model_choice
+from u2moe.runtime.cli.options import Subparsers, add_channel, add_decoding, add_search, model_choice
 from u2moe.runtime.cli.outputs import EVENTS, make_output
 from u2moe.runtime.cli.recognition import Recognition
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
@@ -52,6 +52,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "silero-vad), or an ONNX file of it",
     )
     add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
+    add_search(parser)
     parser.add_argument(
         "-f",
         "--format",
