@@ -187,11 +187,8 @@ def test_status_shows_warnings(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("anti.wav\n")
     out = str(tmp_path / "out")
     assert main(["corpus", str(tmp_path / "list.txt"), out, "--workers", "1"]) == 0
-    assert (
-        "1 of 1 utterances have warnings about their audio: 'u2moe corpus status OUT --problems'"
-        in capsys.readouterr().err
-    )
-    assert main(["corpus", "status", out, "--problems"]) == 0
+    assert "1 of 1 utterances have warnings about their audio: 'u2moe corpus status OUT'" in capsys.readouterr().err
+    assert main(["corpus", "status", out]) == 0
     warning = (
         f"anti.wav\twarning: {tmp_path}/anti.wav: its channels cancel each other when averaged: choose one channel"
     )
@@ -200,6 +197,16 @@ def test_status_shows_warnings(tmp_path, capsys):
     assert main(["corpus", str(tmp_path / "list.txt"), one, "--workers", "1", "--channel", "0"]) == 0
     assert "warning" not in capsys.readouterr().err
     assert rows_in(tmp_path / "one")[0]["text"]
+
+
+def test_status_shows_the_first_problems_and_counts_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.cli.corpus_results._NUM_PROBLEMS", 2)
+    out = str(tmp_path / "out")
+    (tmp_path / "list.txt").write_text("".join(f"{number}.wav\n" for number in range(5)))
+    run_corpus(str(tmp_path / "list.txt"), out, ToyChoice(), ONE)
+    assert main(["corpus", "status", out]) == 1
+    shown = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split("\t")[0] for line in shown] == ["0.wav", "1.wav", "and 3 more errors", "5 failed"]
 
 
 @pytest.mark.slow
@@ -219,7 +226,7 @@ def test_the_command_line(tmp_path, capsys):
     assert "0 utterances" in capsys.readouterr().err
     assert main([*arguments, "--beam-size", "3"]) == 1
     assert "was begun with options {" in capsys.readouterr().err
-    assert main(["corpus", "status", out, "--problems"]) == 1
+    assert main(["corpus", "status", out]) == 1
     status = capsys.readouterr().out
     assert "4 of 4 utterances, 2 blocks\nmissing.wav\t" in status
     assert status.endswith("missing.wav: no such file\n1 failed\n")

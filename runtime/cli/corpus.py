@@ -27,7 +27,7 @@ def add_corpus(subparsers: Subparsers) -> None:
         help="recognise a corpus, each utterance exactly once",
         description="Recognise the utterances of a list. Results are written in blocks; a second run does what is\n"
         "missing. Any number of machines may work on one folder. Of its results:\n\n"
-        "  u2moe corpus status OUT      what is done, and what is missing\n"
+        "  u2moe corpus status OUT      what is done, what is missing, and what failed\n"
         "  u2moe corpus merge OUT FILE  all rows in one file\n"
         "  u2moe corpus score OUT       word errors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,7 +99,7 @@ def report(progress: RunProgress) -> int:
     if progress.num_warned:
         tell(
             f"{progress.num_warned} of {progress.num_done} utterances have warnings about their audio: "
-            "'u2moe corpus status OUT --problems' shows them"
+            "'u2moe corpus status OUT' shows them"
         )
     if progress.num_failed:
         complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")

@@ -15,14 +15,12 @@ from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.score import GroupScore, Score, score
 
 _NUM_CONFUSIONS = 10
+_NUM_PROBLEMS = 20
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    """Show what is done, and by whom the rest is being done."""
+    """Show what is done, by whom the rest is being done, errors of utterances, and warnings about their audio."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
-    parser.add_argument(
-        "--problems", action="store_true", help="show errors of utterances, and warnings about their audio"
-    )
     parser.set_defaults(run=run_status)
 
 
@@ -47,7 +45,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Show what is done; exit code 1 while something is missing or, with --problems, has failed."""
+    """Show what is done, and problems; exit code 1 while something is missing or has failed."""
     folder = OutputFolder(args.output)
     run = folder.description()
     blocks = folder.finished_blocks()
@@ -59,15 +57,23 @@ def run_status(args: argparse.Namespace) -> int:
     for claim in Claims(folder.claims).held() if folder.claims is not None else []:
         state = "abandoned" if claim.is_void else f"renewed {claim.age_s:.0f} s ago"
         print_result(f"block {claim.number}: {claim.owner.host}, process {claim.owner.process}, {state}\n")
-    num_failed = 0
-    for outcome in read_outcomes(folder) if args.problems else ():
-        print_result("".join(f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings))
-        if outcome.error is not None:
-            num_failed += 1
-            print_result(f"{outcome.key}\t{outcome.error}\n")
-    if args.problems:
-        print_result(f"{num_failed} failed\n")
+    num_failed = _show_problems(folder)
     return 0 if num_done == total and not num_failed else 1
+
+
+def _show_problems(folder: OutputFolder) -> int:
+    """Show the first warnings and the first errors; returns the number of utterances that failed."""
+    warnings, errors = [], []
+    for outcome in read_outcomes(folder):
+        warnings += [f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings]
+        if outcome.error is not None:
+            errors.append(f"{outcome.key}\t{outcome.error}\n")
+    for lines, kind in ((warnings, "warnings"), (errors, "errors")):
+        print_result("".join(lines[:_NUM_PROBLEMS]))
+        if len(lines) > _NUM_PROBLEMS:
+            print_result(f"and {len(lines) - _NUM_PROBLEMS} more {kind}\n")
+    print_result(f"{len(errors)} failed\n")
+    return len(errors)
 
 
 def run_merge(args: argparse.Namespace) -> int:
