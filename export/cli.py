@@ -55,9 +55,6 @@ def add_convert(subparsers: Subparsers) -> None:
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
     parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 16)")
     parser.add_argument("--left-chunks", type=int, metavar="N", help="for sherpa-onnx's online graph (default: 4)")
-    parser.add_argument(
-        "--only", choices=("online", "offline"), help="write only one of sherpa-onnx's two graphs (default: both)"
-    )
     _add_overwrite(parser, "a folder of this kind")
     parser.set_defaults(run=run_convert)
 
@@ -113,12 +110,12 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Convert a bundle and print what was compared."""
-    given = {"chunk_size": args.chunk_size, "num_left_chunks": args.left_chunks, "only": args.only}
+    given = {"chunk_size": args.chunk_size, "num_left_chunks": args.left_chunks}
     options = {name: value for name, value in given.items() if value is not None}
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args, options)
     if options:
-        raise ValueError("--chunk-size, --left-chunks and --only need --profile sherpa-onnx")
+        raise ValueError("--chunk-size and --left-chunks need --profile sherpa-onnx")
     from u2moe.export.profiles.conversion import convert_bundle
 
     written = convert_bundle(args.bundle, args.out, args.profile, ort=args.ort, overwrite=args.overwrite, progress=tell)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2moe.export.comparison import ParityReport
-from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, check_supported, sherpa_graphs
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, SherpaOptions, offline_graph, online_graph, supported_graphs
 from u2moe.export.sherpa_parity import SherpaParity
 from u2moe.runtime.bundle.bundle import Bundle
+from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle.writer import BundleWriter
 from u2moe.runtime.graph.file import save_graph
@@ -25,12 +26,14 @@ class SherpaExport:
 
     Attributes:
         path: the folder.
-        options: which graphs it holds, and for which chunks.
+        graphs: those of `ONLINE` and `OFFLINE` that it holds.
+        options: the chunks of the online graph.
         manifest: the manifest of the bundle that the graphs were made from.
         report: how close the graphs are to the bundle's own, as the runtime runs them.
     """
 
     path: Path
+    graphs: tuple[Graph, ...]
     options: SherpaOptions
     manifest: Manifest
     report: ParityReport
@@ -40,7 +43,7 @@ class SherpaExport:
         features, rate = self.manifest.features, self.manifest.model.subsampling_rate
         tokens, shared = self.path / TOKENS_FILE, (features.sample_rate, features.num_mel_bins)
         lines = []
-        if self.options.only != "offline":
+        if ONLINE in self.graphs:
             lines.append(
                 f"sherpa_onnx.OnlineRecognizer.from_wenet_ctc(model={str(self.path / ONLINE.file)!r}, "
                 f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]}, "
@@ -48,7 +51,7 @@ class SherpaExport:
             )
             if rate != 4:
                 lines.append(f"# it assumes frames of 40 ms: multiply its timestamps by {rate / 4:g}")
-        if self.options.only != "online":
+        if OFFLINE in self.graphs:
             lines.append(
                 f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={str(self.path / OFFLINE.file)!r}, "
                 f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]})"
@@ -66,10 +69,12 @@ def export_sherpa(
 ) -> SherpaExport:
     """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into `out`.
 
+    A network that only one of its clients can run gets only that graph.
+
     Args:
         source: a bundle, quantized or not.
         out: folder to write; left as it was if anything fails.
-        options: which graphs, and the chunks of the online one.
+        options: the chunks of the online graph.
         overwrite: replace a folder of this kind that is already there.
         progress: called with a line for each step.
 
@@ -81,10 +86,13 @@ def export_sherpa(
     options = options or SherpaOptions()
     with BundleWriter(out, overwrite=overwrite, marker=TOKENS_FILE) as staging:
         bundle = Bundle.open(source)
-        check_supported(bundle.path, bundle.manifest, bundle.tokens, options)
-        for model in sherpa_graphs(bundle, options):
-            progress(f"writing {model.graph.name}.onnx")
-            save_graph(model, staging.path / f"{model.graph.name}.onnx", limit=ONE_FILE_LIMIT)
+        graphs = supported_graphs(bundle.path, bundle.manifest, bundle.tokens, options, progress)
+        for graph in graphs:
+            progress(f"writing {graph.file}")
+            model = online_graph(bundle, options) if graph is ONLINE else offline_graph(bundle)
+            save_graph(model, staging.path / graph.file, limit=ONE_FILE_LIMIT)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
-        report = SherpaParity(bundle, staging.path, options, subject=Path(source)).run(progress)
-        return SherpaExport(path=staging.publish(), options=options, manifest=bundle.manifest, report=report)
+        report = SherpaParity(bundle, staging.path, options, subject=Path(source)).run(graphs, progress)
+        return SherpaExport(
+            path=staging.publish(), graphs=graphs, options=options, manifest=bundle.manifest, report=report
+        )

@@ -6,10 +6,10 @@ run is refused with the reason: loading a file that it does not accept would end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -62,18 +62,16 @@ MODEL_TYPE = "wenet_ctc"
 
 @dataclass(frozen=True, kw_only=True)
 class SherpaOptions:
-    """What to write for sherpa-onnx.
+    """The chunks of the online graph for sherpa-onnx.
 
     Attributes:
-        chunk_size: encoder frames per chunk of the online graph. The client must be given the same number, because it
+        chunk_size: encoder frames per chunk. The client must be given the same number, because it
             does not read it from the graph.
-        num_left_chunks: chunks of left context of the online graph; the same holds.
-        only: write only this graph; None: both.
+        num_left_chunks: chunks of left context; the same holds.
     """
 
     chunk_size: int = 16
     num_left_chunks: int = 4
-    only: Literal["online", "offline"] | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
@@ -82,30 +80,28 @@ class SherpaOptions:
             raise ValueError(
                 f"num_left_chunks must be at least 1 (the client's cache is fixed), got {self.num_left_chunks}"
             )
-        if self.only not in (None, "online", "offline"):
-            raise ValueError(f"only must be 'online', 'offline' or None, got {self.only!r}")
 
 
-def check_supported(source: Path, manifest: Manifest, tokens: list[str], options: SherpaOptions) -> None:
-    """Refuse what the client cannot run.
+def supported_graphs(
+    source: Path,
+    manifest: Manifest,
+    tokens: list[str],
+    options: SherpaOptions,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Graph, ...]:
+    """Those of `ONLINE` and `OFFLINE` that the clients can run.
 
     Args:
         source: path of the bundle or checkpoint, for messages.
         manifest: describes its network and features.
         tokens: its vocabulary.
-        options: the requested graphs.
+        options: the chunks of the online graph.
+        progress: called with a line for a graph that its client cannot run, which says why.
 
     Raises:
-        UnsupportedError: names the property, its value, and what the client supports.
+        UnsupportedError: names the property, its value, and what the clients support.
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
-    if options.only != "offline":
-        _check_online(config, options, where)
-    if options.only != "online" and config.streaming and config.static_chunk_size:
-        raise UnsupportedError(
-            f"{where}: static_chunk_size is {config.static_chunk_size}: the offline client has no chunks, but the "
-            "encoder was trained only with chunks; ask for the online graph only"
-        )
     features = manifest.features
     if (features.frame_length_ms, features.frame_shift_ms) != (25.0, 10.0):
         raise UnsupportedError(
@@ -113,28 +109,50 @@ def check_supported(source: Path, manifest: Manifest, tokens: list[str], options
             "ms, but its client computes only 25 and 10"
         )
     _check_symbols(tokens, config.blank, where)
+    reasons = {ONLINE: _why_not_online(config), OFFLINE: _why_not_offline(config)}
+    if all(reasons.values()):
+        raise UnsupportedError(f"{where}: {'; '.join(filter(None, reasons.values()))}")
+    for graph, reason in reasons.items():
+        if reason is not None:
+            progress(f"no {graph.file}: {reason}")
+    if reasons[ONLINE] is None:
+        _check_chunks(config, options, where)
+    return tuple(graph for graph, reason in reasons.items() if reason is None)
 
 
-def _check_online(config: ModelConfig, options: SherpaOptions, where: str) -> None:
+def _why_not_online(config: ModelConfig) -> str | None:
     if not config.streaming:
-        raise UnsupportedError(
-            f"{where}: causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, which "
-            "the online client needs; ask for the offline graph only"
+        return (
+            "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, which the online client "
+            "needs"
         )
+    if config.num_kv_heads * config.kv_dim != 2 * config.output_size:
+        return (
+            f"n_kv_head, head_dim: {config.num_kv_heads} key heads of {config.kv_dim // 2} do not match output_size "
+            f"{config.output_size}, which the online client uses for its attention cache"
+        )
+    if config.convolution and config.conv_dim != config.output_size:
+        return (
+            f"conv_inner_factor: {config.conv_dim} channels of the convolution do not match output_size "
+            f"{config.output_size}, which the online client uses for its convolution cache"
+        )
+    return None
+
+
+def _why_not_offline(config: ModelConfig) -> str | None:
+    if config.streaming and config.static_chunk_size:
+        return (
+            f"static_chunk_size is {config.static_chunk_size}: the offline client has no chunks, but the encoder was "
+            "trained only with chunks"
+        )
+    return None
+
+
+def _check_chunks(config: ModelConfig, options: SherpaOptions, where: str) -> None:
     if config.static_chunk_size not in (0, options.chunk_size):
         raise UnsupportedError(
             f"{where}: static_chunk_size is {config.static_chunk_size}, but chunk_size {options.chunk_size} was asked "
             "for"
-        )
-    if config.num_kv_heads * config.kv_dim != 2 * config.output_size:
-        raise UnsupportedError(
-            f"{where}: n_kv_head, head_dim: {config.num_kv_heads} key heads of {config.kv_dim // 2} do not match "
-            f"output_size {config.output_size}, which the online client uses for its attention cache"
-        )
-    if config.convolution and config.conv_dim != config.output_size:
-        raise UnsupportedError(
-            f"{where}: conv_inner_factor: {config.conv_dim} channels of the convolution do not match "
-            f"output_size {config.output_size}, which the online client uses for its convolution cache"
         )
     keys = (options.num_left_chunks + 1) * options.chunk_size
     if keys > config.max_position:
@@ -156,14 +174,6 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
         raise UnsupportedError(
             f"{where}: tokens.txt: symbol {broken!r} holds white space, which its client cannot read"
         )
-
-
-def sherpa_graphs(bundle: Bundle, options: SherpaOptions) -> Iterator[ir.Model]:
-    """The requested graphs, one at a time; their weights are read when they are saved."""
-    if options.only != "offline":
-        yield online_graph(bundle, options)
-    if options.only != "online":
-        yield offline_graph(bundle)
 
 
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -84,17 +84,17 @@ class SherpaParity:
         self.features = parity_features(bundle.manifest, 1 + chunk_s * (2 * options.num_left_chunks + 3))
         self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
 
-    def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare.
+    def run(self, graphs: Collection[Graph], progress: Callable[[str], None] = lambda _: None) -> ParityReport:
+        """Compare those of `ONLINE` and `OFFLINE` that were written.
 
         Raises:
             ParityError: a difference beyond its limit; names case, tensor, difference and limit.
         """
-        if self.options.only != "offline":
+        if ONLINE in graphs:
             client = OnlineClient(self._session(ONLINE), self.options)
             self._case("online, from the start", lambda: self._stream(client, self._start()), progress)
             self._case("online, where positions wrap around", lambda: self._round(client), progress)
-        if self.options.only != "online":
+        if OFFLINE in graphs:
             self._case("offline, padded batch", self._offline, progress)
         return self.report
 

@@ -244,7 +244,7 @@ def test_commands(bundle, tmp_path, capsys):
     assert main(["convert", str(bundle.path), str(tmp_path / "1"), "--profile", "offline"]) == 0
     assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
     again = ["convert", str(bundle.path), str(tmp_path / "2"), "--profile"]
-    assert main([*again, "streaming", "--only", "online"]) == 1
-    assert "--chunk-size, --left-chunks and --only need --profile sherpa-onnx" in capsys.readouterr().err
+    assert main([*again, "streaming", "--chunk-size", "8"]) == 1
+    assert "--chunk-size and --left-chunks need --profile sherpa-onnx" in capsys.readouterr().err
     assert main([*again, "sherpa-onnx", "--ort"]) == 1
     assert "--ort is not for --profile sherpa-onnx" in capsys.readouterr().err

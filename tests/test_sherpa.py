@@ -21,7 +21,7 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import LIMIT
 from u2moe.export.feature_parity import parity_features
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
-from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, check_supported, offline_graph, online_graph
+from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, offline_graph, online_graph, supported_graphs
 from u2moe.export.sherpa_parity import OnlineClient
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.cli import main
@@ -139,8 +139,7 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
 def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positions(export_quickly, tmp_path, sound):
     write_random_checkpoint(tmp_path / "checkpoint", random_config(encoder="transformer"), seed=1)
     bundle = Bundle.open(export_quickly(tmp_path / "checkpoint", tmp_path / "bundle"))
-    found = export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(chunk_size=8, num_left_chunks=2, only="online"))
-    assert sorted(file.name for file in found.path.iterdir()) == [ONLINE.file, "tokens.txt"]
+    found = export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(chunk_size=8, num_left_chunks=2))
     client = OnlineClient(session(found.path), found.options)
     assert client.cnn.shape == (2, 1, 32, 0)
     model, samples = bundle.load(), rounded(sound)
@@ -273,17 +272,23 @@ def test_a_changed_graph_is_not_written(bundle, tmp_path, monkeypatch):
         squeeze.replace_input_with(0, graph.graph.initializers["const_int64[1]_0"])
         return graph
 
-    monkeypatch.setattr("u2moe.export.sherpa_graphs.online_graph", forgetful)
+    monkeypatch.setattr(sherpa, "online_graph", forgetful)
     with pytest.raises(ParityError, match="online, from the start: log_probs: largest difference"):
-        export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(only="online"))
+        export_sherpa(bundle.path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-REFUSED = {
+ONLY_OFFLINE = {
     "causal, use_dynamic_chunk": {"encoder_conf": {"causal": False, "cnn_module_kernel": 7}},
-    "static_chunk_size is 4, but chunk_size 16": {"encoder_conf": {"static_chunk_size": 4, "use_dynamic_chunk": False}},
     "n_kv_head, head_dim: 2 key heads of 8": {"encoder_conf": {"n_kv_head": 2, "head_dim": 8}},
     "conv_inner_factor: 64 channels": {"encoder_conf": {"conv_inner_factor": 4}},
+}
+STATIC = {"static_chunk_size": 4, "use_dynamic_chunk": False}
+REFUSED = {
+    "static_chunk_size is 4, but chunk_size 16": {"encoder_conf": STATIC},
+    "conv_inner_factor: 64 channels .*; static_chunk_size is 4: the offline client has no chunks": {
+        "encoder_conf": {**STATIC, "conv_inner_factor": 4}
+    },
     "frame_length and frame_shift are 20 and 10": {
         "changes": {
             "dataset_conf": {
@@ -295,20 +300,35 @@ REFUSED = {
 }
 
 
+@pytest.fixture
+def random_bundle(export_quickly, tmp_path):
+    def export(**settings):
+        write_random_checkpoint(tmp_path / "checkpoint", random_config(**settings), seed=1)
+        return export_quickly(tmp_path / "checkpoint", tmp_path / "bundle")
+
+    return export
+
+
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_the_client_cannot_run_is_refused_by_name(reason, export_quickly, tmp_path):
-    write_random_checkpoint(tmp_path / "checkpoint", random_config(**REFUSED[reason]), seed=1)
-    bundle = Bundle.open(export_quickly(tmp_path / "checkpoint", tmp_path / "bundle"))
+def test_what_the_clients_cannot_run_is_refused_by_name(reason, random_bundle, tmp_path):
     with pytest.raises(UnsupportedError, match=reason):
-        export_sherpa(bundle.path, tmp_path / "out")
+        export_sherpa(random_bundle(**REFUSED[reason]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    if "frame_length" not in reason and "static" not in reason:
-        export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(only="offline"))
+
+
+@pytest.mark.parametrize("reason", ONLY_OFFLINE)
+def test_what_only_the_offline_client_can_run_has_no_online_graph(reason, random_bundle, tmp_path):
+    lines = []
+    found = export_sherpa(random_bundle(**ONLY_OFFLINE[reason]), tmp_path / "out", progress=lines.append)
+    assert lines[0].startswith(f"no model-streaming.onnx: {reason}")
+    assert sorted(file.name for file in found.path.iterdir()) == ["model.onnx", "tokens.txt"]
+    assert "OfflineRecognizer" in found.usage()
+    assert "OnlineRecognizer" not in found.usage()
 
 
 def test_symbols_that_the_client_would_take_for_others(bundle):
     def checked(change):
-        check_supported(bundle.path, bundle.manifest, change(list(bundle.tokens)), SherpaOptions())
+        supported_graphs(bundle.path, bundle.manifest, change(list(bundle.tokens)), SherpaOptions())
 
     checked(lambda tokens: tokens)
     with pytest.raises(UnsupportedError, match=r"must be token 0 \('_'\): it has none of them"):
@@ -319,18 +339,15 @@ def test_symbols_that_the_client_would_take_for_others(bundle):
         checked(lambda tokens: [*tokens[:-1], "a b"])
 
 
-def test_static_chunks_have_an_online_graph_only(export_quickly, tmp_path):
-    config = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
-    write_random_checkpoint(tmp_path / "checkpoint", config, seed=1)
-    bundle = export_quickly(tmp_path / "checkpoint", tmp_path / "bundle")
-    with pytest.raises(UnsupportedError, match="the offline client has no chunks"):
-        export_sherpa(bundle, tmp_path / "out", SherpaOptions(chunk_size=4))
-    export_sherpa(bundle, tmp_path / "out", SherpaOptions(chunk_size=4, only="online"))
+def test_static_chunks_have_an_online_graph_only(random_bundle, tmp_path):
+    bundle, lines = random_bundle(encoder_conf=STATIC), []
+    found = export_sherpa(bundle, tmp_path / "out", SherpaOptions(chunk_size=4), progress=lines.append)
+    assert lines[0].startswith("no model.onnx: static_chunk_size is 4: the offline client has no chunks")
+    assert sorted(file.name for file in found.path.iterdir()) == ["model-streaming.onnx", "tokens.txt"]
+    assert "OfflineRecognizer" not in found.usage()
 
 
-@pytest.mark.parametrize(
-    "options", [{"chunk_size": 0}, {"num_left_chunks": 0}, {"num_left_chunks": -1}, {"only": "both"}]
-)
+@pytest.mark.parametrize("options", [{"chunk_size": 0}, {"num_left_chunks": 0}, {"num_left_chunks": -1}])
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         SherpaOptions(**options)
@@ -338,18 +355,19 @@ def test_options_are_checked(options):
 
 def test_chunks_beyond_the_positions_are_refused(bundle):
     with pytest.raises(UnsupportedError, match="chunk plus left context is 5040 frames; the maximum is"):
-        check_supported(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
+        supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
 
 
 def test_command(exported, tmp_path, capsys):
-    out, options = str(tmp_path / "out"), ["--profile", "sherpa-onnx", "--only", "offline"]
+    out, options = str(tmp_path / "out"), ["--profile", "sherpa-onnx", "--chunk-size", "8"]
     command = ["convert", str(exported("moe_tiny")), out, *options]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "the bundle and the graphs for sherpa-onnx agree in 1 comparisons" in printed
+    assert "the bundle and the graphs for sherpa-onnx agree in 3 comparisons" in printed
     assert f"OfflineRecognizer.from_wenet_ctc(model='{out}/model.onnx'" in printed
-    assert "OnlineRecognizer" not in printed
-    assert sorted(file.name for file in Path(out).iterdir()) == ["model.onnx", "tokens.txt"]
+    assert f"OnlineRecognizer.from_wenet_ctc(model='{out}/model-streaming.onnx'" in printed
+    assert "chunk_size=8, num_left_chunks=4" in printed
+    assert sorted(file.name for file in Path(out).iterdir()) == ["model-streaming.onnx", "model.onnx", "tokens.txt"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert main(command) == 1
     assert "exists and is not empty" in capsys.readouterr().err
