@@ -139,7 +139,7 @@ def products_graph(model: ir.Model, name: str) -> ir.Model:
     """Only the products of all experts, of "tokens" [rows, dim] and "inner" [rows, hidden]; each is an output."""
     dtype = ir.DataType.UINT8 if name == INT8 else ir.DataType.FLOAT
     tokens, inner = ir.val("tokens", dtype, ("rows", DIM)), ir.val("inner", dtype, ("rows", HIDDEN))
-    constants = {"one": np.array(1, np.float32), "middle": np.array(128, np.uint8)}
+    constants: dict[str, Array] = {"one": np.array(1, np.float32), "middle": np.array(128, np.uint8)}
     one, middle = (ir.val(key, const_value=ir.tensor(value, name=key)) for key, value in constants.items())
     initializers, nodes = [one, middle], []
     for key, value in model.graph.initializers.items():
