@@ -13,6 +13,7 @@ from u2moe.benchmarks.studies.shared.servers import RunningServer
 from u2moe.benchmarks.studies.shared.speakers import Heard, first_blocks, speak_together, speech_blocks
 
 
+@pytest.mark.endurance
 def test_speakers_hear_what_one_alone_hears(server):
     process = RunningServer(port=server.ports["http"], path="/sherpa", pid=os.getpid())
     blocks = speech_blocks(3.0)

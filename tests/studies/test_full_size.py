@@ -120,6 +120,7 @@ def test_ratios_are_of_rounds_and_factors_of_audio():
     assert full_size.spread(cell, "second-pass", "moe-1b").median == 4
 
 
+@pytest.mark.endurance
 def test_native_kernels_beside_none(root, tmp_path, monkeypatch, capsys):
     """With the tiny model in the place of both."""
     pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)

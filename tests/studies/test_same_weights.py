@@ -67,6 +67,7 @@ def test_the_loop_is_ours_to_rounding_even_with_experts_of_no_and_one_token():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.endurance
 def test_a_second_run_measures_what_is_missing(encoders, root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(same_weights, "REPETITIONS", {"torch": 1, "int8": 1})
     results = tmp_path / "results.json"

@@ -26,7 +26,7 @@ def test_the_recording_fills_whole_chunks_and_no_more(bundle):
     assert len(samples) <= 10 * manifest.features.sample_rate
 
 
-@pytest.mark.parametrize("cell", ["demo/streaming", "demo/full"])
+@pytest.mark.parametrize("cell", ["demo/streaming", pytest.param("demo/full", marks=pytest.mark.endurance)])
 def test_both_runtimes_recognise_the_recording(cell, tmp_path):
     pytest.importorskip("sherpa_onnx")
     found = sherpa.measure(cell, *prepare("demo", tmp_path), repetitions=2)

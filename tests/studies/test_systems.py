@@ -68,6 +68,7 @@ def test_readings(text, expected):
     assert num_errors("SEVEN THREE FIVE", "736") == 1
 
 
+@pytest.mark.endurance
 def test_an_environment_is_made_once_and_weighed(tmp_path):
     wheel, folder = tmp_path / "little-1.0-py3-none-any.whl", tmp_path / "environment"
     with zipfile.ZipFile(wheel, "w") as archive:
