@@ -13,6 +13,9 @@ from tones import say
 from u2moe.runtime import Recognizer
 
 pytestmark = pytest.mark.slow
+LIMITS = {"float32": 1e-3, "int8": 0.05}
+"""On differences of scores. A batch pads the caches of its streams, so that sums over keys differ in their last bits;
+in int8, on onnxruntime alone, an activation on the border between two steps then takes the other one."""
 
 
 def test_many_streams_go_through_the_encoder_together(toy):
@@ -50,8 +53,7 @@ def test_a_batch_gives_what_one_by_one_gives(either, precision, sound, num_left_
     assert [[s.tokens for s in segments] for segments in together] == [[s.tokens for s in ss] for ss in alone]
     for one, other in zip(itertools.chain(*alone), itertools.chain(*together), strict=True):
         assert one.times == other.times
-        # Matrix products of other heights may round the last bit otherwise.
-        assert one.score == pytest.approx(other.score, abs=1e-3)
+        assert one.score == pytest.approx(other.score, abs=LIMITS[precision])
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -77,7 +79,7 @@ def test_recordings_of_like_length_share_a_call_with_full_context(either, precis
         assert [segment.tokens for segment in together] == [segment.tokens for segment in segments]
         assert [segment.times for segment in together] == [segment.times for segment in segments]
         for one, other in zip(segments, together, strict=True):
-            assert one.score == pytest.approx(other.score, abs=1e-3)
+            assert one.score == pytest.approx(other.score, abs=LIMITS[precision])
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -103,7 +105,7 @@ def test_batches_may_change_from_chunk_to_chunk(either, precision, sound, data):
             segments[i] += streams[i].take_segments()
     assert [[s.tokens for s in own] for own in segments] == [[s.tokens for s in own] for own in alone]
     for one, other in zip(itertools.chain(*alone), itertools.chain(*segments), strict=True):
-        assert one.score == pytest.approx(other.score, abs=1e-3)
+        assert one.score == pytest.approx(other.score, abs=LIMITS[precision])
 
 
 def test_utterances_that_end_together_are_rescored_together(recognizer, sound, monkeypatch):
