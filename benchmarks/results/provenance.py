@@ -33,11 +33,6 @@ def machine_key(content: Mapping[str, Any]) -> str:
     return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
 
 
-def kernels_of(content: Mapping[str, Any]) -> str:
-    """What computed results with `measured_here`, if that was the default; "" where older ones do not say."""
-    return str(content.get("machine", {}).get("kernels", ""))
-
-
 def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Results to go on with: what `file` holds, and of `fresh` what it lacks.
 
