@@ -1,0 +1,65 @@
+"""Computes golden files of configurations with WeNet's own code: python make.py WENET NAME..., see README.md.
+
+Where a file is there already, it is compared, not written.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+sys.path += [str(FOLDER.parent), str(FOLDER.parents[1] / "toys")]
+
+import wenet_model  # noqa: E402 - in the folders above
+from wenet_directories import CONFIGURATIONS, write_configuration  # noqa: E402
+
+FRAMES = 99
+
+
+def digest(directory):
+    """Of a state dict, as README.md says."""
+    state = torch.load(directory / "final.pt", weights_only=True)
+    result = hashlib.sha256()
+    for name in sorted(state):
+        if not name.endswith(".pe"):
+            result.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
+            result.update(state[name].numpy().tobytes())
+    return result.hexdigest()
+
+
+def make(name, digests):
+    """Write or compare one file; returns a line that says which."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = write_configuration(name, Path(folder), vocab_size=31)
+        digests[name] = digest(directory)
+        model = wenet_model.load(directory)
+    with np.load(FOLDER / "features.npz") as features:
+        results = wenet_model.outputs(model, features[f"mel_{input_size(name)}"].astype(np.float32))
+    path = FOLDER / f"{name}.npz"
+    if not path.exists():
+        np.savez_compressed(path, **results)
+        return f"{name}: written, {path.stat().st_size} bytes"
+    with np.load(path) as known:
+        if set(known.files) != set(results):
+            return f"{name}: DIFFERS: has {sorted(known.files)}, now {sorted(results)}"
+        return f"{name}: {max(float(np.abs(known[key] - results[key]).max()) for key in results):.2g} from the file"
+
+
+def input_size(name):
+    """Width of the features of a configuration."""
+    return CONFIGURATIONS[name].get("num_mel_bins", 80)
+
+
+if __name__ == "__main__":
+    wenet_model.import_from(sys.argv[1])
+    torch.set_num_threads(1)
+    path = FOLDER / "digests.json"
+    known = json.loads(path.read_text(encoding="utf-8"))
+    for each in sys.argv[2:] or CONFIGURATIONS:
+        print(make(each, known), flush=True)
+    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

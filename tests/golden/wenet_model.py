@@ -1,0 +1,89 @@
+"""WeNet's own code on a checkpoint, for the scripts beside this file: needs a checkout of WeNet and what it imports.
+
+WeNet, not ours: nothing here computes anything with code of this repository.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
+
+
+def import_from(checkout):
+    """Make `wenet` importable from a checkout; ValueError if it is none."""
+    if not (Path(checkout) / "wenet" / "utils" / "init_model.py").is_file():
+        raise ValueError(f"{checkout}: is not a checkout of WeNet")
+    sys.path.insert(0, str(checkout))
+
+
+def load(directory):
+    """WeNet's model with the weights in a checkpoint directory; every tensor is used."""
+    from wenet.utils.init_model import init_speech_model, inject_lora_to_model  # noqa: PLC0415 - after `import_from`
+
+    configs = yaml.safe_load((directory / "train.yaml").read_text(encoding="utf-8"))
+    if configs.get("cmvn_file") or configs.get("cmvn_conf", {}).get("cmvn_file"):  # old layouts have no cmvn_conf
+        configs |= {"cmvn": "global_cmvn"}
+        configs["cmvn_conf"] = {"cmvn_file": str(directory / "global_cmvn"), "is_json_cmvn": True}
+    for section in ("encoder_conf", "decoder_conf"):
+        configs.get(section, {}).pop("use_sdpa", None)  # with it, WeNet cannot stream
+    model, _ = init_speech_model(None, configs)
+    if configs.get("lora_conf"):
+        inject_lora_to_model(model, configs["lora_conf"])
+    model.load_state_dict(torch.load(directory / "final.pt", weights_only=True))
+    if model.decoder is not None:
+        model.tie_or_clone_weights(jit_mode=False)
+    return model.eval()
+
+
+@torch.no_grad()
+def outputs(model, features):
+    """What configurations/README.md lists, of features [frames, bins]; numpy arrays by name."""
+    batch = torch.from_numpy(features).unsqueeze(0)
+    full, _ = model.encoder(batch, torch.tensor([len(features)]), -1, -1)
+    log_probs = model.ctc.log_softmax(full)
+    results = {"full": full[0], "ctc_log_probs": log_probs[0]}
+    if streams(model.encoder):
+        results["stream_4_1"] = model.encoder.forward_chunk_by_chunk(batch, 4, 1)[0][0]
+    if model.decoder is not None:
+        memory = full
+        if getattr(model, "apply_non_blank_embedding", False):
+            memory, _ = model.filter_blank_embedding(log_probs, full)
+        results |= scores(model, memory)
+    return {name: value.numpy() for name, value in results.items()}
+
+
+def streams(encoder):
+    """Whether chunks with caches are what the encoder was trained for: masks of chunks, and no convolution ahead."""
+    causal = all(
+        getattr(part, "lorder", 1) > 0 or part.depthwise_conv.kernel_size == (1,) for part in _modules(encoder)
+    )
+    return causal and (encoder.use_dynamic_chunk or encoder.static_chunk_size > 0)
+
+
+def _modules(encoder):
+    return [part for part in encoder.modules() if type(part).__name__ == "ConvolutionModule"]
+
+
+def scores(model, memory):
+    """Scores of `HYPOTHESES` as the decoder graph gives them, on `memory` [1, time, dim]."""
+    rows, length = len(HYPOTHESES), max(map(len, HYPOTHESES))
+    hypotheses = torch.full((rows, length + 1), model.eos)
+    hypotheses[:, 0] = model.sos
+    for row, tokens in enumerate(HYPOTHESES):
+        hypotheses[row, 1 : len(tokens) + 1] = torch.tensor(tokens, dtype=torch.int64)
+    lengths = torch.tensor([len(tokens) + 1 for tokens in HYPOTHESES])
+    both = type(model.decoder).__name__ == "BiTransformerDecoder"
+    left, right = model.forward_attention_decoder(hypotheses, lengths, memory, 0.5 if both else 0.0)
+    score, r_score = torch.zeros(rows, length + 1), torch.zeros(rows, length + 1)
+    for row, tokens in enumerate(HYPOTHESES):
+        n = len(tokens)
+        for place, token in enumerate([*tokens, model.eos]):
+            score[row, place] = left[row, place, token]
+            if both:
+                r_score[row, place] = right[row, n if place == n else n - 1 - place, token]
+    following = torch.stack([left[row, len(tokens)] for row, tokens in enumerate(HYPOTHESES)])
+    results = {"score": score, "next_log_probs": following}
+    return results | {"r_score": r_score} if both else results
