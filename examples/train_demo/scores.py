@@ -1,4 +1,4 @@
-"""Scores networks on the sets that validate a run: checkpoints as `wenet.py` would write them, and blends of two.
+"""Scores networks on the sets that validate a run, as `wenet.py` would write them.
 
 A network is a checkpoint of a run, exact or compact, or a WeNet directory. The set `queen-dev` is for decisions; the
 test sets are not scored here.
@@ -14,7 +14,6 @@ import checkpoints
 import torch
 import yaml
 from batches import Corpus, Tokenizer
-from blend import GATE, blended
 from network import lower_precision
 from objective import Objective
 from progress import Options
@@ -50,13 +49,6 @@ class Network:
         state = checkpoints.load(path)
         return cls(config=config, statistics=state["statistics"], weights=checkpoints.finished_weights(state))
 
-    def toward(self, other: Self, share: float) -> Self:
-        """What lies between two networks; a dense one takes part in a mixture as copies, see `blend.py`."""
-        if any(name.endswith(GATE) for name in self.weights):
-            raise ValueError("a blend begins with a dense network")
-        weights = blended(self.weights, other.weights, share)
-        return type(self)(config=other.config, statistics=other.statistics, weights=weights)
-
     def model(self) -> SpeechModel:
         """The network in the precision of training."""
         model = SpeechModel(parse_training_config(self.config).architecture)
@@ -77,24 +69,19 @@ class Network:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", type=Path, nargs="+", help="checkpoints, or WeNet directories")
-    parser.add_argument("--toward", type=Path, help="mix each of them with this one")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5], help="of the one that is mixed in")
     parser.add_argument("--work-dir", type=Path, default=Path("exp"))
     parser.add_argument("--sets", nargs="+", default=VALIDATION, help="packs of features")
     parser.add_argument("--first", type=int, help="only so many utterances of each")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(args.work_dir)
-    other = Network.read(args.toward, tokenizer) if args.toward else None
     sizes = None if args.first is None else dict.fromkeys(args.sets, args.first)
     for path in args.networks:
         network = Network.read(path, tokenizer)
-        mixed = {f" {share:.0%} toward {args.toward}": network.toward(other, share) for share in args.shares if other}
-        for label, candidate in (mixed or {"": network}).items():
-            for name in args.sets:
-                corpus = Corpus([args.work_dir / "features" / name], tokenizer, sizes=sizes)
-                for score in candidate.scores(corpus, tokenizer):
-                    print(f"{path}{label}: {name} {score}", flush=True)
+        for name in args.sets:
+            corpus = Corpus([args.work_dir / "features" / name], tokenizer, sizes=sizes)
+            for score in network.scores(corpus, tokenizer):
+                print(f"{path}: {name} {score}", flush=True)
 
 
 if __name__ == "__main__":
