@@ -1,4 +1,4 @@
-"""Parts of the demo model's recipe: its data, the optimizer, stages, and the numbers of its evaluation."""
+"""Parts of the demo model's recipe: its data, the optimizer, and the numbers of its evaluation."""
 # ruff: noqa: E402 - the recipe is a folder of scripts, which has to be put on the path first
 
 import sys
@@ -17,7 +17,6 @@ import games
 import optimizers
 import proof
 import rnc
-import stages
 
 COLUMNS = "clip\toffset\tsize\tseconds\tspeaker_group\tsplit\tcer\ttext\n"
 
@@ -84,48 +83,6 @@ def test_muon_moves_all_weights_by_matrices_whose_singular_values_are_near_one()
         assert sizes.max() < 1.3 * optimizers.UPDATE_RMS
         assert sizes.median() > 0.6 * optimizers.UPDATE_RMS
         assert float((weight.detach() * weight.grad).sum()) < 0
-
-
-@pytest.fixture
-def work(tmp_path):
-    """Two stages, the second of which reads what the first makes; and the names of those that ran."""
-    (tmp_path / "source").write_text("a")
-    ran = []
-
-    def stage(name, read, made):
-        def do():
-            ran.append(name)
-            (tmp_path / made).write_text((tmp_path / read).read_text() * 2)
-
-        return stages.Stage(name=name, work=do, reads=[tmp_path / read], makes=[tmp_path / made])
-
-    chain = [stage("first", "source", "middle"), stage("second", "middle", "end")]
-
-    def run():
-        ran.clear()
-        for stage in chain:
-            stages.run(stage, tmp_path / "done", lambda _: None)
-        return list(ran)
-
-    return tmp_path, run
-
-
-def test_stages_are_done_once(work):
-    folder, run = work
-    assert run() == ["first", "second"]
-    assert (folder / "end").read_text() == "aaaa"
-    assert run() == []
-
-
-def test_stages_are_done_again_when_something_has_changed(work):
-    folder, run = work
-    run()
-    (folder / "source").write_text("b")
-    assert run() == ["first", "second"]
-    (folder / "end").write_text("by hand")
-    assert run() == ["second"]
-    (folder / "middle").unlink()
-    assert run() == ["first"]  # which makes what it made before
 
 
 def heard(transcript, *texts):
