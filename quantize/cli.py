@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from u2moe.quantize.inspection import describe, inspect_bundle
 
     content = inspect_bundle(args.bundle)
-    print(describe(content, as_json=args.format == "json"))
+    print(json.dumps(content, indent=1) if args.format == "json" else describe(content))
     return 0
 
 

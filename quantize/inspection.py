@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from typing import Any
@@ -66,10 +65,8 @@ def _tensor(value: ir.Value) -> dict[str, Any]:
     return {"name": value.name, "dtype": str(value.dtype), "shape": axes}
 
 
-def describe(content: dict[str, Any], *, as_json: bool = False) -> str:
+def describe(content: dict[str, Any]) -> str:
     """`inspect_bundle`'s result as text."""
-    if as_json:
-        return json.dumps(content, indent=1)
     manifest = content["manifest"]
     model = manifest["model"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"

@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.weights import Array
 from u2moe.runtime.bundle import contract
-from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.model.native import CPU, choose_kernels, plain_name
+
+if TYPE_CHECKING:
+    from u2moe.runtime.bundle.mixture import Mixture
 
 ALIGNMENT = 4096
 """Alignment of packed weights in bytes: onnxruntime maps pages."""
@@ -91,9 +93,6 @@ def pack_graph(model: ir.Model, layout: int) -> int:
     Args:
         model: a quantized graph; its weights are read and packed one at a time when it is saved.
         layout: version of the layout.
-
-    Raises:
-        BundleError: a call is not in the form that `u2moe quantize` writes.
     """
     calls = [
         node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _READERS
@@ -163,9 +162,7 @@ def _feed_forward(num_gates: int) -> Callable[[ir.Node, list[ir.Value]], _Read]:
 
 
 def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
-    mixture = mixture_of(node)
-    if mixture is None:
-        raise BundleError(f"node {node.name}: is not a mixture of experts")
+    mixture = cast("Mixture", mixture_of(node))
     second_biases = values[2] if mixture.bias else None
     parts = iter(values[2 + mixture.bias :])
     products: list[Product] = []
@@ -181,9 +178,7 @@ def _int8_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
 
 
 def _int4_experts(node: ir.Node, values: list[ir.Value]) -> _Read:
-    mixture = mixture_of(node)
-    if mixture is None:
-        raise BundleError(f"node {node.name}: is not a mixture of experts")
+    mixture = cast("Mixture", mixture_of(node))
     hidden, dim = shape_of(values[2])[0], shape_of(values[1])[0]
     sizes = itertools.cycle([(dim, hidden), (hidden, dim)])
     products = [

@@ -26,13 +26,11 @@ class Change:
 
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
-        format: format of the new weight.
         original: reads the float32 weight, in the layout of the new one.
         restored: the float32 weights that stored integers and scales represent.
     """
 
     group: str
-    format: str
     original: Callable[[], Array]
     restored: Callable[[Array, Array], Array] = lambda stored, scale: stored.astype(np.float32) * scale
 
@@ -79,7 +77,7 @@ class Weights:
         shape = source().shape if read else shape_of(weight)
         if len(shape) != 2:
             raise BundleError(f"weight {name}: has shape {shape}, expected [in, out]")
-        self.changes[f"{name}.int8"] = Change(group=group, format="int8", original=source)
+        self.changes[f"{name}.int8"] = Change(group=group, original=source)
         integers, scale = _readers(lambda: int8_columns(source()))
         return Quantized(
             self.add(f"{name}.int8", ir.DataType.INT8, shape, integers, group),
@@ -89,7 +87,7 @@ class Weights:
     def int8_table(self, table: ir.Value) -> Quantized:
         """An embedding [vocab, dim] as int8 by rows."""
         (rows, dim), name, group = shape_of(table), table.name, group_of(table)
-        self.changes[f"{name}.int8"] = Change(group=group, format="int8 rows", original=lambda: array_of(table))
+        self.changes[f"{name}.int8"] = Change(group=group, original=lambda: array_of(table))
         integers, scale = _readers(lambda: int8_rows(array_of(table)))
         return Quantized(
             self.add(f"{name}.int8", ir.DataType.INT8, (rows, dim), integers, group),
@@ -105,9 +103,7 @@ class Weights:
             return from_int4_blocks(stored, scale.reshape(columns, blocks), rows)
 
         integers, scales = _readers(lambda: made or int4_blocks(array_of(weight), block_size))
-        self.changes[f"{name}.int4"] = Change(
-            group=group, format="int4", original=lambda: array_of(weight), restored=restored
-        )
+        self.changes[f"{name}.int4"] = Change(group=group, original=lambda: array_of(weight), restored=restored)
         stored_shape = (columns, blocks, block_size // 2)
         return Quantized(
             self.add(f"{name}.int4", ir.DataType.UINT8, stored_shape, integers, group),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -15,7 +15,7 @@ from u2moe.quantize.compensation import FloatExpert, RoundedWeight
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.routing import scope
-from u2moe.quantize.weights import Weights
+from u2moe.quantize.weights import Array, Weights
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import CONTRIB, IR_VERSION, GraphBuilder, build_function
@@ -24,18 +24,23 @@ from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 
-def int4_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe) -> ExpertCall:
-    """Weights in blocks of `Recipe.block_size` rows with one scale each."""
-    return _call(layer, recipe, [_inputs(layer, index, weights, recipe) for index in range(layer.mixture.num_experts)])
+def int4_experts(
+    layer: ExpertLayer, weights: Weights, recipe: Recipe, tokens: ExpertTokens | None = None
+) -> ExpertCall:
+    """Weights in blocks of `Recipe.block_size` rows with one scale each.
 
-
-def compensated_experts(layer: ExpertLayer, weights: Weights, recipe: Recipe, tokens: ExpertTokens) -> ExpertCall:
-    """The same, calibrated on recorded tokens; experts with too few tokens are rounded to the nearest value."""
-    own = []
-    for index, found in enumerate(tokens.by_expert(scope(layer.node), layer.mixture.num_experts)):
-        products = _float(layer, index).compensated(*found, recipe.block_size) if found else (None, None)
-        own.append(_inputs(layer, index, weights, recipe, products))
-    return _call(layer, recipe, own)
+    With `tokens`, each expert is calibrated on those that it received; experts with too few tokens are rounded to the
+    nearest value, as all are without.
+    """
+    num_experts = layer.mixture.num_experts
+    found: Iterable[tuple[Array, Array] | None] = [None] * num_experts
+    if tokens is not None:
+        found = tokens.by_expert(scope(layer.node), num_experts)
+    inputs: list[ir.Value] = []
+    for index, own in enumerate(found):
+        products = _float(layer, index).compensated(*own, recipe.block_size) if own else (None, None)
+        inputs += _inputs(layer, index, weights, recipe, products)
+    return int4_mixture(layer.in_format("int4", recipe.block_size), *layer.sizes), inputs
 
 
 def _float(layer: ExpertLayer, index: int) -> FloatExpert:
@@ -63,7 +68,7 @@ def _inputs(
     index: int,
     weights: Weights,
     recipe: Recipe,
-    made: Sequence[RoundedWeight | None] = (None, None),
+    made: Sequence[RoundedWeight | None],
 ) -> list[ir.Value]:
     """Inputs of the function for one expert, from its calibrated products if there are any."""
     inputs: list[ir.Value] = []
@@ -76,12 +81,6 @@ def _inputs(
         else:
             inputs += biases[index : index + 1]
     return inputs
-
-
-def _call(layer: ExpertLayer, recipe: Recipe, experts: Sequence[Sequence[ir.Value]]) -> ExpertCall:
-    mixture = layer.in_format("int4", recipe.block_size)
-    inputs = [value for own in experts for value in own]
-    return ExpertCall(mixture=mixture, function=int4_mixture(mixture, *layer.sizes), inputs=inputs)
 
 
 def int4_mixture(mixture: Mixture, dim: int, hidden: int) -> ir.Function:

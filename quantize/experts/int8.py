@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, ACTIVATION_ZERO, LOWEST
+from u2moe.quantize.calibration import ExpertTokens
 from u2moe.quantize.experts.layer import ExpertCall, ExpertLayer
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.weights import Weights
@@ -17,14 +18,14 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
 
-def int8_experts(layer: ExpertLayer, weights: Weights, _: Recipe) -> ExpertCall:
+def int8_experts(layer: ExpertLayer, weights: Weights, *_: Recipe | ExpertTokens | None) -> ExpertCall:
     """Weights with one scale per column; the second biases of all experts form one input [experts, dim]."""
     mixture = layer.in_format("int8")
     inputs = [weights.stacked(layer.b2)] if mixture.bias else []
     for index, pair in enumerate(zip(layer.w1, layer.w2, strict=True)):
         first, second = (weights.int8(weight) for weight in pair)
         inputs += [first.weight, first.scale, *layer.b1[index : index + 1], second.weight, second.scale]
-    return ExpertCall(mixture=mixture, function=int8_mixture(mixture), inputs=inputs)
+    return int8_mixture(mixture), inputs
 
 
 def int8_mixture(mixture: Mixture) -> ir.Function:

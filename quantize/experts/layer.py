@@ -55,13 +55,8 @@ class ExpertLayer:
         return dataclasses.replace(self.mixture, weights=weights, block_size=block_size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpertCall:
-    """The replacement of a layer: its new mixture, its function, and the weights of the experts."""
-
-    mixture: Mixture
-    function: ir.Function
-    inputs: Sequence[ir.Value]
+ExpertCall = tuple[ir.Function, Sequence[ir.Value]]
+"""What replaces the call of a layer: the function, and its inputs after x and the router's weight."""
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:

@@ -6,7 +6,6 @@ import onnx_ir as ir
 
 from u2moe.quantize.calibration import ExpertTokens
 from u2moe.quantize.experts import EXPERT_FORMATS
-from u2moe.quantize.experts.int4 import compensated_experts
 from u2moe.quantize.experts.layer import expert_layers
 from u2moe.quantize.passes.calls import swap
 from u2moe.quantize.recipes import Recipe
@@ -18,8 +17,5 @@ def quantize_experts(
 ) -> None:
     """Replace each mixture in float32 by one in the format `kind`; `tokens` are for the calibration of int4."""
     for layer in expert_layers(model):
-        if tokens is not None and kind == "int4":
-            made = compensated_experts(layer, weights, recipe, tokens)
-        else:
-            made = EXPERT_FORMATS[kind](layer, weights, recipe)
-        swap(model, layer.node, made.function, [layer.x, layer.gate, *made.inputs])
+        function, inputs = EXPERT_FORMATS[kind](layer, weights, recipe, tokens)
+        swap(model, layer.node, function, [layer.x, layer.gate, *inputs])

@@ -87,7 +87,6 @@ class _Converter:
             raise BundleError(f"{value.name}: a weight is {largest:g}, beyond half precision ({LARGEST:g}); use int8")
         self.weights.changes[name] = Change(
             group=group,
-            format="fp16",
             original=lambda: array_of(value),
             restored=lambda stored, _: stored.astype(np.float32),
         )
