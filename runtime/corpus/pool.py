@@ -121,7 +121,6 @@ class WorkerPool:
         self.num_deaths = 0
         self._setup = setup
         self._context = multiprocessing.get_context("spawn" if setup.recognizer is None else "fork")
-        self._num_workers = num_workers
         self._trouble: dict[int, _Trouble] = {}
         self._workers = [self._start(number) for number in range(num_workers)]
 
@@ -169,9 +168,8 @@ class WorkerPool:
     def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         report = self._context.RawValue(_Report)
-        cores = cores_of(number, self._num_workers, self._setup.model.num_threads)
         process = self._context.Process(  # type: ignore[attr-defined]  # of either context
-            target=_work, args=(self._setup, theirs, report, cores, os.getpid()), name=f"u2moe-corpus-{number}",
+            target=_work, args=(self._setup, theirs, report, os.getpid()), name=f"u2moe-corpus-{number}",
             daemon=True,
         )  # fmt: skip
         with warnings.catch_warnings():
@@ -223,15 +221,11 @@ class WorkerPool:
             self._assign(new, old.block)
 
 
-def _work(
-    setup: WorkerSetup, parent: connection.Connection, report: Any, cores: Sequence[int] | None, parent_id: int
-) -> None:
+def _work(setup: WorkerSetup, parent: connection.Connection, report: Any, parent_id: int) -> None:
     """The worker process: do the blocks that come through the connection until it ends, or the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent_id,), daemon=True).start()
-    if cores is not None:
-        os.sched_setaffinity(0, cores)
 
     def count(num_utterances: int, seconds: float) -> None:
         report.num_utterances += num_utterances
@@ -268,34 +262,15 @@ def may_fork() -> bool:
     return os.name == "posix" and hasattr(os, "sched_getaffinity") and threading.active_count() == 1
 
 
-def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may run on; all where the system does not say."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def num_cores(quota: Path = _QUOTA) -> int:
-    """How many of them can be kept busy: in a container with a quota fewer than it sees; at least 1."""
-    count = len(usable_cores())
+    """How many cores this process can keep busy, at least 1; a container with a quota has fewer than it sees."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed, period = quota.read_text(encoding="ascii").split()
         count = min(count, math.ceil(int(allowed) / int(period)))
     except (OSError, ValueError):  # no quota ("max"), or no container
         pass
     return max(count, 1)
-
-
-def cores_of(worker: int, num_workers: int, num_threads: int) -> list[int] | None:
-    """The cores to which a worker is pinned, or None: it is not pinned.
-
-    Workers are pinned where they fill all cores that this process may use. Where they do not, something else may use
-    them too, such as another container that would choose the same cores.
-    """
-    cores = usable_cores()
-    if len(cores) != num_workers * num_threads or len(cores) > num_cores() or not hasattr(os, "sched_setaffinity"):
-        return None
-    return cores[worker * num_threads : (worker + 1) * num_threads]
 
 
 def _named(exit_code: int) -> str:
