@@ -8,7 +8,7 @@ import torch
 from corpus import TARGET_ROW, TARGETS, Pack, Utterance
 from manners import REVOICED, VARIANTS
 from numpy.typing import NDArray
-from prepare import FRAME_LEN, FRAME_SHIFT, plan
+from prepare import FEATURES, plan
 from torch import Tensor
 
 BASIS = "basis.npz"
@@ -79,8 +79,8 @@ class Lessons:
         entry = self.entries[number // self.copies]
         rows = torch.from_numpy(self.rows[entry.offset : entry.offset + entry.length].astype(np.float32)) * self.scale
         samples = (entry.length - 0.5) * TARGET_ROW
-        speed = samples / (length * FRAME_SHIFT + FRAME_LEN - FRAME_SHIFT)
-        centers = speed * (places * FRAME_SHIFT + FRAME_LEN / 2)
+        speed = samples / (length * FEATURES.shift_len + FEATURES.frame_len - FEATURES.shift_len)
+        centers = speed * (places * FEATURES.shift_len + FEATURES.frame_len / 2)
         # the first row is the mean of two frames of the teacher, at its beginning and at its middle
         position = ((centers / TARGET_ROW) - 0.25).clamp(0, len(rows) - 1)
         left = position.long()

@@ -92,7 +92,7 @@ class _Trouble:
             self.alone.update(attempt)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Worker:
     """A process, and the block that it works on."""
 
@@ -122,7 +122,7 @@ class WorkerPool:
         self._setup = setup
         self._context = multiprocessing.get_context("spawn" if setup.recognizer is None else "fork")
         self._trouble: dict[int, _Trouble] = {}
-        self._workers = [self._start(number) for number in range(num_workers)]
+        self._workers = [self._start() for _ in range(num_workers)]
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +146,8 @@ class WorkerPool:
             for worker in self._workers:
                 if worker.block is None and (block := next(blocks, None)) is not None:
                     self._assign(worker, block)
-            busy = {
-                worker.connection: number for number, worker in enumerate(self._workers) if worker.block is not None
+            busy: dict[Any, _Worker] = {
+                worker.connection: worker for worker in self._workers if worker.block is not None
             }
             if not busy:
                 return
@@ -155,7 +155,7 @@ class WorkerPool:
             if not ready:
                 yield None
             for end in ready:
-                yield self._receive(busy[end])  # type: ignore[index]  # wait returns what it was given
+                yield self._receive(busy[end])
 
     def close(self) -> None:
         """End all workers at once; what they have written is whole."""
@@ -165,13 +165,12 @@ class WorkerPool:
             worker.process.join()
             worker.connection.close()
 
-    def _start(self, number: int) -> _Worker:
+    def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         report = self._context.RawValue(_Report)
         process = self._context.Process(  # type: ignore[attr-defined]  # of either context
-            target=_work, args=(self._setup, theirs, report, os.getpid()), name=f"u2moe-corpus-{number}",
-            daemon=True,
-        )  # fmt: skip
+            target=_work, args=(self._setup, theirs, report, os.getpid()), name="u2moe-corpus", daemon=True
+        )
         with warnings.catch_warnings():
             # Python warns of threads. Those of numpy's OpenBLAS are stopped before a fork and started after it.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -187,12 +186,11 @@ class WorkerPool:
         with contextlib.suppress(ConnectionError):  # a worker that has died meanwhile shows where its messages end
             worker.connection.send((block, caution))
 
-    def _receive(self, number: int) -> BlockDone | None:
-        worker = self._workers[number]
+    def _receive(self, worker: _Worker) -> BlockDone | None:
         try:
             message = worker.connection.recv()
         except (EOFError, ConnectionError):
-            self._replace(number)
+            self._replace(worker)
             return None
         if isinstance(message, Exception):
             raise message
@@ -201,9 +199,8 @@ class WorkerPool:
         self._trouble.pop(done.number, None)
         return done
 
-    def _replace(self, number: int) -> None:
-        """Start another process in the place of one that died, and have it do the block."""
-        old = self._workers[number]
+    def _replace(self, old: _Worker) -> None:
+        """Start another process in place of one that died, and give it the block."""
         old.process.join()
         old.connection.close()
         exit_code, report = old.process.exitcode or 0, old.report
@@ -213,7 +210,8 @@ class WorkerPool:
                 reason = "does the program call run_corpus only under `if __name__ == '__main__':`?"
             raise CorpusError(f"worker processes die as they begin ({_named(exit_code)}): {reason}")
         self.num_deaths += 1
-        new = self._workers[number] = self._start(number)
+        new = self._start()
+        self._workers[self._workers.index(old)] = new
         new.num_starts = 1 if report.is_ready else old.num_starts + 1
         if old.block is not None:
             attempt = tuple(report.attempted[: report.num_attempted])

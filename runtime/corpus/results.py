@@ -46,14 +46,13 @@ def is_faultless(content: bytes) -> bool:
         return False
 
 
-def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing: bool = False) -> int:
+def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
     """Write all rows into one file, in the order of the list. Returns their number.
 
     Args:
         folder: the folder of a run.
         target: the file, which appears when it is whole: Parquet, which needs pyarrow, if its name ends in ".parquet",
             and otherwise a JSON object on a line for each row.
-        allow_missing: whether utterances may be missing.
 
     Raises:
         CorpusError: there is no run in the folder, utterances are missing, or a file of the results is damaged.
@@ -61,7 +60,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str], *, allow_missing
     """
     num_missing = folder.num_missing()
     folder.description()
-    if num_missing != 0 and not allow_missing:
+    if num_missing != 0:
         missing = "the list was not read to its end" if num_missing is None else f"{num_missing} are missing"
         raise CorpusError(f"{folder.path}: {missing}: run it to its end")
     target = Path(target)
