@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from u2moe.export.adapters import AdapterUse, with_adapters
 from u2moe.export.architecture import Architecture
 from u2moe.export.cmvn import CMVN_ISTD, CMVN_MEAN, read_cmvn
 from u2moe.export.model import SpeechModel
@@ -46,7 +47,7 @@ class Checkpoint:
     features: FeatureConfig
     text: TextConfig
     tokens: list[str]
-    """Symbols by id."""
+    """Symbols by id; where each is a word, they begin with U+2581 as the pieces that begin words do."""
     decoding: DecodingConfig
     tensors: dict[str, Tensor]
     """The tensors the network uses, by WeNet's names, float32; memory-mapped unless stored in another precision."""
@@ -59,6 +60,7 @@ class Checkpoint:
         directory: str | PathLike[str],
         weights: str | PathLike[str] | None = None,
         units: str | PathLike[str] | None = None,
+        lora: AdapterUse | None = None,
     ) -> Checkpoint:
         """Read a directory in WeNet's layout.
 
@@ -66,6 +68,7 @@ class Checkpoint:
             directory: the folder with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
             weights: the state dict, such as avg_30.pt: its name in the directory, or the path of a file elsewhere.
             units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
+            lora: whether adapters in the file are to be added to its weights; None: as its name tells.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit the others.
@@ -77,7 +80,7 @@ class Checkpoint:
         weights_path = linked_weights(_chosen(path, weights or WEIGHTS_FILE))
         config = read_training_config(_config_path(path, weights_path))
         tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
-        state = load_state_dict(weights_path)
+        state, contained = with_adapters(weights_path, load_state_dict(weights_path), config.adapters, lora)
         # if the state dict uses other names, `select_tensors` gives a better message than "has no statistics"
         fits = any(name.startswith("encoder.") for name in state)
         if fits and not _has_statistics(weights_path, state):
@@ -97,10 +100,10 @@ class Checkpoint:
             architecture=architecture,
             features=config.features,
             text=_text_config(path, config, tokens),
-            tokens=tokens,
+            tokens=_as_words(tokens, architecture) if config.separate else tokens,
             decoding=config.decoding,
             tensors=tensors,
-            ignored={**ignored, **untrained},
+            ignored={**ignored, **untrained, **contained},
         )
 
     def network(self) -> SpeechModel:
@@ -224,9 +227,16 @@ def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig)
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
     """Old files do not name their tokenizer: a sentencepiece model, or symbols that start words, mean bpe."""
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
-    kind = config.tokenizer or ("bpe" if pieces or any(directory.glob("*.model")) else "char")
+    known = "bpe" if config.separate else config.tokenizer
+    kind = known or ("bpe" if pieces or any(directory.glob("*.model")) else "char")
     unk = tokens.index("<unk>") if "<unk>" in tokens else config.special_tokens.get("<unk>")
     return TextConfig(tokenizer=kind, unk=unk)
+
+
+def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
+    """Each token as the beginning of a word, except those that are never part of a text."""
+    silent = {architecture.blank, architecture.sos, architecture.eos}
+    return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
 
 
 def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:

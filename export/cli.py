@@ -87,6 +87,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="vocabulary, in the checkpoint directory or elsewhere (default: as named in train.yaml, or units.txt)",
     )
+    parser.add_argument(
+        "--lora",
+        choices=("add", "contained"),
+        help="whether the LoRA adapters of the state dict are to be added to its weights or are contained in them "
+        "(default: contained in epoch_N.pt, not in step_N.pt)",
+    )
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -98,6 +104,7 @@ def run_export(args: argparse.Namespace) -> int:
         args.out,
         weights=args.weights,
         units=args.units,
+        lora=args.lora,
         padding_s=args.padding,
         overwrite=args.overwrite,
         progress=tell,
@@ -148,7 +155,8 @@ def run_validate(args: argparse.Namespace) -> int:
     if args.checkpoint is not None:
         from u2moe.export.exporter import validate_bundle
 
-        report = validate_bundle(args.bundle, args.checkpoint, weights=args.weights, units=args.units, progress=tell)
+        files = {"weights": args.weights, "units": args.units, "lora": args.lora}
+        report = validate_bundle(args.bundle, args.checkpoint, **files, progress=tell)
         _print_report(report)
     return 0
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import onnx_ir as ir
 
+from u2moe.export.adapters import AdapterUse
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import ParityReport
 from u2moe.export.graphs import ctc_graph, decoder_graph, encoder_graph
@@ -29,6 +30,7 @@ def export_bundle(
     *,
     weights: str | None = None,
     units: str | None = None,
+    lora: AdapterUse | None = None,
     padding_s: float = 0.0,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -40,6 +42,7 @@ def export_bundle(
         out: folder to write; left as it was if anything fails.
         weights: the state dict in the directory, or the path of one elsewhere; final.pt by default.
         units: the vocabulary, given the same way; by default the one named in train.yaml, or units.txt.
+        lora: whether LoRA adapters in the state dict are to be added to its weights; by default, its name tells.
         padding_s: default of `DecodingOptions.padding_s` for this bundle.
         overwrite: replace a bundle that is already there.
         progress: called with a line for each step.
@@ -53,7 +56,7 @@ def export_bundle(
     """
     with BundleWriter(out, overwrite=overwrite) as staging:
         progress(f"reading {checkpoint}")
-        opened = Checkpoint.open(checkpoint, weights, units)
+        opened = Checkpoint.open(checkpoint, weights, units, lora)
         progress(f"read {opened.weights}: {len(opened.tensors)} tensors, {len(opened.ignored)} ignored")
         features = opened.features
         progress(f"features: {features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
@@ -75,6 +78,7 @@ def validate_bundle(
     *,
     weights: str | None = None,
     units: str | None = None,
+    lora: AdapterUse | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
     """Compare an existing fp32 bundle with the checkpoint it was exported from.
@@ -85,7 +89,7 @@ def validate_bundle(
         ParityError: a graph differs from torch.
     """
     opened = Bundle.open(bundle)
-    source = Checkpoint.open(checkpoint, weights, units)
+    source = Checkpoint.open(checkpoint, weights, units, lora)
     if opened.manifest.quantization:
         raise BundleError(f"{opened.path}: is quantized; parity with torch is defined for fp32 bundles")
     expected = bundle_manifest(source)

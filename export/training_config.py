@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from u2moe.export.adapters import Adapters
 from u2moe.export.architecture import Architecture
 from u2moe.export.network_config import read_decoders, read_encoder
 from u2moe.export.text_files import read_yaml
@@ -17,6 +18,25 @@ from u2moe.runtime.model.features import constants_of
 
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
+MODELS = ("asr_model", "ctl_model")
+"""`ctl_model` has another loss, and the same network."""
+_FUNASR = "FunASR exports it to ONNX and sherpa-onnx runs it"
+_PRETRAINED = (
+    "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, and export that"
+)
+OTHER_MODELS = {
+    "transducer": "is a transducer: train its encoder as asr_model, or let sherpa-onnx run a transducer of icefall",
+    "paraformer": f"is no CTC network: {_FUNASR}",
+    "sensevoice_small": f"has tasks and languages as inputs: {_FUNASR}",
+    "whisper": "has features and prompts of its own: whisper.cpp, faster-whisper and sherpa-onnx run Whisper",
+    "firered": "has no CTC head: sherpa-onnx runs FireRedASR",
+    "k2_model": "is trained for a decoding graph of k2: train it as asr_model",
+    "causal_lm": "is a language model: llama.cpp and onnxruntime-genai run those",
+    "w2vbert_model": _PRETRAINED,
+    "wav2vec_model": _PRETRAINED,
+    "bestrq_model": _PRETRAINED,
+}
+"""Kinds of model that WeNet trains and that stay outside, with what to use instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +52,16 @@ class TrainingConfig:
     """False: trained with CTC alone (`ctc_weight` 1), so the decoders in the state dict are random."""
     tokenizer: Literal["char", "bpe"] | None
     """None in old files, which do not state it."""
+    separate: bool
+    """Each token is a word: a space between tokens (`connect_symbol`)."""
     special_tokens: dict[str, int]
     """Ids by symbol, empty in old files."""
     symbol_table: str | None
     """File name of the vocabulary."""
     cmvn_file: str | None
     """File name of the feature statistics; None if trained without them, or if the file is not named."""
+    adapters: Adapters | None
+    """LoRA adapters that the state dict may hold."""
     tied_embedding: bool
     """The decoders' output weights are their embeddings, whatever the state dict holds."""
 
@@ -52,8 +76,8 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must be a mapping of settings, found {type(values).__name__}")
     top = Section(file, "", values)
-    top.choice("model", "asr_model", ("asr_model",))
-    for key in ("predictor", "joint", "lora_conf", "lfmmi_dir"):
+    _check_kind(top)
+    for key in ("predictor", "joint", "lfmmi_dir"):
         if top.value(key) not in (None, "", {}):
             raise top.unsupported(key, top.value(key), ("null",))
     top.choice("ctc", "ctc", ("ctc",))
@@ -65,11 +89,11 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
         expected = f"equal to num_mel_bins, which is {features.num_mel_bins} ({DEFAULT_MEL_BINS} if not stated)"
         raise top.wrong("input_dim", top.value("input_dim"), expected)
     normalized, cmvn_file = _normalization(top)
-    tokenizer, special_tokens, symbol_table = _tokenizer(top, vocab_size)
+    tokenizer, separate, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     encoder = read_encoder(top, normalized=normalized)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
     blank = _blank(top, vocab_size, special_tokens)
-    decoding = _decoding(top)
+    decoding, adapters = _decoding(top), _adapters(top)
     trained_decoder = decoding.ctc_weight < 1
     top.finish(WITHOUT_EFFECT, ONE_VALUE)
     return TrainingConfig(
@@ -87,15 +111,27 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
         blank=blank,
         trained_decoder=trained_decoder,
         tokenizer=tokenizer,
+        separate=separate,
         special_tokens=special_tokens,
         symbol_table=symbol_table,
         cmvn_file=cmvn_file,
+        adapters=adapters,
         tied_embedding=tied,
     )
 
 
+def _check_kind(top: Section) -> None:
+    """Refuse the models that are no CTC and attention networks, each with what to use instead."""
+    model = top.value("model")
+    if isinstance(model, str) and model in OTHER_MODELS:
+        raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")
+    top.choice("model", "asr_model", MODELS)
+
+
 def _features(top: Section) -> FeatureConfig:
     dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
+    if "fbank_conf" not in dataset and top.value("raw_wav") not in (None, True):
+        raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # Kaldi's, whose settings are not in the file
     dataset.choice("feats_type", "fbank", ("fbank",))
     sample_rate = dataset.section("resample_conf").integer("resample_rate", 16000)
     old = collate.section("feature_extraction_conf", is_whole=False)
@@ -135,17 +171,25 @@ def _normalization(top: Section) -> tuple[bool, str | None]:
     return cmvn_file is not None, cmvn_file
 
 
-def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | None, dict[str, int], str | None]:
+def _adapters(top: Section) -> Adapters | None:
+    conf = top.section("lora_conf")
+    if not conf.names():
+        return None
+    return Adapters(rank=conf.integer("lora_rank"), alpha=conf.number("lora_alpha", 8.0))
+
+
+def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | None, bool, dict[str, int], str | None]:
+    """The kind of tokens, whether each is a word, the special tokens, and the vocabulary's file."""
     conf = top.section("tokenizer_conf")
     kind: Literal["char", "bpe"] | None = None
     if "tokenizer" in top:
         kinds: tuple[Literal["char", "bpe"], ...] = ("char", "bpe")
         kind = top.choice("tokenizer", "char", kinds)
-    symbol_table = conf.text("symbol_table_path")
-    if conf.value("connect_symbol") not in (None, ""):
-        raise conf.unsupported("connect_symbol", conf.value("connect_symbol"), ("''",))
+    symbol_table, connect = conf.text("symbol_table_path"), conf.text("connect_symbol") or ""
+    if connect not in (("", " ") if kind == "char" else ("",)):
+        raise conf.unsupported("connect_symbol", connect, ("''", "' ' with tokenizer char"))
     specials = conf.section("special_tokens")
-    return kind, {name: _token(specials, name, vocab_size) for name in specials.names()}, symbol_table
+    return kind, connect == " ", {name: _token(specials, name, vocab_size) for name in specials.names()}, symbol_table
 
 
 def _blank(top: Section, vocab_size: int, special_tokens: dict[str, int]) -> int | None:

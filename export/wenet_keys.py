@@ -18,15 +18,19 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "accum_grad", "grad_clip", "max_epoch", "log_interval", "save_interval", "save_states", "model_dir",
             "init_infos", "optim", "optim_conf", "scheduler", "scheduler_conf", "train_engine", "use_amp", "dtype",
             "syncbn", "fp16_grad_sync", "dataset", "patience", "seed", "resume", "use_cmvn", "ds_config",
-            "is_json_cmvn", *_ADDED_TO_EPOCH_AND_STEP_FILES,
+            "is_json_cmvn", "raw_wav", *_ADDED_TO_EPOCH_AND_STEP_FILES,
         ),
         "encoder_conf": (
             *_DROPOUT, *_TRAINING, "attention_dropout_rate", "use_dynamic_left_chunk",
             "positionwise_conv_kernel_size",  # WeNet reads it but does not use it
         ),
         "decoder_conf": (*_DROPOUT, *_TRAINING, "self_attention_dropout_rate", "src_attention_dropout_rate"),
-        "model_conf": ("lsm_weight", "length_normalized_loss", "ignore_id"),
+        "model_conf": (
+            "lsm_weight", "length_normalized_loss", "ignore_id",
+            "ctl_weight", "logit_temp", "n_negatives",  # the loss of ctl_model
+        ),
         "cmvn_conf": ("is_json_cmvn",),
+        "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # the state dict tells
         # how transcripts become tokens, not how tokens become text
         "tokenizer_conf": ("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages"),
         "dataset_conf.fbank_conf": ("dither",),
@@ -37,7 +41,6 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
-        "": {"raw_wav": True},  # false: features that Kaldi had written, whose settings are not in the file
         "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both until 2023
         "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
         "model_conf": {"apply_non_blank_embedding": False},

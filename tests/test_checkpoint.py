@@ -14,6 +14,7 @@ from u2moe.export.attention import positional_encoding
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
 from u2moe.runtime import CheckpointError, UnsupportedError
+from u2moe.runtime.text.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
 
@@ -566,6 +567,16 @@ class TestVocabulary:
         lines = self.lines(directory)
         directory.write("units.txt", "\n".join([*lines[:4], "\u2581the 4", *lines[5:]]))
         assert directory.open().text.tokenizer == "bpe"
+
+    def test_tokens_that_are_words(self, make):
+        """connect_symbol ' ', as for phones: each token is marked as the beginning of a word."""
+        conf = random_config()["tokenizer_conf"] | {"connect_symbol": " ", "split_with_space": True}
+        directory = make(changes={"tokenizer_conf": conf})
+        checkpoint, symbols = directory.open(), [line.split()[0] for line in self.lines(directory)]
+        vocabulary = Vocabulary(checkpoint.tokens, checkpoint.text)
+        assert vocabulary.text([7, 1, 9]) == " ".join(symbols[token] for token in (7, 1, 9))
+        assert [word.text for word in vocabulary.words([7, 9])] == [symbols[7], symbols[9]]
+        assert (checkpoint.tokens[0], checkpoint.text.unk) == ("<blank>", 1)
 
     def test_old_files_tell_bpe_by_their_model(self, make):
         directory = make(old=True)

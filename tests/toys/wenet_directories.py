@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import yaml
 
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
@@ -16,4 +17,20 @@ def write_configuration(name, folder, **defaults):
     old = arguments.pop("old_layout", False)
     config = random_config(**arguments)
     write_random_checkpoint(folder, old_layout(config) if old else config, seed=1)
+    if "lora_conf" in config:
+        add_adapters(folder, config["lora_conf"])
     return folder
+
+
+def add_adapters(folder, conf):
+    """LoRA adapters beside the weights that `lora_conf` names, in a file as training writes it after some steps."""
+    generator, state = torch.Generator().manual_seed(5), torch.load(folder / "final.pt", weights_only=True)
+    for name in [name.removesuffix(".weight") for name in state if name.endswith(".weight")]:
+        parts = name.split(".")
+        if name.startswith(tuple(conf["lora_modules"])) and parts[-1] in conf["lora_list"]:
+            size, rank = state[f"{name}.weight"].shape[0], conf["lora_rank"]
+            state[f"{name}.lora_A"] = torch.rand(rank, size, generator=generator) - 0.5
+            state[f"{name}.lora_B"] = (torch.rand(size, rank, generator=generator) - 0.5) * 0.2
+    torch.save(state, folder / "step_100.pt")
+    (folder / "final.pt").unlink()
+    (folder / "final.pt").symlink_to("step_100.pt")

@@ -1,0 +1,77 @@
+"""Low-rank adapters of WeNet's fine-tuning (LoRA, arXiv 2106.09685), merged into the weights that they adapt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from u2moe.runtime.errors import CheckpointError
+
+AdapterUse = Literal["add", "contained"]
+"""add: the weights of the file are without the adapters; contained: the adapters have been added to them."""
+DOWN, UP = ".lora_A", ".lora_B"
+CONTAINED = "an adapter that its weight contains already"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """`lora_conf` of train.yaml: an adapted weight is weight + alpha / rank * up @ down."""
+
+    rank: int
+    alpha: float
+
+
+def with_adapters(
+    path: Path, state: Mapping[str, Tensor], adapters: Adapters | None, use: AdapterUse | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors without adapters, merged into their weights, and the reason why each adapter is ignored, if it is.
+
+    WeNet saves after each epoch in evaluation mode, which adds the adapters to the weights, and after a number of steps
+    in training mode, which takes them out again. Only the name of the file tells: `use` is for files with other names.
+
+    Raises:
+        CheckpointError: nothing tells whether the weights contain the adapters, or an adapter does not fit its weight.
+    """
+    names = sorted(name.removesuffix(DOWN) for name in state if name.endswith(DOWN))
+    if adapters is None or not names:
+        return dict(state), {}
+    use = use or _use_by_name(path)
+    rest = {name: tensor for name, tensor in state.items() if not name.endswith((DOWN, UP))}
+    if use == "contained":
+        return rest, dict.fromkeys(state.keys() - rest.keys(), CONTAINED)
+    for name in names:
+        rest[f"{name}.weight"] = _adapted(path, state, name, adapters)
+    return rest, {}
+
+
+def _use_by_name(path: Path) -> AdapterUse:
+    name = path.resolve().name
+    if re.fullmatch(r"epoch_\d+\.pt", name):
+        return "contained"
+    if re.fullmatch(r"(step_\d+|init|lora_init)\.pt", name):
+        return "add"
+    raise CheckpointError(
+        f"{path}: has LoRA adapters, and its name is not one of training, which tells whether the weights contain them "
+        "(epoch_N.pt) or not (step_N.pt): say so with --lora contained or --lora add"
+    )
+
+
+def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapters) -> Tensor:
+    """The weight of one layer with its adapter, in float32."""
+    parts = [state.get(name + ending) for ending in (".weight", UP, DOWN)]
+    shapes = [None if part is None else tuple(part.shape) for part in parts]
+    weight, up, down = parts
+    if weight is None or up is None or down is None or weight.ndim != 2:
+        raise CheckpointError(f"{path}: {name} has weight, {UP[1:]} and {DOWN[1:]} {shapes}, expected three matrices")
+    rank = adapters.rank
+    expected = [(weight.shape[0], rank), (rank, weight.shape[1])]
+    if shapes[1:] != expected:
+        raise CheckpointError(
+            f"{path}: {name}{UP} and {DOWN} have shapes {shapes[1:]}, expected {expected} by lora_rank {rank}"
+        )
+    return (weight.double() + up.double() @ down.double() * (adapters.alpha / rank)).float()
