@@ -146,3 +146,5 @@ class Architecture:
     sos: int
     eos: int
     blank: int
+    non_blank_memory: bool = False
+    """The decoders see only the frames whose likeliest token is not 0 (WeNet's apply_non_blank_embedding)."""

@@ -55,12 +55,15 @@ class AttentionDecoder(nn.Module):
         """The table of token embeddings."""
         return cast("nn.Embedding", self.embed[0])
 
-    def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor) -> Tensor:
-        """Logits [rows, length, vocab] for the token after each of `inputs` [rows, length], which start with sos."""
-        length, time = inputs.shape[1], memory.shape[1]
+    def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, visible: Tensor) -> Tensor:
+        """Logits [rows, length, vocab] for the token after each of `inputs` [rows, length], which start with sos.
+
+        `visible` is true for the frames of `memory` [rows, time, dim] to attend to [rows, time].
+        """
+        length = inputs.shape[1]
         steps = torch.arange(length, device=inputs.device)
         mask = (steps.unsqueeze(1) >= steps) & (steps < lengths.view(-1, 1, 1))
-        memory_mask = torch.arange(time, device=inputs.device) < memory_lengths.view(-1, 1, 1, 1)
+        memory_mask = visible.unsqueeze(1).unsqueeze(1)
         x = self.embed(inputs) * math.sqrt(self.config.dim) + positional_encoding(steps, self.config.dim)
         for block in self.decoders:
             x = block(x, mask.unsqueeze(1), memory, memory_mask)

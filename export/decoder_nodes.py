@@ -39,7 +39,9 @@ class DecoderNodes:
         with g.scope("memory"):
             frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", self.memory, start=1, end=2), [0]), 1)
             valid = g.op("Less", frames, g.op("Unsqueeze", inputs["encoder_lens"], [1]))
-            self.memory_bias = mask_bias(g, g.op("Unsqueeze", valid, [1, 2]))
+        visible = self._without_blanks(valid) if model.config.non_blank_memory else valid
+        with g.scope("memory"):
+            self.memory_bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
 
     def build(self) -> dict[str, ir.Value]:
         """All nodes; returns the outputs by name."""
@@ -60,6 +62,21 @@ class DecoderNodes:
             right_log_probs = self._log_probs(self.model.right_decoder, reverse, "right_decoder")
             outputs["r_score"] = self._scores(right_log_probs, reverse, mirror)
         return outputs
+
+    def _without_blanks(self, valid: ir.Value) -> ir.Value:
+        """The valid frames [batch, time] whose likeliest token is not 0, or all of them if there is none.
+
+        The graph has a CTC head of its own for this, so that no program needs to know. Frames have no positions here:
+        to hide one is to leave it out.
+        """
+        g = self.g
+        with g.scope("ctc", group="output_layers"):
+            logits = linear(g, self.memory, self.model.ctc.ctc_lo, "ctc_lo")
+        with g.scope("memory"):
+            spoken = g.op("Greater", g.op("ArgMax", logits, axis=-1, keepdims=0), 0)
+            number = g.op("Cast", g.op("And", valid, spoken), to=ir.DataType.INT64)
+            is_silent = g.op("Equal", g.op("ReduceSum", number, [1], keepdims=1), 0)
+            return g.op("And", valid, g.op("Or", spoken, is_silent))
 
     def _targets(self) -> ir.Value:
         """Tokens [rows, length+1], with eos in every position after the end of each hypothesis."""

@@ -50,6 +50,15 @@ class SpeechModel(nn.Module):
         """The right-to-left decoder, if there is one."""
         return self.decoder.right_decoder if isinstance(self.decoder, BidirectionalDecoder) else None
 
+    def _visible(self, encoder_out: Tensor, encoder_lengths: Tensor) -> Tensor:
+        """Frames that the decoders attend to [rows, time]: all valid ones, or those that are no blank."""
+        valid = torch.arange(encoder_out.shape[1], device=encoder_out.device) < encoder_lengths.unsqueeze(1)
+        if not self.config.non_blank_memory:
+            return valid
+        spoken = valid & (self.ctc.ctc_lo(encoder_out).argmax(dim=-1) != 0)
+        # WeNet fails where all frames are blank; to attend to them all is one answer to a question without any
+        return torch.where(spoken.any(dim=1, keepdim=True), spoken, valid)
+
     def score(
         self, hypotheses: Tensor, lengths: Tensor, encoder_out: Tensor, encoder_lengths: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -63,10 +72,11 @@ class SpeechModel(nn.Module):
         padded = hypotheses.masked_fill(~inside, self.config.eos)
         targets = torch.cat((padded, padded.new_full((rows, 1), self.config.eos)), dim=1)
         scored = steps <= lengths.unsqueeze(1)
+        visible = self._visible(encoder_out, encoder_lengths)
 
         def log_probs(decoder: AttentionDecoder, tokens: Tensor) -> Tensor:
             inputs = torch.cat((tokens.new_full((rows, 1), self.config.sos), tokens), dim=1)
-            return torch.log_softmax(decoder(inputs, lengths + 1, encoder_out, encoder_lengths), dim=-1)
+            return torch.log_softmax(decoder(inputs, lengths + 1, encoder_out, visible), dim=-1)
 
         def gathered(distribution: Tensor, wanted: Tensor) -> Tensor:
             return distribution.gather(2, wanted.unsqueeze(2)).squeeze(2)

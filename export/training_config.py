@@ -93,7 +93,8 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
     encoder = read_encoder(top, normalized=normalized)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
     blank = _blank(top, vocab_size, special_tokens)
-    decoding, adapters = _decoding(top), _adapters(top)
+    decoding, non_blank_memory = _decoding(top)
+    adapters = _adapters(top)
     trained_decoder = decoding.ctc_weight < 1
     top.finish(WITHOUT_EFFECT, ONE_VALUE)
     return TrainingConfig(
@@ -105,6 +106,7 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
             sos=special_tokens.get("<sos>", vocab_size - 1),
             eos=special_tokens.get("<eos>", vocab_size - 1),
             blank=blank or 0,
+            non_blank_memory=non_blank_memory,
         ),
         features=features,
         decoding=decoding,
@@ -210,10 +212,12 @@ def _token(conf: Section, key: str, vocab_size: int) -> int:
     return token
 
 
-def _decoding(top: Section) -> DecodingConfig:
+def _decoding(top: Section) -> tuple[DecodingConfig, bool]:
+    """Weights of the second pass, and whether its decoders see only frames that are no blank."""
     conf = top.section("model_conf")
     ctc_weight = conf.number("ctc_weight", 0.5, minimum=0.0, maximum=1.0)
     if ctc_weight == 0:
         raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0: recognition begins with the CTC head",))
     reverse_weight = conf.number("reverse_weight", 0.0, minimum=0.0, maximum=1.0)
-    return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight)
+    non_blank_memory = conf.flag("apply_non_blank_embedding", default=False)
+    return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight), non_blank_memory

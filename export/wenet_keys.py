@@ -43,7 +43,6 @@ ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both until 2023
         "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
-        "model_conf": {"apply_non_blank_embedding": False},
         "dataset_conf.fbank_conf": {"window_type": "povey"},
         "collate_conf.feature_extraction_conf": {"window_type": "povey", "using_pitch": False},
     }

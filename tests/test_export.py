@@ -1,6 +1,7 @@
 """Exported graphs against torch: every accepted configuration and expert, far positions, faults that must show."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -349,3 +350,22 @@ def test_export_says_what_it_does(tmp_path):
     assert lines[0].startswith("reading ")
     assert "writing encoder.onnx" in lines
     assert Bundle.open(tmp_path / "bundle").manifest.producer.startswith("u2moe ")
+
+
+def test_where_all_frames_are_blank_the_decoders_see_all(tmp_path):
+    folder = write_configuration("non_blank_memory", tmp_path / "checkpoint")
+    features = np.random.default_rng(3).standard_normal((90, 80)).astype(np.float32) * 3 + 11
+
+    def score(bias, flag, name):
+        state = torch.load(folder / "final.pt", weights_only=True)
+        state["ctc.ctc_lo.bias"][0] = bias
+        torch.save(state, folder / "final.pt")
+        text = (folder / "train.yaml").read_text(encoding="utf-8")
+        text = re.sub("(apply_non_blank_embedding): .*", rf"\1: {flag}", text)
+        (folder / "train.yaml").write_text(text, encoding="utf-8")
+        model = export_bundle(folder, tmp_path / name)[0].load()
+        return np.array(model.rescore(model.encode(features), [[5, 9, 3]]))
+
+    everything = score(1000.0, "false", "all")
+    assert np.array_equal(score(1000.0, "true", "blank"), everything)
+    assert np.abs(score(6.0, "true", "some") - everything).min() > 0.1

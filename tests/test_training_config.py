@@ -138,7 +138,6 @@ UNSUPPORTED = {
     "encoder": ("squeezeformer", "branchformer", "e_branchformer", "efficientConformer", None),
     "tokenizer": ("sentencepiece", "whisper", "paraformer"),
     "tokenizer_conf.connect_symbol": ("-",),
-    "model_conf.apply_non_blank_embedding": (True,),
     "dataset_conf.feats_type": ("mfcc", "log_mel_spectrogram", "w2vbert_fbank"),
     "dataset_conf.fbank_conf.window_type": ("hamming",),
     "encoder_conf.input_layer": ("linear", "conv2d2", "conv1d2", "dwconv2d4", "stack_n_frames"),

@@ -14,9 +14,13 @@ CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encod
 def write_configuration(name, folder, **defaults):
     """Write the checkpoint of one configuration; `defaults` are arguments of `random_config`. Returns its folder."""
     arguments = {**defaults, **CONFIGURATIONS[name]}
-    old = arguments.pop("old_layout", False)
+    old, blank_bias = arguments.pop("old_layout", False), arguments.pop("blank_bias", 0.0)
     config = random_config(**arguments)
     write_random_checkpoint(folder, old_layout(config) if old else config, seed=1)
+    if blank_bias:
+        state = torch.load(folder / "final.pt", weights_only=True)
+        state["ctc.ctc_lo.bias"][0] += blank_bias
+        torch.save(state, folder / "final.pt")
     if "lora_conf" in config:
         add_adapters(folder, config["lora_conf"])
     return folder
