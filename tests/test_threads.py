@@ -1,5 +1,7 @@
 """Streams and recognisers in several threads, and after a failure."""
 
+import subprocess
+import sys
 import threading
 from unittest.mock import Mock
 
@@ -106,3 +108,26 @@ def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
         assert {stream.get_result().text for stream in streams if stream.failure is None} == {"A B"}
         streams[3].reset()
         assert streams[3].failure is None
+
+
+DAEMONS = """
+import threading
+from u2moe.runtime import Recognizer
+from u2moe.runtime.recognizer import DEMO_FOLDER
+
+recognizer = Recognizer.from_pretrained()
+has_begun = threading.Event()
+
+def work():
+    while True:
+        recognizer.transcribe(DEMO_FOLDER / "clips" / "command.flac", on_progress=lambda _: has_begun.set())
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+has_begun.wait()
+"""
+
+
+def test_the_interpreter_exits_while_daemon_threads_recognise():
+    done = subprocess.run([sys.executable, "-c", DAEMONS], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from u2moe.runtime.errors import BundleError, ProviderError
+from u2moe.runtime.model.exit import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.validation import checked_number, checked_options
@@ -169,7 +170,8 @@ class VoiceActivityDetector:
         if self._has_rate:
             feeds["sr"] = np.array(_RATE, np.int64)
         try:
-            probabilities, *following = self._session.run(self._outputs, feeds)
+            with NATIVE_CALLS:
+                probabilities, *following = self._session.run(self._outputs, feeds)
         except ONNXRUNTIME_ERRORS as error:
             raise ProviderError(f"the voice activity detector failed: {error}") from error
         return probabilities.reshape(-1), dict(zip(states, following, strict=True))

@@ -11,6 +11,7 @@ from u2moe.runtime.bundle.contract import METADATA_PREFIX, PACKED, Graph, Tensor
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.graph_file import GraphFile
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
+from u2moe.runtime.model.exit import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
@@ -98,7 +99,8 @@ class Session:
             ProviderError: the provider failed.
         """
         try:
-            outputs = self._session.run(self._output_names, dict(feeds))
+            with NATIVE_CALLS:
+                outputs = self._session.run(self._output_names, dict(feeds))
         except ONNXRUNTIME_ERRORS as error:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
