@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _MAX_ERROR = 300
 """Characters of an error that may quote the client."""
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""Escapes in JSON that may be half of a character beyond U+FFFF, which no text can be made of."""
 
 
 class Connection:
@@ -65,9 +68,15 @@ class Connection:
         return data
 
     async def feed(self, session: ServerSession, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
-        """Feed a session with what `samples` reads from binary messages, up to the first text, which is returned."""
+        """Feed a session with what `samples` reads from binary messages, up to the first text, which is returned.
+
+        Messages that have arrived together are fed together: each call has its costs.
+        """
         while isinstance(message := await self.receive(), bytes):
-            await session.feed(samples(message))
+            blocks = [samples(message)]
+            while (more := self._mailbox.take_bytes()) is not None:
+                blocks.append(samples(more))
+            await session.feed(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
         return message
 
     async def send(self, message: str | Mapping[str, Any]) -> None:
@@ -135,8 +144,12 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
+        if _HALF_CHARACTER.search(text if isinstance(text, str) else text.decode()):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RequestError("this text has half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"this is no JSON: {error}") from None
+        raise RequestError(f"this is no JSON: {error}"[:_MAX_ERROR]) from None
     if not isinstance(value, dict):
         raise RequestError(f"expected a JSON object, got {type(value).__name__}")
     return value

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from u2moe.runtime.server.errors import RequestError
 from u2moe.runtime.server.mailbox import Mailbox
+from u2moe.runtime.server.pace import Pieces
 from u2moe.runtime.server.patience import LEAST_BYTES_PER_S
 
 if TYPE_CHECKING:
     from websockets.frames import Frame
 
+    from u2moe.runtime.server.log import Incidents
     from u2moe.runtime.server.metrics import Metrics
 
 _HEADER_S = 20.0
@@ -27,13 +31,31 @@ _READ_S = 20.0
 """Seconds in which a client has to read some of a response."""
 _CLOSE_S = 15.0
 """Seconds that a client has to close a connection that is closed here."""
+MAX_TEXT_BYTES = 1 << 20
+"""Maximum bytes of a text: some seconds of audio in base64, or a thousand hotwords."""
+_MAX_DEAF_BYTES = 64 << 10
+"""Bytes of a frame that are still awaited after the close: what is longer is not the client's own close."""
+_MESSAGE_S = 50e-6
+"""Seconds that the reader of a message spends on it, at least."""
 
 
 class HttpHandler(H11Protocol):
-    """HTTP with timeouts for clients that never complete a request or do not read the response."""
+    """HTTP with timeouts for clients that never complete a request or do not read the response.
 
-    def __init__(self, metrics: Metrics, *args: Any, **settings: Any) -> None:
+    Args:
+        metrics: metrics of the server.
+        incidents: counts requests that are no HTTP.
+        leave: called when the connection is closed.
+        args: of uvicorn's class.
+        settings: of uvicorn's class.
+    """
+
+    def __init__(
+        self, metrics: Metrics, incidents: Incidents, leave: Callable[[], None], *args: Any, **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
+        self._incidents = incidents
+        self._leave = leave
         self._newcomer = contextlib.ExitStack()  # closed once the connection is known to be a stream or none
         self._newcomer.callback(metrics.know_connection)
         self._request_timer: asyncio.TimerHandle | None = None
@@ -42,13 +64,38 @@ class HttpHandler(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
         super().connection_made(transport)
+        self._pieces = Pieces(self._parse, self._read)
         self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse some of it now, the rest in later turns of the loop."""
+        self._pieces.put(data)
+
+    def _parse(self, data: bytes) -> float:
+        if not self.transport.is_closing():
+            super().data_received(data)
+        return 0.0
+
+    def _read(self, is_wanted: bool) -> None:
+        if not is_wanted:
+            self.transport.pause_reading()
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, unless a response has begun."""
+        self._incidents.fail(RequestError(msg))
+        with contextlib.suppress(h11.LocalProtocolError):
+            super().send_400_response(msg)
+        self.transport.close()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Become a WebSocket."""
         self._stop_timers()
-        self.app_state = {**self.app_state, "newcomer": self._newcomer}
+        self.app_state = {**self.app_state, "newcomer": self._newcomer, "leave": self._leave}
         super().handle_websocket_upgrade(event)
+        if rest := self._pieces.take_rest():
+            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -70,7 +117,9 @@ class HttpHandler(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End it."""
         self._stop_timers()
+        self._pieces.close()
         self._newcomer.close()
+        self._leave()
         super().connection_lost(exc)
 
     def _await_request(self) -> None:
@@ -101,52 +150,112 @@ class HttpHandler(H11Protocol):
 
 
 class WebSocketHandler(WebSocketsSansIOProtocol):
-    """A WebSocket with a bounded queue, which is cut off if the client does not complete the close."""
+    """A WebSocket with bounded queues, which is cut off if the client does not complete the close."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._fragments = bytearray()
+        self._num_messages = 0
+        self._is_deaf = False
+        self._pieces = Pieces(self._parse, self._read)
         self._mailbox = Mailbox(self._hold)
         self.queue = cast("asyncio.Queue[Any]", self._mailbox)
         self.app_state = {**self.app_state, "mailbox": self._mailbox}
         self.read_paused = True  # so that uvicorn does not pause after each message: the mailbox decides
 
+    def data_received(self, data: bytes) -> None:
+        """Parse some of it now, the rest in later turns of the loop."""
+        self._pieces.put(data)
+
+    def _parse(self, data: bytes) -> float:
+        if self.transport.is_closing() or self._is_deaf:
+            return 0.0
+        self._num_messages = 0
+        super().data_received(data)
+        self._forget_what_is_too_late()
+        return self._num_messages * _MESSAGE_S
+
+    def _read(self, is_wanted: bool) -> None:
+        if is_wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def _forget_what_is_too_late(self) -> None:
+        """After the close only the client's own is awaited: not the rest of a long frame."""
+        if self.close_sent:
+            self._fragments = bytearray()
+            if len(self.conn.reader.buffer) > _MAX_DEAF_BYTES:
+                self.conn.reader.buffer.clear()
+                self._is_deaf = True
+
     def handle_cont(self, event: Frame) -> None:
         """Append a fragment to one buffer: many small objects would take far more memory than their content."""
+        self._num_messages += 1
         if self.frames:
             self._fragments, self.frames = bytearray(self.frames[0]), []
+        if self.curr_msg_data_type == "text" and self._is_too_long(len(self._fragments) + len(event.data)):
+            return
         self._fragments += event.data
         if event.fin:
             self.frames, self._fragments = [bytes(self._fragments)], bytearray()
             self.send_receive_event_to_app()
+
+    def handle_text(self, event: Frame) -> None:
+        """Take a text that is not too long."""
+        if not self._is_too_long(len(event.data)):
+            super().handle_text(event)
+
+    def _is_too_long(self, num_bytes: int) -> bool:
+        if num_bytes <= MAX_TEXT_BYTES or self.close_sent:
+            return False
+        self.conn.send_close(1009, f"a text may have {MAX_TEXT_BYTES} bytes")
+        self.handle_parser_exception()
+        return True
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass a message on."""
+        self._num_messages += 1
+        super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        """Answer a ping."""
+        self._num_messages += 1
+        super().handle_ping()
 
     async def receive(self) -> Any:
         """The next event, for Starlette; protocols take theirs from the mailbox."""
         return await self._mailbox.get()
 
     def _hold(self, is_held: bool) -> None:
-        if is_held and not self.close_sent:  # what follows is discarded, and the client's own close is awaited
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
+        # what follows a close is discarded, and the client's own is awaited
+        self._pieces.hold(is_held and not self.close_sent)
 
     async def send(self, message: Any) -> None:
         """Send a message; after the first one the client has been accepted or refused."""
         self.app_state["newcomer"].close()
         await super().send(message)
+        if self.close_sent:
+            self._forget_what_is_too_late()
+            self._pieces.hold(False)  # noqa: FBT003
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End it."""
+        """End it, and drop what was received: these objects refer to each other, and may be collected much later."""
         self.app_state["newcomer"].close()
+        self.app_state["leave"]()
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
+        self._pieces.close()
         self._mailbox.close()
+        self.conn.reader.buffer.clear()
+        self.frames, self._fragments = [], bytearray()
 
     async def run_asgi(self) -> None:
         """Serve it, and make sure that it ends."""
         await super().run_asgi()
+        self._mailbox.clear()
         if not self.disconnected:
             self._deadline = self.loop.call_later(_CLOSE_S, self.transport.abort)

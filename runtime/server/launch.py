@@ -14,6 +14,7 @@ from importlib.metadata import version
 from u2moe.runtime.corpus.model_choice import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.recognizer import Recognizer
+from u2moe.runtime.server.connections import raise_descriptor_limit
 from u2moe.runtime.server.listeners import HTTP, Listener, open_listeners, spoken_on
 from u2moe.runtime.server.log import LOGGER, log_to_stderr
 from u2moe.runtime.server.metrics import Metrics
@@ -36,6 +37,7 @@ def launch(options: ServerOptions, model: ModelChoice) -> int:
         BundleError: not a bundle, or a damaged one.
     """
     log_to_stderr()
+    raise_descriptor_limit()
     listeners = open_listeners(options)
     code = 0
     try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HTTP = "http"
 """The main port: HTTP, and all protocols over WebSocket."""
-BACKLOG = 512
+_BACKLOG = 512
 
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
@@ -74,7 +74,7 @@ def _listen(host: str, port: int) -> socket.socket:
             for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
             listening.bind((host, port))
-            listening.listen(BACKLOG)
+            listening.listen(_BACKLOG)
             listening.setblocking(False)  # noqa: FBT003
             opened.pop_all()
             return listening

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.errors import AudioWarning, U2moeError
 from u2moe.runtime.server.errors import UnavailableError
@@ -21,11 +23,14 @@ LOGGER = logging.getLogger("u2moe.server")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 10.0
 """Seconds after a line in which the same is only counted: a client cannot fill a disk."""
+_MAX_FRAMES = 8
+"""Of the traceback of an error: the innermost ones."""
 _INCIDENTS = {
     "full": "refused a client: all places are taken",
     "stopping": "refused a client: the server is about to stop",
     "key": "refused a client: its API key is missing or wrong",
     "origin": "refused a page: its origin is not among --cors-origin",
+    "connections": "closed a connection at once: there are too many, in all or from its address",
     "request": "ended a connection: the client broke its protocol",
     "idle": "ended a connection: the client sent or read too little for too long",
     "too_large": "ended a connection: the client sent more than --max-upload or --max-duration allow",
@@ -41,8 +46,23 @@ def log_to_stderr(worker: int | None = None) -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)
     name = "" if worker is None else f"worker {worker}: "
-    logging.basicConfig(format=_FORMAT.replace("%(message)s", f"{name}%(message)s"), level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(_FORMAT.replace("%(message)s", f"{name}%(message)s")))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)
+
+
+class _Formatter(logging.Formatter):
+    """A line for each record. Of an exception it says the type and where it came from: its text may quote a client."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - of logging
+        kind, _, trace = ei
+        frames = traceback.extract_tb(trace)[-_MAX_FRAMES:]
+        places = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+        return f"{kind.__name__ if kind else None} at {places}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).strip().replace("\n", " ")
 
 
 class Incidents:
@@ -65,7 +85,12 @@ class Incidents:
             self._metrics.count("failures", kind)
             self._log(kind)
 
-    def _log(self, label: str) -> None:
+    def bug(self, what: str, error: Exception) -> None:
+        """Count an error that is a mistake of ours, and log where it came from."""
+        self._metrics.count("failures", "recognition")
+        self._log("recognition", f"{what} was ended by an error", error)
+
+    def _log(self, label: str, message: str | None = None, error: Exception | None = None) -> None:
         now = time.monotonic()
         if now < self._next_times.get(label, 0.0):
             self._num_silent[label] = self._num_silent.get(label, 0) + 1
@@ -73,4 +98,4 @@ class Incidents:
         self._next_times[label] = now + _PERIOD_S
         num_silent = self._num_silent.pop(label, 0)
         more = f" ({num_silent} more since the last such line)" if num_silent else ""
-        LOGGER.warning("%s%s", _INCIDENTS[label], more)
+        LOGGER.warning("%s%s", message or _INCIDENTS[label], more, exc_info=error)

@@ -62,12 +62,27 @@ class Mailbox:
             patience.left_s()
         while not self._events:
             await self._wait(patience)
+        return self._remove()
+
+    def _remove(self) -> Event:
         event = self._events.popleft()
         self._num_bytes -= _size(event)
         if self._is_held and self._num_bytes <= _MAX_BYTES // 2:
             self._is_held = False
             self._hold(False)  # noqa: FBT003
         return event
+
+    def take_bytes(self) -> bytes | None:
+        """The next event's binary content, if there is an event and it has some."""
+        data: bytes | None = self._events[0].get("bytes") if self._events else None
+        if data is not None:
+            self._remove()
+        return data
+
+    def clear(self) -> None:
+        """Drop all events."""
+        self._events.clear()
+        self._num_bytes = 0
 
     def close(self) -> None:
         """Stop the timer and drop the reference to the connection: nothing more arrives."""

@@ -17,7 +17,11 @@ LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
 _COUNTERS = {
     "connections": ("Connections that were accepted, by protocol.", "protocol", ()),
-    "refusals": ("Connections and requests that were refused.", "reason", ("full", "stopping", "key", "origin")),
+    "refusals": (
+        "Connections and requests that were refused.",
+        "reason",
+        ("full", "stopping", "key", "origin", "connections"),
+    ),
     "failures": (
         "Connections and requests that ended with an error.",
         "kind",

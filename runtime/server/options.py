@@ -19,7 +19,7 @@ class Limits:
 
     Attributes:
         upload_bytes: size of an uploaded file; it is streamed to disk.
-        message_bytes: size of one WebSocket message, or of one Wyoming event.
+        message_bytes: size of one WebSocket message, or of the audio of one Wyoming event.
         duration_s: seconds of audio of one stream or file.
         queue_s: seconds of a stream's audio in the queue; a client that sends faster is slowed down.
         idle_s: seconds for which a client may send nothing, or too little to count (see `patience`).
@@ -28,7 +28,7 @@ class Limits:
     """
 
     upload_bytes: int = 512 << 20
-    message_bytes: int = 16 << 20
+    message_bytes: int = 4 << 20
     duration_s: float = 4 * 3600.0
     queue_s: float = 5.0
     idle_s: float = 60.0

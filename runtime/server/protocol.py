@@ -14,7 +14,6 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import KEY_SUBPROTOCOLS
 from u2moe.runtime.server.connection import Connection
 from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, StoppingError
-from u2moe.runtime.server.log import LOGGER
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -82,8 +81,7 @@ class Protocol:
         except _GONE:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-            service.incidents.fail(error)
-            LOGGER.exception("a connection (%s) was ended by an error", self.name)
+            service.incidents.bug(f"a connection ({self.name})", error)
             return RecognitionError.close_code, "an error within the server"
 
     def _choose(self, offered: list[str]) -> str | None:

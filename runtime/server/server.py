@@ -8,7 +8,6 @@ import functools
 import os
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from u2moe.runtime.server.app import make_app
+from u2moe.runtime.server.connections import Connections, allowed_connections
 from u2moe.runtime.server.handlers import HttpHandler, WebSocketHandler
-from u2moe.runtime.server.listeners import BACKLOG, HTTP, Listener, receive_connection
+from u2moe.runtime.server.listeners import HTTP, Listener, receive_connection
 from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SAME_SIGNAL_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
 _PING_S = 20.0
+_HANDSHAKE_S = 20.0
+_ACCEPTED_AT_ONCE = 16
+_NO_DESCRIPTORS_S = 0.5
 
 
 class Server(uvicorn.Server):
@@ -56,6 +59,7 @@ class Server(uvicorn.Server):
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
+                log_level="error",  # below it says what clients do wrong, once for each
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -70,6 +74,8 @@ class Server(uvicorn.Server):
         self._stop_time: float | None = None
         self._tcp_tasks: set[asyncio.Task[None]] = set()
         self._handovers: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+        self._connections = Connections(allowed_connections())
 
     async def run_here(self, listeners: Sequence[Listener]) -> None:
         """Serve until told to stop, then finish running streams."""
@@ -89,61 +95,113 @@ class Server(uvicorn.Server):
         """Start to accept connections."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._log_error)
         for listener in self._listeners:
-            make, tls = self._handler(listener.speaks)
-            self.servers.append(await loop.create_server(make, sock=listener.socket, ssl=tls, backlog=BACKLOG))
+            loop.add_reader(listener.socket, self._accept, listener)
         if self._channel is not None:
             loop.add_reader(self._channel, self._take_over, self._channel)
         if self._ready is not None:
             self._ready()
 
-    def _handler(self, speaks: str) -> tuple[Callable[[], asyncio.BaseProtocol], ssl.SSLContext | None]:
-        """What handles a connection, and its TLS."""
-        protocol = None if speaks == HTTP else PROTOCOLS[speaks]
+    def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what asyncio could tell nobody else."""
+        error = context.get("exception")
+        self._service.incidents.bug("a task", error if isinstance(error, Exception) else RuntimeError())
+
+    def _accept(self, listener: Listener) -> None:
+        """Accept connections, a few in each turn of the loop."""
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = listener.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError:  # no file descriptors are left for now
+                self._service.incidents.refuse("connections")
+                self._stop_accepting()
+                asyncio.get_running_loop().call_later(_NO_DESCRIPTORS_S, self._accept_again)
+                return
+            connection.setblocking(False)  # noqa: FBT003
+            self._take(listener.speaks, connection)
+
+    def _stop_accepting(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener.socket)
+
+    def _close_listeners(self) -> None:
+        self._is_closed = True
+        self._stop_accepting()
+        for listener in self._listeners:
+            listener.socket.close()
+
+    def _accept_again(self) -> None:
+        for listener in self._listeners if not self._is_closed else ():
+            asyncio.get_running_loop().add_reader(listener.socket, self._accept, listener)
+
+    def _take(self, speaks: str, connection: socket.socket) -> None:
+        """Serve a connection, if there are not too many."""
+        leave = self._connections.enter(connection)
+        if leave is None:
+            self._service.metrics.know_connection()
+            self._service.incidents.refuse("connections")
+            connection.close()
+            return
+        protocol, tls = (None, self.config.ssl) if speaks == HTTP else (PROTOCOLS[speaks], self.config.ssl)
         if protocol is not None and protocol.run_tcp is not None:
             self._service.metrics.know_connection()  # it becomes a stream much later
-            return functools.partial(self._tcp_handler, protocol), None
-        metrics, state = self._service.metrics, self.lifespan.state
-        return functools.partial(HttpHandler, metrics, self.config, self.server_state, state), self.config.ssl
+            make: Callable[[], asyncio.BaseProtocol] = functools.partial(self._tcp_handler, protocol, leave)
+            tls = None
+        else:
+            shared = self._service.metrics, self._service.incidents, leave
+            make = functools.partial(HttpHandler, *shared, self.config, self.server_state, self.lifespan.state)
+        loop = asyncio.get_running_loop()
+        patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
+        task = loop.create_task(loop.connect_accepted_socket(make, connection, ssl=tls, **patience))
+        self._handovers.add(task)
+        task.add_done_callback(functools.partial(self._end_handover, leave))
 
-    def _tcp_handler(self, protocol: Protocol) -> asyncio.BaseProtocol:
-        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), functools.partial(self._serve_tcp, protocol))
+    def _tcp_handler(self, protocol: Protocol, leave: Callable[[], None]) -> asyncio.BaseProtocol:
+        serve = functools.partial(self._serve_tcp, protocol, leave)
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), serve)
 
-    async def _serve_tcp(self, protocol: Protocol, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_tcp(
+        self,
+        protocol: Protocol,
+        leave: Callable[[], None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         task = asyncio.current_task()
         if task is not None and protocol.run_tcp is not None:
             self._tcp_tasks.add(task)
             task.add_done_callback(self._tcp_tasks.discard)
-            await protocol.run_tcp(self._service, reader, writer)
+            try:
+                await protocol.run_tcp(self._service, reader, writer)
+            finally:
+                leave()
 
     def _take_over(self, channel: socket.socket) -> None:
         """Receive a connection from the channel; stop at its end, when the other process has ended."""
         speaks, connection = receive_connection(channel)
-        loop = asyncio.get_running_loop()
         if connection is None:
-            loop.remove_reader(channel)
+            asyncio.get_running_loop().remove_reader(channel)
             self.should_exit = True
             return
-        make, tls = self._handler(speaks)
-        task = loop.create_task(loop.connect_accepted_socket(make, connection, ssl=tls))
-        self._handovers.add(task)
-        task.add_done_callback(self._end_handover)
+        self._take(speaks, connection)
 
-    def _end_handover(self, task: asyncio.Task[Any]) -> None:
+    def _end_handover(self, leave: Callable[[], None], task: asyncio.Task[Any]) -> None:
         self._handovers.discard(task)
-        if not task.cancelled():
-            task.exception()  # a failed handshake concerns only the client
+        if task.cancelled() or task.exception() is not None:  # a failed handshake concerns only the client
+            leave()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more connections, let existing ones finish, and close the rest."""
-        if self._channel is not None:
-            asyncio.get_running_loop().remove_reader(self._channel)
-        for server in self.servers:
-            server.close()
+        """Let those that are served finish, tell others that the server stops, and close the rest."""
         drain = asyncio.create_task(self._service.drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
         drain.cancel()
+        self._close_listeners()
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel)
         for task in list(self._tcp_tasks):
             task.cancel()
         await super().shutdown(sockets)

@@ -132,7 +132,10 @@ class _Team:
     def _accept(self, listener: Listener) -> None:
         try:
             connection, _ = listener.socket.accept()
-        except OSError:  # it has gone again, or there are no more file descriptors for now
+        except (BlockingIOError, InterruptedError, ConnectionError):  # it has gone again
+            return
+        except OSError:  # no file descriptors are left for now
+            time.sleep(_POLL_S)
             return
         for worker in self._by_room():
             try:

@@ -155,8 +155,7 @@ class RunningServer:
         cut = threading.Event()
 
         def cut_all():
-            for server in self.server.servers:
-                server.close()
+            self.server._close_listeners()
             for connection in list(self.server.server_state.connections):
                 connection.transport.abort()
             cut.set()

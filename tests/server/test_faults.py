@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from u2moe.runtime.server.options import Limits
 
-MEGABYTE = "x" * (1 << 20)
+LONG = "x" * 1_000_000
 
 
 def count_files():
@@ -113,17 +113,17 @@ def test_who_sends_faster_than_is_recognised_is_held_back_by_the_connection(runn
 
 def test_clients_that_do_not_read(running, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.handlers._CLOSE_S", 0.2)
-    data = json.dumps({"text": MEGABYTE}).encode()
+    data = json.dumps({"text": LONG[:200_000]}).encode()
     with running(limits=Limits(send_s=0.3), protocol_ports={"wyoming": 0}) as impatient:
         with impatient.connect("/v1/realtime", max_size=None, max_queue=1) as client:
             with contextlib.suppress(ConnectionClosed):
                 for _ in range(50):  # the answer to what is wrong is as long
-                    client.tell(type="nothing", event_id=MEGABYTE)
+                    client.tell(type="nothing", event_id=LONG)
             impatient.wait_until(lambda: impatient.metric("failures", "idle") == 1)
             impatient.wait_until_empty()
         with impatient.open_plain("wyoming") as plain:
             with contextlib.suppress(OSError):
-                plain.sendall(50 * (wyoming_event("ping", data_length=len(data)) + data))
+                plain.sendall(250 * (wyoming_event("ping", data_length=len(data)) + data))
             impatient.wait_until(lambda: impatient.metric("failures", "idle") == 2)
 
 

@@ -13,19 +13,23 @@ TESTED = "0.54"
 USED = {
     uvicorn.Server: {
         "methods": {"serve", "startup", "shutdown", "capture_signals", "handle_exit"},
-        "attributes": {"config", "server_state", "lifespan", "servers", "should_exit", "force_exit"},
+        "attributes": {"config", "server_state", "lifespan", "should_exit", "force_exit"},
     },
     H11Protocol: {
         "methods": {
-            "connection_made", "connection_lost", "handle_websocket_upgrade", "on_response_complete", "pause_writing",
-            "resume_writing",
+            "connection_made", "connection_lost", "data_received", "handle_websocket_upgrade", "on_response_complete",
+            "pause_writing", "resume_writing", "send_400_response",
         },
-        "attributes": {"loop", "transport", "cycle", "app_state"},
+        "attributes": {"loop", "transport", "cycle", "flow", "app_state"},
     },
     WebSocketsSansIOProtocol: {
-        "methods": {"connection_lost", "handle_cont", "receive", "run_asgi", "send", "send_receive_event_to_app"},
+        "methods": {
+            "connection_lost", "data_received", "handle_cont", "handle_parser_exception", "handle_ping", "handle_text",
+            "receive", "run_asgi", "send", "send_receive_event_to_app",
+        },
         "attributes": {
-            "app_state", "close_sent", "disconnected", "frames", "loop", "queue", "read_paused", "transport",
+            "app_state", "close_sent", "conn", "curr_msg_data_type", "disconnected", "frames", "loop", "queue",
+            "read_paused", "transport",
         },
     },
 }  # fmt: skip

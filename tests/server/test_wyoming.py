@@ -69,6 +69,22 @@ def test_nothing_said(server):
     assert [(event.type, event.data["text"]) for event in events] == [("transcript", "")]
 
 
+@pytest.mark.parametrize("width", [1, 4])
+def test_audio_of_other_widths_without_a_start(server, speech, demo, width):
+    samples = speech().astype(np.int32) << 16 if width == 4 else (speech() >> 8).astype(np.int8)
+    audio = event("audio-chunk", {**RAW, "width": width}, samples.tobytes()) + event("audio-stop")
+
+    async def talk():
+        async with AsyncTcpClient("127.0.0.1", server.ports["wyoming"]) as client:
+            client._writer.write(audio)
+            while not Transcript.is_type((answer := await client.read_event()).type):
+                pass
+            return Transcript.from_event(answer).text
+
+    as_read = samples.astype(np.float32) / np.float32(1 << (8 * width - 1))
+    assert asyncio.run(talk()) == demo.transcribe(as_read, options=server.service.stream_options).text
+
+
 def test_describe_and_ping(server, demo):
     async def ask():
         async with AsyncTcpClient("127.0.0.1", server.ports["wyoming"]) as client:
@@ -107,13 +123,13 @@ def test_languages_by_vocabulary(symbols, languages):
         (b"[]\n", "expected a JSON object"),
         (b'{"type": 3}\n', "needs a type"),
         (b"x" * 100_000 + b"\n", "may have"),
-        (event("audio-chunk", RAW), "'audio-start' before audio"),
+        (event("audio-stop"), "audio before 'audio-stop'"),
         (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be an integer"),
-        (event("audio-start", {**RAW, "width": 4}), "2 bytes"),
+        (event("audio-start", {**RAW, "width": 3}), "1, 2 or 4 bytes"),
         (event("audio-start", {**RAW, "rate": 7}), "sample rate must be between"),
         (event("audio-start", RAW) + event("audio-chunk", {**RAW, "rate": 8000}), "format of the audio changed"),
-        (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "even number"),
-        (event("audio-start", {**RAW, "channels": 2}) + event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "part"),
+        (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "multiple of 2"),
+        (event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "multiple of 4"),
         (event("transcribe", {"transcript_names": [3]}), "lists of phrases"),
         (event("ping", payload_length=-1), "payload_length must be"),
         (event("ping", payload_length=1 << 40), "payload_length may be"),

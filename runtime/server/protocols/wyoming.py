@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import converse, int16_samples, read_object, refusing, send_within
+from u2moe.runtime.server.connection import converse, read_object, refusing, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError
-from u2moe.runtime.server.log import LOGGER
 from u2moe.runtime.server.patience import Patience, patience_for_audio
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.texts import added_text
@@ -33,17 +33,23 @@ if TYPE_CHECKING:
 
 LINE_BYTES = 64 << 10
 """Maximum bytes of the line at the start of an event."""
+_DATA_BYTES = 256 << 10
+"""Maximum bytes of an event's data."""
+_EVENTS_PER_TURN = 50
+_LINGER_S = 2.0
+_SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}
+"""Types of signed samples by their bytes."""
+_Value = TypeVar("_Value")
 
 _HOME = "https://github.com/rhasspy/wyoming"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WyomingEvent:
-    """One event of the protocol."""
+    """One event of the protocol, without its payload."""
 
     type: str
     data: dict[str, Any] = field(default_factory=dict)
-    payload: bytes = b""
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,11 +62,11 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
             service.incidents.fail(error)
             with contextlib.suppress(U2moeError):
                 await client.send("error", text=str(error), code=type(error).__name__)
+                await client.discard()
         except ClientGoneError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-            service.incidents.fail(error)
-            LOGGER.exception("a connection (wyoming) was ended by an error")
+            service.incidents.bug("a connection (wyoming)", error)
     writer.close()
     try:
         async with asyncio.timeout(service.options.limits.send_s):
@@ -78,7 +84,7 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._hotwords: ContextGraph | None = None
-        self._num_events = 0
+        self._num_events = self._num_unread = 0
         self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
 
     async def run(self) -> None:
@@ -90,30 +96,33 @@ class _Client:
                     await self.send("pong", **event.data)
                 case "transcribe":
                     self._hotwords = await self._service.writable_hotwords(_names(event.data))
-                case "audio-start":
+                case "audio-start" | "audio-chunk":
                     with self._service.place("wyoming") as place:
-                        await self._transcribe(place, _Format.of(event.data))
+                        await self._transcribe(place, event)
                     return
-                case "audio-chunk" | "audio-stop":
-                    raise RequestError("expected 'audio-start' before audio")
+                case "audio-stop":
+                    raise RequestError("expected audio before 'audio-stop'")
                 case _:  # from a newer version, or for another service
                     pass
 
-    async def _transcribe(self, place: Place, audio: _Format) -> None:
-        """Serve one request, from the start of audio to the transcript, after which the client closes."""
+    async def _transcribe(self, place: Place, first: WyomingEvent) -> None:
+        """Serve one request, from the first audio to the transcript, after which the client closes."""
         self._patience = patience_for_audio(place, self._limits.idle_s)
+        audio = _Format.of(first.data)
         session = await place.open_session(audio.rate, hotwords=self._hotwords, is_whole=True)
-        await converse(self._read(session, audio), self._write(session))
+        await converse(self._read(session, audio, first), self._write(session))
 
-    async def _read(self, session: ServerSession, audio: _Format) -> None:
-        while (event := await self._receive()) is not None:
+    async def _read(self, session: ServerSession, audio: _Format, first: WyomingEvent) -> None:
+        event: WyomingEvent | None = first
+        while event is not None:
             if event.type == "audio-stop":
                 session.finish()
                 return
             if event.type == "audio-chunk":
                 if _Format.of(event.data) != audio:
                     raise RequestError("the format of the audio changed")
-                await session.feed(audio.samples(event.payload))
+                await session.feed(audio.samples(await self._payload()))
+            event = await self._receive()
         raise ClientGoneError
 
     async def _write(self, session: ServerSession) -> None:
@@ -141,16 +150,39 @@ class _Client:
         self._writer.write(head + b"\n" + body)
         await send_within(self._limits.send_s, self._writer.drain())
 
+    async def discard(self) -> None:
+        """Read what follows for a short time: an answer to a client that is still sending would be lost."""
+        self._writer.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while await self._reader.read(LINE_BYTES):
+                    pass
+
     async def _receive(self) -> WyomingEvent | None:
-        """The next event; None at the end."""
-        try:
-            event = await self._patience.wait_for(self._read_event)
-        except (OSError, asyncio.IncompleteReadError) as error:
-            raise ClientGoneError from error
+        """The next event; None at the end. A payload of the last one that nobody has asked for is skipped."""
+        event = await self._wait_for(self._read_event)
         self._num_events += 1
+        if self._num_events % _EVENTS_PER_TURN == 0:  # reading what has arrived gives no turn to others
+            await asyncio.sleep(0)
         return event
 
+    async def _payload(self) -> bytes:
+        """The payload of the last event."""
+        length, self._num_unread = self._num_unread, 0
+        return await self._wait_for(lambda: self._reader.readexactly(length))
+
+    async def _wait_for(self, read: Callable[[], Awaitable[_Value]]) -> _Value:
+        try:
+            return await self._patience.wait_for(read)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise ClientGoneError from error
+
     async def _read_event(self) -> WyomingEvent | None:
+        while self._num_unread:
+            skipped = await self._reader.read(min(self._num_unread, LINE_BYTES))
+            if not skipped:
+                return None
+            self._num_unread -= len(skipped)
         try:
             line = await self._reader.readline()
         except ValueError as error:
@@ -161,17 +193,18 @@ class _Client:
         kind, data = head.get("type"), head.get("data") or {}
         if not isinstance(kind, str) or not isinstance(data, dict):
             raise RequestError("an event needs a type, and data that is an object")
-        if length := self._length(head, "data_length"):
+        if length := _length(head, "data_length", _DATA_BYTES):
             data = {**data, **read_object(await self._reader.readexactly(length))}
-        payload = await self._reader.readexactly(self._length(head, "payload_length"))
-        return WyomingEvent(type=kind, data=data, payload=payload)
+        self._num_unread = _length(head, "payload_length", self._limits.message_bytes)
+        return WyomingEvent(type=kind, data=data)
 
-    def _length(self, head: dict[str, Any], name: str) -> int:
-        with refusing(name):
-            length = checked_integer(name, head.get(name) or 0, least=0, most=1 << 62)
-        if length > self._limits.message_bytes:
-            raise TooLargeError(f"{name} may be {self._limits.message_bytes}, got {length}", name)
-        return length
+
+def _length(head: dict[str, Any], name: str, most: int) -> int:
+    with refusing(name):
+        length = checked_integer(name, head.get(name) or 0, least=0, most=1 << 62)
+    if length > most:
+        raise TooLargeError(f"{name} may be {most}, got {length}", name)
+    return length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,19 +220,19 @@ class _Format:
             with refusing(name):
                 values[name] = checked_integer(name, data.get(name), least=1)
         audio = cls(**values)
-        if audio.width != 2:
-            raise RequestError(f"samples must have 2 bytes, got {audio.width}", "width")
+        if audio.width not in _SAMPLES:
+            raise RequestError(f"samples must have 1, 2 or 4 bytes, got {audio.width}", "width")
         return audio
 
     def samples(self, payload: bytes) -> npt.NDArray[Any]:
         """One channel."""
-        samples = int16_samples(payload)
-        if self.channels == 1:
-            return samples
-        if len(samples) % self.channels:
-            raise RequestError(f"a part of the {self.channels} channels is missing")
+        if len(payload) % (self.width * self.channels):
+            raise RequestError(f"audio must have a multiple of {self.width * self.channels} bytes, got {len(payload)}")
+        samples = np.frombuffer(payload, _SAMPLES[self.width])
+        if (self.width, self.channels) == (2, 1):
+            return samples.astype(np.int16, copy=False)
         mixed: npt.NDArray[np.float32] = samples.reshape(-1, self.channels).mean(axis=1, dtype=np.float32)
-        return mixed / np.float32(32768)
+        return mixed / np.float32(1 << (8 * self.width - 1))
 
 
 def _names(data: dict[str, Any]) -> list[str]:

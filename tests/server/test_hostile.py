@@ -1,0 +1,256 @@
+"""Clients that mean harm: what they can make the server hold, do and log is bounded."""
+
+import asyncio
+import logging
+import re
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+from dialects import wyoming_event
+
+from u2moe.runtime.server import log
+from u2moe.runtime.server.connections import Connections
+from u2moe.runtime.server.mailbox import Mailbox
+from u2moe.runtime.server.pace import Budget, Pieces
+
+PATIENCE_S = 120
+MEGABYTE = 1 << 20
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+def upgrade(plain, path="/stream"):
+    """Open a WebSocket by hand."""
+    plain.sendall(
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+    )
+
+
+def frame_of(num_bytes, num_sent):
+    """A binary frame of so many bytes, of which only some are sent."""
+    return b"\x82\xff" + struct.pack("!Q", num_bytes) + bytes(4) + bytes(num_sent)
+
+
+def send_what_is_taken(plain, data):
+    """As much as the server reads before it closes."""
+    plain.settimeout(0.5)
+    try:
+        plain.sendall(data)
+    except OSError:
+        return
+
+
+@pytest.fixture(scope="module")
+def small(running):
+    """A server with one place."""
+    with running(capacity=1, protocol_ports={"wyoming": 0}) as server:
+        yield server
+
+
+def buffered(server):
+    """Bytes that the server holds of its WebSockets' frames."""
+    handlers = [each for each in list(server.server.server_state.connections) if hasattr(each, "_mailbox")]
+    return sum(len(each.conn.reader.buffer) + len(each._pieces._rest) for each in handlers)
+
+
+def test_a_refused_websocket_discards_what_comes(small):
+    frame = frame_of(3 * MEGABYTE, 2 * MEGABYTE)
+    with small.connect() as client:
+        client.start()
+        others = [small.open_plain() for _ in range(12)]
+        before = resident_bytes()
+        for plain in others:
+            upgrade(plain)
+        small.wait_until(lambda: small.metric("refusals", "full") >= 12)
+        for plain in others:
+            send_what_is_taken(plain, frame)
+        assert buffered(small) < 6 * MEGABYTE
+        for plain in others:
+            plain.close()
+        assert client.finish()[-1]["type"] == "done"
+    small.wait_until(lambda: not small.server.server_state.connections)
+    assert resident_bytes() - before < 12 * MEGABYTE
+    small.wait_until_empty()
+
+
+def test_a_frame_is_no_longer_than_a_protocol_needs(small):
+    for frame in (frame_of(5 * MEGABYTE, 0), b"\x81\xff" + struct.pack("!Q", 2 * MEGABYTE) + bytes(4 + 2 * MEGABYTE)):
+        with small.connect() as client:
+            client.websocket.socket.sendall(frame)
+            assert client.close_code() == 1009
+        small.wait_until_empty()
+
+
+def test_wyoming_reads_no_payload_but_audio(small):
+    """Neither before somebody has a place, nor of other events."""
+    held = []
+    with small.connect() as client:
+        client.start()
+        for kind in ("ping", "audio-chunk"):
+            plain = small.open_plain("wyoming")
+            held.append(plain)
+            audio = {"rate": 16_000, "width": 2, "channels": 1}
+            send_what_is_taken(plain, wyoming_event(kind, audio, bytes(3 * MEGABYTE)))
+        assert b'"pong"' in held[0].recv(1000)
+        assert b"the server is full" in b"".join(iter(lambda: held[1].recv(1000), b""))
+        for plain in held:
+            plain.close()
+        assert client.finish()[-1]["type"] == "done"
+    with small.open_plain("wyoming") as plain:
+        plain.sendall(wyoming_event("describe", data_length=MEGABYTE))
+        assert b"data_length may be" in plain.recv(1000)
+    small.wait_until_empty()
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "is_closed"),
+    [
+        ("/stream", r'{"\ud83d": 1}', True),
+        ("/stream", r'{"hotwords": ["\ud83d"]}', True),
+        ("/vosk", r'{"config": {"phrase_list": ["\udc00"]}}', True),
+        ("/v1/realtime", r'{"type": "nothing", "event_id": "\ud83d"}', False),
+        ("/v1/realtime", r'{"type": "session.update", "session": {"prompt": "\uDC00"}}', False),
+    ],
+)
+def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, is_closed):
+    with server.connect(path) as client:
+        client.send(sent)
+        client.send(sent)
+        answers = client.rest() if is_closed else [client.websocket.recv(PATIENCE_S) for _ in range(3)]
+        assert any("surrogate" in answer for answer in answers)
+    assert "Traceback" not in caplog.text
+    server.wait_until_empty()
+    with server.open_plain("wyoming") as plain:
+        plain.sendall(b'{"type": "ping", "data": {"text": "\\ud83d"}}\n')
+        assert b"surrogate" in plain.recv(1000)
+    with server.connect("/stream") as client:  # a whole pair is a character
+        client.send(r'{"hotwords": ["\ud83d\ude00"]}')
+        assert "surrogate" not in client.rest()[0]
+
+
+def test_the_log_quotes_no_client():
+    record = logging.LogRecord("u2moe.server", logging.ERROR, "", 0, "a connection was ended", (), None)
+    with pytest.raises(KeyError) as caught:
+        {}["secret\n" * 1000]
+    record.exc_info = (caught.type, caught.value, caught.tb)
+    line = log._Formatter("%(message)s").format(record)
+    assert re.fullmatch(r"a connection was ended KeyError at test_hostile.py:\d+ test_the_log_quotes_no_client", line)
+
+
+def test_junk_leaves_a_line_in_ten_seconds(server, caplog):
+    before = server.metric("failures", "request")
+    for junk in (b"\x16\x03\x01\x02\0\x01\0", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n") * 5:
+        with server.open_plain() as plain:
+            plain.sendall(junk)
+            assert plain.recv(1000).startswith(b"HTTP/1.1 400 ")
+    assert server.metric("failures", "request") == before + 15
+    assert len(caplog.records) <= 1
+
+
+async def parsed(data, size_of_turns, cost_s=0.0):
+    """What a parser gets in each turn of the loop."""
+    turns, reads = [], []
+
+    def parse(piece):
+        turns.append(piece)
+        return cost_s * len(piece)
+
+    pieces = Pieces(parse, reads.append)
+    pieces.put(data)
+    while sum(map(len, turns)) < min(len(data), size_of_turns):  # noqa: ASYNC110 - it is turns that are counted
+        await asyncio.sleep(0)
+    pieces.close()
+    return turns, reads
+
+
+def test_expensive_bytes_are_parsed_a_few_at_a_time():
+    data = bytes(range(256)) * 256
+    cheap, reads = asyncio.run(parsed(data, len(data)))
+    assert b"".join(cheap) == data
+    assert len(cheap) < 12
+    assert reads[0] is False
+    assert reads[-1] is False or len(reads) == len(cheap)
+    dear, _ = asyncio.run(parsed(data, 20_000, cost_s=1e-6))
+    assert max(map(len, dear)) <= 4096
+    assert min(map(len, dear)) >= 512
+    assert data.startswith(b"".join(dear))
+
+
+def test_a_connection_has_a_small_share_of_the_loop():
+    async def spend():
+        budget = Budget()
+        return [budget.spend(0.03) for _ in range(4)]
+
+    waits = asyncio.run(spend())
+    assert waits[0] == 0
+    assert 1 < waits[-1] < 1.5  # 70 ms too much, at 5 %
+
+
+def test_blocks_that_arrived_together_are_fed_together(server, speech, expected):
+    """One sample a frame: as many frames as samples, far fewer calls of the session."""
+    num_fed, feed = 0, None
+    samples = speech()[:3000]
+    with server.connect() as client:
+        client.start()
+        (session,) = server.service.scheduler.sessions
+        feed = session.feed
+
+        async def counted(samples):
+            nonlocal num_fed
+            num_fed += 1
+            await feed(samples)
+
+        session.feed = counted
+        frames = b"".join(b"\x82\x82\0\0\0\0" + sample.tobytes() for sample in samples)
+        client.websocket.socket.sendall(frames)
+        server.wait_until(lambda: session.duration == len(samples) / 16_000)
+        assert num_fed < len(samples) / 5
+        client.finish()
+
+
+def test_the_mailbox_hands_out_what_is_binary():
+    mailbox = Mailbox(lambda _: None)
+    for event in ({"bytes": b"a"}, {"text": "b"}, {"bytes": b"c"}):
+        mailbox.put_nowait(event)
+    assert (mailbox.take_bytes(), mailbox.take_bytes()) == (b"a", None)
+    mailbox.clear()
+    assert mailbox.take_bytes() is None
+
+
+def test_connections_are_limited_in_all_and_by_address():
+    class Peer:
+        def __init__(self, *address):
+            self.getpeername = lambda: address
+
+    connections = Connections(4, has_no_share=lambda address: address == "10.0.0.9")
+    first = [connections.enter(Peer("10.0.0.1", port)) for port in range(3)]
+    assert [leave is not None for leave in first] == [True, True, False]
+    first[0]()
+    first[0]()
+    assert connections.enter(Peer("10.0.0.1", 4)) is not None
+    site = [connections.enter(Peer("2001:db8::1", port)) for port in range(2)]
+    assert all(site)
+    assert connections.enter(Peer("10.0.0.9", 1)) is None  # none is left
+    site[0]()
+    assert connections.enter(Peer("2001:db8::2", 1)) is not None
+    proxy = Connections(4, has_no_share=lambda address: address == "10.0.0.9")
+    assert all(proxy.enter(Peer("10.0.0.9", port)) for port in range(4))
+
+
+def test_too_many_connections_are_closed_with_one_line(running, caplog):
+    with running() as server:
+        server.server._connections.limit = 10
+        server.server._connections._share = 5
+        silent = [server.open_plain() for _ in range(20)]
+        server.wait_until(lambda: server.metric("refusals", "connections") == 15)
+        silent[-1].settimeout(PATIENCE_S)
+        assert silent[-1].recv(1) == b""
+        assert sum("too many" in record.getMessage() for record in caplog.records) == 1
+        for plain in silent:
+            plain.close()
+        server.wait_until(lambda: server.get("/healthz").status_code == 200)
