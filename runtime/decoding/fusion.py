@@ -1,8 +1,8 @@
-"""The score of a language model for a hypothesis that grows token by token, with look-ahead inside words.
+"""Shallow fusion: language model scores for hypotheses that grow token by token, with look-ahead inside words.
 
-A word is scored where it ends. Before that the hypothesis holds the score that its most probable completion would have,
-which is never less than the final one: a hypothesis only loses score, except for the bonus with which a word begins.
-The search relies on this to leave out what cannot win.
+A word is scored when it ends. Until then the hypothesis has the score of the best completion of its last word, which is
+an upper bound of the final score. Apart from the word bonus, which is added when a word begins, scores never rise; the
+search uses this to prune.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 _UNREADABLE = "\0"
-"""Represents symbols that are not text, such as <unk>, and the beginnings of words that the model does not have."""
+"""Stands for symbols that are not text, such as <unk>, and for prefixes that no word of the model has."""
 _LAST = "\U0010ffff"
 _MAX_STATES = 1 << 17
 _SLACK = 1e-9
-"""More than the rounding of sums of scores."""
+"""Tolerance above the rounding errors of sums of scores."""
 
 
 _NO_MOVES: dict[int, tuple[FusionState, float]] = {}
-"""Shared by states without moves, and never written to."""
+"""Shared by states without cached moves; never written to."""
 
 
 class FusionState:
-    """The state that the scores of further tokens depend on: the history and the beginning of the current word.
+    """Everything that the scores of further tokens depend on: the history and the prefix of the current word.
 
     Attributes:
-        history: words before the current one, as a node of the model.
-        begun: the letters of the current word so far; empty between words.
+        history: history before the current word, a node of the model.
+        begun: letters of the current word so far; empty between words.
         open: score of its best completion; 0 between words.
-        moves: cache of the states after each token, and the scores of the words that it ends.
-        ended: cache of the score of the current word if it ends here, and the history after it.
+        moves: cache by token of the next state and the score of the words that the token ends.
+        ended: cache of the score of the current word if it ends here, and the next history.
         losses: cache of `Fusion.losses`.
     """
 
@@ -61,19 +61,19 @@ class FusionState:
 
 
 class Fusion:
-    """The scores of a language model for the tokens of a vocabulary.
+    """Scores the tokens of a vocabulary with a language model.
 
-    States are cached, up to a number. Any thread may use it: a race between two of them computes a state twice.
+    Caches a limited number of states. Thread-safe: a race computes a state twice.
 
     Attributes:
         start: state of an empty hypothesis.
-        gains: no token adds more to the score than these: the bonus of the words that it may begin.
-        most_gain: the largest of them.
-        ends_word: whether each token ends the word before it.
+        gains: upper bound by token of what it adds to the score: the bonus of the words that it may begin.
+        most_gain: the largest of `gains`.
+        ends_word: by token, whether it ends the preceding word.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
-        # Keeps no options: the cache of a recogniser is by options, and must not keep them alive.
+        # Keeps no reference to the options: they are weak keys of the recogniser's cache.
         self._scale = options.weight * LN10
         self._word_bonus = options.word_bonus
         self._unknown_score = options.unknown_score / LN10
@@ -107,7 +107,7 @@ class Fusion:
         move = state.moves.get(token)
         if move is None:
             move = self._read_token(state, token) if self._by_token else self._read(state, self._spellings[token])
-            if state.moves is _NO_MOVES:  # most states have none
+            if state.moves is _NO_MOVES:  # as most states have
                 state.moves = {}
             state.moves[token] = move
         return move
@@ -139,10 +139,10 @@ class Fusion:
         return self._state(history, begun), score
 
     def losses(self, state: FusionState | None) -> tuple[float, float]:
-        """An upper bound of the score that the next token adds, besides its `gains`; 0 or less.
+        """Upper bounds, at most 0, of what the next token adds to the score besides its `gains`.
 
-        First, if the token goes on with the current word: it then begins one word less. Second, if it ends that word
-        (`ends_word`), which is then less probable than its best completion.
+        The first is for tokens that continue the current word, and so begin one word less; the second for tokens that
+        end it (`ends_word`), which replaces the score of its best completion by its own.
         """
         if state is None:
             return 0.0, 0.0
@@ -152,7 +152,7 @@ class Fusion:
         return state.losses
 
     def _ended(self, state: FusionState) -> tuple[float, int]:
-        """The score of the current word if it ends here: the same for every token that begins another."""
+        """The score of the current word if it ends here, and the next history."""
         if state.ended is None:
             state.ended = self._word(state.history, state.begun)
         return state.ended
@@ -170,7 +170,7 @@ class Fusion:
         if state is None:
             if len(self._states) >= _MAX_STATES:
                 states, self._states = self._states, {}
-                for old in states.values():  # states in use remain, and reach no others
+                for old in states.values():  # those in use stay valid, but keep no others alive
                     old.moves = _NO_MOVES
                 self.start.moves = _NO_MOVES
             state = FusionState(history, begun, self._open(history, beginning) if begun else 0.0)
@@ -178,7 +178,7 @@ class Fusion:
         return state
 
     def _open(self, history: int, beginning: _Beginning | None) -> float:
-        """The score of the most probable word with this beginning; never below that of an actual one."""
+        """An upper bound of the score of any word with this prefix."""
         best, _ = self._unknown(history)
         if beginning is not None:
             if beginning.low < beginning.high:
@@ -189,7 +189,7 @@ class Fusion:
         return self._scale * best + self._word_bonus
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
-        """The score of a word, and the history after it; if it may be read in several ways, of the most probable."""
+        """The score of a word, and the next history; of several words with this spelling, the most probable counts."""
         beginning = self._beginning(spelled)
         if beginning is None or not beginning.words:
             score, after = self._unknown(history)
@@ -202,7 +202,7 @@ class Fusion:
         return self._scale * best + self._word_bonus, following
 
     def _unknown(self, history: int) -> tuple[float, int]:
-        """The log10 probability of a word that the model does not have, and the history after it."""
+        """The log10 probability of an out-of-vocabulary word, and the next history."""
         found = self._unknowns.get(history)
         if found is None:
             score, after = 0.0, 0
@@ -213,7 +213,7 @@ class Fusion:
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
-        """The words of the model, or of a list, that begin so; None: there are none."""
+        """The words of the model or of a class with this prefix; None: there are none."""
         found = self._beginnings.get(begun, _MISSING)
         if isinstance(found, _Missing):
             low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
@@ -229,21 +229,21 @@ class Fusion:
 
 
 class _Missing:
-    """Marks a missing key in a cache in which None is a value."""
+    """Marks a cache miss, where None is a value."""
 
 
 _MISSING = _Missing()
 
 
 class _Beginning(NamedTuple):
-    """The words that begin in the same way.
+    """The words with a common prefix.
 
     Attributes:
-        low: the first word of the model.
-        high: the word after the last.
-        best_alone: the largest probability of one of them without a history.
-        words: those that are no longer, with the logarithm of their share: 0 for words of the model.
-        entries: entries of lists that begin so.
+        low: id of the first word of the model.
+        high: id after the last word of the model.
+        best_alone: the largest of their unigram probabilities.
+        words: words that equal the prefix, with log10 of their share of the probability (0 for words of the model).
+        entries: words of classes with the prefix.
     """
 
     low: int
@@ -254,14 +254,14 @@ class _Beginning(NamedTuple):
 
 
 def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Add to a cache, which is emptied when it is full."""
+    """Add to a cache, which is cleared when it is full."""
     if len(cache) >= _MAX_STATES:
         cache.clear()
     cache[key] = value
 
 
 def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:
-    """The model, and its words in the spelling of the vocabulary, in their order."""
+    """The model, with its words sorted by their spelling in the vocabulary, and these spellings."""
     num_spelled = sum(not is_special(word) for word in ngrams.words)
     spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     if any(before > after for before, after in pairwise(spelled)) or any(map(is_special, ngrams.words[:num_spelled])):
@@ -271,7 +271,7 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Puts words into the letter case of a vocabulary, if it has only one."""
+    """A function that converts words to the letter case of the vocabulary, if it has a single one."""
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
     if letters == letters.upper():
         return str.upper
@@ -279,7 +279,7 @@ def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
 
 
 def _read(symbol: str) -> str:
-    """Characters of a symbol, with a boundary for spaces and around characters that are words."""
+    """Characters of a symbol, with word boundaries for spaces and around characters that are words."""
     if is_special(symbol):
         return _UNREADABLE
     return "".join(
@@ -290,5 +290,5 @@ def _read(symbol: str) -> str:
 
 
 def _num_starts(characters: str) -> int:
-    """The number of words that may begin in these characters: also the first one, unless a word goes on in them."""
+    """Largest number of words that begin in these characters, which may or may not continue a word."""
     return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

@@ -1,4 +1,4 @@
-"""ARPA files, plain or compressed with gzip: the text format of n-gram models."""
+"""Reads and writes ARPA files, the text format of n-gram models, plain or compressed with gzip."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE = 1 << 16
 _ZERO = -99.0
-"""The logarithm of 0, as ARPA files have it."""
+"""Stands for the logarithm of 0 in ARPA files."""
 _GZIP = b"\x1f\x8b"
 
 
 def read_arpa(path: Path) -> Ngrams:
-    """The model in an ARPA file.
+    """Read a model from an ARPA file.
 
     Raises:
         LanguageModelError: the file cannot be read or is malformed; names file and line.
@@ -40,7 +40,7 @@ def read_arpa(path: Path) -> Ngrams:
 
 
 def write_arpa(ngrams: Ngrams, path: Path) -> None:
-    """Write a model as an ARPA file; a name that ends in .gz: compressed.
+    """Write a model as an ARPA file, compressed if its name ends in .gz.
 
     Raises:
         OSError: it cannot be written.
@@ -72,7 +72,7 @@ def _open(path: Path) -> IO[str]:
 
 
 class _Reader:
-    """Reads one file, and knows the number of the line for errors."""
+    """Reads one file, and counts lines for error messages."""
 
     def __init__(self, path: Path, file: IO[str]) -> None:
         self._path = path
@@ -86,13 +86,13 @@ class _Reader:
         highest = max(length for length, count in enumerate(counts, start=1) if count)
         orders = [self._order(lines, length, count, highest) for length, count in enumerate(counts[:highest], start=1)]
         end = next(lines, "")
-        for length in range(highest + 1, len(counts) + 1):  # titles of orders without n-grams may be there or not
+        for length in range(highest + 1, len(counts) + 1):  # orders without n-grams may have a title
             end = next(lines, "") if end == f"\\{length}-grams:" else end
         self._expect(end, "\\end\\")
         return Ngrams.of(list(self._ids), orders, source=str(self._path))
 
     def _lines(self) -> Iterator[str]:
-        """Lines that are not empty."""
+        """Lines without surrounding blanks, except empty ones."""
         for line in iter(lambda: self._file.readline(_LONGEST_LINE), ""):
             self._number += 1
             if len(line) == _LONGEST_LINE:
@@ -103,7 +103,7 @@ class _Reader:
 
     def _counts(self, lines: Iterator[str]) -> list[int]:
         """The numbers of n-grams of each order, from the header."""
-        for line in lines:  # a file may begin with remarks
+        for line in lines:  # comments may come first
             if line == "\\data\\":
                 break
         else:
@@ -125,7 +125,7 @@ class _Reader:
         return counts
 
     def _order(self, lines: Iterator[str], length: int, count: int, highest: int) -> Order:
-        """The n-grams of one order, whose title is the next line unless they are unigrams."""
+        """The n-grams of one order. The title of the unigrams has been read with the header."""
         if length > 1:
             self._expect(next(lines, ""), f"\\{length}-grams:")
         ids, log_probs, backoffs = array("I"), array("f"), array("f")
@@ -151,7 +151,7 @@ class _Reader:
         log_prob = float(field)
         if not log_prob <= MOST_LOG:
             raise self._error(f"found {field}, expected the logarithm of a probability")
-        return max(log_prob, _ZERO)  # some programs write -inf
+        return max(log_prob, _ZERO)  # some tools write -inf
 
     def _expect(self, found: str, expected: str) -> None:
         if found != expected:

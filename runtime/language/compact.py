@@ -1,8 +1,8 @@
-"""The compact file of a model: a few bytes for each n-gram. Holds what an ARPA file holds, with rounded numbers.
+"""A binary format for n-gram models that takes a few bytes per n-gram: ARPA content with quantized numbers.
 
-After the magic bytes and the length of the header follow a header in JSON (words and sizes), and one block each of
-child counts, words, probabilities and backoffs, as little-endian integers. Probabilities and backoffs are indices into
-tables of 256 or 65536 values, one table for each order. A digest of all of it detects damage.
+Layout: magic bytes, SHA-256 of the rest, length of the header, header in JSON (words and sizes), then arrays of
+little-endian integers: numbers of children, words, probabilities and backoffs. Probabilities and backoffs are indices
+into tables of at most 256 or 65536 values, one table per order.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from u2moe.runtime.whole_file import replacing
 
 MAGIC = b"u2moe-lm\x01"
 BITS = (8, 16)
-"""Sizes of a probability."""
+"""Allowed sizes of the index of a probability or backoff."""
 DIGEST_SIZE = 32
 _LENGTH_SIZE = 4
 _NUM_STEPS = 20
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
-    """Write a model; `bits` for each probability and each backoff.
+    """Write a model with `bits` per probability and per backoff.
 
     Raises:
         ValueError: `bits` is neither 8 nor 16.
@@ -63,7 +63,7 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
 
 
 def read_compact(path: Path) -> Ngrams:
-    """The model in a compact file. It is read into memory: later changes of the file do not matter.
+    """Read a compact model into memory; the file may change afterwards.
 
     Raises:
         LanguageModelError: the file cannot be read or is damaged.
@@ -84,7 +84,7 @@ def read_compact(path: Path) -> Ngrams:
 
 
 def is_compact(path: Path) -> bool:
-    """Whether a file begins like a compact model, of this version or another."""
+    """Whether a file starts with the magic bytes of the format, in any version."""
     with path.open("rb") as file:
         return file.read(len(MAGIC) - 1) == MAGIC[:-1]
 
@@ -118,10 +118,10 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
 
 
 def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """A table of distinct values, and the index of each value in it; exact if they fit.
+    """A table of distinct values, and the index of each value in it; lossless if the distinct values fit.
 
-    Otherwise 0 (no backoff, or a certain word), the smallest and the largest value stay what they are, and no other
-    becomes 0.
+    Otherwise values are clustered. 0 (no backoff, or probability 1), the smallest and the largest value stay exact, and
+    no other value becomes 0.
     """
     table, codes = np.unique(values, return_inverse=True)
     if len(table) > 1 << bits:
@@ -132,13 +132,13 @@ def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[n
 
 
 def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
-    """Sorted cluster centres by k-means; the smallest and the largest value are among them."""
+    """Sorted cluster centres by one-dimensional k-means, including the smallest and the largest value."""
     distinct, weights = np.unique(values.astype(np.float64), return_counts=True)
     if len(distinct) <= count:
         return distinct.astype(np.float32)
     sums = np.concatenate([[0.0], np.cumsum(distinct * weights)])
     sizes = np.concatenate([[0], np.cumsum(weights)])
-    # to begin with, as many in a stretch as its values to the power 1/3 and its width to 2/3 call for
+    # Initial density of centres: the cube root of the density of values, which is optimal for many centres.
     steps = np.cumsum(np.cbrt(weights[1:] * np.diff(distinct) ** 2))
     centres = np.interp(np.linspace(0, steps[-1], count), np.concatenate([[0.0], steps]), distinct)
     for _ in range(_NUM_STEPS):
@@ -151,6 +151,6 @@ def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.floa
 
 
 def _smallest(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Numbers in the smallest type that holds them."""
+    """Cast to the smallest unsigned type that holds all values."""
     most = int(values.max(initial=0))
     return values.astype("|u1" if most < 1 << 8 else "<u2" if most < 1 << 16 else "<u4")

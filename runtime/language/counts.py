@@ -1,4 +1,4 @@
-"""Counts of the n-grams in a text. Memory grows with the number of different n-grams, not with the text."""
+"""Counts n-grams in text, in memory proportional to the number of distinct n-grams."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MARKERS = (UNKNOWN[0], BEGIN, END)
-"""The words with ids 0, 1 and 2."""
+"""Special words, with ids 0, 1 and 2."""
 _BEGIN, _END = 1, 2
 _BLOCK = 1 << 20
-"""Words that are counted at once."""
+"""Words per block: blocks are counted one at a time."""
 
 Rows = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -26,12 +26,12 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NgramCounts:
-    """How often each n-gram of one order occurs.
+    """Counts of the n-grams of one order.
 
     Attributes:
         words: words by id, `MARKERS` first.
-        rows: different n-grams as word ids [n, order]. Before each sentence come `order` - 1 times <s>, and </s> after.
-        counts: occurrences of each [n].
+        rows: distinct n-grams as word ids [n, order]. Each sentence is padded with `order` - 1 times <s> and one </s>.
+        counts: number of occurrences of each [n].
         num_sentences: number of sentences.
     """
 
@@ -45,9 +45,9 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_cou
     """Count n-grams.
 
     Args:
-        sentences: words of each sentence. Words that look like <s> and </s> are left out.
-        order: number of words in an n-gram.
-        min_word_count: rarer words count as <unk>.
+        sentences: words of each sentence; <s> and </s> among them are ignored.
+        order: length of the n-grams.
+        min_word_count: words that are rarer become <unk>.
     """
     counter = _Counter(order)
     for sentence in sentences:
@@ -56,7 +56,7 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_cou
 
 
 def merge_equal(rows: Rows, counts: Counts) -> tuple[Rows, Counts]:
-    """Each row once, with the sum of its counts; sorted."""
+    """Sorted distinct rows, with the sums of their counts."""
     if not len(rows):
         return rows, counts
     order = np.lexsort(rows.T[::-1])
@@ -101,7 +101,7 @@ class _Counter:
         return NgramCounts(words=words, rows=rows, counts=counts, num_sentences=self._num_sentences)
 
     def _count_block(self) -> None:
-        """Every n-gram that ends in a word: those of two sentences end in <s>."""
+        """Count the block. N-grams that end in <s> would span two sentences, and are skipped."""
         tokens = np.array(self._block, np.uint32)
         self._block = array("I")
         if len(tokens) < self._order:
@@ -109,7 +109,7 @@ class _Counter:
         windows = np.lib.stride_tricks.sliding_window_view(tokens, self._order)
         rows = windows[windows[:, -1] != _BEGIN]
         self._parts.append(merge_equal(rows, np.ones(len(rows), np.int64)))
-        # Parts of similar size are merged, so that each n-gram is sorted a few times only.
+        # Merging only parts of similar size bounds how often an n-gram is sorted by a logarithm.
         while len(self._parts) > 1 and len(self._parts[-2][0]) < 2 * len(self._parts[-1][0]):
             self._merge_last()
 

@@ -1,11 +1,11 @@
-"""Modified Kneser-Ney estimation, interpolated, as Chen and Goodman (1998) define it and KenLM's lmplz computes it.
+"""Interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998), with the results of KenLM's lmplz.
 
-Counts of lower orders are numbers of different words before the n-gram, except at the beginning of a sentence. For an
-n-gram with count c and history h, where b(h) is the probability that the discounts D free::
+Lower orders use continuation counts: the number of distinct words that precede the n-gram. N-grams that begin with <s>
+keep their counts. With discounts D, and b(h) the probability mass that they free, an n-gram h w with count c has::
 
     p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
 
-Unigrams are interpolated with the uniform distribution, from which <unk> gets its share.
+Unigrams are interpolated with the uniform distribution, which gives <unk> its probability.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How a model is estimated.
+    """Options of the estimation.
 
     Attributes:
-        order: longest n-grams, 1 to 5.
-        prune: for each order the count up to which n-grams are left out; that of unigrams must be 0, and the last one
+        order: length of the longest n-grams, 1 to 5.
+        prune: for each order, n-grams with at most this count are removed. The first, of unigrams, must be 0; the last
             applies to all longer n-grams. Must not decrease.
-        min_word_count: words that occur less often count as <unk>.
+        min_word_count: words that are rarer become <unk>.
     """
 
     order: int = 3
@@ -58,8 +58,9 @@ class TrainingOptions:
 class _Level:
     """The n-grams of one order, sorted by history and word.
 
-    `counts` are adjusted, `occurrences` are not. `parents` and `suffixes` are the places, one order below, of the
-    n-grams without their last and first word. `keys` finds n-grams by parent and word.
+    `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are the indices, one order
+    below, of the n-grams without their last and without their first word. `keys` are sorted, for look-up by parent and
+    word.
     """
 
     rows: Rows
@@ -74,10 +75,10 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
     """Estimate a model.
 
     Args:
-        counts: counts of n-grams of the order of the model.
-        options: how it is estimated.
-        warn: called with a line if a text is too small or too regular to estimate discounts: those of lmplz's
-            `--discount_fallback` are then used.
+        counts: counts of the highest order.
+        options: options of the estimation.
+        warn: called with a message if the text is too small or too regular to estimate discounts, so that those of
+            lmplz's `--discount_fallback` are used.
 
     Raises:
         ValueError: the text has no words.
@@ -120,7 +121,7 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
 
 
 def _levels(counts: NgramCounts) -> list[_Level]:
-    """N-grams of all orders, with adjusted counts, from those of the highest."""
+    """N-grams of all orders, derived from those of the highest."""
     num_words, order = len(counts.words), counts.rows.shape[1]
     by_ending = np.lexsort(counts.rows.T)
     rows, occurrences = counts.rows[by_ending], counts.counts[by_ending]
@@ -159,7 +160,7 @@ def _levels(counts: NgramCounts) -> list[_Level]:
 
 
 def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> _Level:
-    """All words, even if they do not occur, as <s> and <unk>."""
+    """All words, including <s> and <unk>, which may not occur."""
     of_word, occurrences = np.zeros(num_words, np.int64), np.zeros(num_words, np.int64)
     of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
     ids = np.arange(num_words, dtype=np.uint32)
@@ -171,7 +172,7 @@ def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> 
 
 
 def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
-    """Indices of the n-grams within the level of their order."""
+    """Indices of n-grams in the level of their order."""
     places = rows[:, 0].astype(np.int64)
     for column in range(1, rows.shape[1]):
         places = find_nodes(levels[column].keys, places, rows[:, column], num_words) - 1

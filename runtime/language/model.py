@@ -1,4 +1,4 @@
-"""A language model read from a file, and the options with which a search uses it."""
+"""A language model, and the options for its use in the search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEMO_WEIGHTS = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "resco
 
 
 class LanguageModel:
-    """An n-gram model of words, or of the tokens of a vocabulary. Immutable, and shared by any number of recognisers.
+    """An n-gram model of words or of tokens. Immutable; recognisers may share it.
 
     Attributes:
         ngrams: the probabilities.
@@ -39,9 +39,7 @@ class LanguageModel:
 
     @classmethod
     def open(cls, file: str | os.PathLike[str]) -> Self:
-        """The model in an ARPA file (plain or .gz) or in a compact file, which `u2moe lm build` writes.
-
-        The file is read into memory, so that later changes of it do not matter.
+        """Read an ARPA file (plain or .gz) or a compact file, which `u2moe lm build` writes, into memory.
 
         Raises:
             LanguageModelError: it cannot be read, or is damaged.
@@ -56,14 +54,14 @@ class LanguageModel:
 
     @property
     def level(self) -> Level:
-        """What it predicts: tokens, if U+2581 is among its symbols, and words otherwise."""
+        """The unit of the model: tokens if any of its words contains U+2581, else words."""
         return "token" if any(WORD_BOUNDARY in word for word in self.ngrams.words) else "word"
 
     def capitalized(self) -> tuple[str, ...]:
-        """Words that the text of the model has with capitals more often than without, in the middle of sentences.
+        """Words whose capitalised form is more probable than their lower-case form.
 
-        Unigrams of a Kneser-Ney model are as probable as the number of different words before them, so that capitals
-        at the beginning of sentences count for little.
+        Unigrams of a Kneser-Ney model count distinct preceding words, so that capitals at the beginning of sentences
+        have little weight.
         """
         log_probs = self.ngrams.log_prob[1 : 1 + len(self.ngrams.words)].tolist()
         best: dict[str, tuple[float, str]] = {}
@@ -78,7 +76,7 @@ class LanguageModel:
 
 
 class ModelOrFile:
-    """A field that takes a model or the path of its file, and holds the model."""
+    """Descriptor of a dataclass field that accepts a model or the path of its file, and stores the model."""
 
     def __get__(self, options: object, _owner: type) -> LanguageModel:
         if options is None:
@@ -98,21 +96,20 @@ class ModelOrFile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LanguageModelOptions:
-    """How a search uses a language model.
+    """Options for shallow fusion of a language model.
 
-    A hypothesis gets `weight` times the natural logarithm of its probability, plus `word_bonus` for each word. (For a
-    model of tokens: for each token.)
+    Adds to the score of a hypothesis `weight` times the natural logarithm of its probability, plus `word_bonus` per
+    word. (For a model of tokens: per token.)
 
     Attributes:
         model: the model, or the file to read it from.
-        weight: weight of its log-probabilities, where those of the CTC head count once; 0 to 100.
-        word_bonus: added for each word, -100 to 100: a language model prefers few words, and this makes up for it.
-        unknown_score: added to the log-probability of a word that the model does not have, -1000 to 0, before `weight`.
-        rescoring_weight: factor for the score of the model in the second pass, whose decoder knows the language, too.
-        level: whether the model predicts words or tokens; None: tokens if U+2581 is among its symbols, else words.
-        classes: words of a list that are as probable as a word of the model, usually a marker such as <name>, but it
-            may be a word like them: `{"<name>": ["Kowalski", "Nguyen"]}`. They share its probability equally. The words
-            of a phrase count one by one.
+        weight: weight of its log-probabilities relative to those of the CTC head, 0 to 100.
+        word_bonus: added per word, -100 to 100; compensates for the preference of language models for short texts.
+        unknown_score: added to the log-probability of out-of-vocabulary words before `weight`, -1000 to 0.
+        rescoring_weight: factor on the score of the model in the second pass.
+        level: the unit of the model; None: tokens if any of its words contains U+2581, else words.
+        classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The words of a class share the probability of the
+            class, a word of the model, equally. Phrases are split into words.
     """
 
     model: ModelOrFile = ModelOrFile()
@@ -138,7 +135,7 @@ class LanguageModelOptions:
 
     @classmethod
     def demo(cls, **changes: Any) -> Self:
-        """The general English model that comes with the demo model, with weights for that; `changes` replace them.
+        """The general English model of the package, with weights tuned for the demo model; `changes` override them.
 
         Raises:
             LanguageModelError: this installation has none.
@@ -147,7 +144,7 @@ class LanguageModelOptions:
 
     @property
     def digest(self) -> dict[str, Any]:
-        """Everything that affects results, as JSON."""
+        """All that affects results, as JSON."""
         return {
             "model": self.model.fingerprint,
             "weight": self.weight,
@@ -160,7 +157,7 @@ class LanguageModelOptions:
 
 
 def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:
-    """Words of each class, each once, in order."""
+    """The distinct words of each class, in order."""
     if not isinstance(classes, Mapping):
         raise ValueError(f"classes must be a mapping from words of the model to lists of words, got {classes!r}")  # noqa: TRY004 - wrong options are all one error
     checked = {}

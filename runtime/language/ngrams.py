@@ -1,9 +1,8 @@
-"""An n-gram model as a trie in arrays: probabilities with backoff, and the best completion of the beginning of a word.
+"""A backoff n-gram model as a trie in arrays: word probabilities, and bounds for all words with a common prefix.
 
-Node 0 is the empty history, and the nodes of each order follow those of the order below, sorted by history and word:
-the followers of a history are therefore consecutive, sorted nodes, and those in a range of words are found by
-bisection. Words that are read letter by letter come first and in the order of their upper-case spelling, so that the
-words with a common beginning are such a range.
+Node 0 is the root (empty history). The nodes of each order follow those of the order below, sorted by history and word,
+so that the children of a node are consecutive and a range of words is found by bisection. Ordinary words come before
+special ones and are sorted by their upper-case spelling, so that words with a common prefix form such a range.
 """
 
 from __future__ import annotations
@@ -28,42 +27,42 @@ LN10 = math.log(10)
 _MOST_NODES = 1 << 31
 _FEW = 64
 MOST_LOG = 1e-4
-"""Logarithms of probabilities slightly above 0 come from rounding."""
+"""Upper limit of log-probabilities: values slightly above 0 come from rounding."""
 
 Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """N-grams of one order: word ids [n, order], log10 probabilities [n], log10 backoffs [n]."""
 
 
 def is_special(word: str) -> bool:
-    """Whether a word is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser."""
+    """Whether a word is a marker such as <s>, <unk> or the name of a class, which is never recognised as such."""
     return len(word) > 2 and word.startswith("<") and word.endswith(">")
 
 
 class Ngrams:
-    """Probabilities of words after histories. Immutable, and used by any number of threads.
+    """An n-gram model. Immutable and thread-safe. A history (state) is the index of a node.
 
     Attributes:
         words: words by id.
         order: length of the longest n-grams.
         num_ngrams: number of n-grams of each order.
-        word: word id of each node.
-        log_prob: log10 of the probability of each node's word after the rest of its n-gram.
-        backoff: log10 of the factor for words that do not follow in any n-gram of the model.
-        first_child: the first node that continues each node; one longer than the others.
-        begin: the history at the beginning of a sentence.
-        end: id of the end of a sentence; None: the model has none.
-        unknown: id of the unknown word; None: the model has none.
+        word: word id of each node [nodes].
+        log_prob: log10 of the probability of each node's word given the rest of its n-gram [nodes].
+        backoff: log10 of each node's backoff weight [nodes].
+        first_child: index of each node's first child [nodes + 1].
+        begin: history at the beginning of a sentence.
+        end: id of </s>; None: the model has none.
+        unknown: id of <unk>; None: the model has none.
 
     Args:
         words: see above.
-        num_children: number of nodes that continue each node, in the order of nodes.
-        word: see above; that of node 0 is ignored.
+        num_children: number of children of each node.
+        word: see above; that of the root is ignored.
         log_prob: see above.
         backoff: see above.
         source: name of the file, for errors.
 
     Raises:
-        LanguageModelError: the arrays are not a trie, or hold numbers that are not probabilities.
+        LanguageModelError: the arrays are not a trie, or a number is not a log-probability.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Ngrams:
         if self.order > MOST_ORDER:
             raise LanguageModelError(f"{source}: has n-grams of {self.order} words, expected at most {MOST_ORDER}")
         self._link = self._links(parent)
-        # Single numbers are read from these many times faster than from arrays.
+        # Reading single elements is many times faster from memory views than from arrays.
         self._words, self._first, self._shorter = self.word.data, self.first_child.data, self._link.data
         self._log_probs, self._backoffs = self.log_prob.data, self.backoff.data
         ids = {text: number for number, text in enumerate(self.words) if is_special(text)}
@@ -103,7 +102,7 @@ class Ngrams:
         self.begin = self._state(1 + ids[BEGIN]) if BEGIN in ids else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without views of memory, to reach worker processes."""
+        """Pickle without the memory views."""
         return Ngrams, (self.words, self.num_children(), self.word, self.log_prob, self.backoff)
 
     @classmethod
@@ -115,7 +114,7 @@ class Ngrams:
         source: str = "language model",
         spell: Callable[[str], str] = str.upper,
     ) -> Ngrams:
-        """A model from n-grams in any order; every word needs a unigram, and every n-gram the one that it continues."""
+        """Build a model from unsorted n-grams. Each word needs a unigram, and each n-gram its own prefix."""
         places = sorted(
             range(len(words)), key=lambda place: (is_special(words[place]), spell(words[place]), words[place])
         )
@@ -155,12 +154,12 @@ class Ngrams:
         return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)
 
     def spelled_by(self, spell: Callable[[str], str]) -> Ngrams:
-        """This model with its words in the order of another spelling."""
+        """This model with its words sorted by another spelling."""
         orders = [self.rows(length) for length in range(1, self.order + 1)]
         return Ngrams.of(self.words, orders, spell=spell)
 
     def step(self, history: int, word: int) -> tuple[float, int]:
-        """The log10 probability of a word after a history, and the history after it."""
+        """The log10 probability of a word given a history, and the next history."""
         penalty = 0.0
         while True:
             child = self._child(history, word)
@@ -170,11 +169,11 @@ class Ngrams:
             history = self._shorter[history]
 
     def best_alone(self, low: int, high: int) -> float:
-        """The largest log10 probability without a history of a word with `low` <= id < `high`, at least one word."""
+        """The largest unigram log10 probability of the words with `low` <= id < `high`, which must not be empty."""
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
-        """An upper bound of the log10 probability of any word with `low` <= id < `high`, at least one word.
+        """An upper bound of the log10 probabilities, given a history, of the words with `low` <= id < `high`.
 
         `alone` is their `best_alone`.
         """
@@ -185,7 +184,7 @@ class Ngrams:
             begin = bisect_left(words, low, first[history], end)
             if begin < end and words[begin] < high:
                 end = bisect_left(words, high, begin, end)
-                few = end - begin < _FEW  # for so many Python is faster than numpy
+                few = end - begin < _FEW  # where Python is faster than numpy
                 most = max(self._log_probs[begin:end]) if few else float(self.log_prob[begin:end].max())
                 best = max(best, penalty + most)
             penalty += self._backoffs[history]
@@ -193,12 +192,12 @@ class Ngrams:
         return min(max(best, penalty + alone), 0.0)
 
     def num_children(self) -> npt.NDArray[np.int64]:
-        """The number of nodes that continue each node."""
+        """Number of children of each node [nodes]."""
         first = self.first_child.astype(np.int64)
         return first[1:] - first[:-1]
 
     def rows(self, length: int) -> Order:
-        """The n-grams of an order."""
+        """The n-grams of this length, sorted."""
         start = 1 + sum(self.num_ngrams[: length - 1])
         end = start + self.num_ngrams[length - 1]
         parent = np.repeat(np.arange(len(self.word), dtype=np.uint32), self.num_children())
@@ -210,7 +209,7 @@ class Ngrams:
         return ids, self.log_prob[start:end], self.backoff[start:end]
 
     def _child(self, history: int, word: int) -> int:
-        """The node of a word after a history; 0: none."""
+        """The child of a node for a word; 0: none."""
         if history == 0:
             return 1 + word
         end = self._first[history + 1]
@@ -218,7 +217,7 @@ class Ngrams:
         return place if place < end and self._words[place] == word else 0
 
     def _state(self, node: int) -> int:
-        """The shortest history that predicts as well as all of the n-gram of a node."""
+        """The shortest history equivalent to a node: without children and backoff, its suffix link."""
         if self._first[node] != self._first[node + 1] or self._backoffs[node]:
             return node
         return int(self._shorter[node])
@@ -238,7 +237,7 @@ class Ngrams:
             raise LanguageModelError(f"{source}: a backoff is not finite")
 
     def _counts(self) -> list[int]:
-        """Numbers of n-grams of each order, from the first nodes of the orders."""
+        """Number of n-grams of each order."""
         counts, begin, end = [], 1, int(self.first_child[1])
         while begin < end:
             counts.append(end - begin)
@@ -246,7 +245,7 @@ class Ngrams:
         return counts
 
     def _links(self, parent: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """For each node the history without its first words that predicts what the node itself does not."""
+        """Suffix links: for each node, the longest proper suffix that is a history, to which it backs off."""
         keys = parent.astype(np.uint64) * np.uint64(len(self.words)) + self.word[1:]
         suffix = np.zeros(len(self.word), np.int64)
         state = np.arange(len(self.word), dtype=np.int64)
@@ -270,7 +269,7 @@ class Ngrams:
 def find_nodes(
     keys: npt.NDArray[np.uint64], parents: npt.NDArray[np.int64], words: npt.NDArray[np.uint32], num_words: int
 ) -> npt.NDArray[np.int64]:
-    """The node of each word after its parent; -1: none."""
+    """The child of each parent for a word; -1: none. `keys` are sorted, parent * `num_words` + word."""
     wanted = parents.astype(np.uint64) * np.uint64(num_words) + words
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     if not len(keys):

@@ -1,4 +1,4 @@
-"""Sentences from ordinary text: words without punctuation, spelled as a recogniser writes them."""
+"""Splits ordinary text into sentences of words without punctuation, normalised as a recogniser writes them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TextOptions:
     """How text is read.
 
     Attributes:
-        raw: each line is a sentence of words (or tokens) separated by spaces, and is used as it is.
-        keep_case: keep capital letters; otherwise all become small. (A model fits a vocabulary in capitals either way.)
+        raw: each line is one sentence, split at white space and not normalised.
+        keep_case: keep letter case; otherwise text is lower-cased. (Either works with a vocabulary in capitals.)
     """
 
     raw: bool = False
@@ -33,7 +33,7 @@ class TextOptions:
 
 
 def read_sentences(files: Iterable[Path], options: TextOptions | None = None) -> Iterator[list[str]]:
-    """Sentences in text files, plain or .gz, one line at a time.
+    """Sentences of text files, plain or .gz, read line by line.
 
     Raises:
         LanguageModelError: a file cannot be read, or is not UTF-8.
@@ -53,10 +53,10 @@ def read_sentences(files: Iterable[Path], options: TextOptions | None = None) ->
 
 
 def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
-    """Sentences of a line: cut at full stops, without punctuation.
+    """Sentences of a line, split at sentence-final punctuation, without punctuation.
 
-    Names of classes (<name>) stay. Hyphens separate words, and every character of a script without spaces is a word.
-    A word with digits, whose spoken form is not known, becomes <unk>. Letters with accents become one character each.
+    Class names (<name>) are kept. Hyphens separate words, and each character of a script without spaces is a word.
+    Words with digits, whose spoken form is unknown, become <unk>. Text is normalised to Unicode's form C.
     """
     for part in _END_OF_SENTENCE.split(unicodedata.normalize("NFC", text)):
         words = []
@@ -73,7 +73,7 @@ def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
 
 
 def _words_of(text: str) -> Iterator[str]:
-    """Words and names of classes. An apostrophe at the end belongs to its word ("dogs'") unless it ends a quotation."""
+    """Words and class names. A final apostrophe belongs to its word ("dogs'") unless it closes a quotation."""
     is_quoted = False
     for name, opening, word, closing in _word().findall(text):
         is_quoted = is_quoted or bool(opening)
@@ -88,6 +88,6 @@ def _word() -> re.Pattern[str]:
 
 
 def _split(word: str) -> list[str]:
-    """A word, or the characters that are words by themselves."""
+    """A word, split around characters of scripts without spaces."""
     spaced = "".join(f" {character} " if stands_alone(character) else character for character in word)
     return spaced.split()
