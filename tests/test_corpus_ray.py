@@ -45,7 +45,7 @@ def run_on_ray(*arguments, **options):
 
 
 def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, tmp_path):
-    """Two actors take all CPUs: the list is read without one."""
+    """Two actors take all CPUs."""
     progress = run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(block_size=4))
     assert (progress.num_done, progress.num_failed, progress.total) == (10, 0, 10)
     assert files_in(tmp_path) == files_in(undisturbed)
@@ -56,7 +56,7 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, 
 
 
 def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     settings = SessionSettings(providers=["CUDAExecutionProvider"])
     with pytest.raises(CorpusError, match=r"3 actors with .* do not fit into the cluster"):
         run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(num_workers=3))

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockWriter, Caution
+from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockRecognizer, Caution, write_block
+from u2moe.runtime.corpus.rows import RowMaker
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.recognizer import Recognizer
@@ -235,12 +236,13 @@ def _work(setup: WorkerSetup, parent: connection.Connection, report: Any, parent
         report.num_attempted = len(indices)
 
     try:
-        recognizer = setup.recognizer or setup.model.load()
-        writer = BlockWriter(OutputFolder(setup.folder), setup.run, recognizer, on_progress=count, on_attempt=attempt)
+        folder, rows = OutputFolder(setup.folder), RowMaker.of_run(setup.run)
+        model = setup.recognizer or setup.model.load()
+        recognizer = BlockRecognizer(model, rows, on_progress=count, on_attempt=attempt)
         report.is_ready = True
         while True:
             block, caution = parent.recv()
-            parent.send(writer.write(block, caution))
+            parent.send(write_block(folder, block, recognizer.recognize(block.utterances, caution)))
     except (EOFError, ConnectionError):  # the parent is gone; what was written is whole
         return
     except Exception as error:  # noqa: BLE001 - the parent raises it

@@ -1,35 +1,28 @@
 """A run on a Ray cluster (extra `ray`), and the recogniser as a step of Ray Data pipelines.
 
-Ray schedules, restarts what dies and limits memory; blocks, their files and what a second run does are those of
-`runner`, so that a folder may be begun on a cluster and finished on one machine, or the other way round.
+The program reads the list and gives blocks to actors, which Ray starts, and restarts when they die. Files are those of
+a run on one machine, so that a folder may be begun on a cluster and finished on one machine, or the other way round.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import pickle
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
 from u2moe.runtime.corpus import parquet
-from u2moe.runtime.corpus.blocks import cut_into_blocks
+from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Entry
-from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.model_choice import ModelChoice
-from u2moe.runtime.corpus.recognition import BlockRecognizer, BlockWriter
+from u2moe.runtime.corpus.recognition import BlockDone, BlockRecognizer, write_block
 from u2moe.runtime.corpus.rows import RowMaker, changed_options, options_as_json
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
-from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, describe_run, finished_blocks
+from u2moe.runtime.corpus.runner import CorpusOptions, CorpusRun, RunProgress
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options
 
@@ -37,6 +30,7 @@ _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExe
 _MOST_RETRIES = 3
 """How often a block is tried again whose actor died. After that it is left out, for a run on one machine to find the
 utterance that kills its reader."""
+_TICK_S = 1.0
 
 
 def run_on_ray(
@@ -50,91 +44,33 @@ def run_on_ray(
 ) -> RunProgress:
     """Recognise what is missing of a corpus on a Ray cluster; otherwise like `run_corpus`.
 
-    Each actor loads the model, and takes as many CPUs as it has threads and, with a provider for GPUs, one GPU. The
-    list is read by one task without a CPU, so that actors may take all of them.
+    Each actor loads the model, and takes as many CPUs as it has threads and, with a provider for GPUs, one GPU.
 
     Args:
-        list_path: a list, folder or URL that all nodes can read.
+        list_path: a list, folder or URL; the audio that it names must be readable on all nodes.
         output: folder or URL that all nodes can write.
         model: the model, on all nodes in the same folder; None: the demo model.
         options: how the corpus is read, divided and written; `num_workers` None: as many actors as fit.
         address: of the cluster, as for `ray.init`; None: that of this program, or this machine alone.
-        on_progress: called for each finished block.
+        on_progress: called about once a second.
 
     Raises:
-        CorpusError: the list cannot be read, the folder belongs to another run, or there is no room for an actor.
+        CorpusError: the list cannot be read, the folder belongs to another run, there is no room for an actor, or
+            utterances are left out because their actors died again and again.
+        OSError: results cannot be written.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
-    folder = OutputFolder(os.fspath(output))
-    run = describe_run(os.fspath(list_path), model.load(), model, options)
-    folder.begin(run)
-    progress = RunProgress(total=folder.num_utterances)
-    if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    resources = _resources(model)
-    num_actors = _num_actors(resources, options.num_workers)
-    before = folder.finished_blocks()
-    begin = time.monotonic()
-    with _streaming():
-        blocks = ray.data.read_datasource(
-            _MissingBlocks(folder.path, run, options), num_cpus=0, override_num_blocks=1, concurrency=1
-        )
-        done = _recognized(blocks, (folder.path, run, model), num_actors, resources)
-        for row in done.iter_rows():
-            progress.num_done += row["num_utterances"]
-            progress.num_failed += row["num_failed"]
-            progress.num_warned += row["num_warned"]
-            progress.seconds += row["seconds"]
-            progress.num_recognized = progress.num_done
-            progress.elapsed_s = time.monotonic() - begin
-            on_progress(progress)
-    progress.elapsed_s = time.monotonic() - begin
-    progress.total = folder.num_utterances
-    progress.num_before = sum(stop - start for start, stop in before.items())
-    if not options.shard.count > 1 and (num_missing := folder.num_missing()) != 0:
+    with contextlib.closing(CorpusRun.begin(list_path, output, model.load(), model, options)) as run:
+        if not ray.is_initialized():
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        actors = _Actors(run, model, options.num_workers)
+        run.work(actors, on_progress)
+    if actors.num_left_out:
         raise CorpusError(
-            f"{folder.path}: {num_missing} utterances are missing, as their actors died again and again: run "
-            "'u2moe corpus' without --ray, which finds those at which this happens"
+            f"{run.folder.path}: {actors.num_left_out} utterances are missing, as their actors died again and again: "
+            "run 'u2moe corpus' without --ray, which finds those at which this happens"
         )
-    return progress
-
-
-def _recognized(
-    blocks: ray.data.Dataset, arguments: tuple[Any, ...], num_actors: int, resources: Mapping[str, Any]
-) -> ray.data.Dataset:
-    """What becomes of the blocks in a pool of actors."""
-    with warnings.catch_warnings():
-        # Deprecated, but until Ray 2.64 there is nothing else that limits how often a killed actor's task is repeated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return blocks.map_batches(
-            _Actor,
-            fn_constructor_args=arguments,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
-            ray_remote_args_fn=lambda: {"max_task_retries": _MOST_RETRIES},
-            **resources,
-        )
-
-
-@contextlib.contextmanager
-def _streaming() -> Iterator[None]:
-    """Options of Ray Data for a stream of small rows that each take long, and restore them afterwards."""
-    context = ray.data.DataContext.get_current()
-    chosen = {
-        "target_max_block_size": 1,  # a row for each task: Ray would otherwise wait for 128 MB of them
-        "target_min_block_size": 1,
-        "enable_progress_bars": False,
-        "max_errored_blocks": -1,
-    }
-    before = {name: getattr(context, name) for name in chosen}
-    try:
-        for name, value in chosen.items():
-            setattr(context, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
+    return run.progress
 
 
 def _resources(model: ModelChoice) -> dict[str, Any]:
@@ -154,49 +90,56 @@ def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
     return wanted or room
 
 
-class _MissingBlocks(Datasource):  # type: ignore[misc]  # ray has no types
-    """The blocks of a list that are to be done, each a row; read as a stream by one task."""
+class _Actors:
+    """The workers of a run on a cluster.
 
-    def __init__(self, folder: str, run: RunDescription, options: CorpusOptions) -> None:
-        super().__init__()
-        self._folder = folder
-        self._run = run
-        self._options = options
+    Attributes:
+        num_deaths: 0: Ray restarts actors without telling.
+        num_left_out: utterances in blocks whose actors died again and again.
+    """
 
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown: the list is not read in advance."""
-        return None
+    def __init__(self, run: CorpusRun, model: ModelChoice, num_actors: int | None) -> None:
+        self.num_deaths = self.num_left_out = 0
+        resources = _resources(model)
+        remote = ray.remote(max_restarts=-1, max_task_retries=_MOST_RETRIES, **resources)(_Actor)
+        arguments = (run.folder.path, run.description, model)
+        self._actors = [remote.remote(*arguments) for _ in range(_num_actors(resources, num_actors))]
 
-    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task, since a list is read from its beginning."""
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        folder, run, options = self._folder, self._run, self._options
-        return [ReadTask(lambda: _missing_blocks(folder, run, options), metadata)]
+    def in_progress(self) -> tuple[int, float]:
+        """Nothing: only finished blocks are counted."""
+        return 0, 0.0
 
-
-def _missing_blocks(path: str, run: RunDescription, options: CorpusOptions) -> Iterator[pa.Table]:
-    folder = OutputFolder(path)
-    finished = set(finished_blocks(folder, retry_failed=options.retry_failed))
-    utterances = read_utterances(run.list_path, file_format=run.list_format, options=options.list_options)
-    position = 0
-    for block in cut_into_blocks(utterances, run.block_size):
-        position = block.stop
-        if block.number in options.shard and block.start not in finished:
-            yield pa.table({"block": [pickle.dumps(block)]})
-    if folder.num_utterances is None:
-        folder.num_utterances = position
+    def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
+        """Do all blocks; an exception of an actor is raised here."""
+        idle, tasks = list(self._actors), {}
+        while True:
+            while idle and (block := next(blocks, None)) is not None:
+                actor = idle.pop()
+                tasks[actor.write.remote(block)] = (actor, block)
+            if not tasks:
+                return
+            ready, _ = ray.wait(list(tasks), timeout=_TICK_S)
+            done = None
+            for task in ready:
+                actor, block = tasks.pop(task)
+                idle.append(actor)
+                try:
+                    done = ray.get(task)
+                except ray.exceptions.RayActorError:
+                    self.num_left_out += len(block.utterances)
+            yield done
 
 
 class _Actor:
     """Holds a model, and does one block after the other."""
 
     def __init__(self, folder: str, run: RunDescription, model: ModelChoice) -> None:
-        self._writer = BlockWriter(OutputFolder(folder), run, model.load())
+        self._folder = OutputFolder(folder)
+        self._recognizer = BlockRecognizer(model.load(), RowMaker.of_run(run))
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """From a table with one block to one that says how it went."""
-        block = pickle.loads(batch["block"][0].as_py())  # noqa: S301 - of our own task
-        return pa.table({name: [value] for name, value in dataclasses.asdict(self._writer.write(block)).items()})
+    def write(self, block: Block) -> BlockDone:
+        """Recognise a block and write its file."""
+        return write_block(self._folder, block, self._recognizer.recognize(block.utterances))
 
 
 class Recognize:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from u2moe.runtime.audio.audio_warnings import handing_warnings_to
 from u2moe.runtime.corpus.blocks import Block
 from u2moe.runtime.corpus.entry import Entry
-from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, changed_options
-from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
+from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, duration_of
+from u2moe.runtime.corpus.run_folder import OutputFolder
 from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.recognizer import Recognizer
@@ -170,49 +170,17 @@ class BlockDone:
     seconds: float
 
 
-class BlockWriter:
-    """Recognises blocks of a run and writes their files.
+def write_block(folder: OutputFolder, block: Block, rows: Sequence[Row]) -> BlockDone:
+    """Write the rows of a block, which finishes it.
 
-    Args:
-        folder: the folder of the run, already begun.
-        run: its description.
-        recognizer: a recogniser with the run's model and options.
-        on_progress: see `BlockRecognizer`.
-        on_attempt: see `BlockRecognizer`.
+    Raises:
+        OSError: the file cannot be written.
     """
-
-    def __init__(
-        self,
-        folder: OutputFolder,
-        run: RunDescription,
-        recognizer: Recognizer,
-        *,
-        on_progress: Callable[[int, float], object] = lambda _num, _seconds: None,
-        on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
-    ) -> None:
-        self._folder = folder
-        self._seconds = 0.0
-        self._on_progress = on_progress
-        rows = RowMaker(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
-        self._recognizer = BlockRecognizer(recognizer, rows, on_progress=self._count, on_attempt=on_attempt)
-
-    def write(self, block: Block, caution: Caution | None = None) -> BlockDone:
-        """Recognise a block and write its file.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        self._seconds = 0.0
-        rows = self._recognizer.recognize(block.utterances, caution)
-        self._folder.write_block(block, b"".join(map(as_line, rows)))
-        return BlockDone(
-            number=block.number,
-            num_utterances=len(rows),
-            num_failed=sum(row["error"] is not None for row in rows),
-            num_warned=sum("warnings" in row for row in rows),
-            seconds=self._seconds,
-        )
-
-    def _count(self, num_utterances: int, seconds: float) -> None:
-        self._seconds += seconds
-        self._on_progress(num_utterances, seconds)
+    folder.write_block(block, b"".join(map(as_line, rows)))
+    return BlockDone(
+        number=block.number,
+        num_utterances=len(rows),
+        num_failed=sum(row["error"] is not None for row in rows),
+        num_warned=sum("warnings" in row for row in rows),
+        seconds=sum(duration_of(row) for row in rows),
+    )

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from u2moe.runtime.corpus.entry import Entry
+from u2moe.runtime.corpus.run_folder import RunDescription
 from u2moe.runtime.options import DecodingOptions, EndpointConfig
 from u2moe.runtime.result import Result, Transcript
 
@@ -32,6 +33,11 @@ class RowMaker:
     model: str
     options: Mapping[str, Any]
     is_nemo: bool = False
+
+    @classmethod
+    def of_run(cls, run: RunDescription) -> Self:
+        """What makes the rows of a run."""
+        return cls(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
 
     def of_transcript(self, utterance: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
         """The row of a recognised utterance; one that breaks off has both a text and an error."""
@@ -141,6 +147,12 @@ class Outcome:
     warnings: Sequence[str] = ()
 
 
+def duration_of(row: Row) -> float:
+    """Seconds of audio that were read for a row."""
+    duration: float = row["read_duration" if "pred_text" in row else "duration"]
+    return duration
+
+
 def outcome_of(row: Row) -> Outcome:
     """The content of a row; raises KeyError or TypeError if it is malformed."""
     key, is_nemo = row["key"], "pred_text" in row
@@ -148,7 +160,7 @@ def outcome_of(row: Row) -> Outcome:
     return Outcome(
         key=key,
         text=row["pred_text" if is_nemo else "text"],
-        duration=row["read_duration" if is_nemo else "duration"],
+        duration=duration_of(row),
         reference=None if reference is None else str(reference),
         speaker=None if speaker is None else str(speaker),
         fields=row if is_nemo else row.get("fields") or {},

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Protocol, Self
 
 from u2moe.runtime.corpus.blocks import Block, Shard, cut_into_blocks
 from u2moe.runtime.corpus.claims import LEASE_S, Claims
@@ -107,20 +108,13 @@ def run_corpus(
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
     recognizer = model.load()
-    folder = OutputFolder(os.fspath(output))
-    run = describe_run(os.fspath(list_path), recognizer, model, options)
-    folder.begin(run)
-    progress = RunProgress(total=folder.num_utterances)
-    if progress.total is None:
-        progress.total = count_lines(run.list_path, run.list_format)
-    run_here = _Run(run=run, folder=folder, options=options, progress=progress)
-    shared = recognizer if model.can_be_forked and may_fork() else None
-    del recognizer
-    num_workers = options.num_workers or max(num_cores() // model.num_threads, 1)
-    setup = WorkerSetup(folder=folder.path, run=run, model=model, recognizer=shared)
-    with WorkerPool(setup, num_workers) as pool, contextlib.closing(run_here):
-        run_here.work(pool, on_progress)
-    return progress
+    with contextlib.closing(CorpusRun.begin(list_path, output, recognizer, model, options)) as run:
+        shared = recognizer if model.can_be_forked and may_fork() else None
+        del recognizer
+        setup = WorkerSetup(folder=run.folder.path, run=run.description, model=model, recognizer=shared)
+        with WorkerPool(setup, options.num_workers or max(num_cores() // model.num_threads, 1)) as pool:
+            run.work(pool, on_progress)
+    return run.progress
 
 
 def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, options: CorpusOptions) -> RunDescription:
@@ -145,35 +139,70 @@ def describe_run(list_path: str, recognizer: Recognizer, model: ModelChoice, opt
     )
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """One call of `run_corpus`."""
+class Workers(Protocol):
+    """Does blocks, such as `WorkerPool`.
 
-    run: RunDescription
-    folder: OutputFolder
-    options: CorpusOptions
-    progress: RunProgress
+    Attributes:
+        num_deaths: workers that died and were replaced.
+    """
 
-    def __post_init__(self) -> None:
-        self._claims = Claims(self.folder.claims) if self.folder.claims is not None else None
-        self._finished = set(finished_blocks(self.folder, retry_failed=self.options.retry_failed))
+    num_deaths: int
+
+    def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
+        """Do all blocks; yields each that is done, and None about once a second."""
+
+    def in_progress(self) -> tuple[int, float]:
+        """Utterances, and seconds of audio, that are recognised of blocks that are not finished."""
+
+
+class CorpusRun:
+    """One call's share of a run; `close` gives up what is not done.
+
+    Attributes:
+        description: the run.
+        folder: its folder.
+        progress: how far it is.
+    """
+
+    def __init__(self, description: RunDescription, folder: OutputFolder, options: CorpusOptions) -> None:
+        self.description, self.folder, self._options = description, folder, options
+        self.progress = RunProgress(total=folder.num_utterances)
+        if self.progress.total is None:
+            self.progress.total = count_lines(description.list_path, description.list_format)
+        self._claims = Claims(folder.claims) if folder.claims is not None else None
+        self._finished = set(finished_blocks(folder, retry_failed=options.retry_failed))
         self._own: set[int] = set()
         self._begin = self._renewed = time.monotonic()
         self._seconds = 0.0
         self._num_taken = 0
 
-    def work(self, pool: WorkerPool, on_progress: Callable[[RunProgress], object]) -> None:
+    @classmethod
+    def begin(
+        cls,
+        list_path: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        recognizer: Recognizer,
+        model: ModelChoice,
+        options: CorpusOptions,
+    ) -> Self:
+        """Begin a run, or go on with the one in the folder; for arguments and errors see `run_corpus`."""
+        folder = OutputFolder(os.fspath(output))
+        description = describe_run(os.fspath(list_path), recognizer, model, options)
+        folder.begin(description)
+        return cls(description, folder, options)
+
+    def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
         """Go through the list until there is nothing left to do, or only what others are doing."""
         progress = self.progress
         while True:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0
-            for done in pool.run(self._missing()):
+            for done in workers.run(self._missing()):
                 if done is not None:
                     self._finish(done)
-                num_utterances, seconds = pool.in_progress()
+                num_utterances, seconds = workers.in_progress()
                 progress.num_recognized = progress.num_done + num_utterances
                 progress.seconds = self._seconds + seconds
-                progress.num_deaths = pool.num_deaths
+                progress.num_deaths = workers.num_deaths
                 progress.elapsed_s = time.monotonic() - self._begin
                 self._renew_claims()
                 on_progress(progress)
@@ -184,21 +213,20 @@ class _Run:
         """Give up what is not done."""
         if self._claims is not None:
             self._claims.release_all()
-            self._claims.remove_void({start // self.run.block_size for start in self._finished | self._own})
+            self._claims.remove_void({start // self.description.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
         """Blocks to do, in order, each claimed. Reads the list to its end."""
         position = 0
-        utterances = read_utterances(
-            self.run.list_path, file_format=self.run.list_format, options=self.options.list_options
-        )
-        for block in cut_into_blocks(utterances, self.run.block_size):
+        run = self.description
+        utterances = read_utterances(run.list_path, file_format=run.list_format, options=self._options.list_options)
+        for block in cut_into_blocks(utterances, run.block_size):
             position = block.stop
             if block.start in self._own:
                 continue
             if block.start in self._finished:
                 self.progress.num_before += len(block.utterances)
-            elif block.number in self.options.shard and self._take(block):
+            elif block.number in self._options.shard and self._take(block):
                 self._num_taken += 1
                 yield block
         self.progress.total = position
@@ -211,7 +239,7 @@ class _Run:
         if not self._claims.take(block.number):
             self.progress.num_elsewhere += len(block.utterances)
             return False
-        if self.options.retry_failed or not self.folder.is_finished(block):
+        if self._options.retry_failed or not self.folder.is_finished(block):
             return True
         self._claims.release(block.number)
         self._finished.add(block.start)
@@ -219,7 +247,7 @@ class _Run:
         return False
 
     def _finish(self, done: BlockDone) -> None:
-        self._own.add(done.number * self.run.block_size)
+        self._own.add(done.number * self.description.block_size)
         self.progress.num_done += done.num_utterances
         self.progress.num_failed += done.num_failed
         self.progress.num_warned += done.num_warned
