@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_syllabic
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special, is_syllabic, with_boundaries
 from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ DEFAULT_WEIGHT = 1.5
 MOST_WEIGHT = 100.0
 """A token of a phrase with this weight beats any other token that is not impossible."""
 
-_UNREADABLE = "\0"
-"""Represents symbols that are not text, such as <unk>: part of no phrase, and not a word boundary."""
 _MAX_MOVES = 1 << 18
 
 
@@ -65,7 +63,7 @@ class ContextGraph:
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
         self.symbols = vocabulary.symbols
-        self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
+        self._spellings = [with_boundaries(symbol, is_syllabic) for symbol in vocabulary.symbols]
         self._next: list[dict[str, int]] = []
         self._output: list[float] = []
         self._partial: list[float] = []
@@ -212,7 +210,7 @@ class _Symbols:
     """The symbols of a vocabulary as parts of words."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        readable = [symbol for symbol in vocabulary.symbols if not _is_special(symbol)]
+        readable = [symbol for symbol in vocabulary.symbols if not is_special(symbol)]
         self._inner = {symbol for symbol in readable if not symbol.startswith((WORD_BOUNDARY, " "))}
         self._first = self._inner | {symbol.strip(WORD_BOUNDARY + " ") for symbol in readable}
         self._characters = set("".join(self._first))
@@ -222,7 +220,7 @@ class _Symbols:
         """Words of a phrase, in the letter case of the vocabulary."""
         words = tuple(
             "".join(self._character(phrase, character) for character in word)
-            for word in _read(phrase).replace(WORD_BOUNDARY, " ").split()
+            for word in with_boundaries(phrase, is_syllabic).replace(WORD_BOUNDARY, " ").split()
         )
         if not words:
             raise ValueError(f"hotword {phrase!r} is empty")
@@ -244,20 +242,3 @@ class _Symbols:
             if form in self._characters:
                 return form
         raise ValueError(f"hotword {phrase!r}: the vocabulary has no {character!r}")
-
-
-def _read(symbol: str) -> str:
-    """Characters of a symbol or phrase, with a boundary for spaces and around characters that count as words."""
-    if _is_special(symbol):
-        return _UNREADABLE
-    spaced = "".join(f" {character} " if is_syllabic(character) else character for character in symbol)
-    result = ""
-    for character in spaced:
-        is_boundary = character.isspace() or character == WORD_BOUNDARY
-        if not (is_boundary and result.endswith(WORD_BOUNDARY)):
-            result += WORD_BOUNDARY if is_boundary else character
-    return result
-
-
-def _is_special(symbol: str) -> bool:
-    return len(symbol) > 2 and symbol.startswith("<") and symbol.endswith(">")

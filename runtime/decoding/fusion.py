@@ -12,8 +12,8 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from u2moe.runtime.language.ngrams import LN10, is_special
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, stands_alone
+from u2moe.runtime.language.ngrams import LN10
+from u2moe.runtime.text.vocabulary import UNREADABLE, WORD_BOUNDARY, is_special, with_boundaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
-_UNREADABLE = "\0"
-"""Stands for symbols that are not text, such as <unk>, and for prefixes that no word of the model has."""
 _LAST = "\U0010ffff"
 _MAX_STATES = 1 << 17
 _SLACK = 1e-9
@@ -91,7 +89,7 @@ class Fusion:
         if (options.level or options.model.level) == "token":
             ids = {word: number for number, word in enumerate(words)}
             self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
-        self._spellings = [_read(symbol) for symbol in vocabulary.symbols]
+        self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
         bonus = max(options.word_bonus, 0.0)
         self._bonus = bonus
         self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
@@ -165,7 +163,7 @@ class Fusion:
     def _state(self, history: int, begun: str) -> FusionState:
         beginning = self._beginning(begun) if begun else None
         if begun and beginning is None:
-            begun = _UNREADABLE
+            begun = UNREADABLE  # no word has this prefix
         state = self._states.get((history, begun))
         if state is None:
             if len(self._states) >= _MAX_STATES:
@@ -276,17 +274,6 @@ def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
     if letters == letters.upper():
         return str.upper
     return str.lower if letters == letters.lower() else str
-
-
-def _read(symbol: str) -> str:
-    """Characters of a symbol, with word boundaries for spaces and around characters that are words."""
-    if is_special(symbol):
-        return _UNREADABLE
-    return "".join(
-        f"{WORD_BOUNDARY}{character}{WORD_BOUNDARY}" if stands_alone(character)
-        else WORD_BOUNDARY if character.isspace() else character
-        for character in symbol
-    )  # fmt: skip
 
 
 def _num_starts(characters: str) -> int:

@@ -13,8 +13,8 @@ from typing import Any, Literal, Self, get_args
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.arpa import read_arpa
 from u2moe.runtime.language.compact import is_compact, read_compact
-from u2moe.runtime.language.ngrams import Ngrams, is_special
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY
+from u2moe.runtime.language.ngrams import Ngrams
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 from u2moe.runtime.validation import checked_number
 
 Level = Literal["word", "token"]

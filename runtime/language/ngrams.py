@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import LanguageModelError
+from u2moe.runtime.text.vocabulary import is_special
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,11 +32,6 @@ MOST_LOG = 1e-4
 
 Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """N-grams of one order: word ids [n, order], log10 probabilities [n], log10 backoffs [n]."""
-
-
-def is_special(word: str) -> bool:
-    """Whether a word is a marker such as <s>, <unk> or the name of a class, which is never recognised as such."""
-    return len(word) > 2 and word.startswith("<") and word.endswith(">")
 
 
 class Ngrams:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from u2moe.runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 WORD_BOUNDARY = "\u2581"
 """LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, stands for a space in character vocabularies."""
+UNREADABLE = "\0"
+"""Stands for symbols that are not text, such as <unk>: part of no word, and no word boundary."""
 
 _SPACELESS = (
     (0x2E80, 0x312F),  # radicals, kana, bopomofo
@@ -142,6 +144,24 @@ def combining_marks() -> str:
     blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))
     marks = (chr(code) for block in blocks for code in block if unicodedata.category(chr(code))[0] == "M")
     return "\u200c\u200d" + "".join(marks)
+
+
+def is_special(symbol: str) -> bool:
+    """Whether a symbol or word is a marker such as <s>, <unk> or the name of a class, and not text."""
+    return len(symbol) > 2 and symbol.startswith("<") and symbol.endswith(">")
+
+
+def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) -> str:
+    """Characters of a symbol or phrase, with one `WORD_BOUNDARY` for spaces and around characters that are words."""
+    if is_special(symbol):
+        return UNREADABLE
+    spaced = "".join(f" {character} " if is_word(character) else character for character in symbol)
+    result = ""
+    for character in spaced:
+        is_boundary = character.isspace() or character == WORD_BOUNDARY
+        if not (is_boundary and result.endswith(WORD_BOUNDARY)):
+            result += WORD_BOUNDARY if is_boundary else character
+    return result
 
 
 def is_syllabic(symbol: str) -> bool:
