@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.audio.sound_file import SoundBytes
 from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Command, Entry, TarMember, Unreadable
-from u2moe.runtime.corpus.storage import is_url, open_binary
+from u2moe.runtime.corpus.storage import is_url, open_binary, open_decompressed
 from u2moe.runtime.errors import AudioError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-_GZIP = b"\x1f\x8b"
 _LONGEST_COMPLAINT = 200
 LONGEST_COMMAND_S = 600.0
 """Seconds that a command may take: one that hangs must not stop the run."""
@@ -93,19 +91,13 @@ class Sources:
         if self._archive != member.archive or self._stream is None:
             self._stream = None  # also if the next archive cannot be opened
             self._opened.close()
-            self._stream = self._open_archive(member.archive)
+            self._stream = self._opened.enter_context(open_decompressed(member.archive))
             self._archive = member.archive
         self._stream.seek(member.offset)
         content = self._stream.read(member.size)
         if len(content) < member.size:
             raise AudioError(f"{member}: the archive breaks off")
         return content
-
-    def _open_archive(self, archive: str) -> Any:
-        stream = self._opened.enter_context(open_binary(archive))
-        is_compressed = stream.read(2) == _GZIP
-        stream.seek(0)
-        return self._opened.enter_context(gzip.GzipFile(fileobj=stream)) if is_compressed else stream
 
 
 def _output_of(command: str) -> bytes:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from u2moe.runtime import whole_file
 from u2moe.runtime.errors import CorpusError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_GZIP = b"\x1f\x8b"
 
 
 def is_url(path: str) -> bool:
@@ -57,6 +60,15 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     else:
         with open(path, "rb") as stream:  # noqa: PTH123
             yield stream
+
+
+@contextlib.contextmanager
+def open_decompressed(path: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed if it is compressed with gzip; errors as for `open_binary`."""
+    with open_binary(path) as stream:
+        is_compressed = stream.read(2) == _GZIP
+        stream.seek(0)
+        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if is_compressed else stream
 
 
 def size_of(path: str) -> int:

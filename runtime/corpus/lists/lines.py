@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from u2moe.runtime.corpus.entry import Entry, Unreadable
-from u2moe.runtime.corpus.storage import base_name, open_binary
+from u2moe.runtime.corpus.storage import base_name, open_decompressed
 from u2moe.runtime.errors import CorpusError
 
-_GZIP = b"\x1f\x8b"
 _LONGEST_QUOTE = 60
 _LONGEST_LINE = 1 << 24
 """A line beyond this many bytes is no entry of a list: a file of another kind is not read into memory."""
@@ -28,10 +26,7 @@ def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
         CorpusError: the file cannot be read.
     """
     try:
-        with open_binary(list_path) as stream:
-            is_compressed = stream.read(2) == _GZIP
-            stream.seek(0)
-            content = cast("Any", gzip.GzipFile(fileobj=stream)) if is_compressed else stream
+        with open_decompressed(list_path) as content:
             number = 0
             while line := content.readline(_LONGEST_LINE):
                 number += 1
