@@ -1,6 +1,6 @@
-"""Recordings that are encoded once and searched many times, to find the weights of a language model.
+"""Tunes the weights of a language model on recordings that are encoded once and searched many times.
 
-Memory: the encoder output and the most probable tokens of each frame, about a megabyte for a minute of audio.
+Memory: the encoder output and the most probable tokens of each frame, about a megabyte per minute of audio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.audio.padding import padded
-from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, most_probable
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch, most_probable
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModelOptions
@@ -24,7 +24,6 @@ from u2moe.runtime.text.word_errors import WordErrors, words
 
 if TYPE_CHECKING:
     from u2moe.runtime.bundle.bundle import Bundle
-    from u2moe.runtime.decoding.context import ContextGraph
     from u2moe.runtime.model.model import Model
 
 Samples = npt.NDArray[np.float32]
@@ -34,9 +33,9 @@ FIRST_GRID: dict[str, tuple[float, ...]] = {
     "word_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5),
     "unknown_score": (-10.0, -5.0, -2.0),
 }
-"""Values that are tried in the first pass."""
+"""Values to try in the first pass."""
 SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
-"""Values that are tried with the second pass, once the weights of the first pass are chosen."""
+"""Values to try in the second pass, once the weights of the first pass are chosen."""
 LONGEST_S = 60
 """Seconds of a recording that `u2moe lm tune` takes: the memory of full context grows with the square."""
 _NUM_ROUNDS = 2
@@ -44,10 +43,10 @@ _NUM_ROUNDS = 2
 
 @dataclass(kw_only=True, eq=False)
 class EncodedRecording:
-    """A recording between encoder and search.
+    """A recording after the encoder and before the search.
 
     Attributes:
-        transcript: what is said.
+        transcript: reference text.
         encoder_out: [time, dim].
         tokens: the most probable tokens of each frame [time, beam].
         scores: their log-probabilities [time, beam].
@@ -60,7 +59,7 @@ class EncodedRecording:
     _decoded: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict)
 
     def token_scores(self, model: Model, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
-        """Decoder scores of hypotheses; those that were scored before are looked up."""
+        """Decoder scores of hypotheses, cached."""
         wanted = [tuple(tokens) for tokens in hypotheses]
         new = [tokens for tokens in dict.fromkeys(wanted) if tokens not in self._decoded]
         if new:
@@ -79,7 +78,7 @@ class EncodedRecording:
 
 
 class EncodedRecordings:
-    """Recordings that are encoded once, with full context, and searched many times."""
+    """Recordings encoded with full context, for many searches."""
 
     def __init__(self, bundle: Bundle, model: Model, *, beam_size: int = 10) -> None:
         if beam_size < 1:
@@ -91,17 +90,14 @@ class EncodedRecordings:
 
     @property
     def num_words(self) -> int:
-        """Words of all transcripts."""
+        """Number of words of all transcripts."""
         return sum(len(words(recording.transcript)) for recording in self.recordings)
 
     def add(self, transcript: str, samples: Samples) -> None:
-        """Encode a recording: samples at the model's rate."""
+        """Encode a recording, given samples at the model's rate."""
         manifest = self._bundle.manifest
         heard = padded(samples, manifest.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
-        self.add_encoded(transcript, self._model.encode(fbank(heard, manifest.features)))
-
-    def add_encoded(self, transcript: str, encoder_out: npt.NDArray[np.float32]) -> None:
-        """Add a recording by its encoder output [time, dim]."""
+        encoder_out = self._model.encode(fbank(heard, manifest.features))
         if len(encoder_out):
             log_probs = self._model.ctc(encoder_out)
             tokens, scores = most_probable(log_probs, min(self._beam_size, log_probs.shape[1]))
@@ -109,22 +105,16 @@ class EncodedRecordings:
                 EncodedRecording(transcript=transcript, encoder_out=encoder_out, tokens=tokens, scores=scores)
             )
 
-    def search(
-        self, recording: EncodedRecording, fusion: Fusion | None, context: ContextGraph | None = None
-    ) -> list[Hypothesis]:
-        """First-pass hypotheses of a recording."""
-        search = PrefixBeamSearch(self._beam_size, self._model.config.blank, context, fusion)
-        search.advance_by(recording.tokens, recording.scores)
-        search.finish()
-        return search.hypotheses()
-
     def texts(self, options: LanguageModelOptions | None, *, second_pass: bool) -> list[str]:
         """The text of every recording."""
         vocabulary, decoding = self._bundle.vocabulary, self._bundle.manifest.decoding
         fusion = None if options is None else Fusion(options, vocabulary)
         texts = []
         for recording in self.recordings:
-            found = self.search(recording, fusion)
+            search = PrefixBeamSearch(self._beam_size, self._model.config.blank, fusion=fusion)
+            search.advance_by(recording.tokens, recording.scores)
+            search.finish()
+            found = search.hypotheses()
             if second_pass:
                 scores = recording.token_scores(self._model, [hypothesis.tokens for hypothesis in found])
                 factor = 1.0 if options is None else options.rescoring_weight
@@ -143,7 +133,7 @@ class EncodedRecordings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Word errors with one choice of weights; without any the recogniser has no language model."""
+    """Word errors with some weights; with none, without a language model."""
 
     weights: dict[str, float]
     num_errors: int
@@ -158,17 +148,17 @@ def tune(
     grid: dict[str, tuple[float, ...]] | None = None,
     on_trial: Callable[[Trial], object] = lambda _: None,
 ) -> tuple[LanguageModelOptions, list[Trial]]:
-    """The weights with the fewest word errors: one weight after the other, in two rounds, each from a grid.
+    """Find the weights with the fewest word errors by coordinate descent on a grid, in at most two rounds.
 
     Args:
-        recordings: recordings with transcripts, which no test may contain.
-        start: the model, and the weights to begin with.
-        second_pass: whether the errors are those of the second pass.
+        recordings: development recordings with transcripts.
+        start: the model and its initial weights.
+        second_pass: whether to count the errors of the second pass.
         grid: values of each weight; None: `FIRST_GRID` or `SECOND_GRID`.
         on_trial: called with each trial.
 
     Returns:
-        The best options, and all trials, of which the first is without a model.
+        The best options, and all trials, the first of them without a language model.
     """
     grid = grid or (SECOND_GRID if second_pass else FIRST_GRID)
     trials: dict[tuple[float, ...], Trial] = {}
@@ -198,7 +188,7 @@ def tune(
 
 
 def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Rows of different lengths as one array; what is beyond the end of a row is not read."""
+    """Rows of different lengths as one array, padded with zeros."""
     listed = list(rows)
     result = np.zeros((len(listed), max(map(len, listed))), np.float32)
     for target, row in zip(result, listed, strict=True):
