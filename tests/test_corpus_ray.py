@@ -56,7 +56,8 @@ def test_a_cluster_writes_what_one_machine_writes(cluster, corpus, undisturbed, 
 
 
 def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     settings = SessionSettings(providers=["CUDAExecutionProvider"])
     with pytest.raises(CorpusError, match=r"3 actors with .* do not fit into the cluster"):
         run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(num_workers=3))
