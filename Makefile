@@ -21,6 +21,8 @@ OLDEST_3.13 = onnxruntime==1.20.0
 OLDEST_3.14 = onnxruntime==1.24.1
 OLDEST = $(OLDEST_$(shell $(PYTHON) -c "import sys; print('{}.{}'.format(*sys.version_info))"))
 RECIPE = examples/train_demo
+# C++ programs here run on Python's onnxruntime.
+WITH_ONNXRUNTIME = -DONNXRUNTIME_ROOT="$$(.venv/bin/python -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
 
 .PHONY: demo test check check-all endurance processors lint types docs unit kernels musl fast oldest examples clean
 
@@ -114,12 +116,12 @@ build/musl/%/ready: $(KERNELS)
 
 # The examples in other languages; what a missing package prevents is left out with a message.
 examples: .venv/ready $(if $(NPM),$(NODE_MODULES))
-	@if command -v cmake >/dev/null && test -f /usr/include/onnxruntime/onnxruntime_cxx_api.h; \
-	then cmake -S examples/cpp -B build/cpp >/dev/null && cmake --build build/cpp; \
-	else echo "C++ left out: apt-get install cmake g++ libonnxruntime-dev"; fi
-	@if command -v cmake >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null && command -v apt-get >/dev/null; \
-	then sh examples/cpp/aarch64.sh build/aarch64; \
-	else echo "C++ for aarch64 left out: apt-get install g++-aarch64-linux-gnu, on Debian"; fi
+	@if command -v cmake >/dev/null && command -v $(CXX) >/dev/null; \
+	then cmake -S examples/cpp -B build/cpp $(WITH_ONNXRUNTIME) >/dev/null && cmake --build build/cpp; \
+	else echo "C++ left out: apt-get install cmake g++"; fi
+	@if command -v cmake >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null; \
+	then PYTHON=.venv/bin/python sh examples/cpp/aarch64.sh build/aarch64; \
+	else echo "C++ for aarch64 left out: apt-get install g++-aarch64-linux-gnu"; fi
 ifeq ($(NPM),)
 	@echo "browser left out: apt-get install nodejs npm"
 else

@@ -1,7 +1,9 @@
-"""The C++ library and its program beside the Python runtime, built with sanitizers: what they give and refuse."""
+"""The C++ library, its C interface and its programs beside the Python runtime: what they give and refuse."""
 
+import importlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import soundfile
 from manifests import adjusted, edited, flipped, without
@@ -25,37 +28,74 @@ FULL = Path("/dev/full")
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "runtime" / "cpp"
 PROGRAM = ROOT / "examples" / "cpp"
-HEADER = Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h")
 CHECKS = ROOT / "tests" / "cpp"
 CONSUMER = CHECKS / "consumer"
+EXAMPLES = ROOT / "examples" / "c"
 AARCH64 = ROOT / "build" / "aarch64"
 VALGRIND = shutil.which("valgrind")
+ONNXRUNTIME = f"-DONNXRUNTIME_ROOT={Path(onnxruntime.__file__).parent}"
+SANITIZERS = "address,undefined"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not HEADER.is_file() or shutil.which("cmake") is None,
-        reason="needs onnxruntime's C++ headers and cmake: apt-get install libonnxruntime-dev cmake g++",
+        not all(map(shutil.which, ("c++", "cmake"))), reason="needs a C++ compiler and cmake: apt-get install cmake g++"
     ),
 ]
 
 
-def build(folder, target, *settings, source=CHECKS):
-    for command in (["cmake", "-B", folder, *settings, source], ["cmake", "--build", folder, "--target", target]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "warning:" not in done.stderr
+def cmake(*arguments):
+    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning:" not in done.stderr
+
+
+def build(folder, target, *settings, source):
+    cmake("-B", folder, *settings, source)
+    cmake("--build", folder, "--target", target)
     return [folder / target]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """checks.cpp with the sanitizers: an invalid access, undefined behaviour or a leak ends it with an error."""
-    return build(tmp_path_factory.mktemp("build"), "checks")
+def built_kernels():
+    """The native kernels that Python has: to compile them again would take as long as all else."""
+    try:
+        return importlib.import_module("u2moe_kernels").library_path()
+    except ModuleNotFoundError:
+        return "OFF"
+
+
+class Installed:
+    """The library, compiled and installed, and the programs of the tests that link to it."""
+
+    def __init__(self, folder, sanitizers):
+        flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1" if sanitizers else ""
+        kernels = "ON" if sanitizers else built_kernels()
+        common = ["-DCMAKE_BUILD_TYPE=None", ONNXRUNTIME]
+        self.prefix = folder / "prefix"
+        settings = ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_UNITY_BUILD=ON", f"-DU2MOE_KERNELS={kernels}"]
+        library = [*common, *settings, f"-DCMAKE_CXX_FLAGS=-O1 {flags}", "-DCMAKE_INSTALL_LIBDIR=lib"]
+        build(folder / "library", "u2moe", *library, source=SOURCE)
+        cmake("--install", folder / "library", "--prefix", self.prefix)
+        self.library = self.prefix / "lib" / "libu2moe.so"
+        found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={folder / 'library'}"]
+        linked = "" if kernels in ("ON", "OFF") else kernels
+        programs = [*common, *found, f"-DKERNELS={linked}", f"-DCMAKE_CXX_FLAGS={flags}"]
+        build(folder / "programs", "all", *programs, source=CHECKS)
+        self.checks = [folder / "programs" / "checks"]
+        self.program = [folder / "programs" / "example" / "u2moe_transcribe"]
+        self.has_sanitizers = bool(sanitizers)
+
+
+@pytest.fixture(
+    scope="module", params=["", pytest.param(SANITIZERS, marks=pytest.mark.endurance)], ids=["plain", "sanitized"]
+)
+def installed(request, tmp_path_factory):
+    """With the sanitizers an invalid access, undefined behaviour or a leak ends a program with an error."""
+    return Installed(tmp_path_factory.mktemp("installed"), request.param)
 
 
 @pytest.fixture(scope="module")
-def program(built):
-    return [*built, "transcribe"]
+def program(installed):
+    return installed.program
 
 
 def run(program, *arguments, data=None):
@@ -63,11 +103,11 @@ def run(program, *arguments, data=None):
 
 
 @pytest.fixture(scope="module")
-def check(built):
+def check(installed):
     """A function from the arguments of tests/cpp/checks.cpp to what it prints."""
 
     def call(*arguments, data=None):
-        done = run(built, *arguments, data=data)
+        done = run(installed.checks, *arguments, data=data)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
@@ -194,7 +234,7 @@ def test_letters_have_the_cases_that_python_knows(check):
         code, upper, lower = (chr(int(item, 16)) for item in line.split())
         assert upper in (code, code.upper())
         assert lower in (code, code.lower())
-    header = (SOURCE / "u2moe" / "letter_case.hpp").read_text(encoding="utf-8")
+    header = (SOURCE / "source" / "letter_case.hpp").read_text(encoding="utf-8")
     done = subprocess.run([sys.executable, CHECKS / "make_letter_case.py"], capture_output=True, text=True, check=True)
     version = header.split("Unicode ")[1].split(")")[0]
     assert done.stdout == header or f"Unicode {version})" not in done.stdout
@@ -226,33 +266,96 @@ def test_endpoint_rules_can_be_left_out(check, bundle, model, talk, numbers):
 @pytest.mark.endurance
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang: apt-get install clang")
 def test_clang_compiles_it_without_a_warning_and_computes_the_same(program, bundle, talk, tmp_path):
-    by_clang = build(tmp_path, "u2moe_transcribe", "-DCMAKE_CXX_COMPILER=clang++", source=PROGRAM)
+    by_clang = build(tmp_path, "u2moe_transcribe", "-DCMAKE_CXX_COMPILER=clang++", ONNXRUNTIME, source=PROGRAM)
     found, expected = (segments(run(each, "--json", bundle.path, talk)) for each in (by_clang, program))
     assert found == expected != []
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Headers, without a build."""
-    folder = tmp_path_factory.mktemp("install")
-    for command in (
-        ["cmake", "-B", folder / "build", SOURCE],
-        ["cmake", "--install", folder / "build", "--prefix", folder],
-    ):
-        subprocess.run(command, capture_output=True, check=True)
-    return folder
+def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
+    listed = (SOURCE / "u2moe.symbols").read_text(encoding="utf-8").split()
+    header = (SOURCE / "include" / "u2moe.h").read_text(encoding="utf-8")
+    assert listed == sorted(re.findall(r"^U2MOE_API [\w *]*?\b(u2moe_\w+)\(", header, re.MULTILINE))
+    done = subprocess.run(["nm", "-D", "--defined-only", installed.library], capture_output=True, text=True, check=True)
+    found = {line.split()[-1] for line in done.stdout.splitlines() if line.split()[1] not in "Aw"}
+    assert found == set(listed)
+    version = ".".join(u2moe.__version__.split(".")[:2])
+    assert installed.library.resolve().name == f"libu2moe.so.{u2moe.__version__}"
+    assert (installed.prefix / "lib" / f"libu2moe.so.{version}").is_file()
 
 
-@pytest.mark.parametrize("way", ["find_package", "add_subdirectory"])
-def test_other_projects_build_on_it(installed, tmp_path, way):
-    found = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DVERSION={u2moe.__version__}"]
-    settings = found if way == "find_package" else [f"-DFOLDER={SOURCE}"]
-    consumer = build(tmp_path, "consumer", *settings, source=CONSUMER)
-    assert run(consumer).stdout == b"BundleError: /none/bundle.json: missing, or cannot be read\n"
+def words_of_c(stdout):
+    """Segments as examples/c/transcribe.c prints them, each with its words."""
+    segments = []
+    for line in stdout.decode().splitlines():
+        if line.startswith("  "):
+            segments[-1][1].append(line.split(maxsplit=3)[3])
+        else:
+            segments.append((line.split(maxsplit=2)[2], []))
+    return segments
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config: apt-get install pkgconf")
+def test_a_c_program_finds_it_by_pkg_config(installed, bundle, model, talk, tmp_path):
+    if installed.has_sanitizers:
+        pytest.skip("the program is built without them")
+    samples, rate = soundfile.read(talk, dtype="int16")
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(installed.prefix / "lib" / "pkgconfig")}
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "u2moe"], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    command = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", EXAMPLES / "transcribe.c", *flags]
+    subprocess.run([*command, f"-Wl,-rpath,{installed.library.parent}", "-o", tmp_path / "transcribe"], check=True)
+    done = run([tmp_path / "transcribe"], bundle.path, rate, data=samples.tobytes())
+    assert done.returncode == 0, done.stderr
+    expected = recognized(bundle, model, samples, num_left_chunks=-1)
+    assert words_of_c(done.stdout) == [(each.text, [word.word for word in each.words]) for each in expected]
+    assert b"U2MOE_BUNDLE_ERROR: /none/bundle.json" in run([tmp_path / "transcribe"], "/none", rate).stderr
+
+
+def test_other_languages_call_it(installed, bundle, model, talk):
+    """Python by ctypes, as C#, Rust, Go or Java do."""
+    if installed.has_sanitizers:
+        pytest.skip("the interpreter is built without them")
+    done = run([sys.executable, EXAMPLES / "transcribe.py"], installed.library, bundle.path, talk)
+    assert done.returncode == 0, done.stderr
+    expected = recognized(bundle, model, soundfile.read(talk, dtype="int16")[0], num_left_chunks=-1)
+    assert done.stdout.decode().splitlines() == [f"{each.start:.2f} {each.end:.2f} {each.text}" for each in expected]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, talk, seed):
+    """Null, freed and mixed-up handles, sizes of other structs, numbers that are none: nothing ends the process."""
+    line = check("random-calls", bundle.path, talk, seed, 500).decode()
+    assert line.startswith("500 calls, U2MOE_OK U2MOE_INVALID_ARGUMENT U2MOE_INVALID_HANDLE")
+    assert line.count("\n") == 1  # no internal error, none without a message
+
+
+@pytest.mark.endurance
+def test_ten_thousand_calls(check, bundle, talk):
+    line = check("random-calls", bundle.path, talk, 3, 10_000).decode()
+    assert line.count("\n") == 1
+    for kind in ("AUDIO", "STREAM", "LANGUAGE_MODEL"):
+        assert f"U2MOE_{kind}_ERROR" in line
+
+
+def test_other_projects_find_the_package(installed, tmp_path):
+    found = [f"-DCMAKE_PREFIX_PATH={installed.prefix}", f"-DVERSION={u2moe.__version__}", ONNXRUNTIME]
+    flags = (
+        f"-DCMAKE_EXE_LINKER_FLAGS=-fsanitize={SANITIZERS}" if installed.has_sanitizers else "-DCMAKE_EXE_LINKER_FLAGS="
+    )
+    consumer = build(tmp_path, "consumer", *found, flags, source=CONSUMER)
+    assert run(consumer).stdout == b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
+
+
+@pytest.mark.endurance
+def test_other_projects_add_the_folder(tmp_path):
+    """Static, with kernels compiled in, and without a unity build, which would hide a missing include."""
+    consumer = build(tmp_path, "consumer", f"-DFOLDER={SOURCE}", ONNXRUNTIME, source=CONSUMER)
+    assert run(consumer).stdout == b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
 
 
 def test_the_package_is_that_of_its_version(installed, tmp_path):
-    command = ["cmake", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed}", "-DVERSION=0.0.9", CONSUMER]
+    command = ["cmake", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed.prefix}", "-DVERSION=0.0.9", CONSUMER]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert f"version: {u2moe.__version__}" in done.stderr
@@ -298,33 +401,37 @@ INVALID_JSON = {
     ("content", "message"),
     [(each, "") for each in VALID_JSON] + [(each, why) for why, all_of in INVALID_JSON.items() for each in all_of],
 )
-def test_json_is_read_or_refused(built, tmp_path, content, message):
+def test_json_is_read_or_refused(installed, tmp_path, content, message):
     (tmp_path / "it.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    done = run(built, "json", tmp_path / "it.json")
+    done = run(installed.checks, "json", tmp_path / "it.json")
     assert done.returncode == (1 if message else 0), done.stderr
     assert done.stderr.decode().startswith(f"it: is not valid JSON: {message}" if message else "")
 
 
-def test_misuse_is_a_typed_error(check, bundle, talk):
+def test_misuse_is_an_error_with_a_code(check, bundle, talk):
     assert check("misuse", bundle.path, talk).decode().splitlines() == [
-        "BundleError: /none/bundle.json: missing, or cannot be read",
-        "AudioError: sample rate must be between 1000 and 384000 Hz, got 1",
-        "AudioError: samples hold values that are no finite numbers",
-        "AudioError: samples are far outside [-1, 1]: divide integers by the largest first",
-        "AudioError: sample rate changed from 16000 to 8000 Hz in a stream",
-        "StreamError: the input of this stream is finished: reset it, or create another",
-        "StreamError: the input of this stream is finished: reset it, or create another",
-        "CallbackFailure: of the callback",
-        "StreamError: recognition of this stream has failed, and audio was lost: reset it, or create another",
+        "U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read",
+        "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 1",
+        "U2MOE_AUDIO_ERROR: samples hold values that are no finite numbers",
+        "U2MOE_AUDIO_ERROR: samples are far outside [-1, 1]: divide integers by the largest first",
+        "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream",
+        "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
+        "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
         "the same text after reset",
-        "StreamError: this stream is decoding: its callback may not feed, finish or reset it",
-        "invalid_argument: beam_size must be from 1 to 1000, got 0",
-        "invalid_argument: beam_size must be from 1 to 1000, got 1001",
-        "invalid_argument: padding_s must be from 0 to 10 seconds",
-        *["invalid_argument: endpoint rules need silence or a length above 0 seconds (std::nullopt: no rule)"] * 3,
-        "invalid_argument: on_result must be a function",
-        "invalid_argument: hotwords are empty: leave them out for none",
-        "invalid_argument: num_threads must be at least 1, got 0",
+        "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got 0",
+        "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got 1001",
+        "U2MOE_INVALID_ARGUMENT: padding_s must be from 0 to 10, got 10.5",
+        "U2MOE_INVALID_ARGUMENT: ctc_weight must be from 0 to 1e+09, got nan",
+        "U2MOE_INVALID_ARGUMENT: pause must be from 0.4 to 1e+09, got 0.1",
+        "U2MOE_INVALID_ARGUMENT: search must be attention_rescoring, ctc_prefix_beam or ctc_greedy, got 'attention'",
+        *["U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds"] * 2,
+        "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
+        f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",
+        "U2MOE_INVALID_ARGUMENT: kernels must be auto, native or onnxruntime, got 'fast'",
+        (
+            f"U2MOE_PROVIDER_ERROR: RocketExecutionProvider is not in this onnxruntime ({onnxruntime.__version__}), "
+            f"which has {', '.join(onnxruntime.get_available_providers())}"
+        ),
     ]
 
 
@@ -400,7 +507,7 @@ def test_valgrind_finds_nothing(bundle, sound, tmp_path):
     soundfile.write(tmp_path / "a.wav", sound[:12_000], 8000, subtype="PCM_16")
     (tmp_path / "hotwords.txt").write_text(f"{bundle.tokens[5]}{bundle.tokens[6]}\n", encoding="utf-8")
     options = ["-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,possible"]
-    program = build(tmp_path / "build", "u2moe_transcribe", source=PROGRAM)
+    program = build(tmp_path / "build", "u2moe_transcribe", ONNXRUNTIME, source=PROGRAM)
     arguments = ["--hotwords", tmp_path / "hotwords.txt", bundle.path, tmp_path / "a.wav"]
     done = run([VALGRIND, *options, *program], *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -414,7 +521,7 @@ def test_valgrind_finds_nothing(bundle, sound, tmp_path):
 def test_aarch64_gives_about_the_same_text(program):
     """The demo model is int8: other code for products rounds some activations otherwise."""
     errors, clips = WordErrors(), sorted(DEMO_FOLDER.glob("clips/*.flac"))
-    emulated = ["qemu-aarch64", "-L", AARCH64 / "root", AARCH64 / "build" / "u2moe_transcribe"]
+    emulated = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", AARCH64 / "build" / "u2moe_transcribe"]
     for clip in clips:
         samples, rate = soundfile.read(clip, dtype="int16")
         arguments = ["--raw", "--rate", rate, DEMO_FOLDER]

@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "u2moe/errors.hpp"
+#include "u2moe.hpp"
 
 /// WAV of 8, 16, 24 or 32 bits or of float, any rate; channels are averaged.
 class AudioFile {
  public:
   /// @param file a path, or "-" for standard input.
   /// @param raw_rate rate of samples of 16 bits, little endian, one channel, without a header; 0: the file is WAV.
-  /// @throws u2moe::AudioError it cannot be read, or is of another kind.
+  /// @throws u2moe::Error it cannot be read, or is of another kind.
   AudioFile(const std::string& file, int raw_rate)
       : name_(file), file_(file == "-" ? stdin : std::fopen(file.c_str(), "rb"), close), rate_(raw_rate) {
     if (!file_) fail("cannot be read");
@@ -51,7 +51,7 @@ class AudioFile {
     if (file != stdin) std::fclose(file);
   }
 
-  [[noreturn]] void fail(const std::string& what) const { throw u2moe::AudioError(name_ + ": " + what); }
+  [[noreturn]] void fail(const std::string& what) const { throw u2moe::Error(U2MOE_AUDIO_ERROR, name_ + ": " + what); }
 
   void take(unsigned char* bytes, std::size_t num) {
     if (std::fread(bytes, 1, num, file_.get()) != num) fail("is not a WAV file, or ends within its header");

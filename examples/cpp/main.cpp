@@ -8,14 +8,13 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
-#include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "audio_file.hpp"
-#include "u2moe/number.hpp"
-#include "u2moe/recognizer.hpp"
+#include "u2moe.hpp"
 
 namespace {
 
@@ -27,16 +26,23 @@ constexpr const char* kUsage =
     "  --rate HZ          rate of raw samples; without it, that of the model\n"
     "  --left-chunks N    chunks of the past that the encoder sees; -1: all\n"
     "  --padding S        seconds of silence around input that is cut in a sound; without it, as in the bundle\n"
+    "  --full             the whole recording, with full context\n"
+    "  --lm FILE          a language model: a compact file, or ARPA; --lm-weight, --word-bonus, --unknown-score, --rescoring-weight N\n"
+    "  --search NAME      attention_rescoring, ctc_prefix_beam or ctc_greedy\n"
+    "  --beam-size N      hypotheses that are kept\n"
+    "  --kernels NAME     auto, native or onnxruntime\n"
+    "  --describe         print what computes the graphs, as JSON, and nothing else\n"
     "  --no-endpoint      the whole input is one utterance\n"
     "  --threads N        threads of onnxruntime\n"
     "  --json             one JSON object for each final result\n"
     "  --timing           with --json, one more for each file: milliseconds to load and to recognise\n";
 
 struct Arguments {
-  bool json = false, raw = false, timing = false;
+  bool json = false, raw = false, timing = false, describe = false;
   int num_threads = 1, rate = 0;
+  u2moe::LanguageModelOptions weights;
   u2moe::StreamOptions options;
-  std::string bundle, hotwords;
+  std::string bundle, hotwords, language_model, kernels;
   std::vector<std::string> files;
 };
 
@@ -48,9 +54,10 @@ int integer(const char* text, int least, int most) {
 }
 
 double quantity(const char* text) {
-  const std::optional<double> value = u2moe::parse_number(text);
-  if (!value) throw std::invalid_argument(std::string("invalid number ") + text);
-  return *value;
+  std::istringstream stream(text);
+  double value = 0;
+  if (!(stream >> value) || !stream.eof()) throw std::invalid_argument(std::string("invalid number ") + text);
+  return value;
 }
 
 Arguments parse(int argc, char** argv) {
@@ -66,7 +73,17 @@ Arguments parse(int argc, char** argv) {
     else if (argument == "--raw") arguments.raw = true;
     else if (argument == "--rate") arguments.rate = integer(value(), 1000, 384000);
     else if (argument == "--hotwords") arguments.hotwords = value();
-    else if (argument == "--no-endpoint") arguments.options.endpoint = false;
+    else if (argument == "--full") arguments.options.chunk_size = U2MOE_FULL_CONTEXT;
+    else if (argument == "--lm") arguments.language_model = value();
+    else if (argument == "--lm-weight") arguments.weights.weight = quantity(value());
+    else if (argument == "--word-bonus") arguments.weights.word_bonus = quantity(value());
+    else if (argument == "--unknown-score") arguments.weights.unknown_score = quantity(value());
+    else if (argument == "--rescoring-weight") arguments.weights.rescoring_weight = quantity(value());
+    else if (argument == "--search") arguments.options.search = value();
+    else if (argument == "--beam-size") arguments.options.beam_size = integer(value(), 1, 1000);
+    else if (argument == "--kernels") arguments.kernels = value();
+    else if (argument == "--describe") arguments.describe = true;
+    else if (argument == "--no-endpoint") arguments.options.endpoint = 0;
     else if (argument == "--left-chunks") arguments.options.num_left_chunks = integer(value(), -1, 100000);
     else if (argument == "--padding") arguments.options.padding_s = quantity(value());
     else if (argument == "--threads") arguments.num_threads = integer(value(), 1, 64);
@@ -80,11 +97,11 @@ Arguments parse(int argc, char** argv) {
   return arguments;
 }
 
-std::vector<u2moe::Hotword> read_hotwords(const std::string& file) {
+std::string read(const std::string& file) {
   std::ifstream stream(file, std::ios::binary);
   const std::string content{std::istreambuf_iterator<char>(stream), {}};
   if (!stream) throw std::invalid_argument(file + ": cannot be read");
-  return u2moe::parse_hotwords(content);
+  return content;
 }
 
 std::string quoted(const std::string& text) {
@@ -96,44 +113,18 @@ std::string quoted(const std::string& text) {
   return result + '"';
 }
 
-template <class Items, class Show>
-std::string listed(const Items& items, Show show) {
-  std::string result = "[";
-  for (const auto& item : items) result += (result.size() > 1 ? ", " : "") + show(item);
-  return result + "]";
-}
-
-std::string number(double value) {
-  char text[40];
-  std::snprintf(text, sizeof text, "%.10g", value);
-  return text;
-}
-
-std::string as_json(const u2moe::Result& result, const std::string& file) {
-  const auto tokens = [](const std::vector<int>& ids) { return listed(ids, [](int id) { return std::to_string(id); }); };
-  const auto word = [](const u2moe::Word& w) {
-    return "{\"word\": " + quoted(w.text) + ", \"start\": " + number(w.start) + ", \"end\": " + number(w.end) +
-           ", \"confidence\": " + number(w.confidence) + "}";
-  };
-  const auto alternative = [&tokens](const u2moe::Alternative& a) {
-    return "{\"text\": " + quoted(a.text) + ", \"tokens\": " + tokens(a.tokens) + ", \"score\": " + number(a.score) + "}";
-  };
-  return "{\"file\": " + quoted(file) + ", \"text\": " + quoted(result.text) + ", \"segment\": " + std::to_string(result.segment) + ", \"tokens\": " +
-         tokens(result.tokens) + ", \"times\": " + listed(result.times, number) + ", \"words\": " + listed(result.words, word) +
-         ", \"nbest\": " + listed(result.nbest, alternative) + "}";
-}
-
-void print(const u2moe::Result& result, const std::string& file, bool json) {
-  static const bool is_terminal = isatty(STDERR_FILENO);
-  if (!result.is_final) {
-    if (!json) std::fprintf(stderr, is_terminal ? "\r\033[K%s" : "%s\n", result.text.c_str());
-  } else if (json) {
-    std::printf("%s\n", as_json(result, file).c_str());
+void print(const u2moe::Result& segment, const std::string& file, bool json) {
+  if (json) {
+    std::printf("{\"file\": %s, %s\n", quoted(file).c_str(), segment.json.c_str() + 1);
   } else {
-    if (is_terminal) std::fputs("\r\033[K", stderr);
-    std::printf("%.2f %.2f %s\n", result.words.front().start, result.words.back().end, result.text.c_str());
+    if (isatty(STDERR_FILENO)) std::fputs("\r\033[K", stderr);
+    std::printf("%.2f %.2f %s\n", segment.start, segment.end, segment.text.c_str());
   }
   std::fflush(stdout);
+}
+
+void print_partial(const std::string& text) {
+  if (!text.empty()) std::fprintf(stderr, isatty(STDERR_FILENO) ? "\r\033[K%s" : "%s\n", text.c_str());
 }
 
 using Clock = std::chrono::steady_clock;
@@ -146,26 +137,43 @@ double milliseconds_since(Clock::time_point begin) {
 bool transcribe(const Arguments& arguments) {
   bool are_whole = true;
   const Clock::time_point begin = Clock::now();
-  const u2moe::Recognizer recognizer(arguments.bundle, arguments.num_threads);
+  u2moe::RecognizerOptions settings;
+  settings.num_threads = arguments.num_threads;
+  if (!arguments.kernels.empty()) settings.kernels = arguments.kernels.c_str();
+  const u2moe::Recognizer recognizer(arguments.bundle, settings);
   const double load_ms = milliseconds_since(begin);
+  if (arguments.describe) {
+    std::printf("%s\n", recognizer.describe().c_str());
+    return true;
+  }
   u2moe::StreamOptions options = arguments.options;
-  if (!arguments.hotwords.empty()) options.hotwords = recognizer.hotwords(read_hotwords(arguments.hotwords));
+  u2moe::Hotwords hotwords;
+  u2moe::LanguageModel language_model;
+  if (!arguments.hotwords.empty()) hotwords = recognizer.parse_hotwords(read(arguments.hotwords));
+  if (!arguments.language_model.empty()) language_model = recognizer.language_model(arguments.language_model, arguments.weights);
+  options.hotwords = hotwords.get();
+  options.language_model = language_model.get();
   const int raw_rate = !arguments.raw ? 0 : arguments.rate ? arguments.rate : recognizer.sample_rate();
   for (const std::string& file : arguments.files) {
     const Clock::time_point start = Clock::now();
     AudioFile audio(file, raw_rate);
-    u2moe::Stream stream = recognizer.create_stream([&](const auto& result) { print(result, file, arguments.json); }, options);
+    u2moe::Stream stream = recognizer.create_stream(options);
+    const auto show = [&] {
+      for (const u2moe::Result& segment : stream.take_segments()) print(segment, file, arguments.json);
+    };
     for (std::vector<float> samples = audio.read(); !samples.empty(); samples = audio.read()) {
       stream.accept_waveform(audio.sample_rate(), samples.data(), samples.size());
+      show();
+      if (!arguments.json) print_partial(stream.get_result().text);
     }
     stream.input_finished();
+    show();
     if (audio.is_cut_off()) {
       std::cerr << "u2moe_transcribe: " << file << ": was cut off: its header states more samples\n";
       are_whole = false;
     }
     if (arguments.json && arguments.timing) {
-      std::printf("{\"file\": %s, \"load_ms\": %s, \"ms\": %s}\n", quoted(file).c_str(), number(load_ms).c_str(),
-                  number(milliseconds_since(start)).c_str());
+      std::printf("{\"file\": %s, \"load_ms\": %.3f, \"ms\": %.3f}\n", quoted(file).c_str(), load_ms, milliseconds_since(start));
     }
   }
   return are_whole;
@@ -179,6 +187,9 @@ int main(int argc, char** argv) {
     const bool are_whole = transcribe(parse(argc, argv));
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw std::runtime_error("stdout cannot be written");
     return are_whole ? 0 : 1;
+  } catch (const u2moe::Error& error) {
+    std::cerr << "u2moe_transcribe: " << error.what() << "\n";
+    return error.code() == U2MOE_INVALID_ARGUMENT ? 2 : 1;
   } catch (const std::invalid_argument& error) {
     std::cerr << "u2moe_transcribe: " << error.what() << "\n" << kUsage;
     return 2;

@@ -1,5 +1,4 @@
-// Parts of runtime/cpp for tests/test_cpp.py: what the program alone does not show; and the program itself, because with
-// sanitizers the library takes half a minute to compile, and both in one file compile it once.
+// Parts of runtime/cpp for tests/test_cpp.py: what the program alone does not show.
 #include <atomic>
 #include <clocale>
 #include <cmath>
@@ -20,11 +19,15 @@
 #include <vector>
 
 #include "audio_file.hpp"
-#include "u2moe/recognizer.hpp"
+#include "ctc.hpp"
+#include "json.hpp"
+#include "json_text.hpp"
+#include "resampler.hpp"
+#include "u2moe.hpp"
 
-#define main transcribe_main
-#include "main.cpp"
-#undef main
+namespace core = u2moe::runtime;
+
+void random_calls(const char* bundle, const std::vector<float>& samples, unsigned seed, int num_calls);
 
 namespace {
 
@@ -64,7 +67,7 @@ void resample(int argc, char** argv) {
   const std::string bytes{std::istreambuf_iterator<char>(std::cin), {}};
   std::vector<float> samples(bytes.size() / 4), found;
   std::memcpy(samples.data(), bytes.data(), samples.size() * 4);
-  u2moe::Resampler resampler(std::stoi(argv[2]), std::stoi(argv[3]));
+  core::Resampler resampler(std::stoi(argv[2]), std::stoi(argv[3]));
   const auto add = [&found](const std::vector<float>& part) { found.insert(found.end(), part.begin(), part.end()); };
   std::size_t begin = 0;
   for (int i = 4; i <= argc; ++i) {
@@ -79,7 +82,7 @@ void resample(int argc, char** argv) {
 // Every letter that has another case: its code, upper case and lower case.
 void print_letters() {
   for (char32_t c = 0; c < 0x110000; ++c) {
-    const char32_t up = u2moe::upper(c), low = u2moe::lower(c);
+    const char32_t up = core::upper(c), low = core::lower(c);
     if (up != c || low != c) std::printf("%x %x %x\n", static_cast<unsigned>(c), static_cast<unsigned>(up), static_cast<unsigned>(low));
   }
 }
@@ -90,13 +93,16 @@ std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<flo
                       u2moe::StreamOptions options, Show show) {
   std::string found;
   options.num_left_chunks = 4;
-  u2moe::Stream stream = recognizer.create_stream([&](const u2moe::Result& result) {
-    if (result.is_final) found += show(result);
-  }, options);
+  u2moe::Stream stream = recognizer.create_stream(options);
+  const auto take = [&] {
+    for (const u2moe::Result& segment : stream.take_segments()) found += show(segment);
+  };
   for (std::size_t begin = 0; begin < samples.size(); begin += portion) {
     stream.accept_waveform(rate, samples.data() + begin, std::min(portion, samples.size() - begin));
+    take();
   }
   stream.input_finished();
+  take();
   return found;
 }
 
@@ -123,7 +129,7 @@ void recognize_at_once(char** argv) {
   const std::vector<float> once = read_all(argv[3], rate);
   std::vector<float> samples;
   for (int i = 0; i < 4; ++i) samples.insert(samples.end(), once.begin(), once.end());
-  const auto everything = [](const u2moe::Result& result) { return as_json(result, "it"); };
+  const auto everything = [](const u2moe::Result& result) { return result.json; };
   const std::string expected = recognize(recognizer, samples, 48000, 4800, {}, everything);
   largest = 0;
   const bool is_same = recognize(recognizer, samples, 48000, samples.size(), {}, everything) == expected && !expected.empty();
@@ -133,8 +139,8 @@ void recognize_at_once(char** argv) {
 // Texts where only some of the endpoint rules are enabled, by their numbers.
 void recognize_with_rules(int argc, char** argv) {
   u2moe::StreamOptions options;
-  for (u2moe::EndpointRules::size_type i = 0; i < options.rules.size(); ++i) {
-    if (!std::count(argv + 4, argv + argc, std::to_string(i + 1))) options.rules[i] = std::nullopt;
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (!std::count(argv + 4, argv + argc, std::to_string(i + 1))) options.rules[i] = {0, 0, 0};
   }
   int rate = 0;
   const std::vector<float> samples = read_all(argv[3], rate);
@@ -151,123 +157,110 @@ std::string read_text(const std::string& file) {
   return {std::istreambuf_iterator<char>(stream), {}};
 }
 
-template <class T>
-std::string listed(const std::vector<T>& items) {
-  return listed(items, [](T item) {
-    char text[40];
-    std::snprintf(text, sizeof text, "%.17g", static_cast<double>(item));
-    return std::string(text);
-  });
-}
-
 // From tokens.txt and hotwords, and cases of a beam size, a number of frames and their log-probabilities: hypotheses before and
 // after the end of the input, and the words of the best.
 void search(char** argv) {
-  const u2moe::Vocabulary vocabulary = u2moe::Vocabulary::parse(read_text(argv[2]), argv[2]);
-  const std::vector<u2moe::Hotword> hotwords = u2moe::parse_hotwords(read_text(argv[3]));
-  const auto context = hotwords.empty() ? nullptr : std::make_shared<const u2moe::ContextGraph>(hotwords, vocabulary);
+  const core::Vocabulary vocabulary = core::Vocabulary::parse(read_text(argv[2]), argv[2]);
+  const std::vector<core::Hotword> hotwords = core::parse_hotwords(read_text(argv[3]));
+  const auto context = hotwords.empty() ? nullptr : std::make_shared<const core::ContextGraph>(hotwords, vocabulary);
   for (std::int32_t sizes[2]; take(sizes, 2);) {
     const auto num_frames = static_cast<std::size_t>(sizes[1]);
     std::vector<float> frames(num_frames * vocabulary.size());
     if (!take(frames.data(), frames.size())) throw std::runtime_error("too few frames");
-    u2moe::PrefixBeamSearch beams(static_cast<std::size_t>(sizes[0]), 0, context);
+    core::CtcSearch beams(core::PrefixBeamSearch(static_cast<std::size_t>(sizes[0]), 0, context, nullptr));
     const std::size_t split = num_frames / 3;  // any split gives the same
     beams.advance(frames.data(), split, vocabulary.size());
     beams.advance(frames.data() + split * vocabulary.size(), num_frames - split, vocabulary.size());
-    const std::vector<int> partial = beams.best().tokens;
+    const std::vector<int> partial = beams.hypotheses(1)[0].tokens;
     beams.finish();
-    const auto hypothesis = [](const u2moe::Hypothesis& each) {
-      return "{\"tokens\": " + listed(each.tokens) + ", \"times\": " + listed(each.times) + ", \"probabilities\": " +
-             listed(each.probabilities) + ", \"scores\": " + listed(std::vector<double>{each.score, each.context_score}) + "}";
+    const auto hypothesis = [](const core::Hypothesis& each) {
+      return "{\"tokens\": " + core::json_text(each.tokens) + ", \"times\": " + core::json_text(each.times) + ", \"probabilities\": " +
+             core::json_text(each.probabilities) + ", \"scores\": " + core::json_text(std::vector<double>{each.score, each.context_score}) + "}";
     };
-    const auto word = [](const u2moe::WordSpan& each) {
-      return "[" + quoted(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
+    const auto word = [](const core::WordSpan& each) {
+      return "[" + core::json_text(each.text) + ", " + std::to_string(each.begin) + ", " + std::to_string(each.end) + "]";
     };
-    const std::vector<int> best = beams.best().tokens;
-    std::printf("{\"partial\": %s, \"found\": %s, \"words\": %s, \"text\": %s}\n", listed(partial).c_str(),
-                listed(beams.hypotheses(), hypothesis).c_str(), listed(vocabulary.words(best), word).c_str(),
-                quoted(vocabulary.text(best)).c_str());
+    const std::vector<int> best = beams.hypotheses(1)[0].tokens;
+    std::printf("{\"partial\": %s, \"found\": %s, \"words\": %s, \"text\": %s}\n", core::json_text(partial).c_str(),
+                core::json_list(beams.hypotheses(), hypothesis).c_str(), core::json_list(vocabulary.words(best), word).c_str(),
+                core::json_text(vocabulary.text(best)).c_str());
   }
 }
 
 // Hotwords and their weights, in the notation of the locale.
 void print_hotwords(char** argv) {
-  for (const u2moe::Hotword& each : u2moe::parse_hotwords(read_text(argv[2]))) std::printf("%s %g\n", each.phrase.c_str(), each.weight);
+  for (const core::Hotword& each : core::parse_hotwords(read_text(argv[2]))) std::printf("%s %g\n", each.phrase.c_str(), each.weight);
 }
 
-template <class Kind, class Work>
-void expect(const char* kind, Work work) {
+// The code and the message of every misuse, and what works after it.
+template <class Work>
+void expect_error(Work work) {
   try {
     work();
-    std::printf("%s: nothing was thrown\n", kind);
-  } catch (const Kind& error) {
-    std::printf("%s: %s\n", kind, error.what());
+    std::printf("nothing was thrown\n");
+  } catch (const u2moe::Error& error) {
+    std::printf("%s: %s\n", u2moe_error_name(error.code()), error.what());
   }
 }
 
-struct CallbackFailure : std::logic_error {
-  using std::logic_error::logic_error;
-};
-
-// The type and the message of every misuse, and what works after it.
 void misuse(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
   const std::vector<float> samples = read_all(argv[3], rate);
-  std::string text;
-  bool fails = false;
-  u2moe::Stream stream = recognizer.create_stream([&](const u2moe::Result& result) {
-    if (fails) throw CallbackFailure("of the callback");
-    if (result.is_final) text += result.text;
-  });
+  u2moe::Stream stream = recognizer.create_stream();
   const auto accept = [&] { stream.accept_waveform(rate, samples.data(), samples.size()); };
+  const auto finish = [&] {
+    accept();
+    stream.input_finished();
+    std::string text;
+    for (const u2moe::Result& segment : stream.take_segments()) text += segment.text + "|";
+    return text;
+  };
   const float no_number[] = {0, std::numeric_limits<float>::quiet_NaN()}, too_loud[] = {0, -9};
-  expect<u2moe::BundleError>("BundleError", [] { u2moe::Recognizer("/none"); });
-  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(1, samples.data(), 1); });
-  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(rate, no_number, 2); });
-  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(rate, too_loud, 2); });
-  accept();
-  expect<u2moe::AudioError>("AudioError", [&] { stream.accept_waveform(8000, samples.data(), 1); });
-  stream.input_finished();
-  expect<u2moe::StreamError>("StreamError", accept);
-  expect<u2moe::StreamError>("StreamError", [&] { stream.input_finished(); });
+  expect_error([] { u2moe::Recognizer("/none"); });
+  expect_error([&] { stream.accept_waveform(1, samples.data(), 1); });
+  expect_error([&] { stream.accept_waveform(rate, no_number, 2); });
+  expect_error([&] { stream.accept_waveform(rate, too_loud, 2); });
+  stream.accept_waveform(rate, samples.data(), 1);
+  expect_error([&] { stream.accept_waveform(8000, samples.data(), 1); });
   stream.reset();
-  fails = true;
-  expect<CallbackFailure>("CallbackFailure", accept);
-  expect<u2moe::StreamError>("StreamError", accept);
+  const std::string before = finish();
+  expect_error(accept);
+  expect_error([&] { stream.input_finished(); });
   stream.reset();
-  fails = false;
-  const std::string before = std::exchange(text, {});
-  accept();
-  stream.input_finished();
-  std::printf("%s\n", text == before && !text.empty() ? "the same text after reset" : "another text after reset");
-  u2moe::Stream* itself = nullptr;
-  u2moe::Stream resetting = recognizer.create_stream([&](const auto&) { itself->reset(); });
-  itself = &resetting;
-  expect<u2moe::StreamError>("StreamError", [&] {
-    resetting.accept_waveform(rate, samples.data(), samples.size());
-    resetting.input_finished();
-  });
+  std::printf("%s\n", finish() == before && !before.empty() ? "the same text after reset" : "another text after reset");
   const auto refuse = [&](auto change) {
     u2moe::StreamOptions options;
     change(options);
-    expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream([](const u2moe::Result&) {}, options); });
+    expect_error([&] { recognizer.create_stream(options); });
   };
   for (const int beam_size : {0, 1001}) refuse([=](u2moe::StreamOptions& options) { options.beam_size = beam_size; });
   refuse([](u2moe::StreamOptions& options) { options.padding_s = 10.5; });
-  for (const u2moe::EndpointRule& rule : {u2moe::EndpointRule{false, std::nan(""), 1}, {false, -1, 20}, {true}}) {
+  refuse([](u2moe::StreamOptions& options) { options.ctc_weight = std::nan(""); });
+  refuse([](u2moe::StreamOptions& options) { options.pause = 0.1; });
+  refuse([](u2moe::StreamOptions& options) { options.search = "attention"; });
+  for (const u2moe_endpoint_rule& rule : {u2moe_endpoint_rule{0, std::nan(""), 1}, u2moe_endpoint_rule{0, -1, 20}}) {
     refuse([=](u2moe::StreamOptions& options) { options.rules[1] = rule; });
   }
-  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.create_stream({}); });
-  expect<std::invalid_argument>("invalid_argument", [&] { recognizer.hotwords({}); });
-  expect<std::invalid_argument>("invalid_argument", [&] { u2moe::Recognizer(argv[2], 0); });
+  expect_error([&] { recognizer.hotwords({}); });
+  const auto refuse_settings = [&](auto change) {
+    u2moe::RecognizerOptions options;
+    change(options);
+    expect_error([&] { u2moe::Recognizer(argv[2], options); });
+  };
+  refuse_settings([](u2moe::RecognizerOptions& options) { options.num_threads = 0; });
+  refuse_settings([](u2moe::RecognizerOptions& options) { options.kernels = "fast"; });
+  const u2moe_provider provider = {"RocketExecutionProvider", nullptr, nullptr, 0};
+  refuse_settings([&](u2moe::RecognizerOptions& options) {
+    options.providers = &provider;
+    options.num_providers = 1;
+  });
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
-  if (what == "transcribe") return transcribe_main(argc - 1, argv + 1);
   std::setlocale(LC_ALL, "");  // as programs with a window do
   try {
     if (what == "resample") resample(argc, argv);
@@ -277,8 +270,13 @@ int main(int argc, char** argv) {
     if (what == "rules") recognize_with_rules(argc, argv);
     if (what == "search") search(argv);
     if (what == "misuse") misuse(argv);
+    if (what == "random-calls") {
+      int rate = 0;
+      const std::vector<float> samples = read_all(argv[3], rate);
+      random_calls(argv[2], samples, static_cast<unsigned>(std::stoul(argv[4])), std::stoi(argv[5]));
+    }
     if (what == "hotwords") print_hotwords(argv);
-    if (what == "json") u2moe::Json::parse(read_text(argv[2]), "it");
+    if (what == "json") core::Json::parse(read_text(argv[2]), "it");
     return 0;
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";

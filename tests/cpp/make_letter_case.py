@@ -9,7 +9,7 @@ _HEAD = """// Upper and lower case of single letters (Unicode {version}). Writte
 
 #include <cstdint>
 
-namespace u2moe {{
+namespace u2moe::runtime {{
 
 /// Letters `first`, `first` + `step`, ... `last`, whose other case is `change` after each.
 struct LetterRange {{
@@ -53,7 +53,7 @@ def header() -> str:
         raise ValueError("a letter is its own lower case, and another one's upper case")
     others = {code: other for code, other in lower.items() if inverse.get(code) != other}
     head = _HEAD.format(version=unicodedata.unidata_version)
-    return f"{head}{as_table('kUpper', upper)}{as_table('kLower', others)}}}  // namespace u2moe\n"
+    return f"{head}{as_table('kUpper', upper)}{as_table('kLower', others)}}}  // namespace u2moe::runtime\n"
 
 
 if __name__ == "__main__":

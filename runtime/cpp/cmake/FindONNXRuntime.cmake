@@ -1,14 +1,31 @@
-# Defines u2moe::onnxruntime. Looks for the files, because the packages that releases of onnxruntime bring name folders that
-# they do not have. Installed with the library, which needs it wherever it is used.
-find_path(ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h HINTS ${ONNXRUNTIME_ROOT}/include
-          PATH_SUFFIXES onnxruntime onnxruntime/core/session)
+# Defines u2moe::onnxruntime, the library alone: the header that is needed comes with the kernels. ONNXRUNTIME_ROOT may be a
+# release unpacked, or the folder of Python's package:
+#     -DONNXRUNTIME_ROOT="$(python3 -c 'import onnxruntime; print(onnxruntime.__path__[0])')"
+# Without it the system's is taken, such as Debian's libonnxruntime-dev. Installed with the static library, which needs it.
+if(ONNXRUNTIME_ROOT)
+  file(GLOB found ${ONNXRUNTIME_ROOT}/capi/libonnxruntime.so.* ${ONNXRUNTIME_ROOT}/capi/libonnxruntime.*.dylib
+       ${ONNXRUNTIME_ROOT}/lib/libonnxruntime.so ${ONNXRUNTIME_ROOT}/lib/libonnxruntime.dylib ${ONNXRUNTIME_ROOT}/lib/onnxruntime.lib)
+  list(LENGTH found num)
+  if(num GREATER 0 AND NOT ONNXRUNTIME_LIBRARY)
+    list(GET found 0 found)
+    set(ONNXRUNTIME_LIBRARY ${found} CACHE FILEPATH "onnxruntime" FORCE)
+  endif()
+endif()
 find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS ${ONNXRUNTIME_ROOT}/lib)
 include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(ONNXRuntime REQUIRED_VARS ONNXRUNTIME_LIBRARY ONNXRUNTIME_INCLUDE
-                                  REASON_FAILURE_MESSAGE "apt-get install libonnxruntime-dev, or set ONNXRUNTIME_ROOT to a release")
+find_package_handle_standard_args(ONNXRuntime REQUIRED_VARS ONNXRUNTIME_LIBRARY REASON_FAILURE_MESSAGE
+  "apt-get install libonnxruntime-dev, or set ONNXRUNTIME_ROOT to a release or to the folder of Python's package onnxruntime")
 
 if(ONNXRuntime_FOUND AND NOT TARGET u2moe::onnxruntime)
   add_library(u2moe::onnxruntime INTERFACE IMPORTED GLOBAL)
-  target_include_directories(u2moe::onnxruntime INTERFACE ${ONNXRUNTIME_INCLUDE})
-  target_link_libraries(u2moe::onnxruntime INTERFACE ${ONNXRUNTIME_LIBRARY})
+  set(library ${ONNXRUNTIME_LIBRARY})
+  # Python's package has the file alone; programs ask for it by another name.
+  if(ONNXRUNTIME_LIBRARY MATCHES "/capi/libonnxruntime[.]so[.]([0-9]+)")
+    set(links ${CMAKE_BINARY_DIR}/onnxruntime)
+    set(ONNXRUNTIME_FILE_NAME libonnxruntime.so.${CMAKE_MATCH_1})
+    set(library ${links}/${ONNXRUNTIME_FILE_NAME})
+    file(MAKE_DIRECTORY ${links})
+    execute_process(COMMAND ${CMAKE_COMMAND} -E create_symlink ${ONNXRUNTIME_LIBRARY} ${library})
+  endif()
+  target_link_libraries(u2moe::onnxruntime INTERFACE ${library})
 endif()

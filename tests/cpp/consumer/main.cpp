@@ -1,6 +1,6 @@
 #include <cstdio>
 
-#include "u2moe/recognizer.hpp"
+#include "u2moe.hpp"
 
 const char* kind_of(const u2moe::Error& error);
 

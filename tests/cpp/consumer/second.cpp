@@ -1,6 +1,6 @@
-// The headers a second time in one program: whatever they define there is inline.
-#include "u2moe/recognizer.hpp"
+// The header a second time in one program: whatever it defines is inline.
+#include "u2moe.hpp"
 
 const char* kind_of(const u2moe::Error& error);
 
-const char* kind_of(const u2moe::Error& error) { return dynamic_cast<const u2moe::BundleError*>(&error) ? "BundleError" : "another"; }
+const char* kind_of(const u2moe::Error& error) { return u2moe_error_name(error.code()); }

@@ -1,0 +1,44 @@
+"""Recognises a WAV file of 16 bits with libu2moe, by ctypes: transcribe.py LIBRARY BUNDLE FILE.wav.
+
+Other languages do the same. (In Python itself `pip install u2moe` is simpler.)
+"""
+
+import ctypes
+import json
+import sys
+import wave
+
+Handle = ctypes.c_void_p
+
+
+def main(library: str, bundle: str, file: str) -> None:
+    lib = ctypes.CDLL(library)
+    lib.u2moe_error_message.restype = ctypes.c_char_p
+
+    def call(name: str, *arguments: object) -> None:
+        if getattr(lib, name)(*arguments):
+            raise SystemExit(f"{name}: {lib.u2moe_error_message().decode()}")
+
+    recognizer, stream, result = Handle(), Handle(), Handle()
+    text = ctypes.c_char_p()
+    call("u2moe_recognizer_open", bundle.encode(), None, ctypes.byref(recognizer))
+    call("u2moe_stream_create", recognizer, None, ctypes.byref(stream))
+    with wave.open(file) as audio:
+        samples = audio.readframes(audio.getnframes())
+        num = ctypes.c_size_t(len(samples) // 2)
+        call("u2moe_stream_accept_waveform_int16", stream, audio.getframerate(), samples, num)
+    call("u2moe_stream_input_finished", stream)
+    while True:
+        call("u2moe_stream_take_segment", stream, ctypes.byref(result))
+        if not result:
+            break
+        call("u2moe_result_json", result, ctypes.byref(text))
+        segment = json.loads(text.value or b"")
+        print(f"{segment['start']:.2f} {segment['end']:.2f} {segment['text']}")
+        call("u2moe_result_free", result)
+    call("u2moe_stream_free", stream)
+    call("u2moe_recognizer_free", recognizer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

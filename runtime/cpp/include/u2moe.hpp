@@ -1,0 +1,218 @@
+/// The C interface as C++17: owners, exceptions, containers. Header-only, so that programs and library may be built by different
+/// compilers; u2moe.h says what everything means, and how threads may use it.
+///
+///     u2moe::Recognizer recognizer("bundle");
+///     u2moe::Stream stream = recognizer.create_stream();
+///     stream.accept_waveform(48000, samples, num_samples);  // any number of samples, as often as there are some
+///     stream.input_finished();
+///     for (const u2moe::Result& segment : stream.take_segments()) show(segment.text);
+#ifndef U2MOE_HPP
+#define U2MOE_HPP
+
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "u2moe.h"
+
+namespace u2moe {
+
+/// What went wrong; `code` says whose fault it is.
+class Error : public std::runtime_error {
+ public:
+  Error(u2moe_error code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  u2moe_error code() const { return code_; }
+
+ private:
+  u2moe_error code_;
+};
+
+inline void check(u2moe_error error) {
+  if (error != U2MOE_OK) throw Error(error, u2moe_error_message());
+}
+
+/// Owns a handle.
+template <class T, u2moe_error (*kFree)(T)>
+class Handle {
+ public:
+  Handle() = default;
+  explicit Handle(T handle) : handle_(handle) {}
+  Handle(Handle&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Handle() {
+    if (handle_) kFree(handle_);
+  }
+  T get() const { return handle_; }
+
+ private:
+  T handle_ = nullptr;
+};
+
+using Hotwords = Handle<u2moe_hotwords, u2moe_hotwords_free>;
+using LanguageModel = Handle<u2moe_language_model, u2moe_language_model_free>;
+
+struct Word {
+  std::string text;
+  double start, end, confidence;
+};
+
+struct Alternative {
+  std::string text;
+  std::vector<std::int32_t> tokens;
+  double score, ctc_score, attention_score, language_score;
+};
+
+struct Result {
+  std::string text;
+  bool is_final = false;
+  int segment = 0;
+  double start = 0, end = 0, confidence = 0;
+  std::vector<std::int32_t> tokens;
+  std::vector<double> times;
+  std::vector<Word> words;
+  std::vector<Alternative> nbest;
+  std::string json;
+};
+
+/// With the defaults; members are those of u2moe_stream_options.
+struct StreamOptions : u2moe_stream_options {
+  StreamOptions() : u2moe_stream_options() { check(u2moe_stream_options_init(this, sizeof(u2moe_stream_options))); }
+};
+
+struct RecognizerOptions : u2moe_recognizer_options {
+  RecognizerOptions() : u2moe_recognizer_options() { check(u2moe_recognizer_options_init(this, sizeof(u2moe_recognizer_options))); }
+};
+
+struct LanguageModelOptions : u2moe_language_model_options {
+  LanguageModelOptions() : u2moe_language_model_options() { check(u2moe_language_model_options_init(this, sizeof(u2moe_language_model_options))); }
+};
+
+/// One source of audio. Movable.
+class Stream {
+ public:
+  explicit Stream(u2moe_stream handle) : handle_(handle) {}
+
+  void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
+    check(u2moe_stream_accept_waveform(handle_.get(), sample_rate, samples, num));
+  }
+  void accept_waveform(int sample_rate, const std::int16_t* samples, std::size_t num) {
+    check(u2moe_stream_accept_waveform_int16(handle_.get(), sample_rate, samples, num));
+  }
+  void input_finished() { check(u2moe_stream_input_finished(handle_.get())); }
+
+  /// Final results of utterances that have words, each once.
+  std::vector<Result> take_segments() {
+    std::vector<Result> segments;
+    for (u2moe_result result = nullptr;;) {
+      check(u2moe_stream_take_segment(handle_.get(), &result));
+      if (!result) return segments;
+      segments.push_back(copied(result));
+    }
+  }
+
+  /// The result so far of the current utterance.
+  Result get_result() const {
+    u2moe_result result = nullptr;
+    check(u2moe_stream_get_result(handle_.get(), &result));
+    return copied(result);
+  }
+
+  void reset() { check(u2moe_stream_reset(handle_.get())); }
+
+ private:
+  static Result copied(u2moe_result handle) {
+    const Handle<u2moe_result, u2moe_result_free> owner(handle);
+    u2moe_result_view view = {};
+    view.size = sizeof view;
+    const char* json = nullptr;
+    check(u2moe_result_get(handle, &view));
+    check(u2moe_result_json(handle, &json));
+    Result result{view.text, view.is_final != 0, view.segment, view.start, view.end, view.confidence, {}, {}, {}, {}, json};
+    result.tokens.assign(view.tokens, view.tokens + view.num_tokens);
+    result.times.assign(view.times, view.times + view.num_times);
+    for (std::size_t i = 0; i < view.num_words; ++i) {
+      const u2moe_word& word = view.words[i];
+      result.words.push_back({word.text, word.start, word.end, word.confidence});
+    }
+    for (std::size_t i = 0; i < view.num_nbest; ++i) {
+      const u2moe_alternative& each = view.nbest[i];
+      result.nbest.push_back({each.text, {each.tokens, each.tokens + each.num_tokens}, each.score, each.ctc_score, each.attention_score, each.language_score});
+    }
+    return result;
+  }
+
+  Handle<u2moe_stream, u2moe_stream_free> handle_;
+};
+
+/// A bundle, loaded. Threads may share it.
+class Recognizer {
+ public:
+  explicit Recognizer(const std::string& folder, const RecognizerOptions& options = {}) {
+    u2moe_recognizer handle = nullptr;
+    check(u2moe_recognizer_open(folder.c_str(), &options, &handle));
+    handle_ = Handle<u2moe_recognizer, u2moe_recognizer_free>(handle);
+  }
+
+  /// From files in memory: names and contents.
+  explicit Recognizer(const std::map<std::string, std::string>& files, const RecognizerOptions& options = {}) {
+    std::vector<u2moe_file> all;
+    for (const auto& [name, content] : files) all.push_back({name.c_str(), content.data(), content.size()});
+    u2moe_recognizer handle = nullptr;
+    check(u2moe_recognizer_open_memory(all.data(), all.size(), &options, &handle));
+    handle_ = Handle<u2moe_recognizer, u2moe_recognizer_free>(handle);
+  }
+
+  int sample_rate() const {
+    std::int32_t rate = 0;
+    check(u2moe_recognizer_sample_rate(handle_.get(), &rate));
+    return rate;
+  }
+
+  /// What computes the graphs, as JSON.
+  std::string describe() const {
+    const char* json = nullptr;
+    check(u2moe_recognizer_describe(handle_.get(), &json));
+    return json;
+  }
+
+  /// Phrases to prefer and their weights; 0: the default.
+  Hotwords hotwords(const std::vector<std::pair<std::string, double>>& phrases) const {
+    std::vector<u2moe_hotword> all;
+    for (const auto& [phrase, weight] : phrases) all.push_back({phrase.c_str(), weight});
+    u2moe_hotwords handle = nullptr;
+    check(u2moe_hotwords_create(handle_.get(), all.data(), all.size(), &handle));
+    return Hotwords(handle);
+  }
+
+  /// The same from lines of "phrase" or "phrase :weight".
+  Hotwords parse_hotwords(const std::string& lines) const {
+    u2moe_hotwords handle = nullptr;
+    check(u2moe_hotwords_parse(handle_.get(), lines.c_str(), &handle));
+    return Hotwords(handle);
+  }
+
+  LanguageModel language_model(const std::string& file, const LanguageModelOptions& options = {}) const {
+    u2moe_language_model handle = nullptr;
+    check(u2moe_language_model_open(handle_.get(), file.c_str(), &options, &handle));
+    return LanguageModel(handle);
+  }
+
+  Stream create_stream(const StreamOptions& options = {}) const {
+    u2moe_stream handle = nullptr;
+    check(u2moe_stream_create(handle_.get(), &options, &handle));
+    return Stream(handle);
+  }
+
+ private:
+  Handle<u2moe_recognizer, u2moe_recognizer_free> handle_;
+};
+
+}  // namespace u2moe
+
+#endif  // U2MOE_HPP

@@ -1,0 +1,40 @@
+// A bundle: manifest, vocabulary, and files that are verified by their digests.
+#pragma once
+
+#include <string>
+
+#include "files.hpp"
+#include "json.hpp"
+#include "manifest.hpp"
+#include "vocabulary.hpp"
+
+namespace u2moe::runtime {
+
+class Bundle {
+ public:
+  /// Reads the manifest and the vocabulary.
+  /// @throws BundleError the files are no bundle, or are damaged.
+  explicit Bundle(Files files);
+
+  /// Whether the manifest lists a file.
+  bool has(const std::string& name) const { return json_["files"].has(name); }
+
+  std::string path(const std::string& name) const { return files_.path(name); }
+
+  /// The content of a file, after its size and sha256 have been compared with the manifest. What is verified is what is
+  /// used: nothing reads the file again.
+  /// @throws BundleError it is not listed, or cannot be read.
+  /// @throws IntegrityError it differs from the manifest.
+  std::string verified(const std::string& name) const;
+
+  const Manifest& manifest() const { return manifest_; }
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+ private:
+  Files files_;
+  Json json_;
+  Manifest manifest_;
+  Vocabulary vocabulary_;
+};
+
+}  // namespace u2moe::runtime

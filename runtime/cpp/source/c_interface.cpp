@@ -1,0 +1,464 @@
+// The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "errors.hpp"
+#include "json_text.hpp"
+#include "stream.hpp"
+#include "u2moe.h"
+
+namespace u2moe::runtime {
+namespace {
+
+thread_local std::string the_message;
+
+// Never throws: if there is no memory even for the message, the code alone must do.
+u2moe_error failed(u2moe_error code, const char* message) noexcept {
+  try {
+    the_message = message;
+  } catch (...) {
+    the_message.clear();
+  }
+  return code;
+}
+
+template <class Work>
+u2moe_error guarded(Work work) noexcept {
+  try {
+    work();
+    return U2MOE_OK;
+  } catch (const Error& error) {
+    return failed(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return failed(U2MOE_OUT_OF_MEMORY, "out of memory");
+  } catch (const ort::Failure& error) {
+    return failed(U2MOE_PROVIDER_ERROR, error.what());
+  } catch (const std::exception& error) {
+    return failed(U2MOE_INTERNAL_ERROR, error.what());
+  } catch (...) {
+    return failed(U2MOE_INTERNAL_ERROR, "unknown");
+  }
+}
+
+// ---- What handles stand for ----
+
+struct Recognizer {
+  static constexpr const char* kName = "recognizer";
+  std::shared_ptr<const Model> model;
+  std::string description;
+};
+
+struct Hotwords {
+  static constexpr const char* kName = "hotwords";
+  std::shared_ptr<const ContextGraph> graph;
+};
+
+struct LanguageModel {
+  static constexpr const char* kName = "language model";
+  std::shared_ptr<const Fusion> fusion;
+};
+
+struct OpenStream {
+  static constexpr const char* kName = "stream";
+  explicit OpenStream(Stream made) : stream(std::move(made)) {}
+  Stream stream;
+  std::mutex used;
+};
+
+// A result, and its arrays as C has them.
+struct OpenResult {
+  static constexpr const char* kName = "result";
+  explicit OpenResult(Result made) : result(std::move(made)), json(as_json(result)) {
+    for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
+    for (const Alternative& each : result.nbest) {
+      nbest.push_back({each.text.c_str(), each.score, each.ctc_score, each.attention_score, each.language_score, each.tokens.data(), each.tokens.size()});
+    }
+  }
+  OpenResult(const OpenResult&) = delete;
+  OpenResult& operator=(const OpenResult&) = delete;
+
+  const Result result;
+  const std::string json;
+  std::vector<u2moe_word> words;
+  std::vector<u2moe_alternative> nbest;
+};
+
+// Objects by their handles, which are numbers that are never used again: what was freed is not found. An object that is freed
+// while another thread uses it lives until that call returns.
+class Registry {
+ public:
+  template <class T, class Handle>
+  void add(std::shared_ptr<T> object, Handle* handle) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    objects_.emplace(++last_, std::move(object));
+    *handle = reinterpret_cast<Handle>(last_);
+  }
+
+  template <class T, class Handle>
+  std::shared_ptr<T> find(Handle handle) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return *place<T>(handle).second;
+  }
+
+  template <class T, class Handle>
+  void remove(Handle handle) {
+    std::shared_ptr<T> object;  // destroyed after the lock
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [found, pointer] = place<T>(handle);
+    object = std::move(*pointer);
+    objects_.erase(found);
+  }
+
+ private:
+  using Object = std::variant<std::shared_ptr<Recognizer>, std::shared_ptr<Hotwords>, std::shared_ptr<LanguageModel>,
+                              std::shared_ptr<OpenStream>, std::shared_ptr<OpenResult>>;
+  using Objects = std::unordered_map<std::uintptr_t, Object>;
+
+  template <class T, class Handle>
+  std::pair<Objects::iterator, std::shared_ptr<T>*> place(Handle handle) {
+    if (!handle) throw InvalidHandle(std::string(T::kName) + " is null");
+    const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
+    if (found == objects_.end()) throw InvalidHandle(std::string(T::kName) + " was freed, or is no handle");
+    std::shared_ptr<T>* const object = std::get_if<std::shared_ptr<T>>(&found->second);
+    if (!object) throw InvalidHandle(std::string("a handle of another kind was given for a ") + T::kName);
+    return {found, object};
+  }
+
+  std::mutex mutex_;
+  Objects objects_;
+  std::uintptr_t last_ = 0;
+};
+
+// Never destroyed: threads may outlive `main`.
+Registry& registry() {
+  static Registry* const all = new Registry;
+  return *all;
+}
+
+// ---- Arguments ----
+
+template <class T>
+T* needed(T* pointer, const char* name) {
+  if (!pointer) throw InvalidArgument(std::string(name) + " is null");
+  return pointer;
+}
+
+// An array may be null if it is empty.
+template <class T>
+const T* array(const T* items, std::size_t num, const char* name) {
+  return num ? needed(items, name) : items;
+}
+
+// Structs have been of one size so far; those of later versions will be longer.
+void check_size(std::size_t found, std::size_t expected, const char* name) {
+  if (found == expected) return;
+  throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
+                        ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
+}
+
+template <class T>
+T read_options(const T* options, T defaults, const char* name) {
+  if (!options) return defaults;
+  check_size(options->size, sizeof(T), name);
+  return *options;
+}
+
+template <class T>
+u2moe_error init(T* options, std::size_t size, const T& defaults, const char* name) {
+  return guarded([&] {
+    check_size(size, sizeof(T), name);
+    *needed(options, name) = defaults;
+  });
+}
+
+const u2moe_recognizer_options kRecognizerOptions = {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr};
+const u2moe_language_model_options kLanguageModelOptions = {sizeof(u2moe_language_model_options), 0.5, 0.5, -5, 1, nullptr};
+const u2moe_stream_options kStreamOptions = {sizeof(u2moe_stream_options), 0,    -1,      nullptr, 10, -1, -1, -1, 1,
+                                             {{0, 2.4, 0}, {1, 1.2, 0}, {0, 0, 20}}, 0.5, nullptr, nullptr};
+
+Settings settings_of(const u2moe_recognizer_options* given) {
+  const u2moe_recognizer_options options = read_options(given, kRecognizerOptions, "u2moe_recognizer_options");
+  std::vector<Provider> providers;
+  array(options.providers, options.num_providers, "providers");
+  for (std::size_t i = 0; i < options.num_providers; ++i) {
+    const u2moe_provider& each = options.providers[i];
+    Provider& provider = providers.emplace_back(Provider{needed(each.name, "name of a provider"), {}});
+    array(each.keys, each.num_options, "keys of a provider");
+    array(each.values, each.num_options, "values of a provider");
+    for (std::size_t k = 0; k < each.num_options; ++k) {
+      provider.options.emplace_back(needed(each.keys[k], "key of a provider"), needed(each.values[k], "value of a provider"));
+    }
+  }
+  return Settings(options.num_threads, options.kernels ? options.kernels : "", std::move(providers),
+                  static_cast<const OrtSessionOptions*>(options.session_options));
+}
+
+std::optional<double> unless_negative(double value) { return value < 0 ? std::nullopt : std::optional<double>(value); }
+
+Search search_of(const char* name) {
+  if (!name) return Search::kDefault;
+  const std::pair<const char*, Search> known[] = {
+      {"attention_rescoring", Search::kRescoring}, {"ctc_prefix_beam", Search::kPrefixBeam}, {"ctc_greedy", Search::kGreedy}};
+  for (const auto& [each, search] : known) {
+    if (std::strcmp(name, each) == 0) return search;
+  }
+  throw InvalidArgument("search must be attention_rescoring, ctc_prefix_beam or ctc_greedy, got '" + std::string(name).substr(0, 80) + "'");
+}
+
+StreamOptions options_of(const u2moe_stream_options* given) {
+  const u2moe_stream_options options = read_options(given, kStreamOptions, "u2moe_stream_options");
+  StreamOptions found;
+  found.chunk_size = options.chunk_size;
+  found.num_left_chunks = options.num_left_chunks;
+  found.search = search_of(options.search);
+  found.beam_size = options.beam_size;
+  found.ctc_weight = unless_negative(options.ctc_weight);
+  found.reverse_weight = unless_negative(options.reverse_weight);
+  found.padding_s = unless_negative(options.padding_s);
+  found.endpoint = options.endpoint != 0;
+  found.pause = options.pause;
+  for (std::size_t i = 0; i < found.rules.size(); ++i) {
+    const u2moe_endpoint_rule& rule = options.rules[i];
+    found.rules[i] = EndpointRule{rule.must_contain_nonsilence != 0, rule.min_trailing_silence, rule.min_utterance_length};
+    if (rule.min_trailing_silence == 0 && rule.min_utterance_length == 0) found.rules[i] = std::nullopt;
+  }
+  if (options.hotwords) found.hotwords = registry().find<Hotwords>(options.hotwords)->graph;
+  if (options.language_model) found.language_model = registry().find<LanguageModel>(options.language_model)->fusion;
+  return found;
+}
+
+std::string description_of(const Model& model) {
+  const Kernels& kernels = model.graphs.kernels();
+  const Manifest& m = model.bundle.manifest();
+  std::vector<std::string> providers;
+  for (const Provider& provider : model.settings.providers()) providers.push_back(provider.name);
+  return "{\"version\": " + json_text(std::string(U2MOE_VERSION)) + ", \"onnxruntime\": " + json_text(ort::version()) +
+         ", \"native_kernels\": " + (kernels.native ? "true" : "false") + ", \"isa\": " + json_text(kernels.isa) + ", \"reason\": " +
+         json_text(kernels.reason) + ", \"providers\": " + json_text(providers) + ", \"sample_rate\": " + std::to_string(m.sample_rate) +
+         ", \"vocab_size\": " + std::to_string(m.vocab_size) + ", \"can_stream\": " + (m.streaming ? "true" : "false") +
+         ", \"has_decoder\": " + (m.has_decoder ? "true" : "false") + "}";
+}
+
+void open_recognizer(Files files, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
+  needed(recognizer, "recognizer");
+  const auto model = std::make_shared<const Model>(std::move(files), settings_of(options));
+  registry().add(std::make_shared<Recognizer>(Recognizer{model, description_of(*model)}), recognizer);
+}
+
+void open_language_model(u2moe_recognizer recognizer, const std::string& content, const std::string& source,
+                         const u2moe_language_model_options* given, u2moe_language_model* model) {
+  needed(model, "model");
+  const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
+  const u2moe_language_model_options found = read_options(given, kLanguageModelOptions, "u2moe_language_model_options");
+  const LanguageModelOptions options{found.weight, found.word_bonus, found.unknown_score, found.rescoring_weight, found.level ? found.level : ""};
+  options.check();
+  const auto fusion = std::make_shared<const Fusion>(Ngrams::parse(content, source), options, owner->model->bundle.vocabulary(), source);
+  registry().add(std::make_shared<LanguageModel>(LanguageModel{fusion}), model);
+}
+
+void create_hotwords(u2moe_recognizer recognizer, const std::vector<Hotword>& phrases, u2moe_hotwords* hotwords) {
+  const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
+  const auto graph = std::make_shared<const ContextGraph>(phrases, owner->model->bundle.vocabulary());
+  registry().add(std::make_shared<Hotwords>(Hotwords{graph}), needed(hotwords, "hotwords"));
+}
+
+// Works with a stream that no other thread uses.
+template <class Work>
+u2moe_error with_stream(u2moe_stream handle, Work work) {
+  return guarded([&] {
+    const std::shared_ptr<OpenStream> open = registry().find<OpenStream>(handle);
+    const std::unique_lock<std::mutex> lock(open->used, std::try_to_lock);
+    if (!lock) throw StreamError("this stream is used by another thread");
+    work(open->stream);
+  });
+}
+
+}  // namespace
+}  // namespace u2moe::runtime
+
+using namespace u2moe::runtime;  // NOLINT: this file is the border
+
+const char* u2moe_error_message(void) { return the_message.c_str(); }
+
+const char* u2moe_error_name(u2moe_error error) {
+  static const char* const names[] = {
+      "U2MOE_OK", "U2MOE_INVALID_ARGUMENT", "U2MOE_INVALID_HANDLE", "U2MOE_BUNDLE_ERROR", "U2MOE_INTEGRITY_ERROR", "U2MOE_AUDIO_ERROR",
+      "U2MOE_STREAM_ERROR", "U2MOE_PROVIDER_ERROR", "U2MOE_KERNELS_ERROR", "U2MOE_LANGUAGE_MODEL_ERROR", "U2MOE_OUT_OF_MEMORY", "U2MOE_INTERNAL_ERROR"};
+  const auto index = static_cast<std::size_t>(error);
+  return index < sizeof names / sizeof *names ? names[index] : "unknown";
+}
+
+const char* u2moe_version(void) { return U2MOE_VERSION; }
+
+u2moe_error u2moe_available_providers(const char** json) {
+  return guarded([&] {
+    static const std::string* const all = new std::string(json_text(ort::available_providers()));
+    *needed(json, "json") = all->c_str();
+  });
+}
+
+u2moe_error u2moe_recognizer_options_init(u2moe_recognizer_options* options, size_t size) {
+  return init(options, size, kRecognizerOptions, "u2moe_recognizer_options");
+}
+
+u2moe_error u2moe_recognizer_open(const char* folder, const u2moe_recognizer_options* options, u2moe_recognizer* recognizer) {
+  return guarded([&] { open_recognizer(Files::in(needed(folder, "folder")), options, recognizer); });
+}
+
+u2moe_error u2moe_recognizer_open_memory(const u2moe_file* files, size_t num_files, const u2moe_recognizer_options* options,
+                                         u2moe_recognizer* recognizer) {
+  return guarded([&] {
+    std::map<std::string, std::string> contents;
+    array(files, num_files, "files");
+    for (std::size_t i = 0; i < num_files; ++i) {
+      const char* const content = static_cast<const char*>(files[i].content);
+      contents[needed(files[i].name, "name of a file")].assign(array(content, files[i].size, "content of a file"), files[i].size);
+    }
+    open_recognizer(Files::of(std::move(contents)), options, recognizer);
+  });
+}
+
+u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t* sample_rate) {
+  return guarded([&] {
+    *needed(sample_rate, "sample_rate") = registry().find<Recognizer>(recognizer)->model->bundle.manifest().sample_rate;
+  });
+}
+
+u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char** json) {
+  return guarded([&] { *needed(json, "json") = registry().find<Recognizer>(recognizer)->description.c_str(); });
+}
+
+u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer) {
+  return guarded([&] { registry().remove<Recognizer>(recognizer); });
+}
+
+u2moe_error u2moe_hotwords_create(u2moe_recognizer recognizer, const u2moe_hotword* phrases, size_t num_phrases, u2moe_hotwords* hotwords) {
+  return guarded([&] {
+    std::vector<Hotword> all;
+    array(phrases, num_phrases, "phrases");
+    for (std::size_t i = 0; i < num_phrases; ++i) {
+      Hotword& hotword = all.emplace_back(Hotword{needed(phrases[i].phrase, "phrase")});
+      if (phrases[i].weight != 0) hotword.weight = phrases[i].weight;
+    }
+    create_hotwords(recognizer, all, hotwords);
+  });
+}
+
+u2moe_error u2moe_hotwords_parse(u2moe_recognizer recognizer, const char* lines, u2moe_hotwords* hotwords) {
+  return guarded([&] { create_hotwords(recognizer, parse_hotwords(needed(lines, "lines")), hotwords); });
+}
+
+u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords) {
+  return guarded([&] { registry().remove<Hotwords>(hotwords); });
+}
+
+u2moe_error u2moe_language_model_options_init(u2moe_language_model_options* options, size_t size) {
+  return init(options, size, kLanguageModelOptions, "u2moe_language_model_options");
+}
+
+u2moe_error u2moe_language_model_open(u2moe_recognizer recognizer, const char* file, const u2moe_language_model_options* options,
+                                      u2moe_language_model* model) {
+  return guarded([&] {
+    std::string content;
+    if (!read_file(needed(file, "file"), content)) throw LanguageModelError(std::string(file) + ": missing, or cannot be read");
+    open_language_model(recognizer, content, file, options, model);
+  });
+}
+
+u2moe_error u2moe_language_model_open_memory(u2moe_recognizer recognizer, const void* content, size_t size,
+                                             const u2moe_language_model_options* options, u2moe_language_model* model) {
+  return guarded([&] {
+    const char* const first = array(static_cast<const char*>(content), size, "content");
+    open_language_model(recognizer, size ? std::string(first, size) : "", "language model", options, model);
+  });
+}
+
+u2moe_error u2moe_language_model_free(u2moe_language_model model) {
+  return guarded([&] { registry().remove<LanguageModel>(model); });
+}
+
+u2moe_error u2moe_stream_options_init(u2moe_stream_options* options, size_t size) {
+  return init(options, size, kStreamOptions, "u2moe_stream_options");
+}
+
+u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options* options, u2moe_stream* stream) {
+  return guarded([&] {
+    needed(stream, "stream");
+    const std::shared_ptr<Recognizer> owner = registry().find<Recognizer>(recognizer);
+    registry().add(std::make_shared<OpenStream>(Stream(owner->model, options_of(options))), stream);
+  });
+}
+
+u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rate, const float* samples, size_t num_samples) {
+  return with_stream(stream, [&](Stream& it) { it.accept_waveform(sample_rate, array(samples, num_samples, "samples"), num_samples); });
+}
+
+u2moe_error u2moe_stream_accept_waveform_int16(u2moe_stream stream, int32_t sample_rate, const int16_t* samples, size_t num_samples) {
+  return with_stream(stream, [&](Stream& it) {
+    array(samples, num_samples, "samples");
+    std::vector<float> scaled(num_samples);
+    for (std::size_t i = 0; i < num_samples; ++i) scaled[i] = static_cast<float>(samples[i]) / 32768.0F;
+    it.accept_waveform(sample_rate, scaled.data(), num_samples);
+  });
+}
+
+u2moe_error u2moe_stream_input_finished(u2moe_stream stream) {
+  return with_stream(stream, [](Stream& it) { it.input_finished(); });
+}
+
+u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_result* result) {
+  return with_stream(stream, [&](Stream& it) {
+    needed(result, "result");
+    std::optional<Result> segment = it.take_segment();
+    if (segment) {
+      registry().add(std::make_shared<OpenResult>(std::move(*segment)), result);
+    } else {
+      *result = nullptr;
+    }
+  });
+}
+
+u2moe_error u2moe_stream_get_result(u2moe_stream stream, u2moe_result* result) {
+  return with_stream(stream, [&](Stream& it) { registry().add(std::make_shared<OpenResult>(it.result()), needed(result, "result")); });
+}
+
+u2moe_error u2moe_stream_is_endpoint(u2moe_stream stream, int32_t* is_endpoint) {
+  return with_stream(stream, [&](Stream& it) { *needed(is_endpoint, "is_endpoint") = it.has_segments(); });
+}
+
+u2moe_error u2moe_stream_reset(u2moe_stream stream) {
+  return with_stream(stream, [](Stream& it) { it.reset(); });
+}
+
+u2moe_error u2moe_stream_free(u2moe_stream stream) {
+  return guarded([&] { registry().remove<OpenStream>(stream); });
+}
+
+u2moe_error u2moe_result_get(u2moe_result handle, u2moe_result_view* view) {
+  return guarded([&] {
+    check_size(needed(view, "view")->size, sizeof *view, "u2moe_result_view");
+    const std::shared_ptr<OpenResult> open = registry().find<OpenResult>(handle);
+    const Result& result = open->result;
+    *view = {sizeof *view, result.text.c_str(), result.is_final, result.segment, result.start, result.end, result.confidence,
+             result.tokens.data(), result.times.data(), result.tokens.size(), result.times.size(), open->words.data(), open->words.size(),
+             open->nbest.data(), open->nbest.size()};
+  });
+}
+
+u2moe_error u2moe_result_json(u2moe_result result, const char** json) {
+  return guarded([&] { *needed(json, "json") = registry().find<OpenResult>(result)->json.c_str(); });
+}
+
+u2moe_error u2moe_result_free(u2moe_result result) {
+  return guarded([&] { registry().remove<OpenResult>(result); });
+}

@@ -1,0 +1,233 @@
+#include "fusion.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "errors.hpp"
+#include "number.hpp"
+#include "unicode.hpp"
+
+namespace u2moe::runtime {
+namespace {
+
+using Id = Ngrams::Id;
+
+constexpr std::size_t kMostStates = std::size_t{1} << 17;
+constexpr double kSlack = 1e-9;  // more than the rounding of sums of scores
+const std::string kUnreadable(1, '\0');  // symbols that are no text, and beginnings of words that the model does not have
+constexpr const char* kLast = "\xf4\x8f\xbf\xbf";  // U+10FFFF
+const std::string kBoundary;
+
+// Puts words into the letter case of a vocabulary, if it has only one.
+Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
+  std::string letters;
+  for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
+  if (letters == mapped(letters, upper)) return [](const std::string& word) { return mapped(word, upper); };
+  if (letters == mapped(letters, lower)) return [](const std::string& word) { return mapped(word, lower); };
+  return [](const std::string& word) { return word; };
+}
+
+// Letters of a symbol, with a boundary for spaces and around characters that are words.
+std::vector<std::string> pieces_of(const std::u32string& symbol) {
+  if (is_marker(encode_utf8(symbol))) return {kUnreadable};
+  std::vector<std::string> pieces;
+  for (const char32_t c : symbol) {
+    if (is_spaceless(c)) {
+      pieces.insert(pieces.end(), {kBoundary, encode_utf8({c}), kBoundary});
+    } else if (is_space(c) || c == kWordBoundary) {
+      pieces.push_back(kBoundary);
+    } else {
+      if (pieces.empty() || pieces.back() == kBoundary) pieces.emplace_back();
+      pieces.back() += encode_utf8({c});
+    }
+  }
+  return pieces;
+}
+
+std::vector<std::string> spelled_words(const Ngrams& ngrams, const Ngrams::Spell& spell) {
+  std::vector<std::string> spelled;
+  for (const std::string& word : ngrams.words()) {
+    if (!is_marker(word)) spelled.push_back(spell(word));
+  }
+  return spelled;
+}
+
+// Whether the words come first, in the order of their spelling, and markers after them.
+bool is_sorted(const Ngrams& ngrams, const std::vector<std::string>& spelled) {
+  const auto& words = ngrams.words();
+  return std::is_sorted(spelled.begin(), spelled.end()) &&
+         std::none_of(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(spelled.size()), is_marker);
+}
+
+}  // namespace
+
+void LanguageModelOptions::check() const {
+  check_range("weight", weight, 0, 100);
+  check_range("word_bonus", word_bonus, -100, 100);
+  check_range("unknown_score", unknown_score, -1000, 0);
+  check_range("rescoring_weight", rescoring_weight, 0, 100);
+  if (!level.empty() && level != "word" && level != "token") throw InvalidArgument("level must be 'word', 'token' or none, got '" + level + "'");
+}
+
+Fusion::Fusion(Ngrams ngrams, const LanguageModelOptions& options, const Vocabulary& vocabulary, const std::string& source)
+    : ngrams_(std::move(ngrams)), scale_(options.weight * std::log(10.0)), word_bonus_(options.word_bonus),
+      unknown_score_(options.unknown_score / std::log(10.0)), rescoring_weight_(options.rescoring_weight),
+      bonus_(std::max(options.word_bonus, 0.0)), fingerprint_(vocabulary.fingerprint()) {
+  options.check();
+  std::vector<std::string> symbols;
+  for (const std::u32string& symbol : vocabulary.symbols()) symbols.push_back(encode_utf8(symbol));
+  const Ngrams::Spell spell = spelling_of(symbols);
+  spelled_ = spelled_words(*ngrams_, spell);
+  if (!is_sorted(*ngrams_, spelled_)) {
+    ngrams_ = ngrams_->spelled_by(spell, source);
+    spelled_ = spelled_words(*ngrams_, spell);
+  }
+  const auto& words = ngrams_->words();
+  const std::string mark = encode_utf8({kWordBoundary});
+  const bool has_marks = std::any_of(words.begin(), words.end(), [&](const std::string& word) { return word.find(mark) != word.npos; });
+  by_token_ = options.level.empty() ? has_marks : options.level == "token";
+  std::unordered_map<std::string, Id> ids;
+  for (Id id = 0; by_token_ && id < words.size(); ++id) ids.emplace(words[id], id);
+  for (std::size_t token = 0; token < symbols.size(); ++token) {
+    const std::vector<std::string>& pieces = pieces_.emplace_back(pieces_of(vocabulary.symbols()[token]));
+    const auto starts = std::count_if(pieces.begin(), pieces.end(), [](const std::string& piece) { return !piece.empty(); });
+    gains_.push_back(bonus_ * static_cast<double>(by_token_ ? 1 : starts) + kSlack);
+    ends_word_.push_back(!by_token_ && !pieces.empty() && pieces.front() == kBoundary);
+    if (!by_token_) continue;
+    const auto found = ids.find(symbols[token]);
+    token_words_.push_back(found == ids.end() ? std::nullopt : std::optional<Id>(found->second));
+  }
+  most_gain_ = *std::max_element(gains_.begin(), gains_.end());
+}
+
+FusionStates::FusionStates(std::shared_ptr<const Fusion> fusion)
+    : fusion_(std::move(fusion)), ngrams_(*fusion_->ngrams_), start_(std::make_shared<FusionState>()) {
+  start_->history = ngrams_.begin();
+}
+
+// States that are in use remain, and reach no others.
+void FusionStates::forget() {
+  for (auto& [key, state] : states_) state->moves.clear();
+  start_->moves.clear();
+  states_.clear();
+}
+
+const FusionState::Move& FusionStates::advance(const FusionStatePtr& state, int token) {
+  const auto known = state->moves.find(token);
+  if (known != state->moves.end()) return known->second;
+  const auto index = static_cast<std::size_t>(token);
+  FusionState::Move move;
+  if (fusion_->by_token_) {
+    const std::optional<Id> word = fusion_->token_words_[index];
+    const auto [score, history] = word ? ngrams_.step(state->history, *word) : unknown(state->history);
+    move = {state_of(history, ""), fusion_->scale_ * score + fusion_->word_bonus_};
+  } else {
+    move = read(*state, fusion_->pieces_[index]);
+  }
+  return state->moves.emplace(token, std::move(move)).first->second;
+}
+
+double FusionStates::finish(const FusionStatePtr& state) {
+  const FusionState::Move last = read(*state, {kBoundary});
+  double score = last.score;
+  if (const std::optional<Id>& end = ngrams_.end()) score += fusion_->scale_ * ngrams_.step(last.state->history, *end).first;
+  return score;
+}
+
+std::pair<double, double> FusionStates::losses(FusionState& state) {
+  if (!state.losses) {
+    state.losses = state.begun.empty() ? std::pair(0.0, 0.0) : std::pair(-fusion_->bonus_, ended(state).first - state.open);
+  }
+  return *state.losses;
+}
+
+FusionState::Move FusionStates::read(const FusionState& state, const std::vector<std::string>& pieces) {
+  Id history = state.history;
+  std::string begun = state.begun;
+  double score = 0;
+  for (const std::string& piece : pieces) {
+    if (piece != kBoundary) {
+      begun += piece;
+    } else if (!begun.empty()) {
+      const auto [word_score, after] = word(history, begun);
+      score += word_score;
+      history = after;
+      begun.clear();
+    }
+  }
+  return {state_of(history, std::move(begun)), score};
+}
+
+FusionStatePtr FusionStates::state_of(Id history, std::string begun) {
+  const Beginning* found = begun.empty() ? nullptr : beginning(begun);
+  if (!begun.empty() && !found) begun = kUnreadable;
+  const std::pair<Id, std::string> key(history, begun);
+  const auto known = states_.find(key);
+  if (known != states_.end()) return known->second;
+  if (states_.size() >= kMostStates) forget();
+  const auto state = std::make_shared<FusionState>();
+  state->history = history;
+  state->begun = begun;
+  if (!begun.empty()) {  // the most probable word with this beginning; never below that of an actual one
+    double best = unknown(history).first;
+    if (found) best = std::max(best, ngrams_.best(history, found->low, found->high, found->best_alone));
+    state->open = fusion_->scale_ * best + fusion_->word_bonus_;
+  }
+  states_.emplace(key, state);
+  return state;
+}
+
+// The score of the current word if it ends here: the same for every token that begins another.
+std::pair<double, Id> FusionStates::ended(FusionState& state) {
+  if (!state.ended) state.ended = word(state.history, state.begun);
+  return *state.ended;
+}
+
+// The score of a word, and the history after it; if it may be read in several ways, of the most probable.
+std::pair<double, Id> FusionStates::word(Id history, const std::string& spelled) {
+  const Beginning* found = beginning(spelled);
+  double best = -std::numeric_limits<double>::infinity();
+  Id following = 0;
+  if (!found || found->low == found->whole) std::tie(best, following) = unknown(history);
+  for (Id word = found ? found->low : 0; found && word < found->whole; ++word) {
+    const auto [score, after] = ngrams_.step(history, word);
+    if (score > best) {
+      best = score;
+      following = after;
+    }
+  }
+  return {fusion_->scale_ * best + fusion_->word_bonus_, following};
+}
+
+// The log10 probability of a word that the model does not have, and the history after it.
+std::pair<double, Id> FusionStates::unknown(Id history) {
+  const auto known = unknowns_.find(history);
+  if (known != unknowns_.end()) return known->second;
+  std::pair<double, Id> found(0.0, 0);
+  if (ngrams_.unknown()) found = ngrams_.step(history, *ngrams_.unknown());
+  found.first += fusion_->unknown_score_;
+  if (unknowns_.size() >= kMostStates) unknowns_.clear();
+  unknowns_.emplace(history, found);
+  return found;
+}
+
+// None: no word of the model begins so.
+const FusionStates::Beginning* FusionStates::beginning(const std::string& begun) {
+  auto known = beginnings_.find(begun);
+  if (known == beginnings_.end()) {
+    const auto& spelled = fusion_->spelled_;
+    const auto first = spelled.begin(), low = std::lower_bound(first, spelled.end(), begun), high = std::lower_bound(low, spelled.end(), begun + kLast);
+    std::unique_ptr<Beginning> found;
+    if (low != high) {
+      const Id from = static_cast<Id>(low - first), to = static_cast<Id>(high - first);
+      found.reset(new Beginning{from, to, ngrams_.best_alone(from, to), static_cast<Id>(std::upper_bound(low, high, begun) - first)});
+    }
+    if (beginnings_.size() >= kMostStates) beginnings_.clear();
+    known = beginnings_.emplace(begun, std::move(found)).first;
+  }
+  return known->second.get();
+}
+
+}  // namespace u2moe::runtime

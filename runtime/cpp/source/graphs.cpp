@@ -1,0 +1,220 @@
+#include "graphs.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "errors.hpp"
+#include "number.hpp"
+
+namespace u2moe::runtime {
+namespace {
+
+template <class Items>
+std::int64_t length(const Items& items) {
+  return static_cast<std::int64_t>(items.size());
+}
+
+Floats checked(const std::string& path, Floats values) {
+  if (std::any_of(values.begin(), values.end(), [](float each) { return std::isnan(each); })) {
+    throw ProviderError(path + ": gives values that are no numbers: its weights are damaged");
+  }
+  return values;
+}
+
+std::string listed(const std::vector<std::string>& names) {
+  std::string all;
+  for (const std::string& name : names) all += " " + name;
+  return all;
+}
+
+// A session from bytes that were verified: no file is read a second time.
+ort::Owned<OrtSession> session_of(const OrtEnv* env, const std::string& content, const std::string& data, std::string weights,
+                                  OrtSessionOptions* options) {
+  if (!data.empty()) {
+    const std::basic_string<ORTCHAR_T> name(data.begin(), data.end());
+    const ORTCHAR_T* names[] = {name.c_str()};
+    char* contents[] = {weights.data()};
+    const std::size_t sizes[] = {weights.size()};
+    ort::check(ort::api().AddExternalInitializersFromFilesInMemory(options, names, contents, sizes, 1));
+  }
+  return ort::made<OrtSession>(ort::api().CreateSessionFromArray, env, content.data(), content.size(),
+                               static_cast<const OrtSessionOptions*>(options));
+}
+
+}  // namespace
+
+// Errors are thrown, and need not be printed as well: hence the level of its log.
+Graphs::Graphs(const Bundle& bundle, const Settings& settings)
+    : m_(bundle.manifest()), env_(ort::made<OrtEnv>(ort::api().CreateEnv, ORT_LOGGING_LEVEL_FATAL, "u2moe")) {
+  ort::check(ort::api().DisableTelemetryEvents(env_.get()));
+  Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
+  if (m_.streaming) {
+    inputs.insert(inputs.end(), {"offset", "required_cache_size", "att_cache"});
+    outputs.insert(outputs.end(), {"next_offset", "r_att_cache"});
+  }
+  if (m_.streaming && m_.convolution) {
+    inputs.push_back("cnn_cache");
+    outputs.push_back("r_cnn_cache");
+  }
+  features_ = open(bundle, settings, "features.onnx", {"samples"}, {"features"});
+  encoder_ = open(bundle, settings, "encoder.onnx", inputs, outputs);
+  ctc_ = open(bundle, settings, "ctc.onnx", {"encoder_out"}, {"log_probs"});
+  if (!m_.has_decoder) return;
+  const Names scores = m_.bidirectional ? Names{"score", "r_score"} : Names{"score"};
+  decoder_ = open(bundle, settings, "decoder.onnx", {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+}
+
+Floats Graphs::features(Floats samples) const {
+  Values inputs;
+  inputs.push_back(ort::tensor(samples, {1, length(samples)}));
+  return ort::floats_of(*run(features_, inputs)[0]);
+}
+
+Caches Graphs::start() const {
+  Caches caches;
+  if (m_.convolution) caches.cnn.assign(static_cast<std::size_t>(std::int64_t{m_.num_blocks} * m_.conv_dim * m_.conv_cache), 0.0F);
+  return caches;
+}
+
+Floats Graphs::encode(Floats window, Caches& caches, std::int64_t required) const {
+  const std::int64_t num_frames = length(window) / m_.feature_size;
+  const std::int64_t time = (num_frames - m_.right_context - 1) / m_.subsampling_rate + 1;
+  std::vector<std::int64_t> frames = {num_frames}, offset = {caches.offset}, kept = {required};
+  Values inputs;
+  inputs.push_back(ort::tensor(window, {1, num_frames, m_.feature_size}));
+  inputs.push_back(ort::tensor(frames, {1}));
+  if (m_.streaming) {
+    inputs.push_back(ort::tensor(offset, {1}));
+    inputs.push_back(ort::tensor(kept, {}));
+    inputs.push_back(ort::tensor(caches.att, {m_.num_blocks, 1, m_.num_kv_heads, caches.length, m_.kv_dim}));
+    if (m_.convolution) inputs.push_back(ort::tensor(caches.cnn, {m_.num_blocks, 1, m_.conv_dim, m_.conv_cache}));
+  }
+  const Values found = run(encoder_, inputs);
+  Floats output = ort::floats_of(*found[0]);
+  if (!m_.streaming) return output;
+  const std::int64_t num_kept = required >= 0 ? std::min(caches.length + time, required) : caches.length + time;
+  caches.offset = ort::integers_of(*found[1])[0];
+  caches.length = ort::shape_of(*found[2])[3];
+  caches.att = ort::floats_of(*found[2]);
+  if (m_.convolution) caches.cnn = ort::floats_of(*found[3]);
+  keep_last(caches, num_kept);
+  return output;
+}
+
+void Graphs::keep_last(Caches& caches, std::int64_t num_frames) const {
+  if (caches.length <= num_frames) return;
+  Floats att;
+  for (std::int64_t row = 0; row < std::int64_t{m_.num_blocks} * m_.num_kv_heads; ++row) {
+    const auto end = caches.att.begin() + (row + 1) * caches.length * m_.kv_dim;
+    att.insert(att.end(), end - num_frames * m_.kv_dim, end);
+  }
+  caches.att = std::move(att);
+  caches.length = num_frames;
+}
+
+Floats Graphs::ctc(Floats output) const {
+  const std::int64_t num_frames = length(output) / m_.output_size;
+  if (num_frames == 0) return {};
+  Values inputs;
+  inputs.push_back(ort::tensor(output, {1, num_frames, m_.output_size}));
+  Floats found = checked(ctc_.path, ort::floats_of(*run(ctc_, inputs)[0]));
+  if (length(found) != num_frames * m_.vocab_size) {
+    throw ProviderError(ctc_.path + ": gives " + std::to_string(found.size()) + " log-probabilities for " +
+                        std::to_string(num_frames) + " frames and " + std::to_string(m_.vocab_size) + " tokens");
+  }
+  return found;
+}
+
+TokenScores Graphs::score(Floats output, const std::vector<std::vector<int>>& hypotheses) const {
+  std::size_t longest = 1;
+  for (const auto& tokens : hypotheses) longest = std::max(longest, tokens.size());
+  std::vector<std::int64_t> hyps, lens, frames = {length(output) / m_.output_size};
+  for (const auto& tokens : hypotheses) {
+    hyps.insert(hyps.end(), tokens.begin(), tokens.end());
+    hyps.insert(hyps.end(), longest - tokens.size(), m_.eos);
+    lens.push_back(length(tokens));
+  }
+  const std::int64_t num = length(hypotheses);
+  Values inputs;
+  inputs.push_back(ort::tensor(hyps, {1, num, static_cast<std::int64_t>(longest)}));
+  inputs.push_back(ort::tensor(lens, {1, num}));
+  inputs.push_back(ort::tensor(output, {1, frames[0], m_.output_size}));
+  inputs.push_back(ort::tensor(frames, {1}));
+  const Values found = run(decoder_, inputs);
+  const auto scores = [&](std::size_t index) { return checked(decoder_.path, ort::floats_of(*found[index])); };
+  return {scores(0), m_.bidirectional ? scores(1) : Floats{}, longest + 1};
+}
+
+Graphs::Graph Graphs::open(const Bundle& bundle, const Settings& settings, const std::string& file, Names inputs, Names outputs) const {
+  const std::string data = bundle.has(file + ".data") ? file + ".data" : "";
+  const std::string content = bundle.verified(file), weights = data.empty() ? "" : bundle.verified(data);
+  Graph graph{bundle.path(file), std::move(inputs), std::move(outputs), settings.kernels(), {}};
+  if (m_.packed && !settings.are_of_the_caller()) {
+    const std::string where = graph.path + ": weights are packed for native kernels";
+    if (!graph.kernels.native) throw KernelsError(where + ", but onnxruntime runs it: " + graph.kernels.reason);
+    if (graph.kernels.layout != m_.packed) {
+      throw KernelsError(where + " in layout " + std::to_string(m_.packed) + ", those of this library read " +
+                         std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with its version");
+    }
+  }
+  // So that numbers in float32 do not depend on how the library was built.
+  if (graph.kernels.native && settings.wanted_kernels() == "auto" && !m_.quantized) graph.kernels = {false, "", 0, "weights are in float32"};
+  const auto load = [&] {
+    graph.session = session_of(env_.get(), content, data, weights, settings.session_options(graph.kernels.native).get());
+  };
+  try {
+    try {
+      load();
+    } catch (const ort::Failure& error) {
+      if (!graph.kernels.native || m_.packed) throw;
+      const std::string reason = error.what();
+      graph.kernels = {false, "", 0, "native kernels cannot run it: " + reason};
+      load();  // fails if the graph itself is damaged
+      if (settings.wanted_kernels() == "native") throw KernelsError(graph.path + ": " + graph.kernels.reason);
+    }
+    check(graph);
+  } catch (const ort::Failure& error) {
+    if (!settings.is_cpu()) throw ProviderError(graph.path + ": " + settings.providers()[0].name + " did not start: " + error.what());
+    throw BundleError(graph.path + ": onnxruntime refuses it: " + error.what());
+  }
+  return graph;
+}
+
+// Its names are those of the contract, and its numbers those of the manifest: others are of another bundle.
+void Graphs::check(const Graph& graph) const {
+  const Names found = ort::input_names(*graph.session), given = ort::output_names(*graph.session);
+  if (found != graph.inputs) throw BundleError(graph.path + ": inputs are" + listed(found) + ", expected" + listed(graph.inputs));
+  for (const std::string& name : graph.outputs) {
+    if (!std::count(given.begin(), given.end(), name)) throw BundleError(graph.path + ": outputs are" + listed(given) + ", expected " + name);
+  }
+  const auto metadata = ort::made<OrtModelMetadata>(ort::api().SessionGetModelMetadata, static_cast<const OrtSession*>(graph.session.get()));
+  for (const auto& [name, value] : m_.stated()) {
+    const std::string text = ort::metadata(*metadata, "u2moe." + name);
+    const std::optional<double> number = parse_number(text);
+    if (!text.empty() && (!number || *number != value)) {
+      throw BundleError(graph.path + ": u2moe." + name + " is " + text + ", which is not that of bundle.json");
+    }
+  }
+}
+
+// Outputs for inputs, both in the order of their names.
+Graphs::Values Graphs::run(const Graph& graph, const Values& inputs) const {
+  std::vector<const char*> names, wanted;
+  std::vector<const OrtValue*> feeds;
+  for (const std::string& name : graph.inputs) names.push_back(name.c_str());
+  for (const std::string& name : graph.outputs) wanted.push_back(name.c_str());
+  for (const auto& input : inputs) feeds.push_back(input.get());
+  std::vector<OrtValue*> outputs(wanted.size());
+  try {
+    ort::check(ort::api().Run(graph.session.get(), nullptr, names.data(), feeds.data(), feeds.size(), wanted.data(), wanted.size(), outputs.data()));
+  } catch (const ort::Failure& error) {
+    throw ProviderError(graph.path + ": onnxruntime failed: " + error.what());
+  }
+  Values found;
+  for (OrtValue* output : outputs) found.emplace_back(output);
+  return found;
+}
+
+}  // namespace u2moe::runtime

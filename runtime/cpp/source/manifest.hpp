@@ -1,0 +1,93 @@
+// The manifest of a bundle: sizes of the model, features, and defaults of decoding.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "json.hpp"
+
+namespace u2moe::runtime {
+
+constexpr double kLongestPaddingS = 10;
+
+/// Names and meanings are those of bundle.json; see docs/export.md.
+struct Manifest {
+  bool streaming = false, convolution = false, has_decoder = false, bidirectional = false;
+  int feature_size = 0, output_size = 0, num_blocks = 0, num_kv_heads = 0, kv_dim = 0, conv_dim = 0, conv_cache = 0,
+      vocab_size = 0, subsampling_rate = 0, right_context = 0, static_chunk_size = 0, blank = 0, eos = 0;
+  int sample_rate = 0;
+  double frame_length_ms = 0, frame_shift_ms = 0;
+  double ctc_weight = 0, reverse_weight = 0;
+  double padding_s = 0;  ///< default of StreamOptions::padding_s
+  bool calibrated = false;
+  double scale = 1, bias = 0;  ///< of the log-odds of confidences, if calibrated
+  bool quantized = false;
+  int packed = 0;  ///< layout in which weights are packed for native kernels; 0: they are not
+
+  int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
+  int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
+  double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds of an encoder frame
+
+  /// The numbers that each graph also states, by their names in its metadata.
+  std::vector<std::pair<std::string, double>> stated() const {
+    std::vector<std::pair<std::string, double>> found = {
+        {"sample_rate", sample_rate}, {"frame_length_ms", frame_length_ms}, {"frame_shift_ms", frame_shift_ms}};
+    for (const Field& field : fields()) found.emplace_back(field.name, this->*field.value);
+    return found;
+  }
+
+  /// @throws BundleError names the field, what was found and what was expected.
+  static Manifest of(const Json& json) {
+    if (!json.has("format") || json["format"].string() != "u2moe-bundle") json["format"].fail("'u2moe-bundle'");
+    if (json["version"].number() != 3) json["version"].fail("3: use the u2moe that wrote the bundle, or export it again");
+    const Json &model = json["model"], &features = json["features"], &decoding = json["decoding"], &calibration = json["calibration"];
+    const std::string& decoder = model["decoder"].string();
+    Manifest m;
+    m.streaming = model["streaming"].boolean();
+    m.convolution = model["convolution"].boolean();
+    m.bidirectional = decoder == "bitransformer";
+    m.has_decoder = m.bidirectional || decoder == "transformer";
+    if (!m.has_decoder && decoder != "none") model["decoder"].fail("'bitransformer', 'transformer' or 'none'");
+    for (const Field& field : fields()) m.*field.value = model[field.name].integer(field.least, 1 << 20);
+    for (const char* token : {"blank", "eos"}) model[token].integer(0, m.vocab_size - 1);
+    m.sample_rate = features["sample_rate"].integer(1000, 384000);
+    m.frame_length_ms = features["frame_length_ms"].number(1, 1000);
+    m.frame_shift_ms = features["frame_shift_ms"].number(1, m.frame_length_ms);
+    if (features["num_mel_bins"].number() != m.feature_size) {
+      features["num_mel_bins"].fail("feature_size of the model, " + std::to_string(m.feature_size));
+    }
+    m.ctc_weight = decoding["ctc_weight"].number(0, 1e9);
+    m.reverse_weight = decoding["reverse_weight"].number(0, 1);
+    m.padding_s = json["padding_s"].number(0, kLongestPaddingS);
+    m.calibrated = !calibration.is_null();
+    if (m.calibrated) {
+      m.scale = calibration["scale"].number(1e-9, 1e9);
+      m.bias = calibration["bias"].number();
+    }
+    const Json& quantization = json["quantization"];
+    m.quantized = !quantization.object().empty();
+    if (quantization.has("packed") && !quantization["packed"].is_null()) m.packed = quantization["packed"].integer(1, 1000);
+    return m;
+  }
+
+ private:
+  struct Field {
+    const char* name;
+    int Manifest::*value;
+    int least;
+  };
+
+  static const std::vector<Field>& fields() {
+    static const std::vector<Field> all = {
+        {"feature_size", &Manifest::feature_size, 1}, {"output_size", &Manifest::output_size, 1},
+        {"num_blocks", &Manifest::num_blocks, 1}, {"num_kv_heads", &Manifest::num_kv_heads, 0},
+        {"kv_dim", &Manifest::kv_dim, 0}, {"conv_dim", &Manifest::conv_dim, 0}, {"conv_cache", &Manifest::conv_cache, 0},
+        {"vocab_size", &Manifest::vocab_size, 1}, {"subsampling_rate", &Manifest::subsampling_rate, 1},
+        {"right_context", &Manifest::right_context, 0}, {"static_chunk_size", &Manifest::static_chunk_size, 0},
+        {"blank", &Manifest::blank, 0}, {"eos", &Manifest::eos, 0}};
+    return all;
+  }
+};
+
+}  // namespace u2moe::runtime

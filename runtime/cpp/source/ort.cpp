@@ -1,0 +1,116 @@
+#include "ort.hpp"
+
+#include <numeric>
+
+#include "errors.hpp"
+
+namespace u2moe::runtime::ort {
+namespace {
+
+constexpr std::uint32_t kApiVersion = 18;  // of which AddExternalInitializersFromFilesInMemory is
+
+template <class T>
+Owned<OrtValue> tensor_of(std::vector<T>& data, const Shape& shape, ONNXTensorElementDataType type) {
+  static const Owned<OrtMemoryInfo> memory = made<OrtMemoryInfo>(api().CreateCpuMemoryInfo, OrtArenaAllocator, OrtMemTypeDefault);
+  return made<OrtValue>(api().CreateTensorWithDataAsOrtValue, memory.get(), data.data(), data.size() * sizeof(T), shape.data(),
+                        shape.size(), type);
+}
+
+template <class T>
+std::vector<T> numbers_of(const OrtValue& value) {
+  const Shape shape = shape_of(value);
+  const auto count = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  void* data = nullptr;
+  check(api().GetTensorMutableData(const_cast<OrtValue*>(&value), &data));
+  const T* first = static_cast<const T*>(data);
+  return count ? std::vector<T>(first, first + count) : std::vector<T>();
+}
+
+// A text that onnxruntime has allocated, or "".
+std::string taken(OrtAllocator* allocator, char* text) {
+  const std::string copy = text ? text : "";
+  if (text) check(api().AllocatorFree(allocator, text));
+  return copy;
+}
+
+OrtAllocator* allocator() {
+  OrtAllocator* found = nullptr;
+  check(api().GetAllocatorWithDefaultOptions(&found));
+  return found;
+}
+
+template <class Count, class Name>
+std::vector<std::string> names(const OrtSession& session, Count count, Name name) {
+  std::size_t num = 0;
+  check(count(&session, &num));
+  std::vector<std::string> found;
+  for (std::size_t i = 0; i < num; ++i) {
+    char* text = nullptr;
+    check(name(&session, i, allocator(), &text));
+    found.push_back(taken(allocator(), text));
+  }
+  return found;
+}
+
+}  // namespace
+
+const OrtApi& api() {
+  static const OrtApi* const found = OrtGetApiBase()->GetApi(kApiVersion);
+  if (!found) throw ProviderError("onnxruntime is " + version() + ", 1.18 or newer is needed");
+  return *found;
+}
+
+std::string version() { return OrtGetApiBase()->GetVersionString(); }
+
+void check(OrtStatus* status) {
+  if (!status) return;
+  const std::string message = api().GetErrorMessage(status);
+  api().ReleaseStatus(status);
+  throw Failure(message.substr(0, std::min<std::size_t>(message.find('\n'), 300)));
+}
+
+Owned<OrtValue> tensor(std::vector<float>& data, const Shape& shape) {
+  return tensor_of(data, shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+}
+
+Owned<OrtValue> tensor(std::vector<std::int64_t>& data, const Shape& shape) {
+  return tensor_of(data, shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+}
+
+Shape shape_of(const OrtValue& value) {
+  const auto info = made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value);
+  std::size_t num = 0;
+  check(api().GetDimensionsCount(info.get(), &num));
+  Shape shape(num);
+  check(api().GetDimensions(info.get(), shape.data(), num));
+  return shape;
+}
+
+std::vector<float> floats_of(const OrtValue& value) { return numbers_of<float>(value); }
+
+std::vector<std::int64_t> integers_of(const OrtValue& value) { return numbers_of<std::int64_t>(value); }
+
+std::vector<std::string> input_names(const OrtSession& session) {
+  return names(session, api().SessionGetInputCount, api().SessionGetInputName);
+}
+
+std::vector<std::string> output_names(const OrtSession& session) {
+  return names(session, api().SessionGetOutputCount, api().SessionGetOutputName);
+}
+
+std::string metadata(const OrtModelMetadata& metadata, const std::string& key) {
+  char* text = nullptr;
+  check(api().ModelMetadataLookupCustomMetadataMap(&metadata, allocator(), key.c_str(), &text));
+  return taken(allocator(), text);
+}
+
+std::vector<std::string> available_providers() {
+  char** names = nullptr;
+  int num = 0;
+  check(api().GetAvailableProviders(&names, &num));
+  std::vector<std::string> found(names, names + num);
+  check(api().ReleaseAvailableProviders(names, num));
+  return found;
+}
+
+}  // namespace u2moe::runtime::ort

@@ -1,0 +1,122 @@
+#include "reception.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "errors.hpp"
+#include "pauses.hpp"
+
+namespace u2moe::runtime {
+namespace {
+
+constexpr float kLoudest = 8;  // samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers
+constexpr std::size_t kMostFrames = 4096;  // in one call of the graph, whose memory they take
+constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max() / 4;
+
+template <class T>
+void drop(std::vector<T>& items, std::size_t num) {
+  items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(std::min(num, items.size())));
+}
+
+}  // namespace
+
+Reception::Reception(const Graphs& graphs, const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
+    : graphs_(&graphs), m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
+      stride_(chunk_size == kEndless ? kAll : static_cast<std::size_t>(chunk_size) * rate_),
+      shortest_(static_cast<std::size_t>(manifest.right_context) + 1), length_(stride_ - rate_ + shortest_),
+      needed_(knows_last && chunk_size != kEndless ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
+
+void Reception::check(int sample_rate, const float* samples, std::size_t num) {
+  if (resampler_ && sample_rate != resampler_->source_rate()) {
+    throw AudioError("sample rate changed from " + std::to_string(resampler_->source_rate()) + " to " +
+                     std::to_string(sample_rate) + " Hz in a stream");
+  }
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
+    throw AudioError("samples hold values that are no finite numbers");
+  }
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
+    throw AudioError("samples are far outside [-1, 1]: divide integers by the largest first");
+  }
+  if (!resampler_) resampler_.emplace(sample_rate, m_->sample_rate);
+}
+
+void Reception::finish() {
+  if (resampler_) append(resampler_->finish());
+  hear(padding_.finish());
+  is_finished_ = true;
+}
+
+double Reception::lead_s() const {
+  const auto rate = static_cast<std::size_t>(m_->sample_rate);
+  return static_cast<double>((padding_.num_before() * 1000 + rate / 2) / rate) / 1000;
+}
+
+double Reception::end_s() const { return static_cast<double>(num_received_ * 1000 / static_cast<std::size_t>(m_->sample_rate)) / 1000; }
+
+bool Reception::has_window() const { return num_frames() >= next_ + (is_finished_ ? shortest_ : needed_); }
+
+void Reception::take_window() {
+  const auto bins = static_cast<std::size_t>(m_->feature_size);
+  const std::size_t end = std::min(next_ + length_, num_frames());
+  const std::size_t kept = std::min(next_, num_computed_);
+  drop(features_, (kept - begin_) * bins);
+  while (num_computed_ < end) compute(std::min(end, num_computed_ + kMostFrames));
+  drop(features_, (next_ - kept) * bins);  // what lies between two windows
+  begin_ = next_;
+  end_ = end;
+  next_ = begin_ + stride_;
+}
+
+Floats Reception::window() const {
+  return {features_.begin(), features_.begin() + static_cast<std::ptrdiff_t>((end_ - begin_) * static_cast<std::size_t>(m_->feature_size))};
+}
+
+std::size_t Reception::num_window_frames() const { return (end_ - begin_ - shortest_) / rate_ + 1; }
+
+void Reception::shorten_window(std::size_t num) {
+  next_ = begin_ + num * rate_;
+  end_ = begin_ + (num - 1) * rate_ + shortest_;
+}
+
+void Reception::repeat_window(std::size_t num) { next_ = begin_ + (num_window_frames() - num) * rate_; }
+
+std::vector<float> Reception::levels(std::size_t num) const {
+  return {levels_.begin(), levels_.begin() + static_cast<std::ptrdiff_t>(std::min(levels_.size(), num))};
+}
+
+void Reception::forget(std::size_t start) {
+  const std::size_t first = start * rate_;
+  drop(levels_, first - levels_start_);
+  levels_start_ = first;
+}
+
+void Reception::append(Floats samples) {
+  num_received_ += samples.size();
+  hear(padding_.accept(std::move(samples)));
+}
+
+// Feature frames of all samples so far.
+std::size_t Reception::num_frames() const {
+  const std::size_t num = first_sample_ + samples_.size();
+  const auto frame = static_cast<std::size_t>(m_->frame_len()), shift = static_cast<std::size_t>(m_->shift_len());
+  return num < frame ? 0 : 1 + (num - frame) / shift;
+}
+
+// Compute the features up to frame `end`, and forget the samples that no later frame needs.
+void Reception::compute(std::size_t end) {
+  const auto shift = static_cast<std::size_t>(m_->shift_len());
+  const auto first = samples_.begin() + static_cast<std::ptrdiff_t>(num_computed_ * shift - first_sample_);
+  const std::size_t num = (end - 1 - num_computed_) * shift + static_cast<std::size_t>(m_->frame_len());
+  const Floats added = graphs_->features(Floats(first, first + static_cast<std::ptrdiff_t>(num)));
+  features_.insert(features_.end(), added.begin(), added.end());
+  const std::vector<float> measured = loudness(added, static_cast<std::size_t>(m_->feature_size));
+  levels_.insert(levels_.end(), measured.begin(), measured.end());
+  num_computed_ = end;
+  const std::size_t used = std::min(end * shift - first_sample_, samples_.size());
+  drop(samples_, used);
+  first_sample_ += used;
+}
+
+}  // namespace u2moe::runtime
